@@ -1,0 +1,87 @@
+"""Two states of a target to the changes between them, and back. Pure: no clock, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from etl.model import Change, ChangeKind, Flow
+
+Flows = Mapping[str, Flow]
+"""The workflows of a target by flow_id."""
+
+
+def by_id(flows: Iterable[Flow]) -> dict[str, Flow]:
+    return {flow.flow_id: flow for flow in flows}
+
+
+def baseline(new: Flows) -> list[Change]:
+    """The first observation of a target: one ``baseline`` a workflow, sorted by flow_id."""
+    return [_change("baseline", None, new[flow_id]) for flow_id in sorted(new)]
+
+
+def diff(old: Flows, new: Flows) -> list[Change]:
+    """The changes that lead from ``old`` to ``new``, sorted by (flow_id, kind).
+
+    A workflow whose cycle and name changed gives two changes, each with the full before and after.
+    """
+    changes = [_change("removed", old[flow_id], None) for flow_id in old.keys() - new.keys()]
+    changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
+    for flow_id, before in old.items():
+        after = new.get(flow_id)
+        if after is not None and after != before:
+            changes += _attribute_changes(before, after)
+    return sorted(changes, key=_chain_order)
+
+
+def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
+    """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
+    state = dict(old)
+    touched: dict[str, Flow] = {}
+    for change in changes:
+        before = old.get(change.flow_id)
+        if _before(change) != before:
+            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
+        if change.kind == "removed":
+            del state[change.flow_id]
+            continue
+        after = Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
+        if touched.setdefault(change.flow_id, after) != after:
+            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
+        state[change.flow_id] = after
+    return state
+
+
+def _attribute_changes(before: Flow, after: Flow) -> list[Change]:
+    kinds: list[ChangeKind] = []
+    if before.cycle != after.cycle:
+        kinds.append("cycle_changed")
+    if before.editable is not after.editable:
+        kinds.append("editable_changed")
+    if before.flow_name != after.flow_name:
+        kinds.append("renamed")
+    return [_change(kind, before, after) for kind in kinds]
+
+
+def _change(kind: ChangeKind, old: Flow | None, new: Flow | None) -> Change:
+    known = new or old
+    assert known is not None  # noqa: S101 - one of the two is always given
+    return Change(
+        known.flow_id,
+        kind,
+        old.flow_name if old else None,
+        new.flow_name if new else None,
+        old.cycle if old else None,
+        new.cycle if new else None,
+        old.editable if old else None,
+        new.editable if new else None,
+    )
+
+
+def _before(change: Change) -> Flow | None:
+    if change.kind in ("added", "baseline"):
+        return None
+    return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
+
+
+def _chain_order(change: Change) -> tuple[str, str]:
+    return change.flow_id, change.kind

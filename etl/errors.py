@@ -1,0 +1,136 @@
+"""What can fail, and what to do about it.
+
+FlowtrailError                     exit code
+|- ConfigError                     2   settings or schedules: every problem at once
+|- UsageError                      2   the command line asks for what cannot be done
+|- DatabaseError                   3
+|  |- DatabaseUnreachable          3   trying again later can help
+|  `- SchemaMismatch               3   names the command that helps
+`- GatewayError                    1   one target (or the token) got no valid answer
+   |- TransientGatewayError            the same request may succeed later: retried within the deadline
+   |  |- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
+   |  `- ServiceHiccup                 62109, 99500: EnOS answers, and says that it failed
+   `- PermanentGatewayError            asking again gives the same: never retried (itself: clock_skew, secret)
+      |- Refused                       an error code or HTTP status that says no
+      `- Malformed                     not the answer that the documentation promises
+
+Beside the tree runs one flag, ``gateway_down_evidence``: true for every GatewayUnreachable, and for whatever kept
+the token away, be it permanent (a revoked key is refused at once, and still stops the run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+
+class FlowtrailError(Exception):
+    """The message is one clear sentence for a person: what, where, and the remedy."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the settings: the place (file and key), and what to do."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class ConfigError(FlowtrailError):
+    """Settings or schedules that cannot be used; ``problems`` lists all of them."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class UsageError(FlowtrailError):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = 2
+
+
+class DatabaseError(FlowtrailError):
+    """The database refused or failed; the message names it without its password."""
+
+    exit_code = 3
+
+
+class DatabaseUnreachable(DatabaseError):
+    """No connection, or a connection that broke; trying again later can help."""
+
+
+class SchemaMismatch(DatabaseError):
+    """The schema is missing, older, newer or altered; the message names the command that helps."""
+
+
+class GatewayError(FlowtrailError):
+    """No valid answer for a target.
+
+    ``code`` is what goes to ``sync_issue.error_code``: an EnOS code ("62101"), "http_503", or a name such as
+    "timeout", "deadline", "malformed", "clock_skew", "gateway_down".
+    ``gateway_down_evidence``: it failed for transport, 429, 5xx or the token; many targets in a row that fail so
+    mean that the gateway is down.
+    ``attempts``: how often this target was tried.
+    """
+
+    transient: ClassVar[bool]
+    gateway_down_evidence: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        http_status: int | None = None,
+        request_id: str | None = None,
+        attempts: int = 1,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.http_status = http_status
+        self.request_id = request_id
+        self.attempts = attempts
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TransientGatewayError(GatewayError):
+    """The same request, signed anew, may succeed later."""
+
+    transient = True
+
+
+class GatewayUnreachable(TransientGatewayError):
+    """Connection, TLS, timeout, 429, 5xx or the token: many in a row mean that the gateway is down."""
+
+    gateway_down_evidence = True
+
+
+class ServiceHiccup(TransientGatewayError):
+    """EnOS answered, and said that it failed inside (62109, 99500)."""
+
+
+class PermanentGatewayError(GatewayError):
+    """Asking again gives the same answer."""
+
+    transient = False
+
+
+class Refused(PermanentGatewayError):
+    """An error code or HTTP status that says no."""
+
+
+class Malformed(PermanentGatewayError):
+    """Not the answer that the documentation promises; the message names the item and the field."""
+
+
+class Interrupted(FlowtrailError):
+    """A stop came in the middle: no attempt, nothing is written."""

@@ -1,0 +1,178 @@
+"""The values that everything else speaks in: frozen, without behaviour that touches the world."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence, Set
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+CYCLE_LABELS: Final = {"M": "month", "W": "week", "D": "day", "H": "hour", "mi": "minute"}
+"""The cycles that EnOS documents for Get My Flow, and what they mean."""
+
+ChangeKind = Literal["baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed"]
+CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = (
+    "baseline",
+    "added",
+    "removed",
+    "cycle_changed",
+    "renamed",
+    "editable_changed",
+)
+
+Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
+VERDICTS: Final[tuple[Verdict, ...]] = ("changed", "unchanged", "held", "failed", "stale")
+
+Origin = Literal["schedule", "command", "catch_up", "approval"]
+RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
+
+
+class Target(NamedTuple):
+    """Whose list is asked for: one user of one organisation, and the search expression ('' = none)."""
+
+    org_id: str
+    user_id: str
+    expression: str = ""
+
+    def __str__(self) -> str:
+        searched = f" [{self.expression}]" if self.expression else ""
+        return f"{self.org_id}/{self.user_id}{searched}"
+
+
+class Flow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A workflow as one answer shows it. Encoded as JSON it is ``[flow_id, flow_name, cycle, editable]``."""
+
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    editable: bool | None
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One change of one workflow, with the full before and after; the field order is that of the chain."""
+
+    flow_id: str
+    kind: ChangeKind
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    old_editable: bool | None
+    new_editable: bool | None
+
+
+class Span(msgspec.Struct, frozen=True, gc=False):
+    """A span of time in which one version of a target was seen without interruption. Times are UTC."""
+
+    first_at: dt.datetime
+    last_asked_at: dt.datetime
+    last_at: dt.datetime
+    observations: int
+    longest_gap_seconds: int
+    interrupted: bool
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
+    """One whole, valid answer. There is no partial snapshot: what is not whole is a GatewayError.
+
+    ``flows`` is sorted by flow_id in code-point order, and is None when the bytes of ``data`` hash to the
+    ``known_data_hash`` that the caller gave: then the answer is the known one, and was not decoded.
+    """
+
+    target: Target
+    flows: tuple[Flow, ...] | None
+    data_hash: str
+    """SHA-256 (hex) of the bytes of ``data`` as they came."""
+    asked_at: dt.datetime
+    """When the request that brought the answer was sent (UTC, this process's clock)."""
+    observed_at: dt.datetime
+    """When the whole answer had arrived (UTC, this process's clock)."""
+    attempts: int
+    body: bytes
+    """The whole decoded body, for the strict second reading of an answer that would change something."""
+
+
+class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One version of a target: what its hash proves."""
+
+    target: Target
+    version: int
+    kind: Literal["baseline", "delta"]
+    observed_at: dt.datetime
+    last_unchanged_at: dt.datetime | None
+    """When the request of the observation before was sent; the change lies between the two. None: a baseline."""
+    spans: tuple[Span, ...]
+    """The spans of the version before, sealed by this change set, by ``first_at``."""
+    approved_by: str | None
+    state_digest: str
+    changes: Sequence[Change]
+    """Sorted by (flow_id, kind)."""
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the database said of a target before it was asked. If it has moved when the answer is to be written,
+    somebody committed another observation meanwhile, and the answer is stale."""
+
+    target: Target
+    target_id: int = 0
+    """0: not in the database (yet)."""
+    version: int = 0
+    fence: int = 0
+    observation_id: int | None = None
+    """The open span, if one is open."""
+    answer_digest: str | None = None
+    data_hash: str | None = None
+    flow_count: int = 0
+    held: bool = False
+    retired: bool = False
+    span_id: int | None = None
+    """The latest span, open or not."""
+    span: Span | None = None
+    head_hash: str | None = None
+    head_observed_at: dt.datetime | None = None
+
+    @property
+    def latest_at(self) -> dt.datetime | None:
+        """The latest time recorded of the target: no later record may lie before it."""
+        last_at = None if self.span is None else self.span.last_at
+        return max((at for at in (last_at, self.head_observed_at) if at is not None), default=None)
+
+
+class State(msgspec.Struct, frozen=True):
+    """A target's workflows by flow_id, those of them whose removal is held, and the spans of its version."""
+
+    flows: Mapping[str, Flow]
+    missing: frozenset[str] = frozenset()
+    spans: tuple[Span, ...] = ()
+
+
+class Issue(msgspec.Struct, frozen=True, gc=False):
+    """Why a target did not go through; a row of ``sync_issue``."""
+
+    error_code: str | None
+    message: str
+    attempts: int = 1
+    missing: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict, with everything that is to be written for it in one transaction."""
+
+    fence: Fence
+    verdict: Verdict
+    observed_at: dt.datetime | None = None
+    span: Span | None = None
+    """The open span as it is to be; None: no span is open afterwards."""
+    extends: bool = False
+    """Whether ``span`` is the open span, seen once more, or a new one."""
+    answer_digest: str | None = None
+    data_hash: str | None = None
+    change_set: ChangeSet | None = None
+    hash: str | None = None
+    flow_count: int = 0
+    missing: Set[str] = frozenset()
+    """The workflows whose removal is held afterwards."""
+    missing_before: Set[str] = frozenset()
+    issue: Issue | None = None
+    clock_went_back: bool = False

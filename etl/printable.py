@@ -1,0 +1,21 @@
+"""Foreign text made harmless for a terminal or a line of a log."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_HARMFUL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Control characters, line separators, and what hides text or turns its direction round."""
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, each harmful character written as its escape (``\\x1b``, ``\\u202e``)."""
+    return _HARMFUL.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
