@@ -1,0 +1,29 @@
+"""Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
+
+from etl.config.loading import load, load_all, load_schedules
+from etl.config.schedules import Schedule
+from etl.config.secret import Secret
+from etl.config.settings import (
+    DatabaseSettings,
+    GatewaySettings,
+    GuardSettings,
+    LogSettings,
+    ScaleSettings,
+    ServiceSettings,
+    Settings,
+)
+
+__all__ = [
+    "DatabaseSettings",
+    "GatewaySettings",
+    "GuardSettings",
+    "LogSettings",
+    "ScaleSettings",
+    "Schedule",
+    "Secret",
+    "ServiceSettings",
+    "Settings",
+    "load",
+    "load_all",
+    "load_schedules",
+]

@@ -1,0 +1,142 @@
+"""Which addresses the settings accept: of the gateway, a proxy, the page, a Dask scheduler and the database."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from pathlib import Path
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from etl.config.measures import shown
+
+# Services that hand credentials to whoever asks from inside a cloud's machine.
+_METADATA_HOSTS: Final = frozenset(
+    {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+)
+_METADATA_NETWORKS: Final = tuple(
+    map(
+        ipaddress.ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32", "168.63.129.16/32")
+    )
+)
+_ODD: Final = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029\ud800-\udfff]")
+
+
+def gateway_url(value: object) -> str:
+    """The gateway's address without a slash at its end; ValueError says what is wrong with it."""
+    text, parts = _web_address(value)
+    if parts.username is not None or "@" in parts.netloc:
+        raise ValueError("must not carry a user or password: keys belong into access_key and the secret")
+    if "?" in text or "#" in text:
+        raise ValueError("must end with the path: no query (?...) and no fragment (#...)")
+    return text.rstrip("/")
+
+
+def proxy_url(value: object) -> str:
+    """The address of an HTTP proxy, or ""."""
+    return "" if value == "" else _web_address(value)[0]
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``url`` stays on this machine."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    address = _ip(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def listen(value: object) -> str:
+    """ "host:port", or "" for none."""
+    if value == "":
+        return ""
+    match = (
+        re.fullmatch(r"(\[[0-9A-Fa-f:.%a-z]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", value)
+        if isinstance(value, str)
+        else None
+    )
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError(f'must be "host:port" such as "127.0.0.1:8787", or "" for none, not {shown(value)}')
+    return match[0]
+
+
+def dask_address(value: object) -> str:
+    """The address of a Dask scheduler, or ""."""
+    if value != "" and not (isinstance(value, str) and re.fullmatch(r"(tcp|tls)://[^\s/]+:[0-9]{1,5}", value)):
+        raise ValueError(f'must be "tcp://scheduler:8786", or "" for none, not {shown(value)}')
+    return str(value)
+
+
+def database_url(value: object, folder: Path) -> str:
+    """The URL of a SQLite file (relative: to ``folder``) or of PostgreSQL through psycopg; ValueError else."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9]*)(?:\+([A-Za-z0-9_]*))?://", value) if isinstance(value, str) else None
+    if match is None or not isinstance(value, str):
+        raise ValueError('must be "sqlite:///flowtrail.db" or "postgresql+psycopg://user@host/name"')
+    kind, driver, rest = match[1].lower(), (match[2] or "").lower(), value[match.end() :]
+    if kind == "sqlite" and driver in ("", "pysqlite"):
+        return "sqlite:///" + _sqlite_file(rest, folder)
+    if kind in ("postgresql", "postgres"):
+        if driver in ("", "psycopg"):
+            return "postgresql+psycopg://" + rest
+        raise ValueError(f'PostgreSQL is reached through psycopg, not {driver}: write "postgresql+psycopg://..."')
+    raise ValueError(f"{match[0][:-3]} is not supported: Flowtrail keeps its trail in SQLite or PostgreSQL")
+
+
+def _sqlite_file(rest: str, folder: Path) -> str:
+    path, mark, query = rest.removeprefix("/").partition("?")
+    if not rest.startswith("/"):
+        path = ""
+    if path in ("", ":memory:") or path.startswith("file:"):
+        raise ValueError('needs a file, such as "sqlite:///flowtrail.db": one in memory would forget the trail')
+    absolute = str(folder / path)
+    if "?" in absolute:
+        raise ValueError("a SQLite file cannot lie in a folder with a question mark in its name")
+    return absolute + mark + query
+
+
+def _web_address(value: object) -> tuple[str, SplitResult]:
+    if not isinstance(value, str) or not re.match(r"(?i)https?://[^/?#]", value) or _ODD.search(value):
+        raise ValueError(f'must be an address such as "https://apim.example.com", not {shown(value)}')
+    try:
+        parts = urlsplit(value)
+        port_is_real = parts.port != 0
+        host = _ascii_host(parts.hostname or "")
+    except ValueError:
+        raise ValueError(f"has a host or port that cannot be: {shown(value)}") from None
+    if not host or not port_is_real or parts.netloc.endswith(":"):
+        raise ValueError(f"has a host or port that cannot be: {shown(value)}")
+    _refuse_metadata(host)
+    return value, parts
+
+
+def _ascii_host(host: str) -> str:
+    """The host as it goes to the resolver, so that no other spelling of an address hides it."""
+    if ":" in host:
+        return str(ipaddress.ip_address(host))
+    ascii_host = host.encode("idna").decode("ascii").lower().rstrip(".")
+    if re.search(r"[^a-z0-9._-]", ascii_host) or ".." in ascii_host:
+        raise ValueError(host)
+    if _ip(ascii_host) is None and _resolves_as_number(ascii_host):
+        raise ValueError(host)
+    return ascii_host
+
+
+def _resolves_as_number(host: str) -> bool:
+    try:
+        socket.inet_aton(host)  # also takes 2852039166, 0xa9fea9fe and 0251.0376.0251.0376
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_metadata(host: str) -> None:
+    address = _ip(host)
+    inner = getattr(address, "ipv4_mapped", None) or address
+    if host in _METADATA_HOSTS or (inner is not None and any(inner in network for network in _METADATA_NETWORKS)):
+        raise ValueError(f"{host} is a metadata or link-local address, never a gateway")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

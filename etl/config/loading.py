@@ -1,0 +1,73 @@
+"""From ``flowtrail.toml``, the environment and the schedule files to values, every problem at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from etl.config import settings as shape
+from etl.config.rules import apply_rules
+from etl.config.schedules import Schedule, read_schedules
+from etl.config.settings import Settings
+from etl.config.tables import read_toml
+from etl.config.values import FILE_VARIABLE, Values
+from etl.errors import ConfigError, Problem
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of ``path`` (None: FLOWTRAIL_CONFIG, else ./flowtrail.toml), overridden by ``environ``.
+
+    ``environ`` None is the environment of this process. Raises ConfigError with every problem there is.
+    """
+    values = _read(path, environ)
+    warnings = apply_rules(values)
+    _refuse(values.problems)
+    return _settings(values, warnings)
+
+
+def load_all(
+    path: Path | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[Settings, tuple[Schedule, ...]]:
+    """The settings and the schedules; a ConfigError has the problems of both."""
+    values = _read(path, environ)
+    warnings = apply_rules(values)
+    lost = values.is_faulty("schedules_dir")
+    schedules, problems = ((), []) if lost else read_schedules(Path(values["schedules_dir"]))
+    _refuse([*values.problems, *problems])
+    return _settings(values, warnings), schedules
+
+
+def load_schedules(settings: Settings) -> tuple[Schedule, ...]:
+    """The schedules in ``settings.schedules_dir``, by name; ConfigError has the problems of all files."""
+    schedules, problems = read_schedules(settings.schedules_dir)
+    _refuse(problems)
+    return schedules
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise ConfigError(problems)
+
+
+def _read(path: Path | None, environ: Mapping[str, str] | None) -> Values:
+    environ = os.environ if environ is None else environ
+    path = path or Path(environ.get(FILE_VARIABLE) or "flowtrail.toml")
+    table, problems = read_toml(path, "`flowtrail init` writes one to start from, `--config` names another")
+    _refuse(problems)
+    return Values(path, table, environ)
+
+
+def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
+    return Settings(
+        path=values.path.absolute(),
+        schedules_dir=Path(values["schedules_dir"]),
+        coverage_gap=values["coverage_gap"],
+        gateway=values.section("gateway", shape.GatewaySettings),
+        database=values.section("database", shape.DatabaseSettings),
+        guard=values.section("guard", shape.GuardSettings),
+        service=values.section("service", shape.ServiceSettings),
+        log=values.section("log", shape.LogSettings),
+        scale=values.section("scale", shape.ScaleSettings),
+        warnings=warnings,
+    )

@@ -1,0 +1,86 @@
+"""Durations and sizes as people write them: "90s", "1h30m", "64MiB"."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from typing import Final
+
+ZERO: Final = dt.timedelta(0)
+_LONGEST: Final = dt.timedelta(days=36_500)
+_UNITS: Final = {
+    "ms": dt.timedelta(milliseconds=1),
+    "s": dt.timedelta(seconds=1),
+    "m": dt.timedelta(minutes=1),
+    "h": dt.timedelta(hours=1),
+    "d": dt.timedelta(days=1),
+    "w": dt.timedelta(weeks=1),
+}
+_PART: Final = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|[smhdw])")
+_SIZE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def duration(value: object) -> dt.timedelta:
+    """A length of time longer than nothing, from text such as "90s" or "1h30m"; ValueError says what is wrong."""
+    length = duration_or_zero(value)
+    if length <= ZERO:
+        raise ValueError('must be longer than nothing: a duration such as "90s", "15m" or "1h30m"')
+    return length
+
+
+def duration_or_zero(value: object) -> dt.timedelta:
+    """As ``duration``, but 0 (as text or number) is one too."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and str(value).strip() in ("0", "0.0"):
+        return ZERO
+    length = _sum_of_parts(value) if isinstance(value, str) else None
+    if length is None:
+        raise ValueError(
+            f'must be a duration such as "90s", "15m", "36h" or "1h30m" (ms, s, m, h, d, w), not {shown(value)}'
+        )
+    if length > _LONGEST:
+        raise ValueError(f"must be shorter than 100 years, not {shown(value)}")
+    return length
+
+
+def _sum_of_parts(text: str) -> dt.timedelta | None:
+    parts = _PART.findall(text)
+    if not parts or _PART.sub("", text).strip() or len({unit for _, unit in parts}) < len(parts):
+        return None
+    try:
+        return sum((float(number) * _UNITS[unit] for number, unit in parts), ZERO)
+    except OverflowError:
+        return dt.timedelta.max
+
+
+def size(value: object) -> int:
+    """A number of bytes, at least 1, from text such as "64MiB", "10MB" or "4096", or from a whole number."""
+    match = _SIZE.fullmatch(str(value)) if isinstance(value, int | str) and not isinstance(value, bool) else None
+    if match is None:
+        raise ValueError(f'must be a size such as "64MiB", "10MB" or "4096" (bytes), not {shown(value)}')
+    number, prefix, binary = match[1], (match[2] or "").lower(), match[3]
+    if binary and not prefix:
+        raise ValueError(f'must be a size such as "64MiB", "10MB" or "4096" (bytes), not {shown(value)}')
+    amount = float(number) * (1024 if binary else 1000) ** _POWERS[prefix]
+    if not 1 <= amount <= 2**40:
+        raise ValueError(f'must be at least one byte and at most "1TiB", not {shown(value)}')
+    return int(amount)
+
+
+def shown(value: object) -> str:
+    """A wrong value as an error message shows it: short, in one line, without a password."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = without_password(str(value))
+    quoted = text if isinstance(value, int | float) else f'"{text}"'
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in quoted[:80])
+
+
+def without_password(text: str) -> str:
+    """``text`` with ``***`` for every password of a URL in it."""
+    hidden = re.sub(r"(://[^:/?#\s]*):.*@", r"\1:***@", text, flags=re.DOTALL)
+    return re.sub(r"(?i)([?&][a-z_]*(?:password|passwd|secret|token)=)[^&#\s]*", r"\1***", hidden)

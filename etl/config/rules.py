@@ -1,0 +1,66 @@
+"""What must be right between settings, and outside of them: addresses together with files, secrets, permissions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etl.config import addresses
+from etl.config.measures import without_password
+from etl.config.secret import openness, read_secret_file
+from etl.config.values import Values, variable
+
+
+def apply_rules(values: Values) -> tuple[str, ...]:
+    """Add what is wrong to ``values.problems``, make paths absolute, and return the warnings."""
+    for name in ("gateway.ca_bundle", "gateway.secret_key_file", "database.url_file", "schedules_dir"):
+        if values[name]:
+            values[name] = str(values.folder / values[name])
+    _gateway(values)
+    if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
+        _access(values)
+    files = _database(values)
+    files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
+    return tuple(warning for file in files if (warning := openness(file)))
+
+
+def _gateway(values: Values) -> None:
+    url, name = values["gateway.url"], "gateway.url"
+    if not url and not values.is_faulty(name):
+        values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
+    if url.lower().startswith("http:") and not values["gateway.allow_http"] and not addresses.is_loopback(url):
+        values.fault(name, "must start with https:// (http only to this machine, or with allow_http = true)")
+    bundle = values["gateway.ca_bundle"]
+    if bundle and not Path(bundle).exists():
+        values.fault("gateway.ca_bundle", f"there is no file {bundle}")
+
+
+def _access(values: Values) -> None:
+    """The key and the secret that auth = "token" needs; the secret file is read, to know that it can be."""
+    key, secret, file = "gateway.access_key", "gateway.secret_key", "gateway.secret_key_file"
+    if not values[key] and not values.is_faulty(key):
+        values.fault(key, 'is missing: the access key of the EnOS application (or set auth = "none")')
+    if values[secret] or values.is_faulty(secret) or values.is_faulty(file):
+        return
+    if values[file]:
+        values.attempt(file, lambda: read_secret_file(Path(values[file])))
+    else:
+        values.fault(secret, f"is missing: set {variable(secret)} in the environment, or secret_key_file to a file")
+
+
+def _database(values: Values) -> list[Path]:
+    """Settle which of url and url_file counts, and read it; return the files that hold its password."""
+    url, file = "database.url", "database.url_file"
+    if values.is_faulty(url) or values.is_faulty(file):
+        return []
+    if values[file] and values.is_given(url):
+        if values.is_from_environment(url) == values.is_from_environment(file):
+            values.fault(file, "is one address too many beside url: keep one of the two")
+            return []
+        values[url if values.is_from_environment(file) else file] = ""
+    if values[file]:
+        text = values.attempt(file, lambda: read_secret_file(Path(values[file])).reveal())
+        values[url] = text and values.attempt(file, lambda: addresses.database_url(text, values.folder))
+        return [Path(values[file])]
+    values[url] = values.attempt(url, lambda: addresses.database_url(values[url], values.folder))
+    in_file = values.is_given(url) and not values.is_from_environment(url)
+    return [values.path] if in_file and values[url] and without_password(values[url]) != values[url] else []

@@ -1,0 +1,131 @@
+"""Schedule files: when which targets are synced."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from etl.config.measures import ZERO, duration, duration_or_zero, shown
+from etl.config.tables import nearest, read_toml
+from etl.config.targets import Targets
+from etl.errors import Problem
+from etl.model import Target
+from etl.slots import Cron, Every, Slots, time_zone
+
+_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "targets", "targets_file")
+_SHORTEST: Final = dt.timedelta(milliseconds=100)
+_UNKNOWN: Final = Every(dt.timedelta(days=36_500))
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of ``schedules_dir``; ``name`` is its stem."""
+
+    name: str
+    path: Path
+    slots: Slots
+    timezone: str = "UTC"
+    jitter: dt.timedelta = ZERO
+    """Each run starts up to this much after its slot."""
+    coverage_gap: dt.timedelta | None = None
+    """None: that of the settings."""
+    targets: tuple[Target, ...] = ()
+
+
+def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
+    """The schedules of ``folder``, by name, and the problems of all its files. Hidden files are left out."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+    except OSError as error:
+        message = f"the folder of schedules cannot be read ({error.strerror}): `flowtrail init` makes one"
+        return (), [Problem(str(folder), message)]
+    if not paths:
+        return (), [Problem(str(folder), "has no schedule (*.toml): `flowtrail init` writes one to start from")]
+    files = [_ScheduleFile(path) for path in paths]
+    schedules = tuple(each.schedule() for each in files)
+    return schedules, [problem for each in files for problem in each.problems]
+
+
+class _ScheduleFile:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._table, self.problems = read_toml(path)
+        self._is_read = not self.problems
+
+    def schedule(self) -> Schedule:
+        """What the file says; of use only if ``problems`` is empty."""
+        if not self._is_read:
+            return self._empty()
+        self._check_names()
+        timezone = self._get("timezone", lambda value: time_zone(_text(value)).key, "UTC")
+        slots = self._slots(timezone)
+        jitter = self._get("jitter", duration_or_zero, ZERO)
+        if isinstance(slots, Every) and jitter >= slots.interval:
+            self._add("jitter", "must be shorter than every: a run would start after the next one is due")
+        gap = self._get("coverage_gap", duration, None)
+        return msgspec.structs.replace(
+            self._empty(), slots=slots, timezone=timezone, jitter=jitter, coverage_gap=gap, targets=self._targets()
+        )
+
+    def _empty(self) -> Schedule:
+        return Schedule(name=self._path.stem, path=self._path, slots=_UNKNOWN)
+
+    def _check_names(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self._path.stem):
+            message = "a schedule is named after its file: use only letters, digits, dot, underscore and hyphen"
+            self.problems.append(Problem(str(self._path), message))
+        for key in self._table:
+            if key in ("org", "users", "expression"):
+                self._add(key, "belongs below a line [[targets]]")
+            elif key not in _KEYS:
+                self._add(key, f"there is no such key: do you mean {nearest(key, _KEYS)}?")
+
+    def _slots(self, timezone: str) -> Cron | Every:
+        if len(self._table.keys() & {"cron", "every"}) != 1:
+            message = 'needs exactly one of cron = "*/15 * * * *" and every = "15m"'
+            self.problems.append(Problem(str(self._path), message))
+        cron: Cron | None = self._get("cron", lambda value: Cron(_text(value), timezone), None)
+        every: Every = self._get("every", lambda value: Every(_interval(value)), _UNKNOWN)
+        return cron or every
+
+    def _targets(self) -> tuple[Target, ...]:
+        targets = Targets(self._path)
+        if "targets" in self._table:
+            targets.add_table(self._table["targets"])
+        if "targets_file" in self._table:
+            targets.add_file(self._table["targets_file"], f"{self._path}: targets_file")
+        collected = targets.collected()
+        self.problems += targets.problems
+        if not collected and not targets.problems:
+            message = "has no targets: add [[targets]] with org and users, or a targets_file with rows"
+            self.problems.append(Problem(str(self._path), message))
+        return collected
+
+    def _get(self, key: str, read: Callable[[object], Any], default: Any) -> Any:
+        if key not in self._table:
+            return default
+        try:
+            return read(self._table[key])
+        except ValueError as error:
+            self._add(key, str(error))
+            return default
+
+    def _add(self, key: str, message: str) -> None:
+        self.problems.append(Problem(f"{self._path}: {key}", message))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text in quotes, not {shown(value)}")
+    return value
+
+
+def _interval(value: object) -> dt.timedelta:
+    length = duration(value)
+    if length < _SHORTEST:
+        raise ValueError(f'must be "100ms" or longer, not {shown(value)}')
+    return length

@@ -1,0 +1,61 @@
+"""Secrets: values that print as ``***``, and the files that hold them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Secret:
+    """Text that shows itself to nobody but the caller of ``reveal``."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+def clean_secret(value: object) -> Secret:
+    """``value`` without the white space around it; ValueError, which does not repeat it, where it is no secret."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text:
+        raise ValueError("is empty: give it the secret")
+    if _CONTROL.search(text):
+        raise ValueError("holds more than one line, or control characters: it must be the secret alone")
+    return Secret(text)
+
+
+def read_secret_file(path: Path) -> Secret:
+    """What the file holds, read anew; ValueError names the file and says what is wrong."""
+    try:
+        return clean_secret(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def openness(path: Path) -> str | None:
+    """A warning where others than the owner may read or write ``path``; None where all is well or it is not there."""
+    try:
+        mode = path.stat().st_mode & 0o777
+    except (OSError, ValueError):
+        return None
+    return f"{path} is open to others (mode {mode:04o}): chmod 600 {path}" if mode & 0o077 else None

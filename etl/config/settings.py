@@ -1,0 +1,144 @@
+"""The settings as the rest of Flowtrail receives them. Field names are setting names.
+
+Durations are timedeltas, sizes are bytes. The ``read`` of a field's Meta turns what people write into its value,
+with ValueError where it cannot; the ``description`` is what an error message says that the value must be.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from etl.config import addresses
+from etl.config.measures import duration, duration_or_zero, size, without_password
+from etl.config.secret import Secret, clean_secret, read_secret_file
+from etl.errors import ConfigError, Problem
+
+
+def _level(value: object) -> str:
+    known = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if not isinstance(value, str) or value.upper() not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return value.upper()
+
+
+Duration = Annotated[dt.timedelta, Meta(extra={"read": duration})]
+DurationOrZero = Annotated[dt.timedelta, Meta(extra={"read": duration_or_zero})]
+Size = Annotated[int, Meta(extra={"read": size})]
+Flag = Annotated[bool, Meta(description="true or false")]
+Text = Annotated[str, Meta(description="text in quotes", pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
+AtLeastOne = Annotated[int, Meta(ge=1, le=10**9, description="a whole number, 1 or more")]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """A section of the settings, which prints without passwords."""
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        values = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, without_password(each) if isinstance(each, str) else each) for name, each in values]
+
+
+class GatewaySettings(Section, frozen=True, kw_only=True):
+    """How EnOS is asked. ``url`` is without a slash at its end; paths are absolute, or ""."""
+
+    url: Annotated[str, Meta(extra={"read": addresses.gateway_url})] = ""
+    allow_http: Flag = False
+    access_key: Text = ""
+    secret_key: Annotated[Secret | None, Meta(extra={"read": clean_secret})] = None
+    secret_key_file: Text = ""
+    auth: Annotated[Literal["token", "none"], Meta(description='"token" or "none"')] = "token"
+    concurrency: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 16
+    requests_per_second: Annotated[float, Meta(ge=0, le=1e6, description="a number of requests, 0 for no limit")] = 0.0
+    timeout: Duration = dt.timedelta(seconds=30)
+    deadline: Duration = dt.timedelta(minutes=2)
+    max_body: Size = 64 * 1024**2
+    max_clock_skew: DurationOrZero = dt.timedelta(minutes=5)
+    ca_bundle: Text = ""
+    proxy: Annotated[str, Meta(extra={"read": addresses.proxy_url})] = ""
+
+    def read_secret(self) -> str:
+        """The secret key: from the environment as it was at the start, or from its file as it is now.
+
+        Raises ConfigError, in one sentence, where the file cannot be read or is empty, or nothing was configured.
+        """
+        if self.secret_key is not None:
+            return self.secret_key.reveal()
+        try:
+            if self.secret_key_file:
+                return read_secret_file(Path(self.secret_key_file)).reveal()
+            raise ValueError("no secret is configured: set FLOWTRAIL_GATEWAY__SECRET_KEY or secret_key_file")
+        except ValueError as error:
+            raise ConfigError([Problem("gateway.secret_key_file", str(error))]) from None
+
+
+class DatabaseSettings(Section, frozen=True, kw_only=True):
+    """Where the trail is kept. ``url`` is for the engine alone; print ``shown_url``."""
+
+    url: Text = "sqlite:///flowtrail.db"
+    url_file: Text = ""
+
+    @property
+    def shown_url(self) -> str:
+        return without_password(self.url)
+
+
+class GuardSettings(Section, frozen=True, kw_only=True):
+    """When removals are doubted."""
+
+    min_removed: AtLeastOne = 10
+    max_removed_share: Share = 0.3
+    max_emptied_targets: AtLeastOne = 5
+    max_emptied_share: Share = 0.2
+
+
+class ServiceSettings(Section, frozen=True, kw_only=True):
+    """The background service."""
+
+    listen: Annotated[str, Meta(extra={"read": addresses.listen})] = "127.0.0.1:8787"
+    page: Flag = True
+    grace: Duration = dt.timedelta(seconds=25)
+
+
+class LogSettings(Section, frozen=True, kw_only=True):
+    """What is logged, and how."""
+
+    level: Annotated[str, Meta(extra={"read": _level})] = "INFO"
+    format: Annotated[Literal["auto", "console", "json"], Meta(description='"auto", "console" or "json"')] = "auto"
+
+
+class ScaleSettings(Section, frozen=True, kw_only=True):
+    """Beyond one machine."""
+
+    dask: Annotated[str, Meta(extra={"read": addresses.dask_address})] = ""
+
+
+class TopLevel(Section, frozen=True, kw_only=True):
+    """The settings that stand before the first section."""
+
+    schedules_dir: Text = "schedules"
+    coverage_gap: Duration = dt.timedelta(hours=36)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. ``path`` (the file) and ``schedules_dir`` are absolute."""
+
+    path: Path
+    schedules_dir: Path
+    coverage_gap: dt.timedelta
+    gateway: GatewaySettings
+    database: DatabaseSettings
+    guard: GuardSettings
+    service: ServiceSettings
+    log: LogSettings
+    scale: ScaleSettings
+    warnings: tuple[str, ...] = ()
+    """What a person should mend, though Flowtrail runs: a sentence each."""

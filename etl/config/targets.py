@@ -1,0 +1,177 @@
+"""The targets of one schedule file: from ``[[targets]]`` and from CSV files, each once."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from etl.config.measures import shown
+from etl.config.tables import nearest
+from etl.errors import Problem
+from etl.model import Target
+
+_COLUMNS: Final = ("org", "user", "expression")
+_KEYS: Final = ("org", "users", "expression", "targets_file")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_LONGEST_ID: Final = 255
+_MOST_PROBLEMS: Final = 20
+
+
+class Targets:
+    """Collects targets; what is wrong goes to ``problems``, with the place of each.
+
+    Made for a million rows: a target keeps its three strings, and its place in eight bytes.
+    """
+
+    def __init__(self, schedule_file: Path) -> None:
+        self.problems: list[Problem] = []
+        self._file = schedule_file
+        self._targets: list[Target] = []
+        self._seen: set[Target] = set()
+        self._sources: list[str] = []
+        self._places = array("Q")
+        self._unsaid = 0
+
+    def collected(self) -> tuple[Target, ...]:
+        """All targets, in the order in which they were written."""
+        if self._unsaid:
+            self.problems.append(Problem(str(self._file), f"has {self._unsaid} more problems with its targets"))
+            self._unsaid = 0
+        return tuple(self._targets)
+
+    def add_table(self, value: object) -> None:
+        """The value of ``targets`` in the schedule file."""
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            self._complain(f"{self._file}: targets", "must be written as [[targets]], with org and users below it")
+            return
+        for number, each in enumerate(value, start=1):
+            self._add_entry(f"{self._file}: [[targets]] #{number}", each)
+
+    def add_file(self, value: object, place: str) -> None:
+        """The value of ``targets_file``: a CSV file beside the schedule file, read row by row."""
+        if not isinstance(value, str) or not value or _CONTROL.search(value):
+            self._complain(place, f'must be the name of a CSV file, such as "plants.csv", not {shown(value)}')
+            return
+        path = self._file.parent / value
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as lines:
+                self._add_rows(path, csv.reader(lines, strict=True))
+        except UnicodeDecodeError:
+            self._complain(str(path), "is not UTF-8 text: save it as UTF-8")
+        except OSError as error:
+            self._complain(place, f"{path} cannot be read: {error.strerror}")
+
+    def _add_entry(self, place: str, entry: Mapping[str, Any]) -> None:
+        for key in sorted(entry.keys() - _KEYS):
+            self._complain(place, f"there is no such key {shown(key)}: do you mean {nearest(key, _KEYS)}?")
+        if "targets_file" in entry:
+            self.add_file(entry["targets_file"], place)
+            if entry.keys() & {"org", "users"}:
+                self._complain(place, "has a targets_file and org or users: give each an entry of its own")
+            return
+        org, users = self._text(entry, "org", place), self._users(entry, place)
+        expression = self._text(entry, "expression", place) if "expression" in entry else ""
+        if org is None or expression is None:
+            return
+        source = self._source(f"{place}, users #")
+        for number, user in enumerate(users, start=1):
+            if user is not None:
+                self._add(org, user, expression, source, number)
+
+    def _users(self, entry: Mapping[str, Any], place: str) -> list[str | None]:
+        users = entry.get("users")
+        if not isinstance(users, list) or not users:
+            self._complain(place, 'needs users, a list such as ["u15426865866571"]')
+            return []
+        wrong = [each for each in users if not isinstance(each, str)]
+        if wrong:
+            self._complain(place, f"users must be ids in quotes, not {shown(wrong[0])}")
+        return [each if isinstance(each, str) else None for each in users]
+
+    def _text(self, entry: Mapping[str, Any], key: str, place: str) -> str | None:
+        value = entry.get(key)
+        if isinstance(value, str):
+            return value
+        self._complain(place, f"{key} must be text in quotes, not {shown(value)}" if key in entry else f"needs {key}")
+        return None
+
+    def _add_rows(self, path: Path, rows: Any) -> None:
+        source = self._source(f"{path}:")
+        try:
+            order = self._columns(path, next(rows, []))
+            if order is not None:
+                self._add_ordered(path, rows, order, source)
+        except csv.Error as error:
+            self._complain(f"{path}:{rows.line_num}", f"is not valid CSV: {error}")
+
+    def _add_ordered(self, path: Path, rows: Any, order: list[int], source: int) -> None:
+        width = len(order)
+        for row in rows:
+            if len(row) == width:
+                org, user, *rest = [row[index].strip() for index in order]
+                self._add(org, user, rest[0] if rest else "", source, rows.line_num)
+            elif any(row):
+                self._complain(f"{path}:{rows.line_num}", f"has {len(row)} fields where the header has {width}")
+
+    def _columns(self, path: Path, header: list[str]) -> list[int] | None:
+        """Where org, user and, if it is there, expression stand; None, and a problem, if the header is no header."""
+        names = [name.strip() for name in header]
+        if {"org", "user"} <= set(names) <= set(_COLUMNS) and len(set(names)) == len(names):
+            return [names.index(column) for column in _COLUMNS if column in names]
+        found = shown(",".join(names))
+        self._complain(f"{path}:1", f'must be the header "org,user" or "org,user,expression", not {found}')
+        return None
+
+    def _add(self, org: str, user: str, expression: str, source: int, number: int) -> None:
+        fault = _id_fault("org", org) or _id_fault("user", user) or _expression_fault(expression)
+        if fault:
+            self._complain(f"{self._sources[source]}{number}", fault)
+            return
+        target = Target(sys.intern(org), user, sys.intern(expression))
+        if target in self._seen:
+            self._complain_of_second(target, f"{self._sources[source]}{number}")
+            return
+        self._seen.add(target)
+        self._targets.append(target)
+        self._places.append(source << 40 | number)
+
+    def _source(self, label: str) -> int:
+        self._sources.append(label)
+        return len(self._sources) - 1
+
+    def _complain_of_second(self, target: Target, place: str) -> None:
+        if len(self.problems) >= _MOST_PROBLEMS:  # finding the first is slow where there are a million
+            self._unsaid += 1
+            return
+        source, number = divmod(self._places[self._targets.index(target)], 1 << 40)
+        first = f"{self._sources[source]}{number}"
+        self._complain(place, f"{target} is a target already, at {first}: remove one of the two")
+
+    def _complain(self, place: str, message: str) -> None:
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(Problem(place, message))
+        else:
+            self._unsaid += 1
+
+
+def _id_fault(name: str, value: str) -> str:
+    if not value.strip():
+        return f"{name} is empty"
+    if value != value.strip():
+        return f"{name} {shown(value)} has white space around it"
+    return _text_fault(name, value)
+
+
+def _expression_fault(value: str) -> str:
+    return _text_fault("expression", value) if value else ""
+
+
+def _text_fault(name: str, value: str) -> str:
+    if len(value) > _LONGEST_ID:
+        return f"{name} {shown(value)}... is longer than {_LONGEST_ID} characters"
+    return f"{name} {shown(value)} holds a control character" if _CONTROL.search(value) else ""
