@@ -1,0 +1,120 @@
+"""What a database says of its own schema, and how two such accounts differ."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, text
+
+
+class Part(NamedTuple):
+    """One thing of a schema: a table, a view, or what belongs to a table."""
+
+    kind: str
+    table: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.table}{'.' if self.name else ''}{self.name}"
+
+
+Catalog = dict[Part, str]
+"""Every thing, and how it is defined."""
+
+
+def of_sqlite(connection: Connection) -> Catalog:
+    """The whole database."""
+    found: Catalog = {}
+    for kind, table, name, sql in connection.exec_driver_sql(_SQLITE_OBJECTS).all():
+        found[Part(kind, table, "" if name == table else name)] = " ".join(sql.split())
+        if kind == "table":
+            found |= _columns_of_sqlite(connection, table)
+    return found
+
+
+_SQLITE_OBJECTS: Final = """
+    SELECT type, tbl_name, name, sql FROM sqlite_master
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+"""
+
+
+def _columns_of_sqlite(connection: Connection, table: str) -> Catalog:
+    rows = connection.execute(text("SELECT * FROM pragma_table_xinfo(:table)"), {"table": table})
+    return {
+        Part("column", table, column.name): f"{column.type} required={column.notnull} default={column.dflt_value}"
+        for column in rows
+    }
+
+
+def of_postgresql(connection: Connection) -> Catalog:
+    """The schema in which the search path finds ``alembic_version``; only that stays on the path."""
+    schema, quoted = connection.execute(text(_POSTGRESQL_SCHEMA)).one()
+    connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
+    found: Catalog = {}
+    for kind, query in _queries().items():
+        for table, name, definition in connection.execute(text(query), {"schema": schema}):
+            found[Part(kind, table, name)] = definition.replace(f"{quoted}.", "").replace("pg_temp.", "")
+    return found
+
+
+_POSTGRESQL_SCHEMA: Final = """
+    SELECT n.oid, quote_ident(n.nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass('alembic_version')
+"""
+
+_PARTS: Final = """
+    SELECT c.relname, {part} FROM pg_class c {joined}
+    WHERE c.relnamespace = :schema AND c.relkind IN ({kinds}) AND NOT c.relispartition
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
+"""
+_COLUMN: Final = """
+    a.attname, format('%s %s required=%s default=%s identity=%s', format_type(a.atttypid, a.atttypmod), o.collname,
+    a.attnotnull, pg_get_expr(e.adbin, e.adrelid), a.attidentity)
+"""
+_COLUMNS: Final = """
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_collation o ON o.oid = a.attcollation
+    LEFT JOIN pg_attrdef e ON e.adrelid = c.oid AND e.adnum = a.attnum
+"""
+_INDEX: Final = "x.relname, format('%s valid=%s', pg_get_indexdef(i.indexrelid), i.indisvalid)"
+_INDEXES: Final = """
+    JOIN pg_index i ON i.indrelid = c.oid JOIN pg_class x ON x.oid = i.indexrelid
+    AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.conrelid = c.oid)
+"""
+_CONSTRAINTS: Final = "JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype <> 'n'"
+_TRIGGER: Final = "g.tgname, format('%s enabled=%s: %s', pg_get_triggerdef(g.oid), g.tgenabled, p.prosrc)"
+_TRIGGERS: Final = """
+    JOIN pg_trigger g ON g.tgrelid = c.oid AND NOT g.tgisinternal JOIN pg_proc p ON p.oid = g.tgfoid
+"""
+_RULE: Final = "r.rulename, format('%s enabled=%s', pg_get_ruledef(r.oid), r.ev_enabled)"
+_RULES: Final = "JOIN pg_rewrite r ON r.ev_class = c.oid AND r.rulename <> '_RETURN'"
+
+
+def _parts(part: str, joined: str = "", kinds: str = "'r', 'p'") -> str:
+    return _PARTS.format(part=part, joined=joined, kinds=kinds)
+
+
+def _queries() -> dict[str, str]:
+    """Kind -> a query for (table, name in it, definition)."""
+    return {
+        "table": _parts("'', ''"),
+        "view": _parts("'', pg_get_viewdef(c.oid)", kinds="'v', 'm'"),
+        "column": _parts(_COLUMN, _COLUMNS),
+        "index": _parts(_INDEX, _INDEXES),
+        "constraint": _parts("k.conname, pg_get_constraintdef(k.oid)", _CONSTRAINTS),
+        "trigger": _parts(_TRIGGER, _TRIGGERS, kinds="'r', 'p', 'v'"),
+        "rule": _parts(_RULE, _RULES, kinds="'r', 'p', 'v'"),
+    }
+
+
+def differences(expected: Catalog, live: Catalog) -> list[str]:
+    """A line for each thing that is missing, altered or extra; a whole table speaks for its parts."""
+    missing, extra = expected.keys() - live.keys(), live.keys() - expected.keys()
+    whole = {part.table for part in missing | extra if not part.name}
+    altered = {part for part in expected.keys() & live.keys() if expected[part] != live[part]}
+    by_column = {part.table for part in missing | extra | altered if part.kind == "column"}
+    return [
+        *(f"{part} is missing" for part in sorted(missing) if not part.name or part.table not in whole),
+        *(f"{part} is not Flowtrail's" for part in sorted(extra) if not part.name or part.table not in whole),
+        *(f"{part} was altered" for part in sorted(altered) if part.name or part.table not in by_column),
+    ]

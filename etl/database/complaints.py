@@ -1,0 +1,106 @@
+"""What a driver complains of, in one sentence for a person: the place and the remedy, no password, no bound value."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from etl.database.engine import code_of, describe, file_of
+from etl.errors import DatabaseError, DatabaseUnreachable, SchemaMismatch
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise explain(error.orig, engine) from error
+    except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
+        raise explain(error, engine) from error
+    except PoolTimeout as error:
+        raise DatabaseUnreachable(
+            f"No connection to {describe(engine.url)} came free: more threads than connections are at work."
+        ) from error
+
+
+def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
+    """The sentence for an error of the driver itself."""
+    if isinstance(error, sqlite3.Error):
+        return _explain_sqlite(code_of(error), str(error), engine.url)
+    driver = engine.dialect.loaded_dbapi
+    state = getattr(error, "sqlstate", None)
+    if state is None and isinstance(error, driver.OperationalError | driver.InterfaceError):
+        state = _NO_CONNECTION
+    return _explain_postgresql(state, _said(error, state, engine.url), engine.url)
+
+
+def _said(error: BaseException | None, state: str | None, url: URL) -> str:
+    if state is not None and state.startswith("22"):
+        return type(error).__name__  # the message of a data exception repeats the value
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    return _without_password(said, url)
+
+
+def _without_password(said: str, url: URL) -> str:
+    text = " ".join(said.split()).removeprefix("connection failed: ").rstrip(".")
+    secrets = {str(secret) for secret in (url.password, url.query.get("password")) if secret}
+    for secret in secrets | {quote(secret, safe="") for secret in secrets}:
+        text = text.replace(secret, "***")
+    return text
+
+
+_SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
+    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by another process: try again when that has ended"),
+    sqlite3.SQLITE_FULL: (DatabaseError, "cannot grow, the disk is full: free some space"),
+    sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
+    sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
+    sqlite3.SQLITE_NOTADB: (DatabaseError, "is no SQLite database and was left alone: name another file"),
+    sqlite3.SQLITE_CORRUPT: (DatabaseError, "is damaged and was left alone: restore a backup"),
+}
+
+
+def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
+    file = file_of(url)
+    if code == sqlite3.SQLITE_CANTOPEN and file is not None:
+        return cannot_open(describe(url), said, file)
+    if said.startswith(("no such table", "no such column", "no such view")):
+        return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
+    kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
+    return kind(f"The database {describe(url)} {what}.")
+
+
+def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
+    if file.is_dir():
+        return DatabaseError(f"{name} is a directory: name a file in it.")
+    if not file.parent.is_dir():
+        return DatabaseError(f"{name} cannot be opened: make the directory {file.parent} first.")
+    if not file.exists() and os.access(file.parent, os.W_OK | os.X_OK):
+        return SchemaMismatch(f"{name} does not exist: `flowtrail db upgrade` makes it.")
+    return DatabaseError(f"{name} cannot be opened ({said}): give this user the right to.")
+
+
+_NO_CONNECTION: Final = "08000"
+"""libpq gives no SQLSTATE where there was no connection, or no longer one."""
+_BUSY: Final = {"40001", "40P01", "55P03", "57014"}
+_LACKING: Final = {"42P01", "42703", "3F000"}
+_AWAY: Final = {"08", "28", "3D", "53", "57"}
+
+
+def _explain_postgresql(state: str | None, said: str, url: URL) -> DatabaseError:
+    name = describe(url)
+    if state in _BUSY:
+        return DatabaseUnreachable(f"The database {name} was busy with another transaction: {said}.")
+    if state is not None and state[:2] in _AWAY:
+        return DatabaseUnreachable(f"The database {name} cannot be reached: {said}.")
+    if state in _LACKING:
+        return SchemaMismatch(f"{name} lacks a part of the schema ({said}): see `flowtrail db check`.")
+    return DatabaseError(f"The database {name} refused: {said}.")

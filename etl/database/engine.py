@@ -1,0 +1,163 @@
+"""Engines: how a connection is opened on either database, and what it is told first."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from etl.errors import ConfigError, Problem
+
+BUSY_TIMEOUT_SECONDS: Final = 60.0
+WAL_IS_SAFE_FROM: Final = (3, 51, 3)
+"""Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
+
+OLDEST_SQLITE: Final = (3, 35, 0)
+"""The first with RETURNING."""
+
+_POSTGRESQL: Final[dict[str, Any]] = {
+    "application_name": "flowtrail",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""Parameters of libpq."""
+
+_OPTIONS: Final = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=10min"
+
+
+def connect(url: str, *, pool_size: int = 5) -> Engine:
+    """An engine that opens at most ``pool_size`` connections, when they are needed; several threads may use it.
+
+    Raises ConfigError for a URL that cannot be used. Nothing is opened or created yet.
+    """
+    parsed = _parse(url)
+    if parsed.drivername == "sqlite":
+        return _sqlite(parsed, pool_size)
+    return create_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args=_connection_parameters(parsed),
+    )
+
+
+def _connection_parameters(url: URL) -> dict[str, Any]:
+    """Ours, where the URL does not give its own; both kinds of ``options``, of which the later one wins."""
+    ours = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+    return {**ours, "options": f"{_OPTIONS} {url.query.get('options', '')}".strip()}
+
+
+def describe(url: str | URL) -> str:
+    """The URL with its password masked, for messages and logs."""
+    parsed = _parse(url) if isinstance(url, str) else url
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise _unusable("is not a URL: write sqlite:///file.db or postgresql+psycopg://...") from None
+    if parsed.drivername == "sqlite":
+        if parsed.query:
+            raise _unusable("has options behind '?': SQLite takes none here")
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise _unusable(f"needs SQLite 3.35 or newer, and this Python brings {sqlite3.sqlite_version}: use another")
+        return parsed
+    if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        raise _unusable(f"names {parsed.drivername!r}: Flowtrail speaks sqlite and postgresql+psycopg")
+    if url.count("@") > 1:
+        raise _unusable("has more than one '@': write the one in the password as %40")
+    if find_spec("psycopg") is None:
+        raise _unusable("needs the driver for PostgreSQL: pip install 'flowtrail[postgres]'")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def _unusable(why: str) -> ConfigError:
+    return ConfigError([Problem("[database] url", why)])
+
+
+def _sqlite(url: URL, pool_size: int) -> Engine:
+    file = file_of(url)
+    pool: dict[str, Any] = {"poolclass": StaticPool}
+    if file is not None:
+        pool = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0}
+    engine = create_engine(url, creator=lambda: _open(file), hide_parameters=True, **pool)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def file_of(url: URL) -> Path | None:
+    """The file of an SQLite URL, or None where it is in memory."""
+    return None if url.database in {None, "", ":memory:"} else Path(str(url.database)).absolute()
+
+
+def _begin(connection: Connection) -> None:
+    """The driver's own lazy BEGIN loses updates: two readers that go on to write overwrite each other."""
+    connection.exec_driver_sql(connection.get_execution_options().get("flowtrail_begin", "BEGIN IMMEDIATE"))
+
+
+class _PatientConnection(sqlite3.Connection):
+    """COMMIT finds a reader in its way where there is no WAL; the transaction stays open for another try."""
+
+    def commit(self) -> None:
+        give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                return super().commit()
+            except sqlite3.OperationalError as error:
+                if code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                    raise
+
+
+def _open(file: Path | None) -> sqlite3.Connection:
+    """``mode=rw``: a missing file is an error; only ``creating`` makes one."""
+    connection = sqlite3.connect(
+        ":memory:" if file is None else f"file://{quote(str(file))}?mode=rw",
+        uri=file is not None,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=_PatientConnection,
+    )
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        if file is not None:
+            _set_journal_mode(connection)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_journal_mode(connection: sqlite3.Connection) -> None:
+    wanted = "wal" if sqlite3.sqlite_version_info >= WAL_IS_SAFE_FROM else "delete"
+    give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone() != (wanted,):
+        try:
+            connection.execute(f"PRAGMA journal_mode = {wanted}")
+        except sqlite3.OperationalError as error:
+            if code_of(error) == sqlite3.SQLITE_READONLY:
+                return  # who may only read takes the file as it is
+            if code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+
+
+def code_of(error: BaseException | None) -> int:
+    """The primary result code of SQLite."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF

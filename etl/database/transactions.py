@@ -1,0 +1,59 @@
+"""Transactions that write, and transactions that read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from etl.database.complaints import cannot_open, translated
+from etl.database.engine import describe, file_of
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes: committed at the end of the block, rolled back when it raises.
+
+    On SQLite it holds the write lock from its first moment (BEGIN IMMEDIATE), on PostgreSQL it is READ COMMITTED.
+    When the answer to its COMMIT is lost, DatabaseUnreachable is raised although the rows may be there.
+    """
+    with translated(engine), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: all its statements see the same moment. Keep it short on SQLite."""
+    with translated(engine), engine.connect() as connection:
+        connection.execution_options(**_snapshot(engine))
+        with connection.begin():
+            yield connection
+
+
+def _snapshot(engine: Engine) -> dict[str, Any]:
+    if engine.dialect.name == "sqlite":
+        return {"flowtrail_begin": "BEGIN"}
+    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+
+@contextmanager
+def creating(engine: Engine) -> Iterator[Connection]:
+    """As ``writing``, and an SQLite file that is missing is made first, for its owner only (0600)."""
+    file = file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    if file is not None:
+        _create(file, engine)
+    with writing(engine) as connection:
+        yield connection
+
+
+def _create(file: Path, engine: Engine) -> None:
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise cannot_open(describe(engine.url), str(error.strerror), file) from error

@@ -1,0 +1,263 @@
+"""The tables that the statements are written with.
+
+The Alembic revisions create them, with the checks, triggers and views that queries do not need to know.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+
+class UtcTime(TypeDecorator[dt.datetime]):
+    """An aware time, given back in UTC: ``timestamptz``, or ``YYYY-MM-DD HH:MM:SS.ffffff`` text on SQLite.
+
+    A naive datetime is refused with a ValueError: nobody knows which moment it means.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return Text() if dialect.name == "sqlite" else DateTime(timezone=True)
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | str | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        utc = value.astimezone(dt.UTC)
+        return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: dt.datetime | str | None, dialect: Dialect) -> dt.datetime | None:
+        if isinstance(value, str):
+            return dt.datetime.fromisoformat(value).replace(tzinfo=dt.UTC)
+        return None if value is None else value.astimezone(dt.UTC)
+
+
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+_BIG: Final = BigInteger().with_variant(Integer(), "sqlite")
+_BYTEWISE: Final = Text().with_variant(Text(collation="C"), "postgresql")
+"""What is compared or indexed goes byte by byte; SQLite does so by itself."""
+
+
+def _id() -> Column[int]:
+    return Column("id", _BIG, Identity(), primary_key=True)
+
+
+def _key(name: str) -> Column[str]:
+    return Column(name, _BYTEWISE, nullable=False)
+
+
+def _string(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False)
+
+
+def _time(name: str) -> Column[dt.datetime]:
+    return Column(name, UtcTime, nullable=False)
+
+
+def _count(name: str, *, big: bool = False) -> Column[int]:
+    return Column(name, _BIG if big else Integer, nullable=False, server_default=text("0"))
+
+
+target: Final = Table(
+    "target",
+    metadata,
+    _id(),
+    _key("org_id"),
+    _key("user_id"),
+    Column("expression", _BYTEWISE, nullable=False, server_default=""),
+    _count("version"),
+    _count("fence", big=True),
+    Column("observation_id", _BIG),
+    Column("answer_digest", Text),
+    Column("data_hash", Text),
+    Column("state_digest", Text),
+    _count("flow_count"),
+    _count("consecutive_failures"),
+    Column("last_error_code", Text),
+    Column("last_error", Text),
+    Column("held_since", UtcTime),
+    Column("retired_at", UtcTime),
+    UniqueConstraint("org_id", "user_id", "expression"),
+    comment="One (organisation, user, search expression); version 0 was never observed.",
+)
+
+workflow: Final = Table(
+    "workflow",
+    metadata,
+    Column("target_id", _BIG, primary_key=True, autoincrement=False),
+    Column("flow_id", _BYTEWISE, primary_key=True),
+    Column("flow_name", Text),
+    Column("cycle", Text),
+    Column("editable", Boolean),
+    _time("first_seen_at"),
+    _time("changed_at"),
+    Column("missing_since", UtcTime),
+    Index(
+        "ix_workflow_missing",
+        "target_id",
+        postgresql_where=text("missing_since IS NOT NULL"),
+        sqlite_where=text("missing_since IS NOT NULL"),
+    ),
+    comment="A workflow as its target sees it now; missing_since while its removal is held.",
+)
+
+change_set: Final = Table(
+    "change_set",
+    metadata,
+    _id(),
+    Column("target_id", _BIG, ForeignKey("target.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run_id", _BIG, nullable=False),
+    _string("kind"),
+    _time("observed_at"),
+    Column("last_unchanged_at", UtcTime),
+    _count("flow_count"),
+    _string("state_digest"),
+    _count("baseline"),
+    _count("added"),
+    _count("removed"),
+    _count("cycle_changed"),
+    _count("renamed"),
+    _count("editable_changed"),
+    Column("approved_by", Text),
+    _string("parent_hash"),
+    _string("hash"),
+    UniqueConstraint("target_id", "version"),
+    Index(None, "target_id", "observed_at"),
+    Index(None, "observed_at"),
+    comment="One version of a target, chained by hashes. Append-only.",
+)
+
+workflow_change: Final = Table(
+    "workflow_change",
+    metadata,
+    Column("change_set_id", _BIG, primary_key=True, autoincrement=False),
+    Column("flow_id", _BYTEWISE, primary_key=True),
+    Column("kind", _BYTEWISE, primary_key=True),
+    Column("old_name", Text),
+    Column("new_name", Text),
+    Column("old_cycle", Text),
+    Column("new_cycle", Text),
+    Column("old_editable", Boolean),
+    Column("new_editable", Boolean),
+    Index(None, "flow_id", "change_set_id"),
+    comment="One change of one workflow, with the full before and after. Append-only.",
+)
+
+observation: Final = Table(
+    "observation",
+    metadata,
+    _id(),
+    Column("target_id", _BIG, ForeignKey("target.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    _time("first_at"),
+    _time("last_asked_at"),
+    _time("last_at"),
+    Column("observations", Integer, nullable=False, server_default=text("1")),
+    _count("longest_gap_seconds", big=True),
+    Column("interrupted", Boolean, nullable=False),
+    Index(None, "target_id", "id"),
+    Index(None, "target_id", "version", "id"),
+    comment="A span of time in which a version was seen without interruption.",
+)
+
+_OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
+
+sync_run: Final = Table(
+    "sync_run",
+    metadata,
+    _id(),
+    Column("schedule", _BYTEWISE),
+    _string("origin"),
+    Column("scheduled_for", UtcTime),
+    _count("missed"),
+    _string("status"),
+    _time("started_at"),
+    _time("heartbeat_at"),
+    Column("finished_at", UtcTime),
+    Column("notified_at", UtcTime),
+    _string("host"),
+    Column("pid", Integer, nullable=False),
+    _count("targets"),
+    _count("changed"),
+    _count("unchanged"),
+    _count("held"),
+    _count("failed"),
+    _count("stale"),
+    _count("baseline", big=True),
+    _count("added", big=True),
+    _count("removed", big=True),
+    _count("cycle_changed", big=True),
+    _count("renamed", big=True),
+    _count("editable_changed", big=True),
+    Index(
+        "uq_sync_run_slot",
+        "schedule",
+        "scheduled_for",
+        unique=True,
+        postgresql_where=_OWN_SLOT,
+        sqlite_where=_OWN_SLOT,
+    ),
+    Index(
+        "ix_sync_run_running",
+        "heartbeat_at",
+        postgresql_where=text("status = 'running'"),
+        sqlite_where=text("status = 'running'"),
+    ),
+    comment="One run of a schedule, of the command or of an approval, with its sums.",
+)
+
+sync_issue: Final = Table(
+    "sync_issue",
+    metadata,
+    _id(),
+    Column("run_id", _BIG, ForeignKey("sync_run.id", ondelete="CASCADE"), nullable=False),
+    Column("target_id", _BIG, nullable=False),
+    _string("verdict"),
+    Column("error_code", Text),
+    _string("message"),
+    _count("attempts"),
+    _count("missing"),
+    Index(None, "run_id"),
+    Index(None, "target_id", "id"),
+    comment="A target that did not go through in a run, and why.",
+)
+
+lease: Final = Table(
+    "lease",
+    metadata,
+    Column("name", _BYTEWISE, primary_key=True),
+    _string("holder"),
+    _time("expires_at"),
+    comment="Which replica is active, by the database's clock.",
+)

@@ -1,0 +1,389 @@
+"""The tables, the triggers that keep the trail append-only, and the views that read it.
+
+Revision ID: 0001
+Revises:
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+BYTEWISE = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+TIME = sa.DateTime(timezone=True).with_variant(sa.Text(), "sqlite")
+
+
+def on_sqlite() -> bool:
+    return op.get_context().dialect.name == "sqlite"
+
+
+def identity() -> sa.Column:
+    return sa.Column("id", BIG, sa.Identity(), nullable=False)
+
+
+def key(name: str, *, null: bool = False, default: str | None = None) -> sa.Column:
+    return sa.Column(name, BYTEWISE, nullable=null, server_default=default)
+
+
+def number(name: str, *, null: bool = False, big: bool = True, default: str | None = None) -> sa.Column:
+    start = None if default is None else sa.text(default)
+    return sa.Column(name, BIG if big else sa.Integer(), nullable=null, server_default=start)
+
+
+def counts(*names: str, big: bool = False) -> list[sa.Column]:
+    return [number(name, big=big, default="0") for name in names]
+
+
+def text(name: str, *, null: bool = False) -> sa.Column:
+    return sa.Column(name, sa.Text(), nullable=null)
+
+
+def time(name: str, *, null: bool = False) -> sa.Column:
+    return sa.Column(name, TIME, nullable=null)
+
+
+def boolean(name: str, *, null: bool = False) -> sa.Column:
+    return sa.Column(name, sa.Boolean(), nullable=null)
+
+
+def primary(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
+    return sa.PrimaryKeyConstraint(*columns, name=op.f(f"pk_{table}"))
+
+
+def unique(table: str, *columns: str) -> sa.UniqueConstraint:
+    return sa.UniqueConstraint(*columns, name=op.f(f"uq_{table}"))
+
+
+def refers(table: str, column: str, to: str, **rule: str) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint([column], [f"{to}.id"], name=op.f(f"fk_{table}_{to}"), **rule)
+
+
+def stored_as(column: sa.Column) -> str:
+    """What SQLite, where any column takes anything, has to be told."""
+    if isinstance(column.type, sa.DateTime):
+        return f"length({column.name}) = 26"
+    if isinstance(column.type, sa.Boolean):
+        return f"{column.name} IN (0, 1)"
+    kind = "integer" if isinstance(column.type, sa.Integer) else "text"
+    return f"typeof({column.name}) IN ('{kind}', 'null')" if column.nullable else f"typeof({column.name}) = '{kind}'"
+
+
+def create(table: str, *items: sa.schema.SchemaItem, checks: dict[str, str], **options: object) -> None:
+    if on_sqlite():
+        types = [stored_as(item) for item in items if isinstance(item, sa.Column) and item.name != "id"]
+        checks = {**checks, "types": " AND ".join(types)}
+    named = [sa.CheckConstraint(sql, name=op.f(f"ck_{table}_{name}")) for name, sql in checks.items()]
+    op.create_table(table, *items, *named, **options)
+
+
+def index(table: str, *columns: str, name: str = "", where: str = "", unique: bool = False) -> None:
+    name = name or f"ix_{table}_{'_'.join(columns)}"
+    part = {f"{dialect}_where": sa.text(where) for dialect in ("postgresql", "sqlite") if where}
+    op.create_index(op.f(name), table, list(columns), unique=unique, **part)
+
+
+def one_of(column: str, *values: str) -> str:
+    return f"{column} IN ({', '.join(map(repr, values))})"
+
+
+def none_negative(*columns: str) -> str:
+    return " AND ".join(f"{column} >= 0" for column in columns)
+
+
+def sha256(*columns: str) -> str:
+    return " AND ".join(f"length({column}) = 64" for column in columns)
+
+
+OFTEN_UPDATED = {"fillfactor": 75}  # room for the next version of a row on its page: no index entry changes
+KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
+
+
+def target() -> None:
+    create(
+        "target",
+        identity(),
+        key("org_id"),
+        key("user_id"),
+        key("expression", default=""),
+        number("version", big=False, default="0"),
+        number("fence", default="0"),
+        number("observation_id", null=True),
+        text("answer_digest", null=True),
+        text("data_hash", null=True),
+        text("state_digest", null=True),
+        *counts("flow_count", "consecutive_failures"),
+        text("last_error_code", null=True),
+        text("last_error", null=True),
+        time("held_since", null=True),
+        time("retired_at", null=True),
+        primary("target", "id"),
+        unique("target", "org_id", "user_id", "expression"),
+        checks={
+            "ids": "org_id <> '' AND user_id <> ''",
+            "counts": none_negative("version", "fence", "flow_count", "consecutive_failures"),
+            "digests": sha256("answer_digest", "data_hash", "state_digest"),
+            "observed": "version = 0 OR state_digest IS NOT NULL",
+        },
+        comment="One (organisation, user, search expression); version 0 was never observed.",
+        postgresql_with=OFTEN_UPDATED,
+    )
+
+
+def workflow() -> None:
+    create(
+        "workflow",
+        number("target_id"),
+        key("flow_id"),
+        text("flow_name", null=True),
+        text("cycle", null=True),
+        boolean("editable", null=True),
+        time("first_seen_at"),
+        time("changed_at"),
+        time("missing_since", null=True),
+        primary("workflow", "target_id", "flow_id"),
+        checks={"flow_id": "flow_id <> ''"},
+        comment="A workflow as its target sees it now; missing_since while its removal is held.",
+        sqlite_with_rowid=False,
+    )
+    index("workflow", "target_id", name="ix_workflow_missing", where="missing_since IS NOT NULL")
+
+
+def change_set() -> None:
+    create(
+        "change_set",
+        identity(),
+        number("target_id"),
+        number("version", big=False),
+        number("run_id"),
+        text("kind"),
+        time("observed_at"),
+        time("last_unchanged_at", null=True),
+        *counts("flow_count"),
+        text("state_digest"),
+        *counts("baseline", *KINDS),
+        text("approved_by", null=True),
+        text("parent_hash"),
+        text("hash"),
+        primary("change_set", "id"),
+        unique("change_set", "target_id", "version"),
+        refers("change_set", "target_id", "target"),
+        checks={
+            "id": "id >= 1",
+            "kind": one_of("kind", "baseline", "delta"),
+            "version": "version >= 1 AND (version = 1) = (kind = 'baseline')",
+            "interval": "(kind = 'baseline') = (last_unchanged_at IS NULL)",
+            "counts": none_negative("flow_count", "baseline", *KINDS),
+            "digests": sha256("state_digest", "parent_hash", "hash"),
+        },
+        comment="One version of a target, chained by hashes. Append-only.",
+    )
+    index("change_set", "target_id", "observed_at")
+    index("change_set", "observed_at")
+
+
+def workflow_change() -> None:
+    create(
+        "workflow_change",
+        number("change_set_id"),
+        key("flow_id"),
+        key("kind"),
+        text("old_name", null=True),
+        text("new_name", null=True),
+        text("old_cycle", null=True),
+        text("new_cycle", null=True),
+        boolean("old_editable", null=True),
+        boolean("new_editable", null=True),
+        primary("workflow_change", "change_set_id", "flow_id", "kind"),
+        checks={"flow_id": "flow_id <> ''", "kind": one_of("kind", "baseline", *KINDS)},
+        comment="One change of one workflow, with the full before and after. Append-only.",
+        sqlite_with_rowid=False,
+    )
+    index("workflow_change", "flow_id", "change_set_id")
+
+
+def observation() -> None:
+    create(
+        "observation",
+        identity(),
+        number("target_id"),
+        number("version", big=False),
+        time("first_at"),
+        time("last_asked_at"),
+        time("last_at"),
+        number("observations", big=False, default="1"),
+        number("longest_gap_seconds", default="0"),
+        boolean("interrupted"),
+        primary("observation", "id"),
+        refers("observation", "target_id", "target"),
+        checks={
+            "counts": "version >= 1 AND observations >= 1 AND longest_gap_seconds >= 0",
+            "order": "first_at <= last_at AND last_asked_at <= last_at",
+        },
+        comment="A span of time in which a version was seen without interruption.",
+        postgresql_with=OFTEN_UPDATED,
+    )
+    index("observation", "target_id", "id")
+    index("observation", "target_id", "version", "id")
+
+
+def sync_run() -> None:
+    verdicts = ("targets", "changed", "unchanged", "held", "failed", "stale")
+    create(
+        "sync_run",
+        identity(),
+        key("schedule", null=True),
+        text("origin"),
+        time("scheduled_for", null=True),
+        *counts("missed"),
+        text("status"),
+        time("started_at"),
+        time("heartbeat_at"),
+        time("finished_at", null=True),
+        time("notified_at", null=True),
+        text("host"),
+        number("pid", big=False),
+        *counts(*verdicts),
+        *counts("baseline", *KINDS, big=True),
+        primary("sync_run", "id"),
+        checks={
+            "origin": one_of("origin", "schedule", "command", "catch_up", "approval"),
+            "status": one_of("status", "running", "succeeded", "partial", "failed", "aborted"),
+            "slot": "origin NOT IN ('schedule', 'catch_up') OR (schedule IS NOT NULL AND scheduled_for IS NOT NULL)",
+            "counts": none_negative("missed", *verdicts, "baseline", *KINDS),
+        },
+        comment="One run of a schedule, of the command or of an approval, with its sums.",
+        sqlite_autoincrement=True,  # run_id is kept in change_set: an id is never given twice
+    )
+    own = "origin IN ('schedule', 'catch_up') AND status <> 'aborted'"
+    index("sync_run", "schedule", "scheduled_for", name="uq_sync_run_slot", where=own, unique=True)
+    index("sync_run", "heartbeat_at", name="ix_sync_run_running", where="status = 'running'")
+
+
+def sync_issue() -> None:
+    create(
+        "sync_issue",
+        identity(),
+        number("run_id"),
+        number("target_id"),
+        text("verdict"),
+        text("error_code", null=True),
+        text("message"),
+        *counts("attempts", "missing"),
+        primary("sync_issue", "id"),
+        refers("sync_issue", "run_id", "sync_run", ondelete="CASCADE"),
+        checks={
+            "verdict": one_of("verdict", "failed", "held", "stale"),
+            "counts": none_negative("attempts", "missing"),
+        },
+        comment="A target that did not go through in a run, and why.",
+    )
+    index("sync_issue", "run_id")
+    index("sync_issue", "target_id", "id")
+
+
+def lease() -> None:
+    create(
+        "lease",
+        key("name"),
+        text("holder"),
+        time("expires_at"),
+        primary("lease", "name"),
+        checks={},
+        comment="Which replica is active, by the database's clock.",
+    )
+
+
+TRAIL = {
+    "change_set": "id = NEW.id OR (target_id = NEW.target_id AND version = NEW.version)",
+    "workflow_change": "change_set_id = NEW.change_set_id AND flow_id = NEW.flow_id AND kind = NEW.kind",
+}
+"""The append-only tables, and what makes a row of theirs one that is there already."""
+
+
+def append_only_on_sqlite() -> None:
+    """INSERT OR REPLACE deletes without a DELETE trigger, so an existing key is refused before it gets there."""
+    for table, same in TRAIL.items():
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}")
+        op.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}")
+        exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"
+        op.execute(f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {exists} {refuse}")
+
+
+def append_only_on_postgresql() -> None:
+    """Row triggers reach partitions, TRUNCATE needs its own; ALWAYS: in a replication session too.
+
+    The function is named with its schema, because a temporary one (see `flowtrail db check`) is not looked up.
+    """
+    op.execute("""
+        CREATE FUNCTION flowtrail_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP
+                USING ERRCODE = 'integrity_constraint_violation';
+        END $$
+    """)
+    for table in TRAIL:
+        for name, event in (("no_change", "UPDATE OR DELETE"), ("no_truncate", "TRUNCATE")):
+            each = "ROW" if name == "no_change" else "STATEMENT"
+            op.execute(f"""
+                DO $do$ BEGIN EXECUTE format(
+                    'CREATE TRIGGER {table}_{name} BEFORE {event} ON {table}
+                     FOR EACH {each} EXECUTE FUNCTION %I.flowtrail_append_only()', current_schema());
+                END $do$
+            """)
+            op.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {table}_{name}")
+
+
+def view(name: str, row: str, select: str) -> None:
+    """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of the view as it is written."""
+    if on_sqlite():
+        op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{select.strip()}")
+    else:
+        op.execute(f"CREATE VIEW {name} AS {select.strip()}")
+        op.execute(f"COMMENT ON VIEW {name} IS '{row}'")
+
+
+CURRENT_WORKFLOW = """
+SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
+       CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
+                    WHEN 'mi' THEN 'minute' ELSE w.cycle END AS cycle_label,
+       w.editable, w.first_seen_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
+FROM target t
+JOIN workflow w ON w.target_id = t.id
+LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
+WHERE t.retired_at IS NULL
+"""
+
+WORKFLOW_EVENT = """
+SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, c.kind, c.old_name, c.new_name,
+       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at
+FROM workflow_change c
+JOIN change_set s ON s.id = c.change_set_id
+JOIN target t ON t.id = s.target_id
+"""
+
+CYCLE_CHANGE = """
+SELECT change_set_id, run_id, org_id, user_id, expression, flow_id, kind, old_name, new_name, old_cycle, new_cycle,
+       old_editable, new_editable, last_unchanged_at, observed_at
+FROM workflow_event
+WHERE kind = 'cycle_changed'
+"""
+
+
+def upgrade() -> None:
+    for make in (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, lease):
+        make()
+    append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
+    view("current_workflow", "A workflow that a target sees now; retired targets are left out.", CURRENT_WORKFLOW)
+    view("workflow_event", "One change of one workflow, as one target saw it.", WORKFLOW_EVENT)
+    view("cycle_change", "A workflow_event in which the cycle changed.", CYCLE_CHANGE)
+
+
+def downgrade() -> None:
+    raise NotImplementedError("The schema only goes forward: restore a backup instead.")

@@ -1,0 +1,406 @@
+"""Connections and transactions: what is promised on both databases, and what is said when one fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import postgres as local_postgres
+import psycopg
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from etl.database import connect, current, describe, reading, require_current, upgrade, writing
+from etl.database import engine as engine_module
+from etl.errors import ConfigError, DatabaseError, DatabaseUnreachable, SchemaMismatch
+
+PASSWORD = "p@ss/w:rd%41"
+ADD_LEASE = text("INSERT INTO lease VALUES (:name, '0', '2026-03-01 12:00:00.000000')")
+
+
+@pytest.fixture
+def sqlite_file(migrated_sqlite: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "flowtrail.db"
+    file.write_bytes(migrated_sqlite.read_bytes())
+    return file
+
+
+@pytest.fixture
+def engines() -> Iterator[list[Engine]]:
+    """Engines that a test opens by itself, to be closed behind it."""
+    opened: list[Engine] = []
+    yield opened
+    for engine in opened:
+        engine.dispose()
+
+
+def opened(engines: list[Engine], url: str | Path, **options: int) -> Engine:
+    engines.append(connect(url if isinstance(url, str) else f"sqlite:///{url}", **options))
+    return engines[-1]
+
+
+def names(engine: Engine) -> list[str]:
+    with reading(engine) as connection:
+        return list(connection.scalars(text("SELECT name FROM lease ORDER BY name")))
+
+
+def add(engine: Engine, name: str) -> None:
+    with writing(engine) as connection:
+        connection.execute(ADD_LEASE, {"name": name})
+
+
+def the_block_fails(engine: Engine, statement: str) -> bool:
+    with suppress(KeyError), writing(engine) as connection:
+        connection.exec_driver_sql(statement)
+        raise KeyError
+    return True
+
+
+# ----------------------------------------------------------------------------------------------- transactions
+
+
+def test_a_block_that_ends_is_committed_and_one_that_raises_is_not(engine: Engine) -> None:
+    add(engine, "kept")
+    assert the_block_fails(engine, "INSERT INTO lease VALUES ('dropped', '0', '2026-03-01 12:00:00.000000')")
+    assert names(engine) == ["kept"]
+
+
+def test_ddl_is_rolled_back_like_anything_else(engine: Engine) -> None:
+    assert the_block_fails(engine, "CREATE TABLE another (id INTEGER)")
+    with reading(engine) as connection:
+        assert not engine.dialect.has_table(connection, "another")
+
+
+def test_two_readings_of_one_block_see_the_same_moment(
+    engine: Engine, engines: list[Engine], database_url: str
+) -> None:
+    query = text("SELECT count(*) FROM lease")
+    late = threading.Thread(target=add, args=(opened(engines, database_url), "late"))
+    with reading(engine) as connection:
+        before = connection.scalar(query)
+        late.start()
+        if engine.dialect.name == "postgresql":
+            late.join()
+        assert (before, connection.scalar(query)) == (0, 0)
+    late.join()
+    assert names(engine) == ["late"]
+
+
+def test_a_reading_block_cannot_write_on_postgresql(migrated_postgres: str, postgres: local_postgres.Server) -> None:
+    engine = connect(postgres.url(migrated_postgres))
+    with pytest.raises(DatabaseError, match="read-only transaction"), reading(engine) as connection:
+        connection.exec_driver_sql("DELETE FROM lease")
+    engine.dispose()
+
+
+def test_no_update_is_lost_between_eight_writers(engine: Engine, database_url: str, engines: list[Engine]) -> None:
+    add(engine, "counter")
+    locked = " FOR UPDATE" if engine.dialect.name == "postgresql" else ""
+    threads = opened(engines, database_url, pool_size=8)
+
+    def count(_: int) -> None:
+        with writing(threads) as connection:
+            value = int(connection.scalar(text(f"SELECT holder FROM lease{locked}")) or 0)
+            connection.execute(text("UPDATE lease SET holder = :value"), {"value": str(value + 1)})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(80)))
+    with reading(engine) as connection:
+        assert connection.scalar(text("SELECT holder FROM lease")) == "80"
+
+
+def test_a_connection_that_the_server_dropped_is_reported_once_and_replaced(
+    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
+) -> None:
+    engine = opened(engines, postgres.url(migrated_postgres), pool_size=1)
+
+    def lose_the_connection() -> None:
+        with writing(engine) as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseUnreachable, match="cannot be reached"):
+        lose_the_connection()
+    assert names(engine) == []
+
+
+def test_a_session_of_postgresql_speaks_utc_and_waits_no_longer_than_it_should(
+    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
+) -> None:
+    settings = ("timezone", "lock_timeout", "idle_in_transaction_session_timeout", "application_name")
+
+    def shown(options: str) -> list[str | None]:
+        with reading(opened(engines, postgres.url(migrated_postgres) + options)) as connection:
+            return [connection.scalar(text(f"SHOW {name}")) for name in settings]
+
+    assert shown("") == ["UTC", "1min", "10min", "flowtrail"]
+    assert shown("&application_name=mine&options=-c%20lock_timeout%3D5s") == ["UTC", "5s", "10min", "mine"]
+
+
+def test_the_second_of_two_hosts_is_asked_when_the_first_is_away(
+    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
+) -> None:
+    hosts = f"host=127.0.0.1:1&host=127.0.0.1:{postgres.port}"
+    assert names(opened(engines, f"postgresql://postgres:{postgres.password}@/{migrated_postgres}?{hosts}")) == []
+
+
+def test_a_thread_that_waits_too_long_for_a_connection_is_told_why(sqlite_file: Path, engines: list[Engine]) -> None:
+    engine = opened(engines, sqlite_file, pool_size=1)
+    engine.pool._timeout = 0.01
+    with reading(engine), pytest.raises(DatabaseUnreachable, match="came free"), reading(engine):
+        pass
+
+
+# ----------------------------------------------------------------------------------------------------- sqlite
+
+
+def test_a_commit_that_a_reader_blocks_is_tried_again_as_it_stands(sqlite_file: Path, engines: list[Engine]) -> None:
+    engine, tried_again, commits = opened(engines, sqlite_file), threading.Event(), []
+
+    def watch(statement: str) -> None:
+        commits.append(statement) if statement == "COMMIT" else None
+        tried_again.set() if len(commits) > 1 else None
+
+    def write() -> None:
+        with writing(engine) as connection:
+            connection.execute(ADD_LEASE, {"name": "patient"})
+            connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+            connection.connection.driver_connection.set_trace_callback(watch)
+
+    reader = sqlite3.connect(sqlite_file, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM lease").fetchall()
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        assert tried_again.wait(60)
+        reader.execute("COMMIT")
+        written.result()
+    reader.close()
+    assert names(engine) == ["patient"]
+
+
+def test_a_lock_that_stays_taken_is_one_sentence(
+    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+    holder = sqlite3.connect(sqlite_file, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseUnreachable, match="is locked by another process"):
+        add(opened(engines, sqlite_file), "late")
+    holder.close()
+
+
+@pytest.mark.parametrize(("library", "mode"), [((3, 46, 1), "delete"), ((3, 51, 2), "delete"), ((3, 51, 3), "wal")])
+def test_wal_is_used_only_where_the_library_is_safe(
+    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch, library: tuple[int, ...], mode: str
+) -> None:
+    sqlite3.connect(sqlite_file).execute(f"PRAGMA journal_mode = {'wal' if mode == 'delete' else 'delete'}").close()
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
+    with reading(opened(engines, sqlite_file)) as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == mode
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_every_file_that_is_made_belongs_to_its_owner_alone(
+    tmp_path: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 3))
+    before = os.umask(0o022)
+    try:
+        engine = opened(engines, tmp_path / "flowtrail.db")
+        upgrade(engine)
+        with writing(engine) as connection:
+            connection.execute(ADD_LEASE, {"name": "any"})
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"flowtrail.db": 0o600, "flowtrail.db-wal": 0o600, "flowtrail.db-shm": 0o600}
+
+
+def test_the_rights_of_a_file_that_is_there_are_left_alone(tmp_path: Path, engines: list[Engine]) -> None:
+    file = tmp_path / "flowtrail.db"
+    file.touch(0o640)
+    upgrade(opened(engines, file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) -> None:
+    engine = opened(engines, tmp_path / "flowtrail.db")
+    assert current(engine) is None
+    with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` makes it"):
+        names(engine)
+    with pytest.raises(SchemaMismatch, match="`flowtrail db upgrade`"):
+        require_current(engine, create_if_empty_sqlite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, engines: list[Engine]) -> None:
+    file = tmp_path / "a ?#%41ü.db"
+    upgrade(opened(engines, f"sqlite:///{file.as_posix().replace('%', '%25').replace('?', '%3F')}"))
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_directory_that_is_missing_is_named(tmp_path: Path, engines: list[Engine]) -> None:
+    for act in (names, upgrade):
+        with pytest.raises(DatabaseError, match=f"make the directory {tmp_path / 'missing'} first"):
+            act(opened(engines, tmp_path / "missing" / "flowtrail.db"))
+
+
+def test_a_directory_in_place_of_the_file_is_said_to_be_one(tmp_path: Path, engines: list[Engine]) -> None:
+    with pytest.raises(DatabaseError, match="is a directory"):
+        upgrade(opened(engines, tmp_path))
+
+
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, engines: list[Engine]) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("remember the milk\n" * 100)
+    with pytest.raises(DatabaseError, match="is no SQLite database and was left alone"):
+        require_current(opened(engines, file), create_if_empty_sqlite=True)
+    assert file.read_text() == "remember the milk\n" * 100
+
+
+def test_a_damaged_file_is_said_to_be_damaged(sqlite_file: Path, engines: list[Engine]) -> None:
+    content = sqlite_file.read_bytes()
+    sqlite_file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
+    with pytest.raises(DatabaseError, match="is damaged and was left alone: restore a backup"):
+        names(opened(engines, sqlite_file))
+
+
+def test_a_full_disk_is_said_to_be_full(sqlite_file: Path, engines: list[Engine]) -> None:
+    engine = opened(engines, sqlite_file)
+    with writing(engine) as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    with pytest.raises(DatabaseError, match="the disk is full"), writing(engine) as connection:
+        connection.execute(ADD_LEASE, [{"name": f"{number}"} for number in range(10_000)])
+    assert names(engine) == []
+
+
+AS_NOBODY = """
+import os, sys
+from etl.database import connect, reading, writing
+engine = connect("sqlite:///" + sys.argv[1])
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+with reading(engine) as connection:
+    assert connection.exec_driver_sql("SELECT count(*) FROM lease").scalar() == 0
+try:
+    with writing(engine) as connection:
+        connection.exec_driver_sql("DELETE FROM lease")
+except Exception as error:
+    print(type(error).__name__, error)
+engine.dispose()
+"""
+
+
+def test_a_file_that_may_only_be_read_can_be_read_and_says_so_when_written(migrated_sqlite: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="flowtrail-readonly-"))
+    file = folder / "flowtrail.db"
+    file.write_bytes(migrated_sqlite.read_bytes())
+    file.chmod(0o444)
+    folder.chmod(0o555)
+    said = subprocess.run([sys.executable, "-c", AS_NOBODY, file], capture_output=True, text=True, check=True).stdout
+    shutil.rmtree(folder)
+    assert said.startswith("DatabaseError The database")
+    assert "may only be read by this user" in said
+
+
+# ------------------------------------------------------------------------------------------------ bad addresses
+
+UNUSABLE = {
+    "": "is not a URL",
+    "flowtrail.db": "is not a URL",
+    "mysql://u@h/d": "speaks sqlite and postgresql",
+    "postgresql+psycopg2://h/d": "speaks sqlite and postgresql",
+    "sqlite:///flowtrail.db?timeout=1": "takes none",
+    "postgresql+psycopg://u:secret@h:port/d": "is not a URL",
+    f"postgresql+psycopg://u:{PASSWORD}@h/d": "write the one in the password as %40",
+}
+
+
+@pytest.mark.parametrize("url", UNUSABLE)
+def test_an_address_that_cannot_be_used_is_a_problem_of_the_settings(url: str) -> None:
+    with pytest.raises(ConfigError, match=UNUSABLE[url]) as raised:
+        connect(url)
+    assert "[database] url" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert "w:rd" not in str(raised.value)
+    assert raised.value.__cause__ is None
+
+
+def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'flowtrail\[postgres\]'"):
+        connect("postgresql+psycopg://h/d")
+
+
+def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(ConfigError, match=r"needs SQLite 3\.35 or newer"):
+        connect("sqlite:///flowtrail.db")
+
+
+def test_the_short_name_of_postgresql_means_the_same_driver(engines: list[Engine]) -> None:
+    assert opened(engines, "postgresql://h/d").url == opened(engines, "postgresql+psycopg://h/d").url
+
+
+def test_a_description_masks_every_password() -> None:
+    assert describe(make_url("postgresql://u@h/d").set(password=PASSWORD)) == "postgresql://u:***@h/d"
+    assert PASSWORD not in describe(f"postgresql://u@h/d?password={quote(PASSWORD)}")
+
+
+def test_no_message_and_no_cause_contains_a_password_or_a_value(
+    postgres: local_postgres.Server, engines: list[Engine], migrated_postgres: str
+) -> None:
+    right = make_url(postgres.url(migrated_postgres, tcp=True))
+    bad = [
+        right.set(password=PASSWORD),
+        right.set(port=1, password=PASSWORD),
+        right.set(database="missing"),
+        right.set(host="no.such.host.invalid", password=PASSWORD),
+        right.set(password=None).update_query_dict({"password": PASSWORD}),
+    ]
+    for url in bad:
+        with pytest.raises(DatabaseUnreachable, match="cannot be reached: ") as raised:
+            names(opened(engines, url.render_as_string(hide_password=False)))
+        for said in (str(raised.value), str(raised.value.__cause__)):
+            assert PASSWORD not in said
+            assert postgres.password not in said
+
+
+def test_a_refused_value_is_not_repeated(engine: Engine) -> None:
+    add(engine, "canary")
+    with pytest.raises(DatabaseError, match="refused: ") as raised:
+        add(engine, "canary")
+    assert "canary" not in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_what_the_driver_itself_refuses_is_a_database_error_too(engine: Engine) -> None:
+    with pytest.raises(DatabaseError, match=r"refused: .*NUL"):
+        add(engine, "a\0b")
+    with pytest.raises(DatabaseError, match="refused: InvalidTextRepresentation"), writing(engine) as connection:
+        connection.execute(text("SELECT CAST(:it AS integer)"), {"it": "canary"})
+    with pytest.raises(DatabaseError, match="refused: "), writing(engine) as connection:
+        connection.connection.driver_connection.execute("INSERT INTO lease VALUES (NULL)")
+    with pytest.raises(SchemaMismatch), writing(engine) as connection:
+        connection.connection.driver_connection.execute("SELECT * FROM leases")
+
+
+def test_a_table_that_is_missing_points_to_the_check(engine: Engine) -> None:
+    with pytest.raises(SchemaMismatch, match="`flowtrail db check`"), reading(engine) as connection:
+        connection.exec_driver_sql("SELECT * FROM leases")

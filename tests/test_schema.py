@@ -1,0 +1,204 @@
+"""The tables: their names are a contract, and what must not be stored is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, Table, insert, inspect, select, text
+from sqlalchemy.exc import StatementError
+
+from etl.database import reading, writing
+from etl.errors import DatabaseError
+from etl.schema import change_set, lease, metadata, observation, sync_run, target, workflow, workflow_change
+
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+SHA = "0" * 64
+
+CONTRACT = {
+    "target": "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest "
+    "flow_count consecutive_failures last_error_code last_error held_since retired_at",
+    "workflow": "target_id flow_id flow_name cycle editable first_seen_at changed_at missing_since",
+    "change_set": "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest baseline "
+    "added removed cycle_changed renamed editable_changed approved_by parent_hash hash",
+    "workflow_change": "change_set_id flow_id kind old_name new_name old_cycle new_cycle old_editable new_editable",
+    "observation": "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted",
+    "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at notified_at host "
+    "pid targets changed unchanged held failed stale baseline added removed cycle_changed renamed editable_changed",
+    "sync_issue": "id run_id target_id verdict error_code message attempts missing",
+    "lease": "name holder expires_at",
+}
+
+
+def a_target(**values: object) -> dict[str, object]:
+    return {"org_id": "o1", "user_id": "u1", **values}
+
+
+def a_change_set(**values: object) -> dict[str, object]:
+    row = {"target_id": 1, "version": 1, "run_id": 1, "kind": "baseline", "observed_at": NOON, "state_digest": SHA}
+    return {**row, "parent_hash": SHA, "hash": SHA, **values}
+
+
+def a_change(**values: object) -> dict[str, object]:
+    return {"change_set_id": 1, "flow_id": "3318", "kind": "baseline", "new_name": "map", "new_cycle": "D", **values}
+
+
+def a_span(**values: object) -> dict[str, object]:
+    times = {"first_at": NOON, "last_asked_at": NOON, "last_at": NOON}
+    return {"target_id": 1, "version": 1, **times, "interrupted": False, **values}
+
+
+def a_run(**values: object) -> dict[str, object]:
+    row = {
+        "schedule": "plants",
+        "origin": "schedule",
+        "scheduled_for": NOON,
+        "status": "running",
+        "host": "h",
+        "pid": 1,
+    }
+    return {**row, "started_at": NOON, "heartbeat_at": NOON, **values}
+
+
+def a_workflow(**values: object) -> dict[str, object]:
+    return {"target_id": 1, "flow_id": "1", "first_seen_at": NOON, "changed_at": NOON, **values}
+
+
+def test_the_tables_have_exactly_the_columns_of_the_contract(engine: Engine) -> None:
+    live = {name: " ".join(column["name"] for column in inspect(engine).get_columns(name)) for name in CONTRACT}
+    assert live == CONTRACT
+    assert set(inspect(engine).get_table_names()) == {*CONTRACT, "alembic_version"}
+
+
+def test_the_metadata_is_what_the_migrations_make(engine: Engine) -> None:
+    defaults = engine.dialect.name == "postgresql"  # SQLite knows no Identity(), and would report it missing
+    with reading(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": defaults})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_ids_compare_byte_by_byte(engine: Engine) -> None:
+    ids = ["a", "A", "a ", "é", "e\u0301", "ä", "Z", "10", "9"]
+    with writing(engine) as connection:
+        connection.execute(insert(workflow), [a_workflow(flow_id=flow_id) for flow_id in ids])
+        ordered = connection.execute(select(workflow.c.flow_id).order_by(workflow.c.flow_id)).scalars().all()
+        if engine.dialect.name == "postgresql":
+            assert connection.scalar(text("SELECT pg_collation_for(flow_id) FROM workflow LIMIT 1")) == '"C"'
+    assert ordered == sorted(ids)
+
+
+# A time that ends in zeros, one in another zone, and one at each end of the calendar.
+TIMES = [
+    NOON,
+    dt.datetime(2026, 3, 1, 23, 59, 59, 999999, dt.timezone(dt.timedelta(hours=8))),
+    dt.datetime(1, 1, 1, tzinfo=dt.UTC),
+    dt.datetime(9999, 12, 31, 23, 59, 59, 999999, dt.UTC),
+]
+
+
+def test_a_time_comes_back_as_the_same_moment_in_utc(engine: Engine) -> None:
+    with writing(engine) as connection:
+        for moment in TIMES:
+            connection.execute(insert(lease).values(name=str(moment), holder="me", expires_at=moment))
+        found = connection.execute(select(lease.c.expires_at).order_by(lease.c.expires_at)).scalars().all()
+    assert found == sorted(TIMES)
+    assert {moment.utcoffset() for moment in found} == {dt.timedelta(0)}
+
+
+def test_a_time_on_sqlite_is_text_of_26_characters(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(lease).values(name="active", holder="me", expires_at=NOON))
+        raw = connection.exec_driver_sql("SELECT expires_at FROM lease").scalar_one()
+    assert raw == ("2026-03-01 12:00:00.000000" if engine.dialect.name == "sqlite" else NOON)
+
+
+def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
+    naive = NOON.replace(tzinfo=None)
+    with writing(engine) as connection, pytest.raises(StatementError, match="no time zone"):
+        connection.execute(insert(lease).values(name="active", holder="me", expires_at=naive))
+
+
+REFUSED = {
+    "a target without an organisation": (target, a_target(org_id="")),
+    "a target twice": (target, a_target(user_id="known")),
+    "an observed target without a digest": (target, a_target(version=1)),
+    "a digest that is none": (target, a_target(state_digest="abc")),
+    "a negative count": (target, a_target(flow_count=-1)),
+    "a workflow without an id": (workflow, a_workflow(flow_id="")),
+    "a version 0": (change_set, a_change_set(version=0, kind="delta", last_unchanged_at=NOON)),
+    "a first version that is no baseline": (change_set, a_change_set(kind="delta", last_unchanged_at=NOON)),
+    "a second baseline": (change_set, a_change_set(version=2)),
+    "a delta since nobody knows when": (change_set, a_change_set(version=2, kind="delta")),
+    "a change set of an unknown kind": (change_set, a_change_set(kind="rebase")),
+    "a change set of no target": (change_set, a_change_set(target_id=99)),
+    "a short hash": (change_set, a_change_set(hash=SHA[1:])),
+    "a change of an unknown kind": (workflow_change, a_change(kind="touched")),
+    "a span that ends before it starts": (observation, a_span(last_at=NOON - dt.timedelta(seconds=1))),
+    "a span of no observation": (observation, a_span(observations=0)),
+    "a span of no target": (observation, a_span(target_id=99)),
+    "a run of an unknown origin": (sync_run, a_run(origin="cron")),
+    "a run with an unknown status": (sync_run, a_run(status="done")),
+    "a scheduled run without its slot": (sync_run, a_run(scheduled_for=None)),
+}
+
+
+def test_what_the_design_rules_out_is_refused(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(target).values(a_target(id=1, user_id="known")))
+    assert [case for case, (table, row) in REFUSED.items() if is_stored(engine, table, row)] == []
+
+
+def is_stored(engine: Engine, table: Table, row: dict[str, object]) -> bool:
+    try:
+        with writing(engine) as connection:
+            connection.execute(insert(table).values(row))
+    except DatabaseError as error:
+        return "refused" not in str(error)
+    return True
+
+
+def test_what_the_design_allows_is_stored(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(target).values(a_target(id=1)))
+        connection.execute(insert(change_set), [a_change_set()])
+        connection.execute(
+            insert(change_set), [a_change_set(version=2, kind="delta", last_unchanged_at=NOON, approved_by="Wu")]
+        )
+        connection.execute(insert(workflow_change), [a_change(), a_change(kind="renamed", old_editable=True)])
+        connection.execute(insert(observation), [a_span()])
+        ids = connection.execute(select(change_set.c.id).order_by(change_set.c.version)).scalars().all()
+    assert ids == [1, 2]
+
+
+BAD_TYPES = [
+    "INSERT INTO target (org_id, user_id, version) VALUES ('o', 'u', 'many')",
+    "INSERT INTO target (org_id, user_id, held_since) VALUES ('o', 'u', '2026-03-01')",
+    "INSERT INTO target (org_id, user_id) VALUES (x'00', 'u')",
+    "INSERT INTO workflow VALUES (1, '1', 'map', 'D', 'yes', '2026-03-01 12:00:00.000000', "
+    "'2026-03-01 12:00:00.000000', NULL)",
+]
+
+
+@pytest.mark.parametrize("statement", BAD_TYPES)
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_sqlite_refuses_what_a_column_does_not_hold(engine: Engine, statement: str) -> None:
+    with pytest.raises(DatabaseError, match="CHECK constraint"), writing(engine) as connection:
+        connection.exec_driver_sql(statement)
+
+
+def test_a_slot_is_taken_by_one_run_until_that_is_aborted(engine: Engine) -> None:
+    with writing(engine) as connection:
+        connection.execute(insert(sync_run), [a_run(status="aborted"), a_run(), a_run(origin="command")])
+        connection.execute(insert(sync_run), [a_run(origin="command"), a_run(schedule="sites")])
+    with pytest.raises(DatabaseError, match="refused"), writing(engine) as connection:
+        connection.execute(insert(sync_run).values(a_run(origin="catch_up", status="succeeded")))
+
+
+def test_the_id_of_a_deleted_run_is_not_given_again(engine: Engine) -> None:
+    with writing(engine) as connection:
+        first = connection.execute(insert(sync_run).values(a_run())).inserted_primary_key
+        connection.exec_driver_sql("DELETE FROM sync_run")
+        second = connection.execute(insert(sync_run).values(a_run())).inserted_primary_key
+    assert (first, second) == ((1,), (2,))

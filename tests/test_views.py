@@ -1,0 +1,559 @@
+"""The views for reporting: a small story with known answers, and random histories against an oracle of plain Python."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy import Boolean, Connection, Engine, column, insert, select, table, text, update
+
+from etl.database import reading, writing
+from etl.schema import UtcTime, metadata, target
+
+START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+ALICE, BOB, CAROL = ("o1", "alice", ""), ("o1", "bob", ""), ("o2", "carol", "")
+Key = tuple[str, str, str]
+State = tuple["str | None", "str | None", "bool | None"]
+"""Name, cycle, editable."""
+NOTHING: State = (None, None, None)
+TIMES = {
+    *("first_seen_at", "changed_at", "last_observed_at", "missing_since", "valid_from", "valid_to", "valid_from_after"),
+    *("last_seen_at", "last_unchanged_at", "observed_at", "held_since", "retired_at", "gap_from", "gap_to"),
+}
+FLAGS = {"editable", "old_editable", "new_editable", "changed_inside"}
+VIEWS = {
+    "current_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_seen_at "
+    "changed_at last_observed_at missing_since",
+    "workflow_event": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle "
+    "new_cycle old_editable new_editable last_unchanged_at observed_at",
+    "cycle_change": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle new_cycle "
+    "old_editable new_editable last_unchanged_at observed_at",
+    "workflow_history": "org_id user_id expression flow_id flow_name cycle editable valid_from valid_to from_kind "
+    "valid_from_after last_seen_at",
+    "org_workflow": "org_id flow_id flow_name cycle users editors first_seen_at",
+    "org_workflow_event": "org_id flow_id kind user_id old_name new_name old_cycle new_cycle old_editable new_editable "
+    "last_unchanged_at observed_at",
+    "target_health": "org_id user_id expression version flow_count last_observed_at consecutive_failures "
+    "last_error_code last_error held_since held_removals retired_at",
+    "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",
+    "daily_change": "day org_id kind changes",
+}
+
+
+class Report(NamedTuple):
+    """What one target said of one workflow in one change set."""
+
+    key: Key
+    flow_id: str
+    run_id: int
+    change_set_id: int
+    version: int
+    since: dt.datetime | None
+    at: dt.datetime
+    kinds: tuple[str, ...]
+    old: State | None
+    new: State | None
+
+
+class Seen(NamedTuple):
+    version: int
+    first: dt.datetime
+    last: dt.datetime
+    interrupted: bool
+
+
+class Trail:
+    """Writes histories as runs would, by rules of its own, and remembers them for the oracle."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.ids: dict[Key, int] = {}
+        self.lists: dict[Key, dict[str, State]] = {}
+        self.stamps: dict[tuple[Key, str], tuple[dt.datetime, dt.datetime]] = {}
+        self.missing: dict[Key, set[str]] = defaultdict(set)
+        self.reports: list[Report] = []
+        self.versions: Counter[Key] = Counter()
+        self.spans: dict[Key, list[Seen]] = defaultdict(list)
+        self.is_open: dict[Key, bool] = defaultdict(bool)
+        self.held: dict[Key, dt.datetime] = {}
+        self.retired: dict[Key, dt.datetime] = {}
+
+    def see(self, run_id: int, key: Key, at: dt.datetime, flows: dict[str, State], *, hold: Iterable[str] = ()) -> None:
+        """A valid answer; ``hold`` are workflows that it lacks and that stay, their removal held."""
+        self.ids.setdefault(key, len(self.ids) + 1)
+        before, hold = self.lists.get(key, {}), set(hold)
+        flows = {**flows, **{flow_id: before[flow_id] for flow_id in hold}}
+        changed = self._commit(run_id, key, at, before, flows)
+        self.missing[key] = hold
+        self.held = (
+            {**self.held, key: self.held.get(key, at)} if hold else {k: v for k, v in self.held.items() if k != key}
+        )
+        if hold:
+            self.is_open[key] = False
+        else:
+            self._span(key, at, changed)
+
+    def _commit(
+        self, run_id: int, key: Key, at: dt.datetime, before: dict[str, State], after: dict[str, State]
+    ) -> bool:
+        baseline = key not in self.lists
+        self.lists[key] = after
+        ids = [flow_id for flow_id in {**before, **after} if before.get(flow_id) != after.get(flow_id)]
+        if not ids and not baseline:
+            return False
+        self.versions[key] += 1
+        since = None if baseline else self.spans[key][-1].last - dt.timedelta(seconds=1)
+        number = len(self.rows["change_set"]) + 1
+        made = [
+            Report(key, flow_id, run_id, number, self.versions[key], since, at, kinds(old, new, baseline), old, new)
+            for flow_id in sorted(ids)
+            for old, new in [(before.get(flow_id), after.get(flow_id))]
+        ]
+        self.reports += made
+        self._write(made, key, run_id, at, since, len(after), baseline)
+        return True
+
+    def _write(
+        self,
+        made: list[Report],
+        key: Key,
+        run_id: int,
+        at: dt.datetime,
+        since: dt.datetime | None,
+        size: int,
+        first: bool,
+    ) -> None:
+        counts = Counter(kind for report in made for kind in report.kinds)
+        self.rows["change_set"].append(
+            {"id": len(self.rows["change_set"]) + 1, "target_id": self.ids[key], "version": self.versions[key]}
+            | {
+                "run_id": run_id,
+                "kind": "baseline" if first else "delta",
+                "observed_at": at,
+                "last_unchanged_at": since,
+            }
+            | {"flow_count": size, "state_digest": "0" * 64, "parent_hash": "0" * 64, "hash": "0" * 64}
+            | {kind: counts[kind] for kind in KINDS}
+        )
+        for report in made:
+            old, new = report.old or NOTHING, report.new or NOTHING
+            values = dict(zip(CHANGE_COLUMNS, (x for pair in zip(old, new, strict=True) for x in pair), strict=True))
+            for kind in report.kinds:
+                row = {"change_set_id": report.change_set_id, "flow_id": report.flow_id, "kind": kind, **values}
+                self.rows["workflow_change"].append(row)
+            first_seen = at if report.old is None else self.stamps[key, report.flow_id][0]
+            self.stamps[key, report.flow_id] = (first_seen, at)
+
+    def _span(self, key: Key, at: dt.datetime, changed: bool) -> None:
+        spans = self.spans[key]
+        if self.is_open[key] and not changed:
+            spans[-1] = spans[-1]._replace(last=at)
+        else:
+            spans.append(Seen(self.versions[key], at, at, bool(spans) and not self.is_open[key]))
+        self.is_open[key] = True
+
+    def fail(self, key: Key) -> None:
+        self.is_open[key] = False
+
+    def retire(self, key: Key, at: dt.datetime) -> None:
+        self.retired[key] = at
+
+    def write(self, connection: Connection) -> None:
+        numbers = {key: [] for key in self.ids}
+        spans = [(key, each) for key in self.ids for each in self.spans[key]]
+        for number, (key, _) in enumerate(spans, 1):
+            numbers[key].append(number)
+        for key, target_id in self.ids.items():
+            self.rows["target"].append(self._target_row(key, target_id, numbers[key]))
+            self.rows["workflow"] += [self._workflow_row(key, flow_id) for flow_id in self.lists[key]]
+        self.rows["observation"] = [
+            {"target_id": self.ids[key], "version": each.version, "first_at": each.first, "last_at": each.last}
+            | {"last_asked_at": each.last - dt.timedelta(seconds=1), "interrupted": each.interrupted}
+            for key, each in spans
+        ]
+        for each in metadata.sorted_tables:
+            if self.rows[each.name]:
+                connection.execute(insert(each), self.rows[each.name])
+
+    def _target_row(self, key: Key, target_id: int, spans: list[int]) -> dict[str, Any]:
+        row = dict(zip(("org_id", "user_id", "expression"), key, strict=True))
+        row |= {
+            "id": target_id,
+            "version": self.versions[key],
+            "state_digest": "0" * 64,
+            "flow_count": len(self.lists[key]),
+        }
+        row |= {"observation_id": spans[-1] if self.is_open[key] else None}
+        return row | {"held_since": self.held.get(key), "retired_at": self.retired.get(key)}
+
+    def _workflow_row(self, key: Key, flow_id: str) -> dict[str, Any]:
+        values = dict(zip(("flow_name", "cycle", "editable"), self.lists[key][flow_id], strict=True))
+        first, last = self.stamps[key, flow_id]
+        missing = self.held.get(key) if flow_id in self.missing[key] else None
+        where = {"target_id": self.ids[key], "flow_id": flow_id, "first_seen_at": first, "changed_at": last}
+        return where | values | {"missing_since": missing}
+
+
+KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
+CHANGE_COLUMNS = ("old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable")
+
+
+def kinds(old: State | None, new: State | None, baseline: bool) -> tuple[str, ...]:
+    if new is None:
+        return ("removed",)
+    if old is None:
+        return ("baseline" if baseline else "added",)
+    changed = zip(("renamed", "cycle_changed", "editable_changed"), old, new, strict=True)
+    return tuple(kind for kind, before, after in changed if before != after)
+
+
+def rows(engine: Engine, view: str, *wanted: str, **found: str) -> list[Any]:
+    """The rows of a view, or some of its columns, with times as times; in the order of their text."""
+    kinds = dict.fromkeys(TIMES, UtcTime()) | dict.fromkeys(FLAGS, Boolean())
+    columns = [column(name, kinds.get(name)) for name in VIEWS[view].split()]
+    source = table(view, *columns)
+    query = select(*(source.c[name] for name in wanted or source.c.keys()))
+    with reading(engine) as connection:
+        found_rows = connection.execute(query.where(*(source.c[name] == value for name, value in found.items())))
+        return sorted((tuple(row) for row in found_rows), key=repr)
+
+
+def hour(number: float) -> dt.datetime:
+    return START + dt.timedelta(hours=number)
+
+
+# -------------------------------------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_has_exactly_the_columns_of_the_contract_and_says_what_a_row_is(engine: Engine, view: str) -> None:
+    with reading(engine) as connection:
+        assert " ".join(connection.execute(text(f"SELECT * FROM {view}")).keys()) == VIEWS[view]
+        if engine.dialect.name == "sqlite":
+            comment = connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = :view"), {"view": view})
+            assert comment.split("\n")[1].startswith("-- ")
+        else:
+            comment = connection.scalar(text("SELECT obj_description(CAST(:view AS regclass))"), {"view": view})
+            assert comment
+
+
+# ------------------------------------------------------------------------------------------------------ a story
+
+
+@pytest.fixture
+def story(engine: Engine) -> Engine:
+    """Alice and Bob of one organisation, and Carol of another, through a day."""
+    trail = Trail()
+    trail.see(1, ALICE, hour(0), {"1": ("map", "D", True), "2": ("reduce", "H", True)})
+    trail.see(2, ALICE, hour(1), {"1": ("map", "D", True), "2": ("reduce", "H", True)})
+    trail.see(2, BOB, hour(1.1), {"1": ("map", "D", False)})
+    trail.see(3, ALICE, hour(2), {"1": ("join", "mi", True), "2": ("reduce", "H", True)})
+    trail.see(3, BOB, hour(2.1), {"1": ("join", "mi", False)})
+    trail.fail(ALICE)
+    trail.see(4, ALICE, hour(4), {"1": ("join", "mi", True)})
+    trail.see(4, BOB, hour(4.1), {"1": ("join", "mi", False), "3": ("sort", "X", None)})
+    trail.see(5, ALICE, hour(5), {"1": ("join", "mi", True), "3": ("sort", "X", None)})
+    trail.see(6, BOB, hour(12.5), {"3": ("sort", "X", None)})
+    trail.see(7, CAROL, hour(13), {"1": ("other", "M", None), "9": ("old", "W", True)})
+    trail.see(8, CAROL, hour(14), {"1": ("other", "M", True)}, hold=["9"])
+    trail.retire(BOB, hour(20))
+    with writing(engine) as connection:
+        trail.write(connection)
+        failing = {"consecutive_failures": 3, "last_error_code": "62103", "last_error": "no privilege"}
+        connection.execute(update(target).where(target.c.user_id == "alice").values(failing))
+    return engine
+
+
+def test_current_workflow_leaves_retired_targets_out_and_keeps_what_is_held(story: Engine) -> None:
+    columns = ("user_id", "flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
+    assert rows(story, "current_workflow", *columns, "missing_since") == [
+        ("alice", "1", "join", "minute", True, hour(2), hour(5), None),
+        ("alice", "3", "sort", "X", None, hour(5), hour(5), None),
+        ("carol", "1", "other", "month", True, hour(14), hour(13), None),
+        ("carol", "9", "old", "week", True, hour(13), hour(13), hour(14)),
+    ]
+
+
+def test_workflow_event_has_a_row_for_each_kind_of_change_at_once(story: Engine) -> None:
+    columns = ("change_set_id", "run_id", "kind", "old_name", "new_cycle", "last_unchanged_at", "observed_at")
+    second = dt.timedelta(seconds=1)
+    assert rows(story, "workflow_event", *columns, user_id="alice", flow_id="1") == [
+        (1, 1, "baseline", None, "D", None, hour(0)),
+        (3, 3, "cycle_changed", "map", "mi", hour(1) - second, hour(2)),
+        (3, 3, "renamed", "map", "mi", hour(1) - second, hour(2)),
+    ]
+    assert rows(story, "cycle_change", "user_id", "kind") == [("alice", "cycle_changed"), ("bob", "cycle_changed")]
+
+
+def test_workflow_history_ends_a_state_where_the_next_begins_or_its_target_retired(story: Engine) -> None:
+    columns = ("user_id", "flow_id", "flow_name", "valid_from", "valid_to", "from_kind", "last_seen_at")
+    assert rows(story, "workflow_history", *columns, org_id="o1") == [
+        ("alice", "1", "join", hour(2), None, "cycle_changed", hour(5)),
+        ("alice", "1", "map", hour(0), hour(2), "baseline", hour(1)),
+        ("alice", "2", "reduce", hour(0), hour(4), "baseline", hour(2)),
+        ("alice", "3", "sort", hour(5), None, "added", hour(5)),
+        ("bob", "1", "join", hour(2.1), hour(12.5), "cycle_changed", hour(4.1)),
+        ("bob", "1", "map", hour(1.1), hour(2.1), "baseline", hour(1.1)),
+        ("bob", "3", "sort", hour(4.1), hour(20), "added", hour(12.5)),
+    ]
+
+
+def test_org_workflow_counts_the_users_and_editors_of_now(story: Engine) -> None:
+    assert rows(story, "org_workflow") == [
+        ("o1", "1", "join", "mi", 1, 1, hour(0)),
+        ("o1", "3", "sort", "X", 1, 0, hour(5)),
+        ("o2", "1", "other", "M", 1, 1, hour(13)),
+        ("o2", "9", "old", "W", 1, 1, hour(13)),
+    ]
+
+
+def test_org_workflow_event_tells_each_thing_once(story: Engine) -> None:
+    columns = ("flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "new_editable")
+    assert rows(story, "org_workflow_event", *columns, "observed_at") == [
+        ("1", "access_lost", "bob", "join", None, "mi", None, None, hour(12.5)),
+        ("1", "cycle_changed", None, "map", "join", "D", "mi", None, hour(2)),
+        ("1", "renamed", None, "map", "join", "D", "mi", None, hour(2)),
+        ("2", "disappeared", None, "reduce", None, "H", None, None, hour(4)),
+        ("3", "access_granted", "alice", None, "sort", None, "X", None, hour(5)),
+        ("3", "appeared", None, None, "sort", None, "X", None, hour(4.1)),
+    ]
+
+
+def test_target_health_counts_what_is_held(story: Engine) -> None:
+    columns = ("user_id", "version", "flow_count", "last_observed_at", "consecutive_failures", "last_error_code")
+    assert rows(story, "target_health", *columns, "held_since", "held_removals", "retired_at") == [
+        ("alice", 4, 2, hour(5), 3, "62103", None, 0, None),
+        ("bob", 4, 1, hour(12.5), 0, None, None, 0, hour(20)),
+        ("carol", 2, 2, hour(13), 0, None, hour(14), 1, None),
+    ]
+
+
+def test_coverage_gap_says_whether_something_changed_inside(story: Engine) -> None:
+    assert rows(story, "coverage_gap") == [
+        ("o1", "alice", "", hour(2), hour(4), True),
+        ("o2", "carol", "", hour(13), None, True),
+    ]
+
+
+def test_daily_change_counts_by_the_day_of_utc(story: Engine) -> None:
+    counted = [(str(day), *rest) for day, *rest in rows(story, "daily_change")]
+    assert sorted(counted) == [
+        ("2026-03-01", "o1", "added", 2),
+        ("2026-03-01", "o1", "cycle_changed", 2),
+        ("2026-03-01", "o1", "removed", 1),
+        ("2026-03-01", "o1", "renamed", 2),
+        ("2026-03-02", "o1", "removed", 1),
+        ("2026-03-02", "o2", "editable_changed", 1),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- the oracle
+
+
+def a_random_trail(seeds: Iterable[int]) -> Trail:
+    """An organisation a seed: a few users, some with two expressions, that see a small world change."""
+    trail, runs = Trail(), iter(range(1, 1_000_000))
+    for seed in seeds:
+        live_randomly(trail, f"o{seed:04}", random.Random(seed), runs)
+    return trail
+
+
+def live_randomly(trail: Trail, org: str, dice: random.Random, runs: Iterator[int]) -> None:
+    users = [f"u{number}" for number in range(dice.randint(1, 3))]
+    keys = [(org, user, expression) for user in users for expression in ("", "x")[: dice.randint(1, 2)]]
+    world, now = {flow_id: a_state(dice) for flow_id in "123"}, START
+    for run_id in (next(runs) for _ in range(dice.randint(1, 12))):
+        if dice.random() < 0.6:
+            world[dice.choice("123")] = a_state(dice)
+        for key in dice.sample(keys, dice.randint(1, len(keys))):
+            now += dt.timedelta(seconds=dice.choice([0, 7, 4000]) + 7)
+            if key not in trail.retired:
+                ask_randomly(trail, run_id, key, now, world, dice)
+        now += dt.timedelta(seconds=5)
+        for key in keys:
+            if key in trail.ids and key not in trail.retired and dice.random() < 0.04:
+                trail.retire(key, now)
+
+
+def ask_randomly(
+    trail: Trail, run_id: int, key: Key, at: dt.datetime, world: dict[str, State], dice: random.Random
+) -> None:
+    luck, listed = dice.random(), {flow_id: state for flow_id, state in world.items() if dice.random() < 0.7}
+    gone = trail.lists.get(key, {}).keys() - listed.keys()
+    if luck < 0.15 and key in trail.ids:
+        trail.fail(key)
+    elif luck < 0.3 and gone:
+        trail.see(run_id, key, at, listed, hold=gone)
+    else:
+        trail.see(run_id, key, at, listed)
+
+
+def a_state(dice: random.Random) -> State:
+    return dice.choice(["map", "join", None]), dice.choice(["D", "H", None]), dice.choice([True, False, None])
+
+
+class Oracle:
+    """What happened in one organisation, told run by run."""
+
+    def __init__(self, reports: Iterable[Report], retired: dict[Key, dt.datetime]) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.sees: dict[str, set[Key]] = defaultdict(set)
+        self.told: dict[str, State] = {}
+        by_run: dict[int, list[Report]] = defaultdict(list)
+        for report in sorted(reports, key=lambda each: (each.at, each.change_set_id)):
+            by_run[report.run_id].append(report)
+        retirements = sorted((at, key) for key, at in retired.items())
+        for run in by_run.values():
+            while retirements and retirements[0][0] < run[0].at:
+                self._retire(retirements.pop(0)[1])
+            self._judge(run)
+
+    def _retire(self, key: Key) -> None:
+        for targets in self.sees.values():
+            targets.discard(key)
+
+    def users(self, flow_id: str) -> set[str]:
+        return {user for _, user, _ in self.sees[flow_id]}
+
+    def _judge(self, run: list[Report]) -> None:
+        before = {report.flow_id: self.users(report.flow_id) for report in run}
+        for report in run:
+            self._hear(report)
+        for flow_id, users in before.items():
+            self._compare(flow_id, users, self.users(flow_id), [each for each in run if each.flow_id == flow_id])
+
+    def _hear(self, report: Report) -> None:
+        flow_id, new = report.flow_id, report.new
+        if new is None:
+            self.sees[flow_id].discard(report.key)
+            return
+        if self.sees[flow_id]:
+            (old_name, old_cycle, _), (name, cycle, _) = self.told[flow_id], new
+            what = (None, old_name, name, old_cycle, cycle, None, None, report.since, report.at)
+            changed = {"cycle_changed": old_cycle != cycle, "renamed": old_name != name}
+            self.events += [(report.key[0], flow_id, kind, *what) for kind, so in changed.items() if so]
+        self.sees[flow_id].add(report.key)
+        self.told[flow_id] = new
+
+    def _compare(self, flow_id: str, before: set[str], after: set[str], run: list[Report]) -> None:
+        last = {report.key[1]: report for report in run if report.key[1] in before ^ after}
+        added = {report.key[1] for report in run if report.kinds == ("added",)}
+        removed = {report.key[1] for report in run if report.kinds == ("removed",)}
+        latest = max(last.values(), key=lambda report: (report.at, report.change_set_id), default=None)
+        if latest is None:
+            return
+        if not before:
+            self._tell("appeared", latest) if added else None
+        elif not after:
+            self._tell("disappeared", latest) if removed else None
+        else:
+            for user in sorted(before ^ after):
+                self._tell("access_granted" if user in after else "access_lost", last[user], user) if (
+                    user in added if user in after else user in removed
+                ) else None
+
+    def _tell(self, kind: str, report: Report, user: str | None = None) -> None:
+        old, new = report.old or NOTHING, report.new or NOTHING
+        seen = [value for pair in zip(old[:2], new[:2], strict=True) for value in pair]
+        editable = (old[2], new[2]) if user else (None, None)
+        self.events.append((report.key[0], report.flow_id, kind, user, *seen, *editable, report.since, report.at))
+
+
+def expected_events(trail: Trail) -> Iterator[tuple[Any, ...]]:
+    by_org: dict[str, list[Report]] = defaultdict(list)
+    for report in trail.reports:
+        by_org[report.key[0]].append(report)
+    for org, reports in by_org.items():
+        yield from Oracle(reports, {key: at for key, at in trail.retired.items() if key[0] == org}).events
+
+
+def expected_history(trail: Trail) -> Iterator[tuple[Any, ...]]:
+    lives: dict[tuple[Key, str], list[Report]] = defaultdict(list)
+    for report in trail.reports:
+        lives[report.key, report.flow_id].append(report)
+    for (key, flow_id), life in lives.items():
+        for report, following in zip(life, [*life[1:], None], strict=True):
+            if report.new is None:
+                continue
+            until = following.at if following else trail.retired.get(key)
+            kind = next(
+                kind for kind in (*KINDS[:3], "cycle_changed", "renamed", "editable_changed") if kind in report.kinds
+            )
+            before = [each.last for each in trail.spans[key] if not following or each.version < following.version]
+            last_seen = max([report.at, *before])
+            yield (*key, flow_id, *report.new, report.at, until, kind, report.since, last_seen)
+
+
+def expected_org_workflows(trail: Trail) -> Iterator[tuple[Any, ...]]:
+    seen: dict[tuple[str, str], list[tuple[dt.datetime, int, Key]]] = defaultdict(list)
+    for key, listed in trail.lists.items():
+        for flow_id in listed if key not in trail.retired else ():
+            seen[key[0], flow_id].append((trail.stamps[key, flow_id][1], -trail.ids[key], key))
+    for (org, flow_id), targets in seen.items():
+        name, cycle, _ = trail.lists[max(targets)[2]][flow_id]
+        users = {key[1] for *_, key in targets}
+        editors = {key[1] for *_, key in targets if trail.lists[key][flow_id][2]}
+        first = min(trail.stamps[key, flow_id][0] for *_, key in targets)
+        yield org, flow_id, name, cycle, len(users), len(editors), first
+
+
+def expected_gaps(trail: Trail) -> Iterator[tuple[Any, ...]]:
+    for key, spans in trail.spans.items():
+        for before, after in pairwise(spans):
+            if after.interrupted:
+                yield *key, before.last, after.first, before.version != after.version
+        if not trail.is_open[key] and key not in trail.retired:
+            yield *key, spans[-1].last, None, spans[-1].version != trail.versions[key]
+
+
+def expected_days(trail: Trail) -> Iterator[tuple[Any, ...]]:
+    counted = Counter((f"{report.at:%F}", report.key[0], kind) for report in trail.reports for kind in report.kinds)
+    yield from ((*what, count) for what, count in counted.items() if what[2] != "baseline")
+
+
+ORGANISATIONS = 150
+
+
+@pytest.fixture
+def histories(engine: Engine) -> tuple[Engine, Trail]:
+    trail = a_random_trail(range(ORGANISATIONS))
+    with writing(engine) as connection:
+        trail.write(connection)
+    return engine, trail
+
+
+def test_the_views_agree_with_an_oracle_on_random_histories(histories: tuple[Engine, Trail]) -> None:
+    engine, trail = histories
+    happened = list(expected_events(trail))
+    assert {event[2] for event in happened} == {
+        *("appeared", "disappeared", "cycle_changed", "renamed", "access_granted", "access_lost")
+    }
+    assert rows(engine, "org_workflow_event") == sorted(happened, key=repr)
+    assert rows(engine, "workflow_history") == sorted(expected_history(trail), key=repr)
+    assert rows(engine, "org_workflow") == sorted(expected_org_workflows(trail), key=repr)
+    assert rows(engine, "coverage_gap") == sorted(expected_gaps(trail), key=repr)
+    assert sorted((str(day), *rest) for day, *rest in rows(engine, "daily_change")) == sorted(expected_days(trail))
+
+
+def test_one_organisation_alone_gives_what_it_gives_among_all(histories: tuple[Engine, Trail]) -> None:
+    engine, _ = histories
+    for view in ("org_workflow_event", "workflow_history", "org_workflow"):
+        everything = rows(engine, view)
+        for number in range(0, ORGANISATIONS, 40):
+            org = f"o{number:04}"
+            assert rows(engine, view, org_id=org) == [row for row in everything if row[0] == org]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize("view", ["org_workflow_event", "workflow_history", "org_workflow", "current_workflow"])
+def test_a_condition_on_the_organisation_reaches_the_tables(engine: Engine, view: str) -> None:
+    with reading(engine) as connection:
+        plan = connection.execute(text(f"EXPLAIN QUERY PLAN SELECT * FROM {view} WHERE org_id = 'o1'")).all()
+    steps = [step.detail for step in plan]
+    assert any(step.startswith("SEARCH t USING") and "(org_id=?)" in step for step in steps)
+    assert not [step for step in steps if step.startswith("SCAN") and step.split()[1] in {"t", "c", "s", "w"}]
