@@ -1,0 +1,258 @@
+"""What the local gateway is told to do wrong, and how an answer goes on the wire."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from http.client import responses
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from etl.model import Flow
+
+Endpoint = Literal["flows", "token", "other"]
+Kind = Literal[
+    "none",
+    "outage",
+    "hang",
+    "delay",
+    "drip_head",
+    "drip_body",
+    "cut",
+    "code",
+    "expired",
+    "status",
+    "redirect",
+    "html",
+    "raw",
+    "bomb",
+    "empty",
+    "partial",
+    "stale",
+    "date",
+]
+
+_STATUS: Final[Mapping[str, int]] = {"status": 503, "redirect": 302}
+_PAGE: Final = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
+_MIB: Final = 1 << 20
+
+
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One misbehaviour, for the next ``times`` requests that match (None: until cleared).
+
+    | kind | what the client meets | fields |
+    |---|---|---|
+    | none | the honest answer (for ``headers`` alone) | |
+    | outage | the connection closes without a byte | reset |
+    | hang | no answer, ever | |
+    | delay | the honest answer, late | seconds |
+    | drip_head, drip_body | the honest answer, from there on a byte at a time | seconds (between bytes) |
+    | cut | part of the body, then the end | share (sent), reset |
+    | code | an EnOS error inside HTTP 200 | code |
+    | expired | 1203, and the live token is really dead | |
+    | status | an HTTP status (503) | status, retry_after (seconds, date or junk) |
+    | redirect | 302 | location, status |
+    | html | a page instead of JSON | status |
+    | raw | exactly this body; with ``status=0`` not even a head | body, status |
+    | bomb | the honest answer and blanks, gzipped; ``size_bytes`` when decoded | size_bytes |
+    | empty, partial | a well-formed list without (some of) its items | share (kept, rounded down) |
+    | stale | the list that this target was last served before it changed | |
+    | date | the honest answer with a wrong Date | seconds (added) |
+
+    ``headers`` are added to whatever answer there is; None takes a header away (a body without Content-Length
+    ends with the connection, and so does an answer with ``Connection: close``). In JSON ``body`` is base64.
+    """
+
+    kind: Kind
+    times: int | None = 1
+    org: str = ""
+    user: str = ""
+    endpoint: Literal["flows", "token", "any"] = "flows"
+    code: int = 99500
+    status: int | None = None
+    retry_after: str = ""
+    location: str = ""
+    body: bytes = b""
+    headers: dict[str, str | None] = {}
+    seconds: float = 1.0
+    share: float = 0.5
+    reset: bool = False
+    size_bytes: int = 1 << 30
+
+    def concerns(self, endpoint: Endpoint, org: str, user: str) -> bool:
+        """Whether a request to this endpoint, for this user of this organisation, meets the fault."""
+        return self.endpoint in (endpoint, "any") and self.org in ("", org) and self.user in ("", user)
+
+
+HONEST: Final = Fault("none")
+
+
+class Order:
+    """A fault that was ordered: ``reached`` is set as soon as a request has met it, ``met`` counts them."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.reached = threading.Event()
+        self.met = 0
+
+
+class FaultBook:
+    """The orders that are open, oldest first; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: list[Order] = []
+
+    def order(self, fault: Fault) -> Order:
+        placed = Order(fault)
+        with self._lock:
+            self._open.append(placed)
+        return placed
+
+    def clear(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+    def take(self, endpoint: Endpoint, org: str, user: str) -> Fault:
+        """The fault that this request meets: of the oldest order that concerns it, else HONEST."""
+        with self._lock:
+            for order in self._open:
+                if order.fault.concerns(endpoint, org, user):
+                    order.met += 1
+                    order.reached.set()
+                    if order.met == order.fault.times:
+                        self._open.remove(order)
+                    return order.fault
+        return HONEST
+
+
+class Reply(NamedTuple):
+    """An answer before it goes on the wire; ``flows`` is what it lists, ``code`` its EnOS code."""
+
+    status: int
+    body: bytes
+    code: int | None = None
+    flows: tuple[Flow, ...] | None = None
+    headers: Mapping[str, str | None] = {}
+
+
+def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200) -> Reply:
+    """An error in the envelope of its service: the token service says ``status``, the others ``code``."""
+    key = "status" if endpoint == "token" else "code"
+    return Reply(status, msgspec.json.encode({key: code, "msg": message, "data": None}), code)
+
+
+def said(fault: Fault, honest: Reply, endpoint: Endpoint) -> Reply:
+    """What is said instead of the honest answer; the faults that concern only its delivery leave it as it is."""
+    status = fault.status if fault.status is not None else _STATUS.get(fault.kind, 200)
+    reply = honest
+    match fault.kind:
+        case "code":
+            reply = refusal(endpoint, fault.code, "ordered by the test")
+        case "expired":
+            reply = refusal(endpoint, 1203, "token expired")
+        case "status":
+            reply = refusal(endpoint, status, responses.get(status, ""), status)
+        case "redirect":
+            reply = Reply(status, b"", headers={"Location": fault.location})
+        case "html":
+            reply = Reply(status, _PAGE, headers={"Content-Type": "text/html; charset=utf-8"})
+        case "raw":
+            reply = Reply(status, fault.body)
+        case "bomb":
+            reply = _inflated(honest, fault.size_bytes)
+    retry_after = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+    return reply._replace(headers={**reply.headers, **retry_after, **fault.headers})
+
+
+def _inflated(honest: Reply, size_bytes: int) -> Reply:
+    blanks = gzip.compress(b" " * _MIB)
+    body = gzip.compress(honest.body) + blanks * max(1, size_bytes // _MIB)
+    return honest._replace(body=body, headers={"Content-Encoding": "gzip"})
+
+
+def head(reply: Reply, date: str) -> bytes:
+    """Status line and headers, the reply's own headers winning; nothing at all for status 0."""
+    if not reply.status:
+        return b""
+    headers: dict[str, str | None] = {
+        "Date": date,
+        "Content-Type": "application/json;charset=UTF-8",
+        "Content-Length": str(len(reply.body)),
+        **reply.headers,
+    }
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value is not None]
+    return f"HTTP/1.1 {reply.status} {responses.get(reply.status, '')}\r\n{''.join(lines)}\r\n".encode()
+
+
+class Wire(NamedTuple):
+    """The client's end of one exchange.
+
+    ``note`` writes down, before the client can know it, whether the answer goes out whole.
+    """
+
+    connection: socket.socket
+    closing: threading.Event
+    note: Callable[[bool], None]
+
+    def deliver(self, start: bytes, body: bytes, fault: Fault) -> None:
+        """Sends head and body in one piece, or as the fault wants it.
+
+        Raises OSError when the connection is of no more use: the fault broke it, the client went away, or the
+        gateway closes.
+        """
+        match fault.kind:
+            case "outage":
+                self._break_off(b"", fault)
+            case "cut":
+                self._break_off(start + body[: min(int(len(body) * fault.share), len(body) - 1)], fault)
+            case "hang":
+                self._hang()
+            case "drip_head":
+                self._drip(b"", start + body, fault.seconds)
+            case "drip_body":
+                self._drip(start, body, fault.seconds)
+            case _:
+                self._whole(start + body, fault)
+
+    def _whole(self, answer: bytes, fault: Fault) -> None:
+        if fault.kind == "delay":
+            self._pause(fault.seconds)
+        self.note(True)
+        self.connection.sendall(answer)
+
+    def _break_off(self, sent: bytes, fault: Fault) -> None:
+        self.note(False)
+        self.connection.sendall(sent)
+        if fault.reset:  # closing with a linger of zero seconds sends RST in place of FIN
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise ConnectionAbortedError("broken off as ordered")
+
+    def _hang(self) -> None:
+        self.note(False)
+        while self.connection.recv(4096):  # ends when the client leaves, and when the gateway closes
+            pass
+        raise ConnectionAbortedError("never answered, as ordered")
+
+    def _drip(self, at_once: bytes, slowly: bytes, seconds: float) -> None:
+        self.note(False)
+        self.connection.sendall(at_once)
+        for drop in slowly[:-1]:
+            self.connection.sendall(bytes((drop,)))
+            self._pause(seconds)
+        self.note(True)
+        self.connection.sendall(slowly[-1:])
+
+    def _pause(self, seconds: float) -> None:
+        if self.closing.wait(seconds) or self._client_left():
+            raise ConnectionAbortedError("the gateway closes, or the client left")
+
+    def _client_left(self) -> bool:
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False

@@ -1,0 +1,366 @@
+"""A local EnOS gateway: the token service and Get My Flow to the letter, or as wrong as it is told to be.
+
+It shares no code with Flowtrail's client, so that neither can hide the other's mistakes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import datetime as dt
+import itertools
+import random
+import re
+import socket
+import socketserver
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from email.utils import formatdate
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO, Any, Final, Literal, NamedTuple, Self
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from etl.demo import admin as door
+from etl.demo.desk import Request, TokenDesk, Verdict
+from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
+from etl.demo.ledger import Entry, Ledger
+from etl.demo.world import UnknownOrg, UnknownUser, World, matches
+from etl.model import Flow
+
+TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105
+FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
+_ENDPOINTS: Final[dict[str, Endpoint]] = {TOKEN_PATH: "token", FLOWS_PATH: "flows"}
+_LONGEST_LINE: Final = 1 << 16
+
+_REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
+    "repeated": (1001, "repeated request: this encryption was used before"),
+    "unknown_key": (1002, "unknown appKey"),
+    "bad": (1003, "wrong encryption or signature"),
+    "malformed": (1004, "bad parameter"),
+    "far": (1004, "timestamp too far from the clock of the gateway"),
+    "missing": (1202, "empty parameter"),
+    "expired": (1203, "token expired"),
+    "unknown_token": (401, "unauthorized: no such token"),
+}
+_CLIENTS_FAULT: Final[set[Verdict]] = {"missing", "malformed", "far", "unknown_key", "bad", "repeated"}
+
+
+def read_request(stream: IO[bytes]) -> Request | None:
+    """The next request of a connection; None at its end, or when it is not HTTP."""
+    try:
+        method, address, _ = stream.readline(_LONGEST_LINE).decode("latin-1").split()
+        headers = {}
+        while (line := stream.readline(_LONGEST_LINE).decode("latin-1").strip()) != "":
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        body = stream.read(int(headers.get("content-length") or 0))
+        parts = urlsplit(address)
+    except ValueError:
+        return None
+    return Request(method, parts.path, parts.query, headers, body)
+
+
+class Counters(msgspec.Struct):
+    """Since the start. ``bad_signatures`` counts what is the client's mistake: a signature or encryption that is
+    wrong, missing, too old or used before; ``in_flight`` what has not begun to be answered."""
+
+    token_calls: int = 0
+    flow_calls: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    bad_signatures: int = 0
+
+
+class _Listed(NamedTuple):
+    """A user's whole list, encoded once; ``before`` is the one that was served before it changed."""
+
+    flows: tuple[Flow, ...]
+    items: list[bytes]
+    before: _Listed | None
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, address: tuple[str, int], converse: Callable[[socket.socket], None]) -> None:
+        super().__init__(address, socketserver.BaseRequestHandler)
+        self._converse = converse
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self._converse(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()
+
+
+class DemoGateway:
+    """An EnOS gateway on this machine, while its ``with`` block lasts.
+
+    ``date_offset_seconds`` shifts its Date headers, ``max_skew_seconds`` is how far a signed timestamp may be off
+    its clock, ``auth="none"`` asks for no token, ``shuffle`` deals the items of each answer in another order
+    (seeded), ``admin`` opens ``/_demo/...`` to loopback clients. After ``close``, ``start`` opens it again at the
+    same address; in between connections are refused.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        access_key: str = "demo-access-key",
+        secret_key: str = "demo-secret-key",  # noqa: S107 (invented for this process)
+        auth: Literal["token", "none"] = "token",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token_seconds: float = 7200,
+        max_skew_seconds: float = 300,
+        date_offset_seconds: float = 0,
+        shuffle: bool = True,
+        seed: int = 0,
+        ledger_file: Path | None = None,
+        admin: bool = False,
+    ) -> None:
+        self.world = world
+        self.desk = TokenDesk(access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds)
+        self.ledger = Ledger()
+        self.date_offset_seconds = date_offset_seconds
+        self._address = (host, port)
+        self._signed = auth == "token"
+        self._shuffle = shuffle
+        self._random = random.Random(seed)
+        self._ledger_file = ledger_file
+        self._admin = admin
+        self._faults = FaultBook()
+        self._counters = Counters()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._listed: dict[tuple[str, str], _Listed] = {}
+        self._server: _Server | None = None
+
+    # Life
+
+    def start(self) -> None:
+        """Listens; OSError if the port is taken."""
+        server = _Server(self._address, self._converse)
+        host, port = server.server_address[:2]
+        self._address = (str(host), int(port))
+        self._closing.clear()
+        if self._ledger_file:
+            self.ledger.keep(self._ledger_file)
+        self._server = server
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True, name="demo-gateway").start()
+
+    def close(self) -> None:
+        """Stops listening, ends every exchange (hanging and dripping ones too), and waits for their threads."""
+        if self._server is None:
+            return
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._server = None
+        for thread in self.drop_connections():
+            thread.join(timeout=10)
+        self.ledger.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """What to put in ``[gateway] url``."""
+        return "http://{}:{}".format(*self._address)
+
+    # What a test does with it
+
+    def order(self, fault: Fault) -> Order:
+        """From now on the gateway misbehaves so; the order tells when a request met the fault."""
+        return self._faults.order(fault)
+
+    def clear_faults(self) -> None:
+        """No request meets a fault any more; what hangs already goes on hanging."""
+        self._faults.clear()
+
+    def expire_token(self) -> None:
+        """The live token dies: the next call gets 1203."""
+        self.desk.expire()
+
+    def drop_connections(self) -> list[threading.Thread]:
+        """Ends every connection, idle ones too; gives the threads that served them."""
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            return list(self._connections.values())
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the counts as of now."""
+        with self._lock:
+            return copy.copy(self._counters)
+
+    # One connection, one exchange
+
+    def _converse(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections[connection] = threading.current_thread()
+        try:
+            with contextlib.suppress(OSError), connection.makefile("rb") as stream:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while not self._closing.is_set() and (request := read_request(stream)):
+                    if not self._exchange(request, connection):
+                        break
+        finally:
+            with self._lock:
+                del self._connections[connection]
+
+    def _exchange(self, request: Request, connection: socket.socket) -> bool:
+        """Answers one request; False if the connection is to be closed."""
+        if request.path.startswith("/_demo/"):
+            reply = self._administer(request, connection)
+            connection.sendall(head(reply, formatdate(usegmt=True)) + reply.body)
+            return True
+        endpoint = _ENDPOINTS.get(request.path, "other")
+        asked = dict(parse_qsl(request.query, keep_blank_values=True))
+        entry = Entry(
+            received_at=dt.datetime.now(dt.UTC),
+            endpoint=endpoint,
+            path=f"{request.path}?{request.query}" if request.query else request.path,
+            org=asked.get("orgId", ""),
+            user=asked.get("userId", ""),
+            expression=asked.get("expression", ""),
+            timestamp=request.headers.get("apim-timestamp", ""),
+        )
+        self._arrived(endpoint)
+        fault = self._faults.take(endpoint, entry.org, entry.user)
+        honest = self._honest(request, asked, entry, fault)
+        if fault.kind == "expired":
+            self.expire_token()
+        reply = said(fault, honest, endpoint)
+        entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code
+        return self._deliver(request, connection, entry, reply, fault)
+
+    def _deliver(self, request: Request, connection: socket.socket, entry: Entry, reply: Reply, fault: Fault) -> bool:
+        def note(sent: bool) -> None:
+            if not entry.number:
+                self._leaves(entry)
+            self.ledger.put(entry, sent, reply.flows)
+
+        offset = self.date_offset_seconds + (fault.seconds if fault.kind == "date" else 0)
+        start = head(reply, formatdate(time.time() + offset, usegmt=True))
+        try:
+            Wire(connection, self._closing, note).deliver(start, reply.body, fault)
+        except OSError:
+            note(False)
+            return False
+        delimited = b"\r\nContent-Length:" in start or b"\r\nTransfer-Encoding:" in start
+        return delimited and "close" not in (request.headers.get("connection"), reply.headers.get("Connection"))
+
+    def _arrived(self, endpoint: Endpoint) -> None:
+        with self._lock:
+            counted = self._counters
+            counted.token_calls += endpoint == "token"
+            counted.flow_calls += endpoint == "flows"
+            counted.in_flight += 1
+            counted.max_in_flight = max(counted.max_in_flight, counted.in_flight)
+
+    def _leaves(self, entry: Entry) -> None:
+        with self._lock:
+            self._counters.in_flight -= 1
+            self._counters.bad_signatures += entry.verdict in _CLIENTS_FAULT
+
+    def _administer(self, request: Request, connection: socket.socket) -> Reply:
+        if not (self._admin and ip_address(connection.getpeername()[0]).is_loopback):
+            return refusal("other", 404, "no such service", 404)
+        return door.administer(self, request)
+
+    # What is true, and honestly said
+
+    def _honest(self, request: Request, asked: dict[str, str], entry: Entry, fault: Fault) -> Reply:
+        match entry.endpoint, request.method:
+            case "token", "POST":
+                return self._token(request, entry)
+            case "flows", "GET":
+                return self._my_flows(request, asked, entry, fault)
+            case "other", _:
+                return refusal("other", 404, "no such service", 404)
+        return refusal(entry.endpoint, 405, "method not allowed", 405)
+
+    def _token(self, request: Request, entry: Entry) -> Reply:
+        entry.verdict, token, seconds = self.desk.issue(request.body, time.time())
+        if entry.verdict in _REFUSALS:
+            return refusal("token", *_REFUSALS[entry.verdict])
+        data = {"accessToken": token, "expire": seconds}
+        answer = {"status": 0, "msg": "SUCCESS", "business": "apim-token-service", "data": data}
+        return Reply(200, msgspec.json.encode(answer), 0)
+
+    def _my_flows(self, request: Request, asked: dict[str, str], entry: Entry, fault: Fault) -> Reply:
+        entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
+        if entry.verdict in _REFUSALS:
+            status = 401 if entry.verdict == "unknown_token" else 200
+            return refusal("flows", *_REFUSALS[entry.verdict], status)
+        if asked.get("action") != "getMyFlow" or not (entry.org and entry.user):
+            return refusal("flows", 99400, "action, userId and orgId are required")
+        try:
+            listed = self._encoded(entry.org, entry.user)
+        except UnknownOrg:
+            return refusal("flows", 99404, "organization not found")
+        except UnknownUser:
+            return refusal("flows", 62101, "user does not exist or is not in the organization")
+        flows, items = self._chosen(listed, entry.expression, fault)
+        data = b",".join(self._dealt(items) if self._shuffle else items)
+        body = b'{"code":0,"msg":"OK","requestId":"%b","data":[%b]}' % (uuid.uuid4().hex.encode(), data)
+        return Reply(200, body, 0, flows)
+
+    def _encoded(self, org: str, user: str) -> _Listed:
+        flows = self.world.flows(org, user)
+        listed = self._listed.get((org, user))
+        if listed is None or listed.flows is not flows:
+            integer = self.world.has_integer_ids(org, user)
+            before = listed and listed._replace(before=None)
+            listed = _Listed(flows, [_item(flow, integer) for flow in flows], before)
+            self._listed[org, user] = listed
+        return listed
+
+    def _chosen(self, listed: _Listed, expression: str, fault: Fault) -> tuple[tuple[Flow, ...], list[bytes]]:
+        if fault.kind == "stale" and listed.before:
+            listed = listed.before
+        if not expression and fault.kind not in ("empty", "partial"):
+            return listed.flows, listed.items
+        pairs = [pair for pair in zip(listed.flows, listed.items, strict=True) if matches(pair[0], expression)]
+        if fault.kind in ("empty", "partial"):
+            kept = int(len(pairs) * fault.share) if fault.kind == "partial" else 0
+            with self._lock:
+                pairs = self._random.sample(pairs, kept)
+        return tuple(flow for flow, _ in pairs), [item for _, item in pairs]
+
+    def _dealt(self, items: list[bytes]) -> list[bytes]:
+        """Cut at random and dealt on a random number of heaps: another order, much cheaper than a shuffle."""
+        if len(items) < 2:
+            return items
+        with self._lock:
+            cut, heaps = self._random.randrange(len(items)), self._random.randrange(1, 8)
+        turned = items[cut:] + items[:cut]
+        return list(itertools.chain.from_iterable(turned[heap::heaps] for heap in range(heaps)))
+
+
+def _item(flow: Flow, integer_id: bool) -> bytes:
+    decimal = re.fullmatch("0|[1-9][0-9]*", flow.flow_id) if integer_id else None
+    return msgspec.json.encode(
+        {
+            "flowId": msgspec.Raw(flow.flow_id.encode()) if decimal else flow.flow_id,
+            "editable": flow.editable,
+            "flowName": flow.flow_name,
+            "cycle": flow.cycle,
+        }
+    )

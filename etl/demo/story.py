@@ -1,0 +1,75 @@
+"""The story that ``flowtrail demo`` tells: what happens upstream, scene by scene, while Flowtrail looks on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.model import Flow
+
+ACCESS_KEY = "demo-access-key"
+SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for this story
+
+
+class Scene(NamedTuple):
+    """What a newcomer is told before the sync of a scene."""
+
+    title: str
+    told: str
+
+
+def world(seed: int) -> World:
+    """Two organisations with three users each; small enough to read, large enough for the guard."""
+    return World(seed, orgs=2, users=3, flows=24)
+
+
+def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]]) -> Path:
+    """A settings file, a secret and a schedule for the local gateway; returns the settings file."""
+    (folder / "schedules").mkdir(parents=True, exist_ok=True)
+    secret = folder / "secret"
+    with open(os.open(secret, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(SECRET_KEY)
+    targets = "\n".join(f'[[targets]]\norg = "{org}"\nusers = {users!r}\n' for org, users in schedule.items())
+    (folder / "schedules" / "plants.toml").write_text(f'cron = "*/15 * * * *"\n\n{targets}', encoding="utf-8")
+    settings = folder / "flowtrail.toml"
+    settings.write_text(
+        f'[gateway]\nurl = "{gateway_url}"\naccess_key = "{ACCESS_KEY}"\nsecret_key_file = "secret"\n'
+        'timeout = "1s"\ndeadline = "1s"      # short, so that the outage in the story is\n',
+        encoding="utf-8",
+    )
+    return settings
+
+
+def scenes(gateway: DemoGateway) -> Iterator[Scene]:
+    """Each scene changes the world or the gateway, and wants one sync before the next."""
+    org, user, other = _cast(gateway.world)
+    yield Scene("The first look", "Nothing was known, so what is there becomes the baseline: no burst of 'added'.")
+    yield Scene(
+        "Nothing happened", "The same lists, in another order: one hash a target, and no row but a longer span."
+    )
+    renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
+    gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
+    gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
+    gateway.world.remove_flow(org, gone.flow_id)
+    gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
+    yield Scene("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    gateway.order(Fault("outage", times=None, endpoint="any"))
+    yield Scene("The gateway is down", "Six failures, said by name. Not one workflow is called removed.")
+    gateway.clear_faults()
+    gateway.order(Fault("empty", org=org, user=other, times=None))
+    yield Scene(
+        "An answer that lies", f"'OK', says the gateway, and {other} has no workflows at all. The guard holds it."
+    )
+    gateway.clear_faults()
+    yield Scene("And all is well again", "They were there all the time: the hold ends, and the trail has no scar.")
+
+
+def _cast(world: World) -> tuple[str, str, str]:
+    org = world.orgs()[0]
+    user, other, *_ = world.users(org)
+    return org, user, other
