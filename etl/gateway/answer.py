@@ -1,0 +1,196 @@
+"""From the bytes of a Get My Flow answer to flows: one fast pass, strict about what the documentation promises.
+
+A success is a JSON object whose ``code`` is the integer 0 and whose ``data`` is a list of workflows; nothing else.
+Where the fast pass stumbles, the strict reader looks again and names the item and the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+
+from etl.errors import Malformed
+from etl.gateway.faults import Quote
+from etl.gateway.strict import field_problem, first_problem, half_character_in
+from etl.model import Flow
+
+_EXPLAINED_BYTES: Final = 16 * 1024 * 1024
+"""Up to this size a malformed answer is looked at again for a better message; beyond it, memory counts more."""
+
+_ESCAPED_NUL: Final = re.compile(rb"\\u0000")
+
+_by_flow_id = attrgetter("flow_id")
+
+
+class _Envelope(msgspec.Struct, rename="camel", gc=False):
+    code: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    msg: msgspec.Raw = msgspec.Raw()
+    request_id: msgspec.Raw = msgspec.Raw()
+
+
+class _Item(msgspec.Struct, rename="camel", gc=False):
+    flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
+    flow_name: str | None = None
+    cycle: str | None = None
+    editable: bool | None = None
+
+
+_envelopes = msgspec.json.Decoder(_Envelope)
+_lists = msgspec.json.Decoder(list[_Item])
+
+
+class Answer(NamedTuple):
+    """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and what was said with it."""
+
+    code: int
+    data: msgspec.Raw
+    data_hash: str
+    said: str
+    request_id: str | None
+
+
+def read_envelope(body: bytes, quote: Quote) -> Answer:
+    """Raises Malformed where the body is no JSON object with an integer ``code``."""
+    try:
+        envelope = _envelopes.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _malformed(_what_it_is(body, error, quote)) from None
+    code = as_integer(envelope.code)
+    if code is None:
+        raise _malformed(_bad_code(envelope, body, quote))
+    if code:
+        return Answer(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
+    return Answer(0, envelope.data, hashlib.sha256(envelope.data).hexdigest(), "", _request_id(envelope.request_id))
+
+
+def read_flows(data: msgspec.Raw) -> tuple[Flow, ...]:
+    """The flows in ``data``, sorted by flow_id in code-point order; identical duplicates once.
+
+    Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
+    """
+    flows = _decoded(data)
+    if _ESCAPED_NUL.search(data):
+        _refuse_nul(flows)
+    if len({flow.flow_id for flow in flows}) < len(flows):
+        flows = _distinct(flows)
+    flows.sort(key=_by_flow_id)
+    return tuple(flows)
+
+
+def _decoded(data: msgspec.Raw) -> list[Flow]:
+    try:
+        return [
+            Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable)
+            for i in _lists.decode(data)
+        ]
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _malformed(_problem_in(data, error)) from None
+
+
+def _refuse_nul(flows: list[Flow]) -> None:
+    for index, flow in enumerate(flows):
+        for field, text in (("flowId", flow.flow_id), ("flowName", flow.flow_name), ("cycle", flow.cycle)):
+            if text is not None and (problem := field_problem(text)):
+                raise _malformed(f"data[{index}].{field} {problem}")
+
+
+def _distinct(flows: list[Flow]) -> list[Flow]:
+    first: dict[str, int] = {}
+    for index, flow in enumerate(flows):
+        other = first.setdefault(flow.flow_id, index)
+        if flows[other] != flow:
+            raise _malformed(f"data[{index}].flowId is that of data[{other}], with other values")
+    return [flows[index] for index in first.values()]
+
+
+def as_integer(raw: msgspec.Raw | None) -> int | None:
+    """The JSON value as an integer, if it is one: not false, 0.0, "0", null, nor 1e3."""
+    found = re.fullmatch(rb"-?[0-9]{1,18}", raw) if raw is not None else None
+    return int(found[0]) if found else None
+
+
+def said(raw: msgspec.Raw | None, quote: Quote) -> str:
+    """The text of a ``msg`` field, quoted; empty where there is none."""
+    text = _text(raw)
+    return quote(text) if text else ""
+
+
+def _request_id(raw: msgspec.Raw) -> str | None:
+    text = _text(raw)
+    return text if text and re.fullmatch(r"[\w.:-]{1,100}", text, re.ASCII) else None
+
+
+def _text(raw: msgspec.Raw | None) -> str | None:
+    if raw is None or not bytes(raw):
+        return None
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _malformed(problem: str) -> Malformed:
+    return Malformed(f"the answer is not what Get My Flow promises: {problem}", code="malformed", http_status=200)
+
+
+def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
+    """Why the body is no JSON object, in the words of somebody who looks at it."""
+    text = body.strip()
+    if not text:
+        return "its body is empty"
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deeply"
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "it starts with a byte order mark"
+    if isinstance(error, msgspec.ValidationError):
+        return f"it is {_article(str(error))}, not an object: {quote(body)}"
+    if text.startswith(b"<"):
+        return f"it is HTML or XML, not JSON: {quote(body)}"
+    if b"\\u" in body and len(body) <= _EXPLAINED_BYTES and (half := half_character_in(body)):
+        return half
+    return f"it is no JSON ({_plainly(error)}): {quote(body)}"
+
+
+def _article(message: str) -> str:
+    found = re.search(r"got `(\w+)`", message)
+    return f"JSON {found[1]}" if found else "other JSON"
+
+
+def _plainly(error: Exception) -> str:
+    return str(error).removeprefix("JSON is malformed: ").lower()
+
+
+def _bad_code(envelope: _Envelope, body: bytes, quote: Quote) -> str:
+    if bytes(envelope.code):
+        return f"code is {quote(bytes(envelope.code))}, not an integer"
+    if "status" in _keys(body):
+        return "it has no code but a status, as an older version of the service answers: check [gateway] url"
+    return f"it has no code: {quote(body)}"
+
+
+def _keys(body: bytes) -> Mapping[str, object]:
+    try:
+        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError):
+        return {}
+
+
+def _problem_in(data: msgspec.Raw, error: Exception) -> str:
+    """Item and field of what is wrong in ``data``: the strict reader's word, or else msgspec's."""
+    if not bytes(data):
+        return "it has no data"
+    if isinstance(error, RecursionError):
+        return "its data is nested too deeply"
+    problem = first_problem(bytes(data)) if memoryview(data).nbytes <= _EXPLAINED_BYTES else None
+    return problem or _in_our_words(str(error))
+
+
+def _in_our_words(message: str) -> str:
+    what, _, path = message.partition(" - at `$")
+    return f"data{path.rstrip('`')}: {what}"

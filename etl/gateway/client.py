@@ -1,0 +1,323 @@
+"""Get My Flow for one target: token, signature, retries, and a snapshot or an error that says what to do."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple, Self
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from etl import __version__
+from etl.config import GatewaySettings
+from etl.config.addresses import is_loopback
+from etl.errors import (
+    ConfigError,
+    GatewayError,
+    PermanentGatewayError,
+    Problem,
+    Refused,
+    TransientGatewayError,
+)
+from etl.gateway.answer import read_envelope, read_flows
+from etl.gateway.faults import (
+    RENEWING,
+    code_error,
+    http_date,
+    meaning_of,
+    retry_after_seconds,
+    skew_seconds,
+    status_error,
+)
+from etl.gateway.pace import Pace, persist
+from etl.gateway.quoting import Hidden, excerpt
+from etl.gateway.signature import Timestamps, encryption, signature
+from etl.gateway.token import Issued, Token, TokenKeeper, read_token
+from etl.gateway.transport import Reply, Transport
+from etl.gateway.watchdog import Watch, Watchdog
+from etl.model import Snapshot, Target
+
+FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
+TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
+
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip",
+    "Cache-Control": "no-cache",
+    "User-Agent": f"flowtrail/{__version__}",
+}
+
+
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class TokenCheck(NamedTuple):
+    """What `check_token` found. ``clock_skew`` is how far the gateway's clock is ahead of ours; None: not seen."""
+
+    expires_in: dt.timedelta | None
+    clock_skew: dt.timedelta | None
+
+    def __str__(self) -> str:
+        if self.expires_in is None:
+            return "none needed"
+        skew = "" if self.clock_skew is None else f", clocks apart by {abs(self.clock_skew.total_seconds()):.0f} s"
+        return f"valid for another {self.expires_in.total_seconds():.0f} s{skew}"
+
+
+class _Call:
+    """One target being asked for: what was tried so far."""
+
+    def __init__(self, target: Target, watch: Watch) -> None:
+        self.params = _params(target)
+        self.asker = target[:2]
+        self.target = target
+        self.watch = watch
+        self.attempts = 0
+        self.stale_token = 0
+        self.last_error: GatewayError | None = None
+
+
+class Gateway:
+    """The EnOS gateway as one set of settings describes it. Thread-safe; a context manager.
+
+    ``clock`` gives the wall clock (UTC) for timestamps and observations; deadlines go by the monotonic clock.
+    When ``stop`` is set, everything that waits or is under way ends soon, with Interrupted.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        clock: Callable[[], dt.datetime] = utc_now,
+        stop: threading.Event | None = None,
+    ) -> None:
+        _refuse_plain_http(settings)
+        origin = urlsplit(settings.url)
+        self.clock_skew: dt.timedelta | None = None
+        self._settings = settings
+        self._key = Hidden(settings.access_key)
+        self._clock = clock
+        self._stop = stop or threading.Event()
+        self._deadline_seconds = settings.deadline.total_seconds()
+        self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+        self._watchdog = Watchdog(self._stop)
+        self._pace = Pace(settings.requests_per_second, self._watchdog)
+        self._stamps = Timestamps(clock)
+        self._tokens = TokenKeeper(self._obtain_token) if settings.auth == "token" else None
+        self._transport = Transport(
+            origin,
+            connections=settings.concurrency,
+            timeout_seconds=settings.timeout.total_seconds(),
+            max_body_bytes=settings.max_body,
+            ca_bundle=settings.ca_bundle,
+            proxy=settings.proxy,
+            watchdog=self._watchdog,
+            clock=clock,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self._settings.url} auth={self._settings.auth}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what is under way (with Interrupted), and closes all connections."""
+        self._watchdog.close()
+        self._transport.close()
+
+    def fetch(self, target: Target, known_data_hash: str | None = None) -> Snapshot:
+        """The target's whole list as it is now, within ``deadline``, retries and token included.
+
+        Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None. Raises GatewayError (its
+        ``attempts`` says how often the target was tried), or Interrupted.
+        """
+        with self._watchdog.watch(self._deadline_seconds) as watch:
+            call = _Call(target, watch)
+            try:
+                watch.check()
+                return self._tried(call, known_data_hash)
+            except GatewayError as error:
+                _complete(error, call)
+                raise
+
+    def check_token(self) -> TokenCheck:
+        """Asks for a token, without a retry; for `flowtrail check`. Raises GatewayError, or Interrupted."""
+        if self._tokens is None:
+            return TokenCheck(None, self.clock_skew)
+        with self._watchdog.watch(self._deadline_seconds) as watch:
+            token = self._tokens.current(watch)
+        return TokenCheck(dt.timedelta(seconds=token.expires_at - time.monotonic()), self.clock_skew)
+
+    def _tried(self, call: _Call, known_data_hash: str | None) -> Snapshot:
+        try:
+            return self._once(call, known_data_hash)
+        except TransientGatewayError as error:
+            return persist(lambda: self._once(call, known_data_hash), error, call.watch, self._stop)
+
+    def _once(self, call: _Call, known_data_hash: str | None) -> Snapshot:
+        """One attempt; where the token is not accepted, one more with a new one, once a target."""
+        try:
+            token = self._token(call)
+            try:
+                return self._ask(call, token, known_data_hash)
+            except Refused as error:
+                if token is None or call.stale_token or error.code not in RENEWING:
+                    raise
+                call.last_error = error
+            call.stale_token = token.number
+            return self._ask(call, self._token(call), known_data_hash)
+        except TransientGatewayError as error:
+            if error.code != "deadline":
+                call.last_error = error
+            raise
+
+    def _token(self, call: _Call) -> Token | None:
+        if self._tokens is None:
+            return None
+        try:
+            return self._tokens.current(call.watch, call.stale_token)
+        except GatewayError:
+            call.attempts += 1
+            raise
+
+    def _ask(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
+        self._pace.take_turn(call.watch)
+        call.attempts += 1
+        moment = self._stamps.next(call.asker)
+        signed = _signed(call.params, token, moment.timestamp_ms)
+        path = f"{self._path}{FLOWS_PATH}?{_query(call.params)}"
+        reply = self._transport.exchange("GET", path, _HEADERS | signed, None, call.watch)
+        hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
+
+        def shown(found: bytes | str) -> str:
+            return excerpt(found, hidden)
+
+        try:
+            self._refuse(reply, moment.at, shown)
+            return _snapshot(call, reply, moment.at, known_data_hash, shown)
+        except TransientGatewayError as error:
+            error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
+            raise
+
+    def _obtain_token(self, watch: Watch) -> Issued:
+        """One call of the token service, with the secret as it is now."""
+        self._pace.take_turn(watch)
+        key, secret = self._key, self._read_secret()
+        moment = self._stamps.next(TOKEN_PATH)
+        proof = encryption(key, moment.timestamp_ms, secret)
+        body = msgspec.json.encode({"appKey": str(key), "encryption": str(proof), "timestamp": moment.timestamp_ms})
+        headers = _HEADERS | {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        reply = self._transport.exchange("POST", self._path + TOKEN_PATH, headers, body, watch)
+
+        def shown(found: bytes | str) -> str:
+            return excerpt(found, (key, secret, proof))
+
+        try:
+            self._refuse(reply, moment.at, shown)
+            return read_token(reply.body, secret, shown)
+        except GatewayError as error:
+            error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
+            raise
+
+    def _read_secret(self) -> Hidden:
+        try:
+            return Hidden(self._settings.read_secret())
+        except (ConfigError, OSError, ValueError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else type(error).__name__
+            raise PermanentGatewayError(f"the secret key cannot be read: {reason}", code="secret") from None
+
+    def _refuse(self, reply: Reply, asked_at: dt.datetime, shown: Callable[[bytes | str], str]) -> None:
+        """Raises for a status that is no answer, and for clocks that are too far apart to trust one."""
+        status = reply.status
+        skew = self._skew(reply, asked_at)
+        if meaning_of(status) != "retry":
+            self._refuse_skew(skew)
+        if status != 200:
+            raise status_error(status, reply.headers, reply.body, shown)
+
+    def _skew(self, reply: Reply, asked_at: dt.datetime) -> float:
+        date = http_date(reply.headers.get("Date", ""))
+        if date is None:
+            return 0.0
+        seconds = skew_seconds(date, asked_at, reply.headers_at)
+        self.clock_skew = dt.timedelta(seconds=seconds)
+        return seconds
+
+    def _refuse_skew(self, seconds: float) -> None:
+        limit = self._settings.max_clock_skew.total_seconds()
+        if limit <= 0 or abs(seconds) <= limit:
+            return
+        way = "ahead of" if seconds > 0 else "behind"
+        raise PermanentGatewayError(
+            f"the gateway's clock (its Date header) is {abs(seconds):.0f} s {way} this machine's: set the clock right,"
+            " or allow more by [gateway] max_clock_skew",
+            code="clock_skew",
+        )
+
+
+def _refuse_plain_http(settings: GatewaySettings) -> None:
+    url = urlsplit(settings.url)
+    safe = url.scheme == "https" or (url.scheme == "http" and (settings.allow_http or is_loopback(settings.url)))
+    if not safe or not url.hostname or "@" in url.netloc or url.query or url.fragment:
+        problem = "must be https://host[/path], without user, query and fragment (http only on this machine)"
+        raise ConfigError([Problem("[gateway] url", problem)])
+
+
+def _params(target: Target) -> dict[str, str]:
+    """The query of Get My Flow, decoded, in ASCII order of name; without an expression all workflows are listed."""
+    asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
+    return {"action": "getMyFlow", "expression": target.expression, **asked} if target.expression else asked
+
+
+def _query(params: dict[str, str]) -> str:
+    return "&".join([f"{name}={quote(value, safe='')}" for name, value in params.items()])
+
+
+def _signed(params: dict[str, str], token: Token | None, timestamp_ms: int) -> dict[str, str]:
+    if token is None:
+        return {}
+    return {
+        "apim-accesstoken": token.value,
+        "apim-timestamp": str(timestamp_ms),
+        "apim-signature": signature(token.value, params, timestamp_ms, token.secret),
+    }
+
+
+def _snapshot(
+    call: _Call, reply: Reply, asked_at: dt.datetime, known_data_hash: str | None, shown: Callable[[bytes | str], str]
+) -> Snapshot:
+    answer = read_envelope(reply.body, shown)
+    if answer.code:
+        raise code_error(answer.code, answer.said, answer.request_id)
+    try:
+        flows = None if answer.data_hash == known_data_hash else read_flows(answer.data)
+    except GatewayError as error:
+        error.request_id = answer.request_id
+        raise
+    return Snapshot(
+        target=call.target,
+        flows=flows,
+        data_hash=answer.data_hash,
+        asked_at=asked_at,
+        observed_at=reply.arrived_at,
+        attempts=call.attempts,
+        body=reply.body,
+    )
+
+
+def _complete(error: GatewayError, call: _Call) -> None:
+    """What only the whole call knows: how often it was tried, and what came before the last try."""
+    error.attempts = call.attempts
+    if error.code == "deadline" and call.last_error is not None:
+        error.message += f"; before that: {call.last_error.message}"
+    elif error.code in RENEWING and call.stale_token:
+        error.message += "; a new token is not accepted either"
+    error.args = (error.message,)

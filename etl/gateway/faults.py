@@ -1,0 +1,150 @@
+"""What an HTTP status or an EnOS code that is no success means, and what to do about it.
+
+| HTTP status | meaning | what follows |
+|---|---|---|
+| 200 | an answer | its envelope is read |
+| 401 | the token is not accepted | one new token, one more try |
+| 429, 500-599 | busy or down | retried within the deadline |
+| 300-399 | a redirect | refused: a signed request never goes to another address |
+| 400-499 otherwise | no | refused |
+| the rest | not what the documentation promises | malformed |
+
+| code inside HTTP 200 | what follows |
+|---|---|
+| 0 | success |
+| 1203 (token expired) | one new token, one more try |
+| 1001 (``encryption`` sent twice), 1005 | retried with a new timestamp |
+| 62109, 99500 (internal error of the service) | retried |
+| everything else | refused |
+
+Source: EnOS API documentation, "Get My Flow", "Get Access Token", "Common errors".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from etl.errors import GatewayError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
+from etl.printable import printable
+
+Quote = Callable[[bytes | str], str]
+Meaning = Literal["answer", "renew", "retry", "redirect", "refuse", "malformed"]
+
+RENEWING: Final = frozenset({"http_401", "1203"})
+_HICCUPS: Final = frozenset({62109, 99500})
+_RETRIED_TOKEN_CODES: Final = frozenset({1001, 1005})
+_TOKEN_CODES: Final = frozenset({1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204})
+
+_CODES: Final = {
+    1001: "the same signature was sent twice",
+    1002: "the access key is unknown: check [gateway] access_key",
+    1003: "the signature is wrong: check the secret key, and this machine's clock",
+    1004: "a parameter is wrong",
+    1005: "internal error of the token service",
+    1202: "a parameter is empty: check [gateway] access_key and the secret key",
+    1203: "the token has expired",
+    1204: "the token could not be refreshed",
+    62101: "the user is unknown or not of this organisation: check the target in its schedule",
+    62103: "the user lacks the privilege",
+    62109: "internal error of the service",
+    99400: "an argument is wrong: check the target in its schedule",
+    99403: "access is denied to this access key",
+    99404: "not found: check [gateway] url and the target in its schedule",
+    99500: "internal error of the service",
+}
+
+_STATUSES: Final = {
+    400: "the gateway takes the request for a bad one",
+    401: "the token is not accepted: check [gateway] access_key and the secret key",
+    403: "access is denied: let this machine's address be allowed at the gateway",
+    404: "nothing is there: check [gateway] url",
+    407: "the proxy wants a login: check [gateway] proxy",
+    413: "the request is too large for the gateway",
+    429: "too many requests: a lower [gateway] concurrency or requests_per_second helps",
+}
+
+
+def meaning_of(status: int) -> Meaning:
+    """The table above, for any number."""
+    if status == 200:
+        return "answer"
+    if status == 401:
+        return "renew"
+    if status == 429 or 500 <= status <= 599:
+        return "retry"
+    if 300 <= status <= 399:
+        return "redirect"
+    return "refuse" if 400 <= status <= 499 else "malformed"
+
+
+def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Quote) -> GatewayError:
+    """The error that a status other than 200 means."""
+    meaning, code = meaning_of(status), f"http_{status}"
+    said = f", and said {quote(body)}" if body.strip() else ""
+    if meaning == "retry":
+        text = _STATUSES.get(status, "the gateway or what is behind it fails")
+        return GatewayUnreachable(f"HTTP {status}, {text}{said}", code=code, http_status=status)
+    if meaning == "redirect":
+        message = f"HTTP {status}, a redirect{_whither(headers)}, is never followed: check [gateway] url"
+        return Refused(message, code=code, http_status=status)
+    if meaning == "malformed":
+        message = f"HTTP {status} instead of 200 and a list{said}"
+        return Malformed(message, code="malformed", http_status=status)
+    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{said}", code=code, http_status=status)
+    error.gateway_down_evidence = meaning == "renew"
+    return error
+
+
+def _whither(headers: Mapping[str, str]) -> str:
+    try:
+        parts = urlsplit(headers.get("Location", ""))
+        host = parts.hostname
+    except ValueError:
+        return ""
+    return f" to {printable(f'{parts.scheme}://{host}')[:80]}" if host else ""
+
+
+def code_error(code: int, said: str, request_id: str | None = None) -> GatewayError:
+    """The error that a well-formed envelope with a code other than 0 means; ``said`` is quoted already."""
+    text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {said}' if said else ''}"
+    kind: type[GatewayError] = Refused
+    if code in _HICCUPS:
+        kind = ServiceHiccup
+    elif code in _RETRIED_TOKEN_CODES:
+        kind = GatewayUnreachable
+    error = kind(text, code=str(code), http_status=200, request_id=request_id)
+    error.gateway_down_evidence = code in _TOKEN_CODES
+    return error
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: dt.datetime) -> float | None:
+    """``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, never negative; None where it is junk or missing."""
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", value):
+        return max(float(value), 0.0)
+    date = http_date(value)
+    return None if date is None else max((date - now).total_seconds(), 0.0)
+
+
+@lru_cache(maxsize=64)
+def http_date(value: str) -> dt.datetime | None:
+    """A date of an HTTP header in UTC, or None where there is none that can be read."""
+    try:
+        date = parsedate_to_datetime(value)
+        return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def skew_seconds(date: dt.datetime, asked_at: dt.datetime, headers_at: dt.datetime) -> float:
+    """How far the gateway's clock is ahead of ours (negative: behind), beyond what the request itself took."""
+    if date > headers_at:
+        return (date - headers_at).total_seconds()
+    behind = (date - asked_at).total_seconds() + 1  # the header has whole seconds, rounded down
+    return min(behind, 0.0)

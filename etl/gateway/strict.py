@@ -1,0 +1,193 @@
+"""The second reading of an answer that would change something, by the standard library's own reader.
+
+It shares no code with the first one, refuses a key that stands twice in one object (of which the first reader
+keeps the last), and must come to the same flows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from etl.errors import Malformed
+from etl.model import Flow, Snapshot
+from etl.printable import printable
+
+_HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")
+
+Row = tuple[str, str | None, str | None, bool | None]
+
+
+class _Problem(Exception):
+    """What is wrong, and where."""
+
+
+class _Digits(str):
+    """An integer as it is written, however long."""
+
+    __slots__ = ()
+
+
+class _Twice:
+    """An object in which a key stands twice."""
+
+    def __init__(self, key: str) -> None:
+        self.key = printable(key)[:80]
+
+
+def reread_strictly(snapshot: Snapshot) -> None:
+    """Raises Malformed where the body has a key twice in one object, or reads otherwise than ``snapshot.flows``."""
+    try:
+        rows = _rows(_object(_parsed(snapshot.body)).get("data"))
+        if snapshot.flows is None:
+            return
+        if not _same(rows, snapshot.flows):
+            raise _Problem("two JSON readers find different workflows in it")
+    except _Problem as problem:
+        message = f"the answer is not what Get My Flow promises: {problem}"
+        raise Malformed(message, code="malformed", http_status=200, attempts=snapshot.attempts) from None
+
+
+def first_problem(data: bytes) -> str | None:
+    """The first thing wrong in the bytes of ``data``, with item and field; None where this reader finds nothing."""
+    try:
+        for _ in _rows(_parsed(data)):
+            pass
+    except _Problem as problem:
+        return str(problem)
+    return None
+
+
+def half_character_in(body: bytes) -> str | None:
+    """Where a body, that is JSON to a lenient reader, has half a character; None where it is no JSON at all."""
+    try:
+        parsed = _parsed(body)
+        for _ in _rows(parsed["data"] if isinstance(parsed, dict) and "data" in parsed else []):
+            pass
+    except _Problem as problem:
+        return str(problem) if "surrogate" in str(problem) else None
+    return "it holds a lone surrogate, half a character"
+
+
+def field_problem(text: str) -> str | None:
+    """What makes a text unfit to be kept: a NUL character, or half a character."""
+    if "\0" in text:
+        return "holds a NUL character"
+    if not text.isascii() and _HALF_CHARACTER.search(text):
+        return "holds a lone surrogate, half a character"
+    return None
+
+
+def _parsed(body: bytes) -> Any:
+    twice: list[_Twice] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) == len(pairs):
+            return found
+        keys = [key for key, _ in pairs]
+        twice.append(_Twice(next(key for key in keys if keys.count(key) > 1)))
+        return twice[-1]
+
+    try:
+        text = body.decode("utf-8")
+        parsed = json.loads(text, object_pairs_hook=unique, parse_int=_Digits, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise _Problem(f"it is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise _Problem("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise _Problem(f"it is no JSON ({error})") from None
+    _refuse_twice(parsed, twice)
+    return parsed
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _refuse_twice(parsed: Any, twice: list[_Twice]) -> None:
+    if not twice:
+        return
+    items = parsed.get("data") if isinstance(parsed, dict) else parsed
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if isinstance(item, _Twice):
+            raise _Problem(f'data[{index}] has the key "{item.key}" twice')
+    raise _Problem(f'one of its objects has the key "{twice[0].key}" twice')
+
+
+def _object(found: Any) -> dict[str, Any]:
+    if isinstance(found, dict):
+        return found
+    raise _Problem(f"it is {_kind(found)}, not an object")
+
+
+def _rows(data: Any) -> Iterator[Row]:
+    if not isinstance(data, list):
+        raise _Problem(f"data is {_kind(data)}, not a list")
+    for index, item in enumerate(data):
+        yield _row(item, index)
+
+
+def _row(item: Any, index: int) -> Row:
+    if type(item) is not dict:
+        raise _Problem(f"data[{index}] is {_kind(item)}, not an object")
+    get = item.get
+    flow_id, name, cycle, editable = get("flowId"), get("flowName"), get("cycle"), get("editable")
+    if type(flow_id) is not str or not flow_id or "\0" in flow_id or not flow_id.isascii():
+        flow_id = _identifier(flow_id, index, "flowId" in item)
+    if name is not None and (type(name) is not str or "\0" in name or not name.isascii()):
+        _check_text(name, index, "flowName")
+    if cycle is not None and (type(cycle) is not str or "\0" in cycle or not cycle.isascii()):
+        _check_text(cycle, index, "cycle")
+    if editable is not None and type(editable) is not bool:
+        raise _Problem(f"data[{index}].editable is {_kind(editable)}, not true or false")
+    return flow_id, name, cycle, editable
+
+
+def _identifier(found: Any, index: int, present: bool) -> str:
+    if type(found) is _Digits:
+        return "0" if found == "-0" else str(found)
+    if found == "":
+        raise _Problem(f"data[{index}].flowId is empty")
+    if not present:
+        raise _Problem(f"data[{index}].flowId is missing")
+    _check_text(found, index, "flowId", "a string or an integer")
+    return str(found)
+
+
+def _check_text(found: Any, index: int, field: str, wanted: str = "a string") -> None:
+    if type(found) is not str:
+        raise _Problem(f"data[{index}].{field} is {_kind(found)}, not {wanted}")
+    if problem := field_problem(found):
+        raise _Problem(f"data[{index}].{field} {problem}")
+
+
+def _same(rows: Iterator[Row], flows: tuple[Flow, ...]) -> bool:
+    """Whether both readings hold the same flows (that equal ids have equal values, the first reader has made sure)."""
+    known = {flow.flow_id: flow for flow in flows}
+    seen = set()
+    for flow_id, name, cycle, editable in rows:
+        flow = known.get(flow_id)
+        if flow is None or flow.flow_name != name or flow.cycle != cycle or flow.editable is not editable:
+            return False
+        seen.add(flow_id)
+    return len(seen) == len(flows)
+
+
+_KINDS: Final[dict[type, str]] = {
+    bool: "a boolean",
+    _Digits: "an integer",
+    float: "a fraction",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+    _Twice: "an object with a key twice",
+    type(None): "null",
+}
+
+
+def _kind(found: Any) -> str:
+    return _KINDS.get(type(found), "something else")

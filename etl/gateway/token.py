@@ -1,0 +1,184 @@
+"""The access token: fetched once, shared by all threads, renewed early, never by two threads at once.
+
+Source: EnOS API documentation, "Get Access Token". While a token lives, ``get`` returns the same one with the
+seconds that are left; Flowtrail never calls ``refresh``, which may kill the token that a sibling uses.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from etl.errors import GatewayError, Malformed
+from etl.gateway.answer import as_integer, said
+from etl.gateway.faults import Quote, code_error
+from etl.gateway.quoting import Hidden
+from etl.gateway.watchdog import Watch
+
+_MARGIN_SHARE: Final = 0.1
+_MARGIN_MAX_SECONDS: Final = 60.0
+_LIFE_MIN_SECONDS: Final = 1.0
+_LIFE_MAX_SECONDS: Final = 7200.0
+
+
+class Issued(NamedTuple):
+    """What the token service gave, and the secret that it was asked with."""
+
+    value: Hidden
+    expire_seconds: float
+    secret: Hidden
+
+
+class Token(NamedTuple):
+    """A token in use; ``number`` counts the renewals, as the same value may come back. Times are monotonic."""
+
+    number: int
+    value: Hidden
+    secret: Hidden
+    refresh_at: float
+    expires_at: float
+
+
+def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
+    """The token in an answer of ``token/get``; raises by its error code, or Malformed.
+
+    A success needs a usable ``data.accessToken`` and ``data.expire``, and no ``status`` other than 0: the
+    documentation's own sample misspells that key as ``stauts``.
+    """
+    envelope = _fields(body, "the answer", quote)
+    for key in ("status", "stauts", "code"):
+        if code := as_integer(envelope.get(key)):
+            raise code_error(code, said(envelope.get("msg"), quote))
+    data = _fields(envelope.get("data", msgspec.Raw()), "data", quote)
+    return Issued(_access_token(data.get("accessToken")), _expire(data.get("expire"), quote), secret)
+
+
+def _fields(raw: bytes | msgspec.Raw, place: str, quote: Quote) -> dict[str, msgspec.Raw]:
+    if not memoryview(raw).nbytes:
+        raise _malformed(f"{place} is missing or empty")
+    try:
+        return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise _malformed(f"{place} is no JSON object: {quote(bytes(raw))}") from None
+
+
+def _access_token(raw: msgspec.Raw | None) -> Hidden:
+    found = re.fullmatch(rb'"([\x21-\x7e]{1,4096})"', raw) if raw is not None else None
+    if not found or b"\\" in found[1] or b'"' in found[1]:
+        raise _malformed("data.accessToken is missing, or no token that a header can carry")
+    return Hidden(found[1].decode("ascii"))
+
+
+def _expire(raw: msgspec.Raw | None, quote: Quote) -> float:
+    found = re.fullmatch(rb"[0-9]{1,18}(\.[0-9]+)?", raw) if raw is not None else None
+    if not found:
+        raise _malformed(f"data.expire is {quote(bytes(raw)) if raw is not None else 'missing'}, not seconds")
+    return min(float(found[0]), _LIFE_MAX_SECONDS)
+
+
+def _malformed(problem: str) -> Malformed:
+    message = f"the answer of the token service is not what its documentation promises: {problem}"
+    return Malformed(message, code="malformed", http_status=200)
+
+
+class _Flight:
+    """One call of the token service, and what came of it for all who wait."""
+
+    def __init__(self) -> None:
+        self.landed = threading.Event()
+        self.token: Token | None = None
+        self.error: GatewayError | None = None
+
+
+class TokenKeeper:
+    """The one token of a gateway. ``obtain`` calls the token service once, within the watch that it is given."""
+
+    def __init__(self, obtain: Callable[[Watch], Issued]) -> None:
+        self._obtain = obtain
+        self._lock = threading.Lock()
+        self._token: Token | None = None
+        self._flight: _Flight | None = None
+
+    def current(self, watch: Watch, stale: int = 0) -> Token:
+        """A token with a number above ``stale`` (that of a token that was refused).
+
+        Of all threads that need one, one calls; the others wait for it, and share its error. While a token is
+        old but alive, they go on with it, and a renewal that fails does no harm yet.
+        """
+        token = self._token
+        if token is not None and token.number > stale and time.monotonic() < token.refresh_at:
+            return token
+        while True:
+            watch.check()
+            alive, flight, leads = self._board(stale)
+            if leads:
+                return self._lead(flight, alive, watch)
+            if alive is not None:
+                return alive
+            flight.landed.wait(max(watch.remaining(), 0))
+            if flight.error is not None:
+                raise _same(flight.error)
+
+    def _board(self, stale: int) -> tuple[Token | None, _Flight, bool]:
+        """The token if it can still be used, the flight under way, and whether the caller has to fly it."""
+        with self._lock:
+            token, now = self._token, time.monotonic()
+            alive = token if token and token.number > stale and now < token.expires_at else None
+            if alive is not None and now < alive.refresh_at:
+                return alive, _Flight(), False
+            if self._flight is not None:
+                return alive, self._flight, False
+            self._flight = _Flight()
+            return alive, self._flight, True
+
+    def _lead(self, flight: _Flight, alive: Token | None, watch: Watch) -> Token:
+        try:
+            flight.token = self._dated(self._obtain(watch))
+            return flight.token
+        except GatewayError as error:
+            if alive is not None:
+                flight.token = _postponed(alive)
+                return flight.token
+            if error.code != "deadline":  # there, the time of this target alone is up: the next one flies again
+                error.gateway_down_evidence = True
+                flight.error = error
+            raise
+        finally:
+            self._land(flight)
+
+    def _land(self, flight: _Flight) -> None:
+        with self._lock:
+            self._token = flight.token or self._token
+            self._flight = None
+        flight.landed.set()
+
+    def _dated(self, issued: Issued) -> Token:
+        """Refreshed early by a share of the life that is left, so that a short rest of one token makes no loop."""
+        number = self._token.number + 1 if self._token else 1
+        now, life = time.monotonic(), max(issued.expire_seconds, _LIFE_MIN_SECONDS)
+        margin = min(life * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
+        return Token(number, issued.value, issued.secret, now + life - margin, now + life)
+
+
+def _postponed(token: Token) -> Token:
+    now = time.monotonic()
+    pause = max((token.expires_at - now) * _MARGIN_SHARE, _LIFE_MIN_SECONDS)
+    return token._replace(refresh_at=min(now + pause, token.expires_at))
+
+
+def _same(error: GatewayError) -> GatewayError:
+    """The error once more, for another thread to raise."""
+    twin = type(error)(
+        error.message,
+        code=error.code,
+        http_status=error.http_status,
+        request_id=error.request_id,
+        retry_after_seconds=error.retry_after_seconds,
+    )
+    twin.gateway_down_evidence = error.gateway_down_evidence
+    return twin

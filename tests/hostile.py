@@ -1,0 +1,222 @@
+"""A server that misbehaves byte by byte: it answers each request with the next step of a script.
+
+A step is bytes, sent as they are, or a function of the `Peer`. The last step of a script repeats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import json
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+TOKEN = "token-canary-4f1d"
+NEVER = 10_000
+
+
+class Request(NamedTuple):
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    connection: int
+
+
+class Peer:
+    """One connection of a client, as a step sees it."""
+
+    def __init__(self, connection: socket.socket, closing: threading.Event, request: Request | None = None) -> None:
+        self.connection = connection
+        self.request = request
+        self._closing = closing
+
+    def send(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def drip(self, data: bytes, seconds: float = 0.005) -> None:
+        """A byte at a time, until the client has had enough (an OSError ends the connection's thread)."""
+        for byte in data:
+            self.send(bytes([byte]))
+            self._closing.wait(seconds)
+
+    def hang(self) -> None:
+        """Nothing more, until the client goes away."""
+        while not self._closing.is_set():
+            if not self.connection.recv(4096):
+                raise ConnectionResetError
+
+    def close(self) -> None:
+        raise ConnectionResetError
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise ConnectionResetError
+
+
+Step = bytes | Callable[[Peer], object]
+
+
+class Hostile:
+    """Listens on loopback while its ``with`` block lasts. ``left`` is set whenever a client has gone away."""
+
+    def __init__(
+        self, *flows: Step, tokens: tuple[Step, ...] = (), greet: Step | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.requests: list[Request] = []
+        self.left = threading.Event()
+        self.connections = 0
+        self._flows = _repeating(flows or (answer(),))
+        self._tokens = _repeating(tokens or (issued(),))
+        self._greet = greet
+        self._tls = tls
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port = self._listener.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def flow_requests(self) -> list[Request]:
+        return [request for request in self.requests if request.method == "GET"]
+
+    @property
+    def token_requests(self) -> list[Request]:
+        return [request for request in self.requests if request.method == "POST"]
+
+    def __enter__(self) -> Hostile:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.drop()
+        for thread in self._threads:
+            thread.join(10)
+
+    def drop(self) -> None:
+        """Ends every connection, idle or not."""
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _start(self, work: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        for number in itertools.count():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            with self._lock:
+                self._open.add(connection)
+            self._start(self._serve, connection, number)
+
+    def _serve(self, raw: socket.socket, number: int) -> None:
+        connection = raw
+        with contextlib.suppress(OSError, ValueError):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._greet:
+                _play(self._greet, Peer(raw, self._closing))
+            if self._tls:
+                connection = self._tls.wrap_socket(raw, server_side=True)
+            stream = connection.makefile("rb")
+            with stream:
+                while request := _read(stream, number):
+                    self.requests.append(request)
+                    script = self._tokens if request.method == "POST" else self._flows
+                    with self._lock:
+                        step = next(script)
+                    _play(step, Peer(connection, self._closing, request))
+        with self._lock:
+            self._open.discard(raw)
+        connection.close()
+        raw.close()
+        self.left.set()
+
+
+def _repeating(steps: tuple[Step, ...]) -> Iterator[Step]:
+    return itertools.chain(steps[:-1], itertools.repeat(steps[-1]))
+
+
+def _play(step: Step, peer: Peer) -> None:
+    if isinstance(step, bytes):
+        peer.send(step)
+    else:
+        step(peer)
+
+
+def _read(stream: Any, number: int) -> Request | None:
+    line = stream.readline()
+    if not line:
+        return None
+    method, target, _ = line.decode("latin-1").split()
+    headers = {}
+    while (line := stream.readline().decode("latin-1").strip()) != "":
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    return Request(method, target, headers, stream.read(int(headers.get("content-length", 0))), number)
+
+
+def http(body: bytes | str = b"", status: int = 200, *, length: int | None = None, **headers: str) -> bytes:
+    """An HTTP answer with a Content-Length; header names are written with underscores."""
+    body = body.encode() if isinstance(body, str) else body
+    sent = {"Content_Type": "application/json", "Content_Length": str(len(body) if length is None else length)}
+    lines = [f"HTTP/1.1 {status} Whatever"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in (sent | headers).items()]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def endless(body: bytes) -> bytes:
+    """An HTTP answer whose body ends with the connection."""
+    return b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body
+
+
+def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n", **headers: str) -> bytes:
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()).encode()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + lines + b"\r\n" + chunks + end
+
+
+def flows(*items: Any, **envelope: Any) -> bytes:
+    """A success of Get My Flow as JSON."""
+    return json.dumps({"code": 0, "msg": "OK", "data": list(items)} | envelope).encode()
+
+
+def answer(*items: Any, **headers: str) -> bytes:
+    return http(flows(*(items or ({"flowId": "1", "flowName": "one", "cycle": "D", "editable": True},))), **headers)
+
+
+def code(number: int, msg: str = "no", **headers: str) -> bytes:
+    return http(json.dumps({"code": number, "msg": msg, "requestId": "req-7"}), **headers)
+
+
+def issued(token: str = TOKEN, expire: Any = 7200) -> bytes:
+    data = {"accessToken": token, "expire": expire}
+    return http(json.dumps({"status": 0, "msg": "SUCCESS", "business": "apim-token-service", "data": data}))
+
+
+def token_code(number: int, msg: str = "no") -> bytes:
+    return http(json.dumps({"status": number, "msg": msg, "business": "apim-token-service", "data": None}))
+
+
+def gzipped(body: bytes, **headers: str) -> bytes:
+    return http(gzip.compress(body), Content_Encoding="gzip", **headers)

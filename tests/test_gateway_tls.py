@@ -1,0 +1,242 @@
+"""TLS: whoever cannot prove to be the gateway gets nothing, and a handshake cannot outlive the deadline either."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+from gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, settings_for
+from hostile import Hostile, Peer, Step, answer, http
+
+from etl.errors import ConfigError, GatewayUnreachable, Interrupted
+from etl.gateway import Gateway
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="NOT TESTED OVER TLS: there is no openssl command to make certificates with"
+)
+
+
+class Certificates:
+    """A certificate authority, and what it (or nobody) vouches for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._make("ca", "/CN=Test CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self._make("other", "/CN=Other CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self.leaf("good", "IP:127.0.0.1,DNS:localhost")
+        self.leaf("wrong_host", "DNS:apim.example.com")
+        self.leaf("expired", "IP:127.0.0.1", "-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
+        self._make("self_signed", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+
+    def path(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def _openssl(self, *args: str) -> None:
+        subprocess.run(["openssl", *args], cwd=self._folder, check=True, capture_output=True)
+
+    def _make(self, name: str, subject: str, *more: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl("req", "-x509", *key, "-out", f"{name}.pem", "-subj", subject, "-days", "2", *more)
+
+    def leaf(self, name: str, names: str, *validity: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl(
+            "req", "-new", *key, "-out", f"{name}.csr", "-subj", "/CN=x", "-addext", f"subjectAltName={names}"
+        )
+        signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
+        days = validity or ("-days", "2")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed_by, *days)
+
+    def server(self, name: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
+        return context
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(certificates: Certificates) -> None:
+    with (
+        Hostile(tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem"), auth="token") as client,
+    ):
+        for _ in range(3):
+            client.fetch(TARGET)
+    assert server.connections == 1
+    assert len(server.flow_requests) == 3
+
+
+def test_a_folder_of_certificates_is_a_bundle_too(certificates: Certificates, tmp_path: Path) -> None:
+    shutil.copy(certificates.path("ca.pem"), tmp_path)
+    subprocess.run(["openssl", "rehash", str(tmp_path)], check=True, capture_output=True)
+    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=str(tmp_path)) as client:
+        client.fetch(TARGET)
+
+
+@pytest.mark.parametrize(
+    ("name", "bundle"),
+    [("self_signed", "ca.pem"), ("expired", "ca.pem"), ("wrong_host", "ca.pem"), ("good", "other.pem"), ("good", "")],
+)
+def test_a_certificate_that_proves_nothing_is_refused_at_once(
+    certificates: Certificates, name: str, bundle: str
+) -> None:
+    trusted = certificates.path(bundle) if bundle else ""
+    with Hostile(tls=certificates.server(name)) as server:
+        error = failure(server, ca_bundle=trusted, auth="token", deadline=60)
+    assert isinstance(error, GatewayUnreachable)
+    assert (error.code, error.attempts, error.gateway_down_evidence) == ("tls_certificate", 1, True)
+    assert "ca_bundle" in str(error)
+    assert not server.requests
+
+
+def test_the_environment_cannot_vouch_for_a_gateway(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, certificates.path("ca.pem"))
+    with Hostile(tls=certificates.server("good")) as server:
+        assert failure(server).code == "tls_certificate"
+
+
+def test_keys_of_a_session_are_not_logged_for_the_environment(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    bundle = certificates.path("ca.pem")
+    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=bundle) as client:
+        client.fetch(TARGET)
+    assert not (tmp_path / "keys").exists()
+
+
+def test_old_tls_is_refused(certificates: Certificates) -> None:
+    old = certificates.server("good")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with Hostile(tls=old) as server:
+        error = failure(server, ca_bundle=certificates.path("ca.pem"), deadline=0.3)
+    assert error.code == "tls"
+    assert not server.requests
+
+
+def test_a_plain_server_behind_https_is_named(certificates: Certificates) -> None:
+    with Hostile(greet=http("hello")) as server:
+        url = server.url.replace("http:", "https:")
+        with Gateway(settings_for(url, deadline=0.3)) as client, pytest.raises(GatewayUnreachable) as caught:
+            client.fetch(TARGET)
+    assert caught.value.code == "tls"
+
+
+@pytest.mark.parametrize("missing", ["nowhere.pem", "ca.key"])
+def test_a_bundle_that_cannot_be_used_is_a_matter_of_configuration(certificates: Certificates, missing: str) -> None:
+    with pytest.raises(ConfigError, match="ca_bundle"):
+        Gateway(settings_for("https://apim.example.com", ca_bundle=certificates.path(missing)))
+
+
+SERVER_HELLO = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03" + bytes(9000)
+SLOW: list[tuple[str, Step | None, Step]] = [
+    ("silence instead of a handshake", lambda peer: peer.hang(), answer()),
+    ("a handshake a byte at a time", lambda peer: peer.drip(SERVER_HELLO, 0.01), answer()),
+    ("a body a byte at a time", None, lambda peer: peer.drip(http(b" " * 9000), 0.01)),
+    ("silence in a body", None, lambda peer: (peer.send(http(b"{", length=9)), peer.hang())),
+]
+
+
+@pytest.mark.parametrize(("greet", "step"), [each[1:] for each in SLOW], ids=[each[0] for each in SLOW])
+def test_no_server_outlives_the_deadline_over_tls(certificates: Certificates, greet: Step | None, step: Step) -> None:
+    with Hostile(step, greet=greet, tls=certificates.server("good")) as server:
+        error = failure(server, ca_bundle=certificates.path("ca.pem"), deadline=0.3)
+        assert server.left.wait(SAFETY_NET_SECONDS)
+    assert error.code == "deadline"
+
+
+def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
+    stop = threading.Event()
+
+    def stuck(peer: Peer) -> None:
+        stop.set()
+        peer.hang()
+
+    with (
+        Hostile(greet=stuck, tls=certificates.server("good")) as server,
+        gateway(server, stop, ca_bundle=certificates.path("ca.pem")) as client,
+        pytest.raises(Interrupted),
+    ):
+        client.fetch(TARGET)
+
+
+# Through a proxy
+
+
+def _relay(port: int) -> Step:
+    """What a proxy does for CONNECT: two pumps."""
+
+    def connect(peer: Peer) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += peer.connection.recv(1)
+        heads.append(head)
+        with socket.create_connection(("127.0.0.1", port)) as upstream:
+            peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            back = threading.Thread(target=_pump, args=(upstream, peer.connection))
+            back.start()
+            _pump(peer.connection, upstream)
+            back.join(SAFETY_NET_SECONDS)
+        raise ConnectionResetError
+
+    heads: list[bytes] = []
+    connect.heads = heads  # type: ignore[attr-defined]
+    return connect
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(certificates: Certificates) -> None:
+    with Hostile(tls=certificates.server("good")) as server:
+        relay = _relay(server.port)
+        with Hostile(greet=relay) as proxy:
+            address = f"http://me:pass@127.0.0.1:{proxy.port}"
+            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": address, "auth": "token"}
+            with gateway(server, **changes) as client:
+                for _ in range(2):
+                    client.fetch(TARGET)
+    (head,) = relay.heads  # type: ignore[attr-defined,union-attr]
+    assert head.startswith(b"CONNECT 127.0.0.1:%d HTTP/1" % server.port)
+    assert b"basic bWU6cGFzcw==" in head.replace(b"Basic", b"basic")
+    assert b"apim-" not in head
+    assert not any("proxy-authorization" in request.headers for request in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("greet", "code"),
+    [
+        (b"HTTP/1.1 407 Who are you\r\n\r\n", "proxy"),
+        (lambda peer: peer.reset(), "proxy"),
+        (lambda peer: peer.drip(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1500, 0.01), "deadline"),
+        (lambda peer: peer.hang(), "deadline"),
+    ],
+)
+def test_a_proxy_that_fails_is_named(certificates: Certificates, greet: Step, code: str) -> None:
+    with Hostile(greet=greet) as proxy:
+        given = settings_for("https://apim.example.com", proxy=f"http://127.0.0.1:{proxy.port}", deadline=0.3)
+        with Gateway(given) as client, pytest.raises(GatewayUnreachable) as caught:
+            client.fetch(TARGET)
+    assert caught.value.code == code or (code == "proxy" and caught.value.code == "connection")
