@@ -1,0 +1,125 @@
+"""Everything that is written, and what is read in order to write it: one transaction a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from etl.database import reading, writing
+from etl.errors import DatabaseUnreachable
+from etl.model import Fence, Outcome, RunStatus, State, Target
+from etl.store import commit, fences, lease, retirement, runs
+from etl.store.commit import STALE
+from etl.store.retirement import Retirement
+from etl.store.runs import NewRun
+
+__all__ = ["STALE", "NewRun", "Retirement", "Store"]
+
+T = TypeVar("T")
+_PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
+
+
+class Store:
+    """The writing side of a database whose schema is current. Safe to use from several threads.
+
+    Every method raises DatabaseError (DatabaseUnreachable after a few tries) where the database refuses.
+    """
+
+    def __init__(self, engine: Engine, stop: threading.Event | None = None) -> None:
+        self._engine = engine
+        self._stop = stop or threading.Event()
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
+        """One writer at a time is all that SQLite takes: waiting here is cheaper than being told that it is busy."""
+
+    def fences(self, targets: Sequence[Target], *, register: bool = True) -> list[Fence]:
+        """The fence of each of ``targets``; new ones get a row, and retired ones come back, if ``register``."""
+        known = self._read(lambda connection: fences.read_fences(connection, targets))
+        if register and (len(known) < len(targets) or any(fence.retired for fence in known.values())):
+            known = self._write(lambda connection: fences.register(connection, targets))
+        return [known.get(target) or Fence(target=target) for target in targets]
+
+    def states(self, target_ids: Sequence[int]) -> dict[int, State]:
+        """The states of ``target_ids`` as they are now."""
+        return self._read(lambda connection: fences.read_states(connection, target_ids)) if target_ids else {}
+
+    def held(self, org_id: str | None = None) -> list[Target]:
+        """The targets with held removals, of one organisation or of all."""
+        return self._read(lambda connection: fences.held_targets(connection, org_id))
+
+    def apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
+        """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``)."""
+        return self._write(
+            lambda connection: commit.apply(connection, run_id, outcomes),
+            lambda connection: commit.landed(connection, run_id, outcomes),
+        )
+
+    def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
+        """The id of a run that starts; None where its slot has been taken by another run."""
+        return self._write(lambda connection: runs.begin(connection, run, now))
+
+    def beat(self, run_id: int) -> None:
+        """Say that the run lives."""
+        self._write(lambda connection: runs.beat(connection, run_id))
+
+    def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """Write how a run ended; False where it had been declared dead, which stays."""
+        return self._write(lambda connection: runs.finish(connection, run_id, status, sums, now))
+
+    def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
+        """Declare dead the runs whose heart has stopped; return their ids."""
+        return self._write(lambda connection: runs.abort_abandoned(connection, now))
+
+    def served_until(self, schedule: str) -> dt.datetime | None:
+        """The latest slot of a schedule that a run served or is serving; None where it never ran."""
+        return self._read(lambda connection: runs.served_until(connection, schedule))
+
+    def was_aborted(self, schedule: str, slot: dt.datetime) -> bool:
+        """Whether a run for just this slot was aborted."""
+        return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
+
+    def retire_others(self, configured: Iterable[Target], now: dt.datetime, max_share: float | None) -> Retirement:
+        """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
+        wanted = set(configured)
+        return self._write(lambda connection: retirement.retire_others(connection, wanted, now, max_share))
+
+    def take_lease(self, name: str, holder: str, lasting: dt.timedelta) -> bool:
+        """Take or renew a lease, by the database's clock; False while it is another's."""
+        return self._write(lambda connection: lease.take(connection, name, holder, lasting))
+
+    def release_lease(self, name: str, holder: str) -> None:
+        """Give a lease back."""
+        self._write(lambda connection: lease.release(connection, name, holder))
+
+    def lease_holder(self, name: str) -> str | None:
+        """Who holds a lease now."""
+        return self._read(lambda connection: lease.holder_of(connection, name))
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                with reading(self._engine) as connection:
+                    return work(connection)
+            except DatabaseUnreachable:
+                if pause is None or self._stop.wait(pause):
+                    raise
+        raise AssertionError("the last pause raises")
+
+    def _write(self, work: Callable[[Connection], T], landed: Callable[[Connection], bool] | None = None) -> T:
+        """Run ``work`` in one transaction, again where the database went away; a lost COMMIT is looked up."""
+        for pause in (*_PAUSES_SECONDS, None):
+            result: list[T] = []
+            try:
+                with self._turn, writing(self._engine) as connection:
+                    result.append(work(connection))
+                return result[0]
+            except DatabaseUnreachable:
+                if pause is None or self._stop.wait(pause):
+                    raise
+                if result and landed is not None and self._read(landed):
+                    return result[0]
+        raise AssertionError("the last pause raises")

@@ -1,0 +1,85 @@
+"""The bulk paths: COPY on PostgreSQL, prepared statements with tuples on SQLite."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Table, text
+
+from etl.model import Outcome
+
+_EXTEND_POSTGRESQL: Final = text(
+    """
+    UPDATE observation AS o
+       SET last_asked_at = seen.asked_at, last_at = seen.at, observations = o.observations + 1,
+           longest_gap_seconds = seen.gap
+      FROM unnest(CAST(:ids AS bigint[]), CAST(:expected AS int[]), CAST(:asked AS timestamptz[]),
+                  CAST(:at AS timestamptz[]), CAST(:gaps AS bigint[])) AS seen (id, expected, asked_at, at, gap)
+     WHERE o.id = seen.id AND o.observations = seen.expected
+    RETURNING o.target_id
+    """
+)
+_EXTEND_SQLITE: Final = text(
+    """
+    UPDATE observation
+       SET last_asked_at = seen.asked_at, last_at = seen.at, observations = observation.observations + 1,
+           longest_gap_seconds = seen.gap
+      FROM (SELECT json_extract(value, '$[0]') AS id, json_extract(value, '$[1]') AS expected,
+                   json_extract(value, '$[2]') AS asked_at, json_extract(value, '$[3]') AS at,
+                   json_extract(value, '$[4]') AS gap
+              FROM json_each(:spans)) AS seen
+     WHERE observation.id = seen.id AND observation.observations = seen.expected
+    RETURNING target_id
+    """
+)
+
+
+def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Insert tuples in the order of ``columns``; times are datetimes on PostgreSQL, `stamp`s on SQLite."""
+    names = ", ".join(columns)
+    if connection.dialect.name == "postgresql":
+        driver = connection.connection.driver_connection
+        assert driver is not None  # noqa: S101 - it is checked out
+        with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+        return
+    marks = ", ".join("?" * len(columns))
+    listed = list(rows)
+    if listed:
+        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", listed)  # noqa: S608
+
+
+def stamp(connection: Connection, instant: dt.datetime) -> Any:
+    """A time as the driver takes it, without SQLAlchemy's types: once a target, not once a row."""
+    if connection.dialect.name == "postgresql":
+        return instant
+    return instant.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def extend_spans(connection: Connection, outcomes: Sequence[Outcome]) -> set[int]:
+    """Extend the open spans in one statement; return the ids of the targets whose span was as their fence says."""
+    spans = [(o.fence.span_id, o.span) for o in outcomes if o.span is not None]
+    if connection.dialect.name == "postgresql":
+        arrays = {
+            "ids": [span_id for span_id, _ in spans],
+            "expected": [span.observations - 1 for _, span in spans],
+            "asked": [span.last_asked_at for _, span in spans],
+            "at": [span.last_at for _, span in spans],
+            "gaps": [span.longest_gap_seconds for _, span in spans],
+        }
+        return set(connection.execute(_EXTEND_POSTGRESQL, arrays).scalars())
+    rows = [
+        (
+            span_id,
+            span.observations - 1,
+            stamp(connection, span.last_asked_at),
+            stamp(connection, span.last_at),
+            span.longest_gap_seconds,
+        )
+        for span_id, span in spans
+    ]
+    return set(connection.execute(_EXTEND_SQLITE, {"spans": msgspec.json.encode(rows).decode()}).scalars())

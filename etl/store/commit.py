@@ -1,0 +1,352 @@
+"""One transaction that writes the outcomes of a batch: rows locked in id order, fences compared, losers left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.model import CHANGE_KINDS, ChangeSet, Issue, Outcome
+from etl.schema import change_set, observation, sync_issue, target, workflow, workflow_change
+from etl.store.bulk import extend_spans, insert_rows, stamp
+from etl.store.fences import LATEST_SPAN
+from etl.trail import GENESIS
+
+STALE: Final = "a newer observation of this target was committed first"
+
+_LOCK: Final = (
+    select(target.c.id, target.c.fence, target.c.observation_id)
+    .where(target.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(target.c.id)
+    .with_for_update()
+)
+_LATEST: Final = (
+    select(target.c.id, observation.c.id, observation.c.observations)
+    .join_from(target, observation, observation.c.id == LATEST_SPAN)
+    .where(target.c.id.in_(bindparam("ids", expanding=True)))
+)
+_FAILED: Final = (
+    update(target)
+    .where(target.c.id == bindparam("target_id"))
+    .values(
+        consecutive_failures=target.c.consecutive_failures + 1,
+        last_error_code=bindparam("error_code"),
+        last_error=bindparam("message"),
+        observation_id=None,
+    )
+)
+_OPENED: Final = (
+    update(target)
+    .where(target.c.id == bindparam("target_id"))
+    .values(observation_id=bindparam("span_id"), consecutive_failures=0, last_error_code=None, last_error=None)
+)
+_ANSWERED: Final = (
+    update(target)
+    .where(target.c.id == bindparam("target_id"))
+    .values(
+        version=bindparam("new_version"),
+        fence=target.c.fence + bindparam("moved"),
+        observation_id=bindparam("span_id"),
+        answer_digest=bindparam("new_answer_digest"),
+        data_hash=bindparam("new_data_hash"),
+        state_digest=func.coalesce(bindparam("new_state_digest"), target.c.state_digest),
+        flow_count=bindparam("new_flow_count"),
+        held_since=func.coalesce(target.c.held_since, bindparam("held_at", type_=target.c.held_since.type)),
+        consecutive_failures=0,
+        last_error_code=None,
+        last_error=None,
+    )
+)
+_HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)
+_REMOVE: Final = delete(workflow).where(
+    workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow")
+)
+_MISSING: Final = (
+    update(workflow)
+    .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
+    .values(missing_since=bindparam("since"))
+)
+
+
+def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
+    """Write what ``outcomes`` say, in the caller's transaction; return the ids of the targets that are stale."""
+    lost = _lost(connection, outcomes)
+    won = [outcome for outcome in outcomes if outcome.fence.target_id not in lost]
+    numbered = _insert_change_sets(connection, run_id, won)
+    _insert_changes(connection, numbered)
+    _write_workflows(connection, [o for o in won if o.change_set or o.missing or o.missing_before])
+    _write_targets(connection, won, _open_spans(connection, won))
+    _insert_issues(connection, run_id, outcomes, lost)
+    return lost
+
+
+def _lost(connection: Connection, outcomes: Sequence[Outcome]) -> set[int]:
+    """Lock the targets, extend the spans of the quiet ones, and find those whose fence has moved."""
+    ids = sorted(outcome.fence.target_id for outcome in outcomes)
+    now = {row.id: row for row in connection.execute(_LOCK, {"ids": ids})}
+    standing = [o for o in outcomes if now[o.fence.target_id].fence == o.fence.fence]
+    quiet = [o for o in standing if _is_quiet(o) and now[o.fence.target_id].observation_id == o.fence.observation_id]
+    loud_ids = {o.fence.target_id for o in standing} - {o.fence.target_id for o in quiet}
+    latest = _latest_spans(connection, loud_ids)
+    kept = extend_spans(connection, quiet) if quiet else set()
+    kept |= {o.fence.target_id for o in standing if o.fence.target_id in loud_ids and _as_read(o, latest)}
+    return set(ids) - kept
+
+
+def _is_quiet(outcome: Outcome) -> bool:
+    """Whether all that is to be written is the open span."""
+    return outcome.extends and outcome.answer_digest is None
+
+
+def _as_read(outcome: Outcome, latest: dict[int, tuple[int, int]]) -> bool:
+    fence = outcome.fence
+    return latest.get(fence.target_id) == (None if fence.span is None else (fence.span_id, fence.span.observations))
+
+
+def _latest_spans(connection: Connection, target_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    ids = sorted(target_ids)
+    if not ids:
+        return {}
+    rows = connection.execute(_LATEST, {"ids": ids})
+    return {target_id: (span_id, observations) for target_id, span_id, observations in rows}
+
+
+def _insert_change_sets(
+    connection: Connection, run_id: int, outcomes: Iterable[Outcome]
+) -> list[tuple[int, Outcome, ChangeSet]]:
+    made = [(outcome, outcome.change_set) for outcome in outcomes if outcome.change_set is not None]
+    if not made:
+        return []
+    statement = insert(change_set).returning(change_set.c.id, sort_by_parameter_order=True)
+    ids = connection.execute(statement, [_change_set_row(run_id, *pair) for pair in made]).scalars()
+    return [(change_set_id, *pair) for change_set_id, pair in zip(ids, made, strict=True)]
+
+
+def _change_set_row(run_id: int, outcome: Outcome, made: ChangeSet) -> dict[str, Any]:
+    counts = Counter(change.kind for change in made.changes)
+    return {
+        "target_id": outcome.fence.target_id,
+        "version": made.version,
+        "run_id": run_id,
+        "kind": made.kind,
+        "observed_at": made.observed_at,
+        "last_unchanged_at": made.last_unchanged_at,
+        "flow_count": outcome.flow_count,
+        "state_digest": made.state_digest,
+        **{kind: counts[kind] for kind in CHANGE_KINDS},
+        "approved_by": made.approved_by,
+        "parent_hash": outcome.fence.head_hash or GENESIS,
+        "hash": outcome.hash,
+    }
+
+
+def _insert_changes(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:
+    columns = ("change_set_id", "flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable",
+               "new_editable")  # fmt: skip
+    rows = (
+        (number, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle, c.old_editable, c.new_editable)
+        for number, _, made in numbered
+        for c in made.changes
+    )
+    insert_rows(connection, workflow_change, columns, rows)
+
+
+def _write_workflows(connection: Connection, outcomes: Sequence[Outcome]) -> None:
+    baselines = [o for o in outcomes if o.change_set is not None and o.change_set.kind == "baseline"]
+    deltas = [o for o in outcomes if o.change_set is not None and o.change_set.kind == "delta"]
+    columns = ("target_id", "flow_id", "flow_name", "cycle", "editable", "first_seen_at", "changed_at")
+    insert_rows(connection, workflow, columns, _baseline_rows(connection, baselines))
+    _execute_many(connection, _REMOVE, _removed_keys(deltas))
+    _execute_many(connection, _upsert(connection), _upserted_rows(deltas))
+    _execute_many(connection, _MISSING, _missing_rows(outcomes))
+
+
+def _baseline_rows(connection: Connection, outcomes: Iterable[Outcome]) -> Iterator[tuple[Any, ...]]:
+    for outcome in outcomes:
+        assert outcome.change_set is not None  # noqa: S101 - the caller chose them so
+        at = stamp(connection, outcome.change_set.observed_at)
+        for change in outcome.change_set.changes:
+            yield (
+                outcome.fence.target_id,
+                change.flow_id,
+                change.new_name,
+                change.new_cycle,
+                change.new_editable,
+                at,
+                at,
+            )
+
+
+def _upsert(connection: Connection) -> Any:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(workflow)
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=[workflow.c.target_id, workflow.c.flow_id],
+        set_={
+            "flow_name": new.flow_name,
+            "cycle": new.cycle,
+            "editable": new.editable,
+            "changed_at": new.changed_at,
+        },
+    )
+
+
+def _upserted_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    rows = {
+        (outcome.fence.target_id, change.flow_id): {
+            "target_id": outcome.fence.target_id,
+            "flow_id": change.flow_id,
+            "flow_name": change.new_name,
+            "cycle": change.new_cycle,
+            "editable": change.new_editable,
+            "first_seen_at": made.observed_at,
+            "changed_at": made.observed_at,
+        }
+        for outcome, made in _change_sets(outcomes)
+        for change in made.changes
+        if change.kind != "removed"
+    }
+    return [rows[key] for key in sorted(rows)]
+
+
+def _removed_keys(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    return [
+        {"of_target": outcome.fence.target_id, "of_flow": change.flow_id}
+        for outcome, made in _change_sets(outcomes)
+        for change in made.changes
+        if change.kind == "removed"
+    ]
+
+
+def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """Mark what is held from now on, and clear what came back (a removed row is gone: clearing it finds nothing)."""
+    return [
+        {"of_target": outcome.fence.target_id, "of_flow": flow_id, "since": since}
+        for outcome in outcomes
+        for flow_ids, since in (
+            (outcome.missing - outcome.missing_before, outcome.observed_at),
+            (outcome.missing_before - outcome.missing, None),
+        )
+        for flow_id in sorted(flow_ids)
+    ]
+
+
+def _change_sets(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, ChangeSet]]:
+    return ((outcome, outcome.change_set) for outcome in outcomes if outcome.change_set is not None)
+
+
+def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int, int]:
+    """Insert the new spans; return the open span's id by target."""
+    opened = [o for o in outcomes if o.span is not None and not o.extends]
+    spans = {o.fence.target_id: o.fence.span_id for o in outcomes if o.extends and o.fence.span_id is not None}
+    if opened:
+        statement = insert(observation).returning(observation.c.id, sort_by_parameter_order=True)
+        ids = connection.execute(statement, [_span_row(outcome) for outcome in opened]).scalars()
+        spans |= zip((o.fence.target_id for o in opened), ids, strict=True)
+    return spans
+
+
+def _span_row(outcome: Outcome) -> dict[str, Any]:
+    span = outcome.span
+    assert span is not None  # noqa: S101 - the caller chose them so
+    return {
+        "target_id": outcome.fence.target_id,
+        "version": outcome.change_set.version if outcome.change_set else outcome.fence.version,
+        "first_at": span.first_at,
+        "last_asked_at": span.last_asked_at,
+        "last_at": span.last_at,
+        "observations": span.observations,
+        "longest_gap_seconds": span.longest_gap_seconds,
+        "interrupted": span.interrupted,
+    }
+
+
+def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:
+    failures = [_failure_row(o.fence.target_id, o.issue) for o in outcomes if o.verdict == "failed" and o.issue]
+    answered = [o for o in outcomes if o.answer_digest is not None]
+    opened = [
+        {"target_id": o.fence.target_id, "span_id": spans[o.fence.target_id]}
+        for o in outcomes
+        if o.span is not None and not o.extends and o.answer_digest is None
+    ]
+    ended = [{"target_id": o.fence.target_id} for o in answered if o.fence.held and not o.missing]
+    _execute_many(connection, _FAILED, failures)
+    _execute_many(connection, _OPENED, opened)
+    _execute_many(connection, _ANSWERED, [_answer_row(o, spans.get(o.fence.target_id)) for o in answered])
+    _execute_many(connection, _HOLD_ENDED, ended)
+
+
+def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
+    return {"target_id": target_id, "error_code": issue.error_code, "message": issue.message}
+
+
+def _answer_row(outcome: Outcome, span_id: int | None) -> dict[str, Any]:
+    made = outcome.change_set
+    return {
+        "target_id": outcome.fence.target_id,
+        "new_version": made.version if made else outcome.fence.version,
+        "moved": int(outcome.verdict in ("changed", "held")),
+        "span_id": span_id,
+        "new_answer_digest": outcome.answer_digest,
+        "new_data_hash": outcome.data_hash,
+        "new_state_digest": made.state_digest if made else None,
+        "new_flow_count": outcome.flow_count,
+        "held_at": outcome.observed_at if outcome.missing else None,
+    }
+
+
+def _insert_issues(connection: Connection, run_id: int, outcomes: Iterable[Outcome], lost: set[int]) -> None:
+    rows = [
+        _issue_row(run_id, outcome, outcome.fence.target_id in lost)
+        for outcome in outcomes
+        if outcome.issue is not None or outcome.fence.target_id in lost
+    ]
+    _execute_many(connection, insert(sync_issue), rows)
+
+
+def _issue_row(run_id: int, outcome: Outcome, stale: bool) -> dict[str, Any]:
+    issue = outcome.issue or Issue(None, STALE)
+    return {
+        "run_id": run_id,
+        "target_id": outcome.fence.target_id,
+        "verdict": "stale" if stale else outcome.verdict,
+        "error_code": issue.error_code,
+        "message": f"{STALE}; this answer: {issue.message}" if stale and outcome.issue else issue.message,
+        "attempts": issue.attempts,
+        "missing": issue.missing,
+    }
+
+
+def landed(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> bool:
+    """Whether the transaction of ``outcomes``, whose COMMIT got no answer, was committed: looked up, not guessed.
+
+    It is all there or not at all, so the strongest trace that the batch leaves is enough.
+    """
+    hashes = [outcome.hash for outcome in outcomes if outcome.hash]
+    ids = [outcome.fence.target_id for outcome in outcomes]
+    traces: list[Select[Any]] = [
+        select(change_set.c.id).where(change_set.c.run_id == run_id, change_set.c.hash.in_(hashes)),
+        select(sync_issue.c.id).where(sync_issue.c.run_id == run_id, sync_issue.c.target_id.in_(ids)),
+    ]
+    if any(connection.execute(trace.limit(1)).first() for trace in traces):
+        return True
+    spans = [(o.fence.target_id, o.span.last_at, o.span.last_asked_at) for o in outcomes if o.span is not None]
+    return any(_is_there(connection, *span) for span in spans[:1])
+
+
+def _is_there(connection: Connection, target_id: int, last_at: Any, last_asked_at: Any) -> bool:
+    seen = select(observation.c.id).where(
+        observation.c.target_id == target_id,
+        observation.c.last_at == last_at,
+        observation.c.last_asked_at == last_asked_at,
+    )
+    return connection.execute(seen.limit(1)).first() is not None
+
+
+def _execute_many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)

@@ -1,0 +1,135 @@
+"""What a batch reads before it asks: its targets' fences, and the states of those whose answer differs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, and_, bindparam, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.model import Fence, Flow, Span, State, Target
+from etl.schema import change_set, observation, target, workflow
+
+SPAN_COLUMNS: Final = (
+    observation.c.first_at,
+    observation.c.last_asked_at,
+    observation.c.last_at,
+    observation.c.observations,
+    observation.c.longest_gap_seconds,
+    observation.c.interrupted,
+)
+_of_target: Final = observation.alias("of_target")
+LATEST_SPAN: Final = (
+    select(func.max(_of_target.c.id)).where(_of_target.c.target_id == target.c.id).correlate(target).scalar_subquery()
+)
+
+_FENCES: Final = (
+    select(
+        target.c.org_id,
+        target.c.user_id,
+        target.c.expression,
+        target.c.id,
+        target.c.version,
+        target.c.fence,
+        target.c.observation_id,
+        target.c.answer_digest,
+        target.c.data_hash,
+        target.c.flow_count,
+        target.c.held_since,
+        target.c.retired_at,
+        observation.c.id,
+        *SPAN_COLUMNS,
+        change_set.c.hash,
+        change_set.c.observed_at,
+    )
+    .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
+    .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
+    .where(tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)))
+)
+_WORKFLOWS: Final = select(
+    workflow.c.target_id,
+    workflow.c.flow_id,
+    workflow.c.flow_name,
+    workflow.c.cycle,
+    workflow.c.editable,
+    workflow.c.missing_since,
+).where(workflow.c.target_id.in_(bindparam("ids", expanding=True)))
+_SPANS: Final = (
+    select(observation.c.target_id, *SPAN_COLUMNS)
+    .join_from(
+        observation,
+        target,
+        and_(observation.c.target_id == target.c.id, observation.c.version == target.c.version),
+    )
+    .where(target.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(observation.c.first_at, observation.c.id)
+)
+_UNRETIRE: Final = update(target).where(target.c.id == bindparam("target_id")).values(retired_at=None)
+
+
+def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
+    """The fences of those ``targets`` that the database knows."""
+    rows = connection.execute(_FENCES, {"targets": targets})
+    return {fence.target: fence for fence in map(_fence, rows)}
+
+
+def register(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
+    """Make rows for new targets, call back retired ones, and return the fences of all."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    new = set(targets) - read_fences(connection, targets).keys()
+    if new:
+        connection.execute(dialect.insert(target).on_conflict_do_nothing(), [t._asdict() for t in sorted(new)])
+    known = read_fences(connection, targets)
+    retired = sorted(fence.target_id for fence in known.values() if fence.retired)
+    if retired:
+        connection.execute(_UNRETIRE, [{"target_id": target_id} for target_id in retired])
+    return known
+
+
+def held_targets(connection: Connection, org_id: str | None) -> list[Target]:
+    """The targets with held removals, by name."""
+    key = (target.c.org_id, target.c.user_id, target.c.expression)
+    held = select(*key).where(target.c.held_since.is_not(None), target.c.retired_at.is_(None)).order_by(*key)
+    if org_id is not None:
+        held = held.where(target.c.org_id == org_id)
+    return [Target(*row) for row in connection.execute(held)]
+
+
+def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, State]:
+    """The workflows, held removals and current spans of each of ``target_ids``."""
+    flows: dict[int, dict[str, Flow]] = {target_id: {} for target_id in target_ids}
+    missing: dict[int, set[str]] = defaultdict(set)
+    spans: dict[int, list[Span]] = defaultdict(list)
+    for target_id, flow_id, name, cycle, editable, missing_since in connection.execute(_WORKFLOWS, {"ids": target_ids}):
+        flows[target_id][flow_id] = Flow(flow_id, name, cycle, editable)
+        if missing_since is not None:
+            missing[target_id].add(flow_id)
+    for target_id, *span in connection.execute(_SPANS, {"ids": target_ids}):
+        spans[target_id].append(Span(*span))
+    return {
+        target_id: State(known, frozenset(missing[target_id]), tuple(spans[target_id]))
+        for target_id, known in flows.items()
+    }
+
+
+def _fence(row: Sequence[Any]) -> Fence:
+    (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
+     held_since, retired_at, span_id, *span, head_hash, head_observed_at) = row  # fmt: skip
+    return Fence(
+        target=Target(org_id, user_id, expression),
+        target_id=target_id,
+        version=version,
+        fence=fence,
+        observation_id=observation_id,
+        answer_digest=answer_digest,
+        data_hash=data_hash,
+        flow_count=flow_count,
+        held=held_since is not None,
+        retired=retired_at is not None,
+        span_id=span_id,
+        span=None if span_id is None else Span(*span),
+        head_hash=head_hash,
+        head_observed_at=head_observed_at,
+    )

@@ -1,0 +1,119 @@
+"""What a run did, added up as its batches end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from etl.model import CHANGE_KINDS, CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
+from etl.trail import state_digest
+
+_NOTHING: Final = state_digest(())
+
+
+class Problematic(msgspec.Struct, frozen=True):
+    """A target that did not go through."""
+
+    target: Target
+    verdict: Verdict
+    issue: Issue
+
+
+class Tally(msgspec.Struct):
+    """Sums over targets; batches make them, and the run adds them up."""
+
+    verdicts: Counter[str] = msgspec.field(default_factory=Counter)
+    changes: Counter[str] = msgspec.field(default_factory=Counter)
+    issues: list[Problematic] = msgspec.field(default_factory=list)
+    unknown_cycles: set[str] = msgspec.field(default_factory=set)
+    emptied: int = 0
+    """Targets whose whole list vanished, and is held."""
+    clock_went_back: int = 0
+    interrupted: int = 0
+    """Targets that a stop came before: no attempts."""
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Count what became of ``outcomes``."""
+        for outcome in outcomes:
+            self.verdicts[outcome.verdict] += 1
+            self.clock_went_back += outcome.clock_went_back
+            if outcome.issue is not None:
+                self.issues.append(Problematic(outcome.fence.target, outcome.verdict, outcome.issue))
+            if outcome.answer_digest == _NOTHING and outcome.missing - outcome.missing_before:
+                self.emptied += 1
+            if outcome.change_set is not None:
+                self.changes.update(change.kind for change in outcome.change_set.changes)
+                self.unknown_cycles |= _unknown_cycles(outcome)
+
+    def merge(self, other: Tally) -> None:
+        """Add another batch's sums."""
+        self.verdicts += other.verdicts
+        self.changes += other.changes
+        self.issues += other.issues
+        self.unknown_cycles |= other.unknown_cycles
+        self.emptied += other.emptied
+        self.clock_went_back += other.clock_went_back
+        self.interrupted += other.interrupted
+
+    def sorted_issues(self) -> list[Problematic]:
+        """The issues by target."""
+        return sorted(self.issues, key=lambda problem: problem.target)
+
+    @property
+    def settled(self) -> int:
+        """Targets that got a verdict."""
+        return self.verdicts.total()
+
+    def status(self, aborted: bool) -> RunStatus:
+        """How a run with these sums ended."""
+        if aborted:
+            return "aborted"
+        trouble = self.verdicts["failed"] + self.verdicts["held"]
+        if not trouble:
+            return "succeeded"
+        return "failed" if self.verdicts["failed"] == self.settled else "partial"
+
+    def sums(self) -> dict[str, int]:
+        """The columns of ``sync_run`` that count."""
+        return {name: self.verdicts[name] for name in VERDICTS} | {kind: self.changes[kind] for kind in CHANGE_KINDS}
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did."""
+
+    run_id: int
+    status: RunStatus
+    duration_seconds: float
+    targets: int
+    tally: Tally
+    notes: tuple[str, ...] = ()
+    """What a person should know beside the issues; a sentence each."""
+
+    def summary(self) -> dict[str, Any]:
+        """The object that ``sync --json`` prints."""
+        verdicts, changes = self.tally.verdicts, self.tally.changes
+        return {
+            "run_id": self.run_id,
+            "status": self.status,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "targets": {"total": self.targets, **{name: verdicts[name] for name in VERDICTS}},
+            "changes": {kind: changes[kind] for kind in CHANGE_KINDS},
+            "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
+        }
+
+
+def _issue_object(problem: Problematic) -> dict[str, Any]:
+    return {
+        **problem.target._asdict(),
+        "verdict": problem.verdict,
+        "error_code": problem.issue.error_code,
+        "message": problem.issue.message,
+    }
+
+
+def _unknown_cycles(outcome: Outcome) -> set[str]:
+    changes = outcome.change_set.changes if outcome.change_set else ()
+    return {c.new_cycle for c in changes if c.new_cycle is not None and c.new_cycle not in CYCLE_LABELS}
