@@ -1,0 +1,168 @@
+"""The commands of whoever keeps Flowtrail running: init, db, guard."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl import database, sync
+from etl.cli import options, show
+from etl.cli.ask import guard_list
+from etl.cli.running import show_report
+from etl.cli.workbench import Workbench, a_run, utc_now
+from etl.errors import UsageError
+from etl.model import Target
+from etl.store import Store
+from etl.sync import RunReport
+
+_db = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+_guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(init)
+    app.add_typer(_db, name="db")
+    app.add_typer(_guard, name="guard")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+) -> None:
+    """Write a commented flowtrail.toml and schedules/example.toml; never overwrite."""
+    samples = {
+        folder / "flowtrail.toml": files("etl.cli").joinpath("flowtrail.toml").read_text(encoding="utf-8"),
+        folder / "schedules" / "example.toml": (_shipped("schedules") / "example.toml").read_text("utf-8"),
+    }
+    for path, text in samples.items():
+        show.say(f"{path} {'written' if _write_new(path, text) else 'is there already, and was left alone'}")
+    show.say("\nNext: put the gateway's address and access key into flowtrail.toml and your organisations into")
+    show.say("schedules/example.toml, export FLOWTRAIL_GATEWAY__SECRET_KEY, and run `flowtrail check`.")
+
+
+def _shipped(folder: str) -> Path:
+    """In a checkout it lies beside ``etl/``; the wheel carries it inside."""
+    package = Path(str(files("etl")))
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def _write_new(path: Path, text: str) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+    return True
+
+
+@_db.command()
+def upgrade(context: typer.Context, config_file: options.Config = None) -> None:
+    """Create the schema, or bring it up to date; safe when several replicas start at once."""
+    with options.open_workbench(context, config_file) as bench:
+        before = database.current(bench.engine)
+        database.upgrade(bench.engine)
+        now = database.expected()
+        done = f"is at revision {now}" + ("" if before == now else f", upgraded from {before or 'nothing'}")
+        show.say(f"The schema of {database.describe(bench.engine.url)} {done}.")
+
+
+@_db.command()
+def current(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Show the schema's revision, and the one that this Flowtrail needs."""
+    with options.open_workbench(context, config_file) as bench:
+        found, needed = database.current(bench.engine), database.expected()
+        if as_json:
+            show.json({"current": found, "expected": needed})
+        else:
+            show.say(f"{database.describe(bench.engine.url)}: revision {found or 'none'}, needs {needed}")
+
+
+@_db.command("check")
+def check_schema(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Compare the live schema with the expected one, triggers and views included."""
+    with options.open_workbench(context, config_file) as bench:
+        differences = database.check(bench.engine)
+        if as_json:
+            show.json(differences)
+        else:
+            for difference in differences:
+                show.say(difference, "red")
+            if not differences:
+                show.say(f"{database.describe(bench.engine.url)} is as the migrations made it.")
+    if differences:
+        raise typer.Exit(1)
+
+
+_guard.command("list")(guard_list)
+
+
+@_guard.command()
+def approve(
+    context: typer.Context,
+    org_id: Annotated[str | None, typer.Argument(metavar="ORG", show_default=False)] = None,
+    user_id: Annotated[str | None, typer.Argument(metavar="USER", show_default=False)] = None,
+    expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
+    org: Annotated[
+        str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every held target.")] = False,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who approves; goes into the trail.", show_default="who you are")
+    ] = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Say that held removals are true: ask the gateway once more, and apply its answer."""
+    _exactly_one(bool(org_id and user_id), bool(org), everything)
+    with options.open_workbench(context, config_file) as bench:
+        bench.ready(upgrade=False)
+        store = Store(bench.engine, bench.stop)
+        held = store.held(org)
+        if org_id and user_id:
+            held = _just(Target(org_id, user_id, expression), held)
+        report = _approve(bench, store, held, by or _whoever()) if held else None
+    if report is None:
+        show.json(None) if as_json else show.say("Nothing is held.")
+        return
+    show_report(report, as_json)
+    if report.status != "succeeded":
+        raise typer.Exit(1)
+
+
+def _exactly_one(*given: bool) -> None:
+    if sum(given) != 1:
+        raise UsageError("Say which: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
+
+
+def _just(target: Target, held: list[Target]) -> list[Target]:
+    if target not in held:
+        raise UsageError(f"Nothing of {target} is held: `flowtrail guard list` shows what waits.")
+    return [target]
+
+
+def _approve(bench: Workbench, store: Store, held: list[Target], by: str) -> RunReport | None:
+    return sync.run(
+        bench.kit(store),
+        a_run("approval", len(held)),
+        held,
+        bench.settings.coverage_gap,
+        bench.batches,
+        clock=utc_now,
+        approved_by=by,
+    )
+
+
+def _whoever() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

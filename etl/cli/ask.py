@@ -1,0 +1,219 @@
+"""The commands that only read: status, flows, changes, history, guard list, verify."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from etl import database
+from etl.cli import options, show
+from etl.cli.workbench import Workbench, utc_now
+from etl.errors import ConfigError, UsageError
+from etl.model import CHANGE_KINDS
+from etl.moments import parse_moment
+from etl.report import Report
+from etl.service import LEASE
+from etl.store import Store
+
+_SHOWN = 200
+"""Rows of a table on a screen, unless another --limit is asked for."""
+
+_Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
+_Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
+_Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times that name none, such as Asia/Shanghai.")]
+_Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=0, help=f"So many rows; a table shows {_SHOWN}, 0 is all.", show_default=False),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(status)
+    app.command()(flows)
+    app.command()(changes)
+    app.command()(history)
+
+
+def status(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Show the last runs, the targets with problems, what is held, and what runs next."""
+    with options.open_workbench(context, config_file) as bench:
+        report = _report(bench)
+        active = Store(bench.engine).lease_holder(LEASE)
+        runs, problems = list(report.runs(limit=10)), list(report.problems())
+        schedules, broken = _next_runs(bench)
+    if as_json:
+        show.json(
+            {
+                "active": active,
+                "schedules": schedules,
+                "runs": [run._asdict() for run in runs],
+                "problems": [problem._asdict() for problem in problems],
+            }
+        )
+    else:
+        _show_status(active, schedules, runs, problems)
+    if broken is not None:
+        raise broken
+
+
+def _next_runs(bench: Workbench) -> tuple[list[dict[str, Any]], ConfigError | None]:
+    now = utc_now()
+    try:
+        schedules = bench.schedules
+    except ConfigError as error:
+        return [], error
+    return [
+        {"schedule": each.name, "targets": len(each.targets), "next_run_at": each.slots.next_after(now)}
+        for each in schedules
+    ], None
+
+
+def _show_status(active: str | None, schedules: list[dict[str, Any]], runs: list[Any], problems: list[Any]) -> None:
+    show.say(f"Service: {f'active on {active}' if active else 'not running'}.", "bold")
+    show.table("\nSchedules", ("schedule", "targets", "next_run_at"), ([*each.values()] for each in schedules))
+    _table("\nLast runs", ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged",
+                           "held", "failed", "stale", "missed"), runs)  # fmt: skip
+    columns = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures", "last_error_code",
+               "last_error", "held_removals", "held_since")  # fmt: skip
+    _table("\nTargets with problems", columns, problems)
+
+
+def flows(
+    context: typer.Context,
+    org: options.Org = None,
+    user: options.User = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    cycle: Annotated[
+        str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
+    ] = None,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="With --as-of: one row a target, empty lists too.")
+    ] = False,
+    timezone: _Zone = "UTC",
+    limit: _Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """List the workflows that exist now, or existed then, and how well that is known."""
+    if targets and not as_of:
+        raise UsageError("--targets belongs to --as-of: name the time.")
+    with options.open_workbench(context, config_file) as bench:
+        report = _report(bench)
+        columns: tuple[str, ...] = ("org_id", "user_id", "expression")
+        rows: Iterator[Any]
+        if as_of is None:
+            rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle)
+            columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
+            columns += ("missing_since",)
+        elif targets:
+            rows = report.targets_as_of(_moment(as_of, timezone), org=org, user=user)
+            columns += ("coverage", "observed_before", "observed_after", "flow_count")
+        else:
+            at = _moment(as_of, timezone)
+            rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
+            columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
+            columns += ("observed_after",)
+        _print(rows, columns, limit, as_json, "no workflows")
+
+
+def changes(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)] = None,
+    org: options.Org = None,
+    user: options.User = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option("--kind", help=f"Only this kind, more than once if you like: {', '.join(CHANGE_KINDS)}."),
+    ] = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    timezone: _Zone = "UTC",
+    limit: _Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show the trail: what was added, removed, or changed, and between which two observations."""
+    for each in kind or ():
+        if each not in CHANGE_KINDS:
+            raise UsageError(f"There is no kind {each!r}: choose from {', '.join(CHANGE_KINDS)}.")
+    with options.open_workbench(context, config_file) as bench:
+        rows = _report(bench).changes(
+            since=_moment(since, timezone) if since else None,
+            until=_moment(until, timezone) if until else None,
+            org=org,
+            user=user,
+            kinds=kind or (),
+            flow=flow,
+            name=name,
+            newest_first=not as_json,
+        )
+        columns = ("observed_at", "org_id", "user_id", "expression", "flow_id", "kind", "old_name", "new_name",
+                   "old_cycle", "new_cycle", "old_editable", "new_editable")  # fmt: skip
+        _print(rows, columns, limit, as_json, "no changes")
+
+
+def history(
+    context: typer.Context,
+    flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
+    org: options.Org = None,
+    user: options.User = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show one workflow's life, for every user who sees it."""
+    with options.open_workbench(context, config_file) as bench:
+        columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
+                   "from_kind", "last_seen_at")  # fmt: skip
+        _print(_report(bench).history(flow=flow_id, org=org, user=user), columns, 0, as_json, "never seen")
+
+
+def guard_list(
+    context: typer.Context, org: options.Org = None, as_json: options.Json = False, config_file: options.Config = None
+) -> None:
+    """Show the removals that wait for a person, and why."""
+    with options.open_workbench(context, config_file) as bench:
+        columns = ("org_id", "user_id", "expression", "held_since", "flow_id", "flow_name", "cycle", "reason")
+        _print(_report(bench).holds(org=org), columns, None, as_json, "nothing is held")
+
+
+def _report(bench: Workbench) -> Report:
+    database.require_current(bench.engine, create_if_empty_sqlite=False)
+    return Report(bench.engine)
+
+
+def _moment(text: str, zone: str) -> dt.datetime:
+    try:
+        return parse_moment(text, utc_now(), zone)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _print(rows: Iterable[Any], columns: tuple[str, ...], limit: int | None, as_json: bool, empty: str) -> None:
+    if as_json:
+        show.json_list(row._asdict() for row in islice(rows, limit or None))
+        return
+    most = _SHOWN if limit is None else limit
+    listed = list(islice(rows, most + 1 if most else None))
+    more = bool(most) and len(listed) > most
+    _table("", columns, listed[:most] if more else listed, empty)
+    if more:
+        show.complain(f"There are more than these {most}: --limit 0 shows all, --json gives every column.", "dim")
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[NamedTuple], empty: str = "none") -> None:
+    listed = list(rows)
+    used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
+    show.table(title, used, ([getattr(row, column) for column in used] for row in listed), empty)

@@ -1,0 +1,56 @@
+"""The options that several commands share, and the settings they lead to."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl import config, log
+from etl.cli import show
+from etl.cli.workbench import Workbench
+from etl.config import Schedule
+from etl.errors import UsageError
+from etl.model import Target
+
+CONFIG_HELP = "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."
+
+Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Org = Annotated[str | None, typer.Option("--org", help="Only this organisation.", show_default=False)]
+User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
+Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
+
+
+def open_workbench(context: typer.Context, path: Path | None) -> Workbench:
+    """Load the settings, say what deserves a warning, and hand out the workbench."""
+    settings = config.load(path or context.obj)
+    log.configure(settings.log.level, settings.log.format)
+    for warning in settings.warnings:
+        show.complain(warning, "yellow")
+    return Workbench(settings)
+
+
+def chosen(bench: Workbench, names: list[str] | None) -> list[Schedule]:
+    """The schedules that were named, or all. Raises UsageError for a name that is no schedule's."""
+    known = {schedule.name: schedule for schedule in bench.schedules}
+    for name in names or ():
+        if name not in known:
+            close = get_close_matches(name, known, 1, 0)
+            raise UsageError(f"There is no schedule {name!r}: did you mean {close[0]!r}?")
+    return [known[name] for name in dict.fromkeys(names or known)]
+
+
+def matching(schedules: list[Schedule], org: str | None, user: str | None) -> list[Target]:
+    """The targets of ``schedules`` that the filters leave, each once. Raises UsageError where none is left."""
+    targets = dict.fromkeys(
+        target
+        for schedule in schedules
+        for target in schedule.targets
+        if org in (None, target.org_id) and user in (None, target.user_id)
+    )
+    if not targets:
+        raise UsageError("No configured target matches --org and --user: `flowtrail status` lists the schedules.")
+    return list(targets)

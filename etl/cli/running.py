@@ -1,0 +1,254 @@
+"""The commands that ask the gateway: sync, plan, serve, check."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import typer
+
+from etl import config, database, log, sync
+from etl.cli import options, show
+from etl.cli.checks import run_checks
+from etl.cli.workbench import Workbench, a_run, utc_now
+from etl.config import Schedule
+from etl.model import CHANGE_KINDS, VERDICTS, Outcome, Target
+from etl.service import Identity, Service
+from etl.store import Store
+from etl.sync import RunReport, Tally
+
+_Schedules = Annotated[list[str] | None, typer.Argument(help="Schedules to run; all without.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="sync")(sync_now)
+    app.command()(plan)
+    app.command()(serve)
+    app.command()(check)
+
+
+def sync_now(
+    context: typer.Context,
+    schedules: _Schedules = None,
+    org: options.Org = None,
+    user: options.User = None,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="Retire targets that are configured no longer, however many.")
+    ] = False,
+    upgrade: options.Upgrade = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Run once now: ask for every target, and record what changed."""
+    with options.open_workbench(context, config_file) as bench:
+        chosen = options.chosen(bench, schedules)
+        targets = options.matching(chosen, org, user)
+        bench.ready(upgrade=upgrade)
+        store = Store(bench.engine, bench.stop)
+        store.abort_abandoned_runs(utc_now())
+        if not (schedules or org or user):
+            _retire(bench, store, targets, everything=retire)
+        report = _run(bench, store, chosen, targets, quiet=as_json)
+    show_report(report, as_json)
+    if report.status != "succeeded":
+        raise typer.Exit(1)
+
+
+def _run(
+    bench: Workbench, store: Store, schedules: Sequence[Schedule], targets: Sequence[Target], *, quiet: bool
+) -> RunReport:
+    with _interruptible(bench), show.progress("asking", len(targets), hidden=quiet) as arrived:
+        report = sync.run(
+            bench.kit(store, arrived),
+            a_run("command", len(targets)),
+            targets,
+            bench.settings.coverage_gap,
+            bench.batches,
+            clock=utc_now,
+            gaps=_own_gaps(schedules),
+        )
+    assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
+    return report
+
+
+def _own_gaps(schedules: Sequence[Schedule]) -> dict[Target, dt.timedelta]:
+    """Where a schedule sets its own coverage gap; the longest, where several do for one target."""
+    gaps: dict[Target, dt.timedelta] = {}
+    for schedule in schedules:
+        if schedule.coverage_gap is not None:
+            for target in schedule.targets:
+                gaps[target] = max(schedule.coverage_gap, gaps.get(target, schedule.coverage_gap))
+    return gaps
+
+
+def _retire(bench: Workbench, store: Store, targets: Sequence[Target], *, everything: bool) -> None:
+    share = None if everything else bench.settings.guard.max_emptied_share
+    done = store.retire_others(targets, utc_now(), share)
+    if done.retired:
+        show.complain(f"{len(done.retired)} targets are configured no longer, and were retired.", "yellow")
+    if done.refused:
+        show.complain(
+            f"{len(done.refused)} targets are configured no longer: too many to retire unasked, so they stay. "
+            "Put them back into a schedule, or run `flowtrail sync --retire`.",
+            "yellow",
+        )
+
+
+@contextlib.contextmanager
+def _interruptible(bench: Workbench) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: bench.stop.set()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def show_report(report: RunReport, as_json: bool) -> None:
+    """Print what a run did."""
+    for note in report.notes:
+        show.complain(f"Note: {note}.", "yellow")
+    if as_json:
+        show.json(report.summary())
+        return
+    _show_tally(f"Run {report.run_id} {report.status}", report.tally, report.targets, report.duration_seconds)
+
+
+def _show_tally(head: str, tally: Tally, targets: int, seconds: float | None = None) -> None:
+    verdicts = ", ".join(f"{tally.verdicts[name]} {name}" for name in VERDICTS if tally.verdicts[name])
+    timing = "" if seconds is None else f" in {seconds:.1f} s"
+    show.say(f"{head}: {targets} targets{timing}; {verdicts or 'none was asked'}.", "bold")
+    changes = ", ".join(f"{tally.changes[kind]} {kind}" for kind in CHANGE_KINDS if tally.changes[kind])
+    show.say(f"Changes: {changes or 'none'}.")
+    if tally.issues:
+        show.table(
+            "\nNot through",
+            ("organisation", "user", "expression", "verdict", "code", "what happened"),
+            ((*p.target, p.verdict, p.issue.error_code, p.issue.message) for p in tally.sorted_issues()),
+        )
+    if tally.verdicts["held"]:
+        show.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
+
+
+def plan(
+    context: typer.Context,
+    schedules: _Schedules = None,
+    org: options.Org = None,
+    user: options.User = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Ask as sync does, write nothing, and show what would change."""
+    with options.open_workbench(context, config_file) as bench, _a_database(bench) as store, _interruptible(bench):
+        targets = options.matching(options.chosen(bench, schedules), org, user)
+        with show.progress("asking", len(targets), hidden=as_json) as arrived:
+            tally, outcomes = sync.plan(bench.kit(store, arrived), targets, bench.settings.coverage_gap, bench.batches)
+    _show_plan(tally, outcomes, len(targets), as_json)
+    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _a_database(bench: Workbench) -> Iterator[Store]:
+    """The database as it is; where there is none yet, an empty one that is thrown away."""
+    if database.current(bench.engine) is not None or bench.engine.dialect.name != "sqlite":
+        database.require_current(bench.engine, create_if_empty_sqlite=False)
+        yield Store(bench.engine, bench.stop)
+        return
+    with tempfile.TemporaryDirectory(prefix="flowtrail-plan-") as folder:
+        engine = database.connect(f"sqlite:///{folder}/empty.db")
+        try:
+            database.upgrade(engine)
+            yield Store(engine, bench.stop)
+        finally:
+            engine.dispose()
+
+
+def _show_plan(tally: Tally, outcomes: Sequence[Outcome], targets: int, as_json: bool) -> None:
+    planned = [_planned(outcome, change) for outcome in outcomes for change in _changes(outcome)]
+    if as_json:
+        report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
+        summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
+        show.json({**summary, "planned": planned})
+        return
+    _show_tally("Planned", tally, targets)
+    if planned:
+        columns = (
+            "org_id",
+            "user_id",
+            "expression",
+            "flow_id",
+            "kind",
+            "old_name",
+            "new_name",
+            "old_cycle",
+            "new_cycle",
+        )
+        show.table("\nWould be recorded", columns, ([row[column] for column in columns] for row in planned))
+
+
+def _changes(outcome: Outcome) -> Sequence[object]:
+    return outcome.change_set.changes if outcome.change_set else ()
+
+
+def _planned(outcome: Outcome, change: object) -> dict[str, object]:
+    fields = {name: getattr(change, name) for name in change.__struct_fields__}  # type: ignore[attr-defined]
+    return {**outcome.fence.target._asdict(), **fields, "observed_at": outcome.observed_at}
+
+
+def serve(
+    context: typer.Context,
+    no_standby: Annotated[
+        bool, typer.Option("--no-standby", help="Exit with 4 where another replica is active.")
+    ] = False,
+    upgrade: options.Upgrade = False,
+    config_file: options.Config = None,
+) -> None:
+    """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
+    with options.open_workbench(context, config_file) as bench:
+        bench.schedules  # noqa: B018 - a broken schedule is said before the database is touched
+        bench.ready(upgrade=upgrade)
+        service = Service(
+            bench.kit(),
+            Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
+            lambda: _load_schedules(bench),
+            coverage_gap=bench.settings.coverage_gap,
+            grace=bench.settings.service.grace,
+            max_retired_share=bench.settings.guard.max_emptied_share,
+            batches=bench.batches,
+            clock=utc_now,
+        )
+        with service.signals():
+            served = service.serve(standby=not no_standby)
+    if not served:
+        show.complain("Another replica is active, and --no-standby was given.")
+        raise typer.Exit(4)
+
+
+def _load_schedules(bench: Workbench) -> Sequence[Schedule]:
+    return config.load_schedules(bench.settings)
+
+
+def check(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Look at everything that a run needs, and say all that is wrong at once."""
+    settings, schedules = config.load_all(config_file or context.obj)
+    log.configure(settings.log.level, settings.log.format)
+    with Workbench(settings) as bench, _interruptible(bench):
+        findings = list(run_checks(bench, schedules))
+    if as_json:
+        show.json([finding._asdict() for finding in findings])
+    else:
+        for finding in findings:
+            show.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,90 @@
+"""What a person sees: tables and sentences on stdout, progress and trouble on stderr; JSON where it was asked for."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from etl.printable import printable
+
+_PIPED_WIDTH: Final = 200
+
+
+def out() -> Console:
+    """The console for results; in a pipe lines may be long."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """The console for everything that is not a result."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(sentence: str, style: str = "") -> None:
+    """A sentence on stdout; lines of it stay lines."""
+    for line in sentence.split("\n"):
+        out().print(Text(printable(line), style), soft_wrap=True)
+
+
+def complain(sentence: str, style: str = "red") -> None:
+    """A sentence on stderr; lines of it stay lines."""
+    for line in sentence.splitlines():
+        err().print(Text(printable(line), style))
+
+
+def json(value: object) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def json_list(rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON list on stdout, an object a line, without holding them all."""
+    before = "["
+    for row in rows:
+        sys.stdout.write(f"{before}\n  {msgspec.json.encode(row).decode()}")
+        before = ","
+    sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
+    """A table that fits the terminal, with a title above; foreign text in it stays text."""
+    shown = Table(header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(cell(value)) for value in row))
+    if not shown.row_count:
+        say(f"{title}: {empty}" if title else empty)
+        return
+    if title:
+        say(title, "bold")
+    out().print(shown)
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it: times in UTC to the second, nothing for null."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dt.datetime):
+        return f"{value.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
+    return printable(str(value))
+
+
+@contextmanager
+def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal's stderr; gives the function that moves it on by one, from any thread."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

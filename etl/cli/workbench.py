@@ -1,0 +1,101 @@
+"""Builds everything once from the settings, and takes it down again: the only place that does."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property
+from typing import Self
+
+from sqlalchemy import Engine
+
+from etl import database
+from etl.config import Schedule, Settings, load_schedules
+from etl.gateway import Gateway
+from etl.guard import Limits
+from etl.model import Origin
+from etl.store import NewRun, Store
+from etl.sync import Kit
+
+_BATCHES_AT_ONCE = 2
+"""While one batch is written, the next one is asked for."""
+_DOWN_AFTER = 3
+"""So many times ``concurrency`` targets without an answer in a row mean that the gateway is down."""
+
+
+def utc_now() -> dt.datetime:
+    """This moment, by this machine's clock."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Workbench:
+    """What the commands work with; each part is made when it is first asked for, and closed at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stop = threading.Event()
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules as their files are now. Raises ConfigError with every problem."""
+        return load_schedules(self.settings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        engine = database.connect(self.settings.database.url)
+        self._closing.callback(engine.dispose)
+        return engine
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop))
+
+    @cached_property
+    def batches(self) -> ThreadPoolExecutor:
+        """The threads that work on batches."""
+        return self._pool(_BATCHES_AT_ONCE, "batch")
+
+    def ready(self, *, upgrade: bool) -> Engine:
+        """The engine, once its schema is current. Raises SchemaMismatch with the command that helps."""
+        if upgrade:
+            database.upgrade(self.engine)
+        database.require_current(self.engine, create_if_empty_sqlite=True)
+        return self.engine
+
+    def kit(self, store: Store | None = None, arrived: Callable[[], None] = lambda: None) -> Kit:
+        """What a run works with."""
+        concurrency = self.settings.gateway.concurrency
+        guard = self.settings.guard
+        return Kit(
+            store=store or Store(self.engine, self.stop),
+            gateway=self.gateway,
+            fetchers=self._pool(concurrency, "fetch"),
+            limits=Limits(
+                guard.min_removed, guard.max_removed_share, guard.max_emptied_targets, guard.max_emptied_share
+            ),
+            down_after=_DOWN_AFTER * concurrency,
+            stop=self.stop,
+            arrived=arrived,
+        )
+
+    def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._closing.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
+
+
+def a_run(origin: Origin, targets: int) -> NewRun:
+    """The row of a run that a person asked for on this machine."""
+    return NewRun(origin=origin, host=socket.gethostname(), pid=os.getpid(), targets=targets)

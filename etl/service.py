@@ -1,0 +1,327 @@
+"""The background service: which replica is active, when a schedule runs, and how everything stops in time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import Final
+
+import msgspec
+import structlog
+
+from etl import sync
+from etl.config import Schedule
+from etl.errors import ConfigError, DatabaseError
+from etl.model import Origin, Target
+from etl.scheduler import Scheduler
+from etl.store import NewRun
+from etl.sync import Kit, RunReport
+
+LEASE: Final = "service"
+LEASE_LASTS: Final = dt.timedelta(seconds=20)
+TICK_SECONDS: Final = 4.0
+"""How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
+SWEEP_SECONDS: Final = 30.0
+"""How often dead runs are looked for, and slots that nobody served."""
+_LAST_WORDS_SECONDS: Final = 5.0
+"""What of the grace period is kept for committing what has arrived, once the requests are cut off."""
+_TICK: Final = dt.timedelta(microseconds=1)
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this replica is, to the others and in ``sync_run``."""
+
+    host: str
+    pid: int
+    token: str
+    """Tells this process from an earlier one with the same host and pid."""
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.pid}/{self.token}"
+
+
+class Service:
+    """Runs schedules while it holds the lease; stands by while another replica does.
+
+    ``kit.stop`` cuts requests off; it is set when the grace period is nearly over.
+    """
+
+    def __init__(
+        self,
+        kit: Kit,
+        identity: Identity,
+        load: Callable[[], Sequence[Schedule]],
+        *,
+        coverage_gap: dt.timedelta,
+        grace: dt.timedelta,
+        max_retired_share: float,
+        batches: Executor,
+        clock: Callable[[], dt.datetime],
+        finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
+    ) -> None:
+        self._kit = kit
+        self._identity = identity
+        self._load = load
+        self._coverage_gap = coverage_gap
+        self._grace_seconds = grace.total_seconds()
+        self._max_retired_share = max_retired_share
+        self._batches = batches
+        self._clock = clock
+        self._finished = finished
+        self._schedules: Sequence[Schedule] = ()
+        self._stopping = threading.Event()
+        self._reload = threading.Event()
+        self._wake = threading.Event()
+        self._busy: dict[str, threading.Lock] = {}
+        self._sweep_at = 0.0
+        self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
+        self.role = "starting"
+        """"starting", "active", "standing_by" or "database_unreachable"."""
+        self.log = structlog.get_logger("etl.service")
+
+    # ------------------------------------------------------------------------------------------- life and death
+
+    def serve(self, *, standby: bool = True) -> bool:
+        """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
+        self._schedules = self._load()
+        try:
+            if not self._take_lease() and not standby:
+                return False
+        except DatabaseError as error:
+            self.log.warning("database_unreachable", error=str(error))
+        self._scheduler.replace(self._schedules)
+        self._scheduler.pause()
+        self._scheduler.start()
+        self.log.info("service_started", replica=str(self._identity), schedules=[s.name for s in self._schedules])
+        try:
+            self._loop()
+        finally:
+            self._shut_down()
+        return True
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop, SIGHUP reloads the schedules, while the block runs (main thread only)."""
+        handlers = {
+            signal.SIGTERM: lambda *_: self.stop(),
+            signal.SIGINT: lambda *_: self.stop(),
+            signal.SIGHUP: lambda *_: self.reload(),
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Ask the service to stop; safe in a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Ask the service to read its schedules again; safe in a signal handler."""
+        self._reload.set()
+        self._wake.set()
+
+    def next_fire_times(self) -> dict[str, dt.datetime]:
+        """When each schedule is due next."""
+        now = self._clock()
+        return {schedule.name: schedule.slots.next_after(now) for schedule in self._schedules}
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._beat()
+            except DatabaseError as error:
+                self._become("database_unreachable", error=str(error))
+            except Exception:
+                self.log.exception("service_tick_failed")
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+
+    def _beat(self) -> None:
+        if self._reload.is_set():
+            self._reload.clear()
+            self._read_schedules()
+        if not self._take_lease():
+            self._become("standing_by", active=self._kit.store.lease_holder(LEASE))
+        elif self._become("active", replica=str(self._identity)):
+            self._bury_the_dead()
+            self._retire()
+            self._catch_up()
+            self._scheduler.resume()
+        elif time.monotonic() >= self._sweep_at and self._bury_the_dead():
+            self._catch_up()
+
+    def _take_lease(self) -> bool:
+        return self._kit.store.take_lease(LEASE, str(self._identity), LEASE_LASTS)
+
+    def _become(self, role: str, **why: object) -> bool:
+        """Note the role and say so where it is news; whether it is."""
+        if role == self.role:
+            return False
+        level = self.log.warning if role == "database_unreachable" else self.log.info
+        level(role, before=self.role, **why)
+        self.role = role
+        if role != "active":
+            self._scheduler.pause()
+        return True
+
+    def _shut_down(self) -> None:
+        """Finish what can finish, commit what is whole, abandon the rest."""
+        began = time.monotonic()
+        self.log.info("stopping", grace_seconds=self._grace_seconds)
+        patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
+        ended = self._scheduler.shutdown(patience) and self._idle(patience - (time.monotonic() - began))
+        self._kit.stop.set()
+        if not ended:
+            ended = self._idle(self._grace_seconds - (time.monotonic() - began))
+        with contextlib.suppress(DatabaseError):
+            self._kit.store.release_lease(LEASE, str(self._identity))
+        self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
+
+    def _idle(self, within_seconds: float) -> bool:
+        """Wait until no run is under way; whether that came within the time."""
+        give_up = time.monotonic() + max(0.0, within_seconds)
+        for busy in list(self._busy.values()):
+            if not busy.acquire(timeout=max(0.0, give_up - time.monotonic())):
+                return False
+            busy.release()
+        return True
+
+    # --------------------------------------------------------------------------------------------- the schedules
+
+    def _read_schedules(self) -> None:
+        try:
+            self._schedules = self._load()
+        except ConfigError as error:
+            self.log.error("schedules_broken", problems=[str(p) for p in error.problems], kept="the old ones")
+            return
+        self._scheduler.replace(self._schedules)
+        self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self._schedules])
+        if self.role == "active":
+            self._retire()
+
+    def _retire(self) -> None:
+        configured = {target for schedule in self._schedules for target in schedule.targets}
+        done = self._kit.store.retire_others(configured, self._clock(), self._max_retired_share)
+        if done.retired:
+            self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
+        if done.refused:
+            self.log.warning(
+                "targets_not_retired",
+                count=len(done.refused),
+                targets=_some(done.refused),
+                remedy="too many at once: put them back into a schedule, or run `flowtrail sync --retire`",
+            )
+
+    def _bury_the_dead(self) -> bool:
+        """Declare dead the runs whose heart has stopped; whether there were any."""
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
+        dead = self._kit.store.abort_abandoned_runs(self._clock())
+        for run_id in dead:
+            self.log.warning("run_aborted", run_id=run_id, why="its heart stopped")
+        return bool(dead)
+
+    def _catch_up(self) -> None:
+        """Serve the latest slot of every schedule that was due while nobody served: one run, however many slots."""
+        for schedule in self._schedules:
+            served = self._kit.store.served_until(schedule.name)
+            due = schedule.slots.latest_until(self._clock())
+            if served is not None and due is not None and due > served:
+                threading.Thread(
+                    target=self._run_alone, args=(schedule, due, "catch_up"), name=f"catch-up-{schedule.name}"
+                ).start()
+
+    def _fire(self, schedule: Schedule, slot: dt.datetime) -> None:
+        if self.role == "active":
+            self._run_alone(schedule, slot, "schedule")
+
+    def _lock(self, schedule: Schedule) -> threading.Lock:
+        return self._busy.setdefault(schedule.name, threading.Lock())
+
+    def _run_alone(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        lock = self._lock(schedule)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if not self._stopping.is_set():
+                self._run(schedule, slot, origin)
+        except DatabaseError as error:
+            self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
+        except Exception:
+            self.log.exception("run_crashed", schedule=schedule.name)
+        finally:
+            lock.release()
+
+    def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        served = self._kit.store.served_until(schedule.name)
+        if slot == served:
+            return
+        new_run = NewRun(
+            origin=origin,
+            host=self._identity.host,
+            pid=self._identity.pid,
+            targets=len(schedule.targets),
+            schedule=schedule.name,
+            scheduled_for=self._after(served, slot, schedule),
+            missed=self._missed(schedule, served, slot),
+        )
+        with structlog.contextvars.bound_contextvars(schedule=schedule.name):
+            report = sync.run(
+                self._kit,
+                new_run,
+                schedule.targets,
+                schedule.coverage_gap or self._coverage_gap,
+                self._batches,
+                clock=self._clock,
+            )
+            if report is not None:
+                self._tell(report, new_run)
+                self._finished(report, schedule)
+
+    def _after(self, served: dt.datetime | None, slot: dt.datetime, schedule: Schedule) -> dt.datetime:
+        """The slot; just after the latest served one where the clock went back, so that slots only increase."""
+        if served is None or slot > served:
+            return slot
+        self.log.warning("clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served))
+        return served + _TICK
+
+    def _missed(self, schedule: Schedule, served: dt.datetime | None, slot: dt.datetime) -> int:
+        if served is None or slot <= served:
+            return 0
+        aborted = self._kit.store.was_aborted(schedule.name, slot)
+        return schedule.slots.count_between(served, slot) + int(aborted)
+
+    def _tell(self, report: RunReport, new_run: NewRun) -> None:
+        sums = {name: count for name, count in report.tally.sums().items() if count}
+        level = self.log.info if report.status == "succeeded" else self.log.warning
+        level(
+            "run_ended",
+            run_id=report.run_id,
+            status=report.status,
+            origin=new_run.origin,
+            missed=new_run.missed,
+            seconds=round(report.duration_seconds, 2),
+            **sums,
+        )
+        for problem in report.tally.issues:
+            self.log.warning(
+                "target_not_through",
+                verdict=problem.verdict,
+                target=str(problem.target),
+                code=problem.issue.error_code,
+                message=problem.issue.message,
+            )
+        for note in report.notes:
+            self.log.warning("note", run_id=report.run_id, note=note)
+
+
+def _some(targets: Sequence[Target], most: int = 5) -> list[str]:
+    return [str(target) for target in targets[:most]]

@@ -1,0 +1,130 @@
+"""The real program as a user runs it: a folder with settings, and `python -m etl` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SECRET = "s3cret-of-the-tests"
+KEY = "access-key-of-the-tests"
+PATIENCE_SECONDS = 60
+
+
+class Program:
+    """A folder with ``flowtrail.toml`` and ``schedules/``, and the command that works there."""
+
+    def __init__(self, folder: Path, gateway_url: str, database_url: str = "sqlite:///flowtrail.db") -> None:
+        self.folder = folder
+        self.database_url = database_url
+        self.gateway_url = gateway_url
+        (folder / "schedules").mkdir(parents=True, exist_ok=True)
+        self.configure()
+
+    def configure(self, gateway: str = 'timeout = "2s"\ndeadline = "2s"', rest: str = "") -> None:
+        """Write flowtrail.toml anew: with these lines in [gateway], and ``rest`` in [service] and behind it."""
+        (self.folder / "flowtrail.toml").write_text(
+            f'[gateway]\nurl = "{self.gateway_url}"\naccess_key = "{KEY}"\n'
+            f"{gateway}\n"
+            f'[database]\nurl = "{self.database_url}"\n[service]\nlisten = ""\n{rest}\n'
+        )
+
+    def schedule(self, name: str, targets: Sequence[tuple[str, Sequence[str]]], when: str = 'every = "1h"') -> None:
+        """Write schedules/NAME.toml."""
+        listed = "\n".join(f'[[targets]]\norg = "{org}"\nusers = {json.dumps(list(users))}' for org, users in targets)
+        (self.folder / "schedules" / f"{name}.toml").write_text(f"{when}\n\n{listed}\n")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "PYTHONWARNINGS": "error", "COLUMNS": "200"}
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return subprocess.run(
+            [sys.executable, "-m", "etl", *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """What the command prints with --json; it must have succeeded."""
+        done = self(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def start(self, *arguments: str) -> Running:
+        """Run in the background."""
+        return Running(
+            subprocess.Popen(
+                [sys.executable, "-m", "etl", *arguments],
+                cwd=self.folder,
+                env={**self.environment, "FLOWTRAIL_LOG__FORMAT": "json"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the SQLite file says."""
+        connection = sqlite3.connect(f"file:{self.folder / 'flowtrail.db'}?mode=ro", uri=True, timeout=60)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+
+class Running:
+    """A process whose log is read as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.log.append(json.loads(line) if line.startswith("{") else {"event": "", "line": line})
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def wait_for(self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda entry: True, times: int = 1) -> Any:
+        """The log entry of ``event`` that matches, for the ``times``-th time; fails with the log when it never comes."""
+
+        def found() -> list[dict[str, Any]]:
+            return [entry for entry in self.log if entry["event"] == event and matches(entry)]
+
+        with self._news:
+            arrived = self._news.wait_for(lambda: len(found()) >= times, PATIENCE_SECONDS)
+            assert arrived, f"no {event} in {self.log}"
+            return found()[times - 1]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit code, once it has ended."""
+        code = self.process.wait(PATIENCE_SECONDS)
+        self._reader.join(PATIENCE_SECONDS)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        return code

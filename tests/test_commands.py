@@ -1,0 +1,263 @@
+"""The commands as a user types them, against a gateway that checks every signature."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from program import KEY, SECRET, Program
+
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.model import Flow
+
+ORG, ANN, BOB = "o1", "ann", "bob"
+TRAIL = ("workflow", "change_set", "workflow_change")
+
+
+def flows(*ids: str, cycle: str = "D") -> list[Flow]:
+    return [Flow(flow_id, f"flow {flow_id}", cycle, True) for flow_id in ids]
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, flows("1", "2", "3"))
+    world.set_flows(ORG, BOB, flows("3", "4"))
+    return world
+
+
+@pytest.fixture
+def gateway(world: World) -> Iterator[DemoGateway]:
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+    program = Program(tmp_path, gateway.url)
+    program.schedule("plants", [(ORG, [ANN, BOB])])
+    return program
+
+
+def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: Path, gateway: DemoGateway) -> None:
+    flowtrail = Program(tmp_path / "elsewhere", gateway.url)
+    home = tmp_path / "home"
+    assert flowtrail("init", str(home)).returncode == 0
+    assert {path.name for path in home.rglob("*.toml")} == {"flowtrail.toml", "example.toml"}
+    (home / "flowtrail.toml").write_text("# mine")
+    again = flowtrail("init", str(home))
+    assert again.returncode == 0
+    assert "left alone" in again.stdout
+    assert (home / "flowtrail.toml").read_text() == "# mine"
+
+
+def test_the_sample_settings_are_valid_once_the_secret_is_there(tmp_path: Path, gateway: DemoGateway) -> None:
+    flowtrail = Program(tmp_path, gateway.url)
+    (tmp_path / "flowtrail.toml").unlink()
+    flowtrail("init")
+    assert flowtrail("status").returncode == 3, "the settings are fine; there is no database yet"
+
+
+def test_a_first_sync_records_a_baseline_and_says_so_in_json(flowtrail: Program) -> None:
+    summary = flowtrail.json("sync")
+    assert summary["status"] == "succeeded"
+    assert summary["targets"] == {"total": 2, "changed": 2, "unchanged": 0, "held": 0, "failed": 0, "stale": 0}
+    assert summary["changes"]["baseline"] == 5
+    assert summary["issues"] == []
+    assert stat.S_IMODE(os.stat(flowtrail.folder / "flowtrail.db").st_mode) == 0o600
+
+
+def test_a_quiet_sync_writes_no_row_of_workflow_or_trail(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    before = {table: flowtrail.rows(f"SELECT * FROM {table}") for table in TRAIL}
+    assert flowtrail.json("sync")["targets"]["unchanged"] == 2
+    assert {table: flowtrail.rows(f"SELECT * FROM {table}") for table in TRAIL} == before
+    assert flowtrail.rows("SELECT observations FROM observation") == [(2,), (2,)]
+
+
+def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, world: World) -> None:
+    flowtrail.json("sync")
+    world.set_cycle(ORG, "3", "H")
+    world.remove_flow(ORG, "1")
+    flowtrail.json("sync")
+    changed = flowtrail.json("changes", "--kind", "cycle_changed")
+    assert [(row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed] == [(ANN, "D", "H"), (BOB, "D", "H")]
+    columns = [row[1] for row in flowtrail.rows("PRAGMA table_info(workflow_event)")]
+    assert list(changed[0]) == columns
+    assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
+    assert "removed" in flowtrail("changes").stdout
+
+
+def test_a_gateway_that_is_down_fails_every_target_by_name_and_changes_nothing(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
+    flowtrail.json("sync")
+    before = flowtrail.rows("SELECT * FROM workflow")
+    gateway.close()
+    done = flowtrail("sync")
+    assert done.returncode == 1
+    assert ANN in done.stdout
+    assert BOB in done.stdout
+    assert "Traceback" not in done.stderr
+    assert flowtrail.rows("SELECT * FROM workflow") == before
+    assert flowtrail.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("failed",)]
+
+
+def test_plan_shows_what_would_change_and_writes_nothing(flowtrail: Program, world: World) -> None:
+    baselines = flowtrail.json("plan")
+    assert baselines["changes"]["baseline"] == 5
+    assert not (flowtrail.folder / "flowtrail.db").exists()
+    flowtrail.json("sync")
+    world.rename(ORG, "4", "another name")
+    before = (flowtrail.folder / "flowtrail.db").read_bytes()
+    planned = flowtrail.json("plan")["planned"]
+    assert [(row["user_id"], row["flow_id"], row["kind"], row["new_name"]) for row in planned] == [
+        (BOB, "4", "renamed", "another name")
+    ]
+    assert (flowtrail.folder / "flowtrail.db").read_bytes() == before
+
+
+def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> None:
+    assert flowtrail("check").returncode == 0
+    world.remove_user(ORG, BOB)
+    done = flowtrail("check")
+    assert done.returncode == 1
+    assert "62101" in done.stdout
+    assert f"{ORG}/{ANN}" in done.stdout
+
+
+def test_every_problem_of_settings_and_schedules_is_said_at_once_with_exit_2(flowtrail: Program) -> None:
+    flowtrail.configure(gateway="concurency = 3", rest='[guards]\nmin_removed = 1\n')
+    flowtrail.schedule("broken", [(ORG, [ANN])], when='cron = "61 * * * *"')
+    flowtrail.schedule("twice", [(ORG, [ANN, ANN])])
+    (flowtrail.folder / "schedules" / "empty.toml").write_text('every = "1h"\n')
+    done = flowtrail("check", FLOWTRAIL_GATEWAY__SECRET_KEY="")
+    assert done.returncode == 2
+    for said in ("concurency", "concurrency", "guard", "broken.toml", "twice.toml", "empty.toml", "SECRET_KEY"):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])
+def test_a_database_that_is_not_there_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
+    flowtrail.database_url = "postgresql+psycopg://flowtrail:hush-hush@127.0.0.1:9/flowtrail"
+    flowtrail.configure()
+    done = flowtrail(command)
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stderr
+    assert "hush-hush" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_older_schema_is_exit_3_and_names_the_command(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    import sqlite3
+
+    with sqlite3.connect(flowtrail.folder / "flowtrail.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
+    done = flowtrail("sync")
+    assert done.returncode == 3
+    assert "flowtrail db upgrade" in done.stderr
+
+
+def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: DemoGateway) -> None:
+    flowtrail.json("sync")
+    hangs = gateway.order(Fault("hang", times=None, user=BOB))
+    running = flowtrail.start("sync")
+    assert hangs.reached.wait(60)
+    assert running.stop(signal.SIGINT) == 1
+    assert flowtrail.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("aborted",)]
+    assert flowtrail.rows("SELECT count(*) FROM sync_issue") == [(0,)]
+
+
+def test_filters_choose_targets_and_unknown_names_are_usage_errors(flowtrail: Program) -> None:
+    assert flowtrail.json("sync", "plants", "--user", BOB)["targets"]["total"] == 1
+    wrong = flowtrail("sync", "plant")
+    assert wrong.returncode == 2
+    assert "plants" in wrong.stderr
+    assert flowtrail("sync", "--user", "nobody").returncode == 2
+    assert flowtrail("changes", "--kind", "moved").returncode == 2
+    assert flowtrail("changes", "--since", "when it rained").returncode == 2
+
+
+def test_a_target_out_of_the_schedules_is_retired_but_never_too_many_unasked(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    flowtrail.schedule("plants", [(ORG, [ANN])])
+    done = flowtrail("sync")
+    assert "--retire" in done.stderr
+    assert flowtrail.rows("SELECT count(*) FROM target WHERE retired_at IS NOT NULL") == [(0,)]
+    flowtrail("sync", "--retire")
+    assert flowtrail.rows("SELECT user_id FROM target WHERE retired_at IS NOT NULL") == [(BOB,)]
+    assert [row["user_id"] for row in flowtrail.json("flows")] == [ANN] * 3
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])])
+    assert flowtrail.json("sync")["changes"]["baseline"] == 0
+    assert flowtrail.rows("SELECT count(*) FROM target WHERE retired_at IS NOT NULL") == [(0,)]
+
+
+def test_a_held_removal_waits_until_a_person_approves_it(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, ANN, flows(*map(str, range(20))))
+    flowtrail.json("sync")
+    world.set_flows(ORG, ANN, [])
+    assert flowtrail("sync").returncode == 1
+    assert len(flowtrail.json("guard", "list")) == 20
+    assert flowtrail("sync").returncode == 1, "nothing approves itself"
+    assert flowtrail("guard", "approve").returncode == 2
+    assert flowtrail("guard", "approve", ORG, BOB).returncode == 2
+    assert flowtrail.json("guard", "approve", ORG, ANN, "--by", "Zoë")["changes"]["removed"] == 20
+    assert flowtrail.rows("SELECT approved_by FROM change_set WHERE removed > 0") == [("Zoë",)]
+    assert flowtrail.json("guard", "list") == []
+    assert flowtrail.json("sync")["status"] == "succeeded"
+
+
+def test_a_hostile_name_cannot_speak_to_the_terminal(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, ANN, [Flow("1", "\x1b[31mred\r\n\u202eevil [bold]", "D", True)])
+    flowtrail.json("sync")
+    shown = flowtrail("flows").stdout
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown
+    assert "\\x1b[31mred" in shown
+    assert "[bold]" in shown
+    assert flowtrail.json("flows", "--user", ANN)[0]["flow_name"] == "\x1b[31mred\r\n\u202eevil [bold]"
+
+
+def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: DemoGateway) -> None:
+    gateway.order(Fault("code", code=62103, times=None, user=BOB))
+    outputs = [flowtrail(command, FLOWTRAIL_LOG__LEVEL="DEBUG") for command in ("check", "sync", "plan", "status")]
+    said = "".join(done.stdout + done.stderr for done in outputs)
+    token = gateway.desk._token
+    assert token
+    for hidden in (SECRET, token):
+        assert hidden not in said
+        assert hidden.encode() not in (flowtrail.folder / "flowtrail.db").read_bytes()
+
+
+def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> None:
+    assert json.loads(flowtrail("db", "current", "--json").stdout)["current"] is None
+    assert flowtrail("db", "upgrade").returncode == 0
+    assert flowtrail("db", "check").returncode == 0
+    import sqlite3
+
+    with sqlite3.connect(flowtrail.folder / "flowtrail.db") as connection:
+        connection.execute("DROP TRIGGER change_set_no_update")
+    connection.close()
+    done = flowtrail("db", "check")
+    assert done.returncode == 1
+    assert "change_set_no_update" in done.stdout
+
+
+def test_the_demo_tells_its_story_and_its_last_commands_work(flowtrail: Program, tmp_path: Path) -> None:
+    done = flowtrail("demo", "--folder", str(tmp_path / "story"))
+    assert done.returncode == 0, done.stderr
+    for said in ("The first look", "6 failed", "23 of 23 workflows are missing", "cycle_changed", "Try next"):
+        assert said in done.stdout
+    for command in done.stdout.split("Try next:")[1].strip().splitlines():
+        assert flowtrail(*command.split()[1:]).returncode == 0, command
+    assert flowtrail("demo", "--folder", str(tmp_path / "story")).returncode == 2

@@ -1,0 +1,96 @@
+"""`flowtrail serve` as a process: it fires, stops, reloads, catches up, and stands by."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from program import KEY, SECRET, Program
+
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.model import Flow
+
+ORG, ANN, BOB = "o1", "ann", "bob"
+
+
+@pytest.fixture
+def gateway() -> Iterator[DemoGateway]:
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
+    world.set_flows(ORG, BOB, [Flow("2", "two", "D", True)])
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+    program = Program(tmp_path, gateway.url)
+    program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
+    return program
+
+
+def runs(program: Program) -> list[tuple[str, str, str, int]]:
+    return program.rows("SELECT origin, status, scheduled_for, missed FROM sync_run ORDER BY id")
+
+
+def test_a_schedule_fires_and_sigterm_ends_the_service_with_0(flowtrail: Program) -> None:
+    service = flowtrail.start("serve")
+    service.wait_for("run_ended", times=2)
+    assert service.stop() == 0
+    kinds = {(origin, status) for origin, status, _, _ in runs(flowtrail)}
+    assert kinds <= {("schedule", "succeeded"), ("schedule", "aborted")}
+    slots = [slot for _, _, slot, _ in runs(flowtrail)]
+    assert slots == sorted(set(slots))
+    assert flowtrail.rows("SELECT count(*) FROM lease") == [(0,)]
+
+
+def test_sigterm_in_mid_run_commits_what_is_whole_and_the_next_start_catches_up(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
+    flowtrail.configure(gateway='deadline = "1m"', rest='grace = "6s"')
+    hangs = gateway.order(Fault("hang", times=None, user=BOB))
+    service = flowtrail.start("serve")
+    assert hangs.reached.wait(60)
+    assert service.stop() == 0
+    origins = [(origin, status) for origin, status, _, _ in runs(flowtrail)]
+    assert ("schedule", "aborted") in origins or ("schedule", "partial") in origins
+    gateway.clear_faults()
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
+    again = flowtrail.start("serve")
+    caught_up = again.wait_for("run_ended", lambda entry: entry["origin"] == "catch_up")
+    assert caught_up["status"] == "succeeded"
+    assert caught_up["missed"] >= 1
+    assert again.stop() == 0
+
+
+def test_sighup_reads_the_schedules_again_and_keeps_the_old_ones_when_a_file_is_broken(flowtrail: Program) -> None:
+    service = flowtrail.start("serve")
+    service.wait_for("run_ended")
+    broken = flowtrail.folder / "schedules" / "broken.toml"
+    broken.write_text('cron = "what?"')
+    service.process.send_signal(signal.SIGHUP)
+    told = service.wait_for("schedules_broken")
+    assert "broken.toml" in str(told["problems"])
+    broken.unlink()
+    flowtrail.schedule("more", [(ORG, [ANN])], when='every = "1s"')
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("schedules_reloaded")
+    service.wait_for("run_ended", lambda entry: entry["schedule"] == "more")
+    assert service.stop() == 0
+
+
+def test_a_standby_takes_over_from_a_killed_leader(flowtrail: Program) -> None:
+    leader = flowtrail.start("serve")
+    leader.wait_for("active")
+    standby = flowtrail.start("serve")
+    standby.wait_for("standing_by")
+    refused = flowtrail("serve", "--no-standby")
+    assert refused.returncode == 4
+    leader.stop(signal.SIGKILL)
+    standby.wait_for("active")
+    standby.wait_for("run_ended")
+    assert standby.stop() == 0
