@@ -104,8 +104,10 @@ class Running:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda entry: True, times: int = 1) -> Any:
-        """The log entry of ``event`` that matches, for the ``times``-th time; fails with the log when it never comes."""
+    def wait_for(
+        self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda entry: True, times: int = 1
+    ) -> Any:
+        """The ``times``-th log entry of ``event`` that matches; fails with the log when it never comes."""
 
         def found() -> list[dict[str, Any]]:
             return [entry for entry in self.log if entry["event"] == event and matches(entry)]

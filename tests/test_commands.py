@@ -88,7 +88,10 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
     world.remove_flow(ORG, "1")
     flowtrail.json("sync")
     changed = flowtrail.json("changes", "--kind", "cycle_changed")
-    assert [(row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed] == [(ANN, "D", "H"), (BOB, "D", "H")]
+    assert [(row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed] == [
+        (ANN, "D", "H"),
+        (BOB, "D", "H"),
+    ]
     columns = [row[1] for row in flowtrail.rows("PRAGMA table_info(workflow_event)")]
     assert list(changed[0]) == columns
     assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
@@ -134,7 +137,7 @@ def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> 
 
 
 def test_every_problem_of_settings_and_schedules_is_said_at_once_with_exit_2(flowtrail: Program) -> None:
-    flowtrail.configure(gateway="concurency = 3", rest='[guards]\nmin_removed = 1\n')
+    flowtrail.configure(gateway="concurency = 3", rest="[guards]\nmin_removed = 1\n")
     flowtrail.schedule("broken", [(ORG, [ANN])], when='cron = "61 * * * *"')
     flowtrail.schedule("twice", [(ORG, [ANN, ANN])])
     (flowtrail.folder / "schedules" / "empty.toml").write_text('every = "1h"\n')

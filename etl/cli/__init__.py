@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from etl.cli import admin, ask, demonstration, options, running, show
+from etl.cli import admin, ask, demonstration, options, proof, running, show
 from etl.errors import ConfigError, FlowtrailError
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _global(
     context.obj = config
 
 
-for module in (demonstration, running, ask, admin):
+for module in (demonstration, running, ask, proof, admin):
     module.register(app)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated

@@ -17,6 +17,7 @@ from etl.model import CHANGE_KINDS
 from etl.moments import parse_moment
 from etl.report import Report
 from etl.service import LEASE
+from etl.slots import time_zone
 from etl.store import Store
 
 _SHOWN = 200
@@ -24,7 +25,6 @@ _SHOWN = 200
 
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
 _Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
-_Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times that name none, such as Asia/Shanghai.")]
 _Limit = Annotated[
     int | None,
     typer.Option("--limit", min=0, help=f"So many rows; a table shows {_SHOWN}, 0 is all.", show_default=False),
@@ -99,7 +99,7 @@ def flows(
     targets: Annotated[
         bool, typer.Option("--targets", help="With --as-of: one row a target, empty lists too.")
     ] = False,
-    timezone: _Zone = "UTC",
+    timezone: options.Zone = "UTC",
     limit: _Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
@@ -116,10 +116,10 @@ def flows(
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
             columns += ("missing_since",)
         elif targets:
-            rows = report.targets_as_of(_moment(as_of, timezone), org=org, user=user)
+            rows = report.targets_as_of(moment(as_of, timezone), org=org, user=user)
             columns += ("coverage", "observed_before", "observed_after", "flow_count")
         else:
-            at = _moment(as_of, timezone)
+            at = moment(as_of, timezone)
             rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
             columns += ("observed_after",)
@@ -140,7 +140,7 @@ def changes(
     ] = None,
     flow: _Flow = None,
     name: _Name = None,
-    timezone: _Zone = "UTC",
+    timezone: options.Zone = "UTC",
     limit: _Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
@@ -151,8 +151,8 @@ def changes(
             raise UsageError(f"There is no kind {each!r}: choose from {', '.join(CHANGE_KINDS)}.")
     with options.open_workbench(context, config_file) as bench:
         rows = _report(bench).changes(
-            since=_moment(since, timezone) if since else None,
-            until=_moment(until, timezone) if until else None,
+            since=moment(since, timezone) if since else None,
+            until=moment(until, timezone) if until else None,
             org=org,
             user=user,
             kinds=kind or (),
@@ -194,9 +194,10 @@ def _report(bench: Workbench) -> Report:
     return Report(bench.engine)
 
 
-def _moment(text: str, zone: str) -> dt.datetime:
+def moment(text: str, zone: str) -> dt.datetime:
+    """The moment that a person typed. Raises UsageError in one sentence."""
     try:
-        return parse_moment(text, utc_now(), zone)
+        return parse_moment(text, utc_now(), time_zone(zone))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

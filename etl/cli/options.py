@@ -21,6 +21,7 @@ Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Org = Annotated[str | None, typer.Option("--org", help="Only this organisation.", show_default=False)]
 User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
+Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times that name none, such as Asia/Shanghai.")]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
 
 

@@ -10,6 +10,7 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 from __future__ import annotations
 
 from etl.database.engine import connect, describe
+from etl.database.grants import grants
 from etl.database.transactions import creating, reading, writing
 from etl.database.upgrading import check, current, expected, require_current, upgrade
 
@@ -20,6 +21,7 @@ __all__ = [
     "current",
     "describe",
     "expected",
+    "grants",
     "reading",
     "require_current",
     "upgrade",
