@@ -1,0 +1,177 @@
+"""Rows to files that other programs read: CSV, JSON lines, Parquet, each with a manifest that proves what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, get_args
+
+import msgspec
+
+from etl.errors import UsageError
+from etl.export.files import sha256_of, whole_file, whole_folder
+from etl.export.parquet import ParquetFile, require_pyarrow
+from etl.export.text import csv_pages, disarm, jsonl_pages, rearm
+from etl.report import Column
+
+__all__ = ["FORMATS", "Format", "Origin", "disarm", "export", "rearm"]
+
+Format = Literal["csv", "jsonl", "parquet"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+Pages = Iterable[Sequence[Sequence[Any]]]
+
+_PAGE_ROWS: Final = 1000
+_HEADS_IN_MEMORY_BYTES: Final = 16 * 2**20
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a manifest says of where the rows come from.
+
+    ``chain_heads`` are JSON-able values, of a moment not later than that of the rows; they are read first.
+    """
+
+    what: str
+    filter: Mapping[str, Any]
+    taken_at: dt.datetime
+    flowtrail: str
+    chain_heads: Iterable[Any] = ()
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file of an export, its name relative to the manifest."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def export(
+    rows: Iterable[Sequence[Any]],
+    columns: Sequence[Column],
+    fmt: Format,
+    to: Path | BinaryIO,
+    *,
+    origin: Origin | None = None,
+    by_month_of: str | None = None,
+) -> int:
+    """Write ``rows`` (values in the order of ``columns``) to the file or the open stream ``to``; return their number.
+
+    Memory does not grow with the rows. A file appears whole or not at all, 0600 where it is new; with ``origin`` it
+    gets a ``FILE.manifest.json`` beside it (a stream gets none). ``by_month_of`` names a time column by which the
+    rows are sorted: ``to`` is then a new folder with a ``month=YYYY-MM/part-N.parquet`` for each UTC month.
+    Raises UsageError where the place, the format or the extra for it cannot be used.
+    """
+    if fmt == "parquet":
+        require_pyarrow()
+    if by_month_of is not None:
+        return _export_by_month(rows, columns, fmt, to, by_month_of, origin)
+    if not isinstance(to, Path):
+        if fmt == "parquet" and to.isatty():
+            raise UsageError("Parquet is nothing for a terminal: add -o FILE, or send it to a pipe.")
+        return _write(rows, columns, fmt, to)
+    with _spooled(origin.chain_heads if origin else ()) as heads:
+        with whole_file(to) as file:
+            count = _write(rows, columns, fmt, file)
+        if origin is not None and to.is_file():
+            written = File(to.name, count, to.stat().st_size, sha256_of(to))
+            _write_manifest(to, origin, columns, fmt, [written], heads)
+    return count
+
+
+def _write(rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format, file: BinaryIO) -> int:
+    pages = _Counted(rows)
+    if fmt == "parquet":
+        with ParquetFile(file, columns) as parquet:
+            for page in pages:
+                parquet.write(page)
+    else:
+        for encoded in (csv_pages if fmt == "csv" else jsonl_pages)(columns, pages):
+            file.write(encoded)
+    return pages.count
+
+
+class _Counted:
+    """Rows in pages, counted as they pass."""
+
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        self._rows = iter(rows)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Sequence[Sequence[Any]]]:
+        while page := list(islice(self._rows, _PAGE_ROWS)):
+            self.count += len(page)
+            yield page
+
+
+def _export_by_month(
+    rows: Iterable[Sequence[Any]],
+    columns: Sequence[Column],
+    fmt: Format,
+    to: Path | BinaryIO,
+    by: str,
+    origin: Origin | None,
+) -> int:
+    if fmt != "parquet" or not isinstance(to, Path):
+        raise UsageError("An export in months is a folder of Parquet files: add --format parquet -o FOLDER.")
+    position = [column.name for column in columns].index(by)
+    with _spooled(origin.chain_heads if origin else ()) as heads:
+        with whole_folder(to) as folder:
+            files = list(_write_months(rows, columns, position, folder))
+        if origin is not None:
+            named = [msgspec.structs.replace(file, path=f"{to.name}/{file.path}") for file in files]
+            _write_manifest(to, origin, columns, fmt, named, heads)
+    return sum(file.rows for file in files)
+
+
+def _write_months(
+    rows: Iterable[Sequence[Any]], columns: Sequence[Column], position: int, folder: Path
+) -> Iterator[File]:
+    """A file for each run of rows of one month; one that comes again gets a second part."""
+    parts: dict[str, int] = {}
+    for month, of_month in _runs(rows, position):
+        number = parts[month] = parts.get(month, -1) + 1
+        path = folder / f"month={month}" / f"part-{number}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        with whole_file(path) as file:
+            count = _write(of_month, columns, "parquet", file)
+        yield File(str(path.relative_to(folder)), count, path.stat().st_size, sha256_of(path))
+
+
+def _runs(rows: Iterable[Sequence[Any]], position: int) -> Iterator[tuple[str, Iterator[Sequence[Any]]]]:
+    return groupby(rows, lambda row: row[position].astimezone(dt.UTC).strftime("%Y-%m"))
+
+
+@contextlib.contextmanager
+def _spooled(heads: Iterable[Any]) -> Iterator[Iterator[bytes]]:
+    """The chain heads as they are before the rows are read: encoded, one a line, and out of memory."""
+    with tempfile.SpooledTemporaryFile(max_size=_HEADS_IN_MEMORY_BYTES) as file:
+        for head in heads:
+            file.write(msgspec.json.encode(head) + b"\n")
+        file.seek(0)
+        yield iter(file)
+
+
+def _write_manifest(
+    of: Path, origin: Origin, columns: Sequence[Column], fmt: Format, files: Sequence[File], heads: Iterable[bytes]
+) -> None:
+    facts = {
+        "what": origin.what,
+        "format": fmt,
+        "rows": sum(file.rows for file in files),
+        "files": files,
+        "columns": [column._asdict() for column in columns],
+        "filter": origin.filter,
+        "taken_at": origin.taken_at,
+        "flowtrail": origin.flowtrail,
+    }
+    opened = msgspec.json.format(msgspec.json.encode(facts), indent=2).removesuffix(b"\n}")
+    with whole_file(of.with_name(f"{of.name}.manifest.json")) as file:
+        file.write(opened + b',\n  "chain_heads": [')
+        for number, head in enumerate(heads):
+            file.write((b",\n    " if number else b"\n    ") + head.rstrip())
+        file.write(b"\n  ]\n}\n")

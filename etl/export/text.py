@@ -1,0 +1,56 @@
+"""Rows as CSV and as JSON lines: bytes out, a page of rows at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from etl.report import Column
+
+_FORMULA: Final = re.compile(r"""[\s'"\ufeff\u200b]*[=+\-@＝＋－＠]|'*[\t\r\n]""")
+"""What a spreadsheet may take for a formula. With a ``'`` in front it matches still, so that ``rearm`` can be sure."""
+
+_MUST_BE_QUOTED: Final = re.compile(r'[",;\t\r\n]|^\s|\s$|^$')
+
+
+def disarm(text: str) -> str:
+    """``text`` with a ``'`` in front if a spreadsheet could take it for a formula; ``rearm`` takes it off again."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def rearm(text: str) -> str:
+    """The text that ``disarm`` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text
+
+
+def csv_pages(columns: Sequence[Column], pages: Iterable[Sequence[Sequence[Any]]]) -> Iterator[bytes]:
+    """RFC 4180, in UTF-8, with a header. A null is an empty field, an empty text is ``""``.
+
+    Texts are disarmed; times are RFC 3339 in UTC with microseconds; booleans are ``true`` and ``false``.
+    """
+    yield (",".join(column.name for column in columns) + "\r\n").encode()
+    for page in pages:
+        yield "".join(",".join(map(_field, row)) + "\r\n" for row in page).encode()
+
+
+def _field(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = disarm(value)
+        return '"' + text.replace('"', '""') + '"' if _MUST_BE_QUOTED.search(text) else text
+    if isinstance(value, dt.datetime):
+        return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    return str(value).lower()
+
+
+def jsonl_pages(columns: Sequence[Column], pages: Iterable[Sequence[Sequence[Any]]]) -> Iterator[bytes]:
+    """One JSON object a line, in UTF-8, its keys the columns; times are RFC 3339 in UTC."""
+    names = [column.name for column in columns]
+    encode = msgspec.json.Encoder().encode_lines
+    for page in pages:
+        yield encode([dict(zip(names, row, strict=True)) for row in page])

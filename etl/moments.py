@@ -1,0 +1,170 @@
+"""Moments as people type them: "2026-03-31", "2026-03-31 14:00 +08:00", "yesterday", "7 days ago". Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from calendar import monthrange
+from typing import Final
+from zoneinfo import ZoneInfo
+
+EXAMPLES: Final = '"2026-03-31", "2026-03-31 14:00", "2026-03-31T14:00:00+08:00", "yesterday" or "7 days ago"'
+
+_DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_DATE: Final = r"(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
+_TIME: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]{1,6}))?)?"
+_OFFSET: Final = r"(?P<offset>[Zz]|[+-][0-9]{2}(?::?[0-9]{2})?)"
+_ISO: Final = re.compile(rf"{_DATE}(?:[Tt ]\s*{_TIME}(?:\s*{_OFFSET})?)?")
+_AGO: Final = re.compile(r"(?P<count>[0-9]{1,7}|an?)\s*(?P<unit>[a-z]+)\s+ago")
+_ZONE: Final = re.compile(r"(?P<moment>.*\S)\s+(?P<zone>UTC|[A-Za-z_]+(?:/[A-Za-z0-9_+-]+)+)", re.DOTALL)
+_UNITS: Final = {
+    "second": ("s", "sec", "secs", "second", "seconds"),
+    "minute": ("m", "min", "mins", "minute", "minutes"),
+    "hour": ("h", "hour", "hours"),
+    "day": ("d", "day", "days"),
+    "week": ("w", "week", "weeks"),
+    "month": ("month", "months"),
+    "year": ("y", "year", "years"),
+}
+_EXACT: Final = {"second": dt.timedelta(seconds=1), "minute": dt.timedelta(minutes=1), "hour": dt.timedelta(hours=1)}
+_CALENDAR_DAYS: Final = {"day": 1, "week": 7}
+_CALENDAR_MONTHS: Final = {"month": 1, "year": 12}
+
+
+def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo = dt.UTC) -> dt.datetime:
+    """The moment that ``text`` means, in UTC; ``now`` is aware, ``zone`` is where a time without a zone is.
+
+    - a date with or without a time, which may end in ``Z``, an offset or the name of a zone. A date alone is the
+      first moment of that day.
+    - ``now``; ``today``, ``yesterday`` and the days of the week (the latest, today included): their first moment.
+    - ``N seconds|minutes|hours ago``: exactly so long. ``N days|weeks|months|years ago``: the same time of day in
+      the zone, the last day of a month where there is none such.
+
+    A time that a change of the clocks skipped or repeated is refused where somebody typed it; where it was reckoned
+    ("7 days ago") it is moved on by what was skipped, or is the first of the two. Raises ValueError with one sentence.
+    """
+    wanted = text.strip()
+    named = _ZONE.fullmatch(wanted)
+    if named:
+        wanted, zone = named["moment"], _zone(named["zone"])
+    try:
+        found = _iso(wanted, zone) or _relative(wanted.lower(), now.astimezone(zone), zone)
+        moment = None if found is None else found.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"{_shown(text)} is too far away: write a moment of the years 1 to 9999") from None
+    if moment is None:
+        raise ValueError(f"{_shown(text)} is no moment that can be understood: write {EXAMPLES}")
+    return moment
+
+
+def _zone(name: str) -> dt.tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(
+            f'{_shown(name)} is no time zone: write a name such as "Asia/Shanghai", or an offset'
+        ) from None
+
+
+def _iso(text: str, zone: dt.tzinfo) -> dt.datetime | None:
+    match = _ISO.fullmatch(text)
+    if match is None:
+        return None
+    hour, minute, second = (int(match[name] or 0) for name in ("hour", "minute", "second"))
+    microsecond = int((match["fraction"] or "").ljust(6, "0"))
+    try:
+        day = dt.date(int(match["year"]), int(match["month"]), int(match["day"]))
+        written = dt.datetime.combine(day, dt.time(hour, minute, second, microsecond))
+        offset = _offset(match["offset"]) if match["offset"] else None
+    except ValueError as error:
+        raise ValueError(f"{_shown(text)} is not on the calendar or the clock: {error}") from None
+    if offset is not None:
+        return written.replace(tzinfo=offset)
+    return _typed(written, zone) if match["hour"] else _first_moment(written.date(), zone)
+
+
+def _offset(text: str) -> dt.timezone:
+    if text in "Zz":
+        return dt.UTC
+    hours, minutes = int(text[1:3]), int(text[3:].lstrip(":") or 0)
+    if hours > 23 or minutes > 59:
+        raise ValueError(f"the offset must be between -23:59 and +23:59, not {text}")
+    return dt.timezone(dt.timedelta(hours=hours, minutes=minutes) * (-1 if text[0] == "-" else 1))
+
+
+def _relative(text: str, now: dt.datetime, zone: dt.tzinfo) -> dt.datetime | None:
+    if text == "now":
+        return now
+    days_back = {"today": 0, "yesterday": 1} | {name: (now.weekday() - number) % 7 for number, name in enumerate(_DAYS)}
+    if text in days_back:
+        return _first_moment(now.date() - dt.timedelta(days=days_back[text]), zone)
+    match = _AGO.fullmatch(text)
+    unit = next((unit for unit, names in _UNITS.items() if match and match["unit"] in names), None)
+    if match is None or unit is None:
+        return None
+    return _ago(now, 1 if match["count"] in ("a", "an") else int(match["count"]), unit, zone)
+
+
+def _ago(now: dt.datetime, count: int, unit: str, zone: dt.tzinfo) -> dt.datetime:
+    if unit in _EXACT:
+        return now.astimezone(dt.UTC) - count * _EXACT[unit]
+    wall = now.replace(tzinfo=None)
+    if unit in _CALENDAR_DAYS:
+        return _reckoned(wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit]), zone)
+    months = wall.year * 12 + wall.month - 1 - count * _CALENDAR_MONTHS[unit]
+    year, month = divmod(months, 12)
+    if year < dt.MINYEAR:
+        raise OverflowError
+    day = min(wall.day, monthrange(year, month + 1)[1])
+    return _reckoned(wall.replace(year=year, month=month + 1, day=day), zone)
+
+
+def _first_moment(day: dt.date, zone: dt.tzinfo) -> dt.datetime:
+    """Midnight, the first of two; where the clocks skip it, the moment at which they do."""
+    midnight = dt.datetime.combine(day, dt.time())
+    early, late = _readings(midnight, zone)
+    if early.utcoffset() == late.utcoffset() or _is_repeated(early, late):
+        return early
+    earliest, latest = late.astimezone(dt.UTC), early.astimezone(dt.UTC)
+    while latest - earliest > dt.timedelta(microseconds=1):
+        middle = earliest + (latest - earliest) // 2
+        if middle.astimezone(zone).date() < day:
+            earliest = middle
+        else:
+            latest = middle
+    return latest
+
+
+def _typed(written: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
+    early, late = _readings(written, zone)
+    if early.utcoffset() == late.utcoffset():
+        return early
+    shown = written.isoformat(" ", "minutes")
+    if _is_repeated(early, late):
+        raise ValueError(
+            f'{shown} came twice in {_name(zone)}: write "{early.isoformat()}" for the first or "{late.isoformat()}" '
+            "for the second"
+        )
+    after = early.astimezone(dt.UTC).astimezone(zone)
+    raise ValueError(f'{shown} never came in {_name(zone)}, the clocks skipped it: write "{after.isoformat()}"')
+
+
+def _reckoned(wall: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
+    return wall.replace(tzinfo=zone, fold=0)
+
+
+def _readings(wall: dt.datetime, zone: dt.tzinfo) -> tuple[dt.datetime, dt.datetime]:
+    return wall.replace(tzinfo=zone, fold=0), wall.replace(tzinfo=zone, fold=1)
+
+
+def _is_repeated(early: dt.datetime, late: dt.datetime) -> bool:
+    """Of two readings that differ: whether both came, or neither did (PEP 495)."""
+    return early.astimezone(dt.UTC) < late.astimezone(dt.UTC)
+
+
+def _name(zone: dt.tzinfo) -> str:
+    return str(getattr(zone, "key", zone))
+
+
+def _shown(text: str) -> str:
+    return '"' + "".join(char if char.isprintable() else "?" for char in text.strip()[:60]) + '"'

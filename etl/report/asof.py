@@ -1,0 +1,174 @@
+"""What a target saw at a moment T, and how well that is known; docs/asof.md explains the rules and gives recipes.
+
+Two ways lead to the list at T, and both give the same. *Replay* takes the latest change of each workflow until T;
+*undo* takes the list of now, and for each workflow that changed since T what the first such change says was before.
+The cheaper one is taken, so that neither the history before T nor the one after it is read for nothing. (CROSS JOIN
+is SQLite's way to be told the order of a join; to PostgreSQL it is a join like any other.)
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, TextClause, TextualSelect, bindparam, text
+
+from etl.model import CYCLE_LABELS
+from etl.report.rows import TargetAsOf, WorkflowAsOf, sql_columns
+from etl.schema import UtcTime
+
+Way = Literal["replay", "undo"]
+
+UNDO_COSTS: Final = 16
+"""To undo a change set costs as much as to replay so many, or less."""
+
+_SEEN: Final = """
+known AS MATERIALIZED (
+    SELECT t.id AS target_id, t.org_id, t.user_id, t.expression,
+           (SELECT s.id FROM change_set s
+            WHERE s.target_id = t.id AND s.observed_at <= :at
+            ORDER BY s.observed_at DESC LIMIT 1) AS change_set_id
+    FROM target t
+    WHERE (t.retired_at IS NULL OR t.retired_at > :at){targets}
+),
+seen AS MATERIALIZED (
+    SELECT known.*, v.version, v.observed_at, v.flow_count,
+           (SELECT o.id FROM observation o
+            WHERE o.target_id = known.target_id AND o.version <= v.version AND o.first_at <= :at
+            ORDER BY o.version DESC, o.id DESC LIMIT 1) AS span_id,
+           (SELECT o.id FROM observation o
+            WHERE o.target_id = known.target_id AND o.version >= v.version AND o.first_at > :at
+            ORDER BY o.version, o.id LIMIT 1) AS next_span_id
+    FROM known
+    JOIN change_set v ON v.id = known.change_set_id
+),
+spans AS (
+    SELECT seen.*, b.version AS span_version, b.last_at, a.version AS next_version, a.interrupted,
+           a.first_at AS next_at, n.observed_at AS changed_next_at,
+           CASE WHEN b.last_at > :at THEN b.first_at ELSE b.last_at END AS seen_before
+    FROM seen
+    LEFT JOIN observation b ON b.id = seen.span_id
+    LEFT JOIN observation a ON a.id = seen.next_span_id
+    LEFT JOIN change_set n ON n.target_id = seen.target_id AND n.version = seen.version + 1
+),
+covered AS MATERIALIZED (
+    SELECT target_id, org_id, user_id, expression, flow_count,
+           CASE WHEN last_at >= :at THEN 'observed'
+                WHEN span_version IS NULL OR next_version IS NULL THEN 'unobserved'
+                WHEN next_version = span_version THEN 'unchanged_across_gap'
+                WHEN interrupted THEN 'unobserved'
+                ELSE 'between' END AS coverage,
+           CASE WHEN seen_before >= observed_at THEN seen_before ELSE observed_at END AS observed_before,
+           CASE WHEN last_at > :at THEN last_at
+                WHEN changed_next_at < next_at OR next_at IS NULL THEN changed_next_at
+                ELSE next_at END AS observed_after
+    FROM spans
+)"""
+
+_REPLAYED: Final = """
+replayed AS (
+    SELECT s.target_id, c.flow_id, c.kind, c.new_name, c.new_cycle, c.new_editable, s.observed_at AS changed_at,
+           row_number() OVER story AS nth,
+           max(CASE WHEN c.kind IN ('baseline', 'added') THEN s.observed_at END) OVER story AS first_seen_at
+    FROM seen
+    CROSS JOIN change_set s
+    CROSS JOIN workflow_change c
+    WHERE s.target_id = seen.target_id AND s.version <= seen.version AND c.change_set_id = s.id{flows}
+    WINDOW story AS (PARTITION BY s.target_id, c.flow_id ORDER BY c.change_set_id DESC
+                     ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+),
+listed AS (
+    SELECT target_id, flow_id, new_name AS flow_name, new_cycle AS cycle, new_editable AS editable,
+           first_seen_at, changed_at
+    FROM replayed
+    WHERE nth = 1 AND kind <> 'removed'
+)"""
+
+_UNDONE: Final = """
+undone AS (
+    SELECT s.target_id, seen.change_set_id, c.flow_id, c.kind, c.old_name, c.old_cycle, c.old_editable,
+           row_number() OVER (PARTITION BY s.target_id, c.flow_id ORDER BY c.change_set_id) AS nth
+    FROM seen
+    CROSS JOIN change_set s
+    CROSS JOIN workflow_change c
+    WHERE s.target_id = seen.target_id AND s.observed_at > :at AND c.change_set_id = s.id{flows}
+),
+listed AS (
+    SELECT c.target_id, c.flow_id, c.flow_name, c.cycle, c.editable, c.first_seen_at, c.changed_at
+    FROM seen
+    CROSS JOIN workflow c
+    WHERE c.target_id = seen.target_id AND c.changed_at <= :at{flows}
+    UNION ALL
+    SELECT u.target_id, u.flow_id, u.old_name, u.old_cycle, u.old_editable,
+           coalesce((SELECT w.first_seen_at FROM workflow w
+                     WHERE w.target_id = u.target_id AND w.flow_id = u.flow_id AND w.first_seen_at <= :at),
+                    (SELECT s.observed_at FROM workflow_change c JOIN change_set s ON s.id = c.change_set_id
+                     WHERE c.flow_id = u.flow_id AND c.change_set_id <= u.change_set_id
+                       AND c.kind IN ('baseline', 'added') AND s.target_id = u.target_id
+                     ORDER BY c.change_set_id DESC LIMIT 1)),
+           (SELECT s.observed_at FROM workflow_change c JOIN change_set s ON s.id = c.change_set_id
+            WHERE c.flow_id = u.flow_id AND c.change_set_id <= u.change_set_id AND s.target_id = u.target_id
+            ORDER BY c.change_set_id DESC LIMIT 1)
+    FROM undone u
+    WHERE u.nth = 1 AND u.kind NOT IN ('baseline', 'added')
+)"""
+
+_FLOWS: Final = """
+SELECT covered.org_id, covered.user_id, covered.expression, listed.flow_id, listed.flow_name, listed.cycle,
+       {cycle_label} AS cycle_label, listed.editable, listed.first_seen_at, listed.changed_at,
+       covered.observed_before AS last_observed_at, NULL AS missing_since,
+       covered.coverage, covered.observed_before, covered.observed_after
+FROM listed
+CROSS JOIN covered
+WHERE covered.target_id = listed.target_id{listed}
+ORDER BY covered.org_id, covered.user_id, covered.expression, listed.flow_id"""
+
+_TARGETS: Final = """
+SELECT org_id, user_id, expression, coverage, observed_before, observed_after, flow_count
+FROM covered
+ORDER BY org_id, user_id, expression"""
+
+_NEWEST: Final = text("SELECT max(id) FROM change_set")
+_THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY observed_at DESC LIMIT 1")
+
+
+def targets_statement(filters: Mapping[str, Any]) -> TextualSelect:
+    """One row a target that had been observed by ``:at``; ``filters`` as in ``flows_statement``."""
+    sql = f"WITH {_SEEN}{_TARGETS}".format(targets=_where("t", filters, "org_id", "user_id"))
+    return _timed(text(sql)).columns(*sql_columns(TargetAsOf))
+
+
+def flows_statement(way: Way, filters: Mapping[str, Any], name_filter: str) -> TextualSelect:
+    """The list of each target at ``:at``.
+
+    ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle`` to be found, and the statement's
+    parameters; ``name_filter`` is a condition on ``flow_name``, or empty.
+    """
+    sql = f"WITH {_SEEN},{_REPLAYED if way == 'replay' else _UNDONE}{_FLOWS}".format(
+        targets=_where("t", filters, "org_id", "user_id"),
+        flows=_where("c", filters, "flow_id"),
+        listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
+        cycle_label=_cycle_label(),
+    )
+    return _timed(text(sql)).columns(*sql_columns(WorkflowAsOf))
+
+
+def cheaper_way(connection: Connection, at: dt.datetime) -> Way:
+    """By how many change sets there are before and after ``at``, which their ids tell well enough."""
+    newest: int = connection.execute(_NEWEST).scalar() or 0
+    then: int = connection.execute(_timed(_THEN), {"at": at}).scalar() or 0
+    return "undo" if (newest - then) * UNDO_COSTS < then else "replay"
+
+
+def _timed(statement: TextClause) -> TextClause:
+    return statement.bindparams(bindparam("at", type_=UtcTime()))
+
+
+def _where(alias: str, filters: Mapping[str, Any], *names: str) -> str:
+    return "".join(f" AND {alias}.{name} = :{name}" for name in names if name in filters)
+
+
+def _cycle_label() -> str:
+    labels = " ".join(f"WHEN '{cycle}' THEN '{label}'" for cycle, label in CYCLE_LABELS.items())
+    return f"CASE listed.cycle {labels} ELSE listed.cycle END"

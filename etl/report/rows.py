@@ -1,0 +1,196 @@
+"""What the reports give: a row type a view, with exactly the names of its columns. Times are aware, in UTC."""
+
+from __future__ import annotations
+
+import datetime as dt
+from types import NoneType
+from typing import Any, Final, Literal, NamedTuple, get_args, get_type_hints
+
+from sqlalchemy import BigInteger, Boolean, ColumnClause, TableClause, Text, column, table
+from sqlalchemy.types import TypeEngine
+
+from etl.schema import UtcTime
+
+Kind = Literal["string", "integer", "boolean", "time"]
+Coverage = Literal["observed", "unchanged_across_gap", "between", "unobserved"]
+
+
+class CurrentWorkflow(NamedTuple):
+    """A workflow that a target sees now."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    cycle_label: str | None
+    editable: bool | None
+    first_seen_at: dt.datetime
+    changed_at: dt.datetime
+    last_observed_at: dt.datetime | None
+    missing_since: dt.datetime | None
+
+
+class WorkflowAsOf(NamedTuple):
+    """A workflow that a target saw then, and how well that is known."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    cycle_label: str | None
+    editable: bool | None
+    first_seen_at: dt.datetime
+    changed_at: dt.datetime
+    last_observed_at: dt.datetime | None
+    missing_since: dt.datetime | None
+    coverage: str
+    observed_before: dt.datetime
+    observed_after: dt.datetime | None
+
+
+class TargetAsOf(NamedTuple):
+    """A target that had been observed by then, its list possibly empty."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    coverage: str
+    observed_before: dt.datetime
+    observed_after: dt.datetime | None
+    flow_count: int
+
+
+class WorkflowEvent(NamedTuple):
+    """One change of one workflow, as one target saw it."""
+
+    change_set_id: int
+    run_id: int
+    org_id: str
+    user_id: str
+    expression: str
+    flow_id: str
+    kind: str
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    old_editable: bool | None
+    new_editable: bool | None
+    last_unchanged_at: dt.datetime | None
+    observed_at: dt.datetime
+
+
+class WorkflowHistory(NamedTuple):
+    """A state of a workflow, and how long it lasted."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    editable: bool | None
+    valid_from: dt.datetime
+    valid_to: dt.datetime | None
+    from_kind: str
+    valid_from_after: dt.datetime | None
+    last_seen_at: dt.datetime | None
+
+
+class TargetHealth(NamedTuple):
+    """Whether a target can be trusted."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    version: int
+    flow_count: int
+    last_observed_at: dt.datetime | None
+    consecutive_failures: int
+    last_error_code: str | None
+    last_error: str | None
+    held_since: dt.datetime | None
+    held_removals: int
+    retired_at: dt.datetime | None
+
+
+class HeldRemoval(NamedTuple):
+    """A workflow that the last answers lack, and that stays until a person approves its removal."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    held_since: dt.datetime
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    missing_since: dt.datetime
+    reason: str | None
+
+
+class SyncRun(NamedTuple):
+    """One run of a schedule, of the command or of an approval."""
+
+    id: int
+    schedule: str | None
+    origin: str
+    scheduled_for: dt.datetime | None
+    missed: int
+    status: str
+    started_at: dt.datetime
+    heartbeat_at: dt.datetime
+    finished_at: dt.datetime | None
+    notified_at: dt.datetime | None
+    host: str
+    pid: int
+    targets: int
+    changed: int
+    unchanged: int
+    held: int
+    failed: int
+    stale: int
+    baseline: int
+    added: int
+    removed: int
+    cycle_changed: int
+    renamed: int
+    editable_changed: int
+
+
+class Column(NamedTuple):
+    """A column of a report, and what its values are when they are not null."""
+
+    name: str
+    kind: Kind
+
+
+_KINDS: Final[dict[object, Kind]] = {str: "string", int: "integer", bool: "boolean", dt.datetime: "time"}
+
+
+def columns_of(row_type: type[tuple[Any, ...]]) -> tuple[Column, ...]:
+    """The columns of one of the row types above, in order."""
+    return tuple(Column(name, _KINDS[_without_none(hint)]) for name, hint in get_type_hints(row_type).items())
+
+
+def _without_none(hint: Any) -> object:
+    return next((part for part in get_args(hint) if part is not NoneType), hint)
+
+
+def sql_columns(row_type: type[tuple[Any, ...]]) -> list[ColumnClause[Any]]:
+    """The columns of a row type as SQLAlchemy reads them: aware times and booleans on both databases."""
+    types: dict[Kind, type[TypeEngine[Any]]] = {
+        "string": Text,
+        "integer": BigInteger,
+        "boolean": Boolean,
+        "time": UtcTime,
+    }
+    return [column(name, types[kind]) for name, kind in columns_of(row_type)]
+
+
+def view(name: str, row_type: type[tuple[Any, ...]]) -> TableClause:
+    """The view (or table) ``name``, whose rows are ``row_type``."""
+    return table(name, *sql_columns(row_type))

@@ -1,0 +1,58 @@
+"""Rows as they come, in constant memory, without making a writer wait for whoever reads them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine, Executable
+
+from etl.database import reading
+
+T = TypeVar("T", bound=tuple[Any, ...])
+
+_PAGE_ROWS: Final = 1000
+_IN_MEMORY_BYTES: Final = 16 * 2**20
+_LENGTH_BYTES: Final = 4
+_FOR_WHOLE_RESULTS: Final = "SET LOCAL cursor_tuple_fraction = 1; SET LOCAL jit = off"
+"""A cursor is planned for its first tenth otherwise, and compiling a query takes longer than most of ours run."""
+
+
+def stream(
+    engine: Engine, statement: Executable, row_type: type[T], parameters: Mapping[str, Any] | None = None
+) -> Iterator[T]:
+    """The rows of ``statement``, all from one moment. Raises DatabaseError.
+
+    PostgreSQL keeps the moment in a cursor, which hinders nobody. On SQLite a reader who takes his time would keep
+    writers from committing: there the rows go through a temporary file first, and the lock lasts no longer than that.
+    """
+    pages = _spooled if engine.dialect.name == "sqlite" else _from_cursor
+    with closing(pages(engine, statement, parameters or {})) as read:
+        for page in read:
+            yield from map(row_type._make, page)  # type: ignore[attr-defined]  # every row type is a NamedTuple
+
+
+def _from_cursor(engine: Engine, statement: Executable, parameters: Mapping[str, Any]) -> Generator[Any]:
+    with reading(engine) as connection:
+        connection.exec_driver_sql(_FOR_WHOLE_RESULTS)
+        yield from _pages(connection, statement, parameters)
+
+
+def _spooled(engine: Engine, statement: Executable, parameters: Mapping[str, Any]) -> Generator[Any]:
+    encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
+        with reading(engine) as connection:
+            for page in _pages(connection, statement, parameters):
+                encoded = encode([tuple(row) for row in page])
+                spool.write(len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded)
+        spool.seek(0)
+        while length := spool.read(_LENGTH_BYTES):
+            yield decode(spool.read(int.from_bytes(length, "big")))
+
+
+def _pages(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> Iterator[Any]:
+    with connection.execute(statement, parameters, execution_options={"yield_per": _PAGE_ROWS}) as result:
+        yield from result.partitions()

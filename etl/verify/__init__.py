@@ -1,0 +1,127 @@
+"""Proof that the trail is whole: every target replayed, every link recomputed, and heads kept elsewhere compared.
+
+for finding in verify(engine):
+    print(finding)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from sqlalchemy import Engine, func, select
+
+from etl.database import reading
+from etl.errors import DatabaseError
+from etl.model import Target
+from etl.schema import target
+from etl.verify.chain import Chain
+from etl.verify.finding import Broken, Finding, Told, shown
+from etl.verify.heads import against, heads
+from etl.verify.orphans import orphans
+from etl.verify.present import Missing, require_target, require_workflows
+from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
+
+__all__ = ["Finding", "Progress", "against", "heads", "verify"]
+
+_ROWS_A_TRANSACTION: Final = 50_000
+"""On SQLite a reader may keep writers waiting, so the reading is cut into transactions of about a second."""
+_UNREADABLE: Final = (TypeError, ValueError, LookupError, OverflowError)
+"""What a value that its column does not allow makes of the reading."""
+_NO_TEXT: Final = "Could not decode to UTF-8"
+"""What Python's sqlite3 says of bytes that are no text; it may be those of a target further on."""
+
+
+class Progress(NamedTuple):
+    """How far a verification is; at its end, what it went through."""
+
+    targets: int
+    of_targets: int
+    change_sets: int
+    changes: int
+
+    def plus(self, chain: Chain) -> Progress:
+        """With one more target."""
+        return Progress(
+            self.targets + 1, self.of_targets, self.change_sets + chain.version, self.changes + chain.changes
+        )
+
+
+def verify(engine: Engine, *, progress: Callable[[Progress], None] | None = None) -> Iterator[Finding]:
+    """Replay every target in one pass and constant memory; yield the first broken link of each, then the orphans.
+
+    Nothing is yielded where everything holds. ``progress`` is called after every target. Each target is read as of
+    one moment; the service may go on writing. Raises DatabaseError where the database cannot be read.
+    """
+    one_pass = _Pass(engine, progress or _ignore)
+    while one_pass.after is not None:
+        yield from one_pass.go_on(one_pass.after)
+    yield from orphans(engine)
+
+
+class _Pass:
+    """The way through all targets, in as many transactions as the database likes."""
+
+    def __init__(self, engine: Engine, progress: Callable[[Progress], None]) -> None:
+        self.after: int | None = BEFORE_ALL
+        """The last target that was replayed; None when all were."""
+        self._engine = engine
+        self._progress = progress
+        self._budget = _ROWS_A_TRANSACTION if engine.dialect.name == "sqlite" else None
+        self._any_bytes = False
+        with reading(engine) as connection:
+            targets = connection.execute(select(func.count()).select_from(target)).scalar_one()
+        self._done = Progress(0, targets, 0, 0)
+
+    def go_on(self, after: int) -> Iterator[Finding]:
+        """Replay the next targets."""
+        try:
+            with reading(self._engine) as connection, opened(connection, after, any_bytes=self._any_bytes) as rows:
+                yield from self._replay_some(rows)
+        except DatabaseError as error:
+            if self._any_bytes or _NO_TEXT not in str(error):
+                raise
+            self._any_bytes = True
+
+    def _replay_some(self, rows: Rows) -> Iterator[Finding]:
+        began = sum(self._done)
+        for row in rows.targets:
+            chain, finding, readable = _replay(rows, row)
+            self.after = row[0]
+            self._done = self._done.plus(chain)
+            self._progress(self._done)
+            if finding is not None:
+                yield finding
+            if not readable or (self._budget is not None and sum(self._done) - began >= self._budget):
+                return
+        self.after = None
+
+
+def _replay(rows: Rows, row: Row) -> tuple[Chain, Finding | None, bool]:
+    """Follow a target to its first broken link; False where its rows cannot be read further."""
+    chain = Chain(Target(*row[1:4]))
+    try:
+        _follow(rows, row, chain)
+    except Broken as broken:
+        return chain, broken.of(chain.target), True
+    except _UNREADABLE as error:
+        place = f"a row of the target after version {chain.version}"
+        unreadable = Finding(target=chain.target, what=place, expected="readable", found=shown(Told(f"not: {error}")))
+        return chain, unreadable, False
+    return chain, None, True
+
+
+def _follow(rows: Rows, row: Row, chain: Chain) -> None:
+    target_id = row[0]
+    for change_set in rows.change_sets.take(target_id):
+        chain.link(change_set, rows.changes_of(target_id, change_set.version))
+        chain.see(rows.spans.take_all((target_id, change_set.version)))
+    beside = rows.spans.left_over(target_id)
+    if beside is not None:
+        raise Broken("observation.version", Told(f"one of the versions 1 to {chain.version}"), beside[1])
+    missing = require_workflows(chain, rows.workflows.take(target_id))
+    require_target(chain, rows.target(row), Missing(missing, rows.last_hold(target_id) if missing else None))
+
+
+def _ignore(_: Progress) -> None:
+    """Nobody wants to know."""

@@ -1,0 +1,216 @@
+"""One target's history, replayed link by link. Pure: rows in, Broken out where a link does not hold."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Final
+
+import msgspec
+
+from etl.diff import baseline, diff
+from etl.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.trail import GENESIS, change_set_hash
+from etl.verify.finding import Broken, Told, require
+from etl.verify.rows import ChangeSetRow, SpanRow
+
+_encode: Final = msgspec.json.Encoder().encode
+_SECOND: Final = dt.timedelta(seconds=1)
+_TICK: Final = dt.timedelta(microseconds=1)
+
+
+class Listing:
+    """The workflows of a target, kept in the order and the bytes of their digest, which then costs one hash."""
+
+    def __init__(self) -> None:
+        self.flows: dict[str, Flow] = {}
+        self._ids: list[str] = []
+        self._encoded: list[bytes] = []
+
+    def put(self, flow: Flow) -> None:
+        at = bisect_left(self._ids, flow.flow_id)
+        known = flow.flow_id in self.flows
+        self._ids[at : at + known] = [flow.flow_id]
+        self._encoded[at : at + known] = [_encode(flow)]
+        self.flows[flow.flow_id] = flow
+
+    def drop(self, flow_id: str) -> None:
+        at = bisect_left(self._ids, flow_id)
+        del self._ids[at], self._encoded[at], self.flows[flow_id]
+
+    def digest(self) -> str:
+        """What ``trail.state_digest`` gives for the same workflows."""
+        return hashlib.sha256(b"[%b]" % b",".join(self._encoded)).hexdigest()
+
+
+class Since(msgspec.Struct, gc=False):
+    """Since when a workflow is there, and when it last changed."""
+
+    first_seen_at: dt.datetime
+    changed_at: dt.datetime
+
+
+class Chain:
+    """What the links so far make of a target; ``version`` 0: nothing yet."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.version = 0
+        self.state_digest: str | None = None
+        self.flow_count = 0
+        self.changes = 0
+        self.listing = Listing()
+        self.since: dict[str, Since] = {}
+        self.observed_at: dt.datetime | None = None
+        """When the last version was observed."""
+        self.latest: SpanRow | None = None
+        """The latest span of all, whatever its version."""
+        self._hash = GENESIS
+        self._number = 0
+        self._latest_at: dt.datetime | None = None
+        self._spans: list[Span] = []
+
+    def link(self, row: ChangeSetRow, changes: Sequence[Change]) -> None:
+        """Add the next change set. Raises Broken where it does not follow from what is there."""
+        version = self.version + 1
+        require("change_set.version", version, row.version, version)
+        require("change_set.kind", "baseline" if version == 1 else "delta", row.kind, version)
+        require("change_set.parent_hash", self._hash, row.parent_hash, version)
+        if row.id <= self._number:
+            raise Broken("change_set.id", Told(f"above {self._number}, the one before"), row.id, version)
+        self._require_interval(row)
+        changes = sorted(changes, key=_chain_order)
+        _require_counts(row, changes)
+        self._replay(version, changes, row.observed_at)
+        require("change_set.flow_count", len(self.listing.flows), row.flow_count, version)
+        require("change_set.state_digest", self.listing.digest(), row.state_digest, version)
+        self._require_hash(row, changes)
+        self.version, self.state_digest, self.observed_at = version, row.state_digest, row.observed_at
+        self.flow_count, self._hash, self._number = row.flow_count, row.hash, row.id
+        self._latest_at = row.observed_at
+        self.changes += len(changes)
+
+    def see(self, rows: list[SpanRow]) -> None:
+        """Add the spans of the version that was linked last. Raises Broken where they cannot have been so."""
+        self._spans = []
+        for row in rows if len(rows) < 2 else sorted(rows, key=_by_time):
+            _require_possible(row)
+            self._require_place(row)
+            self._spans.append(row.span)
+            self.latest, self._latest_at = row, row.span.last_at
+        if self.latest is None:
+            raise Broken("observation", Told("the span that the baseline opened"), Told("missing"), 1)
+
+    def _require_interval(self, row: ChangeSetRow) -> None:
+        before = self._latest_at
+        if before is not None and row.observed_at <= before:
+            later = Told(f"after {before}, the time recorded before")
+            raise Broken("change_set.observed_at", later, row.observed_at, row.version)
+        asked_at = self.latest.span.last_asked_at if self.latest else None
+        require("change_set.last_unchanged_at", asked_at, row.last_unchanged_at, row.version)
+
+    def _replay(self, version: int, changes: Sequence[Change], at: dt.datetime) -> None:
+        """Apply ``changes``, which must be just those that lead from the state before to what they say."""
+        flows = self.listing.flows
+        touched = {change.flow_id for change in changes}
+        before = {flow_id: flows[flow_id] for flow_id in touched if flow_id in flows}
+        after = {c.flow_id: _after(c) for c in changes if c.kind != "removed"}
+        expected = baseline(after) if version == 1 else diff(before, after)
+        if expected != changes:
+            _raise_first_difference(expected, changes, version)
+        for flow_id in touched - after.keys():
+            self.listing.drop(flow_id)
+            del self.since[flow_id]
+        for flow_id, flow in after.items():
+            self.listing.put(flow)
+            self.since.setdefault(flow_id, Since(at, at)).changed_at = at
+
+    def _require_hash(self, row: ChangeSetRow, changes: Sequence[Change]) -> None:
+        proven = ChangeSet(
+            target=self.target,
+            version=row.version,
+            kind="baseline" if row.version == 1 else "delta",
+            observed_at=row.observed_at,
+            last_unchanged_at=row.last_unchanged_at,
+            spans=tuple(self._spans),
+            approved_by=row.approved_by,
+            state_digest=row.state_digest,
+            changes=changes,
+        )
+        computed = change_set_hash(self._hash, proven)
+        if computed != row.hash:
+            by = f"'{computed}' by its row, its changes and the spans of version {row.version - 1}"
+            raise Broken("change_set.hash", Told(by), row.hash, row.version)
+
+    def _require_place(self, row: SpanRow) -> None:
+        span, before = row.span, self.latest
+        if before is not None and row.id <= before.id:
+            raise Broken("observation.id", Told(f"above {before.id}, the span before"), row.id, self.version)
+        if before is not None and min(span.first_at, span.last_asked_at) <= before.span.last_at:
+            found = Told(f"begun at {span.first_at}, asked at {span.last_asked_at}")
+            later = Told(f"a span after {before.span.last_at}, the end of the one before")
+            raise Broken("observation", later, found, self.version)
+        if self.observed_at is not None and span.first_at < self.observed_at:
+            late = Told(f"at or after {self.observed_at}, when its version began")
+            raise Broken("observation.first_at", late, span.first_at, self.version)
+        with_version = not self._spans and span.first_at == self.observed_at
+        if before is None:
+            require("observation.first_at", self.observed_at, span.first_at, self.version)
+            require("observation.interrupted", False, span.interrupted, self.version)
+        elif not span.interrupted and not with_version:
+            late = Told(f"true, since it does not begin with its version at {self.observed_at}")
+            raise Broken("observation.interrupted", late, False, self.version)
+
+
+def _require_counts(row: ChangeSetRow, changes: Sequence[Change]) -> None:
+    kinds = [change.kind for change in changes]
+    counted = [kinds.count(kind) for kind in CHANGE_KINDS]
+    if counted != row.counts:
+        told = zip(CHANGE_KINDS, counted, row.counts, strict=True)
+        kind, expected, found = next(each for each in told if each[1] != each[2])
+        raise Broken(f"change_set.{kind}", expected, found, row.version)
+    if not kinds and row.version > 1:
+        raise Broken("workflow_change", Told("at least one change"), Told("none"), row.version)
+
+
+def _raise_first_difference(expected: Sequence[Change], found: Sequence[Change], version: int) -> None:
+    for right, there in zip_longest(expected, found):
+        if right != there:
+            raise Broken("workflow_change", _told(right), _told(there), version)
+
+
+def _told(change: Change | None) -> Told:
+    return Told("nothing" if change is None else _encode(change).decode())
+
+
+def _require_possible(row: SpanRow) -> None:
+    """Whether the columns of one span agree with each other."""
+    span, more = row.span, row.span.observations - 1
+    lasted = span.last_at - span.first_at
+    if more == 0:
+        fits = not lasted and span.last_asked_at <= span.first_at and span.longest_gap_seconds == 0
+    else:
+        shortest = lasted // more // _SECOND
+        fits = (
+            span.first_at < span.last_asked_at <= span.last_at
+            and lasted >= more * _TICK
+            and shortest <= span.longest_gap_seconds <= lasted // _SECOND
+        )
+    if not fits:
+        what = Told(f"times that {span.observations} observations can have")
+        raise Broken("observation", what, Told(", ".join(map(str, msgspec.structs.astuple(span)))), row.version)
+
+
+def _after(change: Change) -> Flow:
+    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
+
+
+def _chain_order(change: Change) -> tuple[str, str]:
+    return change.flow_id, change.kind
+
+
+def _by_time(row: SpanRow) -> tuple[dt.datetime, int]:
+    return row.span.first_at, row.id

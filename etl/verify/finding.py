@@ -1,0 +1,71 @@
+"""What is wrong in a database, as values that print as one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from etl.model import Target
+from etl.printable import printable
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is not as it must be: the place, what the rules ask for, and what is there."""
+
+    target: Target | None = None
+    """None: it belongs to no target."""
+    version: int | None = None
+    what: str
+    """The table and column, or the thing, that is wrong: ``change_set.hash``."""
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        place = [] if self.target is None else [printable(str(self.target))]
+        if self.version is not None:
+            place.append(f"version {self.version}")
+        sentence = f"{self.what} should be {self.expected}, but is {self.found}"
+        return f"{', '.join(place)}: {sentence}" if place else sentence
+
+    def as_object(self) -> dict[str, Any]:
+        """The finding as ``--json`` prints it."""
+        names = self.target._asdict() if self.target else dict.fromkeys(Target._fields)
+        rest = {name: getattr(self, name) for name in ("version", "what", "expected", "found")}
+        return {**names, **rest, "message": str(self)}
+
+
+class Broken(Exception):
+    """A link that does not hold; it ends the check of its target."""
+
+    def __init__(self, what: str, expected: Any, found: Any, version: int | None = None) -> None:
+        super().__init__(what)
+        self.what, self.version = what, version
+        self.expected, self.found = shown(expected), shown(found)
+
+    def of(self, target: Target) -> Finding:
+        """The finding about ``target``."""
+        return Finding(target=target, version=self.version, what=self.what, expected=self.expected, found=self.found)
+
+
+class Told(str):
+    """Words of ours that stand in for a value, and are shown as they are."""
+
+    __slots__ = ()
+
+
+def require(what: str, expected: Any, found: Any, version: int | None = None) -> None:
+    """Raise Broken where ``found`` is not ``expected``."""
+    if found != expected:
+        raise Broken(what, expected, found, version)
+
+
+def shown(value: Any) -> str:
+    """A value of a column, on one line that no terminal can be fooled with."""
+    if isinstance(value, Told):
+        return printable(value)
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"'{printable(value)}'"
+    return printable(str(value))

@@ -1,0 +1,77 @@
+"""Rows that belong to nothing, and numbers that were never given: what no replay of a target comes across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from sqlalchemy import Connection, Engine, text
+
+from etl.database import reading
+from etl.verify.finding import Finding, shown
+
+_IDS_AT_ONCE: Final = 100_000
+_HIGHEST: Final = 2**63 - 1
+_NUMBERED: Final = ("change_set", "observation")
+_OF_TARGETS: Final = ("change_set", "observation", "workflow", "sync_issue")
+
+_OF_NO_TARGET: Final = """
+    WITH RECURSIVE parent (id) AS (
+        SELECT min(target_id) FROM {table}
+        UNION ALL
+        SELECT (SELECT min(target_id) FROM {table} WHERE target_id > parent.id) FROM parent WHERE parent.id IS NOT NULL
+    )
+    SELECT id FROM parent WHERE id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM target t WHERE t.id = parent.id)
+"""
+"""One step of the index a target, however many rows it has."""
+_NEXT_CHANGED: Final = "SELECT min(change_set_id) FROM workflow_change WHERE change_set_id >= :low"
+_OF_NO_CHANGE_SET: Final = """
+    SELECT DISTINCT c.change_set_id FROM workflow_change c
+    WHERE c.change_set_id BETWEEN :low AND :high
+    AND NOT EXISTS (SELECT 1 FROM change_set s WHERE s.id = c.change_set_id)
+"""
+_LAST_GIVEN: Final = """
+    SELECT last_value FROM pg_sequences
+    WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')
+"""
+
+
+def orphans(engine: Engine) -> Iterator[Finding]:
+    """A finding for every parent that rows name and that does not exist, and for numbers that cannot be."""
+    for table in _OF_TARGETS:
+        with reading(engine) as connection:
+            for (number,) in connection.execute(text(_OF_NO_TARGET.format(table=table))):
+                yield _orphan(table, "target", number)
+    yield from _changes_without_change_set(engine)
+    for table in _NUMBERED:
+        with reading(engine) as connection:
+            yield from _impossible_numbers(connection, table)
+
+
+def _changes_without_change_set(engine: Engine) -> Iterator[Finding]:
+    """In short transactions, since a reader of SQLite may keep writers waiting."""
+    low: int | None = -_HIGHEST
+    while low is not None:
+        with reading(engine) as connection:
+            first = connection.execute(text(_NEXT_CHANGED), {"low": low}).scalar()
+            high = min(first + _IDS_AT_ONCE, _HIGHEST) if isinstance(first, int) else first
+            for (number,) in connection.execute(text(_OF_NO_CHANGE_SET), {"low": first, "high": high}):
+                yield _orphan("workflow_change", "change_set", number)
+        low = high + 1 if isinstance(high, int) and high < _HIGHEST else None
+
+
+def _orphan(table: str, parent: str, number: object) -> Finding:
+    nothing = f"without rows of {parent} {shown(number)}, which does not exist"
+    return Finding(what=table, expected=nothing, found="with some")
+
+
+def _impossible_numbers(connection: Connection, table: str) -> Iterator[Finding]:
+    """SQLite numbers rows without a gap, and none is ever deleted; PostgreSQL tells the last number that it gave."""
+    least, last, count = connection.execute(text(f"SELECT min(id), max(id), count(*) FROM {table}")).one()  # noqa: S608
+    if connection.dialect.name == "sqlite":
+        given, gaps = count, "without a gap "
+    else:
+        given, gaps = connection.execute(text(_LAST_GIVEN), {"table": table}).scalar(), ""
+    if count and given is not None and (least < 1 or last > given):
+        expected = f"numbered {gaps}from 1 to {given}"
+        yield Finding(what=f"{table}.id", expected=expected, found=f"numbered from {least} to {last}")
