@@ -31,6 +31,8 @@ SWEEP_SECONDS: Final = 30.0
 _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
 _TICK: Final = dt.timedelta(microseconds=1)
+_MOST_MISSED: Final = 2**31 - 1
+"""What the column holds."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -82,6 +84,8 @@ class Service:
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
         self.role = "starting"
         """"starting", "active", "standing_by" or "database_unreachable"."""
+        self.ended = True
+        """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service")
 
     # ------------------------------------------------------------------------------------------- life and death
@@ -184,6 +188,7 @@ class Service:
             ended = self._idle(self._grace_seconds - (time.monotonic() - began))
         with contextlib.suppress(DatabaseError):
             self._kit.store.release_lease(LEASE, str(self._identity))
+        self.ended = ended
         self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
 
     def _idle(self, within_seconds: float) -> bool:
@@ -297,7 +302,7 @@ class Service:
         if served is None or slot <= served:
             return 0
         aborted = self._kit.store.was_aborted(schedule.name, slot)
-        return schedule.slots.count_between(served, slot) + int(aborted)
+        return min(schedule.slots.count_between(served, slot) + int(aborted), _MOST_MISSED)
 
     def _tell(self, report: RunReport, new_run: NewRun) -> None:
         sums = {name: count for name, count in report.tally.sums().items() if count}

@@ -28,6 +28,7 @@ from etl.store import NewRun, Store
 
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)
+SAFETY_NET_SECONDS = 60
 
 
 @pytest.fixture
@@ -478,7 +479,7 @@ def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_
     for engine in engines:
         event.listen(engine, "handle_error", lambda context: errors.append(str(context.original_exception)))
     diaries = [Diary(engine, database_url) for engine in engines]
-    together = threading.Barrier(len(diaries))
+    together = threading.Barrier(len(diaries), timeout=SAFETY_NET_SECONDS)
 
     def write(number: int) -> None:
         chance, diary = random.Random(number), diaries[number]
@@ -486,8 +487,12 @@ def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_
             mine = chance.sample(targets, 8)
             together.wait()
             at = after(hours=turn, milliseconds=number)
-            fences = diary.store.fences(mine)
-            diary.apply(*[_any_outcome(diary, chance, fence, at) for fence in fences])
+            try:
+                fences = diary.store.fences(mine)
+                diary.apply(*[_any_outcome(diary, chance, fence, at) for fence in fences])
+            except BaseException:
+                together.abort()  # or the others would wait for this one
+                raise
 
     with ThreadPoolExecutor(len(diaries)) as threads:
         list(threads.map(write, range(len(diaries))))
@@ -516,7 +521,7 @@ def _findings(diary: Diary) -> list[str]:
 def test_new_targets_registered_by_several_at_once_get_one_row_each(database_url):
     targets = [Target("o1", f"u{number}") for number in range(60)]
     engines = [connect(database_url) for _ in range(4)]
-    together = threading.Barrier(len(engines))
+    together = threading.Barrier(len(engines), timeout=SAFETY_NET_SECONDS)
 
     def register(number: int) -> list[int]:
         mine = random.Random(number).sample(targets, 50)
@@ -834,7 +839,7 @@ def test_a_lease_is_given_back_only_by_its_holder(diary):
 
 def test_of_many_who_want_a_lease_at_once_one_gets_it(database_url):
     engines = [connect(database_url) for _ in range(6)]
-    together = threading.Barrier(len(engines))
+    together = threading.Barrier(len(engines), timeout=SAFETY_NET_SECONDS)
 
     def want(number: int) -> bool:
         together.wait()

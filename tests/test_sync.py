@@ -493,6 +493,17 @@ def test_a_small_list_that_is_another_altogether_is_asked_again_and_then_believe
     house.check()
 
 
+def test_a_second_answer_that_has_something_counts_and_has_not_emptied(make):
+    house = make()
+    known = few(house, 5)
+    for target in known:
+        house.fault("empty", target, times=1)
+        house.see(target, numbered(2, 4))
+    house.sync(*known, changed=5)
+    assert house.state(known[0]) == {"2", "3", "4"}
+    house.check()
+
+
 def test_a_second_answer_that_fails_is_a_failure(make):
     house = make()
     targets = few(house, 2)
@@ -616,16 +627,20 @@ def test_what_was_whole_before_a_stop_stays(house):
 
 
 def test_a_stop_before_the_end_leaves_the_emptied_targets_undecided(make):
-    house = make(concurrency=1)
-    known = few(house, 2)
-    house.see(known[0], [])
-    hanging = house.fault("hang", known[1], times=None)
+    house = make(concurrency=2)
+    empty, slow = few(house, 2)
+    house.see(empty, [])
+    house.fault("hang", slow, times=None)
     before = dump(house.engine)
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(house.run, *known)
-        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        running = thread.submit(house.run, empty, slow)
+        asked_twice = house.upstream.ledger.wait_until(
+            lambda entries: sum(entry.user == empty.user_id for entry in entries) == 3, SAFETY_NET_SECONDS
+        )
         house.stop.set()
-        assert running.result(SAFETY_NET_SECONDS).status == "aborted"
+        report = running.result(SAFETY_NET_SECONDS)
+    assert asked_twice
+    assert (report.status, report.tally.settled) == ("aborted", 0)
     assert written(before, dump(house.engine)) == set()
 
 

@@ -230,6 +230,8 @@ def serve(
         )
         with service.signals():
             served = service.serve(standby=not no_standby)
+        if not service.ended:
+            os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
     if not served:
         show.complain("Another replica is active, and --no-standby was given.")
         raise typer.Exit(4)

@@ -19,8 +19,9 @@ def take(connection: Connection, name: str, holder: str, lasting: dt.timedelta) 
     if connection.execute(renewed).rowcount:
         return True
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=now + lasting).on_conflict_do_nothing()
-    return connection.execute(first).rowcount == 1
+    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=now + lasting)
+    taken = connection.execute(first.on_conflict_do_nothing().returning(lease.c.name))
+    return taken.first() is not None
 
 
 def release(connection: Connection, name: str, holder: str) -> None:

@@ -1,0 +1,179 @@
+"""Clocks that jump and services that were down: one catch-up, the missed slots counted, slots that only increase."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import resource
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, select
+
+from etl.config import Schedule
+from etl.database import reading
+from etl.guard import Limits
+from etl.model import Flow, Snapshot, Target
+from etl.schema import observation, sync_run
+from etl.service import Identity, Service
+from etl.slots import Cron, Every
+from etl.store import Store
+from etl.sync import Kit, RunReport
+from etl.verify import verify
+
+DAY = dt.timedelta(days=1)
+TARGET = Target("o1", "ann")
+PATIENCE_SECONDS = 60
+
+
+class Clock:
+    """The real time, and what somebody has put it wrong by."""
+
+    def __init__(self) -> None:
+        self.offset = dt.timedelta(0)
+
+    def __call__(self) -> dt.datetime:
+        return dt.datetime.now(dt.UTC) + self.offset
+
+
+class Gateway:
+    """The boundary: always the same list, observed by the given clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def fetch(self, target: Target, known_data_hash: str | None = None) -> Snapshot:
+        item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
+        body = msgspec.json.encode({"code": 0, "data": [item]})
+        known = hashlib.sha256(msgspec.json.encode([item])).hexdigest()
+        flows = None if known == known_data_hash else (Flow("1", "one", "D", True),)
+        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body)
+
+
+class Served:
+    """A service in a thread of this process, and the runs that it ended."""
+
+    def __init__(self, engine: Engine, schedule: Schedule, clock: Clock) -> None:
+        self.clock = clock
+        self._news = threading.Condition()
+        self._ended: list[RunReport] = []
+        self._fetchers, self._batches = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
+        stop = threading.Event()
+        kit = Kit(
+            store=Store(engine, stop),
+            gateway=Gateway(clock),  # type: ignore[arg-type]
+            fetchers=self._fetchers,
+            limits=Limits(),
+            down_after=6,
+            stop=stop,
+        )
+        self.service = Service(
+            kit,
+            Identity("here", 1, "test"),
+            lambda: [schedule],
+            coverage_gap=dt.timedelta(hours=36),
+            grace=dt.timedelta(seconds=10),
+            max_retired_share=0.2,
+            batches=self._batches,
+            clock=clock,
+            finished=self._finished,
+        )
+        self._thread = threading.Thread(target=self.service.serve)
+        self._thread.start()
+
+    def _finished(self, report: RunReport, schedule: Schedule) -> None:
+        with self._news:
+            self._ended.append(report)
+            self._news.notify_all()
+
+    def wait_for_another_run(self) -> None:
+        with self._news:
+            seen = len(self._ended)
+            assert self._news.wait_for(lambda: len(self._ended) > seen, PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        self.service.stop()
+        self._thread.join(PATIENCE_SECONDS)
+        self._fetchers.shutdown()
+        self._batches.shutdown()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def served(engine: Engine, clock: Clock, tmp_path: Path) -> Iterator[Served]:
+    every_second = Every(dt.timedelta(seconds=1))
+    served = Served(engine, Schedule(name="plants", path=tmp_path, slots=every_second, targets=(TARGET,)), clock)
+    yield served
+    served.close()
+
+
+def runs(engine: Engine) -> list[tuple[dt.datetime, int, str]]:
+    with reading(engine) as connection:
+        rows = connection.execute(
+            select(sync_run.c.scheduled_for, sync_run.c.missed, sync_run.c.origin).order_by(sync_run.c.id)
+        )
+        return [tuple(row) for row in rows]
+
+
+def strictly_increasing(slots: list[dt.datetime]) -> bool:
+    return all(earlier < later for earlier, later in pairwise(slots))
+
+
+def test_a_clock_that_jumps_back_a_day_or_ahead_ten_years_silences_nothing_and_bursts_nothing(
+    served: Served, engine: Engine, clock: Clock
+) -> None:
+    served.wait_for_another_run()
+    for jump in (-DAY, dt.timedelta(0), 3652 * DAY):
+        clock.offset = jump
+        served.wait_for_another_run()
+        served.wait_for_another_run()
+    served.close()
+    recorded = runs(engine)
+    assert strictly_increasing([slot for slot, _, _ in recorded])
+    ahead = [missed for _, missed, _ in recorded if missed > 1000]
+    assert len(ahead) == 1, "one run after the jump, however many slots went by"
+    assert abs(ahead[0] - 3652 * 86_400) < 120
+    with reading(engine) as connection:
+        spans = connection.execute(select(observation).order_by(observation.c.id)).all()
+    assert all(span.first_at <= span.last_at for span in spans)
+    assert list(verify(engine)) == []
+
+
+def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_others(
+    engine: Engine, clock: Clock, tmp_path: Path
+) -> None:
+    every_minute = Schedule(name="plants", path=tmp_path, slots=Cron("* * * * *"), targets=(TARGET,))
+    clock.offset = -30 * DAY
+    Served(engine, every_minute, clock).close()
+    now = clock()
+    with engine.begin() as connection:
+        connection.execute(
+            sync_run.insert().values(
+                schedule="plants",
+                origin="schedule",
+                scheduled_for=now.replace(second=0, microsecond=0),
+                status="succeeded",
+                started_at=now,
+                heartbeat_at=now,
+                host="here",
+                pid=1,
+            )
+        )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    clock.offset = dt.timedelta(0)
+    served = Served(engine, every_minute, clock)
+    served.wait_for_another_run()
+    served.close()
+    caught_up = [(missed, origin) for _, missed, origin in runs(engine) if origin == "catch_up"]
+    assert len(caught_up) == 1
+    assert abs(caught_up[0][0] - 30 * 24 * 60) <= 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "KiB: memory stays flat"
