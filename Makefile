@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check crash lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/flowtrail demo
 
 test: check
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# The crash proof for as long as you like: make crash N=1000 SEED=7
+N ?= 100
+SEED ?= 1
+crash: $(VENV)/.dev
+	@$(BIN)/python -m tests.crash --count $(N) --seed $(SEED)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -36,18 +36,17 @@ def diff(old: Flows, new: Flows) -> list[Change]:
 def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
     """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
     state = dict(old)
-    touched: dict[str, Flow] = {}
+    afters: dict[str, Flow | None] = {}
     for change in changes:
-        before = old.get(change.flow_id)
-        if _before(change) != before:
+        if _before(change) != old.get(change.flow_id):
             raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
-        if change.kind == "removed":
-            del state[change.flow_id]
-            continue
-        after = Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
-        if touched.setdefault(change.flow_id, after) != after:
+        after = _after(change)
+        if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
             raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
-        state[change.flow_id] = after
+        if after is None:
+            del state[change.flow_id]
+        else:
+            state[change.flow_id] = after
     return state
 
 
@@ -81,6 +80,12 @@ def _before(change: Change) -> Flow | None:
     if change.kind in ("added", "baseline"):
         return None
     return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
+
+
+def _after(change: Change) -> Flow | None:
+    if change.kind == "removed":
+        return None
+    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
 
 
 def _chain_order(change: Change) -> tuple[str, str]:

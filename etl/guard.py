@@ -7,6 +7,7 @@ workflows stay, marked as missing, until they come back or a person approves the
 from __future__ import annotations
 
 from collections.abc import Collection, Set
+from fractions import Fraction
 
 import msgspec
 
@@ -64,7 +65,12 @@ def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
 
 def too_many_emptied(emptied: int, targets: int, limits: Limits) -> bool:
     """Whether so many of a run's targets became empty that none of them is believed."""
-    return emptied >= limits.max_emptied_targets and emptied >= limits.max_emptied_share * targets
+    return emptied >= limits.max_emptied_targets and emptied >= share_of(limits.max_emptied_share, targets)
+
+
+def share_of(share: float, total: int) -> Fraction:
+    """Exactly the part of ``total`` that the decimal number in the settings means: 0.07 of 100 is 7."""
+    return Fraction(str(share)) * total
 
 
 def _believe(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
@@ -75,7 +81,7 @@ def _believe(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision
 
 
 def _over_limit(count: int, total: int, limits: Limits) -> bool:
-    return 0 < count >= limits.min_removed and count >= limits.max_removed_share * total
+    return 0 < count >= limits.min_removed and count >= share_of(limits.max_removed_share, total)
 
 
 def _some(flow_ids: Collection[str], most: int = 3) -> str:

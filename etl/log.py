@@ -58,10 +58,10 @@ def _final(as_console: bool, stream: TextIO) -> list[Any]:
 
 def _on_one_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Nothing that comes from outside can begin a line of its own or speak to the terminal."""
+    if "exception" in event:
+        event["traceback"] = " | ".join(str(event.pop("exception")).splitlines())
     for key, value in event.items():
-        if key == "exception":
-            event[key] = printable(" | ".join(str(value).splitlines()))
-        elif isinstance(value, str):
+        if isinstance(value, str):
             event[key] = printable(value)
         elif isinstance(value, list | tuple | set | frozenset):
             event[key] = [printable(str(item)) for item in value]

@@ -131,12 +131,15 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     span: Span | None = None
     head_hash: str | None = None
     head_observed_at: dt.datetime | None = None
+    latest_missing_at: dt.datetime | None = None
+    """When the latest of the held removals was noticed."""
 
     @property
     def latest_at(self) -> dt.datetime | None:
         """The latest time recorded of the target: no later record may lie before it."""
         last_at = None if self.span is None else self.span.last_at
-        return max((at for at in (last_at, self.head_observed_at) if at is not None), default=None)
+        recorded = (last_at, self.head_observed_at, self.latest_missing_at)
+        return max((at for at in recorded if at is not None), default=None)
 
 
 class State(msgspec.Struct, frozen=True):

@@ -49,7 +49,7 @@ class UtcTime(TypeDecorator[dt.datetime]):
 
     def process_result_value(self, value: dt.datetime | str | None, dialect: Dialect) -> dt.datetime | None:
         if isinstance(value, str):
-            return dt.datetime.fromisoformat(value).replace(tzinfo=dt.UTC)
+            return dt.datetime.fromisoformat(value + "+00:00")
         return None if value is None else value.astimezone(dt.UTC)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -362,7 +365,7 @@ def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Eng
     """As plain SQL with three parameters, on both databases."""
     world = World(engine, 5, targets=6)
     world.live(40)
-    the_list, the_coverage = re.findall(r"```sql\n(.*?)```", RECIPES.read_text(), re.DOTALL)
+    the_list, the_coverage = _blocks("sql")
     report = Report(engine)
     for moment in world.moments(4):
         for org, user, expression in world.oracles:
@@ -377,8 +380,51 @@ def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Eng
             assert covered == [tuple(row) for row in report.targets_as_of(moment, org=org, user=user)], (moment, key)
 
 
+@pytest.mark.parametrize("recipe", [0, 1])
+def test_the_recipes_run_as_they_stand_in_the_database_s_own_program(engine: Engine, recipe: int) -> None:
+    """sqlite3 and psql, with the parameters set as the documentation says."""
+    program = "sqlite3" if engine.dialect.name == "sqlite" else "psql"
+    if shutil.which(program) is None:
+        pytest.skip(f"NOT TESTED: {program} is not installed")
+    world = World(engine, 6, targets=4)
+    world.live(20)
+    moment = world.now - HOUR
+    org, user, _ = next(row for row in Report(engine).flows_as_of(moment))[:3]
+    [parameters] = _blocks(program)
+    for shown, meant in (
+        ("o15427722038191", org),
+        ("u15426865866571", user),
+        ("2026-03-31 14:00:00.000000", f"{moment:%Y-%m-%d %H:%M:%S.%f}"),
+        ("2026-03-31 14:00:00+00", moment.isoformat()),
+    ):
+        parameters = parameters.replace(shown, meant)
+    said = _say(engine, program, parameters + _blocks("sql")[recipe])
+    read = Report(engine).flows_as_of if recipe == 0 else Report(engine).targets_as_of
+    column = 3  # the flow_id, or the coverage
+    assert (
+        [line.split("|")[column] for line in said.splitlines()]
+        == [row[column] for row in read(moment, org=org, user=user)]
+        != []
+    )
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", RECIPES.read_text(), re.DOTALL)
+
+
+def _say(engine: Engine, program: str, script: str) -> str:
+    url = engine.url
+    command = [program, "-batch", "-init", os.devnull, str(url.database)]
+    if program == "psql":
+        where = [f"--host={url.query['host']}", f"--port={url.query['port']}", f"--username={url.username}"]
+        command = [program, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", *where, str(url.database)]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.stdout
+
+
 def _rows(connection: Connection, sql: str, at: dt.datetime, org: str, user: str) -> list[tuple[object, ...]]:
-    statement = text(sql).bindparams(bindparam("at", type_=schema.UtcTime()))
+    statement = text(sql.rstrip().removesuffix(";")).bindparams(bindparam("at", type_=schema.UtcTime()))
     rows = connection.execute(statement, {"at": at, "org": org, "user": user})
     return [tuple(map(_value, row)) for row in rows]
 

@@ -153,6 +153,22 @@ def test_parquet_in_row_groups_is_complete(tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "none").num_rows == 0
 
 
+def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
+    """It has no footer: whoever reads it is told so."""
+    pyarrow = pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+
+    def breaks() -> Iterator[WorkflowEvent]:
+        yield from EVENTS
+        raise RuntimeError("the database went away")
+
+    stream = io.BytesIO()
+    with pytest.raises(RuntimeError, match="went away"):
+        export(breaks(), COLUMNS, "parquet", stream)
+    with pytest.raises(pyarrow.ArrowInvalid):
+        parquet.read_table(io.BytesIO(stream.getvalue()))
+
+
 def test_without_pyarrow_parquet_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is read or written."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -207,8 +223,9 @@ def _as_reported(fmt: str, column: Column, value: Any) -> Any:
 def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Path) -> None:
     """month=YYYY-MM by UTC; a month that comes again gets a second part; the manifest names every file."""
     dataset = pytest.importorskip("pyarrow.dataset", reason="NOT TESTED: pyarrow is not installed")
-    days = (0, 1, 40, 41, 400, 2)
-    rows = [event(n, "a", START + dt.timedelta(days=day)) for n, day in enumerate(days)]
+    days = (0, 1, 31, 41, 396, 2)  # the third and the fifth are midnights in UTC, evenings of the month before there
+    there = dt.timezone(dt.timedelta(hours=-5))
+    rows = [event(n, "a", (START + dt.timedelta(days=day)).astimezone(there)) for n, day in enumerate(days)]
     folder = tmp_path / "trail"
     assert export(rows, COLUMNS, "parquet", folder, origin=origin(), by_month_of="observed_at") == 6
     found = sorted(str(path.relative_to(tmp_path)) for path in folder.rglob("*.parquet"))
@@ -324,6 +341,16 @@ def test_a_new_file_is_for_its_owner_and_a_replaced_one_keeps_its_mode(tmp_path:
     assert shared.stat().st_size == new.stat().st_size
 
 
+def test_who_reads_the_old_file_goes_on_reading_the_old_file(tmp_path: Path) -> None:
+    """The new one takes its name at the end; it is not written over the old one."""
+    file = tmp_path / "f"
+    file.write_text("old")
+    with file.open() as reader:
+        export(EVENTS, COLUMNS, "csv", file)
+        assert reader.read() == "old"
+    assert file.stat().st_size > 3
+
+
 def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
     """What it points to is replaced."""
     link, file = tmp_path / "link", tmp_path / "file"
@@ -355,6 +382,14 @@ def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path: Path, fmt: str) -> Non
         assert export(EVENTS, COLUMNS, fmt, stream) == len(EVENTS)
     with os.fdopen(read, "rb") as received:
         assert received.read() == (tmp_path / "f").read_bytes()
+
+
+def test_parquet_is_not_sent_to_a_terminal() -> None:
+    """A UsageError says what to add."""
+    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    master, terminal = os.openpty()
+    with os.fdopen(master, "rb"), os.fdopen(terminal, "wb") as stream, pytest.raises(UsageError, match="-o FILE"):
+        export(EVENTS, COLUMNS, "parquet", stream)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ class ParquetFile:
         self._arrow = _import("pyarrow")
         self._schema = self._arrow.schema([(name, self._type(kind)) for name, kind in columns])
         options = {"compression": "zstd", "write_statistics": True}
-        self._writer = _import("pyarrow.parquet").ParquetWriter(file, self._schema, **options)
+        self._sink = _Sink(file)
+        self._writer = _import("pyarrow.parquet").ParquetWriter(self._sink, self._schema, **options)
         self._rows: list[Sequence[Any]] = []
 
     def __enter__(self) -> ParquetFile:
@@ -35,6 +36,8 @@ class ParquetFile:
     ) -> None:
         if kind is None:
             self._flush()
+        else:
+            self._sink.cut = True
         self._writer.close()
 
     def write(self, page: Sequence[Sequence[Any]]) -> None:
@@ -57,6 +60,22 @@ class ParquetFile:
             "boolean": arrow.bool_(),
             "time": arrow.timestamp("us", "UTC"),
         }[kind]
+
+
+class _Sink:
+    """Where pyarrow writes to. It ends every file with a footer, a broken one too, which would then look whole."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.cut = False
+
+    def write(self, data: bytes) -> int:
+        return len(data) if self.cut else self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def require_pyarrow() -> None:

@@ -35,8 +35,8 @@ known AS MATERIALIZED (
 seen AS MATERIALIZED (
     SELECT known.*, v.version, v.observed_at, v.flow_count,
            (SELECT o.id FROM observation o
-            WHERE o.target_id = known.target_id AND o.version <= v.version AND o.first_at <= :at
-            ORDER BY o.version DESC, o.id DESC LIMIT 1) AS span_id,
+            WHERE o.target_id = known.target_id AND o.version = v.version AND o.first_at <= :at
+            ORDER BY o.id DESC LIMIT 1) AS span_id,
            (SELECT o.id FROM observation o
             WHERE o.target_id = known.target_id AND o.version >= v.version AND o.first_at > :at
             ORDER BY o.version, o.id LIMIT 1) AS next_span_id
@@ -44,7 +44,7 @@ seen AS MATERIALIZED (
     JOIN change_set v ON v.id = known.change_set_id
 ),
 spans AS (
-    SELECT seen.*, b.version AS span_version, b.last_at, a.version AS next_version, a.interrupted,
+    SELECT seen.*, b.last_at, a.version AS next_version, a.interrupted,
            a.first_at AS next_at, n.observed_at AS changed_next_at,
            CASE WHEN b.last_at > :at THEN b.first_at ELSE b.last_at END AS seen_before
     FROM seen
@@ -55,11 +55,11 @@ spans AS (
 covered AS MATERIALIZED (
     SELECT target_id, org_id, user_id, expression, flow_count,
            CASE WHEN last_at >= :at THEN 'observed'
-                WHEN span_version IS NULL OR next_version IS NULL THEN 'unobserved'
-                WHEN next_version = span_version THEN 'unchanged_across_gap'
+                WHEN last_at IS NULL OR next_version IS NULL THEN 'unobserved'
+                WHEN next_version = version THEN 'unchanged_across_gap'
                 WHEN interrupted THEN 'unobserved'
                 ELSE 'between' END AS coverage,
-           CASE WHEN seen_before >= observed_at THEN seen_before ELSE observed_at END AS observed_before,
+           coalesce(seen_before, observed_at) AS observed_before,
            CASE WHEN last_at > :at THEN last_at
                 WHEN changed_next_at < next_at OR next_at IS NULL THEN changed_next_at
                 ELSE next_at END AS observed_after

@@ -60,7 +60,13 @@ class Store:
 
     def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
         """The id of a run that starts; None where its slot has been taken by another run."""
-        return self._write(lambda connection: runs.begin(connection, run, now))
+        begun: list[int | None] = []
+
+        def begin(connection: Connection) -> int | None:
+            begun.append(runs.begin(connection, run, now))
+            return begun[-1]
+
+        return self._write(begin, lambda connection: runs.is_there(connection, begun[-1], run, now))
 
     def beat(self, run_id: int) -> None:
         """Say that the run lives."""

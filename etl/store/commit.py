@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -73,8 +74,8 @@ _MISSING: Final = (
 
 def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
     """Write what ``outcomes`` say, in the caller's transaction; return the ids of the targets that are stale."""
-    lost = _lost(connection, outcomes)
-    won = [outcome for outcome in outcomes if outcome.fence.target_id not in lost]
+    won = _won(connection, outcomes)
+    lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
     _write_workflows(connection, [o for o in won if o.change_set or o.missing or o.missing_before])
@@ -83,22 +84,31 @@ def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> s
     return lost
 
 
-def _lost(connection: Connection, outcomes: Sequence[Outcome]) -> set[int]:
-    """Lock the targets, extend the spans of the quiet ones, and find those whose fence has moved."""
+def _won(connection: Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Lock the targets, leave out those whose fence has moved, and extend the spans of those that are still open."""
     ids = sorted(outcome.fence.target_id for outcome in outcomes)
     now = {row.id: row for row in connection.execute(_LOCK, {"ids": ids})}
     standing = [o for o in outcomes if now[o.fence.target_id].fence == o.fence.fence]
-    quiet = [o for o in standing if _is_quiet(o) and now[o.fence.target_id].observation_id == o.fence.observation_id]
-    loud_ids = {o.fence.target_id for o in standing} - {o.fence.target_id for o in quiet}
-    latest = _latest_spans(connection, loud_ids)
-    kept = extend_spans(connection, quiet) if quiet else set()
-    kept |= {o.fence.target_id for o in standing if o.fence.target_id in loud_ids and _as_read(o, latest)}
-    return set(ids) - kept
+    quiet = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
+    extended = extend_spans(connection, quiet) if quiet else set()
+    rest = {o.fence.target_id for o in standing} - {o.fence.target_id for o in quiet}
+    latest = _latest_spans(connection, rest)
+    return [
+        outcome if now[outcome.fence.target_id].observation_id is not None else _after_a_failure(outcome)
+        for outcome in standing
+        if outcome.fence.target_id in extended or (outcome.fence.target_id in rest and _as_read(outcome, latest))
+    ]
 
 
-def _is_quiet(outcome: Outcome) -> bool:
-    """Whether all that is to be written is the open span."""
-    return outcome.extends and outcome.answer_digest is None
+def _after_a_failure(outcome: Outcome) -> Outcome:
+    """Whoever failed meanwhile has ended the span, so what was observed opens one of its own, an interrupted one."""
+    span = outcome.span
+    if span is None or outcome.fence.observation_id is None:
+        return outcome
+    opened = msgspec.structs.replace(
+        span, first_at=span.last_at, observations=1, longest_gap_seconds=0, interrupted=True
+    )
+    return msgspec.structs.replace(outcome, span=opened, extends=False)
 
 
 def _as_read(outcome: Outcome, latest: dict[int, tuple[int, int]]) -> bool:

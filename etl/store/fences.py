@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import Fence, Flow, Span, State, Target
@@ -23,6 +23,16 @@ SPAN_COLUMNS: Final = (
 _of_target: Final = observation.alias("of_target")
 LATEST_SPAN: Final = (
     select(func.max(_of_target.c.id)).where(_of_target.c.target_id == target.c.id).correlate(target).scalar_subquery()
+)
+
+_latest_missing: Final = case(
+    (
+        target.c.held_since.is_not(None),
+        select(func.max(workflow.c.missing_since))
+        .where(workflow.c.target_id == target.c.id, workflow.c.missing_since.is_not(None))
+        .correlate(target)
+        .scalar_subquery(),
+    )
 )
 
 _FENCES: Final = (
@@ -43,6 +53,7 @@ _FENCES: Final = (
         *SPAN_COLUMNS,
         change_set.c.hash,
         change_set.c.observed_at,
+        _latest_missing,
     )
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
@@ -116,7 +127,7 @@ def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, 
 
 def _fence(row: Sequence[Any]) -> Fence:
     (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
-     held_since, retired_at, span_id, *span, head_hash, head_observed_at) = row  # fmt: skip
+     held_since, retired_at, span_id, *span, head_hash, head_observed_at, latest_missing_at) = row  # fmt: skip
     return Fence(
         target=Target(org_id, user_id, expression),
         target_id=target_id,
@@ -132,4 +143,5 @@ def _fence(row: Sequence[Any]) -> Fence:
         span=None if span_id is None else Span(*span),
         head_hash=head_hash,
         head_observed_at=head_observed_at,
+        latest_missing_at=latest_missing_at,
     )

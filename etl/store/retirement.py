@@ -8,6 +8,7 @@ from collections.abc import Set
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
+from etl.guard import share_of
 from etl.model import Target
 from etl.schema import target
 
@@ -27,7 +28,7 @@ def retire_others(
     rows = connection.execute(select(*columns).where(target.c.retired_at.is_(None)).order_by(target.c.id)).all()
     gone = {row.id: Target(row.org_id, row.user_id, row.expression) for row in rows}
     gone = {target_id: each for target_id, each in gone.items() if each not in configured}
-    if max_share is not None and len(gone) > max_share * len(rows):
+    if max_share is not None and len(gone) > share_of(max_share, len(rows)):
         return Retirement(refused=tuple(gone.values()))
     if gone:
         retire = update(target).where(target.c.id == bindparam("target_id")).values(retired_at=now)

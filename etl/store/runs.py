@@ -44,6 +44,17 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime) -> int | None:
     return connection.execute(statement.on_conflict_do_nothing().returning(sync_run.c.id)).scalar_one_or_none()
 
 
+def is_there(connection: Connection, run_id: int | None, run: NewRun, now: dt.datetime) -> bool:
+    """Whether the row that ``begin`` made was committed."""
+    mine = select(sync_run.c.id).where(
+        sync_run.c.id == run_id,
+        sync_run.c.host == run.host,
+        sync_run.c.pid == run.pid,
+        sync_run.c.started_at == now,
+    )
+    return connection.execute(mine).first() is not None
+
+
 def beat(connection: Connection, run_id: int) -> None:
     connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=database_now(connection)))
 
