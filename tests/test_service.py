@@ -94,3 +94,24 @@ def test_a_standby_takes_over_from_a_killed_leader(flowtrail: Program) -> None:
     standby.wait_for("active")
     standby.wait_for("run_ended")
     assert standby.stop() == 0
+
+
+def test_a_leader_that_was_frozen_and_wakes_again_writes_nothing_wrong(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
+    frozen = flowtrail.start("serve")
+    frozen.wait_for("run_ended")
+    held_up = gateway.order(Fault("delay", seconds=1.0, user=BOB))
+    assert held_up.reached.wait(60)
+    frozen.process.send_signal(signal.SIGSTOP)
+    successor = flowtrail.start("serve")
+    successor.wait_for("active")
+    gateway.world.set_cycle(ORG, "2", "H")
+    successor.wait_for("run_ended", lambda entry: entry.get("cycle_changed") == 1)
+    frozen.process.send_signal(signal.SIGCONT)
+    frozen.wait_for("standing_by")
+    successor.wait_for("run_ended", times=3)
+    assert (frozen.stop(), successor.stop()) == (0, 0)
+    assert flowtrail("verify").returncode == 0
+    assert flowtrail.rows("SELECT user_id, cycle FROM current_workflow") == [(ANN, "D"), (BOB, "H")]
+    assert flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(1,)]
