@@ -42,6 +42,17 @@ def failure(server: Hostile, **changes: Any) -> GatewayError:
     raise AssertionError(f"it succeeded: {snapshot!r}")
 
 
+def one_exchange(asked: Hostile | GatewaySettings, **changes: Any) -> GatewayError:
+    """The error that a single request ends in, before anybody thinks of trying again."""
+    given = asked if isinstance(asked, GatewaySettings) else settings_for(asked.url, **changes)
+    with Gateway(given) as client, client._watchdog.watch(given.deadline.total_seconds()) as watch:
+        try:
+            reply = client._transport.exchange("GET", "/", {}, None, watch)
+        except GatewayError as error:
+            return error
+    raise AssertionError(f"it succeeded: {reply!r}")
+
+
 def at_once(count: int, work: Callable[[int], object]) -> list[object]:
     """What ``work(0..count-1)`` returned or raised, all of them started together."""
     results: list[object] = [None] * count

@@ -63,7 +63,10 @@ Step = bytes | Callable[[Peer], object]
 
 
 class Hostile:
-    """Listens on loopback while its ``with`` block lasts. ``left`` is set whenever a client has gone away."""
+    """Listens on loopback while its ``with`` block lasts.
+
+    ``left`` is set whenever a client has gone away; ``played`` counts the steps that came to their end.
+    """
 
     def __init__(
         self, *flows: Step, tokens: tuple[Step, ...] = (), greet: Step | None = None, tls: ssl.SSLContext | None = None
@@ -71,6 +74,7 @@ class Hostile:
         self.requests: list[Request] = []
         self.left = threading.Event()
         self.connections = 0
+        self.played = 0
         self._flows = _repeating(flows or (answer(),))
         self._tokens = _repeating(tokens or (issued(),))
         self._greet = greet
@@ -146,6 +150,7 @@ class Hostile:
                     with self._lock:
                         step = next(script)
                     _play(step, Peer(connection, self._closing, request))
+                    self.played += 1
         with self._lock:
             self._open.discard(raw)
         connection.close()
@@ -174,6 +179,16 @@ def _read(stream: Any, number: int) -> Request | None:
         name, _, value = line.partition(":")
         headers[name.lower()] = value.strip()
     return Request(method, target, headers, stream.read(int(headers.get("content-length", 0))), number)
+
+
+def then(data: bytes, end: str) -> Step:
+    """The bytes, and then "close", "reset" or "hang"."""
+
+    def step(peer: Peer) -> None:
+        peer.send(data)
+        getattr(peer, end)()
+
+    return step
 
 
 def http(body: bytes | str = b"", status: int = 200, *, length: int | None = None, **headers: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import inspect
 import json
 import logging
@@ -18,11 +19,12 @@ import requests.exceptions
 import urllib3.exceptions
 from gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
 from hostile import Hostile, Peer, Step, code, http, issued, token_code
+from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed
 from etl.gateway import Gateway
-from etl.gateway.faults import meaning_of
-from etl.gateway.pace import helps_to_retry
+from etl.gateway.faults import meaning_of, retry_after_seconds, skew_seconds
+from etl.gateway.pace import helps_to_retry, pause_seconds
 from etl.gateway.quoting import Hidden, excerpt
 from etl.gateway.signature import signature
 from etl.gateway.translation import FOREIGN, explained
@@ -90,6 +92,52 @@ def test_a_retry_is_for_what_may_pass() -> None:
     assert helps_to_retry(GatewayUnreachable("x", code="http_503"))
     for error in (GatewayUnreachable("x", code="deadline"), Malformed("x", code="malformed"), KeyboardInterrupt()):
         assert not helps_to_retry(error)
+
+
+NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("120", 120.0),
+        (" 1.5 ", 1.5),
+        ("0", 0.0),
+        ("-7", 0.0),
+        ("9" * 400, float("inf")),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Fri, 02 Jan 2026 03:00:00 GMT", 0.0),
+        ("soon", None),
+        ("", None),
+        ("1e3", None),
+        ("1, 2", None),
+    ],
+)
+def test_retry_after_is_seconds_from_now_and_never_negative(value: str, expected: float | None) -> None:
+    assert retry_after_seconds({"Retry-After": value}, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "date", "arrived", "expected"),
+    [(0, 0, 0, 0), (0, 5, 10, 0), (0.9, 0, 1, 0), (0, 70, 10, 60), (100, 39, 110, -60), (0, -0.5, 1, 0)],
+)
+def test_clocks_are_apart_by_what_the_request_itself_cannot_explain(
+    asked: float, date: float, arrived: float, expected: float
+) -> None:
+    moments = [NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived)]
+    assert skew_seconds(*moments) == expected
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(None, 0.05, 0.25), (0.0, 0.2, 0.4), (7.0, 7.0, 7.2)])
+def test_a_pause_is_what_was_asked_for_with_a_floor_or_a_full_jitter(
+    asked: float | None, least: float, most: float
+) -> None:
+    error = GatewayUnreachable("x", code="http_503", retry_after_seconds=asked)
+    state = RetryCallState(Retrying(), None, (), {})
+    state.set_exception((type(error), error, None))
+    pauses = {pause_seconds(state) for _ in range(200)}
+    assert least <= min(pauses) <= max(pauses) <= most
+    assert len(pauses) > 100
 
 
 # Secrets

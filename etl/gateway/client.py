@@ -268,7 +268,7 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
     safe = url.scheme == "https" or (url.scheme == "http" and (settings.allow_http or is_loopback(settings.url)))
     if not safe or not url.hostname or "@" in url.netloc or url.query or url.fragment:
         problem = "must be https://host[/path], without user, query and fragment (http only on this machine)"
-        raise ConfigError([Problem("[gateway] url", problem)])
+        raise ConfigError([Problem("gateway.url", problem)])
 
 
 def _params(target: Target) -> dict[str, str]:

@@ -108,7 +108,7 @@ class _Lookup:
             pass
         watch.hold(self)
         threading.Thread(target=self._run, name="gateway-lookup", daemon=True).start()
-        self._done.wait(max(min(seconds, watch.remaining()), 0))
+        self._done.wait(seconds)
         watch.release()
         if self._error is not None:
             raise self._error

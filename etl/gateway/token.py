@@ -137,8 +137,9 @@ class TokenKeeper:
             return alive, self._flight, True
 
     def _lead(self, flight: _Flight, alive: Token | None, watch: Watch) -> Token:
+        began = time.monotonic()
         try:
-            flight.token = self._dated(self._obtain(watch))
+            flight.token = self._dated(self._obtain(watch), began)
             return flight.token
         except GatewayError as error:
             if alive is not None:
@@ -157,12 +158,12 @@ class TokenKeeper:
             self._flight = None
         flight.landed.set()
 
-    def _dated(self, issued: Issued) -> Token:
+    def _dated(self, issued: Issued, began: float) -> Token:
         """Refreshed early by a share of the life that is left, so that a short rest of one token makes no loop."""
         number = self._token.number + 1 if self._token else 1
-        now, life = time.monotonic(), max(issued.expire_seconds, _LIFE_MIN_SECONDS)
-        margin = min(life * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
-        return Token(number, issued.value, issued.secret, now + life - margin, now + life)
+        expires_at = max(began + issued.expire_seconds, time.monotonic() + _LIFE_MIN_SECONDS)
+        margin = min((expires_at - began) * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
+        return Token(number, issued.value, issued.secret, expires_at - margin, expires_at)
 
 
 def _postponed(token: Token) -> Token:

@@ -164,7 +164,7 @@ def _tls(ca_bundle: str) -> ssl.SSLContext:
         context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
     except (OSError, ssl.SSLError) as error:
         reason = error.strerror or "no certificate in it"
-        raise ConfigError([Problem("[gateway] ca_bundle", f"{ca_bundle} cannot be used: {reason}")]) from None
+        raise ConfigError([Problem("gateway.ca_bundle", f"{ca_bundle} cannot be used: {reason}")]) from None
     return context
 
 

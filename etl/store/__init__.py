@@ -124,8 +124,8 @@ class Store:
                     result.append(work(connection))
                 return result[0]
             except DatabaseUnreachable:
-                if pause is None or self._stop.wait(pause):
-                    raise
                 if result and landed is not None and self._read(landed):
                     return result[0]
+                if pause is None or self._stop.wait(pause):
+                    raise
         raise AssertionError("the last pause raises")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -336,12 +337,13 @@ def landed(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> 
 
     It is all there or not at all, so the strongest trace that the batch leaves is enough.
     """
-    hashes = [outcome.hash for outcome in outcomes if outcome.hash]
     ids = [outcome.fence.target_id for outcome in outcomes]
     traces: list[Select[Any]] = [
-        select(change_set.c.id).where(change_set.c.run_id == run_id, change_set.c.hash.in_(hashes)),
-        select(sync_issue.c.id).where(sync_issue.c.run_id == run_id, sync_issue.c.target_id.in_(ids)),
+        select(sync_issue.c.id).where(sync_issue.c.run_id == run_id, sync_issue.c.target_id.in_(ids))
     ]
+    for outcome, made in itertools.islice(_change_sets(outcomes), 1):
+        version = (change_set.c.target_id == outcome.fence.target_id, change_set.c.version == made.version)
+        traces.append(select(change_set.c.id).where(*version, change_set.c.hash == outcome.hash))
     if any(connection.execute(trace.limit(1)).first() for trace in traces):
         return True
     spans = [(o.fence.target_id, o.span.last_at, o.span.last_asked_at) for o in outcomes if o.span is not None]

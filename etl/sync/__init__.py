@@ -35,7 +35,7 @@ def run(
     gaps: Mapping[Target, dt.timedelta] | None = None,
     approved_by: str | None = None,
 ) -> RunReport | None:
-    """One run over ``targets``; None where its slot has been taken by another run.
+    """One run over ``targets``, each once; None where its slot has been taken by another run.
 
     Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
     declared dead by the next one.
@@ -96,16 +96,20 @@ def _batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
 def _in_window(executor: Executor, work: Iterable[Callable[[], Settled]], stop: threading.Event) -> Iterator[Settled]:
     """Results as they come, with at most a window of work handed out; a stop hands out no more."""
     pending: set[Future[Settled]] = set()
-    for each in work:
-        if stop.is_set():
-            break
-        pending.add(executor.submit(each))
-        if len(pending) >= _WINDOW:
+    try:
+        for each in work:
+            if stop.is_set():
+                break
+            pending.add(executor.submit(each))
+            if len(pending) >= _WINDOW:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+    finally:
+        # Nobody goes on writing for a run that has ended, however it did.
+        wait([future for future in pending if not future.cancel()])
 
 
 @contextlib.contextmanager

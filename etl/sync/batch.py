@@ -140,7 +140,13 @@ class Batch:
         return answers
 
     def _ask_into(self, answers: queue.SimpleQueue[_Asked], fence: Fence) -> None:
-        answers.put(self._ask(fence))
+        """Put an answer, whatever happens: who waits for it would wait for ever."""
+        try:
+            asked = self._ask(fence)
+        except Exception:
+            structlog.get_logger(__name__).exception("target_crashed", target=str(fence.target))
+            asked = _Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
+        answers.put(asked)
         self._kit.arrived()
 
     def _ask(self, fence: Fence) -> _Asked:
@@ -155,9 +161,6 @@ class Batch:
             return _Asked(fence, None)
         except GatewayError as error:
             asked = _Asked(fence, error)
-        except Exception:
-            structlog.get_logger(__name__).exception("target_crashed", target=str(fence.target))
-            asked = _Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
         return asked
 

@@ -42,7 +42,8 @@ class Tally(msgspec.Struct):
             self.clock_went_back += outcome.clock_went_back
             if outcome.issue is not None:
                 self.issues.append(Problematic(outcome.fence.target, outcome.verdict, outcome.issue))
-            if outcome.answer_digest == _NOTHING and outcome.missing - outcome.missing_before:
+            newly_missing = outcome.missing - outcome.missing_before
+            if outcome.verdict == "held" and newly_missing and outcome.answer_digest == _NOTHING:
                 self.emptied += 1
             if outcome.change_set is not None:
                 self.changes.update(change.kind for change in outcome.change_set.changes)
