@@ -79,36 +79,36 @@ class _Pass:
             with reading(self._engine) as connection, opened(connection, after, any_bytes=self._any_bytes) as rows:
                 yield from self._replay_some(rows)
         except DatabaseError as error:
-            if self._any_bytes or _NO_TEXT not in str(error):
+            if self._any_bytes or _NO_TEXT not in str(error.__cause__):
                 raise
             self._any_bytes = True
 
     def _replay_some(self, rows: Rows) -> Iterator[Finding]:
         began = sum(self._done)
         for row in rows.targets:
-            chain, finding, readable = _replay(rows, row)
+            chain, finding = _replay(rows, row)
             self.after = row[0]
             self._done = self._done.plus(chain)
             self._progress(self._done)
             if finding is not None:
                 yield finding
-            if not readable or (self._budget is not None and sum(self._done) - began >= self._budget):
+            if self._budget is not None and sum(self._done) - began >= self._budget:
                 return
         self.after = None
 
 
-def _replay(rows: Rows, row: Row) -> tuple[Chain, Finding | None, bool]:
-    """Follow a target to its first broken link; False where its rows cannot be read further."""
+def _replay(rows: Rows, row: Row) -> tuple[Chain, Finding | None]:
+    """Follow a target to its end, or to its first broken link."""
     chain = Chain(Target(*row[1:4]))
     try:
         _follow(rows, row, chain)
     except Broken as broken:
-        return chain, broken.of(chain.target), True
+        return chain, broken.of(chain.target)
     except _UNREADABLE as error:
         place = f"a row of the target after version {chain.version}"
-        unreadable = Finding(target=chain.target, what=place, expected="readable", found=shown(Told(f"not: {error}")))
-        return chain, unreadable, False
-    return chain, None, True
+        found = shown(Told(f"not: {error}"))
+        return chain, Finding(target=chain.target, what=place, expected="readable", found=found)
+    return chain, None
 
 
 def _follow(rows: Rows, row: Row, chain: Chain) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Final
 
@@ -93,10 +93,13 @@ class Chain:
         self._latest_at = row.observed_at
         self.changes += len(changes)
 
-    def see(self, rows: list[SpanRow]) -> None:
-        """Add the spans of the version that was linked last. Raises Broken where they cannot have been so."""
+    def see(self, rows: Iterable[SpanRow]) -> None:
+        """Add the spans of the version that was linked last, by id, which is by time.
+
+        Raises Broken where they cannot have been so.
+        """
         self._spans = []
-        for row in rows if len(rows) < 2 else sorted(rows, key=_by_time):
+        for row in rows:
             _require_possible(row)
             self._require_place(row)
             self._spans.append(row.span)
@@ -210,7 +213,3 @@ def _after(change: Change) -> Flow:
 
 def _chain_order(change: Change) -> tuple[str, str]:
     return change.flow_id, change.kind
-
-
-def _by_time(row: SpanRow) -> tuple[dt.datetime, int]:
-    return row.span.first_at, row.id

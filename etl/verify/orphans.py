@@ -34,6 +34,7 @@ _LAST_GIVEN: Final = """
     SELECT last_value FROM pg_sequences
     WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')
 """
+"""Null where none was given yet, or where we may not know."""
 
 
 def orphans(engine: Engine) -> Iterator[Finding]:
@@ -67,11 +68,11 @@ def _orphan(table: str, parent: str, number: object) -> Finding:
 
 def _impossible_numbers(connection: Connection, table: str) -> Iterator[Finding]:
     """SQLite numbers rows without a gap, and none is ever deleted; PostgreSQL tells the last number that it gave."""
-    least, last, count = connection.execute(text(f"SELECT min(id), max(id), count(*) FROM {table}")).one()  # noqa: S608
     if connection.dialect.name == "sqlite":
-        given, gaps = count, "without a gap "
+        query, gaps = f"SELECT min(id), max(id), count(*) FROM {table}", "without a gap "  # noqa: S608 - a name of ours
     else:
-        given, gaps = connection.execute(text(_LAST_GIVEN), {"table": table}).scalar(), ""
-    if count and given is not None and (least < 1 or last > given):
+        query, gaps = f"SELECT min(id), max(id), ({_LAST_GIVEN}) FROM {table}", ""  # noqa: S608 - a name of ours
+    least, last, given = connection.execute(text(query), {"table": table}).one()
+    if last is not None and given is not None and (least < 1 or last > given):
         expected = f"numbered {gaps}from 1 to {given}"
         yield Finding(what=f"{table}.id", expected=expected, found=f"numbered from {least} to {last}")
