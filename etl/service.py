@@ -28,6 +28,8 @@ TICK_SECONDS: Final = 4.0
 """How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
 SWEEP_SECONDS: Final = 30.0
 """How often dead runs are looked for, and slots that nobody served."""
+STUCK_SECONDS: Final = 180.0
+"""A loop that has not come round for so long hangs; reaching for a database takes less."""
 _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
 _TICK: Final = dt.timedelta(microseconds=1)
@@ -75,7 +77,8 @@ class Service:
         self._batches = batches
         self._clock = clock
         self._finished = finished
-        self._schedules: Sequence[Schedule] = ()
+        self.schedules: Sequence[Schedule] = ()
+        self._turned_at = time.monotonic()
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
@@ -92,16 +95,16 @@ class Service:
 
     def serve(self, *, standby: bool = True) -> bool:
         """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
-        self._schedules = self._load()
+        self.schedules = self._load()
         try:
             if not self._take_lease() and not standby:
                 return False
         except DatabaseError as error:
             self.log.warning("database_unreachable", error=str(error))
-        self._scheduler.replace(self._schedules)
+        self._scheduler.replace(self.schedules)
         self._scheduler.pause()
         self._scheduler.start()
-        self.log.info("service_started", replica=str(self._identity), schedules=[s.name for s in self._schedules])
+        self.log.info("service_started", replica=str(self._identity), schedules=[s.name for s in self.schedules])
         try:
             self._loop()
         finally:
@@ -136,10 +139,16 @@ class Service:
     def next_fire_times(self) -> dict[str, dt.datetime]:
         """When each schedule is due next."""
         now = self._clock()
-        return {schedule.name: schedule.slots.next_after(now) for schedule in self._schedules}
+        return {schedule.name: schedule.slots.next_after(now) for schedule in self.schedules}
+
+    @property
+    def turns_over(self) -> bool:
+        """Whether the service's loop has come round lately; a database that is away does not stop it."""
+        return time.monotonic() - self._turned_at < STUCK_SECONDS
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
+            self._turned_at = time.monotonic()
             try:
                 self._beat()
             except DatabaseError as error:
@@ -204,17 +213,17 @@ class Service:
 
     def _read_schedules(self) -> None:
         try:
-            self._schedules = self._load()
+            self.schedules = self._load()
         except ConfigError as error:
             self.log.error("schedules_broken", problems=[str(p) for p in error.problems], kept="the old ones")
             return
-        self._scheduler.replace(self._schedules)
-        self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self._schedules])
+        self._scheduler.replace(self.schedules)
+        self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self.schedules])
         if self.role == "active":
             self._retire()
 
     def _retire(self) -> None:
-        configured = {target for schedule in self._schedules for target in schedule.targets}
+        configured = {target for schedule in self.schedules for target in schedule.targets}
         done = self._kit.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
@@ -236,7 +245,7 @@ class Service:
 
     def _catch_up(self) -> None:
         """Serve the latest slot of every schedule that was due while nobody served: one run, however many slots."""
-        for schedule in self._schedules:
+        for schedule in self.schedules:
             served = self._kit.store.served_until(schedule.name)
             due = schedule.slots.latest_until(self._clock())
             if served is not None and due is not None and due > served:

@@ -28,12 +28,12 @@ class Program:
         (folder / "schedules").mkdir(parents=True, exist_ok=True)
         self.configure()
 
-    def configure(self, gateway: str = 'timeout = "2s"\ndeadline = "2s"', rest: str = "") -> None:
+    def configure(self, gateway: str = 'timeout = "2s"\ndeadline = "2s"', rest: str = "", listen: str = "") -> None:
         """Write flowtrail.toml anew: with these lines in [gateway], and ``rest`` in [service] and behind it."""
         (self.folder / "flowtrail.toml").write_text(
             f'[gateway]\nurl = "{self.gateway_url}"\naccess_key = "{KEY}"\n'
             f"{gateway}\n"
-            f'[database]\nurl = "{self.database_url}"\n[service]\nlisten = ""\n{rest}\n'
+            f'[database]\nurl = "{self.database_url}"\n[service]\nlisten = "{listen}"\n{rest}\n'
         )
 
     def schedule(self, name: str, targets: Sequence[tuple[str, Sequence[str]]], when: str = 'every = "1h"') -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The commands that take the trail elsewhere, or prove it: verify, export."""
+"""The commands that take the trail elsewhere, or prove it: verify, export, report."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(name="export")(export_rows)
     app.command(name="verify")(verify_trail)
+    app.command()(report)
 
 
 def verify_trail(
@@ -110,6 +111,20 @@ def _bar(hidden: bool) -> Iterator[Callable[[int, int], None]]:
     with Bar(*columns, console=show.err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
         task = bar.add_task("replaying", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def report(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    config_file: options.Config = None,
+) -> None:
+    """Write one self-contained HTML page with plots: freshness, changes, holds, coverage, the latest trail."""
+    from etl.web import report_html
+
+    with options.open_workbench(context, config_file) as bench:
+        database.require_current(bench.engine, create_if_empty_sqlite=False)
+        report_html(bench.engine, now=utc_now(), file=output)
+    show.complain(f"{output} written.", "green")
 
 
 def export_rows(

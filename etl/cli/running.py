@@ -17,6 +17,7 @@ import typer
 from etl import config, database, log, sync
 from etl.cli import options, show
 from etl.cli.checks import run_checks
+from etl.cli.http import listening
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.config import Schedule
 from etl.model import CHANGE_KINDS, VERDICTS, Outcome, Target
@@ -228,7 +229,7 @@ def serve(
             batches=bench.batches,
             clock=utc_now,
         )
-        with service.signals():
+        with service.signals(), listening(bench, service):
             served = service.serve(standby=not no_standby)
         if not service.ended:
             os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed

@@ -1,0 +1,62 @@
+"""The page, and the server that serves it beside health and metrics.
+
+The server is part of the core. The pages and the report need what the extra ``flowtrail[web]`` brings, and say so in
+one UsageError where it is missing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from etl.errors import UsageError
+from etl.web.server import HttpServer
+
+__all__ = ["HttpServer", "create_app", "report_html"]
+
+
+def create_app(
+    engine: Engine,
+    *,
+    now: Callable[[], dt.datetime],
+    next_fire_times: Callable[[], dict[str, dt.datetime]],
+    role: Callable[[], str],
+    routes: Sequence[BaseRoute] = (),
+    hosts: Collection[str] = (),
+) -> Starlette:
+    """The pages over a database whose schema is current; they only read.
+
+    ``now`` gives aware times; ``role`` and ``next_fire_times`` are what the service says of itself. ``routes`` come
+    first, and have neither the pages' headers nor their check of the host. The pages answer to addresses, to
+    localhost and to ``hosts`` (the name that is listened on). The pages take connections from the pool of ``engine``:
+    give them an engine of their own, so that nobody who looks keeps a run waiting.
+
+    Raises UsageError where the extra is missing.
+    """
+    app = _part("app")
+    application: Starlette = app.application(app.Site(engine, now, next_fire_times, role), routes, hosts)
+    return application
+
+
+def report_html(engine: Engine, *, now: dt.datetime, file: Path) -> None:
+    """Write the overview and the latest changes as one HTML file that needs no network; it appears whole or not at all.
+
+    Raises UsageError where the extra is missing or the place cannot be used, DatabaseError where the database refuses.
+    """
+    _part("offline").write(engine, now, file)
+
+
+def _part(name: str) -> Any:
+    try:
+        return importlib.import_module(f"etl.web.{name}")
+    except ImportError as error:
+        if (error.name or "").startswith("etl"):
+            raise
+        raise UsageError(f"The page needs {error.name}: pip install 'flowtrail[web]'") from error

@@ -1,0 +1,174 @@
+"""What the plots show: figures for Plotly, as plain values.
+
+A colour that begins with ``--`` is the name of a property in the style sheet, so that it follows dark and light; the
+page's script puts its value in. Plotly reads a markup of its own in every text: what comes from outside is escaped.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from etl.model import CYCLE_LABELS
+from etl.report import WorkflowHistory
+from etl.web.rows import CYCLES, EVENTS, OTHER, Churn, Day, Evening
+from etl.web.words import cycle_label, foreign, kind_label, target_label
+
+Figure = dict[str, Any]
+
+_ROW_PIXELS: Final = 30
+_DAY: Final = dt.timedelta(days=1)
+
+
+def label(words: str) -> str:
+    """Text from outside as Plotly shows it letter by letter."""
+    return foreign(words, 60).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def changes_by_day(days: Sequence[Day]) -> Figure:
+    """Bars, a stack a day."""
+    return {
+        "data": [
+            {
+                "type": "bar",
+                "name": kind_label(kind),
+                "x": [day.day.isoformat() for day in days],
+                "y": [getattr(day, kind) for day in days],
+                "marker": {"color": f"--kind-{kind}"},
+            }
+            for kind in EVENTS
+        ],
+        "layout": {
+            "barmode": "stack",
+            "hovermode": "x unified",
+            "xaxis": {"type": "date", **_few_ticks(len(days))},
+            "yaxis": {"title": {"text": "changes"}, "rangemode": "tozero"},
+        },
+    }
+
+
+def workflows_by_cycle(evenings: Sequence[Evening]) -> Figure:
+    """Areas, stacked; the evenings on which a list was not known lie on grey."""
+    return {
+        "data": [
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "stackgroup": "cycle",
+                "name": cycle_label(cycle),
+                "x": [evening.day.isoformat() for evening in evenings],
+                "y": [evening.by_cycle[cycle] for evening in evenings],
+                "line": {"width": 1, "color": _cycle_colour(cycle)},
+                "fillcolor": _cycle_colour(cycle),
+            }
+            for cycle in CYCLES
+            if any(evening.by_cycle[cycle] for evening in evenings)
+        ],
+        "layout": {
+            "hovermode": "x unified",
+            "xaxis": {"type": "date", **_few_ticks(len(evenings))},
+            "yaxis": {"title": {"text": "workflows in lists"}, "rangemode": "tozero"},
+            "shapes": [_grey(evening.day) for evening in evenings if evening.unobserved],
+        },
+    }
+
+
+def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
+    """A bar an organisation, the liveliest on top."""
+    kinds = ("added", "removed", "cycle_changed")
+    return {
+        "data": [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": kind_label(kind),
+                "y": [label(row.org_id) for row in churn],
+                "x": [getattr(row, kind) for row in churn],
+                "marker": {"color": f"--kind-{kind}"},
+            }
+            for kind in kinds
+        ],
+        "layout": {
+            "barmode": "stack",
+            "hovermode": "y unified",
+            "height": 110 + _ROW_PIXELS * len(churn),
+            "yaxis": {"type": "category", "autorange": "reversed"},
+            "xaxis": {"title": {"text": "changes"}, "rangemode": "tozero"},
+        },
+    }
+
+
+def life(states: Sequence[WorkflowHistory], now: dt.datetime) -> Figure:
+    """A row a target, a bar a state, coloured by its cycle; a state that lasts ends where it was seen last."""
+    rows = list(dict.fromkeys(_row_of(state) for state in states))
+    by_cycle: dict[str, list[WorkflowHistory]] = {cycle: [] for cycle in CYCLES}
+    for state in states:
+        by_cycle[state.cycle if state.cycle in CYCLE_LABELS else OTHER].append(state)
+    return {
+        "data": [_bars(cycle, mine) for cycle, mine in by_cycle.items() if mine],
+        "layout": {
+            "barmode": "overlay",
+            "hovermode": "closest",
+            "height": 110 + _ROW_PIXELS * len(rows),
+            "yaxis": {"type": "category", "categoryarray": rows[::-1], "categoryorder": "array"},
+            "xaxis": {"type": "date", "range": [_stamp(_begin(states)), _stamp(now)]},
+        },
+    }
+
+
+def _bars(cycle: str, states: Sequence[WorkflowHistory]) -> Mapping[str, Any]:
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": cycle_label(cycle),
+        "y": [_row_of(state) for state in states],
+        "base": [_stamp(state.valid_from) for state in states],
+        "x": [max(1, (_end(state) - state.valid_from) // dt.timedelta(milliseconds=1)) for state in states],
+        "text": [label(state.flow_name or "") for state in states],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state in states],
+        "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
+        "marker": {"color": _cycle_colour(cycle), "line": {"width": 1, "color": "--surface"}},
+    }
+
+
+def _row_of(state: WorkflowHistory) -> str:
+    return label(target_label(state.org_id, state.user_id, state.expression))
+
+
+def _end(state: WorkflowHistory) -> dt.datetime:
+    return state.valid_to or state.last_seen_at or state.valid_from
+
+
+def _begin(states: Sequence[WorkflowHistory]) -> dt.datetime:
+    return min(state.valid_from for state in states)
+
+
+def _stamp(moment: dt.datetime) -> str:
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _cycle_colour(cycle: str) -> str:
+    return f"--cycle-{cycle}"
+
+
+def _few_ticks(days: int) -> dict[str, Any]:
+    """No ticks between the days."""
+    return {"dtick": 24 * 3600 * 1000, "tickformat": "%d %b"} if days <= 10 else {"tickformat": "%d %b"}
+
+
+def _grey(day: dt.date) -> dict[str, Any]:
+    noon = dt.datetime.combine(day, dt.time())
+    return {
+        "type": "rect",
+        "layer": "below",
+        "yref": "paper",
+        "x0": (noon - _DAY / 2).isoformat(" "),
+        "x1": (noon + _DAY / 2).isoformat(" "),
+        "y0": 0,
+        "y1": 1,
+        "line": {"width": 0},
+        "fillcolor": "--unobserved",
+    }

@@ -1,0 +1,118 @@
+"""Templates to HTML: everything escaped, values for scripts as data that no markup can end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
+
+import jinja2
+import msgspec
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+from etl.model import CYCLE_LABELS
+from etl.web import figures, words
+from etl.web.rows import CYCLES, EVENTS
+
+_ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+class Asset(NamedTuple):
+    """A file that a page needs, plain and compressed."""
+
+    media_type: str
+    body: bytes
+    compressed: bytes
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates; a name that a page forgot to give is an error."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(str(files("etl.web") / "templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    made.filters |= {
+        "foreign": words.foreign,
+        "cycle": words.cycle_label,
+        "kind": words.kind_label,
+        "utc": words.utc,
+        "iso": _iso,
+        "editable": words.editable_label,
+        "data": as_data,
+    }
+    made.globals |= {
+        "ago": words.ago,
+        "approval": words.approval,
+        "asset": _address,
+        "count": words.count,
+        "figures": figures,
+        "plotly_sheets": plotly_sheets,
+        "target_label": words.target_label,
+        "workflow_path": words.workflow_path,
+        "lasted": lambda begin, end: words.span((end - begin).total_seconds()),
+        "CYCLES": CYCLES,
+        "CYCLE_COLUMNS": [f"#{words.cycle_label(cycle)}" for cycle in CYCLES],
+        "CYCLE_LABELS": CYCLE_LABELS,
+        "EVENTS": EVENTS,
+    }
+    return made
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    return environment().get_template(template).render(values)
+
+
+def as_data(value: object) -> str:
+    """JSON for a script element: still the same JSON, and nothing in it means something to HTML."""
+    text = msgspec.json.encode(value).decode()
+    for char, escape in _ENDS_A_SCRIPT.items():
+        text = text.replace(char, escape)
+    return text
+
+
+@functools.cache
+def asset(name: str) -> Asset | None:
+    """style.css, app.js, icon.svg, and plotly.js from the installed package; None for anything else."""
+    if name not in _MEDIA_TYPES:
+        return None
+    body = get_plotlyjs().encode() if name == "plotly.js" else (files("etl.web") / "static" / name).read_bytes()
+    return Asset(_MEDIA_TYPES[name], body, gzip.compress(body, mtime=0))
+
+
+_MEDIA_TYPES: Final = {
+    "app.js": "text/javascript; charset=utf-8",
+    "plotly.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@functools.cache
+def plotly_sheets() -> tuple[str, ...]:
+    """The ids of the style elements that Plotly's script would add to a page that has no element with that id."""
+    return ("plotly.js-style-global", *re.findall(r'getElementById\("([0-9a-f]{64})"\)', get_plotlyjs()))
+
+
+@functools.cache
+def _address(name: str) -> str:
+    """With the version in it, so that a browser may keep the file for ever."""
+    if name == "plotly.js":
+        return f"/static/plotly.js?v={importlib.metadata.version('plotly')}"
+    known = asset(name)
+    assert known is not None  # noqa: S101 - the templates name what there is
+    return f"/static/{name}?v={hashlib.sha256(known.body).hexdigest()[:12]}"
+
+
+def _iso(moment: dt.datetime) -> str:
+    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
