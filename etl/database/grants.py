@@ -28,8 +28,8 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
             f'THEN CREATE ROLE "{role}"; END IF; END $$;'
         )
     for kind in ("table", "view"):
-        yield (  # noqa: S608 - catalog names and checked role names
-            f"DO $$ DECLARE found name; BEGIN FOR found IN SELECT {kind}name FROM pg_{kind}s "
+        yield (
+            f"DO $$ DECLARE found name; BEGIN FOR found IN SELECT {kind}name FROM pg_{kind}s "  # noqa: S608
             f"WHERE schemaname = current_schema() "
             f"LOOP EXECUTE format('ALTER {kind.upper()} %I OWNER TO \"{owner}\"', found); END LOOP; END $$;"
         )

@@ -57,6 +57,7 @@ def _part(name: str) -> Any:
     try:
         return importlib.import_module(f"etl.web.{name}")
     except ImportError as error:
-        if (error.name or "").startswith("etl"):
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "etl"):
             raise
-        raise UsageError(f"The page needs {error.name}: pip install 'flowtrail[web]'") from error
+        raise UsageError(f"The page needs {library}: pip install 'flowtrail[web]'") from error

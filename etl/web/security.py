@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from typing import Final
 
@@ -62,17 +63,17 @@ class KnownHosts:
             await self._app(scope, receive, send)
 
     def _knows(self, host: str) -> bool:
-        name = _without_port(host).lower().rstrip(".")
-        return name in self._names or name.endswith(".localhost") or _is_address(name)
+        parts = _HOST.fullmatch(host)
+        if parts is None:
+            return False
+        name = (parts["name"] or "").lower().rstrip(".")
+        return name in self._names or name.endswith(".localhost") or _is_address(parts["address"] or name)
 
 
+_HOST: Final = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REFUSAL: Final = (
     "Flowtrail does not answer to this name: use localhost, the machine's address, or the name in [service] listen.\n"
 )
-
-
-def _without_port(host: str) -> str:
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _is_address(name: str) -> bool:
