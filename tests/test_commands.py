@@ -88,7 +88,7 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
     world.remove_flow(ORG, "1")
     flowtrail.json("sync")
     changed = flowtrail.json("changes", "--kind", "cycle_changed")
-    assert [(row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed] == [
+    assert sorted((row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed) == [
         (ANN, "D", "H"),
         (BOB, "D", "H"),
     ]

@@ -22,8 +22,8 @@ RANKS = {
     **dict.fromkeys(("gateway", "store", "report", "verdict"), 2),
     **dict.fromkeys(("notify", "export", "verify"), 3),
     **dict.fromkeys(("sync", "scheduler"), 4),
-    **dict.fromkeys(("service",), 5),
-    **dict.fromkeys(("cli", "web"), 6),
+    **dict.fromkeys(("service", "web"), 5),
+    "cli": 6,
     "__main__": 7,
 }
 DEMO = {"cli", "__main__"}
