@@ -77,3 +77,15 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path / "story")])
+    assert shown.exit_code == 0
+    printed = {_timeless(line) for line in shown.output.splitlines()}
+    promised = PAGES[0].read_text(encoding="utf-8").split("<!-- demo output -->\n```text\n")[1].split("```")[0]
+    assert [line for line in promised.splitlines() if _timeless(line) not in printed] == []
+
+
+def _timeless(line: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"\d+-\d\d-\d\d \d\d:\d\d:\d\d|in \d+\.\d s", "", line)).strip()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
@@ -11,6 +12,7 @@ import typer
 
 from etl import database
 from etl.cli import options, show
+from etl.cli.events import event_table
 from etl.cli.workbench import Workbench, utc_now
 from etl.errors import ConfigError, UsageError
 from etl.model import CHANGE_KINDS
@@ -123,7 +125,7 @@ def flows(
             rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
             columns += ("observed_after",)
-        _print(rows, columns, limit, as_json, "no workflows")
+        _print(rows, _columns(columns, "no workflows"), limit, as_json)
 
 
 def changes(
@@ -160,9 +162,7 @@ def changes(
             name=name,
             newest_first=not as_json,
         )
-        columns = ("observed_at", "org_id", "user_id", "expression", "flow_id", "kind", "old_name", "new_name",
-                   "old_cycle", "new_cycle", "old_editable", "new_editable")  # fmt: skip
-        _print(rows, columns, limit, as_json, "no changes")
+        _print(rows, partial(event_table, ""), limit, as_json)
 
 
 def history(
@@ -177,7 +177,8 @@ def history(
     with options.open_workbench(context, config_file) as bench:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
-        _print(_report(bench).history(flow=flow_id, org=org, user=user), columns, 0, as_json, "never seen")
+        rows = _report(bench).history(flow=flow_id, org=org, user=user)
+        _print(rows, _columns(columns, "never seen"), 0, as_json)
 
 
 def guard_list(
@@ -186,7 +187,7 @@ def guard_list(
     """Show the removals that wait for a person, and why."""
     with options.open_workbench(context, config_file) as bench:
         columns = ("org_id", "user_id", "expression", "held_since", "flow_id", "flow_name", "cycle", "reason")
-        _print(_report(bench).holds(org=org), columns, None, as_json, "nothing is held")
+        _print(_report(bench).holds(org=org), _columns(columns, "nothing is held"), None, as_json)
 
 
 def _report(bench: Workbench) -> Report:
@@ -202,16 +203,20 @@ def moment(text: str, zone: str) -> dt.datetime:
         raise UsageError(str(error)) from error
 
 
-def _print(rows: Iterable[Any], columns: tuple[str, ...], limit: int | None, as_json: bool, empty: str) -> None:
+def _print(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: int | None, as_json: bool) -> None:
     if as_json:
         show.json_list(row._asdict() for row in islice(rows, limit or None))
         return
     most = _SHOWN if limit is None else limit
     listed = list(islice(rows, most + 1 if most else None))
     more = bool(most) and len(listed) > most
-    _table("", columns, listed[:most] if more else listed, empty)
+    show_table(listed[:most] if more else listed)
     if more:
         show.complain(f"There are more than these {most}: --limit 0 shows all, --json gives every column.", "dim")
+
+
+def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:
+    return lambda rows: _table("", names, rows, empty)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[NamedTuple], empty: str = "none") -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from etl import config, sync
 from etl.cli import show
+from etl.cli.events import event_table
 from etl.cli.running import show_report
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.demo import story
@@ -61,9 +62,8 @@ def _act(bench: Workbench, number: int, scene: story.Scene) -> None:
 
 
 def _show_trail(bench: Workbench) -> None:
-    columns = ("observed_at", "org_id", "user_id", "flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle")
-    rows = Report(bench.engine).changes(kinds=[kind for kind in CHANGE_KINDS if kind != "baseline"])
-    show.table("\nThe trail, without its baselines", columns, ([getattr(r, c) for c in columns] for r in rows))
+    kinds = [kind for kind in CHANGE_KINDS if kind != "baseline"]
+    event_table("\nThe trail, without its baselines", Report(bench.engine).changes(kinds=kinds))
 
 
 def _show_what_next(settings_file: Path) -> None:

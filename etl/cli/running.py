@@ -17,10 +17,12 @@ import typer
 from etl import config, database, log, sync
 from etl.cli import options, show
 from etl.cli.checks import run_checks
+from etl.cli.events import event_table
 from etl.cli.http import listening
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.config import Schedule
 from etl.model import CHANGE_KINDS, VERDICTS, Outcome, Target
+from etl.report import WorkflowEvent
 from etl.service import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally
@@ -176,35 +178,31 @@ def _a_database(bench: Workbench) -> Iterator[Store]:
 
 
 def _show_plan(tally: Tally, outcomes: Sequence[Outcome], targets: int, as_json: bool) -> None:
-    planned = [_planned(outcome, change) for outcome in outcomes for change in _changes(outcome)]
+    planned = [event for outcome in outcomes for event in _events(outcome)]
     if as_json:
         report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
         summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
-        show.json({**summary, "planned": planned})
+        show.json({**summary, "planned": [event._asdict() for event in planned]})
         return
     _show_tally("Planned", tally, targets)
     if planned:
-        columns = (
-            "org_id",
-            "user_id",
-            "expression",
-            "flow_id",
-            "kind",
-            "old_name",
-            "new_name",
-            "old_cycle",
-            "new_cycle",
+        event_table("\nWould be recorded", planned)
+
+
+def _events(outcome: Outcome) -> Iterator[WorkflowEvent]:
+    """What the outcome would add to the trail, without the numbers that only a commit gives."""
+    made = outcome.change_set
+    for change in made.changes if made else ():
+        assert made is not None  # noqa: S101 - it has changes
+        fields = {name: getattr(change, name) for name in change.__struct_fields__}
+        yield WorkflowEvent(
+            change_set_id=0,
+            run_id=0,
+            **made.target._asdict(),
+            **fields,
+            last_unchanged_at=made.last_unchanged_at,
+            observed_at=made.observed_at,
         )
-        show.table("\nWould be recorded", columns, ([row[column] for column in columns] for row in planned))
-
-
-def _changes(outcome: Outcome) -> Sequence[object]:
-    return outcome.change_set.changes if outcome.change_set else ()
-
-
-def _planned(outcome: Outcome, change: object) -> dict[str, object]:
-    fields = {name: getattr(change, name) for name in change.__struct_fields__}  # type: ignore[attr-defined]
-    return {**outcome.fence.target._asdict(), **fields, "observed_at": outcome.observed_at}
 
 
 def serve(

@@ -17,6 +17,8 @@ from rich.text import Text
 from etl.printable import printable
 
 _PIPED_WIDTH: Final = 200
+_WHOLE: Final = ("observed at", "organisation", "user", "workflow", "org_id", "user_id", "flow_id", "last_observed_at")
+"""Columns that are read as one: ids and times; what is long in the others goes on in the next line."""
 
 
 def out() -> Console:
@@ -59,7 +61,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     """A table that fits the terminal, with a title above; foreign text in it stays text."""
     shown = Table(header_style="dim", box=None, pad_edge=False)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
         shown.add_row(*(Text(cell(value)) for value in row))
     if not shown.row_count:
