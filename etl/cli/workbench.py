@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 
 from etl import database
 from etl.config import Schedule, Settings, load_schedules
+from etl.errors import UsageError
 from etl.gateway import Gateway
 from etl.guard import Limits
 from etl.model import Origin
@@ -64,7 +65,9 @@ class Workbench:
 
     @cached_property
     def batches(self) -> ThreadPoolExecutor:
-        """The threads that work on batches."""
+        """The threads that work on batches. Raises UsageError where the settings ask for a cluster."""
+        if self.settings.scale.dask:
+            raise UsageError("[scale] dask is set, but this release works on one machine: leave it empty.")
         return self._pool(_BATCHES_AT_ONCE, "batch")
 
     def ready(self, *, upgrade: bool) -> Engine:
