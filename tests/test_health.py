@@ -98,3 +98,12 @@ def test_an_address_that_is_taken_is_said_and_stops_no_sync(flowtrail: Program) 
     assert "another program listens there" in told["error"]
     second.wait_for("standing_by")
     assert (first.stop(), second.stop()) == (0, 0)
+
+
+def test_the_demo_keeps_its_page_up_until_it_is_stopped(flowtrail: Program) -> None:
+    demo = flowtrail.start("demo", "--folder", "story", "--serve", "--listen", f"127.0.0.1:{free_port()}")
+    assert demo.process.stdout is not None
+    url = next(line for line in demo.process.stdout if line.startswith("The page:")).split()[2]
+    with urllib.request.urlopen(url, timeout=30) as page:
+        assert b"Overview" in page.read()
+    assert demo.stop() == 0

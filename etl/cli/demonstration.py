@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,7 @@ from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
 from etl.model import CHANGE_KINDS
 from etl.report import Report
+from etl.web import HttpServer, create_app
 
 
 def demo(
@@ -29,6 +32,8 @@ def demo(
         typer.Option("--folder", help="Keep everything here; without, in a new temporary folder.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 7,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the page up afterwards, until Ctrl-C.")] = False,
+    listen: Annotated[str, typer.Option("--listen", help="Where --serve shows it.")] = "127.0.0.1:8787",
 ) -> None:
     """Tell the whole story on this machine: changes, an outage, a bogus answer, and the trail they leave."""
     if folder is not None and (folder / "flowtrail.db").exists():
@@ -42,7 +47,9 @@ def demo(
             for number, scene in enumerate(story.scenes(gateway), 1):
                 _act(bench, number, scene)
             _show_trail(bench)
-    _show_what_next(settings_file)
+            _show_what_next(settings_file)
+            if serve:
+                _keep_the_page_up(bench, listen)
 
 
 def register(app: typer.Typer) -> None:
@@ -64,6 +71,23 @@ def _act(bench: Workbench, number: int, scene: story.Scene) -> None:
 def _show_trail(bench: Workbench) -> None:
     kinds = [kind for kind in CHANGE_KINDS if kind != "baseline"]
     event_table("\nThe trail, without its baselines", Report(bench.engine).changes(kinds=kinds))
+
+
+def _keep_the_page_up(bench: Workbench, listen: str) -> None:
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit():
+        raise UsageError(f"--listen takes HOST:PORT, not {listen!r}.")
+    now = utc_now
+    slots = bench.schedules[0].slots
+    app = create_app(
+        bench.engine, now=now, next_fire_times=lambda: {"plants": slots.next_after(now())}, role=lambda: "active"
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with HttpServer(app, host or "127.0.0.1", int(port)) as server:
+        show.say(f"\nThe page: {server.url} (Ctrl-C ends it)", "bold")
+        stopped.wait()
 
 
 def _show_what_next(settings_file: Path) -> None:

@@ -110,6 +110,7 @@ def life(states: Sequence[WorkflowHistory], now: dt.datetime) -> Figure:
         "layout": {
             "barmode": "overlay",
             "hovermode": "closest",
+            "uniformtext": {"minsize": 11, "mode": "hide"},
             "height": 110 + _ROW_PIXELS * len(rows),
             "yaxis": {"type": "category", "categoryarray": rows[::-1], "categoryorder": "array"},
             "xaxis": {"type": "date", "range": [_stamp(_begin(states)), _stamp(now)]},
@@ -128,6 +129,7 @@ def _bars(cycle: str, states: Sequence[WorkflowHistory]) -> Mapping[str, Any]:
         "text": [label(state.flow_name or "") for state in states],
         "textposition": "inside",
         "insidetextanchor": "start",
+        "textangle": 0,
         "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state in states],
         "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
         "marker": {"color": _cycle_colour(cycle), "line": {"width": 1, "color": "--surface"}},
