@@ -238,6 +238,17 @@ def test_a_hostile_name_cannot_speak_to_the_terminal(flowtrail: Program, world: 
     assert flowtrail.json("flows", "--user", ANN)[0]["flow_name"] == "\x1b[31mred\r\n\u202eevil [bold]"
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_name_stops_no_command(flowtrail: Program, world: World, encoding: str) -> None:
+    world.set_flows(ORG, ANN, [Flow("1", "流程", "D", True)])
+    flowtrail.json("sync")
+    shown = flowtrail("flows", PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u6d41" in shown.stdout
+    printed = flowtrail("flows", "--json", "--user", ANN, PYTHONIOENCODING=encoding)
+    assert json.loads(printed.stdout)[0]["flow_name"] == "流程"
+
+
 def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: DemoGateway) -> None:
     gateway.order(Fault("code", code=62103, times=None, user=BOB))
     outputs = [flowtrail(command, FLOWTRAIL_LOG__LEVEL="DEBUG") for command in ("check", "sync", "plan", "status")]

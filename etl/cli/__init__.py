@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib.metadata import version
@@ -45,6 +46,9 @@ for module in (demonstration, running, ask, proof, admin):
 
 def main() -> None:
     """Run the command line; the exit code says how it went (0, 1, 2, 3 or 4, see the README)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show stops no command
     try:
         app()
     except ConfigError as error:

@@ -68,7 +68,7 @@ def verify_trail(
         database.require_current(bench.engine, create_if_empty_sqlite=False)
         if head:
             for line in verify.heads(bench.engine, utc_now()):
-                sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+                show.data(msgspec.json.encode(line) + b"\n")
             return
         found, through = _findings(bench, against, hidden=as_json)
     if as_json:

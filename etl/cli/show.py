@@ -45,16 +45,23 @@ def complain(sentence: str, style: str = "red") -> None:
 
 def json(value: object) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    data(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def json_list(rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSON list on stdout, an object a line, without holding them all."""
-    before = "["
+    before = b"["
     for row in rows:
-        sys.stdout.write(f"{before}\n  {msgspec.json.encode(row).decode()}")
-        before = ","
-    sys.stdout.write("[]\n" if before == "[" else "\n]\n")
+        data(before + b"\n  " + msgspec.json.encode(row))
+        before = b","
+    data(b"[]\n" if before == b"[" else b"\n]\n")
+
+
+def data(encoded: bytes) -> None:
+    """Bytes for another program on stdout: UTF-8, whatever the terminal speaks."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(encoded)
+    sys.stdout.buffer.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
