@@ -1,0 +1,446 @@
+"""Bugs that were put in on purpose: each must be caught by at least one measure, or the measures prove nothing.
+
+A bug is a few edits of the source, made in a temporary copy of the tree; there the measures run, which are tests by
+name, or sweeps (``sweep:DATABASE, SCENARIO, DISTURBANCE``).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+TREE = Path(__file__).parents[2]
+_COPIED = ("etl", "migrations", "schedules", "tests", "docs", "pyproject.toml", "README.md", "CHANGELOG.md")
+_PATIENCE_SECONDS = 900
+
+MODEL = "model"
+DOWNTIME = "tests/test_crash.py::test_thirty_days_of_downtime_are_caught_up_by_one_run"
+
+
+class Edit(NamedTuple):
+    """``where``: a file or a folder, in which ``old`` stands exactly once."""
+
+    where: str
+    old: str
+    new: str
+
+    def apply(self, tree: Path) -> None:
+        """Raises ValueError where the source has moved on, and the bug has to be written anew."""
+        files = {file: file.read_text() for file in self._files(tree)}
+        found = [file for file, text in files.items() for _ in range(text.count(self.old))]
+        if len(found) != 1:
+            raise ValueError(f"{self.where} has {len(found)} times, not once: {self.old!r}")
+        found[0].write_text(files[found[0]].replace(self.old, self.new))
+
+    def _files(self, tree: Path) -> list[Path]:
+        place = tree / self.where
+        return [place] if place.is_file() else sorted(place.rglob("*.py"))
+
+
+class Bug(NamedTuple):
+    """What is wrong, how it is made, and the measures that are tried."""
+
+    what: str
+    edits: Sequence[Edit]
+    measures: Sequence[str]
+
+
+def _bug(what: str, where: str, old: str, new: str, *measures: str) -> Bug:
+    return Bug(what, [Edit(where, old, new)], measures)
+
+
+BUGS = (
+    _bug(
+        "state and trail are committed apart",
+        "etl/store",
+        "    _write_workflows(connection, [",
+        '    sqlite = connection.dialect.name == "sqlite"\n'
+        '    connection.exec_driver_sql("COMMIT")\n'
+        '    connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")\n'
+        "    _write_workflows(connection, [",
+        "sweep:SQLite, change, kill",
+        "sweep:PostgreSQL, change, kill",
+        MODEL,
+    ),
+    _bug(
+        "BEGIN is deferred on SQLite",
+        "etl/database",
+        '.get("flowtrail_begin", "BEGIN IMMEDIATE")',
+        '.get("flowtrail_begin", "BEGIN")',
+        "tests/test_database.py",
+    ),
+    _bug(
+        "the fence is not compared",
+        "etl/store",
+        "[o for o in outcomes if now[o.fence.target_id].fence == o.fence.fence]",
+        "list(outcomes)",
+        "tests/test_store.py",
+        MODEL,
+    ),
+    _bug(
+        "a slower answer beats a newer unchanged one",
+        "etl/store",
+        "    return latest.get(fence.target_id) == (",
+        "    return True or latest.get(fence.target_id) == (",
+        "tests/test_store.py",
+        MODEL,
+    ),
+    Bug(
+        "a quiet answer does not check the observations of its span",
+        [
+            Edit("etl/store", "WHERE o.id = seen.id AND o.observations = seen.expected", "WHERE o.id = seen.id"),
+            Edit(
+                "etl/store",
+                "WHERE observation.id = seen.id AND observation.observations = seen.expected",
+                "WHERE observation.id = seen.id",
+            ),
+        ],
+        ["tests/test_store.py", MODEL],
+    ),
+    _bug(
+        "rows are not locked before they are compared",
+        "etl/store",
+        "\n    .with_for_update()",
+        "",
+        "tests/test_store.py",
+    ),
+    _bug(
+        "a batch loses one target's failure",
+        "etl/store",
+        "_execute_many(connection, _FAILED, failures)",
+        "_execute_many(connection, _FAILED, failures[1:])",
+        "tests/test_store.py",
+        MODEL,
+    ),
+    _bug(
+        "a failure does not end the span",
+        "etl/store",
+        '        last_error=bindparam("message"),\n        observation_id=None,\n',
+        '        last_error=bindparam("message"),\n',
+        "tests/test_store.py",
+        "sweep:SQLite, failed, kill",
+        MODEL,
+    ),
+    _bug(
+        "a COMMIT without an answer is tried again blindly",
+        "etl/store",
+        "                if result and landed is not None and self._read(landed):\n",
+        "                if False:\n",
+        "tests/test_store.py",
+        "sweep:PostgreSQL, change, cut after",
+        MODEL,
+    ),
+    _bug(
+        "a COMMIT without an answer is taken for done",
+        "etl/store",
+        "                if result and landed is not None and self._read(landed):\n",
+        "                if result and landed is not None:\n",
+        "tests/test_store.py",
+        "sweep:PostgreSQL, change, cut before",
+    ),
+    _bug(
+        "the first change row of a batch is left out",
+        "etl/store",
+        "    insert_rows(connection, workflow_change, columns, rows)",
+        "    insert_rows(connection, workflow_change, columns, list(rows)[1:])",
+        "tests/test_store.py",
+        "sweep:SQLite, change, kill",
+        MODEL,
+    ),
+    _bug(
+        "a change makes a workflow seem new",
+        "etl/store",
+        '            "changed_at": new.changed_at,\n',
+        '            "changed_at": new.changed_at,\n            "first_seen_at": new.first_seen_at,\n',
+        "tests/test_store.py",
+        "sweep:SQLite, change, kill",
+        MODEL,
+    ),
+    _bug(
+        "a removed workflow stays in the list",
+        "etl/store",
+        "    _execute_many(connection, _REMOVE, _removed_keys(deltas))\n",
+        "",
+        "tests/test_store.py",
+        "sweep:SQLite, remove, kill",
+        MODEL,
+    ),
+    _bug(
+        "what comes back is not cleared",
+        "etl/store",
+        "            (outcome.missing_before - outcome.missing, None),\n",
+        "",
+        "tests/test_store.py",
+        "sweep:SQLite, comes back, kill",
+        MODEL,
+    ),
+    _bug(
+        "a target that comes back stays retired",
+        "etl/store",
+        "    if retired:\n",
+        "    if False:\n",
+        "tests/test_store.py",
+        MODEL,
+    ),
+    _bug(
+        "a run that was declared dead ends well",
+        "etl/store",
+        "update(sync_run).where(sync_run.c.id == run_id, mine)",
+        "update(sync_run).where(sync_run.c.id == run_id)",
+        "tests/test_store.py",
+    ),
+    _bug(
+        "a user who is gone has lost everything",
+        "etl/sync",
+        "            asked = _Asked(fence, error)\n",
+        "            now = dt.datetime.now(dt.UTC)\n"
+        '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"")\n'
+        '            asked = _Asked(fence, gone, True) if error.code == "62101" else _Asked(fence, error)\n',
+        "sweep:SQLite, failed, kill",
+        "tests/test_sync.py",
+        MODEL,
+    ),
+    _bug(
+        "an answer is skipped by its bytes although something is held",
+        "etl/sync",
+        "None if fence.held or self._order.approved_by else fence.data_hash",
+        "fence.data_hash",
+        "tests/test_commands.py",
+        "sweep:SQLite, approve, kill",
+        MODEL,
+    ),
+    _bug(
+        "the strict second reading is left out",
+        "etl/sync",
+        "        reread_strictly(snapshot)\n",
+        "",
+        "tests/test_sync.py",
+    ),
+    _bug(
+        "no second question before a target empties",
+        "etl/sync",
+        "            if decision.ask_again:\n",
+        "            if False:\n",
+        "tests/test_sync.py",
+        "tests/test_commands.py",
+        MODEL,
+    ),
+    _bug(
+        "an empty answer is believed at once",
+        "etl/guard.py",
+        "ask_again=everything, emptied=everything and not answered",
+        "ask_again=False, emptied=False",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "many targets may become empty in one run",
+        "etl/guard.py",
+        "    return emptied >= limits.max_emptied_targets and ",
+        "    return False and ",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "the guard takes its share of the answer, not of what is known",
+        "etl/guard.py",
+        "    if not _over_limit(len(absent), len(known), limits):",
+        "    if not _over_limit(len(absent), len(answered), limits):",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "a hold approves itself when the next answer looks normal",
+        "etl/guard.py",
+        "    decision = hold(known, absent & missing)",
+        "    decision = hold(known, frozenset())",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "an approval covers what nobody has seen missing",
+        "etl/guard.py",
+        "    if not unheld:\n",
+        "    if True:\n",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "another list altogether is half believed",
+        "etl/guard.py",
+        "        return Decision(absent, whole=True, reason=reason)",
+        "        return Decision(absent, reason=reason)",
+        "tests/test_guard.py",
+        MODEL,
+    ),
+    _bug(
+        "times go back with the clock",
+        "etl/verdict.py",
+        "    if earliest <= asked_at <= observed_at:\n",
+        "    if True:\n",
+        "tests/test_verdict.py",
+        MODEL,
+    ),
+    _bug(
+        "a long silence does not end a span",
+        "etl/verdict.py",
+        "    if silence > coverage_gap:\n",
+        "    if False:\n",
+        "tests/test_verdict.py",
+        MODEL,
+    ),
+    _bug(
+        "the hash does not seal the spans",
+        "etl/trail.py",
+        "[_span(span) for span in change_set.spans],",
+        "[],",
+        "tests/test_trail.py",
+        "sweep:SQLite, change, kill",
+        MODEL,
+    ),
+    _bug(
+        "the digest depends on the order of the answer",
+        "etl/trail.py",
+        "_encode(sorted(flows, key=_flow_id))",
+        "_encode(list(flows))",
+        "tests/test_trail.py",
+        MODEL,
+    ),
+    _bug(
+        "a renamed workflow forgets its old name",
+        "etl/diff.py",
+        "        old.flow_name if old else None,\n",
+        "        None,\n",
+        "tests/test_diff.py",
+        "sweep:SQLite, change, kill",
+        MODEL,
+    ),
+    _bug(
+        "editable null and false are the same",
+        "etl/diff.py",
+        "    if before.editable is not after.editable:",
+        "    if bool(before.editable) is not bool(after.editable):",
+        "tests/test_diff.py",
+        MODEL,
+    ),
+    _bug(
+        "code false is a success",
+        "etl/gateway",
+        "    return int(found[0]) if found else None",
+        '    return int(found[0]) if found else 0 if bytes(raw or b"") == b"false" else None',
+        "tests/test_gateway_answers.py",
+    ),
+    _bug(
+        "requests' adapter retries, with the same signature",
+        "etl/gateway",
+        "max_retries=0)",
+        "max_retries=2)",
+        "tests/test_gateway.py",
+        "tests/test_gateway_errors.py",
+        "sweep:SQLite, change, outage once",
+    ),
+    _bug(
+        "two upgrades at once",
+        "migrations/env.py",
+        '        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")',
+        "        pass",
+        "tests/test_migrations.py",
+    ),
+    _bug(
+        "a service serves two slots that it missed",
+        "etl/service.py",
+        "        if slot == served:\n            return\n",
+        '        if origin == "catch_up":\n'
+        '            self._run(schedule, slot - dt.timedelta(hours=1), "schedule")\n'
+        "            served = self._kit.store.served_until(schedule.name)\n"
+        "        if slot == served:\n            return\n",
+        "tests/test_service.py",
+        DOWNTIME,
+    ),
+)
+
+
+class Proof(NamedTuple):
+    """Which measures caught a bug, and which let it pass."""
+
+    bug: Bug
+    caught_by: Sequence[str]
+    passed_by: Sequence[str]
+
+
+@contextmanager
+def seeded(bug: Bug) -> Iterator[Path]:
+    """A copy of the tree with the bug in it."""
+    folder = Path(tempfile.mkdtemp(prefix="flowtrail-bug-"))
+    try:
+        for name in _COPIED:
+            source = TREE / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif source.exists():
+                shutil.copy(source, folder / name)
+        for edit in bug.edits:
+            edit.apply(folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def false_alarms(measures: Iterable[str]) -> list[str]:
+    """Those of the measures that catch something where there is no bug: they would prove nothing."""
+    with seeded(Bug("none", (), ())) as folder:
+        return [measure for measure in measures if _catches(folder, measure)]
+
+
+def prove(bug: Bug) -> Proof:
+    """Run the bug's measures."""
+    with seeded(bug) as folder:
+        caught = {measure: _catches(folder, measure) for measure in bug.measures}
+    return Proof(bug, [m for m in bug.measures if caught[m]], [m for m in bug.measures if not caught[m]])
+
+
+def _catches(folder: Path, measure: str) -> bool:
+    python = (sys.executable, "-m")
+    if measure.startswith("sweep:"):
+        command = [
+            *python,
+            "tests.crash",
+            "--sweep",
+            measure.removeprefix("sweep:"),
+            "--every",
+            "1" if "cut" in measure else "4",
+            "--stop",
+        ]
+    elif measure == MODEL:
+        command = [*python, "tests.crash", "--only", "model", "--count", "40", "--stop"]
+    else:
+        command = [*python, "pytest", "-q", "-x", "-p", "no:cacheprovider", measure]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{measure} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def table(proofs: Sequence[Proof]) -> str:
+    """For docs/reliability.md."""
+    lines = ["| seeded bug | caught by |", "|---|---|"]
+    lines += [f"| {proof.bug.what} | {', '.join(map(_shown, proof.caught_by)) or 'NOTHING'} |" for proof in proofs]
+    return "\n".join(lines)
+
+
+def _shown(measure: str) -> str:
+    if measure == MODEL:
+        return "the model"
+    if measure.startswith("sweep:"):
+        return f"sweep ({measure.removeprefix('sweep:')})"
+    return f"`{Path(measure.partition('::')[0]).stem}`"

@@ -1,0 +1,161 @@
+"""What ``python -m tests.crash`` does: sweeps, random kills, the model, the seeded bugs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import bugs
+import kills
+import postgres
+from disturbances import Cut, Disturbance, FullDisk, Reset, Strike, small_disk
+from place import Place, place
+from scenarios import SCENARIOS, Scenario
+from sweep import swept
+
+PARTS = ("sweep", "kills", "model")
+
+
+def main() -> int:
+    """0 when nothing was found."""
+    given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that disks are unmounted
+    if given.bugs:
+        return _bugs(given.bugs if isinstance(given.bugs, str) else "")
+    began, found = time.monotonic(), 0
+    parts = ["sweep"] if given.sweep else given.only or PARTS
+    if "sweep" in parts:
+        found += _sweeps(given.sweep, given.every, given.stop)
+    if "kills" in parts:
+        found += _kills(given.count, given.seed)
+    if "model" in parts:
+        found += _model(given.count, given.seed, shrink=not given.stop)
+    print(f"{found} findings in {time.monotonic() - began:.0f} s")
+    return int(bool(found))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="random kills, on each database; lives of the model")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part of it; more than once if you like")
+    parser.add_argument("--every", type=int, default=1, help="try only every so many points")
+    parser.add_argument("--stop", action="store_true", help="end with the first finding, as it is")
+    parser.add_argument("--sweep", default="", metavar="DATABASE, SCENARIO, DISTURBANCE", help="only sweeps named so")
+    parser.add_argument("--bugs", nargs="?", const=True, metavar="WORD", help="prove that seeded bugs are caught")
+    return parser.parse_args()
+
+
+def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) -> list[Disturbance]:
+    """All that can be done on this database; a full disk needs a mount, or else SQLite's own limit will do."""
+    resets = [Reset(kind, for_good=for_good) for kind in ("outage", "cut") for for_good in (False, True)]
+    if server is not None:
+        strikes = [Strike(how) for how in ("kill", "full", "deadlock", "shutdown")]
+        return [*strikes, *(Cut(server, when) for when in ("before", "middle", "after")), *resets]
+    disk = stack.enter_context(small_disk(made.folder))
+    full = [FullDisk(disk)] if disk else []
+    return [*(Strike(how) for how in ("kill", "io", "busy", "pages")), *full, *resets]
+
+
+@contextmanager
+def both(named: str = "") -> Iterator[list[postgres.Server | None]]:
+    """SQLite (None) and a PostgreSQL of our own; without it where only SQLite is named."""
+    if named.startswith("SQLite"):
+        yield [None]
+        return
+    server = postgres.start()
+    try:
+        yield [None, server]
+    finally:
+        server.stop()
+
+
+def _sweeps(named: str, every: int, stop: bool) -> int:
+    found = 0
+    with both(named) as servers:
+        for server in servers:
+            with place(server) as made, ExitStack() as stack:
+                for scenario, disturbance in _chosen(named, server, disturbances(made, server, stack)):
+                    found += _one_sweep(made, scenario, disturbance, every, stop)
+    return found
+
+
+def _chosen(
+    named: str, server: postgres.Server | None, all_of_them: Iterable[Disturbance]
+) -> Iterator[tuple[Scenario, Disturbance]]:
+    kind = "SQLite" if server is None else "PostgreSQL"
+    for disturbance in all_of_them:
+        for scenario in SCENARIOS:
+            if not named or named == f"{kind}, {scenario.name}, {disturbance.name}":
+                yield scenario, disturbance
+
+
+def _one_sweep(made: Place, scenario: Scenario, disturbance: Disturbance, every: int, stop: bool) -> int:
+    began, trials, found = time.monotonic(), 0, 0
+    name = ""
+    for trial in swept(made, scenario, disturbance, range(1, 5_000, every)):
+        name, trials = trial.what, trials + 1
+        if trial.findings:
+            found += 1
+            _say(str(trial))
+            if stop:
+                break
+    _say(f"{name}: {trials} trials, {found} with findings, {time.monotonic() - began:.0f} s")
+    return found
+
+
+def _kills(count: int, seed: int) -> int:
+    found = 0
+    with both() as servers, kills.launchers() as launchers:
+        for server in servers:
+            with place(server) as made:
+                found += _until(count, lambda number, m=made, s=server: kills.one_round(m, s, seed + number, launchers))
+    return found
+
+
+def _until(count: int, one_round: Callable[[int], kills.Round]) -> int:
+    killed = number = found = answers = 0
+    while killed < count:
+        done = one_round(number)
+        number, killed, answers = number + 1, killed + done.kills, answers + done.answers
+        found += bool(done.findings)
+        if done.findings or number % 10 == 0:
+            _say(f"{done}")
+    _say(f"{killed} kills in {number} rounds, {answers} answers delivered, {found} rounds with findings")
+    return found
+
+
+def _model(count: int, seed: int, *, shrink: bool) -> int:
+    import test_model
+
+    began = time.monotonic()
+    try:
+        test_model.live(examples=count, steps=50, seeded=seed, shrink=shrink)
+    except Exception as error:
+        notes = "\n".join(getattr(error, "__notes__", ()))
+        _say(f"the model: {type(error).__name__}: {error}\n{notes}")
+        return 1
+    _say(f"the model: {count} lives of 50 steps, {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _bugs(word: str) -> int:
+    chosen = [bug for bug in bugs.BUGS if word in bug.what]
+    if alarms := bugs.false_alarms({measure: None for bug in chosen for measure in bug.measures}):
+        print(f"these find something where no bug was put in: {alarms}", file=sys.stderr)
+        return 1
+    proofs = []
+    for bug in chosen:
+        proofs.append(bugs.prove(bug))
+        _, caught, passed = proofs[-1]
+        print(f"{bug.what}: caught by {caught}, not by {passed}", file=sys.stderr, flush=True)
+    print(bugs.table(proofs))
+    return int(any(not proof.caught_by for proof in proofs))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,147 @@
+"""What can be done to a run at its n-th point, message, request or page; each says whether the run came so far."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import postgres
+from place import Ended, Place, file_of, name_of
+from proxy import CuttingProxy
+
+from etl.demo.faults import Fault
+
+PAGE_BYTES = 4096
+
+
+class Disturbed(NamedTuple):
+    """How a disturbed run ended, and whether it was disturbed at all."""
+
+    ended: Ended
+    reached: bool
+
+
+class Disturbance(Protocol):
+    """``name`` for reports; ``dies``: the run is meant to be killed, not to report an error."""
+
+    name: str
+    dies: bool
+
+    def database(self, place: Place, template: str | None) -> str:
+        """The URL of the trial's database."""
+        ...
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        """The command, disturbed at ``at``."""
+        ...
+
+
+class _Disturbance:
+    dies = False
+
+    def database(self, place: Place, template: str | None) -> str:
+        return place.databases.new(template)
+
+
+class Strike(_Disturbance):
+    """At a point in the program's own process, see ``points.py``."""
+
+    def __init__(self, how: str) -> None:
+        self.name = how
+        self.dies = how == "kill"
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        ended = place.run(*command, strike={"how": self.name, "at": at})
+        if self.name == "pages":
+            return Disturbed(ended, "disk is full" in place.said)
+        if self.dies:
+            return Disturbed(ended, ended.code == -signal.SIGKILL)
+        return Disturbed(ended, ended.passed >= at)
+
+
+class Cut(_Disturbance):
+    """The connection to PostgreSQL is cut at a message of the client, through a real proxy."""
+
+    def __init__(self, server: postgres.Server, when: Literal["before", "middle", "after"]) -> None:
+        self.name = f"cut {when}"
+        self._server = server
+        self._when = when
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        direct = place.url
+        name = name_of(direct)
+        with CuttingProxy(self._server.port, at, self._when) as proxy:
+            through = self._server.url(name, tcp=True).replace(f":{self._server.port}/", f":{proxy.port}/")
+            place.point_at(through)
+            ended = place.run(*command)
+            place.point_at(direct)
+            return Disturbed(ended, proxy.has_cut)
+
+
+class Reset(_Disturbance):
+    """The gateway resets the connection at a request: before a byte, or in mid-body; once, or from then on."""
+
+    def __init__(self, kind: Literal["outage", "cut"], *, for_good: bool) -> None:
+        self.name = f"{kind} {'for good' if for_good else 'once'}"
+        self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", reset=True)
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        if at > 1:
+            place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
+        order = place.gateway.order(self._fault)
+        if self._fault.times is None:
+            place.point_at(place.url, deadline="1s")
+        ended = place.run(*command)
+        place.point_at(place.url)
+        place.gateway.clear_faults()
+        return Disturbed(ended, order.met > 0)
+
+
+class FullDisk(_Disturbance):
+    """A real disk, in memory, with so many pages left and no more."""
+
+    name = "disk"
+
+    def __init__(self, disk: Path) -> None:
+        self._disk = disk
+
+    def database(self, place: Place, template: str | None) -> str:
+        copy = file_of(place.databases.new(template))
+        folder = self._disk / copy.parent.name
+        shutil.copytree(copy.parent, folder)
+        shutil.rmtree(copy.parent)
+        return f"sqlite:///{folder / copy.name}"
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        ballast = self._disk / "ballast"
+        free = os.statvfs(self._disk).f_bavail * os.statvfs(self._disk).f_frsize
+        with ballast.open("wb") as file:
+            file.write(bytes(max(0, free - (at - 1) * PAGE_BYTES)))
+        try:
+            ended = place.run(*command)
+        finally:
+            ballast.unlink()
+        return Disturbed(ended, "full" in place.said)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int = 4) -> Iterator[Path | None]:
+    """A tmpfs of its own; None for whoever may not mount one."""
+    disk = folder / "disk"
+    disk.mkdir()
+    options = ("-t", "tmpfs", "-o", f"size={megabytes}m", "flowtrail-test", str(disk))
+    mounted = os.geteuid() == 0 and not subprocess.run(["mount", *options], capture_output=True).returncode
+    try:
+        yield disk if mounted else None
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+        with contextlib.suppress(OSError):
+            disk.rmdir()

@@ -1,0 +1,216 @@
+"""Random kills under load: several syncs and a service on one database, the world evolving, the gateway misbehaving.
+
+A round kills (or stops, and resumes a while later) so many processes at random moments; on PostgreSQL the server
+itself is stopped with ``-m immediate`` once a round. Then everything ends, one clean sync follows, and the
+independent checker judges the round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import postgres
+from place import Launcher, Place
+
+from etl.database import connect
+from etl.demo.faults import Fault
+from etl.demo.world import World
+from etl.verify import verify
+
+KILLS_A_ROUND = 12
+SYNCS = 2
+_PAUSE_SECONDS = (0.01, 0.35)
+_STOPPED_SECONDS = 0.2
+_MAY_END_WITH = {0, 1, 3, -signal.SIGKILL, -signal.SIGTERM}
+"""A service that is told to stop before it has set its handlers dies of SIGTERM, as any program would."""
+_FAULTS = (
+    Fault("empty"),
+    Fault("partial"),
+    Fault("stale"),
+    Fault("code", code=62109),
+    Fault("code", code=62101),
+    Fault("cut", reset=True),
+    Fault("outage", reset=True, endpoint="any"),
+    Fault("delay", seconds=0.15),
+    Fault("expired"),
+    Fault("raw", body=b'{"code":false,"data":[]}'),
+)
+
+
+class Round(NamedTuple):
+    """What was done in a round, and what was found wrong at its end."""
+
+    what: str
+    kills: int
+    runs: Counter[int]
+    answers: int
+    findings: Sequence[str]
+
+    def __str__(self) -> str:
+        return "\n    ".join([f"{self.what}: {self.kills} kills, runs by exit code {dict(self.runs)}", *self.findings])
+
+
+class Victim:
+    """One process of the load, started again whenever it ends."""
+
+    def __init__(self, place: Place, launcher: Launcher, number: int, arguments: Sequence[str]) -> None:
+        self._place = place
+        self._launcher = launcher
+        self._arguments = arguments
+        self._output = f"{number}-"
+        self._pid_file: int | None = None
+        self._over = threading.Event()
+        self.codes: Counter[int] = Counter()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+
+    def _live(self) -> None:
+        while not self._over.is_set():
+            pid = self._launcher.start(self._place.folder, self._arguments, output=self._output)
+            with contextlib.suppress(ProcessLookupError):
+                self._pid_file = os.pidfd_open(pid)
+            self.codes[self._launcher.ended().code] += 1
+            if self._pid_file is not None:
+                os.close(self._pid_file)
+                self._pid_file = None
+
+    def send(self, number: int) -> bool:
+        """Whether there was a process to send it to."""
+        with contextlib.suppress(OSError, TypeError):
+            signal.pidfd_send_signal(self._pid_file, number)  # type: ignore[arg-type]
+            return True
+        return False
+
+    def end(self) -> None:
+        """No more after this one; a service is asked to stop."""
+        self._over.set()
+        while self._thread.is_alive():
+            if self._arguments == ("serve",):
+                self.send(signal.SIGTERM)
+            self._thread.join(0.5)
+
+    @property
+    def said(self) -> str:
+        return "".join(file.read_text() for file in self._place.folder.glob(f"{self._output}std*"))
+
+
+def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Launcher]) -> Round:
+    """Kill, let everything end, and check. ``seed`` decides who is killed when, as far as a clock lets it."""
+    rng = random.Random(seed)
+    world = place.new_world(World(seed, orgs=1, users=4, flows=200))
+    (org,) = world.orgs()
+    place.schedule(org, world.users(org), when='every = "1s"')
+    place.use(_new_database(place, server), gateway="requests_per_second = 200", rest='grace = "2s"')
+    assert place.run("db", "upgrade").code == 0, place.said
+    with _evolving(place, rng.randrange(1 << 32)):
+        arguments = [("sync",)] * SYNCS + [("serve",)]
+        victims = [Victim(place, launcher, n, arguments[n]) for n, launcher in enumerate(launchers)]
+        kills = sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND))
+        if server is not None:
+            restart(server, "immediate")
+        kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
+        for victim in victims:
+            victim.end()
+    findings = [*_ended_badly(victims), *_finally(place)]
+    codes = sum((victim.codes for victim in victims), Counter())
+    made = Round(f"seed {seed}, {_kind(server)}", kills, codes, len(place.ledger), findings)
+    place.databases.drop(place.url)
+    for file in place.folder.glob("*-std*"):
+        file.unlink()
+    return made
+
+
+def _kind(server: postgres.Server | None) -> str:
+    return "SQLite" if server is None else "PostgreSQL"
+
+
+def _new_database(place: Place, server: postgres.Server | None) -> str:
+    url = place.databases.new()
+    if server is not None:
+        place.databases.make_durable(url)
+    return url
+
+
+@contextmanager
+def _evolving(place: Place, seed: int) -> Iterator[None]:
+    """The world goes on, and the gateway misbehaves now and then, until the end of the block."""
+    over = threading.Event()
+    rng = random.Random(seed)
+
+    def go_on() -> None:
+        while not over.wait(rng.uniform(0.02, 0.2)):
+            place.gateway.world.evolve()
+            if rng.random() < 0.3:
+                place.gateway.order(rng.choice(_FAULTS))
+
+    thread = threading.Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        place.gateway.clear_faults()
+
+
+def _strike(rng: random.Random, place: Place, victims: Sequence[Victim]) -> bool:
+    """At any moment; two times in three just after the gateway has answered somebody, when there is most to lose."""
+    if rng.random() < 0.67:
+        seen = len(place.gateway.ledger.entries())
+        place.gateway.ledger.wait_until(lambda entries: len(entries) > seen, timeout_seconds=2)
+        time.sleep(rng.uniform(0, 0.05))
+    else:
+        time.sleep(rng.uniform(*_PAUSE_SECONDS))
+    victim = rng.choice(victims)
+    if rng.random() < 0.2:
+        victim.send(signal.SIGSTOP)
+        time.sleep(_STOPPED_SECONDS)
+        victim.send(signal.SIGCONT)
+        return False
+    return victim.send(signal.SIGKILL)
+
+
+def _ended_badly(victims: Sequence[Victim]) -> Iterator[str]:
+    for victim in victims:
+        if strange := victim.codes.keys() - _MAY_END_WITH:
+            yield f"a process ended with {sorted(strange)}: {victim.said[-3000:]}"
+        if "Traceback" in victim.said:
+            yield f"a traceback: {victim.said[-3000:]}"
+
+
+def _finally(place: Place) -> list[str]:
+    code = place.run("sync").code
+    findings = [] if code in (0, 1) else [f"the clean sync exits with {code}: {place.said}"]
+    findings += place.findings(settled=True)
+    engine = connect(place.url)
+    findings += [f"verify: {finding}" for finding in verify(engine)]
+    engine.dispose()
+    return findings
+
+
+def restart(server: postgres.Server, mode: str) -> None:
+    """Stop the server as by a power cut ("immediate") and start it again."""
+    data = server.folder / "data"
+    binary = Path((data / "postmaster.opts").read_text().split()[0])
+    pg_ctl = (binary.parent / "pg_ctl", "-D", data, "-m", mode, "-w", "-t", "60", "-l", server.folder / "log")
+    user = "nobody" if os.geteuid() == 0 else None
+    quiet = subprocess.DEVNULL
+    subprocess.run([*pg_ctl, "restart"], stdin=quiet, stdout=quiet, stderr=quiet, user=user, cwd="/", check=True)
+
+
+@contextmanager
+def launchers() -> Iterator[list[Launcher]]:
+    """One for each process of the load."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Launcher()) for _ in range(SYNCS + 1)]

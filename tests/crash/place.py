@@ -1,0 +1,240 @@
+"""Where a trial happens: a folder with the real program, a local gateway, a database, and the ledger between them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+import checker
+import postgres
+import psycopg
+from program import KEY, SECRET
+
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+
+HERE = Path(__file__).parent
+SHARED_MEMORY = Path("/dev/shm")
+PATIENCE_SECONDS = 60
+_QUIET = 'every = "1h"'
+
+
+class Ended(NamedTuple):
+    """How a run ended: the exit code (negative: the signal), the points that it passed, the label of the last."""
+
+    code: int
+    passed: int
+    label: str
+
+
+class Launcher:
+    """A process that forks the program on order; one run at a time."""
+
+    def __init__(self) -> None:
+        tree = HERE.parents[1]
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLOWTRAIL_")},
+            "PYTHONPATH": f"{tree}{os.pathsep}{HERE}",
+            "PYTHONWARNINGS": "error",
+            "COLUMNS": "200",
+            "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "launcher.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            cwd=tree,
+            text=True,
+            bufsize=1,
+        )
+
+    def start(
+        self, folder: Path, arguments: Sequence[str], strike: dict[str, Any] | None = None, output: str = ""
+    ) -> int:
+        """The process id of a run that has begun; ``ended`` waits for it."""
+        order = {"folder": str(folder), "arguments": list(arguments), "output": output, "strike": strike}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        return int(self._answer())
+
+    def ended(self) -> Ended:
+        return Ended(**json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the launcher has died")
+        return line
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_SECONDS)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Databases:
+    """Makes, copies and drops databases of one kind."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, folder: Path, server: postgres.Server | None) -> None:
+        self._folder = folder
+        self._server = server
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self._server is None
+
+    def new(self, template: str | None = None) -> str:
+        """The URL of a new database: a copy of the one at ``template``, or an empty one (SQLite: no file yet)."""
+        name = f"crash_{os.getpid()}_{next(self._numbers)}"
+        if self._server is None:
+            (self._folder / name).mkdir()
+            file = self._folder / name / "flowtrail.db"
+            if template is not None:
+                copied = file_of(template)
+                for part in copied.parent.glob(f"{copied.name}*"):
+                    shutil.copy(part, file.parent / part.name)
+            return f"sqlite:///{file}"
+        source = "template0" if template is None else name_of(template)
+        self._sql(f"CREATE DATABASE {name} TEMPLATE {source} STRATEGY wal_log")
+        return self._server.url(name)
+
+    def make_durable(self, url: str) -> None:
+        """The test server forgets commits when it is stopped at once; with this database it does not."""
+        self._sql(f"ALTER DATABASE {name_of(url)} SET synchronous_commit = on")
+        self._sql("CHECKPOINT")
+
+    def drop(self, url: str) -> None:
+        if self._server is None:
+            shutil.rmtree(file_of(url).parent)
+        else:
+            self._sql(f"DROP DATABASE {name_of(url)} WITH (FORCE)")
+
+    def _sql(self, statement: str) -> None:
+        assert self._server is not None
+        with psycopg.connect(self._server.conninfo("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+def name_of(url: str) -> str:
+    """The name of a PostgreSQL database."""
+    return urlsplit(url).path.lstrip("/")
+
+
+def file_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///"))
+
+
+class Place:
+    """One launcher, one gateway and one folder; a database is pointed at by ``use``."""
+
+    def __init__(self, folder: Path, server: postgres.Server | None = None) -> None:
+        self.folder = folder
+        self.databases = Databases(folder, server)
+        self.launcher = Launcher()
+        self.url = ""
+        self.known: list[checker.Delivered] = []
+        """What was delivered into the database before the trial (with its template)."""
+        self._forgotten = 0
+        self.beginning: tuple[str, list[checker.Delivered]] | None = None
+        """A database with the first two syncs of the scenarios' world, once it was made, and its ledger."""
+        (folder / "schedules").mkdir()
+        self.new_world()
+
+    def new_world(self, world: World | None = None) -> World:
+        """A gateway of its own for another world."""
+        self._close_gateway()
+        self.gateway = DemoGateway(world or World(orgs=0), access_key=KEY, secret_key=SECRET)
+        self.gateway.start()
+        self._forgotten = 0
+        return self.gateway.world
+
+    def _close_gateway(self) -> None:
+        if hasattr(self, "gateway"):
+            self.gateway.close()
+
+    def use(self, url: str, known: Sequence[checker.Delivered] = (), gateway: str = "", rest: str = "") -> None:
+        """From now on the program works on this database, and what was delivered before counts no more."""
+        self.url = url
+        self.known = list(known)
+        self._forgotten = len(self.gateway.ledger.entries())
+        self.point_at(url, gateway, rest)
+
+    def point_at(self, url: str, gateway: str = "", rest: str = "", deadline: str = "20s") -> None:
+        """Write the settings: the same database may have several URLs."""
+        (self.folder / "flowtrail.toml").write_text(
+            f'[gateway]\nurl = "{self.gateway.url}"\naccess_key = "{KEY}"\nconcurrency = 1\n'
+            f'timeout = "10s"\ndeadline = "{deadline}"\n{gateway}\n'
+            f'[database]\nurl = "{url}"\n[service]\nlisten = ""\n{rest}\n'
+        )
+
+    def schedule(self, org: str, users: Sequence[str], when: str = _QUIET) -> None:
+        """What is configured: these users of one organisation."""
+        text = f'{when}\n\n[[targets]]\norg = "{org}"\nusers = {json.dumps(list(users))}\n'
+        (self.folder / "schedules" / "plants.toml").write_text(text)
+
+    def run(self, *arguments: str, strike: dict[str, Any] | None = None) -> Ended:
+        """The real program, to its end."""
+        for name in ("stdout", "stderr"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.launcher.start(self.folder, arguments, strike)
+        return self.launcher.ended()
+
+    @property
+    def said(self) -> str:
+        """What the last run wrote to stderr and stdout."""
+        return "".join((self.folder / name).read_text() for name in ("stderr", "stdout"))
+
+    @property
+    def ledger(self) -> list[checker.Delivered]:
+        """Every complete valid answer that was delivered for this database."""
+        return self.known + [
+            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at)
+            for entry in self.gateway.ledger.entries(after=self._forgotten)
+            if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
+        ]
+
+    def findings(self, *, settled: bool, url: str = "") -> list[str]:
+        """What the independent checker finds in the database; an SQLite file that is not there holds nothing."""
+        url = url or self.url
+        if url.startswith("sqlite") and not file_of(url).exists():
+            return []
+        return checker.check(url, self.ledger, settled=settled)
+
+    def close(self) -> None:
+        self._close_gateway()
+        self.launcher.close()
+
+
+@contextmanager
+def place(server: postgres.Server | None = None) -> Iterator[Place]:
+    """A place in a temporary folder, in memory where there is such a folder."""
+    memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix="flowtrail-crash-", dir=memory))
+    made = Place(folder, server)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)

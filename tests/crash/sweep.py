@@ -1,0 +1,130 @@
+"""The exhaustive sweep: a run is disturbed at its n-th point, n = 1, 2, 3... until a run never comes so far.
+
+After each disturbance the database is looked at as it is, then the commands of the next day run, and the independent
+checker compares what is there with what the gateway really delivered.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import checker
+from disturbances import Disturbance, Disturbed
+from place import Place, file_of
+from scenarios import ORG, Scenario, prepared
+
+MOST_POINTS = 5_000
+
+
+class Trial(NamedTuple):
+    """One disturbance, and everything that was found wrong afterwards."""
+
+    what: str
+    at: int
+    disturbed: Disturbed
+    findings: Sequence[str]
+
+    def __str__(self) -> str:
+        found = "\n    ".join(self.findings)
+        return f"{self.what} at {self.at} ({self.disturbed.ended.label}):\n    {found}"
+
+
+class Sweep:
+    """A scenario in a place, to be tried again and again from the same beginning."""
+
+    def __init__(self, place: Place, scenario: Scenario, disturbance: Disturbance) -> None:
+        self._place = place
+        self._scenario = scenario
+        self._disturbance = disturbance
+        self._template = prepared(place, scenario)
+        self._known = place.ledger if self._template else []
+        self._bad_signatures = 0
+        scenario.upstream(place.gateway.world)
+        place.schedule(ORG, scenario.configured)
+        database = "SQLite" if place.databases.is_sqlite else "PostgreSQL"
+        self.name = f"{database}, {scenario.name}, {disturbance.name}"
+
+    def trial(self, at: int) -> Trial:
+        """Disturb, look, recover, and look again."""
+        place = self._place
+        url = self._disturbance.database(place, self._template)
+        place.use(url, self._known)
+        disturbed = self._disturbance.run(place, self._scenario.command, at)
+        findings = [*self._ended_badly(disturbed), *self._at_once(), *self._recover(), *self._badly_signed()]
+        findings += place.findings(settled=True)
+        place.databases.drop(url)
+        return Trial(self.name, at, disturbed, findings)
+
+    def _ended_badly(self, disturbed: Disturbed) -> Iterator[str]:
+        said, code = self._place.said, disturbed.ended.code
+        if self._disturbance.dies and code == -signal.SIGKILL:
+            return
+        if code not in (0, 1, 3):
+            yield f"ended with {code}: {said}"
+        if "Traceback" in said:
+            yield f"a traceback: {said}"
+        if not disturbed.reached and code != self._scenario.undisturbed:
+            yield f"undisturbed, and ended with {code}: {said}"
+
+    def _at_once(self) -> list[str]:
+        """The database as it was left: SQLite's on a copy, so that recovery is the program's own."""
+        place = self._place
+        if not place.databases.is_sqlite:
+            return place.findings(settled=False) if _has_schema(place.url) else []
+        file = file_of(place.url)
+        if not file.exists():
+            return []
+        copy = place.folder / "copy"
+        shutil.copytree(file.parent, copy)
+        url = f"sqlite:///{copy / file.name}"
+        findings = place.findings(settled=False, url=url) if _has_schema(url) else []
+        shutil.rmtree(copy)
+        return findings
+
+    def _recover(self) -> Iterator[str]:
+        code = 0
+        for command in self._scenario.recovery:
+            code = self._place.run(*command).code
+            if "Traceback" in self._place.said or code not in (0, 1):
+                yield f"afterwards {' '.join(command)} exits with {code}: {self._place.said}"
+        if code != self._scenario.exits:
+            yield f"recovery exits with {code}, not {self._scenario.exits}: {self._place.said}"
+
+    def _badly_signed(self) -> Iterator[str]:
+        """Each request bears a signature of its own, a repeated one too."""
+        bad = self._place.gateway.counters.bad_signatures - self._bad_signatures
+        self._bad_signatures += bad
+        if bad:
+            yield f"{bad} requests were badly signed, or with a signature that was used before"
+
+    def close(self) -> None:
+        if self._template is not None:
+            self._place.databases.drop(self._template)
+
+
+def swept(
+    place: Place, scenario: Scenario, disturbance: Disturbance, points: Iterable[int] = range(1, MOST_POINTS)
+) -> Iterator[Trial]:
+    """The trials at ``points``, until one was not reached any more; that one must have done its work undisturbed."""
+    with closing(Sweep(place, scenario, disturbance)) as sweep:
+        for at in points:
+            trial = sweep.trial(at)
+            yield trial
+            if not trial.disturbed.reached:
+                break
+
+
+def _has_schema(url: str) -> bool:
+    """Whether the schema is there; tables come all together or not at all."""
+    connection: Any = checker._connect(url)
+    with closing(connection):
+        cursor = connection.cursor()
+        catalog, name = ("sqlite_master", "name") if url.startswith("sqlite") else ("pg_tables", "tablename")
+        cursor.execute(f"SELECT count(*) FROM {catalog} WHERE {name} IN ('target', 'lease', 'alembic_version')")
+        count = cursor.fetchone()[0]
+        assert count in (0, 3), f"half a schema: {count} of 3 tables"
+        return bool(count)
