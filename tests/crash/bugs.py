@@ -415,7 +415,7 @@ def _catches(folder: Path, measure: str) -> bool:
             "--sweep",
             measure.removeprefix("sweep:"),
             "--every",
-            "1" if "cut" in measure else "4",
+            "4" if "kill" in measure else "1",
             "--stop",
         ]
     elif measure == MODEL:

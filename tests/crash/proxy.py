@@ -1,18 +1,49 @@
-"""A TCP proxy before PostgreSQL that cuts the connection at the n-th message of its clients."""
+"""A TCP proxy before PostgreSQL that cuts the connection at the n-th message of its clients that wants an answer."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
 _MOST_BYTES = 1 << 20
+_ENCRYPTION_REQUESTS = {80877103, 80877104}
+_ANSWERED = b"QSp"
+"""Query, Sync and a password are answered; what comes before a Sync waits for it (PostgreSQL, chapter 54)."""
+
+
+class Messages:
+    """Cuts the stream of one client into messages, whatever pieces it arrives in; True: it wants an answer."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._greeting = True
+
+    def read(self, piece: bytes) -> Iterator[tuple[bytes, bool]]:
+        """The messages that are whole by now."""
+        self._rest += piece
+        while (length := self._length()) is not None:
+            message, self._rest = self._rest[:length], self._rest[length:]
+            if self._greeting:
+                self._greeting = struct.unpack_from("!i", message, 4)[0] in _ENCRYPTION_REQUESTS
+                yield message, True
+            else:
+                yield message, message[:1] in _ANSWERED
+
+    def _length(self) -> int | None:
+        """How long the first message is, if it is there as a whole."""
+        typed = 0 if self._greeting else 1
+        if len(self._rest) < typed + 4:
+            return None
+        length = typed + int(struct.unpack_from("!i", self._rest, typed)[0])
+        return length if len(self._rest) >= length else None
 
 
 class CuttingProxy:
-    """Messages are counted over all connections, as they are sent: a statement, a COMMIT, a handshake.
+    """Messages are counted over all connections: a statement, a COMMIT, a handshake.
 
     "before": the server never gets it. "after": the server has answered, and the answer is swallowed. "middle": half
     of the answer arrives. Then both connections end; later ones pass untouched.
@@ -61,17 +92,28 @@ class CuttingProxy:
             return self._sent == self._at
 
     def _questions(self, client: socket.socket, server: socket.socket, cutting: threading.Event) -> None:
+        messages = Messages()
         with contextlib.suppress(OSError):
-            while sent := client.recv(_MOST_BYTES):
-                if self._is_the_one():
-                    self.has_cut = True
-                    if self._when == "before":
-                        break
+            while piece := client.recv(_MOST_BYTES):
+                passed, is_cut = self._passed(messages.read(piece))
+                if is_cut and self._when != "before":
                     cutting.set()
-                server.sendall(sent)
+                server.sendall(passed)
+                if is_cut:
+                    break
         if not cutting.is_set():
             _end(server)
             _end(client)
+
+    def _passed(self, messages: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bool]:
+        """The bytes that go on to the server, and whether the connection is cut behind them."""
+        passed = b""
+        for message, wants_answer in messages:
+            if wants_answer and self._is_the_one():
+                self.has_cut = True
+                return passed + (b"" if self._when == "before" else message), True
+            passed += message
+        return passed, False
 
     def _answers(self, client: socket.socket, server: socket.socket, cutting: threading.Event) -> None:
         with contextlib.suppress(OSError):
