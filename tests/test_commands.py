@@ -274,6 +274,14 @@ def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> 
     assert "change_set_no_update" in done.stdout
 
 
+def test_grants_are_printed_for_the_roles_that_are_named(flowtrail: Program) -> None:
+    printed = flowtrail("db", "grants", "--writer", "etl_writer")
+    assert printed.returncode == 0
+    assert 'GRANT INSERT ON change_set, workflow_change TO "etl_writer";' in printed.stdout
+    refused = flowtrail("db", "grants", "--owner", "no; DROP")
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
 def test_the_demo_tells_its_story_and_its_last_commands_work(flowtrail: Program, tmp_path: Path) -> None:
     done = flowtrail("demo", "--folder", str(tmp_path / "story"))
     assert done.returncode == 0, done.stderr

@@ -216,6 +216,13 @@ class Lives(RuleBasedStateMachine):
         """Everybody sees one workflow only: so few that the guard alone does not hold them."""
         self.upstream.lists = {target: {flow.flow_id: flow} for target in TARGETS}
 
+    @rule(of=targets)
+    def mistake_for_another(self, of: Target) -> None:
+        """EnOS answers with somebody else's list."""
+        self.upstream.lists[of] = by_id(
+            Flow(f"{i}0", f.flow_name, f.cycle, None) for i, f in self.upstream.lists[of].items()
+        )
+
     @rule(chosen=some_targets)
     def vanish(self, chosen: list[Target]) -> None:
         self.upstream.lists.update({target: {} for target in chosen})

@@ -102,6 +102,17 @@ def check_schema(context: typer.Context, as_json: options.Json = False, config_f
         raise typer.Exit(1)
 
 
+@_db.command("grants")
+def print_grants(
+    owner: Annotated[str, typer.Option("--owner", help="Owns everything, runs the migrations.")] = "flowtrail_owner",
+    writer: Annotated[str, typer.Option("--writer", help="The service: appends the trail.")] = "flowtrail_writer",
+    reader: Annotated[str, typer.Option("--reader", help="Reports: reads.")] = "flowtrail_reader",
+) -> None:
+    """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
+    for statement in database.grants(owner, writer, reader):
+        show.data(statement.encode() + b"\n")
+
+
 _guard.command("list")(guard_list)
 
 
