@@ -404,3 +404,32 @@ def test_what_the_driver_itself_refuses_is_a_database_error_too(engine: Engine) 
 def test_a_table_that_is_missing_points_to_the_check(engine: Engine) -> None:
     with pytest.raises(SchemaMismatch, match="`flowtrail db check`"), reading(engine) as connection:
         connection.exec_driver_sql("SELECT * FROM leases")
+
+
+@pytest.mark.parametrize(("value", "meant"), [("none", None), ("0", 0), ("9", 9)])
+def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
+    migrated_postgres: str, postgres: local_postgres.Server, value: str, meant: int | None
+) -> None:
+    engine = connect(f"{postgres.url(migrated_postgres)}&prepare_threshold={value}")
+    try:
+        with reading(engine) as connection:
+            for _ in range(10):
+                connection.execute(text("SELECT count(*) FROM target"))
+            assert connection.connection.driver_connection.prepare_threshold == meant
+            prepared = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
+        assert bool(prepared) == (meant is not None)
+    finally:
+        engine.dispose()
+
+
+def test_a_file_whose_damaged_bytes_are_no_text_is_named_as_damaged(migrated_sqlite: Path, tmp_path: Path) -> None:
+    content = bytearray(migrated_sqlite.read_bytes())
+    at = content.index(b"CREATE TABLE target")
+    content[at : at + 6] = b"\xff\xfe\xfd\xfc\xfb\xfa"
+    (tmp_path / "damaged.db").write_bytes(content)
+    engine = connect(f"sqlite:///{tmp_path / 'damaged.db'}")
+    try:
+        with pytest.raises(DatabaseError, match="damaged"), reading(engine) as connection:
+            connection.execute(text("SELECT * FROM target"))
+    finally:
+        engine.dispose()

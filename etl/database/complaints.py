@@ -26,6 +26,8 @@ def translated(engine: Engine) -> Iterator[None]:
         raise explain(error.orig, engine) from error
     except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
         raise explain(error, engine) from error
+    except UnicodeDecodeError as error:  # of sqlite3, whose own complaint quotes bytes that are no text
+        raise _explain_sqlite(sqlite3.SQLITE_CORRUPT, "", engine.url) from error
     except PoolTimeout as error:
         raise DatabaseUnreachable(
             f"No connection to {describe(engine.url)} came free: more threads than connections are at work."

@@ -55,7 +55,18 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
 def _connection_parameters(url: URL) -> dict[str, Any]:
     """Ours, where the URL does not give its own; both kinds of ``options``, of which the later one wins."""
     ours = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+    if "prepare_threshold" in url.query:
+        ours["prepare_threshold"] = _threshold(str(url.query["prepare_threshold"]))
     return {**ours, "options": f"{_OPTIONS} {url.query.get('options', '')}".strip()}
+
+
+def _threshold(value: str) -> int | None:
+    """After so many times a statement is prepared; "none", never: some poolers need that."""
+    if value.lower() == "none":
+        return None
+    if not value.isdecimal():
+        raise _unusable("has a prepare_threshold that is neither a number nor none")
+    return int(value)
 
 
 def describe(url: str | URL) -> str:
