@@ -61,9 +61,9 @@ def test_wherever_the_program_dies_nothing_is_lost_or_invented(postgres: local_p
     """It kills itself before or after a statement, a request or a COMMIT; the next run finds everything right."""
 
     def die(made: Place, server: local_postgres.Server | None) -> list[str]:
-        rng = random.Random(1 if server is None else 2)
+        rng, count = (random.Random(1), 2) if server is None else (random.Random(2), 1)
         kill = Strike("kill")
-        each = (swept(made, scenario, kill, some_points(rng, LIKELY_POINTS, 2)) for scenario in SCENARIOS)
+        each = (swept(made, scenario, kill, some_points(rng, LIKELY_POINTS, count)) for scenario in SCENARIOS)
         return [finding for trials in each for finding in found_in(trials)]
 
     assert on_both(postgres, die) == []
