@@ -54,16 +54,14 @@ def _gateway(given: argparse.Namespace) -> DemoGateway:
 def main() -> None:
     """Serves until SIGTERM or Ctrl-C."""
     given = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with _gateway(given) as gateway:
-            sys.stdout.write(f"{gateway.url}\n")
-            sys.stdout.flush()
-            never = threading.Event()
-            while not never.wait(given.evolve_every):
-                gateway.world.evolve()
-    except KeyboardInterrupt:
-        return
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # said outright: a shell's background job would ignore Ctrl-C
+        signal.signal(number, lambda *_: stopped.set())
+    with _gateway(given) as gateway:
+        sys.stdout.write(f"{gateway.url}\n")
+        sys.stdout.flush()
+        while not stopped.wait(given.evolve_every):
+            gateway.world.evolve()
 
 
 if __name__ == "__main__":
