@@ -89,10 +89,13 @@ RETIREMENT = """CASE WHEN t.retired_at > w.changed_at THEN t.retired_at ELSE w.c
 ANOTHER = """EXISTS (SELECT 1 FROM target another
                       WHERE another.org_id = t.org_id AND another.user_id = t.user_id AND another.id <> t.id)"""
 
+# Looked up for what becomes an event, so that the windows sort narrower rows.
+LAST_UNCHANGED = "(SELECT s.last_unchanged_at FROM change_set s WHERE s.id = change_set_id)"
+
 # 1. A step is +1 where a target shows a workflow that it did not, and -1 where it does no longer. It is told, that is
 #    may be an event, unless it comes with a baseline or a retirement.
 STEP = f"""
-            SELECT t.org_id, c.flow_id, t.user_id, s.run_id, s.observed_at, c.change_set_id, s.last_unchanged_at,
+            SELECT t.org_id, c.flow_id, t.user_id, s.run_id, s.observed_at, c.change_set_id,
                    CASE c.kind WHEN 'removed' THEN c.old_name ELSE c.new_name END AS name,
                    CASE c.kind WHEN 'removed' THEN c.old_cycle ELSE c.new_cycle END AS cycle,
                    CASE c.kind WHEN 'removed' THEN c.old_editable ELSE c.new_editable END AS editable,
@@ -103,7 +106,7 @@ STEP = f"""
             JOIN workflow_change c ON c.change_set_id = s.id
             WHERE c.kind IN ('baseline', 'added', 'removed') AND {{whose}}
             UNION ALL
-            SELECT t.org_id, w.flow_id, t.user_id, -t.id, {RETIREMENT}, NULL, NULL, NULL, NULL, -1, 0
+            SELECT t.org_id, w.flow_id, t.user_id, -t.id, {RETIREMENT}, NULL, NULL, NULL, -1, 0
             FROM target t
             JOIN workflow w ON w.target_id = t.id
             WHERE t.retired_at IS NOT NULL AND {{whose}}"""
@@ -111,7 +114,7 @@ STEP = f"""
 # 2. A user with several expressions is one user: what a run did to the user, all in all, counts at the last of the
 #    steps, if it changed whether the user sees the workflow.
 STEP_OF_SEVERAL = """
-        SELECT org_id, flow_id, user_id, run_id, observed_at, change_set_id, last_unchanged_at, name, cycle, editable,
+        SELECT org_id, flow_id, user_id, run_id, observed_at, change_set_id, name, cycle, editable,
                net AS step, CASE WHEN net > 0 THEN added ELSE removed END AS told
         FROM (
             SELECT shows.*, row_number() OVER whole AS nth,
@@ -156,9 +159,9 @@ SELECT org_id, flow_id, kind, CASE WHEN kind IN ('access_granted', 'access_lost'
        CASE WHEN kind IN ('appeared', 'access_granted') THEN cycle END AS new_cycle,
        CASE WHEN kind = 'access_lost' THEN editable END AS old_editable,
        CASE WHEN kind = 'access_granted' THEN editable END AS new_editable,
-       last_unchanged_at, observed_at
+       {LAST_UNCHANGED} AS last_unchanged_at, observed_at
 FROM (
-    SELECT org_id, flow_id, user_id, name, cycle, editable, last_unchanged_at, observed_at,
+    SELECT org_id, flow_id, user_id, name, cycle, editable, change_set_id, observed_at,
            CASE WHEN before_run = 0 AND net > 0
                 THEN CASE WHEN user_id = last_user_id AND run_told = 1 THEN 'appeared' END
                 WHEN before_run > 0 AND before_run + net = 0
@@ -173,19 +176,19 @@ WHERE kind IS NOT NULL"""
 # 5. What shows a workflow anew, and how many targets showed it before; what only changed was shown before, at least by
 #    the target that says so.
 ANEW = f"""
-            SELECT org_id, flow_id, observed_at, change_set_id, last_unchanged_at, new_name, new_cycle, shown_before
+            SELECT org_id, flow_id, observed_at, change_set_id, new_name, new_cycle, shown_before
             FROM (
                 SELECT shows.*, sum(step) OVER (PARTITION BY org_id, flow_id ORDER BY observed_at, change_set_id
                                                 ROWS UNBOUNDED PRECEDING) - step AS shown_before
                 FROM (
-                    SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, s.last_unchanged_at, c.new_name,
+                    SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, c.new_name,
                            c.new_cycle, CASE c.kind WHEN 'removed' THEN -1 ELSE 1 END AS step
                     FROM target t
                     JOIN change_set s ON s.target_id = t.id
                     JOIN workflow_change c ON c.change_set_id = s.id
                     WHERE c.kind IN ('baseline', 'added', 'removed')
                     UNION ALL
-                    SELECT t.org_id, w.flow_id, {RETIREMENT}, NULL, NULL, NULL, -1
+                    SELECT t.org_id, w.flow_id, {RETIREMENT}, NULL, NULL, -1
                     FROM target t
                     JOIN workflow w ON w.target_id = t.id
                     WHERE t.retired_at IS NOT NULL
@@ -197,7 +200,7 @@ ANEW = f"""
 TOLD = f"""
         SELECT tells.*, lag(new_name) OVER told AS old_name, lag(new_cycle) OVER told AS old_cycle
         FROM (
-            SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, s.last_unchanged_at, c.new_name, c.new_cycle,
+            SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, c.new_name, c.new_cycle,
                    1 AS shown_before
             FROM target t
             JOIN change_set s ON s.target_id = t.id
@@ -210,7 +213,8 @@ TOLD = f"""
 # 7. A report can be two events: of the cycle and of the name.
 ORG_WORKFLOW_EVENT = f"""{ACCESS_EVENT}
 UNION ALL
-SELECT org_id, flow_id, kind, NULL, old_name, new_name, old_cycle, new_cycle, NULL, NULL, last_unchanged_at, observed_at
+SELECT org_id, flow_id, kind, NULL, old_name, new_name, old_cycle, new_cycle, NULL, NULL,
+       {LAST_UNCHANGED}, observed_at
 FROM (
     SELECT *
     FROM ({TOLD}
