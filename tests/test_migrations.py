@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 
 from etl.database import check, connect, creating, current, expected, reading, require_current, upgrade, writing
@@ -182,6 +183,26 @@ def test_alembic_prints_the_sql_for_who_wants_to_run_it_by_hand(url: str) -> Non
     said = alembic("upgrade", "head", "--sql", url=url).stdout
     assert "CREATE TABLE workflow_change" in said
     assert "CREATE TRIGGER change_set_no" in said
+
+
+def test_the_files_of_the_migrations_are_named_in_the_order_that_alembic_follows() -> None:
+    folder = Path(__file__).parents[1] / "migrations"
+    scripts = ScriptDirectory(str(folder)).walk_revisions()
+    assert [script.revision for script in reversed(list(scripts))] == [
+        file.name.partition("_")[0] for file in sorted((folder / "versions").glob("*.py"))
+    ]
+    assert expected() == ScriptDirectory(str(folder)).get_current_head()
+
+
+def test_alembic_is_not_loaded_where_the_schema_is_current(engine: Engine, database_url: str) -> None:
+    look = f"""
+import sys
+from etl.database import connect, require_current
+import etl.__main__
+require_current(connect({database_url!r}), create_if_empty_sqlite=False)
+print("alembic" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_revisions_import_no_application_code() -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import alembic.command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, inspect
 
 from etl import catalog
 from etl.database.complaints import translated
@@ -18,13 +14,16 @@ from etl.database.engine import connect, describe, file_of
 from etl.database.transactions import creating, reading, writing
 from etl.errors import SchemaMismatch
 
+if TYPE_CHECKING:  # Alembic is slow to load, and a run on a schema that is current needs none of it
+    from alembic.config import Config
+
 _one_alembic_at_a_time: Final = threading.Lock()
 """Alembic's environment is global to the process."""
 
 
 def expected() -> str:
     """The revision that this program needs."""
-    return str(_scripts().get_current_head())
+    return _revisions()[-1]
 
 
 def current(engine: Engine) -> str | None:
@@ -32,7 +31,9 @@ def current(engine: Engine) -> str | None:
     if _is_missing(engine):
         return None
     with reading(engine) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
 
 
 def upgrade(engine: Engine) -> None:
@@ -69,7 +70,7 @@ def require_current(engine: Engine, *, create_if_empty_sqlite: bool) -> None:
 
 
 def _refuse_unknown(engine: Engine, found: str | None) -> None:
-    if found is not None and found not in {script.revision for script in _scripts().walk_revisions()}:
+    if found is not None and found not in _revisions():
         raise SchemaMismatch(
             f"The schema of {describe(engine.url)} is at revision {found}, ahead of this Flowtrail, which knows "
             f"{expected()}: install the newer Flowtrail (`flowtrail db upgrade` cannot go back)."
@@ -109,23 +110,31 @@ def _fresh_sqlite() -> catalog.Catalog:
 
 
 def _run_migrations(connection: Connection) -> None:
+    import alembic.command
+
     with _one_alembic_at_a_time:
         alembic.command.upgrade(_config(connection), "head")
 
 
-def _config(connection: Connection | None = None) -> Config:
-    """In a checkout the migrations lie beside ``etl/``; the wheel carries them inside."""
-    here = Path(__file__).parents[1]
-    inside = here / "migrations"
-    folder = inside if inside.is_dir() else here.parent / "migrations"
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
+def _revisions() -> list[str]:
+    """From the oldest to the newest: each is a file, NNNN_what_it_does.py, and follows the one before."""
+    return sorted(script.name.partition("_")[0] for script in (_folder() / "versions").glob("[0-9]*_*.py"))
+
+
+def _folder() -> Path:
+    """In a checkout the migrations lie beside ``etl/``; the wheel carries them inside."""
+    here = Path(__file__).parents[1]
+    inside = here / "migrations"
+    return inside if inside.is_dir() else here.parent / "migrations"
 
 
 def _is_missing(engine: Engine) -> bool:
