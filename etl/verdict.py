@@ -67,10 +67,12 @@ def judged(
     """
     assert snapshot.flows is not None  # noqa: S101 - the caller decoded it
     answer = {flow.flow_id: flow for flow in snapshot.flows}
+    answer_digest = state_digest(snapshot.flows)
     times = seen(fence, snapshot.asked_at, snapshot.observed_at)
     after = _after(state, answer, decision)
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
-    change_set = _change_set(fence, state, times, after, changes, approved_by)
+    digest = answer_digest if after is answer else state_digest(after.values())
+    change_set = _change_set(fence, state, times, digest, changes, approved_by)
     held = bool(decision.held)
     span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
     return Outcome(
@@ -79,7 +81,7 @@ def judged(
         observed_at=times.observed_at,
         span=span,
         extends=extends,
-        answer_digest=state_digest(snapshot.flows),
+        answer_digest=answer_digest,
         data_hash=snapshot.data_hash,
         change_set=change_set,
         hash=change_set_hash(fence.head_hash or GENESIS, change_set) if change_set else None,
@@ -94,6 +96,8 @@ def judged(
 def _after(state: State, answer: Mapping[str, Flow], decision: Decision) -> Mapping[str, Flow]:
     if decision.whole:
         return state.flows
+    if not decision.held:
+        return answer
     return {**answer, **{flow_id: state.flows[flow_id] for flow_id in decision.held}}
 
 
@@ -101,7 +105,7 @@ def _change_set(
     fence: Fence,
     state: State,
     times: Seen,
-    after: Mapping[str, Flow],
+    digest: str,
     changes: list[Change],
     approved_by: str | None,
 ) -> ChangeSet | None:
@@ -115,7 +119,7 @@ def _change_set(
         last_unchanged_at=fence.span.last_asked_at if fence.span else None,
         spans=state.spans,
         approved_by=approved_by,
-        state_digest=state_digest(after.values()),
+        state_digest=digest,
         changes=changes,
     )
 

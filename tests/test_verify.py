@@ -95,8 +95,14 @@ class Intruder:
     def _disarming(self) -> list[str]:
         if self.on_sqlite:
             triggers = self.run("SELECT name FROM sqlite_master WHERE type = 'trigger'")
-            pragmas = ["PRAGMA ignore_check_constraints = ON", "PRAGMA synchronous = OFF"]
-            return pragmas + [f"DROP TRIGGER {trigger['name']}" for trigger in triggers]
+            lax = "replace(replace(sql, 'ROWID,', 'ROWID'), 'STRICT', '')"
+            any_type = [f"UPDATE sqlite_master SET sql = {lax} WHERE type = 'table'", "PRAGMA writable_schema = RESET"]
+            pragmas = [
+                "PRAGMA ignore_check_constraints = ON",
+                "PRAGMA synchronous = OFF",
+                "PRAGMA writable_schema = ON",
+            ]
+            return pragmas + any_type + [f"DROP TRIGGER {trigger['name']}" for trigger in triggers]
         constraints = self.run(
             "SELECT conrelid::regclass AS owner, conname FROM pg_constraint WHERE contype IN ('c', 'f')"
             " AND conrelid > 0 AND connamespace = current_schema()::regnamespace"

@@ -18,8 +18,8 @@ BUSY_TIMEOUT_SECONDS: Final = 60.0
 WAL_IS_SAFE_FROM: Final = (3, 51, 3)
 """Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
 
-OLDEST_SQLITE: Final = (3, 35, 0)
-"""The first with RETURNING."""
+OLDEST_SQLITE: Final = (3, 37, 0)
+"""The first with STRICT tables."""
 
 _POSTGRESQL: Final[dict[str, Any]] = {
     "application_name": "flowtrail",
@@ -86,7 +86,7 @@ def _parse(url: str) -> URL:
         if parsed.query:
             raise _unusable("has options behind '?': SQLite takes none here")
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-            raise _unusable(f"needs SQLite 3.35 or newer, and this Python brings {sqlite3.sqlite_version}: use another")
+            raise _unusable(f"needs SQLite 3.37 or newer, and this Python brings {sqlite3.sqlite_version}: use another")
         return parsed
     if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
         raise _unusable(f"names {parsed.drivername!r}: Flowtrail speaks sqlite and postgresql+psycopg")

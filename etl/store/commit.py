@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from msgspec.structs import astuple
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import CHANGE_KINDS, ChangeSet, Issue, Outcome
+from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome
 from etl.schema import change_set, observation, sync_issue, target, workflow, workflow_change
-from etl.store.bulk import extend_spans, insert_rows, stamp
+from etl.store.bulk import extend_spans, insert_rows
 from etl.store.fences import LATEST_SPAN
 from etl.trail import GENESIS
 
@@ -62,10 +63,30 @@ _ANSWERED: Final = (
         last_error=None,
     )
 )
-_HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)
-_REMOVE: Final = delete(workflow).where(
-    workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow")
+_CHANGED: Final = workflow_change.join(change_set, change_set.c.id == workflow_change.c.change_set_id)
+_NEW_ROWS: Final = (
+    select(
+        change_set.c.target_id,
+        workflow_change.c.flow_id,
+        workflow_change.c.new_name,
+        workflow_change.c.new_cycle,
+        workflow_change.c.new_editable,
+        change_set.c.observed_at.label("first_seen_at"),
+        change_set.c.observed_at.label("changed_at"),
+    )
+    .select_from(_CHANGED)
+    .where(change_set.c.id.in_(bindparam("ids", expanding=True)))
 )
+_COLUMNS: Final = ("target_id", "flow_id", "flow_name", "cycle", "editable", "first_seen_at", "changed_at")
+_BASELINE: Final = insert(workflow).from_select(_COLUMNS, _NEW_ROWS)
+_REMOVE: Final = delete(workflow).where(
+    tuple_(workflow.c.target_id, workflow.c.flow_id).in_(
+        select(change_set.c.target_id, workflow_change.c.flow_id)
+        .select_from(_CHANGED)
+        .where(change_set.c.id.in_(bindparam("ids", expanding=True)), workflow_change.c.kind == "removed")
+    )
+)
+_HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)
 _MISSING: Final = (
     update(workflow)
     .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
@@ -79,7 +100,8 @@ def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> s
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
-    _write_workflows(connection, [o for o in won if o.change_set or o.missing or o.missing_before])
+    _replay(connection, numbered)
+    _execute_many(connection, _MISSING, _missing_rows(won))
     _write_targets(connection, won, _open_spans(connection, won))
     _insert_issues(connection, run_id, outcomes, lost)
     return lost
@@ -155,45 +177,29 @@ def _change_set_row(run_id: int, outcome: Outcome, made: ChangeSet) -> dict[str,
 
 
 def _insert_changes(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:
-    columns = ("change_set_id", "flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable",
-               "new_editable")  # fmt: skip
-    rows = (
-        (number, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle, c.old_editable, c.new_editable)
-        for number, _, made in numbered
-        for c in made.changes
-    )
+    columns = ("change_set_id", *Change.__struct_fields__)
+    rows = ((number, *astuple(change)) for number, _, made in numbered for change in made.changes)
     insert_rows(connection, workflow_change, columns, rows)
 
 
-def _write_workflows(connection: Connection, outcomes: Sequence[Outcome]) -> None:
-    baselines = [o for o in outcomes if o.change_set is not None and o.change_set.kind == "baseline"]
-    deltas = [o for o in outcomes if o.change_set is not None and o.change_set.kind == "delta"]
-    columns = ("target_id", "flow_id", "flow_name", "cycle", "editable", "first_seen_at", "changed_at")
-    insert_rows(connection, workflow, columns, _baseline_rows(connection, baselines))
-    _execute_many(connection, _REMOVE, _removed_keys(deltas))
-    _execute_many(connection, _upsert(connection), _upserted_rows(deltas))
-    _execute_many(connection, _MISSING, _missing_rows(outcomes))
-
-
-def _baseline_rows(connection: Connection, outcomes: Iterable[Outcome]) -> Iterator[tuple[Any, ...]]:
-    for outcome in outcomes:
-        assert outcome.change_set is not None  # noqa: S101 - the caller chose them so
-        at = stamp(connection, outcome.change_set.observed_at)
-        for change in outcome.change_set.changes:
-            yield (
-                outcome.fence.target_id,
-                change.flow_id,
-                change.new_name,
-                change.new_cycle,
-                change.new_editable,
-                at,
-                at,
-            )
+def _replay(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:
+    """Do to ``workflow`` what the trail now says: the database reads the changes that it has just been given."""
+    baselines: list[int] = []
+    deltas: list[int] = []
+    for number, _, made in numbered:
+        (baselines if made.kind == "baseline" else deltas).append(number)
+    if baselines:
+        connection.execute(_BASELINE, {"ids": baselines})
+    if deltas:
+        connection.execute(_REMOVE, {"ids": deltas})
+        connection.execute(_upsert(connection), {"ids": deltas})
 
 
 def _upsert(connection: Connection) -> Any:
+    """Two changes of a workflow say the same of what it became: DISTINCT makes them one row."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(workflow)
+    rows = _NEW_ROWS.where(workflow_change.c.kind != "removed").distinct()
+    statement = dialect.insert(workflow).from_select(_COLUMNS, rows)
     new = statement.excluded
     return statement.on_conflict_do_update(
         index_elements=[workflow.c.target_id, workflow.c.flow_id],
@@ -204,33 +210,6 @@ def _upsert(connection: Connection) -> Any:
             "changed_at": new.changed_at,
         },
     )
-
-
-def _upserted_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    rows = {
-        (outcome.fence.target_id, change.flow_id): {
-            "target_id": outcome.fence.target_id,
-            "flow_id": change.flow_id,
-            "flow_name": change.new_name,
-            "cycle": change.new_cycle,
-            "editable": change.new_editable,
-            "first_seen_at": made.observed_at,
-            "changed_at": made.observed_at,
-        }
-        for outcome, made in _change_sets(outcomes)
-        for change in made.changes
-        if change.kind != "removed"
-    }
-    return [rows[key] for key in sorted(rows)]
-
-
-def _removed_keys(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    return [
-        {"of_target": outcome.fence.target_id, "of_flow": change.flow_id}
-        for outcome, made in _change_sets(outcomes)
-        for change in made.changes
-        if change.kind == "removed"
-    ]
 
 
 def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

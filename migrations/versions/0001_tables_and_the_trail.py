@@ -16,6 +16,7 @@ depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 BYTEWISE = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+BOOLEAN = sa.Boolean().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True).with_variant(sa.Text(), "sqlite")
 
 
@@ -49,7 +50,7 @@ def time(name: str, *, null: bool = False) -> sa.Column:
 
 
 def boolean(name: str, *, null: bool = False) -> sa.Column:
-    return sa.Column(name, sa.Boolean(), nullable=null)
+    return sa.Column(name, BOOLEAN, nullable=null)
 
 
 def primary(table: str, *columns: str) -> sa.PrimaryKeyConstraint:
@@ -65,21 +66,18 @@ def refers(table: str, column: str, to: str, **rule: str) -> sa.ForeignKeyConstr
 
 
 def stored_as(column: sa.Column) -> str:
-    """What SQLite, where any column takes anything, has to be told."""
+    """What SQLite has to be told besides a column's type; "" for nothing."""
     if isinstance(column.type, sa.DateTime):
         return f"length({column.name}) = 26"
-    if isinstance(column.type, sa.Boolean):
-        return f"{column.name} IN (0, 1)"
-    kind = "integer" if isinstance(column.type, sa.Integer) else "text"
-    return f"typeof({column.name}) IN ('{kind}', 'null')" if column.nullable else f"typeof({column.name}) = '{kind}'"
+    return f"{column.name} IN (0, 1)" if isinstance(column.type, sa.Boolean) else ""
 
 
 def create(table: str, *items: sa.schema.SchemaItem, checks: dict[str, str], **options: object) -> None:
     if on_sqlite():
-        types = [stored_as(item) for item in items if isinstance(item, sa.Column) and item.name != "id"]
-        checks = {**checks, "types": " AND ".join(types)}
+        stored = [check for item in items if isinstance(item, sa.Column) and (check := stored_as(item))]
+        checks = {**checks, "types": " AND ".join(stored)} if stored else checks
     named = [sa.CheckConstraint(sql, name=op.f(f"ck_{table}_{name}")) for name, sql in checks.items()]
-    op.create_table(table, *items, *named, **options)
+    op.create_table(table, *items, *named, sqlite_strict=True, **options)
 
 
 def index(table: str, *columns: str, name: str = "", where: str = "", unique: bool = False) -> None:
@@ -89,7 +87,8 @@ def index(table: str, *columns: str, name: str = "", where: str = "", unique: bo
 
 
 def one_of(column: str, *values: str) -> str:
-    return f"{column} IN ({', '.join(map(repr, values))})"
+    """Not IN: SQLite builds a table of a longer list for every row that it inserts."""
+    return " OR ".join(f"{column} = {value!r}" for value in values)
 
 
 def none_negative(*columns: str) -> str:

@@ -60,11 +60,11 @@ BUGS = (
     _bug(
         "state and trail are committed apart",
         "etl/store",
-        "    _write_workflows(connection, [",
+        "    _replay(connection, numbered)",
         '    sqlite = connection.dialect.name == "sqlite"\n'
         '    connection.exec_driver_sql("COMMIT")\n'
         '    connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")\n'
-        "    _write_workflows(connection, [",
+        "    _replay(connection, numbered)",
         "sweep:SQLite, change, kill",
         "sweep:PostgreSQL, change, kill",
         MODEL,
@@ -166,7 +166,7 @@ BUGS = (
     _bug(
         "a removed workflow stays in the list",
         "etl/store",
-        "    _execute_many(connection, _REMOVE, _removed_keys(deltas))\n",
+        '        connection.execute(_REMOVE, {"ids": deltas})\n',
         "",
         "tests/test_store.py",
         "sweep:SQLite, remove, kill",
