@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from typing import Final, Literal, NamedTuple
 
@@ -108,6 +109,11 @@ class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state_digest: str
     changes: Sequence[Change]
     """Sorted by (flow_id, kind)."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many changes there are of each kind."""
+        return Counter([change.kind for change in self.changes])
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -40,7 +40,8 @@ class Store:
         """The fence of each of ``targets``; new ones get a row, and retired ones come back, if ``register``."""
         known = self._read(lambda connection: fences.read_fences(connection, targets))
         if register and (len(known) < len(targets) or any(fence.retired for fence in known.values())):
-            known = self._write(lambda connection: fences.register(connection, targets))
+            new = set(targets) - known.keys()
+            known = self._write(lambda connection: fences.register(connection, targets, new))
         return [known.get(target) or Fence(target=target) for target in targets]
 
     def states(self, target_ids: Sequence[int]) -> dict[int, State]:

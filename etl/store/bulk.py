@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +41,11 @@ _EXTEND_SQLITE: Final = text(
 def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Insert tuples in the order of ``columns``; times are datetimes on PostgreSQL, `stamp`s on SQLite."""
     names = ", ".join(columns)
+    waiting = iter(rows)
+    first = list(islice(waiting, 1))
+    if not first:
+        return
+    rows = chain(first, waiting)
     if connection.dialect.name == "postgresql":
         driver = connection.connection.driver_connection
         assert driver is not None  # noqa: S101 - it is checked out
@@ -48,9 +54,7 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
                 copy.write_row(row)
         return
     marks = ", ".join("?" * len(columns))
-    listed = list(rows)
-    if listed:
-        connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", listed)  # noqa: S608
+    connection.exec_driver_sql(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", list(rows))  # noqa: S608
 
 
 def stamp(connection: Connection, instant: dt.datetime) -> Any:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, Table, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome
+from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import change_set, observation, sync_issue, target, workflow, workflow_change
-from etl.store.bulk import extend_spans, insert_rows
+from etl.store.bulk import extend_spans, insert_rows, stamp
 from etl.store.fences import LATEST_SPAN
 from etl.trail import GENESIS
 
@@ -151,29 +150,43 @@ def _insert_change_sets(
     connection: Connection, run_id: int, outcomes: Iterable[Outcome]
 ) -> list[tuple[int, Outcome, ChangeSet]]:
     made = [(outcome, outcome.change_set) for outcome in outcomes if outcome.change_set is not None]
-    if not made:
-        return []
-    statement = insert(change_set).returning(change_set.c.id, sort_by_parameter_order=True)
-    ids = connection.execute(statement, [_change_set_row(run_id, *pair) for pair in made]).scalars()
-    return [(change_set_id, *pair) for change_set_id, pair in zip(ids, made, strict=True)]
+    insert_rows(connection, change_set, _CHANGE_SET, (_change_set_row(connection, run_id, *pair) for pair in made))
+    ids = _latest_ids(connection, change_set, (outcome for outcome, _ in made))
+    return [(ids[outcome.fence.target_id], outcome, made) for outcome, made in made]
 
 
-def _change_set_row(run_id: int, outcome: Outcome, made: ChangeSet) -> dict[str, Any]:
-    counts = Counter(change.kind for change in made.changes)
-    return {
-        "target_id": outcome.fence.target_id,
-        "version": made.version,
-        "run_id": run_id,
-        "kind": made.kind,
-        "observed_at": made.observed_at,
-        "last_unchanged_at": made.last_unchanged_at,
-        "flow_count": outcome.flow_count,
-        "state_digest": made.state_digest,
-        **{kind: counts[kind] for kind in CHANGE_KINDS},
-        "approved_by": made.approved_by,
-        "parent_hash": outcome.fence.head_hash or GENESIS,
-        "hash": outcome.hash,
-    }
+_CHANGE_SET: Final = (
+    "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest",
+    *CHANGE_KINDS, "approved_by", "parent_hash", "hash",
+)  # fmt: skip
+
+
+def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made: ChangeSet) -> tuple[Any, ...]:
+    counts = made.counts
+    return (
+        outcome.fence.target_id,
+        made.version,
+        run_id,
+        made.kind,
+        stamp(connection, made.observed_at),
+        None if made.last_unchanged_at is None else stamp(connection, made.last_unchanged_at),
+        outcome.flow_count,
+        made.state_digest,
+        *(counts[kind] for kind in CHANGE_KINDS),
+        made.approved_by,
+        outcome.fence.head_hash or GENESIS,
+        outcome.hash,
+    )
+
+
+def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome]) -> dict[int, int]:
+    """The id of each target's latest row: the one just inserted, since the target's row is locked."""
+    ids = [outcome.fence.target_id for outcome in outcomes]
+    if not ids:
+        return {}
+    latest = select(table.c.target_id, func.max(table.c.id)).group_by(table.c.target_id)
+    rows = connection.execute(latest.where(table.c.target_id.in_(bindparam("ids", expanding=True))), {"ids": ids})
+    return dict(rows.tuples())
 
 
 def _insert_changes(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:
@@ -233,26 +246,26 @@ def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int
     """Insert the new spans; return the open span's id by target."""
     opened = [o for o in outcomes if o.span is not None and not o.extends]
     spans = {o.fence.target_id: o.fence.span_id for o in outcomes if o.extends and o.fence.span_id is not None}
-    if opened:
-        statement = insert(observation).returning(observation.c.id, sort_by_parameter_order=True)
-        ids = connection.execute(statement, [_span_row(outcome) for outcome in opened]).scalars()
-        spans |= zip((o.fence.target_id for o in opened), ids, strict=True)
-    return spans
+    insert_rows(connection, observation, _SPAN, (_span_row(connection, outcome) for outcome in opened))
+    return spans | _latest_ids(connection, observation, opened)
 
 
-def _span_row(outcome: Outcome) -> dict[str, Any]:
+_SPAN: Final = ("target_id", "version", *Span.__struct_fields__)
+
+
+def _span_row(connection: Connection, outcome: Outcome) -> tuple[Any, ...]:
     span = outcome.span
     assert span is not None  # noqa: S101 - the caller chose them so
-    return {
-        "target_id": outcome.fence.target_id,
-        "version": outcome.change_set.version if outcome.change_set else outcome.fence.version,
-        "first_at": span.first_at,
-        "last_asked_at": span.last_asked_at,
-        "last_at": span.last_at,
-        "observations": span.observations,
-        "longest_gap_seconds": span.longest_gap_seconds,
-        "interrupted": span.interrupted,
-    }
+    return (
+        outcome.fence.target_id,
+        outcome.change_set.version if outcome.change_set else outcome.fence.version,
+        stamp(connection, span.first_at),
+        stamp(connection, span.last_asked_at),
+        stamp(connection, span.last_at),
+        span.observations,
+        span.longest_gap_seconds,
+        span.interrupted,
+    )
 
 
 def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: dict[int, int]) -> None:

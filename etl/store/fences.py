@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
@@ -86,12 +86,15 @@ def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Targe
     return {fence.target: fence for fence in map(_fence, rows)}
 
 
-def register(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
-    """Make rows for new targets, call back retired ones, and return the fences of all."""
+def register(connection: Connection, targets: Sequence[Target], new: Iterable[Target]) -> dict[Target, Fence]:
+    """Make rows for ``new`` targets, call back retired ones, and return the fences of all ``targets``.
+
+    Somebody else may have made a row meanwhile.
+    """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    new = set(targets) - read_fences(connection, targets).keys()
-    if new:
-        connection.execute(dialect.insert(target).on_conflict_do_nothing(), [t._asdict() for t in sorted(new)])
+    rows = [each._asdict() for each in sorted(new)]
+    if rows:
+        connection.execute(dialect.insert(target).on_conflict_do_nothing(), rows)
     known = read_fences(connection, targets)
     retired = sorted(fence.target_id for fence in known.values() if fence.retired)
     if retired:

@@ -46,7 +46,7 @@ class Tally(msgspec.Struct):
             if outcome.verdict == "held" and newly_missing and outcome.answer_digest == _NOTHING:
                 self.emptied += 1
             if outcome.change_set is not None:
-                self.changes.update(change.kind for change in outcome.change_set.changes)
+                self.changes += outcome.change_set.counts
                 self.unknown_cycles |= _unknown_cycles(outcome)
 
     def merge(self, other: Tally) -> None:
