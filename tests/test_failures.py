@@ -239,6 +239,7 @@ def serving(
             store=store or Store(engine, stop),
             gateway=Gateway(clock),  # type: ignore[arg-type]
             fetchers=fetchers,
+            in_flight=fetchers._max_workers,
             limits=Limits(),
             down_after=12,
             stop=stop,

@@ -341,6 +341,7 @@ class Lives(RuleBasedStateMachine):
             store=store,
             gateway=session,  # type: ignore[arg-type]
             fetchers=fetchers,
+            in_flight=fetchers._max_workers,
             limits=LIMITS,
             down_after=model.DOWN_AFTER,
             stop=session.stop,

@@ -80,6 +80,7 @@ class House:
                 store=store or Store(self.engine),
                 gateway=gateway,
                 fetchers=fetchers,
+                in_flight=self.concurrency,
                 limits=LIMITS,
                 down_after=3 * self.concurrency,
                 stop=self.stop,

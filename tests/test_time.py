@@ -68,6 +68,7 @@ class Served:
             store=Store(engine, stop),
             gateway=Gateway(clock),  # type: ignore[arg-type]
             fetchers=self._fetchers,
+            in_flight=self._fetchers._max_workers,
             limits=Limits(),
             down_after=6,
             stop=stop,

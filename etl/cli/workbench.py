@@ -85,6 +85,7 @@ class Workbench:
             store=store or Store(self.engine, self.stop),
             gateway=self.gateway,
             fetchers=self._pool(concurrency, "fetch"),
+            in_flight=concurrency,
             limits=Limits(
                 guard.min_removed, guard.max_removed_share, guard.max_emptied_targets, guard.max_emptied_share
             ),

@@ -186,7 +186,7 @@ def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome
         return {}
     latest = select(table.c.target_id, func.max(table.c.id)).group_by(table.c.target_id)
     rows = connection.execute(latest.where(table.c.target_id.in_(bindparam("ids", expanding=True))), {"ids": ids})
-    return dict(rows.tuples())
+    return {target_id: latest_id for target_id, latest_id in rows}  # noqa: C416 - rows have keys(), which dict() takes
 
 
 def _insert_changes(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:

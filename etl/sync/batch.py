@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from itertools import chain
 from typing import Final, NamedTuple
 
 import msgspec
@@ -18,15 +18,12 @@ from etl.gateway import Gateway, reread_strictly
 from etl.guard import Decision, Limits
 from etl.model import Fence, Issue, Outcome, Snapshot, State, Target
 from etl.store import STALE, Store
+from etl.sync.asking import Asked, Asking
 from etl.sync.report import Tally
 from etl.trail import state_digest
 
 BATCH_SIZE: Final = 500
 """Targets whose fences are read, and whose quiet outcomes are written, in one statement."""
-_FLOWS_IN_HAND: Final = 20_000
-"""As many workflows of answers that differ are kept before they are written, to bound memory."""
-_LULL_SECONDS: Final = 1.0
-"""What has arrived is written when nothing more arrives for so long."""
 
 
 class Kit(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +32,9 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     gateway: Gateway
     fetchers: Executor
-    """Threads that wait for the gateway: as many as requests may be in flight."""
+    """Threads that wait for the gateway."""
+    in_flight: int
+    """As many requests as may be on their way: there are as many ``fetchers``."""
     limits: Limits
     down_after: int
     """So many targets in a row without an answer mean that the gateway is down."""
@@ -87,14 +86,6 @@ class Breaker:
         self.is_open = self.is_open or self._in_a_row >= self._limit
 
 
-class _Asked(NamedTuple):
-    """A target's answer: a snapshot (``differs``: from the last one), an error, or None for an interruption."""
-
-    fence: Fence
-    answer: Snapshot | GatewayError | None
-    differs: bool = False
-
-
 class Batch:
     """Targets on their way to a verdict."""
 
@@ -112,7 +103,7 @@ class Batch:
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
         fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
-        for group in _groups(self._ask_all(fences), len(fences)):
+        for group in self._ask_all(fences).groups():
             self._settle_group(group)
         return self._settled()
 
@@ -133,47 +124,44 @@ class Batch:
             decision = guard.hold(state.flows.keys(), state.flows.keys())
         return verdict.judged(fence, state, snapshot, decision, self._gap(fence))
 
-    def _ask_all(self, fences: Sequence[Fence]) -> queue.SimpleQueue[_Asked]:
-        answers: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-        for fence in fences:
-            self._kit.fetchers.submit(self._ask_into, answers, fence)
-        return answers
+    def _ask_all(self, fences: Sequence[Fence]) -> Asking:
+        return Asking(self._ask_surely, fences, self._kit.fetchers, self._kit.in_flight)
 
-    def _ask_into(self, answers: queue.SimpleQueue[_Asked], fence: Fence) -> None:
-        """Put an answer, whatever happens: who waits for it would wait for ever."""
+    def _ask_surely(self, fence: Fence) -> Asked:
+        """An answer, whatever happens: who waits for it would wait for ever."""
         try:
-            asked = self._ask(fence)
+            return self._ask(fence)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed", target=str(fence.target))
-            asked = _Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
-        answers.put(asked)
-        self._kit.arrived()
+            return Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
+        finally:
+            self._kit.arrived()
 
-    def _ask(self, fence: Fence) -> _Asked:
+    def _ask(self, fence: Fence) -> Asked:
         if self._kit.stop.is_set():
-            return _Asked(fence, None)
+            return Asked(fence, None)
         if self._breaker.is_open:
-            return _Asked(fence, _gateway_down())
+            return Asked(fence, _gateway_down())
         try:
             known = None if fence.held or self._order.approved_by else fence.data_hash
             asked = self._compare(fence, self._kit.gateway.fetch(fence.target, known))
         except Interrupted:
-            return _Asked(fence, None)
+            return Asked(fence, None)
         except GatewayError as error:
-            asked = _Asked(fence, error)
+            asked = Asked(fence, error)
         self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
         return asked
 
-    def _compare(self, fence: Fence, snapshot: Snapshot) -> _Asked:
+    def _compare(self, fence: Fence, snapshot: Snapshot) -> Asked:
         """Whether the answer differs from the last one; what differs must stand the strict second reading."""
         if snapshot.flows is None:
-            return _Asked(fence, snapshot)
+            return Asked(fence, snapshot)
         if not fence.held and fence.version and state_digest(snapshot.flows) == fence.answer_digest:
-            return _Asked(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
+            return Asked(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
         reread_strictly(snapshot)
-        return _Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
+        return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
 
-    def _settle_group(self, group: Sequence[_Asked]) -> None:
+    def _settle_group(self, group: Sequence[Asked]) -> None:
         self._tally.interrupted += sum(asked.answer is None for asked in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
@@ -184,7 +172,7 @@ class Batch:
         outcomes += self._judge([asked for asked in group if asked.differs])
         self._apply(outcomes)
 
-    def _judge(self, differing: Sequence[_Asked]) -> Iterator[Outcome]:
+    def _judge(self, differing: Sequence[Asked]) -> Iterator[Outcome]:
         states = self._kit.store.states([a.fence.target_id for a in differing if a.fence.version])
         doubted = []
         for fence, snapshot, _ in differing:
@@ -199,10 +187,9 @@ class Batch:
 
     def _judge_second_answers(self, doubted: Sequence[tuple[Fence, State]]) -> Iterator[Outcome]:
         """Ask those that would lose everything once more: the second answer counts."""
-        answers = self._ask_all([fence for fence, _ in doubted])
         states = {fence.target: state for fence, state in doubted}
-        for _ in doubted:
-            fence, answer, differs = answers.get()
+        again = self._ask_all([fence for fence, _ in doubted])
+        for fence, answer, differs in chain.from_iterable(again.groups()):
             state = states[fence.target]
             if answer is None:
                 self._tally.interrupted += 1
@@ -259,25 +246,3 @@ def _gateway_down() -> GatewayError:
 def _left_out(outcome: Outcome) -> Outcome:
     issue = outcome.issue or Issue(None, STALE)
     return msgspec.structs.replace(outcome, verdict="stale", change_set=None, hash=None, issue=issue)
-
-
-def _groups(answers: queue.SimpleQueue[_Asked], expected: int) -> Iterator[list[_Asked]]:
-    """What has arrived, in groups that are worth a transaction, and whose memory is bounded."""
-    group: list[_Asked] = []
-    in_hand = 0
-    while expected:
-        try:
-            asked = answers.get(timeout=_LULL_SECONDS)
-        except queue.Empty:
-            if group:
-                yield group
-                group, in_hand = [], 0
-            continue
-        group.append(asked)
-        expected -= 1
-        in_hand += len(asked.answer.flows or ()) if asked.differs and isinstance(asked.answer, Snapshot) else 0
-        if in_hand >= _FLOWS_IN_HAND:
-            yield group
-            group, in_hand = [], 0
-    if group:
-        yield group

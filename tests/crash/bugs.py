@@ -199,10 +199,10 @@ BUGS = (
     _bug(
         "a user who is gone has lost everything",
         "etl/sync",
-        "            asked = _Asked(fence, error)\n",
+        "            asked = Asked(fence, error)\n",
         "            now = dt.datetime.now(dt.UTC)\n"
         '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"")\n'
-        '            asked = _Asked(fence, gone, True) if error.code == "62101" else _Asked(fence, error)\n',
+        '            asked = Asked(fence, gone, True) if error.code == "62101" else Asked(fence, error)\n',
         "sweep:SQLite, failed, kill",
         "tests/test_sync.py",
         MODEL,

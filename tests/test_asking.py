@@ -1,0 +1,65 @@
+"""Requests on their way: as many as allowed, none twice, and none while enough is in hand."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from etl.errors import Malformed
+from etl.model import Fence, Flow, Snapshot, Target
+from etl.sync.asking import Asked, Asking
+
+NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+FENCES = [Fence(target=Target("o", f"u{number}", ""), target_id=number) for number in range(40)]
+IN_FLIGHT = 4
+
+
+def answer(fence: Fence, flows: int) -> Asked:
+    many = tuple(Flow(str(number), None, None, None) for number in range(flows))
+    return Asked(fence, Snapshot(fence.target, many, "", NOW, NOW, 1, b""), differs=True)
+
+
+def asking(ask: Callable[[Fence], Asked], threads: ThreadPoolExecutor) -> Asking:
+    return Asking(ask, FENCES, threads, IN_FLIGHT)
+
+
+def test_every_target_is_asked_once_and_answered_once() -> None:
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        groups = list(asking(lambda fence: answer(fence, 3_000), threads).groups())
+    assert sorted(asked.fence.target_id for group in groups for asked in group) == list(range(40))
+    assert {len(group) for group in groups[:-1]} == {4}, "10,000 workflows or a little more are written together"
+
+
+def test_no_more_is_asked_for_while_what_arrived_is_not_written() -> None:
+    asked_for: list[int] = []
+
+    def ask(fence: Fence) -> Asked:
+        asked_for.append(fence.target_id)
+        return answer(fence, 10_000)
+
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        groups = asking(ask, threads).groups()
+        for done in range(1, 11):
+            next(groups)
+            assert len(asked_for) <= done + 1 + IN_FLIGHT
+        assert sum(len(group) for group in groups) == 30
+
+
+def test_no_more_requests_are_in_flight_than_allowed() -> None:
+    all_there, now, most = threading.Barrier(IN_FLIGHT, timeout=20), [0], [0]
+    lock = threading.Lock()
+
+    def ask(fence: Fence) -> Asked:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        all_there.wait()
+        with lock:
+            now[0] -= 1
+        return Asked(fence, Malformed("no list", code="malformed"))
+
+    with ThreadPoolExecutor(2 * IN_FLIGHT) as threads:
+        assert sum(len(group) for group in asking(ask, threads).groups()) == 40
+    assert most == [IN_FLIGHT]
