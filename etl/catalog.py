@@ -47,12 +47,26 @@ def _columns_of_sqlite(connection: Connection, table: str) -> Catalog:
 
 
 def of_postgresql(connection: Connection) -> Catalog:
-    """The schema in which the search path finds ``alembic_version``; only that stays on the path."""
+    """The schema in which the search path finds ``alembic_version``, but for partitions; only it stays on the path."""
+    return _of_postgresql(connection, partitions=False)
+
+
+def partitions(connection: Connection) -> dict[str, Catalog]:
+    """Each partition of that schema by name, in the words of ``of_postgresql``, with ``*`` for the name."""
+    found: dict[str, Catalog] = {}
+    for part, definition in _of_postgresql(connection, partitions=True).items():
+        anonymous = Part(part.kind, "*", part.name.replace(part.table, "*"))
+        found.setdefault(part.table, {})[anonymous] = definition.replace(part.table, "*")
+    return found
+
+
+def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
     schema, quoted = connection.execute(text(_POSTGRESQL_SCHEMA)).one()
     connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
     found: Catalog = {}
     for kind, query in _queries().items():
-        for table, name, definition in connection.execute(text(query), {"schema": schema}):
+        rows = connection.execute(text(query), {"schema": schema, "partitions": partitions})
+        for table, name, definition in rows:
             found[Part(kind, table, name)] = definition.replace(f"{quoted}.", "").replace("pg_temp.", "")
     return found
 
@@ -64,7 +78,7 @@ _POSTGRESQL_SCHEMA: Final = """
 
 _PARTS: Final = """
     SELECT c.relname, {part} FROM pg_class c {joined}
-    WHERE c.relnamespace = :schema AND c.relkind IN ({kinds}) AND NOT c.relispartition
+    WHERE c.relnamespace = :schema AND c.relkind IN ({kinds}) AND c.relispartition = :partitions
     AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
 """
 _COLUMN: Final = """
@@ -82,9 +96,12 @@ _INDEXES: Final = """
     AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.conrelid = c.oid)
 """
 _CONSTRAINTS: Final = "JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype <> 'n'"
-_TRIGGER: Final = "g.tgname, format('%s enabled=%s: %s', pg_get_triggerdef(g.oid), g.tgenabled, p.prosrc)"
+_TRIGGER: Final = """
+    g.tgname, format('%s enabled=%s definer=%s: %s', pg_get_triggerdef(g.oid), g.tgenabled, p.prosecdef, p.prosrc)
+"""
 _TRIGGERS: Final = """
-    JOIN pg_trigger g ON g.tgrelid = c.oid AND NOT g.tgisinternal JOIN pg_proc p ON p.oid = g.tgfoid
+    JOIN pg_trigger g ON g.tgrelid = c.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0)
+    JOIN pg_proc p ON p.oid = g.tgfoid
 """
 _RULE: Final = "r.rulename, format('%s enabled=%s', pg_get_ruledef(r.oid), r.ev_enabled)"
 _RULES: Final = "JOIN pg_rewrite r ON r.ev_class = c.oid AND r.rulename <> '_RETURN'"
@@ -105,6 +122,27 @@ def _queries() -> dict[str, str]:
         "trigger": _parts(_TRIGGER, _TRIGGERS, kinds="'r', 'p', 'v'"),
         "rule": _parts(_RULE, _RULES, kinds="'r', 'p', 'v'"),
     }
+
+
+_BOUNDS: Final = r"""
+    SELECT CAST(substring(bounds FROM $$FROM \('(\d+)'\)$$) AS bigint),
+           CAST(substring(bounds FROM $$TO \('(\d+)'\)$$) AS bigint)
+    FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid, pg_get_expr(c.relpartbound, c.oid) AS bounds
+    WHERE inhparent = to_regclass('workflow_change') ORDER BY 2
+"""
+
+
+def gaps(connection: Connection) -> list[str]:
+    """Where ``workflow_change`` lacks a partition up to the next change set; call it after ``of_postgresql``."""
+    reached, found = None, []
+    for lower, upper in connection.execute(text(_BOUNDS)):
+        if lower != reached:
+            found.append(f"the partitions of workflow_change lack the change sets from {reached or 0} to {lower - 1}")
+        reached = upper
+    following = connection.scalar(text("SELECT coalesce(max(id), 0) + 1 FROM change_set"))
+    if reached is None or reached <= following:
+        found.append(f"workflow_change has no partition for the next change set, {following}")
+    return found
 
 
 def differences(expected: Catalog, live: Catalog) -> list[str]:

@@ -172,6 +172,7 @@ workflow_change: Final = Table(
     Column("new_editable", Boolean),
     Index(None, "flow_id", "change_set_id"),
     comment="One change of one workflow, with the full before and after. Append-only.",
+    postgresql_partition_by="RANGE (change_set_id)",
 )
 
 observation: Final = Table(

@@ -69,13 +69,19 @@ def a_workflow(**values: object) -> dict[str, object]:
 def test_the_tables_have_exactly_the_columns_of_the_contract(engine: Engine) -> None:
     live = {name: " ".join(column["name"] for column in inspect(engine).get_columns(name)) for name in CONTRACT}
     assert live == CONTRACT
-    assert set(inspect(engine).get_table_names()) == {*CONTRACT, "alembic_version"}
+    tables = {name for name in inspect(engine).get_table_names() if not name.startswith("workflow_change_below_")}
+    assert tables == {*CONTRACT, "alembic_version"}
+
+
+def is_no_partition(thing: object, name: str | None, kind: str, *_: object) -> bool:
+    return not (kind == "table" and str(name).startswith("workflow_change_below_"))
 
 
 def test_the_metadata_is_what_the_migrations_make(engine: Engine) -> None:
     defaults = engine.dialect.name == "postgresql"  # SQLite knows no Identity(), and would report it missing
+    options = {"compare_server_default": defaults, "include_object": is_no_partition}
     with reading(engine) as connection:
-        context = MigrationContext.configure(connection, opts={"compare_server_default": defaults})
+        context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []
 
 

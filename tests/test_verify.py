@@ -105,7 +105,7 @@ class Intruder:
             return pragmas + any_type + [f"DROP TRIGGER {trigger['name']}" for trigger in triggers]
         constraints = self.run(
             "SELECT conrelid::regclass AS owner, conname FROM pg_constraint WHERE contype IN ('c', 'f')"
-            " AND conrelid > 0 AND connamespace = current_schema()::regnamespace"
+            " AND conrelid > 0 AND coninhcount = 0 AND connamespace = current_schema()::regnamespace"
         )
         dropped = [f"ALTER TABLE {row['owner']} DROP CONSTRAINT {row['conname']}" for row in constraints]
         return dropped + [f"ALTER TABLE {table} DISABLE TRIGGER ALL" for table in PROVEN]
@@ -512,6 +512,8 @@ def test_many_kept_lines_are_compared_in_pieces(engine: Engine, story: Story) ->
 @pytest.mark.parametrize("number", [-5, 77, 2**63 - 1])
 def test_rows_that_belong_to_nothing_are_named(engine: Engine, story: Story, intruder: Intruder, number: int) -> None:
     run = intruder.rows("sync_run")[0]["id"]
+    if not intruder.on_sqlite and number > 77:  # a partition as only a person could have made it
+        intruder.run("CREATE TABLE beyond PARTITION OF workflow_change FOR VALUES FROM (10000000) TO (MAXVALUE)")
     change = {**intruder.rows("workflow_change")[0], "change_set_id": number}
     others = {
         "change_set": {**intruder.rows("change_set")[0], "id": 13, "target_id": number},

@@ -17,7 +17,8 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
     """Statements for a superuser, to be run in the schema of Flowtrail after every `db upgrade`.
 
     ``owner`` owns everything and runs the migrations; ``writer`` is the service, which may read and append the trail
-    but neither change nor empty it, nor touch its triggers; ``reader`` reads. Roles that do not exist are made,
+    but neither change nor empty it, nor touch its triggers (its partitions are made by a trigger, with the rights of
+    the owner); ``reader`` reads. Roles that do not exist are made,
     without the right to log in. Raises UsageError for a name that needs quoting.
     """
     for role in (owner, writer, reader):
@@ -33,7 +34,8 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
             f"WHERE schemaname = current_schema() "
             f"LOOP EXECUTE format('ALTER {kind.upper()} %I OWNER TO \"{owner}\"', found); END LOOP; END $$;"
         )
-    yield f'ALTER FUNCTION flowtrail_append_only() OWNER TO "{owner}";'
+    for function in ("flowtrail_append_only", "flowtrail_make_partitions"):
+        yield f'ALTER FUNCTION {function}() OWNER TO "{owner}";'
     yield from _in_schema(f'GRANT USAGE, CREATE ON SCHEMA %I TO "{owner}"')
     yield from _in_schema(f'REVOKE CREATE ON SCHEMA %I FROM PUBLIC, "{writer}", "{reader}"')
     yield from _in_schema(f'REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM PUBLIC, "{writer}", "{reader}"')

@@ -80,7 +80,8 @@ def _refuse_unknown(engine: Engine, found: str | None) -> None:
 def check(engine: Engine) -> list[str]:
     """How the live schema differs from the one that the migrations make; empty when it does not.
 
-    Tables, columns, indexes, constraints, triggers and views: missing, altered and extra ones, a sentence each.
+    Tables, columns, indexes, constraints, triggers and views: missing, altered and extra ones, a sentence each; on
+    PostgreSQL each partition of the trail too, and the change sets that have none.
     PostgreSQL builds the expected one as temporary objects, so it asks for the privilege TEMPORARY only.
     """
     found = current(engine)
@@ -91,12 +92,21 @@ def check(engine: Engine) -> list[str]:
             live = catalog.of_sqlite(connection)
         return catalog.differences(_fresh_sqlite(), live)
     with translated(engine), engine.connect() as connection, connection.begin() as scratch:
-        live = catalog.of_postgresql(connection)
+        live, partitions, gaps = (
+            catalog.of_postgresql(connection),
+            catalog.partitions(connection),
+            catalog.gaps(connection),
+        )
         connection.exec_driver_sql("SET LOCAL search_path TO pg_temp")
         _run_migrations(connection)
-        fresh = catalog.of_postgresql(connection)
+        fresh, alike = catalog.of_postgresql(connection), catalog.partitions(connection)
         scratch.rollback()
-    return catalog.differences(fresh, live)
+    one = next(iter(alike.values()))
+    return [
+        *catalog.differences(fresh, live),
+        *gaps,
+        *(said.replace("*", name) for name, parts in partitions.items() for said in catalog.differences(one, parts)),
+    ]
 
 
 def _fresh_sqlite() -> catalog.Catalog:
