@@ -26,6 +26,8 @@ MEMORY, DISK = Path("/dev/shm"), Path("/tmp")  # short, because the path of a so
 FAST = (
     "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c autovacuum=off -c jit=off -c max_connections=60"
 )
+DURABLE = ""
+"""The server's own defaults: what was committed is on disk."""
 SUPERUSER = "postgres"
 
 
@@ -52,31 +54,31 @@ class Server(NamedTuple):
         self.guardian.wait()
 
 
-def start() -> Server:
-    """Make a cluster in a temporary folder and start it; raises RuntimeError that says what went wrong."""
+def start(options: str = FAST, place: Path | None = None) -> Server:
+    """Make a cluster in a temporary folder, start it with ``options``. Raises RuntimeError that says what is wrong."""
     _clean_up_after_the_killed()
     installed = _installed()
     hidden = os.geteuid() == 0 and not all(path.stat().st_mode & 0o001 for path in installed.parents)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=DISK if hidden else _roomy_place()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=DISK if hidden else place or _roomy_place()))
     (folder / "owner").write_text(_identity(os.getpid()))
     guardian = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, start_new_session=True)
     server = Server(folder, _free_port(), secrets.token_hex(8), guardian)
     try:
-        _start(server, (_copied(installed, folder) if hidden else installed) / "bin")
+        _start(server, (_copied(installed, folder) if hidden else installed) / "bin", options)
     except BaseException:
         server.stop()
         raise
     return server
 
 
-def _start(server: Server, binaries: Path) -> None:
+def _start(server: Server, binaries: Path, settings: str) -> None:
     folder, data = server.folder, server.folder / "data"
     (folder / "password").write_text(server.password)
     user = _unprivileged(folder)
     auth = ("--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={folder / 'password'}")
     names = ("-U", SUPERUSER, "-E", "UTF8", "--no-locale")
     _run(binaries / "initdb", "-D", data, *names, *auth, "--no-sync", user=user)
-    options = f"-k {folder} -c listen_addresses=127.0.0.1 -p {server.port} {FAST}"
+    options = f"-k {folder} -c listen_addresses=127.0.0.1 -p {server.port} {settings}"
     _run(binaries / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-t", "60", "-o", options, "start", user=user)
 
 

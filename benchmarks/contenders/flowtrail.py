@@ -1,0 +1,54 @@
+"""Flowtrail itself: what `flowtrail sync` does, behind the parsing of its command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.jobs import Job, Work
+
+CURRENT = """
+SELECT org_id, user_id, flow_id, flow_name, cycle, editable FROM workflow JOIN target ON target.id = target_id
+"""
+QUIET_WRITES = True
+TRAIL = "SELECT count(*) FROM workflow_change"
+UNTRAILED_REMOVALS = 0
+
+SETTINGS = """
+[gateway]
+url = "{job.gateway}"
+access_key = "benchmark"
+concurrency = {job.concurrency}
+max_body = "1GiB"
+deadline = "10m"
+
+[database]
+url = "{job.url}"
+"""
+SCHEDULE = """
+every = "15m"
+targets_file = "{job.targets}"
+"""
+
+
+def set_up(job: Job) -> None:
+    from etl import database
+
+    folder = Path(job.folder)
+    (folder / "schedules").mkdir()
+    (folder / "flowtrail.toml").write_text(SETTINGS.format(job=job))
+    (folder / "schedules" / "all.toml").write_text(SCHEDULE.format(job=job))
+    engine = database.connect(job.url)
+    database.upgrade(engine)
+    engine.dispose()
+
+
+def prepare(job: Job) -> Work:
+    import typer
+
+    from etl.cli import app, running
+
+    os.environ["FLOWTRAIL_GATEWAY__SECRET_KEY"] = "secret-of-the-benchmark"
+    context = typer.Context(typer.main.get_command(app))
+    config = Path(job.folder) / "flowtrail.toml"
+    return lambda: running.sync_now(context, as_json=True, config_file=config)

@@ -1,0 +1,197 @@
+"""A gateway that is never the bottleneck: answers made beforehand, sent by a protocol that reads request lines only.
+
+    python -m benchmarks.gateway 200 500      # targets, workflows of each; prints its URL
+
+It answers Get My Flow for the targets of `benchmarks.world` and hands out one token to whoever asks; it checks no
+signature. `POST /admin/phase/quiet` and `/admin/phase/churn` switch what it answers, `POST /admin/latency/0.02` lets
+every answer wait for so many seconds. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from urllib.parse import parse_qs, urlsplit
+
+from benchmarks import world
+
+TOKEN = {
+    "status": 0,
+    "msg": "SUCCESS",
+    "business": "apim-token-service",
+    "data": {"accessToken": "token-of-the-benchmark", "expire": 7200},
+}
+UNKNOWN = b'{"code":62101,"msg":"user unknown","data":null}'
+COPIED_BYTES = 256 * 1024
+"""Head and body up to this size go out in one piece."""
+
+
+class Answers:
+    """What is answered now."""
+
+    def __init__(self, shape: world.Shape) -> None:
+        self.latency_seconds = 0.0
+        self.served = 0
+        self._shape = shape
+        self._numbers = {world.who(target): target for target in range(shape.targets)}
+        self._bodies = {
+            "quiet": [world.body(shape, target, churned=False) for target in range(shape.targets)],
+        }
+        self._now = self._bodies["quiet"]
+        self._known: dict[bytes, int] = {}
+        self._second, self._head = 0, b""
+
+    def to(self, path: bytes) -> list[bytes]:
+        """The pieces of a response to Get My Flow."""
+        number = self._known.get(path)
+        if number is None:
+            asked = parse_qs(urlsplit(path.decode()).query)
+            number = self._numbers.get((asked.get("orgId", [""])[0], asked.get("userId", [""])[0]), -1)
+            self._known[path] = number
+        self.served += 1
+        return self.ok(self._now[number] if number >= 0 else UNKNOWN)
+
+    def ok(self, body: bytes) -> list[bytes]:
+        head = b"%b%d\r\n\r\n" % (self._dated(), len(body))
+        return [head + body] if len(body) < COPIED_BYTES else [head, body]
+
+    def _dated(self) -> bytes:
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            date = formatdate(second, usegmt=True)
+            self._head = (
+                f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nDate: {date}\r\nContent-Length: ".encode()
+            )
+        return self._head
+
+    def instruct(self, path: bytes) -> list[bytes]:
+        """Do what an admin call says."""
+        _, _, what, value = path.decode().split("/")
+        if what == "latency":
+            self.latency_seconds = float(value)
+        elif what == "phase":
+            self._now = self._of_phase(value)
+        served, self.served = self.served, 0
+        return self.ok(json.dumps({"served": served}).encode())
+
+    def _of_phase(self, phase: str) -> list[bytes]:
+        if phase not in self._bodies:
+            targets = range(self._shape.targets)
+            self._bodies[phase] = [world.body(self._shape, target, churned=True) for target in targets]
+        return self._bodies[phase]
+
+
+class Connection(asyncio.Protocol):
+    """One kept-alive connection; requests may be pipelined."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._unread = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        pieces: list[bytes] = []
+        for method, path in self._requests():
+            pieces += self._answer(method, path)
+        if pieces and self._answers.latency_seconds:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._answers.latency_seconds, self._send, pieces)
+        elif pieces:
+            self._send(pieces)
+
+    def _send(self, pieces: list[bytes]) -> None:
+        if len(pieces) > 1 and all(len(piece) < COPIED_BYTES for piece in pieces):
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
+            self._transport.write(piece)
+
+    def _requests(self) -> Iterator[tuple[bytes, bytes]]:
+        while (end := self._unread.find(b"\r\n\r\n")) >= 0:
+            head = self._unread[: self._unread.index(b"\r\n")]
+            method, path, _ = head.split(b" ", 2)
+            end += 4
+            if method == b"POST":
+                end += self._announced(self._unread[:end])
+                if len(self._unread) < end:
+                    return
+            self._unread = self._unread[end:]
+            yield method, path
+
+    def _announced(self, head: bytes) -> int:
+        found = head.lower().partition(b"content-length:")[2]
+        return int(found.partition(b"\r\n")[0] or 0)
+
+    def _answer(self, method: bytes, path: bytes) -> list[bytes]:
+        if method == b"GET":
+            return self._answers.to(path)
+        if path.startswith(b"/admin/"):
+            return self._answers.instruct(path)
+        return self._answers.ok(json.dumps(TOKEN).encode())
+
+
+async def serve(shape: world.Shape) -> None:
+    """Until standard input ends."""
+    answers = Answers(shape)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(answers), "127.0.0.1", 0, backlog=256)
+    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await loop.run_in_executor(None, sys.stdin.read)
+
+
+class Gateway:
+    """A gateway in a process of its own, seen from here."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def phase(self, name: str) -> None:
+        self._admin(f"phase/{name}")
+
+    def latency(self, seconds: float) -> None:
+        self._admin(f"latency/{seconds}")
+
+    def served(self) -> int:
+        """Answers given since the last admin call."""
+        return self._admin("served/0")
+
+    def _admin(self, what: str) -> int:
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
+        connection.request("POST", f"/admin/{what}", body=b"")
+        served = json.loads(connection.getresponse().read())["served"]
+        connection.close()
+        return int(served)
+
+
+@contextmanager
+def running(shape: world.Shape) -> Iterator[Gateway]:
+    """A gateway for ``shape`` until the end of the block."""
+    command = [sys.executable, "-m", "benchmarks.gateway", str(shape.targets), str(shape.flows)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield Gateway(process.stdout.readline().strip())
+        finally:
+            process.stdin.close()
+
+
+def main() -> None:
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(world.Shape(int(sys.argv[1]), int(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One round of a contender: set up, cold, quiet, churn, each in a process of its own, and a look at what it wrote."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import world
+from benchmarks.databases import Database
+from benchmarks.gateway import Gateway
+from benchmarks.jobs import Job
+
+ROOT: Final = Path(__file__).parents[1]
+BENCH_PYTHON: Final = ROOT / ".venv-bench" / "bin" / "python"
+PHASES: Final = ("cold", "quiet", "churn")
+PATIENCE_SECONDS: Final = 1800
+
+
+class Wrong(Exception):
+    """A contender failed, or did not write what it had to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """Who is measured: a module of `benchmarks.contenders`."""
+
+    name: str
+    title: str
+    own_python: bool = False
+    """Runs in the benchmark's own environment, because Flowtrail does not depend on it."""
+
+    @property
+    def python(self) -> str:
+        return str(BENCH_PYTHON) if self.own_python else sys.executable
+
+    def module(self) -> Any:
+        return importlib.import_module(f"benchmarks.contenders.{self.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a phase cost. ``log_bytes`` went to PostgreSQL's log, ``grown_bytes`` is by how much the database grew."""
+
+    phase: str
+    seconds: float
+    cpu_seconds: float
+    cpu_user_seconds: float
+    cpu_system_seconds: float
+    server_cpu_seconds: float
+    peak_mib: float
+    calls: int
+    statements: int
+    written_bytes: int
+    """To the log on PostgreSQL; on SQLite everything that the process wrote to files."""
+    grown_bytes: int
+    served: int
+    """Answers that the gateway gave."""
+    heads: dict[str, int]
+
+
+class Round:
+    """A contender on a database of its own, phase by phase."""
+
+    _numbers = count(1)
+
+    def __init__(
+        self, contender: Contender, shape: world.Shape, gateway: Gateway, database: Database, place: Path,
+        concurrency: int = 16,
+    ) -> None:  # fmt: skip
+        self._contender, self._shape, self._gateway, self._database = contender, shape, gateway, database
+        folder = place / f"round-{next(self._numbers)}"
+        folder.mkdir()
+        targets = folder / "targets.csv"
+        world.write_targets(shape, targets)
+        self._job = Job(
+            contender=contender.name, phase="set_up", gateway=gateway.url, targets=str(targets), folder=str(folder),
+            concurrency=concurrency, **database.job(),
+        )  # fmt: skip
+        self._imports = place / f"imports-{contender.name}-{self._job.database}.txt"
+        self._run("set_up")
+
+    def measured(self, phase: str) -> Measurement:
+        """Raises Wrong where the job fails."""
+        self._gateway.phase("churn" if phase == "churn" else "quiet")
+        database = self._database
+        database.settle()
+        log, size, cpu = database.log_bytes(), database.size_bytes(), database.server_cpu_seconds()
+        cost = json.loads(self._run(phase))
+        written = cost.pop("written_bytes")
+        return Measurement(
+            phase=phase,
+            cpu_seconds=cost["cpu_user_seconds"] + cost["cpu_system_seconds"],
+            server_cpu_seconds=database.server_cpu_seconds() - cpu,
+            written_bytes=written if self._job.file else database.log_bytes() - log,
+            grown_bytes=database.size_bytes() - size,
+            served=self._gateway.served(),
+            **cost,
+        )
+
+    def check(self, phase: str, *, thoroughly: bool) -> None:
+        """Raises Wrong unless the contender holds what the gateway answered."""
+        module = self._contender.module()
+        churned = phase == "churn"
+        if thoroughly and self._writes(phase):
+            self._same_rows(module.CURRENT, churned)
+        elif self._writes(phase):
+            found = self._database.query(f"SELECT count(*) FROM ({module.CURRENT}) AS now")
+            self._expect("rows", found[0][0] if found else 0, self._rows(churned))
+        if module.TRAIL:
+            made = world.changes(self._shape)
+            expected = self._shape.rows + (sum(made.values()) - module.UNTRAILED_REMOVALS * made["removed"]) * churned
+            self._expect("rows in the trail", self._database.query(module.TRAIL)[0][0], expected)
+
+    def _writes(self, phase: str) -> bool:
+        return phase != "quiet" or self._contender.module().QUIET_WRITES
+
+    def _rows(self, churned: bool) -> int:
+        made = world.changes(self._shape)
+        return self._shape.rows + (made["added"] - made["removed"]) * churned
+
+    def _same_rows(self, sql: str, churned: bool) -> None:
+        expected = Counter(world.rows(self._shape, churned))
+        found = Counter(world.Row(*row[:5], editable=bool(row[5])) for row in self._database.query(sql))
+        for words, rows in (("missing", expected - found), ("too many", found - expected)):
+            if rows:
+                raise Wrong(f"{self._contender.title}: {rows.total()} rows {words}: {next(iter(rows))}")
+
+    def _expect(self, what: str, found: int, expected: int) -> None:
+        if found != expected:
+            raise Wrong(f"{self._contender.title}: {found} {what} instead of {expected}")
+
+    def _run(self, phase: str) -> str:
+        folder = Path(self._job.folder)
+        spec, said = folder / "job.json", folder / f"{phase}.log"
+        spec.write_text(json.dumps(asdict(replace(self._job, phase=phase)) | {"imports": str(self._imports)}))
+        with said.open("w") as log:
+            command = [self._contender.python, "-m", "benchmarks.jobs", str(spec)]
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, timeout=PATIENCE_SECONDS
+            )
+        if done.returncode:
+            last = said.read_text(errors="replace").strip().splitlines()[-3:]
+            raise Wrong(f"{self._contender.title}, {phase}: {' / '.join(last) or done.returncode}")
+        return done.stdout
+
+
+def whole_round(round_: Round, *, thoroughly: bool = True, phases: tuple[str, ...] = PHASES) -> Iterator[Measurement]:
+    """All phases, each checked."""
+    for phase in phases:
+        yield round_.measured(phase)
+        round_.check(phase, thoroughly=thoroughly)
