@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check crash lock clean
+.PHONY: demo test check crash bench bench-setup lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/flowtrail demo
@@ -17,6 +17,17 @@ N ?= 100
 SEED ?= 1
 crash: $(VENV)/.dev
 	@$(BIN)/python -m tests.crash --count $(N) --seed $(SEED)
+
+# Flowtrail beside what else would do the job: make bench ARGS="--quick", or see benchmarks/README.md
+BENCH := .venv-bench
+bench: $(VENV)/.dev bench-setup
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-setup: $(BENCH)/.done
+$(BENCH)/.done: benchmarks/requirements.txt | $(VENV)/.dev
+	@$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.txt
+	@touch $@
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -43,6 +54,7 @@ lock: $(VENV)/.dev
 	@$(INSTALL) uv
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --group build -o requirements/core.txt pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev -o requirements/dev.txt pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -o benchmarks/requirements.txt benchmarks/requirements.in
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

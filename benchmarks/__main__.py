@@ -1,45 +1,71 @@
-"""The command line of the benchmarks."""
+"""The command line of the benchmarks; `benchmarks/README.md` explains it."""
 
 from __future__ import annotations
 
-import statistics
+import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import databases, gateway, world
-from benchmarks.rounds import PHASES, Contender, Measurement, Round, whole_round
+from benchmarks import alone, compare, show, world
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-out = Console(width=150)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True)
+out = Console(width=170)
+progress = Console(stderr=True, width=170)
 
-FLOWTRAIL = Contender(name="flowtrail", title="Flowtrail")
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything that was measured into this file.")]
+ShapeName = Annotated[str, typer.Option(help="A, B, C, D, or targets x workflows as in 200x500.")]
+Latency = Annotated[str, typer.Option(help="Let every answer wait so long, as in 20ms.")]
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500.")] = "A,B,C,D",
+    in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
+    contenders: Annotated[str, typer.Option(help="Which, by comma.")] = ",".join(compare.CONTENDERS),
+    runs: Annotated[int, typer.Option(help="Rounds of each contender in each shape.")] = 5,
+    patience: Annotated[float, typer.Option(help="A contender that took so many seconds gets no more rounds.")] = 25,
+    quick: Annotated[bool, typer.Option("--quick", help="Shapes A and B, one round, without dlt and dbt.")] = False,
+    latency: Latency = "0ms",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare Flowtrail with what else would do the job."""
+    if context.invoked_subcommand is not None:
+        return
+    if quick:
+        shapes, runs, contenders = "A,B", 1, "flowtrail,floor,requests_floor,afternoon"
+    wanted = compare.Wanted(
+        shapes={name: shape_named(name) for name in shapes.split(",")},
+        databases=in_databases.split(","),
+        contenders=[compare.CONTENDERS[name] for name in contenders.split(",")],
+        runs=runs,
+        latency_seconds=_seconds(latency),
+        patience_seconds=patience,
+    )
+    with _place() as folder:
+        compared = compare.compared(wanted, Path(folder), progress.print)
+    _keep(json_file, compared)
+    for table in show.comparison(compared):
+        out.print(table.rich())
+    out.print(show.machine(compared), "", *show.goal_lines(compared), sep="\n", highlight=False)
 
 
 @app.command()
 def flowtrail(
-    shape: Annotated[str, typer.Option(help="A, B, C, D, or targets x workflows as in 200x500.")] = "A",
+    shape: ShapeName = "A",
     database: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite",
     runs: int = 3,
     statements: Annotated[bool, typer.Option("--statements", help="Show what was sent in the last run.")] = False,
 ) -> None:
     """Flowtrail alone, for whoever works on its speed."""
     of = shape_named(shape)
-    measured: list[Measurement] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="flowtrail-benchmark-") as folder,
-        databases.of_kind(database, Path(folder)) as kinds,
-        gateway.running(of) as asked,
-    ):
-        for nth in range(runs + 1):
-            with kinds.fresh() as fresh:
-                found = list(whole_round(Round(FLOWTRAIL, of, asked, fresh, Path(folder)), thoroughly=not nth))
-                measured += found if nth else []  # the first one finds out what there is to import
-    out.print(_alone(shape, database, of, measured))
+    with _place() as folder:
+        measured = alone.measured(of, database, runs, Path(folder))
+    out.print(alone.drawn(f"{shape}, {database}, medians of {runs}", of, measured).rich())
     for each in measured[-3:] if statements else ():
         out.print(each.phase, each.heads)
 
@@ -47,35 +73,26 @@ def flowtrail(
 def shape_named(name: str) -> world.Shape:
     if name in world.SHAPES:
         return world.SHAPES[name]
-    targets, _, flows = name.partition("x")
+    targets, by, flows = name.partition("x")
+    if not (by and targets.isdigit() and flows.isdigit()):
+        raise typer.BadParameter(f"{name!r} is no shape: A, B, C, D, or targets x workflows as in 200x500")
     return world.Shape(int(targets), int(flows))
 
 
-def _alone(name: str, database: str, shape: world.Shape, measured: list[Measurement]) -> Table:
-    title = f"{name}: {shape.targets} targets x {shape.flows} workflows, {database}; medians of {len(measured) // 3}"
-    columns = ("phase", "seconds", "min", "max", "user", "system", "server CPU", "peak MiB", "calls", "statements",
-               "written/target", "grown/target")  # fmt: skip
-    table = Table(*columns, title=title)
-    for phase in PHASES:
-        of = [each for each in measured if each.phase == phase]
-
-        def median(field: str, of: list[Measurement] = of) -> float:
-            return float(statistics.median(getattr(each, field) for each in of))
-
-        seconds = [each.seconds for each in of]
-        table.add_row(
-            phase, f"{median('seconds'):.3f}", f"{min(seconds):.3f}", f"{max(seconds):.3f}",
-            f"{median('cpu_user_seconds'):.2f}", f"{median('cpu_system_seconds'):.2f}",
-            f"{median('server_cpu_seconds'):.2f}", f"{median('peak_mib'):.0f}", f"{median('calls'):.0f}",
-            f"{median('statements'):.0f}", f"{median('written_bytes') / shape.targets:.0f}",
-            f"{median('grown_bytes') / shape.targets:.0f}",
-        )  # fmt: skip
-    return table
+def _seconds(text: str) -> float:
+    if not text.endswith("ms") or not text[:-2].replace(".", "").isdigit():
+        raise typer.BadParameter(f"{text!r}: write milliseconds, as in 20ms")
+    return float(text[:-2]) / 1000
 
 
-@app.callback()
-def main() -> None:
-    """Benchmarks of Flowtrail."""
+def _place() -> tempfile.TemporaryDirectory[str]:
+    """On disk: /tmp may be in memory, and what is in memory is not durable."""
+    return tempfile.TemporaryDirectory(prefix="flowtrail-benchmark-", dir="/var/tmp")
+
+
+def _keep(file: Path | None, measured: dict[str, Any]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

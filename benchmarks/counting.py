@@ -32,10 +32,12 @@ class Count:
             self.statements[head] += times
 
 
-def start() -> Count:
-    """Count from now on."""
+def start(database: str) -> Count:
+    """Count from now on what is sent to ``database`` ("sqlite" or "postgresql"), by whichever driver there is."""
     count = Count()
-    _count_sqlite(count)
+    if database == "sqlite":
+        _count_sqlite(count)
+        return count
     if find_spec("psycopg"):
         _count_psycopg(count)
     if find_spec("psycopg2"):
@@ -64,6 +66,12 @@ def _count_sqlite(count: Count) -> None:
         class Connection(factory):  # type: ignore[valid-type, misc]
             def cursor(self, factory: Any = Cursor) -> Any:
                 return super().cursor(factory)
+
+            def execute(self, *given: Any) -> Any:
+                return self.cursor().execute(*given)
+
+            def executemany(self, *given: Any) -> Any:
+                return self.cursor().executemany(*given)
 
         return connect(*given, factory=Connection, **options)
 

@@ -79,7 +79,8 @@ class PostgresDatabase:
 
     def job(self) -> dict[str, Any]:
         of = self._server
-        return {"server": {"host": str(of.folder), "port": of.port, "user": postgres.SUPERUSER, "dbname": self._name}}
+        where = {"host": str(of.folder), "port": of.port, "user": postgres.SUPERUSER, "password": of.password}
+        return {"server": where | {"dbname": self._name}}
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self._server.conninfo(self._name)) as connection:

@@ -40,7 +40,7 @@ class Job:
     file: str = ""
     """The SQLite file; empty where the database is PostgreSQL."""
     server: dict[str, Any] = field(default_factory=dict)
-    """host (a directory), port, user, dbname, password, and tcp_port's host: what libpq wants to know."""
+    """host (the socket's directory), port, user, password, dbname: what libpq wants to know."""
     concurrency: int = 16
 
     @property
@@ -77,8 +77,8 @@ class Cost:
     """How often each statement, by its first words, was executed."""
 
 
-def measured(work: Work) -> Cost:
-    count = counting.start()
+def measured(work: Work, database: str) -> Cost:
+    count = counting.start(database)
     gc.collect()
     written, cpu, began = _written(), _cpu(), time.perf_counter()
     work()
@@ -132,7 +132,7 @@ def main() -> None:
     _import_what_is_known(known)
     work = contender.prepare(job)
     before = set(sys.modules)
-    cost = measured(work)
+    cost = measured(work, job.database)
     late = [name for name in sys.modules if name not in before and "benchmarks" not in name]
     if late:
         with known.open("a") as names:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import world
+from benchmarks.contenders import Holds
 from benchmarks.databases import Database
 from benchmarks.gateway import Gateway
 from benchmarks.jobs import Job
@@ -106,29 +107,28 @@ class Round:
         )
 
     def check(self, phase: str, *, thoroughly: bool) -> None:
-        """Raises Wrong unless the contender holds what the gateway answered."""
-        module = self._contender.module()
+        """Raises Wrong unless the contender holds what the gateway answered: the number of rows, or thoroughly each."""
+        holds: Holds = self._contender.module().HOLDS
         churned = phase == "churn"
-        if thoroughly and self._writes(phase):
-            self._same_rows(module.CURRENT, churned)
-        elif self._writes(phase):
-            found = self._database.query(f"SELECT count(*) FROM ({module.CURRENT}) AS now")
-            self._expect("rows", found[0][0] if found else 0, self._rows(churned))
-        if module.TRAIL:
-            made = world.changes(self._shape)
-            expected = self._shape.rows + (sum(made.values()) - module.UNTRAILED_REMOVALS * made["removed"]) * churned
-            self._expect("rows in the trail", self._database.query(module.TRAIL)[0][0], expected)
-
-    def _writes(self, phase: str) -> bool:
-        return phase != "quiet" or self._contender.module().QUIET_WRITES
-
-    def _rows(self, churned: bool) -> int:
         made = world.changes(self._shape)
-        return self._shape.rows + (made["added"] - made["removed"]) * churned
+        left = churned and self._job.database in holds.leaves_removed_on
+        if thoroughly and (phase != "quiet" or holds.quiet_writes):
+            self._same_rows(holds.current, churned, left)
+        elif phase != "quiet" or holds.quiet_writes:
+            found = self._database.query(f"SELECT count(*) FROM ({holds.current}) AS now")
+            removed = made["removed"] * (not left)
+            self._expect("rows", found[0][0] if found else 0, self._shape.rows + (made["added"] - removed) * churned)
+        if holds.trail:
+            rows = sum(made.values()) - holds.closes_rows * made["removed"]
+            self._expect(
+                "rows in the trail", self._database.query(holds.trail)[0][0], self._shape.rows + rows * churned
+            )
 
-    def _same_rows(self, sql: str, churned: bool) -> None:
+    def _same_rows(self, sql: str, churned: bool, left: bool) -> None:
         expected = Counter(world.rows(self._shape, churned))
-        found = Counter(world.Row(*row[:5], editable=bool(row[5])) for row in self._database.query(sql))
+        if left:
+            expected |= Counter(world.removed(self._shape))
+        found = Counter(world.Row._make((*row[:5], bool(row[5]))) for row in self._database.query(sql))
         for words, rows in (("missing", expected - found), ("too many", found - expected)):
             if rows:
                 raise Wrong(f"{self._contender.title}: {rows.total()} rows {words}: {next(iter(rows))}")
@@ -147,7 +147,7 @@ class Round:
                 command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, timeout=PATIENCE_SECONDS
             )
         if done.returncode:
-            last = said.read_text(errors="replace").strip().splitlines()[-3:]
+            last = said.read_text(errors="replace").strip().splitlines()[-2:]
             raise Wrong(f"{self._contender.title}, {phase}: {' / '.join(last) or done.returncode}")
         return done.stdout
 

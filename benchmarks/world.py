@@ -80,6 +80,13 @@ def flows(shape: Shape, target: int, churned: bool) -> list[tuple[str, str, str,
     return listed
 
 
+def removed(shape: Shape) -> Iterator[Row]:
+    """The workflows that a churn removes."""
+    for number in range(WHICH, shape.rows, EVERY):
+        if _kind(number) == "removed":
+            yield Row._make((*who(number // shape.flows), *_flow(number)))
+
+
 def changes(shape: Shape) -> dict[str, int]:
     """How many changes of each kind a churn brings."""
     counted = dict.fromkeys(("added", "removed", "cycle_changed", "renamed"), 0)

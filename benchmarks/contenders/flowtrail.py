@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from benchmarks.contenders import Holds
 from benchmarks.jobs import Job, Work
 
-CURRENT = """
-SELECT org_id, user_id, flow_id, flow_name, cycle, editable FROM workflow JOIN target ON target.id = target_id
-"""
-QUIET_WRITES = True
-TRAIL = "SELECT count(*) FROM workflow_change"
-UNTRAILED_REMOVALS = 0
+HOLDS = Holds(
+    current=(
+        "SELECT org_id, user_id, flow_id, flow_name, cycle, editable FROM workflow"
+        " JOIN target ON target.id = workflow.target_id"
+    ),
+    trail="SELECT count(*) FROM workflow_change",
+)
 
 SETTINGS = """
 [gateway]

@@ -1,0 +1,121 @@
+"""The comparison: every contender in every shape on every database, in turns, so that a slow minute hits all alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import databases, gateway, machine, world
+from benchmarks.rounds import BENCH_PYTHON, Contender, Measurement, Round, Wrong, whole_round
+
+CONTENDERS = {
+    each.name: each
+    for each in (
+        Contender(name="flowtrail", title="Flowtrail"),
+        Contender(name="floor", title="floor"),
+        Contender(name="requests_floor", title="floor with requests"),
+        Contender(name="afternoon", title="afternoon's version"),
+        Contender(name="dlt_scd2", title="dlt, scd2", own_python=True),
+        Contender(name="dbt_snapshot", title="dbt snapshot", own_python=True),
+    )
+}
+PACKAGES = ("dlt", "dbt-core", "dbt-postgres", "dbt-sqlite", "requests", "SQLAlchemy", "msgspec", "psycopg")
+REHEARSED = world.Shape(3, 40)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What to compare."""
+
+    shapes: dict[str, world.Shape]
+    databases: Sequence[str]
+    contenders: Sequence[Contender]
+    runs: int
+    latency_seconds: float = 0.0
+    patience_seconds: float = 25.0
+    """A contender whose rounds in one shape have taken so long is not asked for another."""
+
+
+def compared(wanted: Wanted, place: Path, say: Say) -> dict[str, Any]:
+    """Everything that was measured, as JSON has it."""
+    cells: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    engines: list[str] = []
+    for kind in wanted.databases:
+        try:
+            with databases.of_kind(kind, place) as kinds:
+                engines.append(kinds.version())
+                able = list(_able(wanted, kind, kinds, place, say, skipped))
+                for name, shape in wanted.shapes.items():
+                    cells += _cell(wanted, able, name, shape, kind, kinds, place, say, skipped)
+        except RuntimeError as error:
+            skipped.append(f"{kind}: {error}")
+            say(f"skipped: {skipped[-1]}")
+    own = BENCH_PYTHON if BENCH_PYTHON.exists() else None
+    return {
+        "machine": machine.described() | {"databases": ", ".join(engines)},
+        "versions": machine.versions(str(own), PACKAGES) if own else {},
+        "latency_seconds": wanted.latency_seconds,
+        "cells": cells,
+        "skipped": skipped,
+    }
+
+
+def _able(
+    wanted: Wanted, kind: str, kinds: databases.Databases, place: Path, say: Say, skipped: list[str]
+) -> Iterator[Contender]:
+    """Those who pass a rehearsal, which also finds out what each has to import before the clock runs."""
+    with gateway.running(REHEARSED) as asked:
+        for contender in wanted.contenders:
+            try:
+                if contender.own_python and not BENCH_PYTHON.exists():
+                    raise Wrong(f"{contender.title}: not installed; `make bench-setup` does it")
+                with kinds.fresh() as database:
+                    list(whole_round(Round(contender, REHEARSED, asked, database, place)))
+                yield contender
+            except Wrong as error:
+                skipped.append(f"{kind}: {error}")
+                say(f"skipped on {kind}: {error}")
+
+
+def _cell(
+    wanted: Wanted, able: Sequence[Contender], name: str, shape: world.Shape, kind: str, kinds: databases.Databases,
+    place: Path, say: Say, skipped: list[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    measured: dict[str, list[list[Measurement]]] = {contender.name: [] for contender in able}
+    spent = dict.fromkeys(measured, 0.0)
+    with gateway.running(shape) as asked:
+        asked.latency(wanted.latency_seconds)
+        for nth in range(wanted.runs):
+            for contender in able:
+                if spent[contender.name] > wanted.patience_seconds:
+                    continue
+                began = time.monotonic()
+                try:
+                    with kinds.fresh() as database:
+                        round_ = Round(contender, shape, asked, database, place)
+                        last = list(whole_round(round_, thoroughly=not nth))
+                except Wrong as error:
+                    skipped.append(f"{name} {kind}: {error}")
+                    say(f"failed: {skipped[-1]}")
+                    spent[contender.name] = math.inf
+                    continue
+                measured[contender.name].append(last)
+                spent[contender.name] += time.monotonic() - began
+                figures = " / ".join(f"{each.seconds:.2f}" for each in last)
+                say(f"{name} {kind} {contender.title}, run {nth + 1}: {figures} s")
+    for contender in able:
+        yield {
+            "shape": name,
+            **shape._asdict(),
+            "database": kind,
+            "contender": contender.name,
+            "title": contender.title,
+            "rounds": [{each.phase: asdict(each) for each in phases} for phases in measured[contender.name]],
+        }
