@@ -50,11 +50,15 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.core
 
+# core and dev serve the targets above; build and all are for deploy/Dockerfile.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 lock: $(VENV)/.dev
 	@$(INSTALL) uv
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --group build -o requirements/core.txt pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --all-extras --group dev -o requirements/dev.txt pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -o benchmarks/requirements.txt benchmarks/requirements.in
+	@$(COMPILE) --group build -o requirements/core.txt pyproject.toml
+	@$(COMPILE) --all-extras --group dev -o requirements/dev.txt pyproject.toml
+	@$(COMPILE) --group pyproject.toml:build -c requirements/dev.txt -o requirements/build.txt
+	@$(COMPILE) --all-extras -c requirements/dev.txt -o requirements/all.txt pyproject.toml
+	@$(COMPILE) --python-version 3.11 -o benchmarks/requirements.txt benchmarks/requirements.in
 
 clean:
 	rm -rf $(VENV) $(BENCH) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

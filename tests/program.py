@@ -21,8 +21,15 @@ PATIENCE_SECONDS = 60
 class Program:
     """A folder with ``flowtrail.toml`` and ``schedules/``, and the command that works there."""
 
-    def __init__(self, folder: Path, gateway_url: str, database_url: str = "sqlite:///flowtrail.db") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        gateway_url: str,
+        database_url: str = "sqlite:///flowtrail.db",
+        command: Sequence[str] = (sys.executable, "-m", "etl"),
+    ) -> None:
         self.folder = folder
+        self.command = command
         self.database_url = database_url
         self.gateway_url = gateway_url
         (folder / "schedules").mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,7 @@ class Program:
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
-            [sys.executable, "-m", "etl", *arguments],
+            [*self.command, *arguments],
             cwd=self.folder,
             env={**self.environment, **environment},
             capture_output=True,
@@ -67,7 +74,7 @@ class Program:
         """Run in the background."""
         return Running(
             subprocess.Popen(
-                [sys.executable, "-m", "etl", *arguments],
+                [*self.command, *arguments],
                 cwd=self.folder,
                 env={**self.environment, "FLOWTRAIL_LOG__FORMAT": "json"},
                 stdout=subprocess.PIPE,

@@ -616,7 +616,7 @@ def test_nothing_is_unpickled_and_nothing_is_forked() -> None:
     assert found == set()
 
 
-@pytest.mark.parametrize("name", ["core.txt", "dev.txt"])
+@pytest.mark.parametrize("name", ["core.txt", "all.txt", "dev.txt"])
 def test_every_requirement_is_one_version_with_its_hashes(name: str) -> None:
     entries = (ROOT / "requirements" / name).read_text().replace("\\\n", " ").splitlines()
     required = [entry for entry in entries if entry.strip() and not entry.lstrip().startswith("#")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -53,9 +54,14 @@ def read_secret_file(path: Path) -> Secret:
 
 
 def openness(path: Path) -> str | None:
-    """A warning where others than the owner may read or write ``path``; None where all is well or it is not there."""
+    """A warning where others than we may read or write ``path``; None where all is well or it is not there.
+
+    A file of another owner that our group may read is how systemd and Kubernetes hand a secret to us alone.
+    """
     try:
-        mode = path.stat().st_mode & 0o777
+        found = path.stat()
     except (OSError, ValueError):
         return None
-    return f"{path} is open to others (mode {mode:04o}): chmod 600 {path}" if mode & 0o077 else None
+    mode = found.st_mode & 0o777
+    others = 0o077 if found.st_uid == os.geteuid() else 0o037
+    return f"{path} is open to others (mode {mode:04o}): chmod 600 {path}" if mode & others else None
