@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check crash bench bench-setup lock clean
+.PHONY: demo test check crash bench bench-setup dist lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/flowtrail demo
@@ -33,6 +33,14 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Wheel and source archive in dist/, the same bytes whoever builds them: every file gets the moment of the last commit,
+# and an unpacked source archive knows it by its own files.
+EPOCH = $(shell if [ -e .git ]; then git log -1 --format=%ct; else date -r PKG-INFO +%s; fi)
+dist: $(VENV)/.dev
+	@rm -rf dist
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(EPOCH)} $(BIN)/python -m build --no-isolation . >/dev/null
+	@cd dist && sha256sum *
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Flowtrail needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
