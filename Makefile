@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check crash bench bench-setup dist lock clean
+.PHONY: demo test check crash bench bench-setup dist docs lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/flowtrail demo
@@ -33,6 +33,10 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# What is written from the program: docs/cli.md.
+docs: $(VENV)/.dev
+	@$(BIN)/python -m tests.cli_reference
 
 # Wheel and source archive in dist/, the same bytes whoever builds them: every file gets the moment of the last commit,
 # and an unpacked source archive knows it by its own files.

@@ -138,7 +138,11 @@ def changes(
     user: options.User = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", help=f"Only this kind, more than once if you like: {', '.join(CHANGE_KINDS)}."),
+        typer.Option(
+            "--kind",
+            help=f"Only this kind, more than once if you like: {', '.join(CHANGE_KINDS)}.",
+            autocompletion=lambda: list(CHANGE_KINDS),
+        ),
     ] = None,
     flow: _Flow = None,
     name: _Name = None,

@@ -25,6 +25,13 @@ Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times th
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
 
 
+def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
+    """For the shell that completes a schedule: the names that begin so, from the folder alone."""
+    above = context.parent.params.get("config") if context.parent else None
+    names = config.schedule_names(context.params.get("config_file") or above)
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def open_workbench(context: typer.Context, path: Path | None) -> Workbench:
     """Load the settings, say what deserves a warning, and hand out the workbench."""
     settings = config.load(path or context.obj)

@@ -27,7 +27,10 @@ from etl.service import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally
 
-_Schedules = Annotated[list[str] | None, typer.Argument(help="Schedules to run; all without.", show_default=False)]
+_Schedules = Annotated[
+    list[str] | None,
+    typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
+]
 
 
 def register(app: typer.Typer) -> None:

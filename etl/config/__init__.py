@@ -1,6 +1,6 @@
 """Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
 
-from etl.config.loading import load, load_all, load_schedules
+from etl.config.loading import load, load_all, load_schedules, schedule_names
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
@@ -26,4 +26,5 @@ __all__ = [
     "load",
     "load_all",
     "load_schedules",
+    "schedule_names",
 ]

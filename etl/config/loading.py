@@ -45,6 +45,15 @@ def load_schedules(settings: Settings) -> tuple[Schedule, ...]:
     return schedules
 
 
+def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None = None) -> list[str]:
+    """What the schedules are called, for a shell to complete: no file is judged, and what is wrong gives no name."""
+    try:
+        values = _read(path, environ)
+        return sorted(file.stem for file in (values.folder / values["schedules_dir"]).glob("[!.]*.toml"))
+    except (ConfigError, OSError):
+        return []
+
+
 def _refuse(problems: list[Problem]) -> None:
     if problems:
         raise ConfigError(problems)
