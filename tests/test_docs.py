@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from program import KEY, SECRET, Program
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import settings as shape
 from etl.database import reading
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.gateway import faults
+from etl.model import Flow
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 SECTIONS = {
     "gateway": shape.GatewaySettings,
     "database": shape.DatabaseSettings,
@@ -25,10 +35,10 @@ SECTIONS = {
 }
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
+def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[tuple[str, str]]:
     """Each fenced block of a language, with the page and line where it stands."""
     found = []
-    for page in PAGES:
+    for page in pages:
         content = page.read_text(encoding="utf-8")
         for match in re.finditer(rf"```{language}\n(.*?)```", content, re.DOTALL):
             found.append((f"{page.name}:{content[: match.start()].count(chr(10)) + 1}", match[1]))
@@ -89,3 +99,49 @@ def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
 
 def _timeless(line: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\d+-\d\d-\d\d \d\d:\d\d:\d\d|in \d+\.\d s", "", line)).strip()
+
+
+def script(page: str) -> str:
+    """The page's shell blocks, one after the other."""
+    return "\n".join(block for _, block in blocks("sh", [ROOT / "docs" / page]))
+
+
+def test_who_starts_comes_to_the_end_and_has_a_trail_that_is_whole(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        ["bash", "-euc", f"trap 'jobs -p | xargs -r kill' EXIT\n{script('start.md').replace('8900', str(port))}"],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "FLOWTRAIL_SERVICE__LISTEN": "127.0.0.1:0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "BAD" not in done.stdout
+    assert re.search(r"Run 1 succeeded: 2 targets .*; 2 changed\.\nChanges: 100 baseline\.", done.stdout)
+    assert re.search(r"Run 2 succeeded: 2 targets .*; 2 changed\.", done.stdout)
+    assert re.search(r"2 targets, 4 change sets, .*: everything holds\.", done.stdout)
+
+
+def test_what_an_operator_does_every_day_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(orgs=0)
+    world.set_flows("o1", "ann", [Flow("1", "one", "D", True)])
+    monkeypatch.chdir(tmp_path)
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        Program(tmp_path, gateway.url).schedule("plants", [("o1", ["ann"])])
+        for line in ["flowtrail sync", *script("operate.md").splitlines()]:
+            words, _, file = line.removeprefix("flowtrail ").partition(" > ")
+            done = CliRunner().invoke(app, words.split(), env={"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET})
+            assert done.exit_code == 0, (line, done.output)
+            if file:
+                (tmp_path / file).write_text(done.stdout)
+
+
+def test_every_error_code_is_explained() -> None:
+    explained = set(re.findall(r"`(?:http_)?(\d+)`", (ROOT / "docs" / "enos.md").read_text("utf-8")))
+    assert {str(code) for code in (*faults._CODES, *faults._STATUSES)} - {"407"} <= explained
