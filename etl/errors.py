@@ -6,6 +6,7 @@ FlowtrailError                     exit code
 |- DatabaseError                   3
 |  |- DatabaseUnreachable          3   trying again later can help
 |  `- SchemaMismatch               3   names the command that helps
+|     `- SchemaAhead               3   a newer release has migrated already
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline
    |  |- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
@@ -68,6 +69,10 @@ class DatabaseUnreachable(DatabaseError):
 
 class SchemaMismatch(DatabaseError):
     """The schema is missing, older, newer or altered; the message names the command that helps."""
+
+
+class SchemaAhead(SchemaMismatch):
+    """A newer release has migrated; this one may finish its work, because a migration leaves what it reads."""
 
 
 class GatewayError(FlowtrailError):

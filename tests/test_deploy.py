@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import http.client
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -341,6 +343,26 @@ def test_a_deploy_pages_nobody(database_url: str, gateway: DemoGateway, tmp_path
     slots = [slot for slot, _ in served]
     assert slots == sorted(set(slots))
     assert len(slots) >= 3
+
+
+def test_who_is_to_be_replaced_works_on_beside_a_newer_schema(gateway: DemoGateway, tmp_path: Path) -> None:
+    """A rollout migrates first: the old replica stays ready and goes on, and is not started again."""
+    flowtrail = Program(tmp_path, gateway.url)
+    flowtrail.configure(listen="127.0.0.1:0")
+    flowtrail.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    with Watch() as watch:
+        old = flowtrail.start("serve")
+        old.wait_for("run_ended")
+        watch.joins("old", old)
+        with contextlib.closing(sqlite3.connect(tmp_path / "flowtrail.db", timeout=60)) as connection, connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        seen = len(old.log)
+        again = flowtrail("serve")
+        old.wait_for("run_ended", lambda entry: old.log.index(entry) > seen)
+        asked = watch.asked
+        assert old.wait_for("run_ended", lambda entry: watch.asked > asked + 3)
+    assert (again.returncode, "ahead of this Flowtrail" in again.stderr) == (3, True)
+    assert (watch.bad, old.stop()) == ([], 0)
 
 
 def runs(database_url: str) -> list[tuple[dt.datetime, str]]:

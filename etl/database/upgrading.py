@@ -12,7 +12,7 @@ from etl import catalog
 from etl.database.complaints import translated
 from etl.database.engine import connect, describe, file_of
 from etl.database.transactions import creating, reading, writing
-from etl.errors import SchemaMismatch
+from etl.errors import SchemaAhead, SchemaMismatch
 
 if TYPE_CHECKING:  # Alembic is slow to load, and a run on a schema that is current needs none of it
     from alembic.config import Config
@@ -71,7 +71,7 @@ def require_current(engine: Engine, *, create_if_empty_sqlite: bool) -> None:
 
 def _refuse_unknown(engine: Engine, found: str | None) -> None:
     if found is not None and found not in _revisions():
-        raise SchemaMismatch(
+        raise SchemaAhead(
             f"The schema of {describe(engine.url)} is at revision {found}, ahead of this Flowtrail, which knows "
             f"{expected()}: install the newer Flowtrail (`flowtrail db upgrade` cannot go back)."
         )
