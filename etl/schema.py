@@ -6,6 +6,7 @@ The Alembic revisions create them, with the checks, triggers and views that quer
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -47,10 +48,16 @@ class UtcTime(TypeDecorator[dt.datetime]):
         utc = value.astimezone(dt.UTC)
         return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
 
-    def process_result_value(self, value: dt.datetime | str | None, dialect: Dialect) -> dt.datetime | None:
-        if isinstance(value, str):
-            return dt.datetime.fromisoformat(value + "+00:00")
-        return None if value is None else value.astimezone(dt.UTC)
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], dt.datetime | None]:
+        return _from_text if dialect.name == "sqlite" else _in_utc
+
+
+def _from_text(value: str | None) -> dt.datetime | None:
+    return None if value is None else dt.datetime.fromisoformat(value + "+00:00")
+
+
+def _in_utc(value: dt.datetime | None) -> dt.datetime | None:
+    return None if value is None else value.astimezone(dt.UTC)
 
 
 metadata: Final = MetaData(

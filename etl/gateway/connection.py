@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -16,6 +17,8 @@ from etl.gateway.watchdog import SocketLine, Watch, Watchdog
 
 Address = tuple[Any, ...]
 
+_JUST_USED_SECONDS: Final = 0.1
+
 
 class WatchedConnection(HTTPConnection):
     """urllib3's connection, whose socket is held by the watch of the thread that uses it."""
@@ -24,6 +27,7 @@ class WatchedConnection(HTTPConnection):
         super().__init__(*args, **kwargs)
         self._watchdog = watchdog
         self._line: SocketLine | None = None
+        self._used_at = 0.0
 
     def _new_conn(self) -> socket.socket:
         watch = self._watchdog.current
@@ -66,6 +70,14 @@ class WatchedConnection(HTTPConnection):
         if self._line is not None:
             self._watchdog.current.hold(self._line)
         super().request(*args, **kwargs)
+        self._used_at = time.monotonic()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the gateway has not hung up; one that just answered is not asked, which costs a system call."""
+        if self.sock is not None and time.monotonic() - self._used_at < _JUST_USED_SECONDS:
+            return True
+        return super().is_connected
 
     def close(self) -> None:
         try:
