@@ -126,12 +126,25 @@ def test_connections_are_kept_and_used_again() -> None:
     assert server.connections == 1
 
 
-def test_a_connection_that_the_server_closed_while_idle_is_replaced() -> None:
+def test_a_connection_that_the_server_closed_while_idle_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.gateway.connection._JUST_USED_SECONDS", 0.0)
     with Hostile() as server, gateway(server) as client:
         client.fetch(TARGET)
         server.drop()
         assert server.left.wait(SAFETY_NET_SECONDS)
         assert client.fetch(TARGET).attempts == 1
+    assert server.connections == 2
+
+
+def test_a_connection_that_the_server_closed_just_after_its_answer_costs_a_second_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("etl.gateway.connection._JUST_USED_SECONDS", 60.0)
+    with Hostile() as server, gateway(server) as client:
+        client.fetch(TARGET)
+        server.drop()
+        assert server.left.wait(SAFETY_NET_SECONDS)
+        assert client.fetch(TARGET).attempts == 2
     assert server.connections == 2
 
 
