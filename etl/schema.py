@@ -162,6 +162,7 @@ change_set: Final = Table(
     UniqueConstraint("target_id", "version"),
     Index(None, "target_id", "observed_at"),
     Index(None, "observed_at"),
+    Index(None, "run_id"),
     comment="One version of a target, chained by hashes. Append-only.",
 )
 
@@ -242,6 +243,12 @@ sync_run: Final = Table(
         postgresql_where=text("status = 'running'"),
         sqlite_where=text("status = 'running'"),
     ),
+    Index(
+        "ix_sync_run_untold",
+        "finished_at",
+        postgresql_where=text("notified_at IS NULL"),
+        sqlite_where=text("notified_at IS NULL"),
+    ),
     comment="One run of a schedule, of the command or of an approval, with its sums.",
 )
 
@@ -259,6 +266,14 @@ sync_issue: Final = Table(
     Index(None, "run_id"),
     Index(None, "target_id", "id"),
     comment="A target that did not go through in a run, and why.",
+)
+
+overdue_notice: Final = Table(
+    "overdue_notice",
+    metadata,
+    Column("target_id", _BIG, primary_key=True, autoincrement=False),
+    _time("notified_at"),
+    comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
 )
 
 lease: Final = Table(

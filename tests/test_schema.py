@@ -29,6 +29,7 @@ CONTRACT = {
     "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at notified_at host "
     "pid targets changed unchanged held failed stale baseline added removed cycle_changed renamed editable_changed",
     "sync_issue": "id run_id target_id verdict error_code message attempts missing",
+    "overdue_notice": "target_id notified_at",
     "lease": "name holder expires_at",
 }
 

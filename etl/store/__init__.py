@@ -13,12 +13,13 @@ from sqlalchemy import Connection, Engine
 from etl.database import reading, writing
 from etl.errors import DatabaseUnreachable
 from etl.model import Fence, Outcome, RunStatus, State, Target
-from etl.store import commit, fences, lease, retirement, runs
+from etl.store import commit, fences, lease, notices, retirement, runs
 from etl.store.commit import STALE
+from etl.store.notices import KnownTarget, UntoldRun
 from etl.store.retirement import Retirement
 from etl.store.runs import NewRun
 
-__all__ = ["STALE", "NewRun", "Retirement", "Store"]
+__all__ = ["STALE", "KnownTarget", "NewRun", "Retirement", "Store", "UntoldRun"]
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
@@ -105,6 +106,26 @@ class Store:
     def lease_holder(self, name: str) -> str | None:
         """Who holds a lease now."""
         return self._read(lambda connection: lease.holder_of(connection, name))
+
+    def untold_runs(self, since: dt.datetime) -> list[UntoldRun]:
+        """The runs that finished ``since`` then, and that not every receiver is known to have heard of."""
+        return self._read(lambda connection: notices.untold_runs(connection, since))
+
+    def mark_told(self, run_id: int, now: dt.datetime) -> bool:
+        """Note that every receiver was told of the run; False where somebody else has noted it."""
+        return self._write(lambda connection: notices.mark_told(connection, run_id, now))
+
+    def known_targets(self) -> list[KnownTarget]:
+        """The targets with their ids, and since when receivers know that one is overdue."""
+        return self._read(notices.known_targets)
+
+    def mark_overdue(self, target_ids: Sequence[int], now: dt.datetime) -> None:
+        """Note that receivers know these targets to be overdue."""
+        self._write(lambda connection: notices.mark_overdue(connection, target_ids, now))
+
+    def clear_overdue(self, target_ids: Sequence[int]) -> None:
+        """Note that these targets are overdue no longer."""
+        self._write(lambda connection: notices.clear_overdue(connection, target_ids))
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         for pause in (*_PAUSES_SECONDS, None):

@@ -60,12 +60,17 @@ def beat(connection: Connection, run_id: int) -> None:
 
 
 def finish(connection: Connection, run_id: int, status: RunStatus, sums: Mapping[str, Any], now: dt.datetime) -> bool:
-    """Write how a run ended; False where somebody has declared it dead meanwhile, which stays."""
+    """Write how a run ended; False where somebody has declared it dead meanwhile, which stays.
+
+    What it wrote after that is news once more, though receivers may have been told of the dead run already.
+    """
     mine = or_(sync_run.c.status == "running", and_(sync_run.c.status == status, sync_run.c.finished_at == now))
     ended = update(sync_run).where(sync_run.c.id == run_id, mine)
     done = connection.execute(
         ended.values(status=status, finished_at=now, heartbeat_at=database_now(connection), **sums)
     )
+    if not done.rowcount:
+        connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(notified_at=None))
     return done.rowcount == 1
 
 
