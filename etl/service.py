@@ -66,7 +66,9 @@ class Service:
         max_retired_share: float,
         batches: Executor,
         clock: Callable[[], dt.datetime],
+        started: Callable[[Schedule], None] = lambda schedule: None,
         finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
+        crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
     ) -> None:
         self._kit = kit
         self._identity = identity
@@ -76,7 +78,9 @@ class Service:
         self._max_retired_share = max_retired_share
         self._batches = batches
         self._clock = clock
+        self._started = started
         self._finished = finished
+        self._crashed = crashed
         self.schedules: Sequence[Schedule] = ()
         self._turned_at = time.monotonic()
         self._stopping = threading.Event()
@@ -269,8 +273,10 @@ class Service:
                 self._run(schedule, slot, origin)
         except DatabaseError as error:
             self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
+            self._crashed(schedule, str(error))
         except Exception:
             self.log.exception("run_crashed", schedule=schedule.name)
+            self._crashed(schedule, "the run crashed: the log says how")
         finally:
             lock.release()
 
@@ -287,6 +293,7 @@ class Service:
             scheduled_for=self._after(served, slot, schedule),
             missed=self._missed(schedule, served, slot),
         )
+        self._started(schedule)
         with structlog.contextvars.bound_contextvars(schedule=schedule.name):
             report = sync.run(
                 self._kit,

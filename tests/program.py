@@ -70,13 +70,13 @@ class Program:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def start(self, *arguments: str) -> Running:
+    def start(self, *arguments: str, **environment: str) -> Running:
         """Run in the background."""
         return Running(
             subprocess.Popen(
                 [*self.command, *arguments],
                 cwd=self.folder,
-                env={**self.environment, "FLOWTRAIL_LOG__FORMAT": "json"},
+                env={**self.environment, "FLOWTRAIL_LOG__FORMAT": "json", **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from etl import database
+from etl.cli.notices import understood
 from etl.cli.workbench import Workbench
 from etl.config import Schedule
 from etl.errors import FlowtrailError, GatewayError
@@ -27,6 +28,7 @@ def run_checks(bench: Workbench, schedules: Sequence[Schedule]) -> Iterator[Find
     yield Finding("settings", True, str(bench.settings.path))
     yield from (Finding("settings", False, warning) for warning in bench.settings.warnings)
     yield Finding("schedules", True, f"{len(schedules)} with {len(targets)} targets")
+    yield from (Finding(name, not wrong, wrong or "understood") for name, wrong in understood(bench.settings))
     yield _database(bench)
     token = list(_token(bench))
     yield from token

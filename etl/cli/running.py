@@ -19,6 +19,7 @@ from etl.cli import options, show
 from etl.cli.checks import run_checks
 from etl.cli.events import event_table
 from etl.cli.http import listening
+from etl.cli.notices import Informed
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.config import Schedule
 from etl.model import CHANGE_KINDS, VERDICTS, Outcome, Target
@@ -220,8 +221,10 @@ def serve(
     with options.open_workbench(context, config_file) as bench:
         bench.schedules  # noqa: B018 - a broken schedule is said before the database is touched
         bench.ready(upgrade=upgrade)
+        store = Store(bench.engine, bench.stop)
+        informed = Informed(bench, store)
         service = Service(
-            bench.kit(),
+            bench.kit(store),
             Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
             lambda: _load_schedules(bench),
             coverage_gap=bench.settings.coverage_gap,
@@ -229,8 +232,11 @@ def serve(
             max_retired_share=bench.settings.guard.max_emptied_share,
             batches=bench.batches,
             clock=utc_now,
+            started=informed.started,
+            finished=informed.finished,
+            crashed=informed.crashed,
         )
-        with service.signals(), listening(bench, service):
+        with service.signals(), listening(bench, service), informed.of(service):
             served = service.serve(standby=not no_standby)
         if not service.ended:
             os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed

@@ -33,6 +33,14 @@ def gateway_url(value: object) -> str:
     return text.rstrip("/")
 
 
+def ping_url(value: object) -> str:
+    """The address that hears of a schedule's runs, without a slash at the end of its path."""
+    text, _ = _web_address(value)
+    if "#" in text:
+        raise ValueError("must not have a fragment (#...)")
+    return text.rstrip("/")
+
+
 def proxy_url(value: object) -> str:
     """The address of an HTTP proxy, or ""."""
     return "" if value == "" else _web_address(value)[0]

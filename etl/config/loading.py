@@ -78,5 +78,6 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         service=values.section("service", shape.ServiceSettings),
         log=values.section("log", shape.LogSettings),
         scale=values.section("scale", shape.ScaleSettings),
+        notify=tuple(values.section(each, shape.NotifySettings) for each in values.receivers),
         warnings=warnings,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from etl.config import addresses
+from etl.config import addresses, notices
 from etl.config.measures import without_password
 from etl.config.secret import openness, read_secret_file
 from etl.config.values import Values, variable
@@ -19,6 +19,7 @@ def apply_rules(values: Values) -> tuple[str, ...]:
     if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
         _access(values)
     files = _database(values)
+    files += [file for section in values.receivers for file in _receivers(values, section)]
     files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
     return tuple(warning for file in files if (warning := openness(file)))
 
@@ -64,3 +65,23 @@ def _database(values: Values) -> list[Path]:
     values[url] = values.attempt(url, lambda: addresses.database_url(values[url], values.folder))
     in_file = values.is_given(url) and not values.is_from_environment(url)
     return [values.path] if in_file and values[url] and without_password(values[url]) != values[url] else []
+
+
+def _receivers(values: Values, section: str) -> list[Path]:
+    """Settle which of urls and urls_file counts, and read it; return the files that hold addresses."""
+    urls, file = f"{section}.urls", f"{section}.urls_file"
+    if values.is_faulty(urls) or values.is_faulty(file):
+        return []
+    if values[file] and values.is_given(urls):
+        if values.is_from_environment(urls) == values.is_from_environment(file):
+            values.fault(file, "is one list too many beside urls: keep one of the two")
+            return []
+        if values.is_from_environment(urls):
+            values[file] = ""
+    if values[file]:
+        values[file] = str(values.folder / values[file])
+        values[urls] = values.attempt(file, lambda: notices.receiver_urls_file(Path(values[file])))
+        return [Path(values[file])]
+    if not values[urls]:
+        values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')
+    return [values.path] if values.is_given(urls) and not values.is_from_environment(urls) else []

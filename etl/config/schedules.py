@@ -11,13 +11,15 @@ from typing import Any, Final
 import msgspec
 
 from etl.config.measures import ZERO, duration, duration_or_zero, shown
+from etl.config.notices import ping_url
+from etl.config.secret import Secret
 from etl.config.tables import nearest, read_toml
 from etl.config.targets import Targets
 from etl.errors import Problem
 from etl.model import Target
 from etl.slots import Cron, Every, Slots, time_zone
 
-_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "targets", "targets_file")
+_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "ping_url", "targets", "targets_file")
 _SHORTEST: Final = dt.timedelta(milliseconds=100)
 _UNKNOWN: Final = Every(dt.timedelta(days=36_500))
 
@@ -33,6 +35,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Each run starts up to this much after its slot."""
     coverage_gap: dt.timedelta | None = None
     """None: that of the settings."""
+    ping_url: Secret | None = None
+    """Hears of each run's start and end; None: nobody does."""
     targets: tuple[Target, ...] = ()
 
 
@@ -68,7 +72,13 @@ class _ScheduleFile:
             self._add("jitter", "must be shorter than every: a run would start after the next one is due")
         gap = self._get("coverage_gap", duration, None)
         return msgspec.structs.replace(
-            self._empty(), slots=slots, timezone=timezone, jitter=jitter, coverage_gap=gap, targets=self._targets()
+            self._empty(),
+            slots=slots,
+            timezone=timezone,
+            jitter=jitter,
+            coverage_gap=gap,
+            ping_url=self._get("ping_url", ping_url, None),
+            targets=self._targets(),
         )
 
     def _empty(self) -> Schedule:

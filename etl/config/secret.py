@@ -43,14 +43,26 @@ def clean_secret(value: object) -> Secret:
 
 def read_secret_file(path: Path) -> Secret:
     """What the file holds, read anew; ValueError names the file and says what is wrong."""
+    text = _text_of(path)
     try:
-        return clean_secret(path.read_text(encoding="utf-8-sig"))
+        return clean_secret(text)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
+
+
+def read_secret_lines(path: Path) -> list[str]:
+    """The lines of the file, without empty ones and those that begin with ``#``; ValueError as above."""
+    lines = (line.strip() for line in _text_of(path).splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} {error}") from None
 
 
 def openness(path: Path) -> str | None:

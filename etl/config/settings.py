@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from etl.config import addresses
+from etl.config import addresses, notices
 from etl.config.measures import duration, duration_or_zero, size, without_password
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.errors import ConfigError, Problem
@@ -108,6 +108,15 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
     grace: Duration = dt.timedelta(seconds=25)
 
 
+class NotifySettings(Section, frozen=True, kw_only=True):
+    """Who is told of what: one ``[[notify]]``. Without ``orgs``, of every organisation."""
+
+    urls: Annotated[tuple[Secret, ...], Meta(extra={"read": notices.receiver_urls})] = ()
+    urls_file: Text = ""
+    on: Annotated[tuple[str, ...], Meta(extra={"read": notices.kinds})] = notices.USUAL_KINDS
+    orgs: Annotated[tuple[str, ...], Meta(extra={"read": notices.names})] = ()
+
+
 class LogSettings(Section, frozen=True, kw_only=True):
     """What is logged, and how."""
 
@@ -140,5 +149,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     service: ServiceSettings
     log: LogSettings
     scale: ScaleSettings
+    notify: tuple[NotifySettings, ...] = ()
     warnings: tuple[str, ...] = ()
     """What a person should mend, though Flowtrail runs: a sentence each."""

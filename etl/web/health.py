@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Engine
@@ -53,7 +53,7 @@ def health_routes(
             known = {Target(h.org_id, h.user_id, h.expression): h for h in Report(engine).health()}
         except DatabaseError as error:
             return _answer(False, {"status": "unknown", "error": str(error)})
-        overdue = list(_overdue(schedules(), known, now()))
+        overdue = [_told(schedule, known[target]) for schedule, target in overdue_targets(schedules(), known, now())]
         refused = [str(target) for target, h in known.items() if h.last_error_code in REFUSED_FOR_GOOD]
         body = {"status": "overdue" if overdue else "fresh", "overdue": len(overdue), "refused": len(refused)}
         return _answer(
@@ -63,9 +63,9 @@ def health_routes(
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/freshness", freshness)]
 
 
-def _overdue(
-    schedules: Sequence[Schedule], known: dict[Target, TargetHealth], now: dt.datetime
-) -> Iterator[dict[str, Any]]:
+def overdue_targets(
+    schedules: Sequence[Schedule], known: Mapping[Target, TargetHealth], now: dt.datetime
+) -> Iterator[tuple[Schedule, Target]]:
     """Targets whose schedule's own last slots passed without an observation."""
     for schedule in schedules:
         since = _third_last_slot(schedule, now)
@@ -76,12 +76,16 @@ def _overdue(
             if health is None or health.last_error_code in REFUSED_FOR_GOOD:
                 continue
             if health.last_observed_at is None or health.last_observed_at < since:
-                yield {
-                    "schedule": schedule.name,
-                    "target": str(target),
-                    "last_observed_at": health.last_observed_at and health.last_observed_at.isoformat(),
-                    "last_error_code": health.last_error_code,
-                }
+                yield schedule, target
+
+
+def _told(schedule: Schedule, health: TargetHealth) -> dict[str, Any]:
+    return {
+        "schedule": schedule.name,
+        "target": str(Target(health.org_id, health.user_id, health.expression)),
+        "last_observed_at": health.last_observed_at and health.last_observed_at.isoformat(),
+        "last_error_code": health.last_error_code,
+    }
 
 
 def _third_last_slot(schedule: Schedule, now: dt.datetime) -> dt.datetime | None:

@@ -1,0 +1,189 @@
+"""Notifications: the command, what `check` says of them, and what `serve` runs beside the service."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import structlog
+import typer
+
+from etl.cli import options, show
+from etl.cli.workbench import Workbench, utc_now
+from etl.config import Schedule, Settings
+from etl.errors import UsageError
+from etl.model import Target
+from etl.notify import Freshness, Message, Notifier, Overdue, Pinger, Receiver, Timing, Unusable, Wants, receivers
+from etl.report import Report, TargetHealth
+from etl.service import LEASE, Service
+from etl.store import Store
+from etl.sync import RunReport
+from etl.web.health import overdue_targets
+
+_PATIENCE_SECONDS = 60.0
+_AT_ONCE = 8
+_TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(notify)
+
+
+def notify(
+    context: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Send a test message to every receiver.")] = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Tell receivers now what nobody has told them, where no service does; with --test, try each of them."""
+    with options.open_workbench(context, config_file) as bench:
+        if not bench.settings.notify:
+            raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
+        if test:
+            results = list(_tested(bench.settings))
+            rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
+            show.json(rows) if as_json else _say(results)
+        else:
+            results = [("digests", _told(bench))]
+            show.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _say(results)
+    if any(wrong is not None for _, wrong in results):
+        raise typer.Exit(1)
+
+
+def _say(results: Sequence[tuple[str, str | None]]) -> None:
+    for name, wrong in results:
+        show.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
+
+
+def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Each receiver, and why the test message did not reach it (None: it did)."""
+
+    def attempt(receiver: Receiver | Unusable) -> tuple[str, str | None]:
+        wrong = receiver.why if isinstance(receiver, Unusable) else receiver.send(_TEST)
+        return receiver.name, wrong
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
+
+
+def _told(bench: Workbench) -> str | None:
+    """Send what is owed; why not all of it went."""
+    bench.ready(upgrade=False)
+    store = Store(bench.engine, bench.stop)
+    holder = store.lease_holder(LEASE)
+    if holder is not None:
+        raise UsageError(f"The service {holder} is active, and tells them by itself.")
+    unusable = [f"{name}: {wrong}" for name, wrong in understood(bench.settings) if wrong]
+    wants = _wanted(bench.settings)
+    if not wants:
+        return unusable[0]
+    notifier = Notifier(
+        bench.engine,
+        store,
+        wants,
+        is_active=lambda: True,
+        freshness=lambda: _freshness(bench, bench.schedules),
+        clock=utc_now,
+        timing=Timing(overdue_after_seconds=0),
+    )
+    told = notifier.flush(_PATIENCE_SECONDS)
+    return next(iter(unusable), None if told else "not every receiver was told: the log says why")
+
+
+def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
+    try:
+        for receiver, _, _ in _all_receivers(settings):
+            yield receiver.name, receiver.why if isinstance(receiver, Unusable) else None
+    except UsageError as error:
+        yield "notify", str(error)
+
+
+def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | Unusable, Sequence[str], Sequence[str]]]:
+    for number, each in enumerate(settings.notify, 1):
+        yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
+
+
+def _wanted(settings: Settings) -> list[Wants]:
+    """The receivers that can be written to; none without the extra."""
+    try:
+        return [Wants(each, on, orgs) for each, on, orgs in _all_receivers(settings) if isinstance(each, Receiver)]
+    except UsageError:
+        return []
+
+
+def _freshness(bench: Workbench, schedules: Sequence[Schedule]) -> Freshness:
+    known: dict[Target, TargetHealth] = {
+        Target(health.org_id, health.user_id, health.expression): health for health in Report(bench.engine).health()
+    }
+    overdue = [
+        Overdue(target, schedule.name, known[target].last_observed_at)
+        for schedule, target in overdue_targets(schedules, known, utc_now())
+    ]
+    seen = {target: health.last_observed_at for target, health in known.items() if health.last_observed_at}
+    return Freshness(overdue, seen)
+
+
+class Informed:
+    """Who hears of what the service does: receivers of a [[notify]], and those of the schedules' pings."""
+
+    def __init__(self, bench: Workbench, store: Store) -> None:
+        self._bench = bench
+        self._store = store
+        self._pinger = Pinger()
+        self._notifier: Notifier | None = None
+
+    @contextlib.contextmanager
+    def of(self, service: Service) -> Iterator[None]:
+        """Tell, while the block runs. What is wrong with a receiver, or a missing extra, stops no sync: it is said."""
+        self._notifier = self._notifier_of(service)
+        if self._notifier:
+            self._notifier.start()
+        try:
+            yield
+        finally:
+            if self._notifier:
+                self._notifier.stop()
+            self._pinger.stop()
+
+    def started(self, schedule: Schedule) -> None:
+        """A run begins."""
+        self._pinger.started(schedule)
+
+    def finished(self, report: RunReport, schedule: Schedule) -> None:
+        """A run ended. One that a stop cut short pings nobody: whoever comes next catches up."""
+        if self._notifier:
+            self._notifier.look()
+        if report.status == "failed":
+            self._pinger.failed(schedule, _in_short(report))
+        elif report.status != "aborted":
+            self._pinger.succeeded(schedule, _in_short(report))
+
+    def crashed(self, schedule: Schedule, why: str) -> None:
+        """A run ended without a report."""
+        self._pinger.failed(schedule, why)
+
+    def _notifier_of(self, service: Service) -> Notifier | None:
+        log = structlog.get_logger("etl.notify")
+        for name, wrong in understood(self._bench.settings):
+            if wrong:
+                log.warning("cannot_notify", receiver=name, why=wrong)
+        wants = _wanted(self._bench.settings)
+        if not wants:
+            return None
+        return Notifier(
+            self._bench.engine,
+            self._store,
+            wants,
+            is_active=lambda: service.role == "active",
+            freshness=lambda: _freshness(self._bench, service.schedules),
+            clock=utc_now,
+        )
+
+
+def _in_short(report: RunReport) -> str:
+    sums = ", ".join(f"{count} {name}" for name, count in report.tally.sums().items() if count)
+    return f"Run {report.run_id} {report.status}: {report.targets} targets; {sums or 'nothing'}."

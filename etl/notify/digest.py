@@ -1,0 +1,138 @@
+"""What a receiver reads: a title with the sums, a few lines of each kind, and the commands that show the rest. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from etl.model import CYCLE_LABELS
+from etl.printable import printable
+
+LINES: Final = 20
+"""So many lines a message has; where several kinds share them, each has at least a few."""
+_FEWEST_LINES: Final = 3
+_LONGEST_NAME: Final = 80
+_LONGEST_MESSAGE: Final = 200
+_MENTION: Final = re.compile(r"@(?=everyone|here|channel|all\b|room\b)|(?<![\w@])@(?=\w)", re.IGNORECASE)
+"""What a chat would take for a call to people."""
+
+WORDS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "cycle_changed": ("cycle changed", "cycles changed", "Cycle changed"),
+    "removed": ("removed", "removed", "Removed"),
+    "added": ("added", "added", "Added"),
+    "renamed": ("renamed", "renamed", "Renamed"),
+    "editable_changed": ("editability changed", "editabilities changed", "Editability changed"),
+    "held": ("held", "held", "Removals are held until a person decides"),
+    "failed": ("failed", "failed", "No valid answer any more"),
+    "overdue": ("overdue", "overdue", "Overdue: nobody has seen these for three due slots"),
+    "recovered": ("recovered", "recovered", "Recovered"),
+}
+"""A kind in a title (one, several), and above its lines; in the order in which a message has them."""
+_TROUBLES: Final = ("held", "failed", "overdue")
+_CHANGES: Final = ("cycle_changed", "removed", "added", "renamed", "editable_changed")
+
+
+class Part(NamedTuple):
+    """What there is of one kind: how many in all, and the first lines."""
+
+    total: int
+    lines: tuple[str, ...]
+
+
+class Digest(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened in a run (or since the last look), as far as one receiver wants to know."""
+
+    name: str
+    """What ran: a schedule, "sync" or "approval"; or "" where it was no run."""
+    said: str
+    """A sentence about the run."""
+    parts: Mapping[str, Part]
+    changes_between: tuple[str, str] | None = None
+    """From when and until when `flowtrail changes` shows what this tells."""
+
+
+class Message(NamedTuple):
+    """Plain text. The title is one line."""
+
+    title: str
+    body: str
+    trouble: bool = False
+    """Whether somebody should look."""
+
+
+def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
+    """Parts from (kind, line), in the order of WORDS; memory holds the first lines of each, however many come."""
+    counts = dict.fromkeys(WORDS, 0)
+    lines: dict[str, list[str]] = {kind: [] for kind in WORDS}
+    for kind, line in found:
+        counts[kind] += 1
+        if counts[kind] <= LINES:
+            lines[kind].append(line)
+    return {kind: Part(count, tuple(lines[kind])) for kind, count in counts.items() if count}
+
+
+def message(digest: Digest) -> Message:
+    """The message that tells ``digest``."""
+    trouble = bool(digest.parts.keys() & {*_TROUBLES})
+    return Message(_title(digest.name, digest.parts), "\n".join(_body(digest)), trouble)
+
+
+def together(digests: Sequence[Digest]) -> Message:
+    """One message for many runs, so that nobody gets a hundred after an outage."""
+    found: dict[str, Part] = {}
+    for kind in WORDS:
+        parts = [digest.parts[kind] for digest in digests if kind in digest.parts]
+        if parts:
+            lines = [line for part in parts for line in part.lines]
+            found[kind] = Part(sum(part.total for part in parts), tuple(lines[:LINES]))
+    spans = [digest.changes_between for digest in digests if digest.changes_between]
+    between = (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
+    names = ", ".join(sorted({digest.name for digest in digests}))
+    said = f"{len(digests)} runs ({names}) that this receiver could not be told of before."
+    return message(Digest(name=f"{len(digests)} runs", said=said, parts=found, changes_between=between))
+
+
+def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:
+    """A name from outside as text and nothing else: on one line, cut, and calling nobody."""
+    text = _MENTION.sub(r"\\x40", printable(foreign or ""))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def cut(said: str) -> str:
+    """A sentence that may quote what came from outside."""
+    return quoted(said, _LONGEST_MESSAGE)
+
+
+def cycle(code: str | None) -> str:
+    """A cycle for people: "day"; what EnOS does not document stays as it is."""
+    return "none" if code is None else CYCLE_LABELS.get(code) or quoted(code)
+
+
+def _title(name: str, parts: Mapping[str, Part]) -> str:
+    sums = ", ".join(f"{part.total} {WORDS[kind][part.total != 1]}" for kind, part in parts.items())
+    return f"Flowtrail {name}: {sums}" if name else f"Flowtrail: {sums}"
+
+
+def _body(digest: Digest) -> Iterable[str]:
+    yield digest.said
+    share = max(_FEWEST_LINES, LINES // max(1, len(digest.parts)))
+    for kind, part in digest.parts.items():
+        yield f"\n{WORDS[kind][2]} ({part.total}):"
+        yield from (f"  {line}" for line in part.lines[:share])
+        if part.total > share:
+            yield f"  and {part.total - share} more"
+    yield "\nTo see more:"
+    yield from (f"  {command}" for command in _commands(digest))
+
+
+def _commands(digest: Digest) -> Iterable[str]:
+    if digest.changes_between and digest.parts.keys() & {*_CHANGES}:
+        since, until = digest.changes_between
+        yield f"flowtrail changes --since {since} --until {until}"
+    if "held" in digest.parts:
+        yield "flowtrail guard list"
+    if digest.parts.keys() - {*_CHANGES, "held"} or not digest.parts:
+        yield "flowtrail status"

@@ -1,0 +1,252 @@
+"""What a run is worth telling, read from the trail: the same answer whenever, and however often, it is asked."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
+
+from etl.database import reading
+from etl.model import Target
+from etl.notify import digest
+from etl.notify.digest import Digest
+from etl.report.stream import stream
+from etl.schema import change_set, observation, sync_issue, sync_run, target, workflow_change
+from etl.store import UntoldRun
+
+CHANGES: Final = ("cycle_changed", "removed", "added", "renamed", "editable_changed")
+TROUBLES: Final = ("failed", "held")
+_ORIGINS: Final = {"command": "sync", "approval": "approval"}
+
+
+class _Change(NamedTuple):
+    """A change of one workflow of an organisation, as so many of its users saw it."""
+
+    kind: str
+    org_id: str
+    flow_id: str
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    new_editable: bool | None
+    users: int
+    user_id: str
+
+    def __str__(self) -> str:
+        name = digest.quoted(self.old_name if self.kind == "removed" else self.new_name)
+        who = digest.quoted(self.user_id) if self.users == 1 else f"{self.users} users"
+        return f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who})"
+
+    def _what(self) -> str:
+        match self.kind:
+            case "cycle_changed":
+                return f": {digest.cycle(self.old_cycle)} to {digest.cycle(self.new_cycle)}"
+            case "renamed":
+                return f", before: {digest.quoted(self.old_name)}"
+            case "editable_changed":
+                return {True: ": editable", False: ": not editable", None: ": nobody knows whether it is editable"}[
+                    self.new_editable
+                ]
+        return f", cycle: {digest.cycle(self.new_cycle or self.old_cycle)}"
+
+
+class _Trouble(NamedTuple):
+    kind: str
+    org_id: str
+    user_id: str
+    expression: str
+    message: str
+    error_code: str | None
+
+    def __str__(self) -> str:
+        code = f" ({digest.quoted(self.error_code)})" if self.error_code else ""
+        return f"{_named(self)}: {digest.cut(self.message)}{code}"
+
+
+class _Recovery(NamedTuple):
+    org_id: str
+    user_id: str
+    expression: str
+    verdict: str
+    since: dt.datetime
+    schedule: str | None
+    """The schedule of the run in which there was trouble last."""
+    at: dt.datetime
+
+    def __str__(self) -> str:
+        ended = "gives valid answers again" if self.verdict == "failed" else "holds no removals any more"
+        return f"{_named(self)}: {ended}"
+
+
+class _Period(NamedTuple):
+    """When a run was under way; without an end it still is."""
+
+    id: int
+    schedule: str | None
+    started_at: dt.datetime
+    finished_at: dt.datetime | None
+
+
+def digest_of(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str]) -> Digest | None:
+    """What somebody who wants to hear of these kinds and organisations (none: all) is told of ``run``, if anything.
+
+    Trouble is told where it begins: a target that failed, or was held, in its attempt before is no news.
+    """
+    found = digest.gather(_found(engine, run, on, orgs))
+    if not found:
+        return None
+    name = run.schedule or _ORIGINS.get(run.origin, run.origin)
+    said = f"Run {run.id} of {name} {run.status} at {run.finished_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
+    until = run.finished_at + dt.timedelta(seconds=1)
+    return Digest(name=name, said=said, parts=found, changes_between=(_moment(run.started_at), _moment(until)))
+
+
+def _found(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str]) -> Iterator[tuple[str, str]]:
+    of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
+    kinds, troubles = [kind for kind in on if kind in CHANGES], [kind for kind in on if kind in TROUBLES]
+    if kinds:
+        yield from ((change.kind, str(change)) for change in stream(engine, _changes(run, kinds, of_orgs), _Change))
+    for kind in troubles:
+        yield from ((kind, str(each)) for each in stream(engine, _new_trouble(run, kind, of_orgs), _Trouble))
+    if troubles:
+        yield from (("recovered", str(each)) for each in _recoveries(engine, run, troubles, of_orgs))
+
+
+def _changes(run: UntoldRun, kinds: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    what = [workflow_change.c[name] for name in _Change._fields[2:8]]
+    return (
+        select(
+            workflow_change.c.kind,
+            target.c.org_id,
+            *what,
+            func.count(distinct(target.c.user_id)).label("users"),
+            func.min(target.c.user_id).label("user_id"),
+        )
+        .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+        .join(target, target.c.id == change_set.c.target_id)
+        .where(change_set.c.run_id == run.id, workflow_change.c.kind.in_(kinds), *of_orgs)
+        .group_by(workflow_change.c.kind, target.c.org_id, *what)
+        .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind)
+    )
+
+
+def _new_trouble(run: UntoldRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The run's issues of one kind whose target was not in this trouble before.
+
+    A valid answer that nobody doubted always opens a span after a failure or a hold: so a span since the issue before
+    says that there was one. Failures do not end a hold; a held answer is a valid one, and ends a row of failures.
+    """
+    before, its_run = sync_issue.alias("before"), sync_run.alias("its_run")
+    known = (kind,) if kind == "held" else TROUBLES
+    latest = (
+        select(func.max(before.c.id))
+        .where(before.c.target_id == sync_issue.c.target_id, before.c.id < sync_issue.c.id)
+        .where(before.c.verdict.in_(known))
+        .correlate(sync_issue)
+        .scalar_subquery()
+    )
+    good_since = (
+        select(observation.c.first_at)
+        .where(observation.c.target_id == sync_issue.c.target_id, observation.c.first_at < run.finished_at)
+        .order_by(observation.c.id.desc())
+        .limit(1)
+        .correlate(sync_issue)
+        .scalar_subquery()
+    )
+    is_new = or_(before.c.id.is_(None), before.c.verdict != kind, good_since > its_run.c.started_at)
+    return (
+        select(
+            sync_issue.c.verdict,
+            target.c.org_id,
+            target.c.user_id,
+            target.c.expression,
+            sync_issue.c.message,
+            sync_issue.c.error_code,
+        )
+        .join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
+        .join(before, before.c.id == latest, isouter=True)
+        .join(its_run, its_run.c.id == before.c.run_id, isouter=True)
+        .where(sync_issue.c.run_id == run.id, sync_issue.c.verdict == kind, is_new, *of_orgs)
+        .order_by(target.c.org_id, target.c.user_id, target.c.expression)
+    )
+
+
+def _recoveries(
+    engine: Engine, run: UntoldRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
+) -> Iterator[_Recovery]:
+    """Targets whose trouble ended while the run was under way, and not in another run at the same time."""
+    found = list(stream(engine, _ended_trouble(run, troubles, of_orgs), _Recovery))
+    if not found:
+        return
+    with reading(engine) as connection:
+        meanwhile = select(*(sync_run.c[name] for name in _Period._fields)).where(
+            sync_run.c.started_at <= run.finished_at,
+            or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= run.started_at),
+        )
+        periods = [_Period(*row) for row in connection.execute(meanwhile)]
+    yield from (each for each in found if _owner(each, periods) == run.id)
+
+
+def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
+    """The run that tells of it: that of the schedule which had the trouble, else the first."""
+    covering = [p for p in periods if p.started_at <= recovery.at <= (p.finished_at or recovery.at)]
+    same = [period.id for period in covering if period.schedule == recovery.schedule]
+    return min(same or [period.id for period in covering])
+
+
+def _ended_trouble(run: UntoldRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """Targets with a span that opened during the run, and an issue since the span before it."""
+    opened, earlier = observation.alias("opened"), observation.alias("earlier")
+    issue, its_run, older = sync_issue.alias("issue"), sync_run.alias("its_run"), sync_issue.alias("older")
+    of_target = observation.c.target_id == target.c.id
+    latest_span = (
+        select(observation.c.id)
+        .where(of_target, observation.c.first_at <= run.finished_at)
+        .order_by(observation.c.id.desc())
+        .limit(1)
+        .correlate(target)
+        .scalar_subquery()
+    )
+    older_run = sync_run.alias("older_run")
+    latest_issue = (
+        select(older.c.id)
+        .join_from(older, older_run, older_run.c.id == older.c.run_id)
+        .where(older.c.target_id == target.c.id, older.c.verdict.in_(troubles))
+        .where(older.c.run_id != run.id, older_run.c.started_at < opened.c.first_at)
+        .order_by(older.c.id.desc())
+        .limit(1)
+        .correlate(target, opened)
+        .scalar_subquery()
+    )
+    seen_between = exists().where(
+        earlier.c.target_id == target.c.id,
+        earlier.c.id < opened.c.id,
+        earlier.c.first_at > its_run.c.heartbeat_at,  # of a run that died it says more than when somebody noticed
+    )
+    return (
+        select(
+            target.c.org_id,
+            target.c.user_id,
+            target.c.expression,
+            issue.c.verdict,
+            its_run.c.started_at,
+            its_run.c.schedule,
+            opened.c.first_at,
+        )
+        .join_from(target, opened, and_(opened.c.id == latest_span, opened.c.first_at >= run.started_at))
+        .join(issue, issue.c.id == latest_issue)
+        .join(its_run, its_run.c.id == issue.c.run_id)
+        .where(~seen_between, *of_orgs)
+        .order_by(target.c.org_id, target.c.user_id, target.c.expression)
+    )
+
+
+def _named(row: _Trouble | _Recovery) -> str:
+    return digest.quoted(str(Target(row.org_id, row.user_id, row.expression)))
+
+
+def _moment(at: dt.datetime) -> str:
+    return f"{at.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"

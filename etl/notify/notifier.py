@@ -1,0 +1,338 @@
+"""Tells receivers what finished runs brought: at least once each, from a thread that nothing else waits for."""
+
+from __future__ import annotations
+
+import datetime as dt
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from typing import Any, Final, NamedTuple
+
+import structlog
+from sqlalchemy import Engine
+
+from etl.errors import DatabaseError
+from etl.model import Target
+from etl.notify import digest
+from etl.notify.digest import Digest, Message
+from etl.notify.news import digest_of
+from etl.notify.receivers import Sender
+from etl.store import Store, UntoldRun
+
+LOOK_BACK: Final = dt.timedelta(hours=24)
+"""What finished longer ago is told no more: so much a receiver may be away, and so much a first one is told."""
+_LOOK_SECONDS: Final = 30.0
+_STANDING_BY_SECONDS: Final = 2.0
+_LAST_WORDS_SECONDS: Final = 2.0
+_MOST_MESSAGES: Final = 10
+"""Where more wait for one receiver, they become one."""
+_MOST_AT_ONCE: Final = 500
+_OVERDUE_SHARE: Final = 20
+"""Looking for overdue targets takes at most this part (a twentieth) of the time, however many there are."""
+
+Key = tuple[str, int]
+"""("run", its id), ("overdue", target id) or ("observed", target id)."""
+
+
+class Overdue(NamedTuple):
+    """A target that its schedule should have seen."""
+
+    target: Target
+    schedule: str
+    last_observed_at: dt.datetime | None
+
+
+class Freshness(NamedTuple):
+    """Which targets are overdue, and which of the others were last observed when."""
+
+    overdue: Sequence[Overdue]
+    observed: dict[Target, dt.datetime]
+
+
+class Wants(NamedTuple):
+    """A receiver, and what it is to hear of; without ``orgs``, of every organisation."""
+
+    sender: Sender
+    on: Sequence[str]
+    orgs: Sequence[str]
+
+
+class Timing(NamedTuple):
+    """How long a receiver that failed is left alone (doubling), and when overdue targets are looked for."""
+
+    first_retry_seconds: float = 15.0
+    longest_retry_seconds: float = 900.0
+    overdue_after_seconds: float = 120.0
+    """From the moment this replica is active: what was missed while nobody was is caught up first."""
+    overdue_every_seconds: float = 60.0
+    give_up_seconds: float = 120.0
+    """A receiver that has not answered by then is tried again, as one that failed."""
+
+
+_USUAL: Final = Timing()
+
+
+class _Letter(NamedTuple):
+    message: Message
+    keys: Set[Key]
+
+
+class _Late(NamedTuple):
+    """A target whose being overdue, or not any more, receivers do not know of yet."""
+
+    key: Key
+    target: Target
+    line: str
+
+
+class _Delivery:
+    """Letters on their way, in a thread that may hang as long as it likes."""
+
+    def __init__(self, sender: Sender, letters: Sequence[_Letter], arrived: Callable[[], None]) -> None:
+        self.told: Set[Key] = frozenset()
+        self.why: str | None = None
+        self.is_over = False
+        self.began_at = time.monotonic()
+        self._sender, self._letters, self._arrived = sender, letters, arrived
+        threading.Thread(target=self._send, name=f"notify {sender.name}", daemon=True).start()
+
+    def _send(self) -> None:
+        for letter in self._letters:
+            self.why = self._sender.send(letter.message)
+            if self.why is not None:
+                break
+            self.told = self.told | letter.keys  # a new set: whoever gives up on this thread may be reading the old one
+        self.is_over = True
+        self._arrived()
+
+
+class _Mailbox:
+    """A receiver, and what it knows already. Only the notifier's thread touches it."""
+
+    def __init__(self, wants: Wants) -> None:
+        self.wants = wants
+        self.told: set[Key] = set()
+        self.failures = 0
+        self.not_before = 0.0
+        self.delivery: _Delivery | None = None
+
+    def wants_overdue(self) -> bool:
+        return "overdue" in self.wants.on
+
+    def of_my_orgs(self, late: _Late) -> bool:
+        return not self.wants.orgs or late.target.org_id in self.wants.orgs
+
+
+class Notifier:
+    """Looks for finished runs that nobody was told of, and for targets that became overdue, and tells receivers.
+
+    ``is_active``: whether this replica may send. A run counts as told (``sync_run.notified_at``) once every receiver
+    took its digest, or wants nothing of it; what a process knew of half-told runs dies with it, and is told again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        receivers: Iterable[Wants],
+        *,
+        is_active: Callable[[], bool],
+        freshness: Callable[[], Freshness],
+        clock: Callable[[], dt.datetime],
+        timing: Timing = _USUAL,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._mailboxes = [_Mailbox(wants) for wants in receivers]
+        self._is_active = is_active
+        self._freshness = freshness
+        self._clock = clock
+        self._timing = timing
+        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="notify", daemon=True)
+        self._waiting: dict[int, UntoldRun] = {}
+        self._late: list[_Late] = []
+        self._overdue_at: float | None = None
+        self._log = structlog.get_logger("etl.notify")
+
+    def start(self) -> None:
+        """Begin to look, and to send."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Look now: a run has finished. Any thread may say so."""
+        self._news.put("look")
+
+    def stop(self) -> None:
+        """Begin nothing more. What is on its way is left alone: it was told, or it will be told again."""
+        self._news.put("stop")
+        self._thread.join(_LAST_WORDS_SECONDS)
+
+    def flush(self, within_seconds: float) -> bool:
+        """Tell what there is to tell now, without a thread; whether every receiver knows it in the end."""
+        give_up = time.monotonic() + within_seconds
+        self._turn()
+        while any(mailbox.delivery for mailbox in self._mailboxes) and time.monotonic() < give_up:
+            self._wait(give_up - time.monotonic())
+            self._turn()
+        return not self._waiting and not self._late
+
+    # ------------------------------------------------------------------------------------------------- the thread
+
+    def _loop(self) -> None:
+        wait_seconds = 0.0
+        while self._wait(wait_seconds):
+            wait_seconds = _LOOK_SECONDS
+            try:
+                if self._is_active():
+                    wait_seconds = self._turn()
+                else:
+                    self._overdue_at, self._waiting, wait_seconds = None, {}, _STANDING_BY_SECONDS
+            except DatabaseError as error:
+                self._log.warning("nothing_told", error=str(error), again_in_seconds=wait_seconds)
+            except Exception:
+                self._log.exception("notifier_failed")
+
+    def _wait(self, seconds: float) -> bool:
+        """Until there is news, or so long; False where it is to stop."""
+        try:
+            said = {self._news.get(timeout=max(0.0, seconds))}
+        except queue.Empty:
+            return True
+        while not self._news.empty():
+            said.add(self._news.get())
+        return "stop" not in said
+
+    def _turn(self) -> float:
+        """Do all that can be done now; how many seconds may pass until something else can."""
+        now = time.monotonic()
+        for mailbox in self._mailboxes:
+            self._collect(mailbox, now)
+        self._find_runs()
+        self._find_late(now)
+        digests: dict[tuple[Any, ...], Digest | None] = {}
+        for mailbox in self._mailboxes:
+            if mailbox.delivery is None and mailbox.not_before <= now:
+                letters = list(self._letters(mailbox, digests))
+                if letters:
+                    mailbox.delivery = _Delivery(mailbox.wants.sender, letters, self.look)
+        self._settle()
+        return min([_LOOK_SECONDS, *(m.not_before - now for m in self._mailboxes if m.not_before > now)])
+
+    def _collect(self, mailbox: _Mailbox, now: float) -> None:
+        """Take what a delivery came to; one that hangs has failed, and may go on hanging."""
+        delivery = mailbox.delivery
+        if delivery is None or not (delivery.is_over or now - delivery.began_at > self._timing.give_up_seconds):
+            return
+        mailbox.delivery = None
+        mailbox.told |= delivery.told
+        if delivery.is_over and delivery.why is None:
+            mailbox.failures = 0
+            self._log.info("told", receiver=mailbox.wants.sender.name)
+            return
+        pause = min(self._timing.first_retry_seconds * 2**mailbox.failures, self._timing.longest_retry_seconds)
+        mailbox.failures += 1
+        mailbox.not_before = now + pause
+        why = delivery.why if delivery.is_over else f"no answer for {self._timing.give_up_seconds:.0f} s"
+        self._log.warning("not_told", receiver=mailbox.wants.sender.name, why=why, again_in_seconds=pause)
+
+    # --------------------------------------------------------------------------------------------- what is owed
+
+    def _find_runs(self) -> None:
+        since = self._clock() - LOOK_BACK
+        untold = {run.id: run for run in self._store.untold_runs(since)}
+        for run in self._waiting.values():
+            if run.id not in untold and run.finished_at < since:
+                self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
+        self._waiting = untold
+
+    def _find_late(self, now: float) -> None:
+        """Compare what is overdue with what receivers know, now and then."""
+        if not any(mailbox.wants_overdue() for mailbox in self._mailboxes):
+            return
+        if self._overdue_at is None:
+            self._overdue_at = now + self._timing.overdue_after_seconds
+        if now < self._overdue_at:
+            return
+        fresh = self._freshness()
+        overdue = {each.target: each for each in fresh.overdue}
+        self._late, forgotten = [], []
+        for known in self._store.known_targets():
+            late, seen_at = overdue.get(known.target), fresh.observed.get(known.target)
+            if late is not None and known.notified_at is None:
+                self._late.append(_Late(("overdue", known.id), known.target, _overdue_line(late)))
+            elif late is None and known.notified_at is not None:
+                if seen_at is not None and seen_at > known.notified_at:
+                    self._late.append(_Late(("observed", known.id), known.target, _observed_line(known.target)))
+                else:
+                    forgotten.append(known.id)
+        if forgotten:
+            self._store.clear_overdue(forgotten)
+        took = time.monotonic() - now
+        self._overdue_at = now + max(self._timing.overdue_every_seconds, _OVERDUE_SHARE * took)
+
+    def _letters(self, mailbox: _Mailbox, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[_Letter]:
+        """What a receiver does not know yet; what it does not want to know it has been told herewith."""
+        letter = self._late_letter(mailbox)
+        if letter is not None:
+            yield letter
+        wants, found = mailbox.wants, list[tuple[Key, Digest]]()
+        owed = [run for run in self._waiting.values() if ("run", run.id) not in mailbox.told]
+        for run in owed[:_MOST_AT_ONCE]:
+            question = (run.id, tuple(wants.on), tuple(wants.orgs))
+            if question not in digests:
+                digests[question] = digest_of(self._engine, run, wants.on, wants.orgs)
+            told = digests[question]
+            if told is None:
+                mailbox.told.add(("run", run.id))
+            else:
+                found.append((("run", run.id), told))
+        if len(found) > _MOST_MESSAGES:
+            yield _Letter(digest.together([told for _, told in found]), {key for key, _ in found})
+        else:
+            yield from (_Letter(digest.message(told), {key}) for key, told in found)
+
+    def _late_letter(self, mailbox: _Mailbox) -> _Letter | None:
+        owed = [late for late in self._late if late.key not in mailbox.told]
+        mine = [late for late in owed if mailbox.wants_overdue() and mailbox.of_my_orgs(late)]
+        mailbox.told |= {late.key for late in owed if late not in mine}
+        if not mine:
+            return None
+        parts = digest.gather(("overdue" if late.key[0] == "overdue" else "recovered", late.line) for late in mine)
+        said = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
+        return _Letter(digest.message(Digest(name="", said=said, parts=parts)), {late.key for late in mine})
+
+    # ------------------------------------------------------------------------------------------- what is settled
+
+    def _settle(self) -> None:
+        """Note in the database what every receiver knows by now, and forget it here."""
+        now = self._clock()
+        everybody = self._known_to_all()
+        for run_id in [run_id for run_id in self._waiting if ("run", run_id) in everybody]:
+            if not self._store.mark_told(run_id, now):
+                self._log.info("told_by_another_too", run_id=run_id)
+            del self._waiting[run_id]
+        settled = {late.key for late in self._late if late.key in everybody}
+        overdue, observed = ([number for kind, number in settled if kind == each] for each in ("overdue", "observed"))
+        if overdue:
+            self._store.mark_overdue(overdue, now)
+        if observed:
+            self._store.clear_overdue(observed)
+        self._late = [late for late in self._late if late.key not in settled]
+        owed = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
+        for mailbox in self._mailboxes:
+            mailbox.told &= owed
+
+    def _known_to_all(self) -> set[Key]:
+        everything = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
+        return everything.intersection(*(mailbox.told for mailbox in self._mailboxes))
+
+
+def _overdue_line(late: Overdue) -> str:
+    seen = f"last seen {late.last_observed_at:%Y-%m-%d %H:%M:%S} UTC" if late.last_observed_at else "never seen"
+    return f"{digest.quoted(str(late.target))}: {seen}, schedule {digest.quoted(late.schedule)}"
+
+
+def _observed_line(target: Target) -> str:
+    return f"{digest.quoted(str(target))}: observed again"

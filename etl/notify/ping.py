@@ -1,0 +1,106 @@
+"""The dead man's ping: somebody outside hears that a schedule's run began and ended, and complains when he does not.
+
+The convention is that of healthchecks.io: ``POST url/start``, ``url`` for success, ``url/fail``; a short text as body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import structlog
+import urllib3
+
+from etl.config import Schedule
+
+TIMEOUT_SECONDS: Final = 5.0
+"""To connect, and for each read."""
+_PAUSES_SECONDS: Final = (1.0, 3.0)
+_WAITING_AT_MOST: Final = 1000
+_LONGEST_BODY: Final = 1000
+_LAST_WORDS_SECONDS: Final = 2.0
+
+
+class _Ping(NamedTuple):
+    schedule: str
+    url: str
+    body: str
+
+
+class Pinger:
+    """Sends pings in their order from a thread of its own: nothing that happens to one stops or delays a run.
+
+    A ping that fails is logged. While a receiver hangs, pings wait; when too many do, further ones are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: queue.Queue[_Ping | None] = queue.Queue(_WAITING_AT_MOST)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._log = structlog.get_logger("etl.notify")
+
+    def started(self, schedule: Schedule) -> None:
+        """A run begins."""
+        self._add(schedule, "/start", "")
+
+    def succeeded(self, schedule: Schedule, said: str) -> None:
+        """A run ended as it should."""
+        self._add(schedule, "", said)
+
+    def failed(self, schedule: Schedule, said: str) -> None:
+        """A run ended, and brought nothing."""
+        self._add(schedule, "/fail", said)
+
+    def stop(self) -> None:
+        """Send what waits, if that is a matter of moments."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put_nowait(None)
+        if self._thread is not None:
+            self._thread.join(_LAST_WORDS_SECONDS)
+
+    def _add(self, schedule: Schedule, suffix: str, body: str) -> None:
+        if schedule.ping_url is None:
+            return
+        self._be_there()
+        try:
+            self._waiting.put_nowait(_Ping(schedule.name, _at(schedule.ping_url.reveal(), suffix), body))
+        except queue.Full:
+            self._log.warning("ping_dropped", schedule=schedule.name, why="too many wait for a receiver that hangs")
+
+    def _be_there(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._send_all, name="ping", daemon=True)
+                self._thread.start()
+
+    def _send_all(self) -> None:
+        with urllib3.PoolManager(retries=False, timeout=TIMEOUT_SECONDS) as pool:
+            while (ping := self._waiting.get()) is not None:
+                self._send(pool, ping)
+
+    def _send(self, pool: urllib3.PoolManager, ping: _Ping) -> None:
+        for pause_seconds in (*_PAUSES_SECONDS, None):
+            wrong = _attempt(pool, ping)
+            if wrong is None:
+                return
+            if pause_seconds is not None:
+                time.sleep(pause_seconds)
+        self._log.warning("ping_failed", schedule=ping.schedule, error=wrong)
+
+
+def _attempt(pool: urllib3.PoolManager, ping: _Ping) -> str | None:
+    """What went wrong, without the address."""
+    try:
+        answer = pool.request("POST", ping.url, body=ping.body.encode()[:_LONGEST_BODY])
+    except Exception as error:
+        return type(error).__name__
+    return None if answer.status < 300 else f"HTTP {answer.status}"
+
+
+def _at(url: str, suffix: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + suffix))

@@ -1,0 +1,128 @@
+"""Receivers: an address each, reached through apprise. No address ever comes out of here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Protocol
+from urllib.parse import unquote
+
+from etl.config import NotifySettings, Secret
+from etl.errors import UsageError
+from etl.notify.digest import Message
+from etl.printable import printable
+
+_LOGGER: Final = "apprise"
+_TELLING: Final = 4
+"""Parts of an address that are shorter could be anything: only longer ones are hidden where a receiver repeats them."""
+
+
+class Sender(Protocol):
+    """What can be given a message."""
+
+    name: str
+
+    def send(self, message: Message) -> str | None:
+        """Send it; None where it went, else why not, in a few words without the address. Blocks, never raises."""
+
+
+class Unusable(NamedTuple):
+    """An address that no message can be sent to, and why."""
+
+    name: str
+    why: str
+
+
+class Receiver:
+    """One address of a [[notify]]."""
+
+    def __init__(self, name: str, url: Secret, plugin: Any) -> None:
+        self.name = name
+        """Tells receivers apart without saying their addresses: "notify[1] mailto://***"."""
+        self._url = url
+        self._plugin = plugin
+
+    def send(self, message: Message) -> str | None:
+        """See `Sender`. A redirect is a refusal: what follows it is another request, without the message."""
+        with _overheard() as said:
+            try:
+                went = self._plugin.notify(
+                    title=message.title,
+                    body=message.body,
+                    body_format="text",
+                    notify_type="warning" if message.trouble else "info",
+                    overflow="truncate",
+                )
+            except Exception as error:
+                return f"{type(error).__name__}: {_without(self._url, str(error))}"
+        return None if went else _without(self._url, "; ".join(said)) or "it did not say why"
+
+
+def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unusable]:
+    """Each address of the ``number``-th [[notify]], once it is understood. Raises UsageError without the extra."""
+    apprise = _library()
+    asset = apprise.AppriseAsset(
+        app_id="Flowtrail",
+        app_desc="Flowtrail",
+        storage_mode="memory",
+        http_redirects=False,
+        pgp_autogen=False,
+        pem_autogen=False,
+    )
+    for nth, url in enumerate(settings.urls, 1):
+        which = f" {nth}" if len(settings.urls) > 1 else ""
+        name = f"notify[{number}]{which} {url.reveal().partition('://')[0].lower()}://***"
+        with _overheard() as said, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first address makes it import all that it knows, old things too
+            plugin = apprise.Apprise.instantiate(url.reveal(), asset=asset)
+        if plugin is None:
+            reason = _without(url, "; ".join(said))
+            yield Unusable(name, f"no receiver can be made of it: {reason or 'apprise does not know such addresses'}")
+        else:
+            yield Receiver(name, url, plugin)
+
+
+def _library() -> Any:
+    try:
+        import apprise
+    except ImportError as error:
+        raise UsageError("Notifications need apprise: pip install 'flowtrail[notify]'") from error
+    logging.getLogger(_LOGGER).propagate = False  # its lines may quote an address: `_overheard` takes them
+    return apprise
+
+
+@contextmanager
+def _overheard() -> Iterator[Sequence[str]]:
+    """What apprise warns of meanwhile in this thread; it tells nobody else."""
+    handler = _Listener()
+    logger = logging.getLogger(_LOGGER)
+    logger.addHandler(handler)
+    try:
+        yield handler.heard
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            self.heard.append(record.getMessage())
+
+
+def _without(url: Secret, text: str) -> str:
+    """``text`` on one line, with ``***`` for every part of the address that it repeats."""
+    address = url.reveal().partition("://")[2]
+    parts = {part for each in (address, unquote(address)) for part in (each, *re.split(r"[/:@?&=,;#+]", each))}
+    for part in sorted(parts, key=len, reverse=True):
+        if len(part) >= _TELLING:
+            text = re.sub(re.escape(part), "***", text, flags=re.IGNORECASE)
+    return printable(" ".join(text.split()))
