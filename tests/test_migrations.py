@@ -404,6 +404,18 @@ def test_a_table_that_is_gone_is_one_line_and_not_one_for_each_of_its_columns(en
     assert check(engine) == ["table lease is missing"]
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_check_takes_views_as_a_backup_brings_them_back(engine: Engine, foreign: Any) -> None:
+    """PostgreSQL writes a view out, and reading that, writes some of it otherwise."""
+    with reading(engine) as connection:
+        views = connection.exec_driver_sql(
+            "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname = 'cycle_change'"
+        ).all()
+    for name, definition in views:
+        foreign.execute(f"CREATE OR REPLACE VIEW {name} AS {definition}")
+    assert check(engine) == []
+
+
 def test_check_leaves_nothing_behind(engine: Engine) -> None:
     def everything(connection: Connection) -> int:
         catalog = "sqlite_master" if engine.dialect.name == "sqlite" else "pg_class"

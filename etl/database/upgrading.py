@@ -100,6 +100,7 @@ def check(engine: Engine) -> list[str]:
         connection.exec_driver_sql("SET LOCAL search_path TO pg_temp")
         _run_migrations(connection)
         fresh, alike = catalog.of_postgresql(connection), catalog.partitions(connection)
+        fresh = catalog.reworded(connection, fresh, live)
         scratch.rollback()
     one = next(iter(alike.values()))
     return [
