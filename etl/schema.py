@@ -284,3 +284,6 @@ lease: Final = Table(
     _time("expires_at"),
     comment="Which replica is active, by the database's clock.",
 )
+
+GAPS_IN_NUMBERS: Final = 1
+"""``PRAGMA user_version`` of an SQLite file whose numbers came from PostgreSQL, which leaves some out."""

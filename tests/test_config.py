@@ -80,8 +80,33 @@ def test_a_minimal_file_gets_the_documented_defaults(tmp_path: Path) -> None:
     assert (found.guard.min_removed, found.guard.max_removed_share) == (10, 0.3)
     assert (found.guard.max_emptied_targets, found.guard.max_emptied_share) == (5, 0.2)
     assert (found.service.listen, found.service.page, found.service.grace.seconds) == ("127.0.0.1:8787", True, 25)
+    assert (found.retention.keep_runs, found.retention.heads_file) == (dt.timedelta(days=400), "")
     assert (found.log.level, found.log.format, found.scale.dask) == ("INFO", "auto", "")
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize("text", ["", "forever", "Forever"])
+def test_runs_may_be_kept_for_ever(tmp_path: Path, text: str) -> None:
+    assert settings(tmp_path, GATEWAY + f'[retention]\nkeep_runs = "{text}"\n').retention.keep_runs is None
+
+
+@pytest.mark.parametrize("text", ["23h", "0", "always"])
+def test_runs_are_kept_a_day_at_least(tmp_path: Path, text: str) -> None:
+    assert "retention.keep_runs" in problem(tmp_path, GATEWAY + f'[retention]\nkeep_runs = "{text}"\n')[0]
+
+
+def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
+    found = settings(tmp_path, GATEWAY + '[retention]\nheads_file = "heads.jsonl"\n')
+    assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
+
+
+def test_who_asks_no_gateway_needs_neither_its_address_nor_its_key_nor_its_files(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}, asks_gateway=False).gateway.url == ""
+    files = GATEWAY + 'secret_key_file = "/not/here"\nca_bundle = "/not/here"\n'
+    assert load(write(tmp_path, files), {}, asks_gateway=False).gateway.access_key == "key"
+    for wrong in ('url = "http://far.example.com"', 'url = "ftp://x"', "concurrency = 0", 'secret_key = "x"'):
+        with pytest.raises(ConfigError):
+            load(write(tmp_path, f"[gateway]\n{wrong}\n"), {}, asks_gateway=False)
 
 
 EVERY_VALUE: dict[str, tuple[str, Any]] = {
@@ -106,6 +131,8 @@ EVERY_VALUE: dict[str, tuple[str, Any]] = {
     "SERVICE__LISTEN": ("[::1]:0", "[::1]:0"),
     "SERVICE__PAGE": ("false", False),
     "SERVICE__GRACE": ("10s", dt.timedelta(seconds=10)),
+    "RETENTION__KEEP_RUNS": ("90d", dt.timedelta(days=90)),
+    "RETENTION__HEADS_FILE": ("/mnt/heads.jsonl", "/mnt/heads.jsonl"),
     "LOG__LEVEL": ("debug", "DEBUG"),
     "LOG__FORMAT": ("json", "json"),
     "SCALE__DASK": ("tcp://scheduler:8786", "tcp://scheduler:8786"),

@@ -31,6 +31,7 @@ SECTIONS = {
     "guard": shape.GuardSettings,
     "service": shape.ServiceSettings,
     "notify": shape.NotifySettings,
+    "retention": shape.RetentionSettings,
     "log": shape.LogSettings,
     "scale": shape.ScaleSettings,
 }

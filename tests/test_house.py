@@ -19,9 +19,9 @@ ETL = ROOT / "etl"
 RANKS = {
     **dict.fromkeys(("model", "errors", "slots", "moments", "printable", "catalog"), 0),
     **dict.fromkeys(("diff", "guard", "trail", "config", "schema", "database", "log"), 1),
-    **dict.fromkeys(("gateway", "store", "report", "verdict"), 2),
-    **dict.fromkeys(("notify", "export", "verify"), 3),
-    **dict.fromkeys(("sync", "scheduler"), 4),
+    **dict.fromkeys(("gateway", "store", "report", "verdict", "backup"), 2),
+    **dict.fromkeys(("notify", "export", "verify", "relocation"), 3),
+    **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),
     **dict.fromkeys(("service", "web"), 5),
     "cli": 6,
     "__main__": 7,
@@ -40,7 +40,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "alembic": {"database"},
-    "structlog": {"log", "cli", "sync", "service", "scheduler", "gateway", "store", "notify", "web"},
+    "structlog": {"log", "cli", "sync", "service", "scheduler", "gateway", "store", "notify", "web", "housekeeping"},
 }
 """What comes from outside, and the only modules that may import it."""
 

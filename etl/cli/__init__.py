@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from etl.cli import admin, ask, demonstration, notices, options, proof, running, show
+from etl.cli import admin, ask, demonstration, keeping, notices, options, proof, running, show
 from etl.errors import ConfigError, FlowtrailError
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ def _global(
     context.obj = config
 
 
-for module in (demonstration, running, ask, proof, notices, admin):
+for module in (demonstration, running, ask, proof, notices, keeping, admin):
     module.register(app)
 
 

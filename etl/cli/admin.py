@@ -13,14 +13,16 @@ import typer
 from etl import database, sync
 from etl.cli import options, show
 from etl.cli.ask import guard_list
+from etl.cli.keeping import copy_database
 from etl.cli.running import show_report
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.errors import UsageError
 from etl.model import Target
+from etl.service import LEASE
 from etl.store import Store
 from etl.sync import RunReport
 
-_db = typer.Typer(help="The schema of the database.", no_args_is_help=True)
+_db = typer.Typer(help="The database and its schema.", no_args_is_help=True)
 _guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
 
 
@@ -87,10 +89,20 @@ def current(context: typer.Context, as_json: options.Json = False, config_file: 
 
 
 @_db.command("check")
-def check_schema(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
-    """Compare the live schema with the expected one, triggers and views included."""
+def check_schema(
+    context: typer.Context,
+    schema_only: Annotated[
+        bool,
+        typer.Option("--schema-only", help="Leave out the pages and indexes of SQLite, which takes their reading."),
+    ] = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Compare the live schema with the expected one, triggers and views included; of SQLite, every page and index."""
     with options.open_workbench(context, config_file) as bench:
         differences = database.check(bench.engine)
+        if not schema_only:
+            differences += _integrity(bench)
         if as_json:
             show.json(differences)
         else:
@@ -100,6 +112,25 @@ def check_schema(context: typer.Context, as_json: options.Json = False, config_f
                 show.say(f"{database.describe(bench.engine.url)} is as the migrations made it.")
     if differences:
         raise typer.Exit(1)
+
+
+def _integrity(bench: Workbench) -> list[str]:
+    """While a service is active, no table is held longer than its writers wait."""
+    if database.current(bench.engine) is None:
+        return []
+    active = Store(bench.engine).lease_holder(LEASE) is not None
+    found = database.integrity(bench.engine, limit_seconds=database.LIMIT_SECONDS if active else 0)
+    return [*found.damage, *(_unfinished(table) for table in found.unfinished)]
+
+
+def _unfinished(table: str) -> str:
+    return (
+        f"{table} was not checked to its end, since writers wait meanwhile: stop the service, "
+        "or run `flowtrail backup`, which checks the copy"
+    )
+
+
+_db.command("copy")(copy_database)
 
 
 @_db.command("grants")
@@ -134,7 +165,7 @@ def approve(
 ) -> None:
     """Say that held removals are true: ask the gateway once more, and apply its answer."""
     _exactly_one(bool(org_id and user_id), bool(org), everything)
-    with options.open_workbench(context, config_file) as bench:
+    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
         bench.ready(upgrade=False)
         store = Store(bench.engine, bench.stop)
         held = store.held(org)

@@ -64,7 +64,10 @@ def status(context: typer.Context, as_json: options.Json = False, config_file: o
 
 
 def _next_runs(bench: Workbench) -> tuple[list[dict[str, Any]], ConfigError | None]:
-    now = utc_now()
+    now, folder = utc_now(), bench.settings.schedules_dir
+    if not folder.exists():
+        show.complain(f"There is no folder {folder}, so what runs next is not known here.", "yellow")
+        return [], None
     try:
         schedules = bench.schedules
     except ConfigError as error:

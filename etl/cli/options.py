@@ -32,9 +32,12 @@ def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def open_workbench(context: typer.Context, path: Path | None) -> Workbench:
-    """Load the settings, say what deserves a warning, and hand out the workbench."""
-    settings = config.load(path or context.obj)
+def open_workbench(context: typer.Context, path: Path | None, *, asks_gateway: bool = False) -> Workbench:
+    """Load the settings, say what deserves a warning, and hand out the workbench.
+
+    A command that asks the gateway says so: any other works on a machine that has the database only.
+    """
+    settings = config.load(path or context.obj, asks_gateway=asks_gateway)
     log.configure(settings.log.level, settings.log.format)
     for warning in settings.warnings:
         show.complain(warning, "yellow")

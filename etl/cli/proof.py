@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from etl import __version__, database, verify
 from etl.cli import options, show
@@ -83,14 +81,14 @@ def verify_trail(
 
 def _findings(bench: Workbench, against: Path | None, *, hidden: bool) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
-    with _bar(hidden) as moved, ExitStack() as files:
+    with show.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
 
         def tell(progress: verify.Progress) -> None:
             reached[:] = [progress]
             moved(progress.targets, progress.of_targets)
 
         kept = _opened(against, files) if against else None
-        found = list(verify.verify(bench.engine, progress=tell))
+        found = list(verify.verify(bench.engine, progress=tell)) + _damage(bench)
         if kept is not None:
             found += verify.against(bench.engine, kept)
     done = reached[0]
@@ -100,17 +98,25 @@ def _findings(bench: Workbench, against: Path | None, *, hidden: bool) -> tuple[
 
 def _opened(path: Path, files: ExitStack) -> Iterable[bytes]:
     try:
-        return files.enter_context(open(path, "rb"))
+        return verify.whole_lines(files.enter_context(open(path, "rb")), _tell_cut)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-@contextmanager
-def _bar(hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=show.err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("replaying", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _tell_cut(line: int) -> None:
+    show.complain(f"Line {line}, the last one, was cut short, and was left out.", "yellow")
+
+
+def _damage(bench: Workbench) -> list[verify.Finding]:
+    """An SQLite file's own account: a damaged index may have led the replay past rows."""
+    found = database.integrity(bench.engine)
+    for table in found.unfinished:
+        show.complain(
+            f"The indexes of {table} were not checked to the end, since writers wait meanwhile: "
+            "`flowtrail db check` does it when the service is stopped.",
+            "yellow",
+        )
+    return [verify.Finding(what="the file", expected="whole", found=f"damaged: {said}") for said in found.damage]
 
 
 def report(

@@ -19,6 +19,7 @@ from etl.cli import options, show
 from etl.cli.checks import run_checks
 from etl.cli.events import event_table
 from etl.cli.http import listening
+from etl.cli.keeping import keeping_house
 from etl.cli.notices import Informed
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.config import Schedule
@@ -55,7 +56,7 @@ def sync_now(
     config_file: options.Config = None,
 ) -> None:
     """Run once now: ask for every target, and record what changed."""
-    with options.open_workbench(context, config_file) as bench:
+    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
         chosen = options.chosen(bench, schedules)
         targets = options.matching(chosen, org, user)
         bench.ready(upgrade=upgrade)
@@ -156,7 +157,11 @@ def plan(
     config_file: options.Config = None,
 ) -> None:
     """Ask as sync does, write nothing, and show what would change."""
-    with options.open_workbench(context, config_file) as bench, _a_database(bench) as store, _interruptible(bench):
+    with (
+        options.open_workbench(context, config_file, asks_gateway=True) as bench,
+        _a_database(bench) as store,
+        _interruptible(bench),
+    ):
         targets = options.matching(options.chosen(bench, schedules), org, user)
         with show.progress("asking", len(targets), hidden=as_json) as arrived:
             tally, outcomes = sync.plan(bench.kit(store, arrived), targets, bench.settings.coverage_gap, bench.batches)
@@ -218,7 +223,7 @@ def serve(
     config_file: options.Config = None,
 ) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
-    with options.open_workbench(context, config_file) as bench:
+    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
         bench.schedules  # noqa: B018 - a broken schedule is said before the database is touched
         bench.ready(upgrade=upgrade)
         store = Store(bench.engine, bench.stop)
@@ -236,7 +241,7 @@ def serve(
             finished=informed.finished,
             crashed=informed.crashed,
         )
-        with service.signals(), listening(bench, service), informed.of(service):
+        with service.signals(), listening(bench, service), informed.of(service), keeping_house(bench, service):
             served = service.serve(standby=not no_standby)
         if not service.ended:
             os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed

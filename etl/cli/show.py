@@ -91,6 +91,15 @@ def cell(value: object) -> str:
 
 
 @contextmanager
+def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr; gives the function that is told what is done, of all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's stderr; gives the function that moves it on by one, from any thread."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

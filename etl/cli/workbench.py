@@ -59,6 +59,12 @@ class Workbench:
         self._closing.callback(engine.dispose)
         return engine
 
+    def another_engine(self, url: str, pool_size: int = 5) -> Engine:
+        """An engine beside ``engine``, closed with it."""
+        engine = database.connect(url, pool_size=pool_size)
+        self._closing.callback(engine.dispose)
+        return engine
+
     @cached_property
     def gateway(self) -> Gateway:
         return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop))

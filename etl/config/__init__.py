@@ -1,6 +1,7 @@
 """Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
 
-from etl.config.loading import load, load_all, load_schedules, schedule_names
+from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
+from etl.config.measures import keeping
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
@@ -9,6 +10,7 @@ from etl.config.settings import (
     GuardSettings,
     LogSettings,
     NotifySettings,
+    RetentionSettings,
     ScaleSettings,
     ServiceSettings,
     Settings,
@@ -20,11 +22,14 @@ __all__ = [
     "GuardSettings",
     "LogSettings",
     "NotifySettings",
+    "RetentionSettings",
     "ScaleSettings",
     "Schedule",
     "Secret",
     "ServiceSettings",
     "Settings",
+    "another_database",
+    "keeping",
     "load",
     "load_all",
     "load_schedules",

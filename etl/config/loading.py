@@ -7,21 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from etl.config import settings as shape
+from etl.config.addresses import database_url
+from etl.config.measures import without_password
 from etl.config.rules import apply_rules
 from etl.config.schedules import Schedule, read_schedules
+from etl.config.secret import read_secret_file
 from etl.config.settings import Settings
 from etl.config.tables import read_toml
 from etl.config.values import FILE_VARIABLE, Values
 from etl.errors import ConfigError, Problem
 
 
-def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None, *, asks_gateway: bool = True) -> Settings:
     """The settings of ``path`` (None: FLOWTRAIL_CONFIG, else ./flowtrail.toml), overridden by ``environ``.
 
-    ``environ`` None is the environment of this process. Raises ConfigError with every problem there is.
+    ``environ`` None is the environment of this process. What only the gateway needs may be missing unless
+    ``asks_gateway``. Raises ConfigError with every problem there is.
     """
     values = _read(path, environ)
-    warnings = apply_rules(values)
+    warnings = apply_rules(values, asks_gateway=asks_gateway)
     _refuse(values.problems)
     return _settings(values, warnings)
 
@@ -54,6 +58,24 @@ def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None =
         return []
 
 
+def another_database(url: str | None, file: Path | None) -> str:
+    """The database that a command line names beside the configured one: by its URL, or by a file that holds it.
+
+    A relative SQLite path is relative to the working directory. Raises ConfigError, which shows no password: one in
+    ``url`` is refused, since other users can read the arguments of a process.
+    """
+    try:
+        if (url is None) == (file is None):
+            raise ValueError("say which database: either --to URL or --to-file FILE")
+        if file is not None:
+            return database_url(read_secret_file(file).reveal(), Path.cwd())
+        if url is not None and without_password(url) != url:
+            raise ValueError("holds a password, which everybody on this machine could read: write it to a --to-file")
+        return database_url(url, Path.cwd())
+    except ValueError as error:
+        raise ConfigError([Problem("--to" if file is None else "--to-file", str(error))]) from None
+
+
 def _refuse(problems: list[Problem]) -> None:
     if problems:
         raise ConfigError(problems)
@@ -76,6 +98,7 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         database=values.section("database", shape.DatabaseSettings),
         guard=values.section("guard", shape.GuardSettings),
         service=values.section("service", shape.ServiceSettings),
+        retention=values.section("retention", shape.RetentionSettings),
         log=values.section("log", shape.LogSettings),
         scale=values.section("scale", shape.ScaleSettings),
         notify=tuple(values.section(each, shape.NotifySettings) for each in values.receivers),

@@ -43,6 +43,16 @@ def duration_or_zero(value: object) -> dt.timedelta:
     return length
 
 
+def keeping(value: object) -> dt.timedelta | None:
+    """How long something is kept, a day at least; None, which is for ever, from "" or "forever"."""
+    if isinstance(value, str) and value.strip().lower() in ("", "forever"):
+        return None
+    length = duration_or_zero(value)
+    if length < _UNITS["d"]:
+        raise ValueError('must be a day at least, such as "400d", or "forever"')
+    return length
+
+
 def _sum_of_parts(text: str) -> dt.timedelta | None:
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip() or len({unit for _, unit in parts}) < len(parts):

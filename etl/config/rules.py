@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from etl.config import addresses, notices
 from etl.config.measures import without_password
 from etl.config.secret import openness, read_secret_file
 from etl.config.values import Values, variable
 
+_PATHS: Final = (
+    "gateway.ca_bundle",
+    "gateway.secret_key_file",
+    "database.url_file",
+    "retention.heads_file",
+    "schedules_dir",
+)
 
-def apply_rules(values: Values) -> tuple[str, ...]:
-    """Add what is wrong to ``values.problems``, make paths absolute, and return the warnings."""
-    for name in ("gateway.ca_bundle", "gateway.secret_key_file", "database.url_file", "schedules_dir"):
+
+def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]:
+    """Add what is wrong to ``values.problems``, make paths absolute, and return the warnings.
+
+    Whoever only reads the database (``asks_gateway`` False) may lack the gateway's address, its key and its files.
+    """
+    for name in _PATHS:
         if values[name]:
             values[name] = str(values.folder / values[name])
-    _gateway(values)
-    if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
-        _access(values)
+    _address(values)
+    if asks_gateway:
+        _gateway(values)
     files = _database(values)
     files += [file for section in values.receivers for file in _receivers(values, section)]
     files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
     return tuple(warning for file in files if (warning := openness(file)))
 
 
-def _gateway(values: Values) -> None:
+def _address(values: Values) -> None:
     url, name = values["gateway.url"], "gateway.url"
-    if not url and not values.is_faulty(name):
-        values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
     if url.lower().startswith("http:") and not values["gateway.allow_http"] and not addresses.is_loopback(url):
         values.fault(name, "must start with https:// (http only to this machine, or with allow_http = true)")
+
+
+def _gateway(values: Values) -> None:
+    """What has to be there to ask the gateway."""
+    name = "gateway.url"
+    if not values[name] and not values.is_faulty(name):
+        values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
     bundle = values["gateway.ca_bundle"]
     if bundle and not Path(bundle).exists():
         values.fault("gateway.ca_bundle", f"there is no file {bundle}")
+    if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
+        _access(values)
 
 
 def _access(values: Values) -> None:

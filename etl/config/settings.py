@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from etl.config import addresses, notices
-from etl.config.measures import duration, duration_or_zero, size, without_password
+from etl.config.measures import duration, duration_or_zero, keeping, size, without_password
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.errors import ConfigError, Problem
 
@@ -117,6 +117,14 @@ class NotifySettings(Section, frozen=True, kw_only=True):
     orgs: Annotated[tuple[str, ...], Meta(extra={"read": notices.names})] = ()
 
 
+class RetentionSettings(Section, frozen=True, kw_only=True):
+    """What is kept how long. The trail is kept for ever; ``heads_file`` is absolute, or ""."""
+
+    keep_runs: Annotated[dt.timedelta | None, Meta(extra={"read": keeping})] = dt.timedelta(days=400)
+    """Runs that changed nothing; None: for ever."""
+    heads_file: Text = ""
+
+
 class LogSettings(Section, frozen=True, kw_only=True):
     """What is logged, and how."""
 
@@ -147,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database: DatabaseSettings
     guard: GuardSettings
     service: ServiceSettings
+    retention: RetentionSettings
     log: LogSettings
     scale: ScaleSettings
     notify: tuple[NotifySettings, ...] = ()

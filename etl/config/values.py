@@ -22,6 +22,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "database": shape.DatabaseSettings,
     "guard": shape.GuardSettings,
     "service": shape.ServiceSettings,
+    "retention": shape.RetentionSettings,
     "log": shape.LogSettings,
     "scale": shape.ScaleSettings,
 }

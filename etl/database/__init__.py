@@ -9,21 +9,28 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 
 from __future__ import annotations
 
-from etl.database.engine import connect, describe
+from etl.database.complaints import translated
+from etl.database.engine import connect, describe, file_of
 from etl.database.grants import grants
+from etl.database.integrity import LIMIT_SECONDS, Integrity, integrity
 from etl.database.transactions import creating, reading, writing
 from etl.database.upgrading import check, current, expected, require_current, upgrade
 
 __all__ = [
+    "LIMIT_SECONDS",
+    "Integrity",
     "check",
     "connect",
     "creating",
     "current",
     "describe",
     "expected",
+    "file_of",
     "grants",
+    "integrity",
     "reading",
     "require_current",
+    "translated",
     "upgrade",
     "writing",
 ]

@@ -13,13 +13,14 @@ from sqlalchemy import Connection, Engine
 from etl.database import reading, writing
 from etl.errors import DatabaseUnreachable
 from etl.model import Fence, Outcome, RunStatus, State, Target
-from etl.store import commit, fences, lease, notices, retirement, runs
+from etl.store import commit, fences, lease, notices, retention, retirement, runs
 from etl.store.commit import STALE
 from etl.store.notices import KnownTarget, UntoldRun
+from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
-from etl.store.runs import NewRun
+from etl.store.runs import Marks, NewRun
 
-__all__ = ["STALE", "KnownTarget", "NewRun", "Retirement", "Store", "UntoldRun"]
+__all__ = ["STALE", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun"]
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
@@ -94,6 +95,38 @@ class Store:
         """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
         wanted = set(configured)
         return self._write(lambda connection: retirement.retire_others(connection, wanted, now, max_share))
+
+    def marks(self) -> Marks:
+        """What moves whenever a run begins, writes or ends, whoever's it is."""
+        return self._read(runs.marks)
+
+    def prune_runs(
+        self,
+        before: dt.datetime,
+        now: dt.datetime,
+        *,
+        dry_run: bool = False,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Pruned:
+        """Delete the runs that changed nothing, ended before ``before`` and are needed by nothing, with their issues.
+
+        In many small transactions, which a kill may come between; ``go_on`` is asked before each batch of runs.
+        """
+        done = Pruned(0, 0)
+        for run_ids in retention.prunable(self._read, before, now):
+            if self._stop.is_set() or not go_on():
+                break
+            done = done.plus(self._count_runs(run_ids) if dry_run else self._delete_runs(run_ids))
+        return done
+
+    def _count_runs(self, run_ids: Sequence[int]) -> Pruned:
+        return Pruned(len(run_ids), self._read(lambda connection: retention.count_issues(connection, run_ids)))
+
+    def _delete_runs(self, run_ids: Sequence[int]) -> Pruned:
+        issues = 0
+        while some := self._write(lambda connection: retention.delete_issues(connection, run_ids)):
+            issues += some
+        return Pruned(self._write(lambda connection: retention.delete_runs(connection, run_ids)), issues)
 
     def take_lease(self, name: str, holder: str, lasting: dt.timedelta) -> bool:
         """Take or renew a lease, by the database's clock; False while it is another's."""

@@ -11,10 +11,14 @@ from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import Origin, RunStatus
-from etl.schema import UtcTime, sync_run
+from etl.schema import UtcTime, change_set, sync_run
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
 """A running run whose heartbeat is older than this has died."""
+
+
+Marks = tuple[int | None, ...]
+"""To be compared with an earlier one only."""
 
 
 class NewRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +88,13 @@ def abort_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
         .returning(sync_run.c.id)
     )
     return sorted(connection.execute(dead).scalars())
+
+
+def marks(connection: Connection) -> Marks:
+    """What moves whenever a run begins, writes or ends, whoever's it is."""
+    running = select(sync_run.c.id).where(sync_run.c.status == "running").order_by(sync_run.c.id)
+    last = (connection.execute(select(func.max(table.c.id))).scalar() for table in (change_set, sync_run))
+    return (*last, *connection.execute(running).scalars())
 
 
 def served_until(connection: Connection, schedule: str) -> dt.datetime | None:

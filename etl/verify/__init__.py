@@ -16,13 +16,14 @@ from etl.errors import DatabaseError
 from etl.model import Target
 from etl.schema import target
 from etl.verify.chain import Chain
+from etl.verify.file import HeadsFile, whole_lines
 from etl.verify.finding import Broken, Finding, Told, shown
 from etl.verify.heads import against, heads
 from etl.verify.orphans import orphans
 from etl.verify.present import Missing, require_target, require_workflows
 from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
 
-__all__ = ["Finding", "Progress", "against", "heads", "verify"]
+__all__ = ["Finding", "HeadsFile", "Progress", "against", "heads", "verify", "whole_lines"]
 
 _ROWS_A_TRANSACTION: Final = 50_000
 """On SQLite a reader may keep writers waiting, so the reading is cut into transactions of about a second."""

@@ -65,21 +65,24 @@ _LATEST: Final = (
     .correlate(target)
     .scalar_subquery()
 )
-_HEADS: Final = (
-    select(
-        target.c.id,
-        target.c.org_id,
-        target.c.user_id,
-        target.c.expression,
-        change_set.c.version,
-        change_set.c.hash,
-        change_set.c.state_digest,
-        target.c.observation_id.is_not(None).label("open"),
-    )
-    .join_from(target, change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == _LATEST))
-    .where(target.c.id > bindparam("after"))
+_HEAD: Final = select(
+    target.c.id,
+    target.c.org_id,
+    target.c.user_id,
+    target.c.expression,
+    change_set.c.version,
+    change_set.c.hash,
+    change_set.c.state_digest,
+    target.c.observation_id.is_not(None).label("open"),
+).join_from(target, change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == _LATEST))
+_HEADS: Final = _HEAD.where(target.c.id > bindparam("after")).order_by(target.c.id).limit(_AT_ONCE)
+_HEADS_OF: Final = _HEAD.where(target.c.id.in_(bindparam("ids", expanding=True))).order_by(target.c.id)
+_VERSIONS_AT_ONCE: Final = 10_000
+_VERSIONS: Final = (
+    select(target.c.id, target.c.version)
+    .where(target.c.version > 0, target.c.id > bindparam("after"))
     .order_by(target.c.id)
-    .limit(_AT_ONCE)
+    .limit(_VERSIONS_AT_ONCE)
 )
 _SPANS: Final = (
     select(
@@ -123,6 +126,32 @@ def heads(engine: Engine, now: dt.datetime) -> Iterator[dict[str, Any]]:
         after = found[-1].id
 
 
+def heads_of(engine: Engine, target_ids: Sequence[int], now: dt.datetime) -> dict[int, dict[str, Any]]:
+    """As ``heads``, of some targets, by their ids; those without a version are left out."""
+    with reading(engine) as connection:
+        found = _rows(connection, _HEADS_OF, ids=list(target_ids))
+        spans = _spans(connection, [(row.id, row.version) for row in found])
+    return {row.id: _head(row, spans[row.id, row.version], now) for row in found}
+
+
+def versions(engine: Engine) -> Iterator[tuple[int, int]]:
+    """The id and the version of every target that was ever observed, by id, in short transactions."""
+    after = BEFORE_ALL
+    while True:
+        with reading(engine) as connection:
+            found = _rows(connection, _VERSIONS, after=after)
+        yield from ((row.id, row.version) for row in found)
+        if len(found) < _VERSIONS_AT_ONCE:
+            return
+        after = found[-1].id
+
+
+def ids_of(engine: Engine, targets: Sequence[Target]) -> dict[Target, int]:
+    """The ids of those of ``targets`` that the database has."""
+    with reading(engine) as connection:
+        return _ids_of(connection, targets)
+
+
 def against(engine: Engine, lines: Iterable[str | bytes]) -> Iterator[Finding]:
     """Prove that what ``heads`` printed once is still there; yield what is not, and the lines that are no heads.
 
@@ -163,9 +192,13 @@ def _head(row: Row[Any], spans: Sequence[Span], now: dt.datetime) -> dict[str, A
     return builtins
 
 
+def _ids_of(connection: Connection, targets: Sequence[Target]) -> dict[Target, int]:
+    return {Target(*names): number for number, *names in map(tuple, _rows(connection, _TARGETS, targets=targets))}
+
+
 def _compare_all(connection: Connection, kept: Sequence[_Kept]) -> Iterator[Finding]:
     targets = sorted({each.head.target for each in kept})
-    ids = {Target(*names): number for number, *names in map(tuple, _rows(connection, _TARGETS, targets=targets))}
+    ids = _ids_of(connection, targets)
     versions = sorted({(ids[head.target], head.version) for _, head in kept if head.target in ids})
     found = {(row.target_id, row.version): row for row in _rows(connection, _CHANGE_SETS, versions=versions)}
     spans = _spans(connection, versions)

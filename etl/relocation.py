@@ -1,0 +1,186 @@
+"""From one database to another, row by row with every id: from SQLite to PostgreSQL, and back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, Table, func, select, text
+
+from etl import database
+from etl.errors import FlowtrailError, UsageError
+from etl.schema import (
+    GAPS_IN_NUMBERS,
+    UtcTime,
+    change_set,
+    observation,
+    sync_issue,
+    sync_run,
+    target,
+    workflow,
+    workflow_change,
+)
+from etl.store.bulk import insert_rows, stamp
+
+TABLES: Final = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue)
+"""All but ``lease``, in an order in which what a row refers to is there before it."""
+_ROWS_AT_ONCE: Final = 10_000
+
+Row = Sequence[Any]
+Progress = Callable[[int, int], None]
+"""Rows that are done, of all; each is written and read again."""
+
+
+class Copied(NamedTuple):
+    """How many rows a table has in both databases now."""
+
+    table: str
+    rows: int
+
+
+def copy(
+    source: Engine, destination: Engine, *, may_be_written: bool = False, progress: Progress = lambda done, total: None
+) -> list[Copied]:
+    """Copy every row of ``source`` as it is at one moment, in one transaction, and compare before it is committed.
+
+    Both have the current schema. ``destination`` must have no rows; it has none again where anything fails, at whatever
+    moment. Rows are streamed. Unless
+    ``may_be_written``, a ``source`` that was written to meanwhile fails as well.
+    Raises UsageError, FlowtrailError where the copy differs, DatabaseError.
+    """
+    with database.reading(source) as there, database.writing(destination) as here:
+        _require_empty(here)
+        counts = {table: _count(there, table) for table in TABLES}
+        done, steps = 0, 2 * sum(counts.values())
+
+        def move(rows: int) -> None:
+            nonlocal done
+            done += rows
+            progress(done, steps)
+
+        for connection in (there, here):
+            _never_time_out(connection)
+        for table in TABLES:
+            if _copy(there, here, table, move) != _digest_of(here, table, move):
+                raise FlowtrailError(
+                    f"The rows of {table.name} are not the same in both databases: nothing was copied."
+                )
+        _number_on(there, here)
+        if not may_be_written:
+            _require_unmoved(source, there)
+    return [Copied(table.name, counts[table]) for table in TABLES]
+
+
+def _require_empty(here: Connection) -> None:
+    """And let nobody fill it meanwhile; an SQLite file is locked by the transaction itself."""
+    if here.dialect.name == "postgresql":
+        here.execute(text("LOCK TABLE target, sync_run IN EXCLUSIVE MODE"))
+    for table in TABLES:
+        if here.execute(select(table).limit(1)).first() is not None:
+            name = database.describe(here.engine.url)
+            raise UsageError(f"{name} has rows in {table.name}: a copy needs a database without any.")
+
+
+def _never_time_out(connection: Connection) -> None:
+    """While one database is at work, the other one waits in its transaction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+
+
+def _count(there: Connection, table: Table) -> int:
+    return there.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def _copy(there: Connection, here: Connection, table: Table, move: Callable[[int], None]) -> bytes:
+    """Copy a table; return the digest of what was read."""
+    digest = hashlib.sha256()
+    names = [column.name for column in table.columns]
+    times = [number for number, column in enumerate(table.columns) if isinstance(column.type, UtcTime)]
+    for rows in _partitions(there, table):
+        digest.update(_encoded(rows))
+        insert_rows(here, table, names, _stamped(here, rows, times))
+        move(len(rows))
+    return digest.digest()
+
+
+def _digest_of(connection: Connection, table: Table, move: Callable[[int], None]) -> bytes:
+    digest = hashlib.sha256()
+    for rows in _partitions(connection, table):
+        digest.update(_encoded(rows))
+        move(len(rows))
+    return digest.digest()
+
+
+def _partitions(connection: Connection, table: Table) -> Iterator[Sequence[Row]]:
+    """All rows in the order of their key, which is the same on both: text goes byte by byte."""
+    ordered = select(table).order_by(*table.primary_key.columns)
+    with connection.execute(ordered, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
+        yield from result.partitions()
+
+
+def _encoded(rows: Sequence[Row]) -> bytes:
+    """Row for row, whatever the size of a partition: text with its quotes, times in UTC to the microsecond."""
+    return "".join(f"{tuple(row)!r}\n" for row in rows).encode("utf-8", "surrogatepass")
+
+
+def _stamped(here: Connection, rows: Sequence[Row], times: Sequence[int]) -> Iterator[Row]:
+    """Times as the driver takes them."""
+    if not times or here.dialect.name == "postgresql":
+        yield from map(tuple, rows)
+        return
+    for row in rows:
+        values = list(row)
+        for number in times:
+            if isinstance(values[number], dt.datetime):
+                values[number] = stamp(here, values[number])
+        yield tuple(values)
+
+
+def _number_on(there: Connection, here: Connection) -> None:
+    """The next row gets the number that it would have got: one is never given twice, not even that of a pruned run."""
+    for table in (target, change_set, observation, sync_run, sync_issue):
+        last = max(_last_given(there, table), _last_given(here, table))
+        if here.dialect.name == "postgresql":
+            values = {"table": table.name, "last": max(last, 1), "given": last > 0}
+            here.execute(text("SELECT setval(pg_get_serial_sequence(:table, 'id'), :last, :given)"), values)
+        elif table is sync_run:
+            here.execute(text("DELETE FROM sqlite_sequence WHERE name = 'sync_run'"))
+            here.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES ('sync_run', :last)"), {"last": last})
+    if here.dialect.name == "sqlite" and any(_has_gaps(here, table) for table in (change_set, observation)):
+        here.exec_driver_sql(f"PRAGMA user_version = {GAPS_IN_NUMBERS}")
+
+
+def _has_gaps(here: Connection, table: Table) -> bool:
+    rows, last = here.execute(select(func.count(), func.max(table.c.id))).one()
+    return bool(rows != (last or 0))
+
+
+def _last_given(connection: Connection, table: Table) -> int:
+    highest: int = connection.execute(select(func.coalesce(func.max(table.c.id), 0))).scalar_one()
+    if connection.dialect.name == "postgresql":
+        query = """
+            SELECT last_value FROM pg_sequences
+            WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')
+        """
+    elif table is sync_run:
+        query = "SELECT seq FROM sqlite_sequence WHERE name = :table"
+    else:
+        return highest
+    return max(highest, connection.execute(text(query), {"table": table.name}).scalar() or 0)
+
+
+def _require_unmoved(source: Engine, there: Connection) -> None:
+    """Compare with a later look, which a run that began, lived or ended meanwhile has changed."""
+    with database.reading(source) as later:
+        if _marks(later) != _marks(there):
+            raise FlowtrailError(
+                f"{database.describe(source.url)} was written to meanwhile, so nothing was copied: "
+                "stop what writes to it, and copy again."
+            )
+
+
+def _marks(connection: Connection) -> Row:
+    lives = select(func.max(sync_run.c.id), func.max(sync_run.c.heartbeat_at), func.count()).select_from(sync_run)
+    return tuple(connection.execute(lives).one())
