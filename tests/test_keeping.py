@@ -167,8 +167,8 @@ def test_a_run_that_a_change_set_names_stays_whatever_its_sums_say(diary: Diary)
 
 def test_a_run_that_still_runs_stays_however_old(engine: Engine) -> None:
     runs = Runs(engine)
-    running = [runs.add(None, "running"), runs.add(None, "running")]
-    runs.prune()
+    running = [runs.add(None, "running", issues=1), runs.add(None, "running", issues=1)]
+    assert runs.prune() == (0, 0)
     assert runs.left == set(running)
 
 
@@ -475,6 +475,26 @@ def test_a_backup_ends_although_somebody_writes_between_any_two_steps(diary: Dia
     saved = connect(f"sqlite:///{tmp_path / 'saved.db'}")
     assert list(verify(saved)) == []
     saved.dispose()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_with_wal_a_backup_is_one_moment_and_nobody_waits(
+    diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl.database.engine.WAL_IS_SAFE_FROM", (3, 0, 0))
+    verify_story.tell(diary)
+    diary.engine.dispose()
+    begun: list[int] = []
+    backup.backup(diary.engine, tmp_path / "saved.db", progress=lambda done, total: begun.append(diary.begin()))
+    assert (tmp_path / "flowtrail.db-wal").exists()
+    assert begun
+    saved = connect(f"sqlite:///{tmp_path / 'saved.db'}")
+    with reading(saved) as connection:
+        assert connection.execute(select(sync_run.c.id).where(sync_run.c.id.in_(begun))).all() == []
+    assert list(verify(saved)) == []
+    saved.dispose()
+    diary.engine.dispose()
+    assert not list(tmp_path.glob(".saved*"))
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
