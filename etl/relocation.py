@@ -16,6 +16,7 @@ from etl.schema import (
     UtcTime,
     change_set,
     observation,
+    overdue_notice,
     sync_issue,
     sync_run,
     target,
@@ -24,7 +25,7 @@ from etl.schema import (
 )
 from etl.store.bulk import insert_rows, stamp
 
-TABLES: Final = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue)
+TABLES: Final = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, overdue_notice)
 """All but ``lease``, in an order in which what a row refers to is there before it."""
 _ROWS_AT_ONCE: Final = 10_000
 
