@@ -42,29 +42,29 @@ class Wanted:
     """A contender whose rounds in one shape have taken so long is not asked for another."""
 
 
-def compared(wanted: Wanted, place: Path, say: Say) -> dict[str, Any]:
-    """Everything that was measured, as JSON has it."""
+def compared(wanted: Wanted, place: Path, say: Say) -> Iterator[dict[str, Any]]:
+    """Everything that was measured so far, as JSON has it, after each shape on each database."""
     cells: list[dict[str, Any]] = []
     skipped: list[str] = []
-    engines: list[str] = []
+    of = machine.described() | {"databases": ""}
+    versions = machine.versions(str(BENCH_PYTHON), PACKAGES) if BENCH_PYTHON.exists() else {}
     for kind in wanted.databases:
         try:
             with databases.of_kind(kind, place) as kinds:
-                engines.append(kinds.version())
+                of["databases"] = ", ".join(filter(None, (of["databases"], kinds.version())))
                 able = list(_able(wanted, kind, kinds, place, say, skipped))
                 for name, shape in wanted.shapes.items():
                     cells += _cell(wanted, able, name, shape, kind, kinds, place, say, skipped)
+                    yield {
+                        "machine": of,
+                        "versions": versions,
+                        "latency_seconds": wanted.latency_seconds,
+                        "cells": cells,
+                        "skipped": skipped,
+                    }
         except RuntimeError as error:
             skipped.append(f"{kind}: {error}")
             say(f"skipped: {skipped[-1]}")
-    own = BENCH_PYTHON if BENCH_PYTHON.exists() else None
-    return {
-        "machine": machine.described() | {"databases": ", ".join(engines)},
-        "versions": machine.versions(str(own), PACKAGES) if own else {},
-        "latency_seconds": wanted.latency_seconds,
-        "cells": cells,
-        "skipped": skipped,
-    }
 
 
 def _able(

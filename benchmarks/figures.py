@@ -21,6 +21,7 @@ class Figures:
     """The medians of a comparison."""
 
     def __init__(self, compared: dict[str, Any]) -> None:
+        self.latency_seconds = float(compared.get("latency_seconds", 0))
         self.cells = {Key(each["shape"], each["database"], each["contender"]): each for each in compared["cells"]}
 
     def tables(self) -> list[tuple[str, str]]:
@@ -73,8 +74,14 @@ WRITTEN_BYTES_A_TARGET = {"sqlite": 300, "postgresql": 600}
 STATEMENTS_A_BATCH, BATCH = 3, 500
 
 
+CONCURRENCY = 16
+
+
 def goals(figures: Figures) -> Iterator[Goal]:
     """Every goal for which there are figures."""
+    if figures.latency_seconds:
+        yield from _patience(figures)
+        return
     for shape, database in figures.tables():
         here = f"{shape} {database}"
         for phase, limits in RATIOS:
@@ -90,6 +97,20 @@ def goals(figures: Figures) -> Iterator[Goal]:
                 yield from _ratio(f"{here} {phase}, ratio to the best peer", round(share, 3), own, best)
         yield from _thrift(figures, shape, database)
     yield from _statements(figures)
+
+
+def _patience(figures: Figures) -> Iterator[Goal]:
+    """Where the gateway takes its time, waiting is all that a run does, and that costs little."""
+    for shape, database in figures.tables():
+        targets = figures.cells[Key(shape, database, figures.contenders(shape, database)[0])]["targets"]
+        least = targets * figures.latency_seconds / CONCURRENCY
+        taken = figures.median(shape, database, "flowtrail", "quiet") or 0.0
+        where = f"{shape} {database} quiet, {figures.latency_seconds * 1000:g} ms an answer"
+        yield Goal(f"{where}, ratio to targets x latency / concurrency", 1.05, taken / least)
+        cpu, other = (
+            figures.median(shape, database, each, "quiet", "cpu_seconds") for each in ("flowtrail", "afternoon")
+        )
+        yield from _ratio(f"{where}, CPU in ratio to the afternoon's version", 0.5, cpu or 0.0, other)
 
 
 def _ratio(what: str, limit: float, own: float, other: float | None) -> Iterator[Goal]:

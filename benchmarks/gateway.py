@@ -38,7 +38,7 @@ class Answers:
 
     def __init__(self, shape: world.Shape) -> None:
         self.latency_seconds = 0.0
-        self.served = 0
+        self.served = self.served_bytes = 0
         self._shape = shape
         self._numbers = {world.who(target): target for target in range(shape.targets)}
         self._bodies = {
@@ -55,8 +55,10 @@ class Answers:
             asked = parse_qs(urlsplit(path.decode()).query)
             number = self._numbers.get((asked.get("orgId", [""])[0], asked.get("userId", [""])[0]), -1)
             self._known[path] = number
+        body = self._now[number] if number >= 0 else UNKNOWN
         self.served += 1
-        return self.ok(self._now[number] if number >= 0 else UNKNOWN)
+        self.served_bytes += len(body)
+        return self.ok(body)
 
     def ok(self, body: bytes) -> list[bytes]:
         head = b"%b%d\r\n\r\n" % (self._dated(), len(body))
@@ -79,8 +81,9 @@ class Answers:
             self.latency_seconds = float(value)
         elif what == "phase":
             self._now = self._of_phase(value)
-        served, self.served = self.served, 0
-        return self.ok(json.dumps({"served": served}).encode())
+        served = {"answers": self.served, "bytes": self.served_bytes}
+        self.served = self.served_bytes = 0
+        return self.ok(json.dumps(served).encode())
 
     def _of_phase(self, phase: str) -> list[bytes]:
         if phase not in self._bodies:
@@ -163,16 +166,16 @@ class Gateway:
     def latency(self, seconds: float) -> None:
         self._admin(f"latency/{seconds}")
 
-    def served(self) -> int:
-        """Answers given since the last admin call."""
+    def served(self) -> dict[str, int]:
+        """``answers`` given since the last admin call, and the ``bytes`` of their bodies."""
         return self._admin("served/0")
 
-    def _admin(self, what: str) -> int:
+    def _admin(self, what: str) -> dict[str, int]:
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
         connection.request("POST", f"/admin/{what}", body=b"")
-        served = json.loads(connection.getresponse().read())["served"]
+        served = json.loads(connection.getresponse().read())
         connection.close()
-        return int(served)
+        return dict(served)
 
 
 @contextmanager

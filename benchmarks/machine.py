@@ -9,9 +9,10 @@ import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
-def described() -> dict[str, str | int | float]:
+def described() -> dict[str, Any]:
     """The machine, its load when the benchmark began, and the versions of what is measured."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

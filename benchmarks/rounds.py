@@ -62,8 +62,9 @@ class Measurement:
     written_bytes: int
     """To the log on PostgreSQL; on SQLite everything that the process wrote to files."""
     grown_bytes: int
-    served: int
-    """Answers that the gateway gave."""
+    answers: int
+    """That the gateway gave, a second time counted again."""
+    fetched_bytes: int
     heads: dict[str, int]
 
 
@@ -96,13 +97,17 @@ class Round:
         log, size, cpu = database.log_bytes(), database.size_bytes(), database.server_cpu_seconds()
         cost = json.loads(self._run(phase))
         written = cost.pop("written_bytes")
+        served = self._gateway.served()
+        if served["answers"] < self._shape.targets:
+            raise Wrong(f"{self._contender.title}, {phase}: asked {served['answers']} times only")
         return Measurement(
             phase=phase,
             cpu_seconds=cost["cpu_user_seconds"] + cost["cpu_system_seconds"],
             server_cpu_seconds=database.server_cpu_seconds() - cpu,
             written_bytes=written if self._job.file else database.log_bytes() - log,
             grown_bytes=database.size_bytes() - size,
-            served=self._gateway.served(),
+            answers=served["answers"],
+            fetched_bytes=served["bytes"],
             **cost,
         )
 
