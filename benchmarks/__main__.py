@@ -31,7 +31,7 @@ def main(
     in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
     contenders: Annotated[str, typer.Option(help="Which, by comma.")] = ",".join(compare.CONTENDERS),
     runs: Annotated[int, typer.Option(help="Rounds of each contender in each shape.")] = 5,
-    patience: Annotated[float, typer.Option(help="A contender that took so many seconds gets no more rounds.")] = 25,
+    patience: Annotated[float, typer.Option(help="A contender that took so many seconds gets no more rounds.")] = 12,
     quick: Annotated[bool, typer.Option("--quick", help="Shapes A and B, one round, without dlt and dbt.")] = False,
     waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "0ms",
     json_file: JsonFile = None,

@@ -38,7 +38,7 @@ class Wanted:
     contenders: Sequence[Contender]
     runs: int
     latency_seconds: float = 0.0
-    patience_seconds: float = 25.0
+    patience_seconds: float = 12.0
     """A contender whose rounds in one shape have taken so long is not asked for another."""
 
 
