@@ -60,7 +60,10 @@ def curve(panel: Any, along: list[dict[str, Any]], axis: str, what: str, unit: f
         values = [of_phase(point, phase, what) * unit for point in along]
         panel.plot(across, values, marker="o", markersize=3, color=COLOURS[phase], label=phase)
     panel.set_xscale("log")
-    panel.set_yscale("symlog" if what == "grown_bytes" else "linear" if what == "peak_mib" else "log")
+    if what == "grown_bytes":
+        panel.set_yscale("symlog", linthresh=0.01)
+    else:
+        panel.set_yscale("linear" if what == "peak_mib" else "log")
     panel.set_ylim(bottom=0 if what != "seconds" else None)
 
 
