@@ -15,9 +15,9 @@ from benchmarks.rounds import BENCH_PYTHON, Contender, Measurement, Round, Wrong
 CONTENDERS = {
     each.name: each
     for each in (
-        Contender(name="flowtrail", title="Flowtrail"),
-        Contender(name="floor", title="floor"),
-        Contender(name="requests_floor", title="floor with requests"),
+        Contender(name="flowtrail", title="Flowtrail", patience=4),
+        Contender(name="floor", title="floor", patience=4),
+        Contender(name="requests_floor", title="floor with requests", patience=4),
         Contender(name="afternoon", title="afternoon's version"),
         Contender(name="dlt_scd2", title="dlt, scd2", own_python=True),
         Contender(name="dbt_snapshot", title="dbt snapshot", own_python=True),
@@ -39,7 +39,7 @@ class Wanted:
     runs: int
     latency_seconds: float = 0.0
     patience_seconds: float = 12.0
-    """A contender whose rounds in one shape have taken so long is not asked for another."""
+    """Whose rounds in one shape have taken so long is not asked for another; see also `Contender.patience`."""
 
 
 def compared(wanted: Wanted, place: Path, say: Say) -> Iterator[dict[str, Any]]:
@@ -94,7 +94,7 @@ def _cell(
         asked.latency(wanted.latency_seconds)
         for nth in range(wanted.runs):
             for contender in able:
-                if spent[contender.name] > wanted.patience_seconds:
+                if spent[contender.name] > wanted.patience_seconds * contender.patience:
                     continue
                 began = time.monotonic()
                 try:

@@ -35,6 +35,8 @@ class Contender:
 
     name: str
     title: str
+    patience: int = 1
+    """How many times the usual patience it gets."""
     own_python: bool = False
     """Runs in the benchmark's own environment, because Flowtrail does not depend on it."""
 
