@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -20,6 +21,7 @@ GENESIS: Final = "0" * 64
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
+_flow_id = attrgetter("flow_id")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,7 +60,3 @@ def _span(span: Span) -> tuple[int, int, int, int, int, bool]:
         span.longest_gap_seconds,
         span.interrupted,
     )
-
-
-def _flow_id(flow: Flow) -> str:
-    return flow.flow_id

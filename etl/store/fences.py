@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
+import msgspec
+from sqlalchemy import Connection, and_, bindparam, case, func, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import Fence, Flow, Span, State, Target
@@ -57,8 +58,17 @@ _FENCES: Final = (
     )
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
-    .where(tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)))
 )
+_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_WANTED: Final = {
+    "postgresql": "SELECT * FROM unnest(CAST(:orgs AS text[]), CAST(:users AS text[]), CAST(:expressions AS text[]))",
+    "sqlite": "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') "
+    "FROM json_each(:targets)",
+}
+"""The targets as one value: a list of 500 keys costs PostgreSQL more to plan than to answer."""
+_FENCES_OF: Final = {
+    dialect: _FENCES.where(tuple_(*_KEY).in_(text(wanted).columns(*_KEY))) for dialect, wanted in _WANTED.items()
+}
 _WORKFLOWS: Final = select(
     workflow.c.target_id,
     workflow.c.flow_id,
@@ -82,7 +92,13 @@ _UNRETIRE: Final = update(target).where(target.c.id == bindparam("target_id")).v
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
     """The fences of those ``targets`` that the database knows."""
-    rows = connection.execute(_FENCES, {"targets": targets})
+    if connection.dialect.name == "postgresql":
+        wanted: dict[str, Any] = dict(
+            zip(("orgs", "users", "expressions"), map(list, zip(*targets, strict=True)), strict=True)
+        )
+    else:
+        wanted = {"targets": msgspec.json.encode(targets).decode()}
+    rows = connection.execute(_FENCES_OF[connection.dialect.name], wanted)
     return {fence.target: fence for fence in map(_fence, rows)}
 
 
@@ -104,8 +120,7 @@ def register(connection: Connection, targets: Sequence[Target], new: Iterable[Ta
 
 def held_targets(connection: Connection, org_id: str | None) -> list[Target]:
     """The targets with held removals, by name."""
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
-    held = select(*key).where(target.c.held_since.is_not(None), target.c.retired_at.is_(None)).order_by(*key)
+    held = select(*_KEY).where(target.c.held_since.is_not(None), target.c.retired_at.is_(None)).order_by(*_KEY)
     if org_id is not None:
         held = held.where(target.c.org_id == org_id)
     return [Target(*row) for row in connection.execute(held)]
