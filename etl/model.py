@@ -25,6 +25,9 @@ CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = (
 Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("changed", "unchanged", "held", "failed", "stale")
 
+REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
+"""EnOS says no to these targets until somebody changes a right or the schedule: named, but no reason to page."""
+
 Origin = Literal["schedule", "command", "catch_up", "approval"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
 

@@ -156,7 +156,8 @@ class Scheduler:
             _guarded(partial(self._run, plan.schedule, slot), name)
 
     def _left_out(self, event: Any) -> None:
-        log.warning("still running, so a slot is left out", job=event.job_id)
+        remedy = "if it happens often: a longer interval, fewer targets, or a higher [gateway] concurrency"
+        log.warning("still running, so a slot is left out", job=event.job_id, remedy=remedy)
 
     def _watch_clock(self) -> None:
         last = self._clock_error()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
@@ -20,7 +21,7 @@ from etl.errors import ConfigError, DatabaseError
 from etl.model import Origin, Target
 from etl.scheduler import Scheduler
 from etl.store import NewRun
-from etl.sync import Kit, RunReport
+from etl.sync import Kit, RunReport, Telling
 
 LEASE: Final = "service"
 LEASE_LASTS: Final = dt.timedelta(seconds=20)
@@ -28,11 +29,14 @@ TICK_SECONDS: Final = 4.0
 """How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
 SWEEP_SECONDS: Final = 30.0
 """How often dead runs are looked for, and slots that nobody served."""
+PULSE_SECONDS: Final = 15.0
+"""How often the scheduler proves that it still starts what is due."""
 STUCK_SECONDS: Final = 180.0
-"""A loop that has not come round for so long hangs; reaching for a database takes less."""
+"""What has not come round for so long hangs."""
 _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
 _TICK: Final = dt.timedelta(microseconds=1)
+_TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
 _MOST_MISSED: Final = 2**31 - 1
 """What the column holds."""
 
@@ -82,7 +86,11 @@ class Service:
         self._finished = finished
         self._crashed = crashed
         self.schedules: Sequence[Schedule] = ()
+        self.known_since: Mapping[str, dt.datetime] = {}
+        """Since when this process has known each of the schedules."""
         self._turned_at = time.monotonic()
+        self._pulsed_at = math.inf
+        self._asks_database = False
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
@@ -94,17 +102,21 @@ class Service:
         self.ended = True
         """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service")
+        self._telling = Telling(self.log)
 
     # ------------------------------------------------------------------------------------------- life and death
 
     def serve(self, *, standby: bool = True) -> bool:
         """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
-        self.schedules = self._load()
+        self._know(self._load())
         try:
-            if not self._take_lease() and not standby:
-                return False
+            with self._asking_database():
+                if not self._take_lease() and not standby:
+                    return False
         except DatabaseError as error:
-            self.log.warning("database_unreachable", error=str(error))
+            self.log.warning("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
+        self._scheduler.every(PULSE_SECONDS, self._pulse, "pulse")
+        self._pulse()
         self._scheduler.replace(self.schedules)
         self._scheduler.pause()
         self._scheduler.start()
@@ -135,6 +147,10 @@ class Service:
         self._stopping.set()
         self._wake.set()
 
+    def until_asked_to_stop(self) -> None:
+        """Wait for it."""
+        self._stopping.wait()
+
     def reload(self) -> None:
         """Ask the service to read its schedules again; safe in a signal handler."""
         self._reload.set()
@@ -147,25 +163,45 @@ class Service:
 
     @property
     def turns_over(self) -> bool:
-        """Whether the service's loop has come round lately; a database that is away does not stop it."""
-        return time.monotonic() - self._turned_at < STUCK_SECONDS
+        """Whether the service's loop and its scheduler have come round lately. Waiting for the database is no standing
+        still, however long: another process would wait as well."""
+        latest = time.monotonic() - STUCK_SECONDS
+        turns = self._turned_at > latest or self._asks_database
+        return self._stopping.is_set() or (turns and self._pulsed_at > latest)
+
+    @property
+    def runs_under_way(self) -> int:
+        """Runs of this process at this moment."""
+        return sum(busy.locked() for busy in list(self._busy.values()))
+
+    @contextlib.contextmanager
+    def _asking_database(self) -> Iterator[None]:
+        self._asks_database = True
+        try:
+            yield
+        finally:
+            self._asks_database = False
+
+    def _pulse(self) -> None:
+        self._pulsed_at = time.monotonic()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
             self._turned_at = time.monotonic()
             try:
-                self._beat()
+                if self._reload.is_set():
+                    self._reload.clear()
+                    self._read_schedules()
+                with self._asking_database():
+                    self._beat()
             except DatabaseError as error:
-                self._become("database_unreachable", error=str(error))
+                self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
             except Exception:
                 self.log.exception("service_tick_failed")
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
 
     def _beat(self) -> None:
-        if self._reload.is_set():
-            self._reload.clear()
-            self._read_schedules()
         if not self._take_lease():
             self._become("standing_by", active=self._kit.store.lease_holder(LEASE))
         elif self._become("active", replica=str(self._identity)):
@@ -217,14 +253,21 @@ class Service:
 
     def _read_schedules(self) -> None:
         try:
-            self.schedules = self._load()
+            self._know(self._load())
         except ConfigError as error:
-            self.log.error("schedules_broken", problems=[str(p) for p in error.problems], kept="the old ones")
+            problems = [str(problem) for problem in error.problems]
+            remedy = "the old ones are kept: mend the files, and send SIGHUP again"
+            self.log.error("schedules_broken", problems=problems, remedy=remedy)
             return
         self._scheduler.replace(self.schedules)
         self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self.schedules])
         if self.role == "active":
             self._retire()
+
+    def _know(self, schedules: Sequence[Schedule]) -> None:
+        now = self._clock()
+        self.known_since = {each.name: self.known_since.get(each.name, now) for each in schedules}
+        self.schedules = schedules
 
     def _retire(self) -> None:
         configured = {target for schedule in self.schedules for target in schedule.targets}
@@ -244,7 +287,7 @@ class Service:
         self._sweep_at = time.monotonic() + SWEEP_SECONDS
         dead = self._kit.store.abort_abandoned_runs(self._clock())
         for run_id in dead:
-            self.log.warning("run_aborted", run_id=run_id, why="its heart stopped")
+            self.log.warning("run_aborted", run_id=run_id, why="its heart stopped", remedy="its slot is caught up")
         return bool(dead)
 
     def _catch_up(self) -> None:
@@ -275,7 +318,7 @@ class Service:
             self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
             self._crashed(schedule, str(error))
         except Exception:
-            self.log.exception("run_crashed", schedule=schedule.name)
+            self.log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
             self._crashed(schedule, "the run crashed: the log says how")
         finally:
             lock.release()
@@ -304,7 +347,7 @@ class Service:
                 clock=self._clock,
             )
             if report is not None:
-                self._tell(report, new_run)
+                self._telling.tell(report, new_run)
                 self._finished(report, schedule)
 
     def _after(self, served: dt.datetime | None, slot: dt.datetime, schedule: Schedule) -> dt.datetime:
@@ -319,29 +362,6 @@ class Service:
             return 0
         aborted = self._kit.store.was_aborted(schedule.name, slot)
         return min(schedule.slots.count_between(served, slot) + int(aborted), _MOST_MISSED)
-
-    def _tell(self, report: RunReport, new_run: NewRun) -> None:
-        sums = {name: count for name, count in report.tally.sums().items() if count}
-        level = self.log.info if report.status == "succeeded" else self.log.warning
-        level(
-            "run_ended",
-            run_id=report.run_id,
-            status=report.status,
-            origin=new_run.origin,
-            missed=new_run.missed,
-            seconds=round(report.duration_seconds, 2),
-            **sums,
-        )
-        for problem in report.tally.issues:
-            self.log.warning(
-                "target_not_through",
-                verdict=problem.verdict,
-                target=str(problem.target),
-                code=problem.issue.error_code,
-                message=problem.issue.message,
-            )
-        for note in report.notes:
-            self.log.warning("note", run_id=report.run_id, note=note)
 
 
 def _some(targets: Sequence[Target], most: int = 5) -> list[str]:

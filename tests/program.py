@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ from typing import Any
 SECRET = "s3cret-of-the-tests"
 KEY = "access-key-of-the-tests"
 PATIENCE_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Program:
@@ -123,6 +132,16 @@ class Running:
             arrived = self._news.wait_for(lambda: len(found()) >= times, PATIENCE_SECONDS)
             assert arrived, f"no {event} in {self.log}"
             return found()[times - 1]
+
+    def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """What it answers where it listens: the status and the body."""
+        request = urllib.request.Request(self.wait_for("listening")["url"] + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal, and return the exit code."""

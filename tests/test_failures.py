@@ -44,7 +44,6 @@ from etl.slots import Every
 from etl.store import NewRun, Store, commit
 from etl.sync import Kit
 from etl.verify import verify
-from etl.web.health import health_routes
 
 ROOT = Path(__file__).parents[1]
 ORG, ANN, BOB = "o1", "ann", "bob"
@@ -322,41 +321,6 @@ def test_a_database_that_was_away_is_used_again_when_it_is_back(
         wait_for(ended + 2)
         assert service.role == "active"
     assert list(verify(engine)) == []
-
-
-class Stuck(Store):
-    """A store whose second question never comes back, until it is let go."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
-        self.asked = 0
-        self.let_go = threading.Event()
-
-    def take_lease(self, name: str, holder: str, lasting: dt.timedelta) -> bool:
-        self.asked += 1
-        if self.asked > 1:
-            self.let_go.wait(PATIENCE_SECONDS)
-        return super().take_lease(name, holder, lasting)
-
-
-@on_sqlite
-def test_a_service_whose_loop_hangs_says_that_it_is_stuck(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that whatever looks at /healthz starts it anew."""
-    store = Stuck(engine)
-    with serving(engine, [scheduled("plants")], Clock(), store) as (service, _):
-        wait_until(lambda: store.asked > 1)
-        healthz = health_routes(
-            engine,
-            now=Clock(),
-            turns_over=lambda: service.turns_over,
-            role=lambda: service.role,
-            schedules=lambda: service.schedules,
-        )[0].endpoint
-        before = healthz(None)
-        monkeypatch.setattr(service_module, "STUCK_SECONDS", 0.0)
-        stuck = healthz(None)
-        store.let_go.set()
-    assert (before.status_code, stuck.status_code, json.loads(stuck.body)) == (200, 503, {"status": "stuck"})
 
 
 def test_a_hundred_runs_leave_no_thread_no_descriptor_and_no_memory_behind(house: House) -> None:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import shutil
+import signal
 import socket
-import urllib.error
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import postgres as local_postgres
+import psycopg
 import pytest
-from program import KEY, SECRET, Program, Running
+from program import KEY, PATIENCE_SECONDS, SECRET, Program, Running, free_port
+from sqlalchemy import Engine, make_url
 
+from etl.cli.workbench import utc_now
+from etl.config import Schedule
+from etl.database import connect
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
+from etl.guard import Limits
 from etl.model import Flow
+from etl.service import STUCK_SECONDS, Identity, Service
+from etl.store import Store
+from etl.sync import Kit
 
 ORG, ANN = "o1", "ann"
 
@@ -37,20 +56,9 @@ def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
     return program
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def ask(service: Running, path: str) -> tuple[int, dict[str, Any]]:
-    url = service.wait_for("listening")["url"]
-    try:
-        with urllib.request.urlopen(url + path, timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+def ask(service: Running, path: str, **headers: str) -> tuple[int, dict[str, Any]]:
+    status, body = service.get(path, **headers)
+    return status, json.loads(body)
 
 
 def test_a_service_at_work_is_alive_ready_and_fresh_and_shows_its_page(flowtrail: Program) -> None:
@@ -75,6 +83,8 @@ def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(flowtrail:
     assert body["targets"][0]["target"] == f"{ORG}/{ANN}"
     assert ask(service, "/healthz")[0] == 200
     assert ask(service, "/readyz")[0] == 200
+    said = flowtrail.json("status")
+    assert (said["freshness"]["status"], said["overdue"][0]["user_id"]) == ("overdue", ANN)
     assert service.stop() == 0
 
 
@@ -87,7 +97,11 @@ def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
     service.wait_for("run_ended", lambda entry: entry["status"] == "failed", times=5)
     status, body = ask(service, "/freshness")
     assert (status, body["refused_targets"]) == (200, [f"{ORG}/{ANN}"])
+    assert flowtrail.json("status")["freshness"]["refused"] == 1
     assert service.stop() == 0
+    named = [entry for entry in service.log if entry["event"] == "target_not_through"]
+    assert [(entry["error_code"], entry["target"]) for entry in named] == [("62101", f"{ORG}/{ANN}")], "once"
+    assert "grant the right in EnOS" in named[0]["remedy"]
 
 
 def test_an_address_that_is_taken_is_said_and_stops_no_sync(flowtrail: Program) -> None:
@@ -107,3 +121,228 @@ def test_the_demo_keeps_its_page_up_until_it_is_stopped(flowtrail: Program) -> N
     with urllib.request.urlopen(url, timeout=30) as page:
         assert b"Overview" in page.read()
     assert demo.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------- names and settings
+
+
+def test_only_our_own_names_are_answered_to_and_further_ones_are_a_setting(flowtrail: Program) -> None:
+    """With the page switched off, which leaves health and metrics alone."""
+    rest = 'page = false\nhosts = ["flowtrail", "Flowtrail.example.com"]'
+    flowtrail.configure(listen=f"127.0.0.1:{free_port()}", rest=rest)
+    service = flowtrail.start("serve")
+    paths = ("/healthz", "/readyz", "/metrics")
+    hosts = {"127.0.0.1:9": 200, "10.1.2.3": 200, "flowtrail:80": 200, "flowtrail.example.com": 200, "evil.test": 421}
+    service.wait_for("active")
+    found = {host: {service.get(path, Host=host)[0] for path in paths} for host in hosts}
+    assert found == {host: {status} for host, status in hosts.items()}
+    assert "[service] hosts" in service.get("/healthz", Host="evil.test")[1]
+    assert service.get("/")[0] == 404
+    assert raw(service, "GET /healthz HTTP/1.0\r\n\r\n").startswith("HTTP/1.1 200"), "a probe without a Host"
+    assert service.stop() == 0
+
+
+def raw(service: Running, request: str) -> str:
+    host, _, port = service.wait_for("listening")["url"].removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS) as connection:
+        connection.sendall(request.encode())
+        return connection.makefile().read()
+
+
+def test_without_the_extra_there_is_no_page_and_the_log_says_what_to_install(
+    flowtrail: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError('no jinja2', name='jinja2')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    service = flowtrail.start("serve")
+    assert "flowtrail[web]" in service.wait_for("no_page")["error"]
+    assert (service.get("/metrics")[0], service.get("/")[0]) == (200, 404)
+    assert service.stop() == 0
+
+
+# ------------------------------------------------------------------------------------------- a database that is away
+
+
+@pytest.fixture
+def away(dialect: str, database_url: str, request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[None]]:
+    """While the block runs, SQLite's file is locked and does not answer, or PostgreSQL lets nobody in."""
+    if dialect == "sqlite":
+        return partial(locked, database_url.removeprefix("sqlite:///"))
+    return partial(closed_to_all, request.getfixturevalue("postgres"), database_url)
+
+
+@contextmanager
+def locked(file: str) -> Iterator[None]:
+    with closing(sqlite3.connect(file, timeout=PATIENCE_SECONDS, isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@contextmanager
+def closed_to_all(server: local_postgres.Server, url: str) -> Iterator[None]:
+    name = make_url(url).database
+    with psycopg.connect(server.conninfo("postgres"), autocommit=True) as other:
+        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        try:
+            yield
+        finally:
+            other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
+    gateway: DemoGateway, tmp_path: Path, database_url: str, away: Callable[[], AbstractContextManager[None]]
+) -> None:
+    program = Program(tmp_path, gateway.url, database_url)
+    program.configure(listen=f"127.0.0.1:{free_port()}")
+    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    service = program.start("serve")
+    service.wait_for("run_ended")
+    with away():
+        found: dict[str, tuple[int, str]] = {}
+        paths = ("/healthz", "/readyz", "/freshness", "/metrics")
+        askers = [threading.Thread(target=lambda path=path: found.update({path: service.get(path)})) for path in paths]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join(PATIENCE_SECONDS)
+        assert {path: status for path, (status, _) in found.items()} == dict(
+            zip(paths, (200, 503, 503, 200), strict=True)
+        )
+        assert "flowtrail_database_up 0.0" in found["/metrics"][1]
+        assert "flowtrail_targets 1.0" not in found["/metrics"][1], "what is not known is not told"
+        so_far = len([entry for entry in service.log if entry["event"] == "run_ended"])
+    service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded", times=so_far + 2)
+    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active"})
+    assert "flowtrail_database_up 1.0" in service.get("/metrics")[1]
+    assert service.stop() == 0
+
+
+def test_a_silent_database_does_not_hold_up_the_end_beyond_the_grace_period(
+    gateway: DemoGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
+) -> None:
+    """Whoever has the lease's table locked is waited for a minute, again and again."""
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE silent TEMPLATE {migrated_postgres} STRATEGY wal_log")
+    program = Program(tmp_path, gateway.url, postgres.url("silent"))
+    program.configure(rest='grace = "1s"')
+    program.schedule("plants", [(ORG, [ANN])])
+    service = program.start("serve")
+    service.wait_for("active")
+    with psycopg.connect(postgres.conninfo("silent")) as other:
+        other.execute("LOCK TABLE lease IN ACCESS EXCLUSIVE MODE")
+        assert service.stop() == 0
+    assert service.log[-1]["event"] == "ended_by_force"
+
+
+# ------------------------------------------------------------------------------------------- a stop while it starts
+
+
+def test_sigterm_while_it_waits_for_its_database_ends_the_start_with_0(flowtrail: Program) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        flowtrail.database_url = f"postgresql+psycopg://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        flowtrail.configure()
+        service = flowtrail.start("serve")
+        silent.settimeout(PATIENCE_SECONDS)
+        connection, _ = silent.accept()
+        with connection:
+            assert service.stop() == 0
+
+
+def test_sigterm_while_the_program_still_loads_ends_it_with_0(flowtrail: Program, tmp_path: Path) -> None:
+    """It is held up at the first module that it loads, which says so."""
+    (tmp_path / "typer.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    loading = subprocess.Popen(
+        [sys.executable, "-m", "etl", "serve"],
+        cwd=flowtrail.folder,
+        env={**flowtrail.environment, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+    )
+    assert loading.stdout is not None
+    with loading.stdout as said:
+        assert said.readline() == b"loading\n"
+        loading.send_signal(signal.SIGTERM)
+        assert loading.wait(PATIENCE_SECONDS) == 0
+
+
+# ------------------------------------------------------------------------------------------- turning over
+
+
+@pytest.fixture
+def engine_of_file(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Engine]:
+    engine = connect(f"sqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'flowtrail.db')}")
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def serving(engine: Engine, load: Callable[[], Sequence[Schedule]] = tuple) -> Iterator[Service]:
+    """A service in a thread of its own, which has nothing to ask the gateway."""
+    nobody: Any = None
+    stop = threading.Event()
+    kit = Kit(
+        store=Store(engine, stop),
+        gateway=nobody,
+        fetchers=nobody,
+        limits=Limits(),
+        in_flight=1,
+        down_after=1,
+        stop=stop,
+    )
+    service = Service(
+        kit,
+        Identity("here", 1, "mine"),
+        load,
+        coverage_gap=dt.timedelta(hours=36),
+        grace=dt.timedelta(seconds=5),
+        max_retired_share=1,
+        batches=nobody,
+        clock=utc_now,
+    )
+    thread = threading.Thread(target=service.serve, daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+        thread.join(PATIENCE_SECONDS)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_waiting_for_the_database_is_no_standing_still(engine_of_file: Engine) -> None:
+    with serving(engine_of_file) as service, locked(str(engine_of_file.url.database)):
+        wait_until(lambda: service._asks_database)
+        service._turned_at -= 2 * STUCK_SECONDS
+        assert service.turns_over
+
+
+def test_a_service_whose_loop_hangs_or_whose_scheduler_starts_nothing_says_that_it_is_stuck(
+    engine_of_file: Engine,
+) -> None:
+    goes_on, hangs = threading.Event(), threading.Event()
+    goes_on.set()
+
+    def load() -> Sequence[Schedule]:
+        if not goes_on.is_set():
+            hangs.set()
+            assert goes_on.wait(PATIENCE_SECONDS)
+        return ()
+
+    with serving(engine_of_file, load) as service:
+        wait_until(lambda: service.role == "active")
+        assert service.turns_over
+        goes_on.clear()
+        service.reload()
+        assert hangs.wait(PATIENCE_SECONDS)
+        service._turned_at -= 2 * STUCK_SECONDS
+        assert not service.turns_over
+        goes_on.set()
+        wait_until(lambda: service.turns_over)
+        service._pulsed_at -= 2 * STUCK_SECONDS
+        assert not service.turns_over

@@ -19,8 +19,8 @@ ETL = ROOT / "etl"
 RANKS = {
     **dict.fromkeys(("model", "errors", "slots", "moments", "printable", "catalog"), 0),
     **dict.fromkeys(("diff", "guard", "trail", "config", "schema", "database", "log"), 1),
-    **dict.fromkeys(("gateway", "store", "report", "verdict", "backup"), 2),
-    **dict.fromkeys(("notify", "export", "verify", "relocation"), 3),
+    **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals"), 2),
+    **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),
     **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),
     **dict.fromkeys(("service", "web"), 5),
     "cli": 6,
@@ -40,6 +40,7 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "alembic": {"database"},
+    "prometheus_client": {"metrics"},
     "structlog": {"log", "cli", "sync", "service", "scheduler", "gateway", "store", "notify", "web", "housekeeping"},
 }
 """What comes from outside, and the only modules that may import it."""
@@ -135,7 +136,7 @@ def test_revisions_import_no_application_code(path):
 def test_nothing_but_what_is_declared_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
-    declared = {re.split(r"[^A-Za-z0-9_-]", each)[0].lower() for each in wanted}
+    declared = {re.split(r"[^A-Za-z0-9_-]", each)[0].lower().replace("-", "_") for each in wanted}
     used = set().union(*(outside(path) for path in SOURCES)) - sys.stdlib_module_names - {"etl"}
     assert used <= declared
 

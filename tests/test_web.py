@@ -292,9 +292,10 @@ def test_a_name_that_is_listened_on_is_answered_to(engine: Engine) -> None:
         assert get(server, "/", headers={"Host": "flow.example:8787"}).ok
 
 
-def test_routes_that_are_brought_along_are_served_as_they_are(empty: HttpServer) -> None:
-    answer = get(empty, "/healthz", headers={"Host": "flowtrail:8787"})
+def test_routes_that_are_brought_along_are_served_as_they_are_to_our_own_names(empty: HttpServer) -> None:
+    answer = get(empty, "/healthz", headers={"Host": "10.2.3.4:8787"})
     assert (answer.text, answer.headers.get("Content-Security-Policy")) == ("fine", None)
+    assert get(empty, "/healthz", headers={"Host": "evil.example:8787"}).status_code == 421
 
 
 def test_the_pages_only_read(empty: HttpServer) -> None:

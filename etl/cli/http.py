@@ -1,4 +1,4 @@
-"""What ``serve`` listens for: health always, the page where it is wanted and its extra is there."""
+"""What ``serve`` listens for: health and metrics always, the page where it is wanted and its extra is there."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from starlette.applications import Starlette
 
 from etl import database
 from etl.cli.workbench import Workbench, utc_now
-from etl.errors import FlowtrailError, UsageError
+from etl.errors import DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
+from etl.metrics import Metrics, Sight
 from etl.service import Service
+from etl.vitals import Vitals
 from etl.web import HttpServer, create_app
-from etl.web.health import health_routes
+from etl.web.health import Health, health_routes, metrics_route, without_pages
 
 _TRY_AGAIN_SECONDS = 15
 
 
 @contextmanager
-def listening(bench: Workbench, service: Service) -> Iterator[None]:
+def listening(bench: Workbench, service: Service, metrics: Metrics) -> Iterator[None]:
     """Serve HTTP beside the service. An address that is taken stops no sync: it is said, and tried again."""
     host, _, port = bench.settings.service.listen.rpartition(":")
     if not port:
@@ -29,7 +31,7 @@ def listening(bench: Workbench, service: Service) -> Iterator[None]:
         return
     over = threading.Event()
     engine = database.connect(bench.settings.database.url)
-    server = HttpServer(_application(bench, service, engine, host), host.strip("[]"), int(port))
+    server = HttpServer(_application(bench, service, metrics, engine, host), host.strip("[]"), int(port))
     starter = threading.Thread(target=_start, args=(server, over), name="http-start", daemon=True)
     starter.start()
     try:
@@ -54,14 +56,18 @@ def _start(server: HttpServer, over: threading.Event) -> None:
             return
 
 
-def _application(bench: Workbench, service: Service, engine: Engine, host: str) -> Starlette:
-    health = health_routes(
+def _application(bench: Workbench, service: Service, metrics: Metrics, engine: Engine, host: str) -> Starlette:
+    health = Health(
         engine,
         now=utc_now,
         turns_over=lambda: service.turns_over,
         role=lambda: service.role,
         schedules=lambda: service.schedules,
+        known_since=lambda: service.known_since,
     )
+    metrics.watch(lambda: _sight(bench, service, health))
+    routes = [*health_routes(health), metrics_route(metrics.render)]
+    hosts = [host, *bench.settings.service.hosts]
     if bench.settings.service.page:
         try:
             return create_app(
@@ -69,9 +75,31 @@ def _application(bench: Workbench, service: Service, engine: Engine, host: str) 
                 now=utc_now,
                 next_fire_times=service.next_fire_times,
                 role=lambda: service.role,
-                routes=health,
-                hosts=[host],
+                routes=routes,
+                hosts=hosts,
             )
         except UsageError as error:
             structlog.get_logger("etl.http").warning("no_page", error=str(error))
-    return Starlette(routes=health)
+    return without_pages(routes, hosts)
+
+
+def _sight(bench: Workbench, service: Service, health: Health) -> Sight:
+    """The database is asked for its vitals only where it answers at all, so that a scrape waits once."""
+    ready, error = health.readiness()
+    skew = bench.gateway.clock_skew
+    return Sight(
+        role=service.role,
+        alive=health.alive(),
+        ready=ready,
+        database_up=not isinstance(error, DatabaseUnreachable),
+        runs_under_way=service.runs_under_way,
+        clock_skew_seconds=None if skew is None else skew.total_seconds(),
+        vitals=_vitals(health) if ready else None,
+    )
+
+
+def _vitals(health: Health) -> Vitals | None:
+    try:
+        return health.vitals()
+    except DatabaseError:
+        return None

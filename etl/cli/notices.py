@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import structlog
 import typer
 
+from etl import vitals
 from etl.cli import options, show
 from etl.cli.workbench import Workbench, utc_now
 from etl.config import Schedule, Settings
 from etl.errors import UsageError
 from etl.model import Target
 from etl.notify import Freshness, Message, Notifier, Overdue, Pinger, Receiver, Timing, Unusable, Wants, receivers
-from etl.report import Report, TargetHealth
+from etl.report import Report
 from etl.service import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
-from etl.web.health import overdue_targets
 
 _PATIENCE_SECONDS = 60.0
 _AT_ONCE = 8
@@ -85,7 +86,7 @@ def _told(bench: Workbench) -> str | None:
         store,
         wants,
         is_active=lambda: True,
-        freshness=lambda: _freshness(bench, bench.schedules),
+        freshness=lambda: _freshness(bench, bench.schedules, {}),
         clock=utc_now,
         timing=Timing(overdue_after_seconds=0),
     )
@@ -115,15 +116,15 @@ def _wanted(settings: Settings) -> list[Wants]:
         return []
 
 
-def _freshness(bench: Workbench, schedules: Sequence[Schedule]) -> Freshness:
-    known: dict[Target, TargetHealth] = {
-        Target(health.org_id, health.user_id, health.expression): health for health in Report(bench.engine).health()
+def _freshness(bench: Workbench, schedules: Sequence[Schedule], known_since: Mapping[str, dt.datetime]) -> Freshness:
+    """As ``/freshness`` has it."""
+    found = vitals.read(bench.engine, schedules, utc_now(), known_since)
+    overdue = [Overdue(each.target, each.schedule, each.last_observed_at) for each in found.overdue]
+    seen = {
+        Target(each.org_id, each.user_id, each.expression): each.last_observed_at
+        for each in Report(bench.engine).health()
+        if each.last_observed_at
     }
-    overdue = [
-        Overdue(target, schedule.name, known[target].last_observed_at)
-        for schedule, target in overdue_targets(schedules, known, utc_now())
-    ]
-    seen = {target: health.last_observed_at for target, health in known.items() if health.last_observed_at}
     return Freshness(overdue, seen)
 
 
@@ -179,7 +180,7 @@ class Informed:
             self._store,
             wants,
             is_active=lambda: service.role == "active",
-            freshness=lambda: _freshness(self._bench, service.schedules),
+            freshness=lambda: _freshness(self._bench, service.schedules, service.known_since),
             clock=utc_now,
         )
 

@@ -9,8 +9,10 @@ import secrets
 import signal
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +20,6 @@ from etl import config, database, log, sync
 from etl.cli import options, show
 from etl.cli.checks import run_checks
 from etl.cli.events import event_table
-from etl.cli.http import listening
 from etl.cli.keeping import keeping_house
 from etl.cli.notices import Informed
 from etl.cli.workbench import Workbench, a_run, utc_now
@@ -29,10 +30,15 @@ from etl.service import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally
 
+if TYPE_CHECKING:
+    from etl.metrics import Metrics
+
 _Schedules = Annotated[
     list[str] | None,
     typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
 ]
+_LAST_SECONDS = 1.0
+"""Once the grace period is over, for closing what was opened."""
 
 
 def register(app: typer.Typer) -> None:
@@ -223,11 +229,21 @@ def serve(
     config_file: options.Config = None,
 ) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
+    from etl.cli.http import listening
+    from etl.metrics import Metrics
+
     with options.open_workbench(context, config_file, asks_gateway=True) as bench:
         bench.schedules  # noqa: B018 - a broken schedule is said before the database is touched
         bench.ready(upgrade=upgrade)
-        store = Store(bench.engine, bench.stop)
+        metrics = Metrics()
+        bench.exchanged = metrics.exchanged
+        store = Store(bench.engine, bench.stop, metrics.applied)
         informed = Informed(bench, store)
+
+        def finished(report: RunReport, schedule: Schedule) -> None:
+            _count(metrics, report, schedule)
+            informed.finished(report, schedule)
+
         service = Service(
             bench.kit(store),
             Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
@@ -238,16 +254,41 @@ def serve(
             batches=bench.batches,
             clock=utc_now,
             started=informed.started,
-            finished=informed.finished,
+            finished=finished,
             crashed=informed.crashed,
         )
-        with service.signals(), listening(bench, service), informed.of(service), keeping_house(bench, service):
+        threading.Thread(target=_end_in_time, args=(service, bench.settings.service.grace), daemon=True).start()
+        with (
+            service.signals(),
+            listening(bench, service, metrics),
+            informed.of(service),
+            keeping_house(bench, service),
+        ):
             served = service.serve(standby=not no_standby)
         if not service.ended:
             os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
     if not served:
         show.complain("Another replica is active, and --no-standby was given.")
         raise typer.Exit(4)
+
+
+def _end_in_time(service: Service, grace: dt.timedelta) -> None:
+    """A database that is silent holds up whatever asks it, for longer than anybody waits for a service to end."""
+    service.until_asked_to_stop()
+    time.sleep(grace.total_seconds() + _LAST_SECONDS)
+    service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
+    os._exit(0)
+
+
+def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
+    metrics.run_ended(
+        schedule.name,
+        report.status,
+        report.duration_seconds,
+        verdicts=report.tally.verdicts,
+        changes=report.tally.changes,
+        failures=[each.issue.error_code or "" for each in report.tally.issues if each.verdict == "failed"],
+    )
 
 
 def _load_schedules(bench: Workbench) -> Sequence[Schedule]:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from etl import database
 from etl.config import Schedule, Settings, load_schedules
 from etl.errors import UsageError
-from etl.gateway import Gateway
+from etl.gateway import Exchanged, Gateway
 from etl.guard import Limits
 from etl.model import Origin
 from etl.store import NewRun, Store
@@ -40,6 +40,8 @@ class Workbench:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stop = threading.Event()
+        self.exchanged: Exchanged | None = None
+        """Set it before `gateway` is made, and it is told of every request."""
         self._closing = ExitStack()
 
     def __enter__(self) -> Self:
@@ -67,7 +69,8 @@ class Workbench:
 
     @cached_property
     def gateway(self) -> Gateway:
-        return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop))
+        told = {} if self.exchanged is None else {"exchanged": self.exchanged}
+        return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop, **told))
 
     @cached_property
     def batches(self) -> ThreadPoolExecutor:

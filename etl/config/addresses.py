@@ -67,6 +67,18 @@ def listen(value: object) -> str:
     return match[0]
 
 
+def host_names(value: object) -> tuple[str, ...]:
+    """Names without a port: a list, or text with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'must be a list of names such as ["flowtrail.example.com"], not {shown(value)}')
+    found = tuple(name.strip().lower().rstrip(".") for name in names if name.strip())
+    for name in found:
+        if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+            raise ValueError(f"must be names without scheme, port and path, not {shown(name)}")
+    return found
+
+
 def dask_address(value: object) -> str:
     """The address of a Dask scheduler, or ""."""
     if value != "" and not (isinstance(value, str) and re.fullmatch(r"(tcp|tls)://[^\s/]+:[0-9]{1,5}", value)):

@@ -105,6 +105,8 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
 
     listen: Annotated[str, Meta(extra={"read": addresses.listen})] = "127.0.0.1:8787"
     page: Flag = True
+    hosts: Annotated[tuple[str, ...], Meta(extra={"read": addresses.host_names})] = ()
+    """Names beside that of ``listen`` that requests may be for: those of a proxy, of a service in a cluster."""
     grace: Duration = dt.timedelta(seconds=25)
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -40,6 +40,8 @@ from etl.gateway.transport import Reply, Transport
 from etl.gateway.watchdog import Watch, Watchdog
 from etl.model import Snapshot, Target
 
+T = TypeVar("T")
+
 FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 
@@ -49,6 +51,11 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "User-Agent": f"flowtrail/{__version__}",
 }
+
+
+Exchanged = Callable[[str, int, float, str | None], None]
+"""Told of each request: "flows" or "token", the attempt (from 1), the seconds until its answer was read, and the error
+code, or None where it was a valid answer."""
 
 
 def utc_now() -> dt.datetime:
@@ -94,6 +101,7 @@ class Gateway:
         *,
         clock: Callable[[], dt.datetime] = utc_now,
         stop: threading.Event | None = None,
+        exchanged: Exchanged = lambda call, attempt, seconds, error_code: None,
     ) -> None:
         _refuse_plain_http(settings)
         origin = urlsplit(settings.url)
@@ -102,6 +110,7 @@ class Gateway:
         self._key = Hidden(settings.access_key)
         self._clock = clock
         self._stop = stop or threading.Event()
+        self._exchanged = exchanged
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._watchdog = Watchdog(self._stop)
@@ -191,6 +200,9 @@ class Gateway:
     def _ask(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
         self._pace.take_turn(call.watch)
         call.attempts += 1
+        return self._told("flows", call.attempts, lambda: self._answer(call, token, known_data_hash))
+
+    def _answer(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
         moment = self._stamps.next(call.asker)
         signed = _signed(call.params, token, moment.timestamp_ms)
         path = f"{self._path}{FLOWS_PATH}?{_query(call.params)}"
@@ -210,6 +222,19 @@ class Gateway:
     def _obtain_token(self, watch: Watch) -> Issued:
         """One call of the token service, with the secret as it is now."""
         self._pace.take_turn(watch)
+        return self._told("token", 1, lambda: self._issue(watch))
+
+    def _told(self, call: str, attempt: int, work: Callable[[], T]) -> T:
+        began = time.monotonic()
+        try:
+            found = work()
+        except GatewayError as error:
+            self._exchanged(call, attempt, time.monotonic() - began, error.code)
+            raise
+        self._exchanged(call, attempt, time.monotonic() - began, None)
+        return found
+
+    def _issue(self, watch: Watch) -> Issued:
         key, secret = self._key, self._read_secret()
         moment = self._stamps.next(TOKEN_PATH)
         proof = encryption(key, moment.timestamp_ms, secret)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
@@ -32,8 +33,15 @@ class Store:
     Every method raises DatabaseError (DatabaseUnreachable after a few tries) where the database refuses.
     """
 
-    def __init__(self, engine: Engine, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        stop: threading.Event | None = None,
+        applied: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """``applied`` is told how long each ``apply`` took, its tries included, however it ended."""
         self._engine = engine
+        self._applied = applied
         self._stop = stop or threading.Event()
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """One writer at a time is all that SQLite takes: waiting here is cheaper than being told that it is busy."""
@@ -56,10 +64,14 @@ class Store:
 
     def apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``)."""
-        return self._write(
-            lambda connection: commit.apply(connection, run_id, outcomes),
-            lambda connection: commit.landed(connection, run_id, outcomes),
-        )
+        began = time.monotonic()
+        try:
+            return self._write(
+                lambda connection: commit.apply(connection, run_id, outcomes),
+                lambda connection: commit.landed(connection, run_id, outcomes),
+            )
+        finally:
+            self._applied(time.monotonic() - began)
 
     def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
         """The id of a run that starts; None where its slot has been taken by another run."""

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from typing import Final
 
+import structlog
+
 from etl import guard
 from etl.errors import DatabaseError
 from etl.model import Outcome, Target
 from etl.store import NewRun
 from etl.sync.batch import BATCH_SIZE, Batch, Breaker, Emptied, Kit, Order, Settled
 from etl.sync.report import Problematic, RunReport, Tally
+from etl.sync.telling import Telling
 
-__all__ = ["Kit", "Order", "Problematic", "RunReport", "Tally", "plan", "run"]
+__all__ = ["Kit", "Order", "Problematic", "RunReport", "Tally", "Telling", "plan", "run"]
 
 _HEARTBEAT_SECONDS: Final = 20.0
 _WINDOW: Final = 3
@@ -45,7 +48,7 @@ def run(
     if run_id is None:
         return None
     order = Order(run_id=run_id, coverage_gap=coverage_gap, gaps=gaps or {}, approved_by=approved_by)
-    with _heartbeat(kit, run_id):
+    with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(kit, run_id):
         tally, _ = _settle(kit, order, targets, executor)
     status = tally.status(aborted=kit.stop.is_set() and tally.settled < len(targets))
     if not kit.store.finish_run(run_id, status, tally.sums(), clock()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ class Asking:
         self._ask = ask
         self._fetchers = fetchers
         self._in_flight = in_flight
+        self._context = contextvars.copy_context()
+        """Of whoever asks: its threads log in it, each call in a copy of its own."""
         self._answers: queue.SimpleQueue[Asked] = queue.SimpleQueue()
         self._untaken = len(fences)
         self._lock = threading.Lock()
@@ -86,4 +89,4 @@ class Asking:
                 if fence is None:
                     return
                 self._under_way += 1
-                self._fetchers.submit(self._fetch, fence)
+                self._fetchers.submit(self._context.copy().run, self._fetch, fence)

@@ -102,9 +102,10 @@ class Batch:
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
-        fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
-        for group in self._ask_all(fences).groups():
-            self._settle_group(group)
+        with structlog.contextvars.bound_contextvars(run_id=self._order.run_id):
+            fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
+            for group in self._ask_all(fences).groups():
+                self._settle_group(group)
         return self._settled()
 
     def decide(self, emptied: Sequence[Emptied], believe: bool) -> Settled:
@@ -128,11 +129,15 @@ class Batch:
         return Asking(self._ask_surely, fences, self._kit.fetchers, self._kit.in_flight)
 
     def _ask_surely(self, fence: Fence) -> Asked:
-        """An answer, whatever happens: who waits for it would wait for ever."""
+        """An answer, whatever happens: who waits for it would wait for ever.
+
+        Whatever is logged meanwhile has the target in it: the context is this call's own.
+        """
+        structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
             return self._ask(fence)
         except Exception:
-            structlog.get_logger(__name__).exception("target_crashed", target=str(fence.target))
+            structlog.get_logger(__name__).exception("target_crashed")
             return Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._kit.arrived()

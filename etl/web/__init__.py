@@ -34,8 +34,8 @@ def create_app(
     """The pages over a database whose schema is current; they only read.
 
     ``now`` gives aware times; ``role`` and ``next_fire_times`` are what the service says of itself. ``routes`` come
-    first, and have neither the pages' headers nor their check of the host. The pages answer to addresses, to
-    localhost and to ``hosts`` (the name that is listened on). The pages take connections from the pool of ``engine``:
+    first, and have not the pages' headers. Everything answers to addresses, to localhost and to ``hosts`` only (the
+    name that is listened on, and those of the settings). The pages take connections from the pool of ``engine``:
     give them an engine of their own, so that nobody who looks keeps a run waiting.
 
     Raises UsageError where the extra is missing.

@@ -182,13 +182,13 @@ def pages(site: Site) -> list[BaseRoute]:
 
 
 def application(site: Site, routes: Sequence[BaseRoute], hosts: Collection[str]) -> Starlette:
-    """``routes`` as they are, and the pages behind their guards."""
+    """``routes`` as they are, and the pages with their headers, all of them for our own names only."""
     inner = Starlette(
         routes=pages(site),
-        middleware=[Middleware(SecurityHeaders), Middleware(KnownHosts, names=hosts)],
+        middleware=[Middleware(SecurityHeaders)],
         exception_handlers={HTTPException: _refused, DatabaseError: _database_away, Exception: _failed},
     )
-    return Starlette(routes=[*routes, Mount("/", inner)])
+    return Starlette(routes=[*routes, Mount("/", inner)], middleware=[Middleware(KnownHosts, names=hosts)])
 
 
 def _page(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:

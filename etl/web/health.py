@@ -3,96 +3,140 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Engine
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from etl import database
+from etl import database, vitals
 from etl.config import Schedule
 from etl.errors import DatabaseError, SchemaAhead
-from etl.model import Target
-from etl.report import Report, TargetHealth
+from etl.vitals import Vitals
+from etl.web.glance import Glance
+from etl.web.security import KnownHosts
 
-REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
-"""EnOS says no to these targets until somebody changes a right or the schedule: named, but no reason to page."""
 _AT_WORK: Final = ("active", "standing_by")
-_SLOTS_ALLOWED: Final = 3
 _NAMED_AT_MOST: Final = 100
+_VITALS_GOOD_FOR_SECONDS: Final = 60.0
+"""Over a million targets a reading takes a while, and is told until the next one is there."""
 
 
-def health_routes(
-    engine: Engine,
-    *,
-    now: Callable[[], dt.datetime],
-    turns_over: Callable[[], bool],
-    role: Callable[[], str],
-    schedules: Callable[[], Sequence[Schedule]],
-) -> list[BaseRoute]:
+class Health:
+    """What is true of the service at this moment, told within a few seconds whatever the database does."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        now: Callable[[], dt.datetime],
+        turns_over: Callable[[], bool],
+        role: Callable[[], str],
+        schedules: Callable[[], Sequence[Schedule]],
+        known_since: Callable[[], Mapping[str, dt.datetime]],
+    ) -> None:
+        """``known_since``: since when the service has known each schedule."""
+        self.alive = turns_over
+        self.role = role
+        self._ready = Glance(lambda: _ready(engine))
+        self._vitals = Glance(
+            lambda: vitals.read(engine, schedules(), now(), known_since()), good_for_seconds=_VITALS_GOOD_FOR_SECONDS
+        )
+
+    def readiness(self) -> tuple[bool, DatabaseError | None]:
+        """Whether the service can work, and what is wrong with database or schema.
+
+        Where the new release of a rollout has migrated, both: this one works on until it is replaced.
+        """
+        try:
+            self._ready()
+        except SchemaAhead as error:
+            return self.role() in _AT_WORK, error
+        except DatabaseError as error:
+            return False, error
+        return True, None
+
+    def vitals(self) -> Vitals:
+        """Raises DatabaseError where they cannot be read now."""
+        return self._vitals()
+
+
+def health_routes(health: Health) -> list[BaseRoute]:
     """``/healthz``, ``/readyz`` and ``/freshness``, each 200 or 503 with a JSON object that says why."""
 
-    def healthz(request: Request) -> JSONResponse:
-        alive = turns_over()
+    async def healthz(request: Request) -> JSONResponse:
+        """On the event loop itself: threads that all wait for the database keep nobody from being told."""
+        alive = health.alive()
         return _answer(alive, {"status": "ok" if alive else "stuck"})
 
     def readyz(request: Request) -> JSONResponse:
-        try:
-            database.require_current(engine, create_if_empty_sqlite=False)
-        except SchemaAhead as error:
-            # The new release of a rollout has migrated, and this one works on until it is replaced.
-            return _answer(role() in _AT_WORK, {"status": "to be replaced", "role": role(), "error": str(error)})
-        except DatabaseError as error:
-            return _answer(False, {"status": "not ready", "role": role(), "error": str(error)})
-        return _answer(True, {"status": "ready", "role": role()})
+        ready, error = health.readiness()
+        if error is None:
+            return _answer(ready, {"status": "ready", "role": health.role()})
+        status = "to be replaced" if isinstance(error, SchemaAhead) else "not ready"
+        return _answer(ready, {"status": status, "role": health.role(), "error": str(error)})
 
     def freshness(request: Request) -> JSONResponse:
         try:
-            known = {Target(h.org_id, h.user_id, h.expression): h for h in Report(engine).health()}
+            found = health.vitals()
         except DatabaseError as error:
             return _answer(False, {"status": "unknown", "error": str(error)})
-        overdue = [_told(schedule, known[target]) for schedule, target in overdue_targets(schedules(), known, now())]
-        refused = [str(target) for target, h in known.items() if h.last_error_code in REFUSED_FOR_GOOD]
-        body = {"status": "overdue" if overdue else "fresh", "overdue": len(overdue), "refused": len(refused)}
-        return _answer(
-            not overdue, {**body, "targets": overdue[:_NAMED_AT_MOST], "refused_targets": refused[:_NAMED_AT_MOST]}
-        )
+        return _answer(found.fresh, _told(found))
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/freshness", freshness)]
 
 
-def overdue_targets(
-    schedules: Sequence[Schedule], known: Mapping[Target, TargetHealth], now: dt.datetime
-) -> Iterator[tuple[Schedule, Target]]:
-    """Targets whose schedule's own last slots passed without an observation."""
-    for schedule in schedules:
-        since = _third_last_slot(schedule, now)
-        if since is None:
-            continue
-        for target in schedule.targets:
-            health = known.get(target)
-            if health is None or health.last_error_code in REFUSED_FOR_GOOD:
-                continue
-            if health.last_observed_at is None or health.last_observed_at < since:
-                yield schedule, target
+def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> BaseRoute:
+    """``/metrics``; ``render`` is given what the scraper accepts, and returns the body and its content type."""
+
+    def metrics(request: Request) -> Response:
+        body, content_type = render(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+    return Route("/metrics", metrics)
 
 
-def _told(schedule: Schedule, health: TargetHealth) -> dict[str, Any]:
+def without_pages(routes: Sequence[BaseRoute], hosts: Sequence[str]) -> Starlette:
+    """Only ``routes``, which answer to addresses, to localhost and to ``hosts``."""
+    return Starlette(routes=routes, middleware=[Middleware(KnownHosts, names=hosts)])
+
+
+def _ready(engine: Engine) -> bool:
+    database.require_current(engine, create_if_empty_sqlite=False)
+    return True
+
+
+def _told(found: Vitals) -> dict[str, Any]:
     return {
-        "schedule": schedule.name,
-        "target": str(Target(health.org_id, health.user_id, health.expression)),
-        "last_observed_at": health.last_observed_at and health.last_observed_at.isoformat(),
-        "last_error_code": health.last_error_code,
+        "status": "fresh" if found.fresh else "overdue",
+        "overdue": len(found.overdue),
+        "refused": found.refused,
+        "failing": found.failing,
+        "held": found.held,
+        "schedules": {
+            name: {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])}
+            for name, overdue in found.overdue_by_schedule.items()
+        },
+        "targets": [
+            {
+                "schedule": each.schedule,
+                "target": str(each.target),
+                "last_observed_at": _iso(each.last_observed_at),
+                "last_error_code": each.last_error_code,
+                "held_since": _iso(each.held_since),
+            }
+            for each in found.overdue[:_NAMED_AT_MOST]
+        ],
+        "refused_targets": [str(target) for target in found.refused_targets[:_NAMED_AT_MOST]],
     }
 
 
-def _third_last_slot(schedule: Schedule, now: dt.datetime) -> dt.datetime | None:
-    slot = schedule.slots.latest_until(now - schedule.jitter)
-    for _ in range(_SLOTS_ALLOWED - 1):
-        slot = slot and schedule.slots.latest_until(slot - dt.timedelta(microseconds=1))
-    return slot
+def _iso(at: dt.datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
 
 
 def _answer(good: bool, body: dict[str, Any]) -> JSONResponse:

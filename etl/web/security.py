@@ -50,19 +50,22 @@ class SecurityHeaders:
 
 class KnownHosts:
     """Refuses requests for a name that is not ours, so that no website can make its own name point here
-    (DNS rebinding). Addresses are never refused: a website cannot take one for its name."""
+    (DNS rebinding). Addresses are never refused: a website cannot take one for its name. Nor is a request without a
+    Host header, as some probes send in HTTP/1.0: no browser does."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
         self._app = app
         self._names = {"localhost", *(name.lower().rstrip(".") for name in names)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._knows(Headers(scope=scope).get("host", "")):
-            await PlainTextResponse(_REFUSAL, 421)(scope, receive, send)
+        if scope["type"] == "http" and not self._knows(Headers(scope=scope).get("host")):
+            await SecurityHeaders(PlainTextResponse(_REFUSAL, 421))(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    def _knows(self, host: str) -> bool:
+    def _knows(self, host: str | None) -> bool:
+        if host is None:
+            return True
         parts = _HOST.fullmatch(host)
         if parts is None:
             return False
@@ -72,7 +75,8 @@ class KnownHosts:
 
 _HOST: Final = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REFUSAL: Final = (
-    "Flowtrail does not answer to this name: use localhost, the machine's address, or the name in [service] listen.\n"
+    "Flowtrail does not answer to this name: use localhost, the machine's address, or the name in [service] listen; "
+    "further names belong into [service] hosts.\n"
 )
 
 

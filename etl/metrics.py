@@ -1,0 +1,227 @@
+"""What Prometheus is told, and the only importer of its client.
+
+What happens in this process is counted as it happens; what is true of the database is read when somebody scrapes, by
+every replica alike. No label has a target, a user or a workflow in it: as many series as there are schedules, verdicts,
+kinds and known error codes, and no more.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from etl import __version__
+from etl.model import CHANGE_KINDS, VERDICTS
+from etl.vitals import Vitals
+
+ROLES: Final = ("starting", "active", "standing_by", "database_unreachable")
+RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
+CALLS: Final = ("flows", "token")
+OTHER: Final = "other"
+_ENOS: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
+_HTTP: Final = (400, 401, 403, 404, 407, 413, 429, 500, 502, 503, 504)
+_OWN: Final = (
+    *("body_too_large", "clock_skew", "connection", "deadline", "dns", "gateway_down", "internal", "malformed"),
+    *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
+)
+CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
+"""The error codes that are told apart; whatever else EnOS may send is ``other``."""
+
+_Samples = Mapping[tuple[str, ...], float]
+_REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_APPLY_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true at the moment of a scrape."""
+
+    role: str
+    alive: bool
+    ready: bool
+    database_up: bool
+    runs_under_way: int
+    clock_skew_seconds: float | None
+    """How far the gateway's clock is ahead of ours; None: not seen yet."""
+    vitals: Vitals | None
+    """None where the database does not say: then nothing is told of it."""
+
+
+class Metrics:
+    """The metrics of one process. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._runs = Counter("flowtrail_runs", "Runs that ended.", ["schedule", "status"], registry=registry)
+        self._run_seconds = Summary(
+            "flowtrail_run_duration_seconds", "How long runs took.", ["schedule"], registry=registry
+        )
+        self._targets = Counter("flowtrail_run_targets", "Targets that got a verdict.", ["verdict"], registry=registry)
+        self._failures = Counter(
+            "flowtrail_run_failures", "Targets that failed in a run.", ["error_code"], registry=registry
+        )
+        self._changes = Counter("flowtrail_changes", "Changes recorded in the trail.", ["kind"], registry=registry)
+        self._requests = Histogram(
+            "flowtrail_gateway_request_duration_seconds",
+            "From sending a request to having read its answer.",
+            ["call"],
+            registry=registry,
+            buckets=_REQUEST_SECONDS,
+        )
+        self._errors = Counter(
+            "flowtrail_gateway_errors", "Requests without a valid answer.", ["call", "error_code"], registry=registry
+        )
+        self._retries = Counter("flowtrail_gateway_retries", "Targets asked for once more.", registry=registry)
+        self._renewals = Counter("flowtrail_gateway_token_renewals", "Access tokens obtained.", registry=registry)
+        self._apply = Histogram(
+            "flowtrail_database_apply_duration_seconds",
+            "Transactions that write what became of targets.",
+            registry=registry,
+            buckets=_APPLY_SECONDS,
+        )
+        self._seconds_of = {call: self._requests.labels(call) for call in CALLS}
+        self._begin_at_nothing()
+
+    def _begin_at_nothing(self) -> None:
+        """What exists from the start shows its first increase."""
+        for verdict in VERDICTS:
+            self._targets.labels(verdict)
+        for kind in CHANGE_KINDS:
+            self._changes.labels(kind)
+        for call in CALLS:
+            self._errors.labels(call, OTHER)
+        self._failures.labels(OTHER)
+
+    def exchanged(self, call: str, attempt: int, seconds: float, error_code: str | None) -> None:
+        """A request (``call`` is one of CALLS) was answered, or failed; ``attempt`` counts from 1."""
+        self._seconds_of[call].observe(seconds)
+        if attempt > 1:
+            self._retries.inc()
+        if error_code is not None:
+            self._errors.labels(call, _bounded(error_code)).inc()
+        elif call == "token":
+            self._renewals.inc()
+
+    def applied(self, seconds: float) -> None:
+        """A transaction that writes outcomes ended, well or not; with its tries where the database was away."""
+        self._apply.observe(seconds)
+
+    def run_ended(
+        self,
+        schedule: str,
+        status: str,
+        seconds: float,
+        *,
+        verdicts: Mapping[str, int],
+        changes: Mapping[str, int],
+        failures: Iterable[str],
+    ) -> None:
+        """A run ended with these sums; ``failures`` has the error code of each target that failed."""
+        for each in RUN_STATUSES:
+            self._runs.labels(schedule, each).inc(each == status)
+        self._run_seconds.labels(schedule).observe(seconds)
+        for verdict, count in verdicts.items():
+            self._targets.labels(verdict).inc(count)
+        for kind, count in changes.items():
+            self._changes.labels(kind).inc(count)
+        for code in failures:
+            self._failures.labels(_bounded(code)).inc()
+
+    def watch(self, sight: Callable[[], Sight]) -> None:
+        """Tell at every scrape what ``sight`` returns; it may take a few seconds, and must not raise. Once."""
+        self._registry.register(_Seen(sight))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition in a format that the header ``accept`` allows, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _bounded(code: str) -> str:
+    return code if code in CODES else OTHER
+
+
+class _Seen(Collector):
+    """Gauges that are read when somebody scrapes."""
+
+    def __init__(self, sight: Callable[[], Sight]) -> None:
+        self._sight = sight
+
+    def collect(self) -> Iterator[Metric]:
+        sight = self._sight()
+        yield _gauge("build_info", "Always 1.", ("version", "python"), {(__version__, platform.python_version()): 1})
+        yield _gauge("role", "1 for what this replica is now.", ("role",), {(r,): r == sight.role for r in ROLES})
+        yield _gauge(
+            "health",
+            "1 where /healthz, /readyz or /freshness would answer 200.",
+            ("check",),
+            {
+                ("alive",): sight.alive,
+                ("ready",): sight.ready,
+                ("fresh",): sight.vitals is not None and sight.vitals.fresh,
+            },
+        )
+        yield _gauge("database_up", "Whether the database answers.", (), {(): sight.database_up})
+        yield _gauge("runs_under_way", "Runs of this process now.", (), {(): sight.runs_under_way})
+        skew: _Samples = {} if sight.clock_skew_seconds is None else {(): sight.clock_skew_seconds}
+        yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
+        yield from _of_vitals(sight.vitals)
+
+
+_PLAIN: Final = {
+    "targets": ("targets", "Targets that are not retired."),
+    "targets_never_observed": ("never_observed", "Targets that nobody has observed yet."),
+    "targets_failing": ("failing", "Targets whose last attempt failed, and may succeed at the next."),
+    "targets_refused": ("refused", "Targets that EnOS refuses for good."),
+    "targets_held": ("held", "Targets with held removals."),
+    "held_removals": ("held_removals", "Removals that wait for a person."),
+    "listed_workflows": ("listed", "Workflows in the lists of all targets."),
+}
+_TIMES: Final = {
+    "last_observation_timestamp_seconds": ("last_observation_at", "When a target was observed last."),
+    "last_change_timestamp_seconds": ("last_change_at", "When the latest change was observed."),
+}
+
+
+def _of_vitals(vitals: Vitals | None) -> Iterator[Metric]:
+    for name, (field, said) in _PLAIN.items():
+        yield _gauge(name, said, (), {} if vitals is None else {(): getattr(vitals, field)})
+    for name, (field, said) in _TIMES.items():
+        at = vitals and getattr(vitals, field)
+        yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
+    overdue = vitals.overdue_by_schedule if vitals else {}
+    yield _gauge(
+        "targets_overdue",
+        "Targets that the last three due slots of the schedule passed without an observation.",
+        ("schedule",),
+        {(name,): count for name, count in overdue.items()},
+    )
+    succeeded = vitals.last_success_at if vitals else {}
+    yield _gauge(
+        "schedule_last_success_timestamp_seconds",
+        "When the schedule's last run ended in which some target went through.",
+        ("schedule",),
+        {(name,): at.timestamp() for name, at in succeeded.items() if at},
+    )
+
+
+def _gauge(name: str, said: str, labels: tuple[str, ...], samples: _Samples) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"flowtrail_{name}", said, labels=labels)
+    for values, sample in samples.items():
+        family.add_metric(values, float(sample))
+    return family

@@ -1,0 +1,232 @@
+"""What the database says of the service's work: the same for /freshness, /metrics and `status`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from builders import START, Diary, numbered
+from sqlalchemy import Engine
+
+from etl import vitals
+from etl.config import Schedule
+from etl.errors import DatabaseUnreachable
+from etl.model import Origin, RunStatus, Target
+from etl.slots import Cron, Every, Slots
+from etl.store import NewRun, Store
+from etl.vitals import third_last_slot
+from etl.web.glance import Glance
+
+ANN, BOB = Target("o1", "ann"), Target("o1", "bob")
+HOUR = dt.timedelta(hours=1)
+HOURLY = Every(HOUR)
+
+
+def schedule(*targets: Target, slots: Slots = HOURLY, jitter: dt.timedelta = dt.timedelta(0)) -> Schedule:
+    return Schedule(name="plants", path=Path("plants.toml"), slots=slots, jitter=jitter, targets=targets)
+
+
+def run(
+    engine: Engine, at: dt.datetime, status: RunStatus = "succeeded", name: str = "plants", origin: Origin = "schedule"
+) -> None:
+    """A run of a schedule that began at its slot; "running" is one that has not ended."""
+    store = Store(engine)
+    new = NewRun(origin=origin, host="here", pid=1, targets=1, schedule=name, scheduled_for=at)
+    run_id = store.begin_run(new, at)
+    assert run_id is not None
+    if status != "running":
+        assert store.finish_run(run_id, status, {}, at + dt.timedelta(seconds=5))
+
+
+def overdue(engine: Engine, of: Schedule, now: dt.datetime, known_since: dt.datetime | None = None) -> set[Target]:
+    since = {} if known_since is None else {of.name: known_since}
+    return {each.target for each in vitals.read(engine, [of], now, since).overdue}
+
+
+@pytest.fixture
+def diary(engine: Engine, database_url: str) -> Diary:
+    return Diary(engine, database_url)
+
+
+# --------------------------------------------------------------------------------------------------- due slots
+
+
+def test_a_weekday_cron_is_not_waited_for_on_sunday() -> None:
+    office = schedule(slots=Cron("0 9 * * 1-5", "UTC"))
+    sunday = dt.datetime(2026, 3, 8, 18, tzinfo=dt.UTC)
+    assert third_last_slot(office, sunday) == dt.datetime(2026, 3, 4, 9, tzinfo=dt.UTC), "Friday's, Thursday's, this"
+    assert third_last_slot(office, sunday + dt.timedelta(hours=14)) == third_last_slot(office, sunday)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "jitter", "under_way", "hour"),
+    [(2, 0, False, 10), (0.5, 0, False, 9), (2, 3, False, 9), (5, 3, False, 10), (2, 0, True, 9)],
+)
+def test_a_slot_has_passed_when_its_run_had_its_time(minutes: float, jitter: int, under_way: bool, hour: int) -> None:
+    hourly = schedule(jitter=dt.timedelta(minutes=jitter))
+    noon = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+    found = third_last_slot(hourly, noon + dt.timedelta(minutes=minutes), under_way)
+    assert found == noon.replace(hour=hour)
+
+
+# --------------------------------------------------------------------------------------------------- overdue
+
+
+def test_a_target_is_overdue_when_three_due_slots_passed_without_an_observation(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 3), START, ANN)
+    later = START + dt.timedelta(minutes=2)
+    assert overdue(engine, schedule(ANN), later + 2 * HOUR) == set()
+    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == {ANN}
+    diary.answer(numbered(1, 3), later + 3 * HOUR, ANN)
+    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
+
+
+def test_a_run_under_way_excuses_one_slot_and_no_more(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 3), START, ANN)
+    run(engine, START + 3 * HOUR, "running")
+    later = START + dt.timedelta(minutes=2)
+    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
+    assert overdue(engine, schedule(ANN), later + 4 * HOUR) == {ANN}
+
+
+@pytest.mark.parametrize("code", ["62101", "62103", "99403", "99404"])
+def test_a_target_that_is_refused_for_good_is_named_but_not_overdue(engine: Engine, diary: Diary, code: str) -> None:
+    diary.answer(numbered(1, 3), START, ANN)
+    diary.fail(ANN, code)
+    found = vitals.read(engine, [schedule(ANN)], START + 9 * HOUR)
+    assert (found.fresh, found.refused, found.failing, found.refused_targets) == (True, 1, 0, (ANN,))
+
+
+def test_a_target_that_was_never_observed_is_overdue_after_three_attempts(engine: Engine, diary: Diary) -> None:
+    run(engine, START)
+    diary.fail(ANN)
+    diary.fail(ANN)
+    now = START + HOUR
+    assert overdue(engine, schedule(ANN), now) == set(), "a target that is new in its schedule pages nobody"
+    diary.fail(ANN)
+    assert overdue(engine, schedule(ANN), now) == {ANN}
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_target_that_was_never_observed_is_overdue_when_no_run_ends(
+    engine: Engine, diary: Diary, registered: bool
+) -> None:
+    if registered:
+        diary.store.fences([ANN], register=True)
+    run(engine, START, "failed")
+    for hours in (1, 2, 3):
+        run(engine, START + hours * HOUR, "aborted")
+    later = START + dt.timedelta(minutes=2)
+    assert overdue(engine, schedule(ANN), later + 2 * HOUR) == set()
+    assert overdue(engine, schedule(ANN), later + 3 * HOUR) == {ANN}
+
+
+def test_a_schedule_that_never_ran_is_given_its_slots_from_when_the_service_knew_it(engine: Engine) -> None:
+    later = START + dt.timedelta(minutes=2)
+    assert overdue(engine, schedule(ANN), later) == set()
+    assert overdue(engine, schedule(ANN), later + 2 * HOUR, known_since=START) == set()
+    assert overdue(engine, schedule(ANN), later + 3 * HOUR, known_since=START) == {ANN}
+
+
+# --------------------------------------------------------------------------------------------------- sums
+
+
+def test_the_sums_count_each_target_that_is_not_retired(engine: Engine, diary: Diary) -> None:
+    gone, new = Target("o2", "gone"), Target("o2", "new")
+    diary.answer(numbered(1, 30), START, ANN)
+    diary.answer(numbered(1, 5), START + HOUR, BOB)
+    diary.answer(numbered(1, 40), START, gone)
+    diary.answer(numbered(1, 7), START + HOUR, gone)  # held, and retired below
+    diary.fail(BOB)
+    diary.fail(new)
+    diary.answer(numbered(1, 10), START + 2 * HOUR, ANN)  # held
+    diary.store.retire_others([ANN, BOB, new], START + 3 * HOUR, None)
+    found = vitals.read(engine, [schedule(ANN, BOB)], START + 2 * HOUR)
+    assert (found.targets, found.never_observed, found.failing, found.refused) == (3, 1, 2, 0)
+    assert (found.held, found.held_removals, found.listed) == (1, 20, 35)
+    assert (found.last_observation_at, found.last_change_at) == (START + HOUR, START + HOUR)
+    assert found.overdue_by_schedule == {"plants": 0}
+
+
+def test_an_empty_database_has_vitals_too(engine: Engine) -> None:
+    found = vitals.read(engine, [schedule(ANN)], START)
+    assert (found.targets, found.fresh, found.last_observation_at) == (0, True, None)
+    assert found.last_success_at == {"plants": None}
+
+
+def test_the_last_success_is_the_last_run_of_the_schedule_that_got_something_through(engine: Engine) -> None:
+    for hours, status in enumerate(("succeeded", "partial", "failed", "aborted", "running")):
+        run(engine, START + hours * HOUR, status)  # type: ignore[arg-type]
+    run(engine, START + 9 * HOUR, name="others")
+    found = vitals.read(engine, [schedule(ANN)], START + 9 * HOUR)
+    assert found.last_success_at == {"plants": START + HOUR + dt.timedelta(seconds=5)}
+
+
+# --------------------------------------------------------------------------------------------------- a glance
+
+
+def test_many_who_ask_wait_for_one_look() -> None:
+    looks, asked, go_on = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+
+    class Counted(Glance[str]):
+        def _board(self) -> Future[str]:
+            flight = super()._board()
+            asked.release()
+            return flight
+
+    def look() -> str:
+        looks.release()
+        assert go_on.wait(30)
+        return "seen"
+
+    glance = Counted(look)
+    with ThreadPoolExecutor(8) as askers:
+        told = [askers.submit(glance) for _ in range(8)]
+        for _ in told:
+            assert asked.acquire(timeout=30)
+        go_on.set()
+        assert [each.result(30) for each in told] == ["seen"] * 8
+    assert looks.acquire(blocking=False)
+    assert not looks.acquire(blocking=False), "one look"
+
+
+def test_nobody_waits_long_for_a_database_that_does_not_answer() -> None:
+    answers, hangs = threading.Event(), threading.Event()
+    answers.set()
+
+    def look() -> str:
+        if not answers.is_set():
+            assert hangs.wait(30)
+        return "seen"
+
+    strict, lenient = Glance(look), Glance(look, good_for_seconds=600)
+    assert (strict(), lenient()) == ("seen", "seen")
+    answers.clear()
+    strict._patience_seconds = lenient._patience_seconds = 0.05
+    while strict._rests_until > time.monotonic() or lenient._rests_until > time.monotonic():
+        pass
+    with pytest.raises(DatabaseUnreachable, match="does not answer within"):
+        strict()
+    assert lenient() == "seen", "what was seen a moment ago"
+    hangs.set()
+    answers.set()
+    assert strict._flight is not None
+    assert strict._flight.result(30) == strict() == "seen"
+
+
+def test_what_a_look_raised_is_not_remembered() -> None:
+    trouble = [DatabaseUnreachable("away")]
+
+    def look() -> str:
+        if trouble:
+            raise trouble.pop()
+        return "seen"
+
+    glance = Glance(look)
+    with pytest.raises(DatabaseUnreachable, match="away"):
+        glance()
+    assert glance() == "seen"
