@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextvars import copy_context
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -98,14 +99,23 @@ class Batch:
         self._planned: list[Outcome] = []
 
     def settle(self, targets: Sequence[Target]) -> Settled:
-        """Ask for every one of ``targets`` and write what became of it.
+        """Ask for every one of ``targets`` and write what became of it: one group while the next is judged.
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
-        with structlog.contextvars.bound_contextvars(run_id=self._order.run_id):
+        with (
+            structlog.contextvars.bound_contextvars(run_id=self._order.run_id),
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ):
             fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
+            written: Future[None] | None = None
             for group in self._ask_all(fences).groups():
-                self._settle_group(group)
+                outcomes = self._judge_group(group)
+                if written is not None:
+                    written.result()
+                written = writer.submit(copy_context().run, self._apply, outcomes)
+            if written is not None:
+                written.result()
         return self._settled()
 
     def decide(self, emptied: Sequence[Emptied], believe: bool) -> Settled:
@@ -166,7 +176,7 @@ class Batch:
         reread_strictly(snapshot)
         return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
 
-    def _settle_group(self, group: Sequence[Asked]) -> None:
+    def _judge_group(self, group: Sequence[Asked]) -> list[Outcome]:
         self._tally.interrupted += sum(asked.answer is None for asked in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
@@ -175,7 +185,7 @@ class Batch:
             if isinstance(asked.answer, Snapshot) and not asked.differs
         ]
         outcomes += self._judge([asked for asked in group if asked.differs])
-        self._apply(outcomes)
+        return outcomes
 
     def _judge(self, differing: Sequence[Asked]) -> Iterator[Outcome]:
         states = self._kit.store.states([a.fence.target_id for a in differing if a.fence.version])
