@@ -7,6 +7,7 @@ FlowtrailError                     exit code
 |  |- DatabaseUnreachable          3   trying again later can help
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
+|- ClusterError                    2   the workers elsewhere cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline
    |  |- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
@@ -73,6 +74,12 @@ class SchemaMismatch(DatabaseError):
 
 class SchemaAhead(SchemaMismatch):
     """A newer release has migrated; this one may finish its work, because a migration leaves what it reads."""
+
+
+class ClusterError(FlowtrailError):
+    """The Dask cluster cannot be used: no scheduler, no worker, or one that is set up otherwise."""
+
+    exit_code = 2
 
 
 class GatewayError(FlowtrailError):

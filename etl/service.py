@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from etl import sync
-from etl.config import Schedule
+from etl.config import Roster, Schedule
 from etl.errors import ConfigError, DatabaseError
 from etl.model import Origin, Target
 from etl.scheduler import Scheduler
@@ -270,7 +270,7 @@ class Service:
         self.schedules = schedules
 
     def _retire(self) -> None:
-        configured = {target for schedule in self.schedules for target in schedule.targets}
+        configured = Roster.union([schedule.targets for schedule in self.schedules])
         done = self._kit.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import pickle
+import tracemalloc
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from etl.config import Schedule, Settings, load, load_all, load_schedules
+from etl.config import Roster, Schedule, Settings, load, load_all, load_schedules
 from etl.config.measures import duration, duration_or_zero, size, without_password
 from etl.errors import ConfigError
 from etl.model import Target
@@ -617,10 +618,10 @@ def test_schedules_are_named_after_their_files_in_order(tmp_path: Path) -> None:
     first, second = schedules(tmp_path, b=b, a=a)
     assert (first.name, first.path) == ("a", tmp_path / "schedules/a.toml")
     assert (first.slots, first.timezone) == (Cron("0 3 * * 7", "Asia/Shanghai"), "Asia/Shanghai")
-    assert (first.jitter, first.coverage_gap, first.targets) == (dt.timedelta(0), None, (Target("o1", "u1"),))
+    assert (first.jitter, first.coverage_gap, [*first.targets]) == (dt.timedelta(0), None, [Target("o1", "u1")])
     assert second.slots == Every(dt.timedelta(minutes=15))
     assert (second.jitter, second.coverage_gap) == (dt.timedelta(seconds=20), dt.timedelta(days=2))
-    assert second.targets == (Target("o1", "u1", "x"),)
+    assert [*second.targets] == [Target("o1", "u1", "x")]
 
 
 def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
@@ -730,13 +731,13 @@ def test_targets_come_from_a_csv_file(tmp_path: Path, mark: str, end: str) -> No
     rows = ["user,expression,org", "u1,,o1", "", 'u2,"a, ""b""", o1 ', "ü3,,o2"]
     write(tmp_path, mark + end.join(rows) + end, "schedules/s.csv")
     (schedule,) = schedules(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
-    assert schedule.targets == (Target("o1", "u1"), Target("o1", "u2", 'a, "b"'), Target("o2", "ü3"))
+    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u2", 'a, "b"'), Target("o2", "ü3")]
 
 
 def test_the_file_may_be_named_in_an_entry_of_its_own(tmp_path: Path) -> None:
     write(tmp_path, "org,user\no1,u9\n", "schedules/s.csv")
     (schedule,) = schedules(tmp_path, s=f'every = "5m"\n{TARGETS}[[targets]]\ntargets_file = "s.csv"\n')
-    assert schedule.targets == (Target("o1", "u1"), Target("o1", "u9"))
+    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u9")]
 
 
 @pytest.mark.parametrize(
@@ -775,9 +776,49 @@ def test_ten_thousand_mistakes_are_counted_not_listed(tmp_path: Path) -> None:
     assert found[-1] == ("s.toml", "has 9980 more problems with its targets")
 
 
-def test_targets_share_the_text_of_their_organisation(tmp_path: Path) -> None:
-    rows = "".join(f"organisation-{n % 3},u{n}\n" for n in range(30_000))
-    write(tmp_path, "org,user\n" + rows, "schedules/s.csv")
+def test_thirty_thousand_targets_take_what_their_text_takes_and_little_more(tmp_path: Path) -> None:
+    rows = [f"organisation-{n % 3},u{n}" for n in range(30_000)]
+    write(tmp_path, "org,user\n" + "\n".join(rows), "schedules/s.csv")
+    tracemalloc.start()
     (schedule,) = schedules(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert len(schedule.targets) == 30_000
-    assert len({id(target.org_id) for target in schedule.targets}) == 3
+    text = len("".join(rows))
+    assert kept < text + 30_000 * 40
+    assert most < kept + 30_000 * 20
+
+
+# -------------------------------------------------------------------------------------------------------- rosters
+
+
+def test_a_roster_is_a_sequence_of_its_targets_in_their_order() -> None:
+    targets = [Target(f"o{n % 7}", f"u{n}", "é" * (n % 3)) for n in range(5000)]
+    roster = Roster(targets)
+    assert [*roster] == targets
+    assert (len(roster), roster[0], roster[-1], roster[4990:]) == (5000, targets[0], targets[-1], targets[4990:])
+    assert [roster.index(target) for target in targets] == list(range(5000))
+    with pytest.raises(IndexError):
+        roster[5000]
+
+
+def test_a_roster_has_a_target_once_and_knows_what_it_has_not() -> None:
+    targets = [Target("o", f"u{n}") for n in range(3000)]
+    roster = Roster(targets)
+    assert not any(roster.add(*target) for target in targets)
+    assert [*roster] == targets
+    assert all(target in roster for target in targets)
+    absent = [Target("o", f"v{n}") for n in range(3000)] + [
+        Target("o", "u1", "x"),
+        Target("ou", "1"),
+        Target("", "ou1"),
+    ]
+    assert not any(target in roster for target in absent)
+    with pytest.raises(ValueError, match="no target here"):
+        roster.index(Target("o", "v1"))
+
+
+def test_the_union_of_rosters_has_each_target_once() -> None:
+    first, second = Roster([Target("o", "1"), Target("o", "2")]), Roster([Target("o", "2"), Target("o", "3")])
+    assert [*Roster.union([first, second])] == [Target("o", "1"), Target("o", "2"), Target("o", "3")]
+    assert Roster.union([first]) is first

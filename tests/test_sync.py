@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -551,6 +553,54 @@ def test_targets_that_empty_together_are_decided_together(make, targets, emptied
     house.sync(*known, **{kind: number for kind, number in kinds.items() if number})
     assert {len(house.state(target)) for target in known[:emptied]} == {0 if believed else 3}
     house.check()
+
+
+def test_emptied_targets_are_held_as_soon_as_they_are_too_many(make, monkeypatch):
+    """What cannot be believed any more is not kept in memory until the end of the run."""
+    monkeypatch.setattr("etl.sync.BATCH_SIZE", 10)
+    house = make(concurrency=1)
+    known = few(house, 30)
+    for target in known:
+        house.see(target, [])
+    answers, early = itertools.count(1), []
+
+    def arrived() -> None:
+        if next(answers) == 45:  # of 60: each is asked twice, and the first batch is through
+            give_up = time.monotonic() + SAFETY_NET_SECONDS
+            while not early and time.monotonic() < give_up:
+                early.extend(house.rows("SELECT id FROM sync_issue WHERE verdict = 'held'"))
+
+    house.arrived = arrived
+    house.sync(*known, held=30)
+    assert early
+    house.check()
+
+
+def test_a_run_tells_the_first_issues_and_counts_them_all(house, monkeypatch):
+    monkeypatch.setattr("etl.sync.report.MOST_ISSUES", 3)
+    unknown = [Target(ORG, f"nobody{n}") for n in range(5)]
+    report = house.sync(*unknown, failed=5)
+    assert (len(report.tally.issues), report.tally.issues_left_out) == (3, 2)
+    assert len(report.summary()["issues"]) == 3
+    assert house.rows("SELECT count(*) FROM sync_issue") == [(5,)]
+
+
+def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
+    """Its process was killed after some of its targets were committed: whoever takes over asks only the others."""
+    dave, erin, nobody = (Target(ORG, name) for name in ("dave", "erin", "nobody"))
+    house.see(dave, numbered(1, 3))
+    house.see(erin, numbered(1, 2))
+    with house.kit() as (kit, _):
+        run_id = kit.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
+        order = sync.Order(run_id=run_id, coverage_gap=GAP)
+        first = sync.settle_the_rest(kit, order, sync.Breaker(9), [dave, nobody])
+        asked = len(house.upstream.ledger.entries())
+        again = sync.settle_the_rest(kit, order, sync.Breaker(9), [dave, erin, nobody])
+    assert len(house.upstream.ledger.entries()) == asked + 1
+    assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
+    assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}
+    assert again.tally.changes["baseline"] == len(house.state(dave)) + len(house.state(erin))
+    assert again.tally.issues == first.tally.issues
 
 
 def test_a_long_list_that_emptied_counts_with_the_short_ones(make):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from etl import database
 from etl.cli.notices import understood
 from etl.cli.workbench import Workbench
-from etl.config import Schedule
+from etl.config import Roster, Schedule
 from etl.errors import FlowtrailError, GatewayError
 from etl.model import Target
+
+_HANDED_OUT: Final = 1000
+"""Targets that wait for a thread at once, to bound memory."""
 
 
 class Finding(NamedTuple):
@@ -24,7 +27,7 @@ class Finding(NamedTuple):
 
 def run_checks(bench: Workbench, schedules: Sequence[Schedule]) -> Iterator[Finding]:
     """Settings and schedules were read; look at the database, the token, the clock and every target."""
-    targets = list(dict.fromkeys(target for schedule in schedules for target in schedule.targets))
+    targets = Roster.union([schedule.targets for schedule in schedules])
     yield Finding("settings", True, str(bench.settings.path))
     yield from (Finding("settings", False, warning) for warning in bench.settings.warnings)
     yield Finding("schedules", True, f"{len(schedules)} with {len(targets)} targets")
@@ -59,9 +62,10 @@ def _token(bench: Workbench) -> Iterator[Finding]:
     yield Finding("token", True, str(checked))
 
 
-def _targets(bench: Workbench, targets: Iterable[Target]) -> Iterator[Finding]:
+def _targets(bench: Workbench, targets: Sequence[Target]) -> Iterator[Finding]:
     with ThreadPoolExecutor(bench.settings.gateway.concurrency) as pool:
-        yield from pool.map(lambda target: _target(bench, target), targets)
+        for start in range(0, len(targets), _HANDED_OUT):
+            yield from pool.map(lambda target: _target(bench, target), targets[start : start + _HANDED_OUT])
 
 
 def _target(bench: Workbench, target: Target) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from etl import config, log
 from etl.cli import show
 from etl.cli.workbench import Workbench
-from etl.config import Schedule
+from etl.config import Roster, Schedule
 from etl.errors import UsageError
 from etl.model import Target
 
@@ -54,14 +55,11 @@ def chosen(bench: Workbench, names: list[str] | None) -> list[Schedule]:
     return [known[name] for name in dict.fromkeys(names or known)]
 
 
-def matching(schedules: list[Schedule], org: str | None, user: str | None) -> list[Target]:
+def matching(schedules: list[Schedule], org: str | None, user: str | None) -> Sequence[Target]:
     """The targets of ``schedules`` that the filters leave, each once. Raises UsageError where none is left."""
-    targets = dict.fromkeys(
-        target
-        for schedule in schedules
-        for target in schedule.targets
-        if org in (None, target.org_id) and user in (None, target.user_id)
-    )
+    targets = Roster.union([schedule.targets for schedule in schedules])
+    if org is not None or user is not None:
+        targets = [t for t in targets if org in (None, t.org_id) and user in (None, t.user_id)]
     if not targets:
         raise UsageError("No configured target matches --org and --user: `flowtrail status` lists the schedules.")
-    return list(targets)
+    return targets

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,20 +87,16 @@ def _run(
             bench.settings.coverage_gap,
             bench.batches,
             clock=utc_now,
-            gaps=_own_gaps(schedules),
+            own_gap=_own_gap(schedules),
         )
     assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     return report
 
 
-def _own_gaps(schedules: Sequence[Schedule]) -> dict[Target, dt.timedelta]:
-    """Where a schedule sets its own coverage gap; the longest, where several do for one target."""
-    gaps: dict[Target, dt.timedelta] = {}
-    for schedule in schedules:
-        if schedule.coverage_gap is not None:
-            for target in schedule.targets:
-                gaps[target] = max(schedule.coverage_gap, gaps.get(target, schedule.coverage_gap))
-    return gaps
+def _own_gap(schedules: Sequence[Schedule]) -> Callable[[Target], dt.timedelta | None]:
+    """The coverage gap that a target's schedule sets; the longest, where several do."""
+    own = [(each.coverage_gap, each.targets) for each in schedules if each.coverage_gap is not None]
+    return lambda target: max((gap for gap, targets in own if target in targets), default=None)
 
 
 def _retire(bench: Workbench, store: Store, targets: Sequence[Target], *, everything: bool) -> None:
@@ -150,6 +146,8 @@ def _show_tally(head: str, tally: Tally, targets: int, seconds: float | None = N
             ("organisation", "user", "expression", "verdict", "code", "what happened"),
             ((*p.target, p.verdict, p.issue.error_code, p.issue.message) for p in tally.sorted_issues()),
         )
+    if tally.issues_left_out:
+        show.say(f"And {tally.issues_left_out} more: the table sync_issue has every one, by run_id.", "yellow")
     if tally.verdicts["held"]:
         show.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
 

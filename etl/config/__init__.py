@@ -2,6 +2,7 @@
 
 from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
 from etl.config.measures import keeping
+from etl.config.roster import Roster
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
@@ -23,6 +24,7 @@ __all__ = [
     "LogSettings",
     "NotifySettings",
     "RetentionSettings",
+    "Roster",
     "ScaleSettings",
     "Schedule",
     "Secret",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """None: that of the settings."""
     ping_url: Secret | None = None
     """Hears of each run's start and end; None: nobody does."""
-    targets: tuple[Target, ...] = ()
+    targets: Sequence[Target] = ()
+    """Each once; a Roster, where they come from a file."""
 
 
 def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
@@ -102,7 +103,7 @@ class _ScheduleFile:
         every: Every = self._get("every", lambda value: Every(_interval(value)), _UNKNOWN)
         return cron or every
 
-    def _targets(self) -> tuple[Target, ...]:
+    def _targets(self) -> Sequence[Target]:
         targets = Targets(self._path)
         if "targets" in self._table:
             targets.add_table(self._table["targets"])

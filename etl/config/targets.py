@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from etl.config.measures import shown
+from etl.config.roster import Roster
 from etl.config.tables import nearest
 from etl.errors import Problem
 from etl.model import Target
@@ -19,30 +19,32 @@ _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_ID: Final = 255
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.@-]{1,255}").fullmatch
+"""What nearly every user is; the rest is looked at closer."""
 _MOST_PROBLEMS: Final = 20
 
 
 class Targets:
     """Collects targets; what is wrong goes to ``problems``, with the place of each.
 
-    Made for a million rows: a target keeps its three strings, and its place in eight bytes.
+    Made for a million rows: beside the roster, only the place of each target is kept, in eight bytes.
     """
 
     def __init__(self, schedule_file: Path) -> None:
         self.problems: list[Problem] = []
         self._file = schedule_file
-        self._targets: list[Target] = []
-        self._seen: set[Target] = set()
+        self._roster = Roster()
+        self._known_orgs: set[str] = set()
         self._sources: list[str] = []
         self._places = array("Q")
         self._unsaid = 0
 
-    def collected(self) -> tuple[Target, ...]:
+    def collected(self) -> Roster:
         """All targets, in the order in which they were written."""
         if self._unsaid:
             self.problems.append(Problem(str(self._file), f"has {self._unsaid} more problems with its targets"))
             self._unsaid = 0
-        return tuple(self._targets)
+        return self._roster
 
     def add_table(self, value: object) -> None:
         """The value of ``targets`` in the schedule file."""
@@ -110,13 +112,13 @@ class Targets:
             self._complain(f"{path}:{rows.line_num}", f"is not valid CSV: {error}")
 
     def _add_ordered(self, path: Path, rows: Any, order: list[int], source: int) -> None:
-        width = len(order)
+        org, user, *rest = order
         for row in rows:
-            if len(row) == width:
-                org, user, *rest = [row[index].strip() for index in order]
-                self._add(org, user, rest[0] if rest else "", source, rows.line_num)
+            if len(row) == len(order):
+                expression = row[rest[0]].strip() if rest else ""
+                self._add(row[org].strip(), row[user].strip(), expression, source, rows.line_num)
             elif any(row):
-                self._complain(f"{path}:{rows.line_num}", f"has {len(row)} fields where the header has {width}")
+                self._complain(f"{path}:{rows.line_num}", f"has {len(row)} fields where the header has {len(order)}")
 
     def _columns(self, path: Path, header: list[str]) -> list[int] | None:
         """Where org, user and, if it is there, expression stand; None, and a problem, if the header is no header."""
@@ -128,27 +130,23 @@ class Targets:
         return None
 
     def _add(self, org: str, user: str, expression: str, source: int, number: int) -> None:
-        fault = _id_fault("org", org) or _id_fault("user", user) or _expression_fault(expression)
-        if fault:
-            self._complain(f"{self._sources[source]}{number}", fault)
-            return
-        target = Target(sys.intern(org), user, sys.intern(expression))
-        if target in self._seen:
-            self._complain_of_second(target, f"{self._sources[source]}{number}")
-            return
-        self._seen.add(target)
-        self._targets.append(target)
-        self._places.append(source << 40 | number)
+        if expression or org not in self._known_orgs or not _PLAIN(user):
+            fault = _id_fault("org", org) or _id_fault("user", user) or _expression_fault(expression)
+            if fault:
+                self._complain(f"{self._sources[source]}{number}", fault)
+                return
+            self._known_orgs.add(org)
+        if self._roster.add(org, user, expression):
+            self._places.append(source << 40 | number)
+        else:
+            self._complain_of_second(Target(org, user, expression), f"{self._sources[source]}{number}")
 
     def _source(self, label: str) -> int:
         self._sources.append(label)
         return len(self._sources) - 1
 
     def _complain_of_second(self, target: Target, place: str) -> None:
-        if len(self.problems) >= _MOST_PROBLEMS:  # finding the first is slow where there are a million
-            self._unsaid += 1
-            return
-        source, number = divmod(self._places[self._targets.index(target)], 1 << 40)
+        source, number = divmod(self._places[self._roster.index(target)], 1 << 40)
         first = f"{self._sources[source]}{number}"
         self._complain(place, f"{target} is a target already, at {first}: remove one of the two")
 

@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -19,9 +19,9 @@ from etl.store.commit import STALE
 from etl.store.notices import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
-from etl.store.runs import Marks, NewRun
+from etl.store.runs import Marks, NewRun, Written
 
-__all__ = ["STALE", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun"]
+__all__ = ["STALE", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun", "Written"]
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
@@ -73,6 +73,14 @@ class Store:
         finally:
             self._applied(time.monotonic() - began)
 
+    def is_running(self, run_id: int, host: str, pid: int) -> bool:
+        """Whether this run of that process is under way in this database."""
+        return self._read(lambda connection: runs.is_running(connection, run_id, host, pid))
+
+    def written_by(self, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
+        """What a run has written already of ``targets``: those that changed, or have an issue."""
+        return self._read(lambda connection: runs.written_by(connection, run_id, targets))
+
     def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
         """The id of a run that starts; None where its slot has been taken by another run."""
         begun: list[int | None] = []
@@ -103,10 +111,9 @@ class Store:
         """Whether a run for just this slot was aborted."""
         return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
 
-    def retire_others(self, configured: Iterable[Target], now: dt.datetime, max_share: float | None) -> Retirement:
+    def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
         """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
-        wanted = set(configured)
-        return self._write(lambda connection: retirement.retire_others(connection, wanted, now, max_share))
+        return self._write(lambda connection: retirement.retire_others(connection, configured, now, max_share))
 
     def marks(self) -> Marks:
         """What moves whenever a run begins, writes or ends, whoever's it is."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Set
+from collections.abc import Container
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
@@ -11,6 +12,8 @@ from sqlalchemy import Connection, bindparam, select, update
 from etl.guard import share_of
 from etl.model import Target
 from etl.schema import target
+
+_STREAMED: Final = {"stream_results": True, "yield_per": 2000}
 
 
 class Retirement(msgspec.Struct, frozen=True):
@@ -21,14 +24,17 @@ class Retirement(msgspec.Struct, frozen=True):
 
 
 def retire_others(
-    connection: Connection, configured: Set[Target], now: dt.datetime, max_share: float | None
+    connection: Connection, configured: Container[Target], now: dt.datetime, max_share: float | None
 ) -> Retirement:
     """Give ``retired_at`` to every target outside ``configured``; to none if they exceed ``max_share`` (None: 1)."""
     columns = (target.c.id, target.c.org_id, target.c.user_id, target.c.expression)
-    rows = connection.execute(select(*columns).where(target.c.retired_at.is_(None)).order_by(target.c.id)).all()
-    gone = {row.id: Target(row.org_id, row.user_id, row.expression) for row in rows}
-    gone = {target_id: each for target_id, each in gone.items() if each not in configured}
-    if max_share is not None and len(gone) > share_of(max_share, len(rows)):
+    known = select(*columns).where(target.c.retired_at.is_(None)).order_by(target.c.id)
+    gone, count = {}, 0
+    for target_id, *key in connection.execute(known, execution_options=_STREAMED):
+        count += 1
+        if (each := Target(*key)) not in configured:
+            gone[target_id] = each
+    if max_share is not None and len(gone) > share_of(max_share, count):
         return Retirement(refused=tuple(gone.values()))
     if gone:
         retire = update(target).where(target.c.id == bindparam("target_id")).values(retired_at=now)

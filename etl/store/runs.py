@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import Origin, RunStatus
-from etl.schema import UtcTime, change_set, sync_run
+from etl.model import CHANGE_KINDS, ChangeKind, Issue, Origin, RunStatus, Target, Verdict
+from etl.schema import UtcTime, change_set, sync_issue, sync_run, target
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
 """A running run whose heartbeat is older than this has died."""
@@ -31,6 +42,14 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
     missed: int = 0
+
+
+class Written(NamedTuple):
+    """What a run has written of a target."""
+
+    verdict: Verdict
+    changes: Mapping[ChangeKind, int]
+    issue: Issue | None
 
 
 def database_now(connection: Connection) -> ColumnElement[dt.datetime]:
@@ -57,6 +76,51 @@ def is_there(connection: Connection, run_id: int | None, run: NewRun, now: dt.da
         sync_run.c.started_at == now,
     )
     return connection.execute(mine).first() is not None
+
+
+def is_running(connection: Connection, run_id: int, host: str, pid: int) -> bool:
+    """Whether this run of that process is under way here."""
+    mine = (sync_run.c.id == run_id, sync_run.c.host == host, sync_run.c.pid == pid, sync_run.c.status == "running")
+    return connection.execute(select(sync_run.c.id).where(*mine)).first() is not None
+
+
+def written_by(connection: Connection, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
+    """What a run has written of ``targets``: change sets and issues, while they are the latest of their target."""
+    rows = connection.execute(_WRITTEN, {"run_id": run_id, "targets": targets})
+    return {Target(*row[:3]): _written(row) for row in rows}
+
+
+_latest_issue: Final = (
+    select(func.max(sync_issue.c.id)).where(sync_issue.c.target_id == target.c.id).correlate(target).scalar_subquery()
+)
+_WRITTEN: Final = (
+    select(
+        *(target.c.org_id, target.c.user_id, target.c.expression),
+        *(change_set.c[kind] for kind in CHANGE_KINDS),
+        *(sync_issue.c.verdict, sync_issue.c.error_code, sync_issue.c.message),
+        *(sync_issue.c.attempts, sync_issue.c.missing),
+    )
+    .outerjoin_from(
+        target,
+        change_set,
+        and_(
+            change_set.c.target_id == target.c.id,
+            change_set.c.version == target.c.version,
+            change_set.c.run_id == bindparam("run_id"),
+        ),
+    )
+    .outerjoin(sync_issue, and_(sync_issue.c.id == _latest_issue, sync_issue.c.run_id == bindparam("run_id")))
+    .where(
+        tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)),
+        or_(change_set.c.id.is_not(None), sync_issue.c.id.is_not(None)),
+    )
+)
+
+
+def _written(row: Sequence[Any]) -> Written:
+    counts, (verdict, *issue) = row[3:-5], row[-5:]
+    changes = {kind: count for kind, count in zip(CHANGE_KINDS, counts, strict=True) if count}
+    return Written(verdict or "changed", changes, Issue(*issue) if verdict else None)
 
 
 def beat(connection: Connection, run_id: int) -> None:

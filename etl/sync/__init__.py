@@ -6,10 +6,11 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Final
+from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 
 from etl import guard
@@ -17,14 +18,26 @@ from etl.errors import DatabaseError
 from etl.model import Outcome, Target
 from etl.store import NewRun
 from etl.sync.batch import BATCH_SIZE, Batch, Breaker, Emptied, Kit, Order, Settled
+from etl.sync.crew import Crew, Elsewhere, settle_the_rest
 from etl.sync.report import Problematic, RunReport, Tally
 from etl.sync.telling import Telling
 
-__all__ = ["Kit", "Order", "Problematic", "RunReport", "Tally", "Telling", "plan", "run"]
+__all__ = [
+    "Breaker",
+    "Elsewhere",
+    "Kit",
+    "Order",
+    "Problematic",
+    "RunReport",
+    "Settled",
+    "Tally",
+    "Telling",
+    "plan",
+    "run",
+    "settle_the_rest",
+]
 
 _HEARTBEAT_SECONDS: Final = 20.0
-_WINDOW: Final = 3
-"""Batches given to the executor at once: enough to keep it busy, few enough to bound memory."""
 
 
 def run(
@@ -35,11 +48,14 @@ def run(
     executor: Executor,
     *,
     clock: Callable[[], dt.datetime],
-    gaps: Mapping[Target, dt.timedelta] | None = None,
+    own_gap: Callable[[Target], dt.timedelta | None] = lambda target: None,
     approved_by: str | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> RunReport | None:
     """One run over ``targets``, each once; None where its slot has been taken by another run.
 
+    ``own_gap`` knows the targets whose coverage gap is not ``coverage_gap``. Batches run in ``executor``, or
+    ``elsewhere``; if that is lost on the way, the rest runs here.
     Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
     declared dead by the next one.
     """
@@ -47,9 +63,9 @@ def run(
     run_id = kit.store.begin_run(new_run, clock())
     if run_id is None:
         return None
-    order = Order(run_id=run_id, coverage_gap=coverage_gap, gaps=gaps or {}, approved_by=approved_by)
+    order = Order(run_id=run_id, coverage_gap=coverage_gap, approved_by=approved_by)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(kit, run_id):
-        tally, _ = _settle(kit, order, targets, executor)
+        tally, _ = _settle(kit, order, targets, own_gap, Crew(kit, executor, elsewhere))
     status = tally.status(aborted=kit.stop.is_set() and tally.settled < len(targets))
     if not kit.store.finish_run(run_id, status, tally.sums(), clock()):
         status = "aborted"
@@ -67,52 +83,88 @@ def plan(
     kit: Kit, targets: Sequence[Target], coverage_gap: dt.timedelta, executor: Executor
 ) -> tuple[Tally, Sequence[Outcome]]:
     """What a run would do now; writes nothing."""
-    return _settle(kit, Order(run_id=None, coverage_gap=coverage_gap), targets, executor)
+    order = Order(run_id=None, coverage_gap=coverage_gap)
+    return _settle(kit, order, targets, lambda target: None, Crew(kit, executor))
 
 
-def _settle(kit: Kit, order: Order, targets: Sequence[Target], executor: Executor) -> tuple[Tally, Sequence[Outcome]]:
+class _Work(NamedTuple):
+    """A batch, with what is wanted of it."""
+
+    order: Order
+    targets: Sequence[Target]
+
+
+def _settle(
+    kit: Kit,
+    order: Order,
+    targets: Sequence[Target],
+    own_gap: Callable[[Target], dt.timedelta | None],
+    crew: Crew,
+) -> tuple[Tally, Sequence[Outcome]]:
     tally, emptied, planned = Tally(), list[Emptied](), list[Outcome]()
-    breaker = Breaker(kit.down_after)
-    work = (lambda batch=batch: Batch(kit, order, breaker).settle(batch) for batch in _batches(targets))
-    for settled in _in_window(executor, work, kit.stop):
+
+    def decide(believe: bool) -> None:
+        its_order = _with_gaps(order, [each.fence.target for each in emptied], own_gap)
+        decided = Batch(kit, its_order, crew.breaker).decide(emptied, believe)
+        tally.merge(decided.tally)
+        planned.extend(decided.outcomes)
+        emptied.clear()
+
+    for settled in _in_window(crew, _works(order, targets, own_gap), kit.stop):
         tally.merge(settled.tally)
         emptied += settled.emptied
         planned += settled.outcomes
+        if (
+            emptied
+            and not kit.stop.is_set()
+            and guard.too_many_emptied(tally.emptied + len(emptied), len(targets), kit.limits)
+        ):
+            decide(believe=False)  # more can only confirm it, and their answers need not be kept
     if emptied and not kit.stop.is_set():
-        decided = _decide_emptied(kit, order, breaker, emptied, tally.emptied + len(emptied), len(targets))
-        tally.merge(decided.tally)
-        planned += decided.outcomes
+        decide(believe=True)
     return tally, planned
 
 
-def _decide_emptied(
-    kit: Kit, order: Order, breaker: Breaker, emptied: Sequence[Emptied], of_all: int, targets: int
-) -> Settled:
-    believe = not guard.too_many_emptied(of_all, targets, kit.limits)
-    return Batch(kit, order, breaker).decide(emptied, believe)
+def _works(
+    order: Order, targets: Sequence[Target], own_gap: Callable[[Target], dt.timedelta | None]
+) -> Iterator[_Work]:
+    for start in range(0, len(targets), BATCH_SIZE):
+        batch = targets[start : start + BATCH_SIZE]
+        yield _Work(_with_gaps(order, batch, own_gap), batch)
 
 
-def _batches(targets: Sequence[Target]) -> Iterator[Sequence[Target]]:
-    return (targets[start : start + BATCH_SIZE] for start in range(0, len(targets), BATCH_SIZE))
+def _with_gaps(order: Order, targets: Iterable[Target], own_gap: Callable[[Target], dt.timedelta | None]) -> Order:
+    """The order for these targets: small, whatever the run has."""
+    gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
+    return msgspec.structs.replace(order, gaps=gaps)
 
 
-def _in_window(executor: Executor, work: Iterable[Callable[[], Settled]], stop: threading.Event) -> Iterator[Settled]:
+def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Iterator[Settled]:
     """Results as they come, with at most a window of work handed out; a stop hands out no more."""
-    pending: set[Future[Settled]] = set()
+    pending: dict[Future[Settled], _Work] = {}
     try:
-        for each in work:
+        for work in works:
             if stop.is_set():
                 break
-            pending.add(executor.submit(each))
-            if len(pending) >= _WINDOW:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
+            pending[crew.submit(*work)] = work
+            if len(pending) >= crew.window():
+                yield from _some(crew, pending)
         while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield from _some(crew, pending)
     finally:
         # Nobody goes on writing for a run that has ended, however it did.
         wait([future for future in pending if not future.cancel()])
+
+
+def _some(crew: Crew, pending: dict[Future[Settled], _Work]) -> Iterator[Settled]:
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        work = pending.pop(future)
+        settled = crew.result(future)
+        if settled is not None:
+            yield settled
+        else:
+            pending[crew.submit(*work)] = work
 
 
 @contextlib.contextmanager

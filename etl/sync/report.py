@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +12,8 @@ from etl.model import CHANGE_KINDS, CYCLE_LABELS, VERDICTS, Issue, Outcome, RunS
 from etl.trail import state_digest
 
 _NOTHING: Final = state_digest(())
+MOST_ISSUES: Final = 1_000
+"""As many issues of a run are kept to be told; the table ``sync_issue`` has all."""
 
 
 class Problematic(msgspec.Struct, frozen=True):
@@ -28,6 +30,8 @@ class Tally(msgspec.Struct):
     verdicts: Counter[str] = msgspec.field(default_factory=Counter)
     changes: Counter[str] = msgspec.field(default_factory=Counter)
     issues: list[Problematic] = msgspec.field(default_factory=list)
+    """The first MOST_ISSUES of them."""
+    issues_left_out: int = 0
     unknown_cycles: set[str] = msgspec.field(default_factory=set)
     emptied: int = 0
     """Targets whose whole list vanished, and is held."""
@@ -41,7 +45,7 @@ class Tally(msgspec.Struct):
             self.verdicts[outcome.verdict] += 1
             self.clock_went_back += outcome.clock_went_back
             if outcome.issue is not None:
-                self.issues.append(Problematic(outcome.fence.target, outcome.verdict, outcome.issue))
+                self.tell([Problematic(outcome.fence.target, outcome.verdict, outcome.issue)])
             newly_missing = outcome.missing - outcome.missing_before
             if outcome.verdict == "held" and newly_missing and outcome.answer_digest == _NOTHING:
                 self.emptied += 1
@@ -53,11 +57,18 @@ class Tally(msgspec.Struct):
         """Add another batch's sums."""
         self.verdicts += other.verdicts
         self.changes += other.changes
-        self.issues += other.issues
+        self.tell(other.issues)
+        self.issues_left_out += other.issues_left_out
         self.unknown_cycles |= other.unknown_cycles
         self.emptied += other.emptied
         self.clock_went_back += other.clock_went_back
         self.interrupted += other.interrupted
+
+    def tell(self, issues: Sequence[Problematic]) -> None:
+        """Keep issues, as far as there is room."""
+        room = MOST_ISSUES - len(self.issues)
+        self.issues += issues[:room]
+        self.issues_left_out += len(issues[room:])
 
     def sorted_issues(self) -> list[Problematic]:
         """The issues by target."""
@@ -94,7 +105,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a person should know beside the issues; a sentence each."""
 
     def summary(self) -> dict[str, Any]:
-        """The object that ``sync --json`` prints."""
+        """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES."""
         verdicts, changes = self.tally.verdicts, self.tally.changes
         return {
             "run_id": self.run_id,

@@ -1,0 +1,77 @@
+"""Who works on the batches of a run: threads of this process, or processes elsewhere while they can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Final, Protocol
+
+import structlog
+
+from etl.errors import ClusterError
+from etl.model import Target
+from etl.sync.batch import Batch, Breaker, Kit, Order, Settled
+from etl.sync.report import Problematic
+
+_WINDOW: Final = 3
+"""Batches given to the executor at once: enough to keep it busy, few enough to bound memory."""
+
+
+class Elsewhere(Protocol):
+    """Other processes, which settle batches with kits of their own."""
+
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Settled]:
+        """Have a batch settled; its future fails with ClusterError where that cannot be."""
+
+    def window(self) -> int:
+        """As many batches keep all of them busy."""
+
+
+class Crew:
+    """Takes batches for a run, and goes on alone when the others are lost."""
+
+    def __init__(self, kit: Kit, executor: Executor, elsewhere: Elsewhere | None = None) -> None:
+        self.breaker = Breaker(kit.down_after)
+        self._kit = kit
+        self._executor = executor
+        self._elsewhere = elsewhere
+        self._tried_elsewhere = elsewhere is not None
+
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Settled]:
+        """Have a batch settled."""
+        if self._elsewhere is not None:
+            return self._elsewhere.submit(order, targets)
+        if self._tried_elsewhere:
+            return self._executor.submit(settle_the_rest, self._kit, order, self.breaker, targets)
+        return self._executor.submit(Batch(self._kit, order, self.breaker).settle, targets)
+
+    def window(self) -> int:
+        """So many batches may be under way."""
+        return _WINDOW if self._elsewhere is None else self._elsewhere.window()
+
+    def result(self, future: Future[Settled]) -> Settled | None:
+        """What became of a batch; None where it was lost with the others and is to be submitted once more."""
+        try:
+            settled = future.result()
+        except (ClusterError, CancelledError) as error:
+            if self._elsewhere is not None:
+                structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
+            self._elsewhere = None
+            return None
+        if self._elsewhere is not None:
+            for _ in range(settled.tally.settled + len(settled.emptied)):
+                self._kit.arrived()
+        return settled
+
+
+def settle_the_rest(kit: Kit, order: Order, breaker: Breaker, targets: Sequence[Target]) -> Settled:
+    """Settle a batch that somebody may have begun, and whose process was killed: what the run has already is counted
+    as it was written, and only the others are asked. (Who was asked and found unchanged left no trace of the run.)"""
+    done = {} if order.run_id is None else kit.store.written_by(order.run_id, targets)
+    settled = Batch(kit, order, breaker).settle([target for target in targets if target not in done])
+    for target, written in done.items():
+        settled.tally.verdicts[written.verdict] += 1
+        settled.tally.changes.update(written.changes)
+        if written.issue is not None:
+            settled.tally.tell([Problematic(target, written.verdict, written.issue)])
+    return settled
