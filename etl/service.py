@@ -21,7 +21,7 @@ from etl.errors import ConfigError, DatabaseError
 from etl.model import Origin, Target
 from etl.scheduler import Scheduler
 from etl.store import NewRun
-from etl.sync import Kit, RunReport, Telling
+from etl.sync import Elsewhere, Kit, RunReport, Telling
 
 LEASE: Final = "service"
 LEASE_LASTS: Final = dt.timedelta(seconds=20)
@@ -73,6 +73,7 @@ class Service:
         started: Callable[[Schedule], None] = lambda schedule: None,
         finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
         crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
+        elsewhere: Callable[[], Elsewhere | None] = lambda: None,
     ) -> None:
         self._kit = kit
         self._identity = identity
@@ -85,6 +86,7 @@ class Service:
         self._started = started
         self._finished = finished
         self._crashed = crashed
+        self._elsewhere = elsewhere
         self.schedules: Sequence[Schedule] = ()
         self.known_since: Mapping[str, dt.datetime] = {}
         """Since when this process has known each of the schedules."""
@@ -345,6 +347,7 @@ class Service:
                 schedule.coverage_gap or self._coverage_gap,
                 self._batches,
                 clock=self._clock,
+                elsewhere=self._elsewhere(),
             )
             if report is not None:
                 self._telling.tell(report, new_run)

@@ -181,13 +181,6 @@ def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: DemoGateway) -
     assert flowtrail.rows("SELECT count(*) FROM sync_issue") == [(0,)]
 
 
-def test_a_cluster_is_refused_in_one_sentence(flowtrail: Program) -> None:
-    flowtrail.configure(rest='[scale]\ndask = "tcp://scheduler:8786"')
-    done = flowtrail("sync")
-    assert done.returncode == 2
-    assert "one machine" in done.stderr
-
-
 def test_filters_choose_targets_and_unknown_names_are_usage_errors(flowtrail: Program) -> None:
     assert flowtrail.json("sync", "plants", "--user", BOB)["targets"]["total"] == 1
     wrong = flowtrail("sync", "plant")

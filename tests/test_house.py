@@ -22,7 +22,7 @@ RANKS = {
     **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals"), 2),
     **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),
     **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),
-    **dict.fromkeys(("service", "web"), 5),
+    **dict.fromkeys(("service", "web", "cluster"), 5),
     "cli": 6,
     "__main__": 7,
 }
@@ -41,7 +41,20 @@ OWNERS = {
     "rich": {"cli"},
     "alembic": {"database"},
     "prometheus_client": {"metrics"},
-    "structlog": {"log", "cli", "sync", "service", "scheduler", "gateway", "store", "notify", "web", "housekeeping"},
+    "distributed": {"cluster"},
+    "structlog": {
+        "log",
+        "cli",
+        "sync",
+        "service",
+        "scheduler",
+        "gateway",
+        "store",
+        "notify",
+        "web",
+        "housekeeping",
+        "cluster",
+    },  # fmt: skip
 }
 """What comes from outside, and the only modules that may import it."""
 

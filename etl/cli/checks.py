@@ -33,6 +33,7 @@ def run_checks(bench: Workbench, schedules: Sequence[Schedule]) -> Iterator[Find
     yield Finding("schedules", True, f"{len(schedules)} with {len(targets)} targets")
     yield from (Finding(name, not wrong, wrong or "understood") for name, wrong in understood(bench.settings))
     yield _database(bench)
+    yield from _cluster(bench)
     token = list(_token(bench))
     yield from token
     if all(finding.ok for finding in token):
@@ -51,6 +52,14 @@ def _database(bench: Workbench) -> Finding:
     if differences:
         return Finding("database", False, f"{name} is not as the migrations made it: {'; '.join(differences)}")
     return Finding("database", True, f"{name}, schema {database.expected()}")
+
+
+def _cluster(bench: Workbench) -> Iterator[Finding]:
+    try:
+        if bench.cluster is not None:
+            yield Finding("cluster", True, bench.cluster.connect())
+    except FlowtrailError as error:
+        yield Finding("cluster", False, str(error))
 
 
 def _token(bench: Workbench) -> Iterator[Finding]:

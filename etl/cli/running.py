@@ -66,6 +66,8 @@ def sync_now(
         chosen = options.chosen(bench, schedules)
         targets = options.matching(chosen, org, user)
         bench.ready(upgrade=upgrade)
+        if bench.cluster is not None:
+            bench.cluster.connect()
         store = Store(bench.engine, bench.stop)
         store.abort_abandoned_runs(utc_now())
         if not (schedules or org or user):
@@ -88,6 +90,7 @@ def _run(
             bench.batches,
             clock=utc_now,
             own_gap=_own_gap(schedules),
+            elsewhere=bench.cluster,
         )
     assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     return report
@@ -254,6 +257,7 @@ def serve(
             started=informed.started,
             finished=finished,
             crashed=informed.crashed,
+            elsewhere=bench.cluster.if_reachable if bench.cluster else lambda: None,
         )
         threading.Thread(target=_end_in_time, args=(service, bench.settings.service.grace), daemon=True).start()
         with (

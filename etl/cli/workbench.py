@@ -14,9 +14,9 @@ from typing import Self
 
 from sqlalchemy import Engine
 
-from etl import database
-from etl.config import Schedule, Settings, load_schedules
-from etl.errors import UsageError
+from etl import database, log
+from etl.cluster import Cluster
+from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, under
 from etl.gateway import Exchanged, Gateway
 from etl.guard import Limits
 from etl.model import Origin
@@ -73,10 +73,17 @@ class Workbench:
         return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop, **told))
 
     @cached_property
+    def cluster(self) -> Cluster | None:
+        """The cluster that the settings name, not connected yet. Raises UsageError where Dask is not installed."""
+        if not self.settings.scale.dask:
+            return None
+        cluster = Cluster(self.settings.scale.dask, worker_bench, policy_of(self.settings), self.stop)
+        self._closing.callback(cluster.close)
+        return cluster
+
+    @cached_property
     def batches(self) -> ThreadPoolExecutor:
-        """The threads that work on batches. Raises UsageError where the settings ask for a cluster."""
-        if self.settings.scale.dask:
-            raise UsageError("[scale] dask is set, but this release works on one machine: leave it empty.")
+        """The threads that work on batches."""
         return self._pool(_BATCHES_AT_ONCE, "batch")
 
     def ready(self, *, upgrade: bool) -> Engine:
@@ -107,6 +114,15 @@ class Workbench:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._closing.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
+
+
+def worker_bench(policy: Policy) -> Workbench:
+    """What a worker of a cluster works with: its own settings and credentials, and the policy of the run."""
+    settings = under(load(), policy)
+    log.configure(settings.log.level, settings.log.format)
+    bench = Workbench(settings)
+    bench.ready(upgrade=False)
+    return bench
 
 
 def a_run(origin: Origin, targets: int) -> NewRun:

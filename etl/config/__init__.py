@@ -2,6 +2,7 @@
 
 from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
 from etl.config.measures import keeping
+from etl.config.policy import Policy, policy_of, under
 from etl.config.roster import Roster
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
@@ -23,6 +24,7 @@ __all__ = [
     "GuardSettings",
     "LogSettings",
     "NotifySettings",
+    "Policy",
     "RetentionSettings",
     "Roster",
     "ScaleSettings",
@@ -35,5 +37,7 @@ __all__ = [
     "load",
     "load_all",
     "load_schedules",
+    "policy_of",
     "schedule_names",
+    "under",
 ]

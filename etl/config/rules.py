@@ -32,6 +32,8 @@ def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]
         _gateway(values)
     files = _database(values)
     files += [file for section in values.receivers for file in _receivers(values, section)]
+    if values["scale.dask"] and str(values["database.url"]).startswith("sqlite"):
+        values.fault("scale.dask", "needs PostgreSQL: workers on other machines cannot share the file of SQLite")
     files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
     return tuple(warning for file in files if (warning := openness(file)))
 

@@ -21,6 +21,9 @@ class Secret:
     def reveal(self) -> str:
         return self._text
 
+    def __reduce__(self) -> str:
+        raise TypeError("a secret does not travel to another process")
+
     def __repr__(self) -> str:
         return "***"
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -141,7 +141,7 @@ def _with_gaps(order: Order, targets: Iterable[Target], own_gap: Callable[[Targe
 
 def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Iterator[Settled]:
     """Results as they come, with at most a window of work handed out; a stop hands out no more."""
-    pending: dict[Future[Settled], _Work] = {}
+    pending: dict[Future[Any], _Work] = {}
     try:
         for work in works:
             if stop.is_set():
@@ -156,7 +156,7 @@ def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Ite
         wait([future for future in pending if not future.cancel()])
 
 
-def _some(crew: Crew, pending: dict[Future[Settled], _Work]) -> Iterator[Settled]:
+def _some(crew: Crew, pending: dict[Future[Any], _Work]) -> Iterator[Settled]:
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         work = pending.pop(future)

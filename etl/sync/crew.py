@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Executor, Future
-from typing import Final, Protocol
+from concurrent.futures import Executor, Future
+from typing import Any, Final, Protocol, cast
 
 import structlog
 
@@ -20,8 +20,11 @@ _WINDOW: Final = 3
 class Elsewhere(Protocol):
     """Other processes, which settle batches with kits of their own."""
 
-    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Settled]:
-        """Have a batch settled; its future fails with ClusterError where that cannot be."""
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Any]:
+        """Have a batch settled."""
+
+    def result(self, future: Future[Any]) -> Settled:
+        """What became of a batch. Raises ClusterError where that cannot be known."""
 
     def window(self) -> int:
         """As many batches keep all of them busy."""
@@ -35,13 +38,16 @@ class Crew:
         self._kit = kit
         self._executor = executor
         self._elsewhere = elsewhere
-        self._tried_elsewhere = elsewhere is not None
+        self._is_again = elsewhere is not None
+        self._away: dict[Future[Any], Elsewhere] = {}
 
-    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Settled]:
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Any]:
         """Have a batch settled."""
         if self._elsewhere is not None:
-            return self._elsewhere.submit(order, targets)
-        if self._tried_elsewhere:
+            future = self._elsewhere.submit(order, targets)
+            self._away[future] = self._elsewhere
+            return future
+        if self._is_again:
             return self._executor.submit(settle_the_rest, self._kit, order, self.breaker, targets)
         return self._executor.submit(Batch(self._kit, order, self.breaker).settle, targets)
 
@@ -49,18 +55,20 @@ class Crew:
         """So many batches may be under way."""
         return _WINDOW if self._elsewhere is None else self._elsewhere.window()
 
-    def result(self, future: Future[Settled]) -> Settled | None:
+    def result(self, future: Future[Any]) -> Settled | None:
         """What became of a batch; None where it was lost with the others and is to be submitted once more."""
+        if future not in self._away:
+            return cast(Settled, future.result())
+        elsewhere = self._away.pop(future)
         try:
-            settled = future.result()
-        except (ClusterError, CancelledError) as error:
+            settled = elsewhere.result(future)
+        except ClusterError as error:
             if self._elsewhere is not None:
                 structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
             self._elsewhere = None
             return None
-        if self._elsewhere is not None:
-            for _ in range(settled.tally.settled + len(settled.emptied)):
-                self._kit.arrived()
+        for _ in range(settled.tally.settled + len(settled.emptied)):
+            self._kit.arrived()
         return settled
 
 

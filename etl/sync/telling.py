@@ -45,7 +45,9 @@ class Telling:
             self._log.warning("more_not_through", run_id=report.run_id, targets=len(more), codes=codes, remedy=remedy)
         if report.tally.issues_left_out:
             remedy = "`flowtrail status` names them"
-            self._log.warning("more_not_kept", run_id=report.run_id, targets=report.tally.issues_left_out, remedy=remedy)
+            self._log.warning(
+                "more_not_kept", run_id=report.run_id, targets=report.tally.issues_left_out, remedy=remedy
+            )
         for note in report.notes:
             self._log.warning("note", run_id=report.run_id, note=note)
 

@@ -1,0 +1,347 @@
+"""A Dask cluster: batches travel to its workers as plain values, and come back settled.
+
+The coordinator sends targets, what the run wants of them, and the settings that are no credentials. Each worker
+process builds a kit of its own from its own configuration and environment, once for each coordinator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakSet
+
+import msgspec
+import structlog
+
+from etl.config import Policy
+from etl.errors import ClusterError, FlowtrailError, UsageError
+from etl.model import Target
+from etl.sync import Breaker, Kit, Order, Settled, Tally, settle_the_rest
+
+_CONNECT_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.25
+"""How soon a stop reaches the workers, and how often they are counted."""
+_PATIENCE_SECONDS: Final = 30.0
+"""So long a run waits for a first worker when all are gone."""
+_A_THREAD: Final = 2
+"""Batches under way for each thread of the workers: one at work, one on its way."""
+_IDLE_SECONDS: Final = 600.0
+"""A worker keeps so long what it built for a coordinator that asks no more."""
+
+
+class Bench(Protocol):
+    """What a worker builds from its own configuration."""
+
+    stop: threading.Event
+
+    def kit(self) -> Kit: ...
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class Build(Protocol):
+    """A function of a module, because it travels by its name. Raises FlowtrailError."""
+
+    def __call__(self, policy: Policy) -> Bench: ...
+
+
+class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sends batches, and by which settings they are to be settled."""
+
+    token: str
+    host: str
+    pid: int
+    build: Build
+    policy: Policy
+
+
+# -------------------------------------------------------------------------------------------------- the coordinator
+
+
+class Cluster:
+    """The workers that a scheduler knows. Safe to use from several threads.
+
+    ``stop`` set, the workers stop as this process does: what is whole is committed, the rest is left alone.
+    """
+
+    def __init__(self, address: str, build: Build, policy: Policy, stop: threading.Event) -> None:
+        if find_spec("distributed") is None:
+            raise UsageError("[scale] dask needs Dask: pip install 'flowtrail[dask]'.")
+        self._address = address
+        self._stop = stop
+        self._coordinator = Coordinator(
+            token=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), build=build, policy=policy
+        )
+        self._turn = threading.Lock()
+        self._client: Any = None
+        self._threads = 0
+        self._closed = threading.Event()
+        self._pending: WeakSet[Future[bytes]] = WeakSet()
+
+    def connect(self) -> str:
+        """Reach the scheduler and look at every worker; say what was found. Raises ClusterError with the remedy."""
+        try:
+            with self._turn:
+                found = self._looked_at()
+        except FlowtrailError:
+            raise
+        except Exception as error:
+            raise ClusterError(f"The cluster {self._address} cannot be used: {_said(error)}") from error
+        for address, answer in found.items():
+            if answer is not None:
+                raise ClusterError(f"The worker {address} cannot be used: {_said(answer)}")
+        if not found:
+            raise ClusterError(f"The Dask scheduler {self._address} has no workers: start some with `dask worker`.")
+        return f"{self._address}, {len(found)} workers with {self._threads} threads"
+
+    def _looked_at(self) -> dict[str, Any]:
+        """What is wrong with each worker, or None; connects first, where there is no connection."""
+        if self._client is None or self._client.status != "running":
+            self._disconnect()
+            self._client = self._reached()
+            threading.Thread(target=self._watch, args=(self._client,), name="cluster", daemon=True).start()
+        self._count(self._client)
+        return dict(self._client.run(_ready, *self._parcel(), on_error="return"))
+
+    def if_reachable(self) -> Cluster | None:
+        """The cluster, connected; None, and a warning in the log, where it cannot be used now."""
+        log = structlog.get_logger(__name__)
+        try:
+            found = self.connect()
+        except ClusterError as error:
+            log.warning("cluster_unreachable", error=str(error), work="is done here")
+            return None
+        log.info("cluster_reached", cluster=found)
+        return self
+
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[bytes]:
+        """Have a worker settle a batch; a killed worker's batches go to another."""
+        future: Future[bytes]
+        try:
+            future = self._client.get_executor(pure=False).submit(_settle, *self._parcel(order, list(targets)))
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+        self._pending.add(future)
+        return future
+
+    def result(self, future: Future[bytes]) -> Settled:
+        """What became of a batch. Raises ClusterError where it is not known."""
+        try:
+            settled: Settled = pickle.loads(future.result())  # noqa: S301 - from our own workers
+        except CancelledError:
+            raise ClusterError(f"The Dask scheduler {self._address} went away, or all its workers.") from None
+        except Exception as error:
+            raise ClusterError(f"A worker of {self._address} gave up: {_said(error)}") from error
+        return settled
+
+    def window(self) -> int:
+        """As many batches keep all threads of all workers busy."""
+        return max(2, _A_THREAD * self._threads)
+
+    def close(self) -> None:
+        """Let the workers forget this coordinator."""
+        self._closed.set()
+        with self._turn, contextlib.suppress(Exception):
+            if self._client is not None and self._client.status == "running":
+                self._client.run(_forget, self._coordinator.token, on_error="ignore")
+        self._disconnect()
+
+    def _parcel(self, order: Order | None = None, targets: Sequence[Target] = ()) -> tuple[str, bytes]:
+        """All that travels: our version, which is looked at first, and an errand."""
+        return version("flowtrail"), pickle.dumps(_Errand(self._coordinator, order, targets))
+
+    def _reached(self) -> Any:
+        import distributed
+
+        client: Any
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks are no news to a person
+        try:
+            client = distributed.Client(  # type: ignore[no-untyped-call]
+                self._address, timeout=_CONNECT_SECONDS, set_as_default=False
+            )
+        except OSError:
+            raise ClusterError(
+                f"The Dask scheduler {self._address} cannot be reached: nobody answers within {_CONNECT_SECONDS:.0f} s."
+            ) from None
+        with contextlib.suppress(distributed.TimeoutError):
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        strange = _strangers(client.get_versions())
+        if strange:
+            client.close()
+            raise ClusterError(f"The cluster {self._address} runs other versions: {strange}; install the same.")
+        return client
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                self._client.close(timeout=_CONNECT_SECONDS)
+            self._client = None
+
+    def _count(self, client: Any) -> None:
+        self._threads = sum(client.nthreads().values())
+
+    def _watch(self, client: Any) -> None:
+        """Hand a stop on to the workers, count them, and give up when none comes back."""
+        seen_at, told = time.monotonic(), False
+        while not self._closed.wait(_LOOK_SECONDS) and client.status == "running":
+            with contextlib.suppress(Exception):
+                if self._stop.is_set() and not told:
+                    client.run(_halt, self._coordinator.token, on_error="ignore")
+                    told = True
+                self._count(client)
+                seen_at = time.monotonic() if self._threads else seen_at
+            if time.monotonic() - seen_at > _PATIENCE_SECONDS:
+                break
+        for future in list(self._pending):
+            future.cancel()
+
+
+def _said(error: object) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if isinstance(error, FlowtrailError) else f"{type(error).__name__}: {text}"
+
+
+def _strangers(versions: Any) -> str:
+    """Whoever runs another Python, Dask or distributed than this process."""
+    ours = _versions(versions["client"])
+    others = {"the scheduler": versions["scheduler"], **versions["workers"]}
+    return "; ".join(
+        f"{who} has {_versions(each)}, not {ours}" for who, each in others.items() if each and _versions(each) != ours
+    )
+
+
+def _versions(info: Any) -> str:
+    python = ".".join(str(info["host"]["python"]).split(".")[:2])
+    return f"Python {python}, distributed {info['packages']['distributed']}"
+
+
+# ------------------------------------------------------------------------------------------------------- the worker
+
+
+class _Errand(NamedTuple):
+    """What a worker is asked: to be ready (no order), or to settle a batch."""
+
+    coordinator: Coordinator
+    order: Order | None
+    targets: Sequence[Target]
+
+
+class _Post:
+    """What this process built for one coordinator."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self.bench = coordinator.build(coordinator.policy)
+        self._kit = self.bench.kit()
+        self._breakers: dict[int | None, Breaker] = {}
+        self.busy = 0
+        self.used_at = time.monotonic()
+
+    def settle(self, order: Order, targets: Sequence[Target]) -> Settled:
+        breaker = self._breakers.get(order.run_id)
+        if breaker is None:
+            self._require_the_same_database(order.run_id)
+            breaker = self._breakers.setdefault(order.run_id, Breaker(self._kit.down_after))
+        return settle_the_rest(self._kit, order, breaker, targets)
+
+    def _require_the_same_database(self, run_id: int | None) -> None:
+        who = self._coordinator
+        if run_id is not None and not self._kit.store.is_running(run_id, who.host, who.pid):
+            raise ClusterError(f"its database has no run {run_id} of {who.host}: it is another one, or the run ended.")
+
+    def close(self) -> None:
+        self.bench.stop.set()
+        self.bench.__exit__(None, None, None)
+
+
+_posts: Final[dict[str, _Post]] = {}
+_halted: Final[set[str]] = set()
+_hiring: Final = threading.Lock()
+
+
+@contextlib.contextmanager
+def _post_for(coordinator: Coordinator) -> Iterator[_Post]:
+    with _hiring:
+        _close_idle()
+        post = _posts.get(coordinator.token) or _posts.setdefault(coordinator.token, _Post(coordinator))
+        post.busy += 1
+    try:
+        yield post
+    finally:
+        with _hiring:
+            post.busy -= 1
+            post.used_at = time.monotonic()
+
+
+def _close_idle() -> None:
+    """A coordinator that was killed said no good-bye."""
+    for token, post in list(_posts.items()):
+        if not post.busy and time.monotonic() - post.used_at > _IDLE_SECONDS:
+            del _posts[token]
+            post.close()
+
+
+def _opened(their_version: str, parcel: bytes) -> _Errand:
+    if their_version != version("flowtrail"):
+        raise ClusterError(f"it has Flowtrail {version('flowtrail')}, not {their_version}: install the same.")
+    errand: _Errand = pickle.loads(parcel)  # noqa: S301 - who reaches a Dask worker can run anything there already
+    return errand
+
+
+def _settle(their_version: str, parcel: bytes) -> bytes:
+    """Runs on a worker: settle a batch."""
+    coordinator, order, targets = _opened(their_version, parcel)
+    assert order is not None  # noqa: S101 - only who wants to be ready sends none
+    if coordinator.token in _halted:
+        return pickle.dumps(_interrupted(targets))
+    with _explained(), _post_for(coordinator) as post:
+        return pickle.dumps(post.settle(order, targets))
+
+
+def _interrupted(targets: Sequence[Target]) -> Settled:
+    return Settled(Tally(interrupted=len(targets)), (), ())
+
+
+async def _ready(their_version: str, parcel: bytes) -> None:
+    """Runs on a worker: build what a batch needs, so that what is wrong is said before a run begins."""
+    errand = _opened(their_version, parcel)
+
+    def build() -> None:
+        with _explained(), _post_for(errand.coordinator):
+            pass
+
+    await asyncio.to_thread(build)
+
+
+def _halt(token: str) -> None:
+    """Runs on a worker: stop as the coordinator does."""
+    _halted.add(token)
+    if (post := _posts.get(token)) is not None:
+        post.bench.stop.set()
+
+
+def _forget(token: str) -> None:
+    """Runs on a worker: the coordinator has ended."""
+    if (post := _posts.pop(token, None)) is not None:
+        threading.Thread(target=post.close, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """One sentence travels back, and nothing of what is behind it."""
+    try:
+        yield
+    except FlowtrailError as error:
+        raise ClusterError(" ".join(str(error).split())) from None

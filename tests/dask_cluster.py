@@ -1,0 +1,131 @@
+"""Dask's own scheduler and workers, as processes on the loopback, each with an environment of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+PATIENCE_SECONDS = 60
+
+
+class Dask:
+    """A scheduler, and the workers that were started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def worker(self, through: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker, as an operator does; return when it has found its scheduler."""
+        return self._start(
+            *("worker", through or self.address, "--no-nanny", "--nthreads", "2", "--no-dashboard"),
+            *("--host", "127.0.0.1", "--local-directory", str(self.folder)),
+            environment=environment,
+        )
+
+    def said(self, process: subprocess.Popen[bytes]) -> str:
+        return (self.folder / f"{self.processes.index(process)}.log").read_text()
+
+    def wait_until_said(self, process: subprocess.Popen[bytes], what: str) -> None:
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while what not in self.said(process):
+            assert time.monotonic() < give_up, self.said(process)
+            assert process.poll() is None, self.said(process)
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.kill()
+            process.wait()
+
+    def _start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        log = self.folder / f"{len(self.processes)}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments],
+                env={**os.environ, **(environment or {})},
+                cwd=self.folder,
+                stdout=file,
+                stderr=file,
+            )
+        self.processes.append(process)
+        return process
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Wire:
+    """The way to the scheduler: writes down every byte, and can be cut and mended."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self._is_cut = False
+        self.bytes = bytearray()
+        self.port = int(self._listener.getsockname()[1])
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def cut(self) -> None:
+        """From now on nobody gets through; who is connected, is so no longer."""
+        self._is_cut = True
+        for each in self._sockets:
+            _end(each)
+
+    def mend(self) -> None:
+        self._is_cut = False
+
+    def close(self) -> None:
+        self.cut()
+        _end(self._listener)
+        for thread in self._threads:
+            thread.join(PATIENCE_SECONDS)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                if self._is_cut:
+                    client.close()
+                    continue
+                server = socket.create_connection(("127.0.0.1", self._upstream))
+                self._sockets += [client, server]
+                for one, other in ((client, server), (server, client)):
+                    self._threads.append(threading.Thread(target=self._carry, args=(one, other), daemon=True))
+                    self._threads[-1].start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := one.recv(1 << 16):
+                self.bytes += piece
+                other.sendall(piece)
+        _end(one)
+        _end(other)
+
+
+def _end(each: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
+    each.close()

@@ -1,0 +1,307 @@
+"""Batches on Dask's own scheduler and workers: the same result as here, whoever is killed, no secret on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from dask_cluster import Dask, Wire
+from postgres import Server
+from program import KEY, SECRET, Program
+from sqlalchemy import text
+
+from etl import cluster, config, sync
+from etl.cli.workbench import Workbench, a_run, utc_now, worker_bench
+from etl.database import connect, reading, upgrade
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.errors import ClusterError, ConfigError
+from etl.model import Flow, Target
+from etl.verify import verify
+
+PASSWORD = "pass-canary-9f3c"
+SAFETY_NET_SECONDS = 60
+FLOWS = [Flow(str(number), f"flow {number}", "DHWM"[number % 4], number % 3 == 0) for number in range(20)]
+
+
+class Site:
+    """A gateway, a PostgreSQL database, and a cluster whose workers know both from their own environment."""
+
+    def __init__(self, folder: Path, url: str, gateway: DemoGateway) -> None:
+        self.url = url
+        self.gateway = gateway
+        self.dask = Dask(folder)
+        self.wire, self.worker_wire = Wire(self.dask.port), Wire(self.dask.port)
+        self.environment = {
+            "FLOWTRAIL_CONFIG": str(folder / "worker" / "flowtrail.toml"),
+            "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET,
+            "FLOWTRAIL_DATABASE__URL": url,
+        }
+        Program(folder / "worker", "http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/nothing")
+
+    def start(self) -> None:
+        for worker in [self.worker() for _ in range(2)]:
+            self.dask.wait_until_said(worker, "Registered to")
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        return self.dask.worker(self.worker_wire.address, **self.environment)
+
+    def program(self, folder: Path, users: int, *, address: str = "", gateway: str = "") -> Program:
+        """A coordinator with an organisation of its own."""
+        org = f"org-{folder.name}"
+        names = [f"user-canary-{number}" for number in range(users)]
+        for name in names:
+            self.gateway.world.set_flows(org, name, FLOWS)
+        program = Program(folder, self.gateway.url, self.url)
+        program.configure(gateway or "concurrency = 4", rest=f'[scale]\ndask = "{address or self.wire.address}"')
+        (folder / "flowtrail.toml").chmod(0o600)
+        program.schedule("plants", [(org, names)])
+        return program
+
+    def rows(self, select: str) -> list[tuple[object, ...]]:
+        engine = connect(self.url)
+        try:
+            with reading(engine) as connection:
+                return [tuple(row) for row in connection.execute(text(select))]
+        finally:
+            engine.dispose()
+
+    def findings(self) -> list[object]:
+        engine = connect(self.url)
+        try:
+            return list(verify(engine))
+        finally:
+            engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE clustered")
+        admin.execute(f"CREATE ROLE clusterer SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+    url = f"postgresql+psycopg://clusterer:{PASSWORD}@127.0.0.1:{postgres.port}/clustered"
+    engine = connect(url)
+    upgrade(engine)
+    engine.dispose()
+    with DemoGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
+        site = Site(tmp_path_factory.mktemp("dask"), url, gateway)
+        try:
+            site.start()
+            yield site
+        finally:
+            site.wire.close()
+            site.worker_wire.close()
+            site.dask.stop()
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("DROP DATABASE clustered WITH (FORCE)")
+        admin.execute("DROP ROLE clusterer")
+
+
+@pytest.fixture
+def coordinator(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workbench]:
+    """This process, with 60 targets in batches of 10."""
+    monkeypatch.setattr("etl.sync.BATCH_SIZE", 10)
+    program = site.program(tmp_path, users=60)
+    environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
+    with Workbench(config.load(tmp_path / "flowtrail.toml", environment)) as bench:
+        assert bench.cluster is not None
+        bench.cluster.connect()
+        yield bench
+    assert program.folder == tmp_path
+
+
+class Run(threading.Thread):
+    """A run in the background; ``report`` once it has ended."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__()
+        self._bench = bench
+        self.report: sync.RunReport | None = None
+        self.start()
+
+    def run(self) -> None:
+        targets = self._bench.schedules[0].targets
+        self.report = sync.run(
+            self._bench.kit(),
+            a_run("command", len(targets)),
+            targets,
+            self._bench.settings.coverage_gap,
+            self._bench.batches,
+            clock=utc_now,
+            elsewhere=self._bench.cluster,
+        )
+
+    def ended(self) -> sync.RunReport:
+        self.join(SAFETY_NET_SECONDS)
+        assert self.report is not None
+        return self.report
+
+
+def asked(site: Site, more_than: int, since: int) -> bool:
+    return site.gateway.ledger.wait_until(lambda entries: len(entries) - since > more_than, SAFETY_NET_SECONDS)
+
+
+def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_scheduler(
+    site: Site, tmp_path: Path
+) -> None:
+    clustered = site.program(tmp_path / "same", users=30)
+    here = Program(tmp_path / "same-here", site.gateway.url)
+    here.schedule("plants", [("org-same", [f"user-canary-{number}" for number in range(30)])])
+    for done in (clustered.json("sync"), here.json("sync")):
+        assert (done["status"], done["targets"]["changed"], done["changes"]["baseline"]) == ("succeeded", 30, 600)
+    mine = ("--org", "org-same")
+    shown = [[(row["user_id"], row["flow_id"], row["flow_name"], row["cycle"], row["editable"]) for row in rows]
+             for rows in (clustered.json("flows", *mine), here.json("flows", *mine))]  # fmt: skip
+    assert shown[0] == shown[1]
+    assert clustered.json("sync")["targets"]["unchanged"] == 30
+    assert site.findings() == []
+    assert b"user-canary-7" in site.wire.bytes
+    assert b"user-canary-7" in site.worker_wire.bytes
+    on_the_wire = bytes(site.wire.bytes + site.worker_wire.bytes)
+    assert [each for each in (SECRET, PASSWORD, KEY, site.url) if each.encode() in on_the_wire] == []
+
+
+def test_a_secret_cannot_be_packed_to_travel(site: Site, coordinator: Workbench) -> None:
+    with pytest.raises(TypeError, match="does not travel"):
+        pickle.dumps(config.load(coordinator.settings.path, site.environment))
+
+
+def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Workbench) -> None:
+    extra = site.worker()
+    site.dask.wait_until_said(extra, "Registered to")
+    coordinator.cluster.connect()
+    site.gateway.order(Fault("delay", seconds=0.3, times=None))
+    since = len(site.gateway.ledger.entries())
+    run = Run(coordinator)
+    assert asked(site, 12, since)
+    extra.send_signal(signal.SIGKILL)
+    extra.wait()
+    site.gateway.clear_faults()
+    report = run.ended()
+    assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 60})
+    rows = f"SELECT count(*), sum(baseline) FROM change_set WHERE run_id = {report.run_id}"
+    assert site.rows(rows) == [(60, report.tally.changes["baseline"])]
+    assert len(site.gateway.ledger.entries()) - since > 60 + 1
+    assert site.findings() == []
+
+
+def test_a_run_whose_scheduler_vanishes_goes_on_here(site: Site, coordinator: Workbench) -> None:
+    site.gateway.order(Fault("delay", seconds=0.3, times=None))
+    since = len(site.gateway.ledger.entries())
+    run = Run(coordinator)
+    assert asked(site, 12, since)
+    site.wire.cut()
+    site.gateway.clear_faults()
+    report = run.ended()
+    site.wire.mend()
+    verdicts = dict(report.tally.verdicts)
+    assert sum(verdicts.values()) == 60
+    assert verdicts.keys() <= {"changed", "unchanged", "stale"}
+    assert site.rows(f"SELECT count(*) FROM change_set WHERE run_id = {report.run_id}") == [(60,)]
+    assert site.findings() == []
+
+
+def test_a_stop_reaches_the_workers(site: Site, tmp_path: Path) -> None:
+    """A request that hangs would take its whole deadline."""
+    program = site.program(tmp_path / "stop", users=20, gateway='timeout = "10m"\ndeadline = "10m"')
+    hangs = site.gateway.order(Fault("hang", times=None, user="user-canary-3", org="org-stop"))
+    running = program.start("sync")
+    assert hangs.reached.wait(SAFETY_NET_SECONDS)
+    assert running.stop() == 1
+    site.gateway.clear_faults()
+    assert site.rows("SELECT status FROM sync_run ORDER BY id DESC LIMIT 1") == [("aborted",)]
+    assert site.rows("SELECT count(*) FROM sync_run WHERE status = 'running'") == [(0,)]
+
+
+def test_without_a_scheduler_a_sync_says_so_and_begins_nothing(site: Site, tmp_path: Path) -> None:
+    runs = site.rows("SELECT count(*) FROM sync_run")
+    done = site.program(tmp_path / "none", users=1, address="tcp://127.0.0.1:9")("sync")
+    assert done.returncode == 2
+    assert done.stderr == "The Dask scheduler tcp://127.0.0.1:9 cannot be reached: nobody answers within 5 s.\n"
+    assert site.rows("SELECT count(*) FROM sync_run") == runs
+
+
+def test_a_service_works_here_while_the_cluster_is_away_and_goes_back_to_it(site: Site, tmp_path: Path) -> None:
+    program = site.program(tmp_path / "serve", users=3)
+    program.schedule("plants", [("org-serve", [f"user-canary-{n}" for n in range(3)])], when='every = "1s"')
+    site.wire.cut()
+    service = program.start("serve")
+    assert "cannot be reached" in service.wait_for("cluster_unreachable")["error"]
+    assert service.wait_for("run_ended")["changed"] == 3
+    site.wire.mend()
+    service.wait_for("cluster_reached")
+    ended = len([entry for entry in service.log if entry["event"] == "run_ended"])
+    assert service.wait_for("run_ended", times=ended + 2)["unchanged"] == 3
+    assert service.stop() == 0
+
+
+# ------------------------------------------------------------------------------- what a worker says, asked directly
+
+
+@pytest.fixture
+def as_worker(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """This process has the environment of a worker."""
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    yield monkeypatch
+    for post in list(cluster._posts.values()):
+        post.close()
+    cluster._posts.clear()
+
+
+def errand(site: Site, order: sync.Order | None = None, token: str = "t") -> tuple[str, bytes]:
+    settings = config.load(Path(site.environment["FLOWTRAIL_CONFIG"]), site.environment)
+    who = cluster.Coordinator(token=token, host="h", pid=1, build=worker_bench, policy=config.policy_of(settings))
+    return cluster.version("flowtrail"), pickle.dumps(cluster._Errand(who, order, [Target("o", "u")]))
+
+
+def test_a_worker_of_another_version_refuses_before_it_reads_anything(site: Site) -> None:
+    with pytest.raises(ClusterError, match=r"has Flowtrail .*, not 9\.9\.9: install the same"):
+        cluster._settle("9.9.9", b"not even a pickle")
+
+
+def test_a_worker_without_a_secret_says_what_is_missing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    as_worker.delenv("FLOWTRAIL_GATEWAY__SECRET_KEY")
+    with pytest.raises(ClusterError, match="set FLOWTRAIL_GATEWAY__SECRET_KEY in the environment"):
+        asyncio.run(cluster._ready(*errand(site)))
+
+
+def test_a_worker_with_another_database_writes_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    order = sync.Order(run_id=987_654, coverage_gap=utc_now() - utc_now())
+    with pytest.raises(ClusterError, match="its database has no run 987654 of h"):
+        cluster._settle(*errand(site, order))
+    assert site.rows("SELECT count(*) FROM target WHERE org_id = 'o'") == [(0,)]
+
+
+def test_a_worker_that_was_told_to_stop_begins_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    cluster._halt("halted")
+    order = sync.Order(run_id=987_654, coverage_gap=utc_now() - utc_now())
+    assert pickle.loads(cluster._settle(*errand(site, order, "halted"))).tally.interrupted == 1
+
+
+def test_other_versions_of_dask_are_named() -> None:
+    def of(python: str, dask: str) -> dict[str, object]:
+        return {"host": {"python": python}, "packages": {"distributed": dask}}
+
+    ours = of("3.11.7.final.0", "2026.1")
+    same = {"client": ours, "scheduler": of("3.11.2.final.0", "2026.1"), "workers": {"tcp://a": ours}}
+    assert cluster._strangers(same) == ""
+    other = {**same, "workers": {"tcp://a": ours, "tcp://b": of("3.12.1.final.0", "2025.9")}}
+    said = "tcp://b has Python 3.12, distributed 2025.9, not Python 3.11, distributed 2026.1"
+    assert cluster._strangers(other) == said
+
+
+def test_a_cluster_on_sqlite_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flowtrail.toml").write_text(
+        '[gateway]\nurl = "https://e.com"\nauth = "none"\n[scale]\ndask = "tcp://s:1"\n'
+    )
+    with pytest.raises(ConfigError, match=r"scale.dask: needs PostgreSQL"):
+        config.load(tmp_path / "flowtrail.toml", {})
