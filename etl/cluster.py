@@ -32,7 +32,9 @@ from etl.sync import Breaker, Kit, Order, Settled, Tally, settle_the_rest
 
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.25
-"""How soon a stop reaches the workers, and how often they are counted."""
+"""How soon a stop reaches the workers."""
+_COUNT_SECONDS: Final = 2.0
+"""How often the workers are counted."""
 _PATIENCE_SECONDS: Final = 30.0
 """So long a run waits for a first worker when all are gone."""
 _A_THREAD: Final = 2
@@ -194,15 +196,19 @@ class Cluster:
 
     def _watch(self, client: Any) -> None:
         """Hand a stop on to the workers, count them, and give up when none comes back."""
-        seen_at, told = time.monotonic(), False
+        counted_at = alive_at = time.monotonic()
+        told = False
         while not self._closed.wait(_LOOK_SECONDS) and client.status == "running":
+            now = time.monotonic()
             with contextlib.suppress(Exception):
                 if self._stop.is_set() and not told:
                     client.run(_halt, self._coordinator.token, on_error="ignore")
                     told = True
-                self._count(client)
-                seen_at = time.monotonic() if self._threads else seen_at
-            if time.monotonic() - seen_at > _PATIENCE_SECONDS:
+                if now - counted_at > _COUNT_SECONDS:
+                    counted_at = now
+                    self._count(client)
+            alive_at = now if self._threads else alive_at
+            if now - alive_at > _PATIENCE_SECONDS:
                 break
         for future in list(self._pending):
             future.cancel()

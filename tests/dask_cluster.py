@@ -104,17 +104,24 @@ class Wire:
             thread.join(PATIENCE_SECONDS)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 client = self._listener.accept()[0]
-                if self._is_cut:
-                    client.close()
-                    continue
-                server = socket.create_connection(("127.0.0.1", self._upstream))
-                self._sockets += [client, server]
-                for one, other in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=self._carry, args=(one, other), daemon=True))
-                    self._threads[-1].start()
+            except OSError:
+                return
+            server = self._connected()
+            if server is None:
+                client.close()
+                continue
+            self._sockets += [client, server]
+            for one, other in ((client, server), (server, client)):
+                self._threads.append(threading.Thread(target=self._carry, args=(one, other), daemon=True))
+                self._threads[-1].start()
+
+    def _connected(self) -> socket.socket | None:
+        with contextlib.suppress(OSError):
+            return None if self._is_cut else socket.create_connection(("127.0.0.1", self._upstream))
+        return None
 
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,11 +46,9 @@ class Site:
         Program(folder / "worker", "http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/nothing")
 
     def start(self) -> None:
-        for worker in [self.worker() for _ in range(2)]:
+        self.workers = [self.dask.worker(self.worker_wire.address, **self.environment) for _ in range(2)]
+        for worker in self.workers:
             self.dask.wait_until_said(worker, "Registered to")
-
-    def worker(self) -> subprocess.Popen[bytes]:
-        return self.dask.worker(self.worker_wire.address, **self.environment)
 
     def program(self, folder: Path, users: int, *, address: str = "", gateway: str = "") -> Program:
         """A coordinator with an organisation of its own."""
@@ -150,18 +146,16 @@ def asked(site: Site, more_than: int, since: int) -> bool:
 
 
 def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_scheduler(
-    site: Site, tmp_path: Path
+    site: Site, coordinator: Workbench
 ) -> None:
-    clustered = site.program(tmp_path / "same", users=30)
-    here = Program(tmp_path / "same-here", site.gateway.url)
-    here.schedule("plants", [("org-same", [f"user-canary-{number}" for number in range(30)])])
-    for done in (clustered.json("sync"), here.json("sync")):
-        assert (done["status"], done["targets"]["changed"], done["changes"]["baseline"]) == ("succeeded", 30, 600)
-    mine = ("--org", "org-same")
-    shown = [[(row["user_id"], row["flow_id"], row["flow_name"], row["cycle"], row["editable"]) for row in rows]
-             for rows in (clustered.json("flows", *mine), here.json("flows", *mine))]  # fmt: skip
-    assert shown[0] == shown[1]
-    assert clustered.json("sync")["targets"]["unchanged"] == 30
+    reports = [Run(coordinator).ended(), Run(coordinator).ended()]
+    assert [dict(report.tally.verdicts) for report in reports] == [{"changed": 60}, {"unchanged": 60}]
+    assert dict(reports[0].tally.changes) == {"baseline": 60 * len(FLOWS)}
+    of_run = f"run_id = {reports[0].run_id}"
+    assert site.rows(f"SELECT count(*), sum(baseline) FROM change_set WHERE {of_run}") == [(60, 60 * len(FLOWS))]
+    assert len(site.rows(f"SELECT DISTINCT state_digest FROM change_set WHERE {of_run}")) == 1
+    seen = f"SELECT DISTINCT observations FROM observation JOIN change_set USING (target_id) WHERE {of_run}"
+    assert site.rows(seen) == [(2,)]
     assert site.findings() == []
     assert b"user-canary-7" in site.wire.bytes
     assert b"user-canary-7" in site.worker_wire.bytes
@@ -175,15 +169,12 @@ def test_a_secret_cannot_be_packed_to_travel(site: Site, coordinator: Workbench)
 
 
 def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Workbench) -> None:
-    extra = site.worker()
-    site.dask.wait_until_said(extra, "Registered to")
-    coordinator.cluster.connect()
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
     since = len(site.gateway.ledger.entries())
     run = Run(coordinator)
     assert asked(site, 12, since)
-    extra.send_signal(signal.SIGKILL)
-    extra.wait()
+    site.workers[0].kill()
+    site.workers[0].wait()
     site.gateway.clear_faults()
     report = run.ended()
     assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 60})

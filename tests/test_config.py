@@ -124,7 +124,7 @@ EVERY_VALUE: dict[str, tuple[str, Any]] = {
     "GATEWAY__MAX_BODY": ("10MB", 10_000_000),
     "GATEWAY__MAX_CLOCK_SKEW": ("0", dt.timedelta(0)),
     "GATEWAY__PROXY": ("http://proxy:3128", "http://proxy:3128"),
-    "DATABASE__URL": ("sqlite:////var/lib/trail.db", "sqlite:////var/lib/trail.db"),
+    "DATABASE__URL": ("postgresql://u@h/d", "postgresql+psycopg://u@h/d"),
     "GUARD__MIN_REMOVED": ("1", 1),
     "GUARD__MAX_REMOVED_SHARE": ("1", 1.0),
     "GUARD__MAX_EMPTIED_TARGETS": ("7", 7),
