@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pickle
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 import msgspec
@@ -68,6 +67,15 @@ class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
 
 
+class Errand(msgspec.Struct, frozen=True):
+    """What a worker is asked: to be ready (no order), or to settle a batch."""
+
+    version: str
+    coordinator: Coordinator
+    order: Order | None
+    targets: Sequence[Target]
+
+
 # -------------------------------------------------------------------------------------------------- the coordinator
 
 
@@ -89,7 +97,7 @@ class Cluster:
         self._client: Any = None
         self._threads = 0
         self._closed = threading.Event()
-        self._pending: WeakSet[Future[bytes]] = WeakSet()
+        self._pending: WeakSet[Future[Settled]] = WeakSet()
 
     def connect(self) -> str:
         """Reach the scheduler and look at every worker; say what was found. Raises ClusterError with the remedy."""
@@ -114,7 +122,12 @@ class Cluster:
             self._client = self._reached()
             threading.Thread(target=self._watch, args=(self._client,), name="cluster", daemon=True).start()
         self._count(self._client)
-        return dict(self._client.run(_ready, *self._parcel(), on_error="return"))
+        ours = _version()
+        theirs = self._client.run(_version, on_error="return")
+        strange = {address: found for address, found in theirs.items() if found != ours}
+        if strange:
+            return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in strange.items()}
+        return dict(self._client.run(_ready, self._errand(), on_error="return"))
 
     def if_reachable(self) -> Cluster | None:
         """The cluster, connected; None, and a warning in the log, where it cannot be used now."""
@@ -127,26 +140,25 @@ class Cluster:
         log.info("cluster_reached", cluster=found)
         return self
 
-    def submit(self, order: Order, targets: Sequence[Target]) -> Future[bytes]:
+    def submit(self, order: Order, targets: Sequence[Target]) -> Future[Settled]:
         """Have a worker settle a batch; a killed worker's batches go to another."""
-        future: Future[bytes]
+        future: Future[Settled]
         try:
-            future = self._client.get_executor(pure=False).submit(_settle, *self._parcel(order, list(targets)))
+            future = self._client.get_executor(pure=False).submit(_settle, self._errand(order, list(targets)))
         except Exception as error:
             future = Future()
             future.set_exception(error)
         self._pending.add(future)
         return future
 
-    def result(self, future: Future[bytes]) -> Settled:
+    def result(self, future: Future[Settled]) -> Settled:
         """What became of a batch. Raises ClusterError where it is not known."""
         try:
-            settled: Settled = pickle.loads(future.result())  # noqa: S301 - from our own workers
+            return future.result()
         except CancelledError:
             raise ClusterError(f"The Dask scheduler {self._address} went away, or all its workers.") from None
         except Exception as error:
             raise ClusterError(f"A worker of {self._address} gave up: {_said(error)}") from error
-        return settled
 
     def window(self) -> int:
         """As many batches keep all threads of all workers busy."""
@@ -160,9 +172,9 @@ class Cluster:
                 self._client.run(_forget, self._coordinator.token, on_error="ignore")
         self._disconnect()
 
-    def _parcel(self, order: Order | None = None, targets: Sequence[Target] = ()) -> tuple[str, bytes]:
-        """All that travels: our version, which is looked at first, and an errand."""
-        return version("flowtrail"), pickle.dumps(_Errand(self._coordinator, order, targets))
+    def _errand(self, order: Order | None = None, targets: Sequence[Target] = ()) -> Errand:
+        """All that travels."""
+        return Errand(_version(), self._coordinator, order, targets)
 
     def _reached(self) -> Any:
         import distributed
@@ -236,14 +248,6 @@ def _versions(info: Any) -> str:
 # ------------------------------------------------------------------------------------------------------- the worker
 
 
-class _Errand(NamedTuple):
-    """What a worker is asked: to be ready (no order), or to settle a batch."""
-
-    coordinator: Coordinator
-    order: Order | None
-    targets: Sequence[Target]
-
-
 class _Post:
     """What this process built for one coordinator."""
 
@@ -299,30 +303,33 @@ def _close_idle() -> None:
             post.close()
 
 
-def _opened(their_version: str, parcel: bytes) -> _Errand:
-    if their_version != version("flowtrail"):
-        raise ClusterError(f"it has Flowtrail {version('flowtrail')}, not {their_version}: install the same.")
-    errand: _Errand = pickle.loads(parcel)  # noqa: S301 - who reaches a Dask worker can run anything there already
-    return errand
-
-
-def _settle(their_version: str, parcel: bytes) -> bytes:
+def _settle(errand: Errand) -> Settled:
     """Runs on a worker: settle a batch."""
-    coordinator, order, targets = _opened(their_version, parcel)
-    assert order is not None  # noqa: S101 - only who wants to be ready sends none
-    if coordinator.token in _halted:
-        return pickle.dumps(_interrupted(targets))
-    with _explained(), _post_for(coordinator) as post:
-        return pickle.dumps(post.settle(order, targets))
+    _require_our_version(errand)
+    assert errand.order is not None  # noqa: S101 - only who wants to be ready sends none
+    if errand.coordinator.token in _halted:
+        return _interrupted(errand.targets)
+    with _explained(), _post_for(errand.coordinator) as post:
+        return post.settle(errand.order, errand.targets)
+
+
+def _version() -> str:
+    """Runs on a worker."""
+    return version("flowtrail")
+
+
+def _require_our_version(errand: Errand) -> None:
+    if errand.version != _version():
+        raise ClusterError(f"it has Flowtrail {_version()}, not {errand.version}: install the same.")
 
 
 def _interrupted(targets: Sequence[Target]) -> Settled:
     return Settled(Tally(interrupted=len(targets)), (), ())
 
 
-async def _ready(their_version: str, parcel: bytes) -> None:
+async def _ready(errand: Errand) -> None:
     """Runs on a worker: build what a batch needs, so that what is wrong is said before a run begins."""
-    errand = _opened(their_version, parcel)
+    _require_our_version(errand)
 
     def build() -> None:
         with _explained(), _post_for(errand.coordinator):
