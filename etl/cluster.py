@@ -38,6 +38,8 @@ _PATIENCE_SECONDS: Final = 30.0
 """So long a run waits for a first worker when all are gone."""
 _A_THREAD: Final = 2
 """Batches under way for each thread of the workers: one at work, one on its way."""
+_RUNS_AT_ONCE: Final = 100
+"""So many runs' breakers are kept."""
 _IDLE_SECONDS: Final = 600.0
 """A worker keeps so long what it built for a coordinator that asks no more."""
 
@@ -120,14 +122,17 @@ class Cluster:
         if self._client is None or self._client.status != "running":
             self._disconnect()
             self._client = self._reached()
-            threading.Thread(target=self._watch, args=(self._client,), name="cluster", daemon=True).start()
+            self._pending = WeakSet()
+            watch = (self._client, self._pending)
+            threading.Thread(target=self._watch, args=watch, name="cluster", daemon=True).start()
         self._count(self._client)
         ours = _version()
         theirs = self._client.run(_version, on_error="return")
-        strange = {address: found for address, found in theirs.items() if found != ours}
+        strange = {who: found for who, found in theirs.items() if found != ours and not isinstance(found, OSError)}
         if strange:
             return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in strange.items()}
-        return dict(self._client.run(_ready, self._errand(), on_error="return"))
+        answers = self._client.run(_ready, self._errand(), on_error="return")
+        return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it has just gone
 
     def if_reachable(self) -> Cluster | None:
         """The cluster, connected; None, and a warning in the log, where it cannot be used now."""
@@ -206,24 +211,23 @@ class Cluster:
     def _count(self, client: Any) -> None:
         self._threads = sum(client.nthreads().values())
 
-    def _watch(self, client: Any) -> None:
-        """Hand a stop on to the workers, count them, and give up when none comes back."""
+    def _watch(self, client: Any, pending: WeakSet[Future[Settled]]) -> None:
+        """Hand a stop on to the workers, count them, and give batches up when the scheduler or the last is gone."""
         counted_at = alive_at = time.monotonic()
         told = False
-        while not self._closed.wait(_LOOK_SECONDS) and client.status == "running":
+        while not self._closed.wait(_LOOK_SECONDS) and client is self._client:
             now = time.monotonic()
             with contextlib.suppress(Exception):
-                if self._stop.is_set() and not told:
+                if client.status == "running" and self._stop.is_set() and not told:
                     client.run(_halt, self._coordinator.token, on_error="ignore")
                     told = True
-                if now - counted_at > _COUNT_SECONDS:
+                if client.status == "running" and now - counted_at > _COUNT_SECONDS:
                     counted_at = now
                     self._count(client)
             alive_at = now if self._threads else alive_at
-            if now - alive_at > _PATIENCE_SECONDS:
-                break
-        for future in list(self._pending):
-            future.cancel()
+            if client.status != "running" or now - alive_at > _PATIENCE_SECONDS:
+                for future in list(pending):
+                    future.cancel()
 
 
 def _said(error: object) -> str:
@@ -263,6 +267,8 @@ class _Post:
         breaker = self._breakers.get(order.run_id)
         if breaker is None:
             self._require_the_same_database(order.run_id)
+            while len(self._breakers) > _RUNS_AT_ONCE:
+                del self._breakers[next(iter(self._breakers))]
             breaker = self._breakers.setdefault(order.run_id, Breaker(self._kit.down_after))
         return settle_the_rest(self._kit, order, breaker, targets)
 

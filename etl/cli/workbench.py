@@ -10,18 +10,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from sqlalchemy import Engine
 
 from etl import database, log
-from etl.cluster import Cluster
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, under
 from etl.gateway import Exchanged, Gateway
 from etl.guard import Limits
 from etl.model import Origin
 from etl.store import NewRun, Store
 from etl.sync import Kit
+
+if TYPE_CHECKING:
+    from etl.cluster import Cluster
 
 _BATCHES_AT_ONCE = 2
 """While one batch is written, the next one is asked for."""
@@ -77,6 +79,8 @@ class Workbench:
         """The cluster that the settings name, not connected yet. Raises UsageError where Dask is not installed."""
         if not self.settings.scale.dask:
             return None
+        from etl.cluster import Cluster
+
         cluster = Cluster(self.settings.scale.dask, worker_bench, policy_of(self.settings), self.stop)
         self._closing.callback(cluster.close)
         return cluster
