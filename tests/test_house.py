@@ -54,7 +54,7 @@ OWNERS = {
         "web",
         "housekeeping",
         "cluster",
-    },  # fmt: skip
+    },
 }
 """What comes from outside, and the only modules that may import it."""
 
