@@ -152,11 +152,15 @@ MISSING = {
     "postgres": ["check"],
     "parquet": ["export", "changes", "--format", "parquet", "-o", "changes.parquet"],
     "web": ["report", "-o", "page.html"],
+    "notify": ["notify", "--test"],
 }
 
 
 @pytest.mark.parametrize("extra", MISSING)
 def test_an_extra_that_is_missing_is_one_line_with_the_remedy(flowtrail: Program, extra: str) -> None:
+    if extra == "notify":
+        with (flowtrail.folder / "flowtrail.toml").open("a") as file:
+            file.write('\n[[notify]]\nurls = ["json://localhost"]\n')
     url = {"FLOWTRAIL_DATABASE__URL": "postgresql+psycopg://u@localhost/x"} if extra == "postgres" else {}
     done = flowtrail(*MISSING[extra], **url)
     said = [line for line in (done.stdout + done.stderr).splitlines() if f"flowtrail[{extra}]" in line]

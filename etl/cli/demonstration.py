@@ -23,7 +23,6 @@ from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
 from etl.model import CHANGE_KINDS
 from etl.report import Report
-from etl.web import HttpServer, create_app
 
 
 def demo(
@@ -74,6 +73,8 @@ def _show_trail(bench: Workbench) -> None:
 
 
 def _keep_the_page_up(bench: Workbench, listen: str) -> None:
+    from etl.web import HttpServer, create_app
+
     host, _, port = listen.rpartition(":")
     if not port.isdigit():
         raise UsageError(f"--listen takes HOST:PORT, not {listen!r}.")
