@@ -349,7 +349,7 @@ def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch: pytest.Mon
 
 def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
-    with pytest.raises(ConfigError, match=r"needs SQLite 3\.35 or newer"):
+    with pytest.raises(ConfigError, match=r"needs SQLite 3\.37 or newer"):
         connect("sqlite:///flowtrail.db")
 
 

@@ -92,10 +92,13 @@ _UNRETIRE: Final = update(target).where(target.c.id == bindparam("target_id")).v
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
     """The fences of those ``targets`` that the database knows."""
+    wanted: dict[str, Any]
     if connection.dialect.name == "postgresql":
-        wanted: dict[str, Any] = dict(
-            zip(("orgs", "users", "expressions"), map(list, zip(*targets, strict=True)), strict=True)
-        )
+        wanted = {
+            "orgs": [each.org_id for each in targets],
+            "users": [each.user_id for each in targets],
+            "expressions": [each.expression for each in targets],
+        }
     else:
         wanted = {"targets": msgspec.json.encode(targets).decode()}
     rows = connection.execute(_FENCES_OF[connection.dialect.name], wanted)
