@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 from etl.errors import GatewayError
 from etl.model import Fence, Snapshot
 
-_FLOWS_A_GROUP: Final = 8_000
+_FLOWS_A_GROUP: Final = 10_000
 """As many workflows of answers that differ are written in one transaction."""
 _FLOWS_IN_HAND: Final = 2 * _FLOWS_A_GROUP
-"""Nothing more is asked for while so many wait or are judged, to bound memory; a group more is being written."""
+"""Nothing more is asked for while so many wait, to bound memory: one group is written while the next arrives."""
 _LULL_SECONDS: Final = 1.0
 """What has arrived is written when nothing more arrives for so long."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextvars import copy_context
+from concurrent.futures import Executor
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -99,23 +98,14 @@ class Batch:
         self._planned: list[Outcome] = []
 
     def settle(self, targets: Sequence[Target]) -> Settled:
-        """Ask for every one of ``targets`` and write what became of it: one group while the next is judged.
+        """Ask for every one of ``targets`` and write what became of it.
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
-        with (
-            structlog.contextvars.bound_contextvars(run_id=self._order.run_id),
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
-        ):
+        with structlog.contextvars.bound_contextvars(run_id=self._order.run_id):
             fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
-            written: Future[None] | None = None
             for group in self._ask_all(fences).groups():
-                outcomes = self._judge_group(group)
-                if written is not None:
-                    written.result()
-                written = writer.submit(copy_context().run, self._apply, outcomes)
-            if written is not None:
-                written.result()
+                self._apply(self._judge_group(group))
         return self._settled()
 
     def decide(self, emptied: Sequence[Emptied], believe: bool) -> Settled:
