@@ -128,11 +128,16 @@ def test_every_replica_tells_the_same_of_the_database_and_status_agrees(service:
     freshness = said["freshness"]
     assert value(other, "held_removals") == freshness["held_removals"]
     assert value(other, "targets_failing") == freshness["failing"]
-    assert value(other, "targets_overdue", schedule="plants") == said["schedules"][0]["overdue"]
+    assert any(_agree_on_overdue(standby, flowtrail) for _ in range(5)), "of a slot a second, one may pass between them"
     succeeded = dt.datetime.fromisoformat(said["schedules"][0]["last_success_at"]).timestamp()
     assert 0 <= succeeded - value(other, "schedule_last_success_timestamp_seconds", schedule="plants") < 60
     assert "flowtrail_runs_total" not in names(other), "it ran nothing"
     assert standby.stop() == 0
+
+
+def _agree_on_overdue(replica: Running, flowtrail: Program) -> bool:
+    said = flowtrail.json("status")["schedules"][0]["overdue"]
+    return value(scraped(replica), "targets_overdue", schedule="plants") == said
 
 
 def test_openmetrics_is_told_to_who_asks_for_it(service: Running) -> None:
