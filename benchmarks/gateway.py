@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import queue
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from urllib.parse import parse_qs, urlsplit
@@ -92,11 +94,32 @@ class Answers:
         return self._bodies[phase]
 
 
+class Delay:
+    """Calls into the event loop after a time, to a few tenths of a millisecond: its own timers are a whole one late.
+
+    All wait equally long, so whoever came first is first.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: queue.SimpleQueue[tuple[float, Callable[[list[bytes]], None], list[bytes]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def send(self, seconds: float, send: Callable[[list[bytes]], None], pieces: list[bytes]) -> None:
+        self._waiting.put((time.monotonic() + seconds, send, pieces))
+
+    def _run(self) -> None:
+        while True:
+            due, send, pieces = self._waiting.get()
+            time.sleep(max(due - time.monotonic(), 0))
+            self._loop.call_soon_threadsafe(send, pieces)
+
+
 class Connection(asyncio.Protocol):
     """One kept-alive connection; requests may be pipelined."""
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+    def __init__(self, answers: Answers, delay: Delay) -> None:
+        self._answers, self._delay = answers, delay
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -109,8 +132,7 @@ class Connection(asyncio.Protocol):
         for method, path in self._requests():
             pieces += self._answer(method, path)
         if pieces and self._answers.latency_seconds:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._answers.latency_seconds, self._send, pieces)
+            self._delay.send(self._answers.latency_seconds, self._send, pieces)
         elif pieces:
             self._send(pieces)
 
@@ -148,7 +170,8 @@ async def serve(shape: world.Shape) -> None:
     """Until standard input ends."""
     answers = Answers(shape)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(answers), "127.0.0.1", 0, backlog=256)
+    delay = Delay(loop)
+    server = await loop.create_server(lambda: Connection(answers, delay), "127.0.0.1", 0, backlog=256)
     sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await loop.run_in_executor(None, sys.stdin.read)

@@ -63,3 +63,24 @@ def test_no_more_requests_are_in_flight_than_allowed() -> None:
     with ThreadPoolExecutor(2 * IN_FLIGHT) as threads:
         assert sum(len(group) for group in asking(ask, threads).groups()) == 40
     assert most == [IN_FLIGHT]
+
+
+def test_what_has_arrived_is_given_out_when_nothing_more_comes() -> None:
+    written = threading.Event()
+
+    def ask(fence: Fence) -> Asked:
+        if fence.target_id:
+            assert written.wait(timeout=20)
+        return answer(fence, 1)
+
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        groups = asking(ask, threads).groups()
+        assert [asked.fence.target_id for asked in next(groups)] == [0]
+        written.set()
+        assert sum(len(group) for group in groups) == 39
+
+
+def test_no_answer_is_lost_whichever_comes_last() -> None:
+    for _ in range(50):
+        with ThreadPoolExecutor(IN_FLIGHT) as threads:
+            assert sum(len(group) for group in asking(lambda fence: answer(fence, 9_999), threads).groups()) == 40

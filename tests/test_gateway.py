@@ -331,6 +331,13 @@ def test_a_body_over_the_cap_is_not_read() -> None:
         assert "max_body" in str(error)
 
 
+@pytest.mark.parametrize("length", ["1000, 1000", "-1", "1e3", ""])
+def test_the_cap_holds_where_nobody_understands_the_length(length: str) -> None:
+    step = http(b"x" * 1_000_001, Content_Length=length)
+    with Hostile(lambda peer: (peer.send(step), peer.close())) as server:
+        assert failure(server, max_body=1_000_000).code == "body_too_large"
+
+
 def test_the_cap_holds_on_the_wire_too() -> None:
     body = gzip.compress(flows()) + gzip.compress(b"") * 50_000
     with Hostile(chunked(body, Content_Encoding="gzip")) as server:

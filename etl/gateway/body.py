@@ -1,4 +1,4 @@
-"""Reading a body to its end: in large pieces, decoded in small steps, capped on the wire and decoded."""
+"""Reading a body to its end: at once where its length is known, else in pieces; capped on the wire and decoded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ _GZIP_WBITS: Final = 31
 
 def read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
     """The whole decoded body. Raises Malformed over the cap, GatewayUnreachable where it ends too early."""
-    _refuse_announced(response.headers.get("Content-Length", ""), max_bytes)
+    announced = _announced(response.headers.get("Content-Length", ""))
+    if announced > max_bytes:
+        raise _too_large(max_bytes)
     gzip = _gzip_or_none(response.headers.get("Content-Encoding", ""))
+    if announced and announced == response.length_remaining and not gzip:
+        return response.read(decode_content=False)
     on_the_wire = 0
     body = bytearray()
     while piece := response.read1(_READ_BYTES, decode_content=False):
@@ -40,9 +44,9 @@ def _unframed(response: BaseHTTPResponse) -> bool:
     return response.status == 200 and "Content-Length" not in headers and "Transfer-Encoding" not in headers
 
 
-def _refuse_announced(content_length: str, max_bytes: int) -> None:
-    if content_length.isdigit() and len(content_length) < 20 and int(content_length) > max_bytes:
-        raise _too_large(max_bytes)
+def _announced(content_length: str) -> int:
+    """The length in bytes; 0 where the header says nothing that can be relied on."""
+    return int(content_length) if content_length.isdecimal() and len(content_length) < 20 else 0
 
 
 def _too_large(max_bytes: int) -> Malformed:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
@@ -34,7 +34,11 @@ class Asked(NamedTuple):
 
 
 class Asking:
-    """Asks for each of ``fences`` once, with ``ask``, which must not raise, in the threads of ``fetchers``."""
+    """Asks for each of ``fences`` once, with ``ask``, which must not raise, in the threads of ``fetchers``.
+
+    A thread goes from one fence to the next by itself, and whoever waits for a group is woken once for all of it: with
+    a fast gateway, handing over to another thread costs as much as an answer.
+    """
 
     def __init__(
         self, ask: Callable[[Fence], Asked], fences: Sequence[Fence], fetchers: Executor, in_flight: int
@@ -43,50 +47,75 @@ class Asking:
         self._fetchers = fetchers
         self._in_flight = in_flight
         self._context = contextvars.copy_context()
-        """Of whoever asks: its threads log in it, each call in a copy of its own."""
-        self._answers: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-        self._untaken = len(fences)
+        """Of whoever asks: its threads log in it, each in a copy of its own."""
+        self._fences = iter(fences)
+        self._unasked = self._unanswered = len(fences)
+        self._fetching = 0
         self._lock = threading.Lock()
-        self._unasked = iter(fences)
-        self._under_way = 0
+        self._full = threading.Condition(self._lock)
+        self._groups: deque[tuple[list[Asked], int]] = deque()
+        self._group: list[Asked] = []
+        self._flows = 0
+        """Of the group that is filling; ``_flows_in_hand`` has those of all that are not written yet."""
         self._flows_in_hand = 0
 
     def groups(self) -> Iterator[list[Asked]]:
         """The answers, in groups that are worth a transaction; who takes the next one is done with the one before."""
-        self._go_on(0, 0)
-        while self._untaken:
+        untaken = self._unanswered
+        self._go_on()
+        while untaken:
             group, flows = self._next_group()
+            untaken -= len(group)
             yield group
-            self._go_on(0, -flows)
+            with self._lock:
+                self._flows_in_hand -= flows
+            self._go_on()
 
     def _next_group(self) -> tuple[list[Asked], int]:
-        group: list[Asked] = []
-        flows = 0
-        while self._untaken and flows < _FLOWS_A_GROUP:
-            try:
-                asked = self._answers.get(timeout=_LULL_SECONDS)
-            except queue.Empty:
-                if group:
-                    break
-                continue
-            group.append(asked)
-            flows += asked.flows
-            self._untaken -= 1
-        return group, flows
-
-    def _fetch(self, fence: Fence) -> None:
-        asked = self._ask(fence)
-        self._answers.put(asked)
-        self._go_on(1, asked.flows)
-
-    def _go_on(self, arrived: int, flows: int) -> None:
-        """Send as many more requests as may be in flight, unless enough is in hand."""
         with self._lock:
-            self._under_way -= arrived
-            self._flows_in_hand += flows
-            while self._under_way < self._in_flight and self._flows_in_hand < _FLOWS_IN_HAND:
-                fence = next(self._unasked, None)
-                if fence is None:
-                    return
-                self._under_way += 1
-                self._fetchers.submit(self._context.copy().run, self._fetch, fence)
+            while not self._groups:
+                seen = len(self._group)
+                self._full.wait(_LULL_SECONDS)
+                if seen and not self._groups and seen == len(self._group):
+                    self._close_group()
+            return self._groups.popleft()
+
+    def _close_group(self) -> None:
+        self._groups.append((self._group, self._flows))
+        self._group, self._flows = [], 0
+        self._full.notify()
+
+    def _go_on(self) -> None:
+        """Set as many threads to work as may ask at once, unless enough is in hand."""
+        with self._lock:
+            if self._flows_in_hand >= _FLOWS_IN_HAND:
+                return
+            more = min(self._in_flight, self._unasked) - self._fetching
+            self._fetching += max(more, 0)
+        for _ in range(more):
+            self._fetchers.submit(self._context.copy().run, self._fetch)
+
+    def _fetch(self) -> None:
+        """Ask for one target after the other, until all are asked for or enough is in hand."""
+        asked = None
+        while fence := self._next_fence(asked):
+            asked = self._ask(fence)
+
+    def _next_fence(self, asked: Asked | None) -> Fence | None:
+        """Take an answer, and give the next target to ask for, or None."""
+        with self._lock:
+            if asked is not None:
+                self._take(asked)
+            if self._flows_in_hand < _FLOWS_IN_HAND and (fence := next(self._fences, None)):
+                self._unasked -= 1
+                return fence
+            self._fetching -= 1
+            return None
+
+    def _take(self, asked: Asked) -> None:
+        self._group.append(asked)
+        self._flows += asked.flows
+        self._flows_in_hand += asked.flows
+        self._unanswered -= 1
+        if self._flows >= _FLOWS_A_GROUP or not self._unanswered:
+            self._close_group()
