@@ -93,9 +93,13 @@ class PostgresDatabase:
         return int(self._value(f"SELECT pg_database_size('{self._name}')"))
 
     def settle(self) -> None:
-        """Autovacuum would come a minute after a load, into whatever is measured then."""
+        """Autovacuum would come a minute after a load, into whatever is measured then.
+
+        Its statistics are read once, too: the first who reads a row marks it, which is written to the log.
+        """
         with psycopg.connect(self._server.conninfo(self._name), autocommit=True) as connection:
             connection.execute("VACUUM (ANALYZE)")
+            connection.execute("SELECT count(*) FROM pg_statistic")
         self._connection.execute("CHECKPOINT")
 
     def log_bytes(self) -> int:

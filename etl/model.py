@@ -188,3 +188,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     missing_before: Set[str] = frozenset()
     issue: Issue | None = None
     clock_went_back: bool = False
+
+    @property
+    def only_extends(self) -> bool:
+        """Whether the open span, seen once more, is all that there is to write."""
+        return self.extends and self.answer_digest is None

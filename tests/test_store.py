@@ -23,8 +23,8 @@ from sqlalchemy import Engine, event, make_url, text
 from etl import verdict
 from etl.database import connect, writing
 from etl.errors import DatabaseError, Malformed, Refused
-from etl.model import Outcome, Target
-from etl.store import NewRun, Store
+from etl.model import Fence, Outcome, Target
+from etl.store import NewRun, Store, commit
 
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)
@@ -534,6 +534,63 @@ def test_new_targets_registered_by_several_at_once_get_one_row_each(database_url
     assert count(engines[0], "target") == len(set().union(*ids)) <= 60
     for engine in engines:
         engine.dispose()
+
+
+def a_quiet(diary: Diary, fence: Fence) -> Outcome:
+    return diary.judge(fence, TWENTY, after(hours=1))
+
+
+def a_changed(diary: Diary, fence: Fence) -> Outcome:
+    return diary.judge(fence, numbered(1, 21), after(hours=1))
+
+
+def a_held(diary: Diary, fence: Fence) -> Outcome:
+    return diary.judge(fence, numbered(101, 140), after(hours=1))
+
+
+def a_failed(_: Diary, fence: Fence) -> Outcome:
+    return verdict.failed(fence, Refused("no", code="62109"))
+
+
+Writes = Callable[[Diary, Fence], Outcome]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])  # SQLite has one writer at a time
+@pytest.mark.parametrize(
+    ("first", "second", "stale", "spans"),
+    [
+        (a_quiet, a_quiet, True, [2]),
+        (a_quiet, a_changed, True, [2]),
+        (a_quiet, a_held, True, [2]),
+        (a_quiet, a_failed, True, [2]),
+        (a_changed, a_quiet, True, [1, 1]),
+        (a_held, a_quiet, True, [1]),
+        (a_failed, a_quiet, False, [1, 1]),
+        (a_failed, a_changed, False, [1, 1]),
+        (a_failed, a_failed, False, [1]),
+    ],
+)
+def test_who_comes_while_another_has_not_yet_committed_waits_and_sees_what_that_one_wrote(
+    diary, first: Writes, second: Writes, stale: bool, spans: list[int]
+):
+    for target in (BOB, ALICE):
+        diary.answer(TWENTY, START, target)
+    bob, alice = diary.store.fences([BOB, ALICE])
+    early = [first(diary, alice)]
+    late = [second(diary, alice), a_quiet(diary, bob)]
+    run_id = diary.begin()
+    with ThreadPoolExecutor(1) as threads:
+        with writing(diary.engine) as connection:
+            assert commit.apply(connection, run_id, early) == set()
+            answer = threads.submit(diary.store.apply, run_id, late)
+            while not connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
+                assert not answer.done(), answer.result()
+        assert answer.result() == ({alice.target_id} if stale else set())
+    with diary.engine.connect() as connection:
+        seen = text("SELECT observations FROM observation WHERE target_id = :id ORDER BY id")
+        assert connection.execute(seen, {"id": alice.target_id}).scalars().all() == spans
+        assert connection.execute(seen, {"id": bob.target_id}).scalars().all() == [2]
+    diary.check()
 
 
 # A COMMIT whose answer is lost

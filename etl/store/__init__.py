@@ -66,12 +66,20 @@ class Store:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``)."""
         began = time.monotonic()
         try:
-            return self._write(
-                lambda connection: commit.apply(connection, run_id, outcomes),
-                lambda connection: commit.landed(connection, run_id, outcomes),
-            )
+            return self._apply(run_id, outcomes)
         finally:
             self._applied(time.monotonic() - began)
+
+    def _apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
+        suspects: frozenset[int] = frozenset()
+        while True:
+            try:
+                return self._write(
+                    lambda connection: commit.apply(connection, run_id, outcomes, suspects),  # noqa: B023 - run at once
+                    lambda connection: commit.landed(connection, run_id, outcomes),
+                )
+            except commit.Moved as moved:
+                suspects |= moved.target_ids
 
     def is_running(self, run_id: int, host: str, pid: int) -> bool:
         """Whether this run of that process is under way in this database."""

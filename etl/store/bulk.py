@@ -17,8 +17,12 @@ _EXTEND_POSTGRESQL: Final = text(
     UPDATE observation AS o
        SET last_asked_at = seen.asked_at, last_at = seen.at, observations = o.observations + 1,
            longest_gap_seconds = seen.gap
-      FROM unnest(CAST(:ids AS bigint[]), CAST(:expected AS int[]), CAST(:asked AS timestamptz[]),
-                  CAST(:at AS timestamptz[]), CAST(:gaps AS bigint[])) AS seen (id, expected, asked_at, at, gap)
+      FROM (SELECT seen.*
+              FROM unnest(CAST(:ids AS bigint[]), CAST(:expected AS int[]), CAST(:asked AS timestamptz[]),
+                          CAST(:at AS timestamptz[]), CAST(:gaps AS bigint[])) AS seen (id, expected, asked_at, at, gap)
+              JOIN observation AS span ON span.id = seen.id
+             ORDER BY span.id
+               FOR UPDATE OF span) AS seen
      WHERE o.id = seen.id AND o.observations = seen.expected
     RETURNING o.target_id
     """
@@ -65,7 +69,10 @@ def stamp(connection: Connection, instant: dt.datetime) -> Any:
 
 
 def extend_spans(connection: Connection, outcomes: Sequence[Outcome]) -> set[int]:
-    """Extend the open spans in one statement; return the ids of the targets whose span was as their fence says."""
+    """Extend the open spans in one statement; return the ids of the targets whose span was as their fence says.
+
+    Their rows are locked by id: two processes that extend the same spans must not wait for each other.
+    """
     spans = [(o.fence.span_id, o.span) for o in outcomes if o.span is not None]
     if connection.dialect.name == "postgresql":
         arrays = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +19,14 @@ from etl.trail import GENESIS
 
 STALE: Final = "a newer observation of this target was committed first"
 
-_LOCK: Final = (
-    select(target.c.id, target.c.fence, target.c.observation_id)
-    .where(target.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(target.c.id)
+_NOW: Final = select(target.c.id, target.c.fence, target.c.observation_id).where(
+    target.c.id.in_(bindparam("ids", expanding=True))
+)
+_LOCK: Final = _NOW.order_by(target.c.id).with_for_update()
+_LOCK_SPANS: Final = (
+    select(observation.c.id)
+    .where(observation.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(observation.c.id)
     .with_for_update()
 )
 _LATEST: Final = (
@@ -93,9 +97,22 @@ _MISSING: Final = (
 )
 
 
-def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
-    """Write what ``outcomes`` say, in the caller's transaction; return the ids of the targets that are stale."""
-    won = _won(connection, outcomes)
+class Moved(Exception):
+    """Targets whose spans were extended in vain: something else of theirs was committed in the same moment."""
+
+    def __init__(self, target_ids: Set[int]) -> None:
+        super().__init__(f"{len(target_ids)} targets have moved")
+        self.target_ids = target_ids
+
+
+def apply(
+    connection: Connection, run_id: int, outcomes: Sequence[Outcome], suspects: Container[int] = frozenset()
+) -> set[int]:
+    """Write what ``outcomes`` say, in the caller's transaction; return the ids of the targets that are stale.
+
+    Raises Moved where the transaction must be rolled back and begun again, with those targets as ``suspects``.
+    """
+    won = _won(connection, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
@@ -106,20 +123,46 @@ def apply(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> s
     return lost
 
 
-def _won(connection: Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Lock the targets, leave out those whose fence has moved, and extend the spans of those that are still open."""
-    ids = sorted(outcome.fence.target_id for outcome in outcomes)
-    now = {row.id: row for row in connection.execute(_LOCK, {"ids": ids})}
-    standing = [o for o in outcomes if now[o.fence.target_id].fence == o.fence.fence]
-    quiet = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
-    extended = extend_spans(connection, quiet) if quiet else set()
-    rest = {o.fence.target_id for o in standing} - {o.fence.target_id for o in quiet}
+def _won(connection: Connection, outcomes: Sequence[Outcome], suspects: Container[int]) -> list[Outcome]:
+    """Lock what is written, leave out the targets that have moved, and extend the spans of those that are still open.
+
+    A lock on a row is a write on PostgreSQL, so a target is not locked where its span is all that is written: whoever
+    writes more of it locks that span, too, before looking at it, and who extends it looks at the target afterwards.
+    Everybody locks in one order: targets by id, then spans by id.
+    """
+    quiet = [o for o in outcomes if o.only_extends and o.fence.target_id not in suspects]
+    writing = [o for o in outcomes if not o.only_extends or o.fence.target_id in suspects]
+    now = _lock(connection, writing, quiet) if writing else {}
+    standing = [o for o in writing if now[o.fence.target_id].fence == o.fence.fence]
+    extending = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
+    extended = extend_spans(connection, quiet + extending) if quiet or extending else set()
+    _check_unmoved(connection, [o for o in quiet if o.fence.target_id in extended])
+    rest = {o.fence.target_id for o in standing} - {o.fence.target_id for o in extending}
     latest = _latest_spans(connection, rest)
-    return [
+    return [o for o in quiet if o.fence.target_id in extended] + [
         outcome if now[outcome.fence.target_id].observation_id is not None else _after_a_failure(outcome)
         for outcome in standing
         if outcome.fence.target_id in extended or (outcome.fence.target_id in rest and _as_read(outcome, latest))
     ]
+
+
+def _lock(connection: Connection, writing: Iterable[Outcome], quiet: Iterable[Outcome]) -> dict[int, Any]:
+    """Lock the targets of ``writing``, and then the latest spans of all; return what the targets are now."""
+    now = {row.id: row for row in connection.execute(_LOCK, {"ids": sorted(o.fence.target_id for o in writing)})}
+    spans = sorted(o.fence.span_id for o in itertools.chain(writing, quiet) if o.fence.span_id is not None)
+    if spans and connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.execute(_LOCK_SPANS, {"ids": spans})
+    return now
+
+
+def _check_unmoved(connection: Connection, quiet: Sequence[Outcome]) -> None:
+    """A statement of its own, which sees what was committed until the spans were ours."""
+    if not quiet:
+        return
+    now = connection.execute(_NOW, {"ids": [outcome.fence.target_id for outcome in quiet]})
+    unmoved = {(outcome.fence.target_id, outcome.fence.fence, outcome.fence.observation_id) for outcome in quiet}
+    if moved := {row.id for row in now if tuple(row) not in unmoved}:
+        raise Moved(moved)
 
 
 def _after_a_failure(outcome: Outcome) -> Outcome:

@@ -79,8 +79,8 @@ BUGS = (
     _bug(
         "the fence is not compared",
         "etl/store",
-        "[o for o in outcomes if now[o.fence.target_id].fence == o.fence.fence]",
-        "list(outcomes)",
+        "[o for o in writing if now[o.fence.target_id].fence == o.fence.fence]",
+        "list(writing)",
         "tests/test_store.py",
         MODEL,
     ),
@@ -105,10 +105,24 @@ BUGS = (
         ["tests/test_store.py", MODEL],
     ),
     _bug(
-        "rows are not locked before they are compared",
+        "targets are not locked before they are compared",
         "etl/store",
-        "\n    .with_for_update()",
+        "_LOCK: Final = _NOW.order_by(target.c.id).with_for_update()",
+        "_LOCK: Final = _NOW",
+        "tests/test_store.py",
+    ),
+    _bug(
+        "spans are not locked before they are compared",
+        "etl/store",
+        "\n    .order_by(observation.c.id)\n    .with_for_update()",
         "",
+        "tests/test_store.py",
+    ),
+    _bug(
+        "a target is not looked at after its span was extended",
+        "etl/store",
+        "    if not quiet:\n        return\n",
+        "    return\n",
         "tests/test_store.py",
     ),
     _bug(
