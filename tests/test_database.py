@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +21,7 @@ from urllib.parse import quote
 import postgres as local_postgres
 import psycopg
 import pytest
+from lossy import LossyProxy
 from sqlalchemy import Engine, make_url, text
 
 from etl.database import connect, current, describe, reading, require_current, upgrade, writing
@@ -135,6 +138,39 @@ def test_a_connection_that_the_server_dropped_is_reported_once_and_replaced(
     with pytest.raises(DatabaseUnreachable, match="cannot be reached"):
         lose_the_connection()
     assert names(engine) == []
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize(
+    "message", [b"BEGIN", b"DECLARE", b"Pc_", b"FETCH FORWARD 1 ", b"FETCH FORWARD 2 ", b"CLOSE"], ids=bytes.decode
+)
+def test_a_connection_that_is_cut_anywhere_in_a_streamed_read_is_one_error_and_no_other_word(
+    migrated_postgres: str,
+    postgres: local_postgres.Server,
+    engines: list[Engine],
+    caplog: pytest.LogCaptureFixture,
+    message: bytes,
+    answered: bool,
+) -> None:
+    """``Pc_`` is in the message that asks for the columns of the cursor."""
+    direct = make_url(postgres.url(migrated_postgres, tcp=True))
+    with LossyProxy(postgres.port, message, forward=answered) as proxy, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        engine = opened(engines, direct.set(port=proxy.port).render_as_string(hide_password=False))
+        assert streamed(engine) == [1, 2, 3]
+        proxy.lose_next()
+        with pytest.raises(DatabaseUnreachable):
+            streamed(engine)
+        gc.collect()
+        assert proxy.lost == 1
+    assert [str(warning.message) for warning in said] == []
+    assert caplog.messages == []
+
+
+def streamed(engine: Engine) -> list[int]:
+    statement = text("SELECT generate_series(1, 3)")
+    with reading(engine) as connection, connection.execute(statement, execution_options={"yield_per": 2}) as result:
+        return list(result.scalars())
 
 
 def test_a_session_of_postgresql_speaks_utc_and_waits_no_longer_than_it_should(

@@ -42,14 +42,26 @@ def connect(url: str, *, pool_size: int = 5) -> Engine:
     parsed = _parse(url)
     if parsed.drivername == "sqlite":
         return _sqlite(parsed, pool_size)
-    return create_engine(
-        parsed,
+    return _postgresql(parsed, pool_size)
+
+
+def _postgresql(url: URL, pool_size: int) -> Engine:
+    engine = create_engine(
+        url,
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,
         hide_parameters=True,
-        connect_args=_connection_parameters(parsed),
+        connect_args=_connection_parameters(url),
     )
+    event.listen(engine, "connect", _choose_cursor)
+    return engine
+
+
+def _choose_cursor(connection: Any, _: object) -> None:
+    from etl.database.cursor import StreamCursor
+
+    connection.server_cursor_factory = StreamCursor
 
 
 def _connection_parameters(url: URL) -> dict[str, Any]:

@@ -30,10 +30,11 @@ def retire_others(
     columns = (target.c.id, target.c.org_id, target.c.user_id, target.c.expression)
     known = select(*columns).where(target.c.retired_at.is_(None)).order_by(target.c.id)
     gone, count = {}, 0
-    for target_id, *key in connection.execute(known, execution_options=_STREAMED):
-        count += 1
-        if (each := Target(*key)) not in configured:
-            gone[target_id] = each
+    with connection.execute(known, execution_options=_STREAMED) as rows:
+        for target_id, *key in rows:
+            count += 1
+            if (each := Target(*key)) not in configured:
+                gone[target_id] = each
     if max_share is not None and len(gone) > share_of(max_share, count):
         return Retirement(refused=tuple(gone.values()))
     if gone:
