@@ -94,7 +94,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """When the whole answer had arrived (UTC, this process's clock)."""
     attempts: int
     body: bytes
-    """The whole decoded body, for the strict second reading of an answer that would change something."""
+    """The whole decoded body, for the strict second reading of an answer that would change something; empty where
+    that is spared."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
 
@@ -41,8 +42,18 @@ class _Item(msgspec.Struct, rename="camel", gc=False):
     editable: bool | None = None
 
 
+class _Whole(msgspec.Struct, rename="camel", gc=False):
+    """A workflow with every key that the documentation names, as EnOS sends it."""
+
+    flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
+    flow_name: str | None
+    cycle: str | None
+    editable: bool | None
+
+
 _envelopes = msgspec.json.Decoder(_Envelope)
 _lists = msgspec.json.Decoder(list[_Item])
+_whole_lists = msgspec.json.Decoder(list[_Whole])
 
 
 class Answer(NamedTuple):
@@ -53,6 +64,16 @@ class Answer(NamedTuple):
     data_hash: str
     said: str
     request_id: str | None
+    keys: int = 0
+    """How many different keys the envelope has, of those that the documentation names."""
+
+
+class Listed(NamedTuple):
+    """The workflows of an answer, sorted by flow_id in code-point order."""
+
+    flows: tuple[Flow, ...]
+    keys: int | None
+    """How many keys its objects have, each key of each object counted once; None where some lack one."""
 
 
 def read_envelope(body: bytes, quote: Quote) -> Answer:
@@ -66,29 +87,43 @@ def read_envelope(body: bytes, quote: Quote) -> Answer:
         raise _malformed(_bad_code(envelope, body, quote))
     if code:
         return Answer(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
-    return Answer(0, envelope.data, hashlib.sha256(envelope.data).hexdigest(), "", _request_id(envelope.request_id))
+    data_hash = hashlib.sha256(envelope.data).hexdigest()
+    keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
+    return Answer(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
 
 
-def read_flows(data: msgspec.Raw) -> tuple[Flow, ...]:
-    """The flows in ``data``, sorted by flow_id in code-point order; identical duplicates once.
+def has_each_key_once(body: bytes, answer: Answer, listed: Listed) -> bool:
+    """Whether no object of the body can have a key twice: it has only as many colons as the different keys need.
+
+    A key that the documentation does not name, or a colon in a text, and this is not known.
+    """
+    return listed.keys is not None and body.count(b":") == answer.keys + listed.keys
+
+
+def read_flows(data: msgspec.Raw) -> Listed:
+    """The flows in ``data``; identical duplicates once.
 
     Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
     """
-    flows = _decoded(data)
+    items, keys = _items(data)
+    flows = [
+        Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable) for i in items
+    ]
     if _ESCAPED_NUL.search(data):
         _refuse_nul(flows)
     if len({flow.flow_id for flow in flows}) < len(flows):
         flows = _distinct(flows)
     flows.sort(key=_by_flow_id)
-    return tuple(flows)
+    return Listed(tuple(flows), keys)
 
 
-def _decoded(data: msgspec.Raw) -> list[Flow]:
+def _items(data: msgspec.Raw) -> tuple[Sequence[_Item | _Whole], int | None]:
+    """The objects in ``data``, and how many keys they have where they have them all."""
+    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        whole = _whole_lists.decode(data)
+        return whole, len(_Whole.__struct_fields__) * len(whole)
     try:
-        return [
-            Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable)
-            for i in _lists.decode(data)
-        ]
+        return _lists.decode(data), None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed(_problem_in(data, error)) from None
 

@@ -22,7 +22,7 @@ from etl.errors import (
     Refused,
     TransientGatewayError,
 )
-from etl.gateway.answer import read_envelope, read_flows
+from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
 from etl.gateway.faults import (
     RENEWING,
     code_error,
@@ -323,18 +323,18 @@ def _snapshot(
     if answer.code:
         raise code_error(answer.code, answer.said, answer.request_id)
     try:
-        flows = None if answer.data_hash == known_data_hash else read_flows(answer.data)
+        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data)
     except GatewayError as error:
         error.request_id = answer.request_id
         raise
     return Snapshot(
         target=call.target,
-        flows=flows,
+        flows=None if listed is None else listed.flows,
         data_hash=answer.data_hash,
         asked_at=asked_at,
         observed_at=reply.arrived_at,
         attempts=call.attempts,
-        body=reply.body,
+        body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
     )
 
 
