@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -69,13 +70,14 @@ _WANTED: Final = {
 _FENCES_OF: Final = {
     dialect: _FENCES.where(tuple_(*_KEY).in_(text(wanted).columns(*_KEY))) for dialect, wanted in _WANTED.items()
 }
+_ROWS_AT_ONCE: Final = 1000
 _WORKFLOWS: Final = select(
     workflow.c.target_id,
     workflow.c.flow_id,
     workflow.c.flow_name,
     workflow.c.cycle,
     workflow.c.editable,
-    workflow.c.missing_since,
+    workflow.c.missing_since.is_not(None),
 ).where(workflow.c.target_id.in_(bindparam("ids", expanding=True)))
 _SPANS: Final = (
     select(observation.c.target_id, *SPAN_COLUMNS)
@@ -134,9 +136,10 @@ def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, 
     flows: dict[int, dict[str, Flow]] = {target_id: {} for target_id in target_ids}
     missing: dict[int, set[str]] = defaultdict(set)
     spans: dict[int, list[Span]] = defaultdict(list)
-    for target_id, flow_id, name, cycle, editable, missing_since in connection.execute(_WORKFLOWS, {"ids": target_ids}):
+    rows = connection.execute(_WORKFLOWS, {"ids": target_ids}).partitions(_ROWS_AT_ONCE)
+    for target_id, flow_id, name, cycle, editable, is_missing in chain.from_iterable(rows):
         flows[target_id][flow_id] = Flow(flow_id, name, cycle, editable)
-        if missing_since is not None:
+        if is_missing:
             missing[target_id].add(flow_id)
     for target_id, *span in connection.execute(_SPANS, {"ids": target_ids}):
         spans[target_id].append(Span(*span))
