@@ -233,11 +233,12 @@ def serving(
             return list(ended)
 
     stop = threading.Event()
-    with ThreadPoolExecutor(4) as fetchers, ThreadPoolExecutor(2) as batches:
+    with ThreadPoolExecutor(4) as fetchers, ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as batches:
         kit = Kit(
             store=store or Store(engine, stop),
             gateway=Gateway(clock),  # type: ignore[arg-type]
             fetchers=fetchers,
+            writers=writers,
             in_flight=fetchers._max_workers,
             limits=Limits(),
             down_after=12,

@@ -284,6 +284,7 @@ def serving(engine: Engine, load: Callable[[], Sequence[Schedule]] = tuple) -> I
         store=Store(engine, stop),
         gateway=nobody,
         fetchers=nobody,
+        writers=nobody,
         limits=Limits(),
         in_flight=1,
         down_after=1,

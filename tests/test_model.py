@@ -307,7 +307,7 @@ class Lives(RuleBasedStateMachine):
             self.upstream.lists[fast[0]] = now
             session = Session(self.upstream)
             engine = connect(self.url)
-            report = self._settle(session, fast, Store(engine), threads=self.threads[2:])
+            report = self._settle(session, fast, Store(engine), threads=self.threads[3:])
             engine.dispose()
             inner.append(Run(registered, fast, session.answers))
             _same_verdicts(inner[0], report)
@@ -336,11 +336,12 @@ class Lives(RuleBasedStateMachine):
         approved: bool = False,
         threads: tuple[ThreadPoolExecutor, ...] | None = None,
     ) -> RunReport:
-        fetchers, batches, *_ = threads or self.threads
+        fetchers, writers, batches, *_ = threads or self.threads
         kit = Kit(
             store=store,
             gateway=session,  # type: ignore[arg-type]
             fetchers=fetchers,
+            writers=writers,
             in_flight=fetchers._max_workers,
             limits=LIMITS,
             down_after=model.DOWN_AFTER,
@@ -448,7 +449,7 @@ def live(examples: int, steps: int, *, seeded: int | None = None, shrink: bool =
         engine = connect(f"sqlite:///{Lives.template}")
         upgrade(engine)
         engine.dispose()
-        Lives.threads = tuple(ThreadPoolExecutor(1) for _ in range(4))
+        Lives.threads = tuple(ThreadPoolExecutor(1) for _ in range(6))
         try:
             run_state_machine_as_test(
                 Lives if seeded is None else seed(seeded)(Lives),

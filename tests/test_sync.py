@@ -76,12 +76,14 @@ class House:
         with (
             Gateway(self.settings, clock=self.now, stop=self.stop) as gateway,
             ThreadPoolExecutor(self.concurrency) as fetchers,
+            ThreadPoolExecutor(2) as writers,
             ThreadPoolExecutor(2) as batches,
         ):
             kit = sync.Kit(
                 store=store or Store(self.engine),
                 gateway=gateway,
                 fetchers=fetchers,
+                writers=writers,
                 in_flight=self.concurrency,
                 limits=LIMITS,
                 down_after=3 * self.concurrency,
@@ -731,12 +733,25 @@ def test_a_database_that_goes_away_in_mid_run_ends_it_and_the_next_run_goes_on(h
     house.check()
 
 
+def test_a_run_whose_writes_fail_is_no_success_though_everything_else_goes_well(house):
+    house.see(ALICE, numbered(1, 41))
+    impatient = threading.Event()
+    impatient.set()
+    with gone(house.engine, "max(change_set.id)"), pytest.raises(DatabaseUnreachable):
+        house.run(ALICE, BOB, store=Store(house.engine, impatient))
+    assert house.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("running",)]
+    house.sync(ALICE, BOB, changed=1, unchanged=1)
+    house.check()
+
+
 @contextlib.contextmanager
-def gone(engine: Engine) -> Iterator[None]:
-    """The database answers no statement."""
+def gone(engine: Engine, for_statements_with: str = "") -> Iterator[None]:
+    """The database answers no statement, or none with these words."""
     real = engine.dialect.do_execute
 
-    def refuse_all(*_: object, **__: object) -> None:
+    def refuse(cursor: object, statement: str, *rest: object, **named: object) -> None:
+        if for_statements_with not in statement:
+            return real(cursor, statement, *rest, **named)
         if engine.dialect.name == "sqlite":
             error: Exception = sqlite3.OperationalError("the database went away")
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
@@ -746,7 +761,7 @@ def gone(engine: Engine) -> Iterator[None]:
             error = psycopg.OperationalError("the database went away")
         raise error
 
-    engine.dialect.do_execute = refuse_all
+    engine.dialect.do_execute = refuse
     try:
         yield
     finally:

@@ -88,10 +88,17 @@ def test_whatever_is_logged_while_a_target_is_asked_for_says_which_and_in_which_
 
     targets = [Target("o1", "ann"), Target("o1", "bob")]
     faulty: Any = Faulty()
-    with ThreadPoolExecutor(2) as fetchers, ThreadPoolExecutor(1) as batches:
+    with ThreadPoolExecutor(2) as fetchers, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as batches:
         stop = threading.Event()
         kit = Kit(
-            store=Store(engine), gateway=faulty, fetchers=fetchers, limits=LIMITS, in_flight=2, down_after=9, stop=stop
+            store=Store(engine),
+            gateway=faulty,
+            fetchers=fetchers,
+            writers=writers,
+            limits=LIMITS,
+            in_flight=2,
+            down_after=9,
+            stop=stop,
         )
         new = NewRun(origin="command", host="here", pid=1, targets=2)
         report = sync.run(kit, new, targets, dt.timedelta(hours=36), batches, clock=lambda: START)

@@ -62,12 +62,13 @@ class Served:
         self.clock = clock
         self._news = threading.Condition()
         self._ended: list[RunReport] = []
-        self._fetchers, self._batches = ThreadPoolExecutor(2), ThreadPoolExecutor(2)
+        self._fetchers, self._writers, self._batches = (ThreadPoolExecutor(2) for _ in range(3))
         stop = threading.Event()
         kit = Kit(
             store=Store(engine, stop),
             gateway=Gateway(clock),  # type: ignore[arg-type]
             fetchers=self._fetchers,
+            writers=self._writers,
             in_flight=self._fetchers._max_workers,
             limits=Limits(),
             down_after=6,
@@ -100,8 +101,8 @@ class Served:
     def close(self) -> None:
         self.service.stop()
         self._thread.join(PATIENCE_SECONDS)
-        self._fetchers.shutdown()
-        self._batches.shutdown()
+        for pool in (self._fetchers, self._batches, self._writers):
+            pool.shutdown()
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _BATCHES_AT_ONCE = 2
 """While one batch is written, the next one is asked for."""
+_WRITERS = 2
 _DOWN_AFTER = 3
 """So many times ``concurrency`` targets without an answer in a row mean that the gateway is down."""
 
@@ -105,6 +106,7 @@ class Workbench:
             store=store or Store(self.engine, self.stop),
             gateway=self.gateway,
             fetchers=self._pool(concurrency, "fetch"),
+            writers=self._pool(_WRITERS, "write"),
             in_flight=concurrency,
             limits=Limits(
                 guard.min_removed, guard.max_removed_share, guard.max_emptied_targets, guard.max_emptied_share

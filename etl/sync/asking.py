@@ -1,21 +1,20 @@
-"""Answers on their way: as many requests in flight as allowed, and no more answers in hand than can be written soon."""
+"""Answers on their way: as many requests in flight as allowed, and no more answers in hand than can be judged soon."""
 
 from __future__ import annotations
 
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
 
 from etl.errors import GatewayError
 from etl.model import Fence, Snapshot
 
-_FLOWS_A_GROUP: Final = 10_000
-"""As many workflows of answers that differ are written in one transaction."""
-_FLOWS_IN_HAND: Final = 2 * _FLOWS_A_GROUP
-"""Nothing more is asked for while so many wait, to bound memory: one group is written while the next arrives."""
+_FLOWS_A_GROUP: Final = 8_000
+"""As many workflows of answers that differ are written in one transaction; and nothing more is asked for while so many
+wait to be judged, to bound memory."""
 _LULL_SECONDS: Final = 1.0
 """What has arrived is written when nothing more arrives for so long."""
 
@@ -56,20 +55,27 @@ class Asking:
         self._groups: deque[tuple[list[Asked], int]] = deque()
         self._group: list[Asked] = []
         self._flows = 0
-        """Of the group that is filling; ``_flows_in_hand`` has those of all that are not written yet."""
+        """Of the group that is filling; ``_flows_in_hand`` has those of all that are not judged yet."""
         self._flows_in_hand = 0
 
-    def groups(self) -> Iterator[list[Asked]]:
-        """The answers, in groups that are worth a transaction; who takes the next one is done with the one before."""
+    def groups(self) -> Generator[list[Asked]]:
+        """The answers, in groups that are worth a transaction; who takes the next one is done with the one before.
+
+        Nothing more is asked for once they are closed.
+        """
         untaken = self._unanswered
         self._go_on()
-        while untaken:
-            group, flows = self._next_group()
-            untaken -= len(group)
-            yield group
+        try:
+            while untaken:
+                group, flows = self._next_group()
+                untaken -= len(group)
+                yield group
+                with self._lock:
+                    self._flows_in_hand -= flows
+                self._go_on()
+        finally:
             with self._lock:
-                self._flows_in_hand -= flows
-            self._go_on()
+                self._fences = iter(())
 
     def _next_group(self) -> tuple[list[Asked], int]:
         with self._lock:
@@ -88,7 +94,7 @@ class Asking:
     def _go_on(self) -> None:
         """Set as many threads to work as may ask at once, unless enough is in hand."""
         with self._lock:
-            if self._flows_in_hand >= _FLOWS_IN_HAND:
+            if self._flows_in_hand >= _FLOWS_A_GROUP:
                 return
             more = min(self._in_flight, self._unasked) - self._fetching
             self._fetching += max(more, 0)
@@ -106,7 +112,7 @@ class Asking:
         with self._lock:
             if asked is not None:
                 self._take(asked)
-            if self._flows_in_hand < _FLOWS_IN_HAND and (fence := next(self._fences, None)):
+            if self._flows_in_hand < _FLOWS_A_GROUP and (fence := next(self._fences, None)):
                 self._unasked -= 1
                 return fence
             self._fetching -= 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import datetime as dt
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -24,6 +27,8 @@ from etl.trail import state_digest
 
 BATCH_SIZE: Final = 500
 """Targets whose fences are read, and whose quiet outcomes are written, in one statement."""
+_WRITTEN_AT_ONCE: Final = 2
+"""Groups of a batch: one waits for the disk while the database takes the next one."""
 
 
 class Kit(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +38,8 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     gateway: Gateway
     fetchers: Executor
     """Threads that wait for the gateway."""
+    writers: Executor
+    """Threads that wait for the database to write."""
     in_flight: int
     """As many requests as may be on their way: there are as many ``fetchers``."""
     limits: Limits
@@ -94,6 +101,7 @@ class Batch:
         self._order = order
         self._breaker = breaker
         self._tally = Tally()
+        self._counting = threading.Lock()
         self._emptied: list[Emptied] = []
         self._planned: list[Outcome] = []
 
@@ -104,14 +112,32 @@ class Batch:
         """
         with structlog.contextvars.bound_contextvars(run_id=self._order.run_id):
             fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
-            for group in self._ask_all(fences).groups():
-                self._apply(self._judge_group(group))
+            with self._writing() as write, closing(self._ask_all(fences).groups()) as groups:
+                for group in groups:
+                    write(self._judge_group(group))
         return self._settled()
 
     def decide(self, emptied: Sequence[Emptied], believe: bool) -> Settled:
         """Write the verdicts of targets that became empty."""
         self._apply([self._judged(each, believe) for each in emptied])
         return self._settled()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Callable[[Sequence[Outcome]], None]]:
+        """Apply groups beside whoever judges the next one, and a few at once; an error of one is raised soon after."""
+        under_way: deque[Future[None]] = deque()
+
+        def write(outcomes: Sequence[Outcome]) -> None:
+            if len(under_way) == _WRITTEN_AT_ONCE:
+                under_way.popleft().result()
+            under_way.append(self._kit.writers.submit(contextvars.copy_context().run, self._apply, outcomes))
+
+        try:
+            yield self._apply if self._order.run_id is None else write
+            while under_way:
+                under_way.popleft().result()
+        finally:
+            wait(under_way)
 
     def _gap(self, fence: Fence) -> dt.timedelta:
         return self._order.gaps.get(fence.target, self._order.coverage_gap)
@@ -229,7 +255,8 @@ class Batch:
         except DatabaseError as error:
             self._apply_apart(outcomes, error)
         else:
-            self._tally.add([_left_out(o) if o.fence.target_id in stale else o for o in outcomes])
+            with self._counting:
+                self._tally.add([_left_out(o) if o.fence.target_id in stale else o for o in outcomes])
 
     def _apply_apart(self, outcomes: Sequence[Outcome], error: DatabaseError) -> None:
         """The database refused a batch: find the target that it refuses, and let the others through."""
