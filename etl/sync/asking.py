@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from etl.errors import GatewayError
 from etl.model import Fence, Snapshot
 
-_FLOWS_A_GROUP: Final = 8_000
+_FLOWS_A_GROUP: Final = 10_000
 """As many workflows of answers that differ are written in one transaction; and nothing more is asked for while so many
 wait to be judged, to bound memory."""
 _LULL_SECONDS: Final = 1.0

@@ -128,9 +128,9 @@ class Batch:
         under_way: deque[Future[None]] = deque()
 
         def write(outcomes: Sequence[Outcome]) -> None:
+            under_way.append(self._kit.writers.submit(contextvars.copy_context().run, self._apply, outcomes))
             if len(under_way) == _WRITTEN_AT_ONCE:
                 under_way.popleft().result()
-            under_way.append(self._kit.writers.submit(contextvars.copy_context().run, self._apply, outcomes))
 
         try:
             yield self._apply if self._order.run_id is None else write
