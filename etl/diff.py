@@ -25,12 +25,17 @@ def diff(old: Flows, new: Flows) -> list[Change]:
 
     A workflow whose cycle and name changed gives two changes, each with the full before and after.
     """
-    changes = [_change("removed", old[flow_id], None) for flow_id in old.keys() - new.keys()]
-    changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
+    changes: list[Change] = []
+    gone = 0
     for flow_id, before in old.items():
         after = new.get(flow_id)
-        if after is not None and after != before:
+        if after is None:
+            gone += 1
+            changes.append(_change("removed", before, None))
+        elif after != before:
             changes += _attribute_changes(before, after)
+    if len(new) > len(old) - gone:
+        changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
     return sorted(changes, key=_chain_order)
 
 

@@ -41,7 +41,7 @@ def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits
     """Decide about the flow_ids ``known`` so far, those of them ``missing`` (held) already, and those ``answered``."""
     absent = known - answered
     if not _over_limit(len(absent), len(known), limits):
-        return _believe(known, missing, answered)
+        return _believe(known, missing, absent, emptied=not answered)
     brought = len(answered - known)
     if _over_limit(brought, len(known), limits):
         reason = f"looks like another list: {len(absent)} of {len(known)} workflows are missing, {brought} are new"
@@ -73,11 +73,10 @@ def share_of(share: float, total: int) -> Fraction:
     return Fraction(str(share)) * total
 
 
-def _believe(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
-    absent = known - answered
+def _believe(known: Set[str], missing: Set[str], absent: Set[str], emptied: bool) -> Decision:
     everything = len(absent) == len(known) and bool(absent - missing)
     decision = hold(known, absent & missing)
-    return msgspec.structs.replace(decision, ask_again=everything, emptied=everything and not answered)
+    return msgspec.structs.replace(decision, ask_again=everything, emptied=everything and emptied)
 
 
 def _over_limit(count: int, total: int, limits: Limits) -> bool:

@@ -249,7 +249,7 @@ BUGS = (
     _bug(
         "an empty answer is believed at once",
         "etl/guard.py",
-        "ask_again=everything, emptied=everything and not answered",
+        "ask_again=everything, emptied=everything and emptied",
         "ask_again=False, emptied=False",
         "tests/test_guard.py",
         MODEL,
