@@ -28,6 +28,7 @@ from etl.errors import DatabaseUnreachable
 from etl.gateway import Gateway, utc_now
 from etl.model import Flow, Target
 from etl.store import NewRun, Store
+from etl.sync import asking
 
 ORG = "o1"
 ALICE, BOB, CAROL = (Target(ORG, name) for name in ("alice", "bob", "carol"))
@@ -797,6 +798,17 @@ def test_two_runs_at_once_over_the_same_targets_lose_and_double_nothing(house):
         assert {report.status for report in reports} == {"succeeded"}
     assert house.run(*targets).status == "succeeded"
     house.check()
+
+
+def test_groups_that_are_written_beside_each_other_lose_and_double_nothing(make, monkeypatch):
+    monkeypatch.setattr(asking, "_FLOWS_A_GROUP", 1)
+    house = make(World(5, orgs=1, users=30, flows=100), concurrency=8)
+    (org,) = house.world.orgs()
+    targets = [Target(org, user) for user in house.world.users(org)]
+    for _ in range(4):
+        house.world.evolve()
+        assert house.run(*targets).tally.verdicts.keys() <= {"changed", "unchanged"}
+    house.check(every_answer=True)
 
 
 # A plan

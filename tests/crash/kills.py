@@ -64,7 +64,10 @@ class Round(NamedTuple):
 class Victim:
     """One process of the load, started again whenever it ends."""
 
-    def __init__(self, place: Place, launcher: Launcher, number: int, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, place: Place, launcher: Launcher, number: int, arguments: Sequence[str], flows_a_group: int | None
+    ) -> None:
+        self._flows_a_group = flows_a_group
         self._place = place
         self._launcher = launcher
         self._arguments = arguments
@@ -77,7 +80,9 @@ class Victim:
 
     def _live(self) -> None:
         while not self._over.is_set():
-            pid = self._launcher.start(self._place.folder, self._arguments, output=self._output)
+            pid = self._launcher.start(
+                self._place.folder, self._arguments, output=self._output, flows_a_group=self._flows_a_group
+            )
             with contextlib.suppress(ProcessLookupError):
                 self._pid_file = os.pidfd_open(pid)
             self.codes[self._launcher.ended().code] += 1
@@ -106,7 +111,11 @@ class Victim:
 
 
 def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Launcher]) -> Round:
-    """Kill, let everything end, and check. ``seed`` decides who is killed when, as far as a clock lets it."""
+    """Kill, let everything end, and check. ``seed`` decides who is killed when, as far as a clock lets it.
+
+    With every other seed each answer is written by itself, two at once, and not in large groups.
+    """
+    together = 1 if seed % 2 else None
     rng = random.Random(seed)
     world = place.new_world(World(seed, orgs=1, users=4, flows=200))
     (org,) = world.orgs()
@@ -115,7 +124,7 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
     assert place.run("db", "upgrade").code == 0, place.said
     with _evolving(place, rng.randrange(1 << 32)):
         arguments = [("sync",)] * SYNCS + [("serve",)]
-        victims = [Victim(place, launcher, n, arguments[n]) for n, launcher in enumerate(launchers)]
+        victims = [Victim(place, launcher, n, arguments[n], together) for n, launcher in enumerate(launchers)]
         kills = sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND))
         if server is not None:
             restart(server, "immediate")
@@ -124,7 +133,8 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
             victim.end()
     findings = [*_ended_badly(victims), *_finally(place)]
     codes = sum((victim.codes for victim in victims), Counter())
-    made = Round(f"seed {seed}, {_kind(server)}", kills, codes, len(place.ledger), findings)
+    what = f"seed {seed}, {_kind(server)}{', each answer by itself' if together else ''}"
+    made = Round(what, kills, codes, len(place.ledger), findings)
     place.databases.drop(place.url)
     for file in place.folder.glob("*-std*"):
         file.unlink()

@@ -1,6 +1,7 @@
 """A process that has the program imported already, and forks for each run: ``python launcher.py``.
 
-One JSON line on stdin is an order: arguments, folder, output (a prefix of the files stdout and stderr in it), strike.
+One JSON line on stdin is an order: arguments, folder, output (a prefix of the files stdout and stderr in it), strike,
+and how many workflows are written together (null: as many as ever).
 Two come back: the process id at once, and at the end the exit code (negative: the signal), how many points were
 passed, and the label of the one that was struck, or else of the last.
 """
@@ -26,6 +27,7 @@ import sqlalchemy.dialects.sqlite.pysqlite  # noqa: F401
 
 import etl.cli
 from etl import database
+from etl.sync import asking
 
 _OUTPUT = {1: "stdout", 2: "stderr"}
 
@@ -40,6 +42,8 @@ def run(order: dict[str, Any], board: mmap.mmap) -> int:
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     points.install(order["strike"], board)
+    if order["flows_a_group"] is not None:
+        asking._FLOWS_A_GROUP = order["flows_a_group"]
     sys.argv = ["flowtrail", *order["arguments"]]
     try:
         etl.cli.main()

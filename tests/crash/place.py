@@ -60,10 +60,16 @@ class Launcher:
         )
 
     def start(
-        self, folder: Path, arguments: Sequence[str], strike: dict[str, Any] | None = None, output: str = ""
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        strike: dict[str, Any] | None = None,
+        output: str = "",
+        flows_a_group: int | None = None,
     ) -> int:
         """The process id of a run that has begun; ``ended`` waits for it."""
         order = {"folder": str(folder), "arguments": list(arguments), "output": output, "strike": strike}
+        order["flows_a_group"] = flows_a_group
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         return int(self._answer())
