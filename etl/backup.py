@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shlex
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Engine
 
 from etl import database
+from etl.disk import PRIVATE, errors_named, part_of, sync, sync_folder
 from etl.errors import DatabaseError, FlowtrailError, UsageError
 
 FIRST_PAGES: Final = 2_000
@@ -22,7 +22,6 @@ _MORE: Final = 4
 """So many times more after a writer came between: then SQLite begins anew."""
 _AT_ONCE: Final = 2_000_000
 """From so many pages on (8 GB), all of them: a writer waits, but the copy ends."""
-_PRIVATE: Final = 0o600
 _SECURED: Final = ("ssl", "gss", "krb", "channel_binding", "require_auth")
 _BESIDE: Final = ("-journal", "-wal", "-shm")
 
@@ -46,13 +45,13 @@ def backup(engine: Engine, file: Path, *, force: bool = False, progress: Progres
     """
     file = file.resolve()
     _refuse(engine, file, force=force)
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
-    with _named(file):
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE))
+    part = part_of(file)
+    with errors_named(file):
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE))
     try:
         _copy(engine, part, progress)
         _check(part, engine)
-        with _named(file):
+        with errors_named(file):
             _take_name(part, file, force=force)
     finally:
         for path in (part, *_beside(part)):
@@ -179,7 +178,7 @@ def _check(part: Path, original: Engine) -> None:
 
 def _take_name(part: Path, file: Path, *, force: bool) -> None:
     """On the disk first, then the name; a file that came into being meanwhile is left alone."""
-    _sync(part)
+    sync(part)
     if force:
         part.replace(file)
     else:
@@ -189,29 +188,8 @@ def _take_name(part: Path, file: Path, *, force: bool) -> None:
             raise UsageError(f"{file} is there already and was left alone: name another file.") from None
         except OSError:  # a file system without hard links
             part.rename(file)
-    with contextlib.suppress(OSError):
-        _sync(file.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(file.parent)
 
 
 def _beside(file: Path) -> Iterator[Path]:
     return (file.with_name(file.name + suffix) for suffix in _BESIDE)
-
-
-@contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{file} cannot be written: make the folder {file.parent} first.") from error
-    except PermissionError as error:
-        raise UsageError(f"{file} cannot be written: this user may not write there.") from error
-    except OSError as error:
-        raise FlowtrailError(f"{file} was not written: {error.strerror or error}.") from error

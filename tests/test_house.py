@@ -18,7 +18,7 @@ ETL = ROOT / "etl"
 
 RANKS = {
     **dict.fromkeys(("model", "errors", "slots", "moments", "printable", "catalog"), 0),
-    **dict.fromkeys(("diff", "guard", "trail", "config", "schema", "database", "log"), 1),
+    **dict.fromkeys(("diff", "guard", "trail", "config", "schema", "database", "log", "disk"), 1),
     **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals"), 2),
     **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),
     **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from etl.errors import FlowtrailError, UsageError
+from etl.disk import PRIVATE, errors_named, part_of, sync_folder
+from etl.errors import UsageError
 
-_PRIVATE: Final = 0o600
+_errors_named: Final = functools.partial(errors_named, but=BrokenPipeError)
+"""A reader that went away is for the command to judge."""
 
 
 @contextlib.contextmanager
@@ -30,9 +32,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with _errors_named(path), path.open("wb") as device:
             yield device
         return
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     with _errors_named(path):
-        file = os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, _PRIVATE), "w+b")
+        file = os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE), "w+b")
     try:
         with _errors_named(path):
             with file:
@@ -42,7 +44,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             if mode is not None:
                 part.chmod(stat.S_IMODE(mode))
             part.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -53,13 +55,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path.exists():
         raise UsageError(f"{path} is there already: name a new folder for the files of an export in parts.")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     try:
         with _errors_named(path):
             part.mkdir(mode=0o700)
             yield part
             part.rename(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -80,27 +82,3 @@ def _mode_of(path: Path) -> int | None:
     if stat.S_ISDIR(mode):
         raise UsageError(f"{path} is a folder: name a file.")
     return mode
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name is on the disk too, where the file system can promise that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _errors_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{path} cannot be written: make the folder {path.parent} first.") from error
-    except PermissionError as error:
-        raise UsageError(f"{path} cannot be written: this user may not write there.") from error
-    except OSError as error:
-        raise FlowtrailError(f"{path} was not written: {error.strerror or error}.") from error

@@ -17,11 +17,11 @@ from typing import BinaryIO, Final, NamedTuple
 import msgspec
 from sqlalchemy import Engine
 
+from etl.disk import PRIVATE, sync_folder
 from etl.model import Target
 from etl.verify.heads import heads_of, ids_of, versions
 
 _AT_ONCE: Final = 500
-_PRIVATE: Final = 0o600
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -80,7 +80,7 @@ class HeadsFile:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.FileIO]:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        with open(self.path, "a+b", buffering=0, opener=lambda path, _: os.open(path, flags, _PRIVATE)) as file:
+        with open(self.path, "a+b", buffering=0, opener=lambda path, _: os.open(path, flags, PRIVATE)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "is no regular file")
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +123,7 @@ class HeadsFile:
             _write(file, lines)
             os.fsync(file.fileno())
             if not self._read_to:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file.fileno(), self._read_to)
@@ -156,13 +156,3 @@ def _write(file: io.FileIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) or 0 :]
-
-
-def _sync_folder(folder: Path) -> None:
-    """The name of a new file is on the disk too, where the file system can promise that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
