@@ -7,10 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from relay import MOST_BYTES, Relay, end
 
 PATIENCE_SECONDS = 60
 
@@ -71,18 +72,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Wire:
+class Wire(Relay):
     """The way to the scheduler: writes down every byte, and can be cut and mended."""
 
     def __init__(self, port: int) -> None:
-        self._upstream = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
+        super().__init__(port)
         self._is_cut = False
         self.bytes = bytearray()
-        self.port = int(self._listener.getsockname()[1])
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
 
     @property
     def address(self) -> str:
@@ -92,47 +88,22 @@ class Wire:
         """From now on nobody gets through; who is connected, is so no longer."""
         self._is_cut = True
         for each in self._sockets:
-            _end(each)
+            end(each)
 
     def mend(self) -> None:
         self._is_cut = False
 
-    def close(self) -> None:
-        self.cut()
-        _end(self._listener)
-        for thread in self._threads:
-            thread.join(PATIENCE_SECONDS)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client = self._listener.accept()[0]
-            except OSError:
-                return
-            server = self._connected()
-            if server is None:
-                client.close()
-                continue
-            self._sockets += [client, server]
-            for one, other in ((client, server), (server, client)):
-                self._threads.append(threading.Thread(target=self._carry, args=(one, other), daemon=True))
-                self._threads[-1].start()
-
     def _connected(self) -> socket.socket | None:
-        with contextlib.suppress(OSError):
-            return None if self._is_cut else socket.create_connection(("127.0.0.1", self._upstream))
-        return None
+        return None if self._is_cut else super()._connected()
+
+    def _join(self, client: socket.socket, server: socket.socket) -> None:
+        self._start(self._carry, client, server)
+        self._start(self._carry, server, client)
 
     def _carry(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while piece := one.recv(1 << 16):
+            while piece := one.recv(MOST_BYTES):
                 self.bytes += piece
                 other.sendall(piece)
-        _end(one)
-        _end(other)
-
-
-def _end(each: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        each.shutdown(socket.SHUT_RDWR)
-    each.close()
+        end(one)
+        end(other)

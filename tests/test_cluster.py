@@ -91,11 +91,10 @@ def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with DemoGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
         site = Site(tmp_path_factory.mktemp("dask"), url, gateway)
         try:
-            site.start()
-            yield site
+            with site.wire, site.worker_wire:
+                site.start()
+                yield site
         finally:
-            site.wire.close()
-            site.worker_wire.close()
             site.dask.stop()
     with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
         admin.execute("DROP DATABASE clustered WITH (FORCE)")
