@@ -99,6 +99,27 @@ def fence(listed: Iterable[Flow], seen: Span | None, *, is_open: bool = True, he
     )
 
 
+def judged(
+    store: Store,
+    before: Fence,
+    answer: Snapshot,
+    *,
+    gap: dt.timedelta = GAP,
+    limits: Limits = LIMITS,
+    by: str | None = None,
+) -> Outcome:
+    """What the recipe makes of an answer, given the fence that was read before it."""
+    assert answer.flows is not None
+    if before.version and not before.held and state_digest(answer.flows) == before.answer_digest:
+        return verdict.unchanged(before, answer, gap)
+    state = store.states([before.target_id])[before.target_id]
+    answered = {each.flow_id for each in answer.flows}
+    weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
+    if by is not None:
+        weighed = guard.approve(state.flows.keys(), state.missing, answered)
+    return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, by)
+
+
 class Diary:
     """Answers written through a real store, as a run would write them, and a ledger of them for the checker."""
 
@@ -121,18 +142,11 @@ class Diary:
     def judge(
         self, before: Fence, listed: Iterable[Flow], at: dt.datetime, *, limits: Limits = LIMITS, by: str | None = None
     ) -> Outcome:
-        """What the recipe makes of an answer, given the fence that was read before it; the ledger gets it."""
+        """What ``judged`` says of a list; the ledger gets it."""
         answer = snapshot(listed, at, target=before.target)
         assert answer.flows is not None
         self.ledger.append(checker.Delivered(*before.target, answer.flows, at))
-        if before.version and not before.held and state_digest(answer.flows) == before.answer_digest:
-            return verdict.unchanged(before, answer, GAP)
-        state = self.store.states([before.target_id])[before.target_id]
-        answered = {each.flow_id for each in answer.flows}
-        weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
-        if by is not None:
-            weighed = guard.approve(state.flows.keys(), state.missing, answered)
-        return verdict.judged(before, state, answer, weighed if before.version else Decision(), GAP, by)
+        return judged(self.store, before, answer, limits=limits, by=by)
 
     def apply(self, *outcomes: Outcome, origin: Origin = "command") -> set[int]:
         """Write outcomes in a run of their own."""

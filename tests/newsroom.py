@@ -6,13 +6,12 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
-from builders import GAP, LIMITS, snapshot
+from builders import judged, snapshot
 from sqlalchemy import Engine, update
 
-from etl import guard, verdict
+from etl import verdict
 from etl.database import writing
 from etl.errors import Refused
-from etl.guard import Decision
 from etl.model import Flow, Outcome, RunStatus, Target
 from etl.notify.digest import Digest
 from etl.notify.news import digest_of
@@ -64,15 +63,7 @@ class Newsroom:
     def _outcome(self, fence: Any, answer: Answer, at: dt.datetime, by: str | None) -> Outcome:
         if isinstance(answer, str):
             return verdict.failed(fence, Refused(f"EnOS said {answer}", code=answer))
-        snap = snapshot(answer, at, target=fence.target)
-        state = self.store.states([fence.target_id])[fence.target_id]
-        answered = {flow.flow_id for flow in answer}
-        if fence.version and not fence.held and by is None and state.flows == {f.flow_id: f for f in answer}:
-            return verdict.unchanged(fence, snap, GAP)
-        weighed = guard.weigh(state.flows.keys(), state.missing, answered, LIMITS)
-        if by is not None:
-            weighed = guard.approve(state.flows.keys(), state.missing, answered)
-        return verdict.judged(fence, state, snap, weighed if fence.version else Decision(), GAP, by)
+        return judged(self.store, fence, snapshot(answer, at, target=fence.target), by=by)
 
     # ------------------------------------------------------------------------------------------------ what is told
 

@@ -18,13 +18,12 @@ import duckdb
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from etl import guard, verdict
+from etl import verdict
 from etl.database import reading
 from etl.errors import Refused
-from etl.guard import Decision, Limits
+from etl.guard import Limits
 from etl.model import Flow, Outcome, RunStatus, Target
 from etl.store import NewRun, Store
-from etl.trail import state_digest
 
 PAGE = (Path(__file__).parent.parent / "docs" / "sql.md").read_text(encoding="utf-8")
 ALICE, BOB, CAROL = (Target("o-solar", user) for user in ("alice", "bob", "carol"))
@@ -221,13 +220,7 @@ class Story:
         if answer is None:
             return verdict.failed(fence, Refused("internal error", code="62109"))
         snapshot = builders.snapshot(answer, at, target=target)
-        if fence.version and not fence.held and state_digest(snapshot.flows or ()) == fence.answer_digest:
-            return verdict.unchanged(fence, snapshot, COVERAGE_GAP)
-        state = self.store.states([fence.target_id])[fence.target_id]
-        there = {flow.flow_id for flow in answer}
-        decision = guard.approve(state.flows.keys(), state.missing, there) if by else None
-        decision = decision or guard.weigh(state.flows.keys(), state.missing, there, LIMITS)
-        return verdict.judged(fence, state, snapshot, decision if fence.version else Decision(), COVERAGE_GAP, by)
+        return builders.judged(self.store, fence, snapshot, gap=COVERAGE_GAP, limits=LIMITS, by=by)
 
     def retire(self, day: str, *, all_but: Iterable[Target]) -> None:
         self.store.retire_others(all_but, noon(day), None)
