@@ -1,4 +1,4 @@
-"""Databases for the tests: a real SQLite file and a real PostgreSQL, the same tests over both."""
+"""What tests stand on: a real SQLite file and a real PostgreSQL, the same tests over both; a gateway and a program."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ from pathlib import Path
 import postgres as local_postgres
 import psycopg
 import pytest
+from builders import Diary
+from program import ANN, KEY, ORG, SECRET, Program
+from receiver import HttpReceiver
 from sqlalchemy import Engine
 
 from etl.database import connect, upgrade
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.model import Flow
 
 BOTH = ("sqlite", "postgresql")
 TEMPLATE = "template_flowtrail"
@@ -80,6 +86,36 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def diary(engine: Engine, database_url: str) -> Diary:
+    """Answers written to ``engine`` as a run would write them."""
+    return Diary(engine, database_url)
+
+
+@pytest.fixture
+def gateway() -> Iterator[DemoGateway]:
+    """A gateway at which Ann sees one workflow; a module that needs more of it adds that."""
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+    """The program, with a schedule that asks for Ann's workflows every second."""
+    program = Program(tmp_path, gateway.url)
+    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    return program
+
+
+@pytest.fixture
+def receiver() -> Iterator[HttpReceiver]:
+    """Whoever is notified."""
+    with HttpReceiver() as receiver:
+        yield receiver
 
 
 def _database(server: local_postgres.Server, *, template: str) -> Iterator[str]:

@@ -18,6 +18,8 @@ from typing import Any
 
 SECRET = "s3cret-of-the-tests"
 KEY = "access-key-of-the-tests"
+ORG, ANN = "o1", "ann"
+"""Whom the gateway of the fixtures knows."""
 PATIENCE_SECONDS = 60
 
 

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,20 @@ import kubernetes_validate
 import psycopg
 import pytest
 import yaml
-from program import KEY, SECRET, Program, Running
+from program import ANN, ORG, Program, Running
 
 from etl import config
 from etl.config.secret import openness
 from etl.config.settings import ServiceSettings
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.model import Flow
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "flowtrail.service"
 GRACE_SECONDS = ServiceSettings().grace.total_seconds()
-ORG, ANN, BOB = "o1", "ann", "bob"
+BOB = "bob"
 
 
 # Settings: those of each way to deploy are settings that Flowtrail takes.
@@ -249,12 +248,9 @@ def test_the_settings_of_the_manifests_are_settings(manifests: list[dict[str, An
 
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
-    world = World(orgs=0)
-    for user in (ANN, BOB):
-        world.set_flows(ORG, user, [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
+def gateway(gateway: DemoGateway) -> DemoGateway:
+    gateway.world.set_flows(ORG, BOB, [Flow("1", "one", "D", True)])
+    return gateway
 
 
 class Watch:

@@ -22,7 +22,7 @@ from typing import Any
 import postgres as local_postgres
 import psycopg
 import pytest
-from program import KEY, PATIENCE_SECONDS, SECRET, Program, Running, free_port
+from program import ANN, ORG, PATIENCE_SECONDS, Program, Running, free_port
 from sqlalchemy import Engine, make_url
 
 from etl.cli.workbench import utc_now
@@ -30,30 +30,16 @@ from etl.config import Schedule
 from etl.database import connect
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.guard import Limits
-from etl.model import Flow
 from etl.service import STUCK_SECONDS, Identity, Service
 from etl.store import Store
 from etl.sync import Kit
 
-ORG, ANN = "o1", "ann"
-
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
-    world = World(orgs=0)
-    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
-    program = Program(tmp_path, gateway.url)
-    program.configure(listen=f"127.0.0.1:{free_port()}")
-    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    return program
+def flowtrail(flowtrail: Program) -> Program:
+    flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
+    return flowtrail
 
 
 def ask(service: Running, path: str, **headers: str) -> tuple[int, dict[str, Any]]:

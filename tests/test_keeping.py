@@ -25,7 +25,7 @@ import psycopg
 import pytest
 import verify_story
 from builders import START, Diary, after, dump, flow, numbered
-from program import KEY, SECRET, Program
+from program import ANN, ORG, SECRET, Program
 from sqlalchemy import Engine, select, text
 from typer.testing import CliRunner
 from verify_story import DOUBTED, OTHER_LIST
@@ -35,7 +35,6 @@ from etl.cli import app
 from etl.config import load
 from etl.database import check, connect, integrity, reading, upgrade, writing
 from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.errors import ConfigError, FlowtrailError, SchemaMismatch, UsageError
 from etl.housekeeping import Housekeeping
 from etl.model import Flow, Origin, RunStatus, Target
@@ -44,7 +43,6 @@ from etl.service import LEASE
 from etl.store import Store
 from etl.verify import HeadsFile, against, heads, verify, whole_lines
 
-ORG, ANN = "o1", "ann"
 NOW = after(days=800)
 OLD = NOW - dt.timedelta(days=400)
 SOME_RUN = {
@@ -53,23 +51,15 @@ SOME_RUN = {
 
 
 @pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
-    return Diary(engine, database_url)
+def gateway(gateway: DemoGateway) -> DemoGateway:
+    gateway.world.set_flows(ORG, ANN, [Flow("1", "one", "D", True), Flow("2", "two", "D", True)])
+    return gateway
 
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
-    world = World(orgs=0)
-    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True), Flow("2", "two", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
-    program = Program(tmp_path, gateway.url)
-    program.schedule("plants", [(ORG, [ANN])])
-    return program
+def flowtrail(flowtrail: Program) -> Program:
+    flowtrail.schedule("plants", [(ORG, [ANN])])
+    return flowtrail
 
 
 # ------------------------------------------------------------------------------------------------ forgetting runs

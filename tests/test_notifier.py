@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -44,12 +44,6 @@ def news(engine: Engine) -> Newsroom:
     room = Newsroom(engine)
     room.run({ANN: [flow(1)], BOB: [flow(1)], EVE: [flow(1)]})
     return room
-
-
-@pytest.fixture
-def receiver() -> Iterator[HttpReceiver]:
-    with HttpReceiver() as receiver:
-        yield receiver
 
 
 def told_runs(news: Newsroom) -> list[int]:

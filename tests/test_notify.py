@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiosmtpd.controller import Controller
-from program import KEY, SECRET, Program
+from program import ANN, ORG, SECRET, Program
 from receiver import HttpReceiver
 from typer.testing import CliRunner, Result
 
@@ -28,37 +28,12 @@ from etl.cli.workbench import Workbench
 from etl.config import NotifySettings, Schedule, Secret, Settings
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.errors import ConfigError, UsageError
-from etl.model import Flow, RunStatus
+from etl.model import RunStatus
 from etl.notify import Message, Pinger, Receiver, receivers
 from etl.slots import Every
 from etl.store import Store
 from etl.sync import RunReport, Tally
-
-ORG, ANN = "o1", "ann"
-
-
-@pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
-    world = World(orgs=0)
-    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def receiver() -> Iterator[HttpReceiver]:
-    with HttpReceiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
-    program = Program(tmp_path, gateway.url)
-    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    return program
-
 
 # ------------------------------------------------------------------------------------------------------ settings
 

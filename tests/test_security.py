@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from program import KEY, Program
+from program import ANN, KEY, ORG, Program
 
 from etl import log
 from etl.demo.faults import Fault
@@ -22,7 +22,6 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.model import Flow
 
-ORG, ANN = "o1", "ann"
 CANARY = 's3cr3t/ca+nary="ä&\\'
 HOSTILE = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0x200B, 0xFEFF)]
 
@@ -45,13 +44,6 @@ def gateway() -> Iterator[DemoGateway]:
     world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
     with DemoGateway(world, access_key=KEY, secret_key=CANARY) as gateway:
         yield gateway
-
-
-@pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
-    program = Program(tmp_path, gateway.url)
-    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
-    return program
 
 
 @pytest.mark.parametrize("trouble", [None, "outage", "html", "expired", "redirect", "cut"])

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from program import KEY, SECRET, Program
+from program import ANN, ORG, Program
 
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.model import Flow
 
-ORG, ANN, BOB = "o1", "ann", "bob"
+BOB = "bob"
 
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
-    world = World(orgs=0)
-    world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
-    world.set_flows(ORG, BOB, [Flow("2", "two", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        yield gateway
+def gateway(gateway: DemoGateway) -> DemoGateway:
+    gateway.world.set_flows(ORG, BOB, [Flow("2", "two", "D", True)])
+    return gateway
 
 
 @pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
-    program = Program(tmp_path, gateway.url)
-    program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
-    return program
+def flowtrail(flowtrail: Program) -> Program:
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
+    return flowtrail
 
 
 def runs(program: Program) -> list[tuple[str, str, str, int]]:

@@ -31,11 +31,6 @@ TWENTY = numbered(1, 20)
 SAFETY_NET_SECONDS = 60
 
 
-@pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
-    return Diary(engine, database_url)
-
-
 def row(engine: Engine, table: str, where: str = "1 = 1") -> dict[str, object]:
     with engine.connect() as connection:
         return dict(connection.execute(text(f"SELECT * FROM {table} WHERE {where}")).mappings().one())

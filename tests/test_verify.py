@@ -122,11 +122,6 @@ def _where(table: str, row: Mapping[str, Any]) -> tuple[str, Row]:
     )
 
 
-@pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
-    return Diary(engine, database_url)
-
-
 @pytest.fixture(scope="module")
 def told_once(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
     """Telling the story takes SQLite many commits, copying it none."""

@@ -47,11 +47,6 @@ def overdue(engine: Engine, of: Schedule, now: dt.datetime, known_since: dt.date
     return {each.target for each in vitals.read(engine, [of], now, since).overdue}
 
 
-@pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
-    return Diary(engine, database_url)
-
-
 # --------------------------------------------------------------------------------------------------- due slots
 
 
