@@ -99,6 +99,12 @@ def fence(listed: Iterable[Flow], seen: Span | None, *, is_open: bool = True, he
     )
 
 
+def run_row(at: dt.datetime, **own: object) -> dict[str, object]:
+    """A row of ``sync_run``: a command that began ``at`` and succeeded, but for what is its own."""
+    times = {"started_at": at, "heartbeat_at": at}
+    return {"origin": "command", "status": "succeeded", **times, "host": "h", "pid": 1, **own}
+
+
 def judged(
     store: Store,
     before: Fence,

@@ -24,7 +24,7 @@ import postgres as local_postgres
 import psycopg
 import pytest
 import verify_story
-from builders import START, Diary, after, dump, flow, numbered
+from builders import START, Diary, after, dump, flow, numbered, run_row
 from program import ANN, ORG, SECRET, Program
 from sqlalchemy import Engine, select, text
 from typer.testing import CliRunner
@@ -45,9 +45,6 @@ from etl.verify import HeadsFile, against, heads, verify, whole_lines
 
 NOW = after(days=800)
 OLD = NOW - dt.timedelta(days=400)
-SOME_RUN = {
-    "origin": "command", "status": "failed", "started_at": START, "heartbeat_at": START, "host": "h", "pid": 1
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -102,10 +99,8 @@ class Runs:
         slot = self.slot if schedule else None
         finished = None if status == "running" else ended
         with writing(self.engine) as connection:
-            run = {
-                "origin": origin, "status": status, "schedule": schedule, "scheduled_for": slot, "started_at": ended,
-                "heartbeat_at": ended, "finished_at": finished, "host": "h", "pid": 1,
-            }  # fmt: skip
+            own = {"origin": origin, "status": status, "schedule": schedule, "scheduled_for": slot}
+            run = run_row(ended, finished_at=finished, **own)
             run_id: int = connection.execute(sync_run.insert().values(run).returning(sync_run.c.id)).scalar_one()
             rows = [{"run_id": run_id, "target_id": target_id, "verdict": "failed", "message": "m"}] * issues
             if rows:
@@ -180,7 +175,7 @@ def test_the_service_goes_on_after_pruning_where_it_would_have_without(engine: E
         for minute, status in enumerate(statuses):
             slots[f"s{number}"] = slot = START + dt.timedelta(minutes=minute)
             own = {"origin": "schedule", "schedule": f"s{number}", "scheduled_for": slot, "status": status}
-            rows.append({**SOME_RUN, "finished_at": START, **own})
+            rows.append(run_row(START, finished_at=START, **own))
     with writing(engine) as connection:
         connection.execute(sync_run.insert(), rows)
     before = {name: (store.served_until(name), store.was_aborted(name, slot)) for name, slot in slots.items()}
@@ -206,15 +201,7 @@ def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: D
 def test_pruning_goes_in_small_transactions_and_stops_where_it_is_told_to(engine: Engine) -> None:
     runs = Runs(engine)
     with writing(engine) as connection:
-        one = {
-            "origin": "command",
-            "status": "failed",
-            "started_at": START,
-            "heartbeat_at": START,
-            "host": "h",
-            "pid": 1,
-        }
-        connection.execute(sync_run.insert(), [{**one, "finished_at": START}] * 1_200)
+        connection.execute(sync_run.insert(), [run_row(START, status="failed", finished_at=START)] * 1_200)
     answers = iter([True, True, False])
     gone = runs.store.prune_runs(OLD, NOW, go_on=lambda: next(answers))
     assert gone.runs == 1_000

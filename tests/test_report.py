@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from builders import run_row
 from histories import START, TICK, World
 from sqlalchemy import Engine, text
 
@@ -166,19 +167,11 @@ def test_problems_are_the_targets_that_failed_last_or_are_held(world: World) -> 
 
 def test_runs_come_the_latest_first(engine: Engine) -> None:
     """With every column of the table."""
-    row = {
-        "origin": "command",
-        "status": "succeeded",
-        "started_at": START,
-        "heartbeat_at": START,
-        "host": "h",
-        "pid": 1,
-    }
     with writing(engine) as connection:
-        connection.execute(sync_run.insert(), [row | {"targets": number} for number in range(5)])
+        connection.execute(sync_run.insert(), [run_row(START, targets=number) for number in range(5)])
     runs = list(Report(engine).runs(limit=3))
     assert [run.targets for run in runs] == [4, 3, 2]
-    assert runs[0]._asdict().items() >= row.items()
+    assert runs[0]._asdict().items() >= run_row(START).items()
 
 
 def test_a_reader_who_takes_his_time_hinders_no_writer(world: World) -> None:
@@ -206,16 +199,8 @@ def test_a_reader_who_stops_half_way_gives_his_connection_back(world: World) -> 
 
 def test_more_rows_than_a_page_come_complete(engine: Engine) -> None:
     """Pages are invisible."""
-    row = {
-        "origin": "command",
-        "status": "succeeded",
-        "started_at": START,
-        "heartbeat_at": START,
-        "host": "h",
-        "pid": 1,
-    }
     with writing(engine) as connection:
-        connection.execute(sync_run.insert(), [row | {"started_at": START + n * TICK} for n in range(2500)])
+        connection.execute(sync_run.insert(), [run_row(START + n * TICK) for n in range(2500)])
     assert [run.started_at for run in Report(engine).runs()] == [START + n * TICK for n in reversed(range(2500))]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from builders import run_row
 from sqlalchemy import Engine, select
 
 from etl.config import Schedule
@@ -158,17 +159,9 @@ def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_othe
     Served(engine, every_minute, clock).close()
     now = clock()
     with engine.begin() as connection:
+        slot = now.replace(second=0, microsecond=0)
         connection.execute(
-            sync_run.insert().values(
-                schedule="plants",
-                origin="schedule",
-                scheduled_for=now.replace(second=0, microsecond=0),
-                status="succeeded",
-                started_at=now,
-                heartbeat_at=now,
-                host="here",
-                pid=1,
-            )
+            sync_run.insert().values(run_row(now, origin="schedule", schedule="plants", scheduled_for=slot))
         )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     clock.offset = dt.timedelta(0)
