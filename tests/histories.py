@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Engine
@@ -91,19 +91,7 @@ class Oracle:
         row = TargetAsOf(*self.target, coverage, before, after, len(answers[-1].flows))
         return row, [
             WorkflowAsOf(
-                *self.target,
-                flow_id,
-                flow.flow_name,
-                flow.cycle,
-                CYCLE_LABELS.get(flow.cycle or "", flow.cycle),
-                flow.editable,
-                first_seen_at,
-                changed_at,
-                before,
-                None,
-                coverage,
-                before,
-                after,
+                *self._described(flow_id, flow), first_seen_at, changed_at, before, None, coverage, before, after
             )
             for flow_id, (flow, first_seen_at, changed_at) in sorted(answers[-1].flows.items())
         ]
@@ -114,19 +102,15 @@ class Oracle:
         latest = max((entry.at for entry in self.log if entry.what == "seen"), default=None)
         return [
             CurrentWorkflow(
-                *self.target,
-                flow_id,
-                flow.flow_name,
-                flow.cycle,
-                CYCLE_LABELS.get(flow.cycle or "", flow.cycle),
-                flow.editable,
-                first_seen_at,
-                changed_at,
-                latest,
-                self.missing.get(flow_id),
+                *self._described(flow_id, flow), first_seen_at, changed_at, latest, self.missing.get(flow_id)
             )
             for flow_id, (flow, first_seen_at, changed_at) in sorted(self.log[-1].flows.items())
         ]
+
+    def _described(self, flow_id: str, flow: Flow) -> tuple[Any, ...]:
+        """The columns that say what it is, and not since when."""
+        label = CYCLE_LABELS.get(flow.cycle or "", flow.cycle)
+        return (*self.target, flow_id, flow.flow_name, flow.cycle, label, flow.editable)
 
     def _coverage(self, moment: dt.datetime) -> str:
         seen = [number for number, entry in enumerate(self.log) if entry.what == "seen"]

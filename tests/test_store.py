@@ -613,17 +613,23 @@ def a_failure(diary: Diary) -> Outcome:
     return verdict.failed(diary.fence(), Refused("no", code="62103"))
 
 
+def written_although_lost(losing: Losing, diary: Diary, make: Make) -> Outcome:
+    """An outcome that is written while something gets lost, and that the ledger of ``diary`` gets."""
+    other = Diary(losing.engine, diary.url)
+    other.ledger = diary.ledger
+    outcome = make(other)
+    losing.lose_next()
+    assert other.store.apply(other.run_id, [outcome]) == set()
+    assert losing.lost() == 1
+    return outcome
+
+
 @pytest.mark.parametrize("make", [a_baseline, a_change, a_quiet_answer, a_whole_hold, a_failure])
 @pytest.mark.parametrize("lost", ["answer", "request"])
 def test_a_commit_without_an_answer_is_looked_up_and_never_doubled(diary, database_url, postgres_or_none, make, lost):
     diary.answer(TWENTY, START)
     with losing_commits(database_url, postgres_or_none, lost) as losing:
-        other = Diary(losing.engine, database_url)
-        other.ledger = diary.ledger
-        outcome = make(other)
-        losing.lose_next()
-        assert other.store.apply(other.run_id, [outcome]) == set()
-        assert losing.lost() == 1
+        outcome = written_although_lost(losing, diary, make)
     if outcome.verdict == "failed":
         assert row(diary.engine, "target")["consecutive_failures"] == 1
         assert count(diary.engine, "sync_issue") == 1
@@ -648,12 +654,7 @@ def test_a_connection_that_breaks_in_the_middle_of_the_rows_is_tried_again(diary
     if postgres_or_none is None:
         pytest.skip("there is no connection to break")
     with losing_commits(database_url, postgres_or_none, "COPY") as losing:
-        other = Diary(losing.engine, database_url)
-        other.ledger = diary.ledger
-        outcome = a_baseline(other)
-        losing.lose_next()
-        assert other.store.apply(other.run_id, [outcome]) == set()
-        assert losing.lost() == 1
+        written_although_lost(losing, diary, a_baseline)
     diary.check(every_answer=True)
 
 
