@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from program import free_port
 from relay import MOST_BYTES, Relay, end
 
 PATIENCE_SECONDS = 60
@@ -21,7 +22,7 @@ class Dask:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
         self._start("scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
 
@@ -64,12 +65,6 @@ class Dask:
             )
         self.processes.append(process)
         return process
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Wire(Relay):

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from program import KEY, SECRET, Program
+from program import SECRET, Program, free_port
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import settings as shape
 from etl.database import reading
-from etl.demo.gateway import DemoGateway
-from etl.demo.world import World
 from etl.gateway import faults
-from etl.model import Flow
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
@@ -114,11 +110,9 @@ def script(page: str) -> str:
 
 
 def test_who_starts_comes_to_the_end_and_has_a_trail_that_is_whole(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    commands = script("start.md").replace("8900", str(free_port()))
     done = subprocess.run(
-        ["bash", "-euc", f"trap 'jobs -p | xargs -r kill' EXIT\n{script('start.md').replace('8900', str(port))}"],
+        ["bash", "-euc", f"trap 'jobs -p | xargs -r kill' EXIT\n{commands}"],
         cwd=tmp_path,
         env={
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -135,18 +129,14 @@ def test_who_starts_comes_to_the_end_and_has_a_trail_that_is_whole(tmp_path: Pat
     assert re.search(r"2 targets, 4 change sets, .*: everything holds\.", done.stdout)
 
 
-def test_what_an_operator_does_every_day_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(orgs=0)
-    world.set_flows("o1", "ann", [Flow("1", "one", "D", True)])
-    monkeypatch.chdir(tmp_path)
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
-        Program(tmp_path, gateway.url).schedule("plants", [("o1", ["ann"])])
-        for line in ["flowtrail sync", *script("operate.md").splitlines()]:
-            words, _, file = line.removeprefix("flowtrail ").partition(" > ")
-            done = CliRunner().invoke(app, words.split(), env={"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET})
-            assert done.exit_code == 0, (line, done.output)
-            if file:
-                (tmp_path / file).write_text(done.stdout)
+def test_what_an_operator_does_every_day_succeeds(flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(flowtrail.folder)
+    for line in ["flowtrail sync", *script("operate.md").splitlines()]:
+        words, _, file = line.removeprefix("flowtrail ").partition(" > ")
+        done = CliRunner().invoke(app, words.split(), env={"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET})
+        assert done.exit_code == 0, (line, done.output)
+        if file:
+            (flowtrail.folder / file).write_text(done.stdout)
 
 
 def test_every_error_code_is_explained() -> None:
