@@ -6,11 +6,12 @@ import datetime as dt
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, collate, func, or_, select
+from sqlalchemy import ColumnElement, Engine, or_, select
 
 from etl.database import reading
 from etl.model import CYCLE_LABELS
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
+from etl.report.names import contains, contains_sql, pattern
 from etl.report.rows import (
     Column,
     CurrentWorkflow,
@@ -92,8 +93,8 @@ class Report:
         filters = {column: value for column, value in given.items() if value is not None}
         condition, parameter = "", {}
         if name is not None:
-            condition = f"{self._ascii_lower_sql('listed.flow_name')} LIKE :flow_name ESCAPE '!'"
-            parameter = {"flow_name": _pattern(name)}
+            condition = contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
+            parameter = {"flow_name": pattern(name)}
         statement = flows_statement(way or self._cheaper_way(at), filters, condition)
         return stream(self._engine, statement, WorkflowAsOf, {"at": at, **filters, **parameter})
 
@@ -196,19 +197,7 @@ class Report:
     def _named(self, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
         if part is None:
             return []
-        return [or_(*(self._ascii_lower(name).like(_pattern(part), escape="!") for name in columns))]
-
-    def _ascii_lower(self, name: ColumnElement[Any]) -> ColumnElement[str]:
-        """Both databases fold a-z only: SQLite knows no others, PostgreSQL does so in collation C."""
-        return func.lower(name if self._engine.dialect.name == "sqlite" else collate(name, "C"))
-
-    def _ascii_lower_sql(self, name: str) -> str:
-        return f"lower({name})" if self._engine.dialect.name == "sqlite" else f'lower({name} COLLATE "C")'
-
-
-def _pattern(part: str) -> str:
-    folded = "".join(char.lower() if char.isascii() else char for char in part)
-    return "%" + "".join("!" + char if char in "!%_" else char for char in folded) + "%"
+        return [or_(*(contains(self._engine.dialect.name, name, part) for name in columns))]
 
 
 def _cycle_code(cycle: str | None) -> str | None:

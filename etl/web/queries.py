@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, TextClause, bindparam, text
 from etl.database import reading
 from etl.model import CYCLE_LABELS
 from etl.report import HeldRemoval, SyncRun, TargetHealth, WorkflowEvent
+from etl.report.names import contains_sql, pattern
 from etl.report.rows import sql_columns
 from etl.schema import UtcTime
 from etl.web.rows import CYCLES, EVENTS, OTHER, Churn, Day, Evening, Gap, Hold, Position, Restless, Vitals
@@ -243,7 +244,9 @@ def trail(
         else ""
     )
     rows += " AND c.flow_id = :flow" if flow else ""
-    rows += f" AND ({_like(connection, 'c.old_name')} OR {_like(connection, 'c.new_name')})" if name else ""
+    dialect = connection.dialect.name
+    named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
+    rows += f" AND ({named})" if name else ""
     sets += " AND s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)" if flow else ""
     given = _given(org_id=org, user_id=user)
     sql = f"""
@@ -257,7 +260,7 @@ def trail(
     WHERE c.change_set_id = p.id AND {rows}
     ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
     """
-    bound: dict[str, Any] = {"since": since, "until": until, **given, **_given(flow=flow, name=name and _pattern(name))}
+    bound: dict[str, Any] = {"since": since, "until": until, **given, **_given(flow=flow, name=name and pattern(name))}
     if after:
         at, change_set_id, flow_id, kind = after
         bound |= {"after_at": at, "after_id": change_set_id, "after_flow": flow_id, "after_kind": kind}
@@ -347,14 +350,3 @@ def _midnight(day: dt.date) -> dt.datetime:
 
 def _calendar(since: dt.date, until: dt.date) -> list[dt.date]:
     return [since + dt.timedelta(days=number) for number in range((until - since).days + 1)]
-
-
-def _like(connection: Connection, column: str) -> str:
-    """Both databases fold a-z only: SQLite knows no others, PostgreSQL does so in collation C."""
-    collated = column if connection.dialect.name == "sqlite" else f'{column} COLLATE "C"'
-    return f"lower({collated}) LIKE :name ESCAPE '!'"
-
-
-def _pattern(part: str) -> str:
-    folded = "".join(char.lower() if char.isascii() else char for char in part)
-    return "%" + "".join("!" + char if char in "!%_" else char for char in folded) + "%"

@@ -1,0 +1,28 @@
+"""How a name is found by a part of it: a to z in either case, all else to the letter, the same on both databases."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, collate, func
+
+_ESCAPE: Final = "!"
+
+
+def pattern(part: str) -> str:
+    """What a folded name that contains ``part`` is like."""
+    folded = "".join(char.lower() if char.isascii() else char for char in part)
+    return "%" + "".join(_ESCAPE + char if char in "!%_" else char for char in folded) + "%"
+
+
+def contains(dialect: str, name: ColumnElement[Any], part: str) -> ColumnElement[bool]:
+    """The column ``name`` contains ``part``."""
+    # both databases fold a-z only: SQLite knows no others, PostgreSQL does so in collation C
+    folded = func.lower(name if dialect == "sqlite" else collate(name, "C"))
+    return folded.like(pattern(part), escape=_ESCAPE)
+
+
+def contains_sql(dialect: str, name: str, parameter: str) -> str:
+    """The same in words, for a statement to which the pattern is bound as ``parameter``."""
+    collated = name if dialect == "sqlite" else f'{name} COLLATE "C"'
+    return f"lower({collated}) LIKE :{parameter} ESCAPE '{_ESCAPE}'"
