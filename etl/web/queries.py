@@ -238,11 +238,7 @@ def trail(
     sets += "".join(f" AND {condition}" for condition, value in times if value is not None)
     sets += " AND (s.observed_at, s.id) <= (:after_at, :after_id)" if after else ""
     rows = f"c.kind IN ({', '.join(map(repr, kinds))})"
-    rows += (
-        " AND (p.observed_at, p.id, c.flow_id, c.kind) < (:after_at, :after_id, :after_flow, :after_kind)"
-        if after
-        else ""
-    )
+    rows += f" AND {_OLDER}" if after else ""
     rows += " AND c.flow_id = :flow" if flow else ""
     dialect = connection.dialect.name
     named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
