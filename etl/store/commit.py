@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Select, Table, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import change_set, observation, sync_issue, target, workflow, workflow_change
-from etl.store.bulk import extend_spans, insert_rows, stamp
+from etl.store.bulk import Given, extend_spans, insert_rows, stamp
 from etl.store.fences import LATEST_SPAN
 from etl.trail import GENESIS
 
@@ -49,23 +49,34 @@ _OPENED: Final = (
     .where(target.c.id == bindparam("target_id"))
     .values(observation_id=bindparam("span_id"), consecutive_failures=0, last_error_code=None, last_error=None)
 )
-_ANSWERED: Final = (
-    update(target)
-    .where(target.c.id == bindparam("target_id"))
-    .values(
-        version=bindparam("new_version"),
-        fence=target.c.fence + bindparam("moved"),
-        observation_id=bindparam("span_id"),
-        answer_digest=bindparam("new_answer_digest"),
-        data_hash=bindparam("new_data_hash"),
-        state_digest=func.coalesce(bindparam("new_state_digest"), target.c.state_digest),
-        flow_count=bindparam("new_flow_count"),
-        held_since=func.coalesce(target.c.held_since, bindparam("held_at", type_=target.c.held_since.type)),
-        consecutive_failures=0,
-        last_error_code=None,
-        last_error=None,
+_GIVEN: Final = Given(
+    target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
+    state_digest="text", flow_count="int", held_at="timestamptz",
+)  # fmt: skip
+
+
+def _answered(dialect: str) -> Update:
+    new = _GIVEN.select(dialect).subquery("new").c
+    return (
+        update(target)
+        .where(target.c.id == new.target_id)
+        .values(
+            version=new.version,
+            fence=target.c.fence + new.moved,
+            observation_id=new.observation_id,
+            answer_digest=new.answer_digest,
+            data_hash=new.data_hash,
+            state_digest=func.coalesce(new.state_digest, target.c.state_digest),
+            flow_count=new.flow_count,
+            held_since=func.coalesce(target.c.held_since, new.held_at),
+            consecutive_failures=0,
+            last_error_code=None,
+            last_error=None,
+        )
     )
-)
+
+
+_ANSWERED: Final = {dialect: _answered(dialect) for dialect in ("postgresql", "sqlite")}
 _CHANGED: Final = workflow_change.join(change_set, change_set.c.id == workflow_change.c.change_set_id)
 _NEW_ROWS: Final = (
     select(
@@ -322,7 +333,9 @@ def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: d
     ended = [{"target_id": o.fence.target_id} for o in answered if o.fence.held and not o.missing]
     _execute_many(connection, _FAILED, failures)
     _execute_many(connection, _OPENED, opened)
-    _execute_many(connection, _ANSWERED, [_answer_row(o, spans.get(o.fence.target_id)) for o in answered])
+    if answered:
+        rows = [_answer_row(connection, o, spans.get(o.fence.target_id)) for o in answered]
+        connection.execute(_ANSWERED[connection.dialect.name], _GIVEN.bound(connection, rows))
     _execute_many(connection, _HOLD_ENDED, ended)
 
 
@@ -330,19 +343,19 @@ def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
     return {"target_id": target_id, "error_code": issue.error_code, "message": issue.message}
 
 
-def _answer_row(outcome: Outcome, span_id: int | None) -> dict[str, Any]:
+def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:
     made = outcome.change_set
-    return {
-        "target_id": outcome.fence.target_id,
-        "new_version": made.version if made else outcome.fence.version,
-        "moved": int(outcome.verdict in ("changed", "held")),
-        "span_id": span_id,
-        "new_answer_digest": outcome.answer_digest,
-        "new_data_hash": outcome.data_hash,
-        "new_state_digest": made.state_digest if made else None,
-        "new_flow_count": outcome.flow_count,
-        "held_at": outcome.observed_at if outcome.missing else None,
-    }
+    return (
+        outcome.fence.target_id,
+        made.version if made else outcome.fence.version,
+        int(outcome.verdict in ("changed", "held")),
+        span_id,
+        outcome.answer_digest,
+        outcome.data_hash,
+        made.state_digest if made else None,
+        outcome.flow_count,
+        stamp(connection, outcome.observed_at) if outcome.missing and outcome.observed_at else None,
+    )
 
 
 def _insert_issues(connection: Connection, run_id: int, outcomes: Iterable[Outcome], lost: set[int]) -> None:

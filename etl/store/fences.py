@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, case, func, select, text, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import Fence, Flow, Span, State, Target
 from etl.schema import change_set, observation, target, workflow
+from etl.store.bulk import Given
 
 SPAN_COLUMNS: Final = (
     observation.c.first_at,
@@ -61,14 +62,15 @@ _FENCES: Final = (
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
 )
 _KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
-_WANTED: Final = {
-    "postgresql": "SELECT * FROM unnest(CAST(:orgs AS text[]), CAST(:users AS text[]), CAST(:expressions AS text[]))",
-    "sqlite": "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]') "
-    "FROM json_each(:targets)",
-}
-"""The targets as one value: a list of 500 keys costs PostgreSQL more to plan than to answer."""
+_WANTED: Final = Given(org_id="text", user_id="text", expression="text")
 _FENCES_OF: Final = {
-    dialect: _FENCES.where(tuple_(*_KEY).in_(text(wanted).columns(*_KEY))) for dialect, wanted in _WANTED.items()
+    dialect: _FENCES.where(tuple_(*_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
+}
+_REGISTER: Final = {
+    module.dialect.name: module.insert(target)
+    .from_select(_KEY, _WANTED.select(module.dialect.name))
+    .on_conflict_do_nothing()
+    for module in (postgresql, sqlite)
 }
 _ROWS_AT_ONCE: Final = 1000
 _WORKFLOWS_OF: Final = {
@@ -92,28 +94,17 @@ _UNRETIRE: Final = update(target).where(target.c.id == bindparam("target_id")).v
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
     """The fences of those ``targets`` that the database knows."""
-    wanted: dict[str, Any]
-    if connection.dialect.name == "postgresql":
-        wanted = {
-            "orgs": [each.org_id for each in targets],
-            "users": [each.user_id for each in targets],
-            "expressions": [each.expression for each in targets],
-        }
-    else:
-        wanted = {"targets": msgspec.json.encode(targets).decode()}
-    rows = connection.execute(_FENCES_OF[connection.dialect.name], wanted)
+    rows = connection.execute(_FENCES_OF[connection.dialect.name], _WANTED.bound(connection, targets))
     return {fence.target: fence for fence in map(_fence, rows)}
 
 
-def register(connection: Connection, targets: Sequence[Target], new: Iterable[Target]) -> dict[Target, Fence]:
+def register(connection: Connection, targets: Sequence[Target], new: Collection[Target]) -> dict[Target, Fence]:
     """Make rows for ``new`` targets, call back retired ones, and return the fences of all ``targets``.
 
     Somebody else may have made a row meanwhile.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    rows = [each._asdict() for each in sorted(new)]
-    if rows:
-        connection.execute(dialect.insert(target).on_conflict_do_nothing(), rows)
+    if new:
+        connection.execute(_REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(new)))
     known = read_fences(connection, targets)
     retired = sorted(fence.target_id for fence in known.values() if fence.retired)
     if retired:

@@ -95,11 +95,10 @@ BUGS = (
     Bug(
         "a quiet answer does not check the observations of its span",
         [
-            Edit("etl/store", "WHERE o.id = seen.id AND o.observations = seen.expected", "WHERE o.id = seen.id"),
             Edit(
                 "etl/store",
-                "WHERE observation.id = seen.id AND observation.observations = seen.expected",
-                "WHERE observation.id = seen.id",
+                "observation.c.id == seen.c.id, observation.c.observations == seen.c.expected",
+                "observation.c.id == seen.c.id",
             ),
         ],
         ["tests/test_store.py", MODEL],
