@@ -83,13 +83,14 @@ def bars(figures: Figures, file: Path) -> None:
         panel.set_xticks([where + 0.4 for where in range(len(PHASES))], PHASES)
         panel.set_yscale("log")
         panel.set_title(f"{shape}, {database}: seconds")
-    panels[0][0].legend(fontsize=6)
+    named = panels[0][0].get_legend_handles_labels()
+    figure.legend(*named, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(named[0]), fontsize=8)
     save(figure, file)
 
 
 def save(figure: Any, file: Path) -> None:
     figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None, "Creator": None})
+    figure.savefig(file, bbox_inches="tight", metadata={"Date": None, "Creator": None})
     sys.stdout.write(f"{file}\n")
 
 

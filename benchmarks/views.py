@@ -2,10 +2,12 @@
 
     python benchmarks/views.py sqlite:////tmp/views.db --rows 200000
     python benchmarks/views.py postgresql+psycopg://... --rows 10000000 --json
+    python benchmarks/views.py postgresql+psycopg://... --rows 1000000 --times 50
 
 The database must not have Flowtrail's schema yet: the generator makes it and fills it. An organisation has 100,000
 changes: 25 users who see most of 1,000 workflows, and a run every three hours that finds a few of them changed, by
-everybody who sees them. What is printed is the best of three; ``cpu_seconds`` are this process's, so on SQLite they
+everybody who sees them. With ``--times`` the database itself copies them all, as other organisations with other users
+and workflows. What is printed is the best of three; ``cpu_seconds`` are this process's, so on SQLite they
 are what the question costs however busy the machine is, and on PostgreSQL only the client's part.
 """
 
@@ -24,7 +26,22 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Table, TextClause, insert, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    Text,
+    TextClause,
+    cast,
+    func,
+    insert,
+    literal_column,
+    select,
+    text,
+)
 
 from etl.database import connect, reading, upgrade, writing
 from etl.report import Report
@@ -182,6 +199,35 @@ def generate(engine: Engine, rows: int) -> None:
             load(connection, observation, organisation.spans)
 
 
+def multiply(engine: Engine, times: int) -> None:
+    """Everything so many times, as other organisations."""
+    with reading(engine) as connection:
+        last = {table: connection.execute(select(func.max(_key(table)))).scalar_one() for table in COPIED}
+    organisations = last[target] // USERS
+    for nth in range(1, times):
+        by = {"target_id": last[target], "change_set_id": last[change_set], "run_id": organisations * 100_000}
+        with writing(engine) as connection:
+            for table in COPIED:
+                further = {name: nth * much for name, much in (by | {"id": last[table]}).items()}
+                rows = [_copied(column, further, nth * organisations) for column in table.c]
+                connection.execute(insert(table).from_select(table.c, select(*rows).where(_key(table) <= last[table])))
+
+
+COPIED = (target, change_set, workflow_change, workflow, observation)
+
+
+def _key(table: Table) -> Column[Any]:
+    return next(iter(table.primary_key))
+
+
+def _copied(column: Column[Any], further: dict[str, int], organisations: int) -> ColumnElement[Any]:
+    if column.name == "org_id":
+        return literal_column("'o'") + cast(cast(func.substr(column, 2), BigInteger) + organisations, Text)
+    if column.name == "flow_id":
+        return cast(cast(column, BigInteger) + organisations * WORKFLOWS, Text)
+    return column + further[column.name] if column.name in further else column
+
+
 def load(connection: Connection, table: Table, rows: Any) -> None:
     rows = iter(rows)
     while batch := list(islice(rows, BATCH)):
@@ -257,6 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("url", help="an empty database: sqlite:////tmp/views.db or postgresql+psycopg://...")
     parser.add_argument("--rows", type=int, default=200_000, help="changes to generate (default: 200000)")
+    parser.add_argument("--times", type=int, default=1, help="copies of all of it (default: 1)")
     parser.add_argument("--filled", action="store_true", help="the database was filled before: only ask")
     parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
     given = parser.parse_args()
@@ -264,6 +311,7 @@ def main() -> None:
     if not given.filled:
         upgrade(engine)
         generate(engine, given.rows)
+        multiply(engine, given.times)
         settle(engine)
     timings = [timed(question, run) for question, run in questions(engine).items()]
     engine.dispose()
