@@ -29,7 +29,7 @@ def test_every_target_is_asked_once_and_answered_once() -> None:
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         groups = list(asking(lambda fence: answer(fence, 3_000), threads).groups())
     assert sorted(asked.fence.target_id for group in groups for asked in group) == list(range(40))
-    assert {len(group) for group in groups[:-1]} == {3}, "8,000 workflows or a little more are written together"
+    assert {len(group) for group in groups[:-1]} == {4}, "10,000 workflows or a little more are written together"
 
 
 def test_no_more_is_asked_for_while_what_arrived_is_not_judged() -> None:

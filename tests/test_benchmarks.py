@@ -34,7 +34,7 @@ def test_a_contender_holds_what_the_gateway_answered_after_each_phase(
         measured = list(whole_round(Round(CONTENDERS[name], SHAPE, asked, database, tmp_path)))
     assert [each.phase for each in measured] == list(PHASES)
     assert all(each.answers >= SHAPE.targets and each.seconds > 0 and each.peak_mib > 1 for each in measured)
-    assert measured[0].statements >= SHAPE.rows
+    assert measured[0].statements >= (SHAPE.targets if name == "flowtrail" else SHAPE.rows)
     assert measured[0].written_bytes > SHAPE.rows
 
 
