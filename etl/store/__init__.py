@@ -16,6 +16,7 @@ from etl.errors import DatabaseUnreachable
 from etl.model import Fence, Outcome, RunStatus, State, Target
 from etl.store import commit, fences, lease, notices, retention, retirement, runs
 from etl.store.commit import STALE
+from etl.store.landed import landed
 from etl.store.notices import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
@@ -76,7 +77,7 @@ class Store:
             try:
                 return self._write(
                     lambda connection: commit.apply(connection, run_id, outcomes, suspects),  # noqa: B023 - run at once
-                    lambda connection: commit.landed(connection, run_id, outcomes),
+                    lambda connection: landed(connection, run_id, outcomes),
                 )
             except commit.Moved as moved:
                 suspects |= moved.target_ids

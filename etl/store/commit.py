@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Iterator, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Select, Table, Update, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
@@ -292,10 +292,6 @@ def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     ]
 
 
-def _change_sets(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, ChangeSet]]:
-    return ((outcome, outcome.change_set) for outcome in outcomes if outcome.change_set is not None)
-
-
 def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int, int]:
     """Insert the new spans; return the open span's id by target."""
     opened = [o for o in outcomes if o.span is not None and not o.extends]
@@ -378,33 +374,6 @@ def _issue_row(run_id: int, outcome: Outcome, stale: bool) -> dict[str, Any]:
         "attempts": issue.attempts,
         "missing": issue.missing,
     }
-
-
-def landed(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> bool:
-    """Whether the transaction of ``outcomes``, whose COMMIT got no answer, was committed: looked up, not guessed.
-
-    It is all there or not at all, so the strongest trace that the batch leaves is enough.
-    """
-    ids = [outcome.fence.target_id for outcome in outcomes]
-    traces: list[Select[Any]] = [
-        select(sync_issue.c.id).where(sync_issue.c.run_id == run_id, sync_issue.c.target_id.in_(ids))
-    ]
-    for outcome, made in itertools.islice(_change_sets(outcomes), 1):
-        version = (change_set.c.target_id == outcome.fence.target_id, change_set.c.version == made.version)
-        traces.append(select(change_set.c.id).where(*version, change_set.c.hash == outcome.hash))
-    if any(connection.execute(trace.limit(1)).first() for trace in traces):
-        return True
-    spans = [(o.fence.target_id, o.span.last_at, o.span.last_asked_at) for o in outcomes if o.span is not None]
-    return any(_is_there(connection, *span) for span in spans[:1])
-
-
-def _is_there(connection: Connection, target_id: int, last_at: Any, last_asked_at: Any) -> bool:
-    seen = select(observation.c.id).where(
-        observation.c.target_id == target_id,
-        observation.c.last_at == last_at,
-        observation.c.last_asked_at == last_asked_at,
-    )
-    return connection.execute(seen.limit(1)).first() is not None
 
 
 def _execute_many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
