@@ -8,10 +8,14 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from program import KEY, SECRET, Program
+from sqlalchemy import Engine, event
+from typer.testing import CliRunner
 
+from etl.cli import app
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
@@ -96,6 +100,31 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
     assert list(changed[0]) == columns
     assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
     assert "removed" in flowtrail("changes").stdout
+
+
+@pytest.mark.parametrize("command", ["flows", "changes"])
+def test_a_list_ends_where_asked_and_no_more_is_sorted_for_it(
+    flowtrail: Program, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flowtrail.json("sync")
+    monkeypatch.chdir(flowtrail.folder)
+    asked = []
+
+    def listen(connection: Any, cursor: Any, statement: str, parameters: tuple[Any, ...], *_: object) -> None:
+        asked.extend(parameters if "LIMIT" in statement else ())
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        for limit, shown in (("2", 2), ("4", 4), ("5", 5), ("0", 5), ("", 5)):
+            arguments = [command, *(["--limit", limit] if limit else [])]
+            table = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output
+            assert len([line for line in table.splitlines() if ORG in line]) == shown
+            assert ("There are more than these" in table) == (shown < 5)
+            assert len(json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)) == shown
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+    most = {parameter for parameter in asked if isinstance(parameter, int) and parameter > 0}
+    assert most == {2, 3, 4, 5, 6, 201}
 
 
 def test_a_gateway_that_is_down_fails_every_target_by_name_and_changes_nothing(

@@ -82,6 +82,23 @@ def test_a_partition_is_ready_before_the_first_change_set_that_needs_it(
     engine.dispose()
 
 
+def test_every_partition_is_known_to_have_some_ten_changes_to_a_change_set(database: Connection) -> None:
+    """By how many there are, not by what ANALYZE guesses from a sample."""
+    add_versions(database, 1, 2)
+    number_from(database, WIDTH)
+    add_versions(database, 3)
+    told = dict(
+        database.execute(
+            "SELECT attrelid::regclass::text, attoptions FROM pg_attribute "
+            "WHERE attname = 'change_set_id' AND attoptions IS NOT NULL"
+        ).fetchall()
+    )
+    assert told == {name: ["n_distinct=-0.1"] for name in partitions(database)}
+    database.execute("ANALYZE workflow_change")
+    learnt = "SELECT n_distinct::text FROM pg_stats WHERE attname = 'change_set_id' AND tablename = %s"
+    assert database.execute(learnt, [partitions(database)[0]]).fetchone() == ("-0.1",)
+
+
 def test_numbers_that_jump_find_their_partition_too(database: Connection, database_url: str) -> None:
     number_from(database, 700 * WIDTH + 1)
     add_versions(database, 1)
@@ -221,6 +238,8 @@ def test_a_database_from_before_the_partitions_keeps_rows_rights_and_views(empty
         assert database.execute("SELECT count(*) FROM theirs").fetchone() == (2,)
         options = "SELECT reloptions FROM pg_class WHERE relname = 'theirs'"
         assert database.execute(options).fetchone() == (["security_invoker=true"],)
+        known = "SELECT count(*) FROM pg_stats WHERE attname = 'change_set_id' AND n_distinct::text = '-0.1'"
+        assert database.execute(known).fetchone() == (1,)
         assert check(engine) == ["view theirs is not Flowtrail's"]
         held = "has_table_privilege('part_old', 'workflow_change', 'INSERT WITH GRANT OPTION')"
         assert database.execute(f"SELECT {held}").fetchone() == (True,)

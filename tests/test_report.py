@@ -84,6 +84,7 @@ def test_filters_of_the_list_of_now(world: World) -> None:
     assert list(report.flows(cycle="D")) == list(report.flows(cycle="day")) == [r for r in rows if r.cycle == "D"] != []
     assert list(report.flows(name="REDUCE_")) == [r for r in rows if "reduce_" in (r.flow_name or "")] != []
     assert list(report.flows(name="描")) == [r for r in rows if r.flow_name == "描述"] != []
+    assert list(report.flows(name="REDUCE_", limit=1)) == list(report.flows(name="REDUCE_"))[:1]
     assert list(report.flows(name="_")) == list(report.flows(name="reduce_"))
     assert list(report.flows(org="o1' OR '1'='1")) == []
 

@@ -513,6 +513,15 @@ def _findings(diary: Diary) -> list[str]:
     return checker.check(diary.url, diary.ledger, settled=False)
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_new_target_that_the_database_cannot_number_is_refused_and_not_taken_for_known(diary):
+    """As where rows were brought in by hand, and the sequence was left behind."""
+    with writing(diary.engine) as connection:
+        connection.execute(text("INSERT INTO target (id, org_id, user_id) VALUES (1, 'o9', 'zoe')"))
+    with pytest.raises(DatabaseError, match="pk_target"):
+        diary.store.fences([BOB], register=True)
+
+
 def test_new_targets_registered_by_several_at_once_get_one_row_each(database_url):
     targets = [Target("o1", f"u{number}") for number in range(60)]
     engines = [connect(database_url) for _ in range(4)]

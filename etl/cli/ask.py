@@ -161,7 +161,8 @@ def flows(
         columns: tuple[str, ...] = ("org_id", "user_id", "expression")
         rows: Iterator[Any]
         if as_of is None:
-            rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle)
+            most = _needed(limit, as_json)
+            rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
             columns += ("missing_since",)
         elif targets:
@@ -212,6 +213,7 @@ def changes(
             flow=flow,
             name=name,
             newest_first=not as_json,
+            limit=_needed(limit, as_json),
         )
         _print(rows, partial(event_table, ""), limit, as_json)
 
@@ -259,11 +261,18 @@ def _print(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: 
         show.json_list(row._asdict() for row in islice(rows, limit or None))
         return
     most = _SHOWN if limit is None else limit
-    listed = list(islice(rows, most + 1 if most else None))
+    listed = list(islice(rows, _needed(limit, as_json)))
     more = bool(most) and len(listed) > most
     show_table(listed[:most] if more else listed)
     if more:
         show.complain(f"There are more than these {most}: --limit 0 shows all, --json gives every column.", "dim")
+
+
+def _needed(limit: int | None, as_json: bool) -> int | None:
+    """So many rows does ``_print`` read, for a table one more than it shows: so many need be sorted. None: all."""
+    if as_json or limit == 0:
+        return limit or None
+    return (_SHOWN if limit is None else limit) + 1
 
 
 def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:

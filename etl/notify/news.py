@@ -13,7 +13,7 @@ from etl.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.stream import stream
-from etl.schema import change_set, observation, sync_issue, sync_run, target, workflow_change
+from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, sync_run, target, workflow_change
 from etl.store import UntoldRun
 
 CHANGES: Final = ("cycle_changed", "removed", "added", "renamed", "editable_changed")
@@ -127,7 +127,7 @@ def _changes(run: UntoldRun, kinds: Sequence[str], of_orgs: Sequence[ColumnEleme
         )
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
-        .where(change_set.c.run_id == run.id, workflow_change.c.kind.in_(kinds), *of_orgs)
+        .where(change_set.c.run_id == run.id, CHANGE_KIND.in_(kinds), *of_orgs)
         .group_by(workflow_change.c.kind, target.c.org_id, *what)
         .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind)
     )

@@ -63,13 +63,14 @@ class Report:
         flow: str | None = None,
         name: str | None = None,
         cycle: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[CurrentWorkflow]:
-        """``current_workflow``, by organisation, user, expression and flow_id."""
+        """``current_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
         seen = view("current_workflow", CurrentWorkflow)
         found = self._found(seen, org_id=org, user_id=user, flow_id=flow, cycle=_cycle_code(cycle))
         found += self._named(name, seen.c.flow_name)
         key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
-        return stream(self._engine, select(seen).where(*found).order_by(*key), CurrentWorkflow)
+        return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), CurrentWorkflow)
 
     def flows_as_of(
         self,

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, Update, bindparam, delete, func, inser
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
-from etl.schema import change_set, observation, sync_issue, target, workflow, workflow_change
+from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
 from etl.store.bulk import Given, extend_spans, insert_rows, stamp
 from etl.store.fences import LATEST_SPAN
 from etl.trail import GENESIS
@@ -97,7 +97,7 @@ _REMOVE: Final = delete(workflow).where(
     tuple_(workflow.c.target_id, workflow.c.flow_id).in_(
         select(change_set.c.target_id, workflow_change.c.flow_id)
         .select_from(_CHANGED)
-        .where(change_set.c.id.in_(bindparam("ids", expanding=True)), workflow_change.c.kind == "removed")
+        .where(change_set.c.id.in_(bindparam("ids", expanding=True)), CHANGE_KIND == "removed")
     )
 )
 _HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)

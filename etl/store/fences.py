@@ -69,7 +69,7 @@ _FENCES_OF: Final = {
 _REGISTER: Final = {
     module.dialect.name: module.insert(target)
     .from_select(_KEY, _WANTED.select(module.dialect.name))
-    .on_conflict_do_nothing()
+    .on_conflict_do_nothing(index_elements=_KEY)
     for module in (postgresql, sqlite)
 }
 _ROWS_AT_ONCE: Final = 1000

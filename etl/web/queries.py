@@ -138,7 +138,7 @@ def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str
     FROM (SELECT s.observed_at, s.id, {", ".join(counted)}
           FROM change_set s CROSS JOIN workflow_change c
           WHERE s.observed_at >= :since AND c.change_set_id = s.id
-            AND c.kind IN ('baseline', 'added', 'removed', 'cycle_changed')
+            AND {_KIND} IN ('baseline', 'added', 'removed', 'cycle_changed')
           GROUP BY s.observed_at, s.id) one_each
     GROUP BY 1
     """
@@ -237,7 +237,7 @@ def trail(
     times = [("s.observed_at >= :since", since), ("s.observed_at < :until", until)]
     sets += "".join(f" AND {condition}" for condition, value in times if value is not None)
     sets += " AND (s.observed_at, s.id) <= (:after_at, :after_id)" if after else ""
-    rows = f"c.kind IN ({', '.join(map(repr, kinds))})"
+    rows = f"{_KIND} IN ({', '.join(map(repr, kinds))})"
     rows += f" AND {_OLDER}" if after else ""
     rows += " AND c.flow_id = :flow" if flow else ""
     dialect = connection.dialect.name
@@ -263,6 +263,8 @@ def trail(
     return _rows(connection, sql, WorkflowEvent, limit=limit, **{k: v for k, v in bound.items() if v is not None})
 
 
+_KIND: Final = "c.kind || ''"
+"""As a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
 _OLDER: Final = "(p.observed_at, p.id, c.flow_id, c.kind) < (:after_at, :after_id, :after_flow, :after_kind)"
 
 
