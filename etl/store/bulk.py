@@ -1,4 +1,4 @@
-"""The bulk paths: COPY on PostgreSQL, a hundred rows a statement on SQLite."""
+"""The bulk paths: COPY on PostgreSQL, many rows a statement on SQLite."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _extend(dialect: str) -> Any:
 _EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
 _TYPES: Final = {int: "int8", str: "text", bool: "bool", dt.datetime: "timestamptz"}
 """PostgreSQL's, so that the driver need not look at each value."""
-_ROWS_A_STATEMENT: Final = 100
+_VALUES_A_STATEMENT: Final = 9_000
 """On SQLite, where a statement a row costs more than its row: the driver gives up the interpreter's lock each time."""
 
 
@@ -88,8 +88,10 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
             for row in rows:
                 copy.write_row(row)
         return
-    start, marks = f"INSERT INTO {table.name} ({names}) VALUES ", f"({', '.join('?' * len(columns))})"  # noqa: S608
-    while some := list(islice(rows, _ROWS_A_STATEMENT)):
+    # FAIL: what a refused row leaves behind is rolled back with the transaction, so SQLite need not prepare for it.
+    start = f"INSERT OR FAIL INTO {table.name} ({names}) VALUES "  # noqa: S608
+    marks = f"({', '.join('?' * len(columns))})"
+    while some := list(islice(rows, _VALUES_A_STATEMENT // len(columns))):
         connection.exec_driver_sql(start + ", ".join([marks] * len(some)), tuple(chain.from_iterable(some)))
 
 
