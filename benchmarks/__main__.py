@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,13 +22,14 @@ out = Console(width=170)
 progress = Console(stderr=True, width=170)
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything that was measured into this file.")]
-ShapeName = Annotated[str, typer.Option(help="A, B, C, D, or targets x workflows as in 200x500.")]
+OTHERS = "targets x workflows as in 200x500, or as in 200x500/700 where all lists share so many workflow ids"
+ShapeName = Annotated[str, typer.Option(help=f"A, B, C, D, or {OTHERS}.")]
 
 
 @app.callback()
 def main(
     context: typer.Context,
-    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500.")] = "A,B,C,D",
+    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500 or 200x500/700.")] = "A,B,C,D",
     in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
     contenders: Annotated[str, typer.Option(help="Which, by comma.")] = ",".join(compare.CONTENDERS),
     runs: Annotated[int, typer.Option(help="Rounds of each contender in each shape.")] = 5,
@@ -84,7 +86,7 @@ def flowtrail(
 @app.command()
 def latency(
     waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "20ms",
-    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500.")] = "B",
+    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500 or 200x500/700.")] = "B",
     in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
     runs: int = 3,
     json_file: JsonFile = None,
@@ -142,10 +144,11 @@ def report(files: Annotated[list[Path], typer.Argument(help="What --json wrote."
 def shape_named(name: str) -> world.Shape:
     if name in world.SHAPES:
         return world.SHAPES[name]
-    targets, by, flows = name.partition("x")
-    if not (by and targets.isdigit() and flows.isdigit()):
-        raise typer.BadParameter(f"{name!r} is no shape: A, B, C, D, or targets x workflows as in 200x500")
-    return world.Shape(int(targets), int(flows))
+    found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", name)
+    shape = world.Shape(*(int(number or 0) for number in found.groups())) if found else None
+    if shape is None or 0 < shape.ids < shape.flows:
+        raise typer.BadParameter(f"{name!r} is no shape: A, B, C, D, or {OTHERS}")
+    return shape
 
 
 def kinds_named(names: str) -> list[str]:

@@ -204,7 +204,7 @@ class Gateway:
 @contextmanager
 def running(shape: world.Shape) -> Iterator[Gateway]:
     """A gateway for ``shape`` until the end of the block."""
-    command = [sys.executable, "-m", "benchmarks.gateway", str(shape.targets), str(shape.flows)]
+    command = [sys.executable, "-m", "benchmarks.gateway", *map(str, shape)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -216,7 +216,7 @@ def running(shape: world.Shape) -> Iterator[Gateway]:
 
 def main() -> None:
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(world.Shape(int(sys.argv[1]), int(sys.argv[2]))))
+        asyncio.run(serve(world.Shape(*map(int, sys.argv[1:]))))
 
 
 if __name__ == "__main__":

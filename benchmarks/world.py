@@ -24,6 +24,8 @@ class Shape(NamedTuple):
 
     targets: int
     flows: int
+    ids: int = 0
+    """So many workflow ids among all lists, which then overlap, as those of an organisation's users; 0: they do not."""
 
     @property
     def rows(self) -> int:
@@ -75,7 +77,7 @@ def flows(shape: Shape, target: int, churned: bool) -> list[tuple[str, str, str,
     first = target * shape.flows
     listed: list[tuple[str, str, str, bool]] = []
     for number in range(first, first + shape.flows):
-        listed += _after(number) if churned and number % EVERY == WHICH else [_flow(number)]
+        listed += _after(shape, number) if churned and number % EVERY == WHICH else [_flow(shape, number)]
     return listed
 
 
@@ -83,7 +85,7 @@ def removed(shape: Shape) -> Iterator[Row]:
     """The workflows that a churn removes."""
     for number in range(WHICH, shape.rows, EVERY):
         if _kind(number) == "removed":
-            yield Row._make((*who(number // shape.flows), *_flow(number)))
+            yield Row._make((*who(number // shape.flows), *_flow(shape, number)))
 
 
 def changes(shape: Shape) -> dict[str, int]:
@@ -103,8 +105,13 @@ def body(shape: Shape, target: int, churned: bool) -> bytes:
     return json.dumps({"code": 0, "msg": "OK", "data": data}, separators=(",", ":")).encode()
 
 
-def _flow(number: int) -> tuple[str, str, str, bool]:
-    return str(100_000 + number), f"{WORDS[number % 8]}_{number}", CYCLES[number * 7 % 5], number % 3 != 0
+def _flow(shape: Shape, number: int) -> tuple[str, str, str, bool]:
+    return (
+        str(100_000 + number % (shape.ids or shape.rows)),
+        f"{WORDS[number % 8]}_{number}",
+        CYCLES[number * 7 % 5],
+        number % 3 != 0,
+    )
 
 
 def _kind(number: int) -> str:
@@ -113,9 +120,9 @@ def _kind(number: int) -> str:
     return "cycle_changed" if nth < 9 else "renamed" if nth < 15 else "added" if nth < 18 else "removed"
 
 
-def _after(number: int) -> list[tuple[str, str, str, bool]]:
+def _after(shape: Shape, number: int) -> list[tuple[str, str, str, bool]]:
     """What has become of a workflow that changes: an addition is one more beside it."""
-    flow_id, name, cycle, editable = _flow(number)
+    flow_id, name, cycle, editable = _flow(shape, number)
     kind = _kind(number)
     if kind == "removed":
         return []

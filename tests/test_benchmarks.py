@@ -46,8 +46,8 @@ def test_who_did_nothing_is_found_out(asked: gateway.Gateway, tmp_path: Path) ->
                 idle.check("cold", thoroughly=thoroughly)
 
 
-def test_one_workflow_in_a_hundred_changes_in_four_ways() -> None:
-    shape = world.Shape(20, 100)
+@pytest.mark.parametrize("shape", [world.Shape(20, 100), world.Shape(20, 100, ids=130)], ids=["apart", "overlapping"])
+def test_one_workflow_in_a_hundred_changes_in_four_ways(shape: world.Shape) -> None:
     before, after = (Counter(world.rows(shape, churned)) for churned in (False, True))
     made = world.changes(shape)
     assert min(made.values()) > 0
