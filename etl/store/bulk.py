@@ -68,7 +68,7 @@ def _extend(dialect: str) -> Any:
 _EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
 _TYPES: Final = {int: "int8", str: "text", bool: "bool", dt.datetime: "timestamptz"}
 """PostgreSQL's, so that the driver need not look at each value."""
-_VALUES_A_STATEMENT: Final = 9_000
+_VALUES_A_STATEMENT: Final = 3_000
 """On SQLite, where a statement a row costs more than its row: the driver gives up the interpreter's lock each time."""
 
 
