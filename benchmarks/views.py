@@ -256,6 +256,7 @@ ASKED = {
     "an organisation's month of workflow_event": (
         "SELECT * FROM workflow_event WHERE org_id = :org AND observed_at >= :since AND observed_at < :until"
     ),
+    "an organisation's cycle_change": "SELECT * FROM cycle_change WHERE org_id = :org",
     "an organisation's org_workflow_event": "SELECT * FROM org_workflow_event WHERE org_id = :org",
     "an organisation's month of org_workflow_event": (
         "SELECT * FROM org_workflow_event WHERE org_id = :org AND observed_at >= :since AND observed_at < :until"
