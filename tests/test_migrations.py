@@ -140,9 +140,7 @@ def test_views_that_are_made_anew_keep_their_rights_options_comments_and_readers
         WHERE relname IN ('org_workflow_event', 'workflow_event') ORDER BY relname
     """
     with creating(empty) as connection:
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(ROOT / "migrations"))
-        command.upgrade(config, "0005")
+        migrate(connection, "0005")
         for view in ("org_workflow_event", "workflow_event"):
             connection.exec_driver_sql(f"ALTER VIEW {view} SET (security_invoker = true)")
             connection.exec_driver_sql(f"GRANT SELECT ON {view} TO PUBLIC")

@@ -8,10 +8,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import make_url
-from test_migrations import ROOT, TRAIL
+from test_migrations import TRAIL, migrate
 
 from etl.database import check, connect, creating, grants, upgrade
 
@@ -219,9 +217,7 @@ def test_a_database_from_before_the_partitions_keeps_rows_rights_and_views(empty
     """Nothing is copied: the file of the table is now that of the first partition."""
     engine = connect(empty_url)
     with creating(engine) as connection:
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(ROOT / "migrations"))
-        command.upgrade(config, "0002")
+        migrate(connection, "0002")
     with psycopg.connect(psycopg_url(empty_url), autocommit=True) as database:
         database.execute(TRAIL)
         number_from(database, 7 * WIDTH)
