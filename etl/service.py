@@ -24,7 +24,6 @@ from etl.store import NewRun
 from etl.sync import Elsewhere, Kit, RunReport, Telling
 
 LEASE: Final = "service"
-LEASE_LASTS: Final = dt.timedelta(seconds=20)
 TICK_SECONDS: Final = 4.0
 """How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
 SWEEP_SECONDS: Final = 30.0
@@ -215,7 +214,7 @@ class Service:
             self._catch_up()
 
     def _take_lease(self) -> bool:
-        return self._kit.store.take_lease(LEASE, str(self._identity), LEASE_LASTS)
+        return self._kit.store.take_lease(LEASE, str(self._identity))
 
     def _become(self, role: str, **why: object) -> bool:
         """Note the role and say so where it is news; whether it is."""

@@ -698,7 +698,7 @@ def test_a_copy_beside_an_active_service_is_refused_unless_it_is_wanted(
     monkeypatch.chdir(flowtrail.folder)
     flowtrail.database_url = engine.url.render_as_string(hide_password=False)
     flowtrail.configure()
-    Store(engine if side == "from" else other).take_lease(LEASE, "somebody", dt.timedelta(minutes=1))
+    Store(engine if side == "from" else other).take_lease(LEASE, "somebody")
     copy = ("db", "copy", "--to", other.url.render_as_string(hide_password=False))
     refused = command(*copy)
     assert isinstance(refused.exception, UsageError)

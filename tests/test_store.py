@@ -18,13 +18,16 @@ import pytest
 from builders import ALICE, GAP, START, Diary, after, dump, flow, numbered, snapshot, written
 from lossy import LossyProxy
 from postgres import Server
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Engine, event, func, make_url, select, text, update
 
 from etl import verdict
 from etl.database import connect, writing
 from etl.errors import DatabaseError, Malformed, Refused
 from etl.model import Fence, Outcome, Target
+from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
+from etl.store.lease import LASTS
+from etl.store.runs import database_now
 
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)
@@ -800,9 +803,9 @@ def slot(at: dt.datetime = START, **other) -> NewRun:
 
 
 def age(engine: Engine, run_id: int, seconds: int) -> None:
-    """Move a run's heartbeat into the past, by the database's clock."""
+    """Move a run's heartbeat into the past (or the future), by the database's clock."""
     now = {
-        "sqlite": f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-{seconds} seconds') || '000'",
+        "sqlite": f"strftime('%Y-%m-%d %H:%M:%f', 'now', '{-seconds:+} seconds') || '000'",
         "postgresql": f"clock_timestamp() - interval '{seconds} seconds'",
     }[engine.dialect.name]
     with writing(engine) as connection:
@@ -840,6 +843,26 @@ def test_a_run_that_beats_is_left_alone_and_one_that_stopped_is_aborted(diary):
     assert store.abort_abandoned_runs(after(hours=9)) == []
 
 
+def test_a_heartbeat_from_the_future_counts_from_the_moment_it_is_noticed(diary):
+    """The clock was a month ahead. Whoever lives has two minutes to beat again."""
+    store = diary.store
+    dead, alive = (store.begin_run(slot(after(hours=n)), START) for n in range(2))
+    for run_id in (dead, alive):
+        age(diary.engine, run_id, -30 * 86_400)
+    assert store.abort_abandoned_runs(START) == []
+    with diary.engine.connect() as connection:
+        ahead = select(func.count()).where(sync_run.c.heartbeat_at > database_now(connection))
+        assert connection.execute(ahead).scalar_one() == 0
+    with writing(diary.engine) as connection:
+        two_minutes = dt.timedelta(minutes=2, seconds=1)
+        for run_id, at in connection.execute(select(sync_run.c.id, sync_run.c.heartbeat_at)).all():
+            earlier = update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=at - two_minutes)
+            connection.execute(earlier)
+    store.beat(alive)
+    assert dead in store.abort_abandoned_runs(START)
+    assert row(diary.engine, "sync_run", f"id = {alive}")["status"] == "running"
+
+
 def test_the_slot_of_an_aborted_run_counts_as_not_served(diary):
     store = diary.store
     first = store.begin_run(slot(), START)
@@ -872,31 +895,48 @@ def test_the_end_of_a_run_may_be_said_twice_and_not_contradicted(diary):
 # The lease
 
 
+def let_lease_end(engine: Engine, in_seconds: float) -> None:
+    """As if it had been taken or renewed at another moment, by the database's clock."""
+    with writing(engine) as connection:
+        now = connection.execute(select(database_now(connection))).scalar_one()
+        connection.execute(update(lease).values(expires_at=now + dt.timedelta(seconds=in_seconds)))
+
+
 def test_a_lease_has_one_holder_who_may_renew_it(diary):
-    store, minute = diary.store, dt.timedelta(minutes=1)
-    assert store.take_lease("serve", "one", minute)
-    assert not store.take_lease("serve", "two", minute)
-    assert store.take_lease("serve", "one", minute)
-    assert store.take_lease("other", "two", minute)
+    store = diary.store
+    assert store.take_lease("serve", "one")
+    assert not store.take_lease("serve", "two")
+    assert store.take_lease("serve", "one")
+    assert store.take_lease("other", "two")
     assert (store.lease_holder("serve"), store.lease_holder("nobody")) == ("one", None)
 
 
-def test_a_lease_that_has_expired_is_anybodys(diary):
-    store, minute = diary.store, dt.timedelta(minutes=1)
-    assert store.take_lease("serve", "one", -minute)
-    assert store.lease_holder("serve") is None
-    assert store.take_lease("serve", "two", minute)
-    assert not store.take_lease("serve", "one", minute)
-    assert store.lease_holder("serve") == "two"
+@pytest.mark.parametrize(
+    ("in_seconds", "holder"),
+    [
+        pytest.param(-0.1, None, id="it has ended"),
+        pytest.param(LASTS.total_seconds() / 2, "one", id="it lasts"),
+        pytest.param(LASTS.total_seconds() + 60, None, id="it ends a minute later than one that was taken just now"),
+        pytest.param(30 * 86_400, None, id="it ends in a month: the clock was ahead"),
+    ],
+)
+def test_a_lease_is_held_while_it_can_have_been_taken_by_now(diary, in_seconds, holder):
+    store = diary.store
+    store.take_lease("serve", "one")
+    let_lease_end(diary.engine, in_seconds)
+    assert store.lease_holder("serve") == holder
+    assert store.take_lease("serve", "two") == (holder is None)
+    assert store.lease_holder("serve") == (holder or "two")
+    assert store.take_lease("serve", "one") == (holder is not None), "who comes too late stands by"
 
 
 def test_a_lease_is_given_back_only_by_its_holder(diary):
-    store, minute = diary.store, dt.timedelta(minutes=1)
-    assert store.take_lease("serve", "one", minute)
+    store = diary.store
+    assert store.take_lease("serve", "one")
     store.release_lease("serve", "two")
     assert store.lease_holder("serve") == "one"
     store.release_lease("serve", "one")
-    assert store.take_lease("serve", "two", minute)
+    assert store.take_lease("serve", "two")
 
 
 def test_of_many_who_want_a_lease_at_once_one_gets_it(database_url):
@@ -905,7 +945,7 @@ def test_of_many_who_want_a_lease_at_once_one_gets_it(database_url):
 
     def want(number: int) -> bool:
         together.wait()
-        return Store(engines[number]).take_lease("serve", f"replica {number}", dt.timedelta(minutes=1))
+        return Store(engines[number]).take_lease("serve", f"replica {number}")
 
     with ThreadPoolExecutor(len(engines)) as threads:
         assert sum(threads.map(want, range(len(engines)))) == 1

@@ -156,9 +156,9 @@ class Store:
             issues += some
         return Pruned(self._write(lambda connection: retention.delete_runs(connection, run_ids)), issues)
 
-    def take_lease(self, name: str, holder: str, lasting: dt.timedelta) -> bool:
+    def take_lease(self, name: str, holder: str) -> bool:
         """Take or renew a lease, by the database's clock; False while it is another's."""
-        return self._write(lambda connection: lease.take(connection, name, holder, lasting))
+        return self._write(lambda connection: lease.take(connection, name, holder))
 
     def release_lease(self, name: str, holder: str) -> None:
         """Give a lease back."""

@@ -1,25 +1,36 @@
-"""The lease that says which replica is active, by the database's clock. Correctness never depends on it."""
+"""The lease that says which replica is active, by the database's clock. Correctness never depends on it.
+
+| it ends, by the database's clock | is | because |
+|---|---|---|
+| before now | free | its holder has not renewed it |
+| from now on, at most ``LASTS`` later | held | |
+| later than that | free | nobody can have taken it yet: the clock was ahead then, and went back |
+"""
 
 from __future__ import annotations
 
 import datetime as dt
+from typing import Final
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.schema import lease
 from etl.store.runs import database_now
 
+LASTS: Final = dt.timedelta(seconds=20)
+"""How long a lease is held after it was taken or renewed."""
 
-def take(connection: Connection, name: str, holder: str, lasting: dt.timedelta) -> bool:
-    """Take or renew a lease; False while another holder's has not expired."""
+
+def take(connection: Connection, name: str, holder: str) -> bool:
+    """Take or renew a lease; False while it is held by another."""
     now = connection.execute(select(database_now(connection))).scalar_one()
-    free = or_(lease.c.holder == holder, lease.c.expires_at < now)
-    renewed = update(lease).where(lease.c.name == name, free).values(holder=holder, expires_at=now + lasting)
+    mine_or_free = or_(lease.c.holder == holder, not_(_held(now)))
+    renewed = update(lease).where(lease.c.name == name, mine_or_free).values(holder=holder, expires_at=now + LASTS)
     if connection.execute(renewed).rowcount:
         return True
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=now + lasting)
+    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=now + LASTS)
     taken = connection.execute(first.on_conflict_do_nothing().returning(lease.c.name))
     return taken.first() is not None
 
@@ -31,5 +42,9 @@ def release(connection: Connection, name: str, holder: str) -> None:
 
 def holder_of(connection: Connection, name: str) -> str | None:
     """Who holds a lease now; None when nobody does."""
-    held = select(lease.c.holder).where(lease.c.name == name, lease.c.expires_at >= database_now(connection))
-    return connection.execute(held).scalar_one_or_none()
+    now = connection.execute(select(database_now(connection))).scalar_one()
+    return connection.execute(select(lease.c.holder).where(lease.c.name == name, _held(now))).scalar_one_or_none()
+
+
+def _held(now: dt.datetime) -> ColumnElement[bool]:
+    return lease.c.expires_at.between(now, now + LASTS)

@@ -143,11 +143,16 @@ def finish(connection: Connection, run_id: int, status: RunStatus, sums: Mapping
 
 
 def abort_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
-    """Declare dead the runs that beat no more; return their ids."""
-    limit = connection.execute(select(database_now(connection))).scalar_one() - ABANDONED_AFTER
+    """Declare dead the runs that beat no more; return their ids.
+
+    A heartbeat that lies ahead of the database's clock was written before that went back. It says nothing of when it
+    was, so it counts from now on: whoever is alive writes another one in time.
+    """
+    database_time = connection.execute(select(database_now(connection))).scalar_one()
+    running = update(sync_run).where(sync_run.c.status == "running")
+    connection.execute(running.where(sync_run.c.heartbeat_at > database_time).values(heartbeat_at=database_time))
     dead = (
-        update(sync_run)
-        .where(sync_run.c.status == "running", sync_run.c.heartbeat_at < limit)
+        running.where(sync_run.c.heartbeat_at < database_time - ABANDONED_AFTER)
         .values(status="aborted", finished_at=now)
         .returning(sync_run.c.id)
     )
