@@ -7,6 +7,7 @@ FlowtrailError                     exit code
 |  |- DatabaseUnreachable          3   trying again later can help
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
+|- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
 |- ClusterError                    2   the workers elsewhere cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline
@@ -78,6 +79,12 @@ class SchemaAhead(SchemaMismatch):
 
 class ClusterError(FlowtrailError):
     """The Dask cluster cannot be used: no scheduler, no worker, or one that is set up otherwise."""
+
+    exit_code = 2
+
+
+class SigningError(FlowtrailError):
+    """A key, a signature or a time stamp that cannot or must not be used; no run depends on any of them."""
 
     exit_code = 2
 

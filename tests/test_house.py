@@ -18,8 +18,8 @@ ETL = ROOT / "etl"
 
 RANKS = {
     **dict.fromkeys(("model", "errors", "slots", "moments", "printable", "catalog"), 0),
-    **dict.fromkeys(("diff", "guard", "trail", "config", "schema", "database", "log", "disk"), 1),
-    **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals"), 2),
+    **dict.fromkeys(("domain", "diff", "guard", "trail", "config", "schema", "database", "log", "disk"), 1),
+    **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals", "signing"), 2),
     **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),
     **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),
     **dict.fromkeys(("service", "web", "cluster"), 5),
@@ -32,7 +32,9 @@ DEMO = {"cli", "__main__"}
 
 OWNERS = {
     "requests": {"gateway"},
-    "urllib3": {"gateway", "notify"},
+    "urllib3": {"gateway", "notify", "signing"},
+    "cryptography": {"signing"},
+    "rfc3161_client": {"signing"},
     "apprise": {"notify"},
     "tenacity": {"gateway"},
     "apscheduler": {"scheduler"},

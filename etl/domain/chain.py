@@ -1,0 +1,99 @@
+"""Chain format 1: the digests and hashes of a target's versions.
+
+Everything hashed is JSON without spaces, in UTF-8, its strings escaped as RFC 8785 does (which is what msgspec
+writes), its times integer microseconds since the epoch, or null. ``docs/verify.md`` gives the rules.
+
+What a format hashes to never changes: a new field makes a new format, with a tag of its own in front.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+
+from etl.model import ChangeSet, Flow, Span, Target
+
+FORMAT: Final = 1
+TAG: Final = f"change/{FORMAT}"
+GENESIS: Final = "0" * 64
+"""The parent hash of a target's first change set."""
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+_flow_id = attrgetter("flow_id")
+_change_order = attrgetter("flow_id", "kind")
+_first_at = attrgetter("first_at")
+
+encode: Final = msgspec.json.Encoder().encode
+"""A value as the bytes that are hashed. Raises UnicodeEncodeError on a lone surrogate, which no text may hold."""
+
+
+def microseconds(instant: dt.datetime) -> int:
+    """Whole microseconds since the epoch."""
+    return (instant - _EPOCH) // _MICROSECOND
+
+
+def optional_microseconds(instant: dt.datetime | None) -> int | None:
+    """As ``microseconds``; None stays None."""
+    return None if instant is None else microseconds(instant)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a value's JSON."""
+    return hashlib.sha256(encode(value)).hexdigest()
+
+
+def linked(parent: str, content: bytes) -> str:
+    """SHA-256 (hex) of a parent's hash, as 64 characters, followed by ``content``."""
+    return hashlib.sha256(parent.encode("ascii") + content).hexdigest()
+
+
+def state_digest(flows: Iterable[Flow]) -> str:
+    """The digest of a target's workflows, in whatever order they are given."""
+    return digest(sorted(flows, key=_flow_id))
+
+
+def approved_scope(target: Target, flow_ids: Iterable[str]) -> str:
+    """The digest of the held set that a person approved, in whatever order it is given."""
+    return digest([*target, sorted(set(flow_ids))])
+
+
+def change_set_content(change_set: ChangeSet) -> bytes:
+    """What is hashed of a change set, after its parent's hash."""
+    return encode(
+        (
+            TAG,
+            *change_set.target,
+            change_set.version,
+            change_set.kind,
+            microseconds(change_set.observed_at),
+            optional_microseconds(change_set.last_unchanged_at),
+            [_span(span) for span in sorted(change_set.spans, key=_first_at)],
+            change_set.approved_by,
+            change_set.approved_scope,
+            change_set.data_hash,
+            change_set.state_digest,
+            sorted(change_set.changes, key=_change_order),
+        )
+    )
+
+
+def change_set_hash(parent_hash: str, change_set: ChangeSet) -> str:
+    """The hash that chains a change set to the one before."""
+    return linked(parent_hash, change_set_content(change_set))
+
+
+def _span(span: Span) -> tuple[int, int, int, int, int, bool]:
+    return (
+        microseconds(span.first_at),
+        microseconds(span.last_asked_at),
+        microseconds(span.last_at),
+        span.observations,
+        span.longest_gap_seconds,
+        span.interrupted,
+    )
