@@ -26,8 +26,8 @@ class Decision(msgspec.Struct, frozen=True):
 
     ``held`` are the workflows that stay although the answer lacks them. ``whole``: the answer looks like another
     list, and nothing of it is applied. ``ask_again``: the target would lose everything it has, and nothing else
-    doubts it. ``emptied``: it is one of those whose small list became empty, which are decided together at the end
-    of the run.
+    doubts it; or it was never observed, and its first list is empty. ``emptied``: it is one of those whose small list
+    became empty, which are decided together at the end of the run.
     """
 
     held: Set[str] = frozenset()
@@ -47,6 +47,11 @@ def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits
         reason = f"looks like another list: {len(absent)} of {len(known)} workflows are missing, {brought} are new"
         return Decision(absent, whole=True, reason=reason)
     return hold(known, absent)
+
+
+def weigh_first(answered: Set[str]) -> Decision:
+    """Decide about the first answer of a target: there is nothing to lose yet, but an empty list is asked again."""
+    return Decision(ask_again=not answered)
 
 
 def hold(known: Set[str], absent: Set[str]) -> Decision:

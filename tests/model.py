@@ -156,12 +156,14 @@ class Run:
         second = self._asked(first.target)
         if second is not None and second.verdict == "doubted":
             assert second.answer is not None
-            second.verdict = "differs" if second.answer.got else "emptied"
+            emptied = self._fences[first.target].version and not second.answer.got
+            second.verdict = "emptied" if emptied else "differs"
         return second
 
     def _weighed(self, target: Target, answer: Answer, got: Flows) -> Judgement:
         known, differs = self._now[target], Judgement(target, "differs", answer)
         if not self._fences[target].version:
+            differs.verdict = "differs" if got else "doubted"
             return differs
         absent = frozenset(known.flows.keys() - got.keys())
         differs.hold = absent

@@ -7,7 +7,7 @@ from builders import STEADY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.guard import Limits, approve, hold, too_many_emptied, weigh
+from etl.guard import Limits, approve, hold, too_many_emptied, weigh, weigh_first
 
 LIMITS = Limits()
 """10 workflows and 30 percent of a list; 5 targets and 20 percent of a run."""
@@ -132,6 +132,12 @@ def test_a_list_that_keeps_one_workflow_is_not_asked_again():
 def test_an_empty_list_that_stays_empty_is_nothing_to_doubt():
     decision = weigh(frozenset(), frozenset(), frozenset(), LIMITS)
     assert (decision.ask_again, decision.emptied, decision.held) == (False, False, frozenset())
+
+
+@pytest.mark.parametrize(("listed", "again"), [(frozenset(), True), (ids(1, 1), False), (ids(1, 100), False)])
+def test_a_first_list_is_asked_for_again_where_it_is_empty(listed, again):
+    decision = weigh_first(listed)
+    assert (decision.ask_again, decision.emptied, decision.held) == (again, False, frozenset())
 
 
 def test_a_target_whose_every_workflow_is_held_already_is_not_asked_again():

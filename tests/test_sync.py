@@ -345,7 +345,7 @@ def test_whichever_target_fails_the_others_go_through(make):
     house = make(concurrency=2)
     targets = [Target(ORG, f"u{number}") for number in range(5)]
     for number, target in enumerate(targets):
-        house.see(target, numbered(1, number))
+        house.see(target, numbered(0, number))
     house.sync(*targets, changed=5)
     for number, target in enumerate(targets):
         house.fault("code", target, code=62103)
@@ -506,6 +506,32 @@ def test_a_small_list_that_is_empty_twice_is_believed(make):
     house.sync(*targets, changed=1, unchanged=2)
     assert house.state(targets[0]) == set()
     house.sync(*targets, unchanged=3)
+    house.check()
+
+
+def test_a_first_answer_that_is_empty_is_asked_again_and_the_second_counts(make):
+    house = make()
+    house.see(ALICE, numbered(1, 30))
+    house.see(BOB, [])
+    house.fault("empty", ALICE, times=1)
+    calls = house.upstream.counters.flow_calls
+    house.sync(ALICE, BOB, changed=2)
+    assert house.upstream.counters.flow_calls == calls + 4
+    assert (len(house.state(ALICE)), len(house.state(BOB))) == (30, 0)
+    house.sync(ALICE, BOB, unchanged=2)
+    assert house.upstream.counters.flow_calls == calls + 6, "a list that is known to be empty is nothing to doubt"
+    assert house.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind") == [("baseline", 30)]
+    house.check()
+
+
+def test_a_first_answer_that_is_empty_and_then_fails_is_no_baseline(make):
+    house = make()
+    house.see(ALICE, numbered(1, 3))
+    house.fault("empty", ALICE, times=1)
+    house.fault("code", ALICE, code=62103)
+    house.sync(ALICE, failed=1)
+    assert house.rows("SELECT version FROM target") == [(0,)]
+    house.sync(ALICE, changed=1)
     house.check()
 
 

@@ -217,7 +217,7 @@ class Batch:
         yield from self._judge_second_answers(doubted)
 
     def _judge_second_answers(self, doubted: Sequence[tuple[Fence, State]]) -> Iterator[Outcome]:
-        """Ask those that would lose everything once more: the second answer counts."""
+        """Ask those that have nothing, or would lose everything, once more: the second answer counts."""
         states = {fence.target: state for fence, state in doubted}
         again = self._ask_all([fence for fence, _ in doubted])
         for fence, answer, differs in chain.from_iterable(again.groups()):
@@ -236,9 +236,9 @@ class Batch:
                     yield verdict.judged(fence, state, answer, decision, self._gap(fence))
 
     def _decide(self, fence: Fence, state: State, snapshot: Snapshot) -> Decision:
-        if fence.version == 0:
-            return Decision()
         answered = {flow.flow_id for flow in snapshot.flows or ()}
+        if fence.version == 0:
+            return guard.weigh_first(answered)
         if self._order.approved_by is not None:
             return guard.approve(state.flows.keys(), state.missing, answered)
         return guard.weigh(state.flows.keys(), state.missing, answered, self._kit.limits)

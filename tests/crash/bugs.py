@@ -254,6 +254,15 @@ BUGS = (
         MODEL,
     ),
     _bug(
+        "a first answer that is empty is believed at once",
+        "etl/guard.py",
+        "    return Decision(ask_again=not answered)",
+        "    return Decision()",
+        "tests/test_guard.py",
+        "tests/test_sync.py",
+        MODEL,
+    ),
+    _bug(
         "many targets may become empty in one run",
         "etl/guard.py",
         "    return emptied >= limits.max_emptied_targets and ",
