@@ -24,14 +24,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 from etl.config import Schedule
-from etl.slots import Slots
+from etl.slots import LEEWAY, Slots
 
 log = structlog.get_logger(__name__)
 
 Clock = Callable[[], dt.datetime]
 
-JUMP: Final = dt.timedelta(seconds=2)
-"""A clock that moves this much against the time that has passed has been set, not steered."""
 _CHECK_SECONDS: Final = 5.0
 _MOMENT: Final = dt.timedelta(milliseconds=1)
 _JOB_OPTIONS: Final = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
@@ -163,7 +161,7 @@ class Scheduler:
         last = self._clock_error()
         while not self._closed.wait(self._check_seconds):
             error = self._clock_error()
-            if abs(error - last) > JUMP:
+            if abs(error - last) > LEEWAY:
                 log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
                 _guarded(self._plan_anew, "clock-watch")
             last = error
@@ -259,7 +257,7 @@ class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
 
 def _not_before(planned: dt.datetime | None, now: dt.datetime) -> dt.datetime:
     """``now``, or ``planned`` where that is a moment later: a clock may be steered back while a slot is due."""
-    return planned if planned is not None and now < planned <= now + JUMP else now
+    return planned if planned is not None and now < planned <= now + LEEWAY else now
 
 
 def _guarded(function: Callable[[], object], name: str) -> None:

@@ -208,7 +208,8 @@ observation: Final = Table(
     comment="A span of time in which a version was seen without interruption.",
 )
 
-_OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
+OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
+"""A run that has its slot for itself. Written out, as the index over slots is, it lets SQLite use that."""
 
 sync_run: Final = Table(
     "sync_run",
@@ -242,9 +243,10 @@ sync_run: Final = Table(
         "schedule",
         "scheduled_for",
         unique=True,
-        postgresql_where=_OWN_SLOT,
-        sqlite_where=_OWN_SLOT,
+        postgresql_where=OWN_SLOT,
+        sqlite_where=OWN_SLOT,
     ),
+    Index(None, "schedule", "id"),
     Index(
         "ix_sync_run_running",
         "heartbeat_at",

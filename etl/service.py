@@ -20,6 +20,7 @@ from etl.config import Roster, Schedule
 from etl.errors import ConfigError, DatabaseError
 from etl.model import Origin, Target
 from etl.scheduler import Scheduler
+from etl.slots import is_served
 from etl.store import NewRun
 from etl.sync import Elsewhere, Kit, RunReport, Telling
 
@@ -34,7 +35,6 @@ STUCK_SECONDS: Final = 180.0
 """What has not come round for so long hangs."""
 _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
-_TICK: Final = dt.timedelta(microseconds=1)
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
 _MOST_MISSED: Final = 2**31 - 1
 """What the column holds."""
@@ -295,8 +295,9 @@ class Service:
         """Serve the latest slot of every schedule that was due while nobody served: one run, however many slots."""
         for schedule in self.schedules:
             served = self._kit.store.served_until(schedule.name)
-            due = schedule.slots.latest_until(self._clock())
-            if served is not None and due is not None and due > served:
+            now = self._clock()
+            due = schedule.slots.latest_until(now)
+            if served is not None and due is not None and not is_served(due, served, now):
                 threading.Thread(
                     target=self._run_alone, args=(schedule, due, "catch_up"), name=f"catch-up-{schedule.name}"
                 ).start()
@@ -325,17 +326,18 @@ class Service:
             lock.release()
 
     def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
-        served = self._kit.store.served_until(schedule.name)
-        if slot == served:
+        due = self._kit.store.due(schedule.name, slot)
+        if is_served(slot, due.served, self._clock()):
             return
+        self._tell_of_the_clock(schedule, slot, due.served)
         new_run = NewRun(
             origin=origin,
             host=self._identity.host,
             pid=self._identity.pid,
             targets=len(schedule.targets),
             schedule=schedule.name,
-            scheduled_for=self._after(served, slot, schedule),
-            missed=self._missed(schedule, served, slot),
+            scheduled_for=due.free,
+            missed=self._missed(schedule, due.before or due.served, slot),
         )
         self._started(schedule)
         with structlog.contextvars.bound_contextvars(schedule=schedule.name):
@@ -352,18 +354,18 @@ class Service:
                 self._telling.tell(report, new_run)
                 self._finished(report, schedule)
 
-    def _after(self, served: dt.datetime | None, slot: dt.datetime, schedule: Schedule) -> dt.datetime:
-        """The slot; just after the latest served one where the clock went back, so that slots only increase."""
-        if served is None or slot > served:
-            return slot
-        self.log.warning("clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served))
-        return served + _TICK
+    def _tell_of_the_clock(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
+        if served is not None and served > slot:
+            remedy = "see that the clock is right now (NTP); the slots from now on are served all the same"
+            self.log.warning(
+                "clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served), remedy=remedy
+            )
 
-    def _missed(self, schedule: Schedule, served: dt.datetime | None, slot: dt.datetime) -> int:
-        if served is None or slot <= served:
+    def _missed(self, schedule: Schedule, before: dt.datetime | None, slot: dt.datetime) -> int:
+        if before is None or slot <= before:
             return 0
         aborted = self._kit.store.was_aborted(schedule.name, slot)
-        return min(schedule.slots.count_between(served, slot) + int(aborted), _MOST_MISSED)
+        return min(schedule.slots.count_between(before, slot) + int(aborted), _MOST_MISSED)
 
 
 def _some(targets: Sequence[Target], most: int = 5) -> list[str]:

@@ -7,6 +7,7 @@ interval since the epoch for Every; they strictly increase in every time zone, w
 from __future__ import annotations
 
 import datetime as dt
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from typing import Final, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
+from cronsim.cronsim import Field
 
 UTC: Final = dt.UTC
 EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=UTC)
+LEEWAY: Final = dt.timedelta(seconds=2)
+"""By so much a clock may be steered back while a slot is due; more than that, and it has been set."""
 
 _CRON_FIELDS: Final = {
     "minute": "0-59",
@@ -26,6 +30,8 @@ _CRON_FIELDS: Final = {
     "month": "1-12 or JAN-DEC",
     "day-of-week": "0-7 (0 and 7 are Sunday) or SUN-SAT",
 }
+_CRONSIM_FIELDS: Final = (Field.MINUTE, Field.HOUR, Field.DAY, Field.MONTH, Field.DOW)
+_STEPPED_RANGE: Final = re.compile(r"([0-9A-Z]+)-([0-9A-Z]+)/0*[1-9][0-9]*")
 _NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001  (a wall clock, on purpose)
 _EPOCH_DAY: Final = _NAIVE_EPOCH.toordinal()
 _DAY: Final = 86_400
@@ -51,6 +57,18 @@ class Slots(Protocol):
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
         """How many slots lie between ``after`` and ``until``, both exclusive; 0 where ``until`` is earlier."""
         ...
+
+
+def is_served(slot: dt.datetime, latest: dt.datetime | None, now: dt.datetime) -> bool:
+    """Whether ``slot``, which is due ``now``, needs no run; ``latest`` is the slot that the latest run is for.
+
+    | the latest run is for | the slot is | because |
+    |---|---|---|
+    | none, or an earlier slot | not served | |
+    | this slot, or a later one until now | served | |
+    | a slot that lies ahead of now | not served | the clock went back since |
+    """
+    return latest is not None and slot <= latest <= now + LEEWAY
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +98,10 @@ class Cron:
     """Slots of a five-field cron ``expression`` on the clocks of ``timezone`` (an IANA name).
 
     Fields mean what they mean to Debian's cron: Sunday is 0 or 7; names, lists, ranges and steps; day of month and
-    day of week must both match if either starts with ``*``, otherwise one of them is enough. Where clocks change,
-    again as Debian does it: with fixed times (neither minute nor hour starts with ``*``) what a gap swallows is due
-    at its end, and what comes twice is due the first time only; otherwise slots follow the real time.
+    day of week must both match if either starts with ``*``, otherwise one of them is enough. Beyond it, ``9/5`` is
+    9-59/5. Where clocks change, again as Debian does it: with fixed times (neither minute nor hour starts with ``*``)
+    what a gap swallows is due at its end, and what comes twice is due the first time only; otherwise slots follow
+    the real time.
 
     Raises ValueError, with one clear sentence, for what is no cron expression, never fires, or no time zone. The
     time taken grows by some microseconds with each day between the instants, never with the number of slots.
@@ -209,9 +228,18 @@ def _parse(expression: str) -> CronSim:
 
 def _cronsim(fields: list[str]) -> CronSim | None:
     try:
-        return CronSim(" ".join(fields), EPOCH)
+        plain = [_without_idle_steps(text, field) for text, field in zip(fields, _CRONSIM_FIELDS, strict=True)]
+        return CronSim(" ".join(plain), EPOCH)
     except (CronSimError, ValueError, TypeError, AssertionError):
         return None
+
+
+def _without_idle_steps(text: str, field: Field) -> str:
+    """A step through a range of one value goes nowhere: cronsim takes ``9-9/5`` for ``9/5``, and goes on to the end."""
+    return ",".join(
+        found[1] if (found := _STEPPED_RANGE.fullmatch(term)) and field.int(found[1]) == field.int(found[2]) else term
+        for term in text.upper().split(",")
+    )
 
 
 def time_zone(name: str) -> ZoneInfo:

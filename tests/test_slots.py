@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from cronsim import CronSim
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.slots import Cron, Every, Slots
@@ -50,12 +50,45 @@ def local(slots: list[dt.datetime], zone: str) -> list[str]:
         ("0 0 */2 * 5", "2025-01-01 00:00", "2025-01-03 00:00"),
         ("0 0 1 jan,jul *", "2025-01-01 00:00", "2025-07-01 00:00"),
         ("10-20/5 8 * * *", "2025-01-01 08:15", "2025-01-01 08:20"),
+        ("9-9/5 * * * *", "2025-01-01 08:09", "2025-01-01 09:09"),
+        ("0 0 * * MON-1/2", "2025-01-06 00:00", "2025-01-13 00:00"),
+        ("0 0 * mar-3/2,4 *", "2025-04-30 00:00", "2026-03-01 00:00"),
+        ("9/25 8 * * *", "2025-01-01 08:09", "2025-01-01 08:34"),
         ("0 0 29 2 *", "2025-01-01 00:00", "2028-02-29 00:00"),
         ("0 0 L * *", "2025-02-01 00:00", "2025-02-28 00:00"),
     ],
 )
 def test_fields_mean_what_they_mean_to_cron(expression: str, after: str, expected: str) -> None:
     assert Cron(expression).next_after(utc(after)) == utc(expected)
+
+
+@st.composite
+def terms(draw: st.DrawFn, low: int, high: int) -> tuple[str, set[int]]:
+    """A term of a cron field from ``low`` to ``high``, and the values that cron's manual gives it."""
+    first = draw(st.integers(low, high))
+    last = draw(st.sampled_from((first, high)) | st.integers(first, high))
+    step = draw(st.integers(1, high + 2))
+    return draw(
+        st.sampled_from(
+            (
+                (str(first), {first}),
+                (f"{first}-{last}", set(range(first, last + 1))),
+                (f"{first}-{last}/{step}", set(range(first, last + 1, step))),
+                (f"{first}/{step}", set(range(first, high + 1, step))),
+                (f"*/{step}", set(range(low, high + 1, step))),
+            )
+        )
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(terms(0, 59), min_size=1, max_size=3))
+def test_lists_ranges_and_steps_give_the_minutes_that_the_manual_of_cron_says(
+    listed: list[tuple[str, set[int]]],
+) -> None:
+    expression = f"{','.join(term for term, _ in listed)} 8 * * *"
+    found = [slot.minute for slot in walk(Cron(expression), utc("2025-01-01 07:59"), utc("2025-01-01 09:00"))]
+    assert found == sorted(set().union(*(minutes for _, minutes in listed)))
 
 
 def test_a_slot_is_strictly_after_and_the_latest_may_be_now() -> None:
@@ -203,6 +236,8 @@ def test_ten_years_of_minutes_are_counted_without_stepping_through_them() -> Non
         ("* * * * 8", '"8" is no day of week'),
         ("*/0 * * * *", r'"\*/0" is no minute'),
         ("* 5-1 * * *", '"5-1" is no hour'),
+        ("9-9/0 * * * *", '"9-9/0" is no minute'),
+        ("0 0 * * FOO-FOO/2", '"FOO-FOO/2" is no day of week'),
         ("* * 30 2 *", "never fires"),
         ("0 0 31 4,6,9,11 *", "never fires"),
         ("9" * 5000 + " * * * *", "is no minute"),

@@ -1,4 +1,4 @@
-"""Clocks that jump and services that were down: one catch-up, the missed slots counted, slots that only increase."""
+"""Clocks that jump and services that were down: one catch-up, the missed slots counted, and no slot that waits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ from builders import run_row
 from sqlalchemy import Engine, select
 
 from etl.config import Schedule
-from etl.database import reading
+from etl.database import reading, writing
 from etl.guard import Limits
 from etl.model import Flow, Snapshot, Target
 from etl.schema import observation, sync_run
@@ -28,6 +28,7 @@ from etl.sync import Kit, RunReport
 from etl.verify import verify
 
 DAY = dt.timedelta(days=1)
+HOUR = dt.timedelta(hours=1)
 TARGET = Target("o1", "ann")
 PATIENCE_SECONDS = 60
 
@@ -119,16 +120,17 @@ def served(engine: Engine, clock: Clock, tmp_path: Path) -> Iterator[Served]:
     served.close()
 
 
-def runs(engine: Engine) -> list[tuple[dt.datetime, int, str]]:
+class Run(NamedTuple):
+    scheduled_for: dt.datetime
+    started_at: dt.datetime
+    missed: int
+    origin: str
+
+
+def runs(engine: Engine) -> list[Run]:
     with reading(engine) as connection:
-        rows = connection.execute(
-            select(sync_run.c.scheduled_for, sync_run.c.missed, sync_run.c.origin).order_by(sync_run.c.id)
-        )
-        return [tuple(row) for row in rows]
-
-
-def strictly_increasing(slots: list[dt.datetime]) -> bool:
-    return all(earlier < later for earlier, later in pairwise(slots))
+        columns = (sync_run.c[name] for name in Run._fields)
+        return [Run(*row) for row in connection.execute(select(*columns).order_by(sync_run.c.id))]
 
 
 def test_a_clock_that_jumps_back_a_day_or_ahead_ten_years_silences_nothing_and_bursts_nothing(
@@ -141,14 +143,42 @@ def test_a_clock_that_jumps_back_a_day_or_ahead_ten_years_silences_nothing_and_b
         served.wait_for_another_run()
     served.close()
     recorded = runs(engine)
-    assert strictly_increasing([slot for slot, _, _ in recorded])
-    ahead = [missed for _, missed, _ in recorded if missed > 1000]
+    assert len({run.scheduled_for for run in recorded}) == len(recorded)
+    assert all(abs(run.started_at - run.scheduled_for) < dt.timedelta(minutes=1) for run in recorded)
+    ahead = [run.missed for run in recorded if run.missed > 1000]
     assert len(ahead) == 1, "one run after the jump, however many slots went by"
     assert abs(ahead[0] - 3652 * 86_400) < 120
     with reading(engine) as connection:
         spans = connection.execute(select(observation).order_by(observation.c.id)).all()
     assert all(span.first_at <= span.last_at for span in spans)
     assert list(verify(engine)) == []
+
+
+@pytest.mark.parametrize(
+    "latest",
+    [
+        pytest.param(-HOUR, id="the clock was ahead, and those slots come now"),
+        pytest.param(DAY, id="the clock has been put back into a time with runs"),
+    ],
+)
+def test_slots_that_earlier_runs_have_are_served_all_the_same(
+    engine: Engine, clock: Clock, tmp_path: Path, latest: dt.timedelta
+) -> None:
+    now = clock().replace(microsecond=0)
+    seconds = [now + dt.timedelta(seconds=number) for number in range(-5, 2 * PATIENCE_SECONDS)]
+    with writing(engine) as connection:
+        for slot in (*seconds, now + latest):
+            row = run_row(slot, origin="schedule", schedule="plants", scheduled_for=slot, finished_at=slot)
+            connection.execute(sync_run.insert().values(row))
+    every_second = Schedule(name="plants", path=tmp_path, slots=Every(dt.timedelta(seconds=1)), targets=(TARGET,))
+    served = Served(engine, every_second, clock)
+    for _ in range(3):
+        served.wait_for_another_run()
+    served.close()
+    mine = runs(engine)[len(seconds) + 1 :]
+    assert len({run.scheduled_for for run in mine}) == len(mine) >= 3
+    assert all(run.scheduled_for <= run.started_at for run in mine)
+    assert all(run.scheduled_for.microsecond == 1 for run in mine), "just after the earlier run's"
 
 
 def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_others(
@@ -168,7 +198,7 @@ def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_othe
     served = Served(engine, every_minute, clock)
     served.wait_for_another_run()
     served.close()
-    caught_up = [(missed, origin) for _, missed, origin in runs(engine) if origin == "catch_up"]
+    caught_up = [run.missed for run in runs(engine) if run.origin == "catch_up"]
     assert len(caught_up) == 1
-    assert abs(caught_up[0][0] - 30 * 24 * 60) <= 2
+    assert abs(caught_up[0] - 30 * 24 * 60) <= 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000, "KiB: memory stays flat"

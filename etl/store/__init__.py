@@ -20,9 +20,9 @@ from etl.store.landed import landed
 from etl.store.notices import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
-from etl.store.runs import Marks, NewRun, Written
+from etl.store.runs import Due, Marks, NewRun, Written
 
-__all__ = ["STALE", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun", "Written"]
+__all__ = ["STALE", "Due", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun", "Written"]
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
@@ -113,8 +113,12 @@ class Store:
         return self._write(lambda connection: runs.abort_abandoned(connection, now))
 
     def served_until(self, schedule: str) -> dt.datetime | None:
-        """The latest slot of a schedule that a run served or is serving; None where it never ran."""
+        """The slot of the latest run of a schedule, which served it or is serving it; None where it never ran."""
         return self._read(lambda connection: runs.served_until(connection, schedule))
+
+    def due(self, schedule: str, slot: dt.datetime) -> Due:
+        """What a run for a slot that is due has to know of the runs before; read at one moment."""
+        return self._read(lambda connection: runs.due(connection, schedule, slot))
 
     def was_aborted(self, schedule: str, slot: dt.datetime) -> bool:
         """Whether a run for just this slot was aborted."""

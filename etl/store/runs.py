@@ -22,11 +22,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import CHANGE_KINDS, ChangeKind, Issue, Origin, RunStatus, Target, Verdict
-from etl.schema import UtcTime, change_set, sync_issue, sync_run, target
+from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
 """A running run whose heartbeat is older than this has died."""
 
+_TICK: Final = dt.timedelta(microseconds=1)
+_ONE_SLOT: Final = dt.timedelta(milliseconds=100)
+"""The shortest interval of a schedule: nothing nearer to a slot is another one."""
 
 Marks = tuple[int | None, ...]
 """To be compared with an earlier one only."""
@@ -42,6 +45,17 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
     missed: int = 0
+
+
+class Due(NamedTuple):
+    """What the runs of a schedule say when a slot is due."""
+
+    served: dt.datetime | None
+    """As ``served_until``."""
+    before: dt.datetime | None
+    """The nearest earlier slot that was served, whenever that was."""
+    free: dt.datetime
+    """The slot, or the first moment after it that no run has: one may have it that began while the clock was wrong."""
 
 
 class Written(NamedTuple):
@@ -167,22 +181,40 @@ def marks(connection: Connection) -> Marks:
 
 
 def served_until(connection: Connection, schedule: str) -> dt.datetime | None:
-    """The latest slot of a schedule that a run served or is serving: an aborted run served none.
+    """The slot of the latest run of a schedule, which served it or is serving it: an aborted run served none.
 
+    The latest is the one that began last, not the one with the latest slot, since the clock may have gone back.
     None where the schedule never ran; just before its first slot where every run was aborted.
     """
-    of_schedule = select(func.max(sync_run.c.scheduled_for)).where(sync_run.c.schedule == schedule)
-    slot: dt.datetime | None = connection.execute(of_schedule.where(sync_run.c.status != "aborted")).scalar_one()
+    of_schedule = select(sync_run.c.scheduled_for).where(
+        sync_run.c.schedule == schedule, sync_run.c.scheduled_for.is_not(None)
+    )
+    latest = of_schedule.where(OWN_SLOT).order_by(sync_run.c.id.desc()).limit(1)
+    slot: dt.datetime | None = connection.execute(latest).scalar_one_or_none()
     if slot is not None:
         return slot
-    first = select(func.min(sync_run.c.scheduled_for)).where(sync_run.c.schedule == schedule)
-    aborted: dt.datetime | None = connection.execute(first).scalar_one()
-    return None if aborted is None else aborted - dt.timedelta(microseconds=1)
+    first = connection.execute(of_schedule.order_by(sync_run.c.scheduled_for).limit(1)).scalar_one_or_none()
+    return None if first is None else first - _TICK
+
+
+def due(connection: Connection, schedule: str, slot: dt.datetime) -> Due:
+    """What a run for ``slot`` has to know of the runs before."""
+    served = select(func.max(sync_run.c.scheduled_for)).where(OWN_SLOT)
+    earlier = served.where(sync_run.c.schedule == schedule, sync_run.c.scheduled_for < slot)
+    taken: dt.datetime | None = connection.execute(served.where(_of_slot(schedule, slot))).scalar_one()
+    return Due(
+        served=served_until(connection, schedule),
+        before=connection.execute(earlier).scalar_one(),
+        free=slot if taken is None else taken + _TICK,
+    )
 
 
 def was_aborted(connection: Connection, schedule: str, slot: dt.datetime) -> bool:
     """Whether a run for just this slot was aborted."""
-    aborted = select(sync_run.c.id).where(
-        sync_run.c.schedule == schedule, sync_run.c.scheduled_for == slot, sync_run.c.status == "aborted"
-    )
+    aborted = select(sync_run.c.id).where(_of_slot(schedule, slot), sync_run.c.status == "aborted")
     return connection.execute(aborted.limit(1)).first() is not None
+
+
+def _of_slot(schedule: str, slot: dt.datetime) -> ColumnElement[bool]:
+    until = slot + _ONE_SLOT - _TICK
+    return and_(sync_run.c.schedule == schedule, sync_run.c.scheduled_for.between(slot, until))

@@ -261,6 +261,7 @@ def sync_run() -> None:
     )
     own = "origin IN ('schedule', 'catch_up') AND status <> 'aborted'"
     index("sync_run", "schedule", "scheduled_for", name="uq_sync_run_slot", where=own, unique=True)
+    index("sync_run", "schedule", "id")
     index("sync_run", "heartbeat_at", name="ix_sync_run_running", where="status = 'running'")
 
 
