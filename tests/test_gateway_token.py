@@ -179,7 +179,7 @@ def test_a_token_that_is_never_accepted_is_tried_exactly_twice(dead: bytes, name
         error = failure(server, auth="token")
     assert isinstance(error, Refused)
     assert (error.code, error.attempts, error.gateway_down_evidence) == (named, 2, True)
-    assert "a new token is not accepted either" in str(error)
+    assert "the token that the service gives now is not accepted either" in str(error)
     assert (len(server.flow_requests), len(server.token_requests)) == (2, 2)
 
 
@@ -358,12 +358,21 @@ class Desk:
 
 
 class Patient:
-    """A watch that never ends."""
+    """A watch that ends in a minute by the desk's clock, which goes on while somebody waits."""
+
+    def __init__(self, desk: Desk | None = None) -> None:
+        self.desk = desk
+        self.waited = 0.0
 
     def check(self) -> None: ...
 
     def remaining(self) -> float:
-        return 60.0
+        return 60.0 - self.waited
+
+    def pause(self, seconds: float) -> None:
+        assert self.desk is not None, "nothing to wait for"
+        self.desk.now += seconds
+        self.waited += seconds
 
 
 @pytest.fixture
@@ -371,6 +380,53 @@ def clocked(monkeypatch: pytest.MonkeyPatch) -> tuple[Desk, TokenKeeper]:
     desk = Desk(7200)
     monkeypatch.setattr("etl.gateway.token.time.monotonic", lambda: desk.now)
     return desk, TokenKeeper(desk.obtain)  # type: ignore[arg-type]
+
+
+def test_a_refused_token_that_the_service_gives_again_until_it_ends_is_waited_out(
+    clocked: tuple[Desk, TokenKeeper],
+) -> None:
+    desk, keeper = clocked
+    refused = keeper.current(Patient())  # type: ignore[arg-type]
+    desk.now = 7190.0
+    watch = Patient(desk)
+    token = keeper.current(watch, refused)  # type: ignore[arg-type]
+    assert token.value != refused.value
+    assert 10 <= watch.waited < 12
+    assert desk.calls < 20
+
+
+def test_a_refused_token_that_was_given_again_before_it_died_is_asked_for_anew_at_once(
+    clocked: tuple[Desk, TokenKeeper],
+) -> None:
+    """Another thread renewed it early, and got the same one, before this one's refusal came."""
+    desk, keeper = clocked
+    refused = keeper.current(Patient())  # type: ignore[arg-type]
+    desk.now = 7199.9
+    assert keeper.current(Patient()).value == refused.value  # type: ignore[arg-type]
+    desk.now = 7200.1
+    assert keeper.current(Patient(), refused).value != refused.value  # type: ignore[arg-type]
+    assert desk.calls == 3
+
+
+def test_a_refused_token_that_outlives_the_deadline_is_given_once_more_at_once(
+    clocked: tuple[Desk, TokenKeeper],
+) -> None:
+    desk, keeper = clocked
+    refused = keeper.current(Patient())  # type: ignore[arg-type]
+    again = keeper.current(Patient(), refused)  # type: ignore[arg-type]
+    assert (again.value, desk.calls) == (refused.value, 2)
+
+
+def test_a_target_in_flight_when_its_token_ends_gets_through_though_the_service_repeats_it() -> None:
+    """Refused, it asks for a token and gets the same one, with a second left; then another."""
+
+    def judge(peer: Peer) -> None:
+        assert peer.request is not None
+        peer.send(answer() if peer.request.headers["apim-accesstoken"] == "new" else code(1203))
+
+    tokens = (issued("old"), issued("old", expire=1), issued("new"))
+    with Hostile(judge, tokens=tokens) as server, gateway(server, auth="token") as client:
+        assert client.fetch(TARGET).attempts == 2
 
 
 def test_a_short_rest_of_one_token_makes_no_loop(clocked: tuple[Desk, TokenKeeper]) -> None:

@@ -84,7 +84,7 @@ class _Call:
         self.target = target
         self.watch = watch
         self.attempts = 0
-        self.stale_token = 0
+        self.refused_token: Token | None = None
         self.last_error: GatewayError | None = None
 
 
@@ -178,10 +178,10 @@ class Gateway:
             try:
                 return self._ask(call, token, known_data_hash)
             except Refused as error:
-                if token is None or call.stale_token or error.code not in RENEWING:
+                if token is None or call.refused_token or error.code not in RENEWING:
                     raise
                 call.last_error = error
-            call.stale_token = token.number
+            call.refused_token = token
             return self._ask(call, self._token(call), known_data_hash)
         except TransientGatewayError as error:
             if error.code != "deadline":
@@ -192,7 +192,7 @@ class Gateway:
         if self._tokens is None:
             return None
         try:
-            return self._tokens.current(call.watch, call.stale_token)
+            return self._tokens.current(call.watch, call.refused_token)
         except GatewayError:
             call.attempts += 1
             raise
@@ -343,6 +343,6 @@ def _complete(error: GatewayError, call: _Call) -> None:
     error.attempts = call.attempts
     if error.code == "deadline" and call.last_error is not None:
         error.message += f"; before that: {call.last_error.message}"
-    elif error.code in RENEWING and call.stale_token:
-        error.message += "; a new token is not accepted either"
+    elif error.code in RENEWING and call.refused_token:
+        error.message += "; the token that the service gives now is not accepted either"
     error.args = (error.message,)

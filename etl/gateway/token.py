@@ -2,6 +2,15 @@
 
 Source: EnOS API documentation, "Get Access Token". While a token lives, ``get`` returns the same one with the
 seconds that are left; Flowtrail never calls ``refresh``, which may kill the token that a sibling uses.
+
+A token that the gateway refused, and what the service gives for it:
+
+| the service gives | which lives | then |
+|---|---|---|
+| another value, or was asked with another secret key | | it is used |
+| the same | beyond the deadline | it is tried once more, since no waiting helps |
+| the same, before the refusal came | until before the deadline | it is asked again: the token was at its end |
+| the same, after the refusal came | until before the deadline | that end is waited for, and then it is asked again |
 """
 
 from __future__ import annotations
@@ -24,6 +33,8 @@ _MARGIN_SHARE: Final = 0.1
 _MARGIN_MAX_SECONDS: Final = 60.0
 _LIFE_MIN_SECONDS: Final = 1.0
 _LIFE_MAX_SECONDS: Final = 7200.0
+_LOOK_SECONDS: Final = 0.25
+"""How soon who waits for another token sees that somebody else got one."""
 
 
 class Issued(NamedTuple):
@@ -40,8 +51,13 @@ class Token(NamedTuple):
     number: int
     value: Hidden
     secret: Hidden
+    asked_at: float
     refresh_at: float
     expires_at: float
+
+    def is_the_same_as(self, other: Token) -> bool:
+        """Whether the gateway would judge both alike."""
+        return (self.value, self.secret) == (other.value, other.secret)
 
 
 def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
@@ -104,18 +120,31 @@ class TokenKeeper:
         self._token: Token | None = None
         self._flight: _Flight | None = None
 
-    def current(self, watch: Watch, stale: int = 0) -> Token:
-        """A token with a number above ``stale`` (that of a token that was refused).
+    def current(self, watch: Watch, refused: Token | None = None) -> Token:
+        """A token; where the gateway refused one, what the table above says.
 
         Of all threads that need one, one calls; the others wait for it, and share its error. While a token is
         old but alive, they go on with it, and a renewal that fails does no harm yet.
         """
         token = self._token
-        if token is not None and token.number > stale and time.monotonic() < token.refresh_at:
+        if token is not None and refused is None and time.monotonic() < token.refresh_at:
             return token
+        refused_at, after = time.monotonic(), 0 if refused is None else refused.number
         while True:
             watch.check()
-            alive, flight, leads = self._board(stale)
+            token = self._renewed(watch, after)
+            left = token.expires_at - time.monotonic()
+            if refused is None or not token.is_the_same_as(refused) or left >= watch.remaining():
+                return token
+            if token.asked_at < refused_at:
+                after = token.number
+            else:
+                watch.pause(min(left, _LOOK_SECONDS))
+
+    def _renewed(self, watch: Watch, after: int) -> Token:
+        """A living token with a number above ``after``, whatever its value."""
+        while True:
+            alive, flight, leads = self._board(after)
             if leads:
                 return self._lead(flight, alive, watch)
             if alive is not None:
@@ -123,12 +152,14 @@ class TokenKeeper:
             flight.landed.wait(max(watch.remaining(), 0))
             if flight.error is not None:
                 raise _same(flight.error)
+            watch.check()
 
-    def _board(self, stale: int) -> tuple[Token | None, _Flight, bool]:
-        """The token if it can still be used, the flight under way, and whether the caller has to fly it."""
+    def _board(self, after: int) -> tuple[Token | None, _Flight, bool]:
+        """The token if it can still be used and has a number above ``after``, the flight under way, and whether the
+        caller has to fly it."""
         with self._lock:
             token, now = self._token, time.monotonic()
-            alive = token if token and token.number > stale and now < token.expires_at else None
+            alive = token if token and token.number > after and now < token.expires_at else None
             if alive is not None and now < alive.refresh_at:
                 return alive, _Flight(), False
             if self._flight is not None:
@@ -163,7 +194,7 @@ class TokenKeeper:
         number = self._token.number + 1 if self._token else 1
         expires_at = max(began + issued.expire_seconds, time.monotonic() + _LIFE_MIN_SECONDS)
         margin = min((expires_at - began) * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
-        return Token(number, issued.value, issued.secret, expires_at - margin, expires_at)
+        return Token(number, issued.value, issued.secret, began, expires_at - margin, expires_at)
 
 
 def _postponed(token: Token) -> Token:

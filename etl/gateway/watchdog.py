@@ -109,6 +109,10 @@ class Watch:
         if line := self._line:
             line.shut(self)
 
+    def pause(self, seconds: float) -> None:
+        """Waits, but not beyond the deadline, and returns early when the stop comes."""
+        self._watchdog.wait(max(0.0, min(seconds, self.remaining())))
+
     def check(self) -> None:
         """Raises Interrupted when a stop came, GatewayUnreachable ("deadline") when the time is over."""
         if self._watchdog.stopping():
