@@ -96,6 +96,9 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     """The whole decoded body, for the strict second reading of an answer that would change something; empty where
     that is spared."""
+    sole_answer: bool = False
+    """Whether it is the only answer that its connection ever carried. Nothing in an answer names its user, so only
+    such a one may change a list or a hold."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -63,9 +63,12 @@ def judged(
 ) -> Outcome:
     """What ``decision`` makes of an answer that differs from the state, or that ends or prolongs a hold.
 
-    ``snapshot.flows`` must be there.
+    ``snapshot.flows`` must be there. Raises ValueError for a snapshot that is not the only answer of its connection:
+    it may be another user's.
     """
     assert snapshot.flows is not None  # noqa: S101 - the caller decoded it
+    if not snapshot.sole_answer:
+        raise ValueError(f"the answer for {fence.target} is not the only one of its connection")
     answer = {flow.flow_id: flow for flow in snapshot.flows}
     answer_digest = state_digest(snapshot.flows)
     times = seen(fence, snapshot.asked_at, snapshot.observed_at)

@@ -69,6 +69,7 @@ def snapshot(
         observed_at=at,
         attempts=1,
         body=b"",
+        sole_answer=True,
     )
 
 

@@ -42,6 +42,8 @@ class Delivered(NamedTuple):
     expression: str
     flows: Sequence[Flow]
     at: dt.datetime | None = None
+    kept_open: bool = False
+    """Whether its connection may have carried other answers, too: then it makes no version."""
 
 
 def check(url: str, ledger: Iterable[Any], *, settled: bool = True, every_answer: bool = False) -> list[str]:
@@ -52,9 +54,10 @@ def check(url: str, ledger: Iterable[Any], *, settled: bool = True, every_answer
     ``every_answer``: besides, no answer was held, superseded or interrupted, so that each different one is a version.
     """
     tables = _tables(url)
-    answers: dict[Key, list[tuple[State, int | None]]] = defaultdict(list)
-    for org, user, expression, flows, at in ledger:
-        answers[org, user, expression].append((_by_id(flows), None if at is None else _micros(at)))
+    answers: dict[Key, list[_Answer]] = defaultdict(list)
+    for org, user, expression, flows, at, *kept_open in ledger:
+        at_micros = None if at is None else _micros(at)
+        answers[org, user, expression].append(_Answer(_by_id(flows), at_micros, any(kept_open)))
     findings = _orphans(tables)
     for row in tables.target:
         one = _Target(row, tables, answers.pop((row.org_id, row.user_id, row.expression), []))
@@ -75,7 +78,9 @@ def load(path: Path) -> list[Delivered]:
         whole = entry["sent"] and entry["flows"] is not None and entry["fault"] not in NO_ANSWERS
         names = (entry["org"], entry["user"], entry["expression"])
         numbered[entry["number"]] = (
-            Delivered(*names, [tuple(flow) for flow in entry["flows"]], _instant(entry["answered_at"]))
+            Delivered(
+                *names, [tuple(flow) for flow in entry["flows"]], _instant(entry["answered_at"]), entry["kept_open"]
+            )
             if whole
             else None
         )
@@ -94,10 +99,16 @@ def _json(value: object) -> bytes:
 # ------------------------------------------------------------------------------------------------- one target
 
 
+class _Answer(NamedTuple):
+    state: State
+    at: int | None
+    kept_open: bool
+
+
 class _Target:
     """A target with all its rows; ``check`` goes through the rules."""
 
-    def __init__(self, row: Row, tables: Row, answers: list[tuple[State, int | None]]) -> None:
+    def __init__(self, row: Row, tables: Row, answers: list[_Answer]) -> None:
         self.row = row
         self.answers = answers
         self.findings: list[str] = []
@@ -120,7 +131,7 @@ class _Target:
         self._sealed_order()
         self._hold()
         self._delivered()
-        if settled and self.answers:
+        if settled:
             self._last_answer()
         if every_answer:
             self._each_answer()
@@ -291,15 +302,18 @@ class _Target:
         position, before = 0, State()
         for made, state in zip(self.sets, self.states, strict=True):
             guarded = made.run_id in self.held_in or made.run_id not in self.runs
-            rest = range(position, len(self.answers))
-            found = next((i for i in rest if _fits(state, self.answers[i][0], before, guarded)), None)
+            rest = [i for i in range(position, len(self.answers)) if not self.answers[i].kept_open]
+            found = next((i for i in rest if _fits(state, self.answers[i].state, before, guarded)), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
             position, before = position if found is None else found + 1, state
         seen = sum(span.observations for span in self.spans)
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
 
     def _last_answer(self) -> None:
-        last, at = self.answers[-1]
+        sole = [answer for answer in self.answers if not answer.kept_open]
+        if not sole:
+            return
+        last, at, _ = sole[-1]
         state = self.states[-1] if self.states else {}
         if self._lost_the_race(at):
             return
@@ -318,10 +332,17 @@ class _Target:
         )
 
     def _each_answer(self) -> None:
-        distinct = [a for i, (a, _) in enumerate(self.answers) if not i or a != self.answers[i - 1][0]]
+        distinct: list[State] = []
+        counted = 0
+        for state, _, kept_open in self.answers:
+            is_new = not distinct or state != distinct[-1]
+            if is_new and kept_open:
+                continue  # it was asked for once more
+            distinct += [state] if is_new else []
+            counted += 1
         self._say(distinct != self.states, f"{len(distinct)} different answers made {len(self.states)} versions")
         seen = sum(span.observations for span in self.spans)
-        self._say(seen != len(self.answers), f"{len(self.answers)} answers made {seen} observations")
+        self._say(seen != counted, f"{counted} answers made {seen} observations")
 
 
 def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:

@@ -201,7 +201,7 @@ class World:
             asked_at -= dt.timedelta(hours=3)  # the clock went back
         observed_at = asked_at + dt.timedelta(microseconds=self.random.choice((0, 1, 250_000)))
         digest = state_digest(flows)
-        return Snapshot(target, flows, digest, asked_at, observed_at, 1, msgspec.json.encode(flows))
+        return Snapshot(target, flows, digest, asked_at, observed_at, 1, msgspec.json.encode(flows), sole_answer=True)
 
     def _change(self, target: Target) -> None:
         flows, dice = self.truth[target], self.random.random()

@@ -89,7 +89,7 @@ class Life:
         state = self.store.states([fence.target_id]).get(fence.target_id, State({}))
         flows = tuple(Flow(flow_id, None, "D", True) for flow_id in sorted(flow_ids))
         at = START + hours * HOUR
-        snapshot = Snapshot(ALICE, flows, state_digest(flows), at - HOUR / 60, at, 1, b"")
+        snapshot = Snapshot(ALICE, flows, state_digest(flows), at - HOUR / 60, at, 1, b"", sole_answer=True)
         decision = Decision(frozenset(held), whole=whole, reason="doubted" if held else "")
         if is_as_before(fence, snapshot):
             outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)

@@ -106,17 +106,17 @@ class Session:
         late: bool = False,
     ) -> None:
         self.answers: list[Answer] = []
+        self._kept: dict[Target, Flows] = {}
         self.stop = threading.Event()
         self._upstream = upstream
         self._meanwhile = meanwhile
         self._late = late
 
-    def fetch(self, target: Target, known_data_hash: str | None = None) -> Snapshot:
+    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
         if not self._late:
             self._interlude()
         asked_at = self._upstream.clock()
-        planned = self._upstream.planned[target]
-        said = planned.pop(0) if planned else self._upstream.lists[target]
+        said = self._said(target, own_connection)
         observed_at = self._upstream.clock()
         if self._late:
             self._interlude()
@@ -126,7 +126,19 @@ class Session:
         if isinstance(said, str):
             self.stop.set()
             raise Interrupted
-        return self._snapshot(target, said, known_data_hash, asked_at, observed_at)
+        return self._snapshot(target, said, known_data_hash, asked_at, observed_at, own_connection)
+
+    def _said(self, target: Target, own_connection: bool) -> Flows | GatewayError | str:
+        """What is planned next; once more what a kept connection said, where that is asked for again."""
+        asked_again = self._kept.pop(target, None)
+        if own_connection and asked_again is not None:
+            self.answers.remove(next(a for a in reversed(self.answers) if a.target == target))
+            return asked_again
+        planned = self._upstream.planned[target]
+        said = planned.pop(0) if planned else self._upstream.lists[target]
+        if not own_connection and not isinstance(said, str | GatewayError):
+            self._kept[target] = said
+        return said
 
     def _interlude(self) -> None:
         meanwhile, self._meanwhile = self._meanwhile, None
@@ -134,10 +146,10 @@ class Session:
             meanwhile()
 
     def _snapshot(
-        self, target: Target, said: Flows, known: str | None, asked: dt.datetime, at: dt.datetime
+        self, target: Target, said: Flows, known: str | None, asked: dt.datetime, at: dt.datetime, own: bool
     ) -> Snapshot:
         listed = sorted(said.values(), key=lambda flow: flow.flow_id)
-        self._upstream.ledger.append(checker.Delivered(*target, listed, at))
+        self._upstream.ledger.append(checker.Delivered(*target, listed, at, kept_open=not own))
         dealt = [
             {"flowId": f.flow_id, "flowName": f.flow_name, "cycle": f.cycle, "editable": f.editable}
             for f in self._upstream.dealt.sample(listed, len(listed))
@@ -152,6 +164,7 @@ class Session:
             observed_at=at,
             attempts=1,
             body=f'{{"code":0,"data":{data}}}'.encode(),
+            sole_answer=own,
         )
 
 

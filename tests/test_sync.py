@@ -108,7 +108,7 @@ class House:
 
     def ledger(self) -> list[checker.Delivered]:
         return [
-            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at)
+            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
             for entry in self.upstream.ledger.entries()
             if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
         ]
@@ -541,7 +541,7 @@ def test_a_small_list_that_is_another_altogether_is_asked_again_and_then_believe
     calls = house.upstream.counters.flow_calls
     house.see(targets[0], numbered(11, 12))
     house.sync(*targets, changed=1, unchanged=1)
-    assert house.upstream.counters.flow_calls == calls + 3
+    assert house.upstream.counters.flow_calls == calls + 4
     assert house.state(targets[0]) == {"11", "12"}
     house.check()
 
@@ -717,7 +717,7 @@ def test_what_was_whole_before_a_stop_stays(house):
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(house.run, BOB, ALICE)
         assert hanging.reached.wait(SAFETY_NET_SECONDS)
-        assert house.upstream.ledger.wait_until(lambda entries: len([e for e in entries if e.user == "bob"]) == 2)
+        assert house.upstream.ledger.wait_until(lambda entries: len([e for e in entries if e.user == "bob"]) == 3)
         house.stop.set()
         report = running.result(SAFETY_NET_SECONDS)
     assert report.status == "aborted"

@@ -83,7 +83,7 @@ def test_whatever_is_logged_while_a_target_is_asked_for_says_which_and_in_which_
     """Here it is a fault of our own, in a thread that asks."""
 
     class Faulty:
-        def fetch(self, target: Target, known_data_hash: str | None) -> None:
+        def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> None:
             raise RuntimeError("a fault of ours")
 
     targets = [Target("o1", "ann"), Target("o1", "bob")]

@@ -49,12 +49,12 @@ class Gateway:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
-    def fetch(self, target: Target, known_data_hash: str | None = None) -> Snapshot:
+    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
         item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
         body = msgspec.json.encode({"code": 0, "data": [item]})
         known = hashlib.sha256(msgspec.json.encode([item])).hexdigest()
         flows = None if known == known_data_hash else (Flow("1", "one", "D", True),)
-        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body)
+        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body, own_connection)
 
 
 class Served:

@@ -30,6 +30,13 @@ def judge(seen_before: Fence, known, answer, decision=BELIEVED, *, at=THREE_O_CL
     return verdict.judged(seen_before, state, snapshot(answer, at), decision, GAP)
 
 
+def test_an_answer_whose_connection_carried_others_is_never_judged():
+    """It may be another user's: nothing in it says whose it is."""
+    doubtful = msgspec.structs.replace(snapshot([]), sole_answer=False)
+    with pytest.raises(ValueError, match="not the only one"):
+        verdict.judged(NEW, State({}), doubtful, BELIEVED, GAP)
+
+
 # Time
 
 

@@ -239,6 +239,7 @@ class DemoGateway:
             org=asked.get("orgId", ""),
             user=asked.get("userId", ""),
             expression=asked.get("expression", ""),
+            kept_open=request.headers.get("connection", "").lower() != "close",
             timestamp=request.headers.get("apim-timestamp", ""),
         )
         self._arrived(endpoint)

@@ -30,6 +30,8 @@ class Entry(msgspec.Struct):
     org: str = ""
     user: str = ""
     expression: str = ""
+    kept_open: bool = False
+    """Whether the client wanted to use the connection again."""
     timestamp: str = ""
     """apim-timestamp, as it came."""
     number: int = 0

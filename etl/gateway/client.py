@@ -51,6 +51,7 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "User-Agent": f"flowtrail/{__version__}",
 }
+_CLOSE: Final = {"Connection": "close"}
 
 
 Exchanged = Callable[[str, int, float, str | None], None]
@@ -78,8 +79,9 @@ class TokenCheck(NamedTuple):
 class _Call:
     """One target being asked for: what was tried so far."""
 
-    def __init__(self, target: Target, watch: Watch) -> None:
+    def __init__(self, target: Target, watch: Watch, own_connection: bool) -> None:
         self.params = _params(target)
+        self.own_connection = own_connection
         self.asker = target[:2]
         self.target = target
         self.watch = watch
@@ -142,14 +144,15 @@ class Gateway:
         self._watchdog.close()
         self._transport.close()
 
-    def fetch(self, target: Target, known_data_hash: str | None = None) -> Snapshot:
+    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
         """The target's whole list as it is now, within ``deadline``, retries and token included.
 
-        Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None. Raises GatewayError (its
-        ``attempts`` says how often the target was tried), or Interrupted.
+        With ``own_connection`` it is asked for over a connection that carries nothing else, and the snapshot is a
+        ``sole_answer``. Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None. Raises GatewayError
+        (its ``attempts`` says how often the target was tried), or Interrupted.
         """
         with self._watchdog.watch(self._deadline_seconds) as watch:
-            call = _Call(target, watch)
+            call = _Call(target, watch, own_connection)
             try:
                 watch.check()
                 return self._tried(call, known_data_hash)
@@ -206,7 +209,8 @@ class Gateway:
         moment = self._stamps.next(call.asker)
         signed = _signed(call.params, token, moment.timestamp_ms)
         path = f"{self._path}{FLOWS_PATH}?{_query(call.params)}"
-        reply = self._transport.exchange("GET", path, _HEADERS | signed, None, call.watch)
+        headers = _HEADERS | signed | (_CLOSE if call.own_connection else {})
+        reply = self._transport.exchange("GET", path, headers, None, call.watch)
         hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
 
         def shown(found: bytes | str) -> str:
@@ -335,6 +339,7 @@ def _snapshot(
         observed_at=reply.arrived_at,
         attempts=call.attempts,
         body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
+        sole_answer=call.own_connection,
     )
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -151,31 +152,31 @@ class Batch:
             decision = guard.hold(state.flows.keys(), state.flows.keys())
         return verdict.judged(fence, state, snapshot, decision, self._gap(fence))
 
-    def _ask_all(self, fences: Sequence[Fence]) -> Asking:
-        return Asking(self._ask_surely, fences, self._kit.fetchers, self._kit.in_flight)
+    def _ask_all(self, fences: Sequence[Fence], *, own_connections: bool = False) -> Asking:
+        ask = partial(self._ask_surely, own_connection=own_connections)
+        return Asking(ask, fences, self._kit.fetchers, self._kit.in_flight)
 
-    def _ask_surely(self, fence: Fence) -> Asked:
+    def _ask_surely(self, fence: Fence, own_connection: bool) -> Asked:
         """An answer, whatever happens: who waits for it would wait for ever.
 
         Whatever is logged meanwhile has the target in it: the context is this call's own.
         """
         structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
-            return self._ask(fence)
+            return self._ask(fence, own_connection)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed")
             return Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._kit.arrived()
 
-    def _ask(self, fence: Fence) -> Asked:
+    def _ask(self, fence: Fence, own_connection: bool) -> Asked:
         if self._kit.stop.is_set():
             return Asked(fence, None)
         if self._breaker.is_open:
             return Asked(fence, _gateway_down())
         try:
-            known = None if fence.held or self._order.approved_by else fence.data_hash
-            asked = self._compare(fence, self._kit.gateway.fetch(fence.target, known))
+            asked = self._answer(fence, own_connection)
         except Interrupted:
             return Asked(fence, None)
         except GatewayError as error:
@@ -183,11 +184,19 @@ class Batch:
         self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
         return asked
 
+    def _answer(self, fence: Fence, own_connection: bool) -> Asked:
+        """A kept connection may say that nothing is new; any other answer must be the only one of its connection."""
+        fetch = self._kit.gateway.fetch
+        judged_anyway = fence.held or not fence.version or self._order.approved_by is not None
+        known = None if judged_anyway else fence.data_hash
+        snapshot = fetch(fence.target, known, own_connection=own_connection or judged_anyway)
+        if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
+            snapshot = fetch(fence.target, known, own_connection=True)
+        return self._compare(fence, snapshot)
+
     def _compare(self, fence: Fence, snapshot: Snapshot) -> Asked:
         """Whether the answer differs from the last one; what differs must stand the strict second reading."""
-        if snapshot.flows is None:
-            return Asked(fence, snapshot)
-        if not fence.held and fence.version and state_digest(snapshot.flows) == fence.answer_digest:
+        if _is_as_before(fence, snapshot):
             return Asked(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
         reread_strictly(snapshot)
         return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
@@ -219,7 +228,7 @@ class Batch:
     def _judge_second_answers(self, doubted: Sequence[tuple[Fence, State]]) -> Iterator[Outcome]:
         """Ask those that have nothing, or would lose everything, once more: the second answer counts."""
         states = {fence.target: state for fence, state in doubted}
-        again = self._ask_all([fence for fence, _ in doubted])
+        again = self._ask_all([fence for fence, _ in doubted], own_connections=True)
         for fence, answer, differs in chain.from_iterable(again.groups()):
             state = states[fence.target]
             if answer is None:
@@ -269,6 +278,12 @@ class Batch:
             self._apply([verdict.failed(outcomes[0].fence, refused)])
         else:
             raise error
+
+
+def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
+    if snapshot.flows is None:
+        return True
+    return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
 
 
 def _gateway_down() -> GatewayError:

@@ -214,7 +214,7 @@ BUGS = (
         "etl/sync",
         "            asked = Asked(fence, error)\n",
         "            now = dt.datetime.now(dt.UTC)\n"
-        '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"")\n'
+        '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"", True)\n'
         '            asked = Asked(fence, gone, True) if error.code == "62101" else Asked(fence, error)\n',
         "sweep:SQLite, failed, kill",
         "tests/test_sync.py",
@@ -223,8 +223,8 @@ BUGS = (
     _bug(
         "an answer is skipped by its bytes although something is held",
         "etl/sync",
-        "None if fence.held or self._order.approved_by else fence.data_hash",
-        "fence.data_hash",
+        "known = None if judged_anyway else fence.data_hash",
+        "known = fence.data_hash",
         "tests/test_commands.py",
         "sweep:SQLite, approve, kill",
         MODEL,

@@ -216,7 +216,7 @@ class Place:
     def ledger(self) -> list[checker.Delivered]:
         """Every complete valid answer that was delivered for this database."""
         return self.known + [
-            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at)
+            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
             for entry in self.gateway.ledger.entries(after=self._forgotten)
             if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
         ]
