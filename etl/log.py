@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TextIO
 
 import structlog
 
+from etl import streams
 from etl.printable import printable
 
 _FOREIGN_LEVEL: Final = logging.WARNING
@@ -16,7 +17,7 @@ _FOREIGN_LEVEL: Final = logging.WARNING
 
 
 def configure(level: str, style: Literal["auto", "console", "json"], stream: TextIO | None = None) -> None:
-    """Send our log, and the libraries' warnings, to ``stream`` (stderr). A full disk behind it stops nothing."""
+    """Send our log, and the libraries' warnings, to ``stream`` (stderr). A full disk or pipe stops nothing."""
     stream = stream or sys.stderr
     as_console = style == "console" or (style == "auto" and stream.isatty())
     shared: list[Any] = [
@@ -26,7 +27,7 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
         structlog.processors.format_exc_info,
         _on_one_line,
     ]
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_final(as_console, stream))
     )
@@ -45,6 +46,16 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says how much of the log was dropped, once there is room again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        dropped = streams.dropped(self.stream)
+        if dropped:
+            structlog.get_logger("etl.log").warning("log_dropped", bytes=dropped, why="standard error was full")
+        super().emit(record)
 
 
 def _final(as_console: bool, stream: TextIO) -> list[Any]:

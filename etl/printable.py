@@ -16,6 +16,14 @@ def printable(text: str) -> str:
     return _HARMFUL.sub(_escape, text)
 
 
+def printable_lines(text: str) -> str:
+    """``text`` with its lines as they are, each other harmful character as JSON writes it (``\\u001b``).
+
+    JSON stays the same JSON: in it such characters stand in strings only.
+    """
+    return _HARMFUL.sub(lambda match: match[0] if match[0] in "\r\n\t" else f"\\u{ord(match[0]):04x}", text)
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -38,7 +38,7 @@ AFTER = """\
 | code | meaning |
 |---|---|
 | 0 | Done. A target that is `stale` is no failure: a newer observation won. |
-| 1 | The run ended, but some target failed or was held; or `verify`, `check` or `db check` found a problem. |
+| 1 | Some target failed or was held; `verify`, `check` or `db check` found a problem; or the output was lost. |
 | 2 | The command line or the settings cannot be used; nothing was done. |
 | 3 | The database cannot be reached, or its schema is not current; the message names the command that helps. |
 | 4 | `serve --no-standby` found another replica active. |

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from etl import streams
 from etl.cli import admin, ask, demonstration, keeping, notices, options, proof, running, show
 from etl.errors import ConfigError, FlowtrailError
+
+_NO_THREAD: Final = "can't start new thread"
+_THREAD_LIMITS: Final = "`ulimit -v` and `ulimit -u`, or the limits of its container (memory, pids), are too low"
 
 app = typer.Typer(
     name="flowtrail",
@@ -46,19 +48,30 @@ for module in (demonstration, running, ask, proof, notices, keeping, admin):
 
 def main() -> None:
     """Run the command line; the exit code says how it went (0, 1, 2, 3 or 4, see the README)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show stops no command
+    code, complaint = streams.finish(_run())
+    if complaint:
+        show.complain(complaint)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command; every one ends here, whatever its streams are, and with one sentence where it cannot go on."""
     try:
         app()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except ConfigError as error:
         show.complain("Nothing was done, the settings need mending:")
         show.complain("\n".join(f"  {problem}" for problem in error.problems))
-        sys.exit(error.exit_code)
+        return error.exit_code
     except FlowtrailError as error:
         show.complain(str(error))
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`): nothing to complain about, and nothing left to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return error.exit_code
+    except (BrokenPipeError, streams.OutputLost):
+        return 0  # whoever read our output has gone (`| head`), or `finish` says what happened to it
+    except RuntimeError as error:
+        if str(error) != _NO_THREAD:
+            raise
+        show.complain(f"This process may not start another thread: {_THREAD_LIMITS}.")
+        return 1
+    return 0

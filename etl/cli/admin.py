@@ -140,8 +140,7 @@ def print_grants(
     reader: Annotated[str, typer.Option("--reader", help="Reports: reads.")] = "flowtrail_reader",
 ) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
-    for statement in database.grants(owner, writer, reader):
-        show.data(statement.encode() + b"\n")
+    show.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))
 
 
 _guard.command("list")(guard_list)

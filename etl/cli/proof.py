@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -65,8 +64,7 @@ def verify_trail(
     with options.open_workbench(context, config_file) as bench:
         database.require_current(bench.engine, create_if_empty_sqlite=False)
         if head:
-            for line in verify.heads(bench.engine, utc_now()):
-                show.data(msgspec.json.encode(line) + b"\n")
+            show.stream(msgspec.json.encode(line) + b"\n" for line in verify.heads(bench.engine, utc_now()))
             return
         found, through = _findings(bench, against, hidden=as_json)
     if as_json:
@@ -171,7 +169,7 @@ def export_rows(
             rows,
             columns_of(row_type),
             fmt.value,
-            output or cast("Any", sys.stdout.buffer),
+            output or show.sink(),
             origin=origin if output else None,
             by_month_of="observed_at" if partition_by else None,
         )

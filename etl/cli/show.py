@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, cast
 
 import msgspec
 from rich.console import Console
@@ -14,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from etl.printable import printable
+from etl import streams
+from etl.printable import printable, printable_lines
 
 _PIPED_WIDTH: Final = 200
 _WHOLE: Final = ("observed at", "organisation", "user", "workflow", "org_id", "user_id", "flow_id", "last_observed_at")
@@ -50,18 +52,50 @@ def json(value: object) -> None:
 
 def json_list(rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSON list on stdout, an object a line, without holding them all."""
-    before = b"["
+    stream(json_lines(rows, b"[", b"]\n"))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]], before: bytes, after: bytes) -> Iterator[bytes]:
+    """The items of a JSON list, an object a line, between what opens and what closes it."""
+    opening = before
     for row in rows:
-        data(before + b"\n  " + msgspec.json.encode(row))
-        before = b","
-    data(b"[]\n" if before == b"[" else b"\n]\n")
+        yield opening + b"\n  " + msgspec.json.encode(row)
+        opening = b","
+    yield before + after if opening == before else b"\n" + after
+
+
+def stream(pieces: Iterable[bytes]) -> None:
+    """Bytes for another program on stdout, as long as somebody takes them. Raises OutputLost when nobody does."""
+    for piece in pieces:
+        data(piece)
+        if streams.is_lost(sys.stdout):
+            raise streams.OutputLost
 
 
 def data(encoded: bytes) -> None:
-    """Bytes for another program on stdout: UTF-8, whatever the terminal speaks."""
+    """Bytes for another program on stdout: UTF-8, whatever the terminal speaks. A terminal gets them harmless."""
+    if sys.stdout.isatty():
+        encoded = printable_lines(encoded.decode(errors="backslashreplace")).encode()
     sys.stdout.flush()
     sys.stdout.buffer.write(encoded)
     sys.stdout.buffer.flush()
+
+
+class _Sink(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return sys.stdout.isatty()
+
+    def write(self, encoded: Any) -> int:
+        stream([bytes(encoded)])
+        return len(encoded)
+
+
+def sink() -> BinaryIO:
+    """Standard output as a binary file, for whoever writes to one; its writes raise OutputLost as `stream` does."""
+    return cast("BinaryIO", _Sink())
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:

@@ -15,7 +15,8 @@ import msgspec
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.parquet import ParquetFile, require_pyarrow
-from etl.export.text import csv_pages, disarm, jsonl_pages, rearm
+from etl.export.text import csv_pages, disarm, harmless, jsonl_pages, rearm
+from etl.printable import printable_lines
 from etl.report import Column
 
 __all__ = ["FORMATS", "Format", "Origin", "disarm", "export", "rearm"]
@@ -71,8 +72,6 @@ def export(
     if by_month_of is not None:
         return _export_by_month(rows, columns, fmt, to, by_month_of, origin)
     if not isinstance(to, Path):
-        if fmt == "parquet" and to.isatty():
-            raise UsageError("Parquet is nothing for a terminal: add -o FILE, or send it to a pipe.")
         return _write(rows, columns, fmt, to)
     with _spooled(origin.chain_heads if origin else ()) as heads:
         with whole_file(to) as file:
@@ -86,13 +85,27 @@ def export(
 def _write(rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format, file: BinaryIO) -> int:
     pages = _Counted(rows)
     if fmt == "parquet":
+        _refuse_terminal(file)
         with ParquetFile(file, columns) as parquet:
             for page in pages:
                 parquet.write(page)
     else:
-        for encoded in (csv_pages if fmt == "csv" else jsonl_pages)(columns, pages):
+        for encoded in _encoded(pages, columns, fmt, for_terminal=file.isatty()):
             file.write(encoded)
     return pages.count
+
+
+def _refuse_terminal(file: BinaryIO) -> None:
+    if file.isatty():
+        raise UsageError("Parquet is nothing for a terminal: add -o FILE, or send it to a pipe.")
+
+
+def _encoded(pages: Pages, columns: Sequence[Column], fmt: Format, *, for_terminal: bool) -> Iterator[bytes]:
+    """The file as it is; for a terminal, without what a name could tell it to do."""
+    if fmt == "csv":
+        return csv_pages(columns, map(harmless, pages) if for_terminal else pages)
+    encoded = jsonl_pages(columns, pages)
+    return (printable_lines(lines.decode()).encode() for lines in encoded) if for_terminal else encoded
 
 
 class _Counted:

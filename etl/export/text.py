@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from etl.printable import printable
 from etl.report import Column
 
 _FORMULA: Final = re.compile(r"""[\s'"\ufeff\u200b]*[=+\-@＝＋－＠]|'*[\t\r\n]""")
@@ -25,6 +26,11 @@ def disarm(text: str) -> str:
 def rearm(text: str) -> str:
     """The text that ``disarm`` was given."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text
+
+
+def harmless(page: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+    """The rows with their texts as a terminal may show them: each on one line, and commanding nothing."""
+    return [[printable(value) if isinstance(value, str) else value for value in row] for row in page]
 
 
 def csv_pages(columns: Sequence[Column], pages: Iterable[Sequence[Sequence[Any]]]) -> Iterator[bytes]:
