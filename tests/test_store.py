@@ -588,7 +588,7 @@ def test_who_comes_while_another_has_not_yet_committed_waits_and_sees_what_that_
     run_id = diary.begin()
     with ThreadPoolExecutor(1) as threads:
         with writing(diary.engine) as connection:
-            assert commit.apply(connection, run_id, early) == set()
+            assert commit.apply(connection, run_id, early).stale == set()
             answer = threads.submit(diary.store.apply, run_id, late)
             while not connection.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one():
                 assert not answer.done(), answer.result()
@@ -647,6 +647,26 @@ def test_a_commit_without_an_answer_is_looked_up_and_never_doubled(diary, databa
         assert count(diary.engine, "sync_issue") == 1
     assert count(diary.engine, "sync_issue", "verdict = 'stale'") == 0
     diary.check(every_answer=outcome.verdict != "held")
+
+
+@pytest.mark.parametrize("others", [a_change, a_quiet_answer])
+def test_what_another_attempt_of_a_run_wrote_is_not_taken_for_ours(diary, database_url, postgres_or_none, others):
+    """A batch is settled twice: its worker was thought dead, but went on. The second COMMIT does not arrive."""
+    diary.answer(TWENTY, START)
+    diary.answer(TWENTY, START, BOB)
+
+    def bob_fails() -> Outcome:
+        return verdict.failed(diary.fence(BOB), Refused("no", code="62103"))
+
+    with losing_commits(database_url, postgres_or_none, "request") as losing:
+        second = [others(diary), bob_fails()]
+        assert diary.store.apply(diary.run_id, [bob_fails()]) == set()
+        losing.lose_next()
+        assert Store(losing.engine).apply(diary.run_id, second) == set()
+        assert losing.lost() == 1
+    observed = count(diary.engine, "observation", f"last_at > '{after(minutes=30):%Y-%m-%d %H:%M:%S}'")
+    assert observed == 1, "what came with the failure is there"
+    assert count(diary.engine, "sync_issue") == 2
 
 
 def test_a_run_whose_beginning_got_no_answer_has_its_slot(diary, database_url, postgres_or_none):

@@ -7,6 +7,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -77,8 +78,8 @@ class Store:
             try:
                 return self._write(
                     lambda connection: commit.apply(connection, run_id, outcomes, suspects),  # noqa: B023 - run at once
-                    lambda connection: landed(connection, run_id, outcomes),
-                )
+                    lambda applied, connection: landed(connection, outcomes, applied),
+                ).stale
             except commit.Moved as moved:
                 suspects |= moved.target_ids
 
@@ -92,13 +93,10 @@ class Store:
 
     def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
         """The id of a run that starts; None where its slot has been taken by another run."""
-        begun: list[int | None] = []
-
-        def begin(connection: Connection) -> int | None:
-            begun.append(runs.begin(connection, run, now))
-            return begun[-1]
-
-        return self._write(begin, lambda connection: runs.is_there(connection, begun[-1], run, now))
+        return self._write(
+            lambda connection: runs.begin(connection, run, now),
+            lambda run_id, connection: runs.is_there(connection, run_id, run, now),
+        )
 
     def beat(self, run_id: int) -> None:
         """Say that the run lives."""
@@ -202,8 +200,9 @@ class Store:
                     raise
         raise AssertionError("the last pause raises")
 
-    def _write(self, work: Callable[[Connection], T], landed: Callable[[Connection], bool] | None = None) -> T:
-        """Run ``work`` in one transaction, again where the database went away; a lost COMMIT is looked up."""
+    def _write(self, work: Callable[[Connection], T], landed: Callable[[T, Connection], bool] | None = None) -> T:
+        """Run ``work`` in one transaction, again where the database went away; a lost COMMIT is looked up by
+        ``landed``, which is given what ``work`` returned."""
         for pause in (*_PAUSES_SECONDS, None):
             result: list[T] = []
             try:
@@ -211,7 +210,7 @@ class Store:
                     result.append(work(connection))
                 return result[0]
             except DatabaseUnreachable:
-                if result and landed is not None and self._read(landed):
+                if result and landed is not None and self._read(partial(landed, result[0])):
                     return result[0]
                 if pause is None or self._stop.wait(pause):
                     raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterable, Sequence, Set
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import astuple
@@ -108,6 +108,9 @@ _MISSING: Final = (
 )
 
 
+_FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
+
+
 class Moved(Exception):
     """Targets whose spans were extended in vain: something else of theirs was committed in the same moment."""
 
@@ -116,10 +119,19 @@ class Moved(Exception):
         self.target_ids = target_ids
 
 
+class Applied(NamedTuple):
+    """What became of outcomes."""
+
+    stale: set[int]
+    """The ids of the targets that had moved."""
+    issue_id: int | None
+    """The first issue that was written."""
+
+
 def apply(
     connection: Connection, run_id: int, outcomes: Sequence[Outcome], suspects: Container[int] = frozenset()
-) -> set[int]:
-    """Write what ``outcomes`` say, in the caller's transaction; return the ids of the targets that are stale.
+) -> Applied:
+    """Write what ``outcomes`` say, in the caller's transaction.
 
     Raises Moved where the transaction must be rolled back and begun again, with those targets as ``suspects``.
     """
@@ -130,8 +142,7 @@ def apply(
     _replay(connection, numbered)
     _execute_many(connection, _MISSING, _missing_rows(won))
     _write_targets(connection, won, _open_spans(connection, won))
-    _insert_issues(connection, run_id, outcomes, lost)
-    return lost
+    return Applied(lost, _insert_issues(connection, run_id, outcomes, lost))
 
 
 def _won(connection: Connection, outcomes: Sequence[Outcome], suspects: Container[int]) -> list[Outcome]:
@@ -354,13 +365,16 @@ def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -
     )
 
 
-def _insert_issues(connection: Connection, run_id: int, outcomes: Iterable[Outcome], lost: set[int]) -> None:
+def _insert_issues(connection: Connection, run_id: int, outcomes: Iterable[Outcome], lost: set[int]) -> int | None:
+    """Return the id of the first one."""
     rows = [
         _issue_row(run_id, outcome, outcome.fence.target_id in lost)
         for outcome in outcomes
         if outcome.issue is not None or outcome.fence.target_id in lost
     ]
-    _execute_many(connection, insert(sync_issue), rows)
+    first = [connection.execute(_FIRST_ISSUE, row).scalar_one() for row in rows[:1]]
+    _execute_many(connection, insert(sync_issue), rows[1:])
+    return first[0] if first else None
 
 
 def _issue_row(run_id: int, outcome: Outcome, stale: bool) -> dict[str, Any]:

@@ -144,7 +144,7 @@ BUGS = (
     _bug(
         "a COMMIT without an answer is tried again blindly",
         "etl/store",
-        "                if result and landed is not None and self._read(landed):\n",
+        "                if result and landed is not None and self._read(partial(landed, result[0])):\n",
         "                if False:\n",
         "tests/test_store.py",
         "sweep:PostgreSQL, change, cut after",
@@ -153,7 +153,7 @@ BUGS = (
     _bug(
         "a COMMIT without an answer is taken for done",
         "etl/store",
-        "                if result and landed is not None and self._read(landed):\n",
+        "                if result and landed is not None and self._read(partial(landed, result[0])):\n",
         "                if result and landed is not None:\n",
         "tests/test_store.py",
         "sweep:PostgreSQL, change, cut before",
