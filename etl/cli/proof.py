@@ -18,6 +18,7 @@ from etl.cli.ask import moment
 from etl.cli.workbench import Workbench, utc_now
 from etl.errors import UsageError
 from etl.export import Origin, export
+from etl.regular import open_regular
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
 
 Output = Annotated[
@@ -96,7 +97,7 @@ def _findings(bench: Workbench, against: Path | None, *, hidden: bool) -> tuple[
 
 def _opened(path: Path, files: ExitStack) -> Iterable[bytes]:
     try:
-        return verify.whole_lines(files.enter_context(open(path, "rb")), _tell_cut)
+        return verify.whole_lines(files.enter_context(open_regular(path)), _tell_cut)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 

@@ -9,6 +9,7 @@ from etl.config import addresses, notices
 from etl.config.measures import without_password
 from etl.config.secret import openness, read_secret_file
 from etl.config.values import Values, variable
+from etl.regular import MIB, open_regular
 
 _PATHS: Final = (
     "gateway.ca_bundle",
@@ -17,6 +18,9 @@ _PATHS: Final = (
     "retention.heads_file",
     "schedules_dir",
 )
+
+
+_LARGEST_BUNDLE: Final = 64 * MIB
 
 
 def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]:
@@ -50,10 +54,20 @@ def _gateway(values: Values) -> None:
     if not values[name] and not values.is_faulty(name):
         values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
     bundle = values["gateway.ca_bundle"]
-    if bundle and not Path(bundle).exists():
-        values.fault("gateway.ca_bundle", f"there is no file {bundle}")
+    if bundle and not Path(bundle).is_dir():
+        values.attempt("gateway.ca_bundle", lambda: _readable(Path(bundle)))
     if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
         _access(values)
+
+
+def _readable(file: Path) -> None:
+    """Raise ValueError where a file of certificates cannot be read."""
+    try:
+        open_regular(file, _LARGEST_BUNDLE).close()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {file}") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
 
 
 def _access(values: Values) -> None:

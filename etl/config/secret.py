@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+from etl.regular import MIB, read_regular
+
+_LARGEST: Final = MIB
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -61,7 +64,7 @@ def read_secret_lines(path: Path) -> list[str]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, _LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except OSError as error:

@@ -7,12 +7,16 @@ import tomllib
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
 from etl.config.measures import shown
 from etl.errors import Problem
+from etl.regular import MIB, read_regular
+
+_LARGEST: Final = 16 * MIB
+"""Of a file of settings or of a schedule; many targets belong in a targets_file."""
 
 Read = Callable[[object, bool], Any]
 """(value, is_text) to the value that the code receives, or ValueError; is_text: from the environment."""
@@ -21,7 +25,7 @@ Read = Callable[[object, bool], Any]
 def read_toml(path: Path, if_missing: str = "") -> tuple[dict[str, Any], list[Problem]]:
     """The table that a file holds; or {} and the one problem that it cannot be read (``if_missing``: the remedy)."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig")), []
+        return tomllib.loads(read_regular(path, _LARGEST).decode("utf-8-sig")), []
     except UnicodeDecodeError:
         return {}, [Problem(str(path), "is not UTF-8 text: save it as UTF-8")]
     except RecursionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from array import array
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from etl.config.roster import Roster
 from etl.config.tables import nearest
 from etl.errors import Problem
 from etl.model import Target
+from etl.regular import MIB, open_regular
 
 _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
@@ -21,6 +23,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_ID: Final = 255
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.@-]{1,255}").fullmatch
 """What nearly every user is; the rest is looked at closer."""
+_LARGEST: Final = 512 * MIB
+"""Of a targets_file: some ten million rows."""
 _MOST_PROBLEMS: Final = 20
 
 
@@ -61,7 +65,7 @@ class Targets:
             return
         path = self._file.parent / value
         try:
-            with path.open(encoding="utf-8-sig", newline="") as lines:
+            with io.TextIOWrapper(open_regular(path, _LARGEST), "utf-8-sig", newline="") as lines:
                 self._add_rows(path, csv.reader(lines, strict=True))
         except UnicodeDecodeError:
             self._complain(str(path), "is not UTF-8 text: save it as UTF-8")

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from etl.config.secret import openness
 from etl.errors import SigningError
+from etl.regular import open_regular
 
 _LONGEST_FILE: Final = 16_384
 SMALL_ORDER_POINTS: Final = frozenset(
@@ -152,7 +153,7 @@ def _write_new(file: Path, content: bytes, mode: int) -> None:
 
 def _text_of(file: Path) -> bytes:
     try:
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             text = opened.read(_LONGEST_FILE + 1)
     except OSError as error:
         raise SigningError(f"{file} cannot be read: {error.strerror}.") from error

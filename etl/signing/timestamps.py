@@ -20,6 +20,7 @@ from rfc3161_client import (
 )
 
 from etl.errors import SigningError
+from etl.regular import MIB, read_regular
 from etl.signing import der
 
 TIMEOUT_SECONDS: Final = 10.0
@@ -49,7 +50,7 @@ class Authorities:
     def load(cls, file: Path) -> Authorities:
         """Read the root certificates (and those between, if any) from a PEM file. Raises SigningError."""
         try:
-            return cls(load_pem_x509_certificates(file.read_bytes()))
+            return cls(load_pem_x509_certificates(read_regular(file, MIB)))
         except OSError as error:
             raise SigningError(f"{file} cannot be read: {error.strerror}.") from error
         except ValueError:

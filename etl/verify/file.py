@@ -10,6 +10,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -19,9 +20,12 @@ from sqlalchemy import Engine
 
 from etl.disk import PRIVATE, sync_folder
 from etl.model import Target
+from etl.regular import MIB
 from etl.verify.heads import heads_of, ids_of, versions
 
 _AT_ONCE: Final = 500
+_LONGEST_LINE: Final = 64 * MIB
+"""What is longer is no head: a span takes some 200 bytes."""
 
 
 class _Named(msgspec.Struct, frozen=True):
@@ -135,7 +139,8 @@ class HeadsFile:
 
 def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
     """The lines of a file of heads, but a last one that was cut short; ``cut`` is told its number."""
-    for number, line in enumerate(file, 1):
+    lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+    for number, line in enumerate(lines, 1):
         if line.endswith(b"\n") or list(_read(line)):
             yield line
         else:
