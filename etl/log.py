@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any, Final, Literal, TextIO
+import threading
+import time
+from collections.abc import Hashable, MutableMapping
+from typing import Any, Final, Literal, NamedTuple, TextIO
 
 import structlog
 
@@ -14,6 +16,10 @@ from etl.printable import printable
 
 _FOREIGN_LEVEL: Final = logging.WARNING
 """Libraries are heard from WARNING on: their DEBUG lines carry queries and headers."""
+REPEAT_SECONDS: Final = 60.0
+_MOST_REMEMBERED: Final = 1000
+_VARYING: Final = {"timestamp", "path"}
+"""What may differ between records that say the same."""
 
 
 def configure(level: str, style: Literal["auto", "console", "json"], stream: TextIO | None = None) -> None:
@@ -31,6 +37,7 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_final(as_console, stream))
     )
+    handler.addFilter(Repeats())
     logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -56,6 +63,62 @@ class _Handler(logging.StreamHandler[TextIO]):
         if dropped:
             structlog.get_logger("etl.log").warning("log_dropped", bytes=dropped, why="standard error was full")
         super().emit(record)
+
+
+class Repeats(logging.Filter):
+    """Lets the same warning or error pass once a minute; the next one that passes says how many were ``left_out``.
+
+    So neither a client that sends nonsense nor anything that fails in a loop fills the disk of the log. What is said
+    of a run passes: each says a limited number of things, and the next one is another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._passed: dict[Hashable, _Passed] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or (isinstance(record.msg, dict) and "run_id" in record.msg):
+            return True
+        with self._lock:
+            left_out = self._left_out_before(_complaint(record), time.monotonic())
+        if left_out:
+            _append(record, left_out)
+        return left_out is not None
+
+    def _left_out_before(self, complaint: Hashable, now: float) -> int | None:
+        """How many were left out since one passed; None where this one is to be left out, too."""
+        before = self._passed.get(complaint)
+        if before is not None and now < before.at + REPEAT_SECONDS:
+            self._passed[complaint] = _Passed(before.at, before.left_out + 1)
+            return None
+        if len(self._passed) >= _MOST_REMEMBERED:
+            self._passed.clear()
+        self._passed[complaint] = _Passed(now, 0)
+        return 0 if before is None else before.left_out
+
+
+class _Passed(NamedTuple):
+    at: float
+    left_out: int
+
+
+def _complaint(record: logging.LogRecord) -> Hashable:
+    """What makes two records the same: who says what; a foreign one, of whatever it says it."""
+    if isinstance(record.msg, dict):
+        said = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
+        return record.name, record.levelno, said
+    kind, _, trace = record.exc_info or (None, None, None)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return record.name, record.levelno, str(record.msg), kind, trace and (trace.tb_frame.f_code, trace.tb_lineno)
+
+
+def _append(record: logging.LogRecord, left_out: int) -> None:
+    if isinstance(record.msg, dict):
+        record.msg = {**record.msg, "left_out": left_out}
+    else:
+        record.msg, record.args = f"{record.getMessage()} (and {left_out} times more since)", ()
 
 
 def _final(as_console: bool, stream: TextIO) -> list[Any]:

@@ -186,14 +186,14 @@ def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
     service.wait_for("run_ended")
     with away():
         found: dict[str, tuple[int, str]] = {}
-        paths = ("/healthz", "/readyz", "/freshness", "/metrics")
+        paths = ("/healthz", "/readyz", "/freshness", "/metrics", "/")
         askers = [threading.Thread(target=lambda path=path: found.update({path: service.get(path)})) for path in paths]
         for asker in askers:
             asker.start()
         for asker in askers:
             asker.join(PATIENCE_SECONDS)
         assert {path: status for path, (status, _) in found.items()} == dict(
-            zip(paths, (200, 503, 503, 200), strict=True)
+            zip(paths, (200, 503, 503, 200, 503), strict=True)
         )
         assert "flowtrail_database_up 0.0" in found["/metrics"][1]
         assert "flowtrail_targets 1.0" not in found["/metrics"][1], "what is not known is not told"
@@ -201,6 +201,7 @@ def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
     service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded", times=so_far + 2)
     assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active"})
     assert "flowtrail_database_up 1.0" in service.get("/metrics")[1]
+    assert service.get("/")[0] == 200
     assert service.stop() == 0
 
 

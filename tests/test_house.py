@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 ETL = ROOT / "etl"
 
 RANKS = {
-    **dict.fromkeys(("model", "errors", "slots", "moments", "printable", "catalog", "streams", "regular"), 0),
+    **dict.fromkeys(
+        ("model", "errors", "slots", "moments", "printable", "catalog", "descriptors", "streams", "regular"), 0
+    ),
     **dict.fromkeys(("domain", "diff", "guard", "trail", "config", "schema", "database", "log", "disk"), 1),
     **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals", "signing"), 2),
     **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),

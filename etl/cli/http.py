@@ -10,28 +10,39 @@ import structlog
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 
-from etl import database
+from etl import database, descriptors
 from etl.cli.workbench import Workbench, utc_now
 from etl.errors import DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
 from etl.metrics import Metrics, Sight
 from etl.service import Service
 from etl.vitals import Vitals
-from etl.web import HttpServer, create_app
+from etl.web import Connections, HttpServer, create_app
 from etl.web.health import Health, health_routes, metrics_route, without_pages
 
 _TRY_AGAIN_SECONDS = 15
+_FEW_DESCRIPTORS = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit"
+_PATIENCE_SECONDS = 5.0
+"""How long a page waits for the database; then it says that it cannot be read."""
+_PAGE_CONNECTIONS = 5
+_HEALTH_CONNECTIONS = 2
+"""One for `/readyz`, one for `/freshness` and `/metrics`: each looks by one thread at a time."""
 
 
 @contextmanager
 def listening(bench: Workbench, service: Service, metrics: Metrics) -> Iterator[None]:
     """Serve HTTP beside the service. An address that is taken stops no sync: it is said, and tried again."""
+    connections = _connections(bench)
     host, _, port = bench.settings.service.listen.rpartition(":")
     if not port:
         yield
         return
     over = threading.Event()
-    engine = database.connect(bench.settings.database.url)
-    server = HttpServer(_application(bench, service, metrics, engine, host), host.strip("[]"), int(port))
+    url = bench.settings.database.url
+    page = database.connect(url, pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
+    health = database.connect(url, pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
+    server = HttpServer(
+        _application(bench, service, metrics, page, health, host), host.strip("[]"), int(port), connections
+    )
     starter = threading.Thread(target=_start, args=(server, over), name="http-start", daemon=True)
     starter.start()
     try:
@@ -40,7 +51,18 @@ def listening(bench: Workbench, service: Service, metrics: Metrics) -> Iterator[
         over.set()
         starter.join()
         server.stop()
-        engine.dispose()
+        page.dispose()
+        health.dispose()
+
+
+def _connections(bench: Workbench) -> Connections:
+    """As many as leave the descriptors that database and gateway need."""
+    found = descriptors.shared_out(descriptors.raise_limit(), bench.settings.gateway.concurrency)
+    if found.allowed < found.wanted:
+        structlog.get_logger("etl.service").warning(
+            "few_descriptors", allowed=found.allowed, wanted=found.wanted, remedy=_FEW_DESCRIPTORS
+        )
+    return Connections(found.http_connections)
 
 
 def _start(server: HttpServer, over: threading.Event) -> None:
@@ -56,9 +78,11 @@ def _start(server: HttpServer, over: threading.Event) -> None:
             return
 
 
-def _application(bench: Workbench, service: Service, metrics: Metrics, engine: Engine, host: str) -> Starlette:
+def _application(
+    bench: Workbench, service: Service, metrics: Metrics, page: Engine, for_health: Engine, host: str
+) -> Starlette:
     health = Health(
-        engine,
+        for_health,
         now=utc_now,
         turns_over=lambda: service.turns_over,
         role=lambda: service.role,
@@ -71,7 +95,7 @@ def _application(bench: Workbench, service: Service, metrics: Metrics, engine: E
     if bench.settings.service.page:
         try:
             return create_app(
-                engine,
+                page,
                 now=utc_now,
                 next_fire_times=service.next_fire_times,
                 role=lambda: service.role,

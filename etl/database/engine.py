@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from etl.errors import ConfigError, Problem
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
+_POOL_TIMEOUT_SECONDS: Final = 30.0
 WAL_IS_SAFE_FROM: Final = (3, 51, 3)
 """Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
 
@@ -34,21 +35,23 @@ _POSTGRESQL: Final[dict[str, Any]] = {
 _OPTIONS: Final = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=10min"
 
 
-def connect(url: str, *, pool_size: int = 5) -> Engine:
+def connect(url: str, *, pool_size: int = 5, patience_seconds: float = BUSY_TIMEOUT_SECONDS) -> Engine:
     """An engine that opens at most ``pool_size`` connections, when they are needed; several threads may use it.
 
-    Raises ConfigError for a URL that cannot be used. Nothing is opened or created yet.
+    ``patience_seconds``: how long a transaction waits for its turn on a locked SQLite file, and a thread for a
+    connection (30 s at most). Raises ConfigError for a URL that cannot be used. Nothing is opened or created yet.
     """
     parsed = _parse(url)
     if parsed.drivername == "sqlite":
-        return _sqlite(parsed, pool_size)
-    return _postgresql(parsed, pool_size)
+        return _sqlite(parsed, pool_size, patience_seconds)
+    return _postgresql(parsed, pool_size, patience_seconds)
 
 
-def _postgresql(url: URL, pool_size: int) -> Engine:
+def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
     engine = create_engine(
         url,
         pool_size=pool_size,
+        pool_timeout=min(patience_seconds, _POOL_TIMEOUT_SECONDS),
         max_overflow=0,
         pool_pre_ping=True,
         hide_parameters=True,
@@ -113,12 +116,13 @@ def _unusable(why: str) -> ConfigError:
     return ConfigError([Problem("[database] url", why)])
 
 
-def _sqlite(url: URL, pool_size: int) -> Engine:
+def _sqlite(url: URL, pool_size: int, patience_seconds: float) -> Engine:
     file = file_of(url)
     pool: dict[str, Any] = {"poolclass": StaticPool}
     if file is not None:
         pool = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0}
-    engine = create_engine(url, creator=lambda: _open(file), hide_parameters=True, **pool)
+        pool["pool_timeout"] = min(patience_seconds, _POOL_TIMEOUT_SECONDS)
+    engine = create_engine(url, creator=lambda: _open(file, patience_seconds), hide_parameters=True, **pool)
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -146,12 +150,12 @@ class _PatientConnection(sqlite3.Connection):
                     raise
 
 
-def _open(file: Path | None) -> sqlite3.Connection:
+def _open(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
     """``mode=rw``: a missing file is an error; only ``creating`` makes one."""
     connection = sqlite3.connect(
         ":memory:" if file is None else f"file://{quote(str(file))}?mode=rw",
         uri=file is not None,
-        timeout=BUSY_TIMEOUT_SECONDS,
+        timeout=patience_seconds,
         isolation_level=None,
         check_same_thread=False,
         factory=_PatientConnection,
@@ -160,16 +164,16 @@ def _open(file: Path | None) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         if file is not None:
-            _set_journal_mode(connection)
+            _set_journal_mode(connection, patience_seconds)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
 
 
-def _set_journal_mode(connection: sqlite3.Connection) -> None:
+def _set_journal_mode(connection: sqlite3.Connection, patience_seconds: float) -> None:
     wanted = "wal" if sqlite3.sqlite_version_info >= WAL_IS_SAFE_FROM else "delete"
-    give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    give_up = time.monotonic() + patience_seconds
     while connection.execute("PRAGMA journal_mode").fetchone() != (wanted,):
         try:
             connection.execute(f"PRAGMA journal_mode = {wanted}")

@@ -17,9 +17,10 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from etl.errors import UsageError
+from etl.web.connections import Connections
 from etl.web.server import HttpServer
 
-__all__ = ["HttpServer", "create_app", "report_html"]
+__all__ = ["Connections", "HttpServer", "create_app", "report_html"]
 
 
 def create_app(

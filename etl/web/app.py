@@ -22,11 +22,14 @@ from etl.model import CHANGE_KINDS
 from etl.moments import parse_moment
 from etl.report import Report
 from etl.web import overview, queries
+from etl.web.connections import AtOnce
 from etl.web.rendering import asset, render
 from etl.web.rows import EVENTS, Position
 from etl.web.security import KnownHosts, SecurityHeaders
 
 PAGE_ROWS: Final = 100
+PAGES_AT_ONCE: Final = 16
+"""Requests of pages that are worked on at a time; threads are left for health and metrics, which come in others."""
 LIVES_AT_MOST: Final = 1000
 """States of one workflow that its page shows, over all who see it."""
 _USUAL_SINCE: Final = "90 days ago"
@@ -185,7 +188,7 @@ def application(site: Site, routes: Sequence[BaseRoute], hosts: Collection[str])
     """``routes`` as they are, and the pages with their headers, all of them for our own names only."""
     inner = Starlette(
         routes=pages(site),
-        middleware=[Middleware(SecurityHeaders)],
+        middleware=[Middleware(SecurityHeaders), Middleware(AtOnce, most=PAGES_AT_ONCE)],
         exception_handlers={HTTPException: _refused, DatabaseError: _database_away, Exception: _failed},
     )
     return Starlette(routes=[*routes, Mount("/", inner)], middleware=[Middleware(KnownHosts, names=hosts)])

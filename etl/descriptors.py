@@ -1,0 +1,45 @@
+"""File descriptors: how many the service may have open, and what of them the page may use up.
+
+Whoever connects to the page takes a descriptor. What the database and the gateway need is therefore kept in reserve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from typing import Final, NamedTuple
+
+MOST_HTTP_CONNECTIONS: Final = 100
+_FEWEST_HTTP_CONNECTIONS: Final = 8
+"""Enough for probes, a scraper and one browser."""
+_RESERVE: Final = 100
+"""For connections to the database (three files each on SQLite), notifications, the log and what libraries open."""
+_MOST: Final = 65_536
+"""Some programs walk through all descriptors that they may have, so the limit is raised no further."""
+
+
+class Descriptors(NamedTuple):
+    """``allowed`` by the system, ``wanted`` for all that the service does, and the share of the page."""
+
+    allowed: int
+    wanted: int
+    http_connections: int
+
+
+def raise_limit() -> int:
+    """Raise the limit of this process as far as it may (up to 65,536); the limit that holds then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, _MOST) if hard != resource.RLIM_INFINITY else _MOST
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _MOST if soft == resource.RLIM_INFINITY else soft
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
+
+
+def shared_out(allowed: int, requests_in_flight: int) -> Descriptors:
+    """What the page may take of ``allowed``, beside so many requests to the gateway."""
+    reserve = _RESERVE + requests_in_flight
+    http = max(_FEWEST_HTTP_CONNECTIONS, min(MOST_HTTP_CONNECTIONS, allowed - reserve))
+    return Descriptors(allowed, reserve + MOST_HTTP_CONNECTIONS, http)
