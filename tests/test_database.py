@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +28,7 @@ from etl.database import connect, current, describe, reading, require_current, u
 from etl.database import engine as engine_module
 from etl.errors import ConfigError, DatabaseError, DatabaseUnreachable, SchemaMismatch
 
+SAFETY_NET_SECONDS = 60
 PASSWORD = "p@ss/w:rd%41"
 ADD_LEASE = text("INSERT INTO lease VALUES (:name, '0', '2026-03-01 12:00:00.000000')")
 
@@ -237,6 +238,81 @@ def test_a_lock_that_stays_taken_is_one_sentence(
     with pytest.raises(DatabaseUnreachable, match="is locked by another process"):
         add(opened(engines, sqlite_file), "late")
     holder.close()
+
+
+HOLDER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    connection.execute(statement).fetchall()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(file: Path, *statements: str) -> Iterator[int]:
+    """Another process has the file open and has run the statements; its id."""
+    command = [sys.executable, "-c", HOLDER, str(file), *statements]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
+        process.communicate()
+
+
+only_where_locks_are_listed = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="nobody says who has locks")
+
+
+@only_where_locks_are_listed
+@pytest.mark.parametrize(
+    ("library", "statement"),
+    [((3, 46, 1), "PRAGMA journal_mode = wal"), ((3, 51, 3), "BEGIN")],
+    ids=["in WAL mode, which is not safe", "in a transaction, without WAL"],
+)
+def test_who_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
+    sqlite_file: Path,
+    engines: list[Engine],
+    monkeypatch: pytest.MonkeyPatch,
+    library: tuple[int, ...],
+    statement: str,
+) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", library)
+    monkeypatch.setattr("etl.database.journal.PATIENCE_SECONDS", 0.05)
+    engine = opened(engines, sqlite_file)
+    with (
+        held_elsewhere(sqlite_file, statement, "SELECT * FROM sqlite_master") as process,
+        pytest.raises(DatabaseUnreachable, match=rf"WAL mode.* while .* \(process {process}\) has it open"),
+    ):
+        names(engine)
+    assert names(engine) == []
+
+
+@only_where_locks_are_listed
+def test_who_has_a_file_locked_is_named(
+    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+    with (
+        held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process,
+        pytest.raises(DatabaseUnreachable, match=rf"is locked by .* \(process {process}\): try again"),
+    ):
+        add(opened(engines, sqlite_file), "late")
+
+
+def test_processes_that_all_want_to_change_the_journal_mode_let_each_other(
+    sqlite_file: Path, engines: list[Engine]
+) -> None:
+    sqlite3.connect(sqlite_file).execute("PRAGMA journal_mode = wal").close()
+    several = [opened(engines, sqlite_file) for _ in range(8)]
+    together = threading.Barrier(len(several), timeout=SAFETY_NET_SECONDS)
+
+    def start(engine: Engine) -> list[str]:
+        together.wait()
+        return names(engine)
+
+    with ThreadPoolExecutor(len(several)) as threads:
+        assert list(threads.map(start, several)) == [[]] * len(several)
 
 
 @pytest.mark.parametrize(("library", "mode"), [((3, 46, 1), "delete"), ((3, 51, 2), "delete"), ((3, 51, 3), "wal")])

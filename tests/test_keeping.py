@@ -458,7 +458,7 @@ def test_a_backup_ends_although_somebody_writes_between_any_two_steps(diary: Dia
 def test_with_wal_a_backup_is_one_moment_and_nobody_waits(
     diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl.database.engine.WAL_IS_SAFE_FROM", (3, 0, 0))
+    monkeypatch.setattr("etl.database.journal.WAL_IS_SAFE_FROM", (3, 0, 0))
     verify_story.tell(diary)
     diary.engine.dispose()
     begun: list[int] = []

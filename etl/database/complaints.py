@@ -15,6 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from etl.database.engine import code_of, describe, file_of
+from etl.database.holders import holders
+from etl.database.journal import KeptOpen
 from etl.errors import DatabaseError, DatabaseUnreachable, SchemaMismatch
 
 
@@ -36,6 +38,8 @@ def translated(engine: Engine) -> Iterator[None]:
 
 def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
     """The sentence for an error of the driver itself."""
+    if isinstance(error, KeptOpen):
+        return DatabaseUnreachable(f"The database {describe(engine.url)} {error}.")
     if isinstance(error, sqlite3.Error):
         return _explain_sqlite(code_of(error), str(error), engine.url)
     driver = engine.dialect.loaded_dbapi
@@ -61,7 +65,7 @@ def _without_password(said: str, url: URL) -> str:
 
 
 _SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
-    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by another process: try again when that has ended"),
+    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by {who}: try again when that has ended"),
     sqlite3.SQLITE_FULL: (DatabaseError, "cannot grow, the disk is full: free some space"),
     sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
     sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
@@ -77,7 +81,8 @@ def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
     if said.startswith(("no such table", "no such column", "no such view")):
         return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
     kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
-    return kind(f"The database {describe(url)} {what}.")
+    who = holders(file) if file is not None and code == sqlite3.SQLITE_BUSY else ""
+    return kind(f"The database {describe(url)} {what.format(who=who) if who else what}.")
 
 
 def cannot_open(name: str, said: str, file: Path) -> DatabaseError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +13,11 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
+from etl.database.journal import in_our_mode
 from etl.errors import ConfigError, Problem
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 _POOL_TIMEOUT_SECONDS: Final = 30.0
-WAL_IS_SAFE_FROM: Final = (3, 51, 3)
-"""Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
 
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first with STRICT tables."""
@@ -151,6 +151,11 @@ class _PatientConnection(sqlite3.Connection):
 
 
 def _open(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
+    connected = partial(_connected, file, patience_seconds)
+    return connected() if file is None else in_our_mode(connected, file)
+
+
+def _connected(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
     """``mode=rw``: a missing file is an error; only ``creating`` makes one."""
     connection = sqlite3.connect(
         ":memory:" if file is None else f"file://{quote(str(file))}?mode=rw",
@@ -163,26 +168,10 @@ def _open(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
-        if file is not None:
-            _set_journal_mode(connection, patience_seconds)
     except sqlite3.Error:
         connection.close()
         raise
     return connection
-
-
-def _set_journal_mode(connection: sqlite3.Connection, patience_seconds: float) -> None:
-    wanted = "wal" if sqlite3.sqlite_version_info >= WAL_IS_SAFE_FROM else "delete"
-    give_up = time.monotonic() + patience_seconds
-    while connection.execute("PRAGMA journal_mode").fetchone() != (wanted,):
-        try:
-            connection.execute(f"PRAGMA journal_mode = {wanted}")
-        except sqlite3.OperationalError as error:
-            if code_of(error) == sqlite3.SQLITE_READONLY:
-                return  # who may only read takes the file as it is
-            if code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
-                raise
-            time.sleep(0.05)
 
 
 def code_of(error: BaseException | None) -> int:
