@@ -22,7 +22,7 @@ RANKS = {
     ),
     **dict.fromkeys(("domain", "diff", "guard", "trail", "config", "schema", "database", "log", "disk"), 1),
     **dict.fromkeys(("gateway", "store", "report", "verdict", "backup", "vitals", "signing"), 2),
-    **dict.fromkeys(("notify", "export", "verify", "relocation", "metrics"), 3),
+    **dict.fromkeys(("notify", "export", "verify", "audit", "relocation", "metrics"), 3),
     **dict.fromkeys(("sync", "scheduler", "housekeeping"), 4),
     **dict.fromkeys(("service", "web", "cluster"), 5),
     "cli": 6,

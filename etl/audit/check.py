@@ -1,0 +1,1143 @@
+"""Check a Flowtrail audit bundle: a zip file with a part of a trail and with what proves it.
+
+    python check.py FILE.zip [--seal ID:HASH] [--kept FILE] [--public-key FILE]
+
+It needs Python 3.9 or newer and nothing else: no package, no network, no Flowtrail. Exit code 0: everything holds;
+1: something does not, a sentence for each thing; 2: the command line or a file cannot be used.
+
+What is in a bundle, and the rules that are checked here, are written down in docs/audit.md and docs/formats.md.
+Without --seal, --kept or --public-key it proves only that the bundle agrees with itself: whoever can rewrite a whole
+trail can also write a bundle of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import datetime as dt
+import hashlib
+import json
+import re
+import sys
+import zipfile
+import zlib
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
+from typing import Any, Callable, DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+Row = Dict[str, Any]
+Target = Tuple[str, str, str]
+Flow = List[Any]
+
+BUNDLE = "flowtrail-audit/1"
+KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
+VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
+SUMS = ("targets", *VERDICTS, *KINDS)
+NAMES = "org_id:text user_id:text expression:text"
+FILES = {
+    "trails": "trail_id:text created_at:time reason:text first_seal:int",
+    "seals": "id:int format:int run_id:int parent:hash seal:hash sealed_at:time targets_digest:hash "
+    "change_sets_digest:hash issues_digest:hash events_digest:hash signature:text? key_id:hash?",
+    "runs": "id:int schedule:text? origin:text scheduled_for:time? missed:int status:text started_at:time "
+    "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
+    "hashes": "run_id:int hashes:texts",
+    "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time",
+    "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts",
+    "details": "org_id:text flow_id:text run_id:int asked_at:time observed_at:time update_user:text? update_time:text? "
+    "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",
+    "org_events": "run_id:int org_id:text expression:text flow_id:text kind:text user_id:text? old_name:text? "
+    "new_name:text? old_cycle:text? new_cycle:text? old_editable:bool? new_editable:bool? last_unchanged_at:time? "
+    "observed_at:time users_before:int users_after:int certain:bool unheard:int decided_at:time",
+    "pruned_issues": "run_id:int pruned_run_id:int at:time",
+    "issues": f"{NAMES} run_id:int verdict:text error_code:text? missing:int",
+    "openings": f"{NAMES} version:int flows:flows",
+    "change_sets": f"{NAMES} version:int format:int run_id:int kind:text observed_at:time last_unchanged_at:time? "
+    "flow_count:int state_digest:hash approved_by:text? approved_scope:hash? data_hash:hash parent_hash:hash hash:hash "
+    + " ".join(kind + ":int" for kind in KINDS),
+    "changes": f"{NAMES} version:int flow_id:text kind:text old_name:text? new_name:text? old_cycle:text? "
+    "new_cycle:text? old_editable:bool? new_editable:bool?",
+    "spans": f"{NAMES} version:int first_at:time last_asked_at:time last_at:time observations:int "
+    "longest_gap_seconds:int interrupted:bool",
+    "timestamps": "seal_id:int token:text",
+}
+EVENTS = ("memberships", "holds", "details", "org_events", "pruned_issues")
+CHANGE = ("flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable")
+SPAN = ("first_at", "last_asked_at", "last_at", "observations", "longest_gap_seconds", "interrupted")
+SECOND = 1_000_000
+UNREADABLE = (KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+"""What a damaged or encrypted archive makes of the reading."""
+
+
+class Broken(Exception):
+    """A thing that does not hold: its place, and a sentence."""
+
+    def __init__(self, place: str, sentence: str) -> None:
+        super().__init__(f"{place}: {sentence}" if place else sentence)
+
+
+def require(place: str, what: str, expected: Any, found: Any) -> None:
+    """Raise Broken where ``found`` is not ``expected``."""
+    if found != expected or type(found) is not type(expected):
+        raise Broken(place, f"{what} should be {shown(expected)}, but is {shown(found)}")
+
+
+def shown(value: Any) -> str:
+    """A value as a finding names it."""
+    return "null" if value is None else f"'{printable(value)}'" if isinstance(value, str) else printable(value)
+
+
+def printable(value: Any) -> str:
+    """A value on one line that no terminal can be fooled with."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(value)[:300])
+
+
+def name_of(target: Target) -> str:
+    org, user, expression = map(printable, target)
+    return f"{org}/{user}" + (f" [{expression}]" if expression else "")
+
+
+# ------------------------------------------------------------------------------------------------ encoding, and hashes
+
+
+def encode(value: Any) -> bytes:
+    """JSON as it is hashed: what RFC 8785 does with strings and integers."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(value: Any) -> str:
+    return sha256(encode(value))
+
+
+def linked(parent: str, value: Any) -> str:
+    return sha256(parent.encode() + encode(value))
+
+
+# -------------------------------------------------------------------------------------------------------- the zip file
+
+TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z", re.ASCII)
+HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SURROGATE = re.compile("[\ud800-\udfff]")
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+
+
+def microseconds(text: str) -> int:
+    match = TIME.fullmatch(text)
+    if match is None:
+        raise ValueError("is no time")
+    since = dt.datetime.fromisoformat(match[1] + "+00:00") - EPOCH
+    return (since.days * 86_400 + since.seconds) * SECOND + int((match[2] or "").ljust(6, "0"))
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and SURROGATE.search(value) is None
+
+
+def is_flow(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    flow_id, name, cycle, editable = value
+    texts = is_text(flow_id) and all(each is None or is_text(each) for each in (name, cycle))
+    return texts and (editable is None or isinstance(editable, bool))
+
+
+FITS: Dict[str, Callable[[Any], bool]] = {
+    "text": is_text,
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "time": lambda value: isinstance(value, str),
+    "hash": lambda value: isinstance(value, str) and HASH.fullmatch(value) is not None,
+    "texts": lambda value: isinstance(value, list) and all(is_text(each) for each in value),
+    "object": lambda value: isinstance(value, dict) and is_text(json.dumps(value, ensure_ascii=False)),
+    "flows": lambda value: isinstance(value, list) and all(is_flow(each) for each in value),
+}
+
+
+def without_twins(pairs: List[Tuple[str, Any]]) -> Row:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("holds a key twice")
+    return dict(pairs)
+
+
+def refuse(text: str) -> None:
+    raise ValueError(f"holds the number {text}")
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=without_twins, parse_float=refuse, parse_constant=refuse)
+
+
+def loads(line: bytes) -> Any:
+    """Strict JSON: no key twice, no fractions."""
+    return STRICT.decode(line.decode())
+
+
+class Bundle:
+    """The files of a bundle, as lines of typed columns."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+        self.names = [info.filename for info in archive.infolist()]
+        try:
+            self.manifest = loads(archive.read("manifest.json"))
+            self.files: Dict[str, Row] = self.manifest["files"]
+            self.since = self._time("since")
+            self.until = self._time("until")
+            self.made_at = microseconds(self.manifest["made_at"])
+            self.unsealed = [microseconds(started_at) for started_at in self.manifest["unsealed"]]
+            self.last_seal = dict(self.manifest["last_seal"])
+            self.org_id: Optional[str] = self.manifest["org_id"]
+            if not all(isinstance(told, dict) for told in self.files.values()):
+                raise ValueError("files should be objects")
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise Broken("manifest.json", f"cannot be read: {printable(error)}") from None
+        require("manifest.json", "bundle", BUNDLE, self.manifest.get("bundle"))
+
+    def whole(self) -> Iterator[Broken]:
+        """What is not as the manifest says."""
+        for name, count in Counter(self.names).items():
+            if count > 1:
+                yield Broken(name, "is in the archive twice")
+        wanted = {*self.files, "manifest.json"}
+        missing = {f"{name}.jsonl" for name in FILES} - self.files.keys()
+        for name in sorted(missing | (wanted ^ set(self.names))):
+            yield Broken(name, "is not both in the manifest and in the archive")
+        for name in sorted(set(self.names) & self.files.keys()):
+            content = self.archive.getinfo(name)
+            told = self.files[name]
+            if content.file_size != told.get("bytes") or self._sha256(name) != told.get("sha256"):
+                yield Broken(name, "is another file than the manifest says")
+
+    def rows(self, name: str) -> Iterator[Row]:
+        """The lines of a file; times as microseconds."""
+        columns = [column.partition(":")[::2] for column in FILES[name].split()]
+        with self.archive.open(f"{name}.jsonl") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield self._row(line, columns)
+                except (ValueError, RecursionError) as error:
+                    raise Broken(f"{name}.jsonl, line {number}", printable(error)) from None
+
+    def answer(self, data_hash: str) -> Optional[bytes]:
+        """The kept bytes of an answer's ``data``."""
+        name = f"answers/{data_hash}"
+        return self.archive.read(name) if name in self.files and name in self.names else None
+
+    @staticmethod
+    def _row(line: bytes, columns: List[Tuple[str, str]]) -> Row:
+        row = loads(line)
+        if not isinstance(row, dict) or list(row) != [name for name, _ in columns]:
+            raise ValueError(f"should have the keys {', '.join(name for name, _ in columns)}, in this order")
+        for (name, kind), value in zip(columns, row.values()):
+            if value is None and kind[-1] == "?":
+                continue
+            kind = kind.rstrip("?")
+            if not FITS[kind](value):
+                raise ValueError(f"{name} is no {kind}: {shown(value)}")
+            if kind == "time":
+                row[name] = microseconds(value)
+        return row
+
+    def _time(self, name: str) -> Optional[int]:
+        return None if self.manifest[name] is None else microseconds(self.manifest[name])
+
+    def _sha256(self, name: str) -> str:
+        computed = hashlib.sha256()
+        with self.archive.open(name) as content:
+            for piece in iter(lambda: content.read(1 << 16), b""):
+                computed.update(piece)
+        return computed.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------ the seals
+
+
+class Run:
+    """A sealed run, and what the files say of it."""
+
+    def __init__(self, row: Row, seal: Row) -> None:
+        self.row, self.seal = row, seal
+        self.id: int = row["id"]
+        self.place = f"run {self.id} (seal {seal['id']})"
+        self.opened: str = row["opened"]
+        self.pruned = False
+        self.targets: "frozenset[Target]" = frozenset()
+        self.targets_digest = ""
+        self.events: List[List[bytes]] = [[] for _ in EVENTS]
+        self.hashes: List[str] = []
+        self.issues: List[List[Any]] = []
+        self.counts: "Counter[str]" = Counter()
+
+    @property
+    def complete(self) -> bool:
+        """Whether each target that it was to ask, and has no issue of, was observed in it."""
+        return self.row["status"] != "aborted" and not self.pruned
+
+
+class Trail:
+    """The seals from the first on, their runs, and the events of these."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.trails = sorted(bundle.rows("trails"), key=lambda trail: int(trail["first_seal"]))
+        if not self.trails:
+            raise Broken("trails.jsonl", "is empty")
+        self.runs: Dict[int, Run] = {}
+        self.seals: List[Row] = []
+        self.findings: List[str] = []
+        self.members: Dict[Target, None] = {}
+        self.approved: Dict[Tuple[int, Target], List[str]] = {}
+        self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
+
+    def trail_of(self, number: int) -> Row:
+        """The trail that a seal was made in."""
+        first = [trail["first_seal"] for trail in self.trails]
+        return self.trails[max(bisect_right(first, number) - 1, 0)]
+
+    def read_seals(self) -> None:
+        """Follow the seals from the first. Broken where one is missing; one that is wrong is a finding."""
+        require("trails.jsonl", "first_seal", 1, self.trails[0]["first_seal"])
+        runs: Dict[int, Row] = {}
+        for row in self.bundle.rows("runs"):
+            if runs.setdefault(row["id"], row) is not row:
+                raise Broken("runs.jsonl", f"run {row['id']} is there twice")
+        parent, before = "", 0
+        for seal in self.bundle.rows("seals"):
+            number = len(self.seals) + 1
+            place = f"seal {number}"
+            require(place, "id", number, seal["id"])
+            require(place, "format", 1, seal["format"])
+            parent = self._parent(parent, number)
+            require(place, "parent", parent, seal["parent"])
+            if seal["run_id"] not in runs:
+                raise Broken(place, f"its run {seal['run_id']} is missing, or has two seals")
+            row = runs.pop(seal["run_id"])
+            run = Run(row, seal)
+            computed = self._computed(seal, row)
+            if computed != seal["seal"]:
+                self.findings.append(f"{run.place}: seal should be {shown(computed)}, but is {shown(seal['seal'])}")
+            order = [before, row["started_at"], row["finished_at"], seal["sealed_at"]]
+            if order[0] > order[3] or order[1:] != sorted(order[1:]):
+                self.findings.append(f"{run.place}: the times of the run and of the seal go back")
+            parent, before = seal["seal"], seal["sealed_at"]
+            self.seals.append(seal)
+            self.runs[run.id] = run
+        if runs:
+            raise Broken(f"run {min(runs)}", "has no seal")
+        self._require_end()
+
+    def _parent(self, before: str, number: int) -> str:
+        for trail in self.trails:
+            if trail["first_seal"] == number:
+                begun = ["trail/1", trail["trail_id"], trail["created_at"]]
+                before = digest(begun + ([before] if before else []))
+        return before
+
+    def _computed(self, seal: Row, row: Row) -> str:
+        content = ["seal/1", self.trail_of(seal["id"])["trail_id"], seal["id"]]
+        content += [row[name] for name in ("id", "schedule", "origin", "scheduled_for", "missed", "status")]
+        content += [row["started_at"], row["finished_at"], [row[name] for name in SUMS]]
+        content += [seal[name + "_digest"] for name in ("targets", "change_sets", "issues", "events")]
+        return linked(seal["parent"], [*content, seal["sealed_at"]])
+
+    def _require_end(self) -> None:
+        last = self.seals[-1] if self.seals else {"id": 0, "seal": None}
+        require("manifest.json", "last_seal", self.bundle.last_seal, {"id": last["id"], "seal": last["seal"]})
+        for run in self.runs.values():
+            since, until = self.bundle.since, self.bundle.until
+            inside = (since is None or since <= run.seal["sealed_at"]) and (
+                until is None or run.seal["sealed_at"] < until
+            )
+            if run.opened not in ("whole", "hashes", "no"):
+                raise Broken(run.place, "opened should be 'whole', 'hashes' or 'no'")
+            if inside and self.bundle.org_id is None and run.opened != "whole":
+                raise Broken(run.place, "lies in the time of the bundle, and is not opened")
+
+    def read_events(self) -> None:
+        """Give each run the events that name it, and derive the targets that it was to ask."""
+        memberships: List[Row] = []
+        for place, name in enumerate(EVENTS):
+            columns = [column.partition(":")[0] for column in FILES[name].split() if column != "id:int"]
+            for row in self.bundle.rows(name):
+                self.run_of(row, f"{name}.jsonl").events[place].append(encode([row[column] for column in columns]))
+                if name == "memberships":
+                    memberships.append(row)
+                elif name == "holds":
+                    self._keep_hold(row)
+                elif name == "pruned_issues" and row["pruned_run_id"] in self.runs:
+                    self.runs[row["pruned_run_id"]].pruned = True
+        self._derive_targets(memberships)
+        for row in self.bundle.rows("hashes"):
+            run = self.run_of(row, "hashes.jsonl")
+            if run.opened != "hashes" or run.hashes:
+                raise Broken(run.place, "should have no list of hashes, or one")
+            run.hashes = row["hashes"]
+
+    def run_of(self, row: Row, place: str) -> Run:
+        """The run that a row names. Broken where it is not sealed."""
+        run = self.runs.get(row["run_id"])
+        if run is None:
+            raise Broken(place, f"a row names run {row['run_id']}, which has no seal")
+        return run
+
+    def _keep_hold(self, row: Row) -> None:
+        target = target_of(row)
+        self.holds[target].append(row)
+        require(f"{name_of(target)}, hold", "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
+        if row["kind"] == "approved":
+            self.approved[row["run_id"], target] = row["flow_ids"]
+
+    def _derive_targets(self, memberships: List[Row]) -> None:
+        """Replay the memberships up to what each run saw of them."""
+        listed: DefaultDict[str, Dict[Target, None]] = defaultdict(dict)
+        known: Dict[Any, Tuple["frozenset[Target]", str]] = {}
+        applied, last_id = 0, 0
+        for row in memberships:
+            if row["id"] <= last_id:
+                raise Broken("memberships.jsonl", f"id {row['id']} does not rise")
+            last_id = row["id"]
+            self.members[target_of(row)] = None
+        whole = (run for run in self.runs.values() if run.opened == "whole")
+        for run in sorted(whole, key=lambda run: seen_by(run)):
+            while applied < len(memberships) and memberships[applied]["id"] <= seen_by(run):
+                row = memberships[applied]
+                if row["kind"] == "joined":
+                    listed[row["schedule"]][target_of(row)] = None
+                elif row["kind"] == "left":
+                    listed[row["schedule"]].pop(target_of(row), None)
+                applied += 1
+            scope = {key: value for key, value in run.row["scope"].items() if key != "membership_id"}
+            key = (encode(scope), applied)
+            if key not in known:
+                found = targets_in(scope, listed, run.place)
+                known[key] = (frozenset(found), digest(sorted(map(list, found))))
+            run.targets, run.targets_digest = known[key]
+
+    def require_run(self, run: Run) -> None:
+        """Compare what was found of a run with its seal. Broken at the first thing that differs."""
+        if run.opened == "no":
+            return
+        require(run.place, "change_sets_digest", digest(run.hashes), run.seal["change_sets_digest"])
+        if run.opened != "whole":
+            return
+        require(run.place, "targets_digest", run.targets_digest, run.seal["targets_digest"])
+        events = b"[" + b",".join(b"[" + b",".join(rows) + b"]" for rows in run.events) + b"]"
+        require(run.place, "events_digest", sha256(events), run.seal["events_digest"])
+        if run.pruned:
+            require(run.place, "its issues, which were pruned,", 0, len(run.issues))
+        else:
+            require(run.place, "issues_digest", digest(run.issues), run.seal["issues_digest"])
+        self._require_sums(run)
+
+    @staticmethod
+    def _require_sums(run: Run) -> None:
+        row, counts = run.row, run.counts
+        names = [name for name in SUMS if name not in ("targets", "unchanged")]
+        for name in names if not run.pruned else ("changed", *KINDS):
+            require(run.place, name, counts[name], row[name])
+        require(run.place, "targets", len(run.targets), row["targets"])
+        aborted = row["status"] == "aborted"
+        others = sum(row[name] for name in VERDICTS if name != "unchanged")
+        require(run.place, "unchanged", 0 if aborted else row["targets"] - others, row["unchanged"])
+        trouble = row["failed"] + row["held"]
+        status = "succeeded" if not trouble else "failed" if row["failed"] == row["targets"] else "partial"
+        require(run.place, "status", "aborted" if aborted else status, row["status"])
+
+
+def target_of(row: Row) -> Target:
+    return row["org_id"], row["user_id"], row["expression"]
+
+
+def seen_by(run: Run) -> int:
+    """The highest membership that a run saw."""
+    seen = run.row["scope"].get("membership_id")
+    if not isinstance(seen, int) or isinstance(seen, bool):
+        raise Broken(run.place, "scope has no membership_id")
+    return seen
+
+
+def targets_in(scope: Row, listed: Dict[str, Dict[Target, None]], place: str) -> List[Target]:
+    """The targets that a scope names, of those that the schedules list."""
+    named = scope["targets"] if scope.keys() == {"targets"} else None
+    if isinstance(named, list) and all(FITS["texts"](each) and len(each) == 3 for each in named):
+        return [tuple(each) for each in named]
+    if scope.keys() != {"schedules", "org_id", "user_id"} or not FITS["texts"](scope["schedules"]):
+        raise Broken(place, f"scope is none: {shown(encode(scope).decode())}")
+    found = {target for schedule in scope["schedules"] for target in listed.get(schedule, ())}
+    org_id, user_id = scope["org_id"], scope["user_id"]
+    return [each for each in found if org_id in (None, each[0]) and user_id in (None, each[1])]
+
+
+# --------------------------------------------------------------------------------------- which runs asked, and when
+
+
+class Times:
+    """The times of some runs: how many meet a span, lie in a gap, or reach over one."""
+
+    def __init__(self, pairs: List[Tuple[int, int]]) -> None:
+        pairs = sorted(pairs)
+        self.starts = [start for start, _ in pairs]
+        self.ends = [end for _, end in pairs]
+        self.sorted_ends = sorted(self.ends)
+        self.latest: List[int] = []
+        for end in self.ends:
+            self.latest.append(max(end, self.latest[-1]) if self.latest else end)
+
+    def meeting(self, first: int, last: int) -> int:
+        """How many have a moment in common with ``first`` to ``last``."""
+        return bisect_right(self.starts, last) - bisect_left(self.sorted_ends, first)
+
+    def over(self, before: int, after: int) -> int:
+        """How many begin at or before ``before`` and end at or after ``after``."""
+        at, found = bisect_right(self.starts, before) - 1, 0
+        while at >= 0 and self.latest[at] >= after:
+            found += self.ends[at] >= after
+            at -= 1
+        return found
+
+    def inside(self, before: int, after: int) -> int:
+        """How many begin after ``before`` and end before ``after``."""
+        outside = bisect_right(self.starts, before) + len(self.starts) - bisect_left(self.sorted_ends, after)
+        return len(self.starts) - outside + self.over(before, after)
+
+
+def times_of(runs: List[Run]) -> Times:
+    return Times([(run.row["started_at"], run.row["finished_at"]) for run in runs])
+
+
+class Asked(NamedTuple):
+    """The times of runs that were to ask the same targets, for certain and perhaps."""
+
+    targets: "frozenset[Target]"
+    certain: Times
+    perhaps: Times
+
+
+class Attendance:
+    """Compares the spans of a target with the runs that asked for it."""
+
+    def __init__(self, runs: List[Run], bundle: Bundle) -> None:
+        groups: DefaultDict["frozenset[Target]", Tuple[List[Run], List[Run]]] = defaultdict(lambda: ([], []))
+        for run in runs:
+            if run.opened == "whole" and run.targets:
+                groups[run.targets][0 if run.complete else 1].append(run)
+        self.groups = [Asked(targets, times_of(some), times_of(others)) for targets, (some, others) in groups.items()]
+        self.shut = times_of([run for run in runs if run.opened != "whole"])
+        """Runs that asked nobody knows whom."""
+        self.running = Times([(started_at, bundle.made_at) for started_at in bundle.unsealed])
+
+    def require(self, target: Target, spans: List[Row], issues: List[Run]) -> None:
+        """Every observation lies in a run that asked, and every such run is an observation."""
+        groups = [group for group in self.groups if target in group.targets]
+        edges = [{"last_at": -(2**63)}, *spans, {"first_at": 2**63}]
+        for before, after in zip(edges, edges[1:]):  # noqa: RUF007 - Python 3.9 has no pairwise
+            lost = sum(group.certain.inside(before["last_at"], after["first_at"]) for group in groups)
+            excused = sum(within(run, before["last_at"], after["first_at"]) for run in issues if run.complete)
+            if lost > excused:
+                until = f"and before {moment(after['first_at'])}" if len(after) > 1 else "to the end"
+                since = f"after {moment(before['last_at'])} " if len(before) > 1 else ""
+                found = f"{lost - excused} runs that have neither an observation nor an issue of it"
+                raise Broken(f"{name_of(target)}, {since}{until}", f"there are {found}")
+        for before, span, after in zip(edges, spans, edges[2:]):
+            self._require_span(target, groups, before["last_at"], span, after["first_at"], issues)
+
+    def _require_span(
+        self, target: Target, groups: List[Asked], before: int, span: Row, after: int, issues: List[Run]
+    ) -> None:
+        first, last = span["first_at"], span["last_at"]
+        least, most = 0, self.running.meeting(first, last)
+        for group in groups:
+            least += group.certain.meeting(first, last) - group.certain.over(before, first)
+            least -= group.certain.over(last, after)
+            most += group.certain.meeting(first, last) + group.perhaps.meeting(first, last)
+        for run in issues:
+            start, end = run.row["started_at"], run.row["finished_at"]
+            if start <= last and end >= first:
+                most -= 1
+                least -= run.complete and start > before and end < after
+        found, place = span["observations"], f"{name_of(target)}, version {span['version']}"
+        if found < least or (found > most and not self.shut.meeting(first, last)):
+            wanted = f"{max(least, 1)}" if least == most else f"{max(least, 1)} to {most}"
+            said = f"observation.observations from {moment(first)} to {moment(last)} should be {wanted}"
+            raise Broken(place, f"{said}, by the sealed runs that asked in that time, but is {found}")
+        for name in ("first_at", "last_at"):
+            at = span[name]
+            here = self.shut.over(at, at) + self.running.over(at, at)
+            here += sum(group.certain.over(at, at) + group.perhaps.over(at, at) for group in groups)
+            here -= sum(run.row["started_at"] <= at <= run.row["finished_at"] for run in issues)
+            if here < 1:
+                raise Broken(place, f"observation.{name} is {moment(at)}, when no sealed run observed it")
+
+
+def within(run: Run, before: int, after: int) -> bool:
+    return bool(run.row["started_at"] > before and run.row["finished_at"] < after)
+
+
+def moment(at: int) -> str:
+    return str(EPOCH + dt.timedelta(microseconds=at))
+
+
+# ------------------------------------------------------------------------------------------------- a target's versions
+
+
+class Lines:
+    """A file in the order of the targets, read once."""
+
+    def __init__(self, bundle: Bundle, name: str, order: Tuple[str, ...]) -> None:
+        self.rows, self.name, self.order = bundle.rows(name), name, order
+        self.next: Optional[Row] = None
+        self._before: Optional[Tuple[Any, ...]] = None
+        self.read = 0
+        self._advance()
+
+    def take(self, target: Target) -> Iterator[Row]:
+        while self.next is not None and target_of(self.next) == target:
+            yield self.next
+            self._advance()
+
+    def _advance(self) -> None:
+        self.next = next(self.rows, None)
+        if self.next is None:
+            return
+        self.read += 1
+        key = target_of(self.next) + tuple(self.next[name] for name in self.order)
+        if self._before is not None and (key <= self._before if self.order else key < self._before):
+            raise Broken(f"{self.name}.jsonl, line {self.read}", "is not in the order of the targets, or there twice")
+        self._before = key
+
+
+class Chain:
+    """What the versions so far make of a target."""
+
+    def __init__(self, target: Target, trail: Trail, opening: Optional[Row]) -> None:
+        self.target, self.trail, self.opening = target, trail, opening
+        self.version = opening["version"] - 1 if opening else 0
+        self.state: Dict[str, Flow] = {}
+        self.hash = "0" * 64
+        self.last_at: Optional[int] = None
+        self.observed_at = 0
+        self.latest: Optional[Row] = None
+        self.spans: List[Row] = []
+
+    def place(self, version: int) -> str:
+        return f"{name_of(self.target)}, version {version}"
+
+    def link(self, row: Row, changes: List[Row], spans: List[Row]) -> None:
+        """Add the next version, and then its spans. Broken where it does not follow from what is there."""
+        version = self.version + 1
+        at, opens = self.place(version), self.opening is not None and version == self.opening["version"]
+        require(at, "change_set.version", version, row["version"])
+        require(at, "change_set.format", 1, row["format"])
+        require(at, "change_set.kind", "baseline" if version == 1 else "delta", row["kind"])
+        if not opens:
+            require(at, "change_set.parent_hash", self.hash, row["parent_hash"])
+        self._require_times(row, opens, at)
+        counts = Counter(change["kind"] for change in changes)
+        for kind in KINDS:
+            require(at, f"change_set.{kind}", counts[kind], row[kind])
+        before = dict(self.state)
+        self._open(changes, at) if opens else self._replay(changes, at)
+        require(at, "change_set.flow_count", len(self.state), row["flow_count"])
+        computed = digest([self.state[flow_id] for flow_id in sorted(self.state)])
+        require(at, "change_set.state_digest", computed, row["state_digest"])
+        require(at, "change_set.hash", self._hash(row, changes), row["hash"])
+        self._require_run(row, at)
+        if not opens:
+            self._require_answer(row, before, at)
+        self.version, self.hash, self.observed_at = version, row["hash"], row["observed_at"]
+        self.last_at = row["observed_at"]
+        self.see(spans, opens)
+
+    def see(self, spans: List[Row], opens: bool) -> None:
+        """Add the spans of the latest version. Broken where they cannot have been so."""
+        self.spans = spans
+        for number, span in enumerate(spans):
+            at, first, last = self.place(self.version), span["first_at"], span["last_at"]
+            require_possible(span, at)
+            before = self.latest
+            if before is not None and min(first, span["last_asked_at"]) <= before["last_at"]:
+                raise Broken(at, f"observation.first_at is {moment(first)}, before the span before had ended")
+            if first < self.observed_at:
+                raise Broken(at, f"observation.first_at is {moment(first)}, before the version was observed")
+            known = before is not None or (self.version == 1 and not opens)
+            begins = number == 0 and first == self.observed_at
+            if known and not span["interrupted"] and not begins:
+                raise Broken(at, "observation.interrupted should be True, since the span does not begin its version")
+            if before is None and known and (span["interrupted"] or not begins):
+                raise Broken(at, "observation: the baseline should open a span that is not interrupted")
+            self.latest, self.last_at = span, last
+        if self.latest is None and not opens and self.version:
+            raise Broken(self.place(1), "observation: the span that the baseline opened is missing")
+
+    def _require_times(self, row: Row, opens: bool, at: str) -> None:
+        if self.last_at is not None and row["observed_at"] <= self.last_at:
+            raise Broken(at, f"change_set.observed_at should be after {moment(self.last_at)}, the time recorded before")
+        if not opens or self.latest is not None:
+            asked = self.latest["last_asked_at"] if self.latest else None
+            require(at, "change_set.last_unchanged_at", asked, row["last_unchanged_at"])
+
+    def _open(self, changes: List[Row], at: str) -> None:
+        """Take the state that a bundle opens with; its digest and the hash of its version prove it."""
+        flows = self.opening["flows"] if self.opening else []
+        self.state = {flow[0]: flow for flow in flows}
+        require(at, "its flows, in order,", [self.state[each] for each in sorted(self.state)], flows)
+        for change in changes:
+            after = None if change["kind"] == "removed" else after_of(change)
+            require(at, f"workflow {shown(change['flow_id'])}", self.state.get(change["flow_id"]), after)
+
+    def _replay(self, changes: List[Row], at: str) -> None:
+        before = dict(self.state)
+        kinds: DefaultDict[str, List[str]] = defaultdict(list)
+        for change in changes:
+            flow_id = change["flow_id"]
+            place = f"{at}, workflow {shown(flow_id)}"
+            old = before.get(flow_id, [flow_id, None, None, None])
+            found = [flow_id, change["old_name"], change["old_cycle"], change["old_editable"]]
+            require(place, "before its change", old, found)
+            after = after_of(change)
+            if change["kind"] == "removed":
+                require(place, "after its removal", [flow_id, None, None, None], after)
+                self.state.pop(flow_id, None)
+            else:
+                if kinds[flow_id]:
+                    require(place, "after its change", self.state.get(flow_id), after)
+                self.state[flow_id] = after
+            kinds[flow_id].append(change["kind"])
+        for flow_id, found in kinds.items():
+            right = kinds_of(before.get(flow_id), self.state.get(flow_id), self.version == 0)
+            require(f"{at}, workflow {shown(flow_id)}", "kind", right, found)
+        if not changes and self.version:
+            raise Broken(at, "changes nothing")
+
+    def _hash(self, row: Row, changes: List[Row]) -> str:
+        content = ["change/1", *self.target, row["version"], row["kind"], row["observed_at"], row["last_unchanged_at"]]
+        content.append([[span[name] for name in SPAN] for span in self.spans])
+        content += [row[name] for name in ("approved_by", "approved_scope", "data_hash", "state_digest")]
+        content.append([[change[name] for name in CHANGE] for change in changes])
+        return linked(row["parent_hash"], content)
+
+    def _require_run(self, row: Row, at: str) -> None:
+        run = self.trail.run_of(row, at)
+        if not run.row["started_at"] <= row["observed_at"] <= run.row["finished_at"]:
+            raise Broken(at, f"change_set.observed_at is {moment(row['observed_at'])}, not in the time of {run.place}")
+        if run.opened == "whole":
+            if self.target not in run.targets:
+                raise Broken(at, f"{run.place} was not to ask this target")
+            scope = self.trail.approved.get((run.id, self.target))
+            approved = None if scope is None else digest([*self.target, scope])
+            require(at, "change_set.approved_scope", approved, row["approved_scope"])
+        elif run.opened == "no" or row["hash"] not in run.hashes:
+            raise Broken(at, f"is not in {run.place}, which it names")
+        if (row["approved_by"] is None) != (row["approved_scope"] is None):
+            raise Broken(at, "change_set.approved_by and approved_scope should both be there, or neither")
+        if row["approved_by"] is not None:
+            require(at, "the origin of its run", "approval", run.row["origin"])
+
+    def _require_answer(self, row: Row, before: Dict[str, Flow], at: str) -> None:
+        """The kept answer gives the version, but for workflows whose removal was held."""
+        kept = self.trail.bundle.answer(row["data_hash"])
+        if kept is None:
+            return
+        require(at, "the hash of its answer", row["data_hash"], sha256(kept))
+        try:
+            answer = flows_of(kept)
+        except (ValueError, RecursionError) as error:
+            raise Broken(at, f"its answer cannot be read: {printable(error)}") from None
+        for flow_id in sorted(answer.keys() | self.state.keys()):
+            held = flow_id not in answer and before.get(flow_id) == self.state.get(flow_id)
+            if not held or not self._is_held(flow_id, row["run_id"]):
+                require(
+                    f"{at}, workflow {shown(flow_id)}", "in its answer", self.state.get(flow_id), answer.get(flow_id)
+                )
+
+    def _is_held(self, flow_id: str, run_id: int) -> bool:
+        """Whether the removal of a workflow was held when a run ended."""
+        held, last = False, self.trail.runs[run_id].seal["id"]
+        for event in self.trail.holds[self.target]:
+            if self.trail.runs[event["run_id"]].seal["id"] <= last and flow_id in event["flow_ids"]:
+                held = event["kind"] == "held"
+        return held
+
+
+def after_of(change: Row) -> Flow:
+    return [change["flow_id"], change["new_name"], change["new_cycle"], change["new_editable"]]
+
+
+def kinds_of(before: Optional[Flow], after: Optional[Flow], first: bool) -> List[str]:
+    if before is None:
+        return ["baseline" if first else "added"]
+    if after is None:
+        return ["removed"]
+    named = (("cycle_changed", 2), ("editable_changed", 3), ("renamed", 1))
+    return [kind for kind, column in named if before[column] != after[column]]
+
+
+def require_possible(span: Row, at: str) -> None:
+    """One observation has no length; of several the longest gap lies between the mean and the whole."""
+    first, last, count, gap = (span[name] for name in ("first_at", "last_at", "observations", "longest_gap_seconds"))
+    length = last - first
+    if count < 1 or length < 0 or span["last_asked_at"] > last or (length == 0) != (count == 1):
+        raise Broken(at, f"observation: {count} observations from {moment(first)} to {moment(last)} cannot be")
+    least = length // max(count - 1, 1) // SECOND
+    if not least <= gap <= length // SECOND or (count < 2 and gap):
+        raise Broken(at, f"observation.longest_gap_seconds cannot be {gap}")
+
+
+def flows_of(data: bytes) -> Dict[str, Flow]:
+    """The workflows in the ``data`` of an answer."""
+    found: Dict[str, Flow] = {}
+    items = json.loads(data, object_pairs_hook=without_twins)
+    if not isinstance(items, list):
+        raise ValueError("it is no list")
+    for item in items:
+        given = item["flowId"] if isinstance(item, dict) and "flowId" in item else None
+        flow_id = str(given) if FITS["int"](given) else given
+        flow = [flow_id] + [item.get(name) for name in ("flowName", "cycle", "editable")] if flow_id else None
+        if not is_flow(flow) or flow is None or found.setdefault(flow[0], flow) != flow:
+            raise ValueError(f"it holds what is no workflow: {shown(str(item))}")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- all of it, in order
+
+
+class Check:
+    """A whole check; ``findings`` are its result, ``notes`` what it could not prove."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.trail = bundle, Trail(bundle)
+        self.findings: List[str] = []
+        self.notes: List[str] = []
+        self.targets = self.versions = self.changes = 0
+
+    def run(self) -> None:
+        """Check everything. Where the seals do not hold there is nothing to compare the rest with."""
+        self.findings += map(str, self.bundle.whole())
+        try:
+            self.trail.read_seals()
+            self.findings += self.trail.findings
+            self.trail.read_events()
+            self._check_targets(Attendance(list(self.trail.runs.values()), self.bundle))
+        except Broken as broken:
+            self.findings.append(str(broken))
+            return
+        for run in self.trail.runs.values():
+            self._noted(self.trail.require_run, run)
+        if self.bundle.unsealed:
+            self.notes.append(f"{len(self.bundle.unsealed)} runs had not ended: what they observed is not proven yet.")
+        shut = sum(run.opened != "whole" for run in self.trail.runs.values())
+        if shut:
+            self.notes.append(f"{shut} runs are sealed, but not opened in this bundle: their rows are not in it.")
+
+    def _check_targets(self, attendance: Attendance) -> None:
+        by_version = {name: Lines(self.bundle, name, ("version",)) for name in ("openings", "change_sets")}
+        lines = {
+            **by_version,
+            "changes": Lines(self.bundle, "changes", ("version", "flow_id", "kind")),
+            "spans": Lines(self.bundle, "spans", ("version", "first_at")),
+            "issues": Lines(self.bundle, "issues", ()),
+        }
+        members = sorted(self.trail.members, reverse=True)
+        while True:
+            waiting = [target_of(each.next) for each in lines.values() if each.next is not None]
+            target = min(waiting + members[-1:], default=None)
+            if target is None:
+                break
+            if members[-1:] == [target]:
+                members.pop()
+            self.targets += 1
+            taken = {name: list(each.take(target)) for name, each in lines.items()}
+            self._noted(self._check_target, target, taken, attendance)
+        self.versions, self.changes = lines["change_sets"].read, lines["changes"].read
+
+    def _check_target(self, target: Target, taken: Dict[str, List[Row]], attendance: Attendance) -> None:
+        issues = self._issues(target, taken["issues"])
+        self._tell_runs(taken["change_sets"], issues)
+        changes, spans = by_version_of(taken["changes"]), by_version_of(taken["spans"])
+        for name in ("openings", "change_sets"):
+            if len({row["version"] for row in taken[name]}) != len(taken[name]):
+                raise Broken(name_of(target), f"{name}: a version is there twice")
+        chain = Chain(target, self.trail, taken["openings"][0] if taken["openings"] else None)
+        if chain.opening is not None:
+            chain.see(spans.pop(chain.version, []), True)
+        for row in taken["change_sets"]:
+            chain.link(row, changes.pop(row["version"], []), spans.pop(row["version"], []))
+        for name, left in (("workflow_change", changes), ("observation", spans)):
+            if left:
+                raise Broken(chain.place(min(left)), f"{name}: rows of a version that is not there")
+        self._require_holds(target, taken["issues"])
+        attendance.require(target, taken["spans"], issues)
+
+    def _tell_runs(self, change_sets: List[Row], issues: List[Run]) -> None:
+        """Each run is told which versions name it, whether or not these hold."""
+        for row in change_sets:
+            run = self.trail.runs.get(row["run_id"])
+            if run is not None and run.opened == "whole":
+                run.hashes.append(row["hash"])
+                run.counts.update({kind: row[kind] for kind in KINDS})
+                run.counts["changed"] += run not in issues
+
+    def _issues(self, target: Target, rows: List[Row]) -> List[Run]:
+        runs = []
+        for row in rows:
+            run = self.trail.run_of(row, f"{name_of(target)}, issue")
+            run.issues.append([*target, row["verdict"], row["error_code"], row["missing"]])
+            run.counts[row["verdict"]] += 1
+            if run in runs or (run.opened == "whole" and target not in run.targets):
+                raise Broken(f"{name_of(target)}, {run.place}", "sync_issue: it was not asked, or has two verdicts")
+            runs.append(run)
+        return runs
+
+    def _require_holds(self, target: Target, issues: List[Row]) -> None:
+        """What is held, run by run: as many as the issue says, and nothing ends that did not begin."""
+        held: Dict[str, None] = {}
+        place = f"{name_of(target)}, hold"
+        by_run: Dict[int, int] = {}
+        for event in self.trail.holds[target]:
+            for flow_id in event["flow_ids"]:
+                begins = event["kind"] == "held"
+                if begins == (flow_id in held) or event["kind"] not in ("held", "back", "approved"):
+                    raise Broken(place, f"{event['kind']} of {shown(flow_id)} in run {event['run_id']} cannot be")
+                held.update({flow_id: None}) if begins else held.pop(flow_id)
+            by_run[event["run_id"]] = len(held)
+        for row in issues:
+            if row["verdict"] == "held" and row["run_id"] in by_run:
+                require(f"{name_of(target)}, run {row['run_id']}", "missing", by_run[row["run_id"]], row["missing"])
+
+    def compare(self, number: int, seal: str, trail_id: Optional[str], sealed_at: Optional[int], where: str) -> None:
+        """Compare a seal that was kept elsewhere."""
+        if number > len(self.trail.seals):
+            if sealed_at is not None and sealed_at > self.bundle.made_at:
+                return
+            self.findings.append(f"{where}: the bundle ends with seal {len(self.trail.seals)}, before seal {number}")
+            return
+        found = self.trail.seals[number - 1] if number > 0 else {"seal": None, "sealed_at": None}
+        known = self.trail.trail_of(number)["trail_id"] if trail_id is not None else None
+        if (found["seal"], known) != (seal, trail_id) or sealed_at not in (None, found["sealed_at"]):
+            self.findings.append(
+                f"{where}: seal {number} should be {shown(seal)}, but is {shown(found['seal'])}: "
+                f"altered, or restored from before seal {number}"
+            )
+
+    def check_signatures(self, public_key: Optional[bytes]) -> None:
+        """No unsigned seal after a signed one; with the public key, every signature is its owner's."""
+        signed = False
+        key_id = sha256(public_key) if public_key else None
+        for seal in self.trail.seals:
+            place = f"seal {seal['id']}"
+            if (seal["signature"] is None) != (seal["key_id"] is None) or (signed and seal["signature"] is None):
+                self.findings.append(f"{place}: is not signed, though a seal before it was")
+            signed = signed or seal["signature"] is not None
+            if public_key is None or seal["signature"] is None:
+                continue
+            message = signed_bytes(self.trail.trail_of(seal["id"])["trail_id"], seal)
+            if seal["key_id"] != key_id or not is_signed(public_key, message, seal["signature"]):
+                self.findings.append(f"{place}: signature is not that of this public key over {shown(seal['seal'])}")
+        if public_key is not None and not signed:
+            self.findings.append("no seal is signed, though a public key was given")
+        if public_key is None and signed:
+            self.notes.append("The seals are signed; --public-key FILE checks the signatures.")
+
+    def check_timestamps(self) -> None:
+        """A token holds the hash of what it stamps. Whose token it is, `openssl ts` can say."""
+        stamped = 0
+        for row in self.bundle.rows("timestamps"):
+            number, stamped = row["seal_id"], stamped + 1
+            seal = self.trail.seals[number - 1] if 0 < number <= len(self.trail.seals) else None
+            try:
+                token = base64.b64decode(row["token"], validate=True)
+            except ValueError:
+                token = b""
+            imprint = b""
+            if seal is not None:
+                imprint = hashlib.sha256(signed_bytes(self.trail.trail_of(number)["trail_id"], seal)).digest()
+            if not imprint or imprint not in token:
+                self.findings.append(f"time stamp of seal {number}: is not one of this seal")
+        if stamped:
+            self.notes.append(f"{stamped} time stamps name their seals; `openssl ts -verify` says whose they are.")
+
+    def _noted(self, step: Callable[..., None], *values: Any) -> None:
+        try:
+            step(*values)
+        except Broken as broken:
+            self.findings.append(str(broken))
+
+
+def by_version_of(rows: List[Row]) -> Dict[int, List[Row]]:
+    grouped: Dict[int, List[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row["version"], []).append(row)
+    return grouped
+
+
+def signed_bytes(trail_id: str, seal: Row) -> bytes:
+    return f"flowtrail-seal-1\n{trail_id}\n{seal['id']}\n{seal['seal']}".encode()
+
+
+# ------------------------------------------------------------------------------------------------- Ed25519 (RFC 8032)
+
+PRIME = 2**255 - 19
+ORDER = 2**252 + 27742317777372353535851937790883648493
+CURVE = -121665 * pow(121666, -1, PRIME) % PRIME
+Point = Tuple[int, int, int, int]
+"""Extended coordinates X, Y, Z, T: x = X/Z, y = Y/Z, xy = T/Z."""
+NEUTRAL: Point = (0, 1, 1, 0)
+
+
+def plus(p: Point, q: Point) -> Point:
+    """The sum of two points, equal or not (RFC 8032, section 5.1.4)."""
+    a = (p[1] - p[0]) * (q[1] - q[0]) % PRIME
+    b = (p[1] + p[0]) * (q[1] + q[0]) % PRIME
+    c = 2 * p[3] * q[3] * CURVE % PRIME
+    d = 2 * p[2] * q[2] % PRIME
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
+
+
+def twice(p: Point) -> Point:
+    a, b, c = p[0] * p[0], p[1] * p[1], 2 * p[2] * p[2]
+    h, g = a + b, a - b
+    e, f = h - (p[0] + p[1]) ** 2, c + g
+    return e * f % PRIME, g * h % PRIME, f * g % PRIME, e * h % PRIME
+
+
+def point_of(encoded: bytes) -> Optional[Point]:
+    """The point of 32 bytes: y in little endian, the lowest bit of x on top (section 5.1.3)."""
+    number = int.from_bytes(encoded, "little")
+    sign, y = number >> 255, number & (2**255 - 1)
+    if len(encoded) != 32 or y >= PRIME:
+        return None
+    square = (y * y - 1) * pow(CURVE * y * y + 1, -1, PRIME) % PRIME
+    x = pow(square, (PRIME + 3) // 8, PRIME)
+    if x * x % PRIME != square:
+        x = x * pow(2, (PRIME - 1) // 4, PRIME) % PRIME
+    if x * x % PRIME != square or (x == 0 and sign):
+        return None
+    x = PRIME - x if x & 1 != sign else x
+    return x, y, 1, x * y % PRIME
+
+
+def bytes_of(p: Point) -> bytes:
+    inverse = pow(p[2], -1, PRIME)
+    x, y = p[0] * inverse % PRIME, p[1] * inverse % PRIME
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+BASE = point_of((4 * pow(5, -1, PRIME) % PRIME).to_bytes(32, "little")) or NEUTRAL
+
+
+def is_signed(public_key: bytes, message: bytes, signature: str) -> bool:
+    """Whether ``signature`` (base64) over ``message`` is that of the key's owner (section 5.1.7)."""
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except ValueError:
+        return False
+    key, scalar = point_of(public_key), int.from_bytes(raw[32:], "little")
+    if len(raw) != 64 or scalar >= ORDER or key is None or is_weak(key):
+        return False
+    hashed = int.from_bytes(hashlib.sha512(raw[:32] + public_key + message).digest(), "little") % ORDER
+    minus = (PRIME - key[0], key[1], key[2], PRIME - key[3])
+    choice = (NEUTRAL, BASE, minus, plus(BASE, minus))
+    total = NEUTRAL
+    for bit in range(252, -1, -1):
+        total = twice(total)
+        picked = (scalar >> bit & 1) + 2 * (hashed >> bit & 1)
+        if picked:
+            total = plus(total, choice[picked])
+    return bytes_of(total) == raw[:32]
+
+
+def is_weak(key: Point) -> bool:
+    """Whether the order of a point divides eight: for such a key anybody can sign."""
+    return bytes_of(twice(twice(twice(key)))) == bytes_of(NEUTRAL)
+
+
+def public_key_in(text: bytes) -> bytes:
+    """The 32 bytes of an Ed25519 public key in PEM."""
+    match = re.fullmatch(rb"\s*-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*", text)
+    encoded = base64.b64decode(re.sub(rb"\s", b"", match[1])) if match else b""
+    prefix = bytes.fromhex("302a300506032b6570032100")
+    key = encoded[len(prefix) :]
+    point = point_of(key) if encoded.startswith(prefix) else None
+    if point is None or is_weak(point):
+        raise ValueError("is no Ed25519 public key in PEM")
+    return key
+
+
+# -------------------------------------------------------------------------------------------------- the command line
+
+
+def kept_lines(text: bytes) -> Iterator[Tuple[str, Tuple[int, str, str, int]]]:
+    """The lines of a file of kept seals; a last line without its end, which a crash may leave, is left out."""
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        if not line.strip():
+            continue
+        try:
+            row = loads(line)
+            kept = (row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"line {number} is no kept seal") from None
+        yield f"kept line {number}", kept
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The command line; its result is the exit code."""
+    parser = argparse.ArgumentParser(description="Check a Flowtrail audit bundle.")
+    parser.add_argument("file", help="the bundle, a zip file")
+    parser.add_argument("--seal", action="append", default=[], metavar="ID:HASH", help="a seal that was kept elsewhere")
+    parser.add_argument("--kept", metavar="FILE", help="a file of seals that were kept elsewhere, a JSON object a line")
+    parser.add_argument("--public-key", metavar="FILE", help="the public key of whoever signs the seals, in PEM")
+    given = parser.parse_args(arguments)
+    try:
+        seals = [(int(number), seal) for number, _, seal in (each.partition(":") for each in given.seal)]
+        kept = list(kept_lines(read_file(given.kept))) if given.kept else []
+        public_key = public_key_in(read_file(given.public_key)) if given.public_key else None
+        with zipfile.ZipFile(given.file) as archive:
+            return checked(archive, seals, kept, public_key)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        print(f"{given.file}: cannot be checked: {printable(error)}", file=sys.stderr)
+        return 2
+
+
+def read_file(name: str) -> bytes:
+    try:
+        with open(name, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+
+
+def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_key: Optional[bytes]) -> int:
+    """Check, and print what was found."""
+    findings: List[str] = []
+    through = "Nothing"
+    try:
+        check = Check(Bundle(archive))
+        findings = check.findings
+        check.run()
+        for number, seal in seals:
+            check.compare(number, seal, None, None, "--seal")
+        for where, (number, seal, trail_id, sealed_at) in kept:
+            check.compare(number, seal, trail_id, sealed_at, where)
+        check.check_signatures(public_key)
+        check.check_timestamps()
+        counts = f"{check.targets} targets, {check.versions} change sets, {check.changes} changes"
+        through = f"{len(check.trail.seals)} seals, {counts}"
+        for note in check.notes:
+            print(note)
+        if not (seals or kept or public_key):
+            print("Compared with no kept seal and no public key, so a trail that was rewritten whole would pass.")
+    except Broken as broken:
+        findings.append(str(broken))
+    except UNREADABLE as error:
+        findings.append(f"the archive is damaged, or a file is missing: {printable(error)}")
+    for finding in findings:
+        print(finding)
+    print(f"{through} checked: {f'{len(findings)} findings' if findings else 'everything holds'}.")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
