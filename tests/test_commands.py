@@ -156,6 +156,37 @@ def test_plan_shows_what_would_change_and_writes_nothing(flowtrail: Program, wor
     assert (flowtrail.folder / "flowtrail.db").read_bytes() == before
 
 
+def test_a_plan_shows_the_first_changes_by_target_and_counts_the_rest(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, "adam", flows(*map(str, range(30))))
+    flowtrail.schedule("plants", [(ORG, [BOB, ANN, "adam"])])
+    for limit, shown in (("3", 3), ("33", 33), ("0", 35), ("", 35)):
+        done = flowtrail("plan", *(["--limit", limit] if limit else []))
+        rows = [line for line in done.stdout.splitlines() if ORG in line]
+        assert len(rows) == shown
+        assert ["adam" in row for row in rows[:30]] == [True] * min(shown, 30)
+        assert (f"And {35 - shown} more" in done.stderr) == (shown < 35)
+    assert len(flowtrail.json("plan", "--limit", "4")["planned"]) == 4
+    assert flowtrail.json("plan", "--limit", "4")["changes"]["baseline"] == 35
+
+
+def test_a_plan_in_json_prints_a_change_when_its_answer_is_there(
+    flowtrail: Program, gateway: DemoGateway, world: World
+) -> None:
+    hangs = gateway.order(Fault("hang", times=None, user=BOB))
+    flowtrail.configure(gateway='timeout = "60s"\ndeadline = "60s"')
+    planning = flowtrail.start("plan", "--json")
+    assert planning.process.stdout is not None
+    assert hangs.reached.wait(60)
+    printed = "".join(planning.process.stdout.readline() for _ in range(3))
+    assert printed.count(f'"{ANN}"') == 2
+    planning.process.send_signal(signal.SIGINT)
+    printed += planning.process.stdout.read()
+    assert planning.ended() == 1
+    planned = json.loads(printed)
+    assert [row["user_id"] for row in planned["planned"]] == [ANN] * 3
+    assert planned["targets"]["changed"] == 1
+
+
 def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> None:
     assert flowtrail("check").returncode == 0
     world.remove_user(ORG, BOB)

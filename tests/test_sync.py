@@ -26,7 +26,7 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.errors import DatabaseUnreachable
 from etl.gateway import Gateway, utc_now
-from etl.model import Flow, Target
+from etl.model import Flow, Outcome, Target
 from etl.store import NewRun, Store
 from etl.sync import asking
 
@@ -852,7 +852,8 @@ def test_a_plan_writes_nothing_and_says_what_a_run_would_do(make):
     house.see(BOB, numbered(1, 2))
     before = contents(house)
     with house.kit() as (kit, batches):
-        tally, outcomes = sync.plan(kit, [*known, ALICE, BOB], GAP, batches)
+        outcomes: list[Outcome] = []
+        tally = sync.plan(kit, [*known, ALICE, BOB], GAP, batches, outcomes.extend)
     assert contents(house) == before
     assert dict(tally.verdicts) == {"changed": 3, "held": 1, "failed": 1, "unchanged": 3}
     planned = {(outcome.fence.target, outcome.verdict) for outcome in outcomes}

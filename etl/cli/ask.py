@@ -223,6 +223,7 @@ def history(
     flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
     org: options.Org = None,
     user: options.User = None,
+    limit: _Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -231,7 +232,7 @@ def history(
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(bench).history(flow=flow_id, org=org, user=user)
-        _print(rows, _columns(columns, "never seen"), 0, as_json)
+        _print(rows, _columns(columns, "never seen"), limit, as_json)
 
 
 def guard_list(

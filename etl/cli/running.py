@@ -1,4 +1,4 @@
-"""The commands that ask the gateway: sync, plan, serve, check."""
+"""The commands that ask the gateway and record or check: sync, serve, check."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl import config, database, log, sync
+from etl import config, log, sync
 from etl.cli import options, show
-from etl.cli.checks import run_checks
-from etl.cli.events import event_table
+from etl.cli.checks import Finding, run_checks
 from etl.cli.keeping import keeping_house
 from etl.cli.notices import Informed
 from etl.cli.workbench import Workbench, a_run, utc_now
 from etl.config import Schedule
-from etl.model import CHANGE_KINDS, VERDICTS, Outcome, Target
-from etl.report import WorkflowEvent
+from etl.model import CHANGE_KINDS, VERDICTS, Target
 from etl.service import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally
@@ -33,7 +30,7 @@ from etl.sync import RunReport, Tally
 if TYPE_CHECKING:
     from etl.metrics import Metrics
 
-_Schedules = Annotated[
+Schedules = Annotated[
     list[str] | None,
     typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
 ]
@@ -44,14 +41,13 @@ _LAST_SECONDS = 1.0
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(name="sync")(sync_now)
-    app.command()(plan)
     app.command()(serve)
     app.command()(check)
 
 
 def sync_now(
     context: typer.Context,
-    schedules: _Schedules = None,
+    schedules: Schedules = None,
     org: options.Org = None,
     user: options.User = None,
     retire: Annotated[
@@ -81,7 +77,7 @@ def sync_now(
 def _run(
     bench: Workbench, store: Store, schedules: Sequence[Schedule], targets: Sequence[Target], *, quiet: bool
 ) -> RunReport:
-    with _interruptible(bench), show.progress("asking", len(targets), hidden=quiet) as arrived:
+    with interruptible(bench), show.progress("asking", len(targets), hidden=quiet) as arrived:
         report = sync.run(
             bench.kit(store, arrived),
             a_run("command", len(targets)),
@@ -116,7 +112,7 @@ def _retire(bench: Workbench, store: Store, targets: Sequence[Target], *, everyt
 
 
 @contextlib.contextmanager
-def _interruptible(bench: Workbench) -> Iterator[None]:
+def interruptible(bench: Workbench) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: bench.stop.set()) for number in numbers]
@@ -134,10 +130,11 @@ def show_report(report: RunReport, as_json: bool) -> None:
     if as_json:
         show.json(report.summary())
         return
-    _show_tally(f"Run {report.run_id} {report.status}", report.tally, report.targets, report.duration_seconds)
+    show_tally(f"Run {report.run_id} {report.status}", report.tally, report.targets, report.duration_seconds)
 
 
-def _show_tally(head: str, tally: Tally, targets: int, seconds: float | None = None) -> None:
+def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = None) -> None:
+    """Print the sums of a run or a plan, and the targets that did not go through."""
     verdicts = ", ".join(f"{tally.verdicts[name]} {name}" for name in VERDICTS if tally.verdicts[name])
     timing = "" if seconds is None else f" in {seconds:.1f} s"
     show.say(f"{head}: {targets} targets{timing}; {verdicts or 'none was asked'}.", "bold")
@@ -153,72 +150,6 @@ def _show_tally(head: str, tally: Tally, targets: int, seconds: float | None = N
         show.say(f"And {tally.issues_left_out} more: the table sync_issue has every one, by run_id.", "yellow")
     if tally.verdicts["held"]:
         show.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
-
-
-def plan(
-    context: typer.Context,
-    schedules: _Schedules = None,
-    org: options.Org = None,
-    user: options.User = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
-    """Ask as sync does, write nothing, and show what would change."""
-    with (
-        options.open_workbench(context, config_file, asks_gateway=True) as bench,
-        _a_database(bench) as store,
-        _interruptible(bench),
-    ):
-        targets = options.matching(options.chosen(bench, schedules), org, user)
-        with show.progress("asking", len(targets), hidden=as_json) as arrived:
-            tally, outcomes = sync.plan(bench.kit(store, arrived), targets, bench.settings.coverage_gap, bench.batches)
-    _show_plan(tally, outcomes, len(targets), as_json)
-    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted:
-        raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _a_database(bench: Workbench) -> Iterator[Store]:
-    """The database as it is; where there is none yet, an empty one that is thrown away."""
-    if database.current(bench.engine) is not None or bench.engine.dialect.name != "sqlite":
-        database.require_current(bench.engine, create_if_empty_sqlite=False)
-        yield Store(bench.engine, bench.stop)
-        return
-    with tempfile.TemporaryDirectory(prefix="flowtrail-plan-") as folder:
-        engine = database.connect(f"sqlite:///{folder}/empty.db")
-        try:
-            database.upgrade(engine)
-            yield Store(engine, bench.stop)
-        finally:
-            engine.dispose()
-
-
-def _show_plan(tally: Tally, outcomes: Sequence[Outcome], targets: int, as_json: bool) -> None:
-    planned = [event for outcome in outcomes for event in _events(outcome)]
-    if as_json:
-        report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
-        summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
-        show.json({**summary, "planned": [event._asdict() for event in planned]})
-        return
-    _show_tally("Planned", tally, targets)
-    if planned:
-        event_table("\nWould be recorded", planned)
-
-
-def _events(outcome: Outcome) -> Iterator[WorkflowEvent]:
-    """What the outcome would add to the trail, without the numbers that only a commit gives."""
-    made = outcome.change_set
-    for change in made.changes if made else ():
-        assert made is not None  # noqa: S101 - it has changes
-        fields = {name: getattr(change, name) for name in change.__struct_fields__}
-        yield WorkflowEvent(
-            change_set_id=0,
-            run_id=0,
-            **made.target._asdict(),
-            **fields,
-            last_unchanged_at=made.last_unchanged_at,
-            observed_at=made.observed_at,
-        )
 
 
 def serve(
@@ -301,12 +232,24 @@ def check(context: typer.Context, as_json: options.Json = False, config_file: op
     """Look at everything that a run needs, and say all that is wrong at once."""
     settings, schedules = config.load_all(config_file or context.obj)
     log.configure(settings.log.level, settings.log.format)
-    with Workbench(settings) as bench, _interruptible(bench):
-        findings = list(run_checks(bench, schedules))
-    if as_json:
-        show.json([finding._asdict() for finding in findings])
-    else:
+    problems = 0
+
+    def counted(findings: Iterable[Finding]) -> Iterator[Finding]:
+        nonlocal problems
         for finding in findings:
-            show.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")
-    if not all(finding.ok for finding in findings):
+            problems += not finding.ok
+            yield finding
+
+    with Workbench(settings) as bench, interruptible(bench):
+        findings = counted(run_checks(bench, schedules))
+        if as_json:
+            show.json_list(finding._asdict() for finding in findings)
+        else:
+            for finding in findings:
+                _show_finding(finding)
+    if problems:
         raise typer.Exit(1)
+
+
+def _show_finding(finding: Finding) -> None:
+    show.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")

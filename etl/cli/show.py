@@ -47,21 +47,35 @@ def complain(sentence: str, style: str = "red") -> None:
 
 def json(value: object) -> None:
     """One JSON document on stdout."""
-    data(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    data(encoded(value))
+
+
+def encoded(value: object) -> bytes:
+    """A JSON document as people can read it."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def json_list(rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON list on stdout, an object a line, without holding them all."""
-    stream(json_lines(rows, b"[", b"]\n"))
-
-
-def json_lines(rows: Iterable[Mapping[str, Any]], before: bytes, after: bytes) -> Iterator[bytes]:
-    """The items of a JSON list, an object a line, between what opens and what closes it."""
-    opening = before
+    """A JSON list on stdout, an object a line, without holding them all. Raises OutputLost as `stream` does."""
+    printed = JsonList()
     for row in rows:
-        yield opening + b"\n  " + msgspec.json.encode(row)
-        opening = b","
-    yield before + after if opening == before else b"\n" + after
+        printed.add(row)
+    printed.close()
+
+
+class JsonList:
+    """A JSON list on stdout, an object a line, printed as they are added; its writes raise OutputLost."""
+
+    def __init__(self, opening: bytes = b"[") -> None:
+        self._opening = self._before = opening
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        stream([self._before + b"\n  " + msgspec.json.encode(row)])
+        self._before = b","
+
+    def close(self, closing: bytes = b"]\n") -> None:
+        """End the list, which may be a part of something that ``closing`` ends."""
+        stream([(self._opening if self._before == self._opening else b"\n") + closing])
 
 
 def stream(pieces: Iterable[bytes]) -> None:

@@ -65,7 +65,7 @@ def run(
         return None
     order = Order(run_id=run_id, coverage_gap=coverage_gap, approved_by=approved_by)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(kit, run_id):
-        tally, _ = _settle(kit, order, targets, own_gap, Crew(kit, executor, elsewhere))
+        tally = _settle(kit, order, targets, own_gap, Crew(kit, executor, elsewhere))
     status = tally.status(aborted=kit.stop.is_set() and tally.settled < len(targets))
     if not kit.store.finish_run(run_id, status, tally.sums(), clock()):
         status = "aborted"
@@ -80,10 +80,15 @@ def run(
 
 
 def plan(
-    kit: Kit, targets: Sequence[Target], coverage_gap: dt.timedelta, executor: Executor
-) -> tuple[Tally, Sequence[Outcome]]:
-    """What a run would do now; writes nothing."""
+    kit: Kit,
+    targets: Sequence[Target],
+    coverage_gap: dt.timedelta,
+    executor: Executor,
+    planned: Callable[[Sequence[Outcome]], None],
+) -> Tally:
+    """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads."""
     order = Order(run_id=None, coverage_gap=coverage_gap)
+    kit = msgspec.structs.replace(kit, planned=planned)
     return _settle(kit, order, targets, lambda target: None, Crew(kit, executor))
 
 
@@ -100,20 +105,18 @@ def _settle(
     targets: Sequence[Target],
     own_gap: Callable[[Target], dt.timedelta | None],
     crew: Crew,
-) -> tuple[Tally, Sequence[Outcome]]:
-    tally, emptied, planned = Tally(), list[Emptied](), list[Outcome]()
+) -> Tally:
+    tally, emptied = Tally(), list[Emptied]()
 
     def decide(believe: bool) -> None:
         its_order = _with_gaps(order, [each.fence.target for each in emptied], own_gap)
         decided = Batch(kit, its_order, crew.breaker).decide(emptied, believe)
         tally.merge(decided.tally)
-        planned.extend(decided.outcomes)
         emptied.clear()
 
     for settled in _in_window(crew, _works(order, targets, own_gap), kit.stop):
         tally.merge(settled.tally)
         emptied += settled.emptied
-        planned += settled.outcomes
         if (
             emptied
             and not kit.stop.is_set()
@@ -122,7 +125,7 @@ def _settle(
             decide(believe=False)  # more can only confirm it, and their answers need not be kept
     if emptied and not kit.stop.is_set():
         decide(believe=True)
-    return tally, planned
+    return tally
 
 
 def _works(

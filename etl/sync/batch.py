@@ -49,6 +49,8 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     stop: threading.Event
     arrived: Callable[[], None] = lambda: None
     """Called once for every answer, from several threads."""
+    planned: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
+    """Called with what would be written where nothing is, from several threads."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +79,6 @@ class Settled(NamedTuple):
 
     tally: Tally
     emptied: Sequence[Emptied]
-    outcomes: Sequence[Outcome]
-    """Only where nothing is written: what would be."""
 
 
 class Breaker:
@@ -104,7 +104,6 @@ class Batch:
         self._tally = Tally()
         self._counting = threading.Lock()
         self._emptied: list[Emptied] = []
-        self._planned: list[Outcome] = []
 
     def settle(self, targets: Sequence[Target]) -> Settled:
         """Ask for every one of ``targets`` and write what became of it.
@@ -144,7 +143,7 @@ class Batch:
         return self._order.gaps.get(fence.target, self._order.coverage_gap)
 
     def _settled(self) -> Settled:
-        return Settled(self._tally, self._emptied, self._planned)
+        return Settled(self._tally, self._emptied)
 
     def _judged(self, emptied: Emptied, believe: bool) -> Outcome:
         fence, state, snapshot, decision = emptied
@@ -254,7 +253,7 @@ class Batch:
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
         if self._order.run_id is None:
-            self._planned += outcomes
+            self._kit.planned(outcomes)
             self._tally.add(outcomes)
             return
         try:
