@@ -68,6 +68,13 @@ def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
     return Decision(absent, whole=True, reason=f"not approved: {_some(unheld)} went missing after the hold")
 
 
+def refuse_approval(known: Set[str], answered: Set[str], code: str) -> Decision:
+    """What a person approved is not what is held now: nothing of the answer is applied while anything is missing."""
+    absent = known - answered
+    reason = f"not approved: another set is held by now, with the code {code}"
+    return Decision(absent, whole=True, reason=reason) if absent else Decision()
+
+
 def too_many_emptied(emptied: int, targets: int, limits: Limits) -> bool:
     """Whether so many of a run's targets became empty that none of them is believed."""
     return emptied >= limits.max_emptied_targets and emptied >= share_of(limits.max_emptied_share, targets)

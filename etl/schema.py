@@ -162,6 +162,7 @@ change_set: Final = Table(
     _count("renamed"),
     _count("editable_changed"),
     Column("approved_by", Text),
+    Column("approved_scope", Text),
     _string("parent_hash"),
     _string("hash"),
     UniqueConstraint("target_id", "version"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from etl.diff import baseline, diff
+from etl.domain.holds import Approval, held_set
 from etl.errors import GatewayError
 from etl.guard import Decision
 from etl.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
@@ -59,7 +60,7 @@ def judged(
     snapshot: Snapshot,
     decision: Decision,
     coverage_gap: dt.timedelta,
-    approved_by: str | None = None,
+    approval: Approval | None = None,
 ) -> Outcome:
     """What ``decision`` makes of an answer that differs from the state, or that ends or prolongs a hold.
 
@@ -75,7 +76,7 @@ def judged(
     after = _after(state, answer, decision)
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
     digest = answer_digest if after is answer else state_digest(after.values())
-    change_set = _change_set(fence, state, times, digest, changes, approved_by)
+    change_set = _change_set(fence, state, times, digest, changes, approval)
     held = bool(decision.held)
     span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
     return Outcome(
@@ -110,10 +111,11 @@ def _change_set(
     times: Seen,
     digest: str,
     changes: list[Change],
-    approved_by: str | None,
+    approval: Approval | None,
 ) -> ChangeSet | None:
     if not changes and fence.version > 0:
         return None
+    signed = approval if any(change.kind == "removed" for change in changes) else None
     return ChangeSet(
         target=fence.target,
         version=fence.version + 1,
@@ -121,7 +123,8 @@ def _change_set(
         observed_at=times.observed_at,
         last_unchanged_at=fence.span.last_asked_at if fence.span else None,
         spans=state.spans,
-        approved_by=approved_by,
+        approved_by=signed.by if signed else None,
+        approved_scope=held_set(fence.target, state.missing).scope if signed else None,
         state_digest=digest,
         changes=changes,
     )

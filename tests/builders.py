@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from etl import guard, verdict
 from etl.database import reading
+from etl.domain.holds import Approval
 from etl.errors import Refused
 from etl.guard import Decision, Limits
 from etl.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
@@ -124,7 +125,8 @@ def judged(
     weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
     if by is not None:
         weighed = guard.approve(state.flows.keys(), state.missing, answered)
-    return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, by)
+    approval = Approval(by, None) if by is not None else None
+    return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, approval)
 
 
 class Diary:

@@ -192,6 +192,9 @@ class _Target:
             self._say(earlier is not None and made.observed_at <= earlier, f"{at} lies before the version before")
             approval = made.run_id in self.runs and (self.runs[made.run_id].origin == "approval")
             self._say(made.approved_by is not None and not approval, f"{at} names an approver in no approval")
+            unscoped = (made.approved_by is None) != (made.approved_scope is None)
+            self._say(unscoped, f"{at} has an approver and no scope, or a scope and no approver")
+            self._say(made.approved_by and not made.removed, f"{at} names an approver and removes nothing")
             parent, earlier = made.hash, made.observed_at
 
     def _hash(self, made: Row) -> str:

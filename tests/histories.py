@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from etl import guard, verdict
+from etl.domain.holds import Approval
 from etl.errors import Refused
 from etl.guard import Decision, Limits
 from etl.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
@@ -178,19 +179,19 @@ class World:
         if is_as_before(fence, snapshot):
             outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)
         else:
-            decision, approved_by = self._decide(fence, state, answer)
-            outcome = verdict.judged(fence, state, snapshot, decision, COVERAGE_GAP, approved_by)
+            decision, approval = self._decide(fence, state, answer)
+            outcome = verdict.judged(fence, state, snapshot, decision, COVERAGE_GAP, approval)
             kept = {flow_id: state.flows[flow_id] for flow_id in decision.held}
             answer = dict(state.flows) if decision.whole else {**answer, **kept}
         assert outcome.observed_at is not None
         oracle.answered(outcome.observed_at, answer, frozenset(outcome.missing))
         return outcome
 
-    def _decide(self, fence: Fence, state: State, answer: dict[str, Flow]) -> tuple[Decision, str | None]:
+    def _decide(self, fence: Fence, state: State, answer: dict[str, Flow]) -> tuple[Decision, Approval | None]:
         if fence.version == 0:
             return Decision(), None
         if fence.held and self.random.random() < 0.3:
-            return guard.approve(state.flows.keys(), state.missing, answer.keys()), "auditor"
+            return guard.approve(state.flows.keys(), state.missing, answer.keys()), Approval("auditor", None)
         return guard.weigh(state.flows.keys(), state.missing, answer.keys(), LIMITS), None
 
     def _snapshot(self, target: Target) -> Snapshot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,21 @@ class Program:
             timeout=PATIENCE_SECONDS,
             check=False,
         )
+
+    def on_terminal(self, *arguments: str, types: str) -> tuple[int, str]:
+        """Run to the end on a terminal, where somebody types; the exit code, and what the terminal showed."""
+        ours, its = os.openpty()
+        process = subprocess.Popen(
+            [*self.command, *arguments], cwd=self.folder, env=self.environment, stdin=its, stdout=its, stderr=its
+        )
+        os.close(its)
+        os.write(ours, types.encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # so a terminal ends once nobody has its other side
+            while piece := os.read(ours, 65536):
+                shown += piece
+        os.close(ours)
+        return process.wait(PATIENCE_SECONDS), shown.decode()
 
     def json(self, *arguments: str) -> Any:
         """What the command prints with --json; it must have succeeded."""

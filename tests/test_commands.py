@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pwd
 import signal
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -273,11 +276,94 @@ def test_a_held_removal_waits_until_a_person_approves_it(flowtrail: Program, wor
     assert len(flowtrail.json("guard", "list")) == 20
     assert flowtrail("sync").returncode == 1, "nothing approves itself"
     assert flowtrail("guard", "approve").returncode == 2
-    assert flowtrail("guard", "approve", ORG, BOB).returncode == 2
-    assert flowtrail.json("guard", "approve", ORG, ANN, "--by", "Zoë")["changes"]["removed"] == 20
-    assert flowtrail.rows("SELECT approved_by FROM change_set WHERE removed > 0") == [("Zoë",)]
+    assert flowtrail("guard", "approve", ORG, BOB, "--expect", "any").returncode == 2
+    code = flowtrail.json("guard", "list")[0]["code"]
+    done = flowtrail.json("guard", "approve", ORG, ANN, "--expect", code, "--by", "Zoë")
+    assert done["changes"]["removed"] == 20
+    ((by, scope),) = flowtrail.rows("SELECT approved_by, approved_scope FROM change_set WHERE removed > 0")
+    assert by == f"Zoë ({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
+    content = json.dumps([ORG, ANN, "", sorted(map(str, range(20)))], separators=(",", ":"))
+    assert scope == hashlib.sha256(content.encode()).hexdigest()
+    assert scope.startswith(code)
     assert flowtrail.json("guard", "list") == []
     assert flowtrail.json("sync")["status"] == "succeeded"
+
+
+@pytest.fixture
+def held(flowtrail: Program, world: World) -> Program:
+    """Twenty removals of Ann's are held, and twelve of Bob's."""
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])])
+    world.set_flows(ORG, ANN, flows(*map(str, range(20))))
+    world.set_flows(ORG, BOB, flows(*map(str, range(20))))
+    flowtrail.json("sync")
+    world.set_flows(ORG, ANN, [])
+    world.set_flows(ORG, BOB, flows(*map(str, range(12, 20))))
+    assert flowtrail("sync").returncode == 1
+    return flowtrail
+
+
+def removed(flowtrail: Program) -> list[tuple[str, int]]:
+    return flowtrail.rows(
+        "SELECT t.user_id, s.removed FROM change_set s JOIN target t ON t.id = s.target_id WHERE s.removed > 0"
+    )
+
+
+def test_an_approval_that_expects_another_set_is_refused_with_the_code_of_what_is_held(
+    held: Program, world: World
+) -> None:
+    seen = {row["user_id"]: row["code"] for row in held.json("guard", "list")}
+    assert seen[ANN] != seen[BOB]
+    world.set_flows(ORG, BOB, [])
+    assert held("sync").returncode == 1
+    now = next(row["code"] for row in held.json("guard", "list") if row["user_id"] == BOB)
+    refused = held("guard", "approve", ORG, BOB, "--expect", seen[BOB])
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert now in refused.stderr
+    assert "20 removals" in refused.stderr
+    assert removed(held) == []
+    assert held("guard", "approve", ORG, BOB, "--expect", now).returncode == 0
+    assert removed(held) == [(BOB, 20)]
+
+
+@pytest.mark.parametrize("expect", [(), ("--expect", "12ab"), ("--expect", "ANY"), ("--expect", "0" * 12)])
+def test_an_approval_says_what_it_expects_unless_somebody_can_be_asked(held: Program, expect: tuple[str, ...]) -> None:
+    for whose in ((ORG, ANN), ("--org", ORG), ("--all",)):
+        refused = held("guard", "approve", *whose, *expect)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "guard list" in refused.stderr
+    assert removed(held) == []
+
+
+def test_one_code_stands_for_all_that_an_organisation_or_everybody_holds(held: Program) -> None:
+    row = held.json("guard", "list")[0]
+    assert row["code"] not in (row["org_code"], row["all_code"])
+    assert held("guard", "approve", "--all", "--expect", row["code"]).returncode == 2
+    shown = held("guard", "list", "--org", ORG).stdout
+    assert f"flowtrail guard approve --org {ORG} --expect {row['org_code']}" in shown
+    assert f"flowtrail guard approve --all --expect {row['all_code']}" in held("guard", "list").stdout
+    assert held("guard", "approve", "--org", ORG, "--expect", row["org_code"]).returncode == 0
+    assert sorted(removed(held)) == [(ANN, 20), (BOB, 12)]
+    assert held("guard", "approve", "--all", "--expect", row["all_code"]).returncode == 2, "nothing is held any more"
+    assert held("guard", "approve", "--all", "--expect", "any").returncode == 0
+
+
+def test_on_a_terminal_the_held_set_is_shown_and_asked_about(held: Program) -> None:
+    code = next(row["code"] for row in held.json("guard", "list") if row["user_id"] == BOB)
+    exit_code, shown = held.on_terminal("guard", "approve", ORG, BOB, types="n\n")
+    assert (exit_code, removed(held)) == (1, [])
+    assert shown.count(BOB) >= 12
+    assert ANN not in shown
+    assert code in shown
+    exit_code, shown = held.on_terminal("guard", "approve", ORG, BOB, types="y\n")
+    assert (exit_code, removed(held)) == (0, [(BOB, 12)])
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31m", "x" * 201])
+def test_a_name_that_is_no_name_approves_nothing(held: Program, name: str) -> None:
+    assert held("guard", "approve", "--all", "--expect", "any", "--by", name).returncode == 2
+    assert removed(held) == []
 
 
 def test_a_hostile_name_cannot_speak_to_the_terminal(flowtrail: Program, world: World) -> None:

@@ -7,7 +7,7 @@ from builders import STEADY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.guard import Limits, approve, hold, too_many_emptied, weigh, weigh_first
+from etl.guard import Decision, Limits, approve, hold, refuse_approval, too_many_emptied, weigh, weigh_first
 
 LIMITS = Limits()
 """10 workflows and 30 percent of a list; 5 targets and 20 percent of a run."""
@@ -183,6 +183,16 @@ def test_an_approval_applies_nothing_where_something_else_is_missing_too():
     assert decision.whole
     assert decision.held == ids(1, 13)
     assert "13" in decision.reason
+
+
+def test_an_approval_of_another_set_applies_nothing_while_anything_is_missing():
+    decision = refuse_approval(ids(1, 30), ids(13, 40), "3f9a01c277e2")
+    assert (decision.held, decision.whole) == (ids(1, 12), True)
+    assert "3f9a01c277e2" in decision.reason
+
+
+def test_an_approval_of_another_set_stands_in_the_way_of_nothing_that_came_back():
+    assert refuse_approval(ids(1, 30), ids(1, 31), "3f9a01c277e2") == Decision()
 
 
 def test_an_approval_asks_nothing_twice():

@@ -28,9 +28,11 @@ from sqlalchemy import Engine, event
 
 from etl import sync
 from etl.database import connect, upgrade
+from etl.domain.holds import Approval
 from etl.errors import GatewayError, GatewayUnreachable, Interrupted, Malformed, Refused
 from etl.guard import Limits
 from etl.model import Flow, Snapshot, Target
+from etl.report import Report
 from etl.store import NewRun, Store
 from etl.sync import Kit, RunReport
 from etl.verify import verify
@@ -276,7 +278,7 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def approve(self) -> None:
         session, waiting = Session(self.upstream), model.held(self.truth)
-        assert Store(self.engine).held() == waiting
+        assert [each.target for each in Report(self.engine).held_sets()] == waiting
         report = self._settle(session, waiting, Store(self.engine), approved=True)
         self._expect(Run(self.truth, waiting, session.answers, approved=True), report)
 
@@ -362,7 +364,13 @@ class Lives(RuleBasedStateMachine):
         )
         new = NewRun(origin="approval" if approved else "command", host="here", pid=1, targets=len(chosen))
         report = sync.run(
-            kit, new, chosen, model.GAP, batches, clock=self.clock, approved_by="somebody" if approved else None
+            kit,
+            new,
+            chosen,
+            model.GAP,
+            batches,
+            clock=self.clock,
+            approval=Approval("somebody", None) if approved else None,
         )
         assert report is not None
         return report

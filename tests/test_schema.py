@@ -23,7 +23,7 @@ CONTRACT = {
     "flow_count consecutive_failures last_error_code last_error held_since retired_at",
     "workflow": "target_id flow_id flow_name cycle editable first_seen_at changed_at missing_since",
     "change_set": "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest baseline "
-    "added removed cycle_changed renamed editable_changed approved_by parent_hash hash",
+    "added removed cycle_changed renamed editable_changed approved_by approved_scope parent_hash hash",
     "workflow_change": "change_set_id flow_id kind old_name new_name old_cycle new_cycle old_editable new_editable",
     "observation": "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted",
     "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at notified_at host "
@@ -157,6 +157,9 @@ REFUSED = {
     "a change of an unknown kind": (workflow_change, a_change(kind="touched")),
     "a span that ends before it starts": (observation, a_span(last_at=NOON - dt.timedelta(seconds=1))),
     "a span of no observation": (observation, a_span(observations=0)),
+    "an approval of nothing": (change_set, a_change_set(approved_by="Wu")),
+    "an approval by nobody": (change_set, a_change_set(approved_scope="c" * 64)),
+    "a scope that is no digest": (change_set, a_change_set(approved_by="Wu", approved_scope="c")),
     "a span of no target": (observation, a_span(target_id=99)),
     "a run of an unknown origin": (sync_run, a_run(origin="cron")),
     "a run with an unknown status": (sync_run, a_run(status="done")),
@@ -184,7 +187,8 @@ def test_what_the_design_allows_is_stored(engine: Engine) -> None:
         connection.execute(insert(target).values(a_target(id=1)))
         connection.execute(insert(change_set), [a_change_set()])
         connection.execute(
-            insert(change_set), [a_change_set(version=2, kind="delta", last_unchanged_at=NOON, approved_by="Wu")]
+            insert(change_set),
+            [a_change_set(version=2, kind="delta", last_unchanged_at=NOON, approved_by="Wu", approved_scope="c" * 64)],
         )
         connection.execute(insert(workflow_change), [a_change(), a_change(kind="renamed", old_editable=True)])
         connection.execute(insert(observation), [a_span()])

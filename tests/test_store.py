@@ -24,6 +24,7 @@ from etl import verdict
 from etl.database import connect, writing
 from etl.errors import DatabaseError, Malformed, Refused
 from etl.model import Fence, Outcome, Target
+from etl.report import Report
 from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
 from etl.store.lease import LASTS
@@ -174,7 +175,8 @@ def test_a_silence_over_the_coverage_gap_opens_another_span_of_the_version(diary
 ALTERED = {
     "change_set": (
         *("version", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest", "baseline", "added"),
-        *("removed", "cycle_changed", "renamed", "editable_changed", "approved_by", "parent_hash", "hash", "target_id"),
+        *("removed", "cycle_changed", "renamed", "editable_changed", "approved_by", "approved_scope"),
+        *("parent_hash", "hash", "target_id"),
     ),
     "workflow_change": (
         *("change_set_id", "flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle"),
@@ -254,8 +256,11 @@ def test_a_partial_hold_keeps_what_is_missing_and_commits_the_rest(diary):
     assert (target["version"], target["observation_id"], target["flow_count"]) == (2, None, 21)
     assert target["held_since"] is not None
     assert row(diary.engine, "sync_issue")["missing"] == 10
-    assert diary.store.held() == diary.store.held("o1") == [ALICE]
-    assert diary.store.held("o2") == []
+    report = Report(diary.engine)
+    assert (
+        [each.target for each in report.held_sets()] == [each.target for each in report.held_sets(org="o1")] == [ALICE]
+    )
+    assert list(report.held_sets(org="o2")) == []
     diary.check()
 
 
@@ -321,7 +326,7 @@ def test_an_approval_removes_and_records_who_said_so(diary):
     made = row(diary.engine, "change_set", "version = 3")
     assert (made["approved_by"], made["removed"]) == ("Zoë", 10)
     assert row(diary.engine, "target")["held_since"] is None
-    assert diary.store.held() == []
+    assert list(Report(diary.engine).held_sets()) == []
     diary.check()
 
 
@@ -810,7 +815,7 @@ def test_exactly_the_share_is_retired_whatever_binary_fractions_make_of_it(diary
 def test_a_retired_target_waits_for_nobodys_approval(diary):
     hold_ten(diary)
     diary.store.retire_others([], after(hours=2), None)
-    assert diary.store.held() == []
+    assert list(Report(diary.engine).held_sets()) == []
 
 
 # Runs

@@ -24,6 +24,7 @@ from etl.database import writing
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
+from etl.domain.holds import Approval, code, held_set
 from etl.errors import DatabaseUnreachable
 from etl.gateway import Gateway, utc_now
 from etl.model import Flow, Outcome, Target
@@ -93,15 +94,24 @@ class House:
             )
             yield kit, batches
 
-    def run(self, *targets: Target, by: str | None = None, store: Store | None = None, **new) -> sync.RunReport | None:
+    def run(
+        self,
+        *targets: Target,
+        by: str | None = None,
+        scopes: dict[Target, str] | None = None,
+        store: Store | None = None,
+        **new,
+    ) -> sync.RunReport | None:
         known = {"origin": "command" if by is None else "approval", "host": "here", "pid": 1, **new}
         with self.kit(store) as (kit, batches):
             begun = NewRun(targets=len(targets), **known)
-            return sync.run(kit, begun, targets, GAP, batches, clock=self.now, approved_by=by)
+            return sync.run(kit, begun, targets, GAP, batches, clock=self.now, approval=by and Approval(by, scopes))
 
-    def sync(self, *targets: Target, by: str | None = None, **verdicts: int) -> sync.RunReport:
+    def sync(
+        self, *targets: Target, by: str | None = None, scopes: dict[Target, str] | None = None, **verdicts: int
+    ) -> sync.RunReport:
         """One run; the verdicts are as given, and no others."""
-        report = self.run(*targets, by=by)
+        report = self.run(*targets, by=by, scopes=scopes)
         assert report is not None
         assert dict(report.tally.verdicts) == verdicts, report.tally.issues
         return report
@@ -669,6 +679,44 @@ def test_an_approval_applies_nothing_where_something_else_is_missing(house):
     assert "13" in report.tally.issues[0].issue.message
     assert house.state(ALICE) == {str(number) for number in range(1, 41)}
     house.sync(ALICE, by="Zoë", changed=1)
+    house.check()
+
+
+def scope(target: Target, first: int, last: int) -> dict[Target, str]:
+    return {target: held_set(target, map(str, range(first, last + 1))).scope}
+
+
+def test_an_approval_records_which_set_it_covers(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 12), changed=1)
+    assert house.rows("SELECT approved_scope FROM change_set WHERE removed > 0") == [(scope(ALICE, 1, 12)[ALICE],)]
+    house.check()
+
+
+def test_an_approval_of_another_set_than_is_held_removes_nothing(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    report = house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 11), held=1)
+    assert code(scope(ALICE, 1, 12)[ALICE]) in report.tally.issues[0].issue.message
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    house.check()
+
+
+def test_an_approval_removes_nothing_where_the_held_set_grows_while_it_asks(house):
+    """The set is compared under the lock under which the removal is written."""
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.see(ALICE, numbered(31, 40))
+    hanging = house.fault("delay", ALICE, seconds=0.5, times=1)
+    with ThreadPoolExecutor(1) as thread:
+        approving = thread.submit(house.run, ALICE, by="Zoë", scopes=scope(ALICE, 1, 12))
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        house.sync(ALICE, held=1)
+        report = approving.result(SAFETY_NET_SECONDS)
+    assert dict(report.tally.verdicts) == {"stale": 1}
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    assert house.rows("SELECT approved_by FROM change_set WHERE approved_by IS NOT NULL") == []
     house.check()
 
 

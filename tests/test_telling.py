@@ -61,7 +61,7 @@ def test_a_run_is_one_line_at_info_and_each_problem_one_at_warning_with_its_reme
     assert (failed["level"], failed["target"], failed["error_code"]) == ("warning", "o1/user-001", "http_503")
     assert "asked again" in failed["remedy"]
     assert (held["level"], held["verdict"]) == ("warning", "held")
-    assert "flowtrail guard approve" in held["remedy"]
+    assert "flowtrail guard list" in held["remedy"]
 
 
 def test_a_run_full_of_problems_names_the_first_and_counts_the_rest(lines: io.StringIO) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from etl import verdict
 from etl.diff import replay
+from etl.domain.holds import Approval, held_set
 from etl.errors import Malformed, Refused
 from etl.guard import Decision, hold
 from etl.model import Fence, Span, State
@@ -243,11 +244,20 @@ def test_a_hold_that_ends_by_approval_records_who_said_so_in_the_chain():
     known = fence(TWENTY, HOURLY, held=True)
     state = State(by_id(TWENTY), frozenset({"1", "2"}), (HOURLY,))
     answer = snapshot(numbered(3, 20), after(hours=3))
-    outcome = verdict.judged(known, state, answer, Decision(), GAP, approved_by="Zoë")
+    outcome = verdict.judged(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
     assert (outcome.verdict, outcome.change_set.approved_by, outcome.span.interrupted) == ("changed", "Zoë", True)
     assert [(c.flow_id, c.kind) for c in outcome.change_set.changes] == [("1", "removed"), ("2", "removed")]
+    assert outcome.change_set.approved_scope == held_set(ALICE, {"1", "2"}).scope
     unsigned = msgspec.structs.replace(outcome.change_set, approved_by=None)
     assert outcome.hash != change_set_hash("a" * 64, unsigned)
+
+
+def test_an_approval_signs_no_version_that_removes_nothing():
+    known = fence(TWENTY, HOURLY, held=True)
+    state = State(by_id(TWENTY), frozenset({"1", "2"}), (HOURLY,))
+    answer = snapshot(numbered(1, 21), after(hours=3))
+    outcome = verdict.judged(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
+    assert (outcome.change_set.approved_by, outcome.change_set.approved_scope) == (None, None)
 
 
 def test_what_is_held_and_has_come_back_changed_is_a_change():

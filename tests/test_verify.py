@@ -201,7 +201,7 @@ def _is_not_proven(table: str, column: str, of: Target | None, version: int, was
     """What docs/verify.md says: nothing more may go unnoticed."""
     current = {PLANT: 3, QUIET: 2, OTHER_LIST: 1, APPROVED: 3, FAILING: 1}
     if table == "change_set":
-        return column == "run_id"
+        return column in {"run_id", "approved_scope"}
     if table == "observation":
         measured = {"last_asked_at", "last_at", "observations", "longest_gap_seconds", "interrupted"}
         return column in measured and of is not None and current.get(of) == version

@@ -26,6 +26,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from etl.database import connect, reading
+from etl.domain.holds import code
 from etl.errors import FlowtrailError, UsageError
 from etl.model import CHANGE_KINDS, CYCLE_LABELS
 from etl.report import Report
@@ -141,7 +142,7 @@ def test_paging_through_the_trail_gives_every_change_once(engine: Engine, world:
 # ---------------------------------------------------------------------------------------------------- what is shown
 
 
-def test_problems_come_first_and_say_what_they_are(server: HttpServer) -> None:
+def test_problems_come_first_and_say_what_they_are(server: HttpServer, engine: Engine) -> None:
     first, _, _ = get(server, "/").text.partition("Changes per day")
     said = "".join(Reader(first.partition('<ul class="problems">')[2].partition("</ul>")[0]).texts).split("\n")
     assert [line for line in said if line] == [
@@ -149,7 +150,10 @@ def test_problems_come_first_and_say_what_they_are(server: HttpServer) -> None:
         "1 target gives no valid answer.",
         "2 coverage gaps are not closed: what happens there is not seen.",
     ]
-    assert "flowtrail guard approve o1 alice" in get(server, "/held").text
+    (held,) = Report(engine).held_sets()
+    command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
+    assert command in get(server, "/held").text
+    assert command in get(server, "/").text
     assert "62109" in get(server, "/targets?show=problems").text
     assert "bob" not in get(server, "/targets?show=problems").text
 

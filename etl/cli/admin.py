@@ -1,36 +1,28 @@
-"""The commands of whoever keeps Flowtrail running: init, db, guard."""
+"""The commands of whoever keeps Flowtrail running: init, db."""
 
 from __future__ import annotations
 
-import getpass
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from etl import database, sync
+from etl import database
 from etl.cli import options, show
-from etl.cli.ask import guard_list
 from etl.cli.keeping import copy_database
-from etl.cli.running import show_report
-from etl.cli.workbench import Workbench, a_run, utc_now
+from etl.cli.workbench import Workbench
 from etl.errors import UsageError
-from etl.model import Target
 from etl.service import LEASE
 from etl.store import Store
-from etl.sync import RunReport
 
 _db = typer.Typer(help="The database and its schema.", no_args_is_help=True)
-_guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(init)
     app.add_typer(_db, name="db")
-    app.add_typer(_guard, name="guard")
 
 
 def init(
@@ -141,69 +133,3 @@ def print_grants(
 ) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
     show.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))
-
-
-_guard.command("list")(guard_list)
-
-
-@_guard.command()
-def approve(
-    context: typer.Context,
-    org_id: Annotated[str | None, typer.Argument(metavar="ORG", show_default=False)] = None,
-    user_id: Annotated[str | None, typer.Argument(metavar="USER", show_default=False)] = None,
-    expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
-    org: Annotated[
-        str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every held target.")] = False,
-    by: Annotated[
-        str | None, typer.Option("--by", help="Who approves; goes into the trail.", show_default="who you are")
-    ] = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
-    """Say that held removals are true: ask the gateway once more, and apply its answer."""
-    _exactly_one(bool(org_id and user_id), bool(org), everything)
-    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
-        bench.ready(upgrade=False)
-        store = Store(bench.engine, bench.stop)
-        held = store.held(org)
-        if org_id and user_id:
-            held = _just(Target(org_id, user_id, expression), held)
-        report = _approve(bench, store, held, by or _whoever()) if held else None
-    if report is None:
-        show.json(None) if as_json else show.say("Nothing is held.")
-        return
-    show_report(report, as_json)
-    if report.status != "succeeded":
-        raise typer.Exit(1)
-
-
-def _exactly_one(*given: bool) -> None:
-    if sum(given) != 1:
-        raise UsageError("Say which: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
-
-
-def _just(target: Target, held: list[Target]) -> list[Target]:
-    if target not in held:
-        raise UsageError(f"Nothing of {target} is held: `flowtrail guard list` shows what waits.")
-    return [target]
-
-
-def _approve(bench: Workbench, store: Store, held: list[Target], by: str) -> RunReport | None:
-    return sync.run(
-        bench.kit(store),
-        a_run("approval", len(held)),
-        held,
-        bench.settings.coverage_gap,
-        bench.batches,
-        clock=utc_now,
-        approved_by=by,
-    )
-
-
-def _whoever() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"

@@ -1,4 +1,4 @@
-"""The commands that only read: status, flows, changes, history, guard list, verify."""
+"""The commands that only read: status, flows, changes, history."""
 
 from __future__ import annotations
 
@@ -233,15 +233,6 @@ def history(
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(bench).history(flow=flow_id, org=org, user=user)
         _print(rows, _columns(columns, "never seen"), limit, as_json)
-
-
-def guard_list(
-    context: typer.Context, org: options.Org = None, as_json: options.Json = False, config_file: options.Config = None
-) -> None:
-    """Show the removals that wait for a person, and why."""
-    with options.open_workbench(context, config_file) as bench:
-        columns = ("org_id", "user_id", "expression", "held_since", "flow_id", "flow_name", "cycle", "reason")
-        _print(_report(bench).holds(org=org), _columns(columns, "nothing is held"), None, as_json)
 
 
 def _report(bench: Workbench) -> Report:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, or_, select
 
 from etl.database import reading
-from etl.model import CYCLE_LABELS
+from etl.domain.holds import HeldSet, held_set
+from etl.model import CYCLE_LABELS, Target
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.names import contains, contains_sql, pattern
 from etl.report.rows import (
@@ -175,6 +178,11 @@ class Report:
             .order_by(*key, workflow.c.flow_id)
         )
         return stream(self._engine, held, HeldRemoval)
+
+    def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
+        """What is held of each target, by organisation, user and expression."""
+        for key, removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2)):
+            yield held_set(Target(*key), (removal.flow_id for removal in removals))
 
     def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""

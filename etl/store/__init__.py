@@ -60,10 +60,6 @@ class Store:
         """The states of ``target_ids`` as they are now."""
         return self._read(lambda connection: fences.read_states(connection, target_ids)) if target_ids else {}
 
-    def held(self, org_id: str | None = None) -> list[Target]:
-        """The targets with held removals, of one organisation or of all."""
-        return self._read(lambda connection: fences.held_targets(connection, org_id))
-
     def apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``)."""
         began = time.monotonic()

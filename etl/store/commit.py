@@ -222,7 +222,7 @@ def _insert_change_sets(
 
 _CHANGE_SET: Final = (
     "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest",
-    *CHANGE_KINDS, "approved_by", "parent_hash", "hash",
+    *CHANGE_KINDS, "approved_by", "approved_scope", "parent_hash", "hash",
 )  # fmt: skip
 
 
@@ -239,6 +239,7 @@ def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made:
         made.state_digest,
         *(counts[kind] for kind in CHANGE_KINDS),
         made.approved_by,
+        made.approved_scope,
         outcome.fence.head_hash or GENESIS,
         outcome.hash,
     )

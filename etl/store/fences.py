@@ -112,14 +112,6 @@ def register(connection: Connection, targets: Sequence[Target], new: Collection[
     return known
 
 
-def held_targets(connection: Connection, org_id: str | None) -> list[Target]:
-    """The targets with held removals, by name."""
-    held = select(*_KEY).where(target.c.held_since.is_not(None), target.c.retired_at.is_(None)).order_by(*_KEY)
-    if org_id is not None:
-        held = held.where(target.c.org_id == org_id)
-    return [Target(*row) for row in connection.execute(held)]
-
-
 def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, State]:
     """The workflows, held removals and current spans of each of ``target_ids``."""
     flows: dict[int, dict[str, Flow]] = {target_id: {} for target_id in target_ids}

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from etl import guard
+from etl.domain.holds import Approval
 from etl.errors import DatabaseError
 from etl.model import Outcome, Target
 from etl.store import NewRun
@@ -49,7 +50,7 @@ def run(
     *,
     clock: Callable[[], dt.datetime],
     own_gap: Callable[[Target], dt.timedelta | None] = lambda target: None,
-    approved_by: str | None = None,
+    approval: Approval | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> RunReport | None:
     """One run over ``targets``, each once; None where its slot has been taken by another run.
@@ -63,7 +64,7 @@ def run(
     run_id = kit.store.begin_run(new_run, clock())
     if run_id is None:
         return None
-    order = Order(run_id=run_id, coverage_gap=coverage_gap, approved_by=approved_by)
+    order = Order(run_id=run_id, coverage_gap=coverage_gap, approval=approval)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(kit, run_id):
         tally = _settle(kit, order, targets, own_gap, Crew(kit, executor, elsewhere))
     status = tally.status(aborted=kit.stop.is_set() and tally.settled < len(targets))

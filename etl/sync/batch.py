@@ -6,7 +6,7 @@ import contextvars
 import datetime as dt
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from etl import guard, verdict
+from etl.domain.holds import Approval, code, held_set
 from etl.errors import DatabaseError, DatabaseUnreachable, GatewayError, GatewayUnreachable, Interrupted, Malformed
 from etl.gateway import Gateway, reread_strictly
 from etl.guard import Decision, Limits
@@ -61,8 +62,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     coverage_gap: dt.timedelta
     """A longer silence ends a span; ``gaps`` has the targets whose schedule says otherwise."""
     gaps: Mapping[Target, dt.timedelta] = {}
-    approved_by: str | None = None
-    """Whoever says that the held removals are true; None in every run but an approval."""
+    approval: Approval | None = None
+    """By whom held removals are said to be true, and which; None in every run but an approval."""
 
 
 class Emptied(NamedTuple):
@@ -186,7 +187,7 @@ class Batch:
     def _answer(self, fence: Fence, own_connection: bool) -> Asked:
         """A kept connection may say that nothing is new; any other answer must be the only one of its connection."""
         fetch = self._kit.gateway.fetch
-        judged_anyway = fence.held or not fence.version or self._order.approved_by is not None
+        judged_anyway = fence.held or not fence.version or self._order.approval is not None
         known = None if judged_anyway else fence.data_hash
         snapshot = fetch(fence.target, known, own_connection=own_connection or judged_anyway)
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
@@ -221,7 +222,7 @@ class Batch:
             if decision.ask_again:
                 doubted.append((fence, state))
             else:
-                yield verdict.judged(fence, state, snapshot, decision, self._gap(fence), self._order.approved_by)
+                yield verdict.judged(fence, state, snapshot, decision, self._gap(fence), self._order.approval)
         yield from self._judge_second_answers(doubted)
 
     def _judge_second_answers(self, doubted: Sequence[tuple[Fence, State]]) -> Iterator[Outcome]:
@@ -247,9 +248,15 @@ class Batch:
         answered = {flow.flow_id for flow in snapshot.flows or ()}
         if fence.version == 0:
             return guard.weigh_first(answered)
-        if self._order.approved_by is not None:
-            return guard.approve(state.flows.keys(), state.missing, answered)
+        if self._order.approval is not None:
+            return self._approve(self._order.approval, fence.target, state, answered)
         return guard.weigh(state.flows.keys(), state.missing, answered, self._kit.limits)
+
+    def _approve(self, approval: Approval, target: Target, state: State, answered: Set[str]) -> Decision:
+        held = held_set(target, state.missing)
+        if approval.covers(target, held.scope):
+            return guard.approve(state.flows.keys(), state.missing, answered)
+        return guard.refuse_approval(state.flows.keys(), answered, code(held.scope))
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
         if self._order.run_id is None:

@@ -11,7 +11,7 @@ from etl.sync.report import Problematic, RunReport
 
 _NAMED_AT_MOST: Final = 20
 """Targets of one run that get a line of their own; the rest are counted."""
-_HELD: Final = "look at `flowtrail guard list`; what is really gone is removed by `flowtrail guard approve`"
+_HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
 _REFUSED: Final = (
     "grant the right in EnOS, or take the target out of its schedule; it is asked on, and not named again until then"

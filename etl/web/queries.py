@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, TextClause, bindparam, text
+from sqlalchemy import BigInteger, Connection, Engine, TextClause, bindparam, column, text
 
 from etl.database import reading
-from etl.model import CYCLE_LABELS
+from etl.domain.holds import code, held_set
+from etl.model import CYCLE_LABELS, Target
 from etl.report import HeldRemoval, SyncRun, TargetHealth, WorkflowEvent
 from etl.report.names import contains_sql, pattern
 from etl.report.rows import sql_columns
@@ -187,10 +188,10 @@ def gap_counts(connection: Connection) -> tuple[int, int]:
 
 
 def holds(connection: Connection, *, org: str = "", limit: int, offset: int = 0) -> list[Hold]:
-    """The targets whose removals are held, the oldest hold first, each with the latest reason."""
+    """The targets whose removals are held, the oldest hold first, each with the latest reason and its code."""
     given = _given(org_id=org)
     sql = f"""
-    SELECT t.org_id, t.user_id, t.expression, t.held_since,
+    SELECT t.id, t.org_id, t.user_id, t.expression, t.held_since,
            (SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL), t.flow_count,
            (SELECT i.message FROM sync_issue i WHERE i.target_id = t.id AND i.verdict = 'held'
             ORDER BY i.id DESC LIMIT 1)
@@ -198,7 +199,20 @@ def holds(connection: Connection, *, org: str = "", limit: int, offset: int = 0)
     WHERE t.held_since IS NOT NULL AND t.retired_at IS NULL{_equal("t.", given)}
     ORDER BY t.held_since, t.org_id, t.user_id, t.expression LIMIT :limit OFFSET :offset
     """
-    return _rows(connection, sql, Hold, limit=limit, offset=offset, **given)
+    columns = [column("target_id", BigInteger), *sql_columns(Hold)[:-1]]
+    rows = connection.execute(text(sql).columns(*columns), {"limit": limit, "offset": offset, **given}).all()
+    missing = _missing(connection, [target_id for target_id, *_ in rows])
+    codes = {number: code(held_set(Target(*key), missing[number]).scope) for number, *key in (row[:4] for row in rows)}
+    return [Hold._make((*hold, codes[number])) for number, *hold in rows]
+
+
+def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[str]]:
+    """The workflows whose removal is held, of each of these targets."""
+    sql = text("SELECT target_id, flow_id FROM workflow WHERE target_id IN :ids AND missing_since IS NOT NULL")
+    missing: dict[int, list[str]] = {target_id: [] for target_id in target_ids}
+    for target_id, flow_id in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
+        missing[target_id].append(flow_id)
+    return missing
 
 
 def held_workflows(

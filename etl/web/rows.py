@@ -89,6 +89,8 @@ class Hold(NamedTuple):
     held_removals: int
     flow_count: int
     reason: str | None
+    code: str
+    """What ``guard approve`` is given to approve just this."""
 
 
 class Restless(NamedTuple):

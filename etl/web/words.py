@@ -72,8 +72,8 @@ def workflow_path(flow_id: str, org_id: str = "") -> str:
     return path + ("?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in where.items()) if where else "")
 
 
-def approval(org_id: str, user_id: str, expression: str) -> str:
-    """The command that approves what is held of a target, to be pasted into a shell."""
+def approval(org_id: str, user_id: str, expression: str, code: str) -> str:
+    """The command that approves exactly what is held of a target, to be pasted into a shell."""
     option = [f"--expression={expression}"] if expression else []
     ends = ["--"] if org_id.startswith("-") or user_id.startswith("-") else []
-    return printable(shlex.join(["flowtrail", "guard", "approve", *option, *ends, org_id, user_id]))
+    return printable(shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id]))

@@ -167,6 +167,7 @@ def change_set() -> None:
         text("state_digest"),
         *counts("baseline", *KINDS),
         text("approved_by", null=True),
+        text("approved_scope", null=True),
         text("parent_hash"),
         text("hash"),
         primary("change_set", "id"),
@@ -178,7 +179,8 @@ def change_set() -> None:
             "version": "version >= 1 AND (version = 1) = (kind = 'baseline')",
             "interval": "(kind = 'baseline') = (last_unchanged_at IS NULL)",
             "counts": none_negative("flow_count", "baseline", *KINDS),
-            "digests": sha256("state_digest", "parent_hash", "hash"),
+            "digests": sha256("state_digest", "approved_scope", "parent_hash", "hash"),
+            "approval": "(approved_by IS NULL) = (approved_scope IS NULL)",
         },
         comment="One version of a target, chained by hashes. Append-only.",
     )

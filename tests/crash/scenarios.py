@@ -99,7 +99,7 @@ def _failed(place: Place) -> None:
     world.set_flows(ORG, BOB, seen)
 
 
-APPROVE = ("guard", "approve", "--all", "--by", "somebody")
+APPROVE = ("guard", "approve", "--all", "--expect", "any", "--by", "somebody")
 UPGRADE = ("db", "upgrade")
 
 SCENARIOS = (

@@ -1,0 +1,238 @@
+"""The commands for removals that wait for a person: guard list, guard approve."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+
+from etl import database, sync
+from etl.cli import options, show
+from etl.cli.running import show_report
+from etl.cli.workbench import Workbench, a_run, utc_now
+from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
+from etl.errors import UsageError
+from etl.model import Target
+from etl.report import HeldRemoval, Report
+from etl.store import Store
+from etl.sync import RunReport
+
+_ANY: Final = "any"
+_SHOWN: Final = 200
+"""Rows of a table on a screen."""
+_LONGEST_NAME: Final = 200
+_COLUMNS: Final = (
+    *("org_id", "user_id", "expression", "code", "held_since"),
+    *("flow_id", "flow_name", "cycle", "reason"),
+)
+
+_guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(_guard, name="guard")
+
+
+class _Wanted(NamedTuple):
+    """Whose removals are to be approved: one target's, an organisation's, or all."""
+
+    org: str | None
+    target: Target | None
+
+    def held(self, report: Report) -> list[HeldSet]:
+        found = report.held_sets(org=self.org)
+        return [each for each in found if self.target in (None, each.target)]
+
+    def __str__(self) -> str:
+        return str(self.target) if self.target else f"organisation {self.org}" if self.org else "all targets"
+
+
+@_guard.command("list")
+def list_held(
+    context: typer.Context, org: options.Org = None, as_json: options.Json = False, config_file: options.Config = None
+) -> None:
+    """Show the removals that wait for a person, why, and the codes that `guard approve` asks for."""
+    with options.open_workbench(context, config_file) as bench:
+        report = _report(bench)
+        codes = _codes(report.held_sets())
+        if as_json:
+            show.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
+            return
+        _show_rows(_rows(report.holds(org=org)))
+    scope = codes.by_org.get(org) if org else codes.of_all
+    if scope:
+        which = f"--org {shlex.quote(org)}" if org else "--all"
+        show.say("To approve one target: `flowtrail guard approve ORG USER --expect CODE`.")
+        show.say(f"To approve all of them: `flowtrail guard approve {which} --expect {scope}`.")
+
+
+@_guard.command()
+def approve(
+    context: typer.Context,
+    org_id: Annotated[str | None, typer.Argument(metavar="ORG", show_default=False)] = None,
+    user_id: Annotated[str | None, typer.Argument(metavar="USER", show_default=False)] = None,
+    expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
+    org: Annotated[
+        str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every held target.")] = False,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            "--expect",
+            metavar="CODE",
+            help="The code of what you have seen in `guard list`; 'any' approves whatever is held by now.",
+            show_default="asked for on a terminal",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Who approves; goes into the trail before your login.", show_default="your login"),
+    ] = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Say that held removals are true: ask the gateway once more, and apply its answer."""
+    wanted = _wanted(org_id, user_id, expression, org, everything)
+    _check_expected(expect)
+    signature = _signature(by)
+    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
+        bench.ready(upgrade=False)
+        report = _report(bench)
+        held = wanted.held(report)
+        if not held and (wanted.target or expect not in (None, _ANY)):
+            raise UsageError(f"Nothing of {wanted} is held: `flowtrail guard list` shows what waits.")
+        done = None
+        if held:
+            _check_seen(report, wanted, held, expect, as_json=as_json)
+            scopes = None if expect == _ANY else {each.target: each.scope for each in held}
+            done = _approve(bench, [each.target for each in held], Approval(signature, scopes))
+    if done is None:
+        show.json(None) if as_json else show.say("Nothing is held.")
+        return
+    show_report(done, as_json)
+    if done.status != "succeeded":
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------ what is approved
+
+
+def _wanted(org_id: str | None, user_id: str | None, expression: str, org: str | None, everything: bool) -> _Wanted:
+    if sum((bool(org_id and user_id), bool(org), everything)) != 1 or (org_id and not user_id):
+        raise UsageError("Say which: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
+    if org_id and user_id:
+        return _Wanted(org_id, Target(org_id, user_id, expression))
+    return _Wanted(org, None)
+
+
+def _check_expected(expect: str | None) -> None:
+    if expect not in (None, _ANY) and not is_code(expect or ""):
+        raise UsageError(f"--expect takes a code from `flowtrail guard list`, or 'any', not {expect!r}.")
+
+
+def _check_seen(report: Report, wanted: _Wanted, held: Sequence[HeldSet], expect: str | None, *, as_json: bool) -> None:
+    """Whether this very set is approved. Raises UsageError, or Exit where a person says no."""
+    scope = held[0].scope if wanted.target else scope_of_all(held)
+    removals = sum(each.removals for each in held)
+    if expect is None:
+        _ask_person(report, wanted, scope, removals, as_json=as_json)
+    elif expect != _ANY and not fits(expect, scope):
+        raise UsageError(
+            f"Not approved: what is held of {wanted} is another set than {expect} stands for, {removals} removals "
+            f"with the code {code(scope)}; look at `flowtrail guard list` before you approve those."
+        )
+
+
+def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, as_json: bool) -> None:
+    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "Say what you approve: `--expect CODE`, with the code from `flowtrail guard list`, "
+            "or `--expect any` for whatever is held by now."
+        )
+    shown = (each for each in report.holds(org=wanted.org) if wanted.target in (None, Target(*each[:3])))
+    _show_rows(_rows(shown))
+    if not typer.confirm(f"Are these {removals} removals (code {code(scope)}) true?"):
+        show.say("Nothing was approved.")
+        raise typer.Exit(1)
+
+
+def _approve(bench: Workbench, targets: Sequence[Target], approval: Approval) -> RunReport | None:
+    return sync.run(
+        bench.kit(Store(bench.engine, bench.stop)),
+        a_run("approval", len(targets)),
+        targets,
+        bench.settings.coverage_gap,
+        bench.batches,
+        clock=utc_now,
+        approval=approval,
+    )
+
+
+def _signature(by: str | None) -> str:
+    """The name that goes into the trail: whatever a person says, and the login that the system knows."""
+    login = f"{_login()}@{socket.gethostname()}"
+    if not by:
+        return login
+    if not by.isprintable() or len(by) > _LONGEST_NAME:
+        raise UsageError(f"--by must be printable text of at most {_LONGEST_NAME} characters.")
+    return f"{by} ({login})"
+
+
+def _login() -> str:
+    """By the process's user id: the environment may say anything."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+class _Codes(NamedTuple):
+    """The codes over several targets."""
+
+    of_all: str
+    by_org: Mapping[str, str]
+
+    def columns(self, org_id: str) -> dict[str, str]:
+        return {"org_code": self.by_org.get(org_id, ""), "all_code": self.of_all}
+
+
+def _codes(held_sets: Iterable[HeldSet]) -> _Codes:
+    held = list(held_sets)
+    by_org = {
+        org_id: code(scope_of_all(of_org)) for org_id, of_org in groupby(held, key=lambda each: each.target.org_id)
+    }
+    return _Codes(code(scope_of_all(held)) if held else "", by_org)
+
+
+def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
+    """Each with the code of its target's held set."""
+    for key, of_target in groupby(removals, key=itemgetter(0, 1, 2)):
+        listed = list(of_target)
+        own = code(held_set(Target(*key), (removal.flow_id for removal in listed)).scope)
+        yield from ({**removal._asdict(), "code": own} for removal in listed)
+
+
+def _show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+    listed = list(islice(rows, _SHOWN + 1))
+    used = [c for c in _COLUMNS if any(row[c] not in (None, "") for row in listed)]
+    show.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held")
+    if len(listed) > _SHOWN:
+        show.complain(f"There are more than these {_SHOWN}: `flowtrail guard list --json` has every one.", "dim")
+
+
+def _report(bench: Workbench) -> Report:
+    database.require_current(bench.engine, create_if_empty_sqlite=False)
+    return Report(bench.engine)
