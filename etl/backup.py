@@ -6,14 +6,14 @@ import contextlib
 import os
 import shlex
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine
 
 from etl import database
-from etl.disk import PRIVATE, errors_named, part_of, sync, sync_folder
+from etl.disk import beside, errors_named, part_file, sync, sync_folder
 from etl.errors import DatabaseError, FlowtrailError, UsageError
 
 FIRST_PAGES: Final = 2_000
@@ -23,7 +23,6 @@ _MORE: Final = 4
 _AT_ONCE: Final = 2_000_000
 """From so many pages on (8 GB), all of them: a writer waits, but the copy ends."""
 _SECURED: Final = ("ssl", "gss", "krb", "channel_binding", "require_auth")
-_BESIDE: Final = ("-journal", "-wal", "-shm")
 
 Progress = Callable[[int, int], None]
 """Pages that are copied, of all."""
@@ -45,17 +44,10 @@ def backup(engine: Engine, file: Path, *, force: bool = False, progress: Progres
     """
     file = file.resolve()
     _refuse(engine, file, force=force)
-    part = part_of(file)
-    with errors_named(file):
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE))
-    try:
+    with errors_named(file), part_file(file) as part:
         _copy(engine, part, progress)
         _check(part, engine)
-        with errors_named(file):
-            _take_name(part, file, force=force)
-    finally:
-        for path in (part, *_beside(part)):
-            path.unlink(missing_ok=True)
+        _take_name(part, file, force=force)
 
 
 def dump_of(engine: Engine, file: Path) -> Dump:
@@ -95,9 +87,9 @@ def _refuse(engine: Engine, file: Path, *, force: bool) -> None:
         raise UsageError(f"{file} is a folder: name a file in it.")
     if file.exists() and not force:
         raise UsageError(f"{file} is there already and was left alone: name another file, or say --force.")
-    for beside in _beside(file):
-        if beside.exists():
-            raise UsageError(f"{beside} shows that {file} is or was a database in use: name another file.")
+    for other in beside(file):
+        if other.exists():
+            raise UsageError(f"{other} shows that {file} is or was a database in use: name another file.")
 
 
 def _copy(engine: Engine, part: Path, progress: Progress) -> None:
@@ -189,7 +181,3 @@ def _take_name(part: Path, file: Path, *, force: bool) -> None:
         except OSError:  # a file system without hard links
             part.rename(file)
     sync_folder(file.parent)
-
-
-def _beside(file: Path) -> Iterator[Path]:
-    return (file.with_name(file.name + suffix) for suffix in _BESIDE)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
+import shutil
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,11 +18,88 @@ from etl.errors import FlowtrailError, UsageError
 
 PRIVATE: Final = 0o600
 """The mode of a new file: for its owner only."""
+_PART: Final = re.compile(r"\..+\.[0-9a-f]{8}\.flowtrail-part").fullmatch
+_LONGEST_NAME: Final = 200
+_OLD_SECONDS: Final = 60
 
 
-def part_of(path: Path) -> Path:
-    """A name beside ``path`` that nobody else has, for what is to take its place when it is whole."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+@contextlib.contextmanager
+def part_file(path: Path) -> Iterator[Path]:
+    """An empty file beside ``path`` that is to take its name when it is whole; gone when the block ends otherwise.
+
+    What a killed process left in that folder is removed first.
+    """
+    remove_abandoned(path.parent)
+    part = _part_of(path)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE))
+    with _held(part):
+        yield part
+
+
+@contextlib.contextmanager
+def part_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path``, as ``part_file`` makes a file."""
+    remove_abandoned(path.parent)
+    part = _part_of(path)
+    part.mkdir(mode=0o700)
+    with _held(part):
+        yield part
+
+
+def beside(database: Path) -> Iterator[Path]:
+    """The files that SQLite may have beside a database."""
+    return (database.with_name(database.name + suffix) for suffix in ("-journal", "-wal", "-shm"))
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove our own unfinished files and folders in ``folder`` that no process works on any more.
+
+    Whoever works on one has it locked; the minute is for the moment between making and locking it.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if _PART(name):
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(folder / name)
+
+
+def _part_of(path: Path) -> Path:
+    """A name that nobody else has, and that shows whose it is."""
+    name = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.flowtrail-part")
+
+
+@contextlib.contextmanager
+def _held(part: Path) -> Iterator[None]:
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems have no locks: there nothing is ever removed later
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        _remove(part)
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(part: Path) -> None:
+    found = part.lstat()
+    is_ours = found.st_uid == os.geteuid() and (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode))
+    if not is_ours or time.time() - found.st_mtime < _OLD_SECONDS:
+        return
+    descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(part)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+        return
+    for path in (part, *beside(part)):
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

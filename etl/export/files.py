@@ -6,13 +6,12 @@ import contextlib
 import functools
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from etl.disk import PRIVATE, errors_named, part_of, sync_folder
+from etl.disk import errors_named, part_file, part_folder, sync_folder
 from etl.errors import UsageError
 
 _errors_named: Final = functools.partial(errors_named, but=BrokenPipeError)
@@ -32,21 +31,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with _errors_named(path), path.open("wb") as device:
             yield device
         return
-    part = part_of(path)
-    with _errors_named(path):
-        file = os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE), "w+b")
-    try:
-        with _errors_named(path):
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is not None:
-                part.chmod(stat.S_IMODE(mode))
-            part.replace(path)
-            sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    with _errors_named(path), part_file(path) as part:
+        with part.open("r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            part.chmod(stat.S_IMODE(mode))
+        part.replace(path)
+        sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -55,15 +48,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve()
     if path.exists():
         raise UsageError(f"{path} is there already: name a new folder for the files of an export in parts.")
-    part = part_of(path)
-    try:
-        with _errors_named(path):
-            part.mkdir(mode=0o700)
-            yield part
-            part.rename(path)
-            sync_folder(path.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with _errors_named(path), part_folder(path) as part:
+        yield part
+        part.rename(path)
+        sync_folder(path.parent)
 
 
 def sha256_of(path: Path) -> str:
