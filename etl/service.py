@@ -159,8 +159,9 @@ class Service:
 
     def next_fire_times(self) -> dict[str, dt.datetime]:
         """When each schedule is due next."""
-        now = self._clock()
-        return {schedule.name: schedule.slots.next_after(now) for schedule in self.schedules}
+        now, schedules = self._clock(), self.schedules
+        next_after = {slots: slots.next_after(now) for slots in {schedule.slots for schedule in schedules}}
+        return {schedule.name: next_after[schedule.slots] for schedule in schedules}
 
     @property
     def turns_over(self) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -31,9 +32,13 @@ from etl.database import connect
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.guard import Limits
+from etl.model import Target
 from etl.service import STUCK_SECONDS, Identity, Service
+from etl.slots import Every
 from etl.store import Store
 from etl.sync import Kit
+from etl.web import HttpServer
+from etl.web.health import Health, health_routes, without_pages
 
 
 @pytest.fixture
@@ -220,6 +225,29 @@ def test_a_silent_database_does_not_hold_up_the_end_beyond_the_grace_period(
         other.execute("LOCK TABLE lease IN ACCESS EXCLUSIVE MODE")
         assert service.stop() == 0
     assert service.log[-1]["event"] == "ended_by_force"
+
+
+def test_freshness_names_a_hundred_schedules_the_overdue_ones_first(engine_of_file: Engine) -> None:
+    """With ten thousand of them, a probe would get a megabyte every few seconds."""
+    schedules = [
+        Schedule(name=f"s{n:03}", path=Path("x"), slots=Every(dt.timedelta(hours=1)), targets=(Target(ORG, f"u{n}"),))
+        for n in range(150)
+    ]
+    health = Health(
+        engine_of_file,
+        now=utc_now,
+        turns_over=lambda: True,
+        role=lambda: "active",
+        schedules=lambda: schedules,
+        known_since=lambda: {"s149": utc_now() - dt.timedelta(hours=9)},
+    )
+    with HttpServer(without_pages(health_routes(health), []), "127.0.0.1", 0) as server:
+        with pytest.raises(urllib.error.HTTPError) as overdue:
+            urllib.request.urlopen(f"{server.url}/freshness", timeout=PATIENCE_SECONDS)
+        with overdue.value as answer:
+            said = json.load(answer)
+    assert (said["overdue"], len(said["schedules"]), said["schedules_left_out"]) == (1, 100, 50)
+    assert [*said["schedules"]][:2] == ["s149", "s000"]
 
 
 # ------------------------------------------------------------------------------------------- a stop while it starts

@@ -24,7 +24,9 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.gateway import faults, translation
-from etl.metrics import CODES, Metrics, Sight
+from etl.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, Sight
+from etl.model import Target
+from etl.vitals import Overdue, Vitals
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -63,7 +65,11 @@ def service(flowtrail: Program) -> Iterator[Running]:
 
 def scraped(service: Running) -> Samples:
     """Every sample, by its name and its labels."""
-    families = text_string_to_metric_families(service.get("/metrics")[1])
+    return of(service.get("/metrics")[1])
+
+
+def of(exposition: str) -> Samples:
+    families = text_string_to_metric_families(exposition)
     return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
 
 
@@ -158,22 +164,42 @@ def _is_code(node: ast.AST) -> bool:
     return isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant)
 
 
+def sight(**known: Any) -> Sight:
+    nothing = {"role": "active", "alive": True, "ready": True, "database_up": True, "runs_under_way": 0}
+    return Sight(**{**nothing, "clock_skew_seconds": None, "vitals": None, **known})
+
+
+def vitals(**known: Any) -> Vitals:
+    sums = dict.fromkeys(("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed"), 0)
+    return Vitals(**{**sums, "last_observation_at": None, "last_change_at": None, "refused_targets": (), **known})
+
+
 def test_what_the_database_does_not_say_is_left_out() -> None:
     metrics = Metrics()
-    metrics.watch(
-        lambda: Sight(
-            role="database_unreachable",
-            alive=True,
-            ready=False,
-            database_up=False,
-            runs_under_way=0,
-            clock_skew_seconds=None,
-            vitals=None,
-        )
-    )
+    metrics.watch(lambda: sight(role="database_unreachable", ready=False, database_up=False))
     told = metrics.render("")[0].decode()
     assert 'flowtrail_health{check="fresh"} 0.0' in told
     assert not re.search("^flowtrail_(targets|held_removals|last_observation|gateway_clock_skew)", told, re.MULTILINE)
+
+
+def test_the_schedules_beyond_a_thousand_are_told_together() -> None:
+    names = [f"s{number:04}" for number in range(MOST_SCHEDULES + 2)]
+    at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    success = {name: at + dt.timedelta(minutes=number) for number, name in enumerate(names)}
+    late = tuple(Overdue(name, Target("o1", "ann"), None, None, None) for name in (names[0], *names[-2:]))
+    metrics = Metrics()
+    metrics.know(names)
+    metrics.watch(lambda: sight(vitals=vitals(last_success_at=success, overdue=late)))
+    for name in names:
+        metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures=())
+    samples = of(metrics.render("")[0].decode())
+    schedules = {dict(labels)["schedule"] for _, labels in samples if "schedule" in dict(labels)}
+    assert schedules == {*names[:MOST_SCHEDULES], OTHERS}
+    assert value(samples, "runs_total", schedule=OTHERS, status="succeeded") == 2
+    overdue = [value(samples, "targets_overdue", schedule=each) for each in (names[0], names[1], OTHERS)]
+    assert overdue == [1, 0, 2]
+    oldest = value(samples, "schedule_last_success_timestamp_seconds", schedule=OTHERS)
+    assert oldest == success[names[MOST_SCHEDULES]].timestamp()
 
 
 # --------------------------------------------------------------------------------------------------- what builds on it

@@ -8,9 +8,10 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from builders import START, Diary, numbered
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from etl import vitals
 from etl.config import Schedule
@@ -159,6 +160,39 @@ def test_the_last_success_is_the_last_run_of_the_schedule_that_got_something_thr
     run(engine, START + 9 * HOUR, name="others")
     found = vitals.read(engine, [schedule(ANN)], START + 9 * HOUR)
     assert found.last_success_at == {"plants": START + HOUR + dt.timedelta(seconds=5)}
+
+
+# --------------------------------------------------------------------------------------------------- many schedules
+
+
+def many(count: int) -> list[Schedule]:
+    return [msgspec.structs.replace(schedule(Target("o1", f"u{n}")), name=f"s{n}") for n in range(count)]
+
+
+def test_each_of_many_schedules_is_judged_by_its_own_runs(engine: Engine, diary: Diary) -> None:
+    """One that succeeds, one that fails, one whose run is under way, one that never ran; and none takes another's."""
+    succeeds, fails, begins, waits = schedules = many(4)
+    for hours in range(5):
+        run(engine, START + hours * HOUR, name=succeeds.name)
+        run(engine, START + hours * HOUR, "failed", name=fails.name)
+    run(engine, START + 4 * HOUR, "running", name=begins.name)
+    diary.store.fences([fails.targets[0]], register=True)
+    now = START + 4 * HOUR + dt.timedelta(minutes=2)
+    found = vitals.read(engine, schedules, now, dict.fromkeys((each.name for each in schedules), START))
+    assert found.last_success_at == {
+        succeeds.name: START + 4 * HOUR + dt.timedelta(seconds=5),
+        **dict.fromkeys((fails.name, begins.name, waits.name)),
+    }
+    assert found.overdue_by_schedule == {succeeds.name: 0, fails.name: 0, begins.name: 0, waits.name: 1}
+
+
+def test_a_reading_asks_as_few_questions_of_a_thousand_schedules_as_of_one(engine: Engine) -> None:
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    vitals.read(engine, many(1), START)
+    of_one = len(asked)
+    assert len(vitals.read(engine, many(1000), START).last_success_at) == 1000
+    assert len(asked) == 2 * of_one
 
 
 # --------------------------------------------------------------------------------------------------- a glance

@@ -179,7 +179,7 @@ def serve(
         service = Service(
             bench.kit(store),
             Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
-            lambda: _load_schedules(bench),
+            lambda: _load_schedules(bench, metrics),
             coverage_gap=bench.settings.coverage_gap,
             grace=bench.settings.service.grace,
             max_retired_share=bench.settings.guard.max_emptied_share,
@@ -224,8 +224,10 @@ def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
     )
 
 
-def _load_schedules(bench: Workbench) -> Sequence[Schedule]:
-    return config.load_schedules(bench.settings)
+def _load_schedules(bench: Workbench, metrics: Metrics) -> Sequence[Schedule]:
+    schedules = config.load_schedules(bench.settings)
+    metrics.know(schedule.name for schedule in schedules)
+    return schedules
 
 
 def check(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:

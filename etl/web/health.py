@@ -111,16 +111,18 @@ def _ready(engine: Engine) -> bool:
 
 
 def _told(found: Vitals) -> dict[str, Any]:
+    schedules = [
+        (name, {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])})
+        for name, overdue in sorted(found.overdue_by_schedule.items(), key=lambda each: (-each[1], each[0]))
+    ]
     return {
         "status": "fresh" if found.fresh else "overdue",
         "overdue": len(found.overdue),
         "refused": found.refused,
         "failing": found.failing,
         "held": found.held,
-        "schedules": {
-            name: {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])}
-            for name, overdue in found.overdue_by_schedule.items()
-        },
+        "schedules": dict(schedules[:_NAMED_AT_MOST]),
+        "schedules_left_out": len(schedules[_NAMED_AT_MOST:]),
         "targets": [
             {
                 "schedule": each.schedule,
