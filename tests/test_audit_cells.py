@@ -188,3 +188,12 @@ def test_every_flow_of_an_opening_is_proven(tmp_path: Path) -> None:
     reversed_flows = {**PART, "openings": copy.deepcopy(PART["openings"])}
     reversed_flows["openings"][0]["flows"].reverse()
     assert part_findings(reversed_flows, tmp_path)
+
+
+def test_an_opening_is_proven_by_the_seal_of_its_run(tmp_path: Path) -> None:
+    for number in [row["run_id"] for row in PART["hashes"]]:
+        rows = copy.deepcopy(PART)
+        rows["hashes"] = [row for row in rows["hashes"] if row["run_id"] != number]
+        rows["runs"][number - 1]["opened"] = "no"
+        named = [line for line in findings(rows, tmp_path, since=BEGIN) if f"is not in run {number} (seal" in line]
+        assert named, number

@@ -658,7 +658,8 @@ class Chain:
             require_possible(span, at)
             before = self.latest
             if before is not None and min(first, span["last_asked_at"]) <= before["last_at"]:
-                raise Broken(at, f"observation.first_at is {moment(first)}, before the span before had ended")
+                ended = moment(before["last_at"])
+                raise Broken(at, f"observation: first_at and last_asked_at should be after {ended}, the span before")
             if first < self.observed_at:
                 raise Broken(at, f"observation.first_at is {moment(first)}, before the version was observed")
             known = before is not None or (self.version == 1 and not opens)
