@@ -8,6 +8,7 @@ import os
 import pwd
 import signal
 import socket
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,6 +191,23 @@ def test_a_plan_in_json_prints_a_change_when_its_answer_is_there(
     assert planned["targets"]["changed"] == 1
 
 
+def test_a_view_that_somebody_altered_is_a_finding_of_verify(flowtrail: Program, world: World) -> None:
+    """It makes `changes` lie, while every row of the trail is as it was."""
+    flowtrail.json("sync")
+    world.remove_flow(ORG, "1")
+    flowtrail.json("sync")
+    assert flowtrail("verify").returncode == 0
+    database = sqlite3.connect(flowtrail.folder / "flowtrail.db")
+    ((view,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'workflow_event'")
+    database.executescript(f"DROP VIEW workflow_event; {view} WHERE c.kind <> 'removed';")
+    database.close()
+    assert flowtrail.json("changes", "--kind", "removed") == []
+    done = flowtrail("verify", "--json")
+    assert done.returncode == 1
+    (finding,) = json.loads(done.stdout)
+    assert (finding["what"], finding["found"]) == ("the schema", "not: view workflow_event was altered")
+
+
 def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> None:
     assert flowtrail("check").returncode == 0
     world.remove_user(ORG, BOB)
@@ -224,8 +242,6 @@ def test_a_database_that_is_not_there_is_exit_3_without_a_password(flowtrail: Pr
 
 def test_an_older_schema_is_exit_3_and_names_the_command(flowtrail: Program) -> None:
     flowtrail.json("sync")
-    import sqlite3
-
     with sqlite3.connect(flowtrail.folder / "flowtrail.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.close()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -473,6 +473,72 @@ def test_a_span_that_was_not_open_must_not_have_grown(engine: Engine, story: Sto
     assert finding.target == QUIET
     assert "1 observations" in finding.expected
     assert "2 observations" in finding.found
+
+
+def a_new_version(story: Story) -> Target:
+    story.answer(PLANT, flow(1))
+    return PLANT
+
+
+def a_longer_span(story: Story) -> Target:
+    story.answer(QUIET, flow(7, 'na"me\\\n\u2028\x7f', "mi", None))
+    return QUIET
+
+
+def a_new_span(story: Story) -> Target:
+    story.answer(FAILING, flow(1))
+    return FAILING
+
+
+def a_new_target(story: Story) -> Target:
+    story.answer(Target("o9", "nobody"), flow(1))
+    return Target("o9", "nobody")
+
+
+@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+def test_what_is_dated_before_the_heads_were_kept_was_not_there_then(
+    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+) -> None:
+    """A sound trail, whose newest part claims to be older than heads that do not have it."""
+    lines = kept(engine)
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    target = write(story)
+    assert found(engine) == []
+    assert list(against(engine, lines)) == [], "a run was under way, and committed it after the heads were taken"
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    (finding,) = against(engine, lines)
+    assert finding.target == target
+    assert finding.what in ("change_set.observed_at", "observation")
+    assert "2026-04-01 00:00:00" in finding.expected
+
+
+@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+def test_what_is_dated_after_the_heads_were_kept_is_what_they_wait_for(
+    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+) -> None:
+    lines = kept(engine)
+    story.now = NOW
+    write(story)
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    assert list(against(engine, lines)) == []
+
+
+def test_a_version_that_the_next_heads_do_not_name_was_inserted_later(
+    engine: Engine, story: Story, intruder: Intruder
+) -> None:
+    """A file that only gets the heads that moved says of the others that they did not."""
+    later = NOW + dt.timedelta(days=2)
+    lines = kept(engine)
+    story.now = NOW
+    story.answer(QUIET, flow(8))
+    lines += [json.dumps(head) for head in heads(engine, later) if head["user_id"] == QUIET.user_id]
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    assert list(against(engine, lines)) == []
+    story.answer(PLANT, flow(1))
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    (finding,) = against(engine, lines)
+    assert (finding.target, finding.version, finding.what) == (PLANT, 4, "change_set.observed_at")
+    assert list(against(engine, lines, is_whole=lambda: False)) == [], "whose end is missing names less"
 
 
 def test_lines_that_are_no_heads_are_named_by_their_number(engine: Engine, story: Story) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ from etl import __version__, database, verify
 from etl.cli import options, show
 from etl.cli.ask import moment
 from etl.cli.workbench import Workbench, utc_now
-from etl.errors import UsageError
+from etl.errors import DatabaseError, UsageError
 from etl.export import Origin, export
 from etl.regular import open_regular
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
@@ -86,24 +86,37 @@ def _findings(bench: Workbench, against: Path | None, *, hidden: bool) -> tuple[
             reached[:] = [progress]
             moved(progress.targets, progress.of_targets)
 
-        kept = _opened(against, files) if against else None
-        found = list(verify.verify(bench.engine, progress=tell)) + _damage(bench)
+        cut: list[int] = []
+        kept = _opened(against, files, cut.append) if against else None
+        found = list(verify.verify(bench.engine, progress=tell)) + _damage(bench) + _schema(bench)
         if kept is not None:
-            found += verify.against(bench.engine, kept)
+            found += verify.against(bench.engine, kept, is_whole=lambda: not cut)
+        for line in cut:
+            show.complain(
+                f"Line {line}, the last one, was cut short and left out; which targets the file lacks was not judged.",
+                "yellow",
+            )
     done = reached[0]
     through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
     return found, through + (f"; compared with {against}" if against else "")
 
 
-def _opened(path: Path, files: ExitStack) -> Iterable[bytes]:
+def _opened(path: Path, files: ExitStack, cut: Callable[[int], None]) -> Iterable[bytes]:
     try:
-        return verify.whole_lines(files.enter_context(open_regular(path)), _tell_cut)
+        return verify.whole_lines(files.enter_context(open_regular(path)), cut)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _tell_cut(line: int) -> None:
-    show.complain(f"Line {line}, the last one, was cut short, and was left out.", "yellow")
+def _schema(bench: Workbench) -> list[verify.Finding]:
+    """What other commands show comes from the views: an altered one would tell another story than the trail."""
+    try:
+        differences = database.check(bench.engine)
+    except DatabaseError as error:
+        show.complain(f"The schema, views included, was not compared with what the migrations make: {error}", "yellow")
+        return []
+    made = "as the migrations made it"
+    return [verify.Finding(what="the schema", expected=made, found=f"not: {said}") for said in differences]
 
 
 def _damage(bench: Workbench) -> list[verify.Finding]:

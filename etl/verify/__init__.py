@@ -18,7 +18,8 @@ from etl.schema import target
 from etl.verify.chain import Chain
 from etl.verify.file import HeadsFile, whole_lines
 from etl.verify.finding import Broken, Finding, Told, shown
-from etl.verify.heads import against, heads
+from etl.verify.heads import heads
+from etl.verify.kept import against
 from etl.verify.orphans import orphans
 from etl.verify.present import Missing, require_target, require_workflows
 from etl.verify.rows import BEFORE_ALL, Row, Rows, opened

@@ -1,0 +1,236 @@
+"""Heads that were kept elsewhere, compared with the trail: what was there is there, and nothing came before it since.
+
+| against a head of version N, taken at T | |
+|---|---|
+| version N has another hash, or is missing | exchanged, or cut off |
+| a span of version N is not as it was, or, where it was open, has not grown as spans do | altered |
+| version N+1, a new span of N, or the new end of its open span is dated T or before | inserted: at T it was not there |
+| the version after the last one that the file names (of a target that it does not name: the first) is dated before the
+  last T of the whole file | inserted, or invented: at T it would have been named |
+
+What is dated before T may have been on its way: observed, and not committed yet. So the last two need that no run was
+under way from the date to T.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, Row, bindparam, or_, select, tuple_
+
+from etl.database import reading
+from etl.model import Span, Target
+from etl.schema import change_set, sync_run, target
+from etl.verify.finding import Finding, Told, shown
+from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
+from etl.verify.rows import BEFORE_ALL
+
+_AT_ONCE: Final = 500
+_TARGETS_AT_ONCE: Final = 5_000
+_NEVER: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+class _Kept(NamedTuple):
+    line: int
+    head: Head
+
+
+class _Difference(NamedTuple):
+    """What is wrong with a head: the version and the thing, what was kept of it, what is there."""
+
+    version: int
+    what: str
+    expected: str
+    found: str
+
+
+_CHANGE_SETS: Final = select(
+    change_set.c.target_id,
+    change_set.c.version,
+    change_set.c.hash,
+    change_set.c.state_digest,
+    change_set.c.observed_at,
+).where(tuple_(change_set.c.target_id, change_set.c.version).in_(bindparam("versions", expanding=True)))
+_DATED_BEFORE: Final = (
+    select(change_set.c.version, change_set.c.observed_at)
+    .where(change_set.c.target_id == bindparam("target_id"), change_set.c.version > bindparam("version"))
+    .where(change_set.c.observed_at <= bindparam("taken_at"))
+    .order_by(change_set.c.version)
+)
+_UNDER_WAY: Final = (
+    select(sync_run.c.id)
+    .where(sync_run.c.started_at <= bindparam("claimed_at"))
+    .where(or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= bindparam("taken_at")))
+    .limit(1)
+)
+_TARGETS: Final = (
+    select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version)
+    .where(target.c.version > 0, target.c.id > bindparam("after"))
+    .order_by(target.c.id)
+    .limit(_TARGETS_AT_ONCE)
+)
+
+
+def against(
+    engine: Engine, lines: Iterable[str | bytes], *, is_whole: Callable[[], bool] = lambda: True
+) -> Iterator[Finding]:
+    """Prove that what ``heads`` printed once is still there, and that nothing was inserted before it since; yield what
+    is not so, and the lines that are no heads.
+
+    ``is_whole`` is asked at the end: of a file whose end is missing nobody can say which targets it lacks. Whether the
+    hashes are true is for ``verify`` to say. Raises DatabaseError where the database cannot be read.
+    """
+    comparison = _Comparison(engine)
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    while chunk := list(islice(numbered, _AT_ONCE)):
+        yield from comparison.take(chunk)
+    if not comparison.lines:
+        yield Finding(what="the file of kept heads", expected="one line a target", found="empty")
+    elif is_whole():
+        yield from comparison.unnamed()
+
+
+class _Comparison:
+    """One pass over a file of heads; memory holds two numbers for each target that it names."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.lines = 0
+        self._engine = engine
+        self._named: dict[int, int] = {}
+        """The last version of each target, by its id."""
+        self._doubted: set[int] = set()
+        """Targets of which something was found already."""
+        self._taken_at = _NEVER
+        """The latest moment at which a head was kept."""
+
+    def take(self, chunk: Sequence[tuple[int, str | bytes]]) -> Iterator[Finding]:
+        """What is wrong with these lines, or with what they keep."""
+        self.lines += len(chunk)
+        kept: list[_Kept] = []
+        for number, line in chunk:
+            try:
+                kept.append(_Kept(number, msgspec.json.decode(line, type=Head)))
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                head = "a head as `flowtrail verify --head` prints it"
+                yield Finding(what=f"line {number}", expected=head, found=f"not: {shown(Told(error))}")
+        latest = max((each.head.taken_at for each in kept), default=_NEVER)
+        self._taken_at = max(self._taken_at, latest)
+        with reading(self._engine) as connection:
+            findings = list(self._compare_all(connection, kept))
+        yield from findings
+
+    def unnamed(self) -> Iterator[Finding]:
+        """Versions that the file would name, had they been there at its last moment; the first one of each target."""
+        after: int | None = BEFORE_ALL
+        expected = f"after {self._taken_at}, since nothing that was kept until then names the version"
+        while after is not None:
+            with reading(self._engine) as connection:
+                targets = rows_of(connection, _TARGETS, after=after)
+                found = list(self._early(connection, targets))
+            for row, version, observed_at in found:
+                named = Target(row.org_id, row.user_id, row.expression)
+                what, there = "change_set.observed_at", shown(observed_at)
+                yield Finding(target=named, version=version, what=what, expected=expected, found=there)
+            after = targets[-1].id if len(targets) == _TARGETS_AT_ONCE else None
+
+    def _early(
+        self, connection: Connection, targets: Sequence[Row[Any]]
+    ) -> Iterator[tuple[Row[Any], int, dt.datetime]]:
+        following = {row.id: self._named.get(row.id, 0) + 1 for row in targets}
+        wanted = [(row.id, following[row.id]) for row in targets if row.version >= following[row.id]]
+        dated = {row.target_id: row.observed_at for row in rows_of(connection, _CHANGE_SETS, versions=wanted)}
+        for row in targets:
+            if row.id in dated and row.id not in self._doubted and _is_early(connection, dated[row.id], self._taken_at):
+                yield row, following[row.id], dated[row.id]
+
+    def _compare_all(self, connection: Connection, kept: Sequence[_Kept]) -> Iterator[Finding]:
+        ids = ids_in(connection, sorted({each.head.target for each in kept}))
+        for _, head in kept:
+            if head.target in ids:
+                number = ids[head.target]
+                self._named[number] = max(head.version, self._named.get(number, 0))
+        versions = sorted({(ids[head.target], head.version) for _, head in kept if head.target in ids})
+        wanted = sorted({(number, each) for number, version in versions for each in (version, version + 1)})
+        rows = {(row.target_id, row.version): row for row in rows_of(connection, _CHANGE_SETS, versions=wanted)}
+        spans = spans_of(connection, versions)
+        for line, head in kept:
+            number = ids.get(head.target, 0)
+            there = spans.get((number, head.version), ())
+            wrong = _altered(head, rows.get((number, head.version)), there)
+            if wrong is None:
+                follower = rows.get((number, head.version + 1))
+                wrong = _inserted(connection, head, there) or _inserted_version(connection, head, follower)
+            if wrong is not None:
+                self._doubted.add(number)
+                version, what, expected, found = wrong
+                told = f"{expected}, as line {line} keeps it"
+                yield Finding(target=head.target, version=version, what=what, expected=told, found=found)
+
+
+def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Difference | None:
+    """Whether the version, or a span of it, is not as it was kept."""
+    if row is None:
+        return _Difference(head.version, "change_set", f"there with hash '{head.hash}'", "missing")
+    if (row.hash, row.state_digest) != (head.hash, head.state_digest):
+        name = "hash" if row.hash != head.hash else "state_digest"
+        return _Difference(head.version, f"change_set.{name}", shown(getattr(head, name)), shown(getattr(row, name)))
+    for number, kept in enumerate(head.spans):
+        there = spans[number] if number < len(spans) else None
+        may_have_grown = head.open and number == len(head.spans) - 1
+        if there is None or not _goes_on(kept, there, may_have_grown):
+            found = "missing" if there is None else _told(there)
+            return _Difference(head.version, "observation", f"the span {_told(kept)}", found)
+    return None
+
+
+def _inserted(connection: Connection, head: Head, spans: Sequence[Span]) -> _Difference | None:
+    """Whether what is new in the spans of the version is dated before it was kept."""
+    for number, span in enumerate(spans[: len(head.spans) + 1]):
+        is_new = number == len(head.spans)
+        if not is_new and span.observations == head.spans[number].observations:
+            continue
+        if _is_early(connection, span.first_at if is_new else span.last_at, head.taken_at):
+            expected = f"without observations until {head.taken_at} that were not there then"
+            return _Difference(head.version, "observation", expected, f"the span {_told(span)}")
+    return None
+
+
+def _inserted_version(connection: Connection, head: Head, follower: Row[Any] | None) -> _Difference | None:
+    """Whether a version that follows is dated before it was kept; where the next one is not, no other can be."""
+    if follower is None or follower.observed_at > head.taken_at:
+        return None
+    place = {"target_id": follower.target_id, "version": head.version, "taken_at": head.taken_at}
+    for row in rows_of(connection, _DATED_BEFORE, **place):
+        if _is_early(connection, row.observed_at, head.taken_at):
+            expected = f"after {head.taken_at}, when version {head.version} was the last one"
+            return _Difference(row.version, "change_set.observed_at", expected, shown(row.observed_at))
+    return None
+
+
+def _is_early(connection: Connection, at: dt.datetime, taken_at: dt.datetime) -> bool:
+    """Whether what is dated ``at`` should have been there at ``taken_at``; a run that was under way explains it."""
+    if at > taken_at:
+        return False
+    return not rows_of(connection, _UNDER_WAY, claimed_at=at, taken_at=taken_at)
+
+
+def _goes_on(kept: KeptSpan, there: Span, may_have_grown: bool) -> bool:
+    same = msgspec.structs.astuple(kept) == msgspec.structs.astuple(there)
+    grew = (
+        (kept.first_at, kept.interrupted) == (there.first_at, there.interrupted)
+        and kept.last_at < there.last_asked_at
+        and kept.observations < there.observations
+        and kept.longest_gap_seconds <= there.longest_gap_seconds
+    )
+    return same or (may_have_grown and grew)
+
+
+def _told(span: KeptSpan | Span) -> str:
+    return (
+        f"from {span.first_at} to {span.last_at}, last asked at {span.last_asked_at}, {span.observations} observations"
+        f", longest gap {span.longest_gap_seconds} s, {'' if span.interrupted else 'not '}interrupted"
+    )
