@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from etl import __version__
 from etl.model import CHANGE_KINDS, VERDICTS
-from etl.vitals import Vitals
+from etl.vitals import CONDITIONS, Vitals
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable")
 RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
@@ -221,6 +221,13 @@ def _of_vitals(vitals: Vitals | None) -> Iterator[Metric]:
     for name, (field, said) in _TIMES.items():
         at = vitals and getattr(vitals, field)
         yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
+    wrong = {each.code for each in vitals.conditions} if vitals else set()
+    yield _gauge(
+        "condition",
+        "1 for what is wrong beside the targets.",
+        ("code",),
+        {(code,): code in wrong for code in CONDITIONS} if vitals else {},
+    )
 
 
 def _of_schedules(vitals: Vitals | None, label: Callable[[str], str]) -> Iterator[Metric]:

@@ -87,8 +87,8 @@ class Service:
         self._crashed = crashed
         self._elsewhere = elsewhere
         self.schedules: Sequence[Schedule] = ()
-        self.known_since: Mapping[str, dt.datetime] = {}
-        """Since when this process has known each of the schedules."""
+        self._known_at: Mapping[str, float] = {}
+        """When this process met each of the schedules, by the clock that nobody sets."""
         self._turned_at = time.monotonic()
         self._pulsed_at = math.inf
         self._asks_database = False
@@ -162,6 +162,12 @@ class Service:
         now, schedules = self._clock(), self.schedules
         next_after = {slots: slots.next_after(now) for slots in {schedule.slots for schedule in schedules}}
         return {schedule.name: next_after[schedule.slots] for schedule in schedules}
+
+    @property
+    def known_since(self) -> Mapping[str, dt.datetime]:
+        """Since when this process has known each of the schedules, by its clock as that is now."""
+        started = self._clock() - dt.timedelta(seconds=time.monotonic())
+        return {name: started + dt.timedelta(seconds=at) for name, at in self._known_at.items()}
 
     @property
     def turns_over(self) -> bool:
@@ -267,8 +273,8 @@ class Service:
             self._retire()
 
     def _know(self, schedules: Sequence[Schedule]) -> None:
-        now = self._clock()
-        self.known_since = {each.name: self.known_since.get(each.name, now) for each in schedules}
+        now = time.monotonic()
+        self._known_at = {each.name: self._known_at.get(each.name, now) for each in schedules}
         self.schedules = schedules
 
     def _retire(self) -> None:

@@ -1,6 +1,8 @@
 """What the database says of the service's work: who is overdue, refused, failing or held, and what went through last.
 
-`/freshness`, `/metrics` and `status` all tell this one reading, so that they cannot disagree.
+`/freshness`, `/metrics` and `status` all tell this one reading, so that they cannot disagree. What lies ahead of now
+was recorded while a clock was ahead. It is no observation, no change and no success: a target that was last observed
+then is judged as one that was never observed, by its failures and by whether its schedule's runs end.
 """
 
 from __future__ import annotations
@@ -24,6 +26,32 @@ REFUSED_NAMED_AT_MOST: Final = 100
 _TIME_TO_START: Final = dt.timedelta(minutes=1)
 """A slot has passed when its run has had so long to start; half the way to the next slot, where that is shorter."""
 _TICK: Final = dt.timedelta(microseconds=1)
+CLOCKS_DIFFER_BY: Final = dt.timedelta(minutes=1)
+"""So far ahead of now a time may lie before anything is said: machines that share a database differ a little."""
+
+
+class Condition(NamedTuple):
+    """Something that is wrong, in one sentence, and what to do about it."""
+
+    code: str
+    sentence: str
+    remedy: str
+
+
+CONDITIONS: Final = ("clock_off",)
+"""The codes that there are."""
+
+
+def clock_went_back(targets: int, until: dt.datetime) -> Condition:
+    """So many targets have observations that lie ahead of now, up to ``until``."""
+    who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
+    return Condition(
+        "clock_off",
+        f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
+        "and what is seen until then is recorded as seen just after it.",
+        "See that the clock of this machine is right (NTP). If it is, nothing else is to be done: nothing is lost, "
+        "nothing waits, and from that time on what is recorded is right again.",
+    )
 
 
 class Overdue(NamedTuple):
@@ -50,6 +78,10 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     held_removals: int
     listed: int
     """Workflows in the lists of all targets; one that two targets see counts twice."""
+    ahead: int
+    """Targets whose latest observation lies ahead of now, by more than clocks differ."""
+    ahead_until: dt.datetime | None
+    """The latest of those observations."""
     last_observation_at: dt.datetime | None
     last_change_at: dt.datetime | None
     overdue: tuple[Overdue, ...]
@@ -62,6 +94,11 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     def fresh(self) -> bool:
         """Whether no target is overdue. One that EnOS refuses for good is not: it is named, but pages nobody."""
         return not self.overdue
+
+    @property
+    def conditions(self) -> Sequence[Condition]:
+        """What is wrong with the readings themselves."""
+        return () if self.ahead_until is None else (clock_went_back(self.ahead, self.ahead_until),)
 
     @property
     def overdue_by_schedule(self) -> dict[str, int]:
@@ -102,14 +139,14 @@ def read(
     with reading(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL jit = off; SET LOCAL statement_timeout = '30s'")
-        records = _records(connection, schedules)
+        records = _records(connection, schedules, now)
         overdue = tuple(_overdue(connection, schedules, records, now, known_since or {}))
-        sums = connection.execute(_SUMS, _CODES).one()
+        sums = connection.execute(_SUMS, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
         refused = connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
         return Vitals(
             **dict(sums._mapping),
             held_removals=connection.execute(_HELD_REMOVALS).scalar_one(),
-            last_change_at=connection.execute(_LAST_CHANGE).scalar_one(),
+            last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
             overdue=overdue,
             refused_targets=tuple(Target(*row) for row in refused),
             last_success_at={name: record.succeeded_at for name, record in records.items()},
@@ -125,17 +162,24 @@ _SUMS: Final = (
                AS failing,
            coalesce(sum(CASE WHEN last_error_code IN :codes THEN 1 ELSE 0 END), 0) AS refused,
            coalesce(sum(CASE WHEN held_since IS NOT NULL THEN 1 ELSE 0 END), 0) AS held,
-           coalesce(sum(flow_count), 0) AS listed, max(last_observed_at) AS last_observation_at
+           coalesce(sum(flow_count), 0) AS listed,
+           max(CASE WHEN last_observed_at <= :now THEN last_observed_at END) AS last_observation_at,
+           coalesce(sum(CASE WHEN last_observed_at > :ahead THEN 1 ELSE 0 END), 0) AS ahead,
+           max(CASE WHEN last_observed_at > :ahead THEN last_observed_at END) AS ahead_until
       FROM target_health WHERE retired_at IS NULL
     """)
-    .bindparams(_EACH_CODE)
-    .columns(last_observation_at=UtcTime)
+    .bindparams(_EACH_CODE, bindparam("now", type_=UtcTime), bindparam("ahead", type_=UtcTime))
+    .columns(last_observation_at=UtcTime, ahead_until=UtcTime)
 )
 _HELD_REMOVALS: Final = text("""
     SELECT count(*) FROM workflow w JOIN target t ON t.id = w.target_id
      WHERE w.missing_since IS NOT NULL AND t.held_since IS NOT NULL AND t.retired_at IS NULL
     """)
-_LAST_CHANGE: Final = text("SELECT max(observed_at) AS at FROM change_set").columns(at=UtcTime)
+_LAST_CHANGE: Final = (
+    text("SELECT max(observed_at) AS at FROM change_set WHERE observed_at <= :now")
+    .bindparams(bindparam("now", type_=UtcTime))
+    .columns(at=UtcTime)
+)
 _REFUSED: Final = text("""
     SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL AND last_error_code IN :codes
      ORDER BY org_id, user_id, expression LIMIT :most
@@ -144,20 +188,21 @@ _SUSPECTS: Final = (
     text("""
     SELECT org_id, user_id, expression, last_observed_at, last_error_code, held_since, consecutive_failures
       FROM target_health
-     WHERE retired_at IS NULL AND (last_observed_at IS NULL OR last_observed_at < :since)
+     WHERE retired_at IS NULL AND (last_observed_at IS NULL OR last_observed_at < :since OR last_observed_at > :now)
     """)
-    .bindparams(bindparam("since", type_=UtcTime))
+    .bindparams(bindparam("since", type_=UtcTime), bindparam("now", type_=UtcTime))
     .columns(last_observed_at=UtcTime, held_since=UtcTime)
 )
 _REGISTERED: Final = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
 
 
 def _latest(column: str, condition: str) -> str:
-    """The latest of a schedule's own runs, by the index over their slots; of ``asked.value``, one of many names."""
+    """A time, not ahead of now, of the schedule's own run that began last; of ``asked.value``, one of many names."""
     return f"""(
     SELECT {column} FROM sync_run
      WHERE schedule = asked.value AND origin IN ('schedule', 'catch_up') AND status <> 'aborted' AND {condition}
-     ORDER BY scheduled_for DESC LIMIT 1)"""  # noqa: S608 - made of constants of this file
+       AND {column} <= :now
+     ORDER BY id DESC LIMIT 1)"""  # noqa: S608 - made of constants of this file
 
 
 _NAMES: Final = {"sqlite": "json_each(:names)", "postgresql": "json_array_elements_text(CAST(:names AS json))"}
@@ -165,19 +210,22 @@ _RECORDS: Final = {
     dialect: text(f"""
     SELECT asked.value AS name, {_latest("finished_at", "status IN ('succeeded', 'partial')")} AS succeeded_at,
            coalesce({_latest("started_at", "status <> 'running'")},
-                    (SELECT min(started_at) FROM sync_run WHERE schedule = asked.value)) AS asked_at
+                    (SELECT min(started_at) FROM sync_run
+                      WHERE schedule = asked.value AND started_at <= :now)) AS asked_at
       FROM {names} AS asked
-    """).columns(succeeded_at=UtcTime, asked_at=UtcTime)  # noqa: S608 - as above
+    """)  # noqa: S608 - as above
+    .bindparams(bindparam("now", type_=UtcTime))
+    .columns(succeeded_at=UtcTime, asked_at=UtcTime)
     for dialect, names in _NAMES.items()
 }
 _UNDER_WAY: Final = text("SELECT DISTINCT schedule FROM sync_run WHERE status = 'running' AND schedule IS NOT NULL")
 
 
-def _records(connection: Connection, schedules: Sequence[Schedule]) -> dict[str, _Record]:
+def _records(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, _Record]:
     """All of them by one statement: with ten thousand schedules, a statement for each took seconds."""
     under_way = set(connection.scalars(_UNDER_WAY))
     names = msgspec.json.encode([each.name for each in schedules]).decode()
-    found = connection.execute(_RECORDS[connection.dialect.name], {"names": names})
+    found = connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
     return {row.name: _Record(row.succeeded_at, row.asked_at, row.name in under_way) for row in found}
 
 
@@ -192,7 +240,8 @@ def _overdue(
     latest = max((limit for limit in limits.values() if limit is not None), default=None)
     if latest is None:
         return
-    suspects = {Target(*row[:3]): _Known(*row[3:]) for row in connection.execute(_SUSPECTS, {"since": latest})}
+    found = connection.execute(_SUSPECTS, {"since": latest, "now": now})
+    suspects = {Target(*row[:3]): _not_ahead(_Known(*row[3:]), now) for row in found}
     asked = {each.name: records[each.name].asked_at or known_since.get(each.name) for each in schedules}
     idle = {name for name, at in asked.items() if at is not None and (limit := limits[name]) and at < limit}
     registered = {Target(*row) for row in connection.execute(_REGISTERED)} if idle else set()
@@ -206,6 +255,11 @@ def _overdue(
                 known = _Known(None, None, None, 0)
             if known is not None and _is_overdue(known, since, idle=schedule.name in idle):
                 yield Overdue(schedule.name, target, *known[:3])
+
+
+def _not_ahead(known: _Known, now: dt.datetime) -> _Known:
+    at = known.last_observed_at
+    return known if at is None or at <= now else known._replace(last_observed_at=None)
 
 
 def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:

@@ -55,10 +55,10 @@ def tell(engine: Engine, url: str) -> None:
         assert diary.apply(*outcomes) == set()
 
 
-def site(engine: Engine, **more: Any) -> HttpServer:
+def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
     """The pages on a free port; to be started."""
-    fires = {"plants": NOW + dt.timedelta(minutes=7)}
-    app = create_app(engine, now=lambda: NOW, next_fire_times=lambda: fires, role=lambda: "active", **more)
+    fires = {"plants": now + dt.timedelta(minutes=7)}
+    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **more)
     return HttpServer(app, "127.0.0.1", 0)
 
 

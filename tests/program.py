@@ -118,6 +118,12 @@ class Program:
         finally:
             connection.close()
 
+    def execute(self, *statements: str, **values: str) -> None:
+        """Do this to the SQLite file, as nobody should."""
+        with contextlib.closing(sqlite3.connect(self.folder / "flowtrail.db", timeout=60)) as connection, connection:
+            for statement in statements:
+                connection.execute(statement, values)
+
 
 class Running:
     """A process whose log is read as it comes."""

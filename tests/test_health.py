@@ -79,6 +79,36 @@ def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(flowtrail:
     assert service.stop() == 0
 
 
+def test_a_clock_that_went_back_is_said_everywhere_and_failures_are_not_hidden_by_it(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
+    """What was recorded while the clock was a month ahead is no observation, and no slot waits for it."""
+    assert flowtrail("sync").returncode == 0
+    flowtrail.execute(
+        "UPDATE observation SET first_at = :at, last_asked_at = :at, last_at = :at",
+        "UPDATE sync_run SET schedule = 'plants', origin = 'schedule', scheduled_for = :at, started_at = :at, "
+        "heartbeat_at = :at, finished_at = :at",
+        "INSERT INTO lease VALUES ('service', 'a service that was killed then', :at)",
+        at=f"{utc_now() + dt.timedelta(days=30):%Y-%m-%d %H:%M:%S.%f}",
+    )
+    gateway.order(Fault("status", status=403, times=None))
+    service = flowtrail.start("serve")
+    service.wait_for("active")
+    service.wait_for("run_ended", lambda entry: entry["status"] == "failed", times=4)
+    status, body = ask(service, "/freshness")
+    assert (status, body["overdue"], [each["code"] for each in body["conditions"]]) == (503, 1, ["clock_off"])
+    assert 'flowtrail_condition{code="clock_off"} 1.0' in service.get("/metrics")[1]
+    said = flowtrail("status").stdout
+    assert "The clock went back: a target has an observation that lies ahead of now" in said
+    assert "NTP" in said
+    gateway.clear_faults()
+    service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded")
+    status, body = ask(service, "/freshness")
+    assert (status, body["overdue"]) == (200, 0)
+    assert service.stop() == 0
+    assert flowtrail.json("status")["conditions"][0]["code"] == "clock_off"
+
+
 def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
     flowtrail: Program, gateway: DemoGateway
 ) -> None:

@@ -157,6 +157,16 @@ def test_a_run_that_still_runs_stays_however_old(engine: Engine) -> None:
     assert runs.left == set(running)
 
 
+def test_a_run_that_ended_ahead_of_now_goes_with_the_old_one_that_began_after_it(engine: Engine) -> None:
+    """The clock was a month ahead, two years ago, and yesterday."""
+    runs = Runs(engine)
+    gone = [runs.add(age_days=-30, issues=2), runs.add(issues=1)]
+    kept = [runs.add(age_days=-30), runs.add(age_days=1)]
+    assert runs.prune() == (2, 3)
+    assert runs.left == set(kept)
+    assert gone[-1] < kept[0]
+
+
 def test_a_run_that_nobody_was_told_of_stays_for_a_week(engine: Engine) -> None:
     runs = Runs(engine)
     told, untold, older = (runs.add(age_days=days) for days in (6, 6, 8))

@@ -170,8 +170,9 @@ def sight(**known: Any) -> Sight:
 
 
 def vitals(**known: Any) -> Vitals:
-    sums = dict.fromkeys(("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed"), 0)
-    return Vitals(**{**sums, "last_observation_at": None, "last_change_at": None, "refused_targets": (), **known})
+    counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
+    times = ("last_observation_at", "last_change_at", "ahead_until")
+    return Vitals(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
 
 def test_what_the_database_does_not_say_is_left_out() -> None:

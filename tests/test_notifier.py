@@ -230,6 +230,14 @@ def test_a_target_that_is_overdue_no_longer_but_was_not_seen_either_has_not_reco
     assert receiver.titles == ["Flowtrail: 1 overdue"]
 
 
+def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Newsroom, receiver: HttpReceiver) -> None:
+    late, seen = Freshness([Overdue(ANN, "plants", None)], {}), Freshness((), {ANN: now()})
+    ahead = {"clock": lambda: now() + dt.timedelta(days=30)}
+    assert notifier(news, wants(receiver.url), freshness=lambda: late, **ahead).flush(PATIENCE_SECONDS)
+    assert notifier(news, wants(receiver.url), freshness=lambda: seen).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: 1 overdue", "Flowtrail: 1 recovered"]
+
+
 def test_retired_targets_are_forgotten_without_a_word(news: Newsroom, receiver: HttpReceiver) -> None:
     late = Freshness([Overdue(ANN, "plants", None)], {})
     assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)

@@ -128,6 +128,63 @@ def test_a_schedule_that_never_ran_is_given_its_slots_from_when_the_service_knew
     assert overdue(engine, schedule(ANN), later + 3 * HOUR, known_since=START) == {ANN}
 
 
+# --------------------------------------------------------------------------------------------------- from the future
+
+MONTH = dt.timedelta(days=30)
+
+
+def ahead_by_a_month(engine: Engine, diary: Diary) -> None:
+    """A run and its answer of Ann, while the clock was a month ahead; then it went back to START."""
+    run(engine, START - HOUR)
+    diary.answer(numbered(1, 3), START - HOUR, ANN)
+    run(engine, START + MONTH)
+    diary.answer(numbered(1, 4), START + MONTH, ANN)
+
+
+def test_what_lies_ahead_of_now_is_no_observation_no_change_and_no_success(engine: Engine, diary: Diary) -> None:
+    ahead_by_a_month(engine, diary)
+    found = vitals.read(engine, [schedule(ANN)], START)
+    assert (found.last_observation_at, found.last_change_at) == (None, START - HOUR)
+    assert found.last_success_at == {"plants": START - HOUR + dt.timedelta(seconds=5)}
+    later = vitals.read(engine, [schedule(ANN)], START + MONTH + HOUR)
+    assert (later.last_observation_at, later.last_change_at) == (START + MONTH, START + MONTH)
+    assert later.last_success_at == {"plants": START + MONTH + dt.timedelta(seconds=5)}
+
+
+def test_a_target_that_was_last_observed_ahead_of_now_is_judged_by_what_fails_since(
+    engine: Engine, diary: Diary
+) -> None:
+    ahead_by_a_month(engine, diary)
+    now = START + dt.timedelta(minutes=2)
+    for hours in range(3):
+        assert overdue(engine, schedule(ANN), now + hours * HOUR) == set()
+        run(engine, START + hours * HOUR, "failed")
+        diary.fail(ANN)
+    assert overdue(engine, schedule(ANN), now + 2 * HOUR) == {ANN}
+    run(engine, START + 3 * HOUR)
+    diary.answer(numbered(1, 4), START + 3 * HOUR, ANN)
+    assert overdue(engine, schedule(ANN), now + 3 * HOUR) == set(), "observed, though it is recorded a month ahead"
+
+
+def test_a_target_that_was_last_observed_ahead_of_now_is_overdue_when_no_run_ends(engine: Engine, diary: Diary) -> None:
+    ahead_by_a_month(engine, diary)
+    now = START + dt.timedelta(minutes=2)
+    for hours in range(3):
+        run(engine, START + hours * HOUR, "aborted")
+    assert overdue(engine, schedule(ANN), now + HOUR) == set()
+    assert overdue(engine, schedule(ANN), now + 2 * HOUR) == {ANN}
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(30, False), (90, True)])
+def test_a_clock_that_went_back_is_said_with_its_remedy(engine: Engine, diary: Diary, seconds: int, said: bool) -> None:
+    diary.answer(numbered(1, 3), START + dt.timedelta(seconds=seconds), ANN)
+    found = vitals.read(engine, [schedule(ANN)], START)
+    assert [each.code for each in found.conditions] == ["clock_off"] * said
+    for each in found.conditions:
+        assert "a target has an observation that lies ahead of now, up to 2026-03-01 12:01:30 UTC" in each.sentence
+        assert "NTP" in each.remedy
+
+
 # --------------------------------------------------------------------------------------------------- sums
 
 

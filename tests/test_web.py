@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import requests
 from browser import BOB, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
+from builders import after
 from histories import World
 from requests import Response
 from sqlalchemy import Engine, text
@@ -156,6 +157,16 @@ def test_problems_come_first_and_say_what_they_are(server: HttpServer, engine: E
     assert command in get(server, "/").text
     assert "62109" in get(server, "/targets?show=problems").text
     assert "bob" not in get(server, "/targets?show=problems").text
+
+
+def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
+    engine: Engine, database_url: str
+) -> None:
+    tell(engine, database_url)
+    with site(engine, now=after(days=20, hours=1)) as running:
+        first = get(running, "/").text
+    assert "6 targets have observations that lie ahead of now, up to 2026-04-08 12:00:00 UTC" in first
+    assert "<dd>not known<small>the clock went back</small></dd>" in first
 
 
 def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:

@@ -57,6 +57,7 @@ def status(context: typer.Context, as_json: options.Json = False, config_file: o
         show.json(
             {
                 "active": active,
+                "conditions": [each._asdict() for each in found.conditions] if found else [],
                 "freshness": found and _freshness(found),
                 "schedules": schedules,
                 "overdue": [_named(each) for each in found.overdue] if found else [],
@@ -116,6 +117,8 @@ def _show_status(
     problems: list[Any],
 ) -> None:
     show.say(f"Service: {f'active on {active}' if active else 'not running'}.", "bold")
+    for condition in found.conditions if found is not None else ():
+        show.say(f"{condition.sentence} {condition.remedy}", "red")
     if found is not None:
         said = {name: count for name, count in _freshness(found).items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())

@@ -18,7 +18,7 @@ from etl.config import Schedule, Settings
 from etl.errors import UsageError
 from etl.model import Target
 from etl.notify import Freshness, Message, Notifier, Overdue, Pinger, Receiver, Timing, Unusable, Wants, receivers
-from etl.report import Report
+from etl.report import Report, TargetHealth
 from etl.service import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
@@ -118,14 +118,22 @@ def _wanted(settings: Settings) -> list[Wants]:
 
 def _freshness(bench: Workbench, schedules: Sequence[Schedule], known_since: Mapping[str, dt.datetime]) -> Freshness:
     """As ``/freshness`` has it."""
-    found = vitals.read(bench.engine, schedules, utc_now(), known_since)
+    now = utc_now()
+    found = vitals.read(bench.engine, schedules, now, known_since)
     overdue = [Overdue(each.target, each.schedule, each.last_observed_at) for each in found.overdue]
     seen = {
-        Target(each.org_id, each.user_id, each.expression): each.last_observed_at
+        Target(each.org_id, each.user_id, each.expression): at
         for each in Report(bench.engine).health()
-        if each.last_observed_at
+        if (at := _seen_at(each, now)) is not None
     }
     return Freshness(overdue, seen)
+
+
+def _seen_at(health: TargetHealth, now: dt.datetime) -> dt.datetime | None:
+    """When a target was last observed. A time ahead of now says nothing, but that its last attempt succeeded does."""
+    if health.last_observed_at is None or health.last_observed_at <= now:
+        return health.last_observed_at
+    return now if health.consecutive_failures == 0 and health.held_since is None else None
 
 
 class Informed:

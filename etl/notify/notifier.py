@@ -263,7 +263,8 @@ class Notifier:
             if late is not None and known.notified_at is None:
                 self._late.append(_Late(("overdue", known.id), known.target, _overdue_line(late)))
             elif late is None and known.notified_at is not None:
-                if seen_at is not None and seen_at > known.notified_at:
+                clock_was_ahead = known.notified_at > self._clock()
+                if seen_at is not None and (seen_at > known.notified_at or clock_was_ahead):
                     self._late.append(_Late(("observed", known.id), known.target, _observed_line(known.target)))
                 else:
                     forgotten.append(known.id)

@@ -38,7 +38,8 @@ def prunable(read: Read, before: dt.datetime, now: dt.datetime) -> Iterator[list
     """The ids of the runs that may go, a batch at a time; each look is a short transaction of its own.
 
     A run may go that ended before ``before``, changed nothing, and is neither one of those that are needed, nor news
-    that nobody was told within ``UNTOLD_FOR`` of ``now``.
+    that nobody was told within ``UNTOLD_FOR`` of ``now``. One that ended ahead of ``now``, since the clock was wrong
+    then, ended before the runs that began after it.
     """
     kept = set(read(partial(_numbers, _NEEDED))) | _with_changes(read)
     after = 0
@@ -76,12 +77,12 @@ def delete_runs(connection: Connection, run_ids: Sequence[int]) -> int:
 
 def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after: int) -> Sequence[int]:
     """By id: the order in which runs began."""
-    ended = select(sync_run.c.id).where(
-        sync_run.c.id > after,
-        sync_run.c.status != "running",
-        func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type) < before,
-        or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNTOLD_FOR),
-    )
+    ended_at = func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type)
+    told = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNTOLD_FOR)
+    old = and_(sync_run.c.status != "running", ended_at < before, told)
+    latest = select(func.max(sync_run.c.id)).where(old).scalar_subquery()
+    before_that = and_(sync_run.c.status != "running", ended_at > now, sync_run.c.id < latest)
+    ended = select(sync_run.c.id).where(sync_run.c.id > after, or_(old, before_that))
     return connection.execute(ended.order_by(sync_run.c.id).limit(_ROWS_AT_ONCE)).scalars().all()
 
 

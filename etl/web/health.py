@@ -117,6 +117,7 @@ def _told(found: Vitals) -> dict[str, Any]:
     ]
     return {
         "status": "fresh" if found.fresh else "overdue",
+        "conditions": [each._asdict() for each in found.conditions],
         "overdue": len(found.overdue),
         "refused": found.refused,
         "failing": found.failing,

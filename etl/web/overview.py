@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection
 
 from etl.report import SyncRun
+from etl.vitals import clock_went_back
 from etl.web import queries
 from etl.web.rows import Vitals
 from etl.web.words import ago, count
@@ -36,7 +37,7 @@ def gather(connection: Connection, now: dt.datetime, period: int, events: int = 
     """The values for the templates; plots reach back ``period`` days, today included."""
     today = now.astimezone(dt.UTC).date()
     since = today - dt.timedelta(days=period - 1)
-    vitals = queries.vitals(connection)
+    vitals = queries.vitals(connection, now)
     last = next((run for run in queries.runs(connection, _RUNS) if run.status != "running"), None)
     gaps, open_gaps = queries.gap_counts(connection)
     return {
@@ -65,7 +66,9 @@ def _problems(vitals: Vitals, last: SyncRun | None, open_gaps: int, now: dt.date
     failing = f"{count(vitals.failing, 'target gives', 'targets give')} no valid answer."
     never = f"{count(vitals.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
+    clock = vitals.ahead_until and " ".join(clock_went_back(vitals.ahead, vitals.ahead_until)[1:])
     candidates = (
+        (clock, clock or "", ""),
         (newest and now - newest > _SILENCE, f"Nobody has looked for long: the last time was {ago(newest, now)}.", ""),
         (vitals.held, held, "/held"),
         (vitals.failing, failing, "/targets?show=problems"),

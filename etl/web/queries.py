@@ -20,6 +20,7 @@ from etl.report import HeldRemoval, SyncRun, TargetHealth, WorkflowEvent
 from etl.report.names import contains_sql, pattern
 from etl.report.rows import sql_columns
 from etl.schema import UtcTime
+from etl.vitals import CLOCKS_DIFFER_BY
 from etl.web.rows import CYCLES, EVENTS, OTHER, Churn, Day, Evening, Gap, Hold, Position, Restless, Vitals
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -35,9 +36,9 @@ def looking(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def vitals(connection: Connection) -> Vitals:
-    """One row about everything."""
-    return _rows(connection, _VITALS, Vitals)[0]
+def vitals(connection: Connection, now: dt.datetime) -> Vitals:
+    """One row about everything. What lies ahead of ``now`` is no observation."""
+    return _rows(connection, _VITALS, Vitals, now=now, ahead=now + CLOCKS_DIFFER_BY)[0]
 
 
 _VITALS: Final = """
@@ -45,7 +46,10 @@ SELECT count(*), coalesce(sum(CASE WHEN version = 0 THEN 1 ELSE 0 END), 0),
        coalesce(sum(CASE WHEN consecutive_failures > 0 THEN 1 ELSE 0 END), 0),
        coalesce(sum(CASE WHEN held_since IS NOT NULL THEN 1 ELSE 0 END), 0),
        coalesce(CAST(sum(CASE WHEN held_since IS NOT NULL THEN held_removals ELSE 0 END) AS bigint), 0),
-       coalesce(sum(flow_count), 0), min(last_observed_at), max(last_observed_at)
+       coalesce(sum(flow_count), 0), min(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
+       max(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
+       coalesce(sum(CASE WHEN last_observed_at > :ahead THEN 1 ELSE 0 END), 0),
+       max(CASE WHEN last_observed_at > :ahead THEN last_observed_at END)
 FROM target_health
 WHERE retired_at IS NULL
 """

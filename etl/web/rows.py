@@ -27,6 +27,9 @@ class Vitals(NamedTuple):
     oldest_at: dt.datetime | None
     """The last observation of the target that was not looked at for the longest time."""
     newest_at: dt.datetime | None
+    ahead: int
+    """Targets whose latest observation lies ahead of now: the clock went back."""
+    ahead_until: dt.datetime | None
 
 
 class Day(NamedTuple):
