@@ -8,7 +8,7 @@ import hashlib
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,13 +125,14 @@ class Story:
         flows = {flow.flow_id: flow for flow in (answer.flows if isinstance(answer, Held) else answer)}
         data = encoded_answer(flows.values())
         missing = seen.state.keys() - flows.keys() if isinstance(answer, Held) else set()
-        self._hold(run, target, seen, missing, approved_by)
+        held = seen.held
+        self._hold(run, target, seen, missing, flows.keys())
         if isinstance(answer, Held):
             self._issue(target, run, "held", None, len(missing))
             flows = seen.state if answer.whole else flows | {each: seen.state[each] for each in missing}
         was_open = seen.open
         if flows != seen.state or not seen.version:
-            self._version(run, target, seen, flows, data, approved_by)
+            self._version(run, target, seen, flows, data, approved_by, held)
         interrupted = bool(seen.spans) and was_open is None
         if isinstance(answer, Held):
             seen.open = None
@@ -144,21 +145,31 @@ class Story:
             span["observations"] += 1
             span["longest_gap_seconds"] = max(gap, span["longest_gap_seconds"])
 
-    def _hold(self, run: int, target: Target, seen: Seen, missing: set[str], approved_by: str | None) -> None:
-        begun, ended = sorted(missing - seen.held), sorted(seen.held - missing)
-        kind = "back" if approved_by is None else "approved"
-        for what, flow_ids in (("held", begun), (kind, ended)):
+    def _hold(self, run: int, target: Target, seen: Seen, missing: set[str], answered: Set[str]) -> None:
+        events = {
+            "held": missing - seen.held,
+            "back": seen.held & answered,
+            "approved": seen.held - missing - answered,
+        }
+        for kind, flow_ids in events.items():
             if flow_ids:
-                self._event("holds", target, run, kind=what, flow_ids=flow_ids)
+                self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids))
         seen.held = set(missing)
 
     def _version(
-        self, run: int, target: Target, seen: Seen, flows: dict[str, Flow], data: bytes, approved_by: str | None
+        self,
+        run: int,
+        target: Target,
+        seen: Seen,
+        flows: dict[str, Flow],
+        data: bytes,
+        approved_by: str | None,
+        held: set[str],
     ) -> None:
         data_hash = hashlib.sha256(data).hexdigest()
         self.answers[data_hash] = data
-        approved = [row for row in self.rows["holds"] if row["run_id"] == run and row["kind"] == "approved"]
-        scope = chain.approved_scope(target, approved[0]["flow_ids"]) if approved else None
+        approved = any(row["run_id"] == run and row["kind"] == "approved" for row in self.rows["holds"])
+        scope = chain.approved_scope(target, held) if approved else None
         changes = diff(seen.state, flows) if seen.version else baseline(flows)
         counts = Counter(change.kind for change in changes)
         latest = seen.spans[-1]["last_asked_at"] if seen.spans else None
@@ -471,7 +482,10 @@ def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
     story.run({ANN: Held([], whole=True), BEN: Failed("timeout")})
     story.run({ANN: two[:2], BEN: Lost()}, aborted=True)
     story.run(
-        {BEN: [Flow("100", "new name", "W", True), *many[8:]]}, schedule=None, origin="approval", approved_by="Zoë"
+        {BEN: [Flow("100", "new name", "W", True), many[5], *many[8:]]},
+        schedule=None,
+        origin="approval",
+        approved_by="Zoë",
     )
     story.run({CAT: []}, schedule="wind", joins=[CAT])
     story.run({ANN: two[:2], BEN: many[8:]}, besides={"details": DETAIL, "org_events": EVENT})

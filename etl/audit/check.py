@@ -288,7 +288,9 @@ class Trail:
         self.seals: List[Row] = []
         self.findings: List[str] = []
         self.members: Dict[Target, None] = {}
-        self.approved: Dict[Tuple[int, Target], List[str]] = {}
+        self.approved: Dict[Tuple[int, Target], None] = {}
+        self.ended: DefaultDict[Tuple[int, Target], List[str]] = defaultdict(list)
+        """The workflows whose hold ended in a run."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
 
     def trail_of(self, number: int) -> Row:
@@ -386,8 +388,10 @@ class Trail:
         target = target_of(row)
         self.holds[target].append(row)
         require(f"{name_of(target)}, hold", "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
+        if row["kind"] != "held":
+            self.ended[row["run_id"], target] += row["flow_ids"]
         if row["kind"] == "approved":
-            self.approved[row["run_id"], target] = row["flow_ids"]
+            self.approved[row["run_id"], target] = None
 
     def _derive_targets(self, memberships: List[Row]) -> None:
         """Replay the memberships up to what each run saw of them."""
@@ -726,9 +730,9 @@ class Chain:
         if run.opened == "whole":
             if self.target not in run.targets:
                 raise Broken(at, f"{run.place} was not to ask this target")
-            scope = self.trail.approved.get((run.id, self.target))
-            approved = None if scope is None else digest([*self.target, scope])
-            require(at, "change_set.approved_scope", approved, row["approved_scope"])
+            key = (run.id, self.target)
+            scope = digest([*self.target, sorted(self.trail.ended[key])]) if key in self.trail.approved else None
+            require(at, "change_set.approved_scope", scope, row["approved_scope"])
         elif run.opened == "no" or row["hash"] not in run.hashes:
             raise Broken(at, f"is not in {run.place}, which it names")
         if (row["approved_by"] is None) != (row["approved_scope"] is None):
