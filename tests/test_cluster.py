@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import msgspec
 import psycopg
 import pytest
 from dask_cluster import Dask, Wire
+from disguises import disguises
 from postgres import Server
 from program import KEY, SECRET, Program
 from sqlalchemy import text
@@ -159,8 +161,29 @@ def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_sched
     assert site.findings() == []
     assert b"user-canary-7" in site.wire.bytes
     assert b"user-canary-7" in site.worker_wire.bytes
+    assert found_on_the_wire(site, SECRET, PASSWORD, KEY, site.url) == []
+
+
+def found_on_the_wire(site: Site, *secrets: str) -> list[str]:
+    """Those of ``secrets`` that went by, in any encoding, to or from the scheduler."""
     on_the_wire = bytes(site.wire.bytes + site.worker_wire.bytes)
-    assert [each for each in (SECRET, PASSWORD, KEY, site.url) if each.encode() in on_the_wire] == []
+    return [secret for secret in secrets if any(each in on_the_wire for each in disguises(secret).values())]
+
+
+def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator: Workbench) -> None:
+    """Not even where the gateway repeats what it was sent."""
+    Run(coordinator).ended()
+    token = site.gateway.desk._token
+    said = json.dumps({"code": 62103, "msg": f"no: {token}, {KEY}, {SECRET}"}).encode()
+    site.gateway.order(Fault("raw", body=said, status=200, user="user-canary-3", times=None))
+    site.gateway.order(Fault("html", user="user-canary-4", times=None))
+    site.gateway.order(Fault("redirect", location="http://127.0.0.1:9/", user="user-canary-5", times=None))
+    report = Run(coordinator).ended()
+    site.gateway.clear_faults()
+    assert dict(report.tally.verdicts) == {"failed": 3, "unchanged": 57}
+    assert sorted(each.target.user_id for each in report.tally.issues) == [f"user-canary-{n}" for n in (3, 4, 5)]
+    assert b"62103" in site.wire.bytes
+    assert found_on_the_wire(site, SECRET, PASSWORD, KEY, token, site.url) == []
 
 
 def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Workbench) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
 import signal
 import stat
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+from disguises import disguises
 from program import ANN, KEY, ORG, Program
 
 from etl import log
@@ -24,18 +23,6 @@ from etl.model import Flow
 
 CANARY = 's3cr3t/ca+nary="ä&\\'
 HOSTILE = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0x202E, 0x2066, 0x200B, 0xFEFF)]
-
-
-def disguises(secret: str) -> dict[str, bytes]:
-    """A secret as it might leak: as it is, and in four encodings."""
-    raw = secret.encode()
-    return {
-        "raw": raw,
-        "url": urllib.parse.quote(secret, safe="").encode(),
-        "base64": base64.b64encode(raw).rstrip(b"="),
-        "hex": raw.hex().encode(),
-        "json": json.dumps(secret)[1:-1].encode(),
-    }
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,8 +16,17 @@ LINES: Final = 20
 _FEWEST_LINES: Final = 3
 _LONGEST_NAME: Final = 80
 _LONGEST_MESSAGE: Final = 200
-_MENTION: Final = re.compile(r"@(?=everyone|here|channel|all\b|room\b)|(?<![\w@])@(?=\w)", re.IGNORECASE)
-"""What a chat would take for a call to people."""
+_MARKUP: Final = re.compile(
+    r"@(?=everyone|here|channel|all\b|room\b)"  # calls people, also in the middle of a word
+    r"|(?<!\w)@|@(?!\w)"  # calls somebody, or a role: an address as in a@b stays
+    r"|<(?=[A-Za-z/@!#:])"  # a tag, a call or a link in chats and in HTML
+    r"|(?<=\])\("  # a link whose text hides where it leads
+    r"|`|\|(?=\|)|~(?=~)",  # code, and what hides or strikes out other lines
+    re.IGNORECASE,
+)
+"""What some chat would take for more than text. Most names hold single ``_`` and ``*``, which do no harm."""
+_MORE: Final = "\nTo see more:"
+_CUT: Final = "  and more than there is room for here"
 
 WORDS: Final[Mapping[str, tuple[str, str, str]]] = {
     "cycle_changed": ("cycle changed", "cycles changed", "Cycle changed"),
@@ -95,9 +104,20 @@ def together(digests: Sequence[Digest]) -> Message:
     return message(Digest(name=f"{len(digests)} runs", said=said, parts=found, changes_between=between))
 
 
+def shortened(told: Message, fits: Callable[[str], bool]) -> Message:
+    """The message with as many lines as fit; the commands that show the rest stay."""
+    if fits(told.body):
+        return told
+    listed, mark, commands = told.body.partition(_MORE)
+    lines = listed.splitlines()
+    while len(lines) > 1 and not fits("\n".join([*lines, _CUT, mark + commands])):
+        lines.pop()
+    return told._replace(body="\n".join([*lines, _CUT, mark + commands]))
+
+
 def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:
     """A name from outside as text and nothing else: on one line, cut, and calling nobody."""
-    text = _MENTION.sub(r"\\x40", printable(foreign or ""))
+    text = _MARKUP.sub(lambda match: f"\\x{ord(match[0]):02x}", printable(foreign or ""))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
@@ -124,7 +144,7 @@ def _body(digest: Digest) -> Iterable[str]:
         yield from (f"  {line}" for line in part.lines[:share])
         if part.total > share:
             yield f"  and {part.total - share} more"
-    yield "\nTo see more:"
+    yield _MORE
     yield from (f"  {command}" for command in _commands(digest))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import threading
@@ -13,10 +14,12 @@ from urllib.parse import unquote
 
 from etl.config import NotifySettings, Secret
 from etl.errors import UsageError
-from etl.notify.digest import Message
+from etl.notify.digest import Message, shortened
 from etl.printable import printable
 
 _LOGGER: Final = "apprise"
+_ROOM_FOR_MARKUP: Final = 64
+"""What a plugin may add around title and body."""
 _TELLING: Final = 4
 """Parts of an address that are shorter could be anything: only longer ones are hidden where a receiver repeats them."""
 
@@ -45,21 +48,35 @@ class Receiver:
         """Tells receivers apart without saying their addresses: "notify[1] mailto://***"."""
         self._url = url
         self._plugin = plugin
+        self._format = plugin.resolve_format("text")
+        """What text is turned into for it: a plugin leaves that to its caller, and some would take names for markup."""
 
     def send(self, message: Message) -> str | None:
         """See `Sender`. A redirect is a refusal: what follows it is another request, without the message."""
+        fitting = shortened(message, lambda body: self._has_room(message.title, body))
+        has_own_title = self._plugin.title_maxlen > 0
         with _overheard() as said:
             try:
                 went = self._plugin.notify(
-                    title=message.title,
-                    body=message.body,
-                    body_format="text",
+                    title=fitting.title if has_own_title else self._converted(fitting.title),
+                    body=self._converted(fitting.body),
+                    body_format=self._format,
+                    body_passthrough=False,
                     notify_type="warning" if message.trouble else "info",
                     overflow="truncate",
                 )
             except Exception as error:
                 return f"{type(error).__name__}: {_without(self._url, str(error))}"
         return None if went else _without(self._url, "; ".join(said)) or "it did not say why"
+
+    def _converted(self, text: str) -> str:
+        conversion: Any = importlib.import_module("apprise.conversion")
+        return str(conversion.convert_between("text", self._format, text))
+
+    def _has_room(self, title: str, body: str) -> bool:
+        """Whether the receiver takes it whole. Some count in units of UTF-16."""
+        text = self._converted(f"{title}\n{body}")
+        return len(text.encode("utf-16-le")) // 2 + _ROOM_FOR_MARKUP <= int(self._plugin.body_maxlen)
 
 
 def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unusable]:
