@@ -94,7 +94,7 @@ def test_one_record_is_one_line_whatever_a_name_contains(style: str) -> None:
         for character in HOSTILE:
             logger.info("seen", name=f"a{character}b", many=[f"c{character}d"])
             try:
-                raise ValueError(f"e{character}f")
+                raise ValueError(f"{ord(character)} e{character}f")
             except ValueError:
                 logger.exception("failed")
     finally:

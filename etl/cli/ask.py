@@ -24,15 +24,8 @@ from etl.slots import time_zone
 from etl.store import Store
 from etl.vitals import Overdue, Vitals
 
-_SHOWN = 200
-"""Rows of a table on a screen, unless another --limit is asked for."""
-
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
 _Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
-_Limit = Annotated[
-    int | None,
-    typer.Option("--limit", min=0, help=f"So many rows; a table shows {_SHOWN}, 0 is all.", show_default=False),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -126,7 +119,7 @@ def _show_status(
     names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
     show.table("\nSchedules", names, ([*each.values()] for each in schedules))
     if found is not None and found.overdue:
-        rows = [_named(each) for each in found.overdue[:_SHOWN]]
+        rows = [_named(each) for each in found.overdue[: options.SHOWN]]
         show.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
     _table("\nLast runs", ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged",
                            "held", "failed", "stale", "missed"), runs)  # fmt: skip
@@ -152,7 +145,7 @@ def flows(
         bool, typer.Option("--targets", help="With --as-of: one row a target, empty lists too.")
     ] = False,
     timezone: options.Zone = "UTC",
-    limit: _Limit = None,
+    limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -198,7 +191,7 @@ def changes(
     flow: _Flow = None,
     name: _Name = None,
     timezone: options.Zone = "UTC",
-    limit: _Limit = None,
+    limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -226,7 +219,7 @@ def history(
     flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
     org: options.Org = None,
     user: options.User = None,
-    limit: _Limit = None,
+    limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -255,7 +248,7 @@ def _print(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: 
     if as_json:
         show.json_list(row._asdict() for row in islice(rows, limit or None))
         return
-    most = _SHOWN if limit is None else limit
+    most = options.SHOWN if limit is None else limit
     listed = list(islice(rows, _needed(limit, as_json)))
     more = bool(most) and len(listed) > most
     show_table(listed[:most] if more else listed)
@@ -267,7 +260,7 @@ def _needed(limit: int | None, as_json: bool) -> int | None:
     """So many rows does ``_print`` read, for a table one more than it shows: so many need be sorted. None: all."""
     if as_json or limit == 0:
         return limit or None
-    return (_SHOWN if limit is None else limit) + 1
+    return (options.SHOWN if limit is None else limit) + 1
 
 
 def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:

@@ -16,12 +16,18 @@ from etl.config import Roster, Schedule
 from etl.errors import UsageError
 from etl.model import Target
 
+SHOWN = 200
+"""Rows of a table on a screen, unless another --limit is asked for."""
 CONFIG_HELP = "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."
 
 Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Org = Annotated[str | None, typer.Option("--org", help="Only this organisation.", show_default=False)]
 User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=0, help=f"So many rows; a table shows {SHOWN}, 0 is all.", show_default=False),
+]
 Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times that name none, such as Asia/Shanghai.")]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
 

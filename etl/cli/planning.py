@@ -6,7 +6,6 @@ import contextlib
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Final
 
 import typer
 
@@ -20,14 +19,6 @@ from etl.report import WorkflowEvent
 from etl.store import Store
 from etl.sync import RunReport, Tally
 
-_SHOWN: Final = 200
-"""Changes in a table, unless another --limit is asked for."""
-
-_Limit = Annotated[
-    int | None,
-    typer.Option("--limit", min=0, help=f"So many changes; a table shows {_SHOWN}, 0 is all.", show_default=False),
-]
-
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
@@ -39,7 +30,7 @@ def plan(
     schedules: Schedules = None,
     org: options.Org = None,
     user: options.User = None,
-    limit: _Limit = None,
+    limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -50,7 +41,7 @@ def plan(
         interruptible(bench),
     ):
         targets = options.matching(options.chosen(bench, schedules), org, user)
-        planned = _Stream(bench, limit or None) if as_json else _First(_SHOWN if limit is None else limit)
+        planned = _Stream(bench, limit or None) if as_json else _First(options.SHOWN if limit is None else limit)
         with show.progress("asking", len(targets), hidden=as_json) as arrived:
             tally = sync.plan(
                 bench.kit(store, arrived), targets, bench.settings.coverage_gap, bench.batches, planned.take
