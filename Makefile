@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check crash bench bench-setup dist docs lock clean
+.PHONY: demo test check crash organisation bench bench-setup dist docs lock clean
 
 demo: $(VENV)/.core
 	@$(BIN)/flowtrail demo
@@ -17,6 +17,11 @@ N ?= 100
 SEED ?= 1
 crash: $(VENV)/.dev
 	@$(BIN)/python -m tests.crash --count $(N) --seed $(SEED)
+
+# What is told of simulated organisations, whose truth is known: make organisation EVENTS=200000 SEED=7
+EVENTS ?= 20000
+organisation: $(VENV)/.dev
+	@$(BIN)/python -m tests.organisation --events $(EVENTS) --seed $(SEED)
 
 # Flowtrail beside what else would do the job: make bench ARGS="--quick", or see benchmarks/README.md
 BENCH := .venv-bench

@@ -1,0 +1,126 @@
+"""Rules 3 to 5 of ``docs/organisation.md``: who loses a workflow has lost it alone, or with everybody. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from etl.domain.scene import Entry, Scene
+from etl.domain.story import Event, Loss
+
+
+class Losses(NamedTuple):
+    """What became of the users who lost a workflow."""
+
+    alone: tuple[Event, ...] = ()
+    end: Event | None = None
+    """It disappeared."""
+    gone_at: dt.datetime | None = None
+    """Everybody was without it at some moment since then."""
+    back: Sequence[Entry] = ()
+    """Who lists it after that, by the same answers."""
+    waiting: Mapping[str, Loss] = {}
+    awaited: int = 0
+
+
+def losses(scene: Scene) -> Losses:
+    """Tell of each user who lost it, now or before, what is known; who can be told nothing of waits."""
+    lost = {**scene.waiting, **_lost_now(scene)}
+    if not lost:
+        return Losses()
+    moment = _Absence(scene, lost)
+    if scene.audience.heard and not moment.awaited:
+        certain = moment.is_certain()
+        alone = tuple(_lost_alone(scene, lost, until=moment.at))
+        return Losses(alone, moment.event(certain=certain), moment.since if certain else moment.told_at, moment.back)
+    if _is_back(scene):
+        return Losses((), moment.event(certain=False), moment.told_at, moment.back)
+    alone = tuple(_lost_alone(scene, lost))
+    waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
+    return Losses(alone, waiting=waiting, awaited=len(moment.awaited) if waiting else 0)
+
+
+def _lost_now(scene: Scene) -> dict[str, Loss]:
+    return {
+        s.user_id: Loss(s.before, s.previous.asked_at, s.answer)
+        for s in scene.sightings
+        if s.previous is not None and s.before is not None and s.after is None
+    }
+
+
+def _is_back(scene: Scene) -> bool:
+    """Rule 3a: nobody listed it any more, and only users who waited list it again."""
+    return not scene.before and bool(scene.entries) and all(e.user_id in scene.waiting for e in scene.entries)
+
+
+def _lost_alone(scene: Scene, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> Iterator[Event]:
+    """Rule 4: an answer with it was requested (before ``until``) when a user was without it already."""
+    shown = [showing for showing in scene.showings() if until is None or showing[2] < until]
+    latest = max((asked_at for _, _, asked_at in shown), default=None)
+    for user_id, loss in sorted(lost.items(), key=lambda item: (item[1].without.arrived_at, item[0])):
+        if latest is not None and latest >= loss.without.arrived_at:
+            yield Event(
+                kind="access_lost",
+                flow_id=scene.flow_id,
+                last_unchanged_at=loss.shown_asked_at,
+                observed_at=loss.without.arrived_at,
+                certain=any(
+                    asked_at >= loss.without.arrived_at
+                    and (since <= loss.shown_asked_at if scene.audience.is_search else other != user_id)
+                    for other, since, asked_at in shown
+                ),
+                user_id=user_id,
+                old=loss.listed,
+            )
+
+
+class _Absence:
+    """Rule 3: whether everybody was without it at one moment.
+
+    That moment is ``at``, when the last loser's first answer without it had arrived, or, if all others had lost it
+    before that was requested, the moment when that answer was read.
+    """
+
+    def __init__(self, scene: Scene, lost: Mapping[str, Loss]) -> None:
+        self._scene = scene
+        self._last = max(lost, key=lambda user_id: (lost[user_id].without.arrived_at, user_id))
+        last = lost[self._last].without
+        self.at = last.arrived_at
+        others = (loss.without for user_id, loss in lost.items() if user_id != self._last)
+        self._needs_last = any(without.arrived_at > last.asked_at for without in others)
+        self.since = self.at if self._needs_last else last.asked_at
+        """Not later than that moment."""
+        shown = [answer.asked_at for _, answer, _ in scene.looks() if answer.asked_at < self.at]
+        self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
+        self.awaited = [user_id for user_id in scene.active() if not self._was_without(user_id)]
+        """The active users who may have had it still, or again."""
+        self.back = [entry for entry in scene.entries if entry.answer.asked_at >= self.at]
+
+    @property
+    def told_at(self) -> dt.datetime:
+        """The last answer that was known when it was told, unless one with it came after that."""
+        goes_on = self.back or not self._scene.is_last
+        return self.at if goes_on else max(self.at, self._scene.audience.last_arrival)
+
+    def is_certain(self) -> bool:
+        """Nobody had it still so far as is known, though he fell silent, or retired, or its removal is held."""
+        audience = self._scene.audience
+        others = {*self._scene.counting(), *self._scene.after, *audience.left_since(self._shown_asked_at)}
+        return all(map(self._was_without, others)) and not audience.has_ended_stays(self._shown_asked_at)
+
+    def event(self, *, certain: bool) -> Event:
+        return Event(
+            kind="disappeared",
+            flow_id=self._scene.flow_id,
+            last_unchanged_at=self._shown_asked_at,
+            observed_at=self.at if certain else self.told_at,
+            certain=certain,
+        )
+
+    def _was_without(self, user_id: str) -> bool:
+        """Whether a user is known to have been without it at that moment."""
+        if user_id == self._last and not self._needs_last:
+            return True
+        without = self._scene.asked_without(user_id)
+        return without is not None and without >= self.at

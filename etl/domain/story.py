@@ -1,0 +1,214 @@
+"""The values in which an organisation's story is judged: what its users' answers said, and what became of it.
+
+``docs/organisation.md`` has the terms and the rules.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+EventKind = Literal[
+    "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
+]
+EVENT_KINDS: Final[tuple[EventKind, ...]] = (
+    "appeared",
+    "reappeared",
+    "access_granted",
+    "cycle_changed",
+    "renamed",
+    "access_lost",
+    "disappeared",
+)
+
+
+class Answer(NamedTuple):
+    """When an answer was requested, and when all of it had arrived. EnOS read its list at a moment between the two."""
+
+    asked_at: dt.datetime
+    arrived_at: dt.datetime
+
+
+class Listed(NamedTuple):
+    """A workflow as a list shows it."""
+
+    name: str | None
+    cycle: str | None
+    editable: bool | None
+
+
+class User(msgspec.Struct, frozen=True, gc=False):
+    """A user who counts, or who counted until ``retired_at``."""
+
+    latest: Answer
+    coverage_gap: dt.timedelta
+    heard: bool = True
+    """In the run that ends."""
+    retired_at: dt.datetime | None = None
+
+    @property
+    def left_at(self) -> dt.datetime:
+        """From when on he is spoken of no more: silent for longer than ``coverage_gap``, or retired."""
+        silent_at = self.latest.arrived_at + self.coverage_gap
+        return silent_at if self.retired_at is None else min(silent_at, self.retired_at)
+
+
+class Showing(NamedTuple):
+    """A user's last answer lists the workflow."""
+
+    since: dt.datetime
+    """Arrival of the first answer of this unbroken showing."""
+    listed: Listed
+
+
+class Sighting(NamedTuple):
+    """What one answer changed of one workflow, for one user. ``previous`` is his answer before.
+
+    ``previous`` None: his first answer since he joined or came back. It lists the workflow, or, where he was known to
+    list it before he retired, no longer does.
+    """
+
+    user_id: str
+    before: Listed | None
+    after: Listed | None
+    previous: Answer | None
+    answer: Answer
+
+
+class Loss(NamedTuple):
+    """A user who lost the workflow; it waits to be told whether it has left him alone, or everybody."""
+
+    listed: Listed
+    shown_asked_at: dt.datetime
+    """Request of his last answer that listed it."""
+    without: Answer
+    """His first answer that did not."""
+
+
+class Known(NamedTuple):
+    """The last known name, or cycle, with the first answer that had it, and the latest of those that had it and whose
+    user has something else by now."""
+
+    value: str | None
+    first: Answer
+    last: Answer
+
+
+class Story(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a workflow that somebody of the story has ever shown."""
+
+    since: dt.datetime
+    """Arrival of the first answer that listed it, since it (re)appeared."""
+    name: Known
+    cycle: Known
+    gone_at: dt.datetime | None = None
+    """Told as disappeared: everybody was without it at some moment since then. None while somebody may have it."""
+
+    @property
+    def listed(self) -> Listed:
+        """As it was last known; editability is a matter between a workflow and a user."""
+        return Listed(self.name.value, self.cycle.value, None)
+
+
+class Workflow(msgspec.Struct, frozen=True):
+    """A workflow that a step must judge: what was known of it before, and what the step's answers changed."""
+
+    flow_id: str
+    story: Story | None = None
+    showing: Mapping[str, Showing] = msgspec.field(default_factory=dict)
+    """By user; those who retired while their last answer listed it are among them."""
+    waiting: Mapping[str, Loss] = msgspec.field(default_factory=dict)
+    sightings: Sequence[Sighting] = ()
+    held: Mapping[str, Answer] = msgspec.field(default_factory=dict)
+    """By user whose removal of it is held when the step is judged: his last answer that listed it."""
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """Something that happened in the organisation, after ``last_unchanged_at`` and not after ``observed_at``."""
+
+    kind: EventKind
+    flow_id: str
+    last_unchanged_at: dt.datetime
+    observed_at: dt.datetime
+    certain: bool
+    user_id: str | None = None
+    """Whose access it was."""
+    old: Listed | None = None
+    new: Listed | None = None
+    users_before: int = 0
+    """How many users showed it, or were waited for, before the step."""
+    users_after: int = 0
+    unheard: int = 0
+    """How many active users were not heard in the run that decided."""
+
+
+class Opening(NamedTuple):
+    """A workflow that nobody showed is known from a user's first answer: no event, but a state of the history."""
+
+    listed: Listed
+    at: dt.datetime
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What a step made of a workflow: its events, and what is to be kept of it."""
+
+    flow_id: str
+    events: Sequence[Event]
+    story: Story | None
+    showing: Mapping[str, Showing]
+    waiting: Mapping[str, Loss]
+    awaited: int
+    """How many users must still be heard before what waits can be told."""
+    is_open: bool
+    """Whether the next step must look at it although no answer changes it."""
+    openings: Sequence[Opening] = ()
+
+
+class Audience:
+    """The users of a story when a step is judged, at ``decided_at``.
+
+    ``users`` are those who count, and those who counted until they retired; ``ended_stays`` are the moments when users
+    retired who have come back since. In a search, a new name can hide a workflow and bring it back.
+    """
+
+    def __init__(
+        self,
+        users: Mapping[str, User],
+        decided_at: dt.datetime,
+        ended_stays: Iterable[dt.datetime] = (),
+        *,
+        is_search: bool = False,
+    ) -> None:
+        self.users: Final = users
+        self.decided_at: Final = decided_at
+        self.is_search: Final = is_search
+        self.active: Final = frozenset(
+            user_id for user_id, user in users.items() if user.retired_at is None and user.left_at >= decided_at
+        )
+        self.heard: Final = any(user.heard for user in users.values())
+        self.unheard: Final = sum(not users[user_id].heard for user_id in self.active)
+        self.last_arrival: Final = max((user.latest.arrived_at for user in users.values()), default=decided_at)
+        left = ((users[user_id].left_at, user_id) for user_id in users.keys() - self.active)
+        self._left = sorted(left, reverse=True)
+        self._last_end = max(ended_stays, default=None)
+
+    def left_since(self, moment: dt.datetime) -> Iterator[str]:
+        """Those who fell silent or retired at ``moment`` or later."""
+        return (user_id for left_at, user_id in self._left if left_at >= moment)
+
+    def has_ended_stays(self, moment: dt.datetime) -> bool:
+        """Whether somebody who has come back was away from ``moment`` or later."""
+        return self._last_end is not None and self._last_end >= moment
+
+    def earliest(self, known: dt.datetime, asked_at: Callable[[str], dt.datetime | None]) -> dt.datetime:
+        """The earliest of ``known`` and of ``asked_at`` over all users who are spoken of at that moment or later."""
+        given = (asked_at(user_id) for user_id in self.active)
+        earliest = min([known, *(at for at in given if at is not None)])
+        for left_at, user_id in self._left:
+            if left_at < earliest:
+                break
+            earliest = min(earliest, asked_at(user_id) or earliest)
+        return earliest

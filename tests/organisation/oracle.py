@@ -1,0 +1,214 @@
+"""Whether what is told of an organisation is true, as whoever knows the truth of the simulated organisation sees it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from etl.domain.story import Event, Judgement
+from organisation.runs import Office
+from organisation.world import Moment, Reply
+
+
+@dataclass
+class Oracle:
+    """Checks each event as it is told, and counts."""
+
+    office: Office
+    narrow: bool = False
+    """Whether intervals must be the narrowest: they are where no two answers are on their way at once, unless
+    something happens to a workflow twice within a run."""
+    told: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    there: dict[str, bool] = field(default_factory=dict)
+    """By workflow, whether the story says that somebody sees it."""
+
+    def check(self, judgements: Iterable[Judgement]) -> None:
+        for judgement in judgements:
+            openings = list(judgement.openings)
+            kinds = Counter(event.kind for event in judgement.events)
+            for event in judgement.events:
+                while openings and openings[0].at < event.observed_at:
+                    del openings[0]
+                    self.there[judgement.flow_id] = True
+                self._check(event, narrow=self.narrow and event.certain and kinds[event.kind] == 1)
+            if openings:
+                self.there[judgement.flow_id] = True
+
+    def _check(self, event: Event, *, narrow: bool) -> None:
+        self.told[event.kind, event.certain] += 1
+        fault = self._order(event) or self._fault(event) or (self._width(event) if narrow else None)
+        if fault:
+            self.wrong.append(f"{fault}: {event}")
+
+    def _order(self, event: Event) -> str | None:
+        if event.last_unchanged_at >= event.observed_at or event.observed_at > self.office.now:
+            return "an interval that ends before it begins, or later than now"
+        there = self.there.get(event.flow_id, False)
+        if event.kind == "disappeared":
+            self.there[event.flow_id] = False
+            return None if there else "disappeared twice"
+        if event.kind in ("appeared", "reappeared"):
+            self.there[event.flow_id] = True
+            if there and (event.kind == "appeared" or not self._may_have_retired(event)):
+                return "appeared twice"
+            return None
+        return None if there else "a workflow that is not there"
+
+    def _may_have_retired(self, event: Event) -> bool:
+        return any(self.office.stays[user] for user in self.office.everybody)
+
+    def _fault(self, event: Event) -> str | None:
+        match event.kind:
+            case "access_granted" | "access_lost":
+                return self._access_fault(event)
+            case "renamed":
+                return self._value_fault(event, "names", event.old.name, event.new.name)
+            case "cycle_changed":
+                return self._value_fault(event, "cycles", event.old.cycle, event.new.cycle)
+            case "disappeared":
+                return self._presence_fault(event, first=True) if event.certain else None
+            case _:
+                return self._presence_fault(event, first=False) if event.certain else None
+
+    def _access_fault(self, event: Event) -> str | None:
+        """The user's access changed so in the interval; if that is certain, not everybody's at that moment."""
+        workflow = self.office.world.workflows[event.flow_id]
+        gives = event.kind == "access_granted"
+        changes = [
+            at
+            for at, has in workflow.access[event.user_id]
+            if has is gives and event.last_unchanged_at <= at <= event.observed_at
+        ]
+        if not changes:
+            return "no such change of access"
+        if event.certain and workflow.turns.issuperset(changes):
+            return "it came or went for everybody"
+        return None
+
+    def _value_fault(self, event: Event, attribute: str, old: str, new: str) -> str | None:
+        values = self.office.world.values(event.flow_id, attribute, event.last_unchanged_at, event.observed_at)
+        if old in values and new in values[values.index(old) :]:
+            return None
+        return f"it went through {values}"
+
+    def _presence_fault(self, event: Event, *, first: bool) -> str | None:
+        """Somebody who counts saw it, and then nobody (``first``); or nobody, and then somebody."""
+        moments = sorted({event.last_unchanged_at, event.observed_at, *self._turns(event)})
+        seen = [any(self._sees(user, event, at) for user in self.office.everybody) for at in moments]
+        if first in seen and (not first) in seen[seen.index(first) :]:
+            return None
+        return f"seen by somebody: {seen}"
+
+    def _turns(self, event: Event) -> list[Moment]:
+        """When, in the interval, somebody's access changed, or somebody began or ceased to count."""
+        workflow = self.office.world.workflows[event.flow_id]
+        turns = [at for history in workflow.access.values() for at, _ in history]
+        turns += [at for stays in self.office.stays.values() for stay in stays for at in stay]
+        turns += self.office.counts_since.values()
+        return [at for at in turns if event.last_unchanged_at < at < event.observed_at]
+
+    def _sees(self, user: str, event: Event, at: Moment) -> bool:
+        """Whether a user who counts, and who is not silent, could see it at that moment."""
+        if not self.office.world.had(event.flow_id, user, at):
+            return False
+        stays = list(self.office.stays[user])
+        if user in self.office.counts_since:
+            stays.append((self.office.counts_since[user], self.office.now + 1))
+        if not any(since <= at < until for since, until in stays):
+            return False
+        if user in self.office.ledger.audience.active:
+            return True
+        latest = self.office.ledger.latest[user]
+        return latest.arrived_at + self.office.ledger.gaps[user] >= event.last_unchanged_at
+
+    # How narrow the intervals are, from all answers that ever were
+
+    def _width(self, event: Event) -> str | None:
+        narrowest = self._narrowest(event)
+        if (event.last_unchanged_at, event.observed_at) == narrowest:
+            return None
+        return f"the narrowest interval is {narrowest}"
+
+    def _narrowest(self, event: Event) -> tuple[Moment, Moment]:
+        shows = partial(_shows, event.flow_id)
+        match event.kind:
+            case "access_granted":
+                return self._turn(event.user_id, event, lambda reply: not shows(reply))
+            case "access_lost":
+                return self._turn(event.user_id, event, shows)
+            case "appeared" | "reappeared":
+                latest = [self._latest_without(user, event) for user in self.office.replies]
+                first = min(r.arrived_at for r in self._all() if shows(r) and r.arrived_at > min(latest))
+                return min(latest), first
+            case "disappeared":
+                latest = max(r.asked_at for r in self._all() if shows(r) and r.asked_at < event.observed_at)
+                lost = [self._first_without(user, event) for user in self.office.replies]
+                return latest, max(at for at in lost if at is not None)
+            case _:
+                return self._value_turn(event, 0 if event.kind == "renamed" else 1)
+
+    def _all(self) -> Iterator[Reply]:
+        return itertools.chain(*self.office.replies.values())
+
+    def _turn(self, user: str, event: Event, before: Callable[[Reply], bool]) -> tuple[Moment, Moment]:
+        replies = [reply for reply in self.office.replies[user] if reply.arrived_at <= event.observed_at]
+        return max(reply.asked_at for reply in replies if before(reply)), replies[-1].arrived_at
+
+    def _latest_without(self, user: str, event: Event) -> Moment:
+        """The request of a user's latest answer without it, before he has it as told."""
+        return max(r.asked_at for r in self.office.replies[user] if not _shows(event.flow_id, r))
+
+    def _first_without(self, user: str, event: Event) -> Moment | None:
+        """The arrival of a user's first answer without it, after his last with it so far."""
+        replies = [reply for reply in self.office.replies[user] if reply.asked_at < event.observed_at]
+        last = max((number for number, reply in enumerate(replies) if _shows(event.flow_id, reply)), default=None)
+        return None if last is None or last + 1 == len(replies) else replies[last + 1].arrived_at
+
+    def _value_turn(self, event: Event, field: int) -> tuple[Moment, Moment]:
+        """From the latest request with the old value before the first answer with the new one was requested."""
+        old, new = event.old[field], event.new[field]
+        values = [
+            (r.asked_at, r.arrived_at, r.flows[event.flow_id][field]) for r in self._all() if _shows(event.flow_id, r)
+        ]
+        first = max(arrived for _, arrived, value in values if value == new and arrived <= event.observed_at)
+        asked = next(asked for asked, arrived, _ in values if arrived == first)
+        return max(a for a, arrived, value in values if value == old and arrived <= asked), first
+
+
+def _shows(flow_id: str, reply: Reply) -> bool:
+    return flow_id in reply.flows
+
+
+def settle(office: Office, oracle: Oracle) -> list[str]:
+    """What is still wrong when everybody has been asked often enough and nothing has changed since."""
+    office.quieten()
+    longest = max(schedule.every + schedule.takes + schedule.answer_takes for schedule in office.schedules)
+    for judgements in office.run(office.now + 4 * longest):
+        oracle.check(judgements)
+    return [*_left_over(office), *_untrue(office, oracle)]
+
+
+def _left_over(office: Office) -> list[str]:
+    if not office.ledger.counts_since:
+        return []  # nobody is left who could be heard
+    return [f"{flow_id} still waits: {waiting}" for flow_id, waiting in office.ledger.waiting.items() if waiting] + [
+        f"{flow_id} is still open" for flow_id in office.ledger.open
+    ]
+
+
+def _untrue(office: Office, oracle: Oracle) -> list[str]:
+    faults = []
+    for flow_id, workflow in office.world.workflows.items():
+        seen_by = {user for user in office.ledger.counts_since if flow_id in office.world.lists[user]}
+        story = office.ledger.stories.get(flow_id)
+        if seen_by and (story is None or story.gone_at is not None):
+            faults.append(f"{flow_id} is seen by {seen_by} and told as gone")
+        if not seen_by and oracle.there.get(flow_id) and not any(office.stays.values()):
+            faults.append(f"{flow_id} is seen by nobody and told as there")
+        if seen_by and story and (story.name.value, story.cycle.value) != (workflow.name, workflow.cycle):
+            faults.append(f"{flow_id} is {workflow.name} {workflow.cycle}, and told as {story.listed}")
+    return faults

@@ -1,0 +1,152 @@
+"""Runs over the simulated organisation: they ask, fail, hold and commit as the real ones do, and each one's end is a
+step of the judgement."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from etl.domain.organisation import judge
+from etl.domain.story import Answer, Judgement
+from organisation.ledger import Judge, Ledger
+from organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
+
+
+class Office:
+    """One organisation, its schedules, and what is told of it."""
+
+    def __init__(self, setting: Setting, seed: int, judge: Judge = judge) -> None:
+        self.world = World(setting, seed)
+        self.chance = self.world.chance
+        self.setting = setting
+        self.everybody = [f"u{number}" for number in range(setting.users)]
+        self.schedules = setting.schedules(self.everybody)
+        self.ledger = Ledger(
+            {user: s.coverage_gap for s in self.schedules for user in s.users}, judge, is_search=bool(setting.search)
+        )
+        self.world.watched = set(self.everybody)
+        self.counts_since: dict[str, Moment] = {}
+        """When the first answer of each user who counts was read."""
+        self.stays: dict[str, list[tuple[Moment, Moment]]] = defaultdict(list)
+        """From when until when each user counted, so far as that has ended."""
+        self.away_until: dict[str, Moment] = {}
+        self.replies: dict[str, list[Reply]] = defaultdict(list)
+        """What was believed, with what was held in it."""
+        self.calendar = Calendar()
+        self.now = START
+        self.is_quiet = False
+        """Nothing changes any more, and nothing fails."""
+        self.world.populate(START, self.everybody)
+        for schedule in self.schedules:
+            self.calendar.add(START + self.chance.randrange(schedule.every), ("run", schedule))
+        self._plan(setting.changes_an_hour, "change")
+        self._plan(setting.moves_an_hour, "move")
+        self._plan(setting.outages_an_hour, "outage")
+
+    def run(self, end: Moment) -> Iterator[list[Judgement]]:
+        """Let time pass; give each step's judgements."""
+        for now, (what, of) in self.calendar.until(end):
+            self.now = now
+            if what != "end":
+                getattr(self, f"_{what}")(of)
+            elif self.is_quiet or self.chance.random() >= self.setting.skipped:
+                yield self.ledger.step(now)
+
+    def quieten(self) -> None:
+        self.is_quiet = True
+        self.away_until.clear()
+
+    # What happens in the world
+
+    def _plan(self, an_hour: float, what: str) -> None:
+        if an_hour:
+            self.calendar.add(self.now + 1 + round(self.chance.expovariate(an_hour) * HOUR), (what, None))
+
+    def _change(self, _: object) -> None:
+        if not self.is_quiet:
+            self.world.reversible = None
+            self.world.change(self.now, self.everybody)
+            if self.world.reversible and self.chance.random() < self.setting.restless:
+                self._reverse((*self.world.reversible, 100))
+            self._plan(self.setting.changes_an_hour, "change")
+
+    def _reverse(self, of: tuple[str, str, int]) -> None:
+        flow_id, user, tries = of
+        if tries and not self.is_quiet and not self.world.reverse(self.now, flow_id, user):
+            soon = self.now + self.chance.randrange(1, self.schedules[0].takes // 20)
+            self.calendar.add(soon, ("reverse", (flow_id, user, tries - 1)))
+
+    def _outage(self, _: object) -> None:
+        if not self.is_quiet:
+            user = self.chance.choice(self.everybody)
+            self.away_until[user] = self.now + round(self.chance.uniform(1, 60) * HOUR)
+            self._plan(self.setting.outages_an_hour, "outage")
+
+    def _move(self, _: object) -> None:
+        """Somebody retires, or comes (back)."""
+        if self.is_quiet:
+            return
+        user = self.chance.choice(self.everybody)
+        if user in self.world.watched:
+            self._retire(user)
+        else:
+            self.world.watched.add(user)
+        self._plan(self.setting.moves_an_hour, "move")
+
+    def _retire(self, user: str) -> None:
+        self.world.watched.discard(user)
+        self.world.blocked = {key for key in self.world.blocked if key[0] != user}
+        if user in self.counts_since:
+            self.stays[user].append((self.counts_since.pop(user), self.now))
+            self.ledger.retire(user, self.now)
+
+    # What runs do
+
+    def _run(self, schedule: Schedule) -> None:
+        run = Run(schedule, self.now + schedule.takes + schedule.answer_takes + 1)
+        users = list(schedule.users)
+        if not schedule.in_order:
+            self.chance.shuffle(users)
+        for number, user in enumerate(users):
+            asked_at = self.now + schedule.takes * number // len(users)
+            arrived_at = asked_at + self.chance.randrange(2, schedule.answer_takes)
+            self.calendar.add(self.chance.randrange(asked_at, arrived_at), ("read", (run, user, asked_at, arrived_at)))
+        self.calendar.add(run.ends_at, ("end", run))
+        self.calendar.add(self.now + schedule.every, ("run", schedule))
+
+    def _read(self, of: tuple[Run, str, Moment, Moment]) -> None:
+        run, user, asked_at, arrived_at = of
+        if user not in self.world.watched or self._fails(user):
+            return
+        reply = Reply(user, asked_at, self.now, arrived_at, dict(self.world.lists[user]))
+        commit_at = self.chance.choice([arrived_at, (arrived_at + run.ends_at) // 2, run.ends_at - 1])
+        self.calendar.add(max(commit_at, arrived_at), ("commit", (run, reply)))
+
+    def _fails(self, user: str) -> bool:
+        if self.is_quiet:
+            return False
+        return self.now < self.away_until.get(user, 0) or self.chance.random() < self.setting.failing
+
+    def _commit(self, of: tuple[Run, Reply]) -> None:
+        _, reply = of
+        user, answer = reply.user, Answer(reply.asked_at, reply.arrived_at)
+        latest = self.ledger.latest.get(user)
+        is_stale = latest is not None and latest.arrived_at > reply.asked_at
+        if is_stale or user not in self.world.watched or self.ledger.retired.get(user, 0) > reply.asked_at:
+            return
+        held = self._held(user, reply)
+        self.counts_since.setdefault(user, reply.read_at)
+        self.ledger.answered(user, reply.flows, answer, held)
+        self.world.blocked = {key for key in self.world.blocked if key[0] != user} | {(user, each) for each in held}
+        self.world.answered(reply)
+        self.replies[user].append(reply._replace(flows=self.ledger.known[user]))
+
+    def _held(self, user: str, reply: Reply) -> set[str]:
+        """What of the list's removals is not believed; what is held stays held, until somebody approves it."""
+        if user not in self.ledger.counts_since or self.is_quiet:
+            return set()
+        absent = self.ledger.known[user].keys() - reply.flows.keys()
+        already = {flow_id for flow_id in absent if (user, flow_id) in self.ledger.held}
+        if absent - already and self.chance.random() < self.setting.held:
+            return absent
+        return already if self.chance.random() < 0.7 else set()
