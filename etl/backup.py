@@ -154,6 +154,8 @@ def _check(part: Path, original: Engine) -> None:
     engine = database.connect(f"sqlite:///{part}")
     try:
         found = database.integrity(engine, limit_seconds=0)
+        if found.damage:
+            database.integrity(original)  # what is not sound in the copy is not sound there: nobody may write to it
         differences = found.damage or tuple(database.check(engine))
     except DatabaseError as error:
         differences = (str(error),)

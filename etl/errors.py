@@ -5,6 +5,7 @@ FlowtrailError                     exit code
 |- UsageError                      2   the command line asks for what cannot be done
 |- DatabaseError                   3
 |  |- DatabaseUnreachable          3   trying again later can help
+|  |- DatabaseDamaged              3   nothing is written until `flowtrail db check` is content
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
@@ -67,6 +68,10 @@ class DatabaseError(FlowtrailError):
 
 class DatabaseUnreachable(DatabaseError):
     """No connection, or a connection that broke; trying again later can help."""
+
+
+class DatabaseDamaged(DatabaseError):
+    """Damage was found, just now or before; nothing is written until `flowtrail db check` finds the database whole."""
 
 
 class SchemaMismatch(DatabaseError):

@@ -27,9 +27,9 @@ from prometheus_client.registry import Collector
 
 from etl import __version__
 from etl.model import CHANGE_KINDS, VERDICTS
-from etl.vitals import CONDITIONS, Vitals
+from etl.vitals import Vitals
 
-ROLES: Final = ("starting", "active", "standing_by", "database_unreachable")
+ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
 RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
 CALLS: Final = ("flows", "token")
 OTHER: Final = "other"
@@ -62,6 +62,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     runs_under_way: int
     clock_skew_seconds: float | None
     """How far the gateway's clock is ahead of ours; None: not seen yet."""
+    conditions: Mapping[str, bool]
+    """Whether what can be wrong beside the targets is so; what is not known is not in it."""
     vitals: Vitals | None
     """None where the database does not say: then nothing is told of it."""
 
@@ -196,6 +198,8 @@ class _Seen(Collector):
         yield _gauge("runs_under_way", "Runs of this process now.", (), {(): sight.runs_under_way})
         skew: _Samples = {} if sight.clock_skew_seconds is None else {(): sight.clock_skew_seconds}
         yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
+        conditions: _Samples = {(code,): float(is_so) for code, is_so in sight.conditions.items()}
+        yield _gauge("condition", "1 for what is wrong beside the targets.", ("code",), conditions)
         yield from _of_vitals(sight.vitals)
         yield from _of_schedules(sight.vitals, self._label)
 
@@ -221,13 +225,6 @@ def _of_vitals(vitals: Vitals | None) -> Iterator[Metric]:
     for name, (field, said) in _TIMES.items():
         at = vitals and getattr(vitals, field)
         yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
-    wrong = {each.code for each in vitals.conditions} if vitals else set()
-    yield _gauge(
-        "condition",
-        "1 for what is wrong beside the targets.",
-        ("code",),
-        {(code,): code in wrong for code in CONDITIONS} if vitals else {},
-    )
 
 
 def _of_schedules(vitals: Vitals | None, label: Callable[[str], str]) -> Iterator[Metric]:

@@ -17,7 +17,7 @@ import structlog
 
 from etl import sync
 from etl.config import Roster, Schedule
-from etl.errors import ConfigError, DatabaseError
+from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.model import Origin, Target
 from etl.scheduler import Scheduler
 from etl.slots import is_served
@@ -36,6 +36,7 @@ STUCK_SECONDS: Final = 180.0
 _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
+_LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
 _MOST_MISSED: Final = 2**31 - 1
 """What the column holds."""
 
@@ -72,6 +73,7 @@ class Service:
         started: Callable[[Schedule], None] = lambda schedule: None,
         finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
         crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
+        became: Callable[[str], None] = lambda role: None,
         elsewhere: Callable[[], Elsewhere | None] = lambda: None,
     ) -> None:
         self._kit = kit
@@ -85,6 +87,7 @@ class Service:
         self._started = started
         self._finished = finished
         self._crashed = crashed
+        self._became = became
         self._elsewhere = elsewhere
         self.schedules: Sequence[Schedule] = ()
         self._known_at: Mapping[str, float] = {}
@@ -99,7 +102,9 @@ class Service:
         self._sweep_at = 0.0
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
         self.role = "starting"
-        """"starting", "active", "standing_by" or "database_unreachable"."""
+        """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
+        self.was_active = False
+        """Whether this replica is the active one, or was when it could last work."""
         self.ended = True
         """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service")
@@ -202,6 +207,8 @@ class Service:
                     self._read_schedules()
                 with self._asking_database():
                     self._beat()
+            except DatabaseDamaged as error:
+                self._become("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
             except DatabaseError as error:
                 self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
             except Exception:
@@ -227,11 +234,14 @@ class Service:
         """Note the role and say so where it is news; whether it is."""
         if role == self.role:
             return False
-        level = self.log.warning if role == "database_unreachable" else self.log.info
+        level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
         level(role, before=self.role, **why)
         self.role = role
+        if role in ("active", "standing_by"):
+            self.was_active = role == "active"
         if role != "active":
             self._scheduler.pause()
+        self._became(role)
         return True
 
     def _shut_down(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, text
 
+from etl import database
 from etl.config import Schedule
 from etl.database import reading
 from etl.model import REFUSED_FOR_GOOD, Target
@@ -38,7 +39,7 @@ class Condition(NamedTuple):
     remedy: str
 
 
-CONDITIONS: Final = ("clock_off",)
+CONDITIONS: Final = ("database_damaged", "clock_off")
 """The codes that there are."""
 
 
@@ -52,6 +53,15 @@ def clock_went_back(targets: int, until: dt.datetime) -> Condition:
         "See that the clock of this machine is right (NTP). If it is, nothing else is to be done: nothing is lost, "
         "nothing waits, and from that time on what is recorded is right again.",
     )
+
+
+def damage_of(engine: Engine) -> Condition | None:
+    """What keeps a database from being written to, if anything does."""
+    found = database.damage_of(engine)
+    if found is None:
+        return None
+    said, _, remedy = database.damage_sentence(engine, found).partition(". ")
+    return Condition("database_damaged", f"{said}.", remedy)
 
 
 class Overdue(NamedTuple):
@@ -78,6 +88,8 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     held_removals: int
     listed: int
     """Workflows in the lists of all targets; one that two targets see counts twice."""
+    damage: Condition | None
+    """Where nothing is written, since damage was found."""
     ahead: int
     """Targets whose latest observation lies ahead of now, by more than clocks differ."""
     ahead_until: dt.datetime | None
@@ -97,8 +109,9 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def conditions(self) -> Sequence[Condition]:
-        """What is wrong with the readings themselves."""
-        return () if self.ahead_until is None else (clock_went_back(self.ahead, self.ahead_until),)
+        """What is wrong beside the targets, the worst first."""
+        clock = None if self.ahead_until is None else clock_went_back(self.ahead, self.ahead_until)
+        return [condition for condition in (self.damage, clock) if condition is not None]
 
     @property
     def overdue_by_schedule(self) -> dict[str, int]:
@@ -145,6 +158,7 @@ def read(
         refused = connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
         return Vitals(
             **dict(sums._mapping),
+            damage=damage_of(engine),
             held_removals=connection.execute(_HELD_REMOVALS).scalar_one(),
             last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
             overdue=overdue,

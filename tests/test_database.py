@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import postgres as local_postgres
@@ -25,7 +26,6 @@ from lossy import LossyProxy
 from sqlalchemy import Engine, make_url, text
 
 from etl.database import connect, current, describe, reading, require_current, upgrade, writing
-from etl.database import engine as engine_module
 from etl.errors import ConfigError, DatabaseError, DatabaseUnreachable, SchemaMismatch
 
 SAFETY_NET_SECONDS = 60
@@ -49,7 +49,7 @@ def engines() -> Iterator[list[Engine]]:
         engine.dispose()
 
 
-def opened(engines: list[Engine], url: str | Path, **options: int) -> Engine:
+def opened(engines: list[Engine], url: str | Path, **options: Any) -> Engine:
     engines.append(connect(url if isinstance(url, str) else f"sqlite:///{url}", **options))
     return engines[-1]
 
@@ -229,14 +229,11 @@ def test_a_commit_that_a_reader_blocks_is_tried_again_as_it_stands(sqlite_file: 
     assert names(engine) == ["patient"]
 
 
-def test_a_lock_that_stays_taken_is_one_sentence(
-    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+def test_a_lock_that_stays_taken_is_one_sentence(sqlite_file: Path, engines: list[Engine]) -> None:
     holder = sqlite3.connect(sqlite_file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseUnreachable, match="is locked by another process"):
-        add(opened(engines, sqlite_file), "late")
+        add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
     holder.close()
 
 
@@ -289,15 +286,12 @@ def test_who_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
 
 
 @only_where_locks_are_listed
-def test_who_has_a_file_locked_is_named(
-    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "BUSY_TIMEOUT_SECONDS", 0.05)
+def test_who_has_a_file_locked_is_named(sqlite_file: Path, engines: list[Engine]) -> None:
     with (
         held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process,
         pytest.raises(DatabaseUnreachable, match=rf"is locked by .* \(process {process}\): try again"),
     ):
-        add(opened(engines, sqlite_file), "late")
+        add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
 
 
 def test_processes_that_all_want_to_change_the_journal_mode_let_each_other(
@@ -454,7 +448,7 @@ def test_an_address_that_cannot_be_used_is_a_problem_of_the_settings(url: str) -
 
 
 def test_a_missing_driver_names_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
+    monkeypatch.setattr("etl.database.engine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'flowtrail\[postgres\]'"):
         connect("postgresql+psycopg://h/d")
 

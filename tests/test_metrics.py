@@ -165,13 +165,20 @@ def _is_code(node: ast.AST) -> bool:
 
 
 def sight(**known: Any) -> Sight:
-    nothing = {"role": "active", "alive": True, "ready": True, "database_up": True, "runs_under_way": 0}
+    nothing = {
+        "role": "active",
+        "alive": True,
+        "ready": True,
+        "database_up": True,
+        "runs_under_way": 0,
+        "conditions": {},
+    }
     return Sight(**{**nothing, "clock_skew_seconds": None, "vitals": None, **known})
 
 
 def vitals(**known: Any) -> Vitals:
     counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
-    times = ("last_observation_at", "last_change_at", "ahead_until")
+    times = ("last_observation_at", "last_change_at", "ahead_until", "damage")
     return Vitals(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
 

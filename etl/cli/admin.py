@@ -92,9 +92,10 @@ def check_schema(
 ) -> None:
     """Compare the live schema with the expected one, triggers and views included; of SQLite, every page and index."""
     with options.open_workbench(context, config_file) as bench:
+        marked = database.damage_of(bench.engine)
         differences = database.check(bench.engine)
         if not schema_only:
-            differences += _integrity(bench)
+            differences += _integrity(bench, after_damage=marked is not None)
         if as_json:
             show.json(differences)
         else:
@@ -102,17 +103,30 @@ def check_schema(
                 show.say(difference, "red")
             if not differences:
                 show.say(f"{database.describe(bench.engine.url)} is as the migrations made it.")
+        if marked is not None:
+            _tell_of_the_mark(bench, marked)
     if differences:
         raise typer.Exit(1)
 
 
-def _integrity(bench: Workbench) -> list[str]:
-    """While a service is active, no table is held longer than its writers wait."""
+def _integrity(bench: Workbench, *, after_damage: bool) -> list[str]:
+    """While a service is active, no table is held longer than its writers wait. After damage nobody writes: then
+    everything is looked at, and what is whole may be written to again."""
     if database.current(bench.engine) is None:
         return []
-    active = Store(bench.engine).lease_holder(LEASE) is not None
-    found = database.integrity(bench.engine, limit_seconds=database.LIMIT_SECONDS if active else 0)
+    active = Store(bench.engine).lease_holder(LEASE) is not None and not after_damage
+    limit = database.LIMIT_SECONDS if active else 0
+    found = database.integrity(bench.engine, limit_seconds=limit, everything=after_damage)
+    if after_damage and found == database.WHOLE:
+        database.note_whole(bench.engine)
     return [*found.damage, *(_unfinished(table) for table in found.unfinished)]
+
+
+def _tell_of_the_mark(bench: Workbench, marked: database.Finding) -> None:
+    if database.damage_of(bench.engine) is None:
+        show.complain(f"It was found damaged ({marked.said}), and is whole now: it is written to again.", "green")
+    else:
+        show.complain(database.damage_sentence(bench.engine, marked), "red")
 
 
 def _unfinished(table: str) -> str:

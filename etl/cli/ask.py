@@ -22,7 +22,7 @@ from etl.report import Report
 from etl.service import LEASE
 from etl.slots import time_zone
 from etl.store import Store
-from etl.vitals import Overdue, Vitals
+from etl.vitals import Condition, Overdue, Vitals
 
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
 _Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
@@ -46,11 +46,13 @@ def status(context: typer.Context, as_json: options.Json = False, config_file: o
         configured, broken = _configured(bench)
         found = None if configured is None else vitals.read(bench.engine, configured, now)
         schedules = _schedules(configured or (), found, now) if found else []
+        damage = vitals.damage_of(bench.engine)
+    conditions = found.conditions if found else [damage] if damage else []
     if as_json:
         show.json(
             {
                 "active": active,
-                "conditions": [each._asdict() for each in found.conditions] if found else [],
+                "conditions": [each._asdict() for each in conditions],
                 "freshness": found and _freshness(found),
                 "schedules": schedules,
                 "overdue": [_named(each) for each in found.overdue] if found else [],
@@ -59,7 +61,7 @@ def status(context: typer.Context, as_json: options.Json = False, config_file: o
             }
         )
     else:
-        _show_status(active, found, schedules, runs, problems)
+        _show_status(active, conditions, found, schedules, runs, problems)
     if broken is not None:
         raise broken
 
@@ -104,13 +106,14 @@ def _named(overdue: Overdue) -> dict[str, Any]:
 
 def _show_status(
     active: str | None,
+    conditions: Sequence[Condition],
     found: Vitals | None,
     schedules: list[dict[str, Any]],
     runs: list[Any],
     problems: list[Any],
 ) -> None:
     show.say(f"Service: {f'active on {active}' if active else 'not running'}.", "bold")
-    for condition in found.conditions if found is not None else ():
+    for condition in conditions:
         show.say(f"{condition.sentence} {condition.remedy}", "red")
     if found is not None:
         said = {name: count for name, count in _freshness(found).items() if count and name != "status"}

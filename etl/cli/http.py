@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 
 from etl import database, descriptors
 from etl.cli.workbench import Workbench, utc_now
-from etl.errors import DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
+from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
 from etl.metrics import Metrics, Sight
 from etl.service import Service
-from etl.vitals import Vitals
+from etl.vitals import CONDITIONS, Vitals
 from etl.web import Connections, HttpServer, create_app
 from etl.web.health import Health, health_routes, metrics_route, without_pages
 
@@ -111,6 +111,8 @@ def _sight(bench: Workbench, service: Service, health: Health) -> Sight:
     """The database is asked for its vitals only where it answers at all, so that a scrape waits once."""
     ready, error = health.readiness()
     skew = bench.gateway.clock_skew
+    damaged = isinstance(error, DatabaseDamaged)
+    found = _vitals(health) if ready or damaged else None
     return Sight(
         role=service.role,
         alive=health.alive(),
@@ -118,8 +120,16 @@ def _sight(bench: Workbench, service: Service, health: Health) -> Sight:
         database_up=not isinstance(error, DatabaseUnreachable),
         runs_under_way=service.runs_under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
-        vitals=_vitals(health) if ready else None,
+        conditions=_conditions(found, damaged=damaged),
+        vitals=found,
     )
+
+
+def _conditions(found: Vitals | None, *, damaged: bool) -> dict[str, bool]:
+    if found is None:
+        return {"database_damaged": True} if damaged else {}
+    codes = {each.code for each in found.conditions}
+    return {code: code in codes for code in CONDITIONS}
 
 
 def _vitals(health: Health) -> Vitals | None:

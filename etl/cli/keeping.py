@@ -69,6 +69,7 @@ def prune(
     with options.open_workbench(context, config_file) as bench:
         limit = _limit(bench, before, keep, timezone)
         database.require_current(bench.engine, create_if_empty_sqlite=False)
+        database.require_sound(bench.engine)
         gone = Store(bench.engine, bench.stop).prune_runs(limit, utc_now(), dry_run=dry_run)
     if as_json:
         show.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
@@ -114,6 +115,7 @@ def copy_database(
         if database.describe(other.url) == database.describe(bench.engine.url):
             raise UsageError("Both are the same database: name another one to copy into.")
         database.require_current(bench.engine, create_if_empty_sqlite=False)
+        database.require_sound(bench.engine)
         if upgrade:
             database.upgrade(other)
         database.require_current(other, create_if_empty_sqlite=False)

@@ -10,14 +10,27 @@ from typing import Annotated
 
 import structlog
 import typer
+from sqlalchemy import Engine
 
-from etl import vitals
+from etl import database, vitals
 from etl.cli import options, show
 from etl.cli.workbench import Workbench, utc_now
 from etl.config import Schedule, Settings
 from etl.errors import UsageError
 from etl.model import Target
-from etl.notify import Freshness, Message, Notifier, Overdue, Pinger, Receiver, Timing, Unusable, Wants, receivers
+from etl.notify import (
+    Alarm,
+    Freshness,
+    Message,
+    Notifier,
+    Overdue,
+    Pinger,
+    Receiver,
+    Timing,
+    Unusable,
+    Wants,
+    receivers,
+)
 from etl.report import Report, TargetHealth
 from etl.service import LEASE, Service
 from etl.store import Store
@@ -175,6 +188,11 @@ class Informed:
         """A run ended without a report."""
         self._pinger.failed(schedule, why)
 
+    def became(self, role: str) -> None:
+        """The replica has another role."""
+        if self._notifier:
+            self._notifier.look()
+
     def _notifier_of(self, service: Service) -> Notifier | None:
         log = structlog.get_logger("etl.notify")
         for name, wrong in understood(self._bench.settings):
@@ -190,7 +208,17 @@ class Informed:
             is_active=lambda: service.role == "active",
             freshness=lambda: _freshness(self._bench, service.schedules, service.known_since),
             clock=utc_now,
+            alarm=lambda: _alarm(self._bench.engine, service),
         )
+
+
+def _alarm(engine: Engine, service: Service) -> Alarm | None:
+    """What the replica that was active has to tell where nothing can be written: once, even if it is started again."""
+    found = database.damage_of(engine) if service.role == "database_damaged" and service.was_active else None
+    if found is None or found.told_at is not None:
+        return None
+    message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
+    return Alarm(message, lambda: database.note_told(engine, utc_now()))
 
 
 def _in_short(report: RunReport) -> str:

@@ -188,6 +188,7 @@ def serve(
             started=informed.started,
             finished=finished,
             crashed=informed.crashed,
+            became=informed.became,
             elsewhere=bench.cluster.if_reachable if bench.cluster else lambda: None,
         )
         threading.Thread(target=_end_in_time, args=(service, bench.settings.service.grace), daemon=True).start()

@@ -92,7 +92,9 @@ class Workbench:
         return self._pool(_BATCHES_AT_ONCE, "batch")
 
     def ready(self, *, upgrade: bool) -> Engine:
-        """The engine, once its schema is current. Raises SchemaMismatch with the command that helps."""
+        """The engine, once its schema is current. Raises SchemaMismatch with the command that helps, and
+        DatabaseDamaged where nothing may be written."""
+        database.require_sound(self.engine)
         if upgrade:
             database.upgrade(self.engine)
         database.require_current(self.engine, create_if_empty_sqlite=True)

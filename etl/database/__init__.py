@@ -10,26 +10,43 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 from __future__ import annotations
 
 from etl.database.complaints import translated
+from etl.database.damage import (
+    Finding,
+    damage_of,
+    damage_sentence,
+    note_damage,
+    note_told,
+    note_whole,
+    require_sound,
+)
 from etl.database.engine import connect, describe, file_of
 from etl.database.grants import grants
-from etl.database.integrity import LIMIT_SECONDS, Integrity, integrity
+from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
 from etl.database.transactions import creating, reading, writing
 from etl.database.upgrading import check, current, expected, require_current, upgrade
 
 __all__ = [
     "LIMIT_SECONDS",
+    "WHOLE",
+    "Finding",
     "Integrity",
     "check",
     "connect",
     "creating",
     "current",
+    "damage_of",
+    "damage_sentence",
     "describe",
     "expected",
     "file_of",
     "grants",
     "integrity",
+    "note_damage",
+    "note_told",
+    "note_whole",
     "reading",
     "require_current",
+    "require_sound",
     "translated",
     "upgrade",
     "writing",

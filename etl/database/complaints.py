@@ -14,10 +14,13 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from etl.database.damage import note_damage
 from etl.database.engine import code_of, describe, file_of
 from etl.database.holders import holders
 from etl.database.journal import KeptOpen
-from etl.errors import DatabaseError, DatabaseUnreachable, SchemaMismatch
+from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
+
+NO_TEXT: Final = "bytes that are no text"
 
 
 @contextmanager
@@ -25,10 +28,11 @@ def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise explain(error.orig, engine) from error
+        raise _explained(error.orig, engine) from error
     except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
-        raise explain(error, engine) from error
+        raise _explained(error, engine) from error
     except UnicodeDecodeError as error:  # of sqlite3, whose own complaint quotes bytes that are no text
+        note_damage(engine, NO_TEXT)
         raise _explain_sqlite(sqlite3.SQLITE_CORRUPT, "", engine.url) from error
     except PoolTimeout as error:
         raise DatabaseUnreachable(
@@ -36,12 +40,25 @@ def translated(engine: Engine) -> Iterator[None]:
         ) from error
 
 
+def _explained(error: BaseException | None, engine: Engine) -> DatabaseError:
+    explained = explain(error, engine)
+    if isinstance(explained, DatabaseDamaged):
+        note_damage(engine, NO_TEXT if is_no_text(error) else str(error))
+    return explained
+
+
+def is_no_text(error: BaseException | None) -> bool:
+    """Whether a value was read whose bytes are no text: the driver, not SQLite, says so, and quotes them."""
+    return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode to UTF-8")
+
+
 def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
     """The sentence for an error of the driver itself."""
     if isinstance(error, KeptOpen):
         return DatabaseUnreachable(f"The database {describe(engine.url)} {error}.")
     if isinstance(error, sqlite3.Error):
-        return _explain_sqlite(code_of(error), str(error), engine.url)
+        code = sqlite3.SQLITE_CORRUPT if is_no_text(error) else code_of(error)
+        return _explain_sqlite(code, str(error), engine.url)
     driver = engine.dialect.loaded_dbapi
     state = getattr(error, "sqlstate", None)
     if state is None and isinstance(error, driver.OperationalError | driver.InterfaceError):
@@ -70,7 +87,10 @@ _SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
     sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
     sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
     sqlite3.SQLITE_NOTADB: (DatabaseError, "is no SQLite database and was left alone: name another file"),
-    sqlite3.SQLITE_CORRUPT: (DatabaseError, "is damaged and was left alone: restore a backup"),
+    sqlite3.SQLITE_CORRUPT: (
+        DatabaseDamaged,
+        "is damaged and was left alone: restore a backup, then run `flowtrail db check`",
+    ),
 }
 
 
@@ -97,6 +117,7 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
 
 _NO_CONNECTION: Final = "08000"
 """libpq gives no SQLSTATE where there was no connection, or no longer one."""
+_DAMAGED: Final = {"XX001", "XX002"}
 _BUSY: Final = {"40001", "40P01", "55P03", "57014"}
 _LACKING: Final = {"42P01", "42703", "3F000"}
 _AWAY: Final = {"08", "28", "3D", "53", "57"}
@@ -108,6 +129,9 @@ def _explain_postgresql(state: str | None, said: str, url: URL) -> DatabaseError
         return DatabaseUnreachable(f"The database {name} was busy with another transaction: {said}.")
     if state is not None and state[:2] in _AWAY:
         return DatabaseUnreachable(f"The database {name} cannot be reached: {said}.")
+    if state in _DAMAGED:
+        remedy = "REINDEX what it names" if state == "XX002" else "see what PostgreSQL logs, or restore a backup"
+        return DatabaseDamaged(f"The database {name} is damaged: {said}: {remedy}.")
     if state in _LACKING:
         return SchemaMismatch(f"{name} lacks a part of the schema ({said}): see `flowtrail db check`.")
     return DatabaseError(f"The database {name} refused: {said}.")

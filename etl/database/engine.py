@@ -11,7 +11,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from etl.database.journal import in_our_mode
 from etl.errors import ConfigError, Problem
@@ -124,7 +125,25 @@ def _sqlite(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         pool["pool_timeout"] = min(patience_seconds, _POOL_TIMEOUT_SECONDS)
     engine = create_engine(url, creator=lambda: _open(file, patience_seconds), hide_parameters=True, **pool)
     event.listen(engine, "begin", _begin)
+    if file is not None:
+        event.listen(engine, "connect", lambda _, record: record.info.update(file=identity(file)))
+        event.listen(engine, "checkout", lambda _, record, __: _require_same_file(record, file))
     return engine
+
+
+def _require_same_file(record: ConnectionPoolEntry, file: Path) -> None:
+    """A backup that was put in the file's place is another file: a connection to the old one would write to nothing."""
+    if record.info.get("file") != identity(file):
+        raise InvalidatePoolError(f"{file} is another file now")
+
+
+def identity(file: Path) -> tuple[int, int] | None:
+    """Device and number of a file, whatever its name; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def file_of(url: URL) -> Path | None:

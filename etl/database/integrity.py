@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from etl.database.complaints import explain, translated
+from etl.database.complaints import NO_TEXT, explain, is_no_text, translated
+from etl.database.damage import note_damage
 from etl.database.engine import code_of
 from etl.printable import printable
 
@@ -17,7 +18,7 @@ LIMIT_SECONDS: Final = 30.0
 """Half of what a writer waits for its turn."""
 _STEPS: Final = 100_000
 """Of SQLite's machine between two looks at the clock."""
-_WHOLE: Final = "ok"
+_FINE: Final = "ok"
 _MOST: Final = 20
 
 
@@ -30,15 +31,20 @@ class Integrity(NamedTuple):
     """Tables whose check took longer than the limit, and was given up."""
 
 
-def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS) -> Integrity:
+WHOLE: Final = Integrity((), ())
+"""Looked at to the end, and nothing found."""
+
+
+def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everything: bool = False) -> Integrity:
     """Compare every table of an SQLite file with its indexes, and look at every page that they use.
 
     It reads all of the file. Where there is no WAL a reader keeps writers from committing, so the tables are checked
-    one by one and none for longer than ``limit_seconds``; 0 is without end, and WAL needs no limit. Nothing is
-    found on PostgreSQL, which has its own means. Raises DatabaseError where the file cannot be read at all.
+    one by one and none for longer than ``limit_seconds``; 0 is without end, and WAL needs no limit. ``everything``:
+    every value and every page that is not in use, too, without a limit. Damage that is found stops all writing. Nothing
+    is found on PostgreSQL, which has its own means. Raises DatabaseError where the file cannot be read at all.
     """
     if engine.dialect.name != "sqlite":
-        return Integrity((), ())
+        return WHOLE
     damage: list[str] = []
     unfinished: list[str] = []
     with translated(engine), engine.connect() as connection:
@@ -47,16 +53,33 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS) -> Integr
         for table in _tables(driver):
             try:
                 damage += (printable(f"{table}: {said}") for said in _check(driver, table, limit))
-            except sqlite3.DatabaseError as error:
+                if everything:
+                    _read_all(driver, table)
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if code_of(error) == sqlite3.SQLITE_INTERRUPT:
                     unfinished.append(table)
                 else:
-                    damage.append(f"{table}: {explain(error, engine)}")
+                    damage.append(f"{table}: {NO_TEXT if is_no_text(error) else explain(error, engine)}")
+        if everything and not damage:
+            damage += (printable(said) for (said,) in driver.execute("PRAGMA integrity_check") if said != _FINE)
+    if damage:
+        note_damage(engine, damage[0])
     return Integrity(tuple(damage[:_MOST]), tuple(unfinished))
 
 
+def _read_all(driver: sqlite3.Connection, table: str) -> None:
+    for _ in driver.execute(f"SELECT * FROM {_quoted(table)}"):  # noqa: S608 - the name of a table of the file
+        pass
+
+
+def _quoted(table: str) -> str:
+    return '"' + table.replace('"', '""') + '"'
+
+
 def _tables(driver: sqlite3.Connection) -> list[str]:
-    return [name for (name,) in driver.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    """And the one in which SQLite keeps their definitions."""
+    found = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    return ["sqlite_master", *(name for (name,) in found)]
 
 
 def _check(driver: sqlite3.Connection, table: str, limit_seconds: float) -> Iterator[str]:
@@ -64,8 +87,7 @@ def _check(driver: sqlite3.Connection, table: str, limit_seconds: float) -> Iter
     if limit_seconds:
         driver.set_progress_handler(lambda: int(time.monotonic() > give_up), _STEPS)
     try:
-        quoted = table.replace('"', '""')
-        found = driver.execute(f'PRAGMA integrity_check("{quoted}")').fetchall()
+        found = driver.execute(f"PRAGMA integrity_check({_quoted(table)})").fetchall()
     finally:
         driver.set_progress_handler(None, 0)
-    return (said for (said,) in found if said != _WHOLE)
+    return (said for (said,) in found if said != _FINE)

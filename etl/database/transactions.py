@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from etl.database.complaints import cannot_open, translated
+from etl.database.damage import require_sound
 from etl.database.engine import describe, file_of
 
 
@@ -20,9 +21,12 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
     On SQLite it holds the write lock from its first moment (BEGIN IMMEDIATE), on PostgreSQL it is READ COMMITTED.
     When the answer to its COMMIT is lost, DatabaseUnreachable is raised although the rows may be there.
+    Raises DatabaseDamaged, and writes nothing, where damage has been found, be it by another process and meanwhile.
     """
+    require_sound(engine)
     with translated(engine), engine.connect() as connection, connection.begin():
         yield connection
+        require_sound(engine)
 
 
 @contextmanager

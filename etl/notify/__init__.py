@@ -1,12 +1,13 @@
 """After the commit: who is told what a run brought, and that the service still runs."""
 
 from etl.notify.digest import Message
-from etl.notify.notifier import LOOK_BACK, Freshness, Notifier, Overdue, Timing, Wants
+from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Overdue, Timing, Wants
 from etl.notify.ping import Pinger
 from etl.notify.receivers import Receiver, Unusable, receivers
 
 __all__ = [
     "LOOK_BACK",
+    "Alarm",
     "Freshness",
     "Message",
     "Notifier",

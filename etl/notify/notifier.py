@@ -31,8 +31,12 @@ _MOST_AT_ONCE: Final = 500
 _OVERDUE_SHARE: Final = 20
 """Looking for overdue targets takes at most this part (a twentieth) of the time, however many there are."""
 
+_ALARMING: Final = frozenset(("failed", "overdue"))
+"""Who wants to hear of one of these hears of alarms, whatever the organisation."""
+
 Key = tuple[str, int]
-"""("run", its id), ("overdue", target id) or ("observed", target id)."""
+"""("run", its id), ("overdue", target id), ("observed", target id), or the alarm."""
+_ALARM: Final[Key] = ("alarm", 0)
 
 
 class Overdue(NamedTuple):
@@ -56,6 +60,13 @@ class Wants(NamedTuple):
     sender: Sender
     on: Sequence[str]
     orgs: Sequence[str]
+
+
+class Alarm(NamedTuple):
+    """Something that every receiver that wants to hear of trouble is to know at once, and what to do when all know."""
+
+    message: Message
+    all_told: Callable[[], None]
 
 
 class Timing(NamedTuple):
@@ -120,6 +131,9 @@ class _Mailbox:
     def wants_overdue(self) -> bool:
         return "overdue" in self.wants.on
 
+    def wants_alarms(self) -> bool:
+        return not _ALARMING.isdisjoint(self.wants.on)
+
     def of_my_orgs(self, late: _Late) -> bool:
         return not self.wants.orgs or late.target.org_id in self.wants.orgs
 
@@ -127,6 +141,7 @@ class _Mailbox:
 class Notifier:
     """Looks for finished runs that nobody was told of, and for targets that became overdue, and tells receivers.
 
+    ``alarm``: what is to be told although this replica cannot work, until it returns None.
     ``is_active``: whether this replica may send. A run counts as told (``sync_run.notified_at``) once every receiver
     took its digest, or wants nothing of it; what a process knew of half-told runs dies with it, and is told again.
     """
@@ -140,6 +155,7 @@ class Notifier:
         is_active: Callable[[], bool],
         freshness: Callable[[], Freshness],
         clock: Callable[[], dt.datetime],
+        alarm: Callable[[], Alarm | None] = lambda: None,
         timing: Timing = _USUAL,
     ) -> None:
         self._engine = engine
@@ -148,6 +164,7 @@ class Notifier:
         self._is_active = is_active
         self._freshness = freshness
         self._clock = clock
+        self._alarm = alarm
         self._timing = timing
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="notify", daemon=True)
@@ -189,6 +206,7 @@ class Notifier:
                     wait_seconds = self._turn()
                 else:
                     self._overdue_at, self._waiting, wait_seconds = None, {}, _STANDING_BY_SECONDS
+                    self._sound_alarm()
             except DatabaseError as error:
                 self._log.warning("nothing_told", error=str(error), again_in_seconds=wait_seconds)
             except Exception:
@@ -219,6 +237,21 @@ class Notifier:
                     mailbox.delivery = _Delivery(mailbox.wants.sender, letters, self.look)
         self._settle()
         return min([_LOOK_SECONDS, *(m.not_before - now for m in self._mailboxes if m.not_before > now)])
+
+    def _sound_alarm(self) -> None:
+        """Tell what there is to tell although nothing can be written; once, or again where a receiver is away."""
+        alarm = self._alarm()
+        if alarm is None:
+            return
+        now = time.monotonic()
+        mailboxes = [mailbox for mailbox in self._mailboxes if mailbox.wants_alarms()]
+        for mailbox in mailboxes:
+            self._collect(mailbox, now)
+            if mailbox.delivery is None and mailbox.not_before <= now and _ALARM not in mailbox.told:
+                letters = [_Letter(alarm.message, {_ALARM})]
+                mailbox.delivery = _Delivery(mailbox.wants.sender, letters, self.look)
+        if mailboxes and all(_ALARM in mailbox.told for mailbox in mailboxes):
+            alarm.all_told()
 
     def _collect(self, mailbox: _Mailbox, now: float) -> None:
         """Take what a delivery came to; one that hangs has failed, and may go on hanging."""

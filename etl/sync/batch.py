@@ -18,7 +18,15 @@ import structlog
 
 from etl import guard, verdict
 from etl.domain.holds import Approval, code, held_set
-from etl.errors import DatabaseError, DatabaseUnreachable, GatewayError, GatewayUnreachable, Interrupted, Malformed
+from etl.errors import (
+    DatabaseDamaged,
+    DatabaseError,
+    DatabaseUnreachable,
+    GatewayError,
+    GatewayUnreachable,
+    Interrupted,
+    Malformed,
+)
 from etl.gateway import Gateway, reread_strictly
 from etl.guard import Decision, Limits
 from etl.model import Fence, Issue, Outcome, Snapshot, State, Target
@@ -265,7 +273,7 @@ class Batch:
             return
         try:
             stale = self._kit.store.apply(self._order.run_id, outcomes)
-        except DatabaseUnreachable:
+        except (DatabaseUnreachable, DatabaseDamaged):
             raise
         except DatabaseError as error:
             self._apply_apart(outcomes, error)

@@ -107,6 +107,7 @@ def without_pages(routes: Sequence[BaseRoute], hosts: Sequence[str]) -> Starlett
 
 def _ready(engine: Engine) -> bool:
     database.require_current(engine, create_if_empty_sqlite=False)
+    database.require_sound(engine)
     return True
 
 

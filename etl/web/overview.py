@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection
 
 from etl.report import SyncRun
-from etl.vitals import clock_went_back
+from etl.vitals import Condition, clock_went_back, damage_of
 from etl.web import queries
 from etl.web.rows import Vitals
 from etl.web.words import ago, count
@@ -47,7 +47,7 @@ def gather(connection: Connection, now: dt.datetime, period: int, events: int = 
         "vitals": vitals,
         "last": last,
         "workflows": queries.workflows(connection),
-        "problems": _problems(vitals, last, open_gaps, now),
+        "problems": _problems(vitals, last, open_gaps, now, damage_of(connection.engine)),
         "troubled": queries.targets(connection, show="problems", limit=_SHOWN),
         "days": queries.days(connection, since, today),
         "evenings": queries.evenings(connection, since, today),
@@ -60,7 +60,9 @@ def gather(connection: Connection, now: dt.datetime, period: int, events: int = 
     }
 
 
-def _problems(vitals: Vitals, last: SyncRun | None, open_gaps: int, now: dt.datetime) -> list[Problem]:
+def _problems(
+    vitals: Vitals, last: SyncRun | None, open_gaps: int, now: dt.datetime, damage: Condition | None
+) -> list[Problem]:
     newest, ended = vitals.newest_at, last and (last.finished_at or last.heartbeat_at)
     held = f"{count(vitals.held_removals, 'removal')} in {count(vitals.held, 'target')} held: a person has to decide."
     failing = f"{count(vitals.failing, 'target gives', 'targets give')} no valid answer."
@@ -68,6 +70,7 @@ def _problems(vitals: Vitals, last: SyncRun | None, open_gaps: int, now: dt.date
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     clock = vitals.ahead_until and " ".join(clock_went_back(vitals.ahead, vitals.ahead_until)[1:])
     candidates = (
+        (damage, f"{damage.sentence} {damage.remedy}" if damage else "", ""),
         (clock, clock or "", ""),
         (newest and now - newest > _SILENCE, f"Nobody has looked for long: the last time was {ago(newest, now)}.", ""),
         (vitals.held, held, "/held"),

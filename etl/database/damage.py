@@ -1,0 +1,176 @@
+"""One finding of damage stops all writing, in every process, until `flowtrail db check` finds the database whole.
+
+| damage | is kept | and ends |
+|---|---|---|
+| in an SQLite file | beside it, as ``NAME.damaged`` | when `db check` is content, or another file has its name |
+| the same, in a folder that may only be read | in this process, which writes nothing there | with the process |
+| that PostgreSQL reports (XX001, XX002) | in this process | after ``LOOK_AGAIN_SECONDS`` |
+
+PostgreSQL looks after its files itself, and tells everybody who reads what is damaged. Each transaction that writes
+asks here before it begins and again before it commits: for SQLite that is one look for a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Engine
+
+from etl.database.engine import describe, file_of, identity
+from etl.errors import DatabaseDamaged, DatabaseError
+from etl.printable import printable
+
+SUFFIX: Final = ".damaged"
+LOOK_AGAIN_SECONDS: Final = 600.0
+_LONGEST: Final = 300
+_UNFINISHED: Final = ".flowtrail-part"
+"""How the name of a copy ends that is not whole yet (see `etl.disk`): whoever made it throws it away."""
+_REMEDY: Final = "nothing is written to it until `flowtrail db check` finds it whole. Restore a backup, and run that"
+_REMEDY_FOR_POSTGRESQL: Final = (
+    "this process writes nothing to it for ten minutes. Mend it with PostgreSQL's own means, or restore a backup"
+)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found, when, and in which file."""
+
+    said: str
+    found_at: dt.datetime
+    file: tuple[int, int] | None = None
+    """Device and number of the file: another file of this name is not this one."""
+    told_at: dt.datetime | None = None
+    """When receivers of notifications had all been told."""
+
+
+class _Kept(NamedTuple):
+    """A finding that only this process knows, and until when (monotonic)."""
+
+    finding: Finding
+    until: float
+
+
+_kept: Final[dict[str, _Kept]] = {}
+
+
+def note_damage(engine: Engine, said: str) -> None:
+    """Keep a finding, unless there is one already. Raises nothing: whoever calls has an error of its own to tell."""
+    file = _file(engine)
+    if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
+        return
+    finding = Finding(said=printable(said)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
+    if engine.dialect.name != "sqlite":
+        _kept[_name(engine)] = _Kept(finding, time.monotonic() + LOOK_AGAIN_SECONDS)
+    elif file is not None:
+        try:
+            _write(file, finding)
+        except OSError:
+            _kept[_name(engine)] = _Kept(finding, float("inf"))
+
+
+def damage_of(engine: Engine) -> Finding | None:
+    """The finding that keeps this database from being written to, if there is one."""
+    file = _file(engine)
+    kept = _kept.get(_name(engine))
+    found = kept.finding if kept is not None and time.monotonic() < kept.until else None
+    if file is not None:
+        found = found or _read(_marker(file))
+        if found is not None and found.file not in (None, _identity(file)):
+            return None
+    return found
+
+
+def require_sound(engine: Engine) -> None:
+    """Raise DatabaseDamaged, with the remedy, where damage was found.
+
+    Connections that are idle are closed: what they remember is of the damaged file.
+    """
+    found = damage_of(engine)
+    if found is not None:
+        engine.dispose()
+        raise DatabaseDamaged(damage_sentence(engine, found))
+
+
+def damage_sentence(engine: Engine, found: Finding) -> str:
+    """What is wrong, and the remedy."""
+    when = f"{found.found_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    remedy = _REMEDY if engine.dialect.name == "sqlite" else _REMEDY_FOR_POSTGRESQL
+    return f"The database {describe(engine.url)} is damaged, as was found at {when} ({found.said}): {remedy}."
+
+
+def note_whole(engine: Engine) -> None:
+    """Forget the finding: everything has been looked at. Raises DatabaseError where it cannot be taken away."""
+    _kept.pop(_name(engine), None)
+    file = _file(engine)
+    if file is None:
+        return
+    try:
+        _marker(file).unlink(missing_ok=True)
+    except OSError as error:
+        raise DatabaseError(f"{_marker(file)} cannot be removed ({error.strerror}): remove it.") from error
+
+
+def note_told(engine: Engine, now: dt.datetime) -> None:
+    """Every receiver knows of the finding: whoever runs next need not tell them."""
+    found, file = damage_of(engine), _file(engine)
+    if found is None:
+        return
+    told = msgspec.structs.replace(found, told_at=now)
+    kept = _kept.get(_name(engine))
+    if kept is not None:
+        _kept[_name(engine)] = kept._replace(finding=told)
+    elif file is not None:
+        with contextlib.suppress(OSError):
+            _write(file, told)
+
+
+def _name(engine: Engine) -> str:
+    return describe(engine.url)
+
+
+def _file(engine: Engine) -> Path | None:
+    """Where it really lies: SQLite, too, keeps what belongs to a file beside what a link leads to."""
+    file = file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    return None if file is None else Path(os.path.realpath(file))
+
+
+def _marker(file: Path) -> Path:
+    return file.with_name(file.name + SUFFIX)
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    return None if file is None else identity(file)
+
+
+def _read(marker: Path) -> Finding | None:
+    """A marker that cannot be read is one all the same."""
+    try:
+        return msgspec.json.decode(marker.read_bytes(), type=Finding)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.MsgspecError):
+        return Finding(said=f"{marker} cannot be read", found_at=dt.datetime.fromtimestamp(0, dt.UTC))
+
+
+def _write(file: Path, finding: Finding) -> None:
+    """Whole or not at all, for whoever may read the database."""
+    marker = _marker(file)
+    part = marker.with_name(f".{marker.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    about = file.stat()
+    try:
+        with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as output:
+            output.write(msgspec.json.format(msgspec.json.encode(finding)) + b"\n")
+            output.flush()
+            os.fsync(output.fileno())
+        part.chmod(about.st_mode & 0o666)
+        with contextlib.suppress(OSError):
+            os.chown(part, about.st_uid, about.st_gid)
+        part.replace(marker)
+    finally:
+        part.unlink(missing_ok=True)
