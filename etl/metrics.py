@@ -145,9 +145,9 @@ class Metrics:
         *,
         verdicts: Mapping[str, int],
         changes: Mapping[str, int],
-        failures: Iterable[str],
+        failures: Mapping[str, int],
     ) -> None:
-        """A run ended with these sums; ``failures`` has the error code of each target that failed."""
+        """A run ended with these sums; ``failures``: how many targets failed, by error code."""
         label = self._label(schedule)
         for each in RUN_STATUSES:
             self._runs.labels(label, each).inc(each == status)
@@ -156,8 +156,8 @@ class Metrics:
             self._targets.labels(verdict).inc(count)
         for kind, count in changes.items():
             self._changes.labels(kind).inc(count)
-        for code in failures:
-            self._failures.labels(_bounded(code)).inc()
+        for code, count in failures.items():
+            self._failures.labels(_bounded(code)).inc(count)
 
     def watch(self, sight: Callable[[], Sight]) -> None:
         """Tell at every scrape what ``sight`` returns; it may take a few seconds, and must not raise. Once."""

@@ -199,7 +199,7 @@ def test_the_schedules_beyond_a_thousand_are_told_together() -> None:
     metrics.know(names)
     metrics.watch(lambda: sight(vitals=vitals(last_success_at=success, overdue=late)))
     for name in names:
-        metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures=())
+        metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures={})
     samples = of(metrics.render("")[0].decode())
     schedules = {dict(labels)["schedule"] for _, labels in samples if "schedule" in dict(labels)}
     assert schedules == {*names[:MOST_SCHEDULES], OTHERS}

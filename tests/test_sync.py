@@ -620,7 +620,8 @@ def test_a_run_tells_the_first_issues_and_counts_them_all(house, monkeypatch):
     unknown = [Target(ORG, f"nobody{n}") for n in range(5)]
     report = house.sync(*unknown, failed=5)
     assert (len(report.tally.issues), report.tally.issues_left_out) == (3, 2)
-    assert len(report.summary()["issues"]) == 3
+    assert (report.tally.causes, report.tally.causes_left_out) == ({"62101": 5}, {"62101": 2})
+    assert (len(report.summary()["issues"]), report.summary()["causes"]) == (3, {"62101": 5})
     assert house.rows("SELECT count(*) FROM sync_issue") == [(5,)]
 
 
@@ -638,6 +639,7 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
     assert len(house.upstream.ledger.entries()) == asked + 1
     assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
     assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}
+    assert again.tally.causes == first.tally.causes == {"62101": 1}
     assert again.tally.changes["baseline"] == len(house.state(dave)) + len(house.state(erin))
     assert again.tally.issues == first.tally.issues
 

@@ -41,7 +41,8 @@ def problem(number: int, verdict: Verdict = "failed", code: str | None = "http_5
 
 
 def ended(*problems: Problematic, status: Any = "partial", run_id: int = 7) -> RunReport:
-    tally = Tally(verdicts=Counter(each.verdict for each in problems), issues=list(problems))
+    tally = Tally(verdicts=Counter(each.verdict for each in problems))
+    tally.tell(problems)
     return RunReport(run_id=run_id, status=status, duration_seconds=1.0, targets=1, tally=tally)
 
 

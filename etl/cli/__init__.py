@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from etl import streams
-from etl.cli import admin, ask, demonstration, holds, keeping, notices, options, planning, proof, running, show
+from etl.cli import admin, ask, demonstration, holds, keeping, notices, options, planning, proof, running, show, status
 from etl.errors import ConfigError, FlowtrailError
 
 _NO_THREAD: Final = "can't start new thread"
@@ -42,7 +42,7 @@ def _global(
     context.obj = config
 
 
-for module in (demonstration, running, planning, ask, proof, notices, keeping, admin, holds):
+for module in (demonstration, running, planning, status, ask, proof, notices, keeping, admin, holds):
     module.register(app)
 
 

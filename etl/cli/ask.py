@@ -1,28 +1,24 @@
-"""The commands that only read: status, flows, changes, history."""
+"""The commands that read lists: flows, changes, history."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
-from etl import database, vitals
+from etl import database
 from etl.cli import options, show
 from etl.cli.events import event_table
 from etl.cli.workbench import Workbench, utc_now
-from etl.config import Schedule
-from etl.errors import ConfigError, UsageError
+from etl.errors import UsageError
 from etl.model import CHANGE_KINDS
 from etl.moments import parse_moment
 from etl.report import Report
-from etl.service import LEASE
 from etl.slots import time_zone
-from etl.store import Store
-from etl.vitals import Condition, Overdue, Vitals
 
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
 _Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
@@ -30,105 +26,9 @@ _Name = Annotated[str | None, typer.Option("--name", help="Only names with this 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command()(status)
     app.command()(flows)
     app.command()(changes)
     app.command()(history)
-
-
-def status(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
-    """Show the last runs, the targets with problems, what is held, and what runs next."""
-    with options.open_workbench(context, config_file) as bench:
-        report = _report(bench)
-        active = Store(bench.engine).lease_holder(LEASE)
-        runs, problems = list(report.runs(limit=10)), list(report.problems())
-        now = utc_now()
-        configured, broken = _configured(bench)
-        found = None if configured is None else vitals.read(bench.engine, configured, now)
-        schedules = _schedules(configured or (), found, now) if found else []
-        damage = vitals.damage_of(bench.engine)
-    conditions = found.conditions if found else [damage] if damage else []
-    if as_json:
-        show.json(
-            {
-                "active": active,
-                "conditions": [each._asdict() for each in conditions],
-                "freshness": found and _freshness(found),
-                "schedules": schedules,
-                "overdue": [_named(each) for each in found.overdue] if found else [],
-                "runs": [run._asdict() for run in runs],
-                "problems": [problem._asdict() for problem in problems],
-            }
-        )
-    else:
-        _show_status(active, conditions, found, schedules, runs, problems)
-    if broken is not None:
-        raise broken
-
-
-def _configured(bench: Workbench) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
-    folder = bench.settings.schedules_dir
-    if not folder.exists():
-        show.complain(
-            f"There is no folder {folder}, so what runs next, and what is overdue, is not known here.", "yellow"
-        )
-        return None, None
-    try:
-        return bench.schedules, None
-    except ConfigError as error:
-        return None, error
-
-
-def _schedules(configured: Sequence[Schedule], found: Vitals, now: dt.datetime) -> list[dict[str, Any]]:
-    return [
-        {
-            "schedule": each.name,
-            "targets": len(each.targets),
-            "overdue": found.overdue_by_schedule[each.name],
-            "last_success_at": found.last_success_at[each.name],
-            "next_run_at": each.slots.next_after(now),
-        }
-        for each in configured
-    ]
-
-
-def _freshness(found: Vitals) -> dict[str, Any]:
-    """What ``/freshness`` says, without the names: the problems have them."""
-    counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
-    return {"status": "fresh" if found.fresh else "overdue", "overdue": len(found.overdue), **counts}
-
-
-def _named(overdue: Overdue) -> dict[str, Any]:
-    """One flat object; ``Overdue`` has a target in it."""
-    columns = overdue._asdict()
-    return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}
-
-
-def _show_status(
-    active: str | None,
-    conditions: Sequence[Condition],
-    found: Vitals | None,
-    schedules: list[dict[str, Any]],
-    runs: list[Any],
-    problems: list[Any],
-) -> None:
-    show.say(f"Service: {f'active on {active}' if active else 'not running'}.", "bold")
-    for condition in conditions:
-        show.say(f"{condition.sentence} {condition.remedy}", "red")
-    if found is not None:
-        said = {name: count for name, count in _freshness(found).items() if count and name != "status"}
-        counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
-        show.say(f"Targets: {found.targets}{counts or ', all of them fresh'}.", "" if found.fresh else "red")
-    names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
-    show.table("\nSchedules", names, ([*each.values()] for each in schedules))
-    if found is not None and found.overdue:
-        rows = [_named(each) for each in found.overdue[: options.SHOWN]]
-        show.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
-    _table("\nLast runs", ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged",
-                           "held", "failed", "stale", "missed"), runs)  # fmt: skip
-    columns = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures", "last_error_code",
-               "last_error", "held_removals", "held_since")  # fmt: skip
-    _table("\nTargets with problems", columns, problems)
 
 
 def flows(
@@ -267,10 +167,4 @@ def _needed(limit: int | None, as_json: bool) -> int | None:
 
 
 def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:
-    return lambda rows: _table("", names, rows, empty)
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[NamedTuple], empty: str = "none") -> None:
-    listed = list(rows)
-    used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
-    show.table(title, used, ([getattr(row, column) for column in used] for row in listed), empty)
+    return lambda rows: show.rows("", names, rows, empty)

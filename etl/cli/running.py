@@ -34,6 +34,7 @@ Schedules = Annotated[
     list[str] | None,
     typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
 ]
+_ISSUES_SHOWN = 50
 _LAST_SECONDS = 1.0
 """Once the grace period is over, for closing what was opened."""
 
@@ -144,10 +145,14 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
         show.table(
             "\nNot through",
             ("organisation", "user", "expression", "verdict", "code", "what happened"),
-            ((*p.target, p.verdict, p.issue.error_code, p.issue.message) for p in tally.sorted_issues()),
+            (
+                (*p.target, p.verdict, p.issue.error_code, p.issue.message)
+                for p in tally.sorted_issues()[:_ISSUES_SHOWN]
+            ),
         )
-    if tally.issues_left_out:
-        show.say(f"And {tally.issues_left_out} more: the table sync_issue has every one, by run_id.", "yellow")
+    if more := tally.causes.total() - len(tally.issues[:_ISSUES_SHOWN]):
+        show.say(f"And {more} more: the table sync_issue has every one, by run_id.", "yellow")
+        show.table("\nBy cause", ("cause", "targets"), tally.causes.most_common())
     if tally.verdicts["held"]:
         show.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
 
@@ -215,13 +220,14 @@ def _end_in_time(service: Service, grace: dt.timedelta) -> None:
 
 
 def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
+    tally = report.tally
     metrics.run_ended(
         schedule.name,
         report.status,
         report.duration_seconds,
-        verdicts=report.tally.verdicts,
-        changes=report.tally.changes,
-        failures=[each.issue.error_code or "" for each in report.tally.issues if each.verdict == "failed"],
+        verdicts=tally.verdicts,
+        changes=tally.changes,
+        failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
     )
 
 

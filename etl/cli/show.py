@@ -7,7 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 from rich.console import Console
@@ -125,6 +125,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
     if title:
         say(title, "bold")
     out().print(shown)
+
+
+def rows(title: str, columns: Sequence[str], found: Iterable[NamedTuple], empty: str = "none") -> None:
+    """A table of rows, without the columns in which none of them has anything."""
+    listed = list(found)
+    used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
+    table(title, used, ([getattr(row, column) for column in used] for row in listed), empty)
 
 
 def cell(value: object) -> str:

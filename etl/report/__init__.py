@@ -6,9 +6,9 @@ import datetime as dt
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, or_, select
+from sqlalchemy import ColumnElement, Engine, TableClause, or_, select, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, held_set
@@ -19,6 +19,7 @@ from etl.report.rows import (
     Column,
     CurrentWorkflow,
     HeldRemoval,
+    ProblemCause,
     SyncRun,
     TargetAsOf,
     TargetHealth,
@@ -35,6 +36,7 @@ __all__ = [
     "Column",
     "CurrentWorkflow",
     "HeldRemoval",
+    "ProblemCause",
     "Report",
     "SyncRun",
     "TargetAsOf",
@@ -150,11 +152,18 @@ class Report:
 
     def health(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
         """``target_health``, retired targets left out, by organisation, user and expression."""
-        return self._health(org, user, only_problems=False)
+        health = view("target_health", TargetHealth)
+        return self._health(health, self._found(health, org_id=org, user_id=user))
 
-    def problems(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
-        """Those of ``health`` whose last attempt failed, or whose removals are held."""
-        return self._health(org, user, only_problems=True)
+    def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
+        """Those of ``health`` whose last attempt failed, or whose removals are held; the first so many."""
+        health = view("target_health", TargetHealth)
+        return self._health(health, [or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None))], limit)
+
+    def causes(self) -> list[ProblemCause]:
+        """What ``problems`` come from, the most frequent first; a target that fails and is held counts in both."""
+        with reading(self._engine) as connection:
+            return [ProblemCause._make(row) for row in connection.execute(_CAUSES)]
 
     def holds(self, *, org: str | None = None) -> Iterator[HeldRemoval]:
         """Each workflow whose removal is held, and the latest reason why, by organisation, user, expression, flow_id.
@@ -193,12 +202,12 @@ class Report:
         with reading(self._engine) as connection:
             return cheaper_way(connection, at)
 
-    def _health(self, org: str | None, user: str | None, *, only_problems: bool) -> Iterator[TargetHealth]:
-        health = view("target_health", TargetHealth)
-        found = [health.c.retired_at.is_(None), *self._found(health, org_id=org, user_id=user)]
-        found += [or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None))] if only_problems else []
+    def _health(
+        self, health: TableClause, found: list[ColumnElement[bool]], limit: int | None = None
+    ) -> Iterator[TargetHealth]:
         key = (health.c.org_id, health.c.user_id, health.c.expression)
-        return stream(self._engine, select(health).where(*found).order_by(*key), TargetHealth)
+        chosen = select(health).where(health.c.retired_at.is_(None), *found).order_by(*key).limit(limit)
+        return stream(self._engine, chosen, TargetHealth)
 
     def _found(self, source: Any, **values: str | None) -> list[ColumnElement[bool]]:
         return [source.c[column] == value for column, value in values.items() if value is not None]
@@ -207,6 +216,18 @@ class Report:
         if part is None:
             return []
         return [or_(*(contains(self._engine.dialect.name, name, part) for name in columns))]
+
+
+_CAUSES: Final = text("""
+    SELECT cause, count(*) AS targets, count(DISTINCT org_id) AS organisations, max(consecutive_failures),
+           min(last_error)
+      FROM (SELECT last_error_code AS cause, org_id, consecutive_failures, last_error FROM target
+             WHERE retired_at IS NULL AND consecutive_failures > 0
+            UNION ALL
+            SELECT 'held', org_id, consecutive_failures, NULL FROM target
+             WHERE retired_at IS NULL AND held_since IS NOT NULL) AS problem
+     GROUP BY cause ORDER BY targets DESC, cause
+    """)
 
 
 def _cycle_code(cycle: str | None) -> str | None:

@@ -118,6 +118,17 @@ class TargetHealth(NamedTuple):
     retired_at: dt.datetime | None
 
 
+class ProblemCause(NamedTuple):
+    """What keeps targets from being observed: an error code, or ``held``; and one of its messages, as an example."""
+
+    cause: str
+    targets: int
+    organisations: int
+    most_failures: int
+    """The longest row of failures of one of them."""
+    example: str | None
+
+
 class HeldRemoval(NamedTuple):
     """A workflow that the last answers lack, and that stays until a person approves its removal."""
 

@@ -31,7 +31,8 @@ class Tally(msgspec.Struct):
     changes: Counter[str] = msgspec.field(default_factory=Counter)
     issues: list[Problematic] = msgspec.field(default_factory=list)
     """The first MOST_ISSUES of them."""
-    issues_left_out: int = 0
+    causes: Counter[str] = msgspec.field(default_factory=Counter)
+    """All issues: failures by error code, the others by verdict."""
     unknown_cycles: set[str] = msgspec.field(default_factory=set)
     emptied: int = 0
     """Targets whose whole list vanished, and is held."""
@@ -57,18 +58,30 @@ class Tally(msgspec.Struct):
         """Add another batch's sums."""
         self.verdicts += other.verdicts
         self.changes += other.changes
-        self.tell(other.issues)
-        self.issues_left_out += other.issues_left_out
+        self.causes += other.causes
+        self._keep(other.issues)
         self.unknown_cycles |= other.unknown_cycles
         self.emptied += other.emptied
         self.clock_went_back += other.clock_went_back
         self.interrupted += other.interrupted
 
     def tell(self, issues: Sequence[Problematic]) -> None:
-        """Keep issues, as far as there is room."""
-        room = MOST_ISSUES - len(self.issues)
-        self.issues += issues[:room]
-        self.issues_left_out += len(issues[room:])
+        """Count issues, and keep them as far as there is room."""
+        self.causes.update(_cause(each) for each in issues)
+        self._keep(issues)
+
+    def _keep(self, issues: Sequence[Problematic]) -> None:
+        self.issues += issues[: MOST_ISSUES - len(self.issues)]
+
+    @property
+    def issues_left_out(self) -> int:
+        """How many were counted and not kept."""
+        return self.causes.total() - len(self.issues)
+
+    @property
+    def causes_left_out(self) -> Counter[str]:
+        """``causes`` of those that were not kept."""
+        return self.causes - Counter(_cause(each) for each in self.issues)
 
     def sorted_issues(self) -> list[Problematic]:
         """The issues by target."""
@@ -105,7 +118,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a person should know beside the issues; a sentence each."""
 
     def summary(self) -> dict[str, Any]:
-        """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES."""
+        """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES, the causes count all."""
         verdicts, changes = self.tally.verdicts, self.tally.changes
         return {
             "run_id": self.run_id,
@@ -113,8 +126,14 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
             "duration_seconds": round(self.duration_seconds, 3),
             "targets": {"total": self.targets, **{name: verdicts[name] for name in VERDICTS}},
             "changes": {kind: changes[kind] for kind in CHANGE_KINDS},
+            "causes": dict(self.tally.causes.most_common()),
             "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
         }
+
+
+def _cause(problem: Problematic) -> str:
+    failed = problem.verdict == "failed"
+    return (failed and problem.issue.error_code) or problem.verdict
 
 
 def _issue_object(problem: Problematic) -> dict[str, Any]:

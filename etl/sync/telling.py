@@ -44,9 +44,12 @@ class Telling:
             remedy = "`flowtrail status` names them"
             self._log.warning("more_not_through", run_id=report.run_id, targets=len(more), codes=codes, remedy=remedy)
         if report.tally.issues_left_out:
-            remedy = "`flowtrail status` names them"
             self._log.warning(
-                "more_not_kept", run_id=report.run_id, targets=report.tally.issues_left_out, remedy=remedy
+                "more_not_kept",
+                run_id=report.run_id,
+                targets=report.tally.issues_left_out,
+                codes=dict(report.tally.causes_left_out),
+                remedy="`flowtrail status --limit 0` names them",
             )
         for note in report.notes:
             self._log.warning("note", run_id=report.run_id, note=note)

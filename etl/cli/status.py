@@ -1,0 +1,171 @@
+"""The command `status`: whether all is well, by cause, and the first of what is not. However many targets there are."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Annotated, Any, Final, NamedTuple
+
+import typer
+
+from etl import database, vitals
+from etl.cli import options, show
+from etl.cli.workbench import Workbench, utc_now
+from etl.config import Schedule
+from etl.errors import ConfigError
+from etl.report import ProblemCause, Report, SyncRun, TargetHealth
+from etl.service import LEASE
+from etl.store import Store
+from etl.vitals import Condition, Overdue, Vitals
+
+_SHOWN: Final = 50
+_PRINTED: Final = 1000
+_RUNS: Final = 10
+_Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        min=0,
+        help=f"So many rows of each list; a table shows {_SHOWN}, --json prints {_PRINTED}, 0 is all.",
+        show_default=False,
+    ),
+]
+_RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged", "held",
+                       "failed", "stale", "missed")  # fmt: skip
+_TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
+                          "last_error_code", "last_error", "held_removals", "held_since")  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(status)
+
+
+class _Found(NamedTuple):
+    """What there is to say; the lists have at most as many rows as were asked for."""
+
+    active: str | None
+    conditions: Sequence[Condition]
+    vitals: Vitals | None
+    """None where the schedules are not known."""
+    schedules: Sequence[dict[str, Any]]
+    runs: Sequence[SyncRun]
+    causes: Sequence[ProblemCause]
+
+
+def status(
+    context: typer.Context, limit: _Limit = None, as_json: options.Json = False, config_file: options.Config = None
+) -> None:
+    """Show the last runs, what is wrong by cause, the targets with problems, what is held, and what runs next."""
+    most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
+    with options.open_workbench(context, config_file) as bench:
+        database.require_current(bench.engine, create_if_empty_sqlite=False)
+        report = Report(bench.engine)
+        configured, broken = _configured(bench)
+        found = _find(bench, report, configured, most)
+        if as_json:
+            _print(found, report.problems(limit=most), most)
+        else:
+            _show(found, list(report.problems(limit=most)), len(configured or ()), most)
+    if broken is not None:
+        raise broken
+
+
+def _configured(bench: Workbench) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
+    folder = bench.settings.schedules_dir
+    if not folder.exists():
+        show.complain(
+            f"There is no folder {folder}, so what runs next, and what is overdue, is not known here.", "yellow"
+        )
+        return None, None
+    try:
+        return bench.schedules, None
+    except ConfigError as error:
+        return None, error
+
+
+def _find(bench: Workbench, report: Report, configured: Sequence[Schedule] | None, most: int | None) -> _Found:
+    now = utc_now()
+    found = None if configured is None else vitals.read(bench.engine, configured, now)
+    damage = vitals.damage_of(bench.engine)
+    return _Found(
+        active=Store(bench.engine).lease_holder(LEASE),
+        conditions=found.conditions if found else [damage] if damage else [],
+        vitals=found,
+        schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
+        runs=list(report.runs(limit=_RUNS)),
+        causes=report.causes(),
+    )
+
+
+def _schedules(configured: Sequence[Schedule], found: Vitals, now: dt.datetime) -> Iterator[dict[str, Any]]:
+    """Those with most overdue targets first."""
+    overdue = found.overdue_by_schedule
+    for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name)):
+        yield {
+            "schedule": each.name,
+            "targets": len(each.targets),
+            "overdue": overdue[each.name],
+            "last_success_at": found.last_success_at[each.name],
+            "next_run_at": each.slots.next_after(now),
+        }
+
+
+def _freshness(found: Vitals) -> dict[str, Any]:
+    """What ``/freshness`` says, without the names: the problems have them."""
+    counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
+    return {"status": "fresh" if found.fresh else "overdue", "overdue": len(found.overdue), **counts}
+
+
+def _named(overdue: Overdue) -> dict[str, Any]:
+    """One flat object; ``Overdue`` has a target in it."""
+    columns = overdue._asdict()
+    return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}
+
+
+def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) -> None:
+    """One JSON object, of which the last list, the longest, is printed as it is read."""
+    head = {
+        "active": found.active,
+        "conditions": [each._asdict() for each in found.conditions],
+        "freshness": found.vitals and _freshness(found.vitals),
+        "schedules": found.schedules,
+        "overdue": [_named(each) for each in found.vitals.overdue[:most]] if found.vitals else [],
+        "runs": [run._asdict() for run in found.runs],
+        "causes": [cause._asdict() for cause in found.causes],
+    }
+    printed = show.JsonList(show.encoded(head).removesuffix(b"\n}\n") + b',\n  "problems": [')
+    for problem in problems:
+        printed.add(problem._asdict())
+    printed.close(b"]\n}\n")
+
+
+def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most: int | None) -> None:
+    show.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
+    overdue: Sequence[Overdue] = ()
+    for condition in found.conditions:
+        show.say(f"{condition.sentence} {condition.remedy}", "red")
+    if found.vitals is not None:
+        overdue = found.vitals.overdue
+        said = {name: count for name, count in _freshness(found.vitals).items() if count and name != "status"}
+        counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
+        fresh = found.vitals.fresh
+        show.say(f"Targets: {found.vitals.targets}{counts or ', all of them fresh'}.", "" if fresh else "red")
+    names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
+    show.table("\nSchedules", names, ([*each.values()] for each in found.schedules))
+    _more(schedules - len(found.schedules))
+    if overdue:
+        rows = [_named(each) for each in overdue[:most]]
+        show.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
+        _more(len(overdue) - len(rows))
+    show.rows("\nLast runs", _RUN_COLUMNS, found.runs)
+    show.rows("\nProblems by cause", ProblemCause._fields, found.causes)
+    show.rows("\nTargets with problems", _TARGET_COLUMNS, problems)
+    if len(problems) == most:
+        show.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
+
+
+def _more(left_out: int) -> None:
+    if left_out > 0:
+        show.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
