@@ -72,11 +72,17 @@ def _place(engine: Engine) -> tuple[list[str], str | None]:
 
 
 def _named_database(engine: Engine) -> str:
-    """The database's name, with what the URL says of encryption, which the tools have no options for."""
+    """The database's name, with what the URL says of encryption, which the tools have no options for; they ask for
+    secrets."""
     from psycopg.conninfo import make_conninfo
 
-    secured = {name: str(value) for name, value in engine.url.query.items() if name.startswith(_SECURED)}
+    secured = {name: str(value) for name, value in engine.url.query.items() if _is_for_tools(name)}
     return make_conninfo(dbname=engine.url.database, **secured) if secured else str(engine.url.database)
+
+
+def _is_for_tools(parameter: str) -> bool:
+    """``sslkey`` is the name of a file, without which they would not be let in."""
+    return parameter.startswith(_SECURED) and (parameter == "sslkey" or not database.is_secret(parameter))
 
 
 def _refuse(engine: Engine, file: Path, *, force: bool) -> None:

@@ -62,7 +62,7 @@ def partitions(connection: Connection) -> dict[str, Catalog]:
 
 def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
     schema, quoted = connection.execute(text(_POSTGRESQL_SCHEMA)).one()
-    connection.exec_driver_sql(f"SET LOCAL search_path TO {quoted}")
+    connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": quoted})
     found: Catalog = {}
     for kind, query in _queries().items():
         rows = connection.execute(text(query), {"schema": schema, "partitions": partitions})

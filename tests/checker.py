@@ -450,6 +450,10 @@ def _grouped(rows: Iterable[Row], column: str) -> defaultdict[Any, list[Row]]:
     return groups
 
 
+DIRECTLY: dict[str, str] = {}
+"""Another way to the database of a URL: past a pooler, or as a role whose defaults are known."""
+
+
 def _connect(url: str) -> Any:
     """Plain drivers. SQLite may have to roll back what a killed process left, so it is opened to write."""
     if url.startswith("sqlite:///"):
@@ -457,6 +461,7 @@ def _connect(url: str) -> Any:
         return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=60, isolation_level=None)
     import psycopg
 
+    url = DIRECTLY.get(url, url)
     return psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://"), options="-c timezone=UTC")
 
 

@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import checker
+import pooler as local_pooler
 import postgres as local_postgres
 import psycopg
 import pytest
+import sessions
 from builders import Diary
 from program import ANN, KEY, ORG, SECRET, Program
 from receiver import HttpReceiver
+from sessions import HOSTILE_ROLE, POOLED
 from sqlalchemy import Engine
 
 from etl.database import connect, upgrade
@@ -22,6 +26,8 @@ from etl.demo.world import World
 from etl.model import Flow
 
 BOTH = ("sqlite", "postgresql")
+CONTRACT = {"test_store": (HOSTILE_ROLE, POOLED), "test_sync": (POOLED,)}
+"""The modules whose tests meet PostgreSQL in more ways than one."""
 TEMPLATE = "template_flowtrail"
 _numbers = itertools.count(1)
 
@@ -48,15 +54,47 @@ def migrated_postgres(postgres: local_postgres.Server) -> str:
 
 
 @pytest.fixture(scope="session")
+def hostile_postgres(postgres: local_postgres.Server, migrated_postgres: str) -> str:
+    """The name of such a database in which another program has tables of the same names, and a role that sees these
+    first."""
+    sessions.make_role(postgres.conninfo("postgres"))
+    name = f"{migrated_postgres}_hostile"
+    _sql(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated_postgres}")
+    with psycopg.connect(postgres.conninfo(name), autocommit=True) as admin:
+        admin.execute(sessions.DECOYS)
+    return name
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: local_postgres.Server) -> Iterator[local_pooler.Pooler]:
+    """PgBouncer in transaction mode. Where it is not installed, CI fails and a laptop skips, with the reason."""
+    try:
+        with local_pooler.running(postgres) as pooler:
+            yield pooler
+    except RuntimeError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must test with PgBouncer: {error}")
+        pytest.skip(f"NOT TESTED WITH PGBOUNCER: {error}")
+
+
+@pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("template") / "flowtrail.db"
     _migrate(f"sqlite:///{file}")
     return file
 
 
-@pytest.fixture(params=BOTH)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test that uses a fixture below runs once on each database, unless it names its own."""
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "dialect" in metafunc.fixturenames and "dialect" not in named:
+        more = CONTRACT.get(metafunc.module.__name__, ())
+        metafunc.parametrize("dialect", (*BOTH, *more), indirect=True)
+
+
+@pytest.fixture
 def dialect(request: pytest.FixtureRequest) -> str:
-    """Every test that uses a fixture below runs once on each database."""
+    """Which database, and how it is met."""
     return str(request.param)
 
 
@@ -75,9 +113,11 @@ def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -
     if dialect == "sqlite":
         file = shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "flowtrail.db")
         yield f"sqlite:///{file}"
-    else:
-        template = request.getfixturevalue("migrated_postgres")
-        yield from _database(request.getfixturevalue("postgres"), template=template)
+        return
+    server = request.getfixturevalue("postgres")
+    template = request.getfixturevalue("migrated_postgres" if dialect == "postgresql" else "hostile_postgres")
+    for url in _database(server, template=template):
+        yield from _met(dialect, url, server, request)
 
 
 @pytest.fixture
@@ -116,6 +156,20 @@ def receiver() -> Iterator[HttpReceiver]:
     """Whoever is notified."""
     with HttpReceiver() as receiver:
         yield receiver
+
+
+def _met(dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the program meets the database at ``url``; the independent checker takes the direct way."""
+    name = url.partition("?")[0].rpartition("/")[2]
+    if dialect == POOLED:
+        met = request.getfixturevalue("pgbouncer").url(name)
+    elif dialect == HOSTILE_ROLE:
+        met = server.url(name).replace(f"//{local_postgres.SUPERUSER}@", f"//{sessions.ROLE}@")
+    else:
+        met = url
+    checker.DIRECTLY[met] = url
+    yield met
+    del checker.DIRECTLY[met]
 
 
 def _database(server: local_postgres.Server, *, template: str) -> Iterator[str]:

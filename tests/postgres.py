@@ -62,7 +62,7 @@ def start(options: str = FAST, place: Path | None = None) -> Server:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=DISK if hidden else place or _roomy_place()))
     (folder / "owner").write_text(_identity(os.getpid()))
     guardian = subprocess.Popen([sys.executable, __file__, folder], stdin=subprocess.PIPE, start_new_session=True)
-    server = Server(folder, _free_port(), secrets.token_hex(8), guardian)
+    server = Server(folder, free_port(), secrets.token_hex(8), guardian)
     try:
         _start(server, (_copied(installed, folder) if hidden else installed) / "bin", options)
     except BaseException:
@@ -74,7 +74,7 @@ def start(options: str = FAST, place: Path | None = None) -> Server:
 def _start(server: Server, binaries: Path, settings: str) -> None:
     folder, data = server.folder, server.folder / "data"
     (folder / "password").write_text(server.password)
-    user = _unprivileged(folder)
+    user = unprivileged(folder)
     auth = ("--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={folder / 'password'}")
     names = ("-U", SUPERUSER, "-E", "UTF8", "--no-locale")
     _run(binaries / "initdb", "-D", data, *names, *auth, "--no-sync", user=user)
@@ -91,7 +91,7 @@ def _run(*command: str | Path, user: str | None) -> None:
             raise RuntimeError(f"PostgreSQL: {command[0]} failed: {said.read().decode(errors='replace').strip()}")
 
 
-def _unprivileged(folder: Path) -> str | None:
+def unprivileged(folder: Path) -> str | None:
     """PostgreSQL refuses to run as root; then ``nobody`` runs it, and owns the folder."""
     if os.geteuid() != 0:
         return None
@@ -122,7 +122,7 @@ def _roomy_place() -> Path:
     return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30 else DISK
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from etl.config import Roster, Schedule, Settings, load, load_all, load_schedules
+from etl.config.loading import another_database
 from etl.config.measures import duration, duration_or_zero, size, without_password
 from etl.errors import ConfigError
 from etl.model import Target
@@ -588,6 +589,20 @@ def test_any_text_is_a_measure_or_a_value_error(text: str) -> None:
 @given(st.text(min_size=1).filter(lambda text: "/" not in text and "@" not in text))
 def test_a_password_is_hidden_whatever_it_looks_like(password: str) -> None:
     assert without_password(f"postgresql://u:{password}@h/db") == "postgresql://u:***@h/db"
+
+
+def test_a_user_is_hidden_where_it_may_be_a_token_and_shown_where_it_names_a_role() -> None:
+    assert without_password("http://token@proxy:3128") == "http://***@proxy:3128"
+    assert without_password("http://u:p@proxy:3128") == "http://***@proxy:3128"
+    assert without_password("postgresql+psycopg://role@h/db") == "postgresql+psycopg://role@h/db"
+
+
+def test_the_name_of_a_key_file_is_masked_and_is_no_password_on_the_command_line() -> None:
+    url = "postgresql://u@h/db?sslkey=/etc/flowtrail/client.key"
+    assert "client.key" not in without_password(url)
+    assert another_database(url, None).endswith("client.key")
+    with pytest.raises(ConfigError, match="--to-file"):
+        another_database(f"{url}&sslpassword=x", None)
 
 
 # Schedules

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,8 +25,11 @@ import pytest
 from lossy import LossyProxy
 from sqlalchemy import Engine, make_url, text
 
-from etl.database import connect, current, describe, reading, require_current, upgrade, writing
+from etl.config.measures import without_password
+from etl.database import connect, current, describe, is_secret, reading, require_current, upgrade, writing
 from etl.errors import ConfigError, DatabaseError, DatabaseUnreachable, SchemaMismatch
+from etl.schema import lease
+from etl.store.bulk import insert_rows
 
 SAFETY_NET_SECONDS = 60
 PASSWORD = "p@ss/w:rd%41"
@@ -172,19 +175,6 @@ def streamed(engine: Engine) -> list[int]:
     statement = text("SELECT generate_series(1, 3)")
     with reading(engine) as connection, connection.execute(statement, execution_options={"yield_per": 2}) as result:
         return list(result.scalars())
-
-
-def test_a_session_of_postgresql_speaks_utc_and_waits_no_longer_than_it_should(
-    migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
-) -> None:
-    settings = ("timezone", "lock_timeout", "idle_in_transaction_session_timeout", "application_name")
-
-    def shown(options: str) -> list[str | None]:
-        with reading(opened(engines, postgres.url(migrated_postgres) + options)) as connection:
-            return [connection.scalar(text(f"SHOW {name}")) for name in settings]
-
-    assert shown("") == ["UTC", "1min", "10min", "flowtrail"]
-    assert shown("&application_name=mine&options=-c%20lock_timeout%3D5s") == ["UTC", "5s", "10min", "mine"]
 
 
 def test_the_second_of_two_hosts_is_asked_when_the_first_is_away(
@@ -386,6 +376,16 @@ def test_a_damaged_file_is_said_to_be_damaged(sqlite_file: Path, engines: list[E
         names(opened(engines, sqlite_file))
 
 
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path, engines: list[Engine]) -> None:
+    """In UTF-16 its text would be sorted in another order."""
+    connection = sqlite3.connect(tmp_path / "flowtrail.db")
+    connection.executescript("PRAGMA encoding = 'UTF-16le'; CREATE TABLE lease (name TEXT)")
+    connection.close()
+    for act in (names, upgrade):
+        with pytest.raises(DatabaseError, match="is encoded in UTF-16le, and Flowtrail needs UTF-8"):
+            act(opened(engines, tmp_path / "flowtrail.db"))
+
+
 def test_a_full_disk_is_said_to_be_full(sqlite_file: Path, engines: list[Engine]) -> None:
     engine = opened(engines, sqlite_file)
     with writing(engine) as connection:
@@ -468,6 +468,39 @@ def test_a_description_masks_every_password() -> None:
     assert PASSWORD not in describe(f"postgresql://u@h/d?password={quote(PASSWORD)}")
 
 
+SECRETS = (
+    "password",
+    "sslpassword",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+    "sslkey",
+    "passfile",
+)
+
+
+@pytest.mark.parametrize("parameter", SECRETS)
+@pytest.mark.parametrize("shown", [describe, without_password])
+def test_every_parameter_that_libpq_calls_a_password_a_secret_or_a_key_is_masked(
+    parameter: str, shown: Callable[[str], str]
+) -> None:
+    url = f"postgresql://u@h/d?sslmode=require&{parameter}={quote(PASSWORD)}&keepalives=1"
+    for said in (shown(url), shown(f"{url}&{parameter}={quote(PASSWORD)}")):
+        assert f"{parameter}=***" in said
+        assert PASSWORD not in said
+        assert quote(PASSWORD) not in said
+        assert "sslmode=require" in said
+        assert "keepalives=1" in said
+
+
+def test_no_parameter_of_libpq_that_is_a_secret_is_missing_from_the_list() -> None:
+    """libpq marks some of its secrets, and names the others."""
+    for option in psycopg.pq.Conninfo.get_defaults():
+        label = (option.label or b"").decode()
+        secret = option.dispchar == b"*" or any(word in label for word in ("Password", "Secret", "Key"))
+        assert is_secret(option.keyword.decode()) == secret, option
+
+
 def test_no_message_and_no_cause_contains_a_password_or_a_value(
     postgres: local_postgres.Server, engines: list[Engine], migrated_postgres: str
 ) -> None:
@@ -478,6 +511,7 @@ def test_no_message_and_no_cause_contains_a_password_or_a_value(
         right.set(database="missing"),
         right.set(host="no.such.host.invalid", password=PASSWORD),
         right.set(password=None).update_query_dict({"password": PASSWORD}),
+        right.set(port=1).update_query_dict({"sslpassword": PASSWORD, "oauth_client_secret": PASSWORD}),
     ]
     for url in bad:
         with pytest.raises(DatabaseUnreachable, match="cannot be reached: ") as raised:
@@ -507,12 +541,32 @@ def test_what_the_driver_itself_refuses_is_a_database_error_too(engine: Engine) 
         connection.connection.driver_connection.execute("SELECT * FROM leases")
 
 
+HALF = "half a character: \ud800"
+
+
+def test_text_that_is_not_unicode_is_refused_and_not_repeated(engine: Engine) -> None:
+    """The driver refuses it with an error that is none of a database."""
+    with pytest.raises(DatabaseError, match="cannot take text that is not Unicode") as raised:
+        add(engine, HALF)
+    assert "half" not in str(raised.value)
+    add(engine, "whole")
+    with pytest.raises(DatabaseError, match="not Unicode"), writing(engine) as connection:
+        insert_rows(connection, lease, ("name", "holder"), [("a", "b"), (HALF, "b")])
+    assert names(engine) == ["whole"]
+
+
+def test_a_number_that_is_too_large_is_refused_and_not_repeated(engine: Engine) -> None:
+    refused = r"cannot take a number that is too large|refused: NumericValueOutOfRange"
+    with pytest.raises(DatabaseError, match=refused), writing(engine) as connection:
+        connection.execute(text("DELETE FROM target WHERE id = CAST(:id AS bigint)"), {"id": 10**30})
+
+
 def test_a_table_that_is_missing_points_to_the_check(engine: Engine) -> None:
     with pytest.raises(SchemaMismatch, match="`flowtrail db check`"), reading(engine) as connection:
         connection.exec_driver_sql("SELECT * FROM leases")
 
 
-@pytest.mark.parametrize(("value", "meant"), [("none", None), ("0", 0), ("9", 9)])
+@pytest.mark.parametrize(("value", "meant"), [("none", None), ("0", 1), ("9", 9)])
 def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
     migrated_postgres: str, postgres: local_postgres.Server, value: str, meant: int | None
 ) -> None:

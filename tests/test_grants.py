@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import postgres as local_postgres
 import psycopg
 import pytest
+from builders import dump, numbered
 from postgres import Server
+from program import ANN, ORG, SECRET, Program
+from typer.testing import CliRunner
 
+from etl.cli import app
 from etl.database import connect, grants, upgrade
+from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
 
 OWNER, WRITER, READER = "grant_owner", "grant_writer", "grant_reader"
@@ -96,3 +106,105 @@ def test_the_reader_reads_every_view_and_writes_nothing(conninfo: str, table: st
 def test_a_name_that_could_carry_sql_is_refused() -> None:
     with pytest.raises(UsageError, match="letters, digits and underscores"):
         list(grants("owner'; DROP TABLE target; --", WRITER, READER))
+
+
+PARTITION = 5_000_000
+"""Change sets to a partition of the trail."""
+DAY = (
+    "sync",
+    "status",
+    "plan",
+    "changes",
+    "flows --as-of 2100-01-01",
+    "export changes",
+    "prune --keep 1d",
+    "check",
+    "db check",
+    "verify",
+)
+OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY = "day_owner", "day_writer", "day_reader"
+
+
+class Days(NamedTuple):
+    """The program, and PostgreSQL's own tools, as one role or another."""
+
+    server: Server
+    program: Program
+
+    def admin(self, *statements: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.server.conninfo(database), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def work_as(self, role: str, database: str) -> None:
+        self.program.database_url = self.server.url(database).replace("//postgres@", f"//{role}@")
+        self.program.configure()
+
+    def does(self, command: str, exits: int = 0) -> str:
+        done = CliRunner().invoke(app, shlex.split(command))
+        assert done.exit_code == exits, (command, done.output, done.exception)
+        return done.stdout
+
+    def contents(self) -> object:
+        engine = connect(self.program.database_url)
+        try:
+            return dump(engine)
+        finally:
+            engine.dispose()
+
+    def runs(self, line: str) -> None:
+        tools = next(self.server.folder.glob("wheel/*/pginstall*/bin"), local_postgres._installed() / "bin")
+        path = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        done = subprocess.run(line, shell=True, cwd=self.program.folder, env=path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
+    """A database whose roles may do what `flowtrail db grants` says, and the service's role at work."""
+    monkeypatch.chdir(flowtrail.folder)
+    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
+    days = Days(postgres, flowtrail)
+    roles = (OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY)
+    days.admin("CREATE DATABASE day")
+    try:
+        days.work_as("postgres", "day")
+        days.does("db upgrade")
+        days.admin(*grants(*roles), database="day")
+        days.admin(f"ALTER ROLE {WRITER_OF_DAY} LOGIN", f"ALTER ROLE {READER_OF_DAY} LOGIN")
+        days.work_as(WRITER_OF_DAY, "day")
+        yield days
+    finally:
+        days.admin("DROP DATABASE IF EXISTS day_restored WITH (FORCE)", "DROP DATABASE day WITH (FORCE)")
+        days.admin(f"DROP ROLE {', '.join(roles)}")
+
+
+def test_a_days_work_and_a_backup_need_no_more_than_the_role_of_the_service_may(
+    days: Days, gateway: DemoGateway
+) -> None:
+    """With a partition that comes into being meanwhile; who restores it needs the right to make a database."""
+    gateway.world.set_flows(ORG, ANN, numbered(1, 30))
+    days.does("sync")
+    days.admin(f"ALTER SEQUENCE change_set_id_seq RESTART WITH {PARTITION}", database="day")
+    gateway.world.set_flows(ORG, ANN, numbered(2, 32))
+    for command in DAY:
+        days.does(command)
+    gateway.world.set_flows(ORG, ANN, numbered(20, 32))
+    days.does("sync", 1)
+    days.does(f"guard approve {ORG} {ANN} --by somebody")
+    before = days.contents()
+
+    make, restore = CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()
+    days.runs(make)
+    days.admin(f"ALTER ROLE {WRITER_OF_DAY} CREATEDB")
+    days.runs(restore.replace("NEW", "day_restored"))
+    days.work_as(WRITER_OF_DAY, "day_restored")
+    assert days.contents() == before
+    for command in DAY:
+        days.does(command)
+
+
+def test_the_reader_may_make_a_backup_too(days: Days) -> None:
+    days.does("sync")
+    days.work_as(READER_OF_DAY, "day")
+    days.runs(CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()[0])

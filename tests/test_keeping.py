@@ -529,6 +529,20 @@ def test_on_postgresql_the_printed_commands_make_and_restore_a_backup(
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_the_printed_commands_have_what_the_url_says_of_encryption_and_none_of_its_secrets(engine: Engine) -> None:
+    """Without ``sslkey``, the name of a file, the tools would not be let in."""
+    url = engine.url.render_as_string(hide_password=False)
+    secured = connect(f"{url}&sslmode=prefer&sslkey=/etc/own.key&sslpassword=canary&oauth_client_secret=canary")
+    try:
+        dump = backup.dump_of(secured, Path("saved.dump"))
+    finally:
+        secured.dispose()
+    assert "canary" not in dump.backup + dump.restore
+    assert "sslmode=prefer" in dump.backup
+    assert "sslkey=/etc/own.key" in dump.backup
+
+
 def tools_of(server: local_postgres.Server) -> Path:
     """Beside the server that runs: a pg_dump of its own version."""
     copied = list(server.folder.glob("wheel/*/pginstall*/bin"))

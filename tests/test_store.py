@@ -18,6 +18,7 @@ import pytest
 from builders import ALICE, GAP, START, Diary, after, dump, flow, numbered, snapshot, written
 from lossy import LossyProxy
 from postgres import Server
+from sessions import ON_POSTGRESQL
 from sqlalchemy import Engine, event, func, make_url, select, text, update
 
 from etl import verdict
@@ -567,7 +568,7 @@ def a_failed(_: Diary, fence: Fence) -> Outcome:
 Writes = Callable[[Diary, Fence], Outcome]
 
 
-@pytest.mark.parametrize("dialect", ["postgresql"])  # SQLite has one writer at a time
+@pytest.mark.parametrize("dialect", ON_POSTGRESQL)  # SQLite has one writer at a time
 @pytest.mark.parametrize(
     ("first", "second", "stale", "spans"),
     [
@@ -755,7 +756,7 @@ def losing_on_postgresql(url: str, server: Server, lost: str) -> Iterator[Losing
 
 @pytest.fixture
 def postgres_or_none(dialect: str, request: pytest.FixtureRequest):
-    return request.getfixturevalue("postgres") if dialect == "postgresql" else None
+    return None if dialect == "sqlite" else request.getfixturevalue("postgres")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etl.config import settings as shape
 from etl.config.addresses import database_url
-from etl.config.measures import without_password
+from etl.config.measures import holds_password
 from etl.config.rules import apply_rules
 from etl.config.schedules import Schedule, read_schedules
 from etl.config.secret import read_secret_file
@@ -69,7 +69,7 @@ def another_database(url: str | None, file: Path | None) -> str:
             raise ValueError("say which database: either --to URL or --to-file FILE")
         if file is not None:
             return database_url(read_secret_file(file).reveal(), Path.cwd())
-        if url is not None and without_password(url) != url:
+        if url is not None and holds_password(url):
             raise ValueError("holds a password, which everybody on this machine could read: write it to a --to-file")
         return database_url(url, Path.cwd())
     except ValueError as error:

@@ -90,7 +90,23 @@ def shown(value: object) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in quoted[:80])
 
 
+_SENSITIVE: Final = r"[a-z_]*(?:pass|secret|token|key)[a-z_]*"
+_FILES: Final = r"(?:passfile|sslkey|sslkeylogfile)="
+"""Parameters of libpq that name the file of a secret."""
+
+
 def without_password(text: str) -> str:
-    """``text`` with ``***`` for every password of a URL in it."""
+    """``text`` with ``***`` for every password, secret and key of a URL in it, and for any user that is not one of a
+    database: that may be a token."""
+    return _masked(text, _SENSITIVE)
+
+
+def holds_password(text: str) -> bool:
+    """Whether a URL in ``text`` has a password or a secret; the name of a file that has one is none."""
+    return _masked(text, rf"(?!{_FILES}){_SENSITIVE}") != text
+
+
+def _masked(text: str, parameter: str) -> str:
     hidden = re.sub(r"(://[^:/?#\s]*):.*@", r"\1:***@", text, flags=re.DOTALL)
-    return re.sub(r"(?i)([?&][a-z_]*(?:password|passwd|secret|token)=)[^&#\s]*", r"\1***", hidden)
+    hidden = re.sub(r"(?i)(?<![a-z0-9+.-])((?!postgres|sqlite)[a-z][a-z0-9+.-]*://)[^/?#\s]+@", r"\1***@", hidden)
+    return re.sub(rf"(?i)([?&]{parameter}=)[^&#\s]*", r"\1***", hidden)

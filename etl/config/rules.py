@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from etl.config import addresses, notices
-from etl.config.measures import without_password
+from etl.config.measures import holds_password
 from etl.config.secret import openness, read_secret_file
 from etl.config.values import Values, variable
 from etl.regular import MIB, open_regular
@@ -99,7 +99,7 @@ def _database(values: Values) -> list[Path]:
         return [Path(values[file])]
     values[url] = values.attempt(url, lambda: addresses.database_url(values[url], values.folder))
     in_file = values.is_given(url) and not values.is_from_environment(url)
-    return [values.path] if in_file and values[url] and without_password(values[url]) != values[url] else []
+    return [values.path] if in_file and values[url] and holds_password(values[url]) else []
 
 
 def _receivers(values: Values, section: str) -> list[Path]:

@@ -19,7 +19,7 @@ from etl.database.damage import (
     note_whole,
     require_sound,
 )
-from etl.database.engine import connect, describe, file_of
+from etl.database.engine import connect, describe, file_of, is_secret
 from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
 from etl.database.transactions import creating, reading, writing
@@ -41,6 +41,7 @@ __all__ = [
     "file_of",
     "grants",
     "integrity",
+    "is_secret",
     "note_damage",
     "note_told",
     "note_whole",

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from etl.database.damage import note_damage
-from etl.database.engine import code_of, describe, file_of
+from etl.database.engine import code_of, describe, file_of, secrets_of
 from etl.database.holders import holders
 from etl.database.journal import KeptOpen
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
@@ -31,9 +31,12 @@ def translated(engine: Engine) -> Iterator[None]:
         raise _explained(error.orig, engine) from error
     except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
         raise _explained(error, engine) from error
-    except UnicodeDecodeError as error:  # of sqlite3, whose own complaint quotes bytes that are no text
+    except UnicodeDecodeError as error:  # bytes that are no text, which the drivers' own complaints quote
         note_damage(engine, NO_TEXT)
-        raise _explain_sqlite(sqlite3.SQLITE_CORRUPT, "", engine.url) from error
+        raise _unreadable(engine) from error
+    except (UnicodeEncodeError, OverflowError) as error:  # of a driver, before the database has seen the value
+        what = "text that is not Unicode" if isinstance(error, UnicodeEncodeError) else "a number that is too large"
+        raise DatabaseError(f"The database {describe(engine.url)} cannot take {what}.") from error
     except PoolTimeout as error:
         raise DatabaseUnreachable(
             f"No connection to {describe(engine.url)} came free: more threads than connections are at work."
@@ -50,6 +53,12 @@ def _explained(error: BaseException | None, engine: Engine) -> DatabaseError:
 def is_no_text(error: BaseException | None) -> bool:
     """Whether a value was read whose bytes are no text: the driver, not SQLite, says so, and quotes them."""
     return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode to UTF-8")
+
+
+def _unreadable(engine: Engine) -> DatabaseError:
+    if engine.dialect.name == "sqlite":
+        return _explain_sqlite(sqlite3.SQLITE_CORRUPT, "", engine.url)
+    return DatabaseDamaged(f"The database {describe(engine.url)} is damaged: it has text that is not UTF-8.")
 
 
 def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
@@ -70,13 +79,13 @@ def _said(error: BaseException | None, state: str | None, url: URL) -> str:
     if state is not None and state.startswith("22"):
         return type(error).__name__  # the message of a data exception repeats the value
     said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
-    return _without_password(said, url)
+    return _without_secrets(said, url)
 
 
-def _without_password(said: str, url: URL) -> str:
+def _without_secrets(said: str, url: URL) -> str:
     text = " ".join(said.split()).removeprefix("connection failed: ").rstrip(".")
-    secrets = {str(secret) for secret in (url.password, url.query.get("password")) if secret}
-    for secret in secrets | {quote(secret, safe="") for secret in secrets}:
+    secrets = set(secrets_of(url))
+    for secret in sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
@@ -121,13 +130,28 @@ _DAMAGED: Final = {"XX001", "XX002"}
 _BUSY: Final = {"40001", "40P01", "55P03", "57014"}
 _LACKING: Final = {"42P01", "42703", "3F000"}
 _AWAY: Final = {"08", "28", "3D", "53", "57"}
+_TIMED_OUT: Final = {"25P03", "25P04"}
+"""A session that was in its transaction for too long: the server has ended it."""
+_TAKEN: Final = {"42P07", "42710", "42723"}
+"""A table, a trigger or a function of the same name is there."""
+_REFUSED_PARAMETER: Final = "unsupported startup parameter"
 
 
 def _explain_postgresql(state: str | None, said: str, url: URL) -> DatabaseError:
     name = describe(url)
     if state in _BUSY:
         return DatabaseUnreachable(f"The database {name} was busy with another transaction: {said}.")
-    if state is not None and state[:2] in _AWAY:
+    if _REFUSED_PARAMETER in said:
+        return DatabaseError(
+            f"The pooler before {name} refused: {said}. Leave `options` and the like out of the URL, and give defaults "
+            "to the role instead: ALTER ROLE ... SET ..."
+        )
+    if state in _TAKEN:
+        return DatabaseError(
+            f"{name} has something else of the same name ({said}): give Flowtrail a schema of its own, "
+            "the first in the search_path of its role."
+        )
+    if state is not None and (state[:2] in _AWAY or state in _TIMED_OUT):
         return DatabaseUnreachable(f"The database {name} cannot be reached: {said}.")
     if state in _DAMAGED:
         remedy = "REINDEX what it names" if state == "XX002" else "see what PostgreSQL logs, or restore a backup"

@@ -1,9 +1,11 @@
-"""Engines: how a connection is opened on either database, and what it is told first."""
+"""Engines: how a connection is opened on either database, and how each of its transactions begins."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +16,9 @@ from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_en
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from etl.database import session
 from etl.database.journal import in_our_mode
-from etl.errors import ConfigError, Problem
+from etl.errors import ConfigError, DatabaseError, Problem
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 _POOL_TIMEOUT_SECONDS: Final = 30.0
@@ -23,17 +26,20 @@ _POOL_TIMEOUT_SECONDS: Final = 30.0
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first with STRICT tables."""
 
-_POSTGRESQL: Final[dict[str, Any]] = {
+_DEFAULTS: Final[dict[str, Any]] = {
     "application_name": "flowtrail",
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
+    "options": "",
 }
-"""Parameters of libpq."""
-
-_OPTIONS: Final = "-c timezone=UTC -c lock_timeout=60s -c idle_in_transaction_session_timeout=10min"
+"""Parameters of libpq, where the URL does not give its own. ``options`` are empty: a pooler takes none, and libpq would
+take them from the environment."""
+_ALWAYS: Final[dict[str, Any]] = {"client_encoding": "UTF8", "autocommit": True}
+"""Every BEGIN is our own, see ``session``."""
+_SETTINGS: Final = "flowtrail_settings"
 
 
 def connect(url: str, *, pool_size: int = 5, patience_seconds: float = BUSY_TIMEOUT_SECONDS) -> Engine:
@@ -55,42 +61,82 @@ def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         pool_timeout=min(patience_seconds, _POOL_TIMEOUT_SECONDS),
         max_overflow=0,
         pool_pre_ping=True,
+        use_native_hstore=False,  # or else it is looked for with each first connection, in a transaction
         hide_parameters=True,
         connect_args=_connection_parameters(url),
     )
-    event.listen(engine, "connect", _choose_cursor)
+
+    def opened(_: object, record: Any, __: object, parameters: dict[str, Any]) -> Any:
+        connection, record.info[_SETTINGS] = _open_postgresql(url, parameters)
+        return connection
+
+    event.listen(engine, "do_connect", opened)
+    event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
-def _choose_cursor(connection: Any, _: object) -> None:
+def _open_postgresql(url: URL, parameters: dict[str, Any]) -> tuple[Any, str]:
+    """A connection, and what follows each BEGIN on it."""
+    import psycopg
+
     from etl.database.cursor import StreamCursor
 
+    connection = psycopg.connect(**parameters)
+    try:
+        found = session.inspect(connection, url, describe(url))
+    except BaseException:
+        connection.close()
+        raise
     connection.server_cursor_factory = StreamCursor
+    if found.pooled and "prepare_threshold" not in parameters:
+        connection.prepare_threshold = None  # what was prepared is another session's with the next transaction
+    return connection, found.settings
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    begin = connection.get_execution_options().get("flowtrail_begin", session.WRITE)
+    connection.exec_driver_sql(f"{begin}; {connection.info[_SETTINGS]}".replace("%", "%%"))
 
 
 def _connection_parameters(url: URL) -> dict[str, Any]:
-    """Ours, where the URL does not give its own; both kinds of ``options``, of which the later one wins."""
-    ours = {name: value for name, value in _POSTGRESQL.items() if name not in url.query}
+    parameters = {name: value for name, value in _DEFAULTS.items() if name not in url.query} | _ALWAYS
     if "prepare_threshold" in url.query:
-        ours["prepare_threshold"] = _threshold(str(url.query["prepare_threshold"]))
-    return {**ours, "options": f"{_OPTIONS} {url.query.get('options', '')}".strip()}
+        parameters["prepare_threshold"] = _threshold(str(url.query["prepare_threshold"]))
+    return parameters
 
 
 def _threshold(value: str) -> int | None:
-    """After so many times a statement is prepared; "none", never: some poolers need that."""
+    """After so many times a statement is prepared; "none", never. Not before its first time: a BEGIN with its settings
+    is two statements, which cannot be prepared."""
     if value.lower() == "none":
         return None
     if not value.isdecimal():
         raise _unusable("has a prepare_threshold that is neither a number nor none")
-    return int(value)
+    return max(1, int(value))
+
+
+_SECRET: Final = re.compile("pass|secret|key", re.IGNORECASE)
+"""In the name of every parameter that libpq calls a password, a secret or a key, or the file of one."""
 
 
 def describe(url: str | URL) -> str:
-    """The URL with its password masked, for messages and logs."""
+    """The URL with everything masked that is a secret, for messages and logs."""
     parsed = _parse(url) if isinstance(url, str) else url
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
-    return parsed.render_as_string(hide_password=True)
+    masked = parsed.update_query_dict({name: "***" for name in parsed.query if is_secret(name)})
+    return masked.render_as_string(hide_password=True).replace(quote("***"), "***")
+
+
+def secrets_of(url: URL) -> Iterator[str]:
+    """What ``describe`` masks."""
+    given = [value for name, value in url.query.items() if is_secret(name)]
+    for value in (url.password, *given):
+        if value:
+            yield from (value,) if isinstance(value, str) else value
+
+
+def is_secret(parameter: str) -> bool:
+    """Whether the value of this parameter of libpq is not to be shown."""
+    return _SECRET.search(parameter) is not None
 
 
 def _parse(url: str) -> URL:
@@ -124,7 +170,7 @@ def _sqlite(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         pool = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0}
         pool["pool_timeout"] = min(patience_seconds, _POOL_TIMEOUT_SECONDS)
     engine = create_engine(url, creator=lambda: _open(file, patience_seconds), hide_parameters=True, **pool)
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "begin", _begin_sqlite)
     if file is not None:
         event.listen(engine, "connect", lambda _, record: record.info.update(file=identity(file)))
         event.listen(engine, "checkout", lambda _, record, __: _require_same_file(record, file))
@@ -151,7 +197,7 @@ def file_of(url: URL) -> Path | None:
     return None if url.database in {None, "", ":memory:"} else Path(str(url.database)).absolute()
 
 
-def _begin(connection: Connection) -> None:
+def _begin_sqlite(connection: Connection) -> None:
     """The driver's own lazy BEGIN loses updates: two readers that go on to write overwrite each other."""
     connection.exec_driver_sql(connection.get_execution_options().get("flowtrail_begin", "BEGIN IMMEDIATE"))
 
@@ -171,7 +217,7 @@ class _PatientConnection(sqlite3.Connection):
 
 def _open(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
     connected = partial(_connected, file, patience_seconds)
-    return connected() if file is None else in_our_mode(connected, file)
+    return connected() if file is None else _in_utf8(in_our_mode(connected, file), file)
 
 
 def _connected(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
@@ -188,6 +234,18 @@ def _connected(file: Path | None, patience_seconds: float) -> sqlite3.Connection
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _in_utf8(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
+    """In UTF-16 ids would be sorted in another order."""
+    try:
+        (encoding,) = connection.execute("PRAGMA encoding").fetchone()
+        if encoding != "UTF-8":
+            raise DatabaseError(f"{file} is encoded in {encoding}, and Flowtrail needs UTF-8: name another file.")
+    except BaseException:
         connection.close()
         raise
     return connection

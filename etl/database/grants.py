@@ -18,8 +18,9 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
 
     ``owner`` owns everything and runs the migrations; ``writer`` is the service, which may read and append the trail
     but neither change nor empty it, nor touch its triggers (its partitions are made by a trigger, with the rights of
-    the owner); ``reader`` reads. Roles that do not exist are made,
-    without the right to log in. Raises UsageError for a name that needs quoting.
+    the owner); ``reader`` reads. Both may make a backup of everything, so they read sequences and each partition, a new
+    one as well (its trigger hands the rights on). Roles that do not exist are made, without the right to log in. Raises
+    UsageError for a name that needs quoting.
     """
     for role in (owner, writer, reader):
         if not _ROLE.fullmatch(role):
@@ -41,6 +42,8 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
     yield from _in_schema(f'REVOKE ALL ON ALL TABLES IN SCHEMA %I FROM PUBLIC, "{writer}", "{reader}"')
     yield from _in_schema(f'GRANT USAGE ON SCHEMA %I TO "{writer}", "{reader}"')
     yield from _in_schema(f'GRANT SELECT ON ALL TABLES IN SCHEMA %I TO "{writer}", "{reader}"')
+    yield from _in_schema(f'REVOKE ALL ON ALL SEQUENCES IN SCHEMA %I FROM PUBLIC, "{writer}", "{reader}"')
+    yield from _in_schema(f'GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO "{writer}", "{reader}"')
     yield from _in_schema(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA %I TO "{writer}"')
     yield f'GRANT INSERT ON {_TRAIL} TO "{writer}";'
     yield f'GRANT INSERT, UPDATE, DELETE ON {_LISTS} TO "{writer}";'

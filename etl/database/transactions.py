@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from etl.database import session
 from etl.database.complaints import cannot_open, translated
 from etl.database.damage import require_sound
 from etl.database.engine import describe, file_of
@@ -24,7 +24,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises DatabaseDamaged, and writes nothing, where damage has been found, be it by another process and meanwhile.
     """
     require_sound(engine)
-    with translated(engine), engine.connect() as connection, connection.begin():
+    with _transaction(engine, "BEGIN IMMEDIATE", session.WRITE) as connection:
         yield connection
         require_sound(engine)
 
@@ -32,16 +32,24 @@ def writing(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that only reads: all its statements see the same moment. Keep it short on SQLite."""
+    with _transaction(engine, "BEGIN", session.READ) as connection:
+        yield connection
+
+
+@contextmanager
+def trying(engine: Engine) -> Iterator[Connection]:
+    """A transaction of PostgreSQL that may write, and is rolled back; all its statements see the same moment."""
+    with _transaction(engine, "BEGIN", session.TRY) as connection:
+        yield connection
+        connection.rollback()
+
+
+@contextmanager
+def _transaction(engine: Engine, sqlite: str, postgresql: str) -> Iterator[Connection]:
     with translated(engine), engine.connect() as connection:
-        connection.execution_options(**_snapshot(engine))
-        with connection.begin():
+        begin = sqlite if engine.dialect.name == "sqlite" else postgresql
+        with connection.execution_options(flowtrail_begin=begin).begin():
             yield connection
-
-
-def _snapshot(engine: Engine) -> dict[str, Any]:
-    if engine.dialect.name == "sqlite":
-        return {"flowtrail_begin": "BEGIN"}
-    return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 @contextmanager

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection, Engine, inspect
 
 from etl import catalog
-from etl.database.complaints import translated
 from etl.database.engine import connect, describe, file_of
-from etl.database.transactions import creating, reading, writing
+from etl.database.transactions import creating, reading, trying, writing
 from etl.errors import SchemaAhead, SchemaMismatch
 
 if TYPE_CHECKING:  # Alembic is slow to load, and a run on a schema that is current needs none of it
@@ -91,7 +90,7 @@ def check(engine: Engine) -> list[str]:
         with reading(engine) as connection:
             live = catalog.of_sqlite(connection)
         return catalog.differences(_fresh_sqlite(), live)
-    with translated(engine), engine.connect() as connection, connection.begin() as scratch:
+    with trying(engine) as connection:
         live, partitions, gaps = (
             catalog.of_postgresql(connection),
             catalog.partitions(connection),
@@ -101,7 +100,6 @@ def check(engine: Engine) -> list[str]:
         _run_migrations(connection)
         fresh, alike = catalog.of_postgresql(connection), catalog.partitions(connection)
         fresh = catalog.reworded(connection, fresh, live)
-        scratch.rollback()
     one = next(iter(alike.values()))
     return [
         *catalog.differences(fresh, live),

@@ -31,6 +31,7 @@ DECLARE
     wanted bigint;
     bound bigint;
     made text;
+    reads text;
 BEGIN
     IF numbered IS NULL THEN
         EXECUTE format('SELECT coalesce(max(id), 0) FROM %I.change_set', TG_TABLE_SCHEMA) INTO numbered;
@@ -49,13 +50,18 @@ BEGIN
         EXECUTE 'LOCK TABLE ' || parent || ' IN SHARE UPDATE EXCLUSIVE MODE';
     END;
     LOOP
-        SELECT max(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \\(''(\\d+)''\\)')::bigint) INTO bound
+        SELECT max(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO [(]''([0-9]+)''[)]')::bigint) INTO bound
         FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = parent::regclass;
         EXIT WHEN bound >= wanted;
         made := parent || '_below_' || greatest(bound + width, wanted - width);
         EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL)', made, parent);
         EXECUTE format('CREATE TRIGGER workflow_change_no_truncate BEFORE TRUNCATE ON %s
                         FOR EACH STATEMENT EXECUTE FUNCTION %I.flowtrail_append_only()', made, TG_TABLE_SCHEMA);
+        FOR reads IN
+            SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
+            FROM pg_class, aclexplode(relacl)
+            WHERE oid = parent::regclass AND privilege_type = 'SELECT' AND grantee <> relowner
+        LOOP EXECUTE format('GRANT SELECT ON %s TO %s', made, reads); END LOOP;
         EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%s) TO (%s)',
                        parent, made, bound, greatest(bound + width, wanted - width));
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER workflow_change_no_truncate,
@@ -64,7 +70,8 @@ BEGIN
     RETURN NULL;
 END $$
 """
-"""Attached, not created in place: that stops nobody who reads or writes meanwhile."""
+"""Attached, not created in place: that stops nobody who reads or writes meanwhile. Who may read the whole may read each
+part, too: a backup asks for the parts by name."""
 
 CONVERT = f"""
 DO $do$

@@ -1,0 +1,117 @@
+"""What a session of PostgreSQL must be like, whatever the server, the database and the role have as defaults.
+
+Nothing is set for longer than a transaction: behind a pooler the next transaction may have another session, and what
+this one is left with goes to a stranger. So each BEGIN brings its settings along, in the same message.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import URL
+
+from etl.errors import DatabaseError
+
+WRITE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+"""Each statement sees what was committed before it: whoever waited for a lock must see what the other one wrote."""
+READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""All statements see the same moment."""
+TRY: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"
+"""The same, for what is made and thrown away again."""
+
+_NEEDED: Final = {
+    "client_encoding": "UTF8",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "standard_conforming_strings": "on",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",
+    "row_security": "off",
+    "exit_on_error": "off",
+}
+"""How values are written and read; a policy that would hide rows is an error, not a shorter list, and an error of one
+statement does not look like a lost connection."""
+_PATIENCE: Final = {
+    "lock_timeout": "60s",
+    "idle_in_transaction_session_timeout": "10min",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+}
+"""How long is waited, unless ``options`` in the URL says otherwise: what a role has is meant for people."""
+_SINCE: Final = {"transaction_timeout": 170_000}
+_DURABLE: Final = (
+    "pg_catalog.set_config('synchronous_commit', "
+    "coalesce(nullif(pg_catalog.current_setting('synchronous_commit'), 'off'), 'on'), true)"
+)
+"""What is reported as committed outlives a crash; anything stricter is left as it is."""
+_TRIGGERS: Final = (
+    "CASE WHEN pg_catalog.current_setting('session_replication_role') <> 'origin' "
+    "THEN pg_catalog.set_config('session_replication_role', 'origin', true) END"
+)
+"""Only a superuser may set it, so it is left alone where it is right."""
+_OPTION: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.\-]+)\s*=")
+
+_LOOK: Final = """
+    SELECT pg_catalog.pg_backend_pid(),
+           pg_catalog.current_setting('server_encoding'),
+           pg_catalog.current_setting('session_replication_role') <> 'origin'
+               AND pg_catalog.current_setting('is_superuser') = 'off',
+           coalesce(
+               (SELECT pg_catalog.quote_ident(n.nspname)
+                FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place)
+                JOIN pg_catalog.pg_namespace n ON n.nspname = path.name
+                WHERE 3 = (SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c
+                           WHERE c.relnamespace = n.oid
+                             AND c.relname IN ('alembic_version', 'change_set', 'workflow_change'))
+                ORDER BY path.place LIMIT 1),
+               pg_catalog.quote_ident(pg_catalog.current_schema()))"""
+
+
+class Session(NamedTuple):
+    """What a new connection has led to."""
+
+    settings: str
+    """The statement that follows each BEGIN."""
+    pooled: bool
+    """Whether a pooler stands between: it gives out process ids of its own."""
+
+
+def inspect(connection: Any, url: URL, name: str) -> Session:
+    """Look at a new connection of psycopg. Raises DatabaseError where Flowtrail cannot work with what it leads to."""
+    process, encoding, without_triggers, schema = connection.execute(_LOOK).fetchone()
+    if encoding != "UTF8":
+        raise DatabaseError(
+            f"The database {name} is encoded in {encoding}, and Flowtrail needs UTF8: "
+            "make another one with `createdb --encoding=UTF8 --template=template0 NAME`."
+        )
+    if without_triggers:
+        raise DatabaseError(
+            f"The role of {name} has session_replication_role set, which switches triggers off, and may not set it "
+            "back: run `ALTER ROLE ... RESET session_replication_role` as a superuser."
+        )
+    if schema is None:
+        raise DatabaseError(
+            f"The search_path of the role of {name} leads to no schema: "
+            "run `ALTER ROLE ... SET search_path = SCHEMA`, with a schema that exists and that the role may use."
+        )
+    return Session(_settings(connection, url, schema), process != connection.info.backend_pid)
+
+
+def _settings(connection: Any, url: URL, schema: str) -> str:
+    from psycopg.sql import Literal
+
+    left_alone = _given(url) | {name for name, since in _SINCE.items() if connection.info.server_version < since}
+    wanted = _NEEDED | {name: value for name, value in _PATIENCE.items() if name not in left_alone}
+    wanted["search_path"] = f"{schema}, pg_temp"
+    each = [f"'{name}', {Literal(value).as_string(connection)}, true" for name, value in wanted.items()]
+    return f"SELECT {', '.join([*(f'pg_catalog.set_config({it})' for it in each), _DURABLE, _TRIGGERS])}"
+
+
+def _given(url: URL) -> set[str]:
+    """The parameters that ``options`` in the URL sets."""
+    return {name.replace("-", "_").lower() for name in _OPTION.findall(str(url.query.get("options", "")))}
