@@ -18,7 +18,7 @@ from builders import Diary
 from program import ANN, KEY, ORG, SECRET, Program
 from receiver import HttpReceiver
 from sessions import HOSTILE_ROLE, POOLED
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
 
 from etl.database import connect, upgrade
 from etl.demo.gateway import DemoGateway
@@ -86,7 +86,8 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that uses a fixture below runs once on each database, unless it names its own."""
-    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    names = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    named = {each for name in names for each in (name.replace(" ", "").split(",") if isinstance(name, str) else name)}
     if "dialect" in metafunc.fixturenames and "dialect" not in named:
         more = CONTRACT.get(metafunc.module.__name__, ())
         metafunc.parametrize("dialect", (*BOTH, *more), indirect=True)
@@ -160,13 +161,11 @@ def receiver() -> Iterator[HttpReceiver]:
 
 def _met(dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest) -> Iterator[str]:
     """How the program meets the database at ``url``; the independent checker takes the direct way."""
-    name = url.partition("?")[0].rpartition("/")[2]
-    if dialect == POOLED:
-        met = request.getfixturevalue("pgbouncer").url(name)
-    elif dialect == HOSTILE_ROLE:
-        met = server.url(name).replace(f"//{local_postgres.SUPERUSER}@", f"//{sessions.ROLE}@")
-    else:
-        met = url
+    if dialect == "postgresql":
+        yield url
+        return
+    pooler = request.getfixturevalue("pgbouncer") if dialect == POOLED else None
+    met = sessions.met(server, str(make_url(url).database), pooler=pooler)
     checker.DIRECTLY[met] = url
     yield met
     del checker.DIRECTLY[met]

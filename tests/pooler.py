@@ -32,9 +32,12 @@ auth_file = {folder}/users
 pool_mode = transaction
 server_round_robin = 1
 max_client_conn = 500
+server_login_retry = 0.2
 logfile = {folder}/log
 """
 """Round robin: whoever counts on the session of the transaction before is wrong as often as can be."""
+USERS = (postgres.SUPERUSER, sessions.ROLE, "sweep")
+"""Who may come; no password is asked for."""
 
 
 class Pooler(NamedTuple):
@@ -43,19 +46,32 @@ class Pooler(NamedTuple):
     folder: Path
     port: int
 
-    def url(self, database: str, user: str = sessions.ROLE) -> str:
-        return f"postgresql+psycopg://{user}@/{database}?host={self.folder}&port={self.port}"
+    def url(self, database: str) -> str:
+        """By the socket, as the superuser."""
+        return f"postgresql+psycopg://{postgres.SUPERUSER}@/{database}?host={self.folder}&port={self.port}"
+
+
+def installed() -> str | None:
+    """The program, which lies where only root looks."""
+    return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+@contextlib.contextmanager
+def running_if_installed(server: postgres.Server) -> Iterator[Pooler | None]:
+    """``running``, or None."""
+    with running(server) if installed() else contextlib.nullcontext() as pooler:
+        yield pooler
 
 
 @contextlib.contextmanager
 def running(server: postgres.Server) -> Iterator[Pooler]:
     """While the block runs. Raises RuntimeError that says what is wrong."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    program = installed()
     if program is None:
         raise RuntimeError("PgBouncer is not installed: apt-get install pgbouncer")
     folder = Path(tempfile.mkdtemp(prefix="flowtrail-pgb-", dir=postgres.DISK))
     pooler = Pooler(folder, postgres.free_port())
-    (folder / "users").write_text(f'"{sessions.ROLE}" ""\n"{postgres.SUPERUSER}" ""\n')
+    (folder / "users").write_text("".join(f'"{user}" ""\n' for user in USERS))
     (folder / "ini").write_text(SETTINGS.format(server=server, folder=folder, port=pooler.port))
     guardian = subprocess.Popen([sys.executable, __file__, program, folder], stdin=subprocess.PIPE)
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import postgres
 import psycopg
 
 DIRECT, HOSTILE_ROLE, POOLED = "postgresql", "hostile", "pooled"
@@ -54,13 +57,29 @@ DECOYS = """
 
 
 def make_role(conninfo: str, name: str = ROLE, **defaults: str) -> None:
-    """A role that may do everything but what takes a superuser's session, with these defaults, or every hostile one."""
+    """A role that may do everything but what takes a superuser's session, with just these defaults, or every hostile
+    one; it may be there already."""
     with psycopg.connect(conninfo, autocommit=True) as admin:
-        admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' IN ROLE postgres")
+        if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+            admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' IN ROLE {postgres.SUPERUSER}")
+        admin.execute(f"ALTER ROLE {name} RESET ALL")
         for parameter, value in (defaults or HOSTILE).items():
-            admin.execute(f"ALTER ROLE {name} SET {parameter} = {quoted(parameter, value)}")
+            admin.execute(f"ALTER ROLE {name} SET {parameter} = {_quoted(parameter, value)}")
 
 
-def quoted(parameter: str, value: str) -> str:
+def _quoted(parameter: str, value: str) -> str:
     """A search path is a list of names."""
     return value if parameter == "search_path" else f"'{value}'"
+
+
+class Way(Protocol):
+    """A server, or a pooler before it."""
+
+    def url(self, database: str) -> str:
+        """By the socket, as the superuser."""
+        ...
+
+
+def met(server: Way, database: str, role: str = ROLE, pooler: Way | None = None) -> str:
+    """The URL of a database as ``role`` meets it, through a pooler or directly."""
+    return (pooler or server).url(database).replace(f"//{postgres.SUPERUSER}@", f"//{role}@")

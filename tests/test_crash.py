@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent / "crash"))
 import bugs
 import kills
 from command import disturbances
-from disturbances import Strike
+from disturbances import Hostile, Strike
 from place import Place, place
 from program import KEY, SECRET, Program
 from scenarios import SCENARIOS, flows
@@ -80,6 +80,8 @@ def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(po
             for disturbance, scenario in zip(of_many, itertools.cycle(IN_TURN), strict=False):
                 few = disturbance.name.startswith(("outage", "cut once", "cut for", "disk", "pages"))
                 points = some_points(rng, range(1, 5) if few else range(8, 55), 2)
+                if isinstance(disturbance, Hostile):
+                    points = disturbance.all_at_once
                 found += found_in(swept(made, scenario, disturbance, points))
         return found
 

@@ -191,7 +191,7 @@ def test_a_days_work_and_a_backup_need_no_more_than_the_role_of_the_service_may(
         days.does(command)
     gateway.world.set_flows(ORG, ANN, numbered(20, 32))
     days.does("sync", 1)
-    days.does(f"guard approve {ORG} {ANN} --by somebody")
+    days.does(f"guard approve {ORG} {ANN} --expect any --by somebody")
     before = days.contents()
 
     make, restore = CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()

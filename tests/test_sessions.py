@@ -13,7 +13,7 @@ import pytest
 import sessions
 from builders import START, Diary, numbered
 from pooler import Pooler
-from postgres import SUPERUSER, Server
+from postgres import Server
 from program import ANN, ORG, SECRET, Program
 from sessions import DIRECT, HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 from sqlalchemy import Engine, make_url, text
@@ -298,7 +298,7 @@ def test_every_command_works_through_pgbouncer_beside_a_service(
     command("sync")
     gateway.world.set_flows(ORG, ANN, [Flow(str(number), "名", "H", None) for number in range(20, 40)])
     command("sync", exits=1)
-    command(f"guard approve {ORG} {ANN}")
+    command(f"guard approve {ORG} {ANN} --expect any")
     service = flowtrail.start("serve")
     service.wait_for("run_ended")
     for each in COMMANDS:
@@ -309,6 +309,6 @@ def test_every_command_works_through_pgbouncer_beside_a_service(
 
 @on_postgresql
 def test_the_schema_is_made_through_pgbouncer(empty_url: str, pgbouncer: Pooler, connected: Connect) -> None:
-    engine = connected(pgbouncer.url(str(make_url(empty_url).database), SUPERUSER))
+    engine = connected(pgbouncer.url(str(make_url(empty_url).database)))
     upgrade(engine)
     assert check(engine) == []

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -963,6 +963,26 @@ def test_a_lease_is_given_back_only_by_its_holder(diary):
     assert store.lease_holder("serve") == "one"
     store.release_lease("serve", "one")
     assert store.take_lease("serve", "two")
+
+
+def test_a_lease_that_another_takes_while_the_clock_is_read_is_no_lease_from_the_future(database_url):
+    slow, quick = connect(database_url), connect(database_url)
+    Store(slow).take_lease("serve", "one that has gone")
+    with writing(slow) as connection:
+        connection.execute(update(lease).values(expires_at=START))
+    others: list[Future[bool]] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def interfere(*execution) -> None:
+            if not others and "lease" in execution[2]:
+                others.append(threads.submit(Store(quick).take_lease, "serve", "quick"))
+                wait(others, timeout=0.2)
+
+        event.listen(slow, "before_cursor_execute", interfere)
+        taken = Store(slow).take_lease("serve", "slow")
+    assert taken != others[0].result()
+    for engine in (slow, quick):
+        engine.dispose()
 
 
 def test_of_many_who_want_a_lease_at_once_one_gets_it(database_url):

@@ -23,7 +23,11 @@ LASTS: Final = dt.timedelta(seconds=20)
 
 
 def take(connection: Connection, name: str, holder: str) -> bool:
-    """Take or renew a lease; False while it is held by another."""
+    """Take or renew a lease; False while it is held by another.
+
+    The clock is read when the row is ours: to a reading from before, one that was taken meanwhile would lie ahead.
+    """
+    connection.execute(select(lease.c.name).where(lease.c.name == name).with_for_update())
     now = connection.execute(select(database_now(connection))).scalar_one()
     mine_or_free = or_(lease.c.holder == holder, not_(_held(now)))
     renewed = update(lease).where(lease.c.name == name, mine_or_free).values(holder=holder, expires_at=now + LASTS)

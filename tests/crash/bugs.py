@@ -72,9 +72,30 @@ BUGS = (
     _bug(
         "BEGIN is deferred on SQLite",
         "etl/database",
-        '.get("flowtrail_begin", "BEGIN IMMEDIATE")',
-        '.get("flowtrail_begin", "BEGIN")',
+        '"BEGIN IMMEDIATE", session.WRITE',
+        '"BEGIN", session.WRITE',
         "tests/test_database.py",
+    ),
+    _bug(
+        "a writer has the isolation that its role has",
+        "etl/database",
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        "BEGIN READ WRITE",
+        "tests/test_store.py",
+    ),
+    _bug(
+        "NULL in an array is what the role says",
+        "etl/database",
+        '    "array_nulls": "on",\n',
+        "",
+        "sweep:PostgreSQL, change, hostile",
+    ),
+    _bug(
+        "settings outlive their transaction, and strangers get them",
+        "etl/database",
+        '.as_string(connection)}, true"',
+        '.as_string(connection)}, false"',
+        "tests/test_sessions.py",
     ),
     _bug(
         "the fence is not compared",

@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 
 import bugs
 import kills
+import pooler
 import postgres
-from disturbances import Cut, Disturbance, FullDisk, Reset, Strike, small_disk
+from disturbances import Cut, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
 from place import Place, place
 from scenarios import SCENARIOS, Scenario
 from sweep import swept
@@ -55,7 +56,8 @@ def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) 
     resets = [Reset(kind, for_good=for_good) for kind in ("outage", "cut") for for_good in (False, True)]
     if server is not None:
         strikes = [Strike(how) for how in ("kill", "full", "deadlock", "shutdown")]
-        return [*strikes, *(Cut(server, when) for when in ("before", "middle", "after")), *resets]
+        hostile = Hostile(server, stack.enter_context(pooler.running_if_installed(server)))
+        return [*strikes, hostile, *(Cut(server, when) for when in ("before", "middle", "after")), *resets]
     disk = stack.enter_context(small_disk(made.folder))
     full = [FullDisk(disk)] if disk else []
     return [*(Strike(how) for how in ("kill", "io", "busy", "pages")), *full, *resets]

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import postgres
+import psycopg
 from place import Ended, Place, file_of, name_of
+from pooler import Pooler
 from proxy import CuttingProxy
+from sessions import DECOYS, HOSTILE, make_role, met
 
 from etl.demo.faults import Fault
 
@@ -29,10 +32,12 @@ class Disturbed(NamedTuple):
 
 
 class Disturbance(Protocol):
-    """``name`` for reports; ``dies``: the run is meant to be killed, not to report an error."""
+    """``name`` for reports; ``dies``: the run is meant to be killed, not to report an error; ``harmless``: it must end
+    as if nothing had been done to it."""
 
     name: str
     dies: bool
+    harmless: bool
 
     def database(self, place: Place, template: str | None) -> str:
         """The URL of the trial's database."""
@@ -45,6 +50,7 @@ class Disturbance(Protocol):
 
 class _Disturbance:
     dies = False
+    harmless = False
 
     def database(self, place: Place, template: str | None) -> str:
         return place.databases.new(template)
@@ -83,6 +89,35 @@ class Cut(_Disturbance):
             ended = place.run(*command)
             place.point_at(direct)
             return Disturbed(ended, proxy.has_cut)
+
+
+class Hostile(_Disturbance):
+    """The n-th default of the role is set against the program; behind the last, all of them; and then through PgBouncer
+    as well, where it is installed. What follows meets the same session."""
+
+    name = "hostile"
+    harmless = True
+
+    def __init__(self, server: postgres.Server, pooler: Pooler | None) -> None:
+        self._server = server
+        self._pooler = pooler
+        self._defaults = [*({name: value} for name, value in HOSTILE.items()), HOSTILE, HOSTILE]
+        self.all_at_once = [len(HOSTILE) + 1, len(HOSTILE) + 2]
+
+    def database(self, place: Place, template: str | None) -> str:
+        url = place.databases.new(template)
+        if template is not None:  # into an empty one the program would go where the search path leads first
+            with psycopg.connect(self._server.conninfo(name_of(url)), autocommit=True) as admin:
+                admin.execute(DECOYS)
+        return url
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        through = self._pooler if at == len(self._defaults) else None
+        reached = at < len(self._defaults) or through is not None
+        if reached:
+            make_role(self._server.conninfo("postgres"), "sweep", **self._defaults[at - 1])
+            place.point_at(met(self._server, name_of(place.url), "sweep", through))
+        return Disturbed(place.run(*command), reached)
 
 
 class Reset(_Disturbance):

@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import postgres
-from place import Launcher, Place
+import psycopg
+import sessions
+from place import Launcher, Place, name_of
+from pooler import running_if_installed
 
 from etl.database import connect
 from etl.demo.faults import Fault
@@ -113,27 +116,30 @@ class Victim:
 def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Launcher]) -> Round:
     """Kill, let everything end, and check. ``seed`` decides who is killed when, as far as a clock lets it.
 
-    With every other seed each answer is written by itself, two at once, and not in large groups.
+    With every other seed each answer is written by itself, two at once, and not in large groups. On PostgreSQL two
+    rounds of three are those of a role with every default against the program, and one of the two goes through
+    PgBouncer, where it is installed.
     """
     together = 1 if seed % 2 else None
     rng = random.Random(seed)
     world = place.new_world(World(seed, orgs=1, users=4, flows=200))
     (org,) = world.orgs()
     place.schedule(org, world.users(org), when='every = "1s"')
-    place.use(_new_database(place, server), gateway="requests_per_second = 200", rest='grace = "2s"')
+    place.use(_new_database(place, server))
     assert place.run("db", "upgrade").code == 0, place.said
-    with _evolving(place, rng.randrange(1 << 32)):
-        arguments = [("sync",)] * SYNCS + [("serve",)]
-        victims = [Victim(place, launcher, n, arguments[n], together) for n, launcher in enumerate(launchers)]
-        kills = sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND))
-        if server is not None:
-            restart(server, "immediate")
-        kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
-        for victim in victims:
-            victim.end()
-    findings = [*_ended_badly(victims), *_finally(place)]
+    with _met(place, server, seed % 3) as how:
+        with _evolving(place, rng.randrange(1 << 32)):
+            arguments = [("sync",)] * SYNCS + [("serve",)]
+            victims = [Victim(place, launcher, n, arguments[n], together) for n, launcher in enumerate(launchers)]
+            kills = sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND))
+            if server is not None:
+                restart(server, "immediate")
+            kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
+            for victim in victims:
+                victim.end()
+        findings = [*_ended_badly(victims), *_finally(place)]
     codes = sum((victim.codes for victim in victims), Counter())
-    what = f"seed {seed}, {_kind(server)}{', each answer by itself' if together else ''}"
+    what = f"seed {seed}, {_kind(server)}{how}{', each answer by itself' if together else ''}"
     made = Round(what, kills, codes, len(place.ledger), findings)
     place.databases.drop(place.url)
     for file in place.folder.glob("*-std*"):
@@ -150,6 +156,24 @@ def _new_database(place: Place, server: postgres.Server | None) -> str:
     if server is not None:
         place.databases.make_durable(url)
     return url
+
+
+@contextmanager
+def _met(place: Place, server: postgres.Server | None, way: int) -> Iterator[str]:
+    """From now on the program meets the database in this way, which is named."""
+    with contextlib.ExitStack() as stack:
+        url, how, pooler = place.url, "", None
+        if server is not None and way:
+            name = name_of(place.url)
+            with psycopg.connect(server.conninfo(name), autocommit=True) as admin:
+                admin.execute(sessions.DECOYS)
+            sessions.make_role(server.conninfo("postgres"))
+            if way == 2:
+                pooler = stack.enter_context(running_if_installed(server))
+            url = sessions.met(server, name, pooler=pooler)
+            how = ", a hostile role through PgBouncer" if pooler else ", a hostile role"
+        place.point_at(url, gateway="requests_per_second = 200", rest='grace = "2s"')
+        yield how
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class Sweep:
             yield f"ended with {code}: {said}"
         if "Traceback" in said:
             yield f"a traceback: {said}"
-        if not disturbed.reached and code != self._scenario.undisturbed:
+        harmed = disturbed.reached and not self._disturbance.harmless
+        if not harmed and code != self._scenario.undisturbed:
             yield f"undisturbed, and ended with {code}: {said}"
 
     def _at_once(self) -> list[str]:
@@ -123,7 +124,8 @@ def _has_schema(url: str) -> bool:
     connection: Any = checker._connect(url)
     with closing(connection):
         cursor = connection.cursor()
-        catalog, name = ("sqlite_master", "name") if url.startswith("sqlite") else ("pg_tables", "tablename")
+        ours = "(SELECT tablename FROM pg_tables WHERE schemaname = 'public') AS ours"
+        catalog, name = ("sqlite_master", "name") if url.startswith("sqlite") else (ours, "tablename")
         cursor.execute(f"SELECT count(*) FROM {catalog} WHERE {name} IN ('target', 'lease', 'alembic_version')")
         count = cursor.fetchone()[0]
         assert count in (0, 3), f"half a schema: {count} of 3 tables"
