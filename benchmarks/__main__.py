@@ -71,14 +71,18 @@ def flowtrail(
     shape: ShapeName = "A",
     database: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite",
     runs: int = 3,
+    waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "0ms",
+    tls: Annotated[bool, typer.Option("--tls", help="Ask over TLS.")] = False,
     statements: Annotated[bool, typer.Option("--statements", help="Show what was sent in the last run.")] = False,
 ) -> None:
     """Flowtrail alone, for whoever works on its speed."""
     of = shape_named(shape)
     kinds_named(database)
     with _place() as folder:
-        measured = alone.measured(of, database, runs, Path(folder))
-    out.print(alone.drawn(f"{shape}, {database}, medians of {runs}", of, measured).rich())
+        waits = _seconds(waiting)
+        measured = alone.measured(of, database, runs, Path(folder), tls=tls, latency_seconds=waits)
+    how = f"{database}, {waiting} an answer{', TLS' * tls}"
+    out.print(alone.drawn(f"{shape}, {how}, medians of {runs}", of, measured).rich())
     for each in measured[-3:] if statements else ():
         out.print(each.phase, each.heads)
 

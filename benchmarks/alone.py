@@ -21,10 +21,14 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def measured(shape: world.Shape, database: str, runs: int, place: Path) -> list[Measurement]:
+def measured(
+    shape: world.Shape, database: str, runs: int, place: Path, *, tls: bool, latency_seconds: float
+) -> list[Measurement]:
     """The phases of ``runs`` rounds; one before them finds out what there is to import."""
     found: list[Measurement] = []
-    with databases.of_kind(database, place) as kinds, gateway.running(shape) as asked:
+    certificate = gateway.made_certificate(place) if tls else ""
+    with databases.of_kind(database, place) as kinds, gateway.running(shape, certificate) as asked:
+        asked.latency(latency_seconds)
         for nth in range(runs + 1):
             with kinds.fresh() as fresh:
                 round_ = Round(CONTENDERS["flowtrail"], shape, asked, fresh, place)

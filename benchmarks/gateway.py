@@ -1,10 +1,11 @@
 """A gateway that is never the bottleneck: answers made beforehand, sent by a protocol that reads request lines only.
 
-    python -m benchmarks.gateway 200 500      # targets, workflows of each; prints its URL
+    python -m benchmarks.gateway 200 500 0      # targets, workflows of each, ids among all; prints its URL
 
 It answers Get My Flow for the targets of `benchmarks.world` and hands out one token to whoever asks; it checks no
 signature. `POST /admin/phase/quiet` and `/admin/phase/churn` switch what it answers, `POST /admin/latency/0.02` lets
-every answer wait for so many seconds. It ends when its standard input does.
+every answer wait for so many seconds. With a certificate (`made_certificate`) it speaks TLS. It ends when its standard
+input does.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import http.client
 import json
 import queue
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks import world
@@ -116,11 +119,12 @@ class Delay:
 
 
 class Connection(asyncio.Protocol):
-    """One kept-alive connection; requests may be pipelined."""
+    """One kept-alive connection, until a request asks for its end; requests may be pipelined."""
 
     def __init__(self, answers: Answers, delay: Delay) -> None:
         self._answers, self._delay = answers, delay
         self._unread = b""
+        self._ends = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -141,6 +145,8 @@ class Connection(asyncio.Protocol):
             pieces = [b"".join(pieces)]
         for piece in pieces:
             self._transport.write(piece)
+        if self._ends:
+            self._transport.close()
 
     def _requests(self) -> Iterator[tuple[bytes, bytes]]:
         while (end := self._unread.find(b"\r\n\r\n")) >= 0:
@@ -151,6 +157,7 @@ class Connection(asyncio.Protocol):
                 end += self._announced(self._unread[:end])
                 if len(self._unread) < end:
                     return
+            self._ends = self._ends or b"\r\nConnection: close\r\n" in self._unread[:end]
             self._unread = self._unread[end:]
             yield method, path
 
@@ -166,22 +173,27 @@ class Connection(asyncio.Protocol):
         return self._answers.ok(json.dumps(TOKEN).encode())
 
 
-async def serve(shape: world.Shape) -> None:
+async def serve(shape: world.Shape, certificate: str = "") -> None:
     """Until standard input ends."""
     answers = Answers(shape)
     loop = asyncio.get_running_loop()
     delay = Delay(loop)
-    server = await loop.create_server(lambda: Connection(answers, delay), "127.0.0.1", 0, backlog=256)
-    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
+    tls = None
+    if certificate:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+    server = await loop.create_server(lambda: Connection(answers, delay), "127.0.0.1", 0, backlog=256, ssl=tls)
+    sys.stdout.write(f"http{'s' * bool(tls)}://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await loop.run_in_executor(None, sys.stdin.read)
 
 
 class Gateway:
-    """A gateway in a process of its own, seen from here."""
+    """A gateway in a process of its own, seen from here. ``certificate`` (a file) vouches for one that speaks TLS."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, certificate: str = "") -> None:
         self.url = url
+        self.certificate = certificate
 
     def phase(self, name: str) -> None:
         self._admin(f"phase/{name}")
@@ -194,29 +206,47 @@ class Gateway:
         return self._admin("served/0")
 
     def _admin(self, what: str) -> dict[str, int]:
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=600)
+        connection = self._connection()
         connection.request("POST", f"/admin/{what}", body=b"")
         served = json.loads(connection.getresponse().read())
         connection.close()
         return dict(served)
 
+    def _connection(self) -> http.client.HTTPConnection:
+        host = urlsplit(self.url).netloc
+        if not self.certificate:
+            return http.client.HTTPConnection(host, timeout=600)
+        trusted = ssl.create_default_context(cafile=self.certificate)
+        return http.client.HTTPSConnection(host, timeout=600, context=trusted)
+
+
+def made_certificate(folder: Path) -> str:
+    """A file with a certificate for this machine that vouches for itself, and its key."""
+    file, key = folder / "gateway.pem", folder / "gateway.key"
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    whose = ("-subj", "/CN=benchmark", "-addext", "subjectAltName=IP:127.0.0.1")
+    command = ["openssl", "req", "-x509", *kind, *whose, "-keyout", str(key), "-out", str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    file.write_text(file.read_text() + key.read_text())
+    return str(file)
+
 
 @contextmanager
-def running(shape: world.Shape) -> Iterator[Gateway]:
+def running(shape: world.Shape, certificate: str = "") -> Iterator[Gateway]:
     """A gateway for ``shape`` until the end of the block."""
-    command = [sys.executable, "-m", "benchmarks.gateway", *map(str, shape)]
+    command = [sys.executable, "-m", "benchmarks.gateway", *map(str, shape), certificate]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            yield Gateway(process.stdout.readline().strip())
+            yield Gateway(process.stdout.readline().strip(), certificate)
         finally:
             process.stdin.close()
 
 
 def main() -> None:
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(world.Shape(*map(int, sys.argv[1:]))))
+        asyncio.run(serve(world.Shape(*map(int, sys.argv[1:4])), *sys.argv[4:]))
 
 
 if __name__ == "__main__":

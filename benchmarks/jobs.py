@@ -42,6 +42,8 @@ class Job:
     server: dict[str, Any] = field(default_factory=dict)
     """host (the socket's directory), port, user, password, dbname: what libpq wants to know."""
     concurrency: int = 16
+    certificate: str = ""
+    """A file with the certificate that the gateway shows; empty: it speaks no TLS."""
 
     @property
     def database(self) -> str:

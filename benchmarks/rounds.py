@@ -86,7 +86,7 @@ class Round:
         world.write_targets(shape, targets)
         self._job = Job(
             contender=contender.name, phase="set_up", gateway=gateway.url, targets=str(targets), folder=str(folder),
-            concurrency=concurrency, **database.job(),
+            concurrency=concurrency, certificate=gateway.certificate, **database.job(),
         )  # fmt: skip
         self._imports = place / f"imports-{contender.name}-{self._job.database}.txt"
         self._run("set_up")

@@ -36,7 +36,17 @@ OTHER: Final = "other"
 _ENOS: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
 _HTTP: Final = (400, 401, 403, 404, 407, 413, 429, 500, 502, 503, 504)
 _OWN: Final = (
-    *("body_too_large", "clock_skew", "connection", "deadline", "dns", "gateway_down", "internal", "malformed"),
+    *(
+        "body_too_large",
+        "clock_skew",
+        "connection",
+        "deadline",
+        "desync",
+        "dns",
+        "gateway_down",
+        "internal",
+        "malformed",
+    ),
     *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
 )
 CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
@@ -96,6 +106,11 @@ class Metrics:
             "flowtrail_gateway_errors", "Requests without a valid answer.", ["call", "error_code"], registry=registry
         )
         self._retries = Counter("flowtrail_gateway_retries", "Targets asked for once more.", registry=registry)
+        self._desyncs = Counter(
+            "flowtrail_gateway_desyncs",
+            "Connections that carried something that nobody had asked for.",
+            registry=registry,
+        )
         self._renewals = Counter("flowtrail_gateway_token_renewals", "Access tokens obtained.", registry=registry)
         self._apply = Histogram(
             "flowtrail_database_apply_duration_seconds",
@@ -132,6 +147,10 @@ class Metrics:
             self._errors.labels(call, _bounded(error_code)).inc()
         elif call == "token":
             self._renewals.inc()
+
+    def desynced(self) -> None:
+        """A connection to the gateway was ended, since something came on it that nobody had asked for."""
+        self._desyncs.inc()
 
     def applied(self, seconds: float) -> None:
         """A transaction that writes outcomes ended, well or not; with its tries where the database was away."""

@@ -131,7 +131,7 @@ class _Target:
         self._sealed_order()
         self._hold()
         self._delivered()
-        if settled:
+        if settled and self.answers:
             self._last_answer()
         if every_answer:
             self._each_answer()
@@ -313,12 +313,12 @@ class _Target:
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
 
     def _last_answer(self) -> None:
-        sole = [answer for answer in self.answers if not answer.kept_open]
-        if not sole:
-            return
-        last, at, _ = sole[-1]
+        last, at, kept_open = self.answers[-1]
         state = self.states[-1] if self.states else {}
         if self._lost_the_race(at):
+            return
+        if kept_open and state != last:
+            self._say(not self.row.consecutive_failures, "an answer that differs was not asked for once more")
             return
         if self.row.held_since is None:
             self._say(not self.sets or state != last, "the last answer is not the state")

@@ -28,26 +28,32 @@ def settings_for(url: str, **changes: Any) -> GatewaySettings:
     return GatewaySettings(url=url, access_key=ACCESS_KEY, secret_key=Secret(SECRET), **values)
 
 
-def gateway(server: Hostile, stop: threading.Event | None = None, **changes: Any) -> Gateway:
-    return Gateway(settings_for(server.url, **changes), stop=stop)
+def gateway(
+    server: Hostile,
+    stop: threading.Event | None = None,
+    *,
+    desynced: Callable[[], None] | None = None,
+    **changes: Any,
+) -> Gateway:
+    return Gateway(settings_for(server.url, **changes), stop=stop, desynced=desynced)
 
 
-def failure(server: Hostile, **changes: Any) -> GatewayError:
+def failure(server: Hostile, *, own_connection: bool = False, **changes: Any) -> GatewayError:
     """The error that fetching from this server ends in."""
     with gateway(server, **changes) as client:
         try:
-            snapshot = client.fetch(TARGET)
+            snapshot = client.fetch(TARGET, own_connection=own_connection)
         except GatewayError as error:
             return error
     raise AssertionError(f"it succeeded: {snapshot!r}")
 
 
-def one_exchange(asked: Hostile | GatewaySettings, **changes: Any) -> GatewayError:
+def one_exchange(asked: Hostile | GatewaySettings, *, own_connection: bool = False, **changes: Any) -> GatewayError:
     """The error that a single request ends in, before anybody thinks of trying again."""
     given = asked if isinstance(asked, GatewaySettings) else settings_for(asked.url, **changes)
     with Gateway(given) as client, client._watchdog.watch(given.deadline.total_seconds()) as watch:
         try:
-            reply = client._transport.exchange("GET", "/", {}, None, watch)
+            reply = client._transport.exchange("GET", "/", {}, None, watch, own_connection=own_connection)
         except GatewayError as error:
             return error
     raise AssertionError(f"it succeeded: {reply!r}")

@@ -65,11 +65,17 @@ Step = bytes | Callable[[Peer], object]
 class Hostile:
     """Listens on loopback while its ``with`` block lasts.
 
-    ``left`` is set whenever a client has gone away; ``played`` counts the steps that came to their end.
+    Where it is ``obliging``, it closes a connection that a client asks it to close. ``left`` is set whenever a client
+    has gone away; ``played`` counts the steps that came to their end.
     """
 
     def __init__(
-        self, *flows: Step, tokens: tuple[Step, ...] = (), greet: Step | None = None, tls: ssl.SSLContext | None = None
+        self,
+        *flows: Step,
+        tokens: tuple[Step, ...] = (),
+        greet: Step | None = None,
+        tls: ssl.SSLContext | None = None,
+        obliging: bool = True,
     ) -> None:
         self.requests: list[Request] = []
         self.left = threading.Event()
@@ -79,6 +85,7 @@ class Hostile:
         self._tokens = _repeating(tokens or (issued(),))
         self._greet = greet
         self._tls = tls
+        self._obliging = obliging
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -151,6 +158,8 @@ class Hostile:
                         step = next(script)
                     _play(step, Peer(connection, self._closing, request))
                     self.played += 1
+                    if self._obliging and request.headers.get("connection") == "close":
+                        break
         with self._lock:
             self._open.discard(raw)
         connection.close()

@@ -309,7 +309,7 @@ def _dated(seconds: float) -> str:
 def test_an_answer_from_another_time_is_refused(seconds: float, way: str) -> None:
     for step in (answer(Date=_dated(seconds)), http("no", 401, Date=_dated(seconds)), code(1203, Date=_dated(seconds))):
         with Hostile(step) as server:
-            error = failure(server, max_clock_skew=300)
+            error = failure(server, own_connection=True, max_clock_skew=300)
         assert isinstance(error, PermanentGatewayError)
         assert not isinstance(error, Malformed)
         assert (error.code, error.attempts, error.gateway_down_evidence) == ("clock_skew", 1, False)

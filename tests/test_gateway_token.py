@@ -191,7 +191,7 @@ def test_one_new_token_a_target_even_when_other_things_go_wrong_between() -> Non
 
 def test_without_a_token_401_is_final() -> None:
     with Hostile(http("", 401)) as server:
-        error = failure(server)
+        error = failure(server, own_connection=True)
     assert (error.code, error.attempts, len(server.requests)) == ("http_401", 1, 1)
 
 

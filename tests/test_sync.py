@@ -286,6 +286,61 @@ def test_a_clock_that_went_back_is_reported_and_times_go_on(house):
     house.check(every_answer=True)
 
 
+# What is judged was the only answer of its connection
+
+KEPT, OWN = True, False
+
+
+def asked(house: House, run: Callable[[], object]) -> list[bool]:
+    """For each request for Alice's list in that run: whether its connection was kept open for others."""
+    before = len(house.upstream.ledger.entries())
+    run()
+    entries = house.upstream.ledger.entries(after=before)
+    return [entry.kept_open for entry in entries if entry.user == "alice"]
+
+
+@pytest.mark.parametrize(
+    ("what", "connections"),
+    [
+        ("the same list", [KEPT]),
+        ("another list", [KEPT, OWN]),
+        ("a list that is held", [KEPT, OWN]),
+        ("a list that empties", [KEPT, OWN, OWN]),
+        ("a refusal", [KEPT, OWN]),
+        ("nonsense", [KEPT, OWN]),
+        ("a gateway that is busy once", [KEPT, KEPT]),
+    ],
+)
+def test_what_changes_something_is_asked_over_a_connection_of_its_own(make, what, connections):
+    house = make()
+    house.see(ALICE, numbered(1, 4 if what == "a list that empties" else 20))
+    house.sync(ALICE, changed=1)
+    match what:
+        case "another list":
+            house.see(ALICE, numbered(1, 21))
+        case "a list that is held":
+            house.see(ALICE, numbered(1, 9))
+        case "a list that empties":
+            house.see(ALICE, [])
+        case "a refusal":
+            house.fault("code", ALICE, code=62101, times=None)
+        case "nonsense":
+            house.fault("html", ALICE, times=None)
+        case "a gateway that is busy once":
+            house.fault("status", ALICE)
+    assert asked(house, lambda: house.run(ALICE)) == connections
+
+
+def test_a_target_that_is_new_or_held_or_approved_is_asked_over_a_connection_of_its_own_at_once(make):
+    house = make()
+    house.see(ALICE, numbered(1, 20))
+    assert asked(house, lambda: house.sync(ALICE, changed=1)) == [OWN]
+    house.see(ALICE, numbered(1, 9))
+    house.sync(ALICE, held=1)
+    assert asked(house, lambda: house.sync(ALICE, held=1)) == [OWN]
+    assert asked(house, lambda: house.sync(ALICE, by="Zoë", changed=1)) == [OWN]
+
+
 # Failures change nothing
 
 DOUBTFUL = b'{"code":0,"msg":"OK","data":[{"flowId":"1","flowName":"a","cycle":"D","editable":true%s}]}'
@@ -358,7 +413,7 @@ def test_whichever_target_fails_the_others_go_through(make):
         house.see(target, numbered(0, number))
     house.sync(*targets, changed=5)
     for number, target in enumerate(targets):
-        house.fault("code", target, code=62103)
+        house.fault("code", target, code=62103, times=2)
         house.world.add_flow(ORG, flow(f"new {number}"), [targets[number - 1].user_id])
         report = house.sync(*targets, changed=1, unchanged=3, failed=1)
         assert [issue.target for issue in report.tally.issues] == [target]

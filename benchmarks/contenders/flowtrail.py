@@ -20,6 +20,7 @@ SETTINGS = """
 [gateway]
 url = "{job.gateway}"
 access_key = "benchmark"
+ca_bundle = "{job.certificate}"
 concurrency = {job.concurrency}
 max_body = "1GiB"
 deadline = "10m"

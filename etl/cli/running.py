@@ -173,7 +173,7 @@ def serve(
         bench.schedules  # noqa: B018 - a broken schedule is said before the database is touched
         bench.ready(upgrade=upgrade)
         metrics = Metrics()
-        bench.exchanged = metrics.exchanged
+        bench.exchanged, bench.desynced = metrics.exchanged, metrics.desynced
         store = Store(bench.engine, bench.stop, metrics.applied)
         informed = Informed(bench, store)
 

@@ -44,6 +44,7 @@ class Workbench:
         self.settings = settings
         self.stop = threading.Event()
         self.exchanged: Exchanged | None = None
+        self.desynced: Callable[[], None] | None = None
         """Set it before `gateway` is made, and it is told of every request."""
         self._closing = ExitStack()
 
@@ -72,8 +73,14 @@ class Workbench:
 
     @cached_property
     def gateway(self) -> Gateway:
-        told = {} if self.exchanged is None else {"exchanged": self.exchanged}
-        return self._closing.enter_context(Gateway(self.settings.gateway, clock=utc_now, stop=self.stop, **told))
+        gateway = Gateway(
+            self.settings.gateway,
+            clock=utc_now,
+            stop=self.stop,
+            exchanged=self.exchanged,
+            desynced=self.desynced,
+        )
+        return self._closing.enter_context(gateway)
 
     @cached_property
     def cluster(self) -> Cluster | None:

@@ -65,6 +65,10 @@ def read_request(stream: IO[bytes]) -> Request | None:
     return Request(method, parts.path, parts.query, headers, body)
 
 
+def _asks_for_the_end(request: Request) -> bool:
+    return request.headers.get("connection", "").lower() == "close"
+
+
 class Counters(msgspec.Struct):
     """Since the start. ``bad_signatures`` counts what is the client's mistake: a signature or encryption that is
     wrong, missing, too old or used before; ``in_flight`` what has not begun to be answered."""
@@ -229,7 +233,7 @@ class DemoGateway:
         if request.path.startswith("/_demo/"):
             reply = self._administer(request, connection)
             connection.sendall(head(reply, formatdate(usegmt=True)) + reply.body)
-            return True
+            return not _asks_for_the_end(request)
         endpoint = _ENDPOINTS.get(request.path, "other")
         asked = dict(parse_qsl(request.query, keep_blank_values=True))
         entry = Entry(
@@ -239,7 +243,7 @@ class DemoGateway:
             org=asked.get("orgId", ""),
             user=asked.get("userId", ""),
             expression=asked.get("expression", ""),
-            kept_open=request.headers.get("connection", "").lower() != "close",
+            kept_open=not _asks_for_the_end(request),
             timestamp=request.headers.get("apim-timestamp", ""),
         )
         self._arrived(endpoint)
@@ -248,6 +252,8 @@ class DemoGateway:
         if fault.kind == "expired":
             self.expire_token()
         reply = said(fault, honest, endpoint)
+        if not entry.kept_open:
+            reply = reply._replace(headers={"Connection": "close", **reply.headers})
         entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code
         return self._deliver(request, connection, entry, reply, fault)
 
@@ -265,7 +271,7 @@ class DemoGateway:
             note(False)
             return False
         delimited = b"\r\nContent-Length:" in start or b"\r\nTransfer-Encoding:" in start
-        return delimited and "close" not in (request.headers.get("connection"), reply.headers.get("Connection"))
+        return delimited and entry.kept_open and reply.headers.get("Connection") != "close"
 
     def _arrived(self, endpoint: Endpoint) -> None:
         with self._lock:

@@ -6,47 +6,39 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from urllib3 import BaseHTTPResponse
-
 from etl.errors import GatewayUnreachable, Malformed
+from etl.gateway.framing import Framed
 
-_READ_BYTES: Final = 256 * 1024
 _DECODED_STEP_BYTES: Final = 1024 * 1024
 _GZIP_WBITS: Final = 31
 
 
-def read_body(response: BaseHTTPResponse, max_bytes: int) -> bytes:
-    """The whole decoded body. Raises Malformed over the cap, GatewayUnreachable where it ends too early."""
-    announced = _announced(response.headers.get("Content-Length", ""))
-    if announced > max_bytes:
+def read_body(answer: Framed, max_bytes: int) -> bytes:
+    """The whole decoded body. Raises Malformed over the cap, GatewayUnreachable or IncompleteRead where it ends too
+    early."""
+    if (answer.announced_bytes or 0) > max_bytes:
         raise _too_large(max_bytes)
-    gzip = _gzip_or_none(response.headers.get("Content-Encoding", ""))
-    if announced and announced == response.length_remaining and not gzip:
-        return response.read(decode_content=False)
+    gzip = _gzip_or_none(", ".join(answer.headers.get_all("Content-Encoding", [])))
+    if answer.announced_bytes and not gzip:
+        return answer.whole()
     on_the_wire = 0
     body = bytearray()
-    while piece := response.read1(_READ_BYTES, decode_content=False):
+    for piece in answer.pieces():
         on_the_wire += len(piece)
         for decoded in gzip.decoded(piece) if gzip else (piece,):
             body += decoded
             if max(len(body), on_the_wire) > max_bytes:
                 raise _too_large(max_bytes)
-    if not on_the_wire and _unframed(response):
+    if not on_the_wire and _unframed(answer):
         raise GatewayUnreachable("the connection ends before a body begins", code="truncated")
     if gzip:
         gzip.finish(empty=not on_the_wire)
     return bytes(body)
 
 
-def _unframed(response: BaseHTTPResponse) -> bool:
-    """A 200 whose headers announce no body: http.client also takes headers that are cut off for whole ones."""
-    headers = response.headers
-    return response.status == 200 and "Content-Length" not in headers and "Transfer-Encoding" not in headers
-
-
-def _announced(content_length: str) -> int:
-    """The length in bytes; 0 where the header says nothing that can be relied on."""
-    return int(content_length) if content_length.isdecimal() and len(content_length) < 20 else 0
+def _unframed(answer: Framed) -> bool:
+    """A 200 whose headers announce no body: perhaps it ends where it was cut off."""
+    return answer.status == 200 and answer.announced_bytes is None and not answer.chunked
 
 
 def _too_large(max_bytes: int) -> Malformed:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
+import structlog
 
 from etl import __version__
 from etl.config import GatewaySettings
@@ -51,8 +52,12 @@ _HEADERS: Final = {
     "Cache-Control": "no-cache",
     "User-Agent": f"flowtrail/{__version__}",
 }
-_CLOSE: Final = {"Connection": "close"}
 
+_RUNS_AT_ONCE: Final = 100
+_DESYNC: Final = (
+    "the gateway, or a proxy before it, sent bytes that belong to no request: have it looked at. Nothing was recorded"
+    " from them, but other clients may get answers that are not theirs"
+)
 
 Exchanged = Callable[[str, int, float, str | None], None]
 """Told of each request: "flows" or "token", the attempt (from 1), the seconds until its answer was read, and the error
@@ -94,7 +99,8 @@ class Gateway:
     """The EnOS gateway as one set of settings describes it. Thread-safe; a context manager.
 
     ``clock`` gives the wall clock (UTC) for timestamps and observations; deadlines go by the monotonic clock.
-    When ``stop`` is set, everything that waits or is under way ends soon, with Interrupted.
+    When ``stop`` is set, everything that waits or is under way ends soon, with Interrupted. ``desynced`` is called
+    from any thread when a connection carried something that nobody had asked for.
     """
 
     def __init__(
@@ -103,7 +109,8 @@ class Gateway:
         *,
         clock: Callable[[], dt.datetime] = utc_now,
         stop: threading.Event | None = None,
-        exchanged: Exchanged = lambda call, attempt, seconds, error_code: None,
+        exchanged: Exchanged | None = None,
+        desynced: Callable[[], None] | None = None,
     ) -> None:
         _refuse_plain_http(settings)
         origin = urlsplit(settings.url)
@@ -112,7 +119,9 @@ class Gateway:
         self._key = Hidden(settings.access_key)
         self._clock = clock
         self._stop = stop or threading.Event()
-        self._exchanged = exchanged
+        self._exchanged = exchanged or (lambda call, attempt, seconds, error_code: None)
+        self._desynced = desynced or (lambda: None)
+        self._warned_in: list[object] = []
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._watchdog = Watchdog(self._stop)
@@ -128,6 +137,7 @@ class Gateway:
             proxy=settings.proxy,
             watchdog=self._watchdog,
             clock=clock,
+            desynced=self._desync_seen,
         )
 
     def __repr__(self) -> str:
@@ -184,7 +194,7 @@ class Gateway:
                 if token is None or call.refused_token or error.code not in RENEWING:
                     raise
                 call.last_error = error
-            call.refused_token = token
+            call.refused_token, call.own_connection = token, True
             return self._ask(call, self._token(call), known_data_hash)
         except TransientGatewayError as error:
             if error.code != "deadline":
@@ -201,6 +211,16 @@ class Gateway:
             raise
 
     def _ask(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
+        """A refusal over a kept connection may be meant for somebody else: it is asked for once more, at once."""
+        try:
+            return self._asked(call, token, known_data_hash)
+        except GatewayError as error:
+            if call.own_connection or not _is_doubtful(error, token):
+                raise
+            call.own_connection = True
+            return self._asked(call, token, known_data_hash)
+
+    def _asked(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
         self._pace.take_turn(call.watch)
         call.attempts += 1
         return self._told("flows", call.attempts, lambda: self._answer(call, token, known_data_hash))
@@ -209,8 +229,9 @@ class Gateway:
         moment = self._stamps.next(call.asker)
         signed = _signed(call.params, token, moment.timestamp_ms)
         path = f"{self._path}{FLOWS_PATH}?{_query(call.params)}"
-        headers = _HEADERS | signed | (_CLOSE if call.own_connection else {})
-        reply = self._transport.exchange("GET", path, headers, None, call.watch)
+        reply = self._transport.exchange(
+            "GET", path, _HEADERS | signed, None, call.watch, own_connection=call.own_connection
+        )
         hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
 
         def shown(found: bytes | str) -> str:
@@ -244,7 +265,7 @@ class Gateway:
         proof = encryption(key, moment.timestamp_ms, secret)
         body = msgspec.json.encode({"appKey": str(key), "encryption": str(proof), "timestamp": moment.timestamp_ms})
         headers = _HEADERS | {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        reply = self._transport.exchange("POST", self._path + TOKEN_PATH, headers, body, watch)
+        reply = self._transport.exchange("POST", self._path + TOKEN_PATH, headers, body, watch, own_connection=True)
 
         def shown(found: bytes | str) -> str:
             return excerpt(found, (key, secret, proof))
@@ -255,6 +276,14 @@ class Gateway:
         except GatewayError as error:
             error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
             raise
+
+    def _desync_seen(self) -> None:
+        """Count it, and warn of it once a run."""
+        self._desynced()
+        run_id = structlog.contextvars.get_contextvars().get("run_id")
+        if run_id not in self._warned_in:
+            self._warned_in = [*self._warned_in[-_RUNS_AT_ONCE:], run_id]
+            structlog.get_logger(__name__).warning("gateway_desync", remedy=_DESYNC)
 
     def _read_secret(self) -> Hidden:
         try:
@@ -339,8 +368,15 @@ def _snapshot(
         observed_at=reply.arrived_at,
         attempts=call.attempts,
         body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
-        sole_answer=call.own_connection,
+        sole_answer=reply.is_sole,
     )
+
+
+def _is_doubtful(error: GatewayError, token: Token | None) -> bool:
+    """Whether another connection may tell otherwise; what is tried again anyway, or with a new token, is not."""
+    if error.transient:
+        return error.code == "desync"
+    return token is None or error.code not in RENEWING
 
 
 def _complete(error: GatewayError, call: _Call) -> None:

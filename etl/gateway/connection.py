@@ -1,33 +1,84 @@
-"""Connections that the watchdog can end at any moment: while a name is looked up, in the TLS handshake, in a body."""
+"""Connections that the watchdog can end at any moment, and that carry only what was asked for over them."""
 
 from __future__ import annotations
 
+import math
 import socket
+import ssl
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from http.client import RemoteDisconnected
+from typing import Any, Final, cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family
+from urllib3.util.ssltransport import SSLTransport
 
+from etl.errors import GatewayUnreachable
+from etl.gateway.framing import Framed
+from etl.gateway.inbox import Inbox, Silence
+from etl.gateway.tls import ResumingContext
 from etl.gateway.watchdog import SocketLine, Watch, Watchdog
 
 Address = tuple[Any, ...]
 
-_JUST_USED_SECONDS: Final = 0.1
+_END_SECONDS: Final = 3.0
+"""How long to wait for the gateway to close a connection that it was asked to close."""
+_PROMPT_SECONDS: Final = 0.3
+"""A gateway that takes longer is not waited for again within ``_HURRY_SECONDS``."""
+_HURRY_SECONDS: Final = 60.0
+_END_IF_TOLD_SECONDS: Final = 1.0
+"""How long to wait once it has read that nothing more will be asked."""
+
+
+class Unusable(Exception):
+    """Nothing was sent: a kept connection had ended, or carried what nobody had asked for. Another one will do."""
+
+
+class Wire:
+    """What the connections of one gateway share."""
+
+    def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
+        self.watchdog = watchdog
+        self._desynced = desynced
+        self._dawdled_at = -math.inf
+
+    def may_wait(self) -> bool:
+        """Whether the gateway closes connections promptly, as far as is known."""
+        return time.monotonic() - self._dawdled_at > _HURRY_SECONDS
+
+    def waited(self, seconds: float) -> None:
+        """The gateway took so long to close a connection, or did not."""
+        if seconds > _PROMPT_SECONDS:
+            self._dawdled_at = time.monotonic()
+
+    def desync(self, when: str) -> GatewayUnreachable:
+        """The error of an exchange over a connection that carried something that nobody had asked for; counted."""
+        self._desynced()
+        return GatewayUnreachable(
+            f"bytes that belong to no request came {when}: the gateway, or a proxy before it, mixes up answers",
+            code="desync",
+        )
 
 
 class WatchedConnection(HTTPConnection):
-    """urllib3's connection, whose socket is held by the watch of the thread that uses it."""
+    """urllib3's connection, whose socket is held by the watch of the thread that uses it.
 
-    def __init__(self, *args: Any, watchdog: Watchdog, **kwargs: Any) -> None:
+    With ``own`` it is for one exchange: its answer counts only if nothing else comes before the gateway closes it.
+    """
+
+    def __init__(self, *args: Any, wire: Wire, own: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._watchdog = watchdog
+        self.own = own
+        self.exchanges = 0
+        self._wire = wire
+        self._watchdog = wire.watchdog
         self._line: SocketLine | None = None
-        self._used_at = 0.0
+        self._inbox: Inbox | None = None
+        self._begins = False
 
     def _new_conn(self) -> socket.socket:
         watch = self._watchdog.current
@@ -69,20 +120,94 @@ class WatchedConnection(HTTPConnection):
     def request(self, *args: Any, **kwargs: Any) -> None:
         if self._line is not None:
             self._watchdog.current.hold(self._line)
+        self._begins = True
         super().request(*args, **kwargs)
-        self._used_at = time.monotonic()
+
+    def send(self, data: Any) -> None:
+        """Sends, where nothing has come on the connection just before the first byte of a request goes out."""
+        if self._begins:
+            self._begins = False
+            self._require_silence()
+        try:
+            super().send(data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # urllib3 would read on, and an answer that came before its question would count.
+            raise RemoteDisconnected("the request did not go out") from error
+
+    def _require_silence(self) -> None:
+        if self.sock is None:
+            self.connect()
+        silence = self.inbox.silence()
+        if silence != "quiet" and self.exchanges:
+            if silence == "stray":
+                self._wire.desync("between two answers")
+            raise Unusable
+        if silence == "stray":
+            raise self._wire.desync("before the request")
+        if silence == "closed":
+            raise RemoteDisconnected("closed before the request")
+        self.exchanges += 1
+
+    @property
+    def inbox(self) -> Inbox:
+        """Of the socket as it is now; TLS puts another one in the place of the first."""
+        if self._inbox is None or self._inbox.connected is not self.sock:
+            if self._inbox is not None and self._inbox.holds_more():
+                raise self._wire.desync("before the TLS handshake")
+            self._inbox = Inbox(self.sock)
+        return self._inbox
+
+    def response_class(self, _: object, method: str | None = None) -> Framed:  # type: ignore[override]
+        """What http.client calls for something to read an answer with."""
+        return Framed(self.inbox, method)
+
+    def finish(self, answer: Framed) -> bool:
+        """Behind a whole answer: whether it is the only one that this connection will ever have carried.
+
+        Raises GatewayUnreachable ("desync") where something came behind it: nobody can tell which of the two is meant.
+        """
+        is_followed = self._end() == "stray" if self.own else self.inbox.is_followed()
+        if is_followed:
+            raise self._wire.desync("behind an answer")
+        is_sole = self.own and self.exchanges == 1
+        answer.close()
+        if self.own or answer.ends_connection:
+            self.close()
+        return is_sole
+
+    def _end(self) -> Silence:
+        """Sees the gateway close the connection; who closes first keeps the port in TIME_WAIT, and it has more of them.
+
+        One that keeps the connection open is told that nothing more will be asked, which makes it close. If it does not
+        do that either, the connection is left, as long as nothing has come.
+        """
+        silence = self._awaited_end() if self._wire.may_wait() else "quiet"
+        if silence == "quiet" and self._line is not None:
+            self._line.say_no_more()
+            silence = self.inbox.end(self._at_most(_END_IF_TOLD_SECONDS))
+        return silence
+
+    def _awaited_end(self) -> Silence:
+        began = time.monotonic()
+        silence = self.inbox.end(self._at_most(_END_SECONDS))
+        self._wire.waited(time.monotonic() - began)
+        return silence
+
+    def _at_most(self, seconds: float) -> float:
+        """So long, and not until the deadline: the answer is whole already."""
+        return max(min(seconds, self._watchdog.current.remaining() / 2), 0.001)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the gateway has not hung up; one that just answered is not asked, which costs a system call."""
-        if self.sock is not None and time.monotonic() - self._used_at < _JUST_USED_SECONDS:
-            return True
-        return super().is_connected
+        """Looked at when a request is about to go out, not before."""
+        return self.sock is not None
 
     def close(self) -> None:
         try:
             super().close()
         finally:
+            self._inbox = None
+            self.exchanges = 0
             self._retire_line()
 
     def _retire_line(self) -> None:
@@ -92,7 +217,13 @@ class WatchedConnection(HTTPConnection):
 
 
 class WatchedTLSConnection(WatchedConnection, HTTPSConnection):
-    """The same over TLS; its handshake is watched as well."""
+    """The same over TLS; its handshake is watched as well, and resumes the session of an earlier one."""
+
+    def finish(self, answer: Framed) -> bool:
+        """See WatchedConnection."""
+        if self.exchanges == 1 and isinstance(self.ssl_context, ResumingContext):
+            self.ssl_context.remember(cast("ssl.SSLSocket | SSLTransport", self.sock))
+        return super().finish(answer)
 
 
 class WatchedPool(HTTPConnectionPool):
@@ -101,6 +232,25 @@ class WatchedPool(HTTPConnectionPool):
 
 class WatchedTLSPool(HTTPSConnectionPool):
     ConnectionCls = WatchedTLSConnection
+
+
+class _NoPool(HTTPConnectionPool):
+    """Every request gets a connection of its own, which ends with it."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return self._new_conn()
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.close()
+
+
+class OwnPool(_NoPool, WatchedPool):
+    """Connections of one exchange each."""
+
+
+class OwnTLSPool(_NoPool, WatchedTLSPool):
+    """The same over TLS."""
 
 
 class _Lookup:

@@ -16,6 +16,7 @@ import requests.exceptions
 import urllib3.exceptions
 
 from etl.errors import FlowtrailError, GatewayUnreachable, Malformed
+from etl.gateway.inbox import NotHTTP
 from etl.gateway.pace import CERTIFICATE
 from etl.gateway.watchdog import Watch
 from etl.printable import printable
@@ -130,6 +131,8 @@ def _causes(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
 def _reason(causes: list[BaseException]) -> str:
     """The system's own words for what failed innermost, or the name of its kind."""
     for cause in reversed(causes):
+        if isinstance(cause, NotHTTP):
+            return str(cause)
         if isinstance(cause, ssl.SSLError) and (said := _of_ssl(cause)):
             return printable(said)[:100]
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
-import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3 import BaseHTTPResponse
+from urllib3 import HTTPResponse
 from urllib3.connection import ProxyConfig
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.util import parse_url
 
-from etl.errors import ConfigError, GatewayError, Problem
+from etl.errors import GatewayError
 from etl.gateway.body import read_body
-from etl.gateway.connection import WatchedPool, WatchedTLSPool
+from etl.gateway.connection import OwnPool, OwnTLSPool, Unusable, WatchedConnection, WatchedPool, WatchedTLSPool, Wire
+from etl.gateway.framing import Framed
+from etl.gateway.tls import verifying
 from etl.gateway.translation import FOREIGN, translated
 from etl.gateway.watchdog import Watch, Watchdog
 
@@ -45,10 +45,16 @@ class Reply(NamedTuple):
     body: bytes
     headers_at: dt.datetime
     arrived_at: dt.datetime
+    is_sole: bool
+    """The only answer that its connection ever carried."""
 
 
 class Transport:
-    """Exchanges requests with one origin, over at most ``connections`` kept-alive connections. Thread-safe."""
+    """Exchanges requests with one origin, over at most ``connections`` kept-alive connections or one for each exchange.
+
+    ``desynced`` is called, from any thread, when something came on a connection that nobody had asked for.
+    Thread-safe.
+    """
 
     def __init__(
         self,
@@ -61,42 +67,67 @@ class Transport:
         proxy: str,
         watchdog: Watchdog,
         clock: Callable[[], dt.datetime],
+        desynced: Callable[[], None],
     ) -> None:
         _silence_libraries()
         self._origin = f"{origin.scheme}://{origin.netloc}"
         self._timeout_seconds = timeout_seconds
         self._max_body_bytes = max_body_bytes
         self._clock = clock
-        self._adapter = _Adapter(origin, connections, ca_bundle, proxy, watchdog)
+        https = "https" in (origin.scheme, proxy.partition(":")[0])
+        shared = {"wire": Wire(watchdog, desynced), "maxsize": connections}
+        if https:
+            shared["ssl_context"] = verifying(ca_bundle)
+        self._kept = _Adapter(origin, proxy, (WatchedPool, WatchedTLSPool), shared | {"own": False})
+        self._own = _Adapter(origin, proxy, (OwnPool, OwnTLSPool), shared | {"own": True})
 
-    def exchange(self, method: str, path: str, headers: dict[str, str], body: bytes | None, watch: Watch) -> Reply:
-        """Sends one request and reads the whole answer. Raises GatewayUnreachable, Malformed, or Interrupted."""
+    def exchange(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        watch: Watch,
+        *,
+        own_connection: bool = False,
+    ) -> Reply:
+        """Sends one request and reads the whole answer. Raises GatewayUnreachable, Malformed, or Interrupted.
+
+        With ``own_connection`` nothing else has been sent or received over its connection, and nothing will be.
+        """
         seconds = min(self._timeout_seconds, watch.remaining())
+        adapter = self._own if own_connection else self._kept
+        asked = headers | {"Connection": "close"} if own_connection else headers
         try:
             if seconds > 0:
-                return self._exchanged(_prepared(method, self._origin + path, headers, body), seconds, watch)
+                return self._exchanged(adapter, _prepared(method, self._origin + path, asked, body), seconds, watch)
         except (*FOREIGN, GatewayError) as error:
             raise translated(error, watch, seconds) from None
         finally:
             watch.release()
         raise translated(TimeoutError(), watch, seconds)
 
-    def _exchanged(self, request: PreparedRequest, seconds: float, watch: Watch) -> Reply:
-        sent = self._adapter.send(request, stream=True, timeout=(seconds, seconds))
-        response = cast(BaseHTTPResponse, sent)
+    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, watch: Watch) -> Reply:
+        response = adapter.sent(request, seconds)
         headers_at = self._clock()
         try:
-            body = read_body(response, self._max_body_bytes)
+            answer = cast(Framed, response._original_response)
+            connection = cast(WatchedConnection, response.connection)
+            body = read_body(answer, self._max_body_bytes)
+            arrived_at = self._clock()
+            is_sole = connection.finish(answer)
         except BaseException:
             response.close()
             response.release_conn()
             raise
+        response.release_conn()
         if watch.cut:
             watch.check()
-        return Reply(response.status, response.headers, body, headers_at, self._clock())
+        return Reply(response.status, response.headers, body, headers_at, arrived_at, is_sole)
 
     def close(self) -> None:
-        self._adapter.close()
+        self._kept.close()
+        self._own.close()
 
 
 def _prepared(method: str, url: str, headers: dict[str, str], body: bytes | None) -> PreparedRequest:
@@ -113,18 +144,25 @@ class _Adapter(HTTPAdapter):
     ``send`` returns urllib3's response as it is: nobody reads cookies, history or text here.
     """
 
-    def __init__(self, origin: SplitResult, connections: int, ca_bundle: str, proxy: str, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        origin: SplitResult,
+        proxy: str,
+        pools: tuple[type[WatchedPool], type[WatchedTLSPool]],
+        options: dict[str, Any],
+    ) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
         self._forwards = bool(proxy) and origin.scheme == "http"
         self._path_from = len(f"{origin.scheme}://{origin.netloc}")
-        self._pool = self._pool_for(origin, connections, ca_bundle, proxy, watchdog)
+        self._pool = self._pool_for(origin, proxy, pools, dict(options))
 
     def _pool_for(
-        self, origin: SplitResult, connections: int, ca_bundle: str, proxy: str, watchdog: Watchdog
+        self,
+        origin: SplitResult,
+        proxy: str,
+        pools: tuple[type[WatchedPool], type[WatchedTLSPool]],
+        options: dict[str, Any],
     ) -> HTTPConnectionPool:
-        options: dict[str, Any] = {"maxsize": connections, "watchdog": watchdog}
-        if "https" in (origin.scheme, proxy.partition(":")[0]):
-            options["ssl_context"] = _tls(ca_bundle)
         host, port, scheme = origin.hostname or "", origin.port, origin.scheme
         if proxy:
             by = parse_url(proxy)
@@ -132,10 +170,17 @@ class _Adapter(HTTPAdapter):
             options["_proxy_config"] = ProxyConfig(options.get("ssl_context"), False, None, None)
             if self._forwards:
                 host, port, scheme = by.host or "", by.port, by.scheme or "http"
+        plain, tls = pools
         if scheme == "https":
-            return WatchedTLSPool(host, port, **options)
+            return tls(host, port, **options)
         options.pop("ssl_context", None)
-        return WatchedPool(host, port, **options)
+        return plain(host, port, **options)
+
+    def sent(self, request: PreparedRequest, seconds: float) -> HTTPResponse:
+        """urllib3's response, its body unread. A kept connection that turns out unusable is exchanged for another."""
+        while True:
+            with suppress(Unusable):
+                return cast(HTTPResponse, self.send(request, stream=True, timeout=(seconds, seconds)))
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:
         return self._pool
@@ -153,19 +198,6 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         self._pool.close()
         super().close()
-
-
-def _tls(ca_bundle: str) -> ssl.SSLContext:
-    """Certificates and host names are verified, TLS is 1.2 or newer, and SSLKEYLOGFILE is not looked at."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    bundle = ca_bundle or DEFAULT_CA_BUNDLE_PATH
-    try:
-        context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror or "no certificate in it"
-        raise ConfigError([Problem("gateway.ca_bundle", f"{ca_bundle} cannot be used: {reason}")]) from None
-    return context
 
 
 def _silence_libraries() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Final, Literal, Protocol
 
 from etl.errors import GatewayUnreachable, Interrupted
@@ -54,6 +55,11 @@ class SocketLine:
         with self._lock:
             if self._user is user and self._twin.fileno() >= 0:
                 _shut(self._twin)
+
+    def say_no_more(self) -> None:
+        """Tell the other side that no further request comes: it reads the end of the connection."""
+        with suppress(OSError):
+            self._twin.shutdown(socket.SHUT_WR)
 
     def _close_if_unused(self) -> None:
         if self._retired and self._user is None:

@@ -199,6 +199,7 @@ class Batch:
         known = None if judged_anyway else fence.data_hash
         snapshot = fetch(fence.target, known, own_connection=own_connection or judged_anyway)
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
+            del snapshot  # a second list of the same size may follow
             snapshot = fetch(fence.target, known, own_connection=True)
         return self._compare(fence, snapshot)
 

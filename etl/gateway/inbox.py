@@ -1,0 +1,128 @@
+"""What has come over one connection, and whether anything came that nobody had asked for."""
+
+from __future__ import annotations
+
+import io
+import select
+import socket
+import ssl
+from http.client import HTTPException, IncompleteRead, LineTooLong
+from typing import Any, Final, Literal, Self, cast
+
+from urllib3.util.ssltransport import SSLTransport
+
+Connected = socket.socket | SSLTransport
+Silence = Literal["quiet", "closed", "stray"]
+"""A connection on which nothing is expected: nothing came, or its end, or bytes that belong to no request."""
+
+_BUFFER_BYTES: Final = 16 * 1024
+_NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
+
+
+class NotHTTP(HTTPException):
+    """What came is no answer, or could be read as more than one; the message is ours."""
+
+
+class _Source(io.RawIOBase):
+    """The socket beneath the buffer."""
+
+    def __init__(self, connected: Connected) -> None:
+        self.connected = connected
+        self.shut = False
+        """Says that nothing is there, without looking."""
+        self.emptied = False
+        """The last read got less than it asked for: by then nothing else had come."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.shut:
+            return None
+        count = cast(int, self.connected.recv_into(buffer))
+        self.emptied = count < len(buffer)
+        return count
+
+
+class Inbox(io.BufferedReader):
+    """Reads a connection from its first byte to its last. Not thread-safe.
+
+    http.client takes a new buffer for every answer, and throws away with it whatever had come behind the answer.
+    """
+
+    def __init__(self, connected: Connected) -> None:
+        self._source = _Source(connected)
+        super().__init__(self._source, _BUFFER_BYTES)
+        self._arrivals = select.poll()
+        self._arrivals.register(connected.fileno(), select.POLLIN)
+        self._is_plain = not isinstance(connected, ssl.SSLSocket | SSLTransport)
+
+    @property
+    def connected(self) -> Connected:
+        return self._source.connected
+
+    def makefile(self, *_: object) -> Self:
+        """What http.client asks a socket for."""
+        return self
+
+    def close(self) -> None:
+        """What http.client does with its file behind an answer: the next one is read from here, too."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """A whole line of a head or of chunks. Raises IncompleteRead where the connection ends in it."""
+        line = super().readline(size)
+        if not line.endswith(b"\n"):
+            raise LineTooLong("line") if len(line) == size else IncompleteRead(line)
+        if b"\r" in line[:-2]:
+            raise NotHTTP("a carriage return within a line")
+        return line
+
+    def exactly(self, count: int) -> bytes:
+        """So many bytes. Raises IncompleteRead where the connection ends before."""
+        found = self.read(count)
+        if len(found) < count:
+            raise IncompleteRead(found, count - len(found))
+        return found
+
+    def is_followed(self) -> bool:
+        """Whether anything has come behind what was read; asks the system only where the last read leaves that open."""
+        if self._source.emptied and self._is_plain:
+            return self.holds_more()
+        return self.silence() == "stray"
+
+    def silence(self) -> Silence:
+        """What has come while nothing is expected. Never waits."""
+        if self.holds_more():
+            return "stray"
+        return "quiet" if self._nothing_arrived() else self._within(0)
+
+    def end(self, seconds: float) -> Silence:
+        """Waits for the connection to end; "quiet" where it has not within ``seconds``."""
+        return "stray" if self.holds_more() else self._within(seconds)
+
+    def holds_more(self) -> bool:
+        """Whether bytes have been received that nobody has read."""
+        self._source.shut = True
+        try:
+            return bool(self.peek(1))
+        finally:
+            self._source.shut = False
+
+    def _nothing_arrived(self) -> bool:
+        """In TLS what has arrived may be a session ticket: then its library has to look."""
+        if isinstance(self.connected, SSLTransport):
+            return False
+        pending = isinstance(self.connected, ssl.SSLSocket) and self.connected.pending()
+        return not pending and not self._arrivals.poll(0)
+
+    def _within(self, seconds: float) -> Silence:
+        timeout = self.connected.gettimeout()
+        self.connected.settimeout(seconds)
+        try:
+            return "stray" if self.connected.recv(1) else "closed"
+        except _NOTHING_YET:
+            return "quiet"
+        except OSError:
+            return "closed"
+        finally:
+            self.connected.settimeout(timeout)
