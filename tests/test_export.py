@@ -384,6 +384,27 @@ def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path: Path, fmt: str) -> Non
         assert received.read() == (tmp_path / "f").read_bytes()
 
 
+@pytest.mark.parametrize("fmt", ["csv", "jsonl"])
+def test_a_terminal_is_sent_nothing_that_it_would_obey(fmt: str) -> None:
+    """JSON is the same JSON; a file or a pipe gets the bytes as they are."""
+    name = "a\x1b]0;pwned\x07\x9b2J\u202eb\nc"
+    event = EVENTS[0]._replace(new_name=name)
+    master, terminal = os.openpty()
+    with os.fdopen(master, "rb", buffering=0) as screen, os.fdopen(terminal, "wb", buffering=0) as stream:
+        export([event], COLUMNS, fmt, stream)
+        shown = ""
+        while "observed_at" not in shown or "2026" not in shown:
+            shown += screen.read(65536).decode()
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(shown)
+    if fmt == "jsonl":
+        assert json.loads(shown)["new_name"] == name
+    else:
+        assert r"a\x1b]0;pwned\x07\x9b2J\u202eb\x0ac" in shown
+    pipe = io.BytesIO()
+    export([event], COLUMNS, fmt, pipe)
+    assert "\u202e" in pipe.getvalue().decode()
+
+
 def test_parquet_is_not_sent_to_a_terminal() -> None:
     """A UsageError says what to add."""
     pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")

@@ -37,6 +37,7 @@ COMMANDING = ("\x1b]", "\x07", "\u202e", "\x9b")
 HOSTILE = f"{COMMANDING[0]}0;pwned{COMMANDING[1]} {COMMANDING[2]}{COMMANDING[3]}2J"
 CALLS: Mapping[tuple[str, ...], str] = {
     ("backup",): "copy.db",
+    ("changes",): "--json",
     ("db", "copy"): "--to sqlite:///copy.db --upgrade",
     ("demo",): "--folder demo",
     ("export",): "changes",
@@ -221,18 +222,18 @@ def _restored_logging() -> Iterator[None]:
 def test_a_log_that_nobody_reads_holds_nobody_up_and_says_later_what_is_missing(log_pipe: tuple[TextIO, int]) -> None:
     _, reader = log_pipe
     logger = structlog.get_logger("etl.test")
-    for number in range(3000):
-        logger.info("line", number=number)
-    first = os.read(reader, 1 << 20)
-    assert len(first) < 3000 * 60
+    logger.info("first")
+    logger.info("longer than any pipe", long="x" * 2_000_000)
+    for number in range(100):
+        logger.info("never seen", number=number)
+    read = os.read(reader, 1 << 21)
     logger.info("again")
-    lines = (first + os.read(reader, 1 << 20)).decode().splitlines()
-    whole = [json.loads(line) for line in lines if line.endswith("}")]
-    assert len(lines) - len(whole) <= 1, "no line continues one that was cut short"
-    numbers = [each["number"] for each in whole if each["event"] == "line"]
-    assert numbers == list(range(len(numbers)))
-    assert [each["event"] for each in whole[-2:]] == ["log_dropped", "again"]
-    assert whole[-2]["bytes"] > 0
+    first, cut, *rest = (read + os.read(reader, 1 << 20)).decode().splitlines()
+    assert json.loads(first)["event"] == "first"
+    assert cut.endswith("xxx"), "the next line does not continue it"
+    dropped, again = map(json.loads, rest)
+    assert [dropped["event"], again["event"]] == ["log_dropped", "again"]
+    assert dropped["bytes"] > 1_000_000
 
 
 def test_a_log_goes_on_once_its_disk_has_room_again(tmp_path: Path) -> None:
@@ -273,3 +274,16 @@ def test_too_little_memory_is_a_sentence(template: Path, tmp_path: Path, limits:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "limit" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_told_to_end_ends_with_the_code_that_shells_know(
+    flowtrail: Program, receiver: HttpReceiver, number: int
+) -> None:
+    receiver.hold = True
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}"]')
+    command = flowtrail.start("notify", "--test")
+    receiver.wait_for(1)
+    command.process.send_signal(number)
+    receiver.let_go()
+    assert command.ended() == 128 + number
