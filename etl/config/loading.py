@@ -10,7 +10,7 @@ from etl.config import settings as shape
 from etl.config.addresses import database_url
 from etl.config.measures import holds_password
 from etl.config.rules import apply_rules
-from etl.config.schedules import Schedule, read_schedules
+from etl.config.schedules import Schedule, is_schedule_name, read_schedules
 from etl.config.secret import read_secret_file
 from etl.config.settings import Settings
 from etl.config.tables import read_toml
@@ -53,7 +53,8 @@ def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None =
     """What the schedules are called, for a shell to complete: no file is judged, and what is wrong gives no name."""
     try:
         values = _read(path, environ)
-        return sorted(file.stem for file in (values.folder / values["schedules_dir"]).glob("[!.]*.toml"))
+        files = (values.folder / values["schedules_dir"]).glob("[!.]*.toml")
+        return sorted(file.stem for file in files if is_schedule_name(file.stem))  # a shell gets no other characters
     except (ConfigError, OSError):
         return []
 

@@ -55,6 +55,11 @@ def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
     return schedules, [problem for each in files for problem in each.problems]
 
 
+def is_schedule_name(name: str) -> bool:
+    """Whether a schedule may be called so."""
+    return re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None
+
+
 class _ScheduleFile:
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -86,7 +91,7 @@ class _ScheduleFile:
         return Schedule(name=self._path.stem, path=self._path, slots=_UNKNOWN)
 
     def _check_names(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", self._path.stem):
+        if not is_schedule_name(self._path.stem):
             message = "a schedule is named after its file: use only letters, digits, dot, underscore and hyphen"
             self.problems.append(Problem(str(self._path), message))
         for key in self._table:
