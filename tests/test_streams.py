@@ -41,7 +41,7 @@ CALLS: Mapping[tuple[str, ...], str] = {
     ("db", "copy"): "--to sqlite:///copy.db --upgrade",
     ("demo",): "--folder demo",
     ("export",): "changes",
-    ("guard", "approve"): "--all",
+    ("guard", "approve"): "--all --expect any",
     ("history",): "1",
     ("init",): "new",
     ("notify",): "--test",
