@@ -26,7 +26,7 @@ from etl.demo.world import World
 from etl.model import Flow
 
 BOTH = ("sqlite", "postgresql")
-CONTRACT = {"test_store": (HOSTILE_ROLE, POOLED), "test_sync": (POOLED,)}
+CONTRACT = {"test_store": (HOSTILE_ROLE, POOLED)}
 """The modules whose tests meet PostgreSQL in more ways than one."""
 TEMPLATE = "template_flowtrail"
 _numbers = itertools.count(1)

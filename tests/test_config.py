@@ -608,6 +608,18 @@ def test_the_name_of_a_key_file_is_masked_and_is_no_password_on_the_command_line
 # Schedules
 
 
+@pytest.mark.parametrize(("char", "fits"), [("流", True), ("\U00020000", False)])
+def test_an_id_of_255_characters_is_refused_where_the_database_could_not_index_it(
+    tmp_path: Path, char: str, fits: bool
+) -> None:
+    text = f'every = "1h"\n[[targets]]\norg = "o"\nusers = ["{char * 255}"]\n'
+    if fits:
+        assert len(schedules(tmp_path, plants=text)[0].targets) == 1
+        return
+    with pytest.raises(ConfigError, match="is longer than 765 bytes in UTF-8"):
+        schedules(tmp_path, plants=text)
+
+
 def test_the_shipped_example_is_a_valid_schedule(tmp_path: Path) -> None:
     shipped = Path(__file__).parent.parent / "schedules" / "example.toml"
     (example,) = schedules(tmp_path, example=shipped.read_text())

@@ -531,6 +531,13 @@ def test_a_new_target_that_the_database_cannot_number_is_refused_and_not_taken_f
         diary.store.fences([BOB], register=True)
 
 
+def test_the_longest_names_of_a_target_that_the_settings_allow_can_be_indexed(diary):
+    """Of random characters, so that nothing of them can be compressed."""
+    chance = random.Random(1)
+    longest = ("".join(chr(chance.randrange(0x4E00, 0x9FA5)) for _ in range(255)) for _ in range(3))
+    assert diary.store.fences([Target(*longest)])[0].target_id
+
+
 def test_new_targets_registered_by_several_at_once_get_one_row_each(database_url):
     targets = [Target("o1", f"u{number}") for number in range(60)]
     engines = [connect(database_url) for _ in range(4)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
+import random
 import sqlite3
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ import checker
 import msgspec
 import pytest
 from builders import GAP, LIMITS, dump, flow, numbered, written
+from sessions import ON_POSTGRESQL
 from sqlalchemy import Engine, make_url, text
 
 from etl import sync
@@ -439,6 +442,17 @@ def test_a_target_that_the_database_refuses_fails_alone(house):
     assert house.state(ALICE) == {str(number) for number in range(1, 41)}
     assert len(house.state(BOB)) == 21
     house.check(settled=False)
+
+
+@pytest.mark.parametrize("dialect", ON_POSTGRESQL)
+def test_an_id_that_postgresql_cannot_index_fails_its_target_alone(house):
+    chance = random.Random(1)
+    house.see(ALICE, [flow("".join(chance.choices(string.ascii_letters, k=6000)))])
+    house.see(BOB, numbered(1, 21))
+    report = house.sync(ALICE, BOB, changed=1, failed=1)
+    (issue,) = report.tally.issues
+    assert (issue.target, issue.issue.error_code) == (ALICE, "not_stored")
+    assert "index row size" in issue.issue.message
 
 
 def refuse(engine: Engine, flow_id: str) -> None:

@@ -21,6 +21,8 @@ _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LONGEST_ID: Final = 255
+_MOST_BYTES: Final = 3 * _LONGEST_ID
+"""In UTF-8: PostgreSQL indexes no more than some 2,700 bytes, and a target's three parts are one entry."""
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.@-]{1,255}").fullmatch
 """What nearly every user is; the rest is looked at closer."""
 _LARGEST: Final = 512 * MIB
@@ -176,4 +178,6 @@ def _expression_fault(value: str) -> str:
 def _text_fault(name: str, value: str) -> str:
     if len(value) > _LONGEST_ID:
         return f"{name} {shown(value)}... is longer than {_LONGEST_ID} characters"
+    if len(value.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
+        return f"{name} {shown(value)}... is longer than {_MOST_BYTES} bytes in UTF-8"
     return f"{name} {shown(value)} holds a control character" if _CONTROL.search(value) else ""
