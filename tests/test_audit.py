@@ -452,7 +452,7 @@ def test_a_tampering_is_found_and_its_place_is_named(said: Said, name: str) -> N
 SIGNATURES_ALONE = {"a_signature_taken_away", "the_last_seal_deleted"}
 
 
-@pytest.mark.parametrize("name", TAMPERINGS.keys() - SIGNATURES_ALONE)
+@pytest.mark.parametrize("name", sorted(TAMPERINGS.keys() - SIGNATURES_ALONE))
 def test_a_tampering_with_every_hash_computed_anew_is_found_by_what_was_kept(
     said: Said, kept: Path, public_key: Path, name: str
 ) -> None:
