@@ -20,8 +20,10 @@ from etl.cli import app
 from etl.database import connect, grants, upgrade
 from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
+from etl.schema import metadata
 
 OWNER, WRITER, READER = "grant_owner", "grant_writer", "grant_reader"
+TRAIL = ("change_set", "workflow_change")
 REWRITES = (
     "UPDATE change_set SET hash = hash",
     "DELETE FROM workflow_change",
@@ -94,6 +96,17 @@ def test_the_writer_can_do_all_that_a_sync_does(conninfo: str) -> None:
         "INSERT INTO lease VALUES ('service', 'me', now())",
         "SELECT * FROM alembic_version",
     )
+
+
+@pytest.mark.parametrize("table", sorted(metadata.tables))
+def test_the_writer_may_change_every_table_but_those_of_the_trail(conninfo: str, table: str) -> None:
+    rights = (
+        "SELECT privilege_type FROM pg_class, aclexplode(relacl) "
+        "WHERE oid = %s::regclass AND grantee = %s::regrole ORDER BY 1"
+    )
+    with psycopg.connect(conninfo) as connection:
+        found = [right for (right,) in connection.execute(rights, (table, WRITER))]
+    assert found == (["INSERT", "SELECT"] if table in TRAIL else ["DELETE", "INSERT", "SELECT", "UPDATE"])
 
 
 @pytest.mark.parametrize("table", ["target", "workflow", "change_set", "sync_run", "lease"])

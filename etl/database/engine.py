@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -66,8 +66,9 @@ def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         connect_args=_connection_parameters(url),
     )
 
-    def opened(_: object, record: Any, __: object, parameters: dict[str, Any]) -> Any:
-        connection, record.info[_SETTINGS] = _open_postgresql(url, parameters)
+    def opened(dialect: Dialect, record: Any, given: Any, parameters: dict[str, Any]) -> Any:
+        connection = dialect.connect(*given, **parameters)
+        record.info[_SETTINGS] = _settled(connection, url, prepares="prepare_threshold" in parameters)
         return connection
 
     event.listen(engine, "do_connect", opened)
@@ -75,22 +76,19 @@ def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
     return engine
 
 
-def _open_postgresql(url: URL, parameters: dict[str, Any]) -> tuple[Any, str]:
-    """A connection, and what follows each BEGIN on it."""
-    import psycopg
-
+def _settled(connection: Any, url: URL, *, prepares: bool) -> str:
+    """What follows each BEGIN on a new connection; ``prepares``: the URL says when, be there a pooler or not."""
     from etl.database.cursor import StreamCursor
 
-    connection = psycopg.connect(**parameters)
     try:
         found = session.inspect(connection, url, describe(url))
     except BaseException:
         connection.close()
         raise
     connection.server_cursor_factory = StreamCursor
-    if found.pooled and "prepare_threshold" not in parameters:
+    if found.pooled and not prepares:
         connection.prepare_threshold = None  # what was prepared is another session's with the next transaction
-    return connection, found.settings
+    return found.settings
 
 
 def _begin_postgresql(connection: Connection) -> None:
@@ -117,6 +115,7 @@ def _threshold(value: str) -> int | None:
 
 _SECRET: Final = re.compile("pass|secret|key", re.IGNORECASE)
 """In the name of every parameter that libpq calls a password, a secret or a key, or the file of one."""
+_FILES: Final = frozenset({"passfile", "sslkey", "sslkeylogfile"})
 
 
 def describe(url: str | URL) -> str:
@@ -127,8 +126,8 @@ def describe(url: str | URL) -> str:
 
 
 def secrets_of(url: URL) -> Iterator[str]:
-    """What ``describe`` masks."""
-    given = [value for name, value in url.query.items() if is_secret(name)]
+    """What ``describe`` masks, but for the names of files, which libpq's own messages need."""
+    given = [value for name, value in url.query.items() if is_secret(name) and name not in _FILES]
     for value in (url.password, *given):
         if value:
             yield from (value,) if isinstance(value, str) else value
