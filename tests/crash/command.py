@@ -29,6 +29,8 @@ def main() -> int:
         return _bugs(given.bugs if isinstance(given.bugs, str) else "")
     began, found = time.monotonic(), 0
     parts = ["sweep"] if given.sweep else given.only or PARTS
+    if pooler.installed() is None:
+        _say("PgBouncer is not installed: nothing goes through it")
     if "sweep" in parts:
         found += _sweeps(given.sweep, given.every, given.stop)
     if "kills" in parts:
