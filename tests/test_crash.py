@@ -78,7 +78,9 @@ def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(po
         with ExitStack() as stack:
             of_many = [each for each in disturbances(made, server, stack) if not each.dies]
             for disturbance, scenario in zip(of_many, itertools.cycle(IN_TURN), strict=False):
-                few = disturbance.name.startswith(("outage", "cut once", "cut for", "disk", "pages"))
+                few = disturbance.name.startswith(
+                    ("outage", "cut once", "cut for", "interim", "twice", "disk", "pages")
+                )
                 points = some_points(rng, range(1, 5) if few else range(8, 55), 2)
                 if isinstance(disturbance, Hostile):
                     points = disturbance.all_at_once

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -397,6 +398,40 @@ def test_a_cut_body_ends_too_early_and_is_not_in_the_ledger_as_delivered(gateway
         (200, False, None),
         (200, False, None),
     ]
+
+
+def test_an_answer_that_comes_twice_is_taken_for_the_next_one_by_a_client_that_trusts_it(
+    gateway: DemoGateway, asker: Asker
+) -> None:
+    asker.ask_token()
+    gateway.order(Fault("twice", seconds=0))
+    first = asker.my_flow().read()
+    assert asker.my_flow(user="nobody").read() == first
+    assert gateway.ledger.entries()[-1].code == 62101
+
+
+def test_an_interim_answer_is_taken_for_the_final_one_by_a_client_that_does_not_know_it(
+    gateway: DemoGateway, asker: Asker
+) -> None:
+    asker.ask_token()
+    gateway.order(Fault("interim"))
+    assert asker.my_flow().status == 102
+    asker.connection.close()
+
+
+def test_who_asks_for_the_end_of_the_connection_gets_it_and_is_told_so(gateway: DemoGateway, asker: Asker) -> None:
+    asker.ask_token()
+    query = {"action": "getMyFlow", "userId": USER, "orgId": ORG}
+    for kind in ("none", "twice"):
+        gateway.order(Fault(kind, seconds=0))  # type: ignore[arg-type]
+        with socket.create_connection(asker.connection.sock.getpeername()) as connection:
+            lines = [f"GET {FLOWS_PATH}?{urlencode(query)} HTTP/1.1", "Connection: close"]
+            lines += [f"{name}: {value}" for name, value in asker.headers(query).items()]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            with connection.makefile("rb") as stream:
+                everything = stream.read()
+        assert everything.count(b"Connection: close\r\n") == everything.count(b"HTTP/1.1 200") == 1 + (kind == "twice")
+        assert not gateway.ledger.entries()[-1].kept_open
 
 
 @pytest.mark.parametrize("kind", ["drip_head", "drip_body", "delay"])

@@ -21,12 +21,16 @@ from etl.model import Target
 from etl.store import NewRun, Store
 
 THREADS = 64
-USERS = [f"user{number:03}" for number in range(100)]
+USERS = [f"user{number:03}" for number in range(400)]
 BELIEVE_ALL = Limits(min_removed=1_000_000, max_emptied_targets=1_000_000)
 
 
+EVERYBODYS = ["shared-1", "shared-2"]
+"""In every list, so that another user's does not look like one that lost everything."""
+
+
 class Life:
-    """Users whose lists change from run to run; no id is ever in two lists."""
+    """Users whose lists change from run to run; no id is ever in two lists, but for those that are everybody's."""
 
     def __init__(self, engine: Engine, server: Mixer) -> None:
         self.engine = engine
@@ -45,7 +49,8 @@ class Life:
 
     def _change(self) -> None:
         for user in self._dice.sample(USERS, len(USERS) // 10):
-            self._server.lists[user] = [*self._server.lists[user][-3:], f"{user}-{self._dice.randrange(10**9)}"]
+            own = self._server.lists[user][len(EVERYBODYS) :]
+            self._server.lists[user] = [*EVERYBODYS, *own[-3:], f"{user}-{self._dice.randrange(10**9)}"]
 
     @contextmanager
     def kit(self) -> Iterator[tuple[sync.Kit, ThreadPoolExecutor]]:
@@ -82,12 +87,16 @@ class Life:
         with self.engine.connect() as connection:
             rows = connection.execute(text(seen)).all()
         assert len({row.user_id for row in rows}) > len(USERS) // 2
-        return [(row.user_id, row.flow_id) for row in rows if not row.flow_id.startswith(f"{row.user_id}-")]
+        return [
+            (row.user_id, row.flow_id)
+            for row in rows
+            if row.flow_id not in EVERYBODYS and not row.flow_id.startswith(f"{row.user_id}-")
+        ]
 
 
 @pytest.fixture
 def lists() -> dict[str, list[str]]:
-    return {user: [f"{user}-{n}" for n in range(3)] for user in USERS}
+    return {user: [*EVERYBODYS, *(f"{user}-{n}" for n in range(3))] for user in USERS}
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

@@ -30,6 +30,8 @@ Kind = Literal[
     "html",
     "raw",
     "bomb",
+    "interim",
+    "twice",
     "empty",
     "partial",
     "stale",
@@ -39,6 +41,7 @@ Kind = Literal[
 _STATUS: Final[Mapping[str, int]] = {"status": 503, "redirect": 302}
 _PAGE: Final = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
 _MIB: Final = 1 << 20
+_INTERIM: Final = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +62,8 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     | html | a page instead of JSON | status |
     | raw | exactly this body; with ``status=0`` not even a head | body, status |
     | bomb | the honest answer and blanks, gzipped; ``size_bytes`` when decoded | size_bytes |
+    | interim | the honest answer, behind interim ones (102, 103) | |
+    | twice | the honest answer, and again before the connection's next one or its end | seconds (before the next one) |
     | empty, partial | a well-formed list without (some of) its items | share (kept, rounded down) |
     | stale | the list that this target was last served before it changed | |
     | date | the honest answer with a wrong Date | seconds (added) |
@@ -216,6 +221,8 @@ class Wire(NamedTuple):
                 self._drip(b"", start + body, fault.seconds)
             case "drip_body":
                 self._drip(start, body, fault.seconds)
+            case "interim":
+                self._whole(_INTERIM + start + body, fault)
             case _:
                 self._whole(start + body, fault)
 

@@ -145,6 +145,8 @@ class DemoGateway:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._strays: dict[socket.socket, tuple[bytes, float]] = {}
+        """What comes before the next answer of a connection, and how long before."""
         self._listed: dict[tuple[str, str], _Listed] = {}
         self._server: _Server | None = None
 
@@ -227,6 +229,7 @@ class DemoGateway:
         finally:
             with self._lock:
                 del self._connections[connection]
+                self._strays.pop(connection, None)
 
     def _exchange(self, request: Request, connection: socket.socket) -> bool:
         """Answers one request; False if the connection is to be closed."""
@@ -266,12 +269,23 @@ class DemoGateway:
         offset = self.date_offset_seconds + (fault.seconds if fault.kind == "date" else 0)
         start = head(reply, formatdate(time.time() + offset, usegmt=True))
         try:
+            self._stray(connection)
             Wire(connection, self._closing, note).deliver(start, reply.body, fault)
+            if fault.kind == "twice":
+                self._strays[connection] = start + reply.body, fault.seconds
+                if not entry.kept_open:
+                    self._stray(connection)
         except OSError:
             note(False)
             return False
         delimited = b"\r\nContent-Length:" in start or b"\r\nTransfer-Encoding:" in start
         return delimited and entry.kept_open and reply.headers.get("Connection") != "close"
+
+    def _stray(self, connection: socket.socket) -> None:
+        stray, seconds = self._strays.pop(connection, (b"", 0.0))
+        if stray:
+            connection.sendall(stray)
+            self._closing.wait(seconds)
 
     def _arrived(self, endpoint: Endpoint) -> None:
         with self._lock:

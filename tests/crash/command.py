@@ -13,7 +13,7 @@ import bugs
 import kills
 import pooler
 import postgres
-from disturbances import Cut, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
+from disturbances import Cut, Desync, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
 from place import Place, place
 from scenarios import SCENARIOS, Scenario
 from sweep import swept
@@ -55,14 +55,15 @@ def _arguments() -> argparse.Namespace:
 
 def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) -> list[Disturbance]:
     """All that can be done on this database; a full disk needs a mount, or else SQLite's own limit will do."""
-    resets = [Reset(kind, for_good=for_good) for kind in ("outage", "cut") for for_good in (False, True)]
+    kinds = [(Reset, "outage"), (Reset, "cut"), (Desync, "interim"), (Desync, "twice")]
+    upstream = [made_of(kind, for_good=for_good) for made_of, kind in kinds for for_good in (False, True)]
     if server is not None:
         strikes = [Strike(how) for how in ("kill", "full", "deadlock", "shutdown")]
         hostile = Hostile(server, stack.enter_context(pooler.running_if_installed(server)))
-        return [*strikes, hostile, *(Cut(server, when) for when in ("before", "middle", "after")), *resets]
+        return [*strikes, hostile, *(Cut(server, when) for when in ("before", "middle", "after")), *upstream]
     disk = stack.enter_context(small_disk(made.folder))
     full = [FullDisk(disk)] if disk else []
-    return [*(Strike(how) for how in ("kill", "io", "busy", "pages")), *full, *resets]
+    return [*(Strike(how) for how in ("kill", "io", "busy", "pages")), *full, *upstream]
 
 
 @contextmanager

@@ -128,15 +128,36 @@ class Reset(_Disturbance):
         self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", reset=True)
 
     def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
-        if at > 1:
-            place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
-        order = place.gateway.order(self._fault)
-        if self._fault.times is None:
-            place.point_at(place.url, deadline="1s")
-        ended = place.run(*command)
-        place.point_at(place.url)
-        place.gateway.clear_faults()
-        return Disturbed(ended, order.met > 0)
+        return _with_fault(place, command, at, self._fault)
+
+
+def _with_fault(place: Place, command: Sequence[str], at: int, fault: Fault) -> Disturbed:
+    """The command, whose ``at``-th request meets the fault, and, where that is ordered for good, each one after it."""
+    if at > 1:
+        place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
+    order = place.gateway.order(fault)
+    if fault.times is None:
+        place.point_at(place.url, deadline="1s")
+    ended = place.run(*command)
+    place.point_at(place.url)
+    place.gateway.clear_faults()
+    return Disturbed(ended, order.met > 0)
+
+
+class Desync(_Disturbance):
+    """The gateway mixes up its answers from a request on, once or for good: interim ones come before the true one, or
+    the true one comes once more, just before the answer to the next question, which is another user's.
+
+    Nothing of it may show, but that targets fail where every answer comes twice.
+    """
+
+    def __init__(self, kind: Literal["interim", "twice"], *, for_good: bool) -> None:
+        self.name = f"{kind} {'for good' if for_good else 'once'}"
+        self.harmless = kind == "interim" or not for_good
+        self._fault = Fault(kind, times=None if for_good else 1, endpoint="any", seconds=0.01)
+
+    def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
+        return _with_fault(place, command, at, self._fault)
 
 
 class FullDisk(_Disturbance):

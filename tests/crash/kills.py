@@ -46,6 +46,8 @@ _FAULTS = (
     Fault("cut", reset=True),
     Fault("outage", reset=True, endpoint="any"),
     Fault("delay", seconds=0.15),
+    Fault("interim", endpoint="any"),
+    Fault("twice", endpoint="any", seconds=0.005),
     Fault("expired"),
     Fault("raw", body=b'{"code":false,"data":[]}'),
 )
