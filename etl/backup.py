@@ -6,7 +6,7 @@ import contextlib
 import os
 import shlex
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -48,6 +48,25 @@ def backup(engine: Engine, file: Path, *, force: bool = False, progress: Progres
         _copy(engine, part, progress)
         _check(part, engine)
         _take_name(part, file, force=force)
+
+
+@contextlib.contextmanager
+def snapshot(engine: Engine) -> Iterator[Engine]:
+    """The database as it is at one moment, for a block that reads it for long; an SQLite file is copied beside itself.
+
+    Where there is no WAL, a long read of the file itself would keep every writer waiting, and after a minute fail it.
+    """
+    file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    if file is None:
+        yield engine
+        return
+    with errors_named(file), part_file(file) as part:
+        _copy(engine, part, lambda done, total: None)
+        copied = database.connect(f"sqlite:///{part}")
+        try:
+            yield copied
+        finally:
+            copied.dispose()
 
 
 def dump_of(engine: Engine, file: Path) -> Dump:

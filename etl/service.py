@@ -99,6 +99,8 @@ class Service:
         self._reload = threading.Event()
         self._wake = threading.Event()
         self._busy: dict[str, threading.Lock] = {}
+        self._running: dict[str, Schedule] = {}
+        """The schedules whose runs are under way, as they were when these began."""
         self._sweep_at = 0.0
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
         self.role = "starting"
@@ -288,7 +290,9 @@ class Service:
         self.schedules = schedules
 
     def _retire(self) -> None:
-        configured = Roster.union([schedule.targets for schedule in self.schedules])
+        """Retire what is in no schedule. A run under way still asks for what it began with: that waits for its end."""
+        schedules = [*self.schedules, *list(self._running.values())]
+        configured = Roster.union([schedule.targets for schedule in schedules])
         done = self._kit.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
@@ -332,7 +336,9 @@ class Service:
             return
         try:
             if not self._stopping.is_set():
+                self._running[schedule.name] = schedule
                 self._run(schedule, slot, origin)
+                self._let_go_of(schedule)
         except DatabaseError as error:
             self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
             self._crashed(schedule, str(error))
@@ -340,7 +346,15 @@ class Service:
             self.log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
             self._crashed(schedule, "the run crashed: the log says how")
         finally:
+            self._running.pop(schedule.name, None)
             lock.release()
+
+    def _let_go_of(self, schedule: Schedule) -> None:
+        """Retire what only this run still asked for, where the schedules were read again meanwhile."""
+        del self._running[schedule.name]
+        if self.role == "active" and all(schedule is not known for known in self.schedules):
+            with contextlib.suppress(DatabaseError):  # the loop says so, and retires when it is active again
+                self._retire()
 
     def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
         due = self._kit.store.due(schedule.name, slot)

@@ -12,6 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -58,6 +59,10 @@ class Slots(Protocol):
         """How many slots lie between ``after`` and ``until``, both exclusive; 0 where ``until`` is earlier."""
         ...
 
+    def shortest_gap(self) -> dt.timedelta:
+        """The shortest time between two slots, but for clocks that are put forward."""
+        ...
+
 
 def is_served(slot: dt.datetime, latest: dt.datetime | None, now: dt.datetime) -> bool:
     """Whether ``slot``, which is due ``now``, needs no run; ``latest`` is the slot that the latest run is for.
@@ -91,6 +96,9 @@ class Every:
         first = (after - EPOCH) // self.interval + 1
         end = -((EPOCH - until) // self.interval)
         return max(0, end - first)
+
+    def shortest_gap(self) -> dt.timedelta:
+        return self.interval
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,12 @@ class Cron:
             else:
                 listed.update(slot for slot in self._slots_of(day) if low < slot < high)
         return whole + len(listed)
+
+    def shortest_gap(self) -> dt.timedelta:
+        within = [later - earlier for earlier, later in pairwise(self._times)]
+        nights = [(later - earlier) * _DAY for earlier, later in pairwise(self._days(_ALL_CALENDARS))]
+        over_night = [self._times[0] - self._times[-1] + min(nights)] if nights else []
+        return min(within + over_night, default=_DAY) * _SECOND
 
     def _days(self, ordinals: range) -> Iterator[int]:
         """Those of ``ordinals`` (days of the proleptic calendar) whose date matches, in their order."""

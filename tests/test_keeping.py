@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import json
@@ -26,7 +27,7 @@ import pytest
 import verify_story
 from builders import START, Diary, after, dump, flow, numbered, run_row
 from program import ANN, ORG, SECRET, Program
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, event, select, text
 from typer.testing import CliRunner
 from verify_story import DOUBTED, OTHER_LIST
 
@@ -165,6 +166,33 @@ def test_a_run_that_ended_ahead_of_now_goes_with_the_old_one_that_began_after_it
     assert runs.prune() == (2, 3)
     assert runs.left == set(kept)
     assert gone[-1] < kept[0]
+
+
+def test_pruning_that_is_cut_off_anywhere_is_taken_up_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("etl.store.retention.RUNS_AT_ONCE", 2)
+    monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 3)
+    monkeypatch.setattr("etl.store._REST_SECONDS", 0)
+    runs = Runs(engine)
+    gone = [runs.add(issues=2) for _ in range(6)]
+    kept = [runs.add(age_days=10, issues=1)]
+    commits = [-1]
+
+    def killed(_: object) -> None:
+        commits[0] -= 1
+        if commits[0] == 0:
+            raise KeyboardInterrupt
+
+    event.listen(engine, "commit", killed)
+    for before in range(1, 7):
+        commits[0] = before
+        with contextlib.suppress(KeyboardInterrupt):
+            runs.prune()
+        commits[0] = -1
+        assert set(kept) <= runs.left <= {*gone, *kept}
+    runs.prune()
+    assert runs.left == set(kept)
+    with reading(engine) as connection:
+        assert connection.execute(select(sync_issue.c.run_id)).scalars().all() == kept
 
 
 def test_a_run_that_nobody_was_told_of_stays_for_a_week(engine: Engine) -> None:
@@ -713,6 +741,28 @@ def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
     finally:
         with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
             connection.execute("DROP DATABASE moved_to WITH (FORCE)")
+
+
+def test_a_copy_of_what_is_written_meanwhile_keeps_no_writer_waiting(
+    diary: Diary, other: Engine, database_url: str
+) -> None:
+    """It is the database as it was when the copy began; the writer is one that waits for nobody."""
+    verify_story.tell(diary)
+    before = everything(diary.engine)
+    impatient = connect(database_url, patience_seconds=0.05)
+    written: list[int] = []
+
+    def write(done: int, total: int) -> None:
+        with writing(impatient) as connection:
+            connection.execute(sync_run.update().values(host=f"written {done} of {total}"))
+        written.append(done)
+
+    with backup.snapshot(diary.engine) as source:
+        relocation.copy(source, other, may_be_written=True, progress=write)
+    impatient.dispose()
+    assert written
+    assert everything(other) == before != everything(diary.engine)
+    assert [path.name for path in Path(str(diary.engine.url.database)).parent.glob(".*part*")] == []
 
 
 @pytest.mark.parametrize("side", ["from", "to"])

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from program import ANN, ORG, Program
+from served import PATIENCE_SECONDS, Clock, Served, wait_until
+from sqlalchemy import Engine, func, select
 
+from etl.config import Schedule
+from etl.database import reading
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.model import Flow
+from etl.model import Flow, Target
+from etl.schema import observation, target
+from etl.slots import Every
+from etl.store import Store
 
 BOB = "bob"
 
@@ -108,3 +120,42 @@ def test_a_leader_that_was_frozen_and_wakes_again_writes_nothing_wrong(
     assert flowtrail("verify").returncode == 0
     assert flowtrail.rows("SELECT user_id, cycle FROM current_workflow") == [(ANN, "D"), (BOB, "H")]
     assert flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(1,)]
+
+
+def test_what_is_taken_out_of_the_schedules_in_mid_run_is_retired_when_the_run_has_ended(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last targets are asked when the others would have been retired already, and would come back for ever."""
+    monkeypatch.setattr("etl.sync.BATCH_SIZE", 1)
+    gone = [Target(ORG, f"gone{number}") for number in range(6)]
+    kept = [Target("o2", f"kept{number}") for number in range(30)]
+    every, never = Every(dt.timedelta(seconds=1)), Every(dt.timedelta(days=36_500))
+    plants = Schedule(name="plants", path=tmp_path, slots=every, targets=gone)
+    others = Schedule(name="others", path=tmp_path, slots=never, targets=kept)
+    Store(engine).fences([*gone, *kept])
+    reloaded = threading.Event()
+
+    def asked(target: Target) -> None:
+        if not reloaded.is_set():
+            served.schedules = [others]
+            served.service.reload()
+            assert reloaded.wait(PATIENCE_SECONDS)
+
+    with closing(Served(engine, [plants, others], Clock(), asked)) as served:
+        wait_until(lambda: served.service.schedules == [others])
+        known_at = time.monotonic()
+        served.service.reload()
+        wait_until(lambda: served.service._turned_at > known_at)
+        retired_meanwhile = retired(engine)
+        reloaded.set()
+        served.wait_for_another_run()
+        assert retired_meanwhile == 0, "not while they are asked for"
+        wait_until(lambda: retired(engine) == len(gone))
+    with reading(engine) as connection:
+        late = select(func.count()).select_from(target).join(observation, observation.c.target_id == target.c.id)
+        assert connection.execute(late.where(observation.c.last_at > target.c.retired_at)).scalar_one() == 0
+
+
+def retired(engine: Engine) -> int:
+    with reading(engine) as connection:
+        return connection.execute(select(func.count()).where(target.c.retired_at.is_not(None))).scalar_one()

@@ -183,6 +183,24 @@ def test_half_an_hour_put_back_leaves_no_slot_out() -> None:
     assert found == ["06 00:17 +1100", "06 02:17 +1030"]
 
 
+@pytest.mark.parametrize(
+    ("slots", "minutes"),
+    [
+        (Every(dt.timedelta(minutes=7)), 7),
+        (Cron("*/15 * * * *"), 15),
+        (Cron("50,10 * * * *"), 20),
+        (Cron("0 1,23 * * *"), 120),
+        (Cron("0 1,23 * * 1"), 22 * 60),
+        (Cron("30 8 * * *"), 24 * 60),
+        (Cron("30 8 * * 1,4"), 3 * 24 * 60),
+        (Cron("0 0 31 * *"), 31 * 24 * 60),
+        (Cron("0 0 29 2 *"), 1461 * 24 * 60),
+    ],
+)
+def test_the_shortest_time_between_two_slots(slots: Slots, minutes: int) -> None:
+    assert slots.shortest_gap() == dt.timedelta(minutes=minutes)
+
+
 INSTANTS = st.integers(946_684_800, 2_114_380_800).map(lambda second: dt.datetime.fromtimestamp(second, UTC))
 SLOTS = st.one_of(
     st.builds(

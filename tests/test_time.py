@@ -3,108 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import resource
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import pytest
 from builders import run_row
+from served import PATIENCE_SECONDS, Clock, Served
 from sqlalchemy import Engine, select
 
 from etl.config import Schedule
 from etl.database import reading, writing
-from etl.guard import Limits
-from etl.model import Flow, Snapshot, Target
+from etl.model import Target
 from etl.schema import observation, sync_run
-from etl.service import Identity, Service
 from etl.slots import Cron, Every
-from etl.store import Store
-from etl.sync import Kit, RunReport
 from etl.verify import verify
 
 DAY = dt.timedelta(days=1)
 HOUR = dt.timedelta(hours=1)
 TARGET = Target("o1", "ann")
-PATIENCE_SECONDS = 60
-
-
-class Clock:
-    """The real time, and what somebody has put it wrong by."""
-
-    def __init__(self) -> None:
-        self.offset = dt.timedelta(0)
-
-    def __call__(self) -> dt.datetime:
-        return dt.datetime.now(dt.UTC) + self.offset
-
-
-class Gateway:
-    """The boundary: always the same list, observed by the given clock."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
-        item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
-        body = msgspec.json.encode({"code": 0, "data": [item]})
-        known = hashlib.sha256(msgspec.json.encode([item])).hexdigest()
-        flows = None if known == known_data_hash else (Flow("1", "one", "D", True),)
-        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body, own_connection)
-
-
-class Served:
-    """A service in a thread of this process, and the runs that it ended."""
-
-    def __init__(self, engine: Engine, schedule: Schedule, clock: Clock) -> None:
-        self.clock = clock
-        self._news = threading.Condition()
-        self._ended: list[RunReport] = []
-        self._fetchers, self._writers, self._batches = (ThreadPoolExecutor(2) for _ in range(3))
-        stop = threading.Event()
-        kit = Kit(
-            store=Store(engine, stop),
-            gateway=Gateway(clock),  # type: ignore[arg-type]
-            fetchers=self._fetchers,
-            writers=self._writers,
-            in_flight=self._fetchers._max_workers,
-            limits=Limits(),
-            down_after=6,
-            stop=stop,
-        )
-        self.service = Service(
-            kit,
-            Identity("here", 1, "test"),
-            lambda: [schedule],
-            coverage_gap=dt.timedelta(hours=36),
-            grace=dt.timedelta(seconds=10),
-            max_retired_share=0.2,
-            batches=self._batches,
-            clock=clock,
-            finished=self._finished,
-        )
-        self._thread = threading.Thread(target=self.service.serve)
-        self._thread.start()
-
-    def _finished(self, report: RunReport, schedule: Schedule) -> None:
-        with self._news:
-            self._ended.append(report)
-            self._news.notify_all()
-
-    def wait_for_another_run(self) -> None:
-        with self._news:
-            seen = len(self._ended)
-            assert self._news.wait_for(lambda: len(self._ended) > seen, PATIENCE_SECONDS)
-
-    def close(self) -> None:
-        self.service.stop()
-        self._thread.join(PATIENCE_SECONDS)
-        for pool in (self._fetchers, self._batches, self._writers):
-            pool.shutdown()
 
 
 @pytest.fixture
@@ -115,7 +33,7 @@ def clock() -> Clock:
 @pytest.fixture
 def served(engine: Engine, clock: Clock, tmp_path: Path) -> Iterator[Served]:
     every_second = Every(dt.timedelta(seconds=1))
-    served = Served(engine, Schedule(name="plants", path=tmp_path, slots=every_second, targets=(TARGET,)), clock)
+    served = Served(engine, [Schedule(name="plants", path=tmp_path, slots=every_second, targets=(TARGET,))], clock)
     yield served
     served.close()
 
@@ -171,7 +89,7 @@ def test_slots_that_earlier_runs_have_are_served_all_the_same(
             row = run_row(slot, origin="schedule", schedule="plants", scheduled_for=slot, finished_at=slot)
             connection.execute(sync_run.insert().values(row))
     every_second = Schedule(name="plants", path=tmp_path, slots=Every(dt.timedelta(seconds=1)), targets=(TARGET,))
-    served = Served(engine, every_second, clock)
+    served = Served(engine, [every_second], clock)
     for _ in range(3):
         served.wait_for_another_run()
     served.close()
@@ -186,7 +104,7 @@ def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_othe
 ) -> None:
     every_minute = Schedule(name="plants", path=tmp_path, slots=Cron("* * * * *"), targets=(TARGET,))
     clock.offset = -30 * DAY
-    Served(engine, every_minute, clock).close()
+    Served(engine, [every_minute], clock).close()
     now = clock()
     with engine.begin() as connection:
         slot = now.replace(second=0, microsecond=0)
@@ -195,7 +113,7 @@ def test_thirty_days_of_downtime_give_one_catch_up_run_and_the_count_of_the_othe
         )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     clock.offset = dt.timedelta(0)
-    served = Served(engine, every_minute, clock)
+    served = Served(engine, [every_minute], clock)
     served.wait_for_another_run()
     served.close()
     caught_up = [run.missed for run in runs(engine) if run.origin == "catch_up"]

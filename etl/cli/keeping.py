@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -121,8 +121,9 @@ def copy_database(
         database.require_current(other, create_if_empty_sqlite=False)
         for engine in (bench.engine, other):
             _refuse_active(Store(engine, bench.stop), database.describe(engine.url), while_active)
-        with show.counted("copying", hidden=as_json) as moved:
-            copied = relocation.copy(bench.engine, other, may_be_written=while_active, progress=moved)
+        written_meanwhile = backup.snapshot(bench.engine) if while_active else nullcontext(bench.engine)
+        with written_meanwhile as source, show.counted("copying", hidden=as_json) as moved:
+            copied = relocation.copy(source, other, may_be_written=while_active, progress=moved)
     if as_json:
         show.json([each._asdict() for each in copied])
         return

@@ -74,8 +74,9 @@ class _ScheduleFile:
         timezone = self._get("timezone", lambda value: time_zone(_text(value)).key, "UTC")
         slots = self._slots(timezone)
         jitter = self._get("jitter", duration_or_zero, ZERO)
-        if isinstance(slots, Every) and jitter >= slots.interval:
-            self._add("jitter", "must be shorter than every: a run would start after the next one is due")
+        if jitter and jitter >= (gap := slots.shortest_gap()):
+            why = "a run would start after the next one is due"
+            self._add("jitter", f"must be shorter than the {gap} between two slots: {why}")
         gap = self._get("coverage_gap", duration, None)
         return msgspec.structs.replace(
             self._empty(),

@@ -27,6 +27,7 @@ __all__ = ["STALE", "Due", "KnownTarget", "NewRun", "Pruned", "Retirement", "Sto
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
+_REST_SECONDS: Final = 0.11
 
 
 class Store:
@@ -152,7 +153,15 @@ class Store:
         issues = 0
         while some := self._write(lambda connection: retention.delete_issues(connection, run_ids)):
             issues += some
-        return Pruned(self._write(lambda connection: retention.delete_runs(connection, run_ids)), issues)
+            self._let_others_write()
+        gone = self._write(lambda connection: retention.delete_runs(connection, run_ids))
+        self._let_others_write()
+        return Pruned(gone, issues)
+
+    def _let_others_write(self) -> None:
+        """Who waits for a locked SQLite file looks ten times a second, and would find it locked again each time."""
+        if self._engine.dialect.name == "sqlite":
+            self._stop.wait(_REST_SECONDS)
 
     def take_lease(self, name: str, holder: str) -> bool:
         """Take or renew a lease, by the database's clock; False while it is another's."""
