@@ -130,3 +130,15 @@ def errors_named(path: Path, *, but: type[OSError] | tuple[()] = ()) -> Iterator
         raise UsageError(f"{path} cannot be written: this user may not write there.") from error
     except OSError as error:
         raise FlowtrailError(f"{path} was not written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[None]:
+    """Turn an OSError of the block, which writes temporary files, into a FlowtrailError that says so."""
+    try:
+        yield
+    except OSError as error:
+        raise FlowtrailError(
+            f"Temporary files cannot be written ({error.strerror or error}): free some space, "
+            "or name a folder for them in TMPDIR."
+        ) from error

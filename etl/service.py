@@ -122,7 +122,7 @@ class Service:
                 if not self._take_lease() and not standby:
                     return False
         except DatabaseError as error:
-            self.log.warning("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
+            self._cannot_write(error)
         self._scheduler.every(PULSE_SECONDS, self._pulse, "pulse")
         self._pulse()
         self._scheduler.replace(self.schedules)
@@ -137,7 +137,11 @@ class Service:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop, SIGHUP reloads the schedules, while the block runs (main thread only)."""
+        """SIGTERM and SIGINT stop, SIGHUP reloads the schedules, while the block runs (main thread only).
+
+        After a stop they are ignored: the process is about to end, and whoever asks again must not interrupt it while
+        it closes what it opened. (As it ends, Python gives handlers up, and SIGTERM would kill it.)
+        """
         handlers = {
             signal.SIGTERM: lambda *_: self.stop(),
             signal.SIGINT: lambda *_: self.stop(),
@@ -148,7 +152,7 @@ class Service:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self._stopping.is_set() else handler)
 
     def stop(self) -> None:
         """Ask the service to stop; safe in a signal handler."""
@@ -209,10 +213,8 @@ class Service:
                     self._read_schedules()
                 with self._asking_database():
                     self._beat()
-            except DatabaseDamaged as error:
-                self._become("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
             except DatabaseError as error:
-                self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
+                self._cannot_write(error)
             except Exception:
                 self.log.exception("service_tick_failed")
             self._wake.wait(TICK_SECONDS)
@@ -231,6 +233,12 @@ class Service:
 
     def _take_lease(self) -> bool:
         return self._kit.store.take_lease(LEASE, str(self._identity))
+
+    def _cannot_write(self, error: DatabaseError) -> None:
+        if isinstance(error, DatabaseDamaged):
+            self._become("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
+        else:
+            self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
 
     def _become(self, role: str, **why: object) -> bool:
         """Note the role and say so where it is news; whether it is."""

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "crash"))
 
 import bugs
 import kills
+import stops
 from command import disturbances
 from disturbances import Hostile, Strike
 from place import Place, place
@@ -88,6 +89,19 @@ def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(po
         return found
 
     assert on_both(postgres, suffer) == []
+
+
+def test_wherever_a_service_is_told_to_stop_it_ends_in_order_and_its_slot_is_caught_up(
+    postgres: local_postgres.Server,
+) -> None:
+    """SIGTERM before or after a statement, a request or a COMMIT, from its start to its end, and again at the end."""
+
+    def stop(made: Place, server: local_postgres.Server | None) -> list[str]:
+        rng = random.Random(4)
+        points = [*some_points(rng, range(1, 50), 1), *some_points(rng, range(50, 110), 3), stops.MOST_POINTS]
+        return found_in(stops.stopped(made, points))
+
+    assert on_both(postgres, stop) == []
 
 
 def test_random_kills_under_load_lose_and_invent_nothing(postgres: local_postgres.Server) -> None:

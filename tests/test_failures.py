@@ -397,6 +397,26 @@ def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream:
     assert flowtrail.rows("SELECT count(*) FROM lease") == [(0,)], "it ended in order"
 
 
+READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec "$@"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may mount a folder read-only")
+def test_in_a_read_only_working_directory_all_works_that_writes_nothing_there(
+    tmp_path: Path, upstream: DemoGateway
+) -> None:
+    """As in a container: the settings beside the program, the database elsewhere."""
+    home = tmp_path / "home"
+    program = Program(home, upstream.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    program.command = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *program.command)
+    assert [program(command).returncode for command in ("sync", "status", "verify")] == [0, 0, 0]
+    refused = program("export", "changes", "-o", "out.csv")
+    assert (refused.returncode, refused.stderr) == (1, f"{home}/out.csv was not written: Read-only file system.\n")
+    service = program.start("serve")
+    service.wait_for("run_ended")
+    assert service.stop() == 0
+
+
 def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: DemoGateway) -> None:
     """The only file names are those that a person gave."""
     program = Program(tmp_path / "home", upstream.url)

@@ -240,6 +240,31 @@ def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
     assert service.stop() == 0
 
 
+def test_a_database_that_cannot_be_written_makes_it_unready_until_it_can(
+    gateway: DemoGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
+) -> None:
+    """It answers, and yet no run can be recorded: as on a standby, or in a file system that was mounted read-only."""
+    program = Program(tmp_path, gateway.url, f"postgresql+psycopg://reads:x@127.0.0.1:{postgres.port}/only_read")
+    program.configure(listen="127.0.0.1:0")
+    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE only_read TEMPLATE {migrated_postgres} STRATEGY wal_log")
+        admin.execute("CREATE ROLE reads LOGIN PASSWORD 'x'")
+    with psycopg.connect(postgres.conninfo("only_read"), autocommit=True) as admin:
+        admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO reads")
+        service = program.start("serve")
+        service.wait_for("run_ended")
+        admin.execute("REVOKE INSERT, UPDATE ON lease FROM reads")
+        told = service.wait_for("database_unreachable", lambda entry: "permission denied" in entry["error"])
+        status, body = ask(service, "/readyz")
+        assert (status, body["role"], "cannot write" in body["error"]) == (503, "database_unreachable", True)
+        assert (ask(service, "/healthz")[0], service.get("/")[0]) == (200, 200)
+        admin.execute("GRANT ALL ON lease TO reads")
+        service.wait_for("run_ended", lambda entry: service.log.index(entry) > service.log.index(told))
+        assert ask(service, "/readyz")[0] == 200
+        assert service.stop() == 0
+
+
 def test_a_silent_database_does_not_hold_up_the_end_beyond_the_grace_period(
     gateway: DemoGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
 ) -> None:

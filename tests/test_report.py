@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from builders import run_row
 from histories import START, TICK, World
+from program import SECRET, Program
 from sqlalchemy import Engine, text
+from typer.testing import CliRunner
 
-from etl.database import connect, writing
-from etl.errors import SchemaMismatch
+from etl.cli import app
+from etl.database import connect, upgrade, writing
+from etl.errors import FlowtrailError, SchemaMismatch
 from etl.report import (
     CurrentWorkflow,
     HeldRemoval,
@@ -210,3 +214,30 @@ def test_a_database_without_the_view_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
     with pytest.raises(SchemaMismatch, match="current_workflow"):
         list(Report(connect(f"sqlite:///{tmp_path / 'empty.db'}")).flows())
+
+
+def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's rows pass through one, so that a reader keeps no writer waiting."""
+    engine = connect(f"sqlite:///{tmp_path / 'flowtrail.db'}")
+    upgrade(engine)
+    World(engine, 1).live(20)
+    monkeypatch.setattr(sys.modules["etl.report.stream"], "_IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FlowtrailError, match=r"Temporary files cannot be written .*TMPDIR"):
+        list(Report(engine).changes())
+    engine.dispose()
+
+
+@pytest.mark.parametrize("command", ["plan", "demo"])
+def test_without_room_for_temporary_files_a_command_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    Program(tmp_path, "http://127.0.0.1:9").schedule("plants", [("o1", ["ann"])])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    ended = CliRunner().invoke(app, [command])
+    assert isinstance(ended.exception, FlowtrailError)
+    assert "TMPDIR" in str(ended.exception)

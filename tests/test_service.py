@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import signal
 import threading
@@ -10,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from program import ANN, ORG, Program
+from program import ANN, ORG, SECRET, Program
 from served import PATIENCE_SECONDS, Clock, Served, wait_until
 from sqlalchemy import Engine, func, select
 
@@ -70,6 +71,37 @@ def test_sigterm_in_mid_run_commits_what_is_whole_and_the_next_start_catches_up(
     assert caught_up["status"] == "succeeded"
     assert caught_up["missed"] >= 1
     assert again.stop() == 0
+
+
+def test_whoever_asks_it_to_stop_again_does_not_interrupt_its_end(flowtrail: Program) -> None:
+    """It was an exception in the middle of closing a connection, and a traceback in the log."""
+    service = flowtrail.start("serve")
+    service.wait_for("run_ended")
+    service.process.send_signal(signal.SIGTERM)
+    service.wait_for("stopped")
+    while service.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            service.process.send_signal(signal.SIGTERM)
+    assert service.ended() == 0
+    assert [entry for entry in service.log if "traceback" in entry or not entry["event"]] == []
+
+
+def test_a_secret_that_cannot_be_read_fails_runs_by_name_until_it_can(flowtrail: Program, gateway: DemoGateway) -> None:
+    """It is read again for each token; a token that is still good needs none."""
+    file = flowtrail.folder / "secret"
+    file.write_text(SECRET)
+    file.chmod(0o600)
+    flowtrail.configure(gateway=f'secret_key_file = "{file.name}"')
+    service = flowtrail.start("serve", FLOWTRAIL_GATEWAY__SECRET_KEY="")
+    service.wait_for("run_ended")
+    away = file.rename(file.with_name("away"))
+    gateway.order(Fault("expired", times=1))
+    failed = service.wait_for("run_ended", lambda entry: entry["status"] == "failed")
+    named = service.wait_for("target_not_through")
+    assert (named["error_code"], str(file) in named["message"]) == ("secret", True)
+    away.rename(file)
+    service.wait_for("run_ended", lambda e: e["status"] == "succeeded" and e["run_id"] > failed["run_id"])
+    assert service.stop() == 0
 
 
 def test_sighup_reads_the_schedules_again_and_keeps_the_old_ones_when_a_file_is_broken(flowtrail: Program) -> None:

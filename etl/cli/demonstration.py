@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from etl import config, sync
+from etl import config, disk, sync
 from etl.cli import show
 from etl.cli.events import event_table
 from etl.cli.running import show_report
@@ -37,10 +37,12 @@ def demo(
     """Tell the whole story on this machine: changes, an outage, a bogus answer, and the trail they leave."""
     if folder is not None and (folder / "flowtrail.db").exists():
         raise UsageError(f"{folder} has a flowtrail.db already: name another --folder, the demo starts from nothing.")
-    home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
+    with disk.temporary_files():
+        home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
     world = story.world(seed)
     with DemoGateway(world, access_key=story.ACCESS_KEY, secret_key=story.SECRET_KEY) as gateway:
-        settings_file = story.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
+        with disk.errors_named(home / "flowtrail.toml"):
+            settings_file = story.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
         with Workbench(config.load(settings_file, {})) as bench:
             bench.ready(upgrade=True)
             for number, scene in enumerate(story.scenes(gateway), 1):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import typer
 
-from etl import database, sync
+from etl import database, disk, sync
 from etl.cli import options, show
 from etl.cli.events import event_table
 from etl.cli.running import Schedules, interruptible, show_tally
@@ -58,7 +58,9 @@ def _a_database(bench: Workbench) -> Iterator[Store]:
         database.require_current(bench.engine, create_if_empty_sqlite=False)
         yield Store(bench.engine, bench.stop)
         return
-    with tempfile.TemporaryDirectory(prefix="flowtrail-plan-") as folder:
+    with disk.temporary_files():
+        temporary = tempfile.TemporaryDirectory(prefix="flowtrail-plan-")
+    with temporary as folder:
         engine = database.connect(f"sqlite:///{folder}/empty.db")
         try:
             database.upgrade(engine)

@@ -92,7 +92,10 @@ def _without_secrets(said: str, url: URL) -> str:
 
 _SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
     sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by {who}: try again when that has ended"),
-    sqlite3.SQLITE_FULL: (DatabaseError, "cannot grow, the disk is full: free some space"),
+    sqlite3.SQLITE_FULL: (
+        DatabaseError,
+        "cannot grow, the disk is full: free some space, there or where temporary files are (TMPDIR)",
+    ),
     sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
     sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
     sqlite3.SQLITE_NOTADB: (DatabaseError, "is no SQLite database and was left alone: name another file"),

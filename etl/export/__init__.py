@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 
 import msgspec
 
+from etl import disk
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.parquet import ParquetFile, require_pyarrow
@@ -163,9 +164,10 @@ def _runs(rows: Iterable[Sequence[Any]], position: int) -> Iterator[tuple[str, I
 def _spooled(heads: Iterable[Any]) -> Iterator[Iterator[bytes]]:
     """The chain heads as they are before the rows are read: encoded, one a line, and out of memory."""
     with tempfile.SpooledTemporaryFile(max_size=_HEADS_IN_MEMORY_BYTES) as file:
-        for head in heads:
-            file.write(msgspec.json.encode(head) + b"\n")
-        file.seek(0)
+        with disk.temporary_files():
+            for head in heads:
+                file.write(msgspec.json.encode(head) + b"\n")
+            file.seek(0)
         yield iter(file)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, Executable
 
+from etl import disk
 from etl.database import reading
 
 T = TypeVar("T", bound=tuple[Any, ...])
@@ -44,7 +45,7 @@ def _from_cursor(engine: Engine, statement: Executable, parameters: Mapping[str,
 def _spooled(engine: Engine, statement: Executable, parameters: Mapping[str, Any]) -> Generator[Any]:
     encode, decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder().decode
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
-        with reading(engine) as connection:
+        with disk.temporary_files(), reading(engine) as connection:
             for page in _pages(connection, statement, parameters):
                 encoded = encode([tuple(row) for row in page])
                 spool.write(len(encoded).to_bytes(_LENGTH_BYTES, "big") + encoded)

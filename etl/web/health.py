@@ -21,6 +21,7 @@ from etl.web.glance import Glance
 from etl.web.security import KnownHosts
 
 _AT_WORK: Final = ("active", "standing_by")
+_CANNOT_WRITE: Final = "The service cannot write to the database: its log says why."
 _NAMED_AT_MOST: Final = 100
 _VITALS_GOOD_FOR_SECONDS: Final = 60.0
 """Over a million targets a reading takes a while, and is told until the next one is there."""
@@ -58,6 +59,8 @@ class Health:
             return self.role() in _AT_WORK, error
         except DatabaseError as error:
             return False, error
+        if self.role() not in ("starting", *_AT_WORK):
+            return False, DatabaseError(_CANNOT_WRITE)
         return True, None
 
     def vitals(self) -> Vitals:

@@ -13,12 +13,13 @@ import bugs
 import kills
 import pooler
 import postgres
+import stops
 from disturbances import Cut, Desync, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
 from place import Place, place
 from scenarios import SCENARIOS, Scenario
-from sweep import swept
+from sweep import MOST_POINTS, Trial, swept
 
-PARTS = ("sweep", "kills", "model")
+PARTS = ("sweep", "stops", "kills", "model")
 
 
 def main() -> int:
@@ -33,6 +34,8 @@ def main() -> int:
         _say("PgBouncer is not installed: nothing goes through it")
     if "sweep" in parts:
         found += _sweeps(given.sweep, given.every, given.stop)
+    if "stops" in parts:
+        found += _stops(given.every, given.stop)
     if "kills" in parts:
         found += _kills(given.count, given.seed)
     if "model" in parts:
@@ -99,10 +102,24 @@ def _chosen(
                 yield scenario, disturbance
 
 
+def _stops(every: int, stop: bool) -> int:
+    found = 0
+    with both() as servers:
+        for server in servers:
+            with place(server) as made:
+                found += _told(stops.stopped(made, range(1, MOST_POINTS, every)), stop)
+    return found
+
+
 def _one_sweep(made: Place, scenario: Scenario, disturbance: Disturbance, every: int, stop: bool) -> int:
+    return _told(swept(made, scenario, disturbance, range(1, MOST_POINTS, every)), stop)
+
+
+def _told(of: Iterable[Trial], stop: bool) -> int:
+    """Say what the trials of one sweep found, as they find it; how many did."""
     began, trials, found = time.monotonic(), 0, 0
     name = ""
-    for trial in swept(made, scenario, disturbance, range(1, 5_000, every)):
+    for trial in of:
         name, trials = trial.what, trials + 1
         if trial.findings:
             found += 1

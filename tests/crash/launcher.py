@@ -25,6 +25,7 @@ import rich.progress  # noqa: F401
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite.pysqlite  # noqa: F401
 
+import etl.__main__
 import etl.cli
 from etl import database
 from etl.sync import asking
@@ -46,7 +47,7 @@ def run(order: dict[str, Any], board: mmap.mmap) -> int:
         asking._FLOWS_A_GROUP = order["flows_a_group"]
     sys.argv = ["flowtrail", *order["arguments"]]
     try:
-        etl.cli.main()
+        etl.__main__.main()
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:

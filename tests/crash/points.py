@@ -5,6 +5,7 @@ They are set in SQLAlchemy, psycopg and requests, below the program. A strike is
 | how | what happens at the n-th point |
 |---|---|
 | kill | the process kills itself with SIGKILL |
+| stop | the process sends itself SIGTERM, and goes on |
 | io, busy (SQLite), full, deadlock, shutdown (PostgreSQL) | the statement, COMMIT or call raises such an error |
 | pages | not at a point: the database may grow by n pages and no further (SQLite says that it is full) |
 """
@@ -45,7 +46,7 @@ class Counter:
 
     def before(self, what: str) -> None:
         """Before something is done; an error that is to be raised is raised here."""
-        if self._pass(f"before {what}") and self._how not in ("kill", "pages"):
+        if self._pass(f"before {what}") and self._how not in ("kill", "stop", "pages"):
             raise _refusal(self._how, what)
 
     def after(self, what: str) -> None:
@@ -63,6 +64,8 @@ class Counter:
             if struck and self._how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
                 signal.pause()
+            if struck and self._how == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
             return struck
 
 

@@ -1,0 +1,130 @@
+"""The sweep of SIGTERM: a service is told to stop at its n-th point, n = 1, 2, 3... until it never comes so far.
+
+It starts with a slot to catch up, so its life is a start, a run, and an idle moment. Wherever it is stopped it exits
+with 0 within its grace period, leaves no run open and no lease behind, and the next start catches the slot up where
+no run came to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import checker
+from disturbances import Disturbed
+from place import Ended, Place
+from scenarios import ANN, BOB, CAY, ORG, Scenario, _change, prepared
+from sweep import MOST_POINTS, Trial
+
+GRACE_SECONDS = 5
+"""All of which is kept for the last words: a run is told to end as soon as the signal arrives."""
+_SERVE = ("serve",)
+_PATIENCE_SECONDS = 60
+_UNSERVED = (None, "aborted")
+
+
+def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iterator[Trial]:
+    """The trials at ``points``, until one was not reached any more: its service was stopped after its run."""
+    template = prepared(place, Scenario("stop", _SERVE, before=_leave_a_slot_unserved, upstream=_change))
+    assert template is not None
+    known = place.ledger
+    _change(place.gateway.world)
+    place.schedule(ORG, (ANN, BOB, CAY), when='every = "24h"')
+    name = f"{'SQLite' if place.databases.is_sqlite else 'PostgreSQL'}, stop"
+    try:
+        for at in points:
+            place.use(place.databases.new(template), known, rest=f'grace = "{GRACE_SECONDS}s"')
+            disturbed = _serve(place, at)
+            findings = [*_ended_badly(place, disturbed), *place.findings(settled=False), *_catch_up(place)]
+            yield Trial(name, at, disturbed, [*findings, *_sync(place), *place.findings(settled=True)])
+            place.databases.drop(place.url)
+            if not disturbed.reached:
+                break
+    finally:
+        place.databases.drop(template)
+
+
+def _leave_a_slot_unserved(place: Place) -> None:
+    """The last of the two syncs becomes the run of a schedule, three days ago."""
+    ago = "datetime('now', '-3 days') || '.000000'" if place.databases.is_sqlite else "now() - interval '3 days'"
+    with _connection(place) as connection:
+        connection.cursor().execute(
+            f"UPDATE sync_run SET schedule = 'plants', origin = 'schedule', scheduled_for = {ago} "
+            "WHERE id = (SELECT max(id) FROM sync_run)"
+        )
+        connection.commit()
+
+
+def _serve(place: Place, at: int = 0) -> Disturbed:
+    """A service that is told to stop at a point, or else when its run has ended."""
+    for name in ("stdout", "stderr"):
+        (place.folder / name).write_text("")
+    pid = place.launcher.start(place.folder, _SERVE, {"how": "stop", "at": at})
+    reached = True
+    with ThreadPoolExecutor(1) as waiting:
+        ending = waiting.submit(place.launcher.ended)
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while not ending.done():
+            late = time.monotonic() > give_up
+            if late or (reached and _has_run(place)):
+                reached = False
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            time.sleep(0.01)
+    ended: Ended = ending.result()
+    return Disturbed(ended, reached or 0 < at <= ended.passed)
+
+
+def _has_run(place: Place) -> bool:
+    return '"run_ended"' in place.said
+
+
+def _ended_badly(place: Place, disturbed: Disturbed) -> Iterator[str]:
+    if disturbed.ended.code != 0 or "Traceback" in place.said or "ended_by_force" in place.said:
+        yield f"ended with {disturbed.ended.code}: {place.said}"
+    if left := _rows(place, "SELECT 'lease', holder FROM lease UNION ALL SELECT status, host FROM sync_run "
+                            "WHERE status = 'running'"):  # fmt: skip
+        yield f"left behind: {left}"
+
+
+def _catch_up(place: Place) -> Iterator[str]:
+    """The next start runs what was not served, once, and nothing that was."""
+    served = _latest_status(place) not in _UNSERVED
+    if served:
+        return
+    _serve(place)
+    runs = [json.loads(line) for line in place.said.splitlines() if '"run_ended"' in line]
+    if [(run["origin"], run["status"]) for run in runs] != [("catch_up", "succeeded")]:
+        yield f"the next start did not catch the slot up: {place.said}"
+
+
+def _latest_status(place: Place) -> str | None:
+    """Of the slot's run; None where there is none."""
+    rows = _rows(place, "SELECT status FROM sync_run WHERE origin = 'catch_up' ORDER BY id DESC")
+    return rows[0][0] if rows else None
+
+
+def _sync(place: Place) -> Iterator[str]:
+    code = place.run("sync").code
+    if code != 0:
+        yield f"a sync afterwards exits with {code}: {place.said}"
+
+
+def _rows(place: Place, query: str) -> list[tuple[Any, ...]]:
+    with _connection(place) as connection:
+        cursor = connection.cursor()
+        cursor.execute(query)
+        return list(cursor.fetchall())
+
+
+@contextlib.contextmanager
+def _connection(place: Place) -> Iterator[Any]:
+    with closing(checker._connect(place.url)) as connection:
+        yield connection
