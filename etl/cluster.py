@@ -330,7 +330,7 @@ def _require_our_version(errand: Errand) -> None:
 
 
 def _interrupted(targets: Sequence[Target]) -> Settled:
-    return Settled(Tally(interrupted=len(targets)), ())
+    return Settled(Tally(interrupted=len(targets)))
 
 
 async def _ready(errand: Errand) -> None:

@@ -2,12 +2,17 @@
 
 A removal that is large in number and in share is more often a mistake upstream than the truth, so it is held: the
 workflows stay, marked as missing, until they come back or a person approves their removal. Nothing approves itself.
+
+``docs/design.md`` has the rules as a table of cases; the numbers in the comments below are those of its rows.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 from collections.abc import Collection, Set
 from fractions import Fraction
+from typing import Literal
 
 import msgspec
 
@@ -19,44 +24,143 @@ class Limits(msgspec.Struct, frozen=True):
     max_removed_share: float = 0.3
     max_emptied_targets: int = 5
     max_emptied_share: float = 0.2
+    max_org_removed_share: float = 0.3
+    window: dt.timedelta = dt.timedelta(hours=24)
 
 
 class Decision(msgspec.Struct, frozen=True):
     """What of an answer is believed.
 
     ``held`` are the workflows that stay although the answer lacks them. ``whole``: the answer looks like another
-    list, and nothing of it is applied. ``ask_again``: the target would lose everything it has, and nothing else
-    doubts it; or it was never observed, and its first list is empty. ``emptied``: it is one of those whose small list
-    became empty, which are decided together at the end of the run.
+    list, and nothing of it is applied. ``removes``: so many workflows would go, and nothing in the list itself speaks
+    against it. ``uncertain``: the target is asked a second time at the end of the run, and that answer counts.
     """
 
     held: Set[str] = frozenset()
     whole: bool = False
-    ask_again: bool = False
-    emptied: bool = False
+    removes: int = 0
+    uncertain: bool = False
     reason: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ one target's answer
 
 
 def weigh(known: Set[str], missing: Set[str], answered: Set[str], limits: Limits) -> Decision:
     """Decide about the flow_ids ``known`` so far, those of them ``missing`` (held) already, and those ``answered``."""
     absent = known - answered
-    if not _over_limit(len(absent), len(known), limits):
-        return _believe(known, missing, absent, emptied=not answered)
-    brought = len(answered - known)
-    if _over_limit(brought, len(known), limits):
-        reason = f"looks like another list: {len(absent)} of {len(known)} workflows are missing, {brought} are new"
-        return Decision(absent, whole=True, reason=reason)
-    return hold(known, absent)
+    if _over_limit(len(absent), len(known), limits):
+        return _hold_by_target(known, absent, len(answered - known), limits)  # 4
+    removes = len(absent - missing)
+    decision = hold(known, absent & missing)
+    return msgspec.structs.replace(decision, removes=removes, uncertain=removes > 0)  # 3, 5
 
 
 def weigh_first(answered: Set[str]) -> Decision:
-    """Decide about the first answer of a target: there is nothing to lose yet, but an empty list is asked again."""
-    return Decision(ask_again=not answered)
+    """Decide about the first answer of a target: there is nothing to lose yet, but an empty list is uncertain."""
+    return Decision(uncertain=not answered)  # 1, 2
 
 
 def hold(known: Set[str], absent: Set[str]) -> Decision:
     """Keep everything that is ``absent``, whatever the limits say."""
-    return Decision(absent, reason=f"{len(absent)} of {len(known)} workflows are missing" if absent else "")
+    return Decision(absent, reason=_missing_of(absent, known) if absent else "")
+
+
+def _hold_by_target(known: Set[str], absent: Set[str], brought: int, limits: Limits) -> Decision:
+    if not _over_limit(brought, len(known), limits):
+        return hold(known, absent)
+    reason = f"looks like another list: {_missing_of(absent, known)}, {brought} are new"
+    return Decision(absent, whole=True, reason=reason)
+
+
+def _missing_of(absent: Set[str], known: Set[str]) -> str:
+    return f"{len(absent)} of {len(known)} workflows are missing"
+
+
+def _over_limit(count: int, total: int, limits: Limits) -> bool:
+    return 0 < count >= limits.min_removed and count >= share_of(limits.max_removed_share, total)
+
+
+# ------------------------------------------------------------------------------------------- many answers, together
+
+Stance = Literal["believe", "wait", "hold"]
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """How much of something there is in a run: removals of an organisation, or lists that emptied.
+
+    From ``limit`` on it is too much, of ``whole``. ``before``: what others committed within the window. ``seen``: what
+    answers of this run say that count. ``expected``: what first answers say of targets that are to be asked again.
+    """
+
+    limit: int
+    whole: int
+    before: int = 0
+    seen: int = 0
+    expected: int = 0
+
+    def plus(self, seen: int = 0, expected: int = 0) -> Sum:
+        return msgspec.structs.replace(self, seen=self.seen + seen, expected=self.expected + expected)
+
+    @property
+    def of_run(self) -> int:
+        """Of this run, as far as that is known."""
+        return self.seen + self.expected
+
+    @property
+    def stance(self) -> Stance:
+        """Whether what belongs to it is believed, held, or waits for the answers of the others."""
+        if self.before + self.seen >= self.limit:
+            return "hold"
+        return "wait" if self.before + self.of_run >= self.limit else "believe"
+
+
+def removals_of_organisation(had: int, before: int, limits: Limits) -> Sum:
+    """The removals of an organisation whose lists ``had`` so many at the window's start."""
+    return Sum(max(limits.min_removed, _at_least(limits.max_org_removed_share, had)), had, before)
+
+
+def emptied_targets(targets: int, limits: Limits) -> Sum:
+    """The targets, of a run's, that lose all they have."""
+    return Sum(max(limits.max_emptied_targets, _at_least(limits.max_emptied_share, targets)), targets)
+
+
+def hold_with_others(known: Set[str], answered: Set[str], limits: Limits, reason: str) -> Decision:
+    """Keep everything that an answer lacks, since it lacks it together with others."""
+    absent = known - answered
+    brought = len(answered - known)
+    whole = brought > 0 and brought >= share_of(limits.max_removed_share, len(known))
+    return Decision(absent, whole=whole, reason=f"{_missing_of(absent, known)}; {reason}")
+
+
+def reason_of_organisation(removals: Sum, window: dt.timedelta) -> str:
+    """Why removals of an organisation are held."""
+    lists = f"of the {removals.whole} workflows in the organisation's lists {removals.of_run} go missing in this run"
+    if not removals.before:
+        return lists
+    return f"{lists}, and {removals.before} were removed within the {_hours(window)} before"
+
+
+def reason_of_emptied(emptied: Sum) -> str:
+    """Why lists that emptied are held."""
+    return f"{emptied.of_run} of the run's {emptied.whole} targets have become empty"
+
+
+def share_of(share: float, total: int) -> Fraction:
+    """Exactly the part of ``total`` that the decimal number in the settings means: 0.07 of 100 is 7."""
+    return Fraction(str(share)) * total
+
+
+def _at_least(share: float, total: int) -> int:
+    return math.ceil(share_of(share, total))
+
+
+def _hours(window: dt.timedelta) -> str:
+    hours, rest = divmod(window, dt.timedelta(hours=1))
+    return f"{hours} h" if not rest else f"{window / dt.timedelta(minutes=1):.0f} min"
+
+
+# ------------------------------------------------------------------------------------------------- what a person says
 
 
 def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
@@ -73,26 +177,6 @@ def refuse_approval(known: Set[str], answered: Set[str], code: str) -> Decision:
     absent = known - answered
     reason = f"not approved: another set is held by now, with the code {code}"
     return Decision(absent, whole=True, reason=reason) if absent else Decision()
-
-
-def too_many_emptied(emptied: int, targets: int, limits: Limits) -> bool:
-    """Whether so many of a run's targets became empty that none of them is believed."""
-    return emptied >= limits.max_emptied_targets and emptied >= share_of(limits.max_emptied_share, targets)
-
-
-def share_of(share: float, total: int) -> Fraction:
-    """Exactly the part of ``total`` that the decimal number in the settings means: 0.07 of 100 is 7."""
-    return Fraction(str(share)) * total
-
-
-def _believe(known: Set[str], missing: Set[str], absent: Set[str], emptied: bool) -> Decision:
-    everything = len(absent) == len(known) and bool(absent - missing)
-    decision = hold(known, absent & missing)
-    return msgspec.structs.replace(decision, ask_again=everything, emptied=everything and emptied)
-
-
-def _over_limit(count: int, total: int, limits: Limits) -> bool:
-    return 0 < count >= limits.min_removed and count >= share_of(limits.max_removed_share, total)
 
 
 def _some(flow_ids: Collection[str], most: int = 3) -> str:

@@ -91,6 +91,11 @@ class Metrics:
             "flowtrail_run_duration_seconds", "How long runs took.", ["schedule"], registry=registry
         )
         self._targets = Counter("flowtrail_run_targets", "Targets that got a verdict.", ["verdict"], registry=registry)
+        self._asked_again = Counter(
+            "flowtrail_run_second_questions",
+            "Targets asked again at the end of a run, since their answer removed something or was a first and empty.",
+            registry=registry,
+        )
         self._failures = Counter(
             "flowtrail_run_failures", "Targets that failed in a run.", ["error_code"], registry=registry
         )
@@ -165,8 +170,10 @@ class Metrics:
         verdicts: Mapping[str, int],
         changes: Mapping[str, int],
         failures: Mapping[str, int],
+        asked_again: int = 0,
     ) -> None:
         """A run ended with these sums; ``failures``: how many targets failed, by error code."""
+        self._asked_again.inc(asked_again)
         label = self._label(schedule)
         for each in RUN_STATUSES:
             self._runs.labels(label, each).inc(each == status)

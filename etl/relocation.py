@@ -16,6 +16,8 @@ from etl.schema import (
     UtcTime,
     change_set,
     observation,
+    org_turnover,
+    organisation,
     overdue_notice,
     sync_issue,
     sync_run,
@@ -25,7 +27,10 @@ from etl.schema import (
 )
 from etl.store.bulk import insert_rows, stamp
 
-TABLES: Final = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, overdue_notice)
+TABLES: Final = (
+    *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
+    *(organisation, org_turnover, overdue_notice),
+)
 """All but ``lease``, in an order in which what a row refers to is there before it."""
 _ROWS_AT_ONCE: Final = 10_000
 
@@ -141,7 +146,7 @@ def _stamped(here: Connection, rows: Sequence[Row], times: Sequence[int]) -> Ite
 
 def _number_on(there: Connection, here: Connection) -> None:
     """The next row gets the number that it would have got: one is never given twice, not even that of a pruned run."""
-    for table in (target, change_set, observation, sync_run, sync_issue):
+    for table in (target, change_set, observation, sync_run, sync_issue, org_turnover):
         last = max(_last_given(there, table), _last_given(here, table))
         if here.dialect.name == "postgresql":
             values = {"table": table.name, "last": max(last, 1), "given": last > 0}

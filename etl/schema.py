@@ -279,6 +279,27 @@ sync_issue: Final = Table(
     comment="A target that did not go through in a run, and why.",
 )
 
+organisation: Final = Table(
+    "organisation",
+    metadata,
+    Column("org_id", _BYTEWISE, primary_key=True),
+    comment="An organisation whose lists lost something: its row is locked while its removals are added up.",
+)
+
+org_turnover: Final = Table(
+    "org_turnover",
+    metadata,
+    _id(),
+    _key("org_id"),
+    Column("run_id", _BIG, nullable=False),
+    _time("counted_at"),
+    _count("added"),
+    _count("removed"),
+    Index(None, "org_id", "counted_at"),
+    Index(None, "counted_at"),
+    comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
+)
+
 overdue_notice: Final = Table(
     "overdue_notice",
     metadata,

@@ -31,6 +31,7 @@ KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_c
 VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
 NO_ANSWERS = {"date", "bomb"}
 """Faults of the local gateway that deliver a list which no client may accept."""
+_DAY = 24 * 3600 * 1_000_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -46,12 +47,27 @@ class Delivered(NamedTuple):
     """Whether its connection may have carried other answers, too: then it makes no version."""
 
 
-def check(url: str, ledger: Iterable[Any], *, settled: bool = True, every_answer: bool = False) -> list[str]:
+class Guard(NamedTuple):
+    """What an organisation may lose within a day (or as long as a test lasts) before its removals are held."""
+
+    min_removed: int = 10
+    max_org_removed_share: float = 0.3
+
+
+def check(
+    url: str,
+    ledger: Iterable[Any],
+    *,
+    settled: bool = True,
+    every_answer: bool = False,
+    guard: Guard | None = None,
+) -> list[str]:
     """What is wrong with the database at ``url``, in sentences; empty when all is well.
 
     ``ledger``: ``(org, user, expression, flows, time)`` of every complete valid answer, in order; time may be None.
     ``settled``: each target's last answer was followed by the end of its run, so that it must be in the database.
     ``every_answer``: besides, no answer was held, superseded or interrupted, so that each different one is a version.
+    ``guard``: everything was written by runs with these limits, which ask twice before they remove something.
     """
     tables = _tables(url)
     answers: dict[Key, list[_Answer]] = defaultdict(list)
@@ -61,9 +77,12 @@ def check(url: str, ledger: Iterable[Any], *, settled: bool = True, every_answer
     findings = _orphans(tables)
     for row in tables.target:
         one = _Target(row, tables, answers.pop((row.org_id, row.user_id, row.expression), []))
-        findings += one.check(settled, every_answer)
+        findings += one.check(settled, every_answer, guarded=guard is not None)
     if settled:
         findings += [f"{_name(*key)} got an answer, and is not in the database" for key in answers]
+    findings += _turnover(tables)
+    if guard is not None:
+        findings += _lost_too_much(tables, guard)
     return findings + [f"run {run.id}: {finding}" for run in tables.sync_run for finding in _run(run, tables)]
 
 
@@ -123,18 +142,18 @@ class _Target:
         self.touched: dict[str, tuple[int, int]] = {}
         """flow_id -> observed_at of the change sets that brought it, and that touched it last."""
 
-    def check(self, settled: bool, every_answer: bool) -> list[str]:
+    def check(self, settled: bool, every_answer: bool, *, guarded: bool) -> list[str]:
         self._replay()
         self._chain()
         self._state()
         self._spans()
         self._sealed_order()
         self._hold()
-        self._delivered()
+        self._delivered(guarded)
         if settled and self.answers:
             self._last_answer()
         if every_answer:
-            self._each_answer()
+            self._each_answer(guarded)
         name = _name(self.row.org_id, self.row.user_id, self.row.expression)
         return [f"{name}: {finding}" for finding in self.findings]
 
@@ -300,14 +319,21 @@ class _Target:
     def _all_runs_known(self) -> bool:
         return all(made.run_id in self.runs for made in self.sets)
 
-    def _delivered(self) -> None:
+    def _delivered(self, guarded: bool) -> None:
         """Each version is an answer that came after the one before it (but for what the guard kept)."""
         position, before = 0, State()
+        earlier: list[_Answer] = []
         for made, state in zip(self.sets, self.states, strict=True):
             guarded = made.run_id in self.held_in or made.run_id not in self.runs
             rest = [i for i in range(position, len(self.answers)) if not self.answers[i].kept_open]
             found = next((i for i in rest if _fits(state, self.answers[i].state, before, guarded)), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
+            if guarded and found is not None and made.approved_by is None:
+                # The first of the two may have been asked before another run made the version before.
+                asked = [*earlier, *self.answers[position:found]]
+                hasty = _loses(made, before, state) and not any(_loses(made, before, each.state) for each in asked)
+                self._say(hasty, f"version {made.version} loses something after a single answer")
+            earlier = self.answers[position:found] if found is not None else []
             position, before = position if found is None else found + 1, state
         seen = sum(span.observations for span in self.spans)
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
@@ -334,18 +360,31 @@ class _Target:
             at is None or (run.started_at <= at and (run.finished_at is None or at <= run.finished_at)) for run in runs
         )
 
-    def _each_answer(self) -> None:
+    def _each_answer(self, guarded: bool) -> None:
+        """An answer that removes something, and a first list that is empty, only has its target asked a second time."""
         distinct: list[State] = []
-        counted = 0
+        counted, asked_again = 0, False
         for state, _, kept_open in self.answers:
-            is_new = not distinct or state != distinct[-1]
+            before = distinct[-1] if distinct else None
+            is_new = state != before
             if is_new and kept_open:
-                continue  # it was asked for once more
+                asked_again = before is not None and len(state) < len(before)
+                continue  # it was asked for once more: at the end of the run, where it can only have lost something
+            uncertain = not state if before is None else bool(before.keys() - state.keys())
+            if guarded and uncertain and not asked_again:
+                asked_again = True
+                continue
+            asked_again = False
             distinct += [state] if is_new else []
             counted += 1
         self._say(distinct != self.states, f"{len(distinct)} different answers made {len(self.states)} versions")
         seen = sum(span.observations for span in self.spans)
         self._say(seen != counted, f"{counted} answers made {seen} observations")
+
+
+def _loses(made: Row, before: State, answer: State) -> bool:
+    """Whether an answer lacks something of the version before, or is a first list and empty."""
+    return not answer if made.version == 1 else bool(before.keys() - answer.keys())
 
 
 def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
@@ -407,6 +446,38 @@ def _run(run: Row, tables: Row) -> Iterator[str]:
         yield f"called {run.status} where it {status}"
 
 
+def _turnover(tables: Row) -> Iterator[str]:
+    """What is counted of a run in an organisation is what its versions say; an approval deletes what is counted."""
+    org = {target.id: target.org_id for target in tables.target}
+    approved = {org[made.target_id] for made in tables.change_set if made.approved_by is not None}
+    right: Counter[tuple[str, int, str]] = Counter()
+    for made in tables.change_set:
+        if made.approved_by is None and made.target_id in org:
+            for kind in ("added", "removed"):
+                right[org[made.target_id], made.run_id, kind] += getattr(made, kind)
+    counted: Counter[tuple[str, int, str]] = Counter()
+    for row in tables.org_turnover:
+        for kind in ("added", "removed"):
+            counted[row.org_id, row.run_id, kind] += getattr(row, kind)
+    for key in right.keys() | counted.keys():
+        if counted[key] > right[key] or (counted[key] < right[key] and key[0] not in approved):
+            yield f"{key[0]}: {counted[key]} {key[2]} are counted of run {key[1]}, its versions say {right[key]}"
+
+
+def _lost_too_much(tables: Row, guard: Guard) -> Iterator[str]:
+    """An organisation lost no more than was allowed, of what its lists had (retired ones make that uncertain)."""
+    day_ago = _micros(dt.datetime.now(dt.UTC)) - _DAY
+    counted = [row for row in tables.org_turnover if row.counted_at > day_ago]
+    for org in {row.org_id for row in counted}:
+        mine = [target for target in tables.target if target.org_id == org]
+        turned = [row for row in counted if row.org_id == org]
+        removed, added = (sum(getattr(row, kind) for row in turned) for kind in ("removed", "added"))
+        had = sum(target.flow_count for target in mine) + removed - added
+        too_much = removed >= guard.min_removed and removed >= guard.max_org_removed_share * had
+        if too_much and not any(target.retired_at for target in mine):
+            yield f"{org} lost {removed} of {had} workflows, and nobody held or approved them"
+
+
 def _orphans(tables: Row) -> list[str]:
     targets = {row.id for row in tables.target}
     sets = {made.id for made in tables.change_set}
@@ -424,7 +495,10 @@ def _orphans(tables: Row) -> list[str]:
     return findings + [f"sync_issue {i.id} is of no run" for i in tables.sync_issue if i.run_id not in runs]
 
 
-TABLES = ("target", "workflow", "change_set", "workflow_change", "observation", "sync_run", "sync_issue")
+TABLES = (
+    *("target", "workflow", "change_set", "workflow_change", "observation", "sync_run", "sync_issue"),
+    "org_turnover",
+)
 
 
 def _tables(url: str) -> Row:

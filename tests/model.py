@@ -17,6 +17,7 @@ from etl.model import Flow, Target
 Flows = dict[str, Flow]
 MIN_REMOVED, MAX_REMOVED_SHARE = 2, 0.5
 MAX_EMPTIED_TARGETS, MAX_EMPTIED_SHARE = 2, 0.5
+MAX_ORG_REMOVED_SHARE = 0.6
 DOWN_AFTER = 2
 GAP = dt.timedelta(hours=36)
 TICK = dt.timedelta(microseconds=1)
@@ -65,9 +66,29 @@ class Answer:
     got: Flows | GatewayError | None
     asked_at: dt.datetime
     observed_at: dt.datetime
+    kept: bool = False
+    """Over a connection that carried other answers, too."""
 
 
-Truth = dict[Target, Known]
+class Truth(dict[Target, Known]):
+    """What the database knows: the targets, and what organisations gained and lost within the guard's window."""
+
+    def __init__(self, known: Mapping[Target, Known] = {}, turnover: Mapping[str, tuple[int, int]] = {}) -> None:
+        super().__init__(known)
+        self.turnover = dict(turnover)
+
+    def copy(self) -> Truth:
+        return Truth(copy.deepcopy(dict(self)), self.turnover)
+
+    def had(self, org_id: str) -> int:
+        """How much an organisation's lists had at the window's start."""
+        listed = sum(len(known.flows) for target, known in self.items() if _counts(target, known, org_id))
+        added, removed = self.turnover.get(org_id, (0, 0))
+        return max(0, listed + removed - added)
+
+
+def _counts(target: Target, known: Known, org_id: str) -> bool:
+    return target.org_id == org_id and known.retired_at is None
 
 
 @dataclass
@@ -80,6 +101,11 @@ class Judgement:
     hold: frozenset[str] = frozenset()
     whole: bool = False
     error_code: str = ""
+    missing: int = 0
+    """Workflows that no earlier run missed: removed, or held."""
+    removes: bool = False
+    """Some of them would be removed."""
+    emptied: bool = False
 
 
 class Run:
@@ -102,15 +128,17 @@ class Run:
         self._stopped = False
         self._in_a_row = 0
         self._down = False
+        self._missing: Counter[str] = Counter()
         self._emptied = 0
         self._overtaken = meanwhile.by_target if meanwhile else {}
-        registered = copy.deepcopy(before)
+        registered = before.copy()
         for target in targets:
             registered.setdefault(target, Known()).retired_at = None
         self._fences = registered
-        self._now = copy.deepcopy(registered)
+        self._now = registered.copy()
         if meanwhile:
             self._now.update(copy.deepcopy({t: meanwhile.after[t] for t in meanwhile.targets}))
+            self._now.turnover = dict(meanwhile.after.turnover)
         self.stages = [before, registered, *self._settled()]
 
     @property
@@ -118,27 +146,57 @@ class Run:
         return self.stages[-1]
 
     def _settled(self) -> Iterator[Truth]:
+        """Everybody is asked, and what is certain is written; then the others are, and are judged together."""
         try:
-            first = [self._asked(target) for target in self.targets]
-            doubted = [j for j in first if j is not None and j.verdict == "doubted"]
-            second = [self._asked_again(each) for each in doubted]
+            first = [j for target in self.targets if (j := self._asked(target))]
         except StopIteration:
             return  # the crash came before everybody was asked
-        settled = [j for j in [*first, *second] if j is not None]
-        yield self._written([j for j in settled if j.verdict not in ("doubted", "emptied")])
-        emptied = [j for j in settled if j.verdict == "emptied"]
-        if emptied and not self._stopped:
-            yield self._written([self._decided(each, len(emptied)) for each in emptied])
+        yield self._written([j for j in first if j.verdict != "uncertain"])
+        again = [j.target for j in first if j.verdict == "uncertain"]
+        if self._stopped or not again:
+            return
+        self._fences, self._overtaken = self._now.copy(), {}
+        before = {org: self._before(org) for org in {target.org_id for target in again}}
+        try:
+            second = [j for target in again if (j := self._asked(target, second=True))]
+        except StopIteration:
+            return
+        yield self._written([self._together(j, *before[j.target.org_id]) for j in second])
+
+    def _before(self, org_id: str) -> tuple[int, int]:
+        """What the organisation's lists had at the window's start, and what other runs removed since."""
+        return self._now.had(org_id), self._now.turnover.get(org_id, (0, 0))[1]
+
+    def _together(self, judgement: Judgement, had: int, removed: int) -> Judgement:
+        """A second answer that removes something, and everything that the run misses."""
+        if not judgement.removes:
+            return judgement
+        missing = removed + self._missing[judgement.target.org_id]
+        doubted = missing >= MIN_REMOVED and missing >= MAX_ORG_REMOVED_SHARE * had
+        many = self._emptied >= MAX_EMPTIED_TARGETS and self._emptied >= MAX_EMPTIED_SHARE * len(self.targets)
+        if doubted or (many and judgement.emptied):
+            known, got = self._now[judgement.target].flows, judgement.answer.got
+            brought = len(got.keys() - known.keys())
+            judgement.hold = frozenset(known.keys() - got.keys())
+            judgement.whole = 0 < brought >= MAX_REMOVED_SHARE * len(known)
+        return judgement
 
     # What the gateway said, and what it means
 
-    def _asked(self, target: Target) -> Judgement | None:
+    def _asked(self, target: Target, *, second: bool = False) -> Judgement | None:
         if self._stopped:
             return None
         if self._down:
             return Judgement(target, "failed", error_code="gateway_down")
+        fence = self._fences[target]
         answer = next(self._answers)
-        assert answer.target == target
+        assert (answer.target, answer.kept) == (target, self._may_be_kept(fence, second))
+        if answer.kept and isinstance(answer.got, dict) and fence.answered not in (answer.got, None):
+            if len(answer.got) < len(fence.flows):
+                self._in_a_row = 0
+                return self._uncertain(target, answer, answer.got)
+            answer = next(self._answers)
+            assert (answer.target, answer.kept) == (target, False)
         if answer.got is None:
             self._stopped = True
             return None
@@ -147,56 +205,63 @@ class Run:
             self._down = self._down or self._in_a_row >= DOWN_AFTER
             return Judgement(target, "failed", answer, error_code=answer.got.code)
         self._in_a_row = 0
-        fence = self._fences[target]
         if fence.version and fence.held_since is None and fence.answered == answer.got:
             return Judgement(target, "unchanged", answer)
-        return self._weighed(target, answer, answer.got)
+        judgement = self._weighed(target, answer, answer.got)
+        if not second and (judgement.removes or not (fence.version or answer.got)):
+            return self._uncertain(target, answer, answer.got)
+        self._missing[target.org_id] += judgement.missing
+        self._emptied += judgement.emptied
+        return judgement
 
-    def _asked_again(self, first: Judgement) -> Judgement | None:
-        second = self._asked(first.target)
-        if second is not None and second.verdict == "doubted":
-            assert second.answer is not None
-            emptied = self._fences[first.target].version and not second.answer.got
-            second.verdict = "emptied" if emptied else "differs"
-        return second
+    def _may_be_kept(self, fence: Known, second: bool) -> bool:
+        return bool(fence.version and fence.held_since is None and not self._approved and not second)
+
+    def _uncertain(self, target: Target, answer: Answer, got: Flows) -> Judgement:
+        """All but how much it lacks is forgotten; and with so few targets the second answers make that needless."""
+        return Judgement(target, "uncertain", answer)
 
     def _weighed(self, target: Target, answer: Answer, got: Flows) -> Judgement:
         known, differs = self._now[target], Judgement(target, "differs", answer)
         if not self._fences[target].version:
-            differs.verdict = "differs" if got else "doubted"
             return differs
         absent = frozenset(known.flows.keys() - got.keys())
+        newly = absent - known.missing.keys()
+        differs.missing, differs.emptied = len(newly), bool(newly and not got)
         differs.hold = absent
         if self._approved:
-            differs.whole = bool(absent - known.missing.keys())
+            differs.whole = bool(newly)
             differs.hold = absent if differs.whole else frozenset()
             return differs
         if _too_many(len(absent), len(known.flows)):
             differs.whole = _too_many(len(got.keys() - known.flows.keys()), len(known.flows))
             return differs
-        differs.hold = absent & known.missing.keys()
-        if len(absent) == len(known.flows) and absent - known.missing.keys():
-            differs.verdict = "doubted"
+        differs.hold, differs.removes = absent & known.missing.keys(), bool(newly)
         return differs
-
-    def _decided(self, judgement: Judgement, emptied: int) -> Judgement:
-        count = self._emptied + emptied
-        if count >= MAX_EMPTIED_TARGETS and count >= MAX_EMPTIED_SHARE * len(self.targets):
-            judgement.hold = frozenset(self._now[judgement.target].flows)
-        judgement.verdict = "differs"
-        return judgement
 
     # What is written
 
     def _written(self, judgements: Sequence[Judgement]) -> Truth:
+        """One transaction."""
+        turnover: dict[str, tuple[int, int]] = {}
+        approved = set()
         for judgement in judgements:
             known = self._now[judgement.target]
-            newly = judgement.hold - known.missing.keys()
-            self._emptied += bool(newly) and judgement.answer is not None and judgement.answer.got == {}
+            before, version = known.flows, known.version
             verdict = self._write(judgement, known)
             self.verdicts[verdict] += 1
             self.by_target[judgement.target] = verdict
-        return copy.deepcopy(self._now)
+            org, removed = judgement.target.org_id, len(before.keys() - known.flows.keys())
+            if self._approved and removed:
+                approved.add(org)
+            elif version:
+                added = len(known.flows.keys() - before.keys())
+                turnover[org] = _sum(turnover.get(org, (0, 0)), (added, removed))
+        for org in approved:
+            self._now.turnover.pop(org, None)
+        for org, changed in turnover.items():
+            self._now.turnover[org] = _sum(self._now.turnover.get(org, (0, 0)), changed)
+        return self._now.copy()
 
     def _write(self, judgement: Judgement, known: Known) -> str:
         if self._overtaken.get(judgement.target) in ("changed", "held", "unchanged"):
@@ -237,7 +302,7 @@ class Run:
 
 def retired(truth: Truth, configured: Sequence[Target], now: dt.datetime, max_share: float) -> Truth:
     """Those no longer configured, unless they are too many at once."""
-    after = copy.deepcopy(truth)
+    after = truth.copy()
     active = [target for target, known in after.items() if known.retired_at is None]
     gone = [target for target in active if target not in configured]
     if len(gone) <= max_share * len(active):
@@ -248,6 +313,10 @@ def retired(truth: Truth, configured: Sequence[Target], now: dt.datetime, max_sh
 
 def held(truth: Mapping[Target, Known]) -> list[Target]:
     return sorted(t for t, known in truth.items() if known.held_since is not None and known.retired_at is None)
+
+
+def _sum(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _too_many(count: int, total: int) -> bool:

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any
 
-from builders import judged, snapshot
+from builders import UNCHECKED, judged, snapshot
 from sqlalchemy import Engine, update
 
 from etl import verdict
@@ -52,7 +52,7 @@ class Newsroom:
         at = self._next + dt.timedelta(seconds=5)
         fences = dict(zip(answers, self.store.fences(list(answers)), strict=True))
         outcomes = [self._outcome(fences[target], answer, at, by) for target, answer in answers.items()]
-        assert self.store.apply(run_id, outcomes) == set()
+        assert self.store.apply(run_id, outcomes, UNCHECKED) == set()
 
     def finish(self, run_id: int, status: RunStatus = "succeeded") -> None:
         end = self._next + dt.timedelta(seconds=10)

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from builders import UNCHECKED
 from histories import COVERAGE_GAP, START, TICK, World, is_as_before
 from sqlalchemy import Connection, Engine, bindparam, insert, text
 
@@ -95,7 +96,7 @@ class Life:
             outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)
         else:
             outcome = verdict.judged(fence, state, snapshot, decision, COVERAGE_GAP)
-        self.store.apply(self.run_id, [outcome])
+        self.store.apply(self.run_id, [outcome], UNCHECKED)
 
     def fails(self) -> None:
         fences = self.store.fences([ALICE])

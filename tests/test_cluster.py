@@ -147,6 +147,18 @@ def asked(site: Site, more_than: int, since: int) -> bool:
     return site.gateway.ledger.wait_until(lambda entries: len(entries) - since > more_than, SAFETY_NET_SECONDS)
 
 
+def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, coordinator: Workbench) -> None:
+    """Nine of twenty workflows go from each of fifty lists; later one from each."""
+    targets = coordinator.schedules[0].targets
+    found = []
+    for losers, lost in ((0, 0), (50, 9), (0, 0), (60, 1)):
+        for number, target in enumerate(targets):
+            site.gateway.world.set_flows(target.org_id, target.user_id, FLOWS[lost if number < losers else 0 :])
+        found.append(dict(Run(coordinator).ended().tally.verdicts))
+    assert found == [{"changed": 60}, {"held": 50, "unchanged": 10}, {"unchanged": 60}, {"changed": 60}]
+    assert site.findings() == []
+
+
 def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_scheduler(
     site: Site, coordinator: Workbench
 ) -> None:

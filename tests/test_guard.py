@@ -7,7 +7,17 @@ from builders import STEADY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.guard import Decision, Limits, approve, hold, refuse_approval, too_many_emptied, weigh, weigh_first
+from etl.guard import (
+    Decision,
+    Limits,
+    approve,
+    emptied_targets,
+    hold,
+    hold_with_others,
+    refuse_approval,
+    weigh,
+    weigh_first,
+)
 
 LIMITS = Limits()
 """10 workflows and 30 percent of a list; 5 targets and 20 percent of a run."""
@@ -78,7 +88,7 @@ def test_once_held_stays_held_however_small_the_rest_is():
     decision = weighed(100, 11, held=10)
     assert decision.held == ids(1, 10)
     assert not decision.whole
-    assert not decision.ask_again
+    assert decision.removes == 1
 
 
 def test_what_comes_back_is_no_longer_held_and_the_hold_ends_with_the_last():
@@ -109,45 +119,39 @@ def test_fewer_than_the_limits_are_never_held_and_as_many_always_are(known, answ
 
 
 @pytest.mark.parametrize("known", [1, 9])
-def test_a_target_that_would_lose_all_of_few_is_asked_again_and_decided_with_the_others(known):
+def test_a_target_that_would_lose_all_of_few_is_uncertain(known):
     decision = weighed(known, known)
-    assert (decision.ask_again, decision.emptied, decision.held) == (True, True, frozenset())
+    assert (decision.uncertain, decision.removes, decision.held) == (True, known, frozenset())
 
 
-def test_a_target_that_would_lose_all_of_many_is_held_and_not_asked_again():
+def test_a_target_that_would_lose_all_of_many_is_held_and_not_uncertain():
     decision = weighed(10, 10)
-    assert (decision.ask_again, decision.emptied, decision.held) == (False, False, ids(1, 10))
+    assert (decision.uncertain, decision.removes, decision.held) == (False, 0, ids(1, 10))
 
 
-def test_a_small_list_that_is_another_altogether_is_asked_again_but_has_not_emptied():
-    decision = weighed(9, 9, added=1)
-    assert (decision.ask_again, decision.emptied, decision.held) == (True, False, frozenset())
-
-
-def test_a_list_that_keeps_one_workflow_is_not_asked_again():
-    decision = weighed(9, 8)
-    assert (decision.ask_again, decision.emptied) == (False, False)
+@pytest.mark.parametrize(("removed", "added"), [(9, 1), (8, 0), (1, 0), (1, 50)])
+def test_whatever_a_list_loses_makes_it_uncertain(removed, added):
+    decision = weighed(9, removed, added)
+    assert (decision.uncertain, decision.removes, decision.held) == (True, removed, frozenset())
 
 
 def test_an_empty_list_that_stays_empty_is_nothing_to_doubt():
-    decision = weigh(frozenset(), frozenset(), frozenset(), LIMITS)
-    assert (decision.ask_again, decision.emptied, decision.held) == (False, False, frozenset())
+    assert weigh(frozenset(), frozenset(), frozenset(), LIMITS) == Decision()
 
 
-@pytest.mark.parametrize(("listed", "again"), [(frozenset(), True), (ids(1, 1), False), (ids(1, 100), False)])
-def test_a_first_list_is_asked_for_again_where_it_is_empty(listed, again):
-    decision = weigh_first(listed)
-    assert (decision.ask_again, decision.emptied, decision.held) == (again, False, frozenset())
+@pytest.mark.parametrize(("listed", "uncertain"), [(frozenset(), True), (ids(1, 1), False), (ids(1, 100), False)])
+def test_a_first_list_is_uncertain_where_it_is_empty(listed, uncertain):
+    assert weigh_first(listed) == Decision(uncertain=uncertain)
 
 
-def test_a_target_whose_every_workflow_is_held_already_is_not_asked_again():
+def test_a_target_whose_every_workflow_is_held_already_is_not_uncertain():
     decision = weigh(ids(1, 3), ids(1, 3), frozenset(), LIMITS)
-    assert (decision.ask_again, decision.emptied, decision.held) == (False, False, ids(1, 3))
+    assert (decision.uncertain, decision.removes, decision.held) == (False, 0, ids(1, 3))
 
 
-def test_the_rest_of_a_list_vanishing_beside_a_hold_is_asked_again_and_keeps_what_is_held():
+def test_the_rest_of_a_list_vanishing_beside_a_hold_is_uncertain_and_keeps_what_is_held():
     decision = weigh(ids(1, 3), ids(1, 2), frozenset(), LIMITS)
-    assert (decision.ask_again, decision.emptied, decision.held) == (True, True, ids(1, 2))
+    assert (decision.uncertain, decision.removes, decision.held) == (True, 1, ids(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +159,19 @@ def test_the_rest_of_a_list_vanishing_beside_a_hold_is_asked_again_and_keeps_wha
     [(4, 4, False), (5, 5, True), (5, 25, True), (5, 26, False), (6, 26, True), (20, 100, True), (19, 100, False)],
 )
 def test_targets_that_emptied_together_are_doubted_from_both_limits_on(emptied, targets, too_many):
-    assert too_many_emptied(emptied, targets, LIMITS) is too_many
+    assert (emptied_targets(targets, LIMITS).plus(seen=emptied).stance == "hold") is too_many
 
 
 def test_exactly_the_share_of_emptied_targets_is_too_many_whatever_binary_fractions_make_of_it():
-    limits = Limits(max_emptied_targets=5, max_emptied_share=0.07)
-    assert too_many_emptied(7, 100, limits)
-    assert not too_many_emptied(6, 100, limits)
+    of_hundred = emptied_targets(100, Limits(max_emptied_targets=5, max_emptied_share=0.07))
+    assert of_hundred.limit == 7
+
+
+@pytest.mark.parametrize(("added", "whole"), [(0, False), (2, False), (3, True), (9, True)])
+def test_a_list_that_is_doubted_with_others_is_held_whole_where_as_much_is_new(added, whole):
+    decision = hold_with_others(ids(1, 9), ids(6, 9) | ids(101, 100 + added), LIMITS, "so many others, too")
+    assert (decision.held, decision.whole) == (ids(1, 5), whole)
+    assert decision.reason == "5 of 9 workflows are missing; so many others, too"
 
 
 def test_holding_keeps_everything_that_is_absent_and_says_how_much():
@@ -197,4 +207,4 @@ def test_an_approval_of_another_set_stands_in_the_way_of_nothing_that_came_back(
 
 def test_an_approval_asks_nothing_twice():
     decision = approve(ids(1, 3), ids(1, 3), frozenset())
-    assert (decision.ask_again, decision.emptied, decision.held) == (False, False, frozenset())
+    assert decision == Decision()

@@ -88,6 +88,7 @@ def test_runs_requests_and_what_the_database_says_are_told(service: Running, gat
     before = scraped(service)
     gateway.order(Fault("code", code=62109, user=ANN, times=1))
     gateway.order(Fault("code", code=4711, user=BOB, times=2))
+    gateway.order(Fault("empty", user=BOB, times=1))
     gateway.world.set_flows(ORG, ANN, numbered(1, 10))
     gateway.world.set_cycle(ORG, "1", "H")
     service.wait_for("run_ended", lambda entry: entry.get("held") == 1, times=2)
@@ -101,6 +102,7 @@ def test_runs_requests_and_what_the_database_says_are_told(service: Running, gat
     assert rise("changes_total", kind="cycle_changed") >= 1
     assert value(now, "changes_total", kind="baseline") == 32
     assert rise("run_targets_total", verdict="held") >= 1
+    assert rise("run_second_questions_total") == 2
     assert rise("gateway_retries_total") >= 1
     assert rise("gateway_errors_total", call="flows", error_code="62109") == 1
     assert rise("gateway_errors_total", call="flows", error_code="other") == 2, "4711 is nobody's code"

@@ -30,6 +30,8 @@ CONTRACT = {
     "pid targets changed unchanged held failed stale baseline added removed cycle_changed renamed editable_changed",
     "sync_issue": "id run_id target_id verdict error_code message attempts missing",
     "overdue_notice": "target_id notified_at",
+    "organisation": "org_id",
+    "org_turnover": "id org_id run_id counted_at added removed",
     "lease": "name holder expires_at",
 }
 

@@ -212,7 +212,8 @@ class Story:
         new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(answers))
         run_id = self.store.begin_run(new, at)
         assert run_id is not None
-        assert self.store.apply(run_id, [self._judge(*answer, at, by) for answer in answers.items()]) == set()
+        outcomes = [self._judge(*answer, at, by) for answer in answers.items()]
+        assert self.store.apply(run_id, outcomes, builders.UNCHECKED) == set()
         assert self.store.finish_run(run_id, status, {}, at + dt.timedelta(minutes=1))
 
     def _judge(self, target: Target, answer: list[Flow] | None, at: dt.datetime, by: str | None) -> Outcome:

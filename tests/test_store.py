@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import checker
 import pytest
-from builders import ALICE, GAP, START, Diary, after, dump, flow, numbered, snapshot, written
+from builders import ALICE, GAP, START, UNCHECKED, Diary, after, dump, flow, numbered, snapshot, written
 from lossy import LossyProxy
 from postgres import Server
 from sessions import ON_POSTGRESQL
@@ -115,7 +115,7 @@ def test_500_quiet_targets_cost_three_statements(diary):
     with statements(diary.engine) as seen:
         fences = diary.store.fences(targets)
         outcomes = [verdict.unchanged(f, snapshot(None, after(hours=1), target=f.target), GAP) for f in fences]
-        assert diary.store.apply(diary.run_id, outcomes) == set()
+        assert diary.store.apply(diary.run_id, outcomes, UNCHECKED) == set()
     assert len(seen) <= 3, seen
     assert count(diary.engine, "observation", "observations = 2") == 500
 
@@ -644,7 +644,7 @@ def written_although_lost(losing: Losing, diary: Diary, make: Make) -> Outcome:
     other.ledger = diary.ledger
     outcome = make(other)
     losing.lose_next()
-    assert other.store.apply(other.run_id, [outcome]) == set()
+    assert other.store.apply(other.run_id, [outcome], UNCHECKED) == set()
     assert losing.lost() == 1
     return outcome
 

@@ -228,6 +228,7 @@ def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
         verdicts=tally.verdicts,
         changes=tally.changes,
         failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
+        asked_again=tally.asked_again,
     )
 
 

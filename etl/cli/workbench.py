@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 from sqlalchemy import Engine
 
 from etl import database, log
@@ -117,9 +118,7 @@ class Workbench:
             fetchers=self._pool(concurrency, "fetch"),
             writers=self._pool(_WRITERS, "write"),
             in_flight=concurrency,
-            limits=Limits(
-                guard.min_removed, guard.max_removed_share, guard.max_emptied_targets, guard.max_emptied_share
-            ),
+            limits=Limits(**msgspec.structs.asdict(guard)),
             down_after=_DOWN_AFTER * concurrency,
             stop=self.stop,
             arrived=arrived,

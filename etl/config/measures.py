@@ -8,6 +8,7 @@ from typing import Final
 
 ZERO: Final = dt.timedelta(0)
 _LONGEST: Final = dt.timedelta(days=36_500)
+_LONGEST_WINDOW: Final = dt.timedelta(days=30)
 _UNITS: Final = {
     "ms": dt.timedelta(milliseconds=1),
     "s": dt.timedelta(seconds=1),
@@ -40,6 +41,14 @@ def duration_or_zero(value: object) -> dt.timedelta:
         )
     if length > _LONGEST:
         raise ValueError(f"must be shorter than 100 years, not {shown(value)}")
+    return length
+
+
+def guard_window(value: object) -> dt.timedelta:
+    """How far back removals are added up: counts are kept for no longer than a month."""
+    length = duration(value)
+    if not _UNITS["m"] <= length <= _LONGEST_WINDOW:
+        raise ValueError(f'must be from "1m" to "30d", not {shown(value)}')
     return length
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from etl.config import addresses, notices
-from etl.config.measures import duration, duration_or_zero, keeping, size, without_password
+from etl.config.measures import duration, duration_or_zero, guard_window, keeping, size, without_password
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.errors import ConfigError, Problem
 
@@ -98,6 +98,8 @@ class GuardSettings(Section, frozen=True, kw_only=True):
     max_removed_share: Share = 0.3
     max_emptied_targets: AtLeastOne = 5
     max_emptied_share: Share = 0.2
+    max_org_removed_share: Share = 0.3
+    window: Annotated[dt.timedelta, Meta(extra={"read": guard_window})] = dt.timedelta(hours=24)
 
 
 class ServiceSettings(Section, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Final
 from etl.errors import UsageError
 
 _TRAIL: Final = "change_set, workflow_change"
-_LISTS: Final = "workflow, target, observation, sync_run, sync_issue, overdue_notice, lease"
+_LISTS: Final = "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, overdue_notice, lease"
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 

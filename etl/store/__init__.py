@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -14,16 +14,30 @@ from sqlalchemy import Connection, Engine
 
 from etl.database import reading, writing
 from etl.errors import DatabaseUnreachable
+from etl.guard import Limits, Sum
 from etl.model import Fence, Outcome, RunStatus, State, Target
-from etl.store import commit, fences, lease, notices, retention, retirement, runs
+from etl.store import commit, fences, lease, notices, retention, retirement, runs, turnover
 from etl.store.commit import STALE
 from etl.store.landed import landed
 from etl.store.notices import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.runs import Due, Marks, NewRun, Written
+from etl.store.turnover import NO_REMOVALS, Removals, TooMany
 
-__all__ = ["STALE", "Due", "KnownTarget", "NewRun", "Pruned", "Retirement", "Store", "UntoldRun", "Written"]
+__all__ = [
+    "STALE",
+    "Due",
+    "KnownTarget",
+    "NewRun",
+    "Pruned",
+    "Removals",
+    "Retirement",
+    "Store",
+    "TooMany",
+    "UntoldRun",
+    "Written",
+]
 
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
@@ -61,20 +75,28 @@ class Store:
         """The states of ``target_ids`` as they are now."""
         return self._read(lambda connection: fences.read_states(connection, target_ids)) if target_ids else {}
 
-    def apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
-        """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``)."""
+    def removals(self, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
+        """What is known of each organisation's removals within the window, before those of a run."""
+        return self._read(lambda connection: turnover.standings(connection, run_id, org_ids, limits))
+
+    def apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals = NO_REMOVALS) -> set[int]:
+        """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``).
+
+        What removes something has an approver, or its organisation is one of ``removals``. Raises TooMany, and
+        writes nothing, where those are too many with what others have committed meanwhile.
+        """
         began = time.monotonic()
         try:
-            return self._apply(run_id, outcomes)
+            return self._apply(run_id, outcomes, removals)
         finally:
             self._applied(time.monotonic() - began)
 
-    def _apply(self, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
+    def _apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> set[int]:
         suspects: frozenset[int] = frozenset()
         while True:
             try:
                 return self._write(
-                    lambda connection: commit.apply(connection, run_id, outcomes, suspects),  # noqa: B023 - run at once
+                    lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),  # noqa: B023 - run at once
                     lambda applied, connection: landed(connection, outcomes, applied),
                 ).stale
             except commit.Moved as moved:
@@ -144,6 +166,8 @@ class Store:
             if self._stop.is_set() or not go_on():
                 break
             done = done.plus(self._count_runs(run_ids) if dry_run else self._delete_runs(run_ids))
+        while not dry_run and self._write(turnover.delete_old) == turnover.DELETED_AT_ONCE:
+            pass
         return done
 
     def _count_runs(self, run_ids: Sequence[int]) -> Pruned:

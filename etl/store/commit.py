@@ -13,8 +13,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
+from etl.store import turnover
 from etl.store.bulk import Given, extend_spans, insert_rows, stamp
 from etl.store.fences import LATEST_SPAN
+from etl.store.turnover import NO_REMOVALS, Removals
 from etl.trail import GENESIS
 
 STALE: Final = "a newer observation of this target was committed first"
@@ -129,11 +131,16 @@ class Applied(NamedTuple):
 
 
 def apply(
-    connection: Connection, run_id: int, outcomes: Sequence[Outcome], suspects: Container[int] = frozenset()
+    connection: Connection,
+    run_id: int,
+    outcomes: Sequence[Outcome],
+    removals: Removals = NO_REMOVALS,
+    suspects: Container[int] = frozenset(),
 ) -> Applied:
     """Write what ``outcomes`` say, in the caller's transaction.
 
-    Raises Moved where the transaction must be rolled back and begun again, with those targets as ``suspects``.
+    Raises Moved where the transaction must be rolled back and begun again, with those targets as ``suspects``, and
+    TooMany where it must be rolled back since ``removals`` are too many with what others have committed meanwhile.
     """
     won = _won(connection, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
@@ -142,7 +149,9 @@ def apply(
     _replay(connection, numbered)
     _execute_many(connection, _MISSING, _missing_rows(won))
     _write_targets(connection, won, _open_spans(connection, won))
-    return Applied(lost, _insert_issues(connection, run_id, outcomes, lost))
+    issue_id = _insert_issues(connection, run_id, outcomes, lost)
+    turnover.count(connection, run_id, won, removals)
+    return Applied(lost, issue_id)
 
 
 def _won(connection: Connection, outcomes: Sequence[Outcome], suspects: Container[int]) -> list[Outcome]:
@@ -150,7 +159,7 @@ def _won(connection: Connection, outcomes: Sequence[Outcome], suspects: Containe
 
     A lock on a row is a write on PostgreSQL, so a target is not locked where its span is all that is written: whoever
     writes more of it locks that span, too, before looking at it, and who extends it looks at the target afterwards.
-    Everybody locks in one order: targets by id, then spans by id.
+    Everybody locks in one order: targets by id, then spans by id, then organisations (see ``turnover``).
     """
     quiet = [o for o in outcomes if o.only_extends and o.fence.target_id not in suspects]
     writing = [o for o in outcomes if not o.only_extends or o.fence.target_id in suspects]

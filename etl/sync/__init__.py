@@ -1,4 +1,4 @@
-"""The recipe: evidence first, then batches (read fences, ask, judge, apply), then the targets that became empty."""
+"""The recipe: evidence first, then batches (read fences, ask, judge, apply), then again who loses something."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
-from etl import guard
 from etl.domain.holds import Approval
 from etl.errors import DatabaseError
 from etl.model import Outcome, Target
 from etl.store import NewRun
-from etl.sync.batch import BATCH_SIZE, Batch, Breaker, Emptied, Kit, Order, Settled
+from etl.sync.batch import BATCH_SIZE, Batch, Breaker, Kit
 from etl.sync.crew import Crew, Elsewhere, settle_the_rest
+from etl.sync.order import Order, Settled
+from etl.sync.removals import RunRemovals, SecondLook
 from etl.sync.report import Problematic, RunReport, Tally
 from etl.sync.telling import Telling
 
@@ -98,59 +99,61 @@ class _Work(NamedTuple):
 
     order: Order
     targets: Sequence[Target]
+    start: int = 0
+    """The number of its first target among the run's, where all are asked for the first time."""
 
 
-def _settle(
-    kit: Kit,
-    order: Order,
-    targets: Sequence[Target],
-    own_gap: Callable[[Target], dt.timedelta | None],
-    crew: Crew,
-) -> Tally:
-    tally, emptied = Tally(), list[Emptied]()
+_OwnGap = Callable[[Target], dt.timedelta | None]
 
-    def decide(believe: bool) -> None:
-        its_order = _with_gaps(order, [each.fence.target for each in emptied], own_gap)
-        decided = Batch(kit, its_order, crew.breaker).decide(emptied, believe)
-        tally.merge(decided.tally)
-        emptied.clear()
 
-    for settled in _in_window(crew, _works(order, targets, own_gap), kit.stop):
+def _settle(kit: Kit, order: Order, targets: Sequence[Target], own_gap: _OwnGap, crew: Crew) -> Tally:
+    """Ask for everybody, then once more for those whose answer is uncertain, which are judged together."""
+    tally = Tally()
+    removals = RunRemovals(targets, kit.limits, lambda orgs: kit.store.removals(order.run_id, orgs, kit.limits))
+    for work, settled in _in_window(crew, _first_works(order, targets, own_gap), kit.stop):
         tally.merge(settled.tally)
-        emptied += settled.emptied
-        if (
-            emptied
-            and not kit.stop.is_set()
-            and guard.too_many_emptied(tally.emptied + len(emptied), len(targets), kit.limits)
-        ):
-            decide(believe=False)  # more can only confirm it, and their answers need not be kept
-    if emptied and not kit.stop.is_set():
-        decide(believe=True)
+        removals.add_first(enumerate(work.targets, work.start), settled.found)
+    again = () if kit.stop.is_set() else _second_works(order, removals, own_gap)
+    for work, settled in _in_window(crew, again, kit.stop):
+        tally.merge(settled.tally)
+        tally.asked_again += len(work.targets)
+        assert work.order.second is not None  # noqa: S101 - it was asked a second time
+        removals.add_second(work.order.second, settled.found)
+        undecided, look = removals.take_decided()
+        if kit.stop.is_set():
+            tally.interrupted += len(undecided)
+        elif undecided:
+            its_order = _with_gaps(order, [each.fence.target for each in undecided], own_gap, look)
+            tally.merge(Batch(kit, its_order, crew.breaker).decide(undecided).tally)
+    tally.interrupted += removals.unsettled
     return tally
 
 
-def _works(
-    order: Order, targets: Sequence[Target], own_gap: Callable[[Target], dt.timedelta | None]
-) -> Iterator[_Work]:
+def _first_works(order: Order, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:
     for start in range(0, len(targets), BATCH_SIZE):
         batch = targets[start : start + BATCH_SIZE]
-        yield _Work(_with_gaps(order, batch, own_gap), batch)
+        yield _Work(_with_gaps(order, batch, own_gap), batch, start)
 
 
-def _with_gaps(order: Order, targets: Iterable[Target], own_gap: Callable[[Target], dt.timedelta | None]) -> Order:
+def _second_works(order: Order, removals: RunRemovals, own_gap: _OwnGap) -> Iterator[_Work]:
+    for batch, look in removals.batches(BATCH_SIZE):
+        yield _Work(_with_gaps(order, batch, own_gap, look), batch)
+
+
+def _with_gaps(order: Order, targets: Iterable[Target], own_gap: _OwnGap, look: SecondLook | None = None) -> Order:
     """The order for these targets: small, whatever the run has."""
     gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
-    return msgspec.structs.replace(order, gaps=gaps)
+    return msgspec.structs.replace(order, gaps=gaps, second=look)
 
 
-def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Iterator[Settled]:
+def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Iterator[tuple[_Work, Settled]]:
     """Results as they come, with at most a window of work handed out; a stop hands out no more."""
     pending: dict[Future[Any], _Work] = {}
     try:
         for work in works:
             if stop.is_set():
                 break
-            pending[crew.submit(*work)] = work
+            pending[crew.submit(work.order, work.targets)] = work
             if len(pending) >= crew.window():
                 yield from _some(crew, pending)
         while pending:
@@ -160,15 +163,15 @@ def _in_window(crew: Crew, works: Iterable[_Work], stop: threading.Event) -> Ite
         wait([future for future in pending if not future.cancel()])
 
 
-def _some(crew: Crew, pending: dict[Future[Any], _Work]) -> Iterator[Settled]:
+def _some(crew: Crew, pending: dict[Future[Any], _Work]) -> Iterator[tuple[_Work, Settled]]:
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         work = pending.pop(future)
         settled = crew.result(future)
         if settled is not None:
-            yield settled
+            yield work, settled
         else:
-            pending[crew.submit(*work)] = work
+            pending[crew.submit(work.order, work.targets)] = work
 
 
 @contextlib.contextmanager

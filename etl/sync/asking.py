@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from etl.errors import GatewayError
 from etl.model import Fence, Snapshot
 
-_FLOWS_A_GROUP: Final = 10_000
+FLOWS_A_GROUP: Final = 10_000
 """As many workflows of answers that differ are written in one transaction; and nothing more is asked for while so many
 wait to be judged, to bound memory."""
 _LULL_SECONDS: Final = 1.0
@@ -94,7 +94,7 @@ class Asking:
     def _go_on(self) -> None:
         """Set as many threads to work as may ask at once, unless enough is in hand."""
         with self._lock:
-            if self._flows_in_hand >= _FLOWS_A_GROUP:
+            if self._flows_in_hand >= FLOWS_A_GROUP:
                 return
             more = min(self._in_flight, self._unasked) - self._fetching
             self._fetching += max(more, 0)
@@ -112,7 +112,7 @@ class Asking:
         with self._lock:
             if asked is not None:
                 self._take(asked)
-            if self._flows_in_hand < _FLOWS_A_GROUP and (fence := next(self._fences, None)):
+            if self._flows_in_hand < FLOWS_A_GROUP and (fence := next(self._fences, None)):
                 self._unasked -= 1
                 return fence
             self._fetching -= 1
@@ -123,5 +123,5 @@ class Asking:
         self._flows += asked.flows
         self._flows_in_hand += asked.flows
         self._unanswered -= 1
-        if self._flows >= _FLOWS_A_GROUP or not self._unanswered:
+        if self._flows >= FLOWS_A_GROUP or not self._unanswered:
             self._close_group()

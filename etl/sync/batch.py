@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextvars
-import datetime as dt
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
-from functools import partial
-from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import structlog
 
-from etl import guard, verdict
-from etl.domain.holds import Approval, code, held_set
+from etl import verdict
 from etl.errors import (
     DatabaseDamaged,
     DatabaseError,
@@ -28,10 +24,13 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
-from etl.guard import Decision, Limits
+from etl.guard import Limits
 from etl.model import Fence, Issue, Outcome, Snapshot, State, Target
-from etl.store import STALE, Store
-from etl.sync.asking import Asked, Asking
+from etl.store import STALE, Store, TooMany
+from etl.sync.asking import FLOWS_A_GROUP, Asked, Asking
+from etl.sync.judging import Judge
+from etl.sync.order import Order, Settled
+from etl.sync.removals import Undecided
 from etl.sync.report import Tally
 from etl.trail import state_digest
 
@@ -62,34 +61,6 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     """Called with what would be written where nothing is, from several threads."""
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run wants of its batches."""
-
-    run_id: int | None
-    """None: judge only, write nothing."""
-    coverage_gap: dt.timedelta
-    """A longer silence ends a span; ``gaps`` has the targets whose schedule says otherwise."""
-    gaps: Mapping[Target, dt.timedelta] = {}
-    approval: Approval | None = None
-    """By whom held removals are said to be true, and which; None in every run but an approval."""
-
-
-class Emptied(NamedTuple):
-    """A target whose few workflows all vanished: decided at the end of the run, with the others."""
-
-    fence: Fence
-    state: State
-    snapshot: Snapshot
-    decision: Decision
-
-
-class Settled(NamedTuple):
-    """What became of a batch, small enough to travel."""
-
-    tally: Tally
-    emptied: Sequence[Emptied]
-
-
 class Breaker:
     """Sees a gateway that is down, over all batches of a run in this process."""
 
@@ -112,10 +83,10 @@ class Batch:
         self._breaker = breaker
         self._tally = Tally()
         self._counting = threading.Lock()
-        self._emptied: list[Emptied] = []
+        self._judge = Judge(order, kit.limits)
 
     def settle(self, targets: Sequence[Target]) -> Settled:
-        """Ask for every one of ``targets`` and write what became of it.
+        """Ask for every one of ``targets`` and write what became of it, but for those that are deferred or wait.
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
@@ -126,9 +97,11 @@ class Batch:
                     write(self._judge_group(group))
         return self._settled()
 
-    def decide(self, emptied: Sequence[Emptied], believe: bool) -> Settled:
-        """Write the verdicts of targets that became empty."""
-        self._apply([self._judged(each, believe) for each in emptied])
+    def decide(self, undecided: Sequence[Undecided]) -> Settled:
+        """Write the verdicts of second answers that wait no longer."""
+        for some in _in_groups(undecided):
+            states = self._kit.store.states([each.fence.target_id for each in some])
+            self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
         return self._settled()
 
     @contextmanager
@@ -148,43 +121,33 @@ class Batch:
         finally:
             wait(under_way)
 
-    def _gap(self, fence: Fence) -> dt.timedelta:
-        return self._order.gaps.get(fence.target, self._order.coverage_gap)
-
     def _settled(self) -> Settled:
-        return Settled(self._tally, self._emptied)
+        return Settled(self._tally, self._judge.found())
 
-    def _judged(self, emptied: Emptied, believe: bool) -> Outcome:
-        fence, state, snapshot, decision = emptied
-        if not believe:
-            decision = guard.hold(state.flows.keys(), state.flows.keys())
-        return verdict.judged(fence, state, snapshot, decision, self._gap(fence))
+    def _ask_all(self, fences: Sequence[Fence]) -> Asking:
+        return Asking(self._ask_surely, fences, self._kit.fetchers, self._kit.in_flight)
 
-    def _ask_all(self, fences: Sequence[Fence], *, own_connections: bool = False) -> Asking:
-        ask = partial(self._ask_surely, own_connection=own_connections)
-        return Asking(ask, fences, self._kit.fetchers, self._kit.in_flight)
-
-    def _ask_surely(self, fence: Fence, own_connection: bool) -> Asked:
+    def _ask_surely(self, fence: Fence) -> Asked:
         """An answer, whatever happens: who waits for it would wait for ever.
 
         Whatever is logged meanwhile has the target in it: the context is this call's own.
         """
         structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
-            return self._ask(fence, own_connection)
+            return self._ask(fence)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed")
             return Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._kit.arrived()
 
-    def _ask(self, fence: Fence, own_connection: bool) -> Asked:
+    def _ask(self, fence: Fence) -> Asked:
         if self._kit.stop.is_set():
             return Asked(fence, None)
         if self._breaker.is_open:
             return Asked(fence, _gateway_down())
         try:
-            asked = self._answer(fence, own_connection)
+            asked = self._answer(fence)
         except Interrupted:
             return Asked(fence, None)
         except GatewayError as error:
@@ -192,13 +155,19 @@ class Batch:
         self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
         return asked
 
-    def _answer(self, fence: Fence, own_connection: bool) -> Asked:
-        """A kept connection may say that nothing is new; any other answer must be the only one of its connection."""
+    def _answer(self, fence: Fence) -> Asked:
+        """A kept connection may say that nothing is new; any other answer must be the only one of its connection.
+
+        Where it lacks something, the second question of the run's end is that one: until then it only counts.
+        """
         fetch = self._kit.gateway.fetch
         judged_anyway = fence.held or not fence.version or self._order.approval is not None
+        own_connection = judged_anyway or self._order.second is not None
         known = None if judged_anyway else fence.data_hash
-        snapshot = fetch(fence.target, known, own_connection=own_connection or judged_anyway)
+        snapshot = fetch(fence.target, known, own_connection=own_connection)
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
+            if len(snapshot.flows or ()) < fence.flow_count:
+                return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
             del snapshot  # a second list of the same size may follow
             snapshot = fetch(fence.target, known, own_connection=True)
         return self._compare(fence, snapshot)
@@ -212,73 +181,40 @@ class Batch:
 
     def _judge_group(self, group: Sequence[Asked]) -> list[Outcome]:
         self._tally.interrupted += sum(asked.answer is None for asked in group)
+        self._judge.answered(asked.fence.target for asked in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
-            verdict.unchanged(asked.fence, asked.answer, self._gap(asked.fence))
+            verdict.unchanged(asked.fence, asked.answer, self._order.gap_of(asked.fence))
             for asked in group
             if isinstance(asked.answer, Snapshot) and not asked.differs
         ]
-        outcomes += self._judge([asked for asked in group if asked.differs])
+        outcomes += self._judge.judge(self._with_states([asked for asked in group if asked.differs]))
         return outcomes
 
-    def _judge(self, differing: Sequence[Asked]) -> Iterator[Outcome]:
-        states = self._kit.store.states([a.fence.target_id for a in differing if a.fence.version])
-        doubted = []
-        for fence, snapshot, _ in differing:
-            assert isinstance(snapshot, Snapshot)  # noqa: S101 - only a snapshot can differ
-            state = states.get(fence.target_id, State({}))
-            decision = self._decide(fence, state, snapshot)
-            if decision.ask_again:
-                doubted.append((fence, state))
-            else:
-                yield verdict.judged(fence, state, snapshot, decision, self._gap(fence), self._order.approval)
-        yield from self._judge_second_answers(doubted)
-
-    def _judge_second_answers(self, doubted: Sequence[tuple[Fence, State]]) -> Iterator[Outcome]:
-        """Ask those that have nothing, or would lose everything, once more: the second answer counts."""
-        states = {fence.target: state for fence, state in doubted}
-        again = self._ask_all([fence for fence, _ in doubted], own_connections=True)
-        for fence, answer, differs in chain.from_iterable(again.groups()):
-            state = states[fence.target]
-            if answer is None:
-                self._tally.interrupted += 1
-            elif isinstance(answer, GatewayError):
-                yield verdict.failed(fence, answer)
-            elif not differs:
-                yield verdict.unchanged(fence, answer, self._gap(fence))
-            else:
-                decision = self._decide(fence, state, answer)
-                if decision.emptied:
-                    self._emptied.append(Emptied(fence, state, answer, decision))
-                else:
-                    yield verdict.judged(fence, state, answer, decision, self._gap(fence))
-
-    def _decide(self, fence: Fence, state: State, snapshot: Snapshot) -> Decision:
-        answered = {flow.flow_id for flow in snapshot.flows or ()}
-        if fence.version == 0:
-            return guard.weigh_first(answered)
-        if self._order.approval is not None:
-            return self._approve(self._order.approval, fence.target, state, answered)
-        return guard.weigh(state.flows.keys(), state.missing, answered, self._kit.limits)
-
-    def _approve(self, approval: Approval, target: Target, state: State, answered: Set[str]) -> Decision:
-        held = held_set(target, state.missing)
-        if approval.covers(target, held.scope):
-            return guard.approve(state.flows.keys(), state.missing, answered)
-        return guard.refuse_approval(state.flows.keys(), answered, code(held.scope))
+    def _with_states(self, differing: Sequence[Asked]) -> list[tuple[Fence, State, Snapshot]]:
+        states = self._kit.store.states([asked.fence.target_id for asked in differing if asked.fence.version])
+        return [
+            (asked.fence, states.get(asked.fence.target_id, State({})), asked.answer)
+            for asked in differing
+            if isinstance(asked.answer, Snapshot)
+        ]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
         if self._order.run_id is None:
             self._kit.planned(outcomes)
             self._tally.add(outcomes)
+            self._judge.written(outcomes)
             return
         try:
-            stale = self._kit.store.apply(self._order.run_id, outcomes)
+            stale = self._kit.store.apply(self._order.run_id, outcomes, self._judge.removals)
+        except TooMany as found:
+            self._apply(self._judge.held_instead(outcomes, found.sums))
         except (DatabaseUnreachable, DatabaseDamaged):
             raise
         except DatabaseError as error:
             self._apply_apart(outcomes, error)
         else:
+            self._judge.written(outcomes)
             with self._counting:
                 self._tally.add([_left_out(o) if o.fence.target_id in stale else o for o in outcomes])
 
@@ -299,6 +235,19 @@ def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
     if snapshot.flows is None:
         return True
     return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
+
+
+def _in_groups(undecided: Sequence[Undecided]) -> Iterator[list[Undecided]]:
+    """As many as are written in one transaction."""
+    group, flows = list[Undecided](), 0
+    for each in undecided:
+        if group and flows + each.flows > FLOWS_A_GROUP:
+            yield group
+            group, flows = [], 0
+        group.append(each)
+        flows += each.flows
+    if group:
+        yield group
 
 
 def _gateway_down() -> GatewayError:

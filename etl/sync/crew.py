@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, Final, Protocol, cast
@@ -10,7 +11,8 @@ import structlog
 
 from etl.errors import ClusterError
 from etl.model import Target
-from etl.sync.batch import Batch, Breaker, Kit, Order, Settled
+from etl.sync.batch import Batch, Breaker, Kit
+from etl.sync.order import Order, Settled
 from etl.sync.report import Problematic
 
 _WINDOW: Final = 3
@@ -67,7 +69,7 @@ class Crew:
                 structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
             self._elsewhere = None
             return None
-        for _ in range(settled.tally.settled + len(settled.emptied)):
+        for _ in range(settled.tally.settled + settled.found.unsettled):
             self._kit.arrived()
         return settled
 
@@ -77,9 +79,12 @@ def settle_the_rest(kit: Kit, order: Order, breaker: Breaker, targets: Sequence[
     as it was written, and only the others are asked. (Who was asked and found unchanged left no trace of the run.)"""
     done = {} if order.run_id is None else kit.store.written_by(order.run_id, targets)
     settled = Batch(kit, order, breaker).settle([target for target in targets if target not in done])
+    missing = Counter(settled.found.missing)
     for target, written in done.items():
         settled.tally.verdicts[written.verdict] += 1
         settled.tally.changes.update(written.changes)
+        missing[target.org_id] += written.changes.get("removed", 0)
         if written.issue is not None:
             settled.tally.tell([Problematic(target, written.verdict, written.issue)])
-    return settled
+            missing[target.org_id] += written.issue.missing
+    return settled._replace(found=settled.found._replace(missing=missing))

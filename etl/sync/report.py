@@ -9,9 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from etl.model import CHANGE_KINDS, CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
-from etl.trail import state_digest
 
-_NOTHING: Final = state_digest(())
 MOST_ISSUES: Final = 1_000
 """As many issues of a run are kept to be told; the table ``sync_issue`` has all."""
 
@@ -34,8 +32,8 @@ class Tally(msgspec.Struct):
     causes: Counter[str] = msgspec.field(default_factory=Counter)
     """All issues: failures by error code, the others by verdict."""
     unknown_cycles: set[str] = msgspec.field(default_factory=set)
-    emptied: int = 0
-    """Targets whose whole list vanished, and is held."""
+    asked_again: int = 0
+    """Targets that were asked a second time, since their answer removed something or was empty."""
     clock_went_back: int = 0
     interrupted: int = 0
     """Targets that a stop came before: no attempts."""
@@ -47,9 +45,6 @@ class Tally(msgspec.Struct):
             self.clock_went_back += outcome.clock_went_back
             if outcome.issue is not None:
                 self.tell([Problematic(outcome.fence.target, outcome.verdict, outcome.issue)])
-            newly_missing = outcome.missing - outcome.missing_before
-            if outcome.verdict == "held" and newly_missing and outcome.answer_digest == _NOTHING:
-                self.emptied += 1
             if outcome.change_set is not None:
                 self.changes += outcome.change_set.counts
                 self.unknown_cycles |= _unknown_cycles(outcome)
@@ -61,7 +56,7 @@ class Tally(msgspec.Struct):
         self.causes += other.causes
         self._keep(other.issues)
         self.unknown_cycles |= other.unknown_cycles
-        self.emptied += other.emptied
+        self.asked_again += other.asked_again
         self.clock_went_back += other.clock_went_back
         self.interrupted += other.interrupted
 

@@ -289,6 +289,32 @@ def sync_issue() -> None:
     index("sync_issue", "target_id", "id")
 
 
+def organisation() -> None:
+    create(
+        "organisation",
+        key("org_id"),
+        primary("organisation", "org_id"),
+        checks={"org_id": "org_id <> ''"},
+        comment="An organisation whose lists lost something: its row is locked while its removals are added up.",
+    )
+
+
+def org_turnover() -> None:
+    create(
+        "org_turnover",
+        identity(),
+        key("org_id"),
+        number("run_id"),
+        time("counted_at"),
+        *counts("added", "removed"),
+        primary("org_turnover", "id"),
+        checks={"org_id": "org_id <> ''", "counts": none_negative("added", "removed")},
+        comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
+    )
+    index("org_turnover", "org_id", "counted_at")
+    index("org_turnover", "counted_at")
+
+
 def lease() -> None:
     create(
         "lease",
@@ -379,7 +405,8 @@ WHERE kind = 'cycle_changed'
 
 
 def upgrade() -> None:
-    for make in (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, lease):
+    tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
+    for make in (*tables, org_turnover, lease):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
     view("current_workflow", "A workflow that a target sees now; retired targets are left out.", CURRENT_WORKFLOW)

@@ -44,7 +44,7 @@ def run(order: dict[str, Any], board: mmap.mmap) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     points.install(order["strike"], board)
     if order["flows_a_group"] is not None:
-        asking._FLOWS_A_GROUP = order["flows_a_group"]
+        asking.FLOWS_A_GROUP = order["flows_a_group"]
     sys.argv = ["flowtrail", *order["arguments"]]
     try:
         etl.__main__.main()

@@ -226,7 +226,7 @@ class Place:
         url = url or self.url
         if url.startswith("sqlite") and not file_of(url).exists():
             return []
-        return checker.check(url, self.ledger, settled=settled)
+        return checker.check(url, self.ledger, settled=settled, guard=checker.Guard())
 
     def close(self) -> None:
         self._close_gateway()

@@ -78,6 +78,23 @@ def _empty(world: World) -> None:
     world.set_flows(ORG, CAY, [])
 
 
+def _lose_together(world: World) -> None:
+    """Nine of Ann's twenty, two of Bob's eleven, one of Cay's three: twelve of thirty-four."""
+    world.set_flows(ORG, ANN, flows(10, 20))
+    world.set_flows(ORG, BOB, flows(17, 25))
+    world.set_flows(ORG, CAY, flows(2, 3))
+
+
+def _lose_again(world: World) -> None:
+    world.set_flows(ORG, BOB, flows(17, 25))
+
+
+def _lost(place: Place) -> None:
+    """Nine of Ann's, which is one too few to be held."""
+    place.gateway.world.set_flows(ORG, ANN, flows(10, 20))
+    expect(place, SYNC, 0)
+
+
 def _lose_user(world: World) -> None:
     world.remove_user(ORG, BOB)
 
@@ -114,6 +131,8 @@ SCENARIOS = (
     Scenario("comes back", before=_held, upstream=_come_back, exits=1),
     Scenario("approve", APPROVE, before=_held, recovery=(APPROVE, SYNC)),
     Scenario("emptied", upstream=_empty),
+    Scenario("lost together", upstream=_lose_together, exits=1),
+    Scenario("lost again", before=_lost, upstream=_lose_again, exits=1),
     Scenario("failed", upstream=_lose_user, exits=1),
     Scenario("after a failure", before=_failed, upstream=_change),
     Scenario("retire", ("sync", "--retire"), upstream=_change, configured=(ANN,), recovery=(("sync", "--retire"),)),

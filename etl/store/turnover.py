@@ -1,0 +1,160 @@
+"""What organisations' lists gained and lost within the guard's window, counted in the transaction that writes it.
+
+| a transaction | does, in this order, after its targets and spans are locked |
+|---|---|
+| that removes without an approval | locks the organisation's row, adds up what was removed within the window, and gives up (TooMany) where that is too much; else a row of ``org_turnover`` counts what it adds and removes |
+| that removes what a person approved | locks the organisation's row and deletes its counts: the window starts anew |
+| that only adds | counts it, without a lock |
+
+The row's lock is held until the COMMIT, so of two transactions that remove in one organisation the later one sees what
+the earlier one counted. Organisations are locked in the order of their ids, and after everything else.
+
+Times are the database's own (``counted_at``): every replica has the same, whatever a machine's clock says. A count that
+lies further ahead than the window was made before the clock was set back, and says nothing about now.
+"""  # noqa: E501 - a table
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.guard import Limits, Sum, removals_of_organisation
+from etl.model import Outcome
+from etl.schema import org_turnover, organisation, target
+from etl.store.runs import database_now
+
+KEPT: Final = dt.timedelta(days=31)
+"""Longer than the longest window that can be set."""
+DELETED_AT_ONCE: Final = 5_000
+
+
+class Removals(msgspec.Struct, frozen=True):
+    """What is known of the removals of the organisations in which a transaction may remove something."""
+
+    window: dt.timedelta
+    sums: Mapping[str, Sum]
+
+
+NO_REMOVALS: Final = Removals(dt.timedelta(0), {})
+
+
+class TooMany(Exception):
+    """With what others have committed meanwhile it is too much: the removals of these organisations must be held."""
+
+    def __init__(self, sums: Mapping[str, Sum]) -> None:
+        super().__init__(f"too much was removed in {', '.join(sorted(sums))}")
+        self.sums = sums
+
+
+class _Removed(NamedTuple):
+    """Within the window."""
+
+    in_all: int = 0
+    by_others: int = 0
+
+
+def standings(connection: Connection, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
+    """What is known of each organisation's removals before those of a run; in one transaction that reads."""
+    now = connection.execute(select(database_now(connection))).scalar_one()
+    listed = select(target.c.org_id, func.sum(target.c.flow_count)).where(target.c.org_id.in_(org_ids))
+    lists = dict(_rows(connection, listed.where(target.c.retired_at.is_(None)).group_by(target.c.org_id)))
+    gone, came = org_turnover.c.removed, org_turnover.c.added
+    turned = {org: rest for org, *rest in _rows(connection, _within(limits.window, now, org_ids, run_id, gone - came))}
+    return {
+        org: removals_of_organisation(max(0, int(lists.get(org) or 0) + int(net)), int(by_others), limits)
+        for org in org_ids
+        for net, _, by_others in [turned.get(org, (0, 0, 0))]
+    }
+
+
+def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> None:
+    """Count what ``outcomes`` add and remove, as the last thing before a COMMIT. Raises TooMany.
+
+    ``removals`` must know every organisation in which something is removed that nobody approved.
+    """
+    turnover = _turnover(outcomes)
+    losing = {org for org, changes in turnover.items() if changes["removed"]}
+    if unjudged := [org for org in losing if org not in removals.sums]:
+        raise ValueError(f"nobody judged what is removed in {', '.join(sorted(unjudged))}")
+    approved = {o.fence.target.org_id for o in outcomes if o.change_set and o.change_set.approved_by is not None}
+    if losing or approved:
+        _lock(connection, sorted(losing | approved))
+    if approved:
+        connection.execute(delete(org_turnover).where(org_turnover.c.org_id.in_(approved)))
+    if not turnover:
+        return
+    now = connection.execute(select(database_now(connection))).scalar_one()
+    if losing:
+        _check(connection, run_id, {org: turnover[org]["removed"] for org in losing}, removals, now)
+    rows = [{"org_id": o, "run_id": run_id, "counted_at": now, **turnover[o]} for o in sorted(turnover)]
+    connection.execute(insert(org_turnover), rows)
+
+
+def delete_old(connection: Connection) -> int:
+    """Delete counts that no window reaches; how many: ``DELETED_AT_ONCE`` until fewer are left."""
+    now = connection.execute(select(database_now(connection))).scalar_one()
+    old = select(org_turnover.c.id).where(org_turnover.c.counted_at < now - KEPT).order_by(org_turnover.c.id)
+    return connection.execute(delete(org_turnover).where(org_turnover.c.id.in_(old.limit(DELETED_AT_ONCE)))).rowcount
+
+
+def _turnover(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
+    """How much is added and removed in each organisation, without what a person approved."""
+    turnover: dict[str, Counter[str]] = {}
+    for outcome in outcomes:
+        made = outcome.change_set
+        if made is None or made.kind == "baseline" or made.approved_by is not None:
+            continue
+        counts = made.counts
+        if counts["added"] or counts["removed"]:
+            of_org = turnover.setdefault(made.target.org_id, Counter(added=0, removed=0))
+            of_org.update(added=counts["added"], removed=counts["removed"])
+    return turnover
+
+
+def _lock(connection: Connection, org_ids: Sequence[str]) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    rows = [{"org_id": org_id} for org_id in org_ids]
+    connection.execute(dialect.insert(organisation).on_conflict_do_nothing(), rows)
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        mine = select(organisation.c.org_id).where(organisation.c.org_id.in_(org_ids))
+        connection.execute(mine.order_by(organisation.c.org_id).with_for_update())
+
+
+def _check(
+    connection: Connection, run_id: int, removed: Mapping[str, int], removals: Removals, now: dt.datetime
+) -> None:
+    """A statement of its own after the lock, which sees what was committed until then."""
+    of_window = _within(removals.window, now, removed, run_id, org_turnover.c.removed)
+    found = {org: _Removed(int(in_all), int(by_others)) for org, _, in_all, by_others in _rows(connection, of_window)}
+    over = {}
+    for org, removes in removed.items():
+        of_org, known = found.get(org, _Removed()), removals.sums[org]
+        of_run = max(known.of_run, of_org.in_all - of_org.by_others + removes)
+        if of_org.by_others + of_run >= known.limit:
+            over[org] = msgspec.structs.replace(known, before=of_org.by_others, seen=of_run, expected=0)
+    if over:
+        raise TooMany(over)
+
+
+def _within(
+    window: dt.timedelta, now: dt.datetime, org_ids: Collection[str], run_id: int | None, net: ColumnElement[int]
+) -> Any:
+    """Of each organisation, summed over the window: ``net``, all that was removed, and what other runs removed."""
+    own = case((org_turnover.c.run_id == run_id, 0), else_=org_turnover.c.removed)
+    sums = (func.sum(net), func.sum(org_turnover.c.removed), func.sum(own))
+    of_window = select(org_turnover.c.org_id, *sums).where(
+        org_turnover.c.org_id.in_(org_ids),
+        org_turnover.c.counted_at > now - window,
+        org_turnover.c.counted_at < now + window,
+    )
+    return of_window.group_by(org_turnover.c.org_id)
+
+
+def _rows(connection: Connection, statement: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in connection.execute(statement)]

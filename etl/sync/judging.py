@@ -1,0 +1,170 @@
+"""From answers that differ to what is to be written: each by itself at first, and at the end of a run together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import NamedTuple
+
+from etl import guard, verdict
+from etl.domain.holds import Approval, code, held_set
+from etl.guard import Decision, Limits, Sum
+from etl.model import Fence, Outcome, Snapshot, State, Target
+from etl.store import Removals
+from etl.sync.order import Order
+from etl.sync.removals import WAITING_FLOWS, Deferred, Found, Together, Undecided
+
+
+class Weighed(NamedTuple):
+    """An answer, and what the guard makes of it by itself."""
+
+    fence: Fence
+    state: State
+    snapshot: Snapshot
+    decision: Decision
+
+    @property
+    def answered(self) -> Set[str]:
+        return {flow.flow_id for flow in self.snapshot.flows or ()}
+
+    @property
+    def missing(self) -> int:
+        """How many workflows it lacks that no earlier run missed."""
+        return self.decision.removes + len(self.decision.held - self.state.missing)
+
+    @property
+    def emptied(self) -> bool:
+        """Whether that is all that the target had."""
+        return self.missing > 0 and not self.snapshot.flows
+
+    @property
+    def org_id(self) -> str:
+        return self.fence.target.org_id
+
+
+class Judge:
+    """Judges a batch's answers: the first ones, or, where its order says so, the second ones."""
+
+    def __init__(self, order: Order, limits: Limits) -> None:
+        self._missing: Counter[str] = Counter()
+        self._emptied = 0
+        self._deferred: list[Deferred] = []
+        self._undecided: list[Undecided] = []
+        self._order = order
+        self._limits = limits
+        self._together = None if order.second is None else Together(order.second)
+        self._removing: dict[int, Weighed] = {}
+        """Those that are believed, until they are written: others may make them too many until then."""
+        self._waiting_flows = 0
+
+    @property
+    def removals(self) -> Removals:
+        """What a transaction that removes something has to know."""
+        return Removals(self._limits.window, {} if self._together is None else self._together.orgs)
+
+    def found(self) -> Found:
+        """What was found missing so far."""
+        return Found(self._missing, self._emptied, self._deferred, self._undecided)
+
+    def answered(self, targets: Iterable[Target]) -> None:
+        """These targets were asked; with whatever result."""
+        if self._together is not None:
+            for target in targets:
+                self._together.answered(target)
+
+    def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
+        """What becomes of answers that differ; nothing comes of those that are deferred, or wait for others."""
+        weighed = [Weighed(*each, self._decide(*each)) for each in differing]
+        if self._together is None:
+            yield from self._judge_first(weighed)
+        else:
+            yield from self._judge_second(weighed, self._together)
+
+    def decide(self, waiting: Sequence[tuple[State, Undecided]]) -> Iterator[Outcome]:
+        """What becomes of answers that wait no longer."""
+        assert self._together is not None  # noqa: S101 - only second answers wait
+        for state, undecided in waiting:
+            each = Weighed(
+                undecided.fence, state, undecided.snapshot, self._decide(undecided.fence, state, undecided.snapshot)
+            )
+            believed = self._together.stance(each.org_id, undecided.emptied) == "believe"
+            yield self._believed(each) if believed else self._held(each, self._together, undecided.emptied)
+
+    def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
+        """The outcomes, with what they remove in these organisations held: others have removed too much meanwhile."""
+        return [
+            self._outcome(each, self._hold(each, guard.reason_of_organisation(sums[each.org_id], self._limits.window)))
+            if (each := self._removing.get(outcome.fence.target_id)) and each.org_id in sums
+            else outcome
+            for outcome in outcomes
+        ]
+
+    def written(self, outcomes: Iterable[Outcome]) -> None:
+        """Nothing can happen to these any more."""
+        for outcome in outcomes:
+            self._removing.pop(outcome.fence.target_id, None)
+
+    # ------------------------------------------------------------------------------------------------------ answers
+
+    def _decide(self, fence: Fence, state: State, snapshot: Snapshot) -> Decision:
+        answered = {flow.flow_id for flow in snapshot.flows or ()}
+        if fence.version == 0:
+            return guard.weigh_first(answered)
+        if self._order.approval is not None:
+            return _approve(self._order.approval, fence.target, state, answered)
+        return guard.weigh(state.flows.keys(), state.missing, answered, self._limits)
+
+    def _judge_first(self, weighed: Iterable[Weighed]) -> Iterator[Outcome]:
+        for each in weighed:
+            if each.decision.uncertain or not each.snapshot.sole_answer:
+                self._deferred.append(Deferred(each.fence.target, each.missing, each.emptied))
+            else:
+                self._count(each)
+                yield self._outcome(each, each.decision)
+
+    def _judge_second(self, weighed: Sequence[Weighed], together: Together) -> Iterator[Outcome]:
+        """All of them are counted before the first is judged."""
+        for each in weighed:
+            self._count(each)
+            together.saw(each.fence.target, each.missing, each.emptied)
+        for each in weighed:
+            stance = together.stance(each.org_id, each.emptied) if each.decision.removes else "believe"
+            if stance == "wait" and self._has_room(each):
+                self._undecided.append(Undecided(each.fence, each.snapshot, each.emptied))
+            elif stance == "believe":
+                yield self._believed(each)
+            else:
+                yield self._held(each, together, each.emptied)
+
+    def _count(self, weighed: Weighed) -> None:
+        self._missing[weighed.org_id] += weighed.missing
+        self._emptied += weighed.emptied
+
+    def _has_room(self, weighed: Weighed) -> bool:
+        self._waiting_flows += Undecided(weighed.fence, weighed.snapshot, False).flows
+        return self._waiting_flows <= WAITING_FLOWS
+
+    # ----------------------------------------------------------------------------------------------------- outcomes
+
+    def _believed(self, weighed: Weighed) -> Outcome:
+        if weighed.decision.removes:
+            self._removing[weighed.fence.target_id] = weighed
+        return self._outcome(weighed, weighed.decision)
+
+    def _held(self, weighed: Weighed, together: Together, emptied: bool) -> Outcome:
+        reason = together.reason(weighed.org_id, emptied, self._limits)
+        return self._outcome(weighed, self._hold(weighed, reason))
+
+    def _hold(self, weighed: Weighed, reason: str) -> Decision:
+        return guard.hold_with_others(weighed.state.flows.keys(), weighed.answered, self._limits, reason)
+
+    def _outcome(self, weighed: Weighed, decision: Decision) -> Outcome:
+        fence, state, snapshot, _ = weighed
+        return verdict.judged(fence, state, snapshot, decision, self._order.gap_of(fence), self._order.approval)
+
+
+def _approve(approval: Approval, target: Target, state: State, answered: Set[str]) -> Decision:
+    held = held_set(target, state.missing)
+    if approval.covers(target, held.scope):
+        return guard.approve(state.flows.keys(), state.missing, answered)
+    return guard.refuse_approval(state.flows.keys(), answered, code(held.scope))

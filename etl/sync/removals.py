@@ -1,0 +1,197 @@
+"""The removals of a run, judged together at its end, in memory that does not grow with the targets.
+
+1. First answers: of a target whose answer is uncertain (it removes something, or is a first list and empty) nothing is
+   kept but how much it would remove: four bytes a target, and two numbers an organisation.
+2. Second answers: those targets are asked again, in batches. An answer that removes something is believed, or held, as
+   soon as the sums say so, whatever the targets say that are still to be asked (``Sum.stance``).
+3. Only where it depends on those does an answer wait in memory (``Undecided``), up to ``WAITING_FLOWS`` workflows; what
+   waits beyond that is held.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from typing import Final, NamedTuple
+
+import msgspec
+
+from etl import guard
+from etl.guard import Limits, Stance, Sum
+from etl.model import Fence, Snapshot, Target
+
+WAITING_FLOWS: Final = 50_000
+"""As many workflows of answers as wait for those of others: some 15 MB."""
+_FLOWS_A_TARGET: Final = 10
+"""What an answer takes besides its workflows, in workflows."""
+
+
+class Deferred(NamedTuple):
+    """A target that is to be asked again, and what its first answer would have removed."""
+
+    target: Target
+    removes: int
+    emptied: bool
+    """Whether that would have been all it had."""
+
+
+class SecondLook(msgspec.Struct, frozen=True, kw_only=True):
+    """What a batch that asks again knows of its run."""
+
+    first: Mapping[Target, Deferred]
+    """The batch's own targets; ``orgs`` and ``emptied`` still expect what these say."""
+    orgs: Mapping[str, Sum]
+    emptied: Sum
+
+
+class Undecided(NamedTuple):
+    """A second answer that removes something, and waits for those of others."""
+
+    fence: Fence
+    snapshot: Snapshot
+    emptied: bool
+
+    @property
+    def flows(self) -> int:
+        return len(self.snapshot.flows or ()) + _FLOWS_A_TARGET
+
+
+class Found(NamedTuple):
+    """What a batch found missing."""
+
+    missing: Mapping[str, int] = {}
+    """How many workflows its answers lack that no earlier run missed, by organisation; deferred ones not counted."""
+    emptied: int = 0
+    """Targets that lose all they have, likewise."""
+    deferred: Sequence[Deferred] = ()
+    undecided: Sequence[Undecided] = ()
+
+    @property
+    def unsettled(self) -> int:
+        return len(self.deferred) + len(self.undecided)
+
+
+class Together:
+    """The sums of a run's removals as a batch knows them; it goes on counting as its own answers come."""
+
+    def __init__(self, look: SecondLook) -> None:
+        self._first = look.first
+        self.orgs = dict(look.orgs)
+        self.emptied = look.emptied
+
+    def answered(self, target: Target) -> None:
+        """A target was asked again: what its first answer said counts no more."""
+        first = self._first[target]
+        self.emptied = self.emptied.plus(expected=-int(first.emptied))
+        self.orgs[target.org_id] = self.orgs[target.org_id].plus(expected=-first.removes)
+
+    def saw(self, target: Target, missing: int, emptied: bool) -> None:
+        """Its second answer lacks so many workflows that no earlier run missed."""
+        self.emptied = self.emptied.plus(seen=int(emptied))
+        self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
+
+    def stance(self, org_id: str, emptied: bool) -> Stance:
+        """What is to become of a second answer that removes something."""
+        return stance(self.orgs[org_id], self.emptied if emptied else None)
+
+    def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
+        """Why it is held."""
+        of_org = self.orgs[org_id]
+        if emptied and of_org.stance == "believe":
+            return guard.reason_of_emptied(self.emptied)
+        return guard.reason_of_organisation(of_org, limits.window)
+
+
+def stance(of_org: Sum, emptied: Sum | None) -> Stance:
+    """The stricter of the two rules."""
+    stances = {of_org.stance, emptied.stance if emptied else "believe"}
+    return "hold" if "hold" in stances else "wait" if "wait" in stances else "believe"
+
+
+class RunRemovals:
+    """What a whole run knows of its removals."""
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        limits: Limits,
+        standings: Callable[[Collection[str]], Mapping[str, Sum]],
+    ) -> None:
+        """``standings`` tells what was removed in organisations before the run."""
+        self._targets = targets
+        self._standings = standings
+        self._first = array("I", bytes(4 * len(targets)))
+        """Of each target: 0, or what ``_packed`` makes of it."""
+        self._before: dict[str, Sum] = {}
+        self._seen: Counter[str] = Counter()
+        self._expected: Counter[str] = Counter()
+        self._emptied = guard.emptied_targets(len(targets), limits)
+        self._undecided: list[Undecided] = []
+        self._to_ask = 0
+
+    @property
+    def unsettled(self) -> int:
+        """Targets without a verdict: those to be asked again, and those whose second answer waits."""
+        return self._to_ask + len(self._undecided)
+
+    def add_first(self, numbered: Iterable[tuple[int, Target]], found: Found) -> None:
+        """A batch of targets, each with its number in the run, was asked for the first time."""
+        deferred = {each.target: each for each in found.deferred}
+        for number, target in numbered:
+            if (each := deferred.get(target)) is not None:
+                self._first[number] = _packed(each)
+        self._expect(deferred.values(), 1)
+        self._count(found)
+
+    def batches(self, size: int) -> Iterator[tuple[list[Target], SecondLook]]:
+        """The targets that are to be asked again, each batch with what is known when it is taken."""
+        waiting = (number for number, packed in enumerate(self._first) if packed)
+        while numbers := list(islice(waiting, size)):
+            first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
+            yield list(first), self._look(first, {target.org_id for target in first})
+
+    def add_second(self, look: SecondLook, found: Found) -> None:
+        """A batch was asked again: what the first answers said counts no more."""
+        self._expect(look.first.values(), -1)
+        self._count(found)
+        self._undecided += found.undecided
+
+    def take_decided(self) -> tuple[list[Undecided], SecondLook]:
+        """The answers that need not wait any longer, and what is known now; all, where too many wait."""
+        look = self._look({}, {each.fence.target.org_id for each in self._undecided})
+        settled = [each for each in self._undecided if _stance_of(each, look) != "wait"]
+        waiting = [each for each in self._undecided if _stance_of(each, look) == "wait"]
+        if sum(each.flows for each in waiting) > WAITING_FLOWS:
+            settled, waiting = self._undecided, []
+        self._undecided = waiting
+        return settled, look
+
+    def _expect(self, deferred: Collection[Deferred], sign: int) -> None:
+        self._to_ask += sign * len(deferred)
+        self._emptied = self._emptied.plus(expected=sign * sum(each.emptied for each in deferred))
+        for each in deferred:
+            self._expected[each.target.org_id] += sign * each.removes
+
+    def _count(self, found: Found) -> None:
+        self._seen.update(found.missing)
+        self._emptied = self._emptied.plus(seen=found.emptied)
+
+    def _look(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondLook:
+        if unknown := org_ids - self._before.keys():
+            self._before.update(self._standings(unknown))
+        orgs = {org: self._before[org].plus(self._seen[org], self._expected[org]) for org in org_ids}
+        return SecondLook(first=first, orgs=orgs, emptied=self._emptied)
+
+    def _unpacked(self, number: int) -> tuple[Target, Deferred]:
+        target, packed = self._targets[number], self._first[number] - 1
+        return target, Deferred(target, packed >> 1, bool(packed & 1))
+
+
+def _packed(deferred: Deferred) -> int:
+    return 1 + (deferred.removes << 1 | deferred.emptied)
+
+
+def _stance_of(undecided: Undecided, look: SecondLook) -> Stance:
+    return stance(look.orgs[undecided.fence.target.org_id], look.emptied if undecided.emptied else None)
