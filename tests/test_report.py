@@ -167,7 +167,7 @@ def test_problems_are_the_targets_that_failed_last_or_are_held(world: World) -> 
     failed = {target for target in active if world.oracles[target].log[-1].what == "failed"}
     held = {target for target in active if world.oracles[target].missing}
     assert {row[:3] for row in problems} == failed | held
-    assert list(report.problems(org="o1")) == [row for row in problems if row.org_id == "o1"]
+    assert list(report.problems(limit=1)) == problems[:1]
 
 
 def test_runs_come_the_latest_first(engine: Engine) -> None:
