@@ -18,8 +18,6 @@ from etl.verify import HeadsFile
 TICK_SECONDS: Final = 5.0
 """How soon after a run's end its heads are in the file."""
 PRUNE_SECONDS: Final = 3600.0
-FIRST_PRUNE_SECONDS: Final = 300.0
-"""By then a run has heard the gateway say what time it is."""
 _SHARE: Final = 20
 """So many times longer than the last look at all targets it rests before the next one."""
 _LAST_WORDS_SECONDS: Final = 3.0
@@ -36,21 +34,15 @@ class Housekeeping:
         clock: Callable[[], dt.datetime],
         keep_runs: dt.timedelta | None,
         heads: HeadsFile | None,
-        clock_is_right: Callable[[], bool] = lambda: True,
-        first_prune_seconds: float = FIRST_PRUNE_SECONDS,
     ) -> None:
-        """``clock_is_right``: False where the clock is known to be wrong; then no run is old enough to be forgotten."""
         self._store = store
         self._active = active
         self._clock = clock
         self._keep_runs = keep_runs
         self._heads = heads
-        self._clock_is_right = clock_is_right
-        self._first_prune_seconds = first_prune_seconds
         self._over = threading.Event()
         self._seen: object = None
-        self._prune_at: float | None = None
-        self._look_at = 0.0
+        self._prune_at = self._look_at = 0.0
         self._troubles: dict[str, str] = {}
         self._log = structlog.get_logger("etl.housekeeping")
 
@@ -72,13 +64,11 @@ class Housekeeping:
 
     def _tick(self) -> None:
         if not self._active():
-            self._seen = self._prune_at = None
+            self._seen, self._prune_at = None, 0.0
             return
-        if self._prune_at is None:
-            self._prune_at = time.monotonic() + self._first_prune_seconds
         if self._heads is not None:
             self._attempt("heads_file", self._keep_heads, remedy=f"it is tried again; look at {self._heads.path}")
-        if self._keep_runs is not None and time.monotonic() >= self._prune_at and self._may_go_on():
+        if self._keep_runs is not None and time.monotonic() >= self._prune_at and not self._over.is_set():
             self._attempt("pruning", self._prune, remedy="it is tried again")
 
     def _attempt(self, what: str, work: Callable[[], None], remedy: str) -> None:
@@ -122,4 +112,4 @@ class Housekeeping:
             self._log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
-        return self._active() and self._clock_is_right() and not self._over.is_set()
+        return self._active() and not self._over.is_set()

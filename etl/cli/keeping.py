@@ -151,13 +151,6 @@ def keeping_house(bench: Workbench, service: Service) -> Iterator[None]:
         clock=utc_now,
         keep_runs=kept.keep_runs,
         heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
-        clock_is_right=lambda: _clock_is_right(bench),
     )
     with housekeeping.running():
         yield
-
-
-def _clock_is_right(bench: Workbench) -> bool:
-    """Unless the gateway says that it is another time: a clock that is years ahead makes every run an old one."""
-    skew, limit = bench.gateway.clock_skew, bench.settings.gateway.max_clock_skew
-    return skew is None or not limit or abs(skew) <= limit
