@@ -25,10 +25,10 @@ import psycopg
 import pytest
 from builders import GAP, START, Diary, after, flow, numbered
 from program import KEY, SECRET, Program
+from served import Clock, Gateway
 from sqlalchemy import Engine, make_url, text
 from test_gateway_answers import outcome
 from test_sync import House, gone
-from test_time import Clock, Gateway
 
 from etl import service as service_module
 from etl import sync
