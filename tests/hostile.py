@@ -66,7 +66,7 @@ class Hostile:
     """Listens on loopback while its ``with`` block lasts.
 
     Where it is ``obliging``, it closes a connection that a client asks it to close. ``left`` is set whenever a client
-    has gone away; ``played`` counts the steps that came to their end.
+    has gone away; ``played`` counts the steps that came to their end, ``resumed`` the TLS sessions that were resumed.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Hostile:
     ) -> None:
         self.requests: list[Request] = []
         self.left = threading.Event()
-        self.connections = 0
+        self.connections = self.resumed = 0
         self.played = 0
         self._flows = _repeating(flows or (answer(),))
         self._tokens = _repeating(tokens or (issued(),))
@@ -149,6 +149,7 @@ class Hostile:
                 _play(self._greet, Peer(raw, self._closing))
             if self._tls:
                 connection = self._tls.wrap_socket(raw, server_side=True)
+                self.resumed += bool(connection.session_reused)
             stream = connection.makefile("rb")
             with stream:
                 while request := _read(stream, number):

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,63 @@ def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
         client.fetch(TARGET)
 
 
+# Connections of their own
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_each_connection_resumes_the_session_of_one_before(certificates: Certificates, version: ssl.TLSVersion) -> None:
+    context = certificates.server("good")
+    context.maximum_version = version
+    with Hostile(tls=context) as server, gateway(server, ca_bundle=certificates.path("ca.pem")) as client:
+        for own in (True, True, False, True, True):
+            assert client.fetch(TARGET, own_connection=own).sole_answer == own
+    assert (server.connections, server.resumed) == (5, 4)
+
+
+def test_a_certificate_has_to_be_shown_again_in_time(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl.gateway.tls._VERIFIED_SECONDS", 0.0)
+    with (
+        Hostile(tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
+    ):
+        for _ in range(3):
+            client.fetch(TARGET, own_connection=True)
+    assert (server.connections, server.resumed) == (3, 0)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_answers_that_nobody_asked_for_are_seen_over_tls(certificates: Certificates, version: ssl.TLSVersion) -> None:
+    context = certificates.server("good")
+    context.maximum_version = version
+    bundle = {"ca_bundle": certificates.path("ca.pem")}
+    for own in (True, False):
+        with Hostile(answer() + answer(), tls=context) as server:
+            assert one_exchange(server, own_connection=own, **bundle).code == "desync"
+    strayed, again = threading.Event(), threading.Event()
+
+    def step(peer: Peer) -> None:
+        peer.send(answer())
+        again.wait(SAFETY_NET_SECONDS)
+        peer.send(answer())
+        strayed.set()
+
+    with Hostile(step, answer(), tls=context) as server, gateway(server, **bundle) as client:
+        client.fetch(TARGET)
+        again.set()
+        assert strayed.wait(SAFETY_NET_SECONDS)
+        assert client.fetch(TARGET).attempts == 1
+    assert server.connections == 2
+
+
 # Through a proxy
 
 
-def _relay(port: int) -> Step:
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+def _relay(port: int, established: bytes = ESTABLISHED) -> Step:
     """What a proxy does for CONNECT: two pumps."""
 
     def connect(peer: Peer) -> None:
@@ -186,17 +240,21 @@ def _relay(port: int) -> Step:
         while not head.endswith(b"\r\n\r\n"):
             head += peer.connection.recv(1)
         heads.append(head)
-        with socket.create_connection(("127.0.0.1", port)) as upstream:
-            peer.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            back = threading.Thread(target=_pump, args=(upstream, peer.connection))
-            back.start()
-            _pump(peer.connection, upstream)
-            back.join(SAFETY_NET_SECONDS)
-        raise ConnectionResetError
+        _pump_through(port, peer, established)
 
     heads: list[bytes] = []
     connect.heads = heads  # type: ignore[attr-defined]
     return connect
+
+
+def _pump_through(port: int, peer: Peer, established: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as upstream:
+        peer.send(established)
+        back = threading.Thread(target=_pump, args=(upstream, peer.connection))
+        back.start()
+        _pump(peer.connection, upstream)
+        back.join(SAFETY_NET_SECONDS)
+    raise ConnectionResetError
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
@@ -224,6 +282,47 @@ def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(certificates: Cert
         assert b"basic bWU6cGFzcw==" in head.replace(b"Basic", b"basic")
         assert b"apim-" not in head
     assert not any("proxy-authorization" in request.headers for request in server.requests)
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_a_connection_of_its_own_goes_through_a_tunnel_too(certificates: Certificates, over_tls: bool) -> None:
+    """Also through a proxy that speaks TLS itself, so that the gateway's lies within the proxy's."""
+    own, doubled = answer(), answer() + answer()
+    context = certificates.server("good")
+    with Hostile(own, own, own, doubled, tls=context) as server:
+        tunnel = partial(_pump_through, server.port, established=ESTABLISHED)
+        with Hostile(tunnel, tls=context) if over_tls else Hostile(greet=_relay(server.port)) as proxy:
+            scheme = "https" if over_tls else "http"
+            changes = {
+                "ca_bundle": certificates.path("ca.pem"),
+                "proxy": f"{scheme}://127.0.0.1:{proxy.port}",
+                "deadline": 0.5,
+            }
+            with gateway(server, **changes) as client:
+                for asked_alone in (True, False, True):
+                    assert client.fetch(TARGET, own_connection=asked_alone).sole_answer == asked_alone
+                with pytest.raises(GatewayUnreachable) as failed:
+                    client.fetch(TARGET, own_connection=True)
+            assert failed.value.code in ("desync", "deadline")
+    assert [request.headers.get("connection") for request in server.requests[:3]] == ["close", None, "close"]
+    assert server.resumed >= 3
+
+
+def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunnel(certificates: Certificates) -> None:
+    with Hostile(tls=certificates.server("good")) as server:
+        greet = _relay(server.port, ESTABLISHED + answer())
+        with Hostile(greet=greet) as proxy:
+            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": f"http://127.0.0.1:{proxy.port}"}
+            assert one_exchange(server, own_connection=True, **changes).code == "desync"
+
+
+def test_a_proxy_that_forwards_is_asked_to_close_and_closes() -> None:
+    with Hostile(answer(), answer() + answer()) as proxy:
+        settings = settings_for("http://127.0.0.1:9", proxy=f"http://127.0.0.1:{proxy.port}")
+        with Gateway(settings) as client:
+            assert client.fetch(TARGET, own_connection=True).sole_answer
+        assert one_exchange(settings, own_connection=True).code == "desync"
+    assert [request.headers["connection"] for request in proxy.requests] == ["close", "close"]
 
 
 @pytest.mark.parametrize(

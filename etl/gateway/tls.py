@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import ssl
-from typing import Any
+import time
+from typing import Any, Final, NamedTuple
 
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssltransport import SSLTransport
 
 from etl.errors import ConfigError, Problem
 
+_VERIFIED_SECONDS: Final = 3600.0
+
+
+class _Verified(NamedTuple):
+    session: ssl.SSLSession
+    at: float
+    """When its server last showed a certificate, by the monotonic clock."""
+
 
 class ResumingContext(ssl.SSLContext):
     """Offers a server the session of an earlier connection to the same name, which spares both a full handshake.
 
-    A server that does not know the session makes a new one; a name that was verified in a full handshake is trusted
-    for as long as the session lives. Thread-safe.
+    A resumed session shows no certificate, so each name has to show it again every hour. A server that does not know
+    the session goes through a full handshake. Thread-safe.
     """
 
-    _sessions: dict[str | None, ssl.SSLSession]
+    _sessions: dict[str | None, _Verified]
 
     def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
         return super().wrap_socket(sock, *args, **self._resuming(kwargs))
@@ -28,13 +37,18 @@ class ResumingContext(ssl.SSLContext):
         return super().wrap_bio(incoming, outgoing, *args, **self._resuming(kwargs))
 
     def _resuming(self, options: dict[str, Any]) -> dict[str, Any]:
-        return options | {"session": self._sessions.get(options.get("server_hostname"))}
+        known = self._sessions.get(options.get("server_hostname"))
+        if known is None or time.monotonic() - known.at > _VERIFIED_SECONDS:
+            return options
+        return options | {"session": known.session}
 
     def remember(self, connected: ssl.SSLSocket | SSLTransport) -> None:
         """Keep the session of a connection over which something has been read: TLS 1.3 hands it out late."""
         secured = connected.sslobj if isinstance(connected, SSLTransport) else connected
-        if secured.session is not None:
-            self._sessions[secured.server_hostname] = secured.session
+        known, session = self._sessions.get(secured.server_hostname), secured.session
+        if session is not None:
+            at = known.at if known and secured.session_reused else time.monotonic()
+            self._sessions[secured.server_hostname] = _Verified(session, at)
 
 
 def verifying(ca_bundle: str) -> ResumingContext:
