@@ -219,6 +219,7 @@ UNCLEAR: list[tuple[str, bytes]] = [
     ("a negative length", HEAD + b"Content-Length: -1\r\n\r\n" + BODY),
     ("a length with a sign", HEAD + b"Content-Length: +%d\r\n\r\n" % len(BODY) + BODY),
     ("a length in other digits", HEAD + "Content-Length: \u0663\r\n\r\n".encode() + BODY),
+    ("a length with a blank of another alphabet", HEAD + LENGTH.replace(b"\r\n", b"\xa0\r\n\r\n") + BODY),
     ("an empty length", HEAD + b"Content-Length:\r\n\r\n" + BODY),
     ("chunks of HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS),
     ("another encoding", HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS),
@@ -231,6 +232,10 @@ UNCLEAR: list[tuple[str, bytes]] = [
     ("a chunk length with a sign", HEAD + b"Transfer-Encoding: chunked\r\n\r\n+" + CHUNKS),
     ("a chunk length in Python's way", HEAD + b"Transfer-Encoding: chunked\r\n\r\n0x" + CHUNKS),
     ("no chunk length", HEAD + b"Transfer-Encoding: chunked\r\n\r\n\r\n" + CHUNKS),
+    ("no version", b"HTTP 200 OK\r\n" + LENGTH + b"\r\n" + BODY),
+    ("another version", b"HTTP/2.0 200 OK\r\n" + LENGTH + b"\r\n" + BODY),
+    ("a status of four digits", b"HTTP/1.1 2000 OK\r\n" + LENGTH + b"\r\n" + BODY),
+    ("a line before the status", b"\r\n" + HEAD + LENGTH + b"\r\n" + BODY),
     ("trailers without end", HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[:-2] + b"A: b\r\n" * 101),
 ]
 
@@ -250,6 +255,7 @@ def test_an_answer_that_can_be_read_in_two_ways_is_none(step: bytes) -> None:
         HEAD + b"Transfer-Encoding: Chunked\r\n\r\n" + CHUNKS,
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x  ;a=b\r\n%s\r\n0\r\nT: r\r\n\r\n" % (len(BODY), BODY),
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + LENGTH + b"\r\n" + BODY,
+        b"HTTP/1.1 200\r\nX-Folded: a\r\n  b\r\n" + LENGTH + b"\r\n" + BODY,
         b"HTTP/1.0 200 OK\n" + LENGTH.replace(b"\r", b"") + b"\n" + BODY,
     ],
 )

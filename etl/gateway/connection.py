@@ -43,7 +43,7 @@ class Wire:
 
     def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
         self.watchdog = watchdog
-        self._desynced = desynced
+        self.desynced = desynced
         self._dawdled_at = -math.inf
 
     def may_wait(self) -> bool:
@@ -57,7 +57,7 @@ class Wire:
 
     def desync(self, when: str) -> GatewayUnreachable:
         """The error of an exchange over a connection that carried something that nobody had asked for; counted."""
-        self._desynced()
+        self.desynced()
         return GatewayUnreachable(
             f"bytes that belong to no request came {when}: the gateway, or a proxy before it, mixes up answers",
             code="desync",
@@ -140,7 +140,7 @@ class WatchedConnection(HTTPConnection):
         silence = self.inbox.silence()
         if silence != "quiet" and self.exchanges:
             if silence == "stray":
-                self._wire.desync("between two answers")
+                self._wire.desynced()
             raise Unusable
         if silence == "stray":
             raise self._wire.desync("before the request")

@@ -13,9 +13,12 @@ from etl.gateway.inbox import Inbox, NotHTTP
 _MOST_INTERIM: Final = 8
 """Interim answers (1xx) before a final one: RFC 9110, section 15.2, has every client read past them."""
 _SWITCHING_PROTOCOLS: Final = 101
+_WITHOUT_BODY: Final = (_SWITCHING_PROTOCOLS, 204, 304)
 _MOST_LINES: Final = 100
 _LONGEST_LINE: Final = 65_536
 _PIECE_BYTES: Final = 256 * 1024
+_STATUS_LINE: Final = re.compile(rb"(HTTP/1\.[01])[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\n]*))?\r?\n")
+_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\n]*)\n")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
 
 
@@ -33,10 +36,13 @@ class Framed(HTTPResponse):
 
     def begin(self) -> None:
         """Reads status line and headers. Raises HTTPException where they are not clear."""
-        super().begin()
-        length = _clear_length(self.headers, self.version)
-        self.length = length if self.length is None else self.length
-        self.ends_connection = self.will_close or self.status == _SWITCHING_PROTOCOLS
+        version, self.status, self.reason = self._read_status()
+        self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
+        self.headers = self.msg = self._read_headers()
+        self.chunked = _is_chunked(self.headers, self.version)
+        self.length = 0 if self.status in _WITHOUT_BODY else _length(self.headers, self.chunked)
+        unframed = not self.chunked and self.length is None
+        self.ends_connection = unframed or self.status == _SWITCHING_PROTOCOLS or _closes(self.headers, self.version)
         self.will_close = False  # http.client would close the socket before the body is read
 
     def _read_status(self) -> tuple[str, int, str]:
@@ -44,11 +50,30 @@ class Framed(HTTPResponse):
         for _ in range(_MOST_INTERIM + 1):
             if not self._inbox.peek(1):
                 raise RemoteDisconnected("no answer")
-            version, status, reason = super()._read_status()  # type: ignore[misc]
+            found = _STATUS_LINE.fullmatch(self._inbox.readline(_LONGEST_LINE))
+            if found is None:
+                raise NotHTTP("no status line of HTTP/1.1")
+            status = int(found[2])
             if status == _SWITCHING_PROTOCOLS or not 100 <= status < 200:
-                return version, status, reason
+                return found[1].decode(), status, _text(found[3] or b"")
             self._skip_lines()
         raise NotHTTP(f"more than {_MOST_INTERIM} interim answers")
+
+    def _read_headers(self) -> HTTPMessage:
+        """Without the parser of e-mails that http.client has: it ends where a line is no header, and hides the rest."""
+        lines: list[tuple[str, str]] = []
+        for _ in range(_MOST_LINES):
+            line = self._inbox.readline(_LONGEST_LINE)
+            if line in (b"\r\n", b"\n"):
+                return _message(lines)
+            if line[:1] in (b" ", b"\t") and lines:
+                lines[-1] = (lines[-1][0], f"{lines[-1][1]} {_text(line)}".strip(" "))
+                continue
+            found = _HEADER.fullmatch(line)
+            if found is None:
+                raise NotHTTP("a line of its head is no header")
+            lines.append((found[1].decode(), _text(found[2])))
+        raise NotHTTP(f"more than {_MOST_LINES} headers")
 
     @property
     def announced_bytes(self) -> int | None:
@@ -94,19 +119,38 @@ class Framed(HTTPResponse):
         raise NotHTTP(f"more than {_MOST_LINES} headers")
 
 
-def _clear_length(headers: HTTPMessage, version: int) -> int | None:
-    """The length of the body by Content-Length, if there is one. Raises NotHTTP where headers contradict each other.
+def _text(value: bytes) -> str:
+    return value.strip(b" \t\r\n").decode("latin-1")
 
-    RFC 9112, section 6.3: whoever understands them otherwise than their sender takes a part of the body for the next
-    answer, or the next answer for a part of the body.
-    """
-    if headers.defects or headers.get_payload():
-        raise NotHTTP("a line of its head is no header")
-    encodings = headers.get_all("Transfer-Encoding", [])
-    lengths = {length.strip() for value in headers.get_all("Content-Length", []) for length in value.split(",")}
-    if encodings and (version == 10 or [each.lower() for each in encodings] != ["chunked"]):
+
+def _message(lines: list[tuple[str, str]]) -> HTTPMessage:
+    message = HTTPMessage()
+    for name, value in lines:
+        message[name] = value
+    return message
+
+
+def _closes(headers: HTTPMessage, version: int) -> bool:
+    options = ",".join(headers.get_all("Connection", [])).lower()
+    return "close" in options or (version == 10 and "keep-alive" not in options)
+
+
+# RFC 9112, section 6.3: whoever reads a contradictory head otherwise than its sender takes a part of the body for the
+# next answer, or the next answer for a part of the body.
+
+
+def _is_chunked(headers: HTTPMessage, version: int) -> bool:
+    """Raises NotHTTP for any other Transfer-Encoding, which nobody asked for."""
+    encodings = [each.lower() for each in headers.get_all("Transfer-Encoding", [])]
+    if encodings and (encodings != ["chunked"] or version == 10):
         raise NotHTTP("a Transfer-Encoding other than chunked")
-    if encodings and lengths:
+    return bool(encodings)
+
+
+def _length(headers: HTTPMessage, chunked: bool) -> int | None:
+    """What Content-Length says, once or several times the same; raises NotHTTP where it says anything else."""
+    lengths = {length.strip(" \t") for value in headers.get_all("Content-Length", []) for length in value.split(",")}
+    if lengths and chunked:
         raise NotHTTP("both Content-Length and Transfer-Encoding")
     if len(lengths) > 1 or not all(re.fullmatch("[0-9]{1,18}", length) for length in lengths):
         raise NotHTTP("more than one Content-Length, or none that is a number")

@@ -306,7 +306,7 @@ BUGS = (
     _bug(
         "an answer with both a length and chunks is read",
         "etl/gateway",
-        "if encodings and lengths:",
+        "if lengths and chunked:",
         "if False:",
         "tests/test_gateway_connections.py",
     ),
