@@ -139,6 +139,7 @@ def test_a_file_that_is_put_in_its_place_is_written_to_at_once_and_the_old_one_n
     backup.replace(file)
     write(engine)
     assert written(engine_of()) == 1, "not into the file that the open connections had"
+    assert os.listdir(file.parent) == ["flowtrail.db"], "the note of the other file is gone"
 
 
 def test_the_same_file_with_its_old_content_is_written_to_when_it_was_found_whole(

@@ -95,6 +95,9 @@ def require_sound(engine: Engine) -> None:
     if found is not None:
         engine.dispose()
         raise DatabaseDamaged(damage_sentence(engine, found))
+    file = _file(engine)
+    if file is not None and _marker(file).exists():
+        _discard(_marker(file), file)
 
 
 def damage_sentence(engine: Engine, found: Finding) -> str:
@@ -156,6 +159,18 @@ def _read(marker: Path) -> Finding | None:
         return None
     except (OSError, msgspec.MsgspecError):
         return Finding(said=f"{marker} cannot be read", found_at=dt.datetime.fromtimestamp(0, dt.UTC))
+
+
+def _discard(marker: Path, file: Path) -> None:
+    """Remove the marker of another file, but not one that was just written for this one."""
+    aside = marker.with_name(f".{marker.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    with contextlib.suppress(OSError):
+        marker.rename(aside)
+        found = _read(aside)
+        if found is not None and found.file in (None, _identity(file)):
+            aside.rename(marker)
+        else:
+            aside.unlink()
 
 
 def _write(file: Path, finding: Finding) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from etl.database.complaints import NO_TEXT, explain, is_no_text, translated
 from etl.database.damage import note_damage
 from etl.database.engine import code_of
+from etl.errors import DatabaseDamaged
 from etl.printable import printable
 
 LIMIT_SECONDS: Final = 30.0
@@ -59,12 +60,20 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
                 if code_of(error) == sqlite3.SQLITE_INTERRUPT:
                     unfinished.append(table)
                 else:
-                    damage.append(f"{table}: {NO_TEXT if is_no_text(error) else explain(error, engine)}")
+                    damage.append(f"{table}: {_said(error, engine)}")
         if everything and not damage:
             damage += (printable(said) for (said,) in driver.execute("PRAGMA integrity_check") if said != _FINE)
     if damage:
         note_damage(engine, damage[0])
     return Integrity(tuple(damage[:_MOST]), tuple(unfinished))
+
+
+def _said(error: Exception, engine: Engine) -> str:
+    """Of damage what SQLite says; of anything else the sentence with the remedy."""
+    if is_no_text(error):
+        return NO_TEXT
+    explained = explain(error, engine)
+    return printable(str(error) if isinstance(explained, DatabaseDamaged) else str(explained))
 
 
 def _read_all(driver: sqlite3.Connection, table: str) -> None:
