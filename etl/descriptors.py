@@ -1,4 +1,4 @@
-"""File descriptors: how many the service may have open, and what of them the page may use up.
+"""File descriptors: how many the process may have open, and what of them the page may use up.
 
 Whoever connects to the page takes a descriptor. What the database and the gateway need is therefore kept in reserve.
 """
@@ -6,6 +6,8 @@ Whoever connects to the page takes a descriptor. What the database and the gatew
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import resource
 from typing import Final, NamedTuple
 
@@ -36,6 +38,15 @@ def raise_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return soft
+
+
+def none_left() -> bool:
+    """Whether nothing more can be opened at this moment, whatever it is."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
 
 
 def shared_out(allowed: int, requests_in_flight: int) -> Descriptors:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import resource
 import shutil
+import socket
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ from etl.database import (
     reading,
     writing,
 )
-from etl.errors import DatabaseDamaged
+from etl.errors import DatabaseDamaged, DatabaseUnreachable
 
 A_ROW = text("INSERT INTO lease VALUES ('zzzzzz', '0', '2026-03-01 12:00:00.000000')")
 PAGE = 4096
@@ -174,6 +176,24 @@ def test_a_marker_that_nobody_can_read_is_one_all_the_same(file: Path, engine_of
     file.with_name("flowtrail.db.damaged").write_text("{")
     with pytest.raises(DatabaseDamaged, match=r"flowtrail\.db\.damaged cannot be read"):
         write(engine_of())
+
+
+def test_a_process_without_file_descriptors_is_told_so_and_takes_nothing_for_damaged(
+    engine_of: Callable[[], Engine],
+) -> None:
+    """To see that there is no marker takes none."""
+    engine = engine_of()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as lowest:
+        free = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        assert damage_of(engine) is None
+        with pytest.raises(DatabaseUnreachable, match="no file descriptor is left, raise the limit"):
+            write(engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    write(engine)
 
 
 def test_the_first_finding_stays_and_remembers_that_it_was_told(engine_of: Callable[[], Engine]) -> None:

@@ -246,7 +246,10 @@ def test_the_settings_of_the_manifests_are_settings(manifests: list[dict[str, An
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     files = {f"{mounted[volume]}/{name}": text for volume, data in held.items() for name, text in data.items()}
     given = {each["name"]: each["value"] for each in container["env"]}
-    assert loads(tmp_path, {**of_image(), **given}, files).service.listen == "0.0.0.0:8787"
+    settings = loads(tmp_path, {**of_image(), **given}, files)
+    assert settings.service.listen == "0.0.0.0:8787"
+    allowed = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) * 2**20
+    assert 5 * settings.gateway.concurrency * settings.gateway.max_body < 0.7 * allowed, "docs/operate.md has the rule"
 
 
 # A rollout

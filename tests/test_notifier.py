@@ -12,11 +12,12 @@ import pytest
 from builders import flow
 from newsroom import ANN, BOB, EVE, ON, Newsroom
 from receiver import PATIENCE_SECONDS, HttpReceiver
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 
 from etl.config import NotifySettings, Secret
 from etl.database import reading, writing
 from etl.notify import Freshness, Notifier, Overdue, Receiver, Timing, Wants, receivers
+from etl.schema import target
 
 AT_ONCE = Timing(first_retry_seconds=0.01, longest_retry_seconds=0.05, overdue_after_seconds=0, overdue_every_seconds=0)
 ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
@@ -205,6 +206,21 @@ def test_what_is_overdue_is_told_once_through_restarts_and_so_is_its_end(
     assert receiver.titles[1:] == ["Flowtrail: 1 recovered"]
     assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
     assert receiver.titles[2:] == ["Flowtrail: 2 overdue"]
+
+
+@ON_SQLITE
+@pytest.mark.timeout(60)
+def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, receiver: HttpReceiver) -> None:
+    """With a list in place of a set, a hundred thousand took ten minutes of a processor, and runs waited for it."""
+    with writing(news.engine) as connection:
+        many = [{"org_id": "o1", "user_id": f"user {number}"} for number in range(50_000)]
+        connection.execute(insert(target), many)
+    late = [Overdue(known.target, "plants", None) for known in news.store.known_targets()]
+    fresh = Freshness(late, {})
+    assert notifier(news, wants(receiver.url), freshness=lambda: fresh).flush(PATIENCE_SECONDS)
+    (message,) = receiver.got
+    assert message.title == f"Flowtrail: {len(late)} overdue"
+    assert len(message.body) < 4000
 
 
 def test_overdue_is_kept_for_who_could_not_be_told_and_hidden_from_who_does_not_care(

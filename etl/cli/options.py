@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from etl import config, log
+from etl import config, descriptors, log
 from etl.cli import show
 from etl.cli.workbench import Workbench
 from etl.config import Roster, Schedule
@@ -42,8 +42,11 @@ def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
 def open_workbench(context: typer.Context, path: Path | None, *, asks_gateway: bool = False) -> Workbench:
     """Load the settings, say what deserves a warning, and hand out the workbench.
 
-    A command that asks the gateway says so: any other works on a machine that has the database only.
+    A command that asks the gateway says so: any other works on a machine that has the database only, and with few file
+    descriptors.
     """
+    if asks_gateway:
+        descriptors.raise_limit()
     settings = config.load(path or context.obj, asks_gateway=asks_gateway)
     log.configure(settings.log.level, settings.log.format)
     for warning in settings.warnings:

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from etl import descriptors
 from etl.database.damage import note_damage
 from etl.database.engine import code_of, describe, file_of, secrets_of
 from etl.database.holders import holders
@@ -118,6 +119,10 @@ def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
 
 
 def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
+    if descriptors.none_left():
+        return DatabaseUnreachable(
+            f"{name} cannot be opened: no file descriptor is left, raise the limit (`ulimit -n`)."
+        )
     if file.is_dir():
         return DatabaseError(f"{name} is a directory: name a file in it.")
     if not file.parent.is_dir():

@@ -152,8 +152,10 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 
 def _read(marker: Path) -> Finding | None:
-    """A marker that cannot be read is one all the same."""
+    """A marker that cannot be read is one all the same. To see that there is none takes no file descriptor: a process
+    that has none left does not take its database for damaged."""
     try:
+        marker.lstat()
         return msgspec.json.decode(marker.read_bytes(), type=Finding)
     except (FileNotFoundError, NotADirectoryError):
         return None

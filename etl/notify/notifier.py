@@ -330,12 +330,13 @@ class Notifier:
     def _late_letter(self, mailbox: _Mailbox) -> _Letter | None:
         owed = [late for late in self._late if late.key not in mailbox.told]
         mine = [late for late in owed if mailbox.wants_overdue() and mailbox.of_my_orgs(late)]
-        mailbox.told |= {late.key for late in owed if late not in mine}
+        keys = {late.key for late in mine}
+        mailbox.told |= {late.key for late in owed} - keys
         if not mine:
             return None
         parts = digest.gather(("overdue" if late.key[0] == "overdue" else "recovered", late.line) for late in mine)
         said = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
-        return _Letter(digest.message(Digest(name="", said=said, parts=parts)), {late.key for late in mine})
+        return _Letter(digest.message(Digest(name="", said=said, parts=parts)), keys)
 
     # ------------------------------------------------------------------------------------------- what is settled
 
