@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 
 from etl.guard import Limits, Sum, removals_of_organisation
 from etl.model import Outcome
@@ -118,12 +118,13 @@ def _turnover(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
 
 
 def _lock(connection: Connection, org_ids: Sequence[str]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    """SQLite has one writer at a time, and needs neither the lock nor the row."""
+    if connection.dialect.name == "sqlite":
+        return
     rows = [{"org_id": org_id} for org_id in org_ids]
-    connection.execute(dialect.insert(organisation).on_conflict_do_nothing(), rows)
-    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        mine = select(organisation.c.org_id).where(organisation.c.org_id.in_(org_ids))
-        connection.execute(mine.order_by(organisation.c.org_id).with_for_update())
+    connection.execute(postgresql.insert(organisation).on_conflict_do_nothing(), rows)
+    mine = select(organisation.c.org_id).where(organisation.c.org_id.in_(org_ids))
+    connection.execute(mine.order_by(organisation.c.org_id).with_for_update())
 
 
 def _check(
