@@ -337,8 +337,8 @@ BUGS = (
     _bug(
         "the organisation is not locked while its sum is checked",
         "etl/store",
-        "        connection.execute(mine.order_by(organisation.c.org_id).with_for_update())",
-        "        connection.execute(mine.order_by(organisation.c.org_id))",
+        "    connection.execute(mine.order_by(organisation.c.org_id).with_for_update())",
+        "    connection.execute(mine.order_by(organisation.c.org_id))",
         "tests/test_guard_together.py",
     ),
     _bug(
