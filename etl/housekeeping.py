@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from etl.verify import HeadsFile
 TICK_SECONDS: Final = 5.0
 """How soon after a run's end its heads are in the file."""
 PRUNE_SECONDS: Final = 3600.0
+UNSURE_SECONDS: Final = 300.0
+"""How long to wait for a gateway to say what time it is; some never say it."""
 _SHARE: Final = 20
 """So many times longer than the last look at all targets it rests before the next one."""
 _LAST_WORDS_SECONDS: Final = 3.0
@@ -34,14 +37,18 @@ class Housekeeping:
         clock: Callable[[], dt.datetime],
         keep_runs: dt.timedelta | None,
         heads: HeadsFile | None,
+        clock_is_right: Callable[[], bool | None] = lambda: True,
     ) -> None:
+        """``clock_is_right``: None where nobody has said yet; no run is deleted while it is False."""
         self._store = store
         self._active = active
         self._clock = clock
         self._keep_runs = keep_runs
         self._heads = heads
+        self._clock_is_right = clock_is_right
         self._over = threading.Event()
         self._seen: object = None
+        self._active_since: float | None = None
         self._prune_at = self._look_at = 0.0
         self._troubles: dict[str, str] = {}
         self._log = structlog.get_logger("etl.housekeeping")
@@ -64,11 +71,12 @@ class Housekeeping:
 
     def _tick(self) -> None:
         if not self._active():
-            self._seen, self._prune_at = None, 0.0
+            self._seen, self._active_since, self._prune_at = None, None, 0.0
             return
+        self._active_since = self._active_since or time.monotonic()
         if self._heads is not None:
             self._attempt("heads_file", self._keep_heads, remedy=f"it is tried again; look at {self._heads.path}")
-        if self._keep_runs is not None and time.monotonic() >= self._prune_at and not self._over.is_set():
+        if self._keep_runs is not None and time.monotonic() >= self._prune_at and self._may_go_on():
             self._attempt("pruning", self._prune, remedy="it is tried again")
 
     def _attempt(self, what: str, work: Callable[[], None], remedy: str) -> None:
@@ -112,4 +120,11 @@ class Housekeeping:
             self._log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
-        return self._active() and not self._over.is_set()
+        return self._active() and self._trusts_clock() and not self._over.is_set()
+
+    def _trusts_clock(self) -> bool:
+        """With a clock that is years ahead every run looks old."""
+        right = self._clock_is_right()
+        if right is None:
+            return time.monotonic() - (self._active_since or math.inf) >= UNSURE_SECONDS
+        return right

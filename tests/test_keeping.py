@@ -27,6 +27,7 @@ import pytest
 import verify_story
 from builders import START, Diary, after, dump, flow, numbered, run_row
 from program import ANN, ORG, SECRET, Program
+from served import wait_until
 from sqlalchemy import Engine, event, select, text
 from typer.testing import CliRunner
 from verify_story import DOUBTED, OTHER_LIST
@@ -405,6 +406,31 @@ def test_only_the_active_replica_keeps_heads_and_forgets_runs(diary: Diary, tmp_
         with housekeeping.running():
             pass  # it looks once more when it ends
         assert kept.path.exists() is active
+
+
+@pytest.mark.parametrize("right", [True, None, False])
+def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, right: bool | None
+) -> None:
+    monkeypatch.setattr("etl.housekeeping.TICK_SECONDS", 0.01)
+    runs = Runs(engine)
+    runs.add()
+    kept = runs.add(age_days=10)
+    asked = threading.Semaphore(0)
+    housekeeping = Housekeeping(
+        Store(engine),
+        active=lambda: True,
+        clock=lambda: NOW,
+        keep_runs=dt.timedelta(days=400),
+        heads=None,
+        clock_is_right=lambda: asked.release() or right,
+    )
+    with housekeeping.running():
+        for _ in range(2):
+            assert asked.acquire(timeout=60)
+        if right:
+            wait_until(lambda: runs.left == {kept})
+    assert len(runs.left) == (1 if right else 2)
 
 
 # ------------------------------------------------------------------------------------------------------ backup

@@ -151,6 +151,15 @@ def keeping_house(bench: Workbench, service: Service) -> Iterator[None]:
         clock=utc_now,
         keep_runs=kept.keep_runs,
         heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
+        clock_is_right=lambda: _clock_is_right(bench),
     )
     with housekeeping.running():
         yield
+
+
+def _clock_is_right(bench: Workbench) -> bool | None:
+    """Whether the gateway's clock says so; None where it has said nothing yet."""
+    skew, limit = bench.gateway.clock_skew, bench.settings.gateway.max_clock_skew
+    if not limit:
+        return True
+    return None if skew is None else abs(skew) <= limit
