@@ -41,7 +41,7 @@ check: $(VENV)/.dev
 
 # What is written from the program: docs/cli.md.
 docs: $(VENV)/.dev
-	@$(BIN)/python -m tests.cli_reference
+	@$(BIN)/python -m tests.support.cli_reference
 
 # Wheel and source archive in dist/, the same bytes whoever builds them: every file gets the moment of the last commit,
 # and an unpacked source archive knows it by its own files.

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from tests import postgres
+from tests.support import postgres
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

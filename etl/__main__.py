@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-from etl import streams
+from etl.system import streams
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal, NamedTuple, TextIO
 
 import structlog
 
-from etl import streams
 from etl.printable import printable
+from etl.system import streams
 
 _FOREIGN_LEVEL: Final = logging.WARNING
 """Libraries are heard from WARNING on: their DEBUG lines carry queries and headers."""

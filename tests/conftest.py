@@ -8,22 +8,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import checker
-import pooler as local_pooler
-import postgres as local_postgres
 import psycopg
 import pytest
-import sessions
-from builders import Diary
-from program import ANN, KEY, ORG, SECRET, Program
-from receiver import HttpReceiver
-from sessions import HOSTILE_ROLE, POOLED
 from sqlalchemy import Engine, make_url
 
 from etl.database import connect, upgrade
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
-from etl.model import Flow
+from etl.domain.model import Flow
+from tests.support import checker, sessions
+from tests.support import pooler as local_pooler
+from tests.support import postgres as local_postgres
+from tests.support.builders import Diary
+from tests.support.program import ANN, KEY, ORG, SECRET, Program
+from tests.support.receiver import HttpReceiver
+from tests.support.sessions import HOSTILE_ROLE, POOLED
 
 BOTH = ("sqlite", "postgresql")
 CONTRACT = {"test_store": (HOSTILE_ROLE, POOLED)}

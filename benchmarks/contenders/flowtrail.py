@@ -49,9 +49,9 @@ def set_up(job: Job) -> None:
 def prepare(job: Job) -> Work:
     import typer
 
-    from etl.cli import app, running
+    from etl.cli import app, run
 
     os.environ["FLOWTRAIL_GATEWAY__SECRET_KEY"] = "secret-of-the-benchmark"
     context = typer.Context(typer.main.get_command(app))
     config = Path(job.folder) / "flowtrail.toml"
-    return lambda: running.sync_now(context, as_json=True, config_file=config)
+    return lambda: run.sync_now(context, as_json=True, config_file=config)

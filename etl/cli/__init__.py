@@ -9,9 +9,9 @@ from typing import Annotated, Final
 
 import typer
 
-from etl import streams
-from etl.cli import admin, ask, demonstration, holds, keeping, notices, options, planning, proof, running, show, status
+from etl.cli import admin, console, demo, export, holds, maintenance, notify, options, plan, queries, run, status
 from etl.errors import ConfigError, FlowtrailError
+from etl.system import streams
 
 _NO_THREAD: Final = "can't start new thread"
 _THREAD_LIMITS: Final = "`ulimit -v` and `ulimit -u`, or the limits of its container (memory, pids), are too low"
@@ -27,7 +27,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        show.say(f"flowtrail {version('flowtrail')}")
+        console.say(f"flowtrail {version('flowtrail')}")
         raise typer.Exit
 
 
@@ -42,7 +42,7 @@ def _global(
     context.obj = config
 
 
-for module in (demonstration, running, planning, status, ask, proof, notices, keeping, admin, holds):
+for module in (demo, run, plan, status, queries, export, notify, maintenance, admin, holds):
     module.register(app)
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Run the command line; the exit code says how it went (0, 1, 2, 3 or 4, see the README)."""
     code, complaint = streams.finish(_run())
     if complaint:
-        show.complain(complaint)
+        console.complain(complaint)
     sys.exit(code)
 
 
@@ -61,17 +61,17 @@ def _run() -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except ConfigError as error:
-        show.complain("Nothing was done, the settings need mending:")
-        show.complain("\n".join(f"  {problem}" for problem in error.problems))
+        console.complain("Nothing was done, the settings need mending:")
+        console.complain("\n".join(f"  {problem}" for problem in error.problems))
         return error.exit_code
     except FlowtrailError as error:
-        show.complain(str(error))
+        console.complain(str(error))
         return error.exit_code
     except (BrokenPipeError, streams.OutputLost):
         return 0  # whoever read our output has gone (`| head`), or `finish` says what happened to it
     except RuntimeError as error:
         if str(error) != _NO_THREAD:
             raise
-        show.complain(f"This process may not start another thread: {_THREAD_LIMITS}.")
+        console.complain(f"This process may not start another thread: {_THREAD_LIMITS}.")
         return 1
     return 0

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from etl import database
-from etl.cli import options, show
-from etl.cli.keeping import copy_database
-from etl.cli.workbench import Workbench
+from etl.cli import console, options
+from etl.cli.application import Application
+from etl.cli.maintenance import copy_database
 from etl.errors import UsageError
-from etl.service import LEASE
+from etl.service.replica import LEASE
 from etl.store import Store
 
 _db = typer.Typer(help="The database and its schema.", no_args_is_help=True)
@@ -34,9 +34,9 @@ def init(
         folder / "schedules" / "example.toml": (_shipped("schedules") / "example.toml").read_text("utf-8"),
     }
     for path, text in samples.items():
-        show.say(f"{path} {'written' if _write_new(path, text) else 'is there already, and was left alone'}")
-    show.say("\nNext: put the gateway's address and access key into flowtrail.toml and your organisations into")
-    show.say("schedules/example.toml, export FLOWTRAIL_GATEWAY__SECRET_KEY, and run `flowtrail check`.")
+        console.say(f"{path} {'written' if _write_new(path, text) else 'is there already, and was left alone'}")
+    console.say("\nNext: put the gateway's address and access key into flowtrail.toml and your organisations into")
+    console.say("schedules/example.toml, export FLOWTRAIL_GATEWAY__SECRET_KEY, and run `flowtrail check`.")
 
 
 def _shipped(folder: str) -> Path:
@@ -61,23 +61,23 @@ def _write_new(path: Path, text: str) -> bool:
 @_db.command()
 def upgrade(context: typer.Context, config_file: options.Config = None) -> None:
     """Create the schema, or bring it up to date; safe when several replicas start at once."""
-    with options.open_workbench(context, config_file) as bench:
-        before = database.current(bench.engine)
-        database.upgrade(bench.engine)
+    with options.open_application(context, config_file) as app:
+        before = database.current(app.engine)
+        database.upgrade(app.engine)
         now = database.expected()
         done = f"is at revision {now}" + ("" if before == now else f", upgraded from {before or 'nothing'}")
-        show.say(f"The schema of {database.describe(bench.engine.url)} {done}.")
+        console.say(f"The schema of {database.describe(app.engine.url)} {done}.")
 
 
 @_db.command()
 def current(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
     """Show the schema's revision, and the one that this Flowtrail needs."""
-    with options.open_workbench(context, config_file) as bench:
-        found, needed = database.current(bench.engine), database.expected()
+    with options.open_application(context, config_file) as app:
+        found, needed = database.current(app.engine), database.expected()
         if as_json:
-            show.json({"current": found, "expected": needed})
+            console.json({"current": found, "expected": needed})
         else:
-            show.say(f"{database.describe(bench.engine.url)}: revision {found or 'none'}, needs {needed}")
+            console.say(f"{database.describe(app.engine.url)}: revision {found or 'none'}, needs {needed}")
 
 
 @_db.command("check")
@@ -91,42 +91,42 @@ def check_schema(
     config_file: options.Config = None,
 ) -> None:
     """Compare the live schema with the expected one, triggers and views included; of SQLite, every page and index."""
-    with options.open_workbench(context, config_file) as bench:
-        marked = database.damage_of(bench.engine)
-        differences = database.check(bench.engine)
+    with options.open_application(context, config_file) as app:
+        marked = database.damage_of(app.engine)
+        differences = database.check(app.engine)
         if not schema_only:
-            differences += _integrity(bench, after_damage=marked is not None)
+            differences += _integrity(app, after_damage=marked is not None)
         if as_json:
-            show.json(differences)
+            console.json(differences)
         else:
             for difference in differences:
-                show.say(difference, "red")
+                console.say(difference, "red")
             if not differences:
-                show.say(f"{database.describe(bench.engine.url)} is as the migrations made it.")
+                console.say(f"{database.describe(app.engine.url)} is as the migrations made it.")
         if marked is not None:
-            _tell_of_the_mark(bench, marked)
+            _tell_of_the_mark(app, marked)
     if differences:
         raise typer.Exit(1)
 
 
-def _integrity(bench: Workbench, *, after_damage: bool) -> list[str]:
+def _integrity(app: Application, *, after_damage: bool) -> list[str]:
     """While a service is active, no table is held longer than its writers wait. After damage nobody writes: then
     everything is looked at, and what is whole may be written to again."""
-    if database.current(bench.engine) is None:
+    if database.current(app.engine) is None:
         return []
-    active = Store(bench.engine).lease_holder(LEASE) is not None and not after_damage
+    active = Store(app.engine).lease_holder(LEASE) is not None and not after_damage
     limit = database.LIMIT_SECONDS if active else 0
-    found = database.integrity(bench.engine, limit_seconds=limit, everything=after_damage)
+    found = database.integrity(app.engine, limit_seconds=limit, everything=after_damage)
     if after_damage and found == database.WHOLE:
-        database.note_whole(bench.engine)
+        database.note_whole(app.engine)
     return [*found.damage, *(_unfinished(table) for table in found.unfinished)]
 
 
-def _tell_of_the_mark(bench: Workbench, marked: database.Finding) -> None:
-    if database.damage_of(bench.engine) is None:
-        show.complain(f"It was found damaged ({marked.said}), and is whole now: it is written to again.", "green")
+def _tell_of_the_mark(app: Application, marked: database.Finding) -> None:
+    if database.damage_of(app.engine) is None:
+        console.complain(f"It was found damaged ({marked.said}), and is whole now: it is written to again.", "green")
     else:
-        show.complain(database.damage_sentence(bench.engine, marked), "red")
+        console.complain(database.damage_sentence(app.engine, marked), "red")
 
 
 def _unfinished(table: str) -> str:
@@ -146,4 +146,4 @@ def print_grants(
     reader: Annotated[str, typer.Option("--reader", help="Reports: reads.")] = "flowtrail_reader",
 ) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
-    show.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))
+    console.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Final, NamedTuple
 import typer
 
 from etl import database, sync
-from etl.cli import options, show
-from etl.cli.running import show_report
-from etl.cli.workbench import Workbench, a_run, utc_now
+from etl.cli import console, options
+from etl.cli.application import Application, a_run, utc_now
+from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
+from etl.domain.model import Target
 from etl.errors import UsageError
-from etl.model import Target
 from etl.report import HeldRemoval, Report
 from etl.store import Store
 from etl.sync import RunReport
@@ -61,18 +61,18 @@ def list_held(
     context: typer.Context, org: options.Org = None, as_json: options.Json = False, config_file: options.Config = None
 ) -> None:
     """Show the removals that wait for a person, why, and the codes that `guard approve` asks for."""
-    with options.open_workbench(context, config_file) as bench:
-        report = _report(bench)
+    with options.open_application(context, config_file) as app:
+        report = _report(app)
         codes = _codes(report.held_sets())
         if as_json:
-            show.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
+            console.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
             return
         _show_rows(_rows(report.holds(org=org)))
     scope = codes.by_org.get(org) if org else codes.of_all
     if scope:
         which = f"--org {shlex.quote(org)}" if org else "--all"
-        show.say("To approve one target: `flowtrail guard approve ORG USER --expect CODE`.")
-        show.say(f"To approve all of them: `flowtrail guard approve {which} --expect {scope}`.")
+        console.say("To approve one target: `flowtrail guard approve ORG USER --expect CODE`.")
+        console.say(f"To approve all of them: `flowtrail guard approve {which} --expect {scope}`.")
 
 
 @_guard.command()
@@ -105,9 +105,9 @@ def approve(
     wanted = _wanted(org_id, user_id, expression, org, everything)
     _check_expected(expect)
     signature = _signature(by)
-    with options.open_workbench(context, config_file, asks_gateway=True) as bench:
-        bench.ready(upgrade=False)
-        report = _report(bench)
+    with options.open_application(context, config_file, asks_gateway=True) as app:
+        app.ready(upgrade=False)
+        report = _report(app)
         held = wanted.held(report)
         if not held and (wanted.target or expect not in (None, _ANY)):
             raise UsageError(f"Nothing of {wanted} is held: `flowtrail guard list` shows what waits.")
@@ -115,9 +115,9 @@ def approve(
         if held:
             _check_seen(report, wanted, held, expect, as_json=as_json)
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
-            done = _approve(bench, [each.target for each in held], Approval(signature, scopes))
+            done = _approve(app, [each.target for each in held], Approval(signature, scopes))
     if done is None:
-        show.json(None) if as_json else show.say("Nothing is held.")
+        console.json(None) if as_json else console.say("Nothing is held.")
         return
     show_report(done, as_json)
     if done.status != "succeeded":
@@ -162,17 +162,17 @@ def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, a
     shown = (each for each in report.holds(org=wanted.org) if wanted.target in (None, Target(*each[:3])))
     _show_rows(_rows(shown))
     if not typer.confirm(f"Are these {removals} removals (code {code(scope)}) true?"):
-        show.say("Nothing was approved.")
+        console.say("Nothing was approved.")
         raise typer.Exit(1)
 
 
-def _approve(bench: Workbench, targets: Sequence[Target], approval: Approval) -> RunReport | None:
+def _approve(app: Application, targets: Sequence[Target], approval: Approval) -> RunReport | None:
     return sync.run(
-        bench.kit(Store(bench.engine, bench.stop)),
+        app.run_context(Store(app.engine, app.stop)),
         a_run("approval", len(targets)),
         targets,
-        bench.settings.coverage_gap,
-        bench.batches,
+        app.settings.coverage_gap,
+        app.batches,
         clock=utc_now,
         approval=approval,
     )
@@ -228,11 +228,11 @@ def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
 def _show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
     listed = list(islice(rows, _SHOWN + 1))
     used = [c for c in _COLUMNS if any(row[c] not in (None, "") for row in listed)]
-    show.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held")
+    console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held")
     if len(listed) > _SHOWN:
-        show.complain(f"There are more than these {_SHOWN}: `flowtrail guard list --json` has every one.", "dim")
+        console.complain(f"There are more than these {_SHOWN}: `flowtrail guard list --json` has every one.", "dim")
 
 
-def _report(bench: Workbench) -> Report:
-    database.require_current(bench.engine, create_if_empty_sqlite=False)
-    return Report(bench.engine)
+def _report(app: Application) -> Report:
+    database.require_current(app.engine, create_if_empty_sqlite=False)
+    return Report(app.engine)

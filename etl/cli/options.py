@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from etl import config, descriptors, log
-from etl.cli import show
-from etl.cli.workbench import Workbench
-from etl.config import Roster, Schedule
+from etl import config, log
+from etl.cli import console
+from etl.cli.application import Application
+from etl.config import Schedule, TargetList
+from etl.domain.model import Target
 from etl.errors import UsageError
-from etl.model import Target
+from etl.system import descriptors
 
 SHOWN = 200
 """Rows of a table on a screen, unless another --limit is asked for."""
@@ -39,8 +40,8 @@ def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def open_workbench(context: typer.Context, path: Path | None, *, asks_gateway: bool = False) -> Workbench:
-    """Load the settings, say what deserves a warning, and hand out the workbench.
+def open_application(context: typer.Context, path: Path | None, *, asks_gateway: bool = False) -> Application:
+    """Load the settings, say what deserves a warning, and hand out the application.
 
     A command that asks the gateway says so: any other works on a machine that has the database only, and with few file
     descriptors.
@@ -50,13 +51,13 @@ def open_workbench(context: typer.Context, path: Path | None, *, asks_gateway: b
     settings = config.load(path or context.obj, asks_gateway=asks_gateway)
     log.configure(settings.log.level, settings.log.format)
     for warning in settings.warnings:
-        show.complain(warning, "yellow")
-    return Workbench(settings)
+        console.complain(warning, "yellow")
+    return Application(settings)
 
 
-def chosen(bench: Workbench, names: list[str] | None) -> list[Schedule]:
+def chosen(app: Application, names: list[str] | None) -> list[Schedule]:
     """The schedules that were named, or all. Raises UsageError for a name that is no schedule's."""
-    known = {schedule.name: schedule for schedule in bench.schedules}
+    known = {schedule.name: schedule for schedule in app.schedules}
     for name in names or ():
         if name not in known:
             close = get_close_matches(name, known, 1, 0)
@@ -66,7 +67,7 @@ def chosen(bench: Workbench, names: list[str] | None) -> list[Schedule]:
 
 def matching(schedules: list[Schedule], org: str | None, user: str | None) -> Sequence[Target]:
     """The targets of ``schedules`` that the filters leave, each once. Raises UsageError where none is left."""
-    targets = Roster.union([schedule.targets for schedule in schedules])
+    targets = TargetList.union([schedule.targets for schedule in schedules])
     if org is not None or user is not None:
         targets = [t for t in targets if org in (None, t.org_id) and user in (None, t.user_id)]
     if not targets:

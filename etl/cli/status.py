@@ -9,15 +9,15 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
-from etl import database, vitals
-from etl.cli import options, show
-from etl.cli.workbench import Workbench, utc_now
+from etl import database
+from etl.cli import console, options
+from etl.cli.application import Application, utc_now
 from etl.config import Schedule
 from etl.errors import ConfigError
-from etl.report import ProblemCause, Report, SyncRun, TargetHealth
-from etl.service import LEASE
+from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
+from etl.report.health import Condition, HealthSnapshot, Overdue
+from etl.service.replica import LEASE
 from etl.store import Store
-from etl.vitals import Condition, Overdue, Vitals
 
 _SHOWN: Final = 50
 _PRINTED: Final = 1000
@@ -47,7 +47,7 @@ class _Found(NamedTuple):
 
     active: str | None
     conditions: Sequence[Condition]
-    vitals: Vitals | None
+    vitals: HealthSnapshot | None
     """None where the schedules are not known."""
     schedules: Sequence[dict[str, Any]]
     runs: Sequence[SyncRun]
@@ -59,11 +59,11 @@ def status(
 ) -> None:
     """Show the last runs, what is wrong by cause, the targets with problems, what is held, and what runs next."""
     most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
-    with options.open_workbench(context, config_file) as bench:
-        database.require_current(bench.engine, create_if_empty_sqlite=False)
-        report = Report(bench.engine)
-        configured, broken = _configured(bench)
-        found = _find(bench, report, configured, most)
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        report = Report(app.engine)
+        configured, broken = _configured(app)
+        found = _find(app, report, configured, most)
         if as_json:
             _print(found, report.problems(limit=most), most)
         else:
@@ -72,25 +72,25 @@ def status(
         raise broken
 
 
-def _configured(bench: Workbench) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
-    folder = bench.settings.schedules_dir
+def _configured(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
+    folder = app.settings.schedules_dir
     if not folder.exists():
-        show.complain(
+        console.complain(
             f"There is no folder {folder}, so what runs next, and what is overdue, is not known here.", "yellow"
         )
         return None, None
     try:
-        return bench.schedules, None
+        return app.schedules, None
     except ConfigError as error:
         return None, error
 
 
-def _find(bench: Workbench, report: Report, configured: Sequence[Schedule] | None, most: int | None) -> _Found:
+def _find(app: Application, report: Report, configured: Sequence[Schedule] | None, most: int | None) -> _Found:
     now = utc_now()
-    found = None if configured is None else vitals.read(bench.engine, configured, now)
-    damage = vitals.damage_of(bench.engine)
+    found = None if configured is None else health.read(app.engine, configured, now)
+    damage = health.damage_of(app.engine)
     return _Found(
-        active=Store(bench.engine).lease_holder(LEASE),
+        active=Store(app.engine).lease_holder(LEASE),
         conditions=found.conditions if found else [damage] if damage else [],
         vitals=found,
         schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
@@ -99,7 +99,7 @@ def _find(bench: Workbench, report: Report, configured: Sequence[Schedule] | Non
     )
 
 
-def _schedules(configured: Sequence[Schedule], found: Vitals, now: dt.datetime) -> Iterator[dict[str, Any]]:
+def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:
     """Those with most overdue targets first."""
     overdue = found.overdue_by_schedule
     for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name)):
@@ -112,7 +112,7 @@ def _schedules(configured: Sequence[Schedule], found: Vitals, now: dt.datetime) 
         }
 
 
-def _freshness(found: Vitals) -> dict[str, Any]:
+def _freshness(found: HealthSnapshot) -> dict[str, Any]:
     """What ``/freshness`` says, without the names: the problems have them."""
     counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
     return {"status": "fresh" if found.fresh else "overdue", "overdue": len(found.overdue), **counts}
@@ -135,37 +135,37 @@ def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) ->
         "runs": [run._asdict() for run in found.runs],
         "causes": [cause._asdict() for cause in found.causes],
     }
-    printed = show.JsonList(show.encoded(head).removesuffix(b"\n}\n") + b',\n  "problems": [')
+    printed = console.JsonList(console.encoded(head).removesuffix(b"\n}\n") + b',\n  "problems": [')
     for problem in problems:
         printed.add(problem._asdict())
     printed.close(b"]\n}\n")
 
 
 def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most: int | None) -> None:
-    show.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
+    console.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
-        show.say(f"{condition.sentence} {condition.remedy}", "red")
+        console.say(f"{condition.sentence} {condition.remedy}", "red")
     if found.vitals is not None:
         overdue = found.vitals.overdue
         said = {name: count for name, count in _freshness(found.vitals).items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
         fresh = found.vitals.fresh
-        show.say(f"Targets: {found.vitals.targets}{counts or ', all of them fresh'}.", "" if fresh else "red")
+        console.say(f"Targets: {found.vitals.targets}{counts or ', all of them fresh'}.", "" if fresh else "red")
     names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
-    show.table("\nSchedules", names, ([*each.values()] for each in found.schedules))
+    console.table("\nSchedules", names, ([*each.values()] for each in found.schedules))
     _more(schedules - len(found.schedules))
     if overdue:
         rows = [_named(each) for each in overdue[:most]]
-        show.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
+        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
         _more(len(overdue) - len(rows))
-    show.rows("\nLast runs", _RUN_COLUMNS, found.runs)
-    show.rows("\nProblems by cause", ProblemCause._fields, found.causes)
-    show.rows("\nTargets with problems", _TARGET_COLUMNS, problems)
+    console.rows("\nLast runs", _RUN_COLUMNS, found.runs)
+    console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
+    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems)
     if len(problems) == most:
-        show.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
+        console.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
 
 
 def _more(left_out: int) -> None:
     if left_out > 0:
-        show.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
+        console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")

@@ -1,9 +1,7 @@
 """Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
 
 from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
-from etl.config.measures import keeping
-from etl.config.policy import Policy, policy_of, under
-from etl.config.roster import Roster
+from etl.config.policy import Policy, policy_of, with_policy
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
@@ -17,6 +15,8 @@ from etl.config.settings import (
     ServiceSettings,
     Settings,
 )
+from etl.config.target_list import TargetList
+from etl.config.units import keeping
 
 __all__ = [
     "DatabaseSettings",
@@ -26,12 +26,12 @@ __all__ = [
     "NotifySettings",
     "Policy",
     "RetentionSettings",
-    "Roster",
     "ScaleSettings",
     "Schedule",
     "Secret",
     "ServiceSettings",
     "Settings",
+    "TargetList",
     "another_database",
     "keeping",
     "load",
@@ -39,5 +39,5 @@ __all__ = [
     "load_schedules",
     "policy_of",
     "schedule_names",
-    "under",
+    "with_policy",
 ]

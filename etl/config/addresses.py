@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from etl.config.measures import shown
+from etl.config.units import shown
 
 # Services that hand credentials to whoever asks from inside a cloud's machine.
 _METADATA_HOSTS: Final = frozenset(

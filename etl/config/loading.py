@@ -8,12 +8,12 @@ from pathlib import Path
 
 from etl.config import settings as shape
 from etl.config.addresses import database_url
-from etl.config.measures import holds_password
 from etl.config.rules import apply_rules
 from etl.config.schedules import Schedule, is_schedule_name, read_schedules
 from etl.config.secret import read_secret_file
 from etl.config.settings import Settings
 from etl.config.tables import read_toml
+from etl.config.units import holds_password
 from etl.config.values import FILE_VARIABLE, Values
 from etl.errors import ConfigError, Problem
 

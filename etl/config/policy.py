@@ -26,7 +26,7 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(guard=settings.guard, gateway={name: value for name, value in gateway.items() if name not in _STAYS})
 
 
-def under(settings: Settings, policy: Policy) -> Settings:
+def with_policy(settings: Settings, policy: Policy) -> Settings:
     """A worker's own ``settings``, with those of a run in their place."""
     gateway = msgspec.structs.replace(settings.gateway, **policy.gateway)
     return msgspec.structs.replace(settings, guard=policy.guard, gateway=gateway)

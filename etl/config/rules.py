@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from etl.config import addresses, notices
-from etl.config.measures import holds_password
+from etl.config import addresses, receivers
 from etl.config.secret import openness, read_secret_file
+from etl.config.units import holds_password
 from etl.config.values import Values, variable
-from etl.regular import MIB, open_regular
+from etl.system.regular_files import MIB, open_regular
 
 _PATHS: Final = (
     "gateway.ca_bundle",
@@ -115,7 +115,7 @@ def _receivers(values: Values, section: str) -> list[Path]:
             values[file] = ""
     if values[file]:
         values[file] = str(values.folder / values[file])
-        values[urls] = values.attempt(file, lambda: notices.receiver_urls_file(Path(values[file])))
+        values[urls] = values.attempt(file, lambda: receivers.receiver_urls_file(Path(values[file])))
         return [Path(values[file])]
     if not values[urls]:
         values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')

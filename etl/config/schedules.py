@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.config.measures import ZERO, duration, duration_or_zero, shown
-from etl.config.notices import ping_url
+from etl.config.receivers import ping_url
 from etl.config.secret import Secret
+from etl.config.slots import Cron, Every, Slots, time_zone
 from etl.config.tables import nearest, read_toml
 from etl.config.targets import Targets
+from etl.config.units import ZERO, duration, duration_or_zero, shown
+from etl.domain.model import Target
 from etl.errors import Problem
-from etl.model import Target
-from etl.slots import Cron, Every, Slots, time_zone
 
 _KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "ping_url", "targets", "targets_file")
 _SHORTEST: Final = dt.timedelta(milliseconds=100)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from etl.config import addresses, notices
-from etl.config.measures import duration, duration_or_zero, guard_window, keeping, size, without_password
+from etl.config import addresses, receivers
 from etl.config.secret import Secret, clean_secret, read_secret_file
+from etl.config.units import duration, duration_or_zero, guard_window, keeping, size, without_password
 from etl.errors import ConfigError, Problem
 
 
@@ -115,10 +115,10 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
 class NotifySettings(Section, frozen=True, kw_only=True):
     """Who is told of what: one ``[[notify]]``. Without ``orgs``, of every organisation."""
 
-    urls: Annotated[tuple[Secret, ...], Meta(extra={"read": notices.receiver_urls})] = ()
+    urls: Annotated[tuple[Secret, ...], Meta(extra={"read": receivers.receiver_urls})] = ()
     urls_file: Text = ""
-    on: Annotated[tuple[str, ...], Meta(extra={"read": notices.kinds})] = notices.USUAL_KINDS
-    orgs: Annotated[tuple[str, ...], Meta(extra={"read": notices.names})] = ()
+    on: Annotated[tuple[str, ...], Meta(extra={"read": receivers.kinds})] = receivers.USUAL_KINDS
+    orgs: Annotated[tuple[str, ...], Meta(extra={"read": receivers.names})] = ()
 
 
 class RetentionSettings(Section, frozen=True, kw_only=True):

@@ -11,9 +11,9 @@ from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
-from etl.config.measures import shown
+from etl.config.units import shown
 from etl.errors import Problem
-from etl.regular import MIB, read_regular
+from etl.system.regular_files import MIB, read_regular
 
 _LARGEST: Final = 16 * MIB
 """Of a file of settings or of a schedule; many targets belong in a targets_file."""

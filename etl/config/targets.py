@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from etl.config.measures import shown
-from etl.config.roster import Roster
 from etl.config.tables import nearest
+from etl.config.target_list import TargetList
+from etl.config.units import shown
+from etl.domain.model import Target
 from etl.errors import Problem
-from etl.model import Target
-from etl.regular import MIB, open_regular
+from etl.system.regular_files import MIB, open_regular
 
 _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
@@ -39,13 +39,13 @@ class Targets:
     def __init__(self, schedule_file: Path) -> None:
         self.problems: list[Problem] = []
         self._file = schedule_file
-        self._roster = Roster()
+        self._roster = TargetList()
         self._known_orgs: set[str] = set()
         self._sources: list[str] = []
         self._places = array("Q")
         self._unsaid = 0
 
-    def collected(self) -> Roster:
+    def collected(self) -> TargetList:
         """All targets, in the order in which they were written."""
         if self._unsaid:
             self.problems.append(Problem(str(self._file), f"has {self._unsaid} more problems with its targets"))

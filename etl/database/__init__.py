@@ -9,21 +9,13 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 
 from __future__ import annotations
 
-from etl.database.complaints import translated
-from etl.database.damage import (
-    Finding,
-    damage_of,
-    damage_sentence,
-    note_damage,
-    note_told,
-    note_whole,
-    require_sound,
-)
+from etl.database.damage import Finding, damage_of, damage_sentence, note_damage, note_told, note_whole, require_sound
 from etl.database.engine import connect, describe, file_of, is_secret
+from etl.database.errors import translated
 from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
+from etl.database.migrate import check, current, expected, require_current, upgrade
 from etl.database.transactions import creating, reading, writing
-from etl.database.upgrading import check, current, expected, require_current, upgrade
 
 __all__ = [
     "LIMIT_SECONDS",

@@ -31,7 +31,7 @@ SUFFIX: Final = ".damaged"
 LOOK_AGAIN_SECONDS: Final = 600.0
 _LONGEST: Final = 300
 _UNFINISHED: Final = ".flowtrail-part"
-"""How the name of a copy ends that is not whole yet (see `etl.disk`): whoever made it throws it away."""
+"""How the name of a copy ends that is not whole yet (see `etl.system.disk`): whoever made it throws it away."""
 _REMEDY: Final = "nothing is written to it until `flowtrail db check` finds it whole. Restore a backup, and run that"
 _REMEDY_FOR_POSTGRESQL: Final = (
     "this process writes nothing to it for ten minutes. Mend it with PostgreSQL's own means, or restore a backup"

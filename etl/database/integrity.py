@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from etl.database.complaints import NO_TEXT, explain, is_no_text, translated
 from etl.database.damage import note_damage
 from etl.database.engine import code_of
+from etl.database.errors import NO_TEXT, explain, is_no_text, translated
 from etl.errors import DatabaseDamaged
 from etl.printable import printable
 

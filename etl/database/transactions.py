@@ -10,9 +10,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine
 
 from etl.database import session
-from etl.database.complaints import cannot_open, translated
 from etl.database.damage import require_sound
 from etl.database.engine import describe, file_of
+from etl.database.errors import cannot_open, translated
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from etl.demo.desk import Request
+from etl.demo.auth import Request
 from etl.demo.faults import Fault, Reply, refusal
 from etl.demo.world import World
-from etl.model import Flow
+from etl.domain.model import Flow
 
 if TYPE_CHECKING:
     from etl.demo.gateway import DemoGateway

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from etl.model import Flow
+from etl.domain.model import Flow
 
 Endpoint = Literal["flows", "token", "other"]
 Kind = Literal[

@@ -26,11 +26,11 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from etl.demo import admin as door
-from etl.demo.desk import Request, TokenDesk, Verdict
+from etl.demo.auth import Request, TokenService, Verdict
+from etl.demo.delivery_log import DeliveryLog, Entry
 from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
-from etl.demo.ledger import Entry, Ledger
 from etl.demo.world import UnknownOrg, UnknownUser, World, matches
-from etl.model import Flow
+from etl.domain.model import Flow
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105
 FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
@@ -131,8 +131,8 @@ class DemoGateway:
         admin: bool = False,
     ) -> None:
         self.world = world
-        self.desk = TokenDesk(access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds)
-        self.ledger = Ledger()
+        self.desk = TokenService(access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds)
+        self.ledger = DeliveryLog()
         self.date_offset_seconds = date_offset_seconds
         self._address = (host, port)
         self._signed = auth == "token"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
-from etl.model import Flow
+from etl.domain.model import Flow
 
 ACCESS_KEY = "demo-access-key"
 SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for this story

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.model import CYCLE_LABELS, Flow
+from etl.domain.model import CYCLE_LABELS, Flow
 
 _FIRST_ORG: Final = 15427722038191
 _FIRST_USER: Final = 15426865866571

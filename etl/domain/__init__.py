@@ -1,1 +1,1 @@
-"""The pure middle: values in, values out; no clock, no database, no log."""
+"""Values and rules of what is recorded: pure, and importing nothing else of Flowtrail."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.model import ChangeSet, Flow, Span, Target
+from etl.domain.model import ChangeSet, Flow, Span, Target
 
 FORMAT: Final = 1
 TAG: Final = f"change/{FORMAT}"

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etl.domain import chain
-from etl.model import Target
+from etl.domain.model import Target
 
 SHOWN_DIGITS: Final = 12
 """As many hex digits of a digest are shown: two sets that a person meets share them once in 280 million million."""

@@ -14,18 +14,7 @@ import msgspec
 from etl.domain.attributes import attribute_events
 from etl.domain.losses import Losses, losses
 from etl.domain.scene import Entry, Scene
-from etl.domain.story import (
-    Answer,
-    Audience,
-    Event,
-    Judgement,
-    Known,
-    Loss,
-    Opening,
-    Sighting,
-    Story,
-    Workflow,
-)
+from etl.domain.story import Answer, Audience, Event, Judgement, Known, Loss, Opening, Sighting, Story, Workflow
 
 
 def judge(audience: Audience, workflow: Workflow) -> Judgement:

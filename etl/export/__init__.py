@@ -12,13 +12,13 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 
 import msgspec
 
-from etl import disk
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.parquet import ParquetFile, require_pyarrow
 from etl.export.text import csv_pages, disarm, harmless, jsonl_pages, rearm
 from etl.printable import printable_lines
 from etl.report import Column
+from etl.system import disk
 
 __all__ = ["FORMATS", "Format", "Origin", "disarm", "export", "rearm"]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from etl.disk import errors_named, part_file, part_folder, sync_folder
 from etl.errors import UsageError
+from etl.system.disk import errors_named, part_file, part_folder, sync_folder
 
 _errors_named: Final = functools.partial(errors_named, but=BrokenPipeError)
 """A reader that went away is for the command to judge."""

@@ -15,10 +15,10 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from etl.domain.model import Flow
 from etl.errors import Malformed
 from etl.gateway.faults import Quote
 from etl.gateway.strict import field_problem, first_problem, half_character_in
-from etl.model import Flow
 
 _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
 """Up to this size a malformed answer is looked at again for a better message; beyond it, memory counts more."""

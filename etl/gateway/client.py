@@ -15,15 +15,11 @@ import structlog
 from etl import __version__
 from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
-from etl.errors import (
-    ConfigError,
-    GatewayError,
-    PermanentGatewayError,
-    Problem,
-    Refused,
-    TransientGatewayError,
-)
+from etl.domain.model import Snapshot, Target
+from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
 from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.excerpt import Hidden, excerpt
 from etl.gateway.faults import (
     RENEWING,
     code_error,
@@ -33,13 +29,10 @@ from etl.gateway.faults import (
     skew_seconds,
     status_error,
 )
-from etl.gateway.pace import Pace, persist
-from etl.gateway.quoting import Hidden, excerpt
+from etl.gateway.retry import Pace, persist
 from etl.gateway.signature import Timestamps, encryption, signature
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
-from etl.gateway.watchdog import Watch, Watchdog
-from etl.model import Snapshot, Target
 
 T = TypeVar("T")
 
@@ -84,7 +77,7 @@ class TokenCheck(NamedTuple):
 class _Call:
     """One target being asked for: what was tried so far."""
 
-    def __init__(self, target: Target, watch: Watch, own_connection: bool) -> None:
+    def __init__(self, target: Target, watch: Deadline, own_connection: bool) -> None:
         self.params = _params(target)
         self.own_connection = own_connection
         self.asker = target[:2]
@@ -244,7 +237,7 @@ class Gateway:
             error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
             raise
 
-    def _obtain_token(self, watch: Watch) -> Issued:
+    def _obtain_token(self, watch: Deadline) -> Issued:
         """One call of the token service, with the secret as it is now."""
         self._pace.take_turn(watch)
         return self._told("token", 1, lambda: self._issue(watch))
@@ -259,7 +252,7 @@ class Gateway:
         self._exchanged(call, attempt, time.monotonic() - began, None)
         return found
 
-    def _issue(self, watch: Watch) -> Issued:
+    def _issue(self, watch: Deadline) -> Issued:
         key, secret = self._key, self._read_secret()
         moment = self._stamps.next(TOKEN_PATH)
         proof = encryption(key, moment.timestamp_ms, secret)

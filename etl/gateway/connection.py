@@ -18,10 +18,10 @@ from urllib3.util.connection import allowed_gai_family
 from urllib3.util.ssltransport import SSLTransport
 
 from etl.errors import GatewayUnreachable
+from etl.gateway.deadline import CancellableSocket, Deadline, Watchdog
 from etl.gateway.framing import Framed
 from etl.gateway.inbox import Inbox, Silence
 from etl.gateway.tls import ResumingContext
-from etl.gateway.watchdog import SocketLine, Watch, Watchdog
 
 Address = tuple[Any, ...]
 
@@ -76,7 +76,7 @@ class WatchedConnection(HTTPConnection):
         self.exchanges = 0
         self._wire = wire
         self._watchdog = wire.watchdog
-        self._line: SocketLine | None = None
+        self._line: CancellableSocket | None = None
         self._inbox: Inbox | None = None
         self._begins = False
 
@@ -93,7 +93,7 @@ class WatchedConnection(HTTPConnection):
             raise ConnectTimeoutError(self, "no connection in time") from failure
         raise NewConnectionError(self, "no connection") from failure
 
-    def _addresses(self, watch: Watch) -> Sequence[Address]:
+    def _addresses(self, watch: Deadline) -> Sequence[Address]:
         lookup = _Lookup(self._dns_host, self.port)
         try:
             return lookup.addresses(watch, float(self.timeout or watch.remaining()))
@@ -102,11 +102,11 @@ class WatchedConnection(HTTPConnection):
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "the name was not resolved in time") from error
 
-    def _connected(self, address: Address, watch: Watch) -> socket.socket:
+    def _connected(self, address: Address, watch: Deadline) -> socket.socket:
         family, kind, protocol, _, where = address
         connecting = socket.socket(family, kind, protocol)
         try:
-            self._line = SocketLine(connecting)
+            self._line = CancellableSocket(connecting)
             watch.hold(self._line)
             for option in self.socket_options or ():
                 connecting.setsockopt(*option)
@@ -262,7 +262,7 @@ class _Lookup:
         self._found: Sequence[Address] = ()
         self._error: OSError | UnicodeError | None = None
 
-    def addresses(self, watch: Watch, seconds: float) -> Sequence[Address]:
+    def addresses(self, watch: Deadline, seconds: float) -> Sequence[Address]:
         """Raises socket.gaierror, or TimeoutError when it takes too long or the watch is cut."""
         try:
             return self._resolved(socket.AI_NUMERICHOST)
@@ -289,11 +289,11 @@ class _Lookup:
         host = self._host.strip("[]")
         return socket.getaddrinfo(host, self._port, allowed_gai_family(), socket.SOCK_STREAM, 0, flags)
 
-    def take(self, user: Watch) -> None:
+    def take(self, user: Deadline) -> None:
         """A Line: nothing to take."""
 
-    def drop(self, user: Watch) -> None:
+    def drop(self, user: Deadline) -> None:
         """A Line: nothing to drop; the thread ends by itself."""
 
-    def shut(self, user: Watch) -> None:
+    def shut(self, user: Deadline) -> None:
         self._done.set()

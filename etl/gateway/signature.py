@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Hashable, Mapping
 from typing import Final, NamedTuple
 
-from etl.gateway.quoting import Hidden
+from etl.gateway.excerpt import Hidden
 
 _BUCKETS: Final = 4096
 _CORRECTED_BACK_MS: Final = 60_000

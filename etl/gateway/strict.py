@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from etl.domain.model import Flow, Snapshot
 from etl.errors import Malformed
-from etl.model import Flow, Snapshot
 from etl.printable import printable
 
 _HALF_CHARACTER: Final = re.compile("[\ud800-\udfff]")

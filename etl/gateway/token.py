@@ -25,9 +25,9 @@ import msgspec
 
 from etl.errors import GatewayError, Malformed
 from etl.gateway.answer import as_integer, said
+from etl.gateway.deadline import Deadline
+from etl.gateway.excerpt import Hidden
 from etl.gateway.faults import Quote, code_error
-from etl.gateway.quoting import Hidden
-from etl.gateway.watchdog import Watch
 
 _MARGIN_SHARE: Final = 0.1
 _MARGIN_MAX_SECONDS: Final = 60.0
@@ -102,11 +102,11 @@ def _malformed(problem: str) -> Malformed:
     return Malformed(message, code="malformed", http_status=200)
 
 
-class _Flight:
+class _TokenRequest:
     """One call of the token service, and what came of it for all who wait."""
 
     def __init__(self) -> None:
-        self.landed = threading.Event()
+        self.done = threading.Event()
         self.token: Token | None = None
         self.error: GatewayError | None = None
 
@@ -114,13 +114,13 @@ class _Flight:
 class TokenKeeper:
     """The one token of a gateway. ``obtain`` calls the token service once, within the watch that it is given."""
 
-    def __init__(self, obtain: Callable[[Watch], Issued]) -> None:
+    def __init__(self, obtain: Callable[[Deadline], Issued]) -> None:
         self._obtain = obtain
         self._lock = threading.Lock()
         self._token: Token | None = None
-        self._flight: _Flight | None = None
+        self._request: _TokenRequest | None = None
 
-    def current(self, watch: Watch, refused: Token | None = None) -> Token:
+    def current(self, watch: Deadline, refused: Token | None = None) -> Token:
         """A token; where the gateway refused one, what the table above says.
 
         Of all threads that need one, one calls; the others wait for it, and share its error. While a token is
@@ -141,53 +141,53 @@ class TokenKeeper:
             else:
                 watch.pause(min(left, _LOOK_SECONDS))
 
-    def _renewed(self, watch: Watch, after: int) -> Token:
+    def _renewed(self, watch: Deadline, after: int) -> Token:
         """A living token with a number above ``after``, whatever its value."""
         while True:
-            alive, flight, leads = self._board(after)
+            alive, request, leads = self._join_or_lead(after)
             if leads:
-                return self._lead(flight, alive, watch)
+                return self._lead(request, alive, watch)
             if alive is not None:
                 return alive
-            flight.landed.wait(max(watch.remaining(), 0))
-            if flight.error is not None:
-                raise _same(flight.error)
+            request.done.wait(max(watch.remaining(), 0))
+            if request.error is not None:
+                raise _same(request.error)
             watch.check()
 
-    def _board(self, after: int) -> tuple[Token | None, _Flight, bool]:
+    def _join_or_lead(self, after: int) -> tuple[Token | None, _TokenRequest, bool]:
         """The token if it can still be used and has a number above ``after``, the flight under way, and whether the
         caller has to fly it."""
         with self._lock:
             token, now = self._token, time.monotonic()
             alive = token if token and token.number > after and now < token.expires_at else None
             if alive is not None and now < alive.refresh_at:
-                return alive, _Flight(), False
-            if self._flight is not None:
-                return alive, self._flight, False
-            self._flight = _Flight()
-            return alive, self._flight, True
+                return alive, _TokenRequest(), False
+            if self._request is not None:
+                return alive, self._request, False
+            self._request = _TokenRequest()
+            return alive, self._request, True
 
-    def _lead(self, flight: _Flight, alive: Token | None, watch: Watch) -> Token:
+    def _lead(self, request: _TokenRequest, alive: Token | None, watch: Deadline) -> Token:
         began = time.monotonic()
         try:
-            flight.token = self._dated(self._obtain(watch), began)
-            return flight.token
+            request.token = self._dated(self._obtain(watch), began)
+            return request.token
         except GatewayError as error:
             if alive is not None:
-                flight.token = _postponed(alive)
-                return flight.token
+                request.token = _postponed(alive)
+                return request.token
             if error.code != "deadline":  # there, the time of this target alone is up: the next one flies again
                 error.gateway_down_evidence = True
-                flight.error = error
+                request.error = error
             raise
         finally:
-            self._land(flight)
+            self._finish(request)
 
-    def _land(self, flight: _Flight) -> None:
+    def _finish(self, request: _TokenRequest) -> None:
         with self._lock:
-            self._token = flight.token or self._token
-            self._flight = None
-        flight.landed.set()
+            self._token = request.token or self._token
+            self._request = None
+        request.done.set()
 
     def _dated(self, issued: Issued, began: float) -> Token:
         """Refreshed early by a share of the life that is left, so that a short rest of one token makes no loop."""

@@ -23,10 +23,10 @@ from urllib3.util import parse_url
 from etl.errors import GatewayError
 from etl.gateway.body import read_body
 from etl.gateway.connection import OwnPool, OwnTLSPool, Unusable, WatchedConnection, WatchedPool, WatchedTLSPool, Wire
+from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.errors import FOREIGN, translated
 from etl.gateway.framing import Framed
 from etl.gateway.tls import verifying
-from etl.gateway.translation import FOREIGN, translated
-from etl.gateway.watchdog import Watch, Watchdog
 
 _TALKATIVE_LOGGERS: Final = (
     "urllib3.connection",
@@ -87,7 +87,7 @@ class Transport:
         path: str,
         headers: dict[str, str],
         body: bytes | None,
-        watch: Watch,
+        watch: Deadline,
         *,
         own_connection: bool = False,
     ) -> Reply:
@@ -107,7 +107,7 @@ class Transport:
             watch.release()
         raise translated(TimeoutError(), watch, seconds)
 
-    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, watch: Watch) -> Reply:
+    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, watch: Deadline) -> Reply:
         response = adapter.sent(request, seconds)
         headers_at = self._clock()
         try:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.model import CYCLE_LABELS
+from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
 LINES: Final = 20

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
 
 from etl.database import reading
-from etl.model import Target
+from etl.domain.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.stream import stream

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 import structlog
 from sqlalchemy import Engine
 
+from etl.domain.model import Target
 from etl.errors import DatabaseError
-from etl.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest, Message
 from etl.notify.news import digest_of

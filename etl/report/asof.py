@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, TextClause, TextualSelect, bindparam, text
 
-from etl.model import CYCLE_LABELS
+from etl.domain.model import CYCLE_LABELS
 from etl.report.rows import TargetAsOf, WorkflowAsOf, sql_columns
 from etl.schema import UtcTime
 

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, Executable
 
-from etl import disk
 from etl.database import reading
+from etl.system import disk
 
 T = TypeVar("T", bound=tuple[Any, ...])
 

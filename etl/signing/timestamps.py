@@ -20,8 +20,8 @@ from rfc3161_client import (
 )
 
 from etl.errors import SigningError
-from etl.regular import MIB, read_regular
 from etl.signing import der
+from etl.system.regular_files import MIB, read_regular
 
 TIMEOUT_SECONDS: Final = 10.0
 """To connect, and for each read."""

@@ -13,13 +13,13 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection, Engine
 
 from etl.database import reading, writing
+from etl.domain.guard import Limits, Sum
+from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.errors import DatabaseUnreachable
-from etl.guard import Limits, Sum
-from etl.model import Fence, Outcome, RunStatus, State, Target
-from etl.store import commit, fences, lease, notices, retention, retirement, runs, turnover
+from etl.store import commit, fences, lease, notifications, retention, retirement, runs, turnover
 from etl.store.commit import STALE
-from etl.store.landed import landed
-from etl.store.notices import KnownTarget, UntoldRun
+from etl.store.commit_lookup import was_committed
+from etl.store.notifications import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.runs import Due, Marks, NewRun, Written
@@ -97,9 +97,9 @@ class Store:
             try:
                 return self._write(
                     lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),  # noqa: B023 - run at once
-                    lambda applied, connection: landed(connection, outcomes, applied),
+                    lambda applied, connection: was_committed(connection, outcomes, applied),
                 ).stale
-            except commit.Moved as moved:
+            except commit.FenceConflict as moved:
                 suspects |= moved.target_ids
 
     def is_running(self, run_id: int, host: str, pid: int) -> bool:
@@ -201,23 +201,23 @@ class Store:
 
     def untold_runs(self, since: dt.datetime) -> list[UntoldRun]:
         """The runs that finished ``since`` then, and that not every receiver is known to have heard of."""
-        return self._read(lambda connection: notices.untold_runs(connection, since))
+        return self._read(lambda connection: notifications.untold_runs(connection, since))
 
     def mark_told(self, run_id: int, now: dt.datetime) -> bool:
         """Note that every receiver was told of the run; False where somebody else has noted it."""
-        return self._write(lambda connection: notices.mark_told(connection, run_id, now))
+        return self._write(lambda connection: notifications.mark_told(connection, run_id, now))
 
     def known_targets(self) -> list[KnownTarget]:
         """The targets with their ids, and since when receivers know that one is overdue."""
-        return self._read(notices.known_targets)
+        return self._read(notifications.known_targets)
 
     def mark_overdue(self, target_ids: Sequence[int], now: dt.datetime) -> None:
         """Note that receivers know these targets to be overdue."""
-        self._write(lambda connection: notices.mark_overdue(connection, target_ids, now))
+        self._write(lambda connection: notifications.mark_overdue(connection, target_ids, now))
 
     def clear_overdue(self, target_ids: Sequence[int]) -> None:
         """Note that these targets are overdue no longer."""
-        self._write(lambda connection: notices.clear_overdue(connection, target_ids))
+        self._write(lambda connection: notifications.clear_overdue(connection, target_ids))
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         for pause in (*_PAUSES_SECONDS, None):
@@ -229,9 +229,11 @@ class Store:
                     raise
         raise AssertionError("the last pause raises")
 
-    def _write(self, work: Callable[[Connection], T], landed: Callable[[T, Connection], bool] | None = None) -> T:
+    def _write(
+        self, work: Callable[[Connection], T], was_committed: Callable[[T, Connection], bool] | None = None
+    ) -> T:
         """Run ``work`` in one transaction, again where the database went away; a lost COMMIT is looked up by
-        ``landed``, which is given what ``work`` returned."""
+        ``was_committed``, which is given what ``work`` returned."""
         for pause in (*_PAUSES_SECONDS, None):
             result: list[T] = []
             try:
@@ -239,7 +241,7 @@ class Store:
                     result.append(work(connection))
                 return result[0]
             except DatabaseUnreachable:
-                if result and landed is not None and self._read(partial(landed, result[0])):
+                if result and was_committed is not None and self._read(partial(was_committed, result[0])):
                     return result[0]
                 if pause is None or self._stop.wait(pause):
                     raise

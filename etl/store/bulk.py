@@ -10,11 +10,11 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Table, TextualSelect, column, select, text, update
 
-from etl.model import Outcome
+from etl.domain.model import Outcome
 from etl.schema import observation
 
 
-class Given:
+class BulkValues:
     """Rows that a statement is given as one value: arrays on PostgreSQL, JSON on SQLite.
 
     Five hundred keys in a list cost PostgreSQL more to plan than to answer, and a statement for each row costs both
@@ -43,7 +43,7 @@ class Given:
         return {"rows": msgspec.json.encode(rows).decode()}
 
 
-_SEEN: Final = Given(id="bigint", expected="int", asked_at="timestamptz", at="timestamptz", gap="bigint")
+_SEEN: Final = BulkValues(id="bigint", expected="int", asked_at="timestamptz", at="timestamptz", gap="bigint")
 
 
 def _extend(dialect: str) -> Any:

@@ -11,13 +11,13 @@ from msgspec.structs import astuple
 from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
+from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
+from etl.domain.trail import GENESIS
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
 from etl.store import turnover
-from etl.store.bulk import Given, extend_spans, insert_rows, stamp
+from etl.store.bulk import BulkValues, extend_spans, insert_rows, stamp
 from etl.store.fences import LATEST_SPAN
 from etl.store.turnover import NO_REMOVALS, Removals
-from etl.trail import GENESIS
 
 STALE: Final = "a newer observation of this target was committed first"
 
@@ -51,7 +51,7 @@ _OPENED: Final = (
     .where(target.c.id == bindparam("target_id"))
     .values(observation_id=bindparam("span_id"), consecutive_failures=0, last_error_code=None, last_error=None)
 )
-_GIVEN: Final = Given(
+_GIVEN: Final = BulkValues(
     target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
     state_digest="text", flow_count="int", held_at="timestamptz",
 )  # fmt: skip
@@ -113,7 +113,7 @@ _MISSING: Final = (
 _FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
-class Moved(Exception):
+class FenceConflict(Exception):
     """Targets whose spans were extended in vain: something else of theirs was committed in the same moment."""
 
     def __init__(self, target_ids: Set[int]) -> None:
@@ -193,7 +193,7 @@ def _check_unmoved(connection: Connection, quiet: Sequence[Outcome]) -> None:
     now = connection.execute(_NOW, {"ids": [outcome.fence.target_id for outcome in quiet]})
     unmoved = {(outcome.fence.target_id, outcome.fence.fence, outcome.fence.observation_id) for outcome in quiet}
     if moved := {row.id for row in now if tuple(row) not in unmoved}:
-        raise Moved(moved)
+        raise FenceConflict(moved)
 
 
 def _after_a_failure(outcome: Outcome) -> Outcome:

@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import Fence, Flow, Span, State, Target
+from etl.domain.model import Fence, Flow, Span, State, Target
 from etl.schema import change_set, observation, target, workflow
-from etl.store.bulk import Given
+from etl.store.bulk import BulkValues
 
 SPAN_COLUMNS: Final = (
     observation.c.first_at,
@@ -62,7 +62,7 @@ _FENCES: Final = (
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
 )
 _KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
-_WANTED: Final = Given(org_id="text", user_id="text", expression="text")
+_WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
 _FENCES_OF: Final = {
     dialect: _FENCES.where(tuple_(*_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
 }

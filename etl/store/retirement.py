@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, bindparam, select, update
 
-from etl.guard import share_of
-from etl.model import Target
+from etl.domain.guard import share_of
+from etl.domain.model import Target
 from etl.schema import target
 
 _STREAMED: Final = {"stream_results": True, "yield_per": 2000}

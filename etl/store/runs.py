@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.model import CHANGE_KINDS, ChangeKind, Issue, Origin, RunStatus, Target, Verdict
+from etl.domain.model import CHANGE_KINDS, ChangeKind, Issue, Origin, RunStatus, Target, Verdict
 from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)

@@ -24,8 +24,8 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select
 from sqlalchemy.dialects import postgresql
 
-from etl.guard import Limits, Sum, removals_of_organisation
-from etl.model import Outcome
+from etl.domain.guard import Limits, Sum, removals_of_organisation
+from etl.domain.model import Outcome
 from etl.schema import org_turnover, organisation, target
 from etl.store.runs import database_now
 

@@ -13,7 +13,10 @@ from typing import Final
 import msgspec
 import structlog
 
-from etl import verdict
+from etl.domain import verdict
+from etl.domain.guard import Limits
+from etl.domain.model import Fence, Issue, Outcome, Snapshot, State, Target
+from etl.domain.trail import state_digest
 from etl.errors import (
     DatabaseDamaged,
     DatabaseError,
@@ -24,15 +27,12 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
-from etl.guard import Limits
-from etl.model import Fence, Issue, Outcome, Snapshot, State, Target
 from etl.store import STALE, Store, TooMany
-from etl.sync.asking import FLOWS_A_GROUP, Asked, Asking
+from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
-from etl.sync.order import Order, Settled
+from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import Undecided
-from etl.sync.report import Tally
-from etl.trail import state_digest
+from etl.sync.result import Tally
 
 BATCH_SIZE: Final = 500
 """Targets whose fences are read, and whose quiet outcomes are written, in one statement."""
@@ -40,7 +40,7 @@ _WRITTEN_AT_ONCE: Final = 2
 """Groups of a batch: one waits for the disk while the database takes the next one."""
 
 
-class Kit(msgspec.Struct, frozen=True, kw_only=True):
+class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """What every batch of a process works with."""
 
     store: Store
@@ -61,7 +61,7 @@ class Kit(msgspec.Struct, frozen=True, kw_only=True):
     """Called with what would be written where nothing is, from several threads."""
 
 
-class Breaker:
+class CircuitBreaker:
     """Sees a gateway that is down, over all batches of a run in this process."""
 
     def __init__(self, limit: int) -> None:
@@ -77,30 +77,30 @@ class Breaker:
 class Batch:
     """Targets on their way to a verdict."""
 
-    def __init__(self, kit: Kit, order: Order, breaker: Breaker) -> None:
-        self._kit = kit
-        self._order = order
+    def __init__(self, context: RunContext, options: RunOptions, breaker: CircuitBreaker) -> None:
+        self._context = context
+        self._options = options
         self._breaker = breaker
         self._tally = Tally()
         self._counting = threading.Lock()
-        self._judge = Judge(order, kit.limits)
+        self._judge = Judge(options, context.limits)
 
-    def settle(self, targets: Sequence[Target]) -> Settled:
+    def settle(self, targets: Sequence[Target]) -> BatchResult:
         """Ask for every one of ``targets`` and write what became of it, but for those that are deferred or wait.
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
-        with structlog.contextvars.bound_contextvars(run_id=self._order.run_id):
-            fences = self._kit.store.fences(targets, register=self._order.run_id is not None)
+        with structlog.contextvars.bound_contextvars(run_id=self._options.run_id):
+            fences = self._context.store.fences(targets, register=self._options.run_id is not None)
             with self._writing() as write, closing(self._ask_all(fences).groups()) as groups:
                 for group in groups:
                     write(self._judge_group(group))
         return self._settled()
 
-    def decide(self, undecided: Sequence[Undecided]) -> Settled:
+    def decide(self, undecided: Sequence[Undecided]) -> BatchResult:
         """Write the verdicts of second answers that wait no longer."""
         for some in _in_groups(undecided):
-            states = self._kit.store.states([each.fence.target_id for each in some])
+            states = self._context.store.states([each.fence.target_id for each in some])
             self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
         return self._settled()
 
@@ -110,24 +110,24 @@ class Batch:
         under_way: deque[Future[None]] = deque()
 
         def write(outcomes: Sequence[Outcome]) -> None:
-            under_way.append(self._kit.writers.submit(contextvars.copy_context().run, self._apply, outcomes))
+            under_way.append(self._context.writers.submit(contextvars.copy_context().run, self._apply, outcomes))
             if len(under_way) == _WRITTEN_AT_ONCE:
                 under_way.popleft().result()
 
         try:
-            yield self._apply if self._order.run_id is None else write
+            yield self._apply if self._options.run_id is None else write
             while under_way:
                 under_way.popleft().result()
         finally:
             wait(under_way)
 
-    def _settled(self) -> Settled:
-        return Settled(self._tally, self._judge.found())
+    def _settled(self) -> BatchResult:
+        return BatchResult(self._tally, self._judge.found())
 
-    def _ask_all(self, fences: Sequence[Fence]) -> Asking:
-        return Asking(self._ask_surely, fences, self._kit.fetchers, self._kit.in_flight)
+    def _ask_all(self, fences: Sequence[Fence]) -> Fetcher:
+        return Fetcher(self._ask_surely, fences, self._context.fetchers, self._context.in_flight)
 
-    def _ask_surely(self, fence: Fence) -> Asked:
+    def _ask_surely(self, fence: Fence) -> Fetched:
         """An answer, whatever happens: who waits for it would wait for ever.
 
         Whatever is logged meanwhile has the target in it: the context is this call's own.
@@ -137,62 +137,62 @@ class Batch:
             return self._ask(fence)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed")
-            return Asked(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
+            return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
-            self._kit.arrived()
+            self._context.arrived()
 
-    def _ask(self, fence: Fence) -> Asked:
-        if self._kit.stop.is_set():
-            return Asked(fence, None)
+    def _ask(self, fence: Fence) -> Fetched:
+        if self._context.stop.is_set():
+            return Fetched(fence, None)
         if self._breaker.is_open:
-            return Asked(fence, _gateway_down())
+            return Fetched(fence, _gateway_down())
         try:
             asked = self._answer(fence)
         except Interrupted:
-            return Asked(fence, None)
+            return Fetched(fence, None)
         except GatewayError as error:
-            asked = Asked(fence, error)
+            asked = Fetched(fence, error)
         self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
         return asked
 
-    def _answer(self, fence: Fence) -> Asked:
+    def _answer(self, fence: Fence) -> Fetched:
         """A kept connection may say that nothing is new; any other answer must be the only one of its connection.
 
         Where it lacks something, the second question of the run's end is that one: until then it only counts.
         """
-        fetch = self._kit.gateway.fetch
-        judged_anyway = fence.held or not fence.version or self._order.approval is not None
-        own_connection = judged_anyway or self._order.second is not None
+        fetch = self._context.gateway.fetch
+        judged_anyway = fence.held or not fence.version or self._options.approval is not None
+        own_connection = judged_anyway or self._options.second is not None
         known = None if judged_anyway else fence.data_hash
         snapshot = fetch(fence.target, known, own_connection=own_connection)
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
             if len(snapshot.flows or ()) < fence.flow_count:
-                return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
+                return Fetched(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
             del snapshot  # a second list of the same size may follow
             snapshot = fetch(fence.target, known, own_connection=True)
         return self._compare(fence, snapshot)
 
-    def _compare(self, fence: Fence, snapshot: Snapshot) -> Asked:
+    def _compare(self, fence: Fence, snapshot: Snapshot) -> Fetched:
         """Whether the answer differs from the last one; what differs must stand the strict second reading."""
         if _is_as_before(fence, snapshot):
-            return Asked(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
+            return Fetched(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
         reread_strictly(snapshot)
-        return Asked(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
+        return Fetched(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
 
-    def _judge_group(self, group: Sequence[Asked]) -> list[Outcome]:
+    def _judge_group(self, group: Sequence[Fetched]) -> list[Outcome]:
         self._tally.interrupted += sum(asked.answer is None for asked in group)
         self._judge.answered(asked.fence.target for asked in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
-            verdict.unchanged(asked.fence, asked.answer, self._order.gap_of(asked.fence))
+            verdict.unchanged(asked.fence, asked.answer, self._options.gap_of(asked.fence))
             for asked in group
             if isinstance(asked.answer, Snapshot) and not asked.differs
         ]
         outcomes += self._judge.judge(self._with_states([asked for asked in group if asked.differs]))
         return outcomes
 
-    def _with_states(self, differing: Sequence[Asked]) -> list[tuple[Fence, State, Snapshot]]:
-        states = self._kit.store.states([asked.fence.target_id for asked in differing if asked.fence.version])
+    def _with_states(self, differing: Sequence[Fetched]) -> list[tuple[Fence, State, Snapshot]]:
+        states = self._context.store.states([asked.fence.target_id for asked in differing if asked.fence.version])
         return [
             (asked.fence, states.get(asked.fence.target_id, State({})), asked.answer)
             for asked in differing
@@ -200,13 +200,13 @@ class Batch:
         ]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
-        if self._order.run_id is None:
-            self._kit.planned(outcomes)
+        if self._options.run_id is None:
+            self._context.planned(outcomes)
             self._tally.add(outcomes)
             self._judge.written(outcomes)
             return
         try:
-            stale = self._kit.store.apply(self._order.run_id, outcomes, self._judge.removals)
+            stale = self._context.store.apply(self._options.run_id, outcomes, self._judge.removals)
         except TooMany as found:
             self._apply(self._judge.held_instead(outcomes, found.sums))
         except (DatabaseUnreachable, DatabaseDamaged):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
-from etl import guard, verdict
+from etl.domain import guard, verdict
+from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval, code, held_set
-from etl.guard import Decision, Limits, Sum
-from etl.model import Fence, Outcome, Snapshot, State, Target
+from etl.domain.model import Fence, Outcome, Snapshot, State, Target
 from etl.store import Removals
-from etl.sync.order import Order
+from etl.sync.messages import RunOptions
 from etl.sync.removals import WAITING_FLOWS, Deferred, Found, Together, Undecided
 
 
@@ -45,14 +45,14 @@ class Weighed(NamedTuple):
 class Judge:
     """Judges a batch's answers: the first ones, or, where its order says so, the second ones."""
 
-    def __init__(self, order: Order, limits: Limits) -> None:
+    def __init__(self, options: RunOptions, limits: Limits) -> None:
         self._missing: Counter[str] = Counter()
         self._emptied = 0
         self._deferred: list[Deferred] = []
         self._undecided: list[Undecided] = []
-        self._order = order
+        self._options = options
         self._limits = limits
-        self._together = None if order.second is None else Together(order.second)
+        self._together = None if options.second is None else Together(options.second)
         self._removing: dict[int, Weighed] = {}
         """Those that are believed, until they are written: others may make them too many until then."""
         self._waiting_flows = 0
@@ -110,8 +110,8 @@ class Judge:
         answered = {flow.flow_id for flow in snapshot.flows or ()}
         if fence.version == 0:
             return guard.weigh_first(answered)
-        if self._order.approval is not None:
-            return _approve(self._order.approval, fence.target, state, answered)
+        if self._options.approval is not None:
+            return _approve(self._options.approval, fence.target, state, answered)
         return guard.weigh(state.flows.keys(), state.missing, answered, self._limits)
 
     def _judge_first(self, weighed: Iterable[Weighed]) -> Iterator[Outcome]:
@@ -160,7 +160,7 @@ class Judge:
 
     def _outcome(self, weighed: Weighed, decision: Decision) -> Outcome:
         fence, state, snapshot, _ = weighed
-        return verdict.judged(fence, state, snapshot, decision, self._order.gap_of(fence), self._order.approval)
+        return verdict.judged(fence, state, snapshot, decision, self._options.gap_of(fence), self._options.approval)
 
 
 def _approve(approval: Approval, target: Target, state: State, answered: Set[str]) -> Decision:

@@ -18,9 +18,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl import guard
-from etl.guard import Limits, Stance, Sum
-from etl.model import Fence, Snapshot, Target
+from etl.domain import guard
+from etl.domain.guard import Limits, Stance, Sum
+from etl.domain.model import Fence, Snapshot, Target
 
 WAITING_FLOWS: Final = 50_000
 """As many workflows of answers as wait for those of others: some 15 MB."""

@@ -12,16 +12,16 @@ from typing import Final, NamedTuple
 from sqlalchemy import Engine, func, select
 
 from etl.database import reading
+from etl.domain.model import Target
 from etl.errors import DatabaseError
-from etl.model import Target
 from etl.schema import target
 from etl.verify.chain import Chain
-from etl.verify.file import HeadsFile, whole_lines
-from etl.verify.finding import Broken, Finding, Told, shown
+from etl.verify.current import Missing, require_target, require_workflows
+from etl.verify.finding import Broken, Finding, Verbatim, shown
 from etl.verify.heads import heads
+from etl.verify.heads_file import HeadsFile, whole_lines
 from etl.verify.kept import against
 from etl.verify.orphans import orphans
-from etl.verify.present import Missing, require_target, require_workflows
 from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
 
 __all__ = ["Finding", "HeadsFile", "Progress", "against", "heads", "verify", "whole_lines"]
@@ -108,7 +108,7 @@ def _replay(rows: Rows, row: Row) -> tuple[Chain, Finding | None]:
         return chain, broken.of(chain.target)
     except _UNREADABLE as error:
         place = f"a row of the target after version {chain.version}"
-        found = shown(Told(f"not: {error}"))
+        found = shown(Verbatim(f"not: {error}"))
         return chain, Finding(target=chain.target, what=place, expected="readable", found=found)
     return chain, None
 
@@ -120,7 +120,7 @@ def _follow(rows: Rows, row: Row, chain: Chain) -> None:
         chain.see(rows.spans.take_all((target_id, change_set.version)))
     beside = rows.spans.left_over(target_id)
     if beside is not None:
-        raise Broken("observation.version", Told(f"one of the versions 1 to {chain.version}"), beside[1])
+        raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), beside[1])
     missing = require_workflows(chain, rows.workflows.take(target_id))
     require_target(chain, rows.target(row), Missing(missing, rows.last_hold(target_id) if missing else None))
 

@@ -11,18 +11,18 @@ from typing import Final
 
 import msgspec
 
-from etl.diff import baseline, diff
-from etl.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
-from etl.trail import GENESIS, change_set_hash
-from etl.verify.finding import Broken, Told, require
+from etl.domain.diff import baseline, diff
+from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.trail import GENESIS, change_set_hash
+from etl.verify.finding import Broken, Verbatim, require
 from etl.verify.rows import ChangeSetRow, SpanRow
 
 _encode: Final = msgspec.json.Encoder().encode
 _SECOND: Final = dt.timedelta(seconds=1)
-_TICK: Final = dt.timedelta(microseconds=1)
+RESOLUTION: Final = dt.timedelta(microseconds=1)
 
 
-class Listing:
+class ReplayedState:
     """The workflows of a target, kept in the order and the bytes of their digest, which then costs one hash."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Chain:
         self.state_digest: str | None = None
         self.flow_count = 0
         self.changes = 0
-        self.listing = Listing()
+        self.listing = ReplayedState()
         self.since: dict[str, Since] = {}
         self.observed_at: dt.datetime | None = None
         """When the last version was observed."""
@@ -80,7 +80,7 @@ class Chain:
         require("change_set.kind", "baseline" if version == 1 else "delta", row.kind, version)
         require("change_set.parent_hash", self._hash, row.parent_hash, version)
         if row.id <= self._number:
-            raise Broken("change_set.id", Told(f"above {self._number}, the one before"), row.id, version)
+            raise Broken("change_set.id", Verbatim(f"above {self._number}, the one before"), row.id, version)
         self._require_interval(row)
         changes = sorted(changes, key=_chain_order)
         _require_counts(row, changes)
@@ -105,12 +105,12 @@ class Chain:
             self._spans.append(row.span)
             self.latest, self._latest_at = row, row.span.last_at
         if self.latest is None:
-            raise Broken("observation", Told("the span that the baseline opened"), Told("missing"), 1)
+            raise Broken("observation", Verbatim("the span that the baseline opened"), Verbatim("missing"), 1)
 
     def _require_interval(self, row: ChangeSetRow) -> None:
         before = self._latest_at
         if before is not None and row.observed_at <= before:
-            later = Told(f"after {before}, the time recorded before")
+            later = Verbatim(f"after {before}, the time recorded before")
             raise Broken("change_set.observed_at", later, row.observed_at, row.version)
         asked_at = self.latest.span.last_asked_at if self.latest else None
         require("change_set.last_unchanged_at", asked_at, row.last_unchanged_at, row.version)
@@ -146,25 +146,25 @@ class Chain:
         computed = change_set_hash(self._hash, proven)
         if computed != row.hash:
             by = f"'{computed}' by its row, its changes and the spans of version {row.version - 1}"
-            raise Broken("change_set.hash", Told(by), row.hash, row.version)
+            raise Broken("change_set.hash", Verbatim(by), row.hash, row.version)
 
     def _require_place(self, row: SpanRow) -> None:
         span, before = row.span, self.latest
         if before is not None and row.id <= before.id:
-            raise Broken("observation.id", Told(f"above {before.id}, the span before"), row.id, self.version)
+            raise Broken("observation.id", Verbatim(f"above {before.id}, the span before"), row.id, self.version)
         if before is not None and min(span.first_at, span.last_asked_at) <= before.span.last_at:
-            found = Told(f"begun at {span.first_at}, asked at {span.last_asked_at}")
-            later = Told(f"a span after {before.span.last_at}, the end of the one before")
+            found = Verbatim(f"begun at {span.first_at}, asked at {span.last_asked_at}")
+            later = Verbatim(f"a span after {before.span.last_at}, the end of the one before")
             raise Broken("observation", later, found, self.version)
         if self.observed_at is not None and span.first_at < self.observed_at:
-            late = Told(f"at or after {self.observed_at}, when its version began")
+            late = Verbatim(f"at or after {self.observed_at}, when its version began")
             raise Broken("observation.first_at", late, span.first_at, self.version)
         with_version = not self._spans and span.first_at == self.observed_at
         if before is None:
             require("observation.first_at", self.observed_at, span.first_at, self.version)
             require("observation.interrupted", False, span.interrupted, self.version)
         elif not span.interrupted and not with_version:
-            late = Told(f"true, since it does not begin with its version at {self.observed_at}")
+            late = Verbatim(f"true, since it does not begin with its version at {self.observed_at}")
             raise Broken("observation.interrupted", late, False, self.version)
 
 
@@ -176,7 +176,7 @@ def _require_counts(row: ChangeSetRow, changes: Sequence[Change]) -> None:
         kind, expected, found = next(each for each in told if each[1] != each[2])
         raise Broken(f"change_set.{kind}", expected, found, row.version)
     if not kinds and row.version > 1:
-        raise Broken("workflow_change", Told("at least one change"), Told("none"), row.version)
+        raise Broken("workflow_change", Verbatim("at least one change"), Verbatim("none"), row.version)
 
 
 def _raise_first_difference(expected: Sequence[Change], found: Sequence[Change], version: int) -> None:
@@ -185,8 +185,8 @@ def _raise_first_difference(expected: Sequence[Change], found: Sequence[Change],
             raise Broken("workflow_change", _told(right), _told(there), version)
 
 
-def _told(change: Change | None) -> Told:
-    return Told("nothing" if change is None else _encode(change).decode())
+def _told(change: Change | None) -> Verbatim:
+    return Verbatim("nothing" if change is None else _encode(change).decode())
 
 
 def _require_possible(row: SpanRow) -> None:
@@ -199,12 +199,12 @@ def _require_possible(row: SpanRow) -> None:
         shortest = lasted // more // _SECOND
         fits = (
             span.first_at < span.last_asked_at <= span.last_at
-            and lasted >= more * _TICK
+            and lasted >= more * RESOLUTION
             and shortest <= span.longest_gap_seconds <= lasted // _SECOND
         )
     if not fits:
-        what = Told(f"times that {span.observations} observations can have")
-        raise Broken("observation", what, Told(", ".join(map(str, msgspec.structs.astuple(span)))), row.version)
+        what = Verbatim(f"times that {span.observations} observations can have")
+        raise Broken("observation", what, Verbatim(", ".join(map(str, msgspec.structs.astuple(span)))), row.version)
 
 
 def _after(change: Change) -> Flow:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from etl.model import Target
+from etl.domain.model import Target
 from etl.printable import printable
 
 
@@ -48,7 +48,7 @@ class Broken(Exception):
         return Finding(target=target, version=self.version, what=self.what, expected=self.expected, found=self.found)
 
 
-class Told(str):
+class Verbatim(str):
     """Words of ours that stand in for a value, and are shown as they are."""
 
     __slots__ = ()
@@ -62,7 +62,7 @@ def require(what: str, expected: Any, found: Any, version: int | None = None) ->
 
 def shown(value: Any) -> str:
     """A value of a column, on one line that no terminal can be fooled with."""
-    if isinstance(value, Told):
+    if isinstance(value, Verbatim):
         return printable(value)
     if value is None:
         return "null"

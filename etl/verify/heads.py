@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy import Connection, Engine, Executable, Row, and_, bindparam, func, select, tuple_
 
 from etl.database import reading
+from etl.domain.model import Span, Target
 from etl.errors import DatabaseError
-from etl.model import Span, Target
 from etl.schema import change_set, observation, target
 from etl.verify.rows import BEFORE_ALL
 

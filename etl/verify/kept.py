@@ -23,9 +23,9 @@ import msgspec
 from sqlalchemy import Connection, Engine, Row, bindparam, or_, select, tuple_
 
 from etl.database import reading
-from etl.model import Span, Target
+from etl.domain.model import Span, Target
 from etl.schema import change_set, sync_run, target
-from etl.verify.finding import Finding, Told, shown
+from etl.verify.finding import Finding, Verbatim, shown
 from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
 from etl.verify.rows import BEFORE_ALL
 
@@ -116,7 +116,7 @@ class _Comparison:
                 kept.append(_Kept(number, msgspec.json.decode(line, type=Head)))
             except (msgspec.MsgspecError, UnicodeError) as error:
                 head = "a head as `flowtrail verify --head` prints it"
-                yield Finding(what=f"line {number}", expected=head, found=f"not: {shown(Told(error))}")
+                yield Finding(what=f"line {number}", expected=head, found=f"not: {shown(Verbatim(error))}")
         latest = max((each.head.taken_at for each in kept), default=_NEVER)
         self._taken_at = max(self._taken_at, latest)
         with reading(self._engine) as connection:

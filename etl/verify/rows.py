@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 from sqlalchemy import Connection, text
 
-from etl.model import Change, Span, Target
+from etl.domain.model import Change, Span, Target
 
 T = TypeVar("T")
 Row = Sequence[Any]

@@ -51,7 +51,7 @@ def report_html(engine: Engine, *, now: dt.datetime, file: Path) -> None:
 
     Raises UsageError where the extra is missing or the place cannot be used, DatabaseError where the database refuses.
     """
-    _part("offline").write(engine, now, file)
+    _part("report_file").write(engine, now, file)
 
 
 def _part(name: str) -> Any:

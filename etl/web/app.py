@@ -17,14 +17,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from etl.domain.model import CHANGE_KINDS
 from etl.errors import DatabaseError
-from etl.model import CHANGE_KINDS
-from etl.moments import parse_moment
-from etl.report import Report
-from etl.web import overview, queries
+from etl.report import Report, summaries
+from etl.report.summary_rows import EVENTS, Position
+from etl.timeparse import parse_moment
+from etl.web import overview
 from etl.web.connections import AtOnce
 from etl.web.rendering import asset, render
-from etl.web.rows import EVENTS, Position
 from etl.web.security import KnownHosts, SecurityHeaders
 
 PAGE_ROWS: Final = 100
@@ -55,14 +55,16 @@ class Site:
         self._role = role
 
     def overview(self, request: Request) -> Response:
-        period = Asked(request).one_of("days", {str(days) for days in overview.PERIODS}) or str(overview.USUAL_PERIOD)
-        with queries.looking(self._engine) as connection:
+        period = RequestParams(request).one_of("days", {str(days) for days in overview.PERIODS}) or str(
+            overview.USUAL_PERIOD
+        )
+        with summaries.looking(self._engine) as connection:
             found = overview.gather(connection, self._now(), int(period))
         service = {"role": self._role(), "next_runs": sorted(self._next_fire_times().items(), key=lambda item: item[1])}
         return _page(request, "overview.html", {**found, **service, "periods": overview.PERIODS})
 
     def trail(self, request: Request) -> Response:
-        asked, now = Asked(request), self._now()
+        asked, now = RequestParams(request), self._now()
         wanted = {name: asked.text(name) for name in ("org", "user", "flow", "name", "since", "until")}
         wanted["since"] = asked.text("since", _USUAL_SINCE)
         kinds = [kind for kind in CHANGE_KINDS if kind in request.query_params.getlist("kind")] or list(EVENTS)
@@ -72,8 +74,8 @@ class Site:
             return _page(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error)}, 400)
         filters: dict[str, Any] = {name: wanted[name] for name in ("org", "user", "flow", "name")} | times
         after = _position(asked.text("after"))
-        with queries.looking(self._engine) as connection:
-            events = queries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
+        with summaries.looking(self._engine) as connection:
+            events = summaries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
         last = events[PAGE_ROWS - 1] if len(events) > PAGE_ROWS else None
         pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
         older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
@@ -82,45 +84,45 @@ class Site:
         return _page(request, "trail.html", {**values, "older": older, "newest": newest})
 
     def workflow(self, request: Request) -> Response:
-        asked, now = Asked(request), self._now()
+        asked, now = RequestParams(request), self._now()
         flow = request.path_params.get("flow_id") or asked.text("flow")
         org, user = asked.text("org"), asked.text("user")
         report = Report(self._engine)
         states = list(islice(report.history(flow=flow, org=org or None, user=user or None), LIVES_AT_MOST + 1))
         if not states:
             raise HTTPException(404, "No list ever showed a workflow with this id.")
-        with queries.looking(self._engine) as connection:
-            events = queries.trail(connection, flow=flow, org=org, user=user, kinds=CHANGE_KINDS, limit=PAGE_ROWS)
+        with summaries.looking(self._engine) as connection:
+            events = summaries.trail(connection, flow=flow, org=org, user=user, kinds=CHANGE_KINDS, limit=PAGE_ROWS)
         lives = [(key, list(life)) for key, life in groupby(states[:LIVES_AT_MOST], key=lambda state: state[:3])]
         values: dict[str, Any] = {"flow": flow, "org": org, "user": user, "events": events, "lives": lives, "now": now}
         values |= {"latest": max(states, key=lambda state: state.valid_from), "cut": len(states) > LIVES_AT_MOST}
         return _page(request, "workflow.html", {**values, "states": states[:LIVES_AT_MOST]})
 
     def held(self, request: Request) -> Response:
-        asked = Asked(request)
+        asked = RequestParams(request)
         org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
-        with queries.looking(self._engine) as connection:
-            holds = queries.holds(connection, org=org, limit=PAGE_ROWS)
-            rows = queries.held_workflows(connection, org=org, user=user, **paging.window)
+        with summaries.looking(self._engine) as connection:
+            holds = summaries.holds(connection, org=org, limit=PAGE_ROWS)
+            rows = summaries.held_workflows(connection, org=org, user=user, **paging.window)
         values = {"org": org, "user": user, "holds": holds, "now": self._now()}
         return _page(request, "held.html", {**values, **paging.cut(rows)})
 
     def targets(self, request: Request) -> Response:
-        asked = Asked(request)
+        asked = RequestParams(request)
         org, user, show, paging = asked.text("org"), asked.text("user"), asked.text("show"), asked.paging()
-        with queries.looking(self._engine) as connection:
-            rows = queries.targets(connection, org=org, user=user, show=show, **paging.window)
+        with summaries.looking(self._engine) as connection:
+            rows = summaries.targets(connection, org=org, user=user, show=show, **paging.window)
         values = {"org": org, "user": user, "show": show, "now": self._now()}
         return _page(request, "targets.html", {**values, **paging.cut(rows)})
 
     def gaps(self, request: Request) -> Response:
-        paging = Asked(request).paging()
-        with queries.looking(self._engine) as connection:
-            rows = queries.gaps(connection, **paging.window)
+        paging = RequestParams(request).paging()
+        with summaries.looking(self._engine) as connection:
+            rows = summaries.gaps(connection, **paging.window)
         return _page(request, "gaps.html", {"now": self._now(), **paging.cut(rows)})
 
 
-class Asked:
+class RequestParams:
     """The query of a request; what cannot be is answered with 400 and a sentence."""
 
     def __init__(self, request: Request) -> None:

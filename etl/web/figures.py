@@ -10,10 +10,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from etl.model import CYCLE_LABELS
+from etl.domain.model import CYCLE_LABELS
 from etl.report import WorkflowHistory
-from etl.web.rows import CYCLES, EVENTS, OTHER, Churn, Day, Evening
-from etl.web.words import cycle_label, foreign, kind_label, target_label
+from etl.report.summary_rows import CYCLES, EVENTS, OTHER, Churn, Day, DaySnapshot
+from etl.web.labels import cycle_label, foreign, kind_label, target_label
 
 Figure = dict[str, Any]
 
@@ -48,7 +48,7 @@ def changes_by_day(days: Sequence[Day]) -> Figure:
     }
 
 
-def workflows_by_cycle(evenings: Sequence[Evening]) -> Figure:
+def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
     """Areas, stacked; the evenings on which a list was not known lie on grey."""
     return {
         "data": [
@@ -57,19 +57,19 @@ def workflows_by_cycle(evenings: Sequence[Evening]) -> Figure:
                 "mode": "lines",
                 "stackgroup": "cycle",
                 "name": cycle_label(cycle),
-                "x": [evening.day.isoformat() for evening in evenings],
-                "y": [evening.by_cycle[cycle] for evening in evenings],
+                "x": [evening.day.isoformat() for evening in day_snapshots],
+                "y": [evening.by_cycle[cycle] for evening in day_snapshots],
                 "line": {"width": 1, "color": _cycle_colour(cycle)},
                 "fillcolor": _cycle_colour(cycle),
             }
             for cycle in CYCLES
-            if any(evening.by_cycle[cycle] for evening in evenings)
+            if any(evening.by_cycle[cycle] for evening in day_snapshots)
         ],
         "layout": {
             "hovermode": "x unified",
-            "xaxis": {"type": "date", **_few_ticks(len(evenings))},
+            "xaxis": {"type": "date", **_few_ticks(len(day_snapshots))},
             "yaxis": {"title": {"text": "workflows in lists"}, "rangemode": "tozero"},
-            "shapes": [_grey(evening.day) for evening in evenings if evening.unobserved],
+            "shapes": [_grey(evening.day) for evening in day_snapshots if evening.unobserved],
         },
     }
 

@@ -13,11 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from etl import database, vitals
+from etl import database
 from etl.config import Schedule
 from etl.errors import DatabaseError, SchemaAhead
-from etl.vitals import Vitals
-from etl.web.glance import Glance
+from etl.report import health
+from etl.report.health import HealthSnapshot
+from etl.web.probe import CachedProbe
 from etl.web.security import KnownHosts
 
 _AT_WORK: Final = ("active", "standing_by")
@@ -43,9 +44,9 @@ class Health:
         """``known_since``: since when the service has known each schedule."""
         self.alive = turns_over
         self.role = role
-        self._ready = Glance(lambda: _ready(engine))
-        self._vitals = Glance(
-            lambda: vitals.read(engine, schedules(), now(), known_since()), good_for_seconds=_VITALS_GOOD_FOR_SECONDS
+        self._ready = CachedProbe(lambda: _ready(engine))
+        self._vitals = CachedProbe(
+            lambda: health.read(engine, schedules(), now(), known_since()), good_for_seconds=_VITALS_GOOD_FOR_SECONDS
         )
 
     def readiness(self) -> tuple[bool, DatabaseError | None]:
@@ -63,7 +64,7 @@ class Health:
             return False, DatabaseError(_CANNOT_WRITE)
         return True, None
 
-    def vitals(self) -> Vitals:
+    def vitals(self) -> HealthSnapshot:
         """Raises DatabaseError where they cannot be read now."""
         return self._vitals()
 
@@ -114,7 +115,7 @@ def _ready(engine: Engine) -> bool:
     return True
 
 
-def _told(found: Vitals) -> dict[str, Any]:
+def _told(found: HealthSnapshot) -> dict[str, Any]:
     schedules = [
         (name, {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])})
         for name, overdue in sorted(found.overdue_by_schedule.items(), key=lambda each: (-each[1], each[0]))

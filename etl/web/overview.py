@@ -7,11 +7,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 
-from etl.report import SyncRun
-from etl.vitals import Condition, clock_went_back, damage_of
-from etl.web import queries
-from etl.web.rows import Vitals
-from etl.web.words import ago, count
+from etl.report import SyncRun, summaries
+from etl.report.health import Condition, clock_went_back, damage_of
+from etl.report.summary_rows import Totals
+from etl.web.labels import ago, count
 
 PERIODS: Final = (7, 30, 90, 365)
 """Days that the plots may reach back."""
@@ -37,31 +36,31 @@ def gather(connection: Connection, now: dt.datetime, period: int, events: int = 
     """The values for the templates; plots reach back ``period`` days, today included."""
     today = now.astimezone(dt.UTC).date()
     since = today - dt.timedelta(days=period - 1)
-    vitals = queries.vitals(connection, now)
-    last = next((run for run in queries.runs(connection, _RUNS) if run.status != "running"), None)
-    gaps, open_gaps = queries.gap_counts(connection)
+    vitals = summaries.vitals(connection, now)
+    last = next((run for run in summaries.runs(connection, _RUNS) if run.status != "running"), None)
+    gaps, open_gaps = summaries.gap_counts(connection)
     return {
         "now": now,
         "period": period,
         "since": since,
         "vitals": vitals,
         "last": last,
-        "workflows": queries.workflows(connection),
+        "workflows": summaries.workflows(connection),
         "problems": _problems(vitals, last, open_gaps, now, damage_of(connection.engine)),
-        "troubled": queries.targets(connection, show="problems", limit=_SHOWN),
-        "days": queries.days(connection, since, today),
-        "evenings": queries.evenings(connection, since, today),
-        "churn": queries.churn(connection, since, _ORGS),
-        "holds": queries.holds(connection, limit=_SHOWN) if vitals.held else [],
-        "gaps": queries.gaps(connection, _SHOWN) if gaps else [],
+        "troubled": summaries.targets(connection, show="problems", limit=_SHOWN),
+        "days": summaries.days(connection, since, today),
+        "evenings": summaries.day_snapshots(connection, since, today),
+        "churn": summaries.churn(connection, since, _ORGS),
+        "holds": summaries.holds(connection, limit=_SHOWN) if vitals.held else [],
+        "gaps": summaries.gaps(connection, _SHOWN) if gaps else [],
         "gap_count": gaps,
         "open_gaps": open_gaps,
-        "latest": queries.trail(connection, limit=events),
+        "latest": summaries.trail(connection, limit=events),
     }
 
 
 def _problems(
-    vitals: Vitals, last: SyncRun | None, open_gaps: int, now: dt.datetime, damage: Condition | None
+    vitals: Totals, last: SyncRun | None, open_gaps: int, now: dt.datetime, damage: Condition | None
 ) -> list[Problem]:
     newest, ended = vitals.newest_at, last and (last.finished_at or last.heartbeat_at)
     held = f"{count(vitals.held_removals, 'removal')} in {count(vitals.held, 'target')} held: a person has to decide."

@@ -16,9 +16,9 @@ import jinja2
 import msgspec
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from etl.model import CYCLE_LABELS
-from etl.web import figures, words
-from etl.web.rows import CYCLES, EVENTS
+from etl.domain.model import CYCLE_LABELS
+from etl.report.summary_rows import CYCLES, EVENTS
+from etl.web import figures, labels
 
 _ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -43,26 +43,26 @@ def environment() -> jinja2.Environment:
         auto_reload=False,
     )
     made.filters |= {
-        "foreign": words.foreign,
-        "cycle": words.cycle_label,
-        "kind": words.kind_label,
-        "utc": words.utc,
+        "foreign": labels.foreign,
+        "cycle": labels.cycle_label,
+        "kind": labels.kind_label,
+        "utc": labels.utc,
         "iso": _iso,
-        "editable": words.editable_label,
+        "editable": labels.editable_label,
         "data": as_data,
     }
     made.globals |= {
-        "ago": words.ago,
-        "approval": words.approval,
+        "ago": labels.ago,
+        "approval": labels.approval,
         "asset": _address,
-        "count": words.count,
+        "count": labels.count,
         "figures": figures,
         "plotly_sheets": plotly_sheets,
-        "target_label": words.target_label,
-        "workflow_path": words.workflow_path,
-        "lasted": lambda begin, end: words.span((end - begin).total_seconds()),
+        "target_label": labels.target_label,
+        "workflow_path": labels.workflow_path,
+        "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),
         "CYCLES": CYCLES,
-        "CYCLE_COLUMNS": [f"#{words.cycle_label(cycle)}" for cycle in CYCLES],
+        "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,
         "EVENTS": EVENTS,
     }

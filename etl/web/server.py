@@ -14,8 +14,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from etl.descriptors import MOST_HTTP_CONNECTIONS
 from etl.errors import FlowtrailError
+from etl.system.descriptors import MOST_HTTP_CONNECTIONS
 from etl.web.connections import Connections, RequestTimes
 
 _LAST_RESPONSES_SECONDS: Final = 2

@@ -9,15 +9,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
-import bugs
-import kills
-import pooler
-import postgres
-import stops
-from disturbances import Cut, Desync, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
-from place import Place, place
-from scenarios import SCENARIOS, Scenario
-from sweep import MOST_POINTS, Trial, swept
+from tests.crash import bugs, kills, stops
+from tests.crash.disturbances import Cut, Desync, Disturbance, FullDisk, Hostile, Reset, Strike, small_disk
+from tests.crash.place import Place, place
+from tests.crash.scenarios import SCENARIOS, Scenario
+from tests.crash.sweep import MOST_POINTS, Trial, swept
+from tests.support import pooler, postgres
 
 PARTS = ("sweep", "stops", "kills", "model")
 
@@ -152,7 +149,7 @@ def _until(count: int, one_round: Callable[[int], kills.Round]) -> int:
 
 
 def _model(count: int, seed: int, *, shrink: bool) -> int:
-    import test_model
+    from tests.contract import test_model
 
     began = time.monotonic()
     try:

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-import postgres
 import psycopg
-from place import Ended, Place, file_of, name_of
-from pooler import Pooler
-from proxy import CuttingProxy
-from sessions import DECOYS, HOSTILE, make_role, met
 
 from etl.demo.faults import Fault
+from tests.crash.place import Ended, Place, file_of, name_of
+from tests.crash.proxy import CuttingProxy
+from tests.support import postgres
+from tests.support.pooler import Pooler
+from tests.support.sessions import DECOYS, HOSTILE, make_role, met
 
 PAGE_BYTES = 4096
 

@@ -19,7 +19,6 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-import points
 import psycopg  # noqa: F401
 import rich.progress  # noqa: F401
 import sqlalchemy.dialects.postgresql.psycopg
@@ -28,7 +27,8 @@ import sqlalchemy.dialects.sqlite.pysqlite  # noqa: F401
 import etl.__main__
 import etl.cli
 from etl import database
-from etl.sync import asking
+from etl.sync import fetching
+from tests.crash import points
 
 _OUTPUT = {1: "stdout", 2: "stderr"}
 
@@ -44,7 +44,7 @@ def run(order: dict[str, Any], board: mmap.mmap) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     points.install(order["strike"], board)
     if order["flows_a_group"] is not None:
-        asking.FLOWS_A_GROUP = order["flows_a_group"]
+        fetching.FLOWS_A_GROUP = order["flows_a_group"]
     sys.argv = ["flowtrail", *order["arguments"]]
     try:
         etl.__main__.main()

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import checker
-import postgres
 import psycopg
-from program import KEY, SECRET
 
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
+from tests.support import checker, postgres
+from tests.support.program import KEY, SECRET
 
 HERE = Path(__file__).parent
 SHARED_MEMORY = Path("/dev/shm")

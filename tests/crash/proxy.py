@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from relay import Cutter
+from tests.support.relay import Cutter
 
 _ENCRYPTION_REQUESTS = {80877103, 80877104}
 _ANSWERED = b"QSp"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from checker import Delivered
-from place import Place
-
 from etl.demo.world import World
-from etl.model import Flow
+from etl.domain.model import Flow
+from tests.crash.place import Place
+from tests.support.checker import Delivered
 
 ORG, ANN, BOB, CAY = "o1", "ann", "bob", "cay"
 SYNC = ("sync",)

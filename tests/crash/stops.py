@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
-import checker
-from disturbances import Disturbed
-from place import Ended, Place
-from scenarios import ANN, BOB, CAY, ORG, Scenario, _change, prepared
-from sweep import MOST_POINTS, Trial
+from tests.crash.disturbances import Disturbed
+from tests.crash.place import Ended, Place
+from tests.crash.scenarios import ANN, BOB, CAY, ORG, Scenario, _change, prepared
+from tests.crash.sweep import MOST_POINTS, Trial
+from tests.support import checker
 
 GRACE_SECONDS = 5
 """All of which is kept for the last words: a run is told to end as soon as the signal arrives."""

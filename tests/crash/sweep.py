@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-import checker
-from disturbances import Disturbance, Disturbed
-from place import Place, file_of
-from scenarios import ORG, Scenario, prepared
+from tests.crash.disturbances import Disturbance, Disturbed
+from tests.crash.place import Place, file_of
+from tests.crash.scenarios import ORG, Scenario, prepared
+from tests.support import checker
 
 MOST_POINTS = 5_000
 

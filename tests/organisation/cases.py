@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from etl.domain.story import Answer, Event, Listed
-from organisation.ledger import Ledger
+from tests.organisation.ledger import DeliveryLog
 
 PAGE = Path(__file__).parents[2] / "docs" / "organisation.md"
 DAY = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -42,11 +42,11 @@ def told(case: str, *, is_search: bool = False) -> list[str]:
     """For each run of an example, what is told."""
     header, *rows = case.splitlines()
     users = header.split()[1:]
-    ledger = Ledger(dict.fromkeys(users, dt.timedelta(hours=4)), is_search=is_search)
+    ledger = DeliveryLog(dict.fromkeys(users, dt.timedelta(hours=4)), is_search=is_search)
     return ["; ".join(_run(ledger, users, row.split())) for row in rows]
 
 
-def _run(ledger: Ledger, users: list[str], row: list[str]) -> list[str]:
+def _run(ledger: DeliveryLog, users: list[str], row: list[str]) -> list[str]:
     hour, minute = row[0].strip("~").split(":")
     at = DAY + dt.timedelta(hours=int(hour), minutes=int(minute))
     for number, (user, cell) in enumerate(zip(users, row[1:], strict=False)):

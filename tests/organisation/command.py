@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from etl.domain.story import EVENT_KINDS
-from organisation.oracle import Oracle, settle
-from organisation.runs import Office
-from organisation.settings import ORDINARY, UNKIND
-from organisation.world import START, Setting
+from tests.organisation.oracle import Oracle, settle
+from tests.organisation.runs import Office
+from tests.organisation.settings import ORDINARY, UNKIND
+from tests.organisation.world import START, Setting
 
 
 def played(setting: Setting, seed: int, runs: int, *, narrow: bool = False) -> Oracle:

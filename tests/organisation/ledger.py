@@ -13,7 +13,7 @@ Flows = Mapping[str, Listed]
 Judge = Callable[[Audience, Workflow], Judgement]
 
 
-class Ledger:
+class DeliveryLog:
     """Times may be any numbers that can be compared and added."""
 
     def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge, *, is_search: bool = False) -> None:

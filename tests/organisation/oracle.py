@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from etl.domain.story import Event, Judgement
-from organisation.runs import Office
-from organisation.world import Moment, Reply
+from tests.organisation.runs import Office
+from tests.organisation.world import Moment, Reply
 
 
 @dataclass

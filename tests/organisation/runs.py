@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from etl.domain.organisation import judge
 from etl.domain.story import Answer, Judgement
-from organisation.ledger import Judge, Ledger
-from organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
+from tests.organisation.ledger import DeliveryLog, Judge
+from tests.organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
 
 
 class Office:
@@ -21,7 +21,7 @@ class Office:
         self.setting = setting
         self.everybody = [f"u{number}" for number in range(setting.users)]
         self.schedules = setting.schedules(self.everybody)
-        self.ledger = Ledger(
+        self.ledger = DeliveryLog(
             {user: s.coverage_gap for s in self.schedules for user in s.users}, judge, is_search=bool(setting.search)
         )
         self.world.watched = set(self.everybody)
@@ -66,7 +66,7 @@ class Office:
         if not self.is_quiet:
             self.world.reversible = None
             self.world.change(self.now, self.everybody)
-            if self.world.reversible and self.chance.random() < self.setting.restless:
+            if self.world.reversible and self.chance.random() < self.setting.most_changed:
                 self._reverse((*self.world.reversible, 100))
             self._plan(self.setting.changes_an_hour, "change")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from organisation.world import HOUR, SECOND, Schedule, Setting
+from tests.organisation.world import HOUR, SECOND, Schedule, Setting
 
 MINUTE = 60 * SECOND
 DAY = 24 * HOUR
@@ -58,9 +58,11 @@ UNKIND = {
     "holds": Setting(held=0.3, schedules=all_day),
     "joining and leaving": Setting(moves_an_hour=0.1),
     "a search": Setting(search=" b", schedules=two_by_turns, changes_an_hour=8, audience=0.8),
-    "restless rights": Setting(users=2, workflows=4, schedules=all_day, audience=1.0, restless=0.8, changes_an_hour=6),
+    "restless rights": Setting(
+        users=2, workflows=4, schedules=all_day, audience=1.0, most_changed=0.8, changes_an_hour=6
+    ),
     "few and busy": Setting(
-        users=3, workflows=4, schedules=overlapping, audience=1.0, restless=0.3, changes_an_hour=12
+        users=3, workflows=4, schedules=overlapping, audience=1.0, most_changed=0.3, changes_an_hour=12
     ),
     "everything": Setting(
         users=6,
@@ -68,7 +70,7 @@ UNKIND = {
         schedules=two_by_turns,
         audience=0.7,
         changes_an_hour=5,
-        restless=0.2,
+        most_changed=0.2,
         held=0.2,
         skipped=0.3,
         moves_an_hour=0.05,
@@ -80,7 +82,7 @@ UNKIND = {
         schedules=overlapping,
         audience=1.0,
         changes_an_hour=8,
-        restless=0.4,
+        most_changed=0.4,
         failing=0.2,
         held=0.2,
         skipped=0.2,

@@ -70,7 +70,7 @@ class Setting:
     changes_an_hour: float = 3.0
     moves_an_hour: float = 0.0
     """Users who join, retire, or come back."""
-    restless: float = 0.0
+    most_changed: float = 0.0
     """The share of rights given or taken that are reversed as soon as the assumption lets them be."""
     outages_an_hour: float = 0.0
     """A user cannot be asked for a few hours."""

@@ -1,0 +1,144 @@
+"""Builds everything once from the settings, and takes it down again: the only place that does."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+from sqlalchemy import Engine
+
+from etl import database, log
+from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
+from etl.domain.guard import Limits
+from etl.domain.model import Origin
+from etl.gateway import Exchanged, Gateway
+from etl.store import NewRun, Store
+from etl.sync import RunContext
+
+if TYPE_CHECKING:
+    from etl.sync.cluster import Cluster
+
+_BATCHES_AT_ONCE = 2
+"""While one batch is written, the next one is asked for."""
+_WRITERS = 2
+_DOWN_AFTER = 3
+"""So many times ``concurrency`` targets without an answer in a row mean that the gateway is down."""
+
+
+def utc_now() -> dt.datetime:
+    """This moment, by this machine's clock."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Application:
+    """What the commands work with; each part is made when it is first asked for, and closed at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stop = threading.Event()
+        self.exchanged: Exchanged | None = None
+        self.desynced: Callable[[], None] | None = None
+        """Set it before `gateway` is made, and it is told of every request."""
+        self._closing = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """The schedules as their files are now. Raises ConfigError with every problem."""
+        return load_schedules(self.settings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        engine = database.connect(self.settings.database.url)
+        self._closing.callback(engine.dispose)
+        return engine
+
+    def another_engine(self, url: str, pool_size: int = 5) -> Engine:
+        """An engine beside ``engine``, closed with it."""
+        engine = database.connect(url, pool_size=pool_size)
+        self._closing.callback(engine.dispose)
+        return engine
+
+    @cached_property
+    def gateway(self) -> Gateway:
+        gateway = Gateway(
+            self.settings.gateway,
+            clock=utc_now,
+            stop=self.stop,
+            exchanged=self.exchanged,
+            desynced=self.desynced,
+        )
+        return self._closing.enter_context(gateway)
+
+    @cached_property
+    def cluster(self) -> Cluster | None:
+        """The cluster that the settings name, not connected yet. Raises UsageError where Dask is not installed."""
+        if not self.settings.scale.dask:
+            return None
+        from etl.sync.cluster import Cluster
+
+        cluster = Cluster(self.settings.scale.dask, worker_application, policy_of(self.settings), self.stop)
+        self._closing.callback(cluster.close)
+        return cluster
+
+    @cached_property
+    def batches(self) -> ThreadPoolExecutor:
+        """The threads that work on batches."""
+        return self._pool(_BATCHES_AT_ONCE, "batch")
+
+    def ready(self, *, upgrade: bool) -> Engine:
+        """The engine, once its schema is current. Raises SchemaMismatch with the command that helps, and
+        DatabaseDamaged where nothing may be written."""
+        database.require_sound(self.engine)
+        if upgrade:
+            database.upgrade(self.engine)
+        database.require_current(self.engine, create_if_empty_sqlite=True)
+        return self.engine
+
+    def run_context(self, store: Store | None = None, arrived: Callable[[], None] = lambda: None) -> RunContext:
+        """What a run works with."""
+        concurrency = self.settings.gateway.concurrency
+        guard = self.settings.guard
+        return RunContext(
+            store=store or Store(self.engine, self.stop),
+            gateway=self.gateway,
+            fetchers=self._pool(concurrency, "fetch"),
+            writers=self._pool(_WRITERS, "write"),
+            in_flight=concurrency,
+            limits=Limits(**msgspec.structs.asdict(guard)),
+            down_after=_DOWN_AFTER * concurrency,
+            stop=self.stop,
+            arrived=arrived,
+        )
+
+    def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._closing.callback(pool.shutdown, wait=True, cancel_futures=True)
+        return pool
+
+
+def worker_application(policy: Policy) -> Application:
+    """What a worker of a cluster works with: its own settings and credentials, and the policy of the run."""
+    settings = with_policy(load(), policy)
+    log.configure(settings.log.level, settings.log.format)
+    app = Application(settings)
+    app.ready(upgrade=False)
+    return app
+
+
+def a_run(origin: Origin, targets: int) -> NewRun:
+    """The row of a run that a person asked for on this machine."""
+    return NewRun(origin=origin, host=socket.gethostname(), pid=os.getpid(), targets=targets)

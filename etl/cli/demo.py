@@ -1,0 +1,106 @@
+"""``flowtrail demo``: the story of etl.demo, with the real program in the leading part."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from etl import config, sync
+from etl.cli import console
+from etl.cli.application import Application, a_run, utc_now
+from etl.cli.event_table import event_table
+from etl.cli.run import show_report
+from etl.demo import story
+from etl.demo.gateway import DemoGateway
+from etl.domain.model import CHANGE_KINDS
+from etl.errors import UsageError
+from etl.report import Report
+from etl.system import disk
+
+
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Keep everything here; without, in a new temporary folder.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 7,
+    serve: Annotated[bool, typer.Option("--serve", help="Keep the page up afterwards, until Ctrl-C.")] = False,
+    listen: Annotated[str, typer.Option("--listen", help="Where --serve shows it.")] = "127.0.0.1:8787",
+) -> None:
+    """Tell the whole story on this machine: changes, an outage, a bogus answer, and the trail they leave."""
+    if folder is not None and (folder / "flowtrail.db").exists():
+        raise UsageError(f"{folder} has a flowtrail.db already: name another --folder, the demo starts from nothing.")
+    with disk.temporary_files():
+        home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
+    world = story.world(seed)
+    with DemoGateway(world, access_key=story.ACCESS_KEY, secret_key=story.SECRET_KEY) as gateway:
+        with disk.errors_named(home / "flowtrail.toml"):
+            settings_file = story.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
+        with Application(config.load(settings_file, {})) as app:
+            app.ready(upgrade=True)
+            for number, scene in enumerate(story.scenes(gateway), 1):
+                _act(app, number, scene)
+            _show_trail(app)
+            _show_what_next(settings_file)
+            if serve:
+                _keep_the_page_up(app, listen)
+
+
+def register(page: typer.Typer) -> None:
+    """Add this module's command."""
+    page.command()(demo)
+
+
+def _act(app: Application, number: int, scene: story.Scene) -> None:
+    console.out().print(Text(f"\n{number}. {scene.title}", "bold cyan"))
+    console.say(scene.told, "dim")
+    targets = app.schedules[0].targets
+    report = sync.run(
+        app.run_context(),
+        a_run("command", len(targets)),
+        targets,
+        app.settings.coverage_gap,
+        app.batches,
+        clock=utc_now,
+    )
+    assert report is not None  # noqa: S101 - a command's run has no slot
+    show_report(report, as_json=False)
+
+
+def _show_trail(app: Application) -> None:
+    kinds = [kind for kind in CHANGE_KINDS if kind != "baseline"]
+    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kinds=kinds))
+
+
+def _keep_the_page_up(app: Application, listen: str) -> None:
+    from etl.web import HttpServer, create_app
+
+    host, _, port = listen.rpartition(":")
+    if not port.isdigit():
+        raise UsageError(f"--listen takes HOST:PORT, not {listen!r}.")
+    now = utc_now
+    slots = app.schedules[0].slots
+    page = create_app(
+        app.engine, now=now, next_fire_times=lambda: {"plants": slots.next_after(now())}, role=lambda: "active"
+    )
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with HttpServer(page, host or "127.0.0.1", int(port)) as server:
+        console.say(f"\nThe page: {server.url} (Ctrl-C ends it)", "bold")
+        stopped.wait()
+
+
+def _show_what_next(settings_file: Path) -> None:
+    flowtrail = "flowtrail" if shutil.which("flowtrail") else str(Path(sys.argv[0]).absolute())
+    console.say("\nEverything is in one SQLite file. Try next:", "bold")
+    for command in ("changes --kind cycle_changed", "flows --org o15427722038191", "status"):
+        console.say(f"  {flowtrail} --config {settings_file} {command}")

@@ -1,0 +1,39 @@
+"""A change as a person reads it: when, whose, which workflow, and what happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from etl.cli import console
+
+_COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name")
+
+
+def event_table(title: str, events: Iterable[Any], empty: str = "no changes") -> None:
+    """A table of events: rows with the columns of ``workflow_event``."""
+    rows = [
+        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name)
+        for e in events
+    ]
+    used = [at for at, name in enumerate(_COLUMNS) if name != "expression" or any(row[at] for row in rows)]
+    console.table(title, [_COLUMNS[at] for at in used], ([row[at] for at in used] for row in rows), empty)
+
+
+def what_happened(event: Any) -> str:
+    """The change in a few words."""
+    match event.kind:
+        case "cycle_changed":
+            return f"cycle {_shown(event.old_cycle)} -> {_shown(event.new_cycle)}"
+        case "renamed":
+            return f"renamed, was {_shown(event.old_name)}"
+        case "editable_changed":
+            return f"editable {_shown(event.old_editable)} -> {_shown(event.new_editable)}"
+        case "removed":
+            return f"removed, cycle {_shown(event.old_cycle)}"
+        case kind:
+            return f"{kind}, cycle {_shown(event.new_cycle)}"
+
+
+def _shown(value: object) -> str:
+    return console.cell(value) or "none"

@@ -1,0 +1,220 @@
+"""The commands that take the trail elsewhere, or prove it: verify, export, report."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from etl import __version__, database, verify
+from etl.cli import console, options
+from etl.cli.application import Application, utc_now
+from etl.cli.queries import moment
+from etl.errors import DatabaseError, UsageError
+from etl.export import Origin, export
+from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
+from etl.system.regular_files import open_regular
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A file; without, standard output.", show_default=False)
+]
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    csv = "csv"
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class What(StrEnum):
+    """What `export` reads."""
+
+    changes = "changes"
+    flows = "flows"
+    history = "history"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="export")(export_rows)
+    app.command(name="verify")(verify_trail)
+    app.command()(report)
+
+
+def verify_trail(
+    context: typer.Context,
+    head: Annotated[
+        bool, typer.Option("--head", help="Print the chain heads and open spans, a JSON line a target, and stop.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", help="Prove that what --head printed into this file is still there."),
+    ] = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Replay every target, check digests and hashes, and name the first broken link of each."""
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        if head:
+            console.stream(msgspec.json.encode(line) + b"\n" for line in verify.heads(app.engine, utc_now()))
+            return
+        found, through = _findings(app, against, hidden=as_json)
+    if as_json:
+        console.json([finding.as_object() for finding in found])
+    else:
+        for finding in found:
+            console.say(str(finding), "red")
+        console.say(f"{through}: {f'{len(found)} findings' if found else 'everything holds'}.", "bold")
+    if found:
+        raise typer.Exit(1)
+
+
+def _findings(app: Application, against: Path | None, *, hidden: bool) -> tuple[list[verify.Finding], str]:
+    reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
+    with console.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
+
+        def tell(progress: verify.Progress) -> None:
+            reached[:] = [progress]
+            moved(progress.targets, progress.of_targets)
+
+        cut: list[int] = []
+        kept = _opened(against, files, cut.append) if against else None
+        found = list(verify.verify(app.engine, progress=tell)) + _damage(app) + _schema(app)
+        if kept is not None:
+            found += verify.against(app.engine, kept, is_whole=lambda: not cut)
+        for line in cut:
+            console.complain(
+                f"Line {line}, the last one, was cut short and left out; which targets the file lacks was not judged.",
+                "yellow",
+            )
+    done = reached[0]
+    through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
+    return found, through + (f"; compared with {against}" if against else "")
+
+
+def _opened(path: Path, files: ExitStack, cut: Callable[[int], None]) -> Iterable[bytes]:
+    try:
+        return verify.whole_lines(files.enter_context(open_regular(path)), cut)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _schema(app: Application) -> list[verify.Finding]:
+    """What other commands show comes from the views: an altered one would tell another story than the trail."""
+    try:
+        differences = database.check(app.engine)
+    except DatabaseError as error:
+        console.complain(
+            f"The schema, views included, was not compared with what the migrations make: {error}", "yellow"
+        )
+        return []
+    made = "as the migrations made it"
+    return [verify.Finding(what="the schema", expected=made, found=f"not: {said}") for said in differences]
+
+
+def _damage(app: Application) -> list[verify.Finding]:
+    """An SQLite file's own account: a damaged index may have led the replay past rows."""
+    found = database.integrity(app.engine)
+    for table in found.unfinished:
+        console.complain(
+            f"The indexes of {table} were not checked to the end, since writers wait meanwhile: "
+            "`flowtrail db check` does it when the service is stopped.",
+            "yellow",
+        )
+    return [verify.Finding(what="the file", expected="whole", found=f"damaged: {said}") for said in found.damage]
+
+
+def report(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    config_file: options.Config = None,
+) -> None:
+    """Write one self-contained HTML page with plots: freshness, changes, holds, coverage, the latest trail."""
+    from etl.web import report_html
+
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        report_html(app.engine, now=utc_now(), file=output)
+    console.complain(f"{output} written.", "green")
+
+
+def export_rows(
+    context: typer.Context,
+    what: Annotated[What, typer.Argument(help="The trail, the current list, or the validity spans.")],
+    fmt: Annotated[Format, typer.Option("--format", help="CSV for spreadsheets, JSON lines, or Parquet.")] = Format.csv,
+    output: Output = None,
+    since: Annotated[str | None, typer.Option("--since", help="changes: from then on.", show_default=False)] = None,
+    until: Annotated[str | None, typer.Option("--until", help="changes: before then.", show_default=False)] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", help="flows: the list at that time.", show_default=False)
+    ] = None,
+    org: options.Org = None,
+    user: options.User = None,
+    timezone: options.Zone = "UTC",
+    partition_by: Annotated[
+        str | None,
+        typer.Option("--partition-by", help="'month': changes in a folder with a Parquet file a month."),
+    ] = None,
+    config_file: options.Config = None,
+) -> None:
+    """Stream the trail or a list into a file, with a manifest beside it (count, SHA-256, chain heads)."""
+    _check_export(what, fmt, output, since or until, as_of, partition_by)
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        given = {"org": org, "user": user, "since": since, "until": until, "as_of": as_of}
+        now = utc_now()
+        origin = Origin(
+            what=what.value,
+            filter={name: value for name, value in given.items() if value is not None},
+            taken_at=now,
+            flowtrail=__version__,
+            chain_heads=verify.heads(app.engine, now),
+        )
+        times = {name: moment(text, timezone) for name, text in given.items() if name not in ("org", "user") and text}
+        row_type, rows = _rows(Report(app.engine), what, org, user, times)
+        count = export(
+            rows,
+            columns_of(row_type),
+            fmt.value,
+            output or console.sink(),
+            origin=origin if output else None,
+            by_month_of="observed_at" if partition_by else None,
+        )
+    if output:
+        console.complain(f"{count} rows in {output}.", "green")
+
+
+def _check_export(
+    what: What, fmt: Format, output: Path | None, between: str | None, as_of: str | None, partition_by: str | None
+) -> None:
+    if between and what is not What.changes:
+        raise UsageError("--since and --until belong to `export changes`.")
+    if as_of and what is not What.flows:
+        raise UsageError("--as-of belongs to `export flows`.")
+    if partition_by is None:
+        return
+    if partition_by != "month":
+        raise UsageError(f"--partition-by knows 'month' only, not {partition_by!r}.")
+    if what is not What.changes or fmt is not Format.parquet or output is None:
+        raise UsageError("--partition-by month belongs to `export changes --format parquet -o FOLDER`.")
+
+
+def _rows(
+    report: Report, what: What, org: str | None, user: str | None, times: dict[str, dt.datetime]
+) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
+    if what is What.changes:
+        return WorkflowEvent, report.changes(since=times.get("since"), until=times.get("until"), org=org, user=user)
+    if what is What.history:
+        return WorkflowHistory, report.history(org=org, user=user)
+    if "as_of" in times:
+        return WorkflowAsOf, report.flows_as_of(times["as_of"], org=org, user=user)
+    return CurrentWorkflow, report.flows(org=org, user=user)

@@ -1,0 +1,140 @@
+"""What ``serve`` listens for: health and metrics always, the page where it is wanted and its extra is there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from sqlalchemy import Engine
+from starlette.applications import Starlette
+
+from etl import database
+from etl.cli.application import Application, utc_now
+from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
+from etl.report.health import CONDITIONS, HealthSnapshot
+from etl.service.metrics import Metrics, ServiceStatus
+from etl.service.replica import Service
+from etl.system import descriptors
+from etl.web import Connections, HttpServer, create_app
+from etl.web.health import Health, health_routes, metrics_route, without_pages
+
+_TRY_AGAIN_SECONDS = 15
+_FEW_DESCRIPTORS = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit"
+_PATIENCE_SECONDS = 5.0
+"""How long a page waits for the database; then it says that it cannot be read."""
+_PAGE_CONNECTIONS = 5
+_HEALTH_CONNECTIONS = 2
+"""One for `/readyz`, one for `/freshness` and `/metrics`: each looks by one thread at a time."""
+
+
+@contextmanager
+def listening(app: Application, service: Service, metrics: Metrics) -> Iterator[None]:
+    """Serve HTTP beside the service. An address that is taken stops no sync: it is said, and tried again."""
+    connections = _connections(app)
+    host, _, port = app.settings.service.listen.rpartition(":")
+    if not port:
+        yield
+        return
+    over = threading.Event()
+    url = app.settings.database.url
+    page = database.connect(url, pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
+    health = database.connect(url, pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
+    server = HttpServer(
+        _application(app, service, metrics, page, health, host), host.strip("[]"), int(port), connections
+    )
+    starter = threading.Thread(target=_start, args=(server, over), name="http-start", daemon=True)
+    starter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        starter.join()
+        server.stop()
+        page.dispose()
+        health.dispose()
+
+
+def _connections(app: Application) -> Connections:
+    """As many as leave the descriptors that database and gateway need."""
+    found = descriptors.shared_out(descriptors.raise_limit(), app.settings.gateway.concurrency)
+    if found.allowed < found.wanted:
+        structlog.get_logger("etl.service.replica").warning(
+            "few_descriptors", allowed=found.allowed, wanted=found.wanted, remedy=_FEW_DESCRIPTORS
+        )
+    return Connections(found.http_connections)
+
+
+def _start(server: HttpServer, over: threading.Event) -> None:
+    log = structlog.get_logger("etl.http")
+    while not over.is_set():
+        try:
+            server.start()
+        except FlowtrailError as error:
+            log.warning("not_listening", error=str(error), again_in_seconds=_TRY_AGAIN_SECONDS)
+            over.wait(_TRY_AGAIN_SECONDS)
+        else:
+            log.info("listening", url=server.url)
+            return
+
+
+def _application(
+    app: Application, service: Service, metrics: Metrics, page: Engine, for_health: Engine, host: str
+) -> Starlette:
+    health = Health(
+        for_health,
+        now=utc_now,
+        turns_over=lambda: service.turns_over,
+        role=lambda: service.role,
+        schedules=lambda: service.schedules,
+        known_since=lambda: service.known_since,
+    )
+    metrics.watch(lambda: _service_status(app, service, health))
+    routes = [*health_routes(health), metrics_route(metrics.render)]
+    hosts = [host, *app.settings.service.hosts]
+    if app.settings.service.page:
+        try:
+            return create_app(
+                page,
+                now=utc_now,
+                next_fire_times=service.next_fire_times,
+                role=lambda: service.role,
+                routes=routes,
+                hosts=hosts,
+            )
+        except UsageError as error:
+            structlog.get_logger("etl.http").warning("no_page", error=str(error))
+    return without_pages(routes, hosts)
+
+
+def _service_status(app: Application, service: Service, health: Health) -> ServiceStatus:
+    """The database is asked for its vitals only where it answers at all, so that a scrape waits once."""
+    ready, error = health.readiness()
+    skew = app.gateway.clock_skew
+    damaged = isinstance(error, DatabaseDamaged)
+    found = _vitals(health) if ready or damaged else None
+    return ServiceStatus(
+        role=service.role,
+        alive=health.alive(),
+        ready=ready,
+        database_up=not isinstance(error, DatabaseUnreachable),
+        runs_under_way=service.runs_under_way,
+        clock_skew_seconds=None if skew is None else skew.total_seconds(),
+        conditions=_conditions(found, damaged=damaged),
+        vitals=found,
+    )
+
+
+def _conditions(found: HealthSnapshot | None, *, damaged: bool) -> dict[str, bool]:
+    if found is None:
+        return {"database_damaged": True} if damaged else {}
+    codes = {each.code for each in found.conditions}
+    return {code: code in codes for code in CONDITIONS}
+
+
+def _vitals(health: Health) -> HealthSnapshot | None:
+    try:
+        return health.vitals()
+    except DatabaseError:
+        return None

@@ -1,0 +1,168 @@
+"""The commands that keep what is there, elsewhere or not for ever: backup, db copy, prune; and the service's share."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl import config, database
+from etl.cli import console, options
+from etl.cli.application import Application, utc_now
+from etl.cli.queries import moment
+from etl.database import backup
+from etl.errors import UsageError
+from etl.service.maintenance import Maintenance
+from etl.service.replica import LEASE, Service
+from etl.store import Store, copy
+from etl.verify import HeadsFile
+
+_CONNECTIONS = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="backup")(back_up)
+    app.command()(prune)
+
+
+def back_up(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    config_file: options.Config = None,
+) -> None:
+    """Copy the SQLite database into one checked file while the service runs; for PostgreSQL, say how."""
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        if app.engine.dialect.name != "sqlite":
+            dump = backup.dump_of(app.engine, file)
+            console.say(f"{dump.backup}\n{dump.restore}")
+            raise UsageError(
+                "Nothing was done: PostgreSQL's own tools make the backup (first line) and restore it (second line, "
+                "into a database NEW). They ask for the password, or find it in ~/.pgpass."
+            )
+        with console.counted("copying", hidden=False) as moved:
+            backup.backup(app.engine, file, force=force, progress=moved)
+    console.complain(
+        f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"
+    )
+
+
+def prune(
+    context: typer.Context,
+    before: Annotated[
+        str | None, typer.Option("--before", help="Runs that ended before then.", show_default=False)
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Runs older than that, such as 90d.", show_default="keep_runs")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them only.")] = False,
+    timezone: options.Zone = "UTC",
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Delete old runs that changed nothing, with their issues; nothing ever leaves the trail."""
+    with options.open_application(context, config_file) as app:
+        limit = _limit(app, before, keep, timezone)
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_sound(app.engine)
+        gone = Store(app.engine, app.stop).prune_runs(limit, utc_now(), dry_run=dry_run)
+    if as_json:
+        console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
+        return
+    would = "would go" if dry_run else "deleted"
+    console.say(
+        f"{gone.runs} runs that ended before {console.cell(limit)} UTC and {gone.issues} issues of theirs {would}."
+    )
+
+
+def _limit(app: Application, before: str | None, keep: str | None, timezone: str) -> dt.datetime:
+    if before is not None and keep is not None:
+        raise UsageError("Say either --before or --keep.")
+    now = utc_now()
+    if before is not None:
+        return moment(before, timezone)
+    try:
+        length = app.settings.retention.keep_runs if keep is None else config.keeping(keep)
+    except ValueError as error:
+        raise UsageError(f"--keep {error}.") from None
+    if length is None:
+        raise UsageError("Runs are kept for ever here: say which should go, with --keep 400d or --before.")
+    return now - length
+
+
+def copy_database(
+    context: typer.Context,
+    to: Annotated[
+        str | None, typer.Option("--to", help="The URL of the other database, without a password.", show_default=False)
+    ] = None,
+    to_file: Annotated[
+        Path | None, typer.Option("--to-file", help="A file with that URL, password and all.", show_default=False)
+    ] = None,
+    while_active: Annotated[
+        bool, typer.Option("--while-active", help="Copy although a service is active: what it writes then is left out.")
+    ] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Make the schema of the other database first.")] = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Copy everything from the configured database into another, empty one: from SQLite to PostgreSQL, or back."""
+    url = config.another_database(to, to_file)
+    with options.open_application(context, config_file) as app:
+        other = app.another_engine(url)
+        if database.describe(other.url) == database.describe(app.engine.url):
+            raise UsageError("Both are the same database: name another one to copy into.")
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_sound(app.engine)
+        if upgrade:
+            database.upgrade(other)
+        database.require_current(other, create_if_empty_sqlite=False)
+        for engine in (app.engine, other):
+            _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
+        written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
+        with written_meanwhile as source, console.counted("copying", hidden=as_json) as moved:
+            copied = copy.copy(source, other, may_be_written=while_active, progress=moved)
+    if as_json:
+        console.json([each._asdict() for each in copied])
+        return
+    console.table("", ("table", "rows"), copied)
+    console.say(f"Everything is in {database.describe(url)}, compared row for row. Make it the [database] url.", "bold")
+
+
+def _refuse_active(store: Store, name: str, allowed: bool) -> None:
+    holder = store.lease_holder(LEASE)
+    if holder is not None and not allowed:
+        raise UsageError(f"A service is active on {name} ({holder}): stop it first, or say --while-active.")
+
+
+@contextmanager
+def maintenance_running(app: Application, service: Service) -> Iterator[None]:
+    """Let the active service keep the heads and forget old runs, on connections of their own."""
+    kept = app.settings.retention
+    if kept.keep_runs is None and not kept.heads_file:
+        yield
+        return
+    engine = app.another_engine(app.settings.database.url, _CONNECTIONS)
+    maintenance = Maintenance(
+        Store(engine, app.stop),
+        active=lambda: service.role == "active",
+        clock=utc_now,
+        keep_runs=kept.keep_runs,
+        heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
+        clock_is_right=lambda: _clock_is_right(app),
+    )
+    with maintenance.running():
+        yield
+
+
+def _clock_is_right(app: Application) -> bool | None:
+    """Whether the gateway's clock says so; None where it has said nothing yet."""
+    skew, limit = app.gateway.clock_skew, app.settings.gateway.max_clock_skew
+    if not limit:
+        return True
+    return None if skew is None else abs(skew) <= limit

@@ -1,0 +1,226 @@
+"""Notifications: the command, what `check` says of them, and what `serve` runs beside the service."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
+
+import structlog
+import typer
+from sqlalchemy import Engine
+
+from etl import database
+from etl.cli import console, options
+from etl.cli.application import Application, utc_now
+from etl.config import Schedule, Settings
+from etl.domain.model import Target
+from etl.errors import UsageError
+from etl.notify import (
+    Alarm,
+    Freshness,
+    Message,
+    Notifier,
+    Overdue,
+    Pinger,
+    Receiver,
+    Timing,
+    Unusable,
+    Wants,
+    receivers,
+)
+from etl.report import Report, TargetHealth, health
+from etl.service.replica import LEASE, Service
+from etl.store import Store
+from etl.sync import RunReport
+
+_PATIENCE_SECONDS = 60.0
+_AT_ONCE = 8
+_TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(notify)
+
+
+def notify(
+    context: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Send a test message to every receiver.")] = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Tell receivers now what nobody has told them, where no service does; with --test, try each of them."""
+    with options.open_application(context, config_file) as app:
+        if not app.settings.notify:
+            raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
+        if test:
+            results = list(_tested(app.settings))
+            rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
+            console.json(rows) if as_json else _say(results)
+        else:
+            results = [("digests", _told(app))]
+            console.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _say(results)
+    if any(wrong is not None for _, wrong in results):
+        raise typer.Exit(1)
+
+
+def _say(results: Sequence[tuple[str, str | None]]) -> None:
+    for name, wrong in results:
+        console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
+
+
+def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Each receiver, and why the test message did not reach it (None: it did)."""
+
+    def attempt(receiver: Receiver | Unusable) -> tuple[str, str | None]:
+        wrong = receiver.why if isinstance(receiver, Unusable) else receiver.send(_TEST)
+        return receiver.name, wrong
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
+
+
+def _told(app: Application) -> str | None:
+    """Send what is owed; why not all of it went."""
+    app.ready(upgrade=False)
+    store = Store(app.engine, app.stop)
+    holder = store.lease_holder(LEASE)
+    if holder is not None:
+        raise UsageError(f"The service {holder} is active, and tells them by itself.")
+    unusable = [f"{name}: {wrong}" for name, wrong in understood(app.settings) if wrong]
+    wants = _wanted(app.settings)
+    if not wants:
+        return unusable[0]
+    notifier = Notifier(
+        app.engine,
+        store,
+        wants,
+        is_active=lambda: True,
+        freshness=lambda: _freshness(app, app.schedules, {}),
+        clock=utc_now,
+        timing=Timing(overdue_after_seconds=0),
+    )
+    told = notifier.flush(_PATIENCE_SECONDS)
+    return next(iter(unusable), None if told else "not every receiver was told: the log says why")
+
+
+def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
+    try:
+        for receiver, _, _ in _all_receivers(settings):
+            yield receiver.name, receiver.why if isinstance(receiver, Unusable) else None
+    except UsageError as error:
+        yield "notify", str(error)
+
+
+def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | Unusable, Sequence[str], Sequence[str]]]:
+    for number, each in enumerate(settings.notify, 1):
+        yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
+
+
+def _wanted(settings: Settings) -> list[Wants]:
+    """The receivers that can be written to; none without the extra."""
+    try:
+        return [Wants(each, on, orgs) for each, on, orgs in _all_receivers(settings) if isinstance(each, Receiver)]
+    except UsageError:
+        return []
+
+
+def _freshness(app: Application, schedules: Sequence[Schedule], known_since: Mapping[str, dt.datetime]) -> Freshness:
+    """As ``/freshness`` has it."""
+    now = utc_now()
+    found = health.read(app.engine, schedules, now, known_since)
+    overdue = [Overdue(each.target, each.schedule, each.last_observed_at) for each in found.overdue]
+    seen = {
+        Target(each.org_id, each.user_id, each.expression): at
+        for each in Report(app.engine).health()
+        if (at := _seen_at(each, now)) is not None
+    }
+    return Freshness(overdue, seen)
+
+
+def _seen_at(health: TargetHealth, now: dt.datetime) -> dt.datetime | None:
+    """When a target was last observed. A time ahead of now says nothing, but that its last attempt succeeded does."""
+    if health.last_observed_at is None or health.last_observed_at <= now:
+        return health.last_observed_at
+    return now if health.consecutive_failures == 0 and health.held_since is None else None
+
+
+class Notifications:
+    """Who hears of what the service does: receivers of a [[notify]], and those of the schedules' pings."""
+
+    def __init__(self, app: Application, store: Store) -> None:
+        self._app = app
+        self._store = store
+        self._pinger = Pinger()
+        self._notifier: Notifier | None = None
+
+    @contextlib.contextmanager
+    def of(self, service: Service) -> Iterator[None]:
+        """Tell, while the block runs. What is wrong with a receiver, or a missing extra, stops no sync: it is said."""
+        self._notifier = self._notifier_of(service)
+        if self._notifier:
+            self._notifier.start()
+        try:
+            yield
+        finally:
+            if self._notifier:
+                self._notifier.stop()
+            self._pinger.stop()
+
+    def started(self, schedule: Schedule) -> None:
+        """A run begins."""
+        self._pinger.started(schedule)
+
+    def finished(self, report: RunReport, schedule: Schedule) -> None:
+        """A run ended. One that a stop cut short pings nobody: whoever comes next catches up."""
+        if self._notifier:
+            self._notifier.look()
+        if report.status == "failed":
+            self._pinger.failed(schedule, _in_short(report))
+        elif report.status != "aborted":
+            self._pinger.succeeded(schedule, _in_short(report))
+
+    def crashed(self, schedule: Schedule, why: str) -> None:
+        """A run ended without a report."""
+        self._pinger.failed(schedule, why)
+
+    def became(self, role: str) -> None:
+        """The replica has another role."""
+        if self._notifier:
+            self._notifier.look()
+
+    def _notifier_of(self, service: Service) -> Notifier | None:
+        log = structlog.get_logger("etl.notify")
+        for name, wrong in understood(self._app.settings):
+            if wrong:
+                log.warning("cannot_notify", receiver=name, why=wrong)
+        wants = _wanted(self._app.settings)
+        if not wants:
+            return None
+        return Notifier(
+            self._app.engine,
+            self._store,
+            wants,
+            is_active=lambda: service.role == "active",
+            freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
+            clock=utc_now,
+            alarm=lambda: _alarm(self._app.engine, service),
+        )
+
+
+def _alarm(engine: Engine, service: Service) -> Alarm | None:
+    """What the replica that was active has to tell where nothing can be written: once, even if it is started again."""
+    found = database.damage_of(engine) if service.role == "database_damaged" and service.was_active else None
+    if found is None or found.told_at is not None:
+        return None
+    message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
+    return Alarm(message, lambda: database.note_told(engine, utc_now()))
+
+
+def _in_short(report: RunReport) -> str:
+    sums = ", ".join(f"{count} {name}" for name, count in report.tally.sums().items() if count)
+    return f"Run {report.run_id} {report.status}: {report.targets} targets; {sums or 'nothing'}."

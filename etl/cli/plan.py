@@ -1,0 +1,150 @@
+"""The command plan: ask as sync does, write nothing, and show what would change."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+import typer
+
+from etl import database, sync
+from etl.cli import console, options
+from etl.cli.application import Application
+from etl.cli.event_table import event_table
+from etl.cli.run import Schedules, interruptible, show_tally
+from etl.domain.model import Outcome
+from etl.report import WorkflowEvent
+from etl.store import Store
+from etl.sync import RunReport, Tally
+from etl.system import disk
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(plan)
+
+
+def plan(
+    context: typer.Context,
+    schedules: Schedules = None,
+    org: options.Org = None,
+    user: options.User = None,
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Ask as sync does, write nothing, and show what would change; --json prints each change as its answer comes."""
+    with (
+        options.open_application(context, config_file, asks_gateway=True) as app,
+        _a_database(app) as store,
+        interruptible(app),
+    ):
+        targets = options.matching(options.chosen(app, schedules), org, user)
+        planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit)
+        with console.progress("asking", len(targets), hidden=as_json) as arrived:
+            tally = sync.plan(
+                app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.take
+            )
+    planned.show(tally, len(targets))
+    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _a_database(app: Application) -> Iterator[Store]:
+    """The database as it is; where there is none yet, an empty one that is thrown away."""
+    if database.current(app.engine) is not None or app.engine.dialect.name != "sqlite":
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        yield Store(app.engine, app.stop)
+        return
+    with disk.temporary_files():
+        temporary = tempfile.TemporaryDirectory(prefix="flowtrail-plan-")
+    with temporary as folder:
+        engine = database.connect(f"sqlite:///{folder}/empty.db")
+        try:
+            database.upgrade(engine)
+            yield Store(engine, app.stop)
+        finally:
+            engine.dispose()
+
+
+class _First:
+    """Keeps the first changes, by target and workflow, for a table; memory holds no more than twice as many."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: list[WorkflowEvent] = []
+        self._lock = threading.Lock()
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        with self._lock:
+            for event in _events(outcomes):
+                self._kept.append(event)
+                if self._limit and len(self._kept) >= 2 * self._limit:
+                    self._kept = self._first()
+
+    def show(self, tally: Tally, targets: int) -> None:
+        show_tally("Planned", tally, targets)
+        first = self._first()
+        if first:
+            event_table("\nWould be recorded", first)
+        left_out = tally.changes.total() - len(first)
+        if left_out > 0:
+            console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
+
+    def _first(self) -> list[WorkflowEvent]:
+        return sorted(self._kept, key=_place)[: self._limit or None]
+
+
+class _Stream:
+    """Prints changes as they come, in one JSON object with the sums behind them, and keeps none."""
+
+    def __init__(self, app: Application, limit: int | None) -> None:
+        self._app = app
+        self._left = limit
+        self._printed = console.JsonList(b'{"planned": [')
+        self._lock = threading.Lock()
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        with self._lock, self._stopping():
+            for event in _events(outcomes):
+                if self._left == 0:
+                    return
+                self._left = self._left and self._left - 1
+                self._printed.add(event._asdict())
+
+    def show(self, tally: Tally, targets: int) -> None:
+        report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
+        summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
+        self._printed.close(b"],\n" + console.encoded(summary).removeprefix(b"{\n"))
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Whoever read this has gone: nobody else need be asked."""
+        try:
+            yield
+        except BaseException:
+            self._app.stop.set()
+            raise
+
+
+def _place(event: WorkflowEvent) -> tuple[str, ...]:
+    return (event.org_id, event.user_id, event.expression, event.flow_id, event.kind)
+
+
+def _events(outcomes: Iterable[Outcome]) -> Iterator[WorkflowEvent]:
+    """What the outcomes would add to the trail, without the numbers that only a commit gives."""
+    for made in (outcome.change_set for outcome in outcomes):
+        for change in made.changes if made else ():
+            assert made is not None  # noqa: S101 - it has changes
+            fields = {name: getattr(change, name) for name in change.__struct_fields__}
+            yield WorkflowEvent(
+                change_set_id=0,
+                run_id=0,
+                **made.target._asdict(),
+                **fields,
+                last_unchanged_at=made.last_unchanged_at,
+                observed_at=made.observed_at,
+            )

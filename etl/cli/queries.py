@@ -1,0 +1,170 @@
+"""The commands that read lists: flows, changes, history."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from etl import database
+from etl.cli import console, options
+from etl.cli.application import Application, utc_now
+from etl.cli.event_table import event_table
+from etl.config.slots import time_zone
+from etl.domain.model import CHANGE_KINDS
+from etl.errors import UsageError
+from etl.report import Report
+from etl.timeparse import parse_moment
+
+_Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
+_Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(flows)
+    app.command()(changes)
+    app.command()(history)
+
+
+def flows(
+    context: typer.Context,
+    org: options.Org = None,
+    user: options.User = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    cycle: Annotated[
+        str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
+    ] = None,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="With --as-of: one row a target, empty lists too.")
+    ] = False,
+    timezone: options.Zone = "UTC",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """List the workflows that exist now, or existed then, and how well that is known."""
+    if targets and not as_of:
+        raise UsageError("--targets belongs to --as-of: name the time.")
+    with options.open_application(context, config_file) as app:
+        report = _report(app)
+        columns: tuple[str, ...] = ("org_id", "user_id", "expression")
+        rows: Iterator[Any]
+        if as_of is None:
+            most = _needed(limit, as_json)
+            rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
+            columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
+            columns += ("missing_since",)
+        elif targets:
+            rows = report.targets_as_of(moment(as_of, timezone), org=org, user=user)
+            columns += ("coverage", "observed_before", "observed_after", "flow_count")
+        else:
+            at = moment(as_of, timezone)
+            rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
+            columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
+            columns += ("observed_after",)
+        _print(rows, _columns(columns, "no workflows"), limit, as_json)
+
+
+def changes(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)] = None,
+    org: options.Org = None,
+    user: options.User = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help=f"Only this kind, more than once if you like: {', '.join(CHANGE_KINDS)}.",
+            autocompletion=lambda: list(CHANGE_KINDS),
+        ),
+    ] = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    timezone: options.Zone = "UTC",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show the trail: what was added, removed, or changed, and between which two observations."""
+    for each in kind or ():
+        if each not in CHANGE_KINDS:
+            raise UsageError(f"There is no kind {each!r}: choose from {', '.join(CHANGE_KINDS)}.")
+    with options.open_application(context, config_file) as app:
+        rows = _report(app).changes(
+            since=moment(since, timezone) if since else None,
+            until=moment(until, timezone) if until else None,
+            org=org,
+            user=user,
+            kinds=kind or (),
+            flow=flow,
+            name=name,
+            newest_first=not as_json,
+            limit=_needed(limit, as_json),
+        )
+        _print(rows, partial(event_table, ""), limit, as_json)
+
+
+def history(
+    context: typer.Context,
+    flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
+    org: options.Org = None,
+    user: options.User = None,
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show one workflow's life, for every user who sees it."""
+    with options.open_application(context, config_file) as app:
+        columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
+                   "from_kind", "last_seen_at")  # fmt: skip
+        rows = _report(app).history(flow=flow_id, org=org, user=user)
+        _print(rows, _columns(columns, "never seen"), limit, as_json)
+
+
+def _report(app: Application) -> Report:
+    database.require_current(app.engine, create_if_empty_sqlite=False)
+    return Report(app.engine)
+
+
+def moment(text: str, zone: str) -> dt.datetime:
+    """The moment that a person typed. Raises UsageError in one sentence."""
+    try:
+        return parse_moment(text, utc_now(), time_zone(zone))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _print(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: int | None, as_json: bool) -> None:
+    if as_json:
+        console.json_list(row._asdict() for row in islice(rows, limit or None))
+        return
+    most = options.SHOWN if limit is None else limit
+    listed = list(islice(rows, _needed(limit, as_json)))
+    more = bool(most) and len(listed) > most
+    show_table(listed[:most] if more else listed)
+    if more:
+        console.complain(f"There are more than these {most}: --limit 0 shows all, --json gives every column.", "dim")
+
+
+def _needed(limit: int | None, as_json: bool) -> int | None:
+    """So many rows does ``_print`` read, for a table one more than it shows: so many need be sorted. None: all."""
+    if as_json or limit == 0:
+        return limit or None
+    return (options.SHOWN if limit is None else limit) + 1
+
+
+def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:
+    return lambda rows: console.rows("", names, rows, empty)

@@ -1,0 +1,265 @@
+"""The commands that ask the gateway and record or check: sync, serve, check."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from etl import config, log, sync
+from etl.cli import console, options
+from etl.cli.application import Application, a_run, utc_now
+from etl.cli.checks import Finding, run_checks
+from etl.cli.maintenance import maintenance_running
+from etl.cli.notify import Notifications
+from etl.config import Schedule
+from etl.domain.model import CHANGE_KINDS, VERDICTS, Target
+from etl.service.replica import Identity, Service
+from etl.store import Store
+from etl.sync import RunReport, Tally
+
+if TYPE_CHECKING:
+    from etl.service.metrics import Metrics
+
+Schedules = Annotated[
+    list[str] | None,
+    typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
+]
+_ISSUES_SHOWN = 50
+_LAST_SECONDS = 1.0
+"""Once the grace period is over, for closing what was opened."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="sync")(sync_now)
+    app.command()(serve)
+    app.command()(check)
+
+
+def sync_now(
+    context: typer.Context,
+    schedules: Schedules = None,
+    org: options.Org = None,
+    user: options.User = None,
+    retire: Annotated[
+        bool, typer.Option("--retire", help="Retire targets that are configured no longer, however many.")
+    ] = False,
+    upgrade: options.Upgrade = False,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Run once now: ask for every target, and record what changed."""
+    with options.open_application(context, config_file, asks_gateway=True) as app:
+        chosen = options.chosen(app, schedules)
+        targets = options.matching(chosen, org, user)
+        app.ready(upgrade=upgrade)
+        if app.cluster is not None:
+            app.cluster.connect()
+        store = Store(app.engine, app.stop)
+        store.abort_abandoned_runs(utc_now())
+        if not (schedules or org or user):
+            _retire(app, store, targets, everything=retire)
+        report = _run(app, store, chosen, targets, quiet=as_json)
+    show_report(report, as_json)
+    if report.status != "succeeded":
+        raise typer.Exit(1)
+
+
+def _run(
+    app: Application, store: Store, schedules: Sequence[Schedule], targets: Sequence[Target], *, quiet: bool
+) -> RunReport:
+    with interruptible(app), console.progress("asking", len(targets), hidden=quiet) as arrived:
+        report = sync.run(
+            app.run_context(store, arrived),
+            a_run("command", len(targets)),
+            targets,
+            app.settings.coverage_gap,
+            app.batches,
+            clock=utc_now,
+            own_gap=_own_gap(schedules),
+            remote=app.cluster,
+        )
+    assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
+    return report
+
+
+def _own_gap(schedules: Sequence[Schedule]) -> Callable[[Target], dt.timedelta | None]:
+    """The coverage gap that a target's schedule sets; the longest, where several do."""
+    own = [(each.coverage_gap, each.targets) for each in schedules if each.coverage_gap is not None]
+    return lambda target: max((gap for gap, targets in own if target in targets), default=None)
+
+
+def _retire(app: Application, store: Store, targets: Sequence[Target], *, everything: bool) -> None:
+    share = None if everything else app.settings.guard.max_emptied_share
+    done = store.retire_others(targets, utc_now(), share)
+    if done.retired:
+        console.complain(f"{len(done.retired)} targets are configured no longer, and were retired.", "yellow")
+    if done.refused:
+        console.complain(
+            f"{len(done.refused)} targets are configured no longer: too many to retire unasked, so they stay. "
+            "Put them back into a schedule, or run `flowtrail sync --retire`.",
+            "yellow",
+        )
+
+
+@contextlib.contextmanager
+def interruptible(app: Application) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: app.stop.set()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def show_report(report: RunReport, as_json: bool) -> None:
+    """Print what a run did."""
+    for note in report.notes:
+        console.complain(f"Note: {note}.", "yellow")
+    if as_json:
+        console.json(report.summary())
+        return
+    show_tally(f"Run {report.run_id} {report.status}", report.tally, report.targets, report.duration_seconds)
+
+
+def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = None) -> None:
+    """Print the sums of a run or a plan, and the targets that did not go through."""
+    verdicts = ", ".join(f"{tally.verdicts[name]} {name}" for name in VERDICTS if tally.verdicts[name])
+    timing = "" if seconds is None else f" in {seconds:.1f} s"
+    console.say(f"{head}: {targets} targets{timing}; {verdicts or 'none was asked'}.", "bold")
+    changes = ", ".join(f"{tally.changes[kind]} {kind}" for kind in CHANGE_KINDS if tally.changes[kind])
+    console.say(f"Changes: {changes or 'none'}.")
+    if tally.issues:
+        console.table(
+            "\nNot through",
+            ("organisation", "user", "expression", "verdict", "code", "what happened"),
+            (
+                (*p.target, p.verdict, p.issue.error_code, p.issue.message)
+                for p in tally.sorted_issues()[:_ISSUES_SHOWN]
+            ),
+        )
+    if more := tally.causes.total() - len(tally.issues[:_ISSUES_SHOWN]):
+        console.say(f"And {more} more: the table sync_issue has every one, by run_id.", "yellow")
+        console.table("\nBy cause", ("cause", "targets"), tally.causes.most_common())
+    if tally.verdicts["held"]:
+        console.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
+
+
+def serve(
+    context: typer.Context,
+    no_standby: Annotated[
+        bool, typer.Option("--no-standby", help="Exit with 4 where another replica is active.")
+    ] = False,
+    upgrade: options.Upgrade = False,
+    config_file: options.Config = None,
+) -> None:
+    """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
+    from etl.cli.listen import listening
+    from etl.service.metrics import Metrics
+
+    with options.open_application(context, config_file, asks_gateway=True) as app:
+        app.schedules  # noqa: B018 - a broken schedule is said before the database is touched
+        app.ready(upgrade=upgrade)
+        metrics = Metrics()
+        app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
+        store = Store(app.engine, app.stop, metrics.applied)
+        notifications = Notifications(app, store)
+
+        def finished(report: RunReport, schedule: Schedule) -> None:
+            _count(metrics, report, schedule)
+            notifications.finished(report, schedule)
+
+        service = Service(
+            app.run_context(store),
+            Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
+            lambda: _load_schedules(app, metrics),
+            coverage_gap=app.settings.coverage_gap,
+            grace=app.settings.service.grace,
+            max_retired_share=app.settings.guard.max_emptied_share,
+            batches=app.batches,
+            clock=utc_now,
+            started=notifications.started,
+            finished=finished,
+            crashed=notifications.crashed,
+            became=notifications.became,
+            remote=app.cluster.if_reachable if app.cluster else lambda: None,
+        )
+        threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
+        with (
+            service.signals(),
+            listening(app, service, metrics),
+            notifications.of(service),
+            maintenance_running(app, service),
+        ):
+            served = service.serve(standby=not no_standby)
+        if not service.ended:
+            os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
+    if not served:
+        console.complain("Another replica is active, and --no-standby was given.")
+        raise typer.Exit(4)
+
+
+def _end_in_time(service: Service, grace: dt.timedelta) -> None:
+    """A database that is silent holds up whatever asks it, for longer than anybody waits for a service to end."""
+    service.wait_for_stop()
+    time.sleep(grace.total_seconds() + _LAST_SECONDS)
+    service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
+    os._exit(0)
+
+
+def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
+    tally = report.tally
+    metrics.run_ended(
+        schedule.name,
+        report.status,
+        report.duration_seconds,
+        verdicts=tally.verdicts,
+        changes=tally.changes,
+        failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
+        asked_again=tally.asked_again,
+    )
+
+
+def _load_schedules(app: Application, metrics: Metrics) -> Sequence[Schedule]:
+    schedules = config.load_schedules(app.settings)
+    metrics.know(schedule.name for schedule in schedules)
+    return schedules
+
+
+def check(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Look at everything that a run needs, and say all that is wrong at once."""
+    settings, schedules = config.load_all(config_file or context.obj)
+    log.configure(settings.log.level, settings.log.format)
+    problems = 0
+
+    def counted(findings: Iterable[Finding]) -> Iterator[Finding]:
+        nonlocal problems
+        for finding in findings:
+            problems += not finding.ok
+            yield finding
+
+    with Application(settings) as app, interruptible(app):
+        findings = counted(run_checks(app, schedules))
+        if as_json:
+            console.json_list(finding._asdict() for finding in findings)
+        else:
+            for finding in findings:
+                _show_finding(finding)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _show_finding(finding: Finding) -> None:
+    console.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")

@@ -1,0 +1,66 @@
+"""What ``[[notify]]`` and ``ping_url`` may say. Their addresses carry keys: no message repeats one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from etl.config import addresses
+from etl.config.secret import Secret, read_secret_lines
+from etl.config.tables import nearest
+from etl.config.units import shown
+
+USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
+KINDS: Final = (*USUAL_KINDS, "added", "renamed", "editable_changed")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
+
+
+def receiver_urls(value: object) -> tuple[Secret, ...]:
+    """Addresses of receivers: a list, or text with white space between them."""
+    return tuple(_receiver_url(text) for text in dict.fromkeys(names(value)))
+
+
+def receiver_urls_file(path: Path) -> tuple[Secret, ...]:
+    """Those of a file, one a line; lines that begin with ``#`` are for people."""
+    lines = read_secret_lines(path)
+    if not lines:
+        raise ValueError(f"{path} is empty: give it one address a line")
+    try:
+        return receiver_urls(lines)
+    except ValueError:
+        raise ValueError(f"{path} must hold one address a line, such as mailto://..., and one line is none") from None
+
+
+def _receiver_url(text: str) -> Secret:
+    if not _URL.fullmatch(text):
+        raise ValueError('must be a list of addresses such as "mailto://..." or "slack://...", and one of them is none')
+    return Secret(text)
+
+
+def kinds(value: object) -> tuple[str, ...]:
+    """What a receiver is told of."""
+    chosen = tuple(dict.fromkeys(names(value)))
+    for name in chosen:
+        if name not in KINDS:
+            raise ValueError(f"there is no kind {shown(name)}: do you mean {nearest(name, KINDS)}?")
+    if not chosen:
+        raise ValueError(f"must name at least one of {', '.join(KINDS)}")
+    return chosen
+
+
+def names(value: object) -> tuple[str, ...]:
+    """A list of texts that are not empty, or one text with white space between them."""
+    parts: Sequence[object] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+    if not isinstance(value, str | list) or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ValueError('must be a list of texts in quotes, such as ["one", "another"]')
+    return tuple(str(part).strip() for part in parts)
+
+
+def ping_url(value: object) -> Secret:
+    """Where a schedule's runs are reported to; its path is as good as a password."""
+    try:
+        return Secret(addresses.ping_url(value))
+    except ValueError:
+        raise ValueError('must be an address such as "https://hc-ping.com/..."') from None

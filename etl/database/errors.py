@@ -1,0 +1,169 @@
+"""What a driver complains of, in one sentence for a person: the place and the remedy, no password, no bound value."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from etl.database.damage import note_damage
+from etl.database.engine import code_of, describe, file_of, secrets_of
+from etl.database.holders import holders
+from etl.database.journal import KeptOpen
+from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
+from etl.system import descriptors
+
+NO_TEXT: Final = "bytes that are no text"
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise _explained(error.orig, engine) from error
+    except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
+        raise _explained(error, engine) from error
+    except UnicodeDecodeError as error:  # bytes that are no text, which the drivers' own complaints quote
+        note_damage(engine, NO_TEXT)
+        raise _unreadable(engine) from error
+    except (UnicodeEncodeError, OverflowError) as error:  # of a driver, before the database has seen the value
+        what = "text that is not Unicode" if isinstance(error, UnicodeEncodeError) else "a number that is too large"
+        raise DatabaseError(f"The database {describe(engine.url)} cannot take {what}.") from error
+    except PoolTimeout as error:
+        raise DatabaseUnreachable(
+            f"No connection to {describe(engine.url)} came free: more threads than connections are at work."
+        ) from error
+
+
+def _explained(error: BaseException | None, engine: Engine) -> DatabaseError:
+    explained = explain(error, engine)
+    if isinstance(explained, DatabaseDamaged):
+        note_damage(engine, NO_TEXT if is_no_text(error) else str(error))
+    return explained
+
+
+def is_no_text(error: BaseException | None) -> bool:
+    """Whether a value was read whose bytes are no text: the driver, not SQLite, says so, and quotes them."""
+    return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode to UTF-8")
+
+
+def _unreadable(engine: Engine) -> DatabaseError:
+    if engine.dialect.name == "sqlite":
+        return _explain_sqlite(sqlite3.SQLITE_CORRUPT, "", engine.url)
+    return DatabaseDamaged(f"The database {describe(engine.url)} is damaged: it has text that is not UTF-8.")
+
+
+def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
+    """The sentence for an error of the driver itself."""
+    if isinstance(error, KeptOpen):
+        return DatabaseUnreachable(f"The database {describe(engine.url)} {error}.")
+    if isinstance(error, sqlite3.Error):
+        code = sqlite3.SQLITE_CORRUPT if is_no_text(error) else code_of(error)
+        return _explain_sqlite(code, str(error), engine.url)
+    driver = engine.dialect.loaded_dbapi
+    state = getattr(error, "sqlstate", None)
+    if state is None and isinstance(error, driver.OperationalError | driver.InterfaceError):
+        state = _NO_CONNECTION
+    return _explain_postgresql(state, _said(error, state, engine.url), engine.url)
+
+
+def _said(error: BaseException | None, state: str | None, url: URL) -> str:
+    if state is not None and state.startswith("22"):
+        return type(error).__name__  # the message of a data exception repeats the value
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    return _without_secrets(said, url)
+
+
+def _without_secrets(said: str, url: URL) -> str:
+    text = " ".join(said.split()).removeprefix("connection failed: ").rstrip(".")
+    secrets = set(secrets_of(url))
+    for secret in sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+_SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
+    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by {who}: try again when that has ended"),
+    sqlite3.SQLITE_FULL: (
+        DatabaseError,
+        "cannot grow, the disk is full: free some space, there or where temporary files are (TMPDIR)",
+    ),
+    sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
+    sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
+    sqlite3.SQLITE_NOTADB: (DatabaseError, "is no SQLite database and was left alone: name another file"),
+    sqlite3.SQLITE_CORRUPT: (
+        DatabaseDamaged,
+        "is damaged and was left alone: restore a backup, then run `flowtrail db check`",
+    ),
+}
+
+
+def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
+    file = file_of(url)
+    if code == sqlite3.SQLITE_CANTOPEN and file is not None:
+        return cannot_open(describe(url), said, file)
+    if said.startswith(("no such table", "no such column", "no such view")):
+        return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
+    kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
+    who = holders(file) if file is not None and code == sqlite3.SQLITE_BUSY else ""
+    return kind(f"The database {describe(url)} {what.format(who=who) if who else what}.")
+
+
+def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
+    if descriptors.none_left():
+        return DatabaseUnreachable(
+            f"{name} cannot be opened: no file descriptor is left, raise the limit (`ulimit -n`)."
+        )
+    if file.is_dir():
+        return DatabaseError(f"{name} is a directory: name a file in it.")
+    if not file.parent.is_dir():
+        return DatabaseError(f"{name} cannot be opened: make the directory {file.parent} first.")
+    if not file.exists() and os.access(file.parent, os.W_OK | os.X_OK):
+        return SchemaMismatch(f"{name} does not exist: `flowtrail db upgrade` makes it.")
+    return DatabaseError(f"{name} cannot be opened ({said}): give this user the right to.")
+
+
+_NO_CONNECTION: Final = "08000"
+"""libpq gives no SQLSTATE where there was no connection, or no longer one."""
+_DAMAGED: Final = {"XX001", "XX002"}
+_BUSY: Final = {"40001", "40P01", "55P03", "57014"}
+_LACKING: Final = {"42P01", "42703", "3F000"}
+_AWAY: Final = {"08", "28", "3D", "53", "57"}
+_TIMED_OUT: Final = {"25P03", "25P04"}
+"""A session that was in its transaction for too long: the server has ended it."""
+_TAKEN: Final = {"42P07", "42710", "42723"}
+"""A table, a trigger or a function of the same name is there."""
+_REFUSED_PARAMETER: Final = "unsupported startup parameter"
+
+
+def _explain_postgresql(state: str | None, said: str, url: URL) -> DatabaseError:
+    name = describe(url)
+    if state in _BUSY:
+        return DatabaseUnreachable(f"The database {name} was busy with another transaction: {said}.")
+    if _REFUSED_PARAMETER in said:
+        return DatabaseError(
+            f"The pooler before {name} refused: {said}. Leave `options` and the like out of the URL, and give defaults "
+            "to the role instead: ALTER ROLE ... SET ..."
+        )
+    if state in _TAKEN:
+        return DatabaseError(
+            f"{name} has something else of the same name ({said}): give Flowtrail a schema of its own, "
+            "the first in the search_path of its role."
+        )
+    if state is not None and (state[:2] in _AWAY or state in _TIMED_OUT):
+        return DatabaseUnreachable(f"The database {name} cannot be reached: {said}.")
+    if state in _DAMAGED:
+        remedy = "REINDEX what it names" if state == "XX002" else "see what PostgreSQL logs, or restore a backup"
+        return DatabaseDamaged(f"The database {name} is damaged: {said}: {remedy}.")
+    if state in _LACKING:
+        return SchemaMismatch(f"{name} lacks a part of the schema ({said}): see `flowtrail db check`.")
+    return DatabaseError(f"The database {name} refused: {said}.")

@@ -1,0 +1,98 @@
+"""Two states of a target to the changes between them, and back. Pure: no clock, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from etl.domain.model import Change, ChangeKind, Flow
+
+Flows = Mapping[str, Flow]
+"""The workflows of a target by flow_id."""
+
+
+def by_id(flows: Iterable[Flow]) -> dict[str, Flow]:
+    return {flow.flow_id: flow for flow in flows}
+
+
+def baseline(new: Flows) -> list[Change]:
+    """The first observation of a target: one ``baseline`` a workflow, sorted by flow_id."""
+    flows = [new[flow_id] for flow_id in sorted(new)]
+    return [Change(f.flow_id, "baseline", None, f.flow_name, None, f.cycle, None, f.editable) for f in flows]
+
+
+def diff(old: Flows, new: Flows) -> list[Change]:
+    """The changes that lead from ``old`` to ``new``, sorted by (flow_id, kind).
+
+    A workflow whose cycle and name changed gives two changes, each with the full before and after.
+    """
+    changes: list[Change] = []
+    gone = 0
+    for flow_id, before in old.items():
+        after = new.get(flow_id)
+        if after is None:
+            gone += 1
+            changes.append(_change("removed", before, None))
+        elif after != before:
+            changes += _attribute_changes(before, after)
+    if len(new) > len(old) - gone:
+        changes += [_change("added", None, new[flow_id]) for flow_id in new.keys() - old.keys()]
+    return sorted(changes, key=_chain_order)
+
+
+def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
+    """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
+    state = dict(old)
+    afters: dict[str, Flow | None] = {}
+    for change in changes:
+        if _before(change) != old.get(change.flow_id):
+            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
+        after = _after(change)
+        if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
+            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
+        if after is None:
+            del state[change.flow_id]
+        else:
+            state[change.flow_id] = after
+    return state
+
+
+def _attribute_changes(before: Flow, after: Flow) -> list[Change]:
+    kinds: list[ChangeKind] = []
+    if before.cycle != after.cycle:
+        kinds.append("cycle_changed")
+    if before.editable is not after.editable:
+        kinds.append("editable_changed")
+    if before.flow_name != after.flow_name:
+        kinds.append("renamed")
+    return [_change(kind, before, after) for kind in kinds]
+
+
+def _change(kind: ChangeKind, old: Flow | None, new: Flow | None) -> Change:
+    known = new or old
+    assert known is not None  # noqa: S101 - one of the two is always given
+    return Change(
+        known.flow_id,
+        kind,
+        old.flow_name if old else None,
+        new.flow_name if new else None,
+        old.cycle if old else None,
+        new.cycle if new else None,
+        old.editable if old else None,
+        new.editable if new else None,
+    )
+
+
+def _before(change: Change) -> Flow | None:
+    if change.kind in ("added", "baseline"):
+        return None
+    return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
+
+
+def _after(change: Change) -> Flow | None:
+    if change.kind == "removed":
+        return None
+    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
+
+
+def _chain_order(change: Change) -> tuple[str, str]:
+    return change.flow_id, change.kind

@@ -1,0 +1,174 @@
+"""From an answer to a verdict, and to everything that is to be written for it. Pure: the middle of the recipe."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Protocol
+
+from etl.domain.diff import baseline, diff
+from etl.domain.guard import Decision
+from etl.domain.holds import Approval, held_set
+from etl.domain.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
+from etl.domain.trail import GENESIS, change_set_hash, state_digest
+
+RESOLUTION: Final = dt.timedelta(microseconds=1)
+
+
+class Failure(Protocol):
+    """Why a target got no valid answer."""
+
+    code: str
+    message: str
+    attempts: int
+
+
+class Seen(NamedTuple):
+    """When an answer was asked for and observed, in times that never go back within a target."""
+
+    asked_at: dt.datetime
+    observed_at: dt.datetime
+    clock_went_back: bool
+
+
+def seen(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> Seen:
+    """The times of an observation: as measured, or just after the latest recorded one where the clock went back."""
+    latest = fence.latest_at
+    earliest = asked_at if latest is None else latest + RESOLUTION
+    if earliest <= asked_at <= observed_at:
+        return Seen(asked_at, observed_at, False)
+    asked_at = max(asked_at, earliest)
+    return Seen(asked_at, max(observed_at, asked_at), True)
+
+
+def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> Outcome:
+    """The answer is the one before, and nothing is held: its span goes on, or a new one opens."""
+    times = seen(fence, snapshot.asked_at, snapshot.observed_at)
+    extended = _extended(fence, times, coverage_gap)
+    return Outcome(
+        fence=fence,
+        verdict="unchanged",
+        observed_at=times.observed_at,
+        span=extended or _opened(fence, times, interrupted=True),
+        extends=extended is not None,
+        flow_count=fence.flow_count,
+        clock_went_back=times.clock_went_back,
+    )
+
+
+def failed(fence: Fence, error: Failure) -> Outcome:
+    """No valid answer: the span ends, and nothing else is said of the target."""
+    return Outcome(fence=fence, verdict="failed", issue=Issue(error.code, error.message, error.attempts))
+
+
+def judged(
+    fence: Fence,
+    state: State,
+    snapshot: Snapshot,
+    decision: Decision,
+    coverage_gap: dt.timedelta,
+    approval: Approval | None = None,
+) -> Outcome:
+    """What ``decision`` makes of an answer that differs from the state, or that ends or prolongs a hold.
+
+    ``snapshot.flows`` must be there. Raises ValueError for a snapshot that is not the only answer of its connection:
+    it may be another user's.
+    """
+    assert snapshot.flows is not None  # noqa: S101 - the caller decoded it
+    if not snapshot.sole_answer:
+        raise ValueError(f"the answer for {fence.target} is not the only one of its connection")
+    answer = {flow.flow_id: flow for flow in snapshot.flows}
+    answer_digest = state_digest(snapshot.flows)
+    times = seen(fence, snapshot.asked_at, snapshot.observed_at)
+    after = _after(state, answer, decision)
+    changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
+    digest = answer_digest if after is answer else state_digest(after.values())
+    change_set = _change_set(fence, state, times, digest, changes, approval)
+    held = bool(decision.held)
+    span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
+    return Outcome(
+        fence=fence,
+        verdict="held" if held else "changed" if change_set else "unchanged",
+        observed_at=times.observed_at,
+        span=span,
+        extends=extends,
+        answer_digest=answer_digest,
+        data_hash=snapshot.data_hash,
+        change_set=change_set,
+        hash=change_set_hash(fence.head_hash or GENESIS, change_set) if change_set else None,
+        flow_count=len(after),
+        missing=decision.held,
+        missing_before=state.missing,
+        issue=Issue("guard", decision.reason, snapshot.attempts, len(decision.held)) if held else None,
+        clock_went_back=times.clock_went_back,
+    )
+
+
+def _after(state: State, answer: Mapping[str, Flow], decision: Decision) -> Mapping[str, Flow]:
+    if decision.whole:
+        return state.flows
+    if not decision.held:
+        return answer
+    return {**answer, **{flow_id: state.flows[flow_id] for flow_id in decision.held}}
+
+
+def _change_set(
+    fence: Fence,
+    state: State,
+    times: Seen,
+    digest: str,
+    changes: list[Change],
+    approval: Approval | None,
+) -> ChangeSet | None:
+    if not changes and fence.version > 0:
+        return None
+    signed = approval if any(change.kind == "removed" for change in changes) else None
+    return ChangeSet(
+        target=fence.target,
+        version=fence.version + 1,
+        kind="delta" if fence.version else "baseline",
+        observed_at=times.observed_at,
+        last_unchanged_at=fence.span.last_asked_at if fence.span else None,
+        spans=state.spans,
+        approved_by=signed.by if signed else None,
+        approved_scope=held_set(fence.target, state.missing).scope if signed else None,
+        state_digest=digest,
+        changes=changes,
+    )
+
+
+def _next_span(fence: Fence, times: Seen, coverage_gap: dt.timedelta, *, new_version: bool) -> tuple[Span, bool]:
+    extended = _extended(fence, times, coverage_gap)
+    if extended and not new_version:
+        return extended, True
+    return _opened(fence, times, interrupted=extended is None), False
+
+
+def _extended(fence: Fence, times: Seen, coverage_gap: dt.timedelta) -> Span | None:
+    """The open span, seen once more; None where none is open or the silence since was too long."""
+    span = fence.span
+    if span is None or fence.observation_id is None:
+        return None
+    silence = times.observed_at - span.last_at
+    if silence > coverage_gap:
+        return None
+    return Span(
+        first_at=span.first_at,
+        last_asked_at=times.asked_at,
+        last_at=times.observed_at,
+        observations=span.observations + 1,
+        longest_gap_seconds=max(span.longest_gap_seconds, silence // dt.timedelta(seconds=1)),
+        interrupted=span.interrupted,
+    )
+
+
+def _opened(fence: Fence, times: Seen, *, interrupted: bool) -> Span:
+    """A new span; a target's first is never called interrupted."""
+    return Span(
+        first_at=times.observed_at,
+        last_asked_at=times.asked_at,
+        last_at=times.observed_at,
+        observations=1,
+        longest_gap_seconds=0,
+        interrupted=interrupted and fence.span is not None,
+    )

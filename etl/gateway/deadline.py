@@ -1,0 +1,207 @@
+"""One deadline for everything that a target costs, and an end to waiting when a stop comes.
+
+Timeouts of a socket start anew with every byte; so a thread of its own looks at the clock, and shuts the
+connection that a late target is using. Whoever reads from it then sees its end, and asks the watch why.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Final, Literal, Protocol
+
+from etl.errors import GatewayUnreachable, Interrupted
+
+_TICK_SECONDS: Final = 0.05
+
+
+class Cancellable(Protocol):
+    """Something that a thread waits on, and that another one can end."""
+
+    def take(self, user: Deadline) -> None: ...
+    def drop(self, user: Deadline) -> None: ...
+    def shut(self, user: Deadline) -> None: ...
+
+
+class CancellableSocket:
+    """A second handle on a connection's socket: it stays valid while TLS takes the first one over.
+
+    It is closed when the connection is (``retire``) and nobody uses it any more, whichever comes last.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._twin = connected.dup()
+        self._lock = threading.Lock()
+        self._user: Deadline | None = None
+        self._retired = False
+
+    def take(self, user: Deadline) -> None:
+        self._user = user
+
+    def drop(self, user: Deadline) -> None:
+        with self._lock:
+            if self._user is user:
+                self._user = None
+            self._close_if_unused()
+
+    def retire(self) -> None:
+        with self._lock:
+            self._retired = True
+            self._close_if_unused()
+
+    def shut(self, user: Deadline) -> None:
+        with self._lock:
+            if self._user is user and self._twin.fileno() >= 0:
+                _shut(self._twin)
+
+    def say_no_more(self) -> None:
+        """Tell the other side that no further request comes: it reads the end of the connection."""
+        with suppress(OSError):
+            self._twin.shutdown(socket.SHUT_WR)
+
+    def _close_if_unused(self) -> None:
+        if self._retired and self._user is None:
+            self._twin.close()
+
+
+def _shut(connected: socket.socket) -> None:
+    try:
+        connected.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # not connected any more: what waits on it has woken already
+
+
+class Deadline:
+    """The deadline of one target, and the line that it uses at the moment. A context manager."""
+
+    __slots__ = ("_line", "_watchdog", "cut", "deadline", "seconds")
+
+    def __init__(self, watchdog: Watchdog, seconds: float) -> None:
+        self._watchdog = watchdog
+        self._line: Cancellable | None = None
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self.cut: Literal["", "deadline", "stop"] = ""
+
+    def __enter__(self) -> Deadline:
+        self._watchdog.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.discard(self)
+        self.release()
+
+    def remaining(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def hold(self, line: Cancellable) -> None:
+        """From now on this line is the one to shut; at once, when the watch has been cut before."""
+        if line is not self._line:
+            self.release()
+            self._line = line
+        line.take(self)
+        if self.cut:
+            line.shut(self)
+
+    def release(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.drop(self)
+
+    def end(self, why: Literal["deadline", "stop"]) -> None:
+        self.cut = self.cut or why
+        if line := self._line:
+            line.shut(self)
+
+    def pause(self, seconds: float) -> None:
+        """Waits, but not beyond the deadline, and returns early when the stop comes."""
+        self._watchdog.wait(max(0.0, min(seconds, self.remaining())))
+
+    def check(self) -> None:
+        """Raises Interrupted when a stop came, GatewayUnreachable ("deadline") when the time is over."""
+        if self._watchdog.stopping():
+            raise Interrupted("a stop came before the answer")
+        if self.cut or self.remaining() <= 0:
+            raise GatewayUnreachable(f"no answer within the deadline of {self.seconds:g} s", code="deadline")
+
+
+class Watchdog:
+    """Ends what is late, and everything when ``stop`` is set or the watchdog is closed. Thread-safe."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._closing = threading.Event()
+        self._busy = threading.Event()
+        self._watches: set[Deadline] = set()
+        self._local = threading.local()
+        self._start = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, seconds: float) -> Deadline:
+        return Deadline(self, seconds)
+
+    @property
+    def current(self) -> Deadline:
+        """The watch of the calling thread."""
+        watch: Deadline = self._local.watch
+        return watch
+
+    def add(self, watch: Deadline) -> None:
+        self._local.watch = watch
+        self._watches.add(watch)
+        if self._thread is None:
+            self._begin()
+        if not self._busy.is_set():
+            self._busy.set()
+
+    def discard(self, watch: Deadline) -> None:
+        self._watches.discard(watch)
+
+    def stopping(self) -> bool:
+        return self._stop.is_set() or self._closing.is_set()
+
+    def wait(self, seconds: float) -> None:
+        """Waits, or returns early when the stop comes; the caller's next ``check`` says so."""
+        self._stop.wait(seconds)
+
+    def close(self) -> None:
+        self._closing.set()
+        self._busy.set()
+        self._end_all()
+
+    def _begin(self) -> None:
+        with self._start:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="gateway-watchdog", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            if not self._watches:
+                self._park()
+            elif self._stop.is_set():
+                self._end_all()
+                self._closing.wait(_TICK_SECONDS)
+            else:
+                self._stop.wait(self._until_next(time.monotonic()))
+
+    def _park(self) -> None:
+        self._busy.clear()
+        if not self._watches and not self._closing.is_set():
+            self._busy.wait()
+
+    def _until_next(self, now: float) -> float:
+        """Ends what is late; how long the next look can wait (an event of the caller's cannot wake us to close)."""
+        next_deadline = now + _TICK_SECONDS
+        for watch in self._watches.copy():
+            if watch.deadline <= now:
+                watch.end("deadline")
+            else:
+                next_deadline = min(next_deadline, watch.deadline)
+        return next_deadline - now
+
+    def _end_all(self) -> None:
+        for watch in self._watches.copy():
+            watch.end("stop")

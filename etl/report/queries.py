@@ -1,0 +1,218 @@
+"""What is read from the database for people and files: the views, the list as of a moment, the runs, the problems."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Engine, TableClause, or_, select, text
+
+from etl.database import reading
+from etl.domain.holds import HeldSet, held_set
+from etl.domain.model import CYCLE_LABELS, Target
+from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
+from etl.report.names import contains, contains_sql, pattern
+from etl.report.rows import (
+    CurrentWorkflow,
+    HeldRemoval,
+    ProblemCause,
+    SyncRun,
+    TargetAsOf,
+    TargetHealth,
+    WorkflowAsOf,
+    WorkflowEvent,
+    WorkflowHistory,
+    view,
+)
+from etl.report.stream import stream
+from etl.schema import sync_issue, target, workflow
+
+
+class Report:
+    """The reading side of a database whose schema is current. Safe to use from several threads.
+
+    Every method gives its rows as they are read, all of one moment, in constant memory, as NamedTuples whose fields
+    are the columns of the view behind them. A filter left out finds everything; ``org``, ``user`` and ``flow`` are
+    whole ids, ``name`` is a part of the name (a-z and A-Z are the same), ``cycle`` is EnOS's code or its label
+    ("D" or "day"). Every method raises DatabaseError where the database refuses.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def flows(
+        self,
+        *,
+        org: str | None = None,
+        user: str | None = None,
+        flow: str | None = None,
+        name: str | None = None,
+        cycle: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CurrentWorkflow]:
+        """``current_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
+        seen = view("current_workflow", CurrentWorkflow)
+        found = self._found(seen, org_id=org, user_id=user, flow_id=flow, cycle=_cycle_code(cycle))
+        found += self._named(name, seen.c.flow_name)
+        key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
+        return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), CurrentWorkflow)
+
+    def flows_as_of(
+        self,
+        at: dt.datetime,
+        *,
+        org: str | None = None,
+        user: str | None = None,
+        flow: str | None = None,
+        name: str | None = None,
+        cycle: str | None = None,
+        way: Way | None = None,
+    ) -> Iterator[WorkflowAsOf]:
+        """The list that each target had at ``at`` (aware), by organisation, user, expression and flow_id.
+
+        The columns are those of ``current_workflow`` as of then (``missing_since`` is not kept, and null), then
+        ``coverage``, ``observed_before`` (the last recorded observation at or before ``at``, which is also
+        ``last_observed_at``) and ``observed_after`` (the first one later than ``at``, or null). A target has no rows
+        before its first observation and from its retirement on. ``way`` overrides the choice of the cheaper one.
+        """
+        given = {"org_id": org, "user_id": user, "flow_id": flow, "cycle": _cycle_code(cycle)}
+        filters = {column: value for column, value in given.items() if value is not None}
+        condition, parameter = "", {}
+        if name is not None:
+            condition = contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
+            parameter = {"flow_name": pattern(name)}
+        statement = flows_statement(way or self._cheaper_way(at), filters, condition)
+        return stream(self._engine, statement, WorkflowAsOf, {"at": at, **filters, **parameter})
+
+    def targets_as_of(
+        self, at: dt.datetime, *, org: str | None = None, user: str | None = None
+    ) -> Iterator[TargetAsOf]:
+        """One row for each target that had been observed by ``at`` and was not retired, an empty one too.
+
+        A target without a row had never been observed: nobody knows what it saw.
+        """
+        filters = {column: value for column, value in {"org_id": org, "user_id": user}.items() if value is not None}
+        return stream(self._engine, targets_statement(filters), TargetAsOf, {"at": at, **filters})
+
+    def changes(
+        self,
+        *,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        org: str | None = None,
+        user: str | None = None,
+        kinds: Collection[str] = (),
+        flow: str | None = None,
+        name: str | None = None,
+        newest_first: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[WorkflowEvent]:
+        """``workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of the trail.
+
+        ``name`` finds the old and the new name. ``limit`` keeps the first so many, of the order that is asked for.
+        """
+        event = view("workflow_event", WorkflowEvent)
+        found = self._found(event, org_id=org, user_id=user, flow_id=flow)
+        found += self._named(name, event.c.old_name, event.c.new_name)
+        found += [event.c.kind.in_(kinds)] if kinds else []
+        found += [event.c.observed_at >= since] if since is not None else []
+        found += [event.c.observed_at < until] if until is not None else []
+        key = (event.c.observed_at, event.c.change_set_id, event.c.flow_id, event.c.kind)
+        order = [column.desc() for column in key] if newest_first else key
+        return stream(self._engine, select(event).where(*found).order_by(*order).limit(limit), WorkflowEvent)
+
+    def history(
+        self, *, flow: str | None = None, org: str | None = None, user: str | None = None
+    ) -> Iterator[WorkflowHistory]:
+        """``workflow_history``: each state of each workflow with the time that it lasted, by target and flow_id."""
+        state = view("workflow_history", WorkflowHistory)
+        found = self._found(state, org_id=org, user_id=user, flow_id=flow)
+        key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
+        return stream(self._engine, select(state).where(*found).order_by(*key), WorkflowHistory)
+
+    def health(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
+        """``target_health``, retired targets left out, by organisation, user and expression."""
+        health = view("target_health", TargetHealth)
+        return self._health(health, self._found(health, org_id=org, user_id=user))
+
+    def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
+        """Those of ``health`` whose last attempt failed, or whose removals are held; the first so many."""
+        health = view("target_health", TargetHealth)
+        return self._health(health, [or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None))], limit)
+
+    def causes(self) -> list[ProblemCause]:
+        """What ``problems`` come from, the most frequent first; a target that fails and is held counts in both."""
+        with reading(self._engine) as connection:
+            return [ProblemCause._make(row) for row in connection.execute(_CAUSES)]
+
+    def holds(self, *, org: str | None = None) -> Iterator[HeldRemoval]:
+        """Each workflow whose removal is held, and the latest reason why, by organisation, user, expression, flow_id.
+
+        ``missing_since`` is when an answer lacked the workflow first.
+        """
+        latest = (
+            select(sync_issue.c.message)
+            .where(sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held")
+            .order_by(sync_issue.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        key = (target.c.org_id, target.c.user_id, target.c.expression)
+        missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
+        held = (
+            select(*key, target.c.held_since, *missing, latest.label("reason"))
+            .join_from(target, workflow, workflow.c.target_id == target.c.id)
+            .where(workflow.c.missing_since.is_not(None), target.c.held_since.is_not(None))
+            .where(target.c.retired_at.is_(None), *self._found(target, org_id=org))
+            .order_by(*key, workflow.c.flow_id)
+        )
+        return stream(self._engine, held, HeldRemoval)
+
+    def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
+        """What is held of each target, by organisation, user and expression."""
+        for key, removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2)):
+            yield held_set(Target(*key), (removal.flow_id for removal in removals))
+
+    def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
+        """``sync_run``, the latest first."""
+        run = view("sync_run", SyncRun)
+        return stream(self._engine, select(run).order_by(run.c.id.desc()).limit(limit), SyncRun)
+
+    def _cheaper_way(self, at: dt.datetime) -> Way:
+        with reading(self._engine) as connection:
+            return cheaper_way(connection, at)
+
+    def _health(
+        self, health: TableClause, found: list[ColumnElement[bool]], limit: int | None = None
+    ) -> Iterator[TargetHealth]:
+        key = (health.c.org_id, health.c.user_id, health.c.expression)
+        chosen = select(health).where(health.c.retired_at.is_(None), *found).order_by(*key).limit(limit)
+        return stream(self._engine, chosen, TargetHealth)
+
+    def _found(self, source: Any, **values: str | None) -> list[ColumnElement[bool]]:
+        return [source.c[column] == value for column, value in values.items() if value is not None]
+
+    def _named(self, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+        if part is None:
+            return []
+        return [or_(*(contains(self._engine.dialect.name, name, part) for name in columns))]
+
+
+_CAUSES: Final = text("""
+    SELECT cause, count(*) AS targets, count(DISTINCT org_id) AS organisations, max(consecutive_failures),
+           min(last_error)
+      FROM (SELECT last_error_code AS cause, org_id, consecutive_failures, last_error FROM target
+             WHERE retired_at IS NULL AND consecutive_failures > 0
+            UNION ALL
+            SELECT 'held', org_id, consecutive_failures, NULL FROM target
+             WHERE retired_at IS NULL AND held_since IS NOT NULL) AS problem
+     GROUP BY cause ORDER BY targets DESC, cause
+    """)
+
+
+def _cycle_code(cycle: str | None) -> str | None:
+    """EnOS's code for a cycle's label; anything else is taken as a code."""
+    return next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)

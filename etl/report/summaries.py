@@ -1,0 +1,380 @@
+"""What the page asks of the database: sums and short lists, never all rows. The only SQL of the page."""
+
+# ruff: noqa: S608 - every piece of a statement is a constant of this file; what comes from outside is bound
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import BigInteger, Connection, Engine, TextClause, bindparam, column, text
+
+from etl.database import reading
+from etl.domain.holds import code, held_set
+from etl.domain.model import CYCLE_LABELS, Target
+from etl.report import HeldRemoval, SyncRun, TargetHealth, WorkflowEvent
+from etl.report.health import CLOCKS_DIFFER_BY
+from etl.report.names import contains_sql, pattern
+from etl.report.rows import sql_columns
+from etl.report.summary_rows import (
+    CYCLES,
+    EVENTS,
+    OTHER,
+    Churn,
+    Day,
+    DaySnapshot,
+    Gap,
+    Hold,
+    MostChanged,
+    Position,
+    Totals,
+)
+from etl.schema import UtcTime
+
+T = TypeVar("T", bound=tuple[Any, ...])
+
+
+@contextmanager
+def looking(engine: Engine) -> Iterator[Connection]:
+    """A short transaction that only reads, for one page. PostgreSQL gives up after 30 s, and compiles no query: that
+    takes longer than most of ours run."""
+    with reading(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL jit = off; SET LOCAL statement_timeout = '30s'")
+        yield connection
+
+
+def vitals(connection: Connection, now: dt.datetime) -> Totals:
+    """One row about everything. What lies ahead of ``now`` is no observation."""
+    return _rows(connection, _VITALS, Totals, now=now, ahead=now + CLOCKS_DIFFER_BY)[0]
+
+
+_VITALS: Final = """
+SELECT count(*), coalesce(sum(CASE WHEN version = 0 THEN 1 ELSE 0 END), 0),
+       coalesce(sum(CASE WHEN consecutive_failures > 0 THEN 1 ELSE 0 END), 0),
+       coalesce(sum(CASE WHEN held_since IS NOT NULL THEN 1 ELSE 0 END), 0),
+       coalesce(CAST(sum(CASE WHEN held_since IS NOT NULL THEN held_removals ELSE 0 END) AS bigint), 0),
+       coalesce(sum(flow_count), 0), min(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
+       max(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
+       coalesce(sum(CASE WHEN last_observed_at > :ahead THEN 1 ELSE 0 END), 0),
+       max(CASE WHEN last_observed_at > :ahead THEN last_observed_at END)
+FROM target_health
+WHERE retired_at IS NULL
+"""
+
+
+def runs(connection: Connection, limit: int) -> list[SyncRun]:
+    """The latest first."""
+    columns = ", ".join(SyncRun._fields)
+    return _rows(connection, f"SELECT {columns} FROM sync_run ORDER BY id DESC LIMIT :limit", SyncRun, limit=limit)
+
+
+def targets(
+    connection: Connection, *, org: str = "", user: str = "", show: str = "", limit: int, offset: int = 0
+) -> list[TargetHealth]:
+    """By organisation, user and expression; ``show``: "problems", "retired", or the ones that are not retired."""
+    found = {
+        "problems": "retired_at IS NULL AND (consecutive_failures > 0 OR held_since IS NOT NULL OR version = 0)",
+        "retired": "retired_at IS NOT NULL",
+    }.get(show, "retired_at IS NULL")
+    given = _given(org_id=org, user_id=user)
+    sql = f"""
+    SELECT {", ".join(TargetHealth._fields)} FROM target_health
+    WHERE {found}{_equal("", given)}
+    ORDER BY org_id, user_id, expression LIMIT :limit OFFSET :offset
+    """
+    return _rows(connection, sql, TargetHealth, limit=limit, offset=offset, **given)
+
+
+def workflows(connection: Connection) -> int:
+    """How many workflows exist: each counts once in its organisation."""
+    return int(connection.execute(text(_WORKFLOWS)).scalar_one())
+
+
+_WORKFLOWS: Final = """
+SELECT count(*) FROM (SELECT DISTINCT t.org_id, w.flow_id
+                      FROM target t JOIN workflow w ON w.target_id = t.id
+                      WHERE t.retired_at IS NULL) one_each
+"""
+
+
+def days(connection: Connection, since: dt.date, until: dt.date) -> list[Day]:
+    """Every day from ``since`` to ``until``, both included; what ``daily_change`` says, for all organisations."""
+    sql = f"""
+    SELECT {_day(connection, "observed_at")} AS day, {_sums()} FROM change_set
+    WHERE observed_at >= :since GROUP BY 1
+    """
+    found = {day: Day(day, *counts) for day, *counts in _by_day(connection, sql, since)}
+    return [found.get(day, Day(day, 0, 0, 0, 0, 0)) for day in _calendar(since, until)]
+
+
+def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
+    """The organisations whose lists gained and lost most since then, and how long their lists are now."""
+    sql = f"""
+    SELECT c.org_id, {", ".join(EVENTS)},
+           coalesce((SELECT sum(flow_count) FROM target n WHERE n.org_id = c.org_id AND n.retired_at IS NULL), 0), orgs
+    FROM (SELECT t.org_id, {_sums()}, count(*) OVER () AS orgs
+          FROM change_set s JOIN target t ON t.id = s.target_id
+          WHERE s.observed_at >= :since AND s.kind = 'delta'
+          GROUP BY t.org_id
+          ORDER BY sum(added) + sum(removed) DESC, sum(cycle_changed) DESC, t.org_id LIMIT :limit) c
+    ORDER BY added + removed DESC, cycle_changed DESC, c.org_id
+    """
+    return _rows(connection, sql, Churn, since=_midnight(since), limit=limit)
+
+
+def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> list[DaySnapshot]:
+    """The end of every day from ``since`` to ``until`` (today: now), as ``flows --as-of`` would count it.
+
+    Reckoned back from now: what there was before a day is what there was after it without the changes of the day.
+    A retired target took its whole list away at that time.
+    """
+    gained = _gained(connection, since)
+    unobserved = _unobserved(connection, since, until)
+    count = Counter({str(cycle): int(number) for cycle, number in connection.execute(text(_NOW))})
+    found = []
+    for day in reversed(_calendar(since, until)):
+        found.append(DaySnapshot(day, {cycle: count[cycle] for cycle in CYCLES}, unobserved[day]))
+        count.subtract(gained.get(day, {}))
+    return found[::-1]
+
+
+def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str]]:
+    """By how much the lists of each day grew, for each cycle. Summed up by change set first, in the order of an index:
+    that spares a database the sorting of all changes."""
+    gained: dict[dt.date, Counter[str]] = {}
+    known = [f"sum({_step(cycle)})" for cycle in CYCLE_LABELS]
+    counted = [f"{step} AS n{number}" for number, step in enumerate((_STEP, *known))]
+    sums = ", ".join(f"CAST(sum(n{number}) AS bigint)" for number in range(len(counted)))
+    changed = f"""
+    SELECT {_day(connection, "observed_at")} AS day, {sums}
+    FROM (SELECT s.observed_at, s.id, {", ".join(counted)}
+          FROM change_set s CROSS JOIN workflow_change c
+          WHERE s.observed_at >= :since AND c.change_set_id = s.id
+            AND {_KIND} IN ('baseline', 'added', 'removed', 'cycle_changed')
+          GROUP BY s.observed_at, s.id) one_each
+    GROUP BY 1
+    """
+    for day, total, *steps in _by_day(connection, changed, since):
+        gained[day] = Counter({**dict(zip(CYCLE_LABELS, steps, strict=True)), OTHER: total - sum(steps)})
+    retired = f"""
+    SELECT {_day(connection, "t.retired_at")} AS day, {_cycle("w.cycle")}, count(*)
+    FROM target t JOIN workflow w ON w.target_id = t.id
+    WHERE t.retired_at >= :since GROUP BY 1, 2
+    """
+    for day, cycle, number in _by_day(connection, retired, since):
+        gained.setdefault(day, Counter())[cycle] -= number
+    return gained
+
+
+def _unobserved(connection: Connection, since: dt.date, until: dt.date) -> Counter[dt.date]:
+    """How many gaps reach over the end of each day, those left out that show the same list on both sides."""
+    sql = f"""
+    SELECT {_day(connection, "gap_from")} AS day, {_day(connection, "gap_to")}, count(*)
+    FROM coverage_gap WHERE gap_to IS NULL OR (changed_inside AND gap_to >= :since) GROUP BY 1, 2
+    """
+    steps: Counter[dt.date] = Counter()
+    for begins, ends, number in _by_day(connection, sql, since):
+        steps[max(begins, since)] += number
+        steps[_as_date(ends) or until + dt.timedelta(days=1)] -= number
+    calendar = _calendar(since, until)
+    for before, day in pairwise(calendar):
+        steps[day] += steps[before]
+    return steps
+
+
+def gaps(connection: Connection, limit: int, offset: int = 0) -> list[Gap]:
+    """Those that last first, then the latest."""
+    sql = f"""
+    SELECT {", ".join(Gap._fields)} FROM coverage_gap
+    ORDER BY CASE WHEN gap_to IS NULL THEN 0 ELSE 1 END, gap_from DESC, org_id, user_id, expression
+    LIMIT :limit OFFSET :offset
+    """
+    return _rows(connection, sql, Gap, limit=limit, offset=offset)
+
+
+def gap_counts(connection: Connection) -> tuple[int, int]:
+    """How many gaps there are, and how many of them last."""
+    row = connection.execute(text("SELECT count(*), count(*) - count(gap_to) FROM coverage_gap")).one()
+    return int(row[0]), int(row[1])
+
+
+def holds(connection: Connection, *, org: str = "", limit: int, offset: int = 0) -> list[Hold]:
+    """The targets whose removals are held, the oldest hold first, each with the latest reason and its code."""
+    given = _given(org_id=org)
+    sql = f"""
+    SELECT t.id, t.org_id, t.user_id, t.expression, t.held_since,
+           (SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL), t.flow_count,
+           (SELECT i.message FROM sync_issue i WHERE i.target_id = t.id AND i.verdict = 'held'
+            ORDER BY i.id DESC LIMIT 1)
+    FROM target t
+    WHERE t.held_since IS NOT NULL AND t.retired_at IS NULL{_equal("t.", given)}
+    ORDER BY t.held_since, t.org_id, t.user_id, t.expression LIMIT :limit OFFSET :offset
+    """
+    columns = [column("target_id", BigInteger), *sql_columns(Hold)[:-1]]
+    rows = connection.execute(text(sql).columns(*columns), {"limit": limit, "offset": offset, **given}).all()
+    missing = _missing(connection, [target_id for target_id, *_ in rows])
+    codes = {number: code(held_set(Target(*key), missing[number]).scope) for number, *key in (row[:4] for row in rows)}
+    return [Hold._make((*hold, codes[number])) for number, *hold in rows]
+
+
+def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[str]]:
+    """The workflows whose removal is held, of each of these targets."""
+    sql = text("SELECT target_id, flow_id FROM workflow WHERE target_id IN :ids AND missing_since IS NOT NULL")
+    missing: dict[int, list[str]] = {target_id: [] for target_id in target_ids}
+    for target_id, flow_id in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
+        missing[target_id].append(flow_id)
+    return missing
+
+
+def held_workflows(
+    connection: Connection, *, org: str = "", user: str = "", limit: int, offset: int = 0
+) -> list[HeldRemoval]:
+    """The workflows that stay until a person decides, by organisation, user, expression and flow_id."""
+    given = _given(org_id=org, user_id=user)
+    sql = f"""
+    SELECT t.org_id, t.user_id, t.expression, t.held_since, w.flow_id, w.flow_name, w.cycle, w.missing_since, NULL
+    FROM target t JOIN workflow w ON w.target_id = t.id
+    WHERE t.held_since IS NOT NULL AND t.retired_at IS NULL AND w.missing_since IS NOT NULL{_equal("t.", given)}
+    ORDER BY t.org_id, t.user_id, t.expression, w.flow_id LIMIT :limit OFFSET :offset
+    """
+    return _rows(connection, sql, HeldRemoval, limit=limit, offset=offset, **given)
+
+
+def trail(
+    connection: Connection,
+    *,
+    org: str = "",
+    user: str = "",
+    flow: str = "",
+    name: str = "",
+    kinds: Sequence[str] = EVENTS,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    after: Position | None = None,
+    limit: int,
+) -> list[WorkflowEvent]:
+    """``workflow_event``, the newest first, after ``after``; ``since`` is included, ``until`` is not.
+
+    The change sets are picked first, by their own counts: each has a row that is wanted unless a workflow or a name is
+    asked for, so that ``limit`` of them are enough.
+    """
+    sets = f"({' OR '.join(f's.{kind} > 0' for kind in kinds)})"
+    times = [("s.observed_at >= :since", since), ("s.observed_at < :until", until)]
+    sets += "".join(f" AND {condition}" for condition, value in times if value is not None)
+    sets += " AND (s.observed_at, s.id) <= (:after_at, :after_id)" if after else ""
+    rows = f"{_KIND} IN ({', '.join(map(repr, kinds))})"
+    rows += f" AND {_OLDER}" if after else ""
+    rows += " AND c.flow_id = :flow" if flow else ""
+    dialect = connection.dialect.name
+    named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
+    rows += f" AND ({named})" if name else ""
+    sets += " AND s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)" if flow else ""
+    given = _given(org_id=org, user_id=user)
+    sql = f"""
+    SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
+           c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
+    FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
+          FROM change_set s JOIN target t ON t.id = s.target_id
+          WHERE {sets}{_equal("t.", given)}
+          ORDER BY s.observed_at DESC, s.id DESC{"" if flow or name else " LIMIT :limit"}) p
+    CROSS JOIN workflow_change c
+    WHERE c.change_set_id = p.id AND {rows}
+    ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
+    """
+    bound: dict[str, Any] = {"since": since, "until": until, **given, **_given(flow=flow, name=name and pattern(name))}
+    if after:
+        at, change_set_id, flow_id, kind = after
+        bound |= {"after_at": at, "after_id": change_set_id, "after_flow": flow_id, "after_kind": kind}
+    return _rows(connection, sql, WorkflowEvent, limit=limit, **{k: v for k, v in bound.items() if v is not None})
+
+
+_KIND: Final = "c.kind || ''"
+"""As a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
+_OLDER: Final = "(p.observed_at, p.id, c.flow_id, c.kind) < (:after_at, :after_id, :after_flow, :after_kind)"
+
+
+def most_changed(connection: Connection, since: dt.date, limit: int) -> list[MostChanged]:
+    """The workflows that changed most often since then, counted over all who see them, without baselines."""
+    sql = """
+    SELECT t.org_id, c.flow_id, count(*)
+    FROM change_set s CROSS JOIN workflow_change c CROSS JOIN target t
+    WHERE s.observed_at >= :since AND s.kind = 'delta' AND c.change_set_id = s.id AND t.id = s.target_id
+    GROUP BY t.org_id, c.flow_id ORDER BY 3 DESC, 1, 2 LIMIT :limit
+    """
+    return _rows(connection, sql, MostChanged, since=_midnight(since), limit=limit)
+
+
+# --------------------------------------------------------------------------------------------------- how it is said
+
+
+def _rows(connection: Connection, sql: str, row_type: type[T], **parameters: Any) -> list[T]:
+    """The rows of a statement, whose columns are those of ``row_type`` in order."""
+    found = connection.execute(_timed(sql, parameters).columns(*sql_columns(row_type)), parameters)
+    return [row_type(*row) for row in found]
+
+
+def _by_day(connection: Connection, sql: str, since: dt.date) -> Iterator[Any]:
+    """Rows whose first column is a day, of a statement with ``:since``."""
+    parameters = {"since": _midnight(since)}
+    return ((_as_date(day), *rest) for day, *rest in connection.execute(_timed(sql, parameters), parameters))
+
+
+def _timed(sql: str, parameters: Mapping[str, Any]) -> TextClause:
+    times = [name for name, value in parameters.items() if isinstance(value, dt.datetime)]
+    return text(sql).bindparams(*(bindparam(name, type_=UtcTime()) for name in times))
+
+
+def _given(**values: str) -> dict[str, str]:
+    return {column: value for column, value in values.items() if value}
+
+
+def _equal(prefix: str, given: Mapping[str, str]) -> str:
+    return "".join(f" AND {prefix}{column} = :{column}" for column in given)
+
+
+def _sums() -> str:
+    return ", ".join(f"sum({kind}) AS {kind}" for kind in EVENTS)
+
+
+def _cycle(column: str) -> str:
+    return f"CASE WHEN {column} IN ({', '.join(map(repr, CYCLE_LABELS))}) THEN {column} ELSE '{OTHER}' END"
+
+
+_STEP: Final = "sum(CASE c.kind WHEN 'removed' THEN -1 WHEN 'cycle_changed' THEN 0 ELSE 1 END)"
+"""By how much the changes of a change set make its list grow."""
+
+
+def _step(cycle: str) -> str:
+    """By how much one change makes the number of workflows with this cycle grow."""
+    gains = f"CASE WHEN c.new_cycle = '{cycle}' AND c.kind <> 'removed' THEN 1 ELSE 0 END"
+    loses = f"CASE WHEN c.old_cycle = '{cycle}' AND c.kind IN ('removed', 'cycle_changed') THEN 1 ELSE 0 END"
+    return f"{gains} - {loses}"
+
+
+_NOW: Final = f"""
+SELECT {_cycle("w.cycle")}, count(*) FROM target t JOIN workflow w ON w.target_id = t.id
+WHERE t.retired_at IS NULL GROUP BY 1
+"""
+
+
+def _day(connection: Connection, column: str) -> str:
+    if connection.dialect.name == "sqlite":
+        return f"substr({column}, 1, 10)"
+    return f"CAST({column} AT TIME ZONE 'UTC' AS date)"
+
+
+def _as_date(value: str | dt.date | None) -> dt.date | None:
+    return dt.date.fromisoformat(value) if isinstance(value, str) else value
+
+
+def _midnight(day: dt.date) -> dt.datetime:
+    return dt.datetime.combine(day, dt.time(), dt.UTC)
+
+
+def _calendar(since: dt.date, until: dt.date) -> list[dt.date]:
+    return [since + dt.timedelta(days=number) for number in range((until - since).days + 1)]

@@ -1,0 +1,113 @@
+"""What the page shows: a value for each thing that it asks of the database. Times are aware, in UTC."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS
+
+EVENTS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
+OTHER: Final = "other"
+"""Stands for every cycle that EnOS does not document, and for none."""
+CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)
+
+
+class Totals(NamedTuple):
+    """How the targets are, all in all, the retired ones left out."""
+
+    targets: int
+    never_observed: int
+    failing: int
+    held: int
+    held_removals: int
+    entries: int
+    """Workflows in the targets' lists: one that three users see counts three times."""
+    oldest_at: dt.datetime | None
+    """The last observation of the target that was not looked at for the longest time."""
+    newest_at: dt.datetime | None
+    ahead: int
+    """Targets whose latest observation lies ahead of now: the clock went back."""
+    ahead_until: dt.datetime | None
+
+
+class Day(NamedTuple):
+    """The changes of a day (UTC), without baselines."""
+
+    day: dt.date
+    added: int
+    removed: int
+    cycle_changed: int
+    renamed: int
+    editable_changed: int
+
+    @property
+    def total(self) -> int:
+        return sum(self[1:])
+
+
+class DaySnapshot(NamedTuple):
+    """What there was at the end of a day (UTC)."""
+
+    day: dt.date
+    by_cycle: Mapping[str, int]
+    """Workflows in the targets' lists, a count for each of ``CYCLES``."""
+    unobserved: int
+    """Targets whose list then is not known: in a coverage gap that had changes inside, or has not ended."""
+
+
+class Churn(NamedTuple):
+    """The changes of an organisation, without baselines."""
+
+    org_id: str
+    added: int
+    removed: int
+    cycle_changed: int
+    renamed: int
+    editable_changed: int
+    entries: int
+    orgs: int
+    """How many organisations had changes."""
+
+
+class Gap(NamedTuple):
+    """A time in which nobody was looking at a target."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    gap_from: dt.datetime
+    gap_to: dt.datetime | None
+    changed_inside: bool
+
+
+class Hold(NamedTuple):
+    """A target whose removals are held."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    held_since: dt.datetime
+    held_removals: int
+    flow_count: int
+    reason: str | None
+    code: str
+    """What ``guard approve`` is given to approve just this."""
+
+
+class MostChanged(NamedTuple):
+    """A workflow that changed often."""
+
+    org_id: str
+    flow_id: str
+    changes: int
+
+
+class Position(NamedTuple):
+    """A row's place in the trail; the page after it begins with the next older one."""
+
+    observed_at: dt.datetime
+    change_set_id: int
+    flow_id: str
+    kind: str

@@ -1,0 +1,1 @@
+"""The background service: the replica, its scheduler, its maintenance and its metrics."""

@@ -1,0 +1,285 @@
+"""What Prometheus is told, and the only importer of its client.
+
+What happens in this process is counted as it happens; what is true of the database is read when somebody scrapes, by
+every replica alike. No label has a target, a user or a workflow in it: as many series as there are schedules (up to a
+thousand), verdicts, kinds and known error codes, and no more.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from etl import __version__
+from etl.domain.model import CHANGE_KINDS, VERDICTS
+from etl.report.health import HealthSnapshot
+
+ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
+RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
+CALLS: Final = ("flows", "token")
+OTHER: Final = "other"
+_ENOS: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
+_HTTP: Final = (400, 401, 403, 404, 407, 413, 429, 500, 502, 503, 504)
+_OWN: Final = (
+    *(
+        "body_too_large",
+        "clock_skew",
+        "connection",
+        "deadline",
+        "desync",
+        "dns",
+        "gateway_down",
+        "internal",
+        "malformed",
+    ),
+    *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
+)
+CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
+"""The error codes that are told apart; whatever else EnOS may send is ``other``."""
+
+MOST_SCHEDULES: Final = 1_000
+"""So many are told apart, the first by name. The client takes 30 µs for a sample, and a schedule has eight."""
+OTHERS: Final = "(others)"
+"""The schedules beyond them, together; no schedule can have this name."""
+
+_Samples = Mapping[tuple[str, ...], float]
+_REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_APPLY_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true at the moment of a scrape."""
+
+    role: str
+    alive: bool
+    ready: bool
+    database_up: bool
+    runs_under_way: int
+    clock_skew_seconds: float | None
+    """How far the gateway's clock is ahead of ours; None: not seen yet."""
+    conditions: Mapping[str, bool]
+    """Whether what can be wrong beside the targets is so; what is not known is not in it."""
+    vitals: HealthSnapshot | None
+    """None where the database does not say: then nothing is told of it."""
+
+
+class Metrics:
+    """The metrics of one process. All methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        self._others: frozenset[str] = frozenset()
+        ProcessCollector(registry=registry)
+        self._runs = Counter("flowtrail_runs", "Runs that ended.", ["schedule", "status"], registry=registry)
+        self._run_seconds = Summary(
+            "flowtrail_run_duration_seconds", "How long runs took.", ["schedule"], registry=registry
+        )
+        self._targets = Counter("flowtrail_run_targets", "Targets that got a verdict.", ["verdict"], registry=registry)
+        self._asked_again = Counter(
+            "flowtrail_run_second_questions",
+            "Targets asked again at the end of a run, since their answer removed something or was a first and empty.",
+            registry=registry,
+        )
+        self._failures = Counter(
+            "flowtrail_run_failures", "Targets that failed in a run.", ["error_code"], registry=registry
+        )
+        self._changes = Counter("flowtrail_changes", "Changes recorded in the trail.", ["kind"], registry=registry)
+        self._requests = Histogram(
+            "flowtrail_gateway_request_duration_seconds",
+            "From sending a request to having read its answer.",
+            ["call"],
+            registry=registry,
+            buckets=_REQUEST_SECONDS,
+        )
+        self._errors = Counter(
+            "flowtrail_gateway_errors", "Requests without a valid answer.", ["call", "error_code"], registry=registry
+        )
+        self._retries = Counter("flowtrail_gateway_retries", "Targets asked for once more.", registry=registry)
+        self._desyncs = Counter(
+            "flowtrail_gateway_desyncs",
+            "Connections that carried something that nobody had asked for.",
+            registry=registry,
+        )
+        self._renewals = Counter("flowtrail_gateway_token_renewals", "Access tokens obtained.", registry=registry)
+        self._apply = Histogram(
+            "flowtrail_database_apply_duration_seconds",
+            "Transactions that write what became of targets.",
+            registry=registry,
+            buckets=_APPLY_SECONDS,
+        )
+        self._seconds_of = {call: self._requests.labels(call) for call in CALLS}
+        self._begin_at_nothing()
+
+    def _begin_at_nothing(self) -> None:
+        """What exists from the start shows its first increase."""
+        for verdict in VERDICTS:
+            self._targets.labels(verdict)
+        for kind in CHANGE_KINDS:
+            self._changes.labels(kind)
+        for call in CALLS:
+            self._errors.labels(call, OTHER)
+        self._failures.labels(OTHER)
+
+    def know(self, schedules: Iterable[str]) -> None:
+        """The names of all schedules, as they are from now on."""
+        self._others = frozenset(sorted(schedules)[MOST_SCHEDULES:])
+
+    def _label(self, schedule: str) -> str:
+        return OTHERS if schedule in self._others else schedule
+
+    def exchanged(self, call: str, attempt: int, seconds: float, error_code: str | None) -> None:
+        """A request (``call`` is one of CALLS) was answered, or failed; ``attempt`` counts from 1."""
+        self._seconds_of[call].observe(seconds)
+        if attempt > 1:
+            self._retries.inc()
+        if error_code is not None:
+            self._errors.labels(call, _bounded(error_code)).inc()
+        elif call == "token":
+            self._renewals.inc()
+
+    def desynced(self) -> None:
+        """A connection to the gateway was ended, since something came on it that nobody had asked for."""
+        self._desyncs.inc()
+
+    def applied(self, seconds: float) -> None:
+        """A transaction that writes outcomes ended, well or not; with its tries where the database was away."""
+        self._apply.observe(seconds)
+
+    def run_ended(
+        self,
+        schedule: str,
+        status: str,
+        seconds: float,
+        *,
+        verdicts: Mapping[str, int],
+        changes: Mapping[str, int],
+        failures: Mapping[str, int],
+        asked_again: int = 0,
+    ) -> None:
+        """A run ended with these sums; ``failures``: how many targets failed, by error code."""
+        self._asked_again.inc(asked_again)
+        label = self._label(schedule)
+        for each in RUN_STATUSES:
+            self._runs.labels(label, each).inc(each == status)
+        self._run_seconds.labels(label).observe(seconds)
+        for verdict, count in verdicts.items():
+            self._targets.labels(verdict).inc(count)
+        for kind, count in changes.items():
+            self._changes.labels(kind).inc(count)
+        for code, count in failures.items():
+            self._failures.labels(_bounded(code)).inc(count)
+
+    def watch(self, status_now: Callable[[], ServiceStatus]) -> None:
+        """Tell at every scrape what ``status_now`` returns; it may take a few seconds, and must not raise. Once."""
+        self._registry.register(_Seen(status_now, self._label))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition in a format that the header ``accept`` allows, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+def _bounded(code: str) -> str:
+    return code if code in CODES else OTHER
+
+
+class _Seen(Collector):
+    """Gauges that are read when somebody scrapes."""
+
+    def __init__(self, status_now: Callable[[], ServiceStatus], label: Callable[[str], str]) -> None:
+        self._service_status = status_now
+        self._label = label
+
+    def collect(self) -> Iterator[Metric]:
+        status_now = self._service_status()
+        yield _gauge("build_info", "Always 1.", ("version", "python"), {(__version__, platform.python_version()): 1})
+        yield _gauge("role", "1 for what this replica is now.", ("role",), {(r,): r == status_now.role for r in ROLES})
+        yield _gauge(
+            "health",
+            "1 where /healthz, /readyz or /freshness would answer 200.",
+            ("check",),
+            {
+                ("alive",): status_now.alive,
+                ("ready",): status_now.ready,
+                ("fresh",): status_now.vitals is not None and status_now.vitals.fresh,
+            },
+        )
+        yield _gauge("database_up", "Whether the database answers.", (), {(): status_now.database_up})
+        yield _gauge("runs_under_way", "Runs of this process now.", (), {(): status_now.runs_under_way})
+        skew: _Samples = {} if status_now.clock_skew_seconds is None else {(): status_now.clock_skew_seconds}
+        yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
+        conditions: _Samples = {(code,): float(is_so) for code, is_so in status_now.conditions.items()}
+        yield _gauge("condition", "1 for what is wrong beside the targets.", ("code",), conditions)
+        yield from _of_vitals(status_now.vitals)
+        yield from _of_schedules(status_now.vitals, self._label)
+
+
+_PLAIN: Final = {
+    "targets": ("targets", "Targets that are not retired."),
+    "targets_never_observed": ("never_observed", "Targets that nobody has observed yet."),
+    "targets_failing": ("failing", "Targets whose last attempt failed, and may succeed at the next."),
+    "targets_refused": ("refused", "Targets that EnOS refuses for good."),
+    "targets_held": ("held", "Targets with held removals."),
+    "held_removals": ("held_removals", "Removals that wait for a person."),
+    "listed_workflows": ("listed", "Workflows in the lists of all targets."),
+}
+_TIMES: Final = {
+    "last_observation_timestamp_seconds": ("last_observation_at", "When a target was observed last."),
+    "last_change_timestamp_seconds": ("last_change_at", "When the latest change was observed."),
+}
+
+
+def _of_vitals(vitals: HealthSnapshot | None) -> Iterator[Metric]:
+    for name, (field, said) in _PLAIN.items():
+        yield _gauge(name, said, (), {} if vitals is None else {(): getattr(vitals, field)})
+    for name, (field, said) in _TIMES.items():
+        at = vitals and getattr(vitals, field)
+        yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
+
+
+def _of_schedules(vitals: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
+    """Of schedules that share a label: the sum of their overdue targets, and the success that is longest ago."""
+    overdue: dict[tuple[str, ...], float] = {}
+    succeeded: dict[tuple[str, ...], float] = {}
+    for name, count in vitals.overdue_by_schedule.items() if vitals else ():
+        key = (label(name),)
+        overdue[key] = overdue.get(key, 0) + count
+    for name, at in vitals.last_success_at.items() if vitals else ():
+        if at:
+            key = (label(name),)
+            succeeded[key] = min(at.timestamp(), succeeded.get(key, math.inf))
+    yield _gauge(
+        "targets_overdue",
+        "Targets that the last three due slots of the schedule passed without an observation.",
+        ("schedule",),
+        overdue,
+    )
+    yield _gauge(
+        "schedule_last_success_timestamp_seconds",
+        "When the schedule's last run ended in which some target went through.",
+        ("schedule",),
+        succeeded,
+    )
+
+
+def _gauge(name: str, said: str, labels: tuple[str, ...], samples: _Samples) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"flowtrail_{name}", said, labels=labels)
+    for values, sample in samples.items():
+        family.add_metric(values, float(sample))
+    return family

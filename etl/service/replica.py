@@ -1,0 +1,411 @@
+"""The background service: which replica is active, when a schedule runs, and how everything stops in time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Final
+
+import msgspec
+import structlog
+
+from etl import sync
+from etl.config import Schedule, TargetList
+from etl.config.slots import is_served
+from etl.domain.model import Origin, Target
+from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
+from etl.service.scheduler import Scheduler
+from etl.store import NewRun
+from etl.sync import RemoteExecutor, RunContext, RunLogger, RunReport
+
+LEASE: Final = "service"
+TICK_SECONDS: Final = 4.0
+"""How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
+SWEEP_SECONDS: Final = 30.0
+"""How often dead runs are looked for, and slots that nobody served."""
+PULSE_SECONDS: Final = 15.0
+"""How often the scheduler proves that it still starts what is due."""
+STUCK_SECONDS: Final = 180.0
+"""What has not come round for so long hangs."""
+_LAST_WORDS_SECONDS: Final = 5.0
+"""What of the grace period is kept for committing what has arrived, once the requests are cut off."""
+_TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
+_LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
+_MOST_MISSED: Final = 2**31 - 1
+"""What the column holds."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who this replica is, to the others and in ``sync_run``."""
+
+    host: str
+    pid: int
+    token: str
+    """Tells this process from an earlier one with the same host and pid."""
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.pid}/{self.token}"
+
+
+class Service:
+    """Runs schedules while it holds the lease; stands by while another replica does.
+
+    ``context.stop`` cuts requests off; it is set when the grace period is nearly over.
+    """
+
+    def __init__(
+        self,
+        context: RunContext,
+        identity: Identity,
+        load: Callable[[], Sequence[Schedule]],
+        *,
+        coverage_gap: dt.timedelta,
+        grace: dt.timedelta,
+        max_retired_share: float,
+        batches: Executor,
+        clock: Callable[[], dt.datetime],
+        started: Callable[[Schedule], None] = lambda schedule: None,
+        finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
+        crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
+        became: Callable[[str], None] = lambda role: None,
+        remote: Callable[[], RemoteExecutor | None] = lambda: None,
+    ) -> None:
+        self._context = context
+        self._identity = identity
+        self._load = load
+        self._coverage_gap = coverage_gap
+        self._grace_seconds = grace.total_seconds()
+        self._max_retired_share = max_retired_share
+        self._batches = batches
+        self._clock = clock
+        self._started = started
+        self._finished = finished
+        self._crashed = crashed
+        self._became = became
+        self._remote = remote
+        self.schedules: Sequence[Schedule] = ()
+        self._known_at: Mapping[str, float] = {}
+        """When this process met each of the schedules, by the clock that nobody sets."""
+        self._turned_at = time.monotonic()
+        self._pulsed_at = math.inf
+        self._asks_database = False
+        self._stopping = threading.Event()
+        self._reload = threading.Event()
+        self._wake = threading.Event()
+        self._busy: dict[str, threading.Lock] = {}
+        self._running: dict[str, Schedule] = {}
+        """The schedules whose runs are under way, as they were when these began."""
+        self._sweep_at = 0.0
+        self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
+        self.role = "starting"
+        """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
+        self.was_active = False
+        """Whether this replica is the active one, or was when it could last work."""
+        self.ended = True
+        """After `serve`: whether every run had ended when the grace period was over."""
+        self.log = structlog.get_logger("etl.service.replica")
+        self._run_logger = RunLogger(self.log)
+
+    # ------------------------------------------------------------------------------------------- life and death
+
+    def serve(self, *, standby: bool = True) -> bool:
+        """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
+        self._know(self._load())
+        try:
+            with self._asking_database():
+                if not self._take_lease() and not standby:
+                    return False
+        except DatabaseError as error:
+            self._cannot_write(error)
+        self._scheduler.every(PULSE_SECONDS, self._pulse, "pulse")
+        self._pulse()
+        self._scheduler.replace(self.schedules)
+        self._scheduler.pause()
+        self._scheduler.start()
+        self.log.info("service_started", replica=str(self._identity), schedules=[s.name for s in self.schedules])
+        try:
+            self._loop()
+        finally:
+            self._shut_down()
+        return True
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop, SIGHUP reloads the schedules, while the block runs (main thread only).
+
+        After a stop they are ignored: the process is about to end, and whoever asks again must not interrupt it while
+        it closes what it opened. (As it ends, Python gives handlers up, and SIGTERM would kill it.)
+        """
+        handlers = {
+            signal.SIGTERM: lambda *_: self.stop(),
+            signal.SIGINT: lambda *_: self.stop(),
+            signal.SIGHUP: lambda *_: self.reload(),
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if self._stopping.is_set() else handler)
+
+    def stop(self) -> None:
+        """Ask the service to stop; safe in a signal handler."""
+        self._stopping.set()
+        self._wake.set()
+
+    def wait_for_stop(self) -> None:
+        """Wait for it."""
+        self._stopping.wait()
+
+    def reload(self) -> None:
+        """Ask the service to read its schedules again; safe in a signal handler."""
+        self._reload.set()
+        self._wake.set()
+
+    def next_fire_times(self) -> dict[str, dt.datetime]:
+        """When each schedule is due next."""
+        now, schedules = self._clock(), self.schedules
+        next_after = {slots: slots.next_after(now) for slots in {schedule.slots for schedule in schedules}}
+        return {schedule.name: next_after[schedule.slots] for schedule in schedules}
+
+    @property
+    def known_since(self) -> Mapping[str, dt.datetime]:
+        """Since when this process has known each of the schedules, by its clock as that is now."""
+        started = self._clock() - dt.timedelta(seconds=time.monotonic())
+        return {name: started + dt.timedelta(seconds=at) for name, at in self._known_at.items()}
+
+    @property
+    def turns_over(self) -> bool:
+        """Whether the service's loop and its scheduler have come round lately. Waiting for the database is no standing
+        still, however long: another process would wait as well."""
+        latest = time.monotonic() - STUCK_SECONDS
+        turns = self._turned_at > latest or self._asks_database
+        return self._stopping.is_set() or (turns and self._pulsed_at > latest)
+
+    @property
+    def runs_under_way(self) -> int:
+        """Runs of this process at this moment."""
+        return sum(busy.locked() for busy in list(self._busy.values()))
+
+    @contextlib.contextmanager
+    def _asking_database(self) -> Iterator[None]:
+        self._asks_database = True
+        try:
+            yield
+        finally:
+            self._asks_database = False
+
+    def _pulse(self) -> None:
+        self._pulsed_at = time.monotonic()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._turned_at = time.monotonic()
+            try:
+                if self._reload.is_set():
+                    self._reload.clear()
+                    self._read_schedules()
+                with self._asking_database():
+                    self._beat()
+            except DatabaseError as error:
+                self._cannot_write(error)
+            except Exception:
+                self.log.exception("service_tick_failed")
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+
+    def _beat(self) -> None:
+        if not self._take_lease():
+            self._become("standing_by", active=self._context.store.lease_holder(LEASE))
+        elif self._become("active", replica=str(self._identity)):
+            self._abort_abandoned_runs()
+            self._retire()
+            self._catch_up()
+            self._scheduler.resume()
+        elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
+            self._catch_up()
+
+    def _take_lease(self) -> bool:
+        return self._context.store.take_lease(LEASE, str(self._identity))
+
+    def _cannot_write(self, error: DatabaseError) -> None:
+        if isinstance(error, DatabaseDamaged):
+            self._become("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
+        else:
+            self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
+
+    def _become(self, role: str, **why: object) -> bool:
+        """Note the role and say so where it is news; whether it is."""
+        if role == self.role:
+            return False
+        level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
+        level(role, before=self.role, **why)
+        self.role = role
+        if role in ("active", "standing_by"):
+            self.was_active = role == "active"
+        if role != "active":
+            self._scheduler.pause()
+        self._became(role)
+        return True
+
+    def _shut_down(self) -> None:
+        """Finish what can finish, commit what is whole, abandon the rest."""
+        began = time.monotonic()
+        self.log.info("stopping", grace_seconds=self._grace_seconds)
+        patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
+        ended = self._scheduler.shutdown(patience) and self._idle(patience - (time.monotonic() - began))
+        self._context.stop.set()
+        if not ended:
+            ended = self._idle(self._grace_seconds - (time.monotonic() - began))
+        with contextlib.suppress(DatabaseError):
+            self._context.store.release_lease(LEASE, str(self._identity))
+        self.ended = ended
+        self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
+
+    def _idle(self, within_seconds: float) -> bool:
+        """Wait until no run is under way; whether that came within the time."""
+        give_up = time.monotonic() + max(0.0, within_seconds)
+        for busy in list(self._busy.values()):
+            if not busy.acquire(timeout=max(0.0, give_up - time.monotonic())):
+                return False
+            busy.release()
+        return True
+
+    # --------------------------------------------------------------------------------------------- the schedules
+
+    def _read_schedules(self) -> None:
+        try:
+            self._know(self._load())
+        except ConfigError as error:
+            problems = [str(problem) for problem in error.problems]
+            remedy = "the old ones are kept: mend the files, and send SIGHUP again"
+            self.log.error("schedules_broken", problems=problems, remedy=remedy)
+            return
+        self._scheduler.replace(self.schedules)
+        self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self.schedules])
+        if self.role == "active":
+            self._retire()
+
+    def _know(self, schedules: Sequence[Schedule]) -> None:
+        now = time.monotonic()
+        self._known_at = {each.name: self._known_at.get(each.name, now) for each in schedules}
+        self.schedules = schedules
+
+    def _retire(self) -> None:
+        """Retire what is in no schedule. A run under way still asks for what it began with: that waits for its end."""
+        schedules = [*self.schedules, *list(self._running.values())]
+        configured = TargetList.union([schedule.targets for schedule in schedules])
+        done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
+        if done.retired:
+            self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
+        if done.refused:
+            self.log.warning(
+                "targets_not_retired",
+                count=len(done.refused),
+                targets=_some(done.refused),
+                remedy="too many at once: put them back into a schedule, or run `flowtrail sync --retire`",
+            )
+
+    def _abort_abandoned_runs(self) -> bool:
+        """Declare dead the runs whose heart has stopped; whether there were any."""
+        self._sweep_at = time.monotonic() + SWEEP_SECONDS
+        dead = self._context.store.abort_abandoned_runs(self._clock())
+        for run_id in dead:
+            self.log.warning("run_aborted", run_id=run_id, why="its heart stopped", remedy="its slot is caught up")
+        return bool(dead)
+
+    def _catch_up(self) -> None:
+        """Serve the latest slot of every schedule that was due while nobody served: one run, however many slots."""
+        for schedule in self.schedules:
+            served = self._context.store.served_until(schedule.name)
+            now = self._clock()
+            due = schedule.slots.latest_until(now)
+            if served is not None and due is not None and not is_served(due, served, now):
+                threading.Thread(
+                    target=self._run_alone, args=(schedule, due, "catch_up"), name=f"catch-up-{schedule.name}"
+                ).start()
+
+    def _fire(self, schedule: Schedule, slot: dt.datetime) -> None:
+        if self.role == "active":
+            self._run_alone(schedule, slot, "schedule")
+
+    def _lock(self, schedule: Schedule) -> threading.Lock:
+        return self._busy.setdefault(schedule.name, threading.Lock())
+
+    def _run_alone(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        lock = self._lock(schedule)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if not self._stopping.is_set():
+                self._running[schedule.name] = schedule
+                self._run(schedule, slot, origin)
+                self._let_go_of(schedule)
+        except DatabaseError as error:
+            self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
+            self._crashed(schedule, str(error))
+        except Exception:
+            self.log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
+            self._crashed(schedule, "the run crashed: the log says how")
+        finally:
+            self._running.pop(schedule.name, None)
+            lock.release()
+
+    def _let_go_of(self, schedule: Schedule) -> None:
+        """Retire what only this run still asked for, where the schedules were read again meanwhile."""
+        del self._running[schedule.name]
+        if self.role == "active" and all(schedule is not known for known in self.schedules):
+            with contextlib.suppress(DatabaseError):  # the loop says so, and retires when it is active again
+                self._retire()
+
+    def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        due = self._context.store.due(schedule.name, slot)
+        if is_served(slot, due.served, self._clock()):
+            return
+        self._tell_of_the_clock(schedule, slot, due.served)
+        new_run = NewRun(
+            origin=origin,
+            host=self._identity.host,
+            pid=self._identity.pid,
+            targets=len(schedule.targets),
+            schedule=schedule.name,
+            scheduled_for=due.free,
+            missed=self._missed(schedule, due.before or due.served, slot),
+        )
+        self._started(schedule)
+        with structlog.contextvars.bound_contextvars(schedule=schedule.name):
+            report = sync.run(
+                self._context,
+                new_run,
+                schedule.targets,
+                schedule.coverage_gap or self._coverage_gap,
+                self._batches,
+                clock=self._clock,
+                remote=self._remote(),
+            )
+            if report is not None:
+                self._run_logger.tell(report, new_run)
+                self._finished(report, schedule)
+
+    def _tell_of_the_clock(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
+        if served is not None and served > slot:
+            remedy = "see that the clock is right now (NTP); the slots from now on are served all the same"
+            self.log.warning(
+                "clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served), remedy=remedy
+            )
+
+    def _missed(self, schedule: Schedule, before: dt.datetime | None, slot: dt.datetime) -> int:
+        if before is None or slot <= before:
+            return 0
+        aborted = self._context.store.was_aborted(schedule.name, slot)
+        return min(schedule.slots.count_between(before, slot) + int(aborted), _MOST_MISSED)
+
+
+def _some(targets: Sequence[Target], most: int = 5) -> list[str]:
+    return [str(target) for target in targets[:most]]

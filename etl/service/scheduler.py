@@ -1,0 +1,271 @@
+"""Runs a function at the slots of schedules, and others every few seconds; the only importer of APScheduler.
+
+APScheduler holds the jobs, in memory, and calls; when a schedule is due is decided by its Slots and the given clock.
+A job's fire time for APScheduler is "now, and as long as it takes by the given clock until the slot": so a clock that
+jumps ahead never makes it count through the years, and one that jumps back is noticed, and everything planned anew.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.jobstores.memory import MemoryJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+
+from etl.config import Schedule
+from etl.config.slots import LEEWAY, Slots
+
+log = structlog.get_logger(__name__)
+
+Clock = Callable[[], dt.datetime]
+
+_CHECK_SECONDS: Final = 5.0
+_MOMENT: Final = dt.timedelta(milliseconds=1)
+_JOB_OPTIONS: Final = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
+
+
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class Scheduler:
+    """Calls ``run(schedule, slot)`` when a slot of a schedule is due, each schedule in a thread of its own.
+
+    ``slot`` is the newest slot at that moment. A schedule never runs twice at once: what falls due meanwhile is left
+    out. An exception of ``run`` is logged, and the schedule goes on. Nothing starts once ``stop`` is set.
+    All methods may be called from any thread, before ``start`` and after ``shutdown`` too.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Schedule, dt.datetime], None],
+        *,
+        clock: Clock = utc_now,
+        stop: threading.Event,
+        check_seconds: float = _CHECK_SECONDS,
+    ) -> None:
+        """``check_seconds``: how often the clock is compared with the time that has really passed."""
+        self._run = run
+        self._clock = clock
+        self._stop = stop
+        self._check_seconds = check_seconds
+        self._closed = threading.Event()
+        self._paused = False
+        self._lock = threading.RLock()
+        self._plans: dict[str, _Plan] = {}
+        self._threads = _ThreadPerRun()
+        self._jobs = BackgroundScheduler(
+            timezone=dt.UTC,
+            executors={"default": self._threads},
+            jobstores={"default": MemoryJobStore()},
+        )
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # what it would say is said here
+        self._jobs.add_listener(self._left_out, EVENT_JOB_MAX_INSTANCES)
+
+    def replace(self, schedules: Iterable[Schedule]) -> None:
+        """Make ``schedules`` the ones that run: what is new is added, what is gone removed, the rest as it was.
+
+        Only a schedule whose slots or jitter changed is timed anew. What is running finishes as it began.
+        """
+        wanted = {schedule.name: schedule for schedule in schedules}
+        with self._lock:
+            if self._closed.is_set():
+                return
+            for name in self._plans.keys() - wanted.keys():
+                del self._plans[name]
+                self._jobs.remove_job(_schedule_id(name))
+            for name, schedule in wanted.items():
+                self._plan(name, schedule)
+
+    def every(self, seconds: float, function: Callable[[], object], name: str) -> None:
+        """Call ``function`` every ``seconds``, first after ``seconds``, paused or not; its exceptions are logged."""
+        work = partial(_guarded, function, name)
+        with self._lock:
+            if not self._closed.is_set():
+                self._jobs.add_job(work, _Pulse(seconds), id=f"every {name}", name=name, **_JOB_OPTIONS)
+
+    def start(self) -> None:
+        """Begin to fire; once."""
+        with self._lock:
+            if self._closed.is_set() or self._jobs.running:
+                return
+            self._jobs.start()
+        threading.Thread(target=self._watch_clock, name="clock-watch", daemon=True).start()
+
+    def pause(self) -> None:
+        """Let slots pass by until ``resume``; what is running and what comes ``every`` so often goes on."""
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+
+    def fire(self, name: str) -> None:
+        """Run a schedule now, for its newest slot, unless it is running."""
+        with self._lock:
+            if name in self._plans and self._jobs.running:
+                self._jobs.modify_job(_schedule_id(name), next_run_time=utc_now())
+
+    def next_fire_times(self) -> dict[str, dt.datetime]:
+        """The next slot of each schedule, without its jitter."""
+        now = self._clock()
+        with self._lock:
+            return {name: plan.slot or plan.slots.next_after(now) for name, plan in sorted(self._plans.items())}
+
+    def shutdown(self, wait_seconds: float) -> bool:
+        """Start nothing more, and wait up to ``wait_seconds`` for what is running; True if all of it has finished.
+
+        What has not finished goes on in daemon threads, which do not keep the process alive.
+        """
+        with self._lock:
+            first = not self._closed.is_set()
+            self._closed.set()
+        if first and self._jobs.running:
+            self._jobs.shutdown(wait=False)
+        return self._threads.wait(wait_seconds)
+
+    def _plan(self, name: str, schedule: Schedule) -> None:
+        old = self._plans.get(name)
+        if old and (old.slots, old.jitter) == (schedule.slots, schedule.jitter):
+            old.schedule = schedule
+            return
+        if old:
+            self._jobs.remove_job(_schedule_id(name))
+        plan = self._plans[name] = _Plan(schedule, self._clock)
+        self._jobs.add_job(partial(self._fire, name), plan, id=_schedule_id(name), name=name, **_JOB_OPTIONS)
+
+    def _fire(self, name: str, planned: dt.datetime | None = None) -> None:
+        with self._lock:
+            plan = self._plans.get(name)
+        if plan is None or self._paused or self._stop.is_set() or self._closed.is_set():
+            return
+        slot = plan.slots.latest_until(_not_before(planned, self._clock()))
+        if slot is not None:
+            _guarded(partial(self._run, plan.schedule, slot), name)
+
+    def _left_out(self, event: Any) -> None:
+        remedy = "if it happens often: a longer interval, fewer targets, or a higher [gateway] concurrency"
+        log.warning("still running, so a slot is left out", job=event.job_id, remedy=remedy)
+
+    def _watch_clock(self) -> None:
+        last = self._clock_error()
+        while not self._closed.wait(self._check_seconds):
+            error = self._clock_error()
+            if abs(error - last) > LEEWAY:
+                log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
+                _guarded(self._plan_anew, "clock-watch")
+            last = error
+
+    def _clock_error(self) -> dt.timedelta:
+        return self._clock() - dt.datetime.fromtimestamp(0, dt.UTC) - dt.timedelta(seconds=time.monotonic())
+
+    def _plan_anew(self) -> None:
+        with self._lock:
+            if self._closed.is_set():
+                return
+            now = self._clock()
+            for job in self._jobs.get_jobs():
+                if job.trigger.is_due(now):
+                    job.modify(next_run_time=utc_now())
+                else:
+                    job.reschedule(job.trigger)
+
+
+class _Plan(BaseTrigger):  # type: ignore[misc]
+    """When one schedule is due next: ``slot`` by the given clock; what APScheduler is told, by its own."""
+
+    def __init__(self, schedule: Schedule, clock: Clock) -> None:
+        self.schedule = schedule
+        self.slots: Slots = schedule.slots
+        self.jitter = schedule.jitter
+        self.slot: dt.datetime | None = None
+        self.due: dt.datetime | None = None
+        """The slot that fell due last; None where it was no slot that fired, but a person or a jump of the clock."""
+        self._clock = clock
+        self._fired_at: dt.datetime | None = None
+        self._fires_at: dt.datetime | None = None
+
+    def get_next_fire_time(self, previous: dt.datetime | None, now: dt.datetime) -> dt.datetime:
+        if previous is not None and previous == self._fired_at and self._fires_at:
+            return self._fires_at  # APScheduler asks twice for what comes after a fire time
+        clock = self._clock()
+        self.due = self.slot if previous is not None and previous == self._fires_at else None
+        self.slot = self.slots.next_after(_not_before(self.due, clock))
+        # The wall is read after the clock, so that no slot fires before its time.
+        fires_at = utc_now() + (self.slot - clock) + random.random() * self.jitter
+        self._fired_at, self._fires_at = previous, max(fires_at, now + _MOMENT)
+        return self._fires_at
+
+    def is_due(self, now: dt.datetime) -> bool:
+        return self.slot is not None and self.slot <= now
+
+
+class _Pulse(BaseTrigger):  # type: ignore[misc]
+    """Due every so many seconds, whatever the clock says."""
+
+    due = None
+
+    def __init__(self, seconds: float) -> None:
+        self._interval = dt.timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous: dt.datetime | None, now: dt.datetime) -> dt.datetime:
+        return max(utc_now(), now) + self._interval
+
+    def is_due(self, now: dt.datetime) -> bool:
+        return False
+
+
+class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
+    """Each run in a daemon thread: no pool that can be full, be closed too early, or keep the process from exiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._idle = threading.Condition()
+        self._running = 0
+
+    def wait(self, seconds: float) -> bool:
+        """Whether all runs have finished within ``seconds``."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._running, max(0.0, seconds))
+
+    def _do_submit_job(self, job: Any, run_times: list[dt.datetime]) -> None:
+        work = job.func if job.trigger.due is None else partial(job.func, job.trigger.due)
+        thread = threading.Thread(target=self._work, args=(job.id, work), name=job.name, daemon=True)
+        with self._idle:
+            thread.start()
+            self._running += 1
+
+    def _work(self, job_id: str, work: Callable[[], object]) -> None:
+        try:
+            work()
+        finally:
+            self._run_job_success(job_id, [])
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
+
+
+def _not_before(planned: dt.datetime | None, now: dt.datetime) -> dt.datetime:
+    """``now``, or ``planned`` where that is a moment later: a clock may be steered back while a slot is due."""
+    return planned if planned is not None and now < planned <= now + LEEWAY else now
+
+
+def _guarded(function: Callable[[], object], name: str) -> None:
+    try:
+        function()
+    except Exception:
+        log.exception("failed", job=name)
+
+
+def _schedule_id(name: str) -> str:
+    return f"schedule {name}"

@@ -1,0 +1,69 @@
+"""What receivers have been told: ``sync_run.notified_at``, and ``overdue_notice`` for what no run says."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.domain.model import Origin, RunStatus, Target
+from etl.schema import overdue_notice, sync_run, target
+
+
+class UntoldRun(NamedTuple):
+    """A run that has ended, and that not every receiver is known to have heard of."""
+
+    id: int
+    schedule: str | None
+    origin: Origin
+    status: RunStatus
+    started_at: dt.datetime
+    finished_at: dt.datetime
+
+
+class KnownTarget(NamedTuple):
+    """A target with its id, and since when receivers know that it is overdue (None: they do not)."""
+
+    id: int
+    target: Target
+    notified_at: dt.datetime | None
+
+
+def untold_runs(connection: Connection, since: dt.datetime) -> list[UntoldRun]:
+    """Those that finished ``since`` then, in the order in which they did; whatever order their ids committed in."""
+    columns = [sync_run.c[name] for name in UntoldRun._fields]
+    untold = (sync_run.c.notified_at.is_(None), sync_run.c.finished_at >= since)
+    found = select(*columns).where(*untold).order_by(sync_run.c.finished_at, sync_run.c.id)
+    return [UntoldRun(*row) for row in connection.execute(found)]
+
+
+def mark_told(connection: Connection, run_id: int, now: dt.datetime) -> bool:
+    """Note that every receiver was told of the run; False where somebody else has noted it."""
+    mine = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.notified_at.is_(None))
+    return connection.execute(mine.values(notified_at=now)).rowcount == 1
+
+
+def known_targets(connection: Connection) -> list[KnownTarget]:
+    """Every target that is not retired, and the retired ones that are known to be overdue."""
+    listed = (
+        select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, overdue_notice.c.notified_at)
+        .join_from(target, overdue_notice, overdue_notice.c.target_id == target.c.id, isouter=True)
+        .where(target.c.retired_at.is_(None) | overdue_notice.c.notified_at.is_not(None))
+    )
+    return [KnownTarget(id_, Target(*named), at) for id_, *named, at in connection.execute(listed)]
+
+
+def mark_overdue(connection: Connection, target_ids: Sequence[int], now: dt.datetime) -> None:
+    """Note that receivers know these targets to be overdue."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    rows = [{"target_id": target_id, "notified_at": now} for target_id in sorted(target_ids)]
+    connection.execute(dialect.insert(overdue_notice).on_conflict_do_nothing(), rows)
+
+
+def clear_overdue(connection: Connection, target_ids: Sequence[int]) -> None:
+    """Note that these targets are overdue no longer."""
+    rows = [{"gone": target_id} for target_id in sorted(target_ids)]
+    connection.execute(delete(overdue_notice).where(overdue_notice.c.target_id == bindparam("gone")), rows)

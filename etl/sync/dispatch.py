@@ -1,0 +1,92 @@
+"""Who works on the batches of a run: threads of this process, or processes elsewhere while they can be reached."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, Final, Protocol, cast
+
+import structlog
+
+from etl.domain.model import Target
+from etl.errors import ClusterError
+from etl.sync.batch import Batch, CircuitBreaker, RunContext
+from etl.sync.messages import BatchResult, RunOptions
+from etl.sync.result import TargetIssue
+
+_WINDOW: Final = 3
+"""Batches given to the executor at once: enough to keep it busy, few enough to bound memory."""
+
+
+class RemoteExecutor(Protocol):
+    """Other processes, which settle batches with kits of their own."""
+
+    def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[Any]:
+        """Have a batch settled."""
+
+    def result(self, future: Future[Any]) -> BatchResult:
+        """What became of a batch. Raises ClusterError where that cannot be known."""
+
+    def window(self) -> int:
+        """As many batches keep all of them busy."""
+
+
+class Dispatcher:
+    """Takes batches for a run, and goes on alone when the others are lost."""
+
+    def __init__(self, context: RunContext, executor: Executor, remote: RemoteExecutor | None = None) -> None:
+        self.breaker = CircuitBreaker(context.down_after)
+        self._context = context
+        self._executor = executor
+        self._remote = remote
+        self._is_again = remote is not None
+        self._away: dict[Future[Any], RemoteExecutor] = {}
+
+    def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[Any]:
+        """Have a batch settled."""
+        if self._remote is not None:
+            future = self._remote.submit(options, targets)
+            self._away[future] = self._remote
+            return future
+        if self._is_again:
+            return self._executor.submit(settle_the_rest, self._context, options, self.breaker, targets)
+        return self._executor.submit(Batch(self._context, options, self.breaker).settle, targets)
+
+    def window(self) -> int:
+        """So many batches may be under way."""
+        return _WINDOW if self._remote is None else self._remote.window()
+
+    def result(self, future: Future[Any]) -> BatchResult | None:
+        """What became of a batch; None where it was lost with the others and is to be submitted once more."""
+        if future not in self._away:
+            return cast(BatchResult, future.result())
+        remote = self._away.pop(future)
+        try:
+            settled = remote.result(future)
+        except ClusterError as error:
+            if self._remote is not None:
+                structlog.get_logger(__name__).warning("cluster_lost", error=str(error), rest="is done here")
+            self._remote = None
+            return None
+        for _ in range(settled.tally.settled + settled.found.unsettled):
+            self._context.arrived()
+        return settled
+
+
+def settle_the_rest(
+    context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
+) -> BatchResult:
+    """Settle a batch that somebody may have begun, and whose process was killed: what the run has already is counted
+    as it was written, and only the others are asked. (Who was asked and found unchanged left no trace of the run.)"""
+    done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
+    settled = Batch(context, options, breaker).settle([target for target in targets if target not in done])
+    missing = Counter(settled.found.missing)
+    for target, written in done.items():
+        settled.tally.verdicts[written.verdict] += 1
+        settled.tally.changes.update(written.changes)
+        missing[target.org_id] += written.changes.get("removed", 0)
+        if written.issue is not None:
+            settled.tally.tell([TargetIssue(target, written.verdict, written.issue)])
+            missing[target.org_id] += written.issue.missing
+    return settled._replace(found=settled.found._replace(missing=missing))

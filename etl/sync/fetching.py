@@ -1,0 +1,127 @@
+"""Answers on their way: as many requests in flight as allowed, and no more answers in hand than can be judged soon."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor
+from typing import Final, NamedTuple
+
+from etl.domain.model import Fence, Snapshot
+from etl.errors import GatewayError
+
+FLOWS_A_GROUP: Final = 10_000
+"""As many workflows of answers that differ are written in one transaction; and nothing more is asked for while so many
+wait to be judged, to bound memory."""
+_LULL_SECONDS: Final = 1.0
+"""What has arrived is written when nothing more arrives for so long."""
+
+
+class Fetched(NamedTuple):
+    """A target's answer: a snapshot (``differs``: from the last one), an error, or None for an interruption."""
+
+    fence: Fence
+    answer: Snapshot | GatewayError | None
+    differs: bool = False
+
+    @property
+    def flows(self) -> int:
+        """How many workflows it brings into memory."""
+        return len(self.answer.flows or ()) if self.differs and isinstance(self.answer, Snapshot) else 0
+
+
+class Fetcher:
+    """Asks for each of ``fences`` once, with ``ask``, which must not raise, in the threads of ``fetchers``.
+
+    A thread goes from one fence to the next by itself, and whoever waits for a group is woken once for all of it: with
+    a fast gateway, handing over to another thread costs as much as an answer.
+    """
+
+    def __init__(
+        self, ask: Callable[[Fence], Fetched], fences: Sequence[Fence], fetchers: Executor, in_flight: int
+    ) -> None:
+        self._ask = ask
+        self._fetchers = fetchers
+        self._in_flight = in_flight
+        self._context = contextvars.copy_context()
+        """Of whoever asks: its threads log in it, each in a copy of its own."""
+        self._fences = iter(fences)
+        self._unasked = self._unanswered = len(fences)
+        self._fetching = 0
+        self._lock = threading.Lock()
+        self._full = threading.Condition(self._lock)
+        self._groups: deque[tuple[list[Fetched], int]] = deque()
+        self._group: list[Fetched] = []
+        self._flows = 0
+        """Of the group that is filling; ``_flows_in_hand`` has those of all that are not judged yet."""
+        self._flows_in_hand = 0
+
+    def groups(self) -> Generator[list[Fetched]]:
+        """The answers, in groups that are worth a transaction; who takes the next one is done with the one before.
+
+        Nothing more is asked for once they are closed.
+        """
+        untaken = self._unanswered
+        self._go_on()
+        try:
+            while untaken:
+                group, flows = self._next_group()
+                untaken -= len(group)
+                yield group
+                with self._lock:
+                    self._flows_in_hand -= flows
+                self._go_on()
+        finally:
+            with self._lock:
+                self._fences = iter(())
+
+    def _next_group(self) -> tuple[list[Fetched], int]:
+        with self._lock:
+            while not self._groups:
+                seen = len(self._group)
+                self._full.wait(_LULL_SECONDS)
+                if seen and not self._groups and seen == len(self._group):
+                    self._close_group()
+            return self._groups.popleft()
+
+    def _close_group(self) -> None:
+        self._groups.append((self._group, self._flows))
+        self._group, self._flows = [], 0
+        self._full.notify()
+
+    def _go_on(self) -> None:
+        """Set as many threads to work as may ask at once, unless enough is in hand."""
+        with self._lock:
+            if self._flows_in_hand >= FLOWS_A_GROUP:
+                return
+            more = min(self._in_flight, self._unasked) - self._fetching
+            self._fetching += max(more, 0)
+        for _ in range(more):
+            self._fetchers.submit(self._context.copy().run, self._fetch)
+
+    def _fetch(self) -> None:
+        """Ask for one target after the other, until all are asked for or enough is in hand."""
+        asked = None
+        while fence := self._next_fence(asked):
+            asked = self._ask(fence)
+
+    def _next_fence(self, asked: Fetched | None) -> Fence | None:
+        """Take an answer, and give the next target to ask for, or None."""
+        with self._lock:
+            if asked is not None:
+                self._take(asked)
+            if self._flows_in_hand < FLOWS_A_GROUP and (fence := next(self._fences, None)):
+                self._unasked -= 1
+                return fence
+            self._fetching -= 1
+            return None
+
+    def _take(self, asked: Fetched) -> None:
+        self._group.append(asked)
+        self._flows += asked.flows
+        self._flows_in_hand += asked.flows
+        self._unanswered -= 1
+        if self._flows >= FLOWS_A_GROUP or not self._unanswered:
+            self._close_group()

@@ -1,0 +1,145 @@
+"""What a run did, added up as its batches end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
+
+MOST_ISSUES: Final = 1_000
+"""As many issues of a run are kept to be told; the table ``sync_issue`` has all."""
+
+
+class TargetIssue(msgspec.Struct, frozen=True):
+    """A target that did not go through."""
+
+    target: Target
+    verdict: Verdict
+    issue: Issue
+
+
+class Tally(msgspec.Struct):
+    """Sums over targets; batches make them, and the run adds them up."""
+
+    verdicts: Counter[str] = msgspec.field(default_factory=Counter)
+    changes: Counter[str] = msgspec.field(default_factory=Counter)
+    issues: list[TargetIssue] = msgspec.field(default_factory=list)
+    """The first MOST_ISSUES of them."""
+    causes: Counter[str] = msgspec.field(default_factory=Counter)
+    """All issues: failures by error code, the others by verdict."""
+    unknown_cycles: set[str] = msgspec.field(default_factory=set)
+    asked_again: int = 0
+    """Targets that were asked a second time, since their answer removed something or was empty."""
+    clock_went_back: int = 0
+    interrupted: int = 0
+    """Targets that a stop came before: no attempts."""
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Count what became of ``outcomes``."""
+        for outcome in outcomes:
+            self.verdicts[outcome.verdict] += 1
+            self.clock_went_back += outcome.clock_went_back
+            if outcome.issue is not None:
+                self.tell([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
+            if outcome.change_set is not None:
+                self.changes += outcome.change_set.counts
+                self.unknown_cycles |= _unknown_cycles(outcome)
+
+    def merge(self, other: Tally) -> None:
+        """Add another batch's sums."""
+        self.verdicts += other.verdicts
+        self.changes += other.changes
+        self.causes += other.causes
+        self._keep(other.issues)
+        self.unknown_cycles |= other.unknown_cycles
+        self.asked_again += other.asked_again
+        self.clock_went_back += other.clock_went_back
+        self.interrupted += other.interrupted
+
+    def tell(self, issues: Sequence[TargetIssue]) -> None:
+        """Count issues, and keep them as far as there is room."""
+        self.causes.update(_cause(each) for each in issues)
+        self._keep(issues)
+
+    def _keep(self, issues: Sequence[TargetIssue]) -> None:
+        self.issues += issues[: MOST_ISSUES - len(self.issues)]
+
+    @property
+    def issues_left_out(self) -> int:
+        """How many were counted and not kept."""
+        return self.causes.total() - len(self.issues)
+
+    @property
+    def causes_left_out(self) -> Counter[str]:
+        """``causes`` of those that were not kept."""
+        return self.causes - Counter(_cause(each) for each in self.issues)
+
+    def sorted_issues(self) -> list[TargetIssue]:
+        """The issues by target."""
+        return sorted(self.issues, key=lambda problem: problem.target)
+
+    @property
+    def settled(self) -> int:
+        """Targets that got a verdict."""
+        return self.verdicts.total()
+
+    def status(self, aborted: bool) -> RunStatus:
+        """How a run with these sums ended."""
+        if aborted:
+            return "aborted"
+        trouble = self.verdicts["failed"] + self.verdicts["held"]
+        if not trouble:
+            return "succeeded"
+        return "failed" if self.verdicts["failed"] == self.settled else "partial"
+
+    def sums(self) -> dict[str, int]:
+        """The columns of ``sync_run`` that count."""
+        return {name: self.verdicts[name] for name in VERDICTS} | {kind: self.changes[kind] for kind in CHANGE_KINDS}
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did."""
+
+    run_id: int
+    status: RunStatus
+    duration_seconds: float
+    targets: int
+    tally: Tally
+    notes: tuple[str, ...] = ()
+    """What a person should know beside the issues; a sentence each."""
+
+    def summary(self) -> dict[str, Any]:
+        """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES, the causes count all."""
+        verdicts, changes = self.tally.verdicts, self.tally.changes
+        return {
+            "run_id": self.run_id,
+            "status": self.status,
+            "duration_seconds": round(self.duration_seconds, 3),
+            "targets": {"total": self.targets, **{name: verdicts[name] for name in VERDICTS}},
+            "changes": {kind: changes[kind] for kind in CHANGE_KINDS},
+            "causes": dict(self.tally.causes.most_common()),
+            "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
+        }
+
+
+def _cause(problem: TargetIssue) -> str:
+    failed = problem.verdict == "failed"
+    return (failed and problem.issue.error_code) or problem.verdict
+
+
+def _issue_object(problem: TargetIssue) -> dict[str, Any]:
+    return {
+        **problem.target._asdict(),
+        "verdict": problem.verdict,
+        "error_code": problem.issue.error_code,
+        "message": problem.issue.message,
+    }
+
+
+def _unknown_cycles(outcome: Outcome) -> set[str]:
+    changes = outcome.change_set.changes if outcome.change_set else ()
+    return {c.new_cycle for c in changes if c.new_cycle is not None and c.new_cycle not in CYCLE_LABELS}

@@ -1,0 +1,80 @@
+"""What the log says of a run: one line at INFO, and one at WARNING, with the remedy, for each target in trouble."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.store import NewRun
+from etl.sync.result import RunReport, TargetIssue
+
+_NAMED_AT_MOST: Final = 20
+"""Targets of one run that get a line of their own; the rest are counted."""
+_HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
+_FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
+_REFUSED: Final = (
+    "grant the right in EnOS, or take the target out of its schedule; it is asked on, and not named again until then"
+)
+
+
+class RunLogger:
+    """Tells of the runs of one process; a target that EnOS refuses for good is named once, not with every run."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._refused: dict[str | None, set[tuple[Target, str | None]]] = {}
+
+    def tell(self, report: RunReport, new_run: NewRun) -> None:
+        """Say how the run ended, and what a person should look at."""
+        self._log.info(
+            "run_ended",
+            run_id=report.run_id,
+            status=report.status,
+            origin=new_run.origin,
+            missed=new_run.missed,
+            seconds=round(report.duration_seconds, 2),
+            **{name: count for name, count in report.tally.sums().items() if count},
+        )
+        news = self._news(report, new_run.schedule)
+        for problem in news[:_NAMED_AT_MOST]:
+            self._name(problem, report.run_id)
+        if more := news[_NAMED_AT_MOST:]:
+            codes = dict(Counter(each.issue.error_code or each.verdict for each in more))
+            remedy = "`flowtrail status` names them"
+            self._log.warning("more_not_through", run_id=report.run_id, targets=len(more), codes=codes, remedy=remedy)
+        if report.tally.issues_left_out:
+            self._log.warning(
+                "more_not_kept",
+                run_id=report.run_id,
+                targets=report.tally.issues_left_out,
+                codes=dict(report.tally.causes_left_out),
+                remedy="`flowtrail status --limit 0` names them",
+            )
+        for note in report.notes:
+            self._log.warning("note", run_id=report.run_id, note=note)
+
+    def _news(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
+        """The problems that are not known yet. A stale target is none: a newer observation won."""
+        problems = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
+        known = self._refused.get(schedule, set())
+        refused = {_refusal(each) for each in problems if each.issue.error_code in REFUSED_FOR_GOOD}
+        self._refused[schedule] = refused | known if report.status == "aborted" else refused
+        return [each for each in problems if _refusal(each) not in known]
+
+    def _name(self, problem: TargetIssue, run_id: int) -> None:
+        refused = problem.issue.error_code in REFUSED_FOR_GOOD
+        remedy = _HELD if problem.verdict == "held" else _REFUSED if refused else _FAILED
+        self._log.warning(
+            "target_not_through",
+            run_id=run_id,
+            verdict=problem.verdict,
+            target=str(problem.target),
+            error_code=problem.issue.error_code,
+            message=problem.issue.message,
+            remedy=remedy,
+        )
+
+
+def _refusal(problem: TargetIssue) -> tuple[Target, str | None]:
+    return problem.target, problem.issue.error_code

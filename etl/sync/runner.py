@@ -1,0 +1,198 @@
+"""The recipe: evidence first, then batches (read fences, ask, judge, apply), then again who loses something."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from etl.domain.holds import Approval
+from etl.domain.model import Outcome, Target
+from etl.errors import DatabaseError
+from etl.store import NewRun
+from etl.sync.batch import BATCH_SIZE, Batch, RunContext
+from etl.sync.dispatch import Dispatcher, RemoteExecutor
+from etl.sync.messages import BatchResult, RunOptions
+from etl.sync.removals import RunRemovals, SecondLook
+from etl.sync.result import RunReport, Tally
+
+_HEARTBEAT_SECONDS: Final = 20.0
+
+
+def run(
+    context: RunContext,
+    new_run: NewRun,
+    targets: Sequence[Target],
+    coverage_gap: dt.timedelta,
+    executor: Executor,
+    *,
+    clock: Callable[[], dt.datetime],
+    own_gap: Callable[[Target], dt.timedelta | None] = lambda target: None,
+    approval: Approval | None = None,
+    remote: RemoteExecutor | None = None,
+) -> RunReport | None:
+    """One run over ``targets``, each once; None where its slot has been taken by another run.
+
+    ``own_gap`` knows the targets whose coverage gap is not ``coverage_gap``. Batches run in ``executor``, or
+    ``remote``; if that is lost on the way, the rest runs here.
+    Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
+    declared dead by the next one.
+    """
+    began = time.monotonic()
+    run_id = context.store.begin_run(new_run, clock())
+    if run_id is None:
+        return None
+    options = RunOptions(run_id=run_id, coverage_gap=coverage_gap, approval=approval)
+    with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
+        tally = _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote))
+    status = tally.status(aborted=context.stop.is_set() and tally.settled < len(targets))
+    if not context.store.finish_run(run_id, status, tally.sums(), clock()):
+        status = "aborted"
+    return RunReport(
+        run_id=run_id,
+        status=status,
+        duration_seconds=time.monotonic() - began,
+        targets=len(targets),
+        tally=tally,
+        notes=_notes(tally),
+    )
+
+
+def plan(
+    context: RunContext,
+    targets: Sequence[Target],
+    coverage_gap: dt.timedelta,
+    executor: Executor,
+    planned: Callable[[Sequence[Outcome]], None],
+) -> Tally:
+    """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads."""
+    options = RunOptions(run_id=None, coverage_gap=coverage_gap)
+    context = msgspec.structs.replace(context, planned=planned)
+    return _settle(context, options, targets, lambda target: None, Dispatcher(context, executor))
+
+
+class _Work(NamedTuple):
+    """A batch, with what is wanted of it."""
+
+    options: RunOptions
+    targets: Sequence[Target]
+    start: int = 0
+    """The number of its first target among the run's, where all are asked for the first time."""
+
+
+_OwnGap = Callable[[Target], dt.timedelta | None]
+
+
+def _settle(
+    context: RunContext, options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap, dispatcher: Dispatcher
+) -> Tally:
+    """Ask for everybody, then once more for those whose answer is uncertain, which are judged together."""
+    tally = Tally()
+    removals = RunRemovals(
+        targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
+    )
+    for work, settled in _in_window(dispatcher, _first_works(options, targets, own_gap), context.stop):
+        tally.merge(settled.tally)
+        removals.add_first(enumerate(work.targets, work.start), settled.found)
+    again = () if context.stop.is_set() else _second_works(options, removals, own_gap)
+    for work, settled in _in_window(dispatcher, again, context.stop):
+        tally.merge(settled.tally)
+        tally.asked_again += len(work.targets)
+        assert work.options.second is not None  # noqa: S101 - it was asked a second time
+        removals.add_second(work.options.second, settled.found)
+        undecided, look = removals.take_decided()
+        if context.stop.is_set():
+            tally.interrupted += len(undecided)
+        elif undecided:
+            its_options = _with_gaps(options, [each.fence.target for each in undecided], own_gap, look)
+            tally.merge(Batch(context, its_options, dispatcher.breaker).decide(undecided).tally)
+    tally.interrupted += removals.unsettled
+    return tally
+
+
+def _first_works(options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:
+    for start in range(0, len(targets), BATCH_SIZE):
+        batch = targets[start : start + BATCH_SIZE]
+        yield _Work(_with_gaps(options, batch, own_gap), batch, start)
+
+
+def _second_works(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) -> Iterator[_Work]:
+    for batch, look in removals.batches(BATCH_SIZE):
+        yield _Work(_with_gaps(options, batch, own_gap, look), batch)
+
+
+def _with_gaps(
+    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondLook | None = None
+) -> RunOptions:
+    """The order for these targets: small, whatever the run has."""
+    gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
+    return msgspec.structs.replace(options, gaps=gaps, second=look)
+
+
+def _in_window(
+    dispatcher: Dispatcher, works: Iterable[_Work], stop: threading.Event
+) -> Iterator[tuple[_Work, BatchResult]]:
+    """Results as they come, with at most a window of work handed out; a stop hands out no more."""
+    pending: dict[Future[Any], _Work] = {}
+    try:
+        for work in works:
+            if stop.is_set():
+                break
+            pending[dispatcher.submit(work.options, work.targets)] = work
+            if len(pending) >= dispatcher.window():
+                yield from _some(dispatcher, pending)
+        while pending:
+            yield from _some(dispatcher, pending)
+    finally:
+        # Nobody goes on writing for a run that has ended, however it did.
+        wait([future for future in pending if not future.cancel()])
+
+
+def _some(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Iterator[tuple[_Work, BatchResult]]:
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    for future in done:
+        work = pending.pop(future)
+        settled = dispatcher.result(future)
+        if settled is not None:
+            yield work, settled
+        else:
+            pending[dispatcher.submit(work.options, work.targets)] = work
+
+
+@contextlib.contextmanager
+def _heartbeat(context: RunContext, run_id: int) -> Iterator[None]:
+    """Say from a timer that the run lives, however slow the gateway is."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(_HEARTBEAT_SECONDS):
+            with contextlib.suppress(DatabaseError):
+                context.store.beat(run_id)
+
+    timer = threading.Thread(target=beat, name=f"heartbeat-{run_id}", daemon=True)
+    timer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        timer.join()
+
+
+def _notes(tally: Tally) -> tuple[str, ...]:
+    notes = []
+    if tally.unknown_cycles:
+        named = ", ".join(sorted(map(repr, tally.unknown_cycles))[:5])
+        notes.append(f"EnOS sent a cycle that its documentation does not name: {named}; stored as it is")
+    if tally.clock_went_back:
+        notes.append(
+            f"the clock went back since the observation before of {tally.clock_went_back} targets; "
+            "their times continue just after it"
+        )
+    return tuple(notes)

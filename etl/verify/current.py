@@ -1,0 +1,113 @@
+"""What a target is now, against what its history makes of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from etl.verify.chain import Chain
+from etl.verify.finding import Broken, Verbatim, require, shown
+from etl.verify.rows import TargetRow, WorkflowRow
+
+
+class Missing(NamedTuple):
+    """The held removals of a target."""
+
+    since: Sequence[dt.datetime]
+    at_last_hold: int | None
+    """How many the issue row of the latest hold counts; None where there is none."""
+
+
+def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> list[dt.datetime]:
+    """Raise Broken unless ``rows`` are the replayed workflows; return the times since when some are missing.
+
+    It uses the chain's workflows up.
+    """
+    missing = []
+    for row in rows:
+        _require_workflow(chain, row)
+        if row.missing_since is not None:
+            missing.append(row.missing_since)
+    for flow_id in chain.listing.flows:
+        raise Broken("workflow", Verbatim(f"a row with flow_id {shown(flow_id)}"), Verbatim("missing"))
+    return missing
+
+
+def require_target(chain: Chain, row: TargetRow, missing: Missing) -> None:
+    """Raise Broken unless the row of a target says what its history does."""
+    require("target.version", chain.version, row.version)
+    require("target.state_digest", chain.state_digest, row.state_digest)
+    require("target.flow_count", chain.flow_count, row.flow_count)
+    observed = Verbatim("a digest" if chain.version else "null, since nothing was observed")
+    if (row.data_hash is None) is not (chain.version == 0):
+        raise Broken("target.data_hash", observed, row.data_hash)
+    if row.fence < chain.version or (chain.version == 0 and row.fence):
+        raise Broken("target.fence", Verbatim(f"{'at least ' if chain.version else ''}{chain.version}"), row.fence)
+    _require_failures(row)
+    _require_open_span(chain, row)
+    if row.held_since is None:
+        _require_no_hold(chain, row, missing)
+    else:
+        _require_hold(chain, row, row.held_since, missing)
+
+
+def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
+    flow = chain.listing.flows.pop(row.flow_id, None)
+    if flow is None:
+        raise Broken("workflow", Verbatim(f"without flow_id {shown(row.flow_id)}"), Verbatim("with a row of it"))
+    since = chain.since[row.flow_id]
+    expected = (flow.flow_name, flow.cycle, flow.editable, since.first_seen_at, since.changed_at)
+    if row[1:6] != expected:
+        for name, right, there in zip(WorkflowRow._fields[1:6], expected, row[1:6], strict=True):
+            require(f"workflow.{name} of {shown(row.flow_id)}", right, there)
+    seen_until = _seen_until(chain, since.changed_at)
+    if row.missing_since is not None and row.missing_since <= seen_until:
+        late = Verbatim(f"after {seen_until}, when it was still there")
+        raise Broken(f"workflow.missing_since of {shown(row.flow_id)}", late, row.missing_since)
+
+
+def _seen_until(chain: Chain, changed_at: dt.datetime) -> dt.datetime:
+    """No span is open during a hold, so what is missing was there until the end of the latest one."""
+    return max(changed_at, chain.latest.span.last_at) if chain.latest else changed_at
+
+
+def _require_failures(row: TargetRow) -> None:
+    failed = row.consecutive_failures > 0
+    for name, told in (("last_error_code", row.last_error_code), ("last_error", row.last_error)):
+        if (told is not None) is not failed:
+            expected = Verbatim(f"{'told' if failed else 'null'} after {row.consecutive_failures} failures")
+            raise Broken(f"target.{name}", expected, told)
+
+
+def _require_open_span(chain: Chain, row: TargetRow) -> None:
+    """A span is open unless the latest attempt failed or was held, and then it is the latest one."""
+    latest = chain.latest
+    is_open = latest is not None and not row.consecutive_failures and row.held_since is None
+    expected = latest.id if latest is not None and is_open else None
+    require("target.observation_id", expected, row.observation_id)
+    if latest is not None and is_open and latest.version != chain.version:
+        raise Broken("observation", Verbatim(f"a span of version {chain.version} to be open"), Verbatim("missing"))
+
+
+def _require_no_hold(chain: Chain, row: TargetRow, missing: Missing) -> None:
+    if missing.since:
+        none = Verbatim("null, since nothing of its target is held")
+        raise Broken("workflow.missing_since", none, missing.since[0])
+    require("target.answer_digest", chain.state_digest, row.answer_digest)
+
+
+def _require_hold(chain: Chain, row: TargetRow, held_since: dt.datetime, missing: Missing) -> None:
+    if not missing.since:
+        raise Broken("target.held_since", Verbatim("null, since no workflow is missing"), held_since)
+    if held_since > min(missing.since):
+        earlier = Verbatim(f"not after {min(missing.since)}, since when a workflow is missing")
+        raise Broken("target.held_since", earlier, held_since)
+    if chain.latest is not None and held_since <= chain.latest.span.last_at:
+        later = Verbatim(f"after {chain.latest.span.last_at}, the end of the latest span")
+        raise Broken("target.held_since", later, held_since)
+    if row.answer_digest in (None, chain.state_digest):
+        differs = Verbatim("a digest other than that of the state, of which workflows are missing")
+        raise Broken("target.answer_digest", differs, row.answer_digest)
+    if missing.at_last_hold is not None:
+        require("workflow.missing_since", missing.at_last_hold, len(missing.since))

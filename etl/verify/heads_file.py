@@ -1,0 +1,163 @@
+"""The file to which the service appends the ends of chains that moved, so that nobody has to remember to keep them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import fcntl
+import io
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Engine
+
+from etl.domain.model import Target
+from etl.system.disk import PRIVATE, sync_folder
+from etl.system.regular_files import MIB
+from etl.verify.heads import heads_of, ids_of, versions
+
+_AT_ONCE: Final = 500
+_LONGEST_LINE: Final = 64 * MIB
+"""What is longer is no head: a span takes some 200 bytes."""
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """What is read of a line again."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    version: int
+
+
+_decode: Final = msgspec.json.Decoder(_Named).decode
+
+
+class Appended(NamedTuple):
+    """What ``catch_up`` found."""
+
+    heads: int
+    """Lines that were written."""
+    set_back: int
+    """Targets of which the file knew a later version than the database has: as after restoring an old backup."""
+
+
+class HeadsFile:
+    """Remembers the last version of each target that its file has, and reads only what others appended since.
+
+    Each line is as ``flowtrail verify --head`` prints it. The file is for its owner only (0600), locked while it is
+    written, and on the disk when ``catch_up`` returns. A last line that was cut short is taken back. A file that
+    was moved away is begun anew, with every head.
+    """
+
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path = path
+        self._engine = engine
+        self._forget()
+
+    def catch_up(self, now: dt.datetime) -> Appended:
+        """Append the heads that moved since the file's last ones. Raises OSError and DatabaseError; then try again."""
+        with self._opened() as file:
+            self._take_in(file)
+            heads = set_back = 0
+            moved = ((number, version) for number, version in versions(self._engine) if self._is_news(number, version))
+            while chunk := list(islice(moved, _AT_ONCE)):
+                set_back += sum(version < self._known.get(number, 0) for number, version in chunk)
+                heads += self._append(file, [number for number, _ in chunk], now)
+            return Appended(heads, set_back)
+
+    def _forget(self) -> None:
+        self._identity: tuple[int, int] | None = None
+        self._read_to = 0
+        self._known: dict[int, int] = {}
+
+    def _is_news(self, number: int, version: int) -> bool:
+        return self._known.get(number) != version
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[io.FileIO]:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(self.path, "a+b", buffering=0, opener=lambda path, _: os.open(path, flags, PRIVATE)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "is no regular file")
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+
+    def _take_in(self, file: io.FileIO) -> None:
+        """Read what was appended since the last time, by this process or by another."""
+        status = os.fstat(file.fileno())
+        if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read_to:
+            self._forget()
+            self._identity = (status.st_dev, status.st_ino)
+        if status.st_size == self._read_to:
+            return
+        with open(self.path, "rb") as lines:
+            lines.seek(self._read_to)
+            whole = _whole(lines)
+            while chunk := list(islice(whole, _AT_ONCE)):
+                self._note(named for line in chunk for named in _read(line))
+                self._read_to += sum(map(len, chunk))
+        if self._read_to < status.st_size:
+            self._take_back(file)
+
+    def _take_back(self, file: io.FileIO) -> None:
+        """Cut what is behind the last whole line off; where the file may only grow, end the line."""
+        try:
+            os.ftruncate(file.fileno(), self._read_to)
+        except PermissionError:
+            _write(file, b"\n")
+            self._read_to = os.fstat(file.fileno()).st_size
+
+    def _note(self, named: Iterable[_Named]) -> None:
+        latest = {Target(each.org_id, each.user_id, each.expression): each.version for each in named}
+        for target, number in ids_of(self._engine, list(latest)).items():
+            self._known[number] = latest[target]
+
+    def _append(self, file: io.FileIO, numbers: list[int], now: dt.datetime) -> int:
+        taken = heads_of(self._engine, numbers, now)
+        lines = b"".join(msgspec.json.encode(head) + b"\n" for head in taken.values())
+        try:
+            _write(file, lines)
+            os.fsync(file.fileno())
+            if not self._read_to:
+                sync_folder(self.path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(file.fileno(), self._read_to)
+            raise
+        self._read_to += len(lines)
+        self._known |= {number: head["version"] for number, head in taken.items()}
+        return len(taken)
+
+
+def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
+    """The lines of a file of heads, but a last one that was cut short; ``cut`` is told its number."""
+    lines = iter(partial(file.readline, _LONGEST_LINE), b"")
+    for number, line in enumerate(lines, 1):
+        if line.endswith(b"\n") or list(_read(line)):
+            yield line
+        else:
+            cut(number)
+
+
+def _whole(file: BinaryIO) -> Iterator[bytes]:
+    return (line for line in file if line.endswith(b"\n"))
+
+
+def _read(line: bytes) -> Iterator[_Named]:
+    """What a line names; nothing where it is no head, which is for ``against`` to say."""
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
+        yield _decode(line)
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) or 0 :]

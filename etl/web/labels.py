@@ -1,0 +1,79 @@
+"""How values are said to people. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shlex
+from typing import Final
+from urllib.parse import quote
+
+from etl.domain.model import CYCLE_LABELS
+from etl.printable import printable
+
+_LONGEST: Final = 300
+_UNITS: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def foreign(text: str | None, longest: int = _LONGEST) -> str:
+    """Text from outside, its control characters and direction marks made visible, and cut where it is endless."""
+    shown = printable(text or "")
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def cycle_label(cycle: str | None) -> str:
+    """ "day" for "D"; a cycle that EnOS does not document as it is."""
+    return CYCLE_LABELS.get(cycle or "", foreign(cycle) or "none")
+
+
+def kind_label(kind: str) -> str:
+    """ "cycle changed" for "cycle_changed"."""
+    return kind.replace("_", " ")
+
+
+def target_label(org_id: str, user_id: str, expression: str) -> str:
+    return f"{org_id} / {user_id}" + (f" [{expression}]" if expression else "")
+
+
+def utc(moment: dt.datetime | None) -> str:
+    """To the second."""
+    return "" if moment is None else f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def span(seconds: float) -> str:
+    """ "3 h" for 11000: one unit, rounded down."""
+    whole = int(max(0, seconds))
+    name, size = next(((name, size) for name, size in _UNITS if whole >= size), _UNITS[-1])
+    return f"{whole // size} {name}"
+
+
+def ago(moment: dt.datetime | None, now: dt.datetime) -> str:
+    """ "3 h ago", "in 5 min", "never"."""
+    if moment is None:
+        return "never"
+    seconds = (now - moment).total_seconds()
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """ "1 target", "1,200 targets"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def editable_label(editable: bool | None) -> str:
+    return {True: "editable", False: "read-only"}.get(editable, "not said")  # type: ignore[arg-type]
+
+
+def workflow_path(flow_id: str, org_id: str = "") -> str:
+    """The address of a workflow's page. A browser takes the id ".." out of a path: such ids go behind the "?"."""
+    where = {"org": org_id} if org_id else {}
+    path = f"/workflow/{quote(flow_id, safe='')}"
+    if flow_id in (".", ".."):
+        path, where = "/workflow", {"flow": flow_id, **where}
+    return path + ("?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in where.items()) if where else "")
+
+
+def approval(org_id: str, user_id: str, expression: str, code: str) -> str:
+    """The command that approves exactly what is held of a target, to be pasted into a shell."""
+    option = [f"--expression={expression}"] if expression else []
+    ends = ["--"] if org_id.startswith("-") or user_id.startswith("-") else []
+    return printable(shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id]))

@@ -1,0 +1,68 @@
+"""Looking at what may be slow or away, for many who ask at once and cannot wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final, Generic, TypeVar
+
+from etl.errors import DatabaseUnreachable
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS: Final = 3.0
+"""So long is waited: less than probes and scrapers wait for us."""
+_REST: Final = 10
+_LONGEST_REST_SECONDS: Final = 30.0
+"""What took a second is not looked at again for ten: who asks often keeps no database busy."""
+
+
+class CachedProbe(Generic[T]):
+    """What ``look`` returns or raises, by one thread at a time, within PATIENCE_SECONDS.
+
+    Where a look takes longer, what the last one saw is told for ``good_for_seconds`` after it; then
+    DatabaseUnreachable is raised. ``look`` goes on in its thread: nobody starts another one meanwhile, however often
+    they ask.
+    """
+
+    def __init__(self, look: Callable[[], T], *, good_for_seconds: float = 0.0) -> None:
+        self._look = look
+        self._good_for_seconds = good_for_seconds
+        self._patience_seconds = PATIENCE_SECONDS
+        self._lock = threading.Lock()
+        self._flight: Future[T] | None = None
+        self._rests_until = 0.0
+        self._seen: T | None = None
+        self._good_until = 0.0
+
+    def __call__(self) -> T:
+        flight = self._join_or_lead()
+        try:
+            return flight.result(self._patience_seconds)
+        except TimeoutError:
+            if self._seen is not None and time.monotonic() < self._good_until:
+                return self._seen
+            raise DatabaseUnreachable(
+                f"The database does not answer within {self._patience_seconds:g} s: it may be down, or busy."
+            ) from None
+
+    def _join_or_lead(self) -> Future[T]:
+        with self._lock:
+            if self._flight is None or (self._flight.done() and time.monotonic() >= self._rests_until):
+                self._flight = Future()
+                threading.Thread(target=self._probe, args=(self._flight,), name="glance", daemon=True).start()
+            return self._flight
+
+    def _probe(self, flight: Future[T]) -> None:
+        began = time.monotonic()
+        try:
+            self._seen = self._look()
+        except Exception as error:
+            flight.set_exception(error)
+        else:
+            ended = time.monotonic()
+            self._good_until = ended + self._good_for_seconds
+            self._rests_until = ended + min(_REST * (ended - began), _LONGEST_REST_SECONDS)
+            flight.set_result(self._seen)

@@ -1,0 +1,64 @@
+"""The report: the overview in one file that needs nothing else, and allows nothing else."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine
+
+from etl.export.files import whole_file
+from etl.report import Report, summaries
+from etl.web import overview
+from etl.web.rendering import asset, render
+
+EVENTS_AT_MOST: Final = 1000
+"""Rows of the trail in a report; the newest are kept."""
+_LIVES: Final = 8
+_STATES_OF_A_LIFE: Final = 60
+
+
+def write(engine: Engine, now: dt.datetime, file: Path) -> None:
+    """One HTML file; see ``etl.web.report_html``."""
+    with summaries.looking(engine) as connection:
+        found = overview.gather(connection, now, overview.USUAL_PERIOD, events=EVENTS_AT_MOST + 1)
+        most_changed = summaries.most_changed(connection, found["since"], _LIVES)
+    report = Report(engine)
+    lives = [
+        (each, list(islice(report.history(flow=each.flow_id, org=each.org_id), _STATES_OF_A_LIFE)))
+        for each in most_changed
+    ]
+    latest = found.pop("latest")
+    inline = {name.partition(".")[0]: _inline(name) for name in ("style.css", "app.js", "plotly.js")}
+    values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
+    html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})
+    with whole_file(file) as out:
+        out.write(html.encode())
+
+
+def _inline(name: str) -> str:
+    found = asset(name)
+    assert found is not None  # noqa: S101 - it ships with the package
+    return found.body.decode()
+
+
+def _policy(inline: dict[str, str]) -> str:
+    """Nothing from outside, and of what is inside only these very texts."""
+    scripts = " ".join(_hash(inline[name]) for name in ("plotly", "app"))
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {scripts}",
+            f"style-src {_hash(inline['style'])}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

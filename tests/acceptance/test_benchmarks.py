@@ -1,0 +1,92 @@
+"""The benchmarks still run, and notice who does not do the work. No times are asserted: a busy machine is no defect."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import databases, gateway, show, world
+from benchmarks.__main__ import app
+from benchmarks.compare import CONTENDERS
+from benchmarks.figures import Figures, goals
+from benchmarks.rounds import PHASES, Round, Wrong, whole_round
+
+SHAPE = world.Shape(4, 100)
+README = Path(__file__).parents[2] / "benchmarks" / "README.md"
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[gateway.Gateway]:
+    with gateway.running(SHAPE) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["flowtrail", "floor", "afternoon"])
+def test_a_contender_holds_what_the_gateway_answered_after_each_phase(
+    name: str, asked: gateway.Gateway, tmp_path: Path
+) -> None:
+    with databases.of_kind("sqlite", tmp_path) as kinds, kinds.fresh() as database:
+        measured = list(whole_round(Round(CONTENDERS[name], SHAPE, asked, database, tmp_path)))
+    assert [each.phase for each in measured] == list(PHASES)
+    assert all(each.answers >= SHAPE.targets and each.seconds > 0 and each.peak_mib > 1 for each in measured)
+    assert measured[0].statements >= (SHAPE.targets if name == "flowtrail" else SHAPE.rows)
+    assert measured[0].written_bytes > SHAPE.rows
+
+
+def test_who_did_nothing_is_found_out(asked: gateway.Gateway, tmp_path: Path) -> None:
+    with databases.of_kind("sqlite", tmp_path) as kinds, kinds.fresh() as database:
+        idle = Round(CONTENDERS["floor"], SHAPE, asked, database, tmp_path)
+        for thoroughly in (True, False):
+            with pytest.raises(Wrong, match=r"400 rows missing|0 rows instead of 400"):
+                idle.check("cold", thoroughly=thoroughly)
+
+
+@pytest.mark.parametrize("shape", [world.Shape(20, 100), world.Shape(20, 100, ids=130)], ids=["apart", "overlapping"])
+def test_one_workflow_in_a_hundred_changes_in_four_ways(shape: world.Shape) -> None:
+    before, after = (Counter(world.rows(shape, churned)) for churned in (False, True))
+    made = world.changes(shape)
+    assert min(made.values()) > 0
+    assert sum(made.values()) == shape.rows // 100
+    assert (before - after).total() == made["removed"] + made["cycle_changed"] + made["renamed"]
+    assert (after - before).total() == made["added"] + made["cycle_changed"] + made["renamed"]
+    assert Counter(world.removed(shape)) <= before - after
+
+
+def cell(contender: str, seconds: float) -> dict[str, object]:
+    phase = {
+        "seconds": seconds, "cpu_seconds": seconds, "server_cpu_seconds": 0.0, "peak_mib": 80.0, "statements": 3,
+        "written_bytes": 200 * 299,
+    }  # fmt: skip
+    rounds = [dict.fromkeys(PHASES, phase | {"seconds": seconds * factor}) for factor in (1, 5, 1)]
+    return {
+        "shape": "A", "targets": 200, "flows": 500, "database": "sqlite", "contender": contender,
+        "title": contender, "rounds": rounds,
+    }  # fmt: skip
+
+
+def test_goals_are_judged_by_the_ratios_of_medians() -> None:
+    cells = [cell("flowtrail", 0.6), cell("floor", 0.1), cell("requests_floor", 0.5), cell("dlt_scd2", 6.0)]
+    reached = {goal.what: goal for goal in goals(Figures({"cells": cells}))}
+    assert reached["A sqlite quiet, ratio to the floor with requests"].met
+    assert not reached["A sqlite cold, ratio to the floor"].met
+    assert str(reached["A sqlite cold, ratio to the floor"]).endswith("<= 4: 6.00 NOT MET")
+    assert reached["A sqlite quiet, ratio to the best peer"].reached == pytest.approx(0.1)
+    assert reached["A sqlite quiet, bytes written a target"].reached == 299
+    table = next(show.comparison({"cells": cells})).markdown()
+    assert "| flowtrail | 3 | 0.600 / 0.600 / 0.600 |" in table
+
+
+def test_the_readme_names_the_commands_there_are() -> None:
+    named = set(re.findall(r"python -m benchmarks ([a-z]+)", README.read_text("utf-8")))
+    offered = {command.name or "" for command in app.registered_commands} - {""}
+    offered |= {
+        command.callback.__name__ for command in app.registered_commands if command.callback and not command.name
+    }
+    assert named == offered
+    for name in named:
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0

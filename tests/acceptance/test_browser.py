@@ -1,0 +1,223 @@
+"""The page as people meet it: in a real Chromium, with a keyboard, without JavaScript, without a network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from etl.database import connect
+from etl.web import report_html
+from etl.web.labels import workflow_path
+from tests.support.browser import HOSTILE_NAME, HOSTILE_ORG, NOW, Looked, browser, drawn, site, tell, watch
+
+__all__ = ["browser"]
+
+PAGES = ["/", "/?days=7", "/trail", "/held", "/targets", "/gaps", workflow_path("66"), workflow_path("5")]
+
+
+NAMELESS = """() => {
+    const all = selector => [...document.querySelectorAll(selector)];
+    const ids = all('[id]').map(element => element.id);
+    return [
+        ...all('input, select').filter(field => !field.labels.length),
+        ...all('table').filter(table => !table.caption),
+        ...all('thead th').filter(head => head.scope !== 'col'),
+        ...all('[role=img]').filter(image => !image.ariaLabel),
+        ...all('[aria-labelledby]').filter(e => !document.getElementById(e.getAttribute('aria-labelledby'))),
+        ...ids.filter((id, place) => ids.indexOf(id) !== place),
+    ].map(String);
+}"""
+
+
+@pytest.fixture(scope="module")
+def database(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = shutil.copy(migrated_sqlite, tmp_path_factory.mktemp("site") / "flowtrail.db")
+    url = f"sqlite:///{file}"
+    engine = connect(url)
+    tell(engine, url)
+    engine.dispose()
+    return url
+
+
+@pytest.fixture(scope="module")
+def address(database: str) -> Iterator[str]:
+    engine = connect(database)
+    with site(engine) as server:
+        yield server.url
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def report(database: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    engine = connect(database)
+    report_html(engine, now=NOW, file=file)
+    engine.dispose()
+    return file.as_uri()
+
+
+@pytest.fixture
+def looked() -> list[Looked]:
+    return []
+
+
+@pytest.fixture
+def page(browser: Browser, looked: list[Looked], request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A new tab. A test fails for whatever the browser complains of; its parameter is for the context."""
+    context = browser.new_context(**getattr(request, "param", {}))
+    looked.append(watch(context))
+    yield context.new_page()
+    context.close()
+    assert looked[0].complaints == []
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return [text.strip() for text in page.locator(selector).all_inner_texts()]
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=str)
+def test_every_page_loads_and_draws_without_a_complaint(page, looked, address):
+    """And asks its own server only, and everything in it has a name for those who cannot see it."""
+    for path in PAGES:
+        answer = page.goto(address + path)
+        assert answer is not None
+        assert answer.ok, path
+        drawn(page)
+        assert page.locator("main h1").count() == 1
+        for role in ("banner", "navigation", "main", "contentinfo"):
+            assert page.get_by_role(role).count(), role
+        assert page.evaluate(NAMELESS) == [], path
+    assert page.title() == "Workflow 5 · Flowtrail"
+    assert [url for url in looked[0].requests if not url.startswith(address + "/")] == []
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True, ids=["phone"])
+def test_on_a_phone_only_the_tables_scroll_sideways(page, address):
+    for path in ("/", "/trail", "/targets", workflow_path("5")):
+        page.goto(address + path)
+        drawn(page)
+        assert page.evaluate("document.documentElement.scrollWidth") == 360, path
+
+
+def test_plots_follow_a_change_from_light_to_dark(page, address):
+    page.goto(address)
+    drawn(page)
+    legend = page.locator(".plot .legendtext").first
+    light = legend.evaluate("text => getComputedStyle(text).fill")
+    page.emulate_media(color_scheme="dark")
+    expect(legend).not_to_have_css("fill", light)
+
+
+def test_filters_find_what_they_name(page, address):
+    page.goto(f"{address}/trail")
+    page.get_by_label("Organisation").fill("o2")
+    page.get_by_label("From").fill("2026-03-01")
+    page.get_by_label("Before").fill("2026-03-25")
+    for kind in ("added", "removed", "renamed", "editable changed"):
+        page.get_by_label(kind, exact=True).uncheck()
+    page.get_by_role("button", name="Filter").click()
+    assert set(texts(page, "#events td:nth-child(2)")) == {"cycle changed"}
+    assert set(texts(page, "#events td:nth-child(6)")) == {"o2"}
+    assert all("2026-03-01" <= seen < "2026-03-25" for seen in texts(page, "#events td:first-child > time"))
+    assert page.get_by_label("Organisation").input_value() == "o2"
+    assert not page.get_by_label("renamed", exact=True).is_checked()
+
+
+def test_a_time_that_means_nothing_is_said_where_it_was_typed(page, looked, address):
+    page.goto(f"{address}/trail")
+    page.get_by_label("From").fill("gestern")
+    page.get_by_role("button", name="Filter").click()
+    assert "gestern" in page.get_by_role("alert").inner_text()
+    assert page.get_by_label("From").input_value() == "gestern"
+    assert looked[0].complaints.pop().endswith("400 (Bad Request)")
+
+
+def test_older_pages_lead_to_the_end_of_the_trail(page, address):
+    page.goto(f"{address}/trail?since=&kind=baseline&kind=added&kind=removed")
+    seen = texts(page, "#events tbody tr")
+    while page.get_by_role("link", name="Older").count():
+        page.get_by_role("link", name="Older").click()
+        page.wait_for_load_state()
+        seen += texts(page, "#events tbody tr")
+    assert len(seen) == len(set(seen)) > 120
+
+
+def test_a_hostile_name_stays_text(page, address):
+    page.goto(f"{address}/trail?flow=66")
+    assert page.locator("#events td.name").first.inner_text() == HOSTILE_NAME
+    page.get_by_role("link", name="66").first.click()
+    drawn(page)
+    assert page.title() == "Workflow 66 · Flowtrail"
+    assert page.locator(".lead bdi").first.inner_text() == HOSTILE_NAME
+    assert HOSTILE_NAME[:30] in page.locator(".plot .bartext").first.text_content()
+    label = page.locator(".plot .ytick").first.text_content()
+    assert label.startswith(HOSTILE_ORG.org_id[:40])
+    assert page.locator(".plot a, .plot b, main img, main script:not([type='application/json'])").count() == 0
+
+
+def test_links_lead_to_workflows_whatever_their_ids_are(page, address):
+    page.goto(f"{address}/trail?kind=baseline&since=&org=%3C/script%3E%3Cb onmouseover=%22alert(1)%22%3Eo9%3C/b%3E")
+    links = page.locator("#events th a")
+    assert links.count() == 4
+    for number in range(links.count()):
+        flow_id = links.nth(number).inner_text()
+        links.nth(number).click()
+        assert page.locator("h1").inner_text() == f"Workflow {flow_id}"
+        page.go_back()
+
+
+@pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True, ids=["no script"])
+def test_without_javascript_every_number_is_in_a_table(page, address):
+    page.goto(address)
+    assert page.locator(".plot:visible").count() == 0
+    page.get_by_text("The numbers").first.click()
+    assert page.get_by_role("table", name="Changes per day by kind").is_visible()
+    page.get_by_role("link", name="Trail", exact=True).click()
+    page.get_by_label("Name", exact=True).fill("PUMP_1")
+    page.get_by_role("button", name="Filter").click()
+    assert texts(page, "#events td.name")
+    assert all("pump_1" in row for row in texts(page, "#events tbody tr"))
+
+
+def test_a_keyboard_goes_from_the_top_to_the_bottom(page, address):
+    page.goto(f"{address}/trail")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    tops = []
+    for _ in range(16):
+        page.keyboard.press("Tab")
+        tops.append(page.evaluate("document.activeElement.getBoundingClientRect().top + scrollY"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert tops == sorted(tops)
+    assert page.evaluate("document.activeElement.matches('.filters *')") is False, "past the form"
+
+
+def test_the_report_opens_without_a_network(page, looked, report):
+    page.goto(report)
+    drawn(page)
+    assert looked[0].requests == [report]
+    assert page.locator(".plot .main-svg").count() > 4
+    assert page.get_by_role("table", name="Latest changes, the newest first").is_visible()
+    assert page.locator("main a").count() == 0
+
+
+def test_the_trail_of_a_report_can_be_searched(page, report):
+    page.goto(report)
+    page.get_by_label("Find in this table").fill("o2 cycle changed")
+    rows = texts(page, "#events tbody tr:visible")
+    assert rows
+    assert all("o2" in row and "cycle changed" in row for row in rows)
+    assert page.locator("output").inner_text() == f"{len(rows)} found"
+
+
+@pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True, ids=["no script"])
+def test_a_report_can_be_read_without_javascript(page, report):
+    page.goto(report)
+    assert page.get_by_role("heading", name="Held removals").is_visible()
+    assert page.locator("#events tbody tr").count() > 50

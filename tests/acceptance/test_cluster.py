@@ -1,0 +1,336 @@
+"""Batches on Dask's own scheduler and workers: the same result as here, whoever is killed, no secret on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from etl import config, sync
+from etl.cli.application import Application, a_run, utc_now, worker_application
+from etl.database import connect, reading, upgrade
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.model import Flow, Target
+from etl.errors import ClusterError, ConfigError
+from etl.sync import cluster
+from etl.verify import verify
+from tests.support.dask_cluster import Dask, Wire
+from tests.support.disguises import disguises
+from tests.support.postgres import Server
+from tests.support.program import KEY, SECRET, Program
+
+PASSWORD = "pass-canary-9f3c"
+SAFETY_NET_SECONDS = 60
+FLOWS = [Flow(str(number), f"flow {number}", "DHWM"[number % 4], number % 3 == 0) for number in range(20)]
+
+
+class Site:
+    """A gateway, a PostgreSQL database, and a cluster whose workers know both from their own environment."""
+
+    def __init__(self, folder: Path, url: str, gateway: DemoGateway) -> None:
+        self.url = url
+        self.gateway = gateway
+        self.dask = Dask(folder)
+        self.wire, self.worker_wire = Wire(self.dask.port), Wire(self.dask.port)
+        self.environment = {
+            "FLOWTRAIL_CONFIG": str(folder / "worker" / "flowtrail.toml"),
+            "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET,
+            "FLOWTRAIL_DATABASE__URL": url,
+        }
+        Program(folder / "worker", "http://127.0.0.1:9", "postgresql://nobody@127.0.0.1:9/nothing")
+
+    def start(self) -> None:
+        self.workers = [self.dask.worker(self.worker_wire.address, **self.environment) for _ in range(2)]
+        for worker in self.workers:
+            self.dask.wait_until_said(worker, "Registered to")
+
+    def program(self, folder: Path, users: int, *, address: str = "", gateway: str = "") -> Program:
+        """A coordinator with an organisation of its own."""
+        org = f"org-{folder.name}"
+        names = [f"user-canary-{number}" for number in range(users)]
+        for name in names:
+            self.gateway.world.set_flows(org, name, FLOWS)
+        program = Program(folder, self.gateway.url, self.url)
+        program.configure(gateway or "concurrency = 4", rest=f'[scale]\ndask = "{address or self.wire.address}"')
+        (folder / "flowtrail.toml").chmod(0o600)
+        program.schedule("plants", [(org, names)])
+        return program
+
+    def rows(self, select: str) -> list[tuple[object, ...]]:
+        engine = connect(self.url)
+        try:
+            with reading(engine) as connection:
+                return [tuple(row) for row in connection.execute(text(select))]
+        finally:
+            engine.dispose()
+
+    def findings(self) -> list[object]:
+        engine = connect(self.url)
+        try:
+            return list(verify(engine))
+        finally:
+            engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE clustered")
+        admin.execute(f"CREATE ROLE clusterer SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+    url = f"postgresql+psycopg://clusterer:{PASSWORD}@127.0.0.1:{postgres.port}/clustered"
+    engine = connect(url)
+    upgrade(engine)
+    engine.dispose()
+    with DemoGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
+        site = Site(tmp_path_factory.mktemp("dask"), url, gateway)
+        try:
+            with site.wire, site.worker_wire:
+                site.start()
+                yield site
+        finally:
+            site.dask.stop()
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("DROP DATABASE clustered WITH (FORCE)")
+        admin.execute("DROP ROLE clusterer")
+
+
+@pytest.fixture
+def coordinator(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Application]:
+    """This process, with 60 targets in batches of 10."""
+    monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 10)
+    program = site.program(tmp_path, users=60)
+    environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
+    with Application(config.load(tmp_path / "flowtrail.toml", environment)) as app:
+        assert app.cluster is not None
+        app.cluster.connect()
+        yield app
+    assert program.folder == tmp_path
+
+
+class Run(threading.Thread):
+    """A run in the background; ``report`` once it has ended."""
+
+    def __init__(self, app: Application) -> None:
+        super().__init__()
+        self._app = app
+        self.report: sync.RunReport | None = None
+        self.start()
+
+    def run(self) -> None:
+        targets = self._app.schedules[0].targets
+        self.report = sync.run(
+            self._app.run_context(),
+            a_run("command", len(targets)),
+            targets,
+            self._app.settings.coverage_gap,
+            self._app.batches,
+            clock=utc_now,
+            remote=self._app.cluster,
+        )
+
+    def ended(self) -> sync.RunReport:
+        self.join(SAFETY_NET_SECONDS)
+        assert self.report is not None
+        return self.report
+
+
+def asked(site: Site, more_than: int, since: int) -> bool:
+    return site.gateway.ledger.wait_until(lambda entries: len(entries) - since > more_than, SAFETY_NET_SECONDS)
+
+
+def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, coordinator: Application) -> None:
+    """Nine of twenty workflows go from each of fifty lists; later one from each."""
+    targets = coordinator.schedules[0].targets
+    found = []
+    for losers, lost in ((0, 0), (50, 9), (0, 0), (60, 1)):
+        for number, target in enumerate(targets):
+            site.gateway.world.set_flows(target.org_id, target.user_id, FLOWS[lost if number < losers else 0 :])
+        found.append(dict(Run(coordinator).ended().tally.verdicts))
+    assert found == [{"changed": 60}, {"held": 50, "unchanged": 10}, {"unchanged": 60}, {"changed": 60}]
+    assert site.findings() == []
+
+
+def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_scheduler(
+    site: Site, coordinator: Application
+) -> None:
+    reports = [Run(coordinator).ended(), Run(coordinator).ended()]
+    assert [dict(report.tally.verdicts) for report in reports] == [{"changed": 60}, {"unchanged": 60}]
+    assert dict(reports[0].tally.changes) == {"baseline": 60 * len(FLOWS)}
+    of_run = f"run_id = {reports[0].run_id}"
+    assert site.rows(f"SELECT count(*), sum(baseline) FROM change_set WHERE {of_run}") == [(60, 60 * len(FLOWS))]
+    assert len(site.rows(f"SELECT DISTINCT state_digest FROM change_set WHERE {of_run}")) == 1
+    seen = f"SELECT DISTINCT observations FROM observation JOIN change_set USING (target_id) WHERE {of_run}"
+    assert site.rows(seen) == [(2,)]
+    assert site.findings() == []
+    assert b"user-canary-7" in site.wire.bytes
+    assert b"user-canary-7" in site.worker_wire.bytes
+    assert found_on_the_wire(site, SECRET, PASSWORD, KEY, site.url) == []
+
+
+def found_on_the_wire(site: Site, *secrets: str) -> list[str]:
+    """Those of ``secrets`` that went by, in any encoding, to or from the scheduler."""
+    on_the_wire = bytes(site.wire.bytes + site.worker_wire.bytes)
+    return [secret for secret in secrets if any(each in on_the_wire for each in disguises(secret).values())]
+
+
+def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator: Application) -> None:
+    """Not even where the gateway repeats what it was sent."""
+    Run(coordinator).ended()
+    token = site.gateway.desk._token
+    said = json.dumps({"code": 62103, "msg": f"no: {token}, {KEY}, {SECRET}"}).encode()
+    site.gateway.order(Fault("raw", body=said, status=200, user="user-canary-3", times=None))
+    site.gateway.order(Fault("html", user="user-canary-4", times=None))
+    site.gateway.order(Fault("redirect", location="http://127.0.0.1:9/", user="user-canary-5", times=None))
+    report = Run(coordinator).ended()
+    site.gateway.clear_faults()
+    assert dict(report.tally.verdicts) == {"failed": 3, "unchanged": 57}
+    assert sorted(each.target.user_id for each in report.tally.issues) == [f"user-canary-{n}" for n in (3, 4, 5)]
+    assert b"62103" in site.wire.bytes
+    assert found_on_the_wire(site, SECRET, PASSWORD, KEY, token, site.url) == []
+
+
+def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Application) -> None:
+    site.gateway.order(Fault("delay", seconds=0.3, times=None))
+    since = len(site.gateway.ledger.entries())
+    run = Run(coordinator)
+    assert asked(site, 12, since)
+    site.workers[0].kill()
+    site.workers[0].wait()
+    site.gateway.clear_faults()
+    report = run.ended()
+    assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 60})
+    rows = f"SELECT count(*), sum(baseline) FROM change_set WHERE run_id = {report.run_id}"
+    assert site.rows(rows) == [(60, report.tally.changes["baseline"])]
+    assert len(site.gateway.ledger.entries()) - since > 60 + 1
+    assert site.findings() == []
+
+
+def test_a_run_whose_scheduler_vanishes_goes_on_here(site: Site, coordinator: Application) -> None:
+    site.gateway.order(Fault("delay", seconds=0.3, times=None))
+    since = len(site.gateway.ledger.entries())
+    run = Run(coordinator)
+    assert asked(site, 12, since)
+    site.wire.cut()
+    site.gateway.clear_faults()
+    report = run.ended()
+    site.wire.mend()
+    verdicts = dict(report.tally.verdicts)
+    assert sum(verdicts.values()) == 60
+    assert verdicts.keys() <= {"changed", "unchanged", "stale"}
+    assert site.rows(f"SELECT count(*) FROM change_set WHERE run_id = {report.run_id}") == [(60,)]
+    assert site.findings() == []
+
+
+def test_a_stop_reaches_the_workers(site: Site, tmp_path: Path) -> None:
+    """A request that hangs would take its whole deadline."""
+    program = site.program(tmp_path / "stop", users=20, gateway='timeout = "10m"\ndeadline = "10m"')
+    hangs = site.gateway.order(Fault("hang", times=None, user="user-canary-3", org="org-stop"))
+    running = program.start("sync")
+    assert hangs.reached.wait(SAFETY_NET_SECONDS)
+    assert running.stop() == 1
+    site.gateway.clear_faults()
+    assert site.rows("SELECT status FROM sync_run ORDER BY id DESC LIMIT 1") == [("aborted",)]
+    assert site.rows("SELECT count(*) FROM sync_run WHERE status = 'running'") == [(0,)]
+
+
+def test_without_a_scheduler_a_sync_says_so_and_begins_nothing(site: Site, tmp_path: Path) -> None:
+    runs = site.rows("SELECT count(*) FROM sync_run")
+    done = site.program(tmp_path / "none", users=1, address="tcp://127.0.0.1:9")("sync")
+    assert done.returncode == 2
+    assert done.stderr == "The Dask scheduler tcp://127.0.0.1:9 cannot be reached: nobody answers within 5 s.\n"
+    assert site.rows("SELECT count(*) FROM sync_run") == runs
+
+
+def test_a_service_works_here_while_the_cluster_is_away_and_goes_back_to_it(site: Site, tmp_path: Path) -> None:
+    program = site.program(tmp_path / "serve", users=3)
+    program.schedule("plants", [("org-serve", [f"user-canary-{n}" for n in range(3)])], when='every = "1s"')
+    site.wire.cut()
+    service = program.start("serve")
+    assert "cannot be reached" in service.wait_for("cluster_unreachable")["error"]
+    assert service.wait_for("run_ended")["changed"] == 3
+    site.wire.mend()
+    service.wait_for("cluster_reached")
+    ended = len([entry for entry in service.log if entry["event"] == "run_ended"])
+    assert service.wait_for("run_ended", times=ended + 2)["unchanged"] == 3
+    assert service.stop() == 0
+
+
+# ------------------------------------------------------------------------------- what a worker says, asked directly
+
+
+@pytest.fixture
+def as_worker(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """This process has the environment of a worker."""
+    for name, value in site.environment.items():
+        monkeypatch.setenv(name, value)
+    yield monkeypatch
+    for state in list(cluster._worker_states.values()):
+        state.close()
+    cluster._worker_states.clear()
+
+
+def task(site: Site, order: sync.RunOptions | None = None, token: str = "t") -> cluster.BatchTask:
+    settings = config.load(Path(site.environment["FLOWTRAIL_CONFIG"]), site.environment)
+    who = cluster.Coordinator(token=token, host="h", pid=1, build=worker_application, policy=config.policy_of(settings))
+    return cluster.BatchTask(cluster._version(), who, order, [Target("o", "u")])
+
+
+def in_a_loop(answer: Coroutine[None, None, object]) -> object:
+    """As a worker does, in a thread that has no other loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, answer).result()
+
+
+def test_a_worker_of_another_version_refuses(site: Site) -> None:
+    other = msgspec.structs.replace(task(site), version="9.9.9")
+    with pytest.raises(ClusterError, match=r"has Flowtrail .*, not 9\.9\.9: install the same"):
+        in_a_loop(cluster._ready(other))
+
+
+def test_a_worker_without_a_secret_says_what_is_missing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    as_worker.delenv("FLOWTRAIL_GATEWAY__SECRET_KEY")
+    with pytest.raises(ClusterError, match="set FLOWTRAIL_GATEWAY__SECRET_KEY in the environment"):
+        in_a_loop(cluster._ready(task(site)))
+
+
+def test_a_worker_with_another_database_writes_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    order = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
+    with pytest.raises(ClusterError, match="its database has no run 987654 of h"):
+        cluster._settle(task(site, order))
+    assert site.rows("SELECT count(*) FROM target WHERE org_id = 'o'") == [(0,)]
+
+
+def test_a_worker_that_was_told_to_stop_begins_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
+    cluster._halt("halted")
+    order = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
+    assert cluster._settle(task(site, order, "halted")).tally.interrupted == 1
+
+
+def test_other_versions_of_dask_are_named() -> None:
+    def of(python: str, dask: str) -> dict[str, object]:
+        return {"host": {"python": python}, "packages": {"distributed": dask}}
+
+    ours = of("3.11.7.final.0", "2026.1")
+    same = {"client": ours, "scheduler": of("3.11.2.final.0", "2026.1"), "workers": {"tcp://a": ours}}
+    assert cluster._version_mismatches(same) == ""
+    other = {**same, "workers": {"tcp://a": ours, "tcp://b": of("3.12.1.final.0", "2025.9")}}
+    said = "tcp://b has Python 3.12, distributed 2025.9, not Python 3.11, distributed 2026.1"
+    assert cluster._version_mismatches(other) == said
+
+
+def test_a_cluster_on_sqlite_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flowtrail.toml").write_text(
+        '[gateway]\nurl = "https://e.com"\nauth = "none"\n[scale]\ndask = "tcp://s:1"\n'
+    )
+    with pytest.raises(ConfigError, match=r"scale.dask: needs PostgreSQL"):
+        config.load(tmp_path / "flowtrail.toml", {})

@@ -1,0 +1,447 @@
+"""The commands as a user types them, against a gateway that checks every signature."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import signal
+import socket
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.model import Flow
+from tests.support.program import KEY, SECRET, Program
+
+ORG, ANN, BOB = "o1", "ann", "bob"
+TRAIL = ("workflow", "change_set", "workflow_change")
+
+
+def flows(*ids: str, cycle: str = "D") -> list[Flow]:
+    return [Flow(flow_id, f"flow {flow_id}", cycle, True) for flow_id in ids]
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, flows("1", "2", "3"))
+    world.set_flows(ORG, BOB, flows("3", "4"))
+    return world
+
+
+@pytest.fixture
+def gateway(world: World) -> Iterator[DemoGateway]:
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+    program = Program(tmp_path, gateway.url)
+    program.schedule("plants", [(ORG, [ANN, BOB])])
+    return program
+
+
+def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: Path, gateway: DemoGateway) -> None:
+    flowtrail = Program(tmp_path / "elsewhere", gateway.url)
+    home = tmp_path / "home"
+    assert flowtrail("init", str(home)).returncode == 0
+    assert {path.name for path in home.rglob("*.toml")} == {"flowtrail.toml", "example.toml"}
+    (home / "flowtrail.toml").write_text("# mine")
+    again = flowtrail("init", str(home))
+    assert again.returncode == 0
+    assert "left alone" in again.stdout
+    assert (home / "flowtrail.toml").read_text() == "# mine"
+
+
+def test_the_sample_settings_are_valid_once_the_secret_is_there(tmp_path: Path, gateway: DemoGateway) -> None:
+    flowtrail = Program(tmp_path, gateway.url)
+    (tmp_path / "flowtrail.toml").unlink()
+    flowtrail("init")
+    assert flowtrail("status").returncode == 3, "the settings are fine; there is no database yet"
+
+
+def test_a_first_sync_records_a_baseline_and_says_so_in_json(flowtrail: Program) -> None:
+    summary = flowtrail.json("sync")
+    assert summary["status"] == "succeeded"
+    assert summary["targets"] == {"total": 2, "changed": 2, "unchanged": 0, "held": 0, "failed": 0, "stale": 0}
+    assert summary["changes"]["baseline"] == 5
+    assert summary["issues"] == []
+    assert stat.S_IMODE(os.stat(flowtrail.folder / "flowtrail.db").st_mode) == 0o600
+
+
+def test_a_quiet_sync_writes_no_row_of_workflow_or_trail(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    before = {table: flowtrail.rows(f"SELECT * FROM {table}") for table in TRAIL}
+    assert flowtrail.json("sync")["targets"]["unchanged"] == 2
+    assert {table: flowtrail.rows(f"SELECT * FROM {table}") for table in TRAIL} == before
+    assert flowtrail.rows("SELECT observations FROM observation") == [(2,), (2,)]
+
+
+def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, world: World) -> None:
+    flowtrail.json("sync")
+    world.set_cycle(ORG, "3", "H")
+    world.remove_flow(ORG, "1")
+    flowtrail.json("sync")
+    changed = flowtrail.json("changes", "--kind", "cycle_changed")
+    assert sorted((row["user_id"], row["old_cycle"], row["new_cycle"]) for row in changed) == [
+        (ANN, "D", "H"),
+        (BOB, "D", "H"),
+    ]
+    columns = [row[1] for row in flowtrail.rows("PRAGMA table_info(workflow_event)")]
+    assert list(changed[0]) == columns
+    assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
+    assert "removed" in flowtrail("changes").stdout
+
+
+@pytest.mark.parametrize("command", ["flows", "changes"])
+def test_a_list_ends_where_asked_and_no_more_is_sorted_for_it(
+    flowtrail: Program, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flowtrail.json("sync")
+    monkeypatch.chdir(flowtrail.folder)
+    asked = []
+
+    def listen(connection: Any, cursor: Any, statement: str, parameters: tuple[Any, ...], *_: object) -> None:
+        asked.extend(parameters if "LIMIT" in statement else ())
+
+    event.listen(Engine, "before_cursor_execute", listen)
+    try:
+        for limit, shown in (("2", 2), ("4", 4), ("5", 5), ("0", 5), ("", 5)):
+            arguments = [command, *(["--limit", limit] if limit else [])]
+            table = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output
+            assert len([line for line in table.splitlines() if ORG in line]) == shown
+            assert ("There are more than these" in table) == (shown < 5)
+            assert len(json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)) == shown
+    finally:
+        event.remove(Engine, "before_cursor_execute", listen)
+    most = {parameter for parameter in asked if isinstance(parameter, int) and parameter > 0}
+    assert most == {2, 3, 4, 5, 6, 201}
+
+
+def test_a_gateway_that_is_down_fails_every_target_by_name_and_changes_nothing(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
+    flowtrail.json("sync")
+    before = flowtrail.rows("SELECT * FROM workflow")
+    gateway.close()
+    done = flowtrail("sync")
+    assert done.returncode == 1
+    assert ANN in done.stdout
+    assert BOB in done.stdout
+    assert "Traceback" not in done.stderr
+    assert flowtrail.rows("SELECT * FROM workflow") == before
+    assert flowtrail.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("failed",)]
+
+
+def test_plan_shows_what_would_change_and_writes_nothing(flowtrail: Program, world: World) -> None:
+    baselines = flowtrail.json("plan")
+    assert baselines["changes"]["baseline"] == 5
+    assert not (flowtrail.folder / "flowtrail.db").exists()
+    flowtrail.json("sync")
+    world.rename(ORG, "4", "another name")
+    before = (flowtrail.folder / "flowtrail.db").read_bytes()
+    planned = flowtrail.json("plan")["planned"]
+    assert [(row["user_id"], row["flow_id"], row["kind"], row["new_name"]) for row in planned] == [
+        (BOB, "4", "renamed", "another name")
+    ]
+    assert (flowtrail.folder / "flowtrail.db").read_bytes() == before
+
+
+def test_a_plan_shows_the_first_changes_by_target_and_counts_the_rest(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, "adam", flows(*map(str, range(30))))
+    flowtrail.schedule("plants", [(ORG, [BOB, ANN, "adam"])])
+    for limit, shown in (("3", 3), ("33", 33), ("0", 35), ("", 35)):
+        done = flowtrail("plan", *(["--limit", limit] if limit else []))
+        rows = [line for line in done.stdout.splitlines() if ORG in line]
+        assert len(rows) == shown
+        assert ["adam" in row for row in rows[:30]] == [True] * min(shown, 30)
+        assert (f"And {35 - shown} more" in done.stderr) == (shown < 35)
+    assert len(flowtrail.json("plan", "--limit", "4")["planned"]) == 4
+    assert flowtrail.json("plan", "--limit", "4")["changes"]["baseline"] == 35
+
+
+def test_a_plan_in_json_prints_a_change_when_its_answer_is_there(
+    flowtrail: Program, gateway: DemoGateway, world: World
+) -> None:
+    hangs = gateway.order(Fault("hang", times=None, user=BOB))
+    flowtrail.configure(gateway='timeout = "60s"\ndeadline = "60s"')
+    planning = flowtrail.start("plan", "--json")
+    assert planning.process.stdout is not None
+    assert hangs.reached.wait(60)
+    printed = "".join(planning.process.stdout.readline() for _ in range(3))
+    assert printed.count(f'"{ANN}"') == 2
+    planning.process.send_signal(signal.SIGINT)
+    printed += planning.process.stdout.read()
+    assert planning.ended() == 1
+    planned = json.loads(printed)
+    assert [row["user_id"] for row in planned["planned"]] == [ANN] * 3
+    assert planned["targets"]["changed"] == 1
+
+
+def test_a_view_that_somebody_altered_is_a_finding_of_verify(flowtrail: Program, world: World) -> None:
+    """It makes `changes` lie, while every row of the trail is as it was."""
+    flowtrail.json("sync")
+    world.remove_flow(ORG, "1")
+    flowtrail.json("sync")
+    assert flowtrail("verify").returncode == 0
+    database = sqlite3.connect(flowtrail.folder / "flowtrail.db")
+    ((view,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'workflow_event'")
+    database.executescript(f"DROP VIEW workflow_event; {view} WHERE c.kind <> 'removed';")
+    database.close()
+    assert flowtrail.json("changes", "--kind", "removed") == []
+    done = flowtrail("verify", "--json")
+    assert done.returncode == 1
+    (finding,) = json.loads(done.stdout)
+    assert (finding["what"], finding["found"]) == ("the schema", "not: view workflow_event was altered")
+
+
+def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> None:
+    assert flowtrail("check").returncode == 0
+    world.remove_user(ORG, BOB)
+    done = flowtrail("check")
+    assert done.returncode == 1
+    assert "62101" in done.stdout
+    assert f"{ORG}/{ANN}" in done.stdout
+
+
+def test_every_problem_of_settings_and_schedules_is_said_at_once_with_exit_2(flowtrail: Program) -> None:
+    flowtrail.configure(gateway="concurency = 3", rest="[guards]\nmin_removed = 1\n")
+    flowtrail.schedule("broken", [(ORG, [ANN])], when='cron = "61 * * * *"')
+    flowtrail.schedule("twice", [(ORG, [ANN, ANN])])
+    (flowtrail.folder / "schedules" / "empty.toml").write_text('every = "1h"\n')
+    done = flowtrail("check", FLOWTRAIL_GATEWAY__SECRET_KEY="")
+    assert done.returncode == 2
+    for said in ("concurency", "concurrency", "guard", "broken.toml", "twice.toml", "empty.toml", "SECRET_KEY"):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])
+def test_a_database_that_is_not_there_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
+    flowtrail.database_url = "postgresql+psycopg://flowtrail:hush-hush@127.0.0.1:9/flowtrail"
+    flowtrail.configure()
+    done = flowtrail(command)
+    assert done.returncode == 3
+    assert "127.0.0.1:9" in done.stderr
+    assert "hush-hush" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_older_schema_is_exit_3_and_names_the_command(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    with sqlite3.connect(flowtrail.folder / "flowtrail.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
+    done = flowtrail("sync")
+    assert done.returncode == 3
+    assert "flowtrail db upgrade" in done.stderr
+
+
+def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: DemoGateway) -> None:
+    flowtrail.json("sync")
+    hangs = gateway.order(Fault("hang", times=None, user=BOB))
+    running = flowtrail.start("sync")
+    assert hangs.reached.wait(60)
+    assert running.stop(signal.SIGINT) == 1
+    assert flowtrail.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("aborted",)]
+    assert flowtrail.rows("SELECT count(*) FROM sync_issue") == [(0,)]
+
+
+def test_filters_choose_targets_and_unknown_names_are_usage_errors(flowtrail: Program) -> None:
+    assert flowtrail.json("sync", "plants", "--user", BOB)["targets"]["total"] == 1
+    wrong = flowtrail("sync", "plant")
+    assert wrong.returncode == 2
+    assert "plants" in wrong.stderr
+    assert flowtrail("sync", "--user", "nobody").returncode == 2
+    assert flowtrail("changes", "--kind", "moved").returncode == 2
+    assert flowtrail("changes", "--since", "when it rained").returncode == 2
+
+
+def test_a_target_out_of_the_schedules_is_retired_but_never_too_many_unasked(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    flowtrail.schedule("plants", [(ORG, [ANN])])
+    done = flowtrail("sync")
+    assert "--retire" in done.stderr
+    assert flowtrail.rows("SELECT count(*) FROM target WHERE retired_at IS NOT NULL") == [(0,)]
+    flowtrail("sync", "--retire")
+    assert flowtrail.rows("SELECT user_id FROM target WHERE retired_at IS NOT NULL") == [(BOB,)]
+    assert [row["user_id"] for row in flowtrail.json("flows")] == [ANN] * 3
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])])
+    assert flowtrail.json("sync")["changes"]["baseline"] == 0
+    assert flowtrail.rows("SELECT count(*) FROM target WHERE retired_at IS NOT NULL") == [(0,)]
+
+
+def test_a_held_removal_waits_until_a_person_approves_it(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, ANN, flows(*map(str, range(20))))
+    flowtrail.json("sync")
+    world.set_flows(ORG, ANN, [])
+    assert flowtrail("sync").returncode == 1
+    assert len(flowtrail.json("guard", "list")) == 20
+    assert flowtrail("sync").returncode == 1, "nothing approves itself"
+    assert flowtrail("guard", "approve").returncode == 2
+    assert flowtrail("guard", "approve", ORG, BOB, "--expect", "any").returncode == 2
+    code = flowtrail.json("guard", "list")[0]["code"]
+    done = flowtrail.json("guard", "approve", ORG, ANN, "--expect", code, "--by", "Zoë")
+    assert done["changes"]["removed"] == 20
+    ((by, scope),) = flowtrail.rows("SELECT approved_by, approved_scope FROM change_set WHERE removed > 0")
+    assert by == f"Zoë ({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
+    content = json.dumps([ORG, ANN, "", sorted(map(str, range(20)))], separators=(",", ":"))
+    assert scope == hashlib.sha256(content.encode()).hexdigest()
+    assert scope.startswith(code)
+    assert flowtrail.json("guard", "list") == []
+    assert flowtrail.json("sync")["status"] == "succeeded"
+
+
+@pytest.fixture
+def held(flowtrail: Program, world: World) -> Program:
+    """Twenty removals of Ann's are held, and twelve of Bob's."""
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])])
+    world.set_flows(ORG, ANN, flows(*map(str, range(20))))
+    world.set_flows(ORG, BOB, flows(*map(str, range(20))))
+    flowtrail.json("sync")
+    world.set_flows(ORG, ANN, [])
+    world.set_flows(ORG, BOB, flows(*map(str, range(12, 20))))
+    assert flowtrail("sync").returncode == 1
+    return flowtrail
+
+
+def removed(flowtrail: Program) -> list[tuple[str, int]]:
+    return flowtrail.rows(
+        "SELECT t.user_id, s.removed FROM change_set s JOIN target t ON t.id = s.target_id WHERE s.removed > 0"
+    )
+
+
+def test_an_approval_that_expects_another_set_is_refused_with_the_code_of_what_is_held(
+    held: Program, world: World
+) -> None:
+    seen = {row["user_id"]: row["code"] for row in held.json("guard", "list")}
+    assert seen[ANN] != seen[BOB]
+    world.set_flows(ORG, BOB, [])
+    assert held("sync").returncode == 1
+    now = next(row["code"] for row in held.json("guard", "list") if row["user_id"] == BOB)
+    refused = held("guard", "approve", ORG, BOB, "--expect", seen[BOB])
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.count("\n") == 1
+    assert now in refused.stderr
+    assert "20 removals" in refused.stderr
+    assert removed(held) == []
+    assert held("guard", "approve", ORG, BOB, "--expect", now).returncode == 0
+    assert removed(held) == [(BOB, 20)]
+
+
+@pytest.mark.parametrize("expect", [(), ("--expect", "12ab"), ("--expect", "ANY"), ("--expect", "0" * 12)])
+def test_an_approval_says_what_it_expects_unless_somebody_can_be_asked(held: Program, expect: tuple[str, ...]) -> None:
+    for whose in ((ORG, ANN), ("--org", ORG), ("--all",)):
+        refused = held("guard", "approve", *whose, *expect)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "guard list" in refused.stderr
+    assert removed(held) == []
+
+
+def test_one_code_stands_for_all_that_an_organisation_or_everybody_holds(held: Program) -> None:
+    row = held.json("guard", "list")[0]
+    assert row["code"] not in (row["org_code"], row["all_code"])
+    assert held("guard", "approve", "--all", "--expect", row["code"]).returncode == 2
+    shown = held("guard", "list", "--org", ORG).stdout
+    assert f"flowtrail guard approve --org {ORG} --expect {row['org_code']}" in shown
+    assert f"flowtrail guard approve --all --expect {row['all_code']}" in held("guard", "list").stdout
+    assert held("guard", "approve", "--org", ORG, "--expect", row["org_code"]).returncode == 0
+    assert sorted(removed(held)) == [(ANN, 20), (BOB, 12)]
+    assert held("guard", "approve", "--all", "--expect", row["all_code"]).returncode == 2, "nothing is held any more"
+    assert held("guard", "approve", "--all", "--expect", "any").returncode == 0
+
+
+def test_on_a_terminal_the_held_set_is_shown_and_asked_about(held: Program) -> None:
+    code = next(row["code"] for row in held.json("guard", "list") if row["user_id"] == BOB)
+    exit_code, shown = held.on_terminal("guard", "approve", ORG, BOB, types="n\n")
+    assert (exit_code, removed(held)) == (1, [])
+    assert shown.count(BOB) >= 12
+    assert ANN not in shown
+    assert code in shown
+    exit_code, shown = held.on_terminal("guard", "approve", ORG, BOB, types="y\n")
+    assert (exit_code, removed(held)) == (0, [(BOB, 12)])
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[31m", "x" * 201])
+def test_a_name_that_is_no_name_approves_nothing(held: Program, name: str) -> None:
+    assert held("guard", "approve", "--all", "--expect", "any", "--by", name).returncode == 2
+    assert removed(held) == []
+
+
+def test_a_hostile_name_cannot_speak_to_the_terminal(flowtrail: Program, world: World) -> None:
+    world.set_flows(ORG, ANN, [Flow("1", "\x1b[31mred\r\n\u202eevil [bold]", "D", True)])
+    flowtrail.json("sync")
+    shown = flowtrail("flows").stdout
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown
+    assert "\\x1b[31mred" in shown
+    assert "[bold]" in shown
+    assert flowtrail.json("flows", "--user", ANN)[0]["flow_name"] == "\x1b[31mred\r\n\u202eevil [bold]"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_a_name_stops_no_command(flowtrail: Program, world: World, encoding: str) -> None:
+    world.set_flows(ORG, ANN, [Flow("1", "流程", "D", True)])
+    flowtrail.json("sync")
+    shown = flowtrail("flows", PYTHONIOENCODING=encoding)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u6d41" in shown.stdout
+    printed = flowtrail("flows", "--json", "--user", ANN, PYTHONIOENCODING=encoding)
+    assert json.loads(printed.stdout)[0]["flow_name"] == "流程"
+
+
+def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: DemoGateway) -> None:
+    gateway.order(Fault("code", code=62103, times=None, user=BOB))
+    outputs = [flowtrail(command, FLOWTRAIL_LOG__LEVEL="DEBUG") for command in ("check", "sync", "plan", "status")]
+    said = "".join(done.stdout + done.stderr for done in outputs)
+    token = gateway.desk._token
+    assert token
+    for hidden in (SECRET, token):
+        assert hidden not in said
+        assert hidden.encode() not in (flowtrail.folder / "flowtrail.db").read_bytes()
+
+
+def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> None:
+    assert json.loads(flowtrail("db", "current", "--json").stdout)["current"] is None
+    assert flowtrail("db", "upgrade").returncode == 0
+    assert flowtrail("db", "check").returncode == 0
+    import sqlite3
+
+    with sqlite3.connect(flowtrail.folder / "flowtrail.db") as connection:
+        connection.execute("DROP TRIGGER change_set_no_update")
+    connection.close()
+    done = flowtrail("db", "check")
+    assert done.returncode == 1
+    assert "change_set_no_update" in done.stdout
+
+
+def test_grants_are_printed_for_the_roles_that_are_named(flowtrail: Program) -> None:
+    printed = flowtrail("db", "grants", "--writer", "etl_writer")
+    assert printed.returncode == 0
+    assert 'GRANT INSERT ON change_set, workflow_change TO "etl_writer";' in printed.stdout
+    refused = flowtrail("db", "grants", "--owner", "no; DROP")
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_the_demo_tells_its_story_and_its_last_commands_work(flowtrail: Program, tmp_path: Path) -> None:
+    done = flowtrail("demo", "--folder", str(tmp_path / "story"))
+    assert done.returncode == 0, done.stderr
+    for said in ("The first look", "6 failed", "23 of 23 workflows are missing", "cycle_changed", "Try next"):
+        assert said in done.stdout
+    for command in done.stdout.split("Try next:")[1].strip().splitlines():
+        assert flowtrail(*command.split()[1:]).returncode == 0, command
+    assert flowtrail("demo", "--folder", str(tmp_path / "story")).returncode == 2

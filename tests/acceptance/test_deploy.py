@@ -1,0 +1,384 @@
+"""deploy/: what can be checked without an engine, a cluster or a booted systemd, and a rollout with real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import http.client
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import psycopg
+import pytest
+import yaml
+
+from etl import config
+from etl.config.secret import openness
+from etl.config.settings import ServiceSettings
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.domain.model import Flow
+from etl.system.descriptors import shared_out
+from tests.support import image
+from tests.support.program import ANN, ORG, Program, Running
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "systemd" / "flowtrail.service"
+GRACE_SECONDS = ServiceSettings().grace.total_seconds()
+MOST_IN_FLIGHT = 1000
+"""The highest [gateway] concurrency."""
+BOB = "bob"
+
+
+# Settings: those of each way to deploy are settings that Flowtrail takes.
+
+
+def loads(folder: Path, environment: Mapping[str, str], files: Mapping[str, str]) -> config.Settings:
+    """Read settings and schedules as a container does that has ``files`` (by their paths there) and ``environment``."""
+    for path, text in files.items():
+        file = folder / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace('"/etc/', f'"{folder}/etc/'))
+        file.chmod(0o600)
+    placed = {name: re.sub(r"^/(etc|run)/", rf"{folder}/\1/", value) for name, value in environment.items()}
+    settings, schedules = config.load_all(None, placed)
+    assert [schedule.name for schedule in schedules] == ["plants"]
+    assert settings.warnings == ()
+    return settings
+
+
+def of_image() -> dict[str, str]:
+    """The variables that the image sets."""
+    words = " ".join(image.values(image.stages()[1], "ENV")).split()
+    return dict(word.split("=", 1) for word in words if word.startswith("FLOWTRAIL_"))
+
+
+def of_folder(folder: Path, at: str) -> dict[str, str]:
+    return {f"{at}/{path.relative_to(folder)}": path.read_text("utf-8") for path in folder.rglob("*.toml")}
+
+
+# The image
+
+
+def test_the_dockerfile_copies_what_is_there_and_ignores_all_else() -> None:
+    copied = {name for value in image.values(image.stages()[0], "COPY") for name in value.split()[:-1]}
+    assert {name for name in copied if not (ROOT / name).exists()} == set()
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+
+
+def test_the_image_runs_the_service_itself_as_a_number_without_a_name() -> None:
+    final = image.stages()[1]
+    assert (image.exec_form(final, "ENTRYPOINT"), image.exec_form(final, "CMD")) == (["flowtrail"], ["serve"])
+    assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", image.values(final, "USER")[0])
+    assert image.values(final, "RUN") == []
+
+
+def healthy(port: int) -> int:
+    """The exit code of the image's health check, asked at another port."""
+    words = [word.replace("8787", str(port)) for word in image.exec_form(image.stages()[1], "HEALTHCHECK")]
+    return subprocess.run([sys.executable, *words[1:]], capture_output=True, check=False).returncode
+
+
+# Compose
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+
+
+def test_the_compose_file_is_one_by_its_schema() -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    done = subprocess.run(
+        [checker, "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_compose_file_starts_in_order_and_stops_in_peace(compose: Any) -> None:
+    for name in ("flowtrail", "standby"):
+        service = compose["services"][name]
+        assert service["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
+        assert int(service["stop_grace_period"].removesuffix("s")) > GRACE_SECONDS
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["ulimits"]["nofile"] >= shared_out(0, MOST_IN_FLIGHT).wanted
+    used = {secret for service in compose["services"].values() for secret in service["secrets"]}
+    assert used == compose["secrets"].keys()
+
+
+def test_the_settings_of_the_compose_file_are_settings(compose: Any, tmp_path: Path) -> None:
+    environment = {**of_image(), **compose["services"]["flowtrail"]["environment"]}
+    secrets = {
+        "/run/secrets/enos_secret_key": "secret",
+        "/run/secrets/database_url": "postgresql+psycopg://flowtrail:x@postgres/flowtrail",
+    }
+    settings = loads(tmp_path, environment, {**of_folder(DEPLOY / "config", "/etc/flowtrail"), **secrets})
+    assert settings.service.listen == "0.0.0.0:8787"
+    assert settings.database.url.startswith("postgresql")
+
+
+# systemd
+
+
+systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="NOT CHECKED: systemd-analyze is not here")
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with the program that is installed here."""
+    installed = str(Path(sys.executable).with_name("flowtrail"))
+    file = tmp_path / UNIT.name
+    file.write_text(UNIT.read_text("utf-8").replace("/opt/flowtrail/bin/flowtrail", installed))
+    return file
+
+
+@systemd
+def test_systemd_finds_no_fault_in_the_unit(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@systemd
+def test_systemd_finds_the_unit_hardly_exposed(unit: Path) -> None:
+    rated = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=15", unit]
+    done = subprocess.run(rated, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def test_the_unit_stops_in_peace_and_its_settings_are_settings(tmp_path: Path) -> None:
+    lines = [line.partition("=")[::2] for line in UNIT.read_text("utf-8").splitlines() if re.match("[A-Z]", line)]
+    unit = dict(lines)
+    assert int(unit["TimeoutStopSec"]) > GRACE_SECONDS
+    assert int(unit["LimitNOFILE"]) >= shared_out(0, MOST_IN_FLIGHT).wanted
+    places = {"%E": "/etc", "%S": "/var/lib", "%d": "/run/credentials"}
+    given = [re.sub("%[ESd]", lambda found: places[found[0]], value) for name, value in lines if name == "Environment"]
+    files = {**of_folder(DEPLOY / "config", "/etc/flowtrail"), "/run/credentials/enos_secret_key": "secret"}
+    settings = loads(tmp_path, dict(value.split("=", 1) for value in given), files)
+    assert settings.database.url == "sqlite:////var/lib/flowtrail/flowtrail.db"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT CHECKED: only root can give a file away")
+@pytest.mark.parametrize(("mode", "warned"), [(0o440, False), (0o400, False), (0o444, True), (0o460, True)])
+def test_a_secret_that_is_handed_to_our_group_alone_is_not_open(tmp_path: Path, mode: int, warned: bool) -> None:
+    """As systemd and Kubernetes do; not so where others may read it, or the group may write."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    os.chown(secret, 65534, os.getegid())
+    secret.chmod(mode)
+    assert (openness(secret) is not None) is warned
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def manifests() -> list[dict[str, Any]]:
+    files = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    documents = [document for file in files for document in yaml.safe_load_all(file.read_text("utf-8"))]
+    return [document for document in documents if document["kind"] != "Kustomization"]
+
+
+def the(manifests: list[dict[str, Any]], kind: str, name: str = "flowtrail") -> dict[str, Any]:
+    (found,) = (each for each in manifests if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    return found
+
+
+def test_every_manifest_is_one_by_the_schema_of_kubernetes(manifests: list[dict[str, Any]]) -> None:
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_kustomization_has_every_manifest_but_the_secret() -> None:
+    folder = DEPLOY / "kubernetes"
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))["resources"]
+    assert {*listed, "kustomization.yaml", "secret.yaml"} == {file.name for file in folder.glob("*.yaml")}
+
+
+def test_a_rollout_keeps_two_and_no_probe_asks_what_a_restart_cannot_mend(manifests: list[dict[str, Any]]) -> None:
+    spec = the(manifests, "Deployment")["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (spec["replicas"], spec["strategy"]["rollingUpdate"]) == (2, {"maxUnavailable": 0, "maxSurge": 1})
+    assert pod["terminationGracePeriodSeconds"] > GRACE_SECONDS
+    probes = {name: probe["httpGet"]["path"] for name, probe in container.items() if name.endswith("Probe")}
+    assert probes == {"livenessProbe": "/healthz", "readinessProbe": "/readyz", "startupProbe": "/healthz"}
+    assert pod["initContainers"][0]["args"] == ["db", "upgrade"]
+
+
+def test_everything_selects_the_pods_of_the_deployment(manifests: list[dict[str, Any]]) -> None:
+    deployment, budget = the(manifests, "Deployment"), the(manifests, "PodDisruptionBudget")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert budget["spec"]["selector"]["matchLabels"] == labels
+    assert the(manifests, "Service")["spec"]["selector"] == labels
+
+
+def test_the_pods_are_confined(manifests: list[dict[str, Any]]) -> None:
+    pod = the(manifests, "Deployment")["spec"]["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        may = container["securityContext"]
+        assert (may["readOnlyRootFilesystem"], may["allowPrivilegeEscalation"]) == (True, False)
+        assert may["capabilities"] == {"drop": ["ALL"]}
+    (user,) = image.values(image.stages()[1], "USER")
+    assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == user
+
+
+def test_the_settings_of_the_manifests_are_settings(manifests: list[dict[str, Any]], tmp_path: Path) -> None:
+    pod = the(manifests, "Deployment")["spec"]["template"]["spec"]
+    held = {
+        "config": the(manifests, "ConfigMap")["data"],
+        "schedules": the(manifests, "ConfigMap", "flowtrail-schedules")["data"],
+        "secrets": the(manifests, "Secret")["stringData"],
+    }
+    (container,) = pod["containers"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    files = {f"{mounted[volume]}/{name}": text for volume, data in held.items() for name, text in data.items()}
+    given = {each["name"]: each["value"] for each in container["env"]}
+    settings = loads(tmp_path, {**of_image(), **given}, files)
+    assert settings.service.listen == "0.0.0.0:8787"
+    allowed = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) * 2**20
+    assert 5 * settings.gateway.concurrency * settings.gateway.max_body < 0.7 * allowed, "docs/operate.md has the rule"
+
+
+# A rollout
+
+
+@pytest.fixture
+def gateway(gateway: DemoGateway) -> DemoGateway:
+    gateway.world.set_flows(ORG, BOB, [Flow("1", "one", "D", True)])
+    return gateway
+
+
+class Watch:
+    """Asks every replica that it was told of, over and over, as a probe and an alert do."""
+
+    def __init__(self) -> None:
+        self.alive: dict[str, str] = {}
+        self.bad: list[tuple[str, str, int, str]] = []
+        self.asked = 0
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def joins(self, name: str, replica: Running) -> int:
+        """Its port, from when on it is watched."""
+        url = str(replica.wait_for("listening")["url"])
+        with self._lock:
+            self.alive[name] = url.removeprefix("http://")
+        return int(url.rpartition(":")[2])
+
+    def leaves(self, name: str) -> None:
+        with self._lock:
+            del self.alive[name]
+
+    def _look(self) -> None:
+        while not self._over.wait(0.05):
+            with self._lock:
+                for name, address in self.alive.items():
+                    for path in ("/healthz", "/readyz", "/freshness"):
+                        self._ask(name, address, path)
+
+    def _ask(self, name: str, address: str, path: str) -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            self.asked += 1
+            if answer.status != 200:
+                self.bad.append((name, path, answer.status, answer.read().decode()))
+        except OSError as error:
+            self.bad.append((name, path, 0, str(error)))
+        finally:
+            connection.close()
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_deploy_pages_nobody(database_url: str, gateway: DemoGateway, tmp_path: Path) -> None:
+    """SIGTERM reaches the active one in mid-run, the standby takes over, and a new replica joins as standby."""
+    flowtrail = Program(tmp_path, gateway.url, database_url)
+    flowtrail.configure(listen="127.0.0.1:0", rest='grace = "20s"')
+    flowtrail.schedule("plants", [(ORG, [ANN, BOB])], when='every = "5s"')
+    with Watch() as watch:
+        active = flowtrail.start("serve")
+        active.wait_for("run_ended")
+        watch.joins("active", active)
+        standby = flowtrail.start("serve")
+        standby.wait_for("standing_by")
+        port = watch.joins("standby", standby)
+        assert healthy(port) == 0
+        slow = gateway.order(Fault("delay", seconds=1.0, user=BOB))
+        assert slow.reached.wait(60)
+        watch.leaves("active")
+        assert active.stop() == 0
+        stopped = active.wait_for("stopped")
+        ended = active.wait_for("run_ended", times=2)
+        standby.wait_for("run_ended")
+        new = flowtrail.start("serve")
+        new.wait_for("standing_by")
+        watch.joins("new", new)
+        standby.wait_for("run_ended", times=2)
+    assert (stopped["runs_ended"], ended["status"]) == (True, "succeeded")
+    assert watch.bad == []
+    assert watch.asked > 30
+    assert (new.stop(), standby.stop()) == (0, 0)
+    assert healthy(port) == 1
+    served = runs(database_url)
+    assert {status for _, status in served} == {"succeeded"}
+    slots = [slot for slot, _ in served]
+    assert slots == sorted(set(slots))
+    assert len(slots) >= 3
+
+
+def test_who_is_to_be_replaced_works_on_beside_a_newer_schema(gateway: DemoGateway, tmp_path: Path) -> None:
+    """A rollout migrates first: the old replica stays ready and goes on, and is not started again."""
+    flowtrail = Program(tmp_path, gateway.url)
+    flowtrail.configure(listen="127.0.0.1:0")
+    flowtrail.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    with Watch() as watch:
+        old = flowtrail.start("serve")
+        old.wait_for("run_ended")
+        watch.joins("old", old)
+        with contextlib.closing(sqlite3.connect(tmp_path / "flowtrail.db", timeout=60)) as connection, connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        seen = len(old.log)
+        again = flowtrail("serve")
+        old.wait_for("run_ended", lambda entry: old.log.index(entry) > seen)
+        asked = watch.asked
+        assert old.wait_for("run_ended", lambda entry: watch.asked > asked + 3)
+    assert (again.returncode, "ahead of this Flowtrail" in again.stderr) == (3, True)
+    assert (watch.bad, old.stop()) == ([], 0)
+
+
+def runs(database_url: str) -> list[tuple[dt.datetime, str]]:
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        return connection.execute("SELECT scheduled_for, status FROM sync_run ORDER BY id").fetchall()
+
+
+def test_the_versions_of_all_lists_of_requirements_agree() -> None:
+    held = {
+        file.name: dict(re.findall(r"(?m)^([a-z0-9._-]+(?:\[[a-z,]+\])?)==([^\s;]+)", file.read_text("utf-8")))
+        for file in (ROOT / "requirements").glob("*.txt")
+    }
+    for name in ("core.txt", "all.txt", "build.txt"):
+        assert held[name].items() <= held["dev.txt"].items()
+    assert not held["all.txt"].keys() & {"pytest", "ruff", "mypy", "hatchling"}

@@ -1,0 +1,144 @@
+"""The documentation tells the truth: its SQL runs, its commands exist, its settings are all there are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.config import settings as shape
+from etl.database import reading
+from etl.gateway import faults
+from tests.support.program import SECRET, Program, free_port
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+SECTIONS = {
+    "gateway": shape.GatewaySettings,
+    "database": shape.DatabaseSettings,
+    "guard": shape.GuardSettings,
+    "service": shape.ServiceSettings,
+    "notify": shape.NotifySettings,
+    "retention": shape.RetentionSettings,
+    "log": shape.LogSettings,
+    "scale": shape.ScaleSettings,
+}
+
+
+def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[tuple[str, str]]:
+    """Each fenced block of a language, with the page and line where it stands."""
+    found = []
+    for page in pages:
+        content = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"```{language}\n(.*?)```", content, re.DOTALL):
+            found.append((f"{page.name}:{content[: match.start()].count(chr(10)) + 1}", match[1]))
+    return found
+
+
+def queries() -> list[tuple[str, str]]:
+    """All but those of notify.md, which also write: tests/acceptance/test_notify_recipe.py follows them."""
+    return [block for block in blocks("sql") if not block[0].startswith("notify.md")]
+
+
+@pytest.mark.parametrize(("place", "sql"), [pytest.param(*block, id=block[0]) for block in queries()])
+def test_every_query_runs_on_both_databases(engine: Engine, place: str, sql: str) -> None:
+    statements = [part for part in sql.split(";") if re.sub(r"--.*", "", part).strip()]
+    parameters = dict.fromkeys(re.findall(r"(?<!:):([a-z_]+)", sql), "2026-11-01 00:00:00.000000")
+    with reading(engine) as connection:
+        for statement in statements:
+            connection.execute(text(statement), parameters)
+
+
+def commands() -> set[str]:
+    """Every `flowtrail ...` that a page names, without its arguments."""
+    named = re.findall(r"flowtrail((?: [a-z][a-z-]*)+)", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))
+    known = {"db", "guard"}
+    words = (name.split() for name in named)
+    return {" ".join(w[:2] if w[0] in known and len(w) > 1 else w[:1]) for w in words if w}
+
+
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_every_command_that_a_page_names_exists(command: str) -> None:
+    assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    offered = set(re.findall(r"│ ([a-z]+) +", shown))
+    assert offered, shown
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert {name for name in offered if f"flowtrail {name}" not in readme} == set()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "etl" / "cli" / "flowtrail.toml"], ids=lambda p: p.name)
+def test_every_setting_is_explained(page: Path) -> None:
+    content = page.read_text(encoding="utf-8")
+    names = {name for section in SECTIONS.values() for name in section.__struct_fields__} - {"secret_key"}
+    names |= {"schedules_dir", "coverage_gap"}
+    assert {name for name in names if not re.search(rf"\b{name}\b", content)} == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["demo", "--folder", str(tmp_path / "story")])
+    assert shown.exit_code == 0
+    printed = {_timeless(line) for line in shown.output.splitlines()}
+    promised = PAGES[0].read_text(encoding="utf-8").split("<!-- demo output -->\n```text\n")[1].split("```")[0]
+    assert [line for line in promised.splitlines() if _timeless(line) not in printed] == []
+
+
+def _timeless(line: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"\d+-\d\d-\d\d \d\d:\d\d:\d\d|in \d+\.\d s", "", line)).strip()
+
+
+def script(page: str) -> str:
+    """The page's shell blocks, one after the other."""
+    return "\n".join(block for _, block in blocks("sh", [ROOT / "docs" / page]))
+
+
+def test_who_starts_comes_to_the_end_and_has_a_trail_that_is_whole(tmp_path: Path) -> None:
+    commands = script("start.md").replace("8900", str(free_port()))
+    done = subprocess.run(
+        ["bash", "-euc", f"trap 'jobs -p | xargs -r kill' EXIT\n{commands}"],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "FLOWTRAIL_SERVICE__LISTEN": "127.0.0.1:0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "BAD" not in done.stdout
+    assert re.search(r"Run 1 succeeded: 2 targets .*; 2 changed\.\nChanges: 100 baseline\.", done.stdout)
+    assert re.search(r"Run 2 succeeded: 2 targets .*; 2 changed\.", done.stdout)
+    assert re.search(r"2 targets, 4 change sets, .*: everything holds\.", done.stdout)
+
+
+def test_what_an_operator_does_every_day_succeeds(flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(flowtrail.folder)
+    for line in ["flowtrail sync", *script("operate.md").splitlines()]:
+        words, _, file = line.removeprefix("flowtrail ").partition(" > ")
+        done = CliRunner().invoke(app, words.split(), env={"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET})
+        assert done.exit_code == 0, (line, done.output)
+        if file:
+            (flowtrail.folder / file).write_text(done.stdout)
+
+
+def test_every_error_code_is_explained() -> None:
+    explained = set(re.findall(r"`(?:http_)?(\d+)`", (ROOT / "docs" / "enos.md").read_text("utf-8")))
+    assert {str(code) for code in (*faults._CODES, *faults._STATUSES)} - {"407"} <= explained

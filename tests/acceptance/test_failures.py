@@ -1,0 +1,612 @@
+"""What breaks beneath, beside or around a whole run or a whole service, and what is left of it: docs/failures.md."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import datetime as dt
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from etl import sync
+from etl.config import Schedule
+from etl.config.slots import Every
+from etl.database import reading, writing
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.guard import Limits
+from etl.domain.model import Flow, Target
+from etl.errors import DatabaseUnreachable
+from etl.service import replica as service_module
+from etl.service.replica import Identity, Service
+from etl.store import NewRun, Store, commit
+from etl.sync import RunContext
+from etl.verify import verify
+from tests.contract.test_sync import House, gone
+from tests.support import postgres as local_postgres
+from tests.support.builders import GAP, START, Diary, after, flow, numbered
+from tests.support.program import KEY, SECRET, Program
+from tests.support.served import Clock, Gateway
+from tests.unit.test_gateway_answers import outcome
+
+ROOT = Path(__file__).parents[2]
+ORG, ANN, BOB = "o1", "ann", "bob"
+ALICE, BERTA = Target(ORG, "alice"), Target(ORG, "berta")
+PATIENCE_SECONDS = 60
+DAILY = Every(dt.timedelta(days=1))
+
+on_postgresql = pytest.mark.parametrize("dialect", ["postgresql"])
+on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
+
+
+@pytest.fixture
+def upstream() -> Iterator[DemoGateway]:
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, numbered(1, 3))
+    world.set_flows(ORG, BOB, numbered(2, 5))
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def flowtrail(tmp_path: Path, upstream: DemoGateway) -> Program:
+    program = Program(tmp_path, upstream.url)
+    program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
+    return program
+
+
+@pytest.fixture
+def house(engine: Engine, database_url: str) -> Iterator[House]:
+    with DemoGateway(World(orgs=0)) as upstream:
+        yield House(engine, database_url, upstream, 4)
+
+
+# ------------------------------------------------------------------------------------------------ the answer
+
+
+def test_a_mutated_answer_is_the_list_that_it_says_or_a_named_failure() -> None:
+    """2,000 valid bodies, each altered in one to three places: judged by rules that are written down again below."""
+    chance = random.Random(1)
+    refused = 0
+    for _ in range(2_000):
+        body: dict[str, Any] = {"code": 0, "msg": "OK", "data": [an_item(n) for n in range(4)]}
+        for _ in range(chance.randint(1, 3)):
+            mutate(body, chance)
+        promised = the_list_in(body)
+        found = outcome(json.dumps(body).encode())
+        if promised is None:
+            refused += 1
+            assert isinstance(found, str), body
+            assert re.search(r"code|data|surrogate|EnOS answers \d", found), found
+        else:
+            assert not isinstance(found, str), (body, found)
+            assert {each.flow_id: (each.flow_name, each.cycle, each.editable) for each in found} == promised
+    assert 500 < refused < 1_900
+
+
+def an_item(number: int) -> dict[str, object]:
+    return {"flowId": f"{number}", "flowName": f"név {number}", "cycle": "D", "editable": True}
+
+
+STRANGE = [None, True, False, 0, 1, -7, 2**63, 1.0, 0.5, "", "0", "x" * 100_000, "\0", "\ud800", "e\u0301", [], {}, [1]]
+
+
+def mutate(body: dict[str, Any], chance: random.Random) -> None:
+    items = body.get("data")
+    if not isinstance(items, list) or not items or chance.random() < 0.15:
+        field = chance.choice(["code", "data", "msg", "requestId", "extra"])
+        body[field] = chance.choice([*STRANGE, 62101, 62109])
+        if chance.random() < 0.3:
+            del body[field]
+        return
+    at = chance.randrange(len(items))
+    act = chance.choice(["value", "value", "value", "delete", "extra", "again", "drop", "item", "reverse"])
+    if act == "again":
+        items.append(items[at])
+    elif act == "drop":
+        del items[at]
+    elif act == "item":
+        items[at] = chance.choice(STRANGE)
+    elif act == "reverse":
+        items.reverse()
+    elif isinstance(items[at], dict):
+        changed = dict(items[at])
+        field = "owner" if act == "extra" else chance.choice(["flowId", "flowName", "cycle", "editable"])
+        changed[field] = chance.choice(STRANGE)
+        if act == "delete":
+            del changed[field]
+        items[at] = changed
+
+
+def the_list_in(body: dict[str, Any]) -> dict[str, tuple[object, ...]] | None:
+    """What a body says by the rules, None where it must be refused."""
+    items = body.get("data")
+    if type(body.get("code")) is not int or body["code"] or not isinstance(items, list):
+        return None
+    if "\\ud800" in json.dumps(body):
+        return None
+    found: dict[str, tuple[object, ...]] = {}
+    for item in items:
+        if not isinstance(item, dict):
+            return None
+        flow_id, name, cycle, editable = (item.get(key) for key in ("flowId", "flowName", "cycle", "editable"))
+        texts = all(each is None or (type(each) is str and "\0" not in each) for each in (name, cycle))
+        is_id = type(flow_id) is int or (type(flow_id) is str and flow_id != "" and "\0" not in flow_id)
+        if not (texts and is_id and type(editable) in (bool, type(None))):
+            return None
+        if found.setdefault(str(flow_id), (name, cycle, editable)) != (name, cycle, editable):
+            return None
+    return found
+
+
+def nasty() -> list[str]:
+    """Two hundred strings that careless programs lose, fold, cut, forge with, or choke on."""
+    controls = [f"a{chr(code)}b" for code in (*range(1, 32), *range(127, 160))]
+    hidden = [f"a{chr(code)}" for code in (0x00AD, 0x061C, 0x180E, *range(0x200B, 0x2010), *range(0x2028, 0x202F))]
+    marks = [f"{chr(code)}a" for code in (*range(0x2060, 0x2070), 0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0xFFFD)]
+    edges = ["\ufdd0", "\ufffe", "\uffff", "\U0001f468\u200d\U0001f469", "\U0001d7d9", "\U0010ffff", "\U000e0041"]
+    alike = ["a", "A", "a ", " a", "a\t", "é", "e\u0301", "ß", "ss", "ẞ", "ı", "i", "I", "İ", "ﬁ", "fi", "Å", "Å"]
+    accents = [f"e{chr(code)}" for code in range(0x0300, 0x0320)]
+    numbers = [
+        "0",
+        "00",
+        "-0",
+        "1",
+        "01",
+        "1.0",
+        "1e3",
+        "٣",
+        "9" * 40,
+        "NaN",
+        "Infinity",
+        "null",
+        "None",
+        "true",
+        "\\N",
+    ]
+    code = ["'", "''", '"', "`", ";", "--", "/*", "\\", "\\0", "%", "_", "%s", "%(a)s", ":a", "?", "$1", "{}", "{0}"]
+    forged = ["' OR 1=1 --", "'; DROP TABLE target; --", "<script>alert(1)</script>", "=1+1", "@SUM(A1)", "../../x"]
+    others = ["\x00", "a\x00", "\ud800", "a\udfff", "", "CON", "流程", "नमस्ते", "x" * 255, "é" * 255, "\r\n\r\n"]
+    return list(
+        dict.fromkeys([*controls, *hidden, *marks, *edges, *alike, *accents, *numbers, *code, *forged, *others])
+    )
+
+
+def test_two_hundred_nasty_strings_are_refused_or_kept_to_the_letter_on_either_database(
+    engine: Engine, database_url: str
+) -> None:
+    """What is refused is refused before any database sees it, so both keep the same."""
+    strings = nasty()
+    assert len(strings) >= 200
+    kept: list[Flow] = []
+    for each in strings:
+        item = {"flowId": each, "flowName": each, "cycle": each, "editable": None}
+        found = outcome(json.dumps({"code": 0, "data": [item]}).encode())
+        assert isinstance(found, str) == (each == "" or "\0" in each or bool(re.search("[\ud800-\udfff]", each)))
+        kept += [] if isinstance(found, str) else found
+    assert len({unicodedata.normalize("NFKC", each.flow_id).casefold().strip() for each in kept}) < len(kept)
+    diary = Diary(engine, database_url)
+    diary.answer(kept, START)
+    diary.answer([flow(each.flow_id, each.flow_id + "!", each.cycle, True) for each in kept], after(hours=1))
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT flow_id, flow_name, cycle, editable FROM workflow")).all()
+    assert sorted(map(tuple, rows)) == sorted((each.flow_id, each.flow_id + "!", each.cycle, True) for each in kept)
+    assert list(verify(engine)) == []
+    diary.check(every_answer=True)
+
+
+# -------------------------------------------------------------------------------------------- a whole service
+
+
+@contextlib.contextmanager
+def serving(
+    engine: Engine, schedules: Sequence[Schedule], clock: Clock, store: Store | None = None
+) -> Iterator[tuple[Service, Callable[[int], list[str]]]]:
+    """A service in a thread of this process, and a way to wait until so many runs have ended (their schedules)."""
+    ended: list[str] = []
+    news = threading.Condition()
+
+    def note(_: object, schedule: Schedule) -> None:
+        with news:
+            ended.append(schedule.name)
+            news.notify_all()
+
+    def wait_for(count: int) -> list[str]:
+        with news:
+            assert news.wait_for(lambda: len(ended) >= count, PATIENCE_SECONDS), ended
+            return list(ended)
+
+    stop = threading.Event()
+    with ThreadPoolExecutor(4) as fetchers, ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as batches:
+        context = RunContext(
+            store=store or Store(engine, stop),
+            gateway=Gateway(clock),  # type: ignore[arg-type]
+            fetchers=fetchers,
+            writers=writers,
+            in_flight=fetchers._max_workers,
+            limits=Limits(),
+            down_after=12,
+            stop=stop,
+        )
+        service = Service(
+            context,
+            Identity("here", 1, "test"),
+            lambda: schedules,
+            coverage_gap=GAP,
+            grace=dt.timedelta(seconds=10),
+            max_retired_share=1,
+            batches=batches,
+            clock=clock,
+            finished=note,
+        )
+        thread = threading.Thread(target=service.serve)
+        thread.start()
+        try:
+            yield service, wait_for
+        finally:
+            service.stop()
+            thread.join(PATIENCE_SECONDS)
+
+
+def a_second_before_midnight() -> dt.timedelta:
+    """How far from now the last second of this day is."""
+    now = dt.datetime.now(dt.UTC)
+    return now.replace(hour=23, minute=59, second=59, microsecond=0) - now
+
+
+def scheduled(name: str, every: Every = DAILY, user: str = ANN) -> Schedule:
+    return Schedule(name=name, path=Path(name), slots=every, targets=(Target(ORG, user),))
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    waiting = threading.Event()
+    for _ in range(PATIENCE_SECONDS * 50):
+        if happened():
+            return
+        waiting.wait(0.02)
+    raise AssertionError("it never happened")
+
+
+def test_a_hundred_schedules_due_at_the_same_moment_all_have_their_run(engine: Engine) -> None:
+    schedules = [scheduled(f"s{number:02}", user=f"user {number}") for number in range(100)]
+    clock = Clock()
+    clock.offset = a_second_before_midnight()
+    with serving(engine, schedules, clock) as (_, wait_for):
+        assert sorted(wait_for(100)) == [schedule.name for schedule in schedules]
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT status, unchanged + changed FROM sync_run")).all()
+    assert [tuple(row) for row in rows] == [("succeeded", 1)] * 100
+
+
+@on_sqlite
+def test_a_service_that_was_started_again_and_again_runs_each_schedule_once_a_slot(engine: Engine) -> None:
+    clock = Clock()
+    clock.offset = a_second_before_midnight() - dt.timedelta(hours=6)
+    for _ in range(20):
+        with serving(engine, [scheduled("plants")], clock) as (service, _):
+            wait_until(lambda service=service: service.role == "active")
+            assert list(service.next_fire_times()) == ["plants"]
+    clock.offset = a_second_before_midnight()
+    with serving(engine, [scheduled("plants")], clock) as (_, wait_for):
+        wait_for(1)
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT count(*), count(DISTINCT scheduled_for) FROM sync_run")).one() == (1, 1)
+
+
+def test_a_database_that_was_away_is_used_again_when_it_is_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr("etl.store._PAUSES_SECONDS", (0.01,))
+    with serving(engine, [scheduled("plants", Every(dt.timedelta(seconds=1)))], Clock()) as (service, wait_for):
+        ended = len(wait_for(1))
+        with gone(engine):
+            wait_until(lambda: service.role == "database_unreachable")
+            assert service.turns_over
+        wait_for(ended + 2)
+        assert service.role == "active"
+    assert list(verify(engine)) == []
+
+
+def test_a_hundred_runs_leave_no_thread_no_descriptor_and_no_memory_behind(house: House) -> None:
+    house.see(ALICE, numbered(1, 9))
+    house.see(BERTA, numbered(1, 5))
+    used = []
+    with house.run_context() as (context, batches):
+        for number in range(100):
+            house.world.rename(ORG, "1", f"name {number}")
+            new = NewRun(origin="command", host="here", pid=1, targets=2)
+            report = sync.run(context, new, [ALICE, BERTA], GAP, batches, clock=house.now)
+            assert report is not None
+            assert report.status == "succeeded"
+            used.append((threading.active_count(), len(os.listdir("/proc/self/fd")), resident_kib()))
+    settled, last = used[40], used[-1]
+    assert last[0] <= settled[0]
+    assert last[1] <= settled[1]
+    assert last[2] - settled[2] < 16_000, "KiB"
+
+
+def resident_kib() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 1024
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may make a process the first of its namespace")
+def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, upstream: DemoGateway) -> None:
+    flowtrail.configure(rest='grace = "8s"')
+    outer = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "etl", "serve"],
+        cwd=flowtrail.folder,
+        env=flowtrail.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    with ended_anyway(outer):
+        assert upstream.ledger.wait_until(delivered(2), PATIENCE_SECONDS)
+        inner = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
+        assert re.search(r"^NSpid:\s+\d+\s+1$", Path(f"/proc/{inner}/status").read_text(), re.MULTILINE)
+        os.kill(inner, signal.SIGTERM)
+        assert outer.wait(PATIENCE_SECONDS) == 0
+    assert flowtrail("verify").returncode == 0
+
+
+@contextlib.contextmanager
+def ended_anyway(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(PATIENCE_SECONDS)
+
+
+def delivered(count: int) -> Callable[[Sequence[Any]], bool]:
+    return lambda entries: sum(entry.sent and entry.flows is not None for entry in entries) >= count
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NOT TESTED: there is no /dev/full here")
+def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream: DemoGateway) -> None:
+    loud = {**flowtrail.environment, "FLOWTRAIL_LOG__LEVEL": "DEBUG"}
+    with open("/dev/full", "w") as full:
+        service = subprocess.Popen(
+            [sys.executable, "-m", "etl", "serve"], cwd=flowtrail.folder, env=loud, stdout=full, stderr=full
+        )
+        with ended_anyway(service):
+            assert upstream.ledger.wait_until(delivered(4), PATIENCE_SECONDS)
+            upstream.world.rename(ORG, "1", "another name")
+            assert upstream.ledger.wait_until(lambda entries: delivered(4)(entries[-4:]), PATIENCE_SECONDS)
+            wait_until(lambda: flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind = 'renamed'") == [(1,)])
+            service.send_signal(signal.SIGTERM)
+            service.wait(PATIENCE_SECONDS)
+    assert flowtrail("verify").returncode == 0
+    assert flowtrail.rows("SELECT count(*) FROM lease") == [(0,)], "it ended in order"
+
+
+READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec "$@"'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may mount a folder read-only")
+def test_in_a_read_only_working_directory_all_works_that_writes_nothing_there(
+    tmp_path: Path, upstream: DemoGateway
+) -> None:
+    """As in a container: the settings beside the program, the database elsewhere."""
+    home = tmp_path / "home"
+    program = Program(home, upstream.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
+    program.command = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *program.command)
+    assert [program(command).returncode for command in ("sync", "status", "verify")] == [0, 0, 0]
+    refused = program("export", "changes", "-o", "out.csv")
+    assert (refused.returncode, refused.stderr) == (1, f"{home}/out.csv was not written: Read-only file system.\n")
+    service = program.start("serve")
+    service.wait_for("run_ended")
+    assert service.stop() == 0
+
+
+def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: DemoGateway) -> None:
+    """The only file names are those that a person gave."""
+    program = Program(tmp_path / "home", upstream.url)
+    hostile = ["../../x", "/etc/x", "CON", "a" * 255, "..", "~root", "a/b"]
+    for user in hostile:
+        upstream.world.set_flows(user, user, [Flow(user, user, "D", True)])
+    program.schedule("plants", [(user, [user]) for user in hostile])
+    assert program.json("sync")["targets"]["changed"] == len(hostile)
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    done = program("export", "changes", "--org", hostile[0], "--format", "csv", "-o", "out.csv")
+    assert done.returncode == 0, done.stderr
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - before
+    assert made == {Path("home/out.csv"), Path("home/out.csv.manifest.json")}
+
+
+# --------------------------------------------------------------------------------------------------- databases
+
+
+@on_postgresql
+def test_no_transaction_is_open_while_the_gateway_is_waited_for(house: House, postgres: local_postgres.Server) -> None:
+    house.see(ALICE, numbered(1, 3))
+    hanging = house.fault("hang", ALICE, times=1)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(house.run, ALICE)
+        assert hanging.reached.wait(PATIENCE_SECONDS)
+        with psycopg.connect(postgres.conninfo(str(house.engine.url.database)), autocommit=True) as other:
+            sessions = other.execute(
+                "SELECT state, xact_start FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            ).fetchall()
+        house.stop.set()
+        running.result(PATIENCE_SECONDS)
+    assert sessions
+    assert set(sessions) == {("idle", None)}
+
+
+TERMINATE = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+)
+
+
+@on_postgresql
+def test_runs_whose_connections_are_terminated_over_and_over_lose_and_invent_nothing(
+    house: House, postgres: local_postgres.Server
+) -> None:
+    targets = [Target(ORG, f"user {number}") for number in range(8)]
+    for number, target in enumerate(targets):
+        house.see(target, numbered(number, number + 9))
+    terminated = []
+    pause = threading.Event()
+
+    def terminate() -> None:
+        with psycopg.connect(postgres.conninfo(str(house.engine.url.database)), autocommit=True) as other:
+            for _ in range(40):
+                terminated.extend(other.execute(TERMINATE).fetchone() or ())
+                pause.wait(0.003)
+
+    with ThreadPoolExecutor(1) as thread:
+        for number in range(4):
+            house.world.rename(ORG, "9", f"name {number}")
+            terminating = thread.submit(terminate)
+            with contextlib.suppress(DatabaseUnreachable):
+                house.run(*targets)
+            terminating.result(PATIENCE_SECONDS)
+    assert sum(terminated) >= 4
+    house.run(*targets)
+    house.check()
+    assert list(verify(house.engine)) == []
+
+
+REFUSALS = {
+    "wrong password": ("", "authentication failed"),
+    "no such database": ("", "does not exist"),
+    "too many clients": ("ALTER ROLE modest CONNECTION LIMIT 0", "too many connections"),
+    "no right to write": ("REVOKE INSERT, UPDATE ON ALL TABLES IN SCHEMA public FROM modest", "permission denied"),
+}
+
+
+@on_postgresql
+@pytest.mark.parametrize("trouble", REFUSALS)
+def test_what_postgresql_refuses_is_one_sentence_and_exit_3(
+    flowtrail: Program, database_url: str, postgres: local_postgres.Server, trouble: str
+) -> None:
+    order, said = REFUSALS[trouble]
+    database = str(make_url(database_url).database)
+    with psycopg.connect(postgres.conninfo(database), autocommit=True) as admin:
+        admin.execute("CREATE ROLE modest LOGIN PASSWORD 'hush-hush'")
+        try:
+            admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO modest")
+            admin.execute(order) if order else None
+            password = "wrong-hush" if trouble == "wrong password" else "hush-hush"
+            name = "missing" if trouble == "no such database" else database
+            flowtrail.database_url = f"postgresql+psycopg://modest:{password}@127.0.0.1:{postgres.port}/{name}"
+            flowtrail.configure()
+            done = flowtrail("sync")
+        finally:
+            admin.execute("DROP OWNED BY modest")
+            admin.execute("DROP ROLE modest")
+    assert done.returncode == 3, done.stderr
+    assert said in done.stderr
+    assert [line for line in done.stderr.splitlines() if "chmod 600" not in line] == [done.stderr.splitlines()[-1]]
+    assert "hush" not in done.stderr + done.stdout
+
+
+def test_numbers_that_a_failed_transaction_used_up_are_no_gap_in_a_target(engine: Engine, database_url: str) -> None:
+    """The ids of PostgreSQL have holes then; the versions of a target have none, and `verify` looks at those."""
+    diary = Diary(engine, database_url)
+    diary.answer(numbered(1, 3), START)
+    second = diary.judge(diary.fence(), numbered(1, 4), after(hours=1))
+    for _ in range(3):
+        with contextlib.suppress(KeyError), writing(engine) as connection:
+            commit.apply(connection, diary.run_id, [second])
+            raise KeyError
+    assert diary.apply(second) == set()
+    with reading(engine) as connection:
+        rows = connection.execute(text("SELECT id, version FROM change_set ORDER BY id")).all()
+    assert [version for _, version in rows] == [1, 2]
+    assert [number for number, _ in rows] == ([1, 2] if engine.dialect.name == "sqlite" else [1, 5])
+    assert list(verify(engine)) == []
+    diary.check(every_answer=True)
+
+
+NEWS = "SELECT target_id, version FROM change_set WHERE version > :seen AND target_id = :target_id ORDER BY version"
+
+
+@on_postgresql
+def test_a_reader_who_follows_the_versions_of_targets_misses_nothing_that_commits_late(
+    engine: Engine, database_url: str
+) -> None:
+    """Ids are given before the commit, so a later one may be seen first; the versions of one target never are."""
+    diary = Diary(engine, database_url)
+    seen: dict[int, int] = {}
+
+    def follow() -> None:
+        with reading(engine) as connection:
+            for target_id in connection.scalars(text("SELECT id FROM target")).all():
+                known = {"seen": seen.get(target_id, 0), "target_id": target_id}
+                for row in connection.execute(text(NEWS), known):
+                    seen[row.target_id] = row.version
+
+    slow, quick = diary.fence(ALICE), diary.fence(BERTA)
+    late = diary.judge(slow, numbered(1, 3), START)
+    with writing(engine) as connection:
+        commit.apply(connection, diary.run_id, [late])
+        assert diary.apply(diary.judge(quick, numbered(1, 2), START)) == set()
+        follow()
+        assert seen == {quick.target_id: 1}
+    follow()
+    with reading(engine) as connection:
+        ids = dict(connection.execute(text("SELECT target_id, id FROM change_set")).all())
+    assert ids[slow.target_id] < ids[quick.target_id], "a reader who followed the ids would have missed it"
+    assert seen == {quick.target_id: 1, slow.target_id: 1}
+    diary.check(every_answer=True)
+
+
+# ----------------------------------------------------------------------------------------------------- the source
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for path in (*(ROOT / "etl").rglob("*.py"), *(ROOT / "migrations").rglob("*.py")):
+        yield path, ast.parse(path.read_text("utf-8"))
+
+
+UNSAFE = {"pickle", "shelve", "marshal", "yaml", "dill", "multiprocessing", "os.fork", "os.forkpty"}
+
+
+def test_nothing_is_unpickled_and_nothing_is_forked() -> None:
+    """Neither code hidden in data, nor a connection that two processes share."""
+    found = set()
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {f"{node.module}", f"{node.module}.{node.names[0].name}"}
+            elif isinstance(node, ast.Attribute):
+                names = {ast.unparse(node)}
+            else:
+                continue
+            found |= {(path.name, name) for name in names if name in UNSAFE or name.split(".")[0] in UNSAFE - {"os"}}
+    assert found == set()
+
+
+@pytest.mark.parametrize("name", ["core.txt", "all.txt", "dev.txt"])
+def test_every_requirement_is_one_version_with_its_hashes(name: str) -> None:
+    entries = (ROOT / "requirements" / name).read_text().replace("\\\n", " ").splitlines()
+    required = [entry for entry in entries if entry.strip() and not entry.lstrip().startswith("#")]
+    assert len(required) > 20
+    loose = [
+        entry for entry in required if not re.match(r"[A-Za-z0-9_.\[\]-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", entry)
+    ]
+    assert loose == []

@@ -1,0 +1,223 @@
+"""The roles that `flowtrail db grants` prints: what each may do on PostgreSQL, and what it is refused."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.database import connect, grants, upgrade
+from etl.demo.gateway import DemoGateway
+from etl.errors import UsageError
+from etl.schema import metadata
+from tests.support import postgres as local_postgres
+from tests.support.builders import dump, numbered
+from tests.support.postgres import Server
+from tests.support.program import ANN, ORG, SECRET, Program
+
+OWNER, WRITER, READER = "grant_owner", "grant_writer", "grant_reader"
+TRAIL = ("change_set", "workflow_change")
+REWRITES = (
+    "UPDATE change_set SET hash = hash",
+    "DELETE FROM workflow_change",
+    "TRUNCATE change_set, workflow_change",
+    "ALTER TABLE change_set DISABLE TRIGGER ALL",
+    "DROP TRIGGER change_set_no_change ON change_set",
+    "DROP TABLE workflow_change",
+    "CREATE TABLE mine (id int)",
+    "DROP FUNCTION flowtrail_append_only CASCADE",
+)
+
+
+@pytest.fixture(scope="module")
+def conninfo(postgres: Server) -> Iterator[str]:
+    """A database with a target and a version, and the three roles."""
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE granted")
+    engine = connect(postgres.url("granted"))
+    upgrade(engine)
+    engine.dispose()
+    with psycopg.connect(postgres.conninfo("granted"), autocommit=True) as admin:
+        for _ in range(2):  # once more after every upgrade: it must be repeatable
+            for statement in grants(OWNER, WRITER, READER):
+                admin.execute(statement)
+    yield postgres.conninfo("granted")
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:
+        admin.execute("DROP DATABASE granted WITH (FORCE)")
+        for role in (OWNER, WRITER, READER):
+            admin.execute(f"DROP ROLE {role}")
+
+
+def as_role(conninfo: str, role: str, *statements: str) -> None:
+    with psycopg.connect(conninfo) as connection:
+        connection.execute(f"SET ROLE {role}")
+        for statement in statements:
+            connection.execute(statement)
+        connection.rollback()
+
+
+@pytest.mark.parametrize("role", [WRITER, READER])
+@pytest.mark.parametrize("statement", REWRITES)
+def test_neither_writer_nor_reader_can_rewrite_the_trail(conninfo: str, role: str, statement: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        as_role(conninfo, role, statement)
+
+
+@pytest.mark.parametrize("statement", REWRITES[:3])
+def test_even_the_owner_is_stopped_by_the_triggers(conninfo: str, statement: str) -> None:
+    trail = (
+        "INSERT INTO target (org_id, user_id) VALUES ('o', 'u')",
+        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, state_digest, parent_hash, hash) "
+        "SELECT max(id), 1, 1, 'baseline', now(), repeat('0', 64), repeat('0', 64), repeat('1', 64) FROM target",
+        "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
+    )
+    with pytest.raises(psycopg.errors.IntegrityConstraintViolation):
+        as_role(conninfo, OWNER, *trail, statement)
+
+
+def test_the_writer_can_do_all_that_a_sync_does(conninfo: str) -> None:
+    as_role(
+        conninfo,
+        WRITER,
+        "INSERT INTO target (org_id, user_id) VALUES ('o', 'u')",
+        "SELECT id FROM target ORDER BY id FOR UPDATE",
+        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, state_digest, parent_hash, hash) "
+        "SELECT max(id), 1, 1, 'baseline', now(), repeat('0', 64), repeat('0', 64), repeat('1', 64) FROM target",
+        "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
+        "INSERT INTO workflow (target_id, flow_id, first_seen_at, changed_at) VALUES (1, '1', now(), now())",
+        "DELETE FROM workflow",
+        "INSERT INTO lease VALUES ('service', 'me', now())",
+        "SELECT * FROM alembic_version",
+    )
+
+
+@pytest.mark.parametrize("table", sorted(metadata.tables))
+def test_the_writer_may_change_every_table_but_those_of_the_trail(conninfo: str, table: str) -> None:
+    rights = (
+        "SELECT privilege_type FROM pg_class, aclexplode(relacl) "
+        "WHERE oid = %s::regclass AND grantee = %s::regrole ORDER BY 1"
+    )
+    with psycopg.connect(conninfo) as connection:
+        found = [right for (right,) in connection.execute(rights, (table, WRITER))]
+    assert found == (["INSERT", "SELECT"] if table in TRAIL else ["DELETE", "INSERT", "SELECT", "UPDATE"])
+
+
+@pytest.mark.parametrize("table", ["target", "workflow", "change_set", "sync_run", "lease"])
+def test_the_reader_reads_every_view_and_writes_nothing(conninfo: str, table: str) -> None:
+    as_role(conninfo, READER, f"SELECT * FROM {table}", "SELECT * FROM current_workflow", "SELECT * FROM org_workflow")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        as_role(conninfo, READER, f"INSERT INTO {table} DEFAULT VALUES")
+
+
+def test_a_name_that_could_carry_sql_is_refused() -> None:
+    with pytest.raises(UsageError, match="letters, digits and underscores"):
+        list(grants("owner'; DROP TABLE target; --", WRITER, READER))
+
+
+PARTITION = 5_000_000
+"""Change sets to a partition of the trail."""
+DAY = (
+    "sync",
+    "status",
+    "plan",
+    "changes",
+    "flows --as-of 2100-01-01",
+    "export changes",
+    "prune --keep 1d",
+    "check",
+    "db check",
+    "verify",
+)
+OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY = "day_owner", "day_writer", "day_reader"
+
+
+class Days(NamedTuple):
+    """The program, and PostgreSQL's own tools, as one role or another."""
+
+    server: Server
+    program: Program
+
+    def admin(self, *statements: str, database: str = "postgres") -> None:
+        with psycopg.connect(self.server.conninfo(database), autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def work_as(self, role: str, database: str) -> None:
+        self.program.database_url = self.server.url(database).replace("//postgres@", f"//{role}@")
+        self.program.configure()
+
+    def does(self, command: str, exits: int = 0) -> str:
+        done = CliRunner().invoke(app, shlex.split(command))
+        assert done.exit_code == exits, (command, done.output, done.exception)
+        return done.stdout
+
+    def contents(self) -> object:
+        engine = connect(self.program.database_url)
+        try:
+            return dump(engine)
+        finally:
+            engine.dispose()
+
+    def runs(self, line: str) -> None:
+        tools = next(self.server.folder.glob("wheel/*/pginstall*/bin"), local_postgres._installed() / "bin")
+        path = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        done = subprocess.run(line, shell=True, cwd=self.program.folder, env=path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
+    """A database whose roles may do what `flowtrail db grants` says, and the service's role at work."""
+    monkeypatch.chdir(flowtrail.folder)
+    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
+    days = Days(postgres, flowtrail)
+    roles = (OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY)
+    days.admin("CREATE DATABASE day")
+    try:
+        days.work_as("postgres", "day")
+        days.does("db upgrade")
+        days.admin(*grants(*roles), database="day")
+        days.admin(f"ALTER ROLE {WRITER_OF_DAY} LOGIN", f"ALTER ROLE {READER_OF_DAY} LOGIN")
+        days.work_as(WRITER_OF_DAY, "day")
+        yield days
+    finally:
+        days.admin("DROP DATABASE IF EXISTS day_restored WITH (FORCE)", "DROP DATABASE day WITH (FORCE)")
+        days.admin(f"DROP ROLE {', '.join(roles)}")
+
+
+def test_a_days_work_and_a_backup_need_no_more_than_the_role_of_the_service_may(
+    days: Days, gateway: DemoGateway
+) -> None:
+    """With a partition that comes into being meanwhile; who restores it needs the right to make a database."""
+    gateway.world.set_flows(ORG, ANN, numbered(1, 30))
+    days.does("sync")
+    days.admin(f"ALTER SEQUENCE change_set_id_seq RESTART WITH {PARTITION}", database="day")
+    gateway.world.set_flows(ORG, ANN, numbered(2, 32))
+    for command in DAY:
+        days.does(command)
+    gateway.world.set_flows(ORG, ANN, numbered(20, 32))
+    days.does("sync", 1)
+    days.does(f"guard approve {ORG} {ANN} --expect any --by somebody")
+    before = days.contents()
+
+    make, restore = CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()
+    days.runs(make)
+    days.admin(f"ALTER ROLE {WRITER_OF_DAY} CREATEDB")
+    days.runs(restore.replace("NEW", "day_restored"))
+    days.work_as(WRITER_OF_DAY, "day_restored")
+    assert days.contents() == before
+    for command in DAY:
+        days.does(command)
+
+
+def test_the_reader_may_make_a_backup_too(days: Days) -> None:
+    days.does("sync")
+    days.work_as(READER_OF_DAY, "day")
+    days.runs(CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()[0])

@@ -1,0 +1,91 @@
+"""The log says the same only once a minute, whoever says it, and how often it was left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from etl import log
+
+
+@pytest.fixture
+def passed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let seconds pass, by the clock that the log looks at."""
+    now = [1000.0]
+    monkeypatch.setattr("etl.log.time.monotonic", lambda: now[0])
+
+    def let_pass(seconds: float) -> None:
+        now[0] += seconds
+
+    return let_pass
+
+
+@pytest.fixture
+def lines(passed: Callable[[float], None]) -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    log.configure("INFO", "json", stream)
+    yield stream
+    structlog.reset_defaults()
+
+
+def entries(lines: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.getvalue().splitlines()]
+
+
+def test_a_warning_that_is_repeated_is_logged_once_a_minute_and_counted(
+    lines: io.StringIO, passed: Callable[[float], None]
+) -> None:
+    mine = structlog.get_logger("etl.web")
+    for number in range(50):
+        mine.warning("page_failed", path=f"/trail?{number}", error="the database is locked")
+        passed(1)
+    assert len(entries(lines)) == 1
+    passed(60)
+    mine.warning("page_failed", path="/", error="the database is locked")
+    assert [entry.get("left_out") for entry in entries(lines)] == [None, 49]
+
+
+def test_what_differs_what_belongs_to_a_run_and_what_is_no_complaint_is_logged_each_time(lines: io.StringIO) -> None:
+    mine = structlog.get_logger("etl.service.replica")
+    for schedule in ("north", "south"):
+        for run_id in (1, 2):
+            mine.error("run_failed", schedule=schedule, error="away")
+            mine.warning("target_not_through", run_id=run_id, target="o1/ann")
+            mine.info("listening")
+    said = [entry["event"] for entry in entries(lines)]
+    assert said == ["run_failed", "target_not_through", "listening", "target_not_through", "listening"] * 2
+
+
+def test_a_library_that_fails_in_a_loop_is_heard_once_a_minute(
+    lines: io.StringIO, passed: Callable[[float], None]
+) -> None:
+    theirs = logging.getLogger("uvicorn.error")
+    for kind in (ValueError, KeyError):
+        for number in range(20):
+            try:
+                raise kind(number)
+            except Exception:
+                theirs.exception("Exception in ASGI application")
+            theirs.warning("%s is no request", number)
+    passed(61)
+    theirs.warning("%s is no request", "This")
+    said = [(entry["event"], "traceback" in entry) for entry in entries(lines)]
+    assert said == [
+        ("Exception in ASGI application", True),
+        ("0 is no request", False),
+        ("Exception in ASGI application", True),
+        ("This is no request (and 39 times more since)", False),
+    ]
+
+
+def test_many_different_warnings_take_no_more_memory_than_a_thousand(lines: io.StringIO) -> None:
+    repeats = log.Repeats()
+    for number in range(5000):
+        assert repeats.filter(logging.makeLogRecord({"levelno": logging.ERROR, "msg": f"number {number}"}))
+    assert len(repeats._passed) <= 1000

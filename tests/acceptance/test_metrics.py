@@ -1,0 +1,351 @@
+"""What `serve` tells Prometheus, and the documentation, alert rules and dashboard that build on it."""
+
+from __future__ import annotations
+
+import ast
+import datetime as dt
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from etl import config
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.model import Target
+from etl.gateway import errors, faults
+from etl.report.health import HealthSnapshot, Overdue
+from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
+from tests.support.builders import numbered
+from tests.support.program import KEY, SECRET, Program, Running, free_port
+
+ROOT = Path(__file__).parents[2]
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
+BOARD = ROOT / "deploy" / "grafana" / "flowtrail.json"
+ORG, ANN, BOB = "org-canary", "ann-canary", "bob-canary"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[DemoGateway]:
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, numbered(1, 30))
+    world.set_flows(ORG, BOB, numbered(1, 2))
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def flowtrail(tmp_path_factory: pytest.TempPathFactory, gateway: DemoGateway) -> Program:
+    program = Program(tmp_path_factory.mktemp("service"), gateway.url)
+    program.configure()
+    program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
+    return program
+
+
+@pytest.fixture(scope="module")
+def service(flowtrail: Program) -> Iterator[Running]:
+    """One service for all of these tests."""
+    flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
+    service = flowtrail.start("serve")
+    service.wait_for("run_ended", times=2)
+    yield service
+    assert service.stop() == 0
+
+
+def scraped(service: Running) -> Samples:
+    """Every sample, by its name and its labels."""
+    return of(service.get("/metrics")[1])
+
+
+def of(exposition: str) -> Samples:
+    families = text_string_to_metric_families(exposition)
+    return {(each.name, frozenset(each.labels.items())): each.value for family in families for each in family.samples}
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples[f"flowtrail_{name}", frozenset(labels.items())]
+
+
+def names(samples: Samples) -> set[str]:
+    return {name for name, _ in samples}
+
+
+# --------------------------------------------------------------------------------------------------- what is told
+
+
+def test_runs_requests_and_what_the_database_says_are_told(service: Running, gateway: DemoGateway) -> None:
+    before = scraped(service)
+    gateway.order(Fault("code", code=62109, user=ANN, times=1))
+    gateway.order(Fault("code", code=4711, user=BOB, times=2))
+    gateway.order(Fault("empty", user=BOB, times=1))
+    gateway.world.set_flows(ORG, ANN, numbered(1, 10))
+    gateway.world.set_cycle(ORG, "1", "H")
+    service.wait_for("run_ended", lambda entry: entry.get("held") == 1, times=2)
+    now = scraped(service)
+
+    def rise(name: str, **labels: str) -> float:
+        return value(now, name, **labels) - before.get((f"flowtrail_{name}", frozenset(labels.items())), 0)
+
+    assert value(now, "runs_total", schedule="plants", status="succeeded") >= 1
+    assert value(now, "run_duration_seconds_count", schedule="plants") >= 3
+    assert rise("changes_total", kind="cycle_changed") >= 1
+    assert value(now, "changes_total", kind="baseline") == 32
+    assert rise("run_targets_total", verdict="held") >= 1
+    assert rise("run_second_questions_total") == 2
+    assert rise("gateway_retries_total") >= 1
+    assert rise("gateway_errors_total", call="flows", error_code="62109") == 1
+    assert rise("gateway_errors_total", call="flows", error_code="other") == 2, "4711 is nobody's code"
+    assert rise("run_failures_total", error_code="other") == 1
+    assert rise("gateway_request_duration_seconds_count", call="flows") >= 4
+    assert value(now, "gateway_token_renewals_total") == 1
+    assert rise("database_apply_duration_seconds_count") >= 2
+    assert (value(now, "targets"), value(now, "targets_held"), value(now, "held_removals")) == (2, 1, 20)
+    assert (value(now, "role", role="active"), value(now, "role", role="standing_by")) == (1, 0)
+    assert value(now, "health", check="alive") == value(now, "health", check="ready") == value(now, "database_up") == 1
+    assert now["process_resident_memory_bytes", frozenset()] > 1e6
+
+
+def test_no_label_has_a_target_a_user_or_a_workflow_in_it(service: Running) -> None:
+    labels = {label for _, labels in scraped(service) for label in labels}
+    assert {"schedule", "verdict", "kind", "status", "role", "check", "call", "error_code"} <= dict(labels).keys()
+    assert not re.findall("canary", service.get("/metrics")[1])
+
+
+def test_every_replica_tells_the_same_of_the_database_and_status_agrees(service: Running, flowtrail: Program) -> None:
+    """Also what a `sync` on the command line did, of which the service knows only from the database."""
+    flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
+    standby = flowtrail.start("serve")
+    standby.wait_for("standing_by")
+    flowtrail("sync")
+    mine, other = scraped(service), scraped(standby)
+    said = flowtrail.json("status")
+    read = ("targets", "targets_held", "held_removals", "targets_refused", "targets_failing", "listed_workflows")
+    assert {name: value(mine, name) for name in read} == {name: value(other, name) for name in read}
+    assert value(other, "role", role="standing_by") == 1
+    freshness = said["freshness"]
+    assert value(other, "held_removals") == freshness["held_removals"]
+    assert value(other, "targets_failing") == freshness["failing"]
+    assert any(_agree_on_overdue(standby, flowtrail) for _ in range(5)), "of a slot a second, one may pass between them"
+    succeeded = dt.datetime.fromisoformat(said["schedules"][0]["last_success_at"]).timestamp()
+    assert 0 <= succeeded - value(other, "schedule_last_success_timestamp_seconds", schedule="plants") < 60
+    assert "flowtrail_runs_total" not in names(other), "it ran nothing"
+    assert standby.stop() == 0
+
+
+def _agree_on_overdue(replica: Running, flowtrail: Program) -> bool:
+    said = flowtrail.json("status")["schedules"][0]["overdue"]
+    return value(scraped(replica), "targets_overdue", schedule="plants") == said
+
+
+def test_openmetrics_is_told_to_who_asks_for_it(service: Running) -> None:
+    body = service.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")[1]
+    assert body.endswith("# EOF\n")
+
+
+def test_every_code_that_the_gateway_client_gives_is_told_apart() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in (ROOT / "etl").rglob("*.py") if "demo" not in path.parts)
+    literal = {each.value.value for each in ast.walk(ast.parse(source)) if _is_code(each)}
+    translated = {code for _, code, _ in errors._MEANINGS}
+    assert {"timeout", "malformed", "gateway_down"} <= literal | translated
+    known = literal | translated | {str(code) for code in faults._CODES} | {f"http_{s}" for s in faults._STATUSES}
+    assert known <= CODES
+
+
+def _is_code(node: ast.AST) -> bool:
+    return isinstance(node, ast.keyword) and node.arg == "code" and isinstance(node.value, ast.Constant)
+
+
+def status_now(**known: Any) -> ServiceStatus:
+    nothing = {
+        "role": "active",
+        "alive": True,
+        "ready": True,
+        "database_up": True,
+        "runs_under_way": 0,
+        "conditions": {},
+    }
+    return ServiceStatus(**{**nothing, "clock_skew_seconds": None, "vitals": None, **known})
+
+
+def vitals(**known: Any) -> HealthSnapshot:
+    counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
+    times = ("last_observation_at", "last_change_at", "ahead_until", "damage")
+    return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
+
+
+def test_what_the_database_does_not_say_is_left_out() -> None:
+    metrics = Metrics()
+    metrics.watch(lambda: status_now(role="database_unreachable", ready=False, database_up=False))
+    told = metrics.render("")[0].decode()
+    assert 'flowtrail_health{check="fresh"} 0.0' in told
+    assert not re.search("^flowtrail_(targets|held_removals|last_observation|gateway_clock_skew)", told, re.MULTILINE)
+
+
+def test_the_schedules_beyond_a_thousand_are_told_together() -> None:
+    names = [f"s{number:04}" for number in range(MOST_SCHEDULES + 2)]
+    at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    success = {name: at + dt.timedelta(minutes=number) for number, name in enumerate(names)}
+    late = tuple(Overdue(name, Target("o1", "ann"), None, None, None) for name in (names[0], *names[-2:]))
+    metrics = Metrics()
+    metrics.know(names)
+    metrics.watch(lambda: status_now(vitals=vitals(last_success_at=success, overdue=late)))
+    for name in names:
+        metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures={})
+    samples = of(metrics.render("")[0].decode())
+    schedules = {dict(labels)["schedule"] for _, labels in samples if "schedule" in dict(labels)}
+    assert schedules == {*names[:MOST_SCHEDULES], OTHERS}
+    assert value(samples, "runs_total", schedule=OTHERS, status="succeeded") == 2
+    overdue = [value(samples, "targets_overdue", schedule=each) for each in (names[0], names[1], OTHERS)]
+    assert overdue == [1, 0, 2]
+    oldest = value(samples, "schedule_last_success_timestamp_seconds", schedule=OTHERS)
+    assert oldest == success[names[MOST_SCHEDULES]].timestamp()
+
+
+# --------------------------------------------------------------------------------------------------- what builds on it
+
+
+def exported(service: Running) -> dict[str, tuple[str, frozenset[str]]]:
+    """The type and the labels of each metric; what has no sample yet has no labels here."""
+    found = {}
+    for family in text_string_to_metric_families(service.get("/metrics")[1]):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[name] = (family.type, frozenset(labels))
+    return found
+
+
+def documented() -> dict[str, tuple[str, frozenset[str]]]:
+    page = (ROOT / "docs/metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+
+
+def test_the_documented_metrics_are_those_that_a_service_tells(service: Running) -> None:
+    assert documented() == exported(service)
+
+
+def queried(expression: str) -> set[str]:
+    """The metrics that an expression names; those of a histogram or summary by their family."""
+    found = re.findall(r"\b(?:flowtrail|process)_\w+", expression)
+    kinds = {name: kind for name, (kind, _) in documented().items()}
+    bases = {name: re.sub("_(bucket|sum|count)$", "", name) for name in found}
+    return {base if kinds.get(base) in ("histogram", "summary") else name for name, base in bases.items()}
+
+
+def rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"] for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    return list(json.loads(BOARD.read_text("utf-8"))["panels"])
+
+
+def expressions() -> dict[str, str]:
+    """Everything that is asked of Prometheus, by where it stands."""
+    of_rules = {rule["alert"]: rule["expr"] for rule in rules()}
+    return of_rules | {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in panels()
+        for target in panel.get("targets", ())
+    }
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_a_service_tells(service: Running) -> None:
+    there = exported(service)
+    asked = {place: queried(expression) for place, expression in expressions().items()}
+    assert all(asked.values()), asked
+    assert {place: missing for place, found in asked.items() if (missing := found - there.keys())} == {}
+    assert set().union(*asked.values()) >= {name for name in there if name.startswith("flowtrail_")}, "none unseen"
+
+
+def test_the_dashboard_picks_labels_that_the_metrics_have() -> None:
+    of_prometheus = {"job", "instance", "le"}
+    known = documented()
+    for place, expression in expressions().items():
+        had = set().union(*(known[name][1] for name in queried(expression)), of_prometheus)
+        grouped = re.findall(r"\b(?:by|on|ignoring|without) \(([^)]*)\)", expression)
+        picked = {label.strip() for group in grouped for label in group.split(",")}
+        picked |= set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression))
+        assert picked <= had, place
+
+
+def test_every_alert_says_what_is_wrong_and_has_a_runbook() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text("utf-8")
+    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", page, re.MULTILINE)}
+    for rule in rules():
+        assert set(rule) == {"alert", "expr", "for", "labels", "annotations"} or rule["alert"].endswith("Refused")
+        assert rule["labels"].keys() == {"severity"}
+        assert rule["labels"]["severity"] in ("critical", "warning")
+        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
+    assert headings - {"who"} == {rule["alert"].lower() for rule in rules()}
+
+
+def test_the_dashboard_is_one_that_grafana_can_show() -> None:
+    board = json.loads(BOARD.read_text("utf-8"))
+    assert {each["name"] for each in board["templating"]["list"]} == {"datasource", "job"}
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+    for panel in panels():
+        assert panel["type"] in ("row", "stat", "timeseries")
+        assert panel["type"] == "row" or panel["datasource"]["uid"] == "${datasource}"
+        assert 0 <= panel["gridPos"]["x"] <= 24 - panel["gridPos"]["w"]
+    assert not [(a["title"], b["title"]) for a, b in combinations(panels(), 2) if overlap(a["gridPos"], b["gridPos"])]
+
+
+def overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    return all(one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in ("xw", "yh"))
+
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="NOT TESTED: there is no promtool here (Debian package prometheus)"
+)
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(["promtool", *arguments], cwd=ALERTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_the_alert_rules_are_valid_and_fire_when_they_should() -> None:
+    promtool("check", "rules", ALERTS.name)
+    promtool("test", "rules", "alerts_test.yml")
+
+
+@needs_promtool
+def test_the_expressions_of_the_dashboard_are_valid(tmp_path: Path) -> None:
+    asked = [expression for place, expression in expressions().items() if not place.startswith("Flowtrail")]
+    plain = [each.replace("$__rate_interval", "5m").replace("$job", ".+") for each in asked]
+    recorded = [{"record": f"panel:{number}", "expr": each} for number, each in enumerate(plain)]
+    rules_file = tmp_path / "panels.yml"
+    rules_file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    promtool("check", "rules", str(rules_file))
+
+
+@needs_promtool
+def test_the_metrics_follow_prometheus_customs(service: Running) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=service.get("/metrics")[1], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_hosts_of_the_documentation_are_settings(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/monitoring.md").read_text("utf-8"), re.DOTALL)
+    file = tmp_path / "flowtrail.toml"
+    file.write_text('[gateway]\nurl = "https://apim.example.com"\nauth = "none"\n' + example)
+    from_file = config.load(file, {}).service.hosts
+    assert from_file == ("flowtrail", "flowtrail.monitoring.svc", "flowtrail.example.com")
+    environ = {"FLOWTRAIL_SERVICE__HOSTS": "flowtrail, Flowtrail.example.com."}
+    assert config.load(file, environ).service.hosts == ("flowtrail", "flowtrail.example.com")

@@ -1,0 +1,308 @@
+"""Notifications and pings as an operator meets them: settings, `check`, `notify --test`, and `serve` as a process."""
+
+from __future__ import annotations
+
+import datetime as dt
+import email
+import email.policy
+import json
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiosmtpd.controller import Controller
+from typer.testing import CliRunner, Result
+
+from etl import config
+from etl.cli import app
+from etl.cli.application import Application
+from etl.cli.notify import Notifications, understood
+from etl.config import NotifySettings, Schedule, Secret, Settings
+from etl.config.slots import Every
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.domain.model import RunStatus
+from etl.errors import ConfigError, UsageError
+from etl.notify import Message, Pinger, Receiver, receivers
+from etl.store import Store
+from etl.sync import RunReport, Tally
+from tests.support.program import ANN, ORG, SECRET, Program
+from tests.support.receiver import HttpReceiver
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+URL = "json://someone:pass-canary@127.0.0.1:9/path-canary"
+
+
+def settings_of(tmp_path: Path, more: str, **environment: str) -> Settings:
+    file = tmp_path / "flowtrail.toml"
+    file.write_text(f'[gateway]\nurl = "https://gw.example.com"\nauth = "none"\n{more}\n')
+    file.chmod(0o600)
+    return config.load(file, environment)
+
+
+def problems(tmp_path: Path, more: str, **environment: str) -> str:
+    with pytest.raises(ConfigError) as raised:
+        settings_of(tmp_path, more, **environment)
+    assert "canary" not in str(raised.value)
+    return str(raised.value).replace(f"{tmp_path}/", "")
+
+
+def test_receivers_are_read_and_their_addresses_print_as_stars(tmp_path: Path) -> None:
+    two = f'[[notify]]\nurls = ["{URL}", "{URL}"]\n[[notify]]\nurls_file = "urls"\non = ["held"]\norgs = ["o1"]'
+    (tmp_path / "urls").write_text("# for the team\nslack://canary/1/2\n\nmailto://canary@example.com\n")
+    settings = settings_of(tmp_path, two)
+    first, second = settings.notify
+    assert [url.reveal() for url in first.urls] == [URL]
+    assert first.on == ("cycle_changed", "removed", "held", "failed", "overdue")
+    assert [url.reveal() for url in second.urls] == ["slack://canary/1/2", "mailto://canary@example.com"]
+    assert (second.on, second.orgs) == (("held",), ("o1",))
+    assert "canary" not in f"{settings!r}"
+    assert any("urls is open to others" in warning for warning in settings.warnings)
+
+
+def test_the_environment_speaks_of_the_only_receivers_or_makes_some(tmp_path: Path) -> None:
+    made = settings_of(tmp_path, "", FLOWTRAIL_NOTIFY__URLS=f"{URL}\nslack://a/b/c", FLOWTRAIL_NOTIFY__ON="held failed")
+    assert (len(made.notify[0].urls), made.notify[0].on) == (2, ("held", "failed"))
+    replaced = settings_of(tmp_path, '[[notify]]\nurls_file = "nowhere"\norgs = ["o1"]', FLOWTRAIL_NOTIFY__URLS=URL)
+    assert (replaced.notify[0].urls, replaced.notify[0].orgs) == ((Secret(URL),), ("o1",))
+    several = f'[[notify]]\nurls = ["{URL}"]\n' * 2
+    assert "does not say which of 2 [[notify]]" in problems(tmp_path, several, FLOWTRAIL_NOTIFY__URLS=URL)
+
+
+WRONG = {
+    "[notify]\nurls = []": "flowtrail.toml: notify: may be given more than once: write [[notify]], with two brackets",
+    "[[notify]]": "flowtrail.toml: notify[1].urls: is missing",
+    '[[notify]]\nurls = ["canary"]': "flowtrail.toml: notify[1].urls: must be a list of addresses",
+    f'[[notify]]\nurls = ["{URL}"]\non = ["remove"]': 'there is no kind "remove": do you mean removed?',
+    f'[[notify]]\nurls = ["{URL}"]\nurl = 1': "notify[1].url: there is no such setting: do you mean urls?",
+    f'[[notify]]\nurls = ["{URL}"]\nurls_file = "x"': "notify[1].urls_file: is one list too many beside urls",
+    '[[notify]]\nurls_file = "empty"': "empty is empty: give it one address a line",
+    '[[notify]]\nurls_file = "nowhere"': "nowhere cannot be read: No such file or directory",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_with_receivers_is_said_with_its_place(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "empty").write_text("# nothing\n")
+    assert WRONG[wrong] in problems(tmp_path, wrong)
+
+
+def test_a_ping_url_that_is_none_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "schedules").mkdir()
+    file = tmp_path / "schedules" / "plants.toml"
+    file.write_text('every = "1h"\nping_url = "hc-ping.com/canary"\n[[targets]]\norg = "o"\nusers = ["u"]\n')
+    with pytest.raises(ConfigError, match=r"ping_url: must be an address such as") as raised:
+        config.load_schedules(settings_of(tmp_path, ""))
+    assert "canary" not in str(raised.value)
+
+
+# ------------------------------------------------------------------------------------------------ check and --test
+
+
+def test_an_address_that_apprise_does_not_understand_is_named_without_it(tmp_path: Path) -> None:
+    urls = (Secret("nonsense://canary"), Secret("slack://canary"), Secret(URL))
+    found = dict(understood(_settings(tmp_path, urls)))
+    assert list(found) == ["notify[1] 1 nonsense://***", "notify[1] 2 slack://***", "notify[1] 3 json://***"]
+    assert [bool(wrong) for wrong in found.values()] == [True, True, False]
+    assert "canary" not in str(found)
+
+
+def test_without_the_extra_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    found = list(understood(_settings(tmp_path, (Secret(URL),))))
+    assert found == [("notify", "Notifications need apprise: pip install 'flowtrail[notify]'")]
+
+
+def _settings(tmp_path: Path, urls: tuple[Secret, ...]) -> Settings:
+    return msgspec.structs.replace(settings_of(tmp_path, ""), notify=(NotifySettings(urls=urls),))
+
+
+def here(flowtrail: Program, *arguments: str) -> Result:
+    """The command in this process."""
+    environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "COLUMNS": "200"}
+    return CliRunner().invoke(app, ["--config", str(flowtrail.folder / "flowtrail.toml"), *arguments], env=environment)
+
+
+def test_notify_test_tries_every_receiver_and_says_which_failed(flowtrail: Program, receiver: HttpReceiver) -> None:
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}"]')
+    tried = here(flowtrail, "notify", "--test", "--json")
+    assert json.loads(tried.stdout) == [{"receiver": "notify[1] json://***", "ok": True, "error": None}]
+    assert (tried.exit_code, receiver.titles) == (0, ["Flowtrail: a test"])
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}", "{URL}"]')
+    tried = here(flowtrail, "notify", "--test")
+    assert tried.exit_code == 1
+    assert "ok  notify[1] 1 json://***: sent" in tried.stdout
+    assert "BAD notify[1] 2 json://***: A Connection error occurred" in tried.stdout
+    assert "canary" not in tried.output
+
+
+def test_notify_without_receivers_says_where_one_is_explained(flowtrail: Program) -> None:
+    with pytest.raises(UsageError, match=r"no \[\[notify\]\] in the settings: docs/notify.md"):
+        raise here(flowtrail, "notify", "--test").exception or AssertionError
+
+
+def test_check_tries_to_understand_the_addresses(flowtrail: Program) -> None:
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}", "nonsense://canary"]')
+    checked = here(flowtrail, "check")
+    assert checked.exit_code == 1
+    assert "ok  notify[1] 1 json://***: understood" in checked.stdout
+    assert "BAD notify[1] 2 nonsense://***: no receiver can be made of it" in checked.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- serve
+
+
+def test_serve_tells_of_a_change_and_pings_start_and_success(
+    flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
+) -> None:
+    with HttpReceiver() as outside:
+        ping = f'ping_url = "http://127.0.0.1:{outside.port}/ping-canary/"'
+        flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}"]')
+        flowtrail.schedule("plants", [(ORG, [ANN])], when=f'every = "1s"\n{ping}')
+        service = flowtrail.start("serve")
+        service.wait_for("run_ended")
+        gateway.world.set_cycle(ORG, "1", "H")
+        told = receiver.wait_for(1)[0]
+        assert told.title == "Flowtrail plants: 1 cycle changed"
+        assert "  o1 1 one: day to hour (ann)" in told.message
+        started, succeeded = outside.wait_for(2)
+        assert (started.path, started.body) == ("/ping-canary/start", "")
+        assert succeeded.path == "/ping-canary"
+        assert succeeded.body.startswith("Run 1 succeeded: 1 targets; 1 changed, 1 baseline")
+        gateway.order(Fault("status", status=403, times=None))
+        failed = service.wait_for("run_ended", lambda entry: entry["status"] == "failed")
+        assert receiver.wait_for(2)[1].title == "Flowtrail plants: 1 failed"
+        with pytest.raises(UsageError, match="is active, and tells them by itself"):
+            raise here(flowtrail, "notify").exception or AssertionError
+        assert service.stop() == 0
+        assert f"Run {failed['run_id']} failed: 1 targets; 1 failed." in [got.body for got in outside.got]
+        assert "canary" not in json.dumps(service.log)
+
+
+def test_what_was_sent_but_not_noted_when_the_process_was_killed_is_sent_again(
+    flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
+) -> None:
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}?rto=60"]\non = ["cycle_changed"]')
+    assert here(flowtrail, "sync").exit_code == 0
+    gateway.world.set_cycle(ORG, "1", "H")
+    assert here(flowtrail, "sync").exit_code == 0
+    assert receiver.got == [], "sync leaves telling to the service, or to whoever runs notify"
+    receiver.hold = True
+    killed = flowtrail.start("notify")
+    receiver.wait_for(1)
+    killed.stop(signal.SIGKILL)
+    receiver.hold = False
+    receiver.let_go()
+    for _ in range(2):
+        assert here(flowtrail, "notify").exit_code == 0
+    assert receiver.titles == ["Flowtrail sync: 1 cycle changed"] * 2, "then it was noted, and told nobody again"
+
+
+def test_serve_syncs_without_the_extra_and_says_what_is_missing(flowtrail: Program) -> None:
+    flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}"]')
+    hidden = flowtrail.folder / "without" / "apprise"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('not installed')")
+    service = flowtrail.start("serve", PYTHONPATH=str(hidden.parent))
+    said = service.wait_for("cannot_notify")
+    assert said["why"] == "Notifications need apprise: pip install 'flowtrail[notify]'"
+    service.wait_for("run_ended")
+    assert service.stop() == 0
+
+
+# -------------------------------------------------------------------------------------------------------- mail
+
+
+class Mailbox:
+    """What a real SMTP server delivers to."""
+
+    def __init__(self) -> None:
+        self.got: list[EmailMessage] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
+        message = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(message, EmailMessage)
+        self.got.append(message)
+        return "250 taken"
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[Mailbox, int]]:
+    handler = Mailbox()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    controller = Controller(handler, hostname="127.0.0.1", port=port)
+    controller.start()
+    yield handler, port
+    controller.stop()
+
+
+def test_a_mail_arrives_as_text_whatever_the_names_in_it_would_like_to_be(mailbox: tuple[Mailbox, int]) -> None:
+    handler, port = mailbox
+    url = f"mailto://127.0.0.1:{port}?from=flowtrail@example.com&to=ops@example.com&mode=insecure"
+    (mail,) = receivers(1, NotifySettings(urls=(Secret(url),)))
+    assert isinstance(mail, Receiver)
+    said = "  o1 1 <script>alert(1)</script> **bold** & 流程: day to hour (ann)\n  o1 2"
+    assert mail.send(Message("Flowtrail plants: 2 cycles changed", said)) is None
+    arrived = handler.got[0]
+    assert arrived["subject"] == "Flowtrail plants: 2 cycles changed"
+    assert arrived["to"] == "ops@example.com"
+    plain, html = arrived.get_body(("plain",)), arrived.get_body(("html",))
+    assert plain is None or "<script>alert(1)</script> **bold** & 流程" in plain.get_content()
+    assert html is None or "<script>" not in html.get_content()
+    assert plain or html
+
+
+# -------------------------------------------------------------------------------------------------------- pings
+
+
+def a_schedule(url: str, name: str = "plants") -> Schedule:
+    return Schedule(name=name, path=Path("x"), slots=Every(dt.timedelta(hours=1)), ping_url=Secret(url))
+
+
+def test_pings_keep_their_order_and_their_query(receiver: HttpReceiver) -> None:
+    pinger = Pinger()
+    schedule = a_schedule(f"http://127.0.0.1:{receiver.port}/key/slug?create=1")
+    pinger.started(schedule)
+    pinger.failed(schedule, "the database is away")
+    pinger.succeeded(schedule, "all is well")
+    pinger.stop()
+    assert [(got.path, got.body) for got in receiver.wait_for(3)] == [
+        ("/key/slug/start?create=1", ""),
+        ("/key/slug/fail?create=1", "the database is away"),
+        ("/key/slug?create=1", "all is well"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "paths"), [("succeeded", ["/x"]), ("partial", ["/x"]), ("failed", ["/x/fail"]), ("aborted", [])]
+)
+def test_a_run_pings_how_it_ended_and_one_that_a_stop_cut_short_not_at_all(
+    tmp_path: Path, receiver: HttpReceiver, status: RunStatus, paths: list[str]
+) -> None:
+    schedule = a_schedule(f"http://127.0.0.1:{receiver.port}/x")
+    report = RunReport(run_id=1, status=status, duration_seconds=1, targets=0, tally=Tally())
+    with Application(settings_of(tmp_path, "")) as bench:
+        notifications = Notifications(bench, Store(bench.engine))
+        with notifications.of(None):  # type: ignore[arg-type]  # nobody is notified here
+            notifications.finished(report, schedule)
+            notifications.crashed(schedule, "the database is away")
+    assert [got.path for got in receiver.wait_for(len(paths) + 1)] == [*paths, "/x/fail"]
+
+
+def test_a_ping_that_hangs_delays_nobody(receiver: HttpReceiver) -> None:
+    receiver.hold = True
+    pinger = Pinger()
+    pinger.started(a_schedule(f"http://127.0.0.1:{receiver.port}/"))
+    receiver.wait_for(1)
+    for _ in range(2000):
+        pinger.started(a_schedule(f"http://127.0.0.1:{receiver.port}/"))
+    receiver.let_go()

@@ -1,0 +1,403 @@
+"""Every question of docs/sql.md gets its exact answer from a known history, wherever people would ask it."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from etl.database import reading
+from etl.domain import verdict
+from etl.domain.guard import Limits
+from etl.domain.model import Flow, Outcome, RunStatus, Target
+from etl.errors import Refused
+from etl.store import NewRun, Store
+from tests.support import builders
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
+ALICE, BOB, CAROL = (Target("o-solar", user) for user in ("alice", "bob", "carol"))
+DORA, ERIK, FRED = (Target("o-wind", user) for user in ("dora", "erik", "fred"))
+LIMITS = Limits(min_removed=2, max_removed_share=0.4)
+COVERAGE_GAP = dt.timedelta(days=35)
+FLAGS = {"editable": dict.fromkeys(("0", "f", "False"), "no") | dict.fromkeys(("1", "t", "True"), "yes")}
+"""How the programs write what is true of a column, and what is not."""
+
+
+class Question(NamedTuple):
+    """What the page asks, and how."""
+
+    title: str
+    meaning: str
+    sql: str
+
+
+QUESTIONS = [
+    Question(*found)
+    for found in re.findall(r"^## ([^\n]+\?)\n\n(.*?)\n\n```sql\n(.*?)```$", PAGE, re.DOTALL | re.MULTILINE)
+]
+
+Rows = list[tuple[str, ...]]
+"""Everything as text: times in UTC to the second, flags as yes and no, null as an empty string."""
+
+ANSWERS: Mapping[str, Rows] = {
+    "Who lost access last week?": [
+        ("o-solar", "bob", "1", "map", "2026-03-25 12:00:00"),
+    ],
+    "Which daily workflows became hourly this quarter?": [
+        ("o-solar", "1", "map", "2026-01-05 11:59:58", "2026-02-02 12:00:00"),
+    ],
+    "What was there on 31 March?": [
+        ("o-solar", "alice", "", "1", "map", "H"),
+        ("o-solar", "alice", "", "2", "reduce", "H"),
+        ("o-solar", "alice", "", "3", "join_all", "D"),
+        ("o-solar", "bob", "", "3", "join_all", "D"),
+        ("o-solar", "carol", "", "1", "map", "H"),
+        ("o-solar", "carol", "", "6", "report", "M"),
+        ("o-wind", "dora", "", "7", "load", "D"),
+        ("o-wind", "dora", "", "9", "merge", "H"),
+    ],
+    "Which targets can I not trust today?": [
+        ("o-solar", "alice", "", "2026-03-25 12:00:00", "1", "62109", "0"),
+        ("o-wind", "dora", "", "2026-03-25 12:00:00", "0", "", "2"),
+    ],
+    "Which workflows can nobody edit?": [
+        ("o-solar", "2", "reduce", "1"),
+        ("o-solar", "6", "report", "1"),
+    ],
+    "What changed in an organisation on one day, each thing once?": [
+        ("2026-03-25 12:00:00", "8", "disappeared", "", "clean", "", "M", ""),
+        ("2026-03-25 12:00:00", "9", "cycle_changed", "", "merge", "merge", "mi", "H"),
+    ],
+    "When was nobody looking?": [
+        ("o-wind", "erik", "", "2026-01-05 12:00:00", "2026-03-02 12:00:00"),
+        ("o-solar", "alice", "", "2026-03-02 12:00:00", "2026-03-17 12:00:00"),
+        ("o-solar", "alice", "", "2026-03-25 12:00:00", ""),
+        ("o-wind", "dora", "", "2026-03-25 12:00:00", ""),
+    ],
+    "In which gaps did something change?": [
+        ("o-solar", "alice", "", "2026-03-02 12:00:00", "2026-03-17 12:00:00"),
+    ],
+    "Which were the busiest days?": [
+        ("2026-02-02", "3"),
+        ("2026-03-02", "3"),
+        ("2026-03-25", "3"),
+    ],
+    "Which workflows flap?": [
+        ("o-wind", "8", "2", "2026-03-02 12:00:00", "2026-03-25 12:00:00"),
+    ],
+    "How long did a workflow live?": [
+        ("o-solar", "4", "2026-01-05 12:00:00", "2026-03-17 12:00:00"),
+        ("o-solar", "5", "2026-02-02 12:00:00", "2026-03-17 12:00:00"),
+        ("o-wind", "8", "2026-01-05 12:00:00", "2026-03-25 12:00:00"),
+    ],
+    "What was a workflow's life?": [
+        ("alice", "map", "D", "baseline", "2026-01-05 12:00:00", "2026-02-02 12:00:00"),
+        ("alice", "map", "H", "cycle_changed", "2026-02-02 12:00:00", ""),
+        ("bob", "map", "D", "baseline", "2026-01-05 12:00:00", "2026-02-02 12:00:00"),
+        ("bob", "map", "H", "cycle_changed", "2026-02-02 12:00:00", "2026-03-25 12:00:00"),
+        ("carol", "map", "H", "baseline", "2026-03-25 12:00:00", ""),
+    ],
+    "Who sees a workflow?": [
+        ("alice", "join_all", "day", "yes"),
+        ("bob", "join_all", "day", "no"),
+    ],
+    "Which users see nothing?": [
+        ("o-wind", "fred", "2026-03-31 12:00:00"),
+    ],
+    "What does one user see that another does not?": [
+        ("1", "map"),
+        ("2", "reduce"),
+    ],
+    "Which workflows hang on a single user?": [
+        ("o-solar", "2", "reduce", "alice"),
+        ("o-wind", "7", "load", "dora"),
+    ],
+    "Which runs failed, and why?": [
+        ("2026-02-02 12:00:00", "command", "partial", "o-wind", "erik", "failed", "62109", "internal error"),
+        (
+            "2026-03-16 12:00:00",
+            "command",
+            "partial",
+            "o-solar",
+            "alice",
+            "held",
+            "guard",
+            "2 of 5 workflows are missing",
+        ),
+        ("2026-03-31 12:00:00", "command", "partial", "o-solar", "alice", "failed", "62109", "internal error"),
+        (
+            "2026-03-31 12:00:00",
+            "command",
+            "partial",
+            "o-wind",
+            "dora",
+            "held",
+            "guard",
+            "2 of 2 workflows are missing",
+        ),
+    ],
+    "Which removals are held?": [
+        ("o-wind", "dora", "", "7", "load", "2026-03-31 12:00:00"),
+        ("o-wind", "dora", "", "9", "merge", "2026-03-31 12:00:00"),
+    ],
+    "Who approved which removal?": [
+        ("maria", "2026-03-17 12:00:00", "o-solar", "alice", "4", "sort"),
+        ("maria", "2026-03-17 12:00:00", "o-solar", "alice", "5", "check"),
+    ],
+    "What were renamed workflows called before?": [
+        ("o-solar", "3", "join", "join_all", "2026-03-02 12:00:00"),
+    ],
+    "How much came and went, by organisation and month?": [
+        ("o-solar", "2026-02", "1", "0"),
+        ("o-solar", "2026-03", "1", "4"),
+        ("o-wind", "2026-03", "1", "2"),
+    ],
+    "How many workflows had which cycle at the end of each month?": [
+        ("D", "2", "1", "1"),
+        ("H", "1", "2", "2"),
+        ("M", "0", "0", "1"),
+        ("W", "1", "2", "0"),
+    ],
+    "How many workflows are there now, by cycle?": [
+        ("o-solar", "D", "1"),
+        ("o-solar", "H", "2"),
+        ("o-solar", "M", "1"),
+        ("o-wind", "D", "1"),
+        ("o-wind", "H", "1"),
+    ],
+    "What was first seen this month?": [
+        ("o-solar", "6", "report", "2026-03-25 12:00:00"),
+    ],
+    "How fresh is what we know?": [
+        ("o-solar", "3", "2026-03-25 12:00:00"),
+        ("o-wind", "2", "2026-03-25 12:00:00"),
+    ],
+    "Do the change sets say how many changes they have?": [],
+}
+
+
+# ------------------------------------------------------------------------------------------------- the history
+
+
+def listed(**flows: tuple[str, str, bool]) -> list[Flow]:
+    return [Flow(flow_id.removeprefix("f"), *state) for flow_id, state in flows.items()]
+
+
+class Story:
+    """Runs at noon, each of which asks some targets; an answer of None is a failure."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.store = Store(engine)
+
+    def run(
+        self,
+        day: str,
+        answers: Mapping[Target, list[Flow] | None],
+        *,
+        status: RunStatus = "succeeded",
+        by: str | None = None,
+    ) -> None:
+        at = noon(day)
+        new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(answers))
+        run_id = self.store.begin_run(new, at)
+        assert run_id is not None
+        outcomes = [self._judge(*answer, at, by) for answer in answers.items()]
+        assert self.store.apply(run_id, outcomes, builders.UNCHECKED) == set()
+        assert self.store.finish_run(run_id, status, {}, at + dt.timedelta(minutes=1))
+
+    def _judge(self, target: Target, answer: list[Flow] | None, at: dt.datetime, by: str | None) -> Outcome:
+        [fence] = self.store.fences([target])
+        if answer is None:
+            return verdict.failed(fence, Refused("internal error", code="62109"))
+        snapshot = builders.snapshot(answer, at, target=target)
+        return builders.judged(self.store, fence, snapshot, gap=COVERAGE_GAP, limits=LIMITS, by=by)
+
+    def retire(self, day: str, *, all_but: Iterable[Target]) -> None:
+        self.store.retire_others(all_but, noon(day), None)
+
+
+def noon(day: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(f"2026-{day}T12:00:00+00:00")
+
+
+def tell(engine: Engine) -> None:
+    """The first quarter of 2026 in two organisations."""
+    story = Story(engine)
+    alice = {"f1": ("map", "D", True), "f2": ("reduce", "H", False), "f3": ("join", "D", True)}
+    bob = {"f1": ("map", "D", False), "f2": ("reduce", "H", False)}
+    dora = {"f7": ("load", "D", True), "f8": ("clean", "M", False), "f9": ("merge", "mi", True)}
+    erik = listed(f7=("load", "D", False))
+    alice |= {"f4": ("sort", "W", False)}
+    story.run("01-05", {ALICE: listed(**alice), BOB: listed(**bob), DORA: listed(**dora), ERIK: erik, FRED: []})
+    alice |= {"f1": ("map", "H", True), "f5": ("check", "W", False)}
+    bob |= {"f1": ("map", "H", False)}
+    story.run(
+        "02-02",
+        {ALICE: listed(**alice), BOB: listed(**bob), DORA: listed(**dora), ERIK: None, FRED: []},
+        status="partial",
+    )
+    alice |= {"f3": ("join_all", "D", True)}
+    del bob["f2"], dora["f8"]
+    story.run("03-02", {ALICE: listed(**alice), BOB: listed(**bob), DORA: listed(**dora), ERIK: erik, FRED: []})
+    bob |= {"f3": ("join_all", "D", False)}
+    dora |= {"f8": ("clean", "M", False)}
+    del alice["f4"], alice["f5"]
+    story.run("03-16", {ALICE: listed(**alice), BOB: listed(**bob), DORA: listed(**dora), FRED: []}, status="partial")
+    story.run("03-17", {ALICE: listed(**alice)}, by="maria")
+    story.retire("03-20", all_but=(ALICE, BOB, DORA, FRED))
+    del bob["f1"], dora["f8"]
+    dora |= {"f9": ("merge", "H", True)}
+    carol = listed(f1=("map", "H", False), f6=("report", "M", False))
+    story.run("03-25", {ALICE: listed(**alice), BOB: listed(**bob), CAROL: carol, DORA: listed(**dora), FRED: []})
+    story.run("03-31", {ALICE: None, BOB: listed(**bob), CAROL: carol, DORA: [], FRED: []}, status="partial")
+
+
+# --------------------------------------------------------------------------------------------------- the asking
+
+
+def plain(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Rows:
+    names = list(columns)
+    return [tuple(cell(name, value) for name, value in zip(names, row, strict=True)) for row in rows]
+
+
+def cell(column: str, value: object) -> str:
+    said = "" if value is None else str(value)
+    return FLAGS.get(column, {}).get(said) or re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)[.+0:]*$", r"\1", said)
+
+
+def told(output: str) -> Rows:
+    """What a program printed as CSV."""
+    if not output:
+        return []
+    columns, *rows = csv.reader(io.StringIO(output))
+    return plain(columns, rows)
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must ask {name} too: install it")
+        pytest.skip(f"NOT ASKED IN {name}: it is not installed")
+    return found
+
+
+def ask(*command: str, sql: str, environment: Mapping[str, str] = {}) -> Rows:
+    """What a program on this machine answers to a statement on its standard input."""
+    done = subprocess.run(
+        command, input=sql, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return told(done.stdout)
+
+
+def asked(connection: duckdb.DuckDBPyConnection, sql: str) -> Rows:
+    result = connection.execute(sql)
+    return plain([column[0] for column in result.description], result.fetchall())
+
+
+def assert_answers(answer: Callable[[str], Rows]) -> None:
+    wrong = {}
+    for question in QUESTIONS:
+        got = answer(question.sql)
+        if got != ANSWERS[question.title]:
+            wrong[question.title] = got
+    assert wrong == {}
+
+
+@pytest.fixture
+def known(engine: Engine) -> Engine:
+    tell(engine)
+    return engine
+
+
+def test_the_page_has_at_least_twenty_questions_and_each_has_an_expected_answer() -> None:
+    titles = [question.title for question in QUESTIONS]
+    assert len(titles) >= 20
+    assert sorted(titles) == sorted(ANSWERS)
+    assert len(re.findall(r"^```sql$", PAGE, re.MULTILINE)) == len(titles)
+
+
+def test_each_question_says_in_one_sentence_what_a_row_is() -> None:
+    vague = [question.title for question in QUESTIONS if not re.fullmatch(r"A row is [^\n]+\.", question.meaning)]
+    assert vague == []
+
+
+def test_most_answers_have_rows() -> None:
+    """An empty answer proves little: only the check of the trail is to find nothing."""
+    assert [title for title, rows in ANSWERS.items() if not rows] == [
+        "Do the change sets say how many changes they have?"
+    ]
+
+
+def test_the_library_gives_the_expected_answers(known: Engine) -> None:
+    def answer(sql: str) -> Rows:
+        with reading(known) as connection:
+            result = connection.execute(text(sql))
+            return plain(result.keys(), result)
+
+    assert_answers(answer)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_sqlite3_gives_them_as_they_stand(known: Engine, database_url: str) -> None:
+    file = make_url(database_url).database or ""
+    assert_answers(lambda sql: ask(program("sqlite3"), "-readonly", "-header", "-csv", file, sql=sql))
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai"])
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_psql_gives_them_as_they_stand_whatever_its_zone(known: Engine, database_url: str, zone: str) -> None:
+    url = make_url(database_url)
+    environment = {"PGHOST": str(url.query["host"]), "PGPORT": str(url.query["port"]), "PGUSER": url.username or ""}
+
+    def answer(sql: str) -> Rows:
+        set_zone = f"SET TimeZone = '{zone}';\n"
+        where = (program("psql"), "-X", "-q", "--csv", "-v", "ON_ERROR_STOP=1", "-d", url.database or "")
+        return [tuple(map(in_utc, row)) for row in ask(*where, sql=set_zone + sql, environment=environment)]
+
+    assert_answers(answer)
+
+
+def in_utc(said: str) -> str:
+    """A time as a session in another zone prints it."""
+    if not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+]\d\d", said):
+        return said
+    return f"{dt.datetime.fromisoformat(said).astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_duckdb_gives_them_after_the_copy_that_the_page_describes(
+    known: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [script] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script, "docs/sql.md", "exec"), {})
+    with duckdb.connect("report.duckdb", read_only=True) as connection:
+        assert_answers(lambda sql: asked(connection, sql))
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_duckdb_gives_them_from_the_file_itself_where_its_extension_is_installed(
+    known: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect(config={"autoinstall_known_extensions": False}) as connection:
+        try:
+            connection.execute("LOAD sqlite")
+        except duckdb.Error as error:
+            pytest.skip(f"NOT ASKED IN DUCKDB'S sqlite EXTENSION: {str(error).splitlines()[0]}")
+        [attach] = re.findall(r"```\n(ATTACH .*?)```", PAGE, re.DOTALL)
+        connection.execute(attach)
+        assert_answers(lambda sql: asked(connection, sql))

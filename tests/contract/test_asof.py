@@ -1,0 +1,437 @@
+"""What a target saw at a moment: the rules, the cost, and the recipes of docs/asof.md."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, bindparam, insert, text
+
+from etl import schema
+from etl.database import reading, writing
+from etl.domain import verdict
+from etl.domain.guard import Decision
+from etl.domain.model import Flow, Snapshot, State, Target
+from etl.domain.trail import state_digest
+from etl.errors import Refused
+from etl.report import Report
+from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.store import NewRun, Store
+from tests.support.builders import UNCHECKED
+from tests.support.histories import COVERAGE_GAP, START, TICK, World, is_as_before
+
+RECIPES = Path(__file__).parents[2] / "docs" / "asof.md"
+ALICE = Target("o1", "alice")
+HOUR = dt.timedelta(hours=1)
+HASH = "0" * 64
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_list_at_any_moment_is_what_an_independent_oracle_says(engine: Engine, seed: int) -> None:
+    """Lists, times, coverage and the observations around, by both ways, at boundaries and anywhere between."""
+    world = World(engine, seed)
+    world.live(60)
+    report = Report(engine)
+    for moment in world.moments(16):
+        known = sorted((o.target, o.at(moment)) for o in world.oracles.values() if o.at(moment) is not None)
+        flows = [row for _, (_, rows) in known for row in rows]
+        assert list(report.targets_as_of(moment)) == [row for _, (row, _) in known], moment
+        assert list(report.flows_as_of(moment, way="replay")) == flows, moment
+        assert list(report.flows_as_of(moment, way="undo")) == flows, moment
+
+
+@pytest.mark.parametrize("way", ["replay", "undo"])
+def test_a_filter_finds_the_same_rows_as_the_oracle(engine: Engine, way: str) -> None:
+    """By organisation, user, flow_id, cycle (code or label) and a part of the name, at once or alone."""
+    world = World(engine, 4)
+    world.live(30)
+    moment = world.now - HOUR
+    everything = [
+        row for o in sorted(world.oracles.values(), key=lambda o: o.target) if (at := o.at(moment)) for row in at[1]
+    ]
+    report = Report(engine)
+    assert list(report.flows_as_of(moment, org="o1", way=way)) == [r for r in everything if r.org_id == "o1"] != []
+    assert list(report.flows_as_of(moment, user="u0", way=way)) == [r for r in everything if r.user_id == "u0"] != []
+    assert list(report.flows_as_of(moment, flow="7", way=way)) == [r for r in everything if r.flow_id == "7"] != []
+    assert list(report.flows_as_of(moment, cycle="week", way=way)) == [r for r in everything if r.cycle == "W"] != []
+    assert list(report.flows_as_of(moment, cycle="Q", way=way)) == [r for r in everything if r.cycle == "Q"] != []
+    assert (
+        list(report.flows_as_of(moment, name="E_eNt", way=way))
+        == [r for r in everything if "e_ent" in (r.flow_name or "")]
+        != []
+    )
+    assert list(report.flows_as_of(moment, name="%", way=way)) == []
+    assert (
+        list(report.targets_as_of(moment, org="o1", user="u0"))
+        == [
+            row
+            for target, o in sorted(world.oracles.items())
+            if target[:2] == ("o1", "u0")
+            for row, _ in [o.at(moment)]
+        ]
+        != []
+    )
+
+
+class Life:
+    """One target, told what it answers and when."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.store = Store(engine)
+        self.report = Report(engine)
+        self.run_id = self.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), START) or 0
+
+    def answers(self, hours: float, *flow_ids: str, held: tuple[str, ...] = (), whole: bool = False) -> None:
+        [fence] = self.store.fences([ALICE])
+        state = self.store.states([fence.target_id]).get(fence.target_id, State({}))
+        flows = tuple(Flow(flow_id, None, "D", True) for flow_id in sorted(flow_ids))
+        at = START + hours * HOUR
+        snapshot = Snapshot(ALICE, flows, state_digest(flows), at - HOUR / 60, at, 1, b"", sole_answer=True)
+        decision = Decision(frozenset(held), whole=whole, reason="doubted" if held else "")
+        if is_as_before(fence, snapshot):
+            outcome = verdict.unchanged(fence, snapshot, COVERAGE_GAP)
+        else:
+            outcome = verdict.judged(fence, state, snapshot, decision, COVERAGE_GAP)
+        self.store.apply(self.run_id, [outcome], UNCHECKED)
+
+    def fails(self) -> None:
+        fences = self.store.fences([ALICE])
+        self.store.apply(self.run_id, [verdict.failed(fence, Refused("no", code="62101")) for fence in fences])
+
+    def at(self, hours: float, ticks: int = 0) -> tuple[str, str, float, float | None] | None:
+        """The list, the coverage, and the hours of the observations before and after."""
+        moment = START + hours * HOUR + ticks * TICK
+        row = next(self.report.targets_as_of(moment), None)
+        if row is None:
+            assert list(self.report.flows_as_of(moment)) == []
+            return None
+        flows = list(self.report.flows_as_of(moment))
+        assert row.flow_count == len(flows)
+        assert {flow[-3:] for flow in flows} <= {(row.coverage, row.observed_before, row.observed_after)}
+        after = None if row.observed_after is None else (row.observed_after - START) / HOUR
+        return "".join(f.flow_id for f in flows), row.coverage, (row.observed_before - START) / HOUR, after
+
+
+@pytest.fixture
+def life(engine: Engine) -> Life:
+    return Life(engine)
+
+
+def test_a_moment_in_a_span_is_observed_its_ends_included(life: Life) -> None:
+    """From the first observation of a version to its last."""
+    for hour in (1, 2, 3):
+        life.answers(hour, "a")
+    assert life.at(1, -1) is None
+    assert life.at(1) == ("a", "observed", 1, 3)
+    assert life.at(1.5) == ("a", "observed", 1, 3)
+    assert life.at(3) == ("a", "observed", 3, None)
+    assert life.at(3, 1) == ("a", "unobserved", 3, None)
+
+
+def test_between_two_versions_seen_one_after_the_other_the_list_is_the_one_before(life: Life) -> None:
+    """The change lies somewhere between: at the new version's first observation it is there."""
+    life.answers(1, "a")
+    life.answers(2, "a", "b")
+    assert life.at(2, -1) == ("a", "between", 1, 2)
+    assert life.at(2) == ("ab", "observed", 2, None)
+
+
+def test_a_gap_with_the_same_list_on_both_sides_says_so(life: Life) -> None:
+    """Whether an attempt failed in it, or nobody asked for too long."""
+    life.answers(1, "a")
+    life.fails()
+    life.answers(2, "a")
+    life.answers(5, "a")
+    assert life.at(1.5) == ("a", "unchanged_across_gap", 1, 2)
+    assert life.at(3) == ("a", "unchanged_across_gap", 2, 5)
+
+
+def test_a_gap_in_which_the_list_changed_is_unobserved(life: Life) -> None:
+    """The last list known is given, and called unobserved."""
+    life.answers(1, "a")
+    life.fails()
+    life.answers(2, "b")
+    life.answers(5, "c")
+    assert life.at(1.5) == ("a", "unobserved", 1, 2)
+    assert life.at(3) == ("b", "unobserved", 2, 5)
+
+
+def test_an_observed_empty_list_is_told_from_nobody_having_looked(life: Life) -> None:
+    """A target that was never observed has no row; an empty one has."""
+    life.fails()
+    assert life.at(0.5) is None
+    life.answers(1)
+    life.answers(2)
+    assert life.at(0.5) is None
+    assert life.at(1.5) == ("", "observed", 1, 2)
+
+
+def test_a_version_of_a_partial_hold_counts_as_an_observation_but_covers_nothing(life: Life) -> None:
+    """What came was believed and is listed from then on, with what is missing; the hold is a gap all the same."""
+    life.answers(1, "a", "b")
+    life.answers(2, "b", "c", held=("a",))
+    assert life.at(1.5) == ("ab", "unobserved", 1, 2)
+    assert life.at(2) == ("abc", "unobserved", 2, None)
+    life.answers(3, "a", "b", "c")
+    assert life.at(2) == ("abc", "unobserved", 2, 3)
+    assert life.at(2.5) == ("abc", "unobserved", 2, 3)
+    assert life.at(3) == ("abc", "observed", 3, None)
+
+
+def test_a_hold_of_the_whole_answer_is_a_gap_without_an_observation(life: Life) -> None:
+    """Nothing of the answer was believed; when the list comes back it was unchanged across the gap."""
+    life.answers(1, "a")
+    life.answers(2, "x", held=("a",), whole=True)
+    assert life.at(2) == ("a", "unobserved", 1, None)
+    life.answers(3, "a")
+    assert life.at(2) == ("a", "unchanged_across_gap", 1, 3)
+
+
+def test_a_retired_target_counts_until_it_retired_and_again_when_it_is_back(life: Life) -> None:
+    """At that moment it is gone; once it is back, the absence is a gap like any other."""
+    life.answers(1, "a")
+    life.store.retire_others([Target("o2", "bob")], START + 2 * HOUR, None)
+    assert life.at(2, -1) == ("a", "unobserved", 1, None)
+    assert life.at(2) is None
+    life.answers(9, "a")
+    assert life.at(2) == ("a", "unchanged_across_gap", 1, 9)
+
+
+def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) -> None:
+    """first_seen_at and changed_at are those of its life at that moment, not of an earlier or a later one."""
+    life.answers(1, "a")
+    life.answers(2)
+    life.answers(3, "a")
+    life.answers(4)
+    life.answers(5, "a")
+    for way in ("replay", "undo"):
+        [row] = life.report.flows_as_of(START + 3.5 * HOUR, way=way)
+        assert (row.first_seen_at, row.changed_at) == (START + 3 * HOUR, START + 3 * HOUR)
+
+
+# -------------------------------------------------------------------------------------------------------- cost
+
+
+def grow(connection: Connection, org: str, users: int, versions: int, every: dt.timedelta) -> None:
+    """A history in which each user of an organisation sees one of its 20 workflows change, version after version."""
+    first = (connection.execute(text("SELECT max(id) FROM target")).scalar() or 0) + 1
+    last_set = connection.execute(text("SELECT max(id) FROM change_set")).scalar() or 0
+    ids = range(first, first + users)
+    connection.execute(
+        insert(schema.target),
+        [{"id": n, "org_id": org, "user_id": f"u{n}", "version": versions, "state_digest": HASH} for n in ids],
+    )
+    sets, changes, spans = [], [], []
+    for version in range(1, versions + 1):
+        at = START + version * every
+        for n in ids:
+            last_set += 1
+            first_of_all = version == 1
+            sets.append(
+                {"id": last_set, "target_id": n, "version": version, "run_id": 1, "observed_at": at,
+                 "kind": "baseline" if first_of_all else "delta", "last_unchanged_at": None if first_of_all else at,
+                 "state_digest": HASH, "parent_hash": HASH, "hash": HASH, "flow_count": 20}
+            )  # fmt: skip
+            spans.append(
+                {"target_id": n, "version": version, "first_at": at, "last_asked_at": at, "last_at": at,
+                 "interrupted": False}
+            )  # fmt: skip
+            for number in range(20) if first_of_all else [version % 20]:
+                changes.append(
+                    {"change_set_id": last_set, "flow_id": f"{org}-{number}",
+                     "kind": "baseline" if first_of_all else "cycle_changed", "new_cycle": "H", "old_cycle": "D"}
+                )  # fmt: skip
+    connection.execute(insert(schema.change_set), sets)
+    connection.execute(insert(schema.workflow_change), changes)
+    connection.execute(insert(schema.observation), spans)
+    latest = [max(v for v in range(1, versions + 1) if v == 1 or v % 20 == number) for number in range(20)]
+    connection.execute(
+        insert(schema.workflow),
+        [
+            {
+                "target_id": n,
+                "flow_id": f"{org}-{number}",
+                "first_seen_at": START,
+                "changed_at": START + version * every,
+            }
+            for n in ids
+            for number, version in enumerate(latest)
+        ],
+    )
+
+
+@pytest.mark.parametrize("way", ["replay", "undo"])
+@pytest.mark.parametrize("filters", [{}, {"org_id": "o1"}, {"org_id": "o1", "user_id": "u1"}])
+def test_no_table_that_grows_is_read_from_end_to_end(engine: Engine, way: str, filters: dict[str, str]) -> None:
+    """EXPLAIN finds an index for every access to the trail, the spans and the lists, whatever the filter."""
+    with writing(engine) as connection:
+        grow(connection, "o1", 3, 40, HOUR)
+        connection.execute(text("ANALYZE"))
+    statements = [flows_statement(way, filters, ""), targets_statement(filters)]
+    with reading(engine) as connection:
+        plans = [
+            _plan(connection, str(statement.element), {"at": START + 20 * HOUR, **filters}) for statement in statements
+        ]
+    for plan in plans:
+        assert "target_id" in plan
+        assert _whole_tables(plan) <= {"target"}, plan
+
+
+def _plan(connection: Connection, sql: str, values: dict[str, object]) -> str:
+    """With sequential scans forbidden, PostgreSQL shows whether an index could serve: small tables need none."""
+    explain = "EXPLAIN QUERY PLAN "
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        explain = "EXPLAIN "
+    statement = text(explain + sql).bindparams(bindparam("at", type_=schema.UtcTime()))
+    return "\n".join(str(row[-1]) for row in connection.execute(statement, values))
+
+
+def _whole_tables(plan: str) -> set[str]:
+    """The tables that a plan reads as a whole."""
+    names = {"t": "target", "s": "change_set", "v": "change_set", "c": "workflow_change", "n": "change_set",
+             "o": "observation", "a": "observation", "b": "observation", "w": "workflow"}  # fmt: skip
+    scanned = re.findall(r"^SCAN (\w+)|Seq Scan on (\w+)", plan, re.MULTILINE)
+    found = {names.get(sqlite, sqlite) or postgres for sqlite, postgres in scanned}
+    return found & set(schema.metadata.tables)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_cost_of_undoing_does_not_grow_with_what_lies_before(engine: Engine) -> None:
+    """Eight times the history before T, and the same since: SQLite takes about the same number of steps."""
+    costs = []
+    for org, versions in (("o1", 100), ("o2", 800)):
+        with writing(engine) as connection:
+            grow(connection, org, 3, versions, HOUR)
+        moment = START + (versions - 5) * HOUR
+        costs.append(_steps(engine, lambda org=org, moment=moment: list(Report(engine).flows_as_of(moment, org=org))))
+    assert costs[1] < 1.3 * costs[0]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_the_cost_of_one_organisation_does_not_grow_with_the_others(engine: Engine) -> None:
+    """Whatever else was recorded, before T or since: SQLite takes about the same number of steps."""
+
+    def ask() -> list[object]:
+        return [
+            *Report(engine).flows_as_of(START + 30 * HOUR, org="o1"),
+            *Report(engine).targets_as_of(START, org="o1"),
+        ]
+
+    with writing(engine) as connection:
+        grow(connection, "o1", 2, 60, HOUR)
+    alone = _steps(engine, ask)
+    with writing(engine) as connection:
+        grow(connection, "o2", 10, 300, HOUR)
+    assert _steps(engine, ask) < 1.1 * alone
+
+
+def _steps(engine: Engine, work: object) -> int:
+    """How many hundreds of virtual machine instructions SQLite takes."""
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+    driver.set_progress_handler(step, 100)
+    try:
+        assert work()
+    finally:
+        driver.set_progress_handler(None, 0)
+    assert count > 50
+    return count
+
+
+def test_the_cheaper_way_is_undoing_what_is_recent_and_replaying_what_is_old(engine: Engine) -> None:
+    """By how much of the trail lies before and after the moment."""
+    with writing(engine) as connection:
+        grow(connection, "o1", 1, 200, HOUR)
+    with reading(engine) as connection:
+        ways = [cheaper_way(connection, START + hours * HOUR) for hours in (-1, 1, 100, 195, 200, 9999)]
+    assert ways == ["replay", "replay", "replay", "undo", "undo", "undo"]
+
+
+# ----------------------------------------------------------------------------------------------------- recipes
+
+
+def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Engine) -> None:
+    """As plain SQL with three parameters, on both databases."""
+    world = World(engine, 5, targets=6)
+    world.live(40)
+    the_list, the_coverage = _blocks("sql")
+    report = Report(engine)
+    for moment in world.moments(4):
+        for org, user, expression in world.oracles:
+            key = (org, user, expression)
+            with reading(engine) as connection:
+                listed = _rows(connection, the_list, moment, org, user)
+                covered = _rows(connection, the_coverage, moment, org, user)
+            assert listed == [(*row[:6], row.editable) for row in report.flows_as_of(moment, org=org, user=user)], (
+                moment,
+                key,
+            )
+            assert covered == [tuple(row) for row in report.targets_as_of(moment, org=org, user=user)], (moment, key)
+
+
+@pytest.mark.parametrize("recipe", [0, 1])
+def test_the_recipes_run_as_they_stand_in_the_database_s_own_program(engine: Engine, recipe: int) -> None:
+    """sqlite3 and psql, with the parameters set as the documentation says."""
+    program = "sqlite3" if engine.dialect.name == "sqlite" else "psql"
+    if shutil.which(program) is None:
+        pytest.skip(f"NOT TESTED: {program} is not installed")
+    world = World(engine, 6, targets=4)
+    world.live(20)
+    moment = world.now - HOUR
+    org, user, _ = next(row for row in Report(engine).flows_as_of(moment))[:3]
+    [parameters] = _blocks(program)
+    for shown, meant in (
+        ("o15427722038191", org),
+        ("u15426865866571", user),
+        ("2026-03-31 14:00:00.000000", f"{moment:%Y-%m-%d %H:%M:%S.%f}"),
+        ("2026-03-31 14:00:00+00", moment.isoformat()),
+    ):
+        parameters = parameters.replace(shown, meant)
+    said = _say(engine, program, parameters + _blocks("sql")[recipe])
+    read = Report(engine).flows_as_of if recipe == 0 else Report(engine).targets_as_of
+    column = 3  # the flow_id, or the coverage
+    assert (
+        [line.split("|")[column] for line in said.splitlines()]
+        == [row[column] for row in read(moment, org=org, user=user)]
+        != []
+    )
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", RECIPES.read_text(), re.DOTALL)
+
+
+def _say(engine: Engine, program: str, script: str) -> str:
+    url = engine.url
+    command = [program, "-batch", "-init", os.devnull, str(url.database)]
+    if program == "psql":
+        where = [f"--host={url.query['host']}", f"--port={url.query['port']}", f"--username={url.username}"]
+        command = [program, "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", *where, str(url.database)]
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def _rows(connection: Connection, sql: str, at: dt.datetime, org: str, user: str) -> list[tuple[object, ...]]:
+    statement = text(sql.rstrip().removesuffix(";")).bindparams(bindparam("at", type_=schema.UtcTime()))
+    rows = connection.execute(statement, {"at": at, "org": org, "user": user})
+    return [tuple(map(_value, row)) for row in rows]
+
+
+def _value(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", value):
+        return dt.datetime.fromisoformat(value).replace(tzinfo=dt.UTC)
+    return value

@@ -1,0 +1,447 @@
+"""Exports: what is read back by other programs equals the table; files appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import hashlib
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from etl.errors import FlowtrailError, UsageError
+from etl.export import Origin, disarm, export, rearm
+from etl.report import Column, CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
+from tests.support.histories import START, World
+
+COLUMNS = columns_of(WorkflowEvent)
+NASTY = [
+    "", " ", "'", '"', "''=1", "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", '"=1"', "'=1", "' =1",
+    "＝1", "a,b", 'a "b" c', "a\nb", "a\r\nb", "a;b", "x ", " x", "null", "NULL", "\\N", "true", "描述", "\u202eabc",
+    "é", "e\u0301", "\x01", "\x7f", "\ufeff=1", "'\t", "%", "a\u2028b", "0012", "1e5",
+]  # fmt: skip
+"""Names that break what writes or reads carelessly."""
+
+
+def event(number: int, name: str | None, at: dt.datetime = START) -> WorkflowEvent:
+    flag = (True, False, None)[number % 3]
+    before = None if number % 2 else at - dt.timedelta(microseconds=1)
+    return WorkflowEvent(
+        number, 2**53 + 1, "o1", "u1", "", f"-{number}", "renamed", None, name, "D", None, None, flag, before, at
+    )
+
+
+EVENTS = [event(n, name, START + dt.timedelta(microseconds=n)) for n, name in enumerate([*NASTY, None])]
+
+
+def origin(**changes: Any) -> Origin:
+    facts = {"what": "changes", "filter": {"org": "o1"}, "taken_at": START, "flowtrail": "0.1.0"} | changes
+    return Origin(**facts)
+
+
+# --------------------------------------------------------------------------------------------------------- csv
+
+
+def from_csv(content: str) -> list[tuple[Any, ...]]:
+    """By the csv module: what is not text is read by its column; an empty field is an empty text or nothing."""
+    header, *lines = csv.reader(io.StringIO(content, newline=""))
+    assert header == [column.name for column in COLUMNS]
+    return [tuple(_read(column, field) for column, field in zip(COLUMNS, line, strict=True)) for line in lines]
+
+
+def _read(column: Column, field: str) -> Any:
+    if column.kind == "string":
+        return rearm(field)
+    if field == "":
+        return None
+    if column.kind == "boolean":
+        return {"true": True, "false": False}[field]
+    return int(field) if column.kind == "integer" else dt.datetime.fromisoformat(field)
+
+
+def test_csv_is_read_back_by_the_csv_module(tmp_path: Path) -> None:
+    """Every nasty name, number, boolean and microsecond; only null and the empty text look alike to that reader."""
+    file = tmp_path / "trail.csv"
+    assert export(EVENTS, COLUMNS, "csv", file) == len(EVENTS)
+    with file.open(encoding="utf-8", newline="") as opened:
+        read = from_csv(opened.read())
+    texts = [number for number, column in enumerate(COLUMNS) if column.kind == "string"]
+    blank = [tuple("" if n in texts and value is None else value for n, value in enumerate(row)) for row in EVENTS]
+    assert read == blank
+
+
+def test_csv_tells_an_empty_text_from_nothing(tmp_path: Path) -> None:
+    """An empty text is quoted, a null is not: a reader who looks (COPY of PostgreSQL does) can tell."""
+    export([event(1, ""), event(2, None)], COLUMNS, "csv", tmp_path / "f.csv")
+    first, second = (tmp_path / "f.csv").read_bytes().split(b"\r\n")[1:3]
+    assert b',renamed,,"",D,' in first
+    assert b",renamed,,,D," in second
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    """Texts that begin like one, after blanks and quotes too, get an apostrophe; numbers are left alone."""
+    columns = (Column("text", "string"), Column("number", "integer"))
+    export([(name, -5) for name in NASTY], columns, "csv", tmp_path / "f.csv")
+    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as opened:
+        cells = list(csv.reader(opened))[1:]
+    assert {number for _, number in cells} == {"-5"}
+    dangerous = [
+        cell for cell, _ in cells if cell.lstrip(" '\"\t\r\n\ufeff")[:1] in tuple("=+-@＝") and cell.strip(" '\"")
+    ]
+    assert len(dangerous) >= 14
+    assert all(cell.startswith("'") for cell in dangerous)
+
+
+@given(st.text(max_size=8) | st.text("'\" =+-@\t\r\na＝", max_size=6))
+def test_what_was_disarmed_can_be_rearmed(text: str) -> None:
+    """For every text there is, and no two texts look alike."""
+    assert rearm(disarm(text)) == text
+    assert disarm(text) == text or disarm(text)[0] == "'"
+    assert disarm(text)[:1] not in {"=", "+", "-", "@", "\t", "\r", "\n"}
+
+
+# ------------------------------------------------------------------------------------------------ jsonl, parquet
+
+
+def test_json_lines_are_read_back_by_the_json_module(tmp_path: Path) -> None:
+    """One object a line, whatever line separators a name has in it."""
+    export(EVENTS, COLUMNS, "jsonl", tmp_path / "f.jsonl")
+    lines = (tmp_path / "f.jsonl").read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    read = [json.loads(line) for line in lines]
+    for row in read:
+        for name in ("observed_at", "last_unchanged_at"):
+            row[name] = row[name] and dt.datetime.fromisoformat(row[name])
+    assert read == [row._asdict() for row in EVENTS]
+
+
+def test_parquet_is_read_back_by_pyarrow(tmp_path: Path) -> None:
+    """Typed: microseconds in UTC, booleans, dictionary-encoded texts; nulls are nulls."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+    file = tmp_path / "trail.parquet"
+    export(EVENTS, COLUMNS, "parquet", file)
+    table = parquet.read_table(file)
+    assert [tuple(row.values()) for row in table.to_pylist()] == [tuple(row) for row in EVENTS]
+    types = {field.name: str(field.type) for field in table.schema}
+    assert types["observed_at"] == types["last_unchanged_at"] == "timestamp[us, tz=UTC]"
+    assert (types["new_editable"], types["change_set_id"]) == ("bool", "int64")
+    assert types["new_name"] == "dictionary<values=string, indices=int32, ordered=0>"
+    chunk = parquet.ParquetFile(file).metadata.row_group(0).column(COLUMNS.index(Column("new_name", "string")))
+    assert any("DICTIONARY" in encoding for encoding in chunk.encodings)
+
+
+def test_parquet_in_row_groups_is_complete(tmp_path: Path) -> None:
+    """More rows than a row group, and none at all."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+    columns = (Column("n", "integer"), Column("text", "string"))
+    export(((n, str(n % 7)) for n in range(70_000)), columns, "parquet", tmp_path / "many")
+    assert parquet.read_table(tmp_path / "many").column("n").to_pylist() == list(range(70_000))
+    assert parquet.ParquetFile(tmp_path / "many").metadata.num_row_groups == 3
+    export([], COLUMNS, "parquet", tmp_path / "none")
+    assert parquet.read_table(tmp_path / "none").num_rows == 0
+
+
+def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
+    """It has no footer: whoever reads it is told so."""
+    pyarrow = pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+
+    def breaks() -> Iterator[WorkflowEvent]:
+        yield from EVENTS
+        raise RuntimeError("the database went away")
+
+    stream = io.BytesIO()
+    with pytest.raises(RuntimeError, match="went away"):
+        export(breaks(), COLUMNS, "parquet", stream)
+    with pytest.raises(pyarrow.ArrowInvalid):
+        parquet.read_table(io.BytesIO(stream.getvalue()))
+
+
+def test_without_pyarrow_parquet_is_refused_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is read or written."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'flowtrail\[parquet\]'"):
+        export(iter(lambda: pytest.fail("was read"), None), COLUMNS, "parquet", tmp_path / "f.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_an_export_of_the_database_is_read_back_by_duckdb(engine: Engine, tmp_path: Path, fmt: str) -> None:
+    """The trail, the list of now and the history, row by row and value by value."""
+    duckdb = pytest.importorskip("duckdb", reason="NOT TESTED: duckdb is not installed")
+    if fmt == "parquet":
+        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    world = World(engine, 11, targets=5)
+    world.live(20)
+    report = Report(engine)
+    for rows, row_type in (
+        (report.changes, WorkflowEvent),
+        (report.flows, CurrentWorkflow),
+        (report.history, WorkflowHistory),
+        (lambda: report.flows_as_of(world.now), WorkflowAsOf),
+    ):
+        columns = columns_of(row_type)
+        file = tmp_path / f"{row_type.__name__}.{fmt}"
+        assert export(rows(), columns, fmt, file) > 0
+        assert _by_duckdb(duckdb, fmt, file, columns) == [tuple(row) for row in rows()]
+
+
+def _by_duckdb(duckdb: Any, fmt: str, file: Path, columns: tuple[Column, ...]) -> list[tuple[Any, ...]]:
+    names = {"string": "VARCHAR", "integer": "BIGINT", "boolean": "BOOLEAN", "time": "TIMESTAMPTZ"}
+    types = "{" + ", ".join(f"'{column.name}': '{names[column.kind]}'" for column in columns) + "}"
+    source = {
+        "csv": f"read_csv('{file}', header = true, allow_quoted_nulls = false, columns = {types})",
+        "jsonl": f"read_json('{file}', format = 'newline_delimited', columns = {types})",
+        "parquet": f"read_parquet('{file}')",
+    }[fmt]
+    plain = ", ".join(
+        f"epoch_us({column.name})" if column.kind == "time" else column.name for column in columns
+    )  # its own times need another library
+    with duckdb.connect(config={"preserve_insertion_order": True}) as connection:
+        rows = connection.execute(f"SELECT {plain} FROM {source}").fetchall()
+    return [tuple(_as_reported(fmt, column, value) for column, value in zip(columns, row, strict=True)) for row in rows]
+
+
+def _as_reported(fmt: str, column: Column, value: Any) -> Any:
+    if column.kind == "time" and value is not None:
+        return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=value)
+    return rearm(value) if fmt == "csv" and isinstance(value, str) else value
+
+
+def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Path) -> None:
+    """month=YYYY-MM by UTC; a month that comes again gets a second part; the manifest names every file."""
+    dataset = pytest.importorskip("pyarrow.dataset", reason="NOT TESTED: pyarrow is not installed")
+    days = (0, 1, 31, 41, 396, 2)  # the third and the fifth are midnights in UTC, evenings of the month before there
+    there = dt.timezone(dt.timedelta(hours=-5))
+    rows = [event(n, "a", (START + dt.timedelta(days=day)).astimezone(there)) for n, day in enumerate(days)]
+    folder = tmp_path / "trail"
+    assert export(rows, COLUMNS, "parquet", folder, origin=origin(), by_month_of="observed_at") == 6
+    found = sorted(str(path.relative_to(tmp_path)) for path in folder.rglob("*.parquet"))
+    parts = ["month=2026-03/part-0", "month=2026-03/part-1", "month=2026-04/part-0", "month=2027-04/part-0"]
+    assert found == [f"trail/{part}.parquet" for part in parts]
+    table = dataset.dataset(folder, partitioning="hive").to_table()
+    assert sorted(table.column("change_set_id").to_pylist()) == list(range(6))
+    assert sorted(table.column("month").to_pylist())[0] == "2026-03"
+    manifest = json.loads((tmp_path / "trail.manifest.json").read_text())
+    assert sorted(file["path"] for file in manifest["files"]) == found
+    assert all(file["sha256"] == _sha256(tmp_path / file["path"]) for file in manifest["files"])
+    assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == 6
+
+
+def test_a_folder_that_is_there_is_not_written_into(tmp_path: Path) -> None:
+    """Old and new months would be read as one."""
+    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    with pytest.raises(UsageError, match="is there already"):
+        export(EVENTS, COLUMNS, "parquet", tmp_path, by_month_of="observed_at")
+
+
+def test_months_are_for_parquet_in_a_folder(tmp_path: Path) -> None:
+    """Everything else is refused, with what to add."""
+    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    with pytest.raises(UsageError, match="-o FOLDER"):
+        export(EVENTS, COLUMNS, "parquet", io.BytesIO(), by_month_of="observed_at")
+    with pytest.raises(UsageError, match="-o FOLDER"):
+        export(EVENTS, COLUMNS, "csv", tmp_path / "f", by_month_of="observed_at")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------- files, manifest
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_a_manifest_proves_what_a_file_holds(tmp_path: Path, fmt: str) -> None:
+    """Count, SHA-256, columns, filter, time and chain heads; the heads are read before the rows."""
+    if fmt == "parquet":
+        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    order: list[str] = []
+
+    def heads() -> Iterator[dict[str, Any]]:
+        order.append("heads")
+        yield from ({"org_id": "o1", "version": n, "hash": "ab" * 32} for n in range(3))
+
+    def rows() -> Iterator[WorkflowEvent]:
+        order.append("rows")
+        yield from EVENTS
+
+    file = tmp_path / f"trail.{fmt}"
+    export(rows(), COLUMNS, fmt, file, origin=origin(chain_heads=heads(), filter={"org": "o1", "since": START}))
+    manifest = json.loads((tmp_path / f"trail.{fmt}.manifest.json").read_text())
+    assert order == ["heads", "rows"]
+    assert manifest["rows"] == len(EVENTS)
+    assert manifest["files"] == [
+        {"path": file.name, "rows": len(EVENTS), "bytes": file.stat().st_size, "sha256": _sha256(file)}
+    ]
+    assert manifest["columns"] == [{"name": column.name, "kind": column.kind} for column in COLUMNS]
+    assert manifest["filter"] == {"org": "o1", "since": "2026-03-01T00:00:00Z"}
+    assert (manifest["what"], manifest["format"], manifest["taken_at"]) == ("changes", fmt, "2026-03-01T00:00:00Z")
+    assert [head["version"] for head in manifest["chain_heads"]] == [0, 1, 2]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_manifest_without_heads_is_json_too(tmp_path: Path) -> None:
+    """An empty list."""
+    export([], COLUMNS, "csv", tmp_path / "f.csv", origin=origin())
+    assert json.loads((tmp_path / "f.csv.manifest.json").read_text())["chain_heads"] == []
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_an_export_that_breaks_leaves_the_old_file_and_nothing_else(tmp_path: Path, fmt: str) -> None:
+    """Whole or not at all."""
+    if fmt == "parquet":
+        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    file = tmp_path / "f"
+    file.write_text("old")
+
+    def breaks() -> Iterator[WorkflowEvent]:
+        yield from EVENTS
+        raise RuntimeError("the database went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        export(breaks(), COLUMNS, fmt, file, origin=origin())
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_in_months_that_breaks_leaves_nothing(tmp_path: Path) -> None:
+    """No folder, no manifest."""
+    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+
+    def breaks() -> Iterator[WorkflowEvent]:
+        yield from EVENTS
+        raise RuntimeError("the database went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        export(breaks(), COLUMNS, "parquet", tmp_path / "trail", origin=origin(), by_month_of="observed_at")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_is_for_its_owner_and_a_replaced_one_keeps_its_mode(tmp_path: Path) -> None:
+    """Whatever the umask says."""
+    new, shared = tmp_path / "new", tmp_path / "shared"
+    shared.write_text("old")
+    shared.chmod(0o644)
+    for file in (new, shared):
+        export(EVENTS, COLUMNS, "csv", file, origin=origin())
+    assert [stat.S_IMODE(file.stat().st_mode) for file in (new, shared)] == [0o600, 0o644]
+    assert shared.stat().st_size == new.stat().st_size
+
+
+def test_who_reads_the_old_file_goes_on_reading_the_old_file(tmp_path: Path) -> None:
+    """The new one takes its name at the end; it is not written over the old one."""
+    file = tmp_path / "f"
+    file.write_text("old")
+    with file.open() as reader:
+        export(EVENTS, COLUMNS, "csv", file)
+        assert reader.read() == "old"
+    assert file.stat().st_size > 3
+
+
+def test_a_link_is_followed_and_stays_a_link(tmp_path: Path) -> None:
+    """What it points to is replaced."""
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(file)
+    export(EVENTS, COLUMNS, "csv", link)
+    assert link.is_symlink()
+    assert file.stat().st_size > 0
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """So is a device: it is still one afterwards, and gets no manifest."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        assert export(EVENTS, COLUMNS, "jsonl", pipe, origin=origin()) == len(EVENTS)
+        assert reader.communicate()[0].count(b"\n") == len(EVENTS)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path: Path, fmt: str) -> None:
+    """Also one that cannot seek."""
+    if fmt == "parquet":
+        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    export(EVENTS, COLUMNS, fmt, tmp_path / "f")
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as stream:
+        assert export(EVENTS, COLUMNS, fmt, stream) == len(EVENTS)
+    with os.fdopen(read, "rb") as received:
+        assert received.read() == (tmp_path / "f").read_bytes()
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl"])
+def test_a_terminal_is_sent_nothing_that_it_would_obey(fmt: str) -> None:
+    """JSON is the same JSON; a file or a pipe gets the bytes as they are."""
+    name = "a\x1b]0;pwned\x07\x9b2J\u202eb\nc"
+    event = EVENTS[0]._replace(new_name=name)
+    master, terminal = os.openpty()
+    with os.fdopen(master, "rb", buffering=0) as screen, os.fdopen(terminal, "wb", buffering=0) as stream:
+        export([event], COLUMNS, fmt, stream)
+        shown = ""
+        while "observed_at" not in shown or "2026" not in shown:
+            shown += screen.read(65536).decode()
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(shown)
+    if fmt == "jsonl":
+        assert json.loads(shown)["new_name"] == name
+    else:
+        assert r"a\x1b]0;pwned\x07\x9b2J\u202eb\x0ac" in shown
+    pipe = io.BytesIO()
+    export([event], COLUMNS, fmt, pipe)
+    assert "\u202e" in pipe.getvalue().decode()
+
+
+def test_parquet_is_not_sent_to_a_terminal() -> None:
+    """A UsageError says what to add."""
+    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    master, terminal = os.openpty()
+    with os.fdopen(master, "rb"), os.fdopen(terminal, "wb") as stream, pytest.raises(UsageError, match="-o FILE"):
+        export(EVENTS, COLUMNS, "parquet", stream)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("missing/f.csv", "make the folder"), ("", "is a folder"), ("file/f.csv", "make the folder")]
+)
+def test_a_place_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, place: str, said: str) -> None:
+    """A UsageError in one sentence."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=said):
+        export(EVENTS, COLUMNS, "csv", tmp_path / place)
+
+
+def test_a_disk_that_is_full_is_named() -> None:
+    """/dev/full says what such a disk says."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("NOT TESTED: there is no /dev/full here")
+    with pytest.raises(FlowtrailError, match=r"/dev/full was not written: No space left"):
+        export(EVENTS, COLUMNS, "csv", full)
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the rows, the same memory: a page, or a row group of Parquet."""
+    if fmt == "parquet":
+        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    monkeypatch.setattr("etl.export.parquet.ROW_GROUP", 2000)
+    peaks = []
+    for rows in (4_000, 16_000):
+        tracemalloc.start()
+        export((event(n, "name") for n in range(rows)), COLUMNS, fmt, tmp_path / "f")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

@@ -1,0 +1,404 @@
+"""The removals of a run, judged together with those of the window before: per organisation, and the lists that empty.
+
+The cases are those of the table in docs/design.md.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import tracemalloc
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from etl.config import TargetList
+from etl.database import connect
+from etl.domain import guard
+from etl.domain.guard import Limits, Sum
+from etl.domain.model import Fence, Flow, Snapshot, Target
+from etl.errors import Refused
+from etl.sync.removals import Deferred, Found, RunRemovals, Together, Undecided
+from tests.support.builders import LIMITS, STEADY, numbered
+from tests.support.questions import Runs, Upstream, users, verdicts
+
+NINE = numbered(1, 9)
+NO_EMPTIED = Limits(max_emptied_targets=10**9)
+
+
+@pytest.fixture
+def settled(engine: Engine) -> Callable[..., Runs]:
+    """So many users of one organisation, whose lists of nine workflows are known."""
+
+    def begin(targets: Sequence[Target], flows: Sequence[Flow] = NINE, limits: Limits = LIMITS) -> Runs:
+        runs = Runs(engine, Upstream(dict.fromkeys(targets, flows)), limits)
+        assert verdicts(runs.run(targets)) == {"changed": len(targets)}
+        return runs
+
+    return begin
+
+
+# What was seen to get past the guard
+
+
+def test_a_lie_that_leaves_every_list_one_workflow_is_held(settled):
+    """160 users keep one of nine workflows: no list loses as many as a rule for one list would doubt."""
+    targets = users(160)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 1))
+    report = runs.run(targets)
+    assert verdicts(report) == {"held": 160}
+    assert runs.removed() == 0
+    assert "of the 1440 workflows in the organisation's lists 1280 go missing" in report.tally.issues[0].issue.message
+
+
+def test_many_schedules_believe_one_lie_only_up_to_the_share(settled):
+    """Forty schedules of four users, and every answer is empty."""
+    targets = users(160)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, ())
+    schedules = [targets[start : start + 4] for start in range(0, 160, 4)]
+    reports = [runs.run(schedule) for schedule in schedules]
+    assert [verdicts(report) for report in reports] == [{"changed": 4}] * 11 + [{"held": 4}] * 29
+    assert runs.removed() == 11 * 36 < 0.3 * 1440
+    message = reports[-1].tally.issues[0].issue.message
+    assert message.startswith("9 of 9 workflows are missing")
+    assert "and 396 were removed within the 24 h before" in message
+
+
+def test_the_same_lie_in_one_schedule_is_held_whole(settled):
+    targets = users(160)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, ())
+    assert verdicts(runs.run(targets)) == {"held": 160}
+    assert runs.removed() == 0
+
+
+def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url):
+    """All of them have their second answers before the first one writes."""
+    targets = users(160)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, ())
+    schedules = [targets[start : start + 4] for start in range(0, 160, 4)]
+    together = threading.Barrier(len(targets))
+
+    def says(target: Target, question: int) -> Sequence[Flow]:
+        if question == 2:
+            together.wait(60)
+        return ()
+
+    runs.upstream.says = says
+    runs.upstream.asked.clear()
+    engines = [connect(database_url, pool_size=3) for _ in range(10)]
+    beside = [Runs(engines[n % 10], runs.upstream) for n in range(len(schedules))]
+    with ThreadPoolExecutor(len(schedules)) as threads:
+        reports = list(threads.map(lambda each, schedule: each.beside(schedule), beside, schedules))
+    for engine in engines:
+        engine.dispose()
+    assert sorted(str(verdicts(report)) for report in reports) == ["{'changed': 4}"] * 11 + ["{'held': 4}"] * 29
+    assert runs.removed() == 11 * 36
+
+
+# What counts
+
+
+def test_a_first_answer_that_lies_removes_nothing_and_holds_nothing(settled):
+    targets = users(160)
+    runs = settled(targets)
+    runs.upstream.says = lambda target, question: () if question == 1 else NINE
+    assert verdicts(runs.run(targets)) == {"unchanged": 160}
+    assert runs.rows("SELECT count(*) FROM sync_issue") == [(0,)]
+
+
+def test_the_second_answer_alone_is_recorded(settled):
+    targets = users(2)
+    runs = settled(targets)
+    runs.upstream.says = lambda target, question: NINE[1:] if question == 1 else NINE[:-1]
+    assert verdicts(runs.run(targets)) == {"changed": 2}
+    assert runs.rows("SELECT DISTINCT flow_id FROM workflow_change WHERE kind = 'removed'") == [("9",)]
+
+
+def test_a_target_without_removals_is_asked_no_second_question(settled):
+    targets = users(3)
+    runs = settled(targets)
+    runs.upstream.lists[targets[0]] = numbered(1, 10)
+    runs.upstream.lists[targets[1]] = numbered(1, 8)
+    assert verdicts(runs.run(targets)) == {"changed": 2, "unchanged": 1}
+    kept_and_own, kept_and_second, kept = 2, 2, 1
+    assert [runs.upstream.asked[target] for target in targets] == [kept_and_own, kept_and_second, kept]
+
+
+def test_a_second_answer_that_fails_is_a_failure_and_the_others_are_judged_without_it(settled):
+    targets = users(4)
+    runs = settled(targets, numbered(1, 5))
+    lists = dict(zip(targets, (3, 3, 3, 3), strict=True))
+    refused = Refused("no", code="62103")
+    runs.upstream.says = lambda target, question: (
+        refused if (target, question) == (targets[0], 2) else numbered(1, lists[target])
+    )
+    assert verdicts(runs.run(targets)) == {"failed": 1, "changed": 3}, "six of twenty are not ten"
+    assert runs.removed() == 6
+
+
+@pytest.mark.parametrize(
+    ("hours", "verdict"),
+    [pytest.param(23, "held", id="within the window"), pytest.param(25, "changed", id="before the window")],
+)
+def test_removals_count_for_as_long_as_the_window(settled, hours, verdict):
+    """Five of twenty, and later five more: together they are ten, and half of what was there."""
+    targets = users(2)
+    runs = settled(targets, numbered(1, 10))
+    runs.upstream.lists[targets[0]] = numbered(1, 5)
+    assert verdicts(runs.run(targets)) == {"changed": 1, "unchanged": 1}
+    runs.age_counts(hours)
+    runs.upstream.lists[targets[1]] = numbered(1, 5)
+    assert verdicts(runs.run(targets)) == {verdict: 1, "unchanged": 1}
+
+
+@pytest.mark.parametrize(
+    ("hours", "verdict"),
+    [pytest.param(-23, "held", id="a day"), pytest.param(-87_600, "changed", id="ten years")],
+)
+def test_counts_from_before_the_clock_was_set_back(settled, hours, verdict):
+    """What lies ahead by less than the window still counts; what lies ahead by ten years must not for ten years."""
+    targets = users(2)
+    runs = settled(targets, numbered(1, 10))
+    runs.upstream.lists[targets[0]] = numbered(1, 5)
+    runs.run(targets)
+    runs.age_counts(hours)
+    runs.upstream.lists[targets[1]] = numbered(1, 5)
+    assert verdicts(runs.run(targets)) == {verdict: 1, "unchanged": 1}
+
+
+def test_what_a_person_approved_does_not_count_and_starts_the_window_anew(settled):
+    targets = users(3)
+    runs = settled(targets, numbered(1, 30))
+    runs.upstream.lists[targets[0]] = numbered(1, 21)
+    runs.upstream.lists[targets[1]] = numbered(1, 15)
+    assert verdicts(runs.run(targets)) == {"held": 1, "changed": 1, "unchanged": 1}
+    assert verdicts(runs.run(targets[1:2], by="Zoë")) == {"changed": 1}
+    assert runs.rows("SELECT count(*) FROM org_turnover") == [(0,)]
+    runs.upstream.lists[targets[2]] = numbered(1, 21)
+    assert verdicts(runs.run(targets)) == {"changed": 1, "unchanged": 2}, "9 of 66, not 18 or 33"
+
+
+def test_lists_that_were_first_seen_within_the_window_count_as_they_were_then(settled):
+    """Nine of a hundred, in the hour after the first load."""
+    targets = users(10)
+    runs = settled(targets, numbered(1, 10))
+    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 9))
+    assert verdicts(runs.run(targets)) == {"changed": 10}, "10 of 100"
+
+
+def test_what_was_added_within_the_window_dilutes_nothing(settled):
+    """A list that doubles in the morning and loses ten in the evening has lost half of what it had."""
+    targets = users(2)
+    runs = settled(targets, numbered(1, 10))
+    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 40))
+    runs.run(targets)
+    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 35))
+    assert verdicts(runs.run(targets)) == {"held": 2}, "10 of 20, not of 80"
+    runs.age_counts(25)
+    runs.upstream.lists[targets[0]] = numbered(1, 34)
+    assert verdicts(runs.run(targets)) == {"held": 2}, "nothing approves itself"
+
+
+def test_what_one_list_loses_and_is_held_for_counts_for_the_others_of_its_run(settled):
+    """A large list loses most, and small ones a little each: the lie is one."""
+    large, small = users(1, "o1"), [Target("o1", f"small{n}") for n in range(5)]
+    runs = settled([*large, *small], numbered(1, 9))
+    runs.upstream.lists[large[0]] = numbered(1, 100)
+    runs.run(large)
+    runs.age_counts(25)
+    runs.upstream.lists |= {large[0]: numbered(1, 60), **dict.fromkeys(small, numbered(1, 7))}
+    assert verdicts(runs.run([*large, *small])) == {"held": 6}, "40 by itself, and 10 with it: 50 of 145"
+
+
+def test_organisations_are_judged_apart(settled):
+    one, other = users(10, "o1"), users(10, "o2")
+    runs = settled([*one, *other])
+    runs.upstream.lists |= dict.fromkeys(one, numbered(1, 4)) | {other[0]: numbered(1, 8)}
+    assert verdicts(runs.run([*one, *other])) == {"held": 10, "changed": 1, "unchanged": 9}
+    assert runs.removed() == 1
+
+
+def test_a_retired_list_is_no_part_of_what_an_organisation_has(settled):
+    targets = users(20)
+    runs = settled(targets)
+    with runs.run_context() as (context, _):
+        context.store.retire_others(targets[:2], dt.datetime.now(dt.UTC), None)
+    runs.upstream.lists = dict.fromkeys(targets, numbered(1, 4))
+    assert verdicts(runs.run(targets[:2])) == {"held": 2}, "10 of 18, not of 180"
+
+
+def test_small_lists_that_are_replaced_altogether_are_held_whole(settled):
+    """Everybody gets somebody else's list: what is new is no more believed than what is missing."""
+    targets = users(20)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, numbered(101, 109))
+    assert verdicts(runs.run(targets)) == {"held": 20}
+    assert runs.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(0,)]
+
+
+def test_additions_beside_removals_that_are_held_with_others_are_recorded(settled):
+    targets = users(20)
+    runs = settled(targets)
+    runs.upstream.lists = {target: [*numbered(1, 4), *numbered(101, 102)] for target in targets}
+    assert verdicts(runs.run(targets)) == {"held": 20}
+    assert runs.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind ORDER BY kind") == [
+        *(("added", 40), ("baseline", 180)),
+    ]
+
+
+def test_a_hold_by_the_organisation_ends_when_everything_is_back(settled):
+    targets = users(20)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, ())
+    assert verdicts(runs.run(targets)) == {"held": 20}
+    runs.upstream.lists = dict.fromkeys(targets, NINE)
+    assert verdicts(runs.run(targets)) == {"unchanged": 20}
+    assert runs.rows("SELECT count(*) FROM target WHERE held_since IS NOT NULL") == [(0,)]
+
+
+def test_a_plan_shows_the_verdicts_of_the_run_and_writes_nothing(settled):
+    targets = users(40)
+    runs = settled(targets)
+    runs.upstream.lists |= dict.fromkeys(targets[:20], numbered(1, 3)) | {targets[30]: numbered(1, 10)}
+    tables = ("change_set", "workflow_change", "sync_run", "sync_issue", "org_turnover", "organisation")
+    before = [runs.rows(f"SELECT count(*) FROM {table}") for table in tables]
+    tally, outcomes = runs.plan(targets)
+    assert dict(tally.verdicts) == {"held": 20, "changed": 1, "unchanged": 19}
+    assert [runs.rows(f"SELECT count(*) FROM {table}") for table in tables] == before
+    issues = {outcome.issue.message for outcome in outcomes if outcome.issue}
+    report = runs.run(targets)
+    assert dict(tally.verdicts) == verdicts(report)
+    assert issues == {problem.issue.message for problem in report.tally.issues}
+
+
+def test_a_stop_before_the_second_answers_leaves_the_removals_to_the_next_run(settled):
+    targets = users(4)
+    runs = settled(targets)
+    runs.upstream.says = lambda target, question: numbered(1, 8) if question == 1 else None
+    report = runs.run(targets)
+    assert (report.status, report.tally.settled, report.tally.interrupted) == ("aborted", 0, 4)
+    assert runs.removed() == 0
+    runs.upstream.says = lambda target, question: numbered(1, 8)
+    assert verdicts(runs.run(targets)) == {"changed": 4}
+
+
+# However many there are
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 7)
+
+
+def test_removals_are_judged_together_over_all_batches(settled, small_batches):
+    """A batch alone loses too little; what waits for the others is decided as soon as the sums allow."""
+    targets = users(60)
+    runs = settled(targets)
+    runs.upstream.lists |= dict.fromkeys(targets[:21], numbered(1, 1))
+    assert verdicts(runs.run(targets)) == {"held": 21, "unchanged": 39}, "168 of 540"
+
+
+def test_removals_that_the_others_withdraw_are_believed(settled, small_batches):
+    """Sixty first answers lie; of the second ones two still lack something."""
+    targets = users(60)
+    runs = settled(targets)
+    true = {targets[0], targets[59]}
+    runs.upstream.says = lambda target, question: () if question == 1 else NINE[:-1] if target in true else NINE
+    assert verdicts(runs.run(targets)) == {"changed": 2, "unchanged": 58}
+
+
+def test_what_waits_beyond_the_memory_for_it_is_held(settled, small_batches, monkeypatch):
+    monkeypatch.setattr("etl.sync.removals.WAITING_FLOWS", 1)
+    targets = users(60)
+    runs = settled(targets)
+    runs.upstream.says = lambda target, question: () if question == 1 else NINE[:-1] if target == targets[0] else NINE
+    assert verdicts(runs.run(targets)) == {"held": 1, "unchanged": 59}
+
+
+def test_first_answers_of_any_number_of_targets_take_ten_bytes_each_at_most():
+    targets = TargetList(Target(f"o{n % 100}", f"u{n}") for n in range(30_000))
+    tracemalloc.start()
+    known = RunRemovals(targets, LIMITS, lambda orgs: {org: Sum(10**9, 0) for org in orgs})
+    for start in range(0, len(targets), 500):
+        batch = targets[start : start + 500]
+        known.add_first(enumerate(batch, start), Found(deferred=[Deferred(target, 9, True) for target in batch]))
+    (taken, _), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert taken < 10 * len(targets)
+    batches = [batch for batch, _ in known.batches(500)]
+    assert (len(batches), sum(map(len, batches)), known.unsettled) == (60, 30_000, 30_000)
+
+
+# The rule, for all numbers
+
+
+@STEADY
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 9)), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.randoms(use_true_random=False),
+)
+def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_their_order(lost, limit, size, chance):
+    """Second answers like the first: an organisation's removals are believed together or held together."""
+    targets = [Target(org, str(n)) for n, (org, _) in enumerate(lost)]
+    removes = {target: number for target, (_, number) in zip(targets, lost, strict=True)}
+    known = RunRemovals(targets, NO_EMPTIED, lambda orgs: {org: Sum(limit, 0) for org in orgs})
+    known.add_first(enumerate(targets), Found(deferred=[Deferred(t, removes[t], False) for t in targets]))
+    stances: dict[Target, str] = {}
+    under_way = list(known.batches(size)) if chance.random() < 0.5 else known.batches(size)
+    for _, look in under_way:
+        together, undecided = Together(look), []
+        missing = dict.fromkeys("ab", 0)
+        for target in look.first:
+            together.answered(target)
+            together.saw(target, removes[target], False)
+            missing[target.org_id] += removes[target]
+        for target in look.first:
+            stances[target] = together.stance(target.org_id, False)
+            if stances[target] == "wait":
+                undecided.append(waiting(target))
+        known.add_second(look, Found(missing, undecided=undecided))
+        decided, now = known.take_decided()
+        for each in decided:
+            stances[each.fence.target] = Together(now).stance(each.fence.target.org_id, False)
+    sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
+    assert {t: stances[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
+    assert known.unsettled == 0
+
+
+def waiting(target: Target) -> Undecided:
+    at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    return Undecided(Fence(target=target), Snapshot(target, (), "d" * 64, at, at, 1, b"", True), False)
+
+
+@STEADY
+@given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 100), st.integers(0, 10**6))
+def test_the_limit_is_the_least_number_that_reaches_both(had, share, number, removed):
+    limits = Limits(min_removed=number, max_org_removed_share=share)
+    limit = guard.removals_of_organisation(had, 0, limits).limit
+    assert (removed >= limit) == (removed >= number and removed >= guard.share_of(share, had))
+
+
+@pytest.mark.parametrize(
+    ("known", "stance"),
+    [
+        (Sum(10, 100), "believe"),
+        (Sum(10, 100, seen=9), "believe"),
+        (Sum(10, 100, seen=10), "hold"),
+        (Sum(10, 100, before=4, seen=5), "believe"),
+        (Sum(10, 100, before=5, seen=5), "hold"),
+        (Sum(10, 100, before=5, seen=4, expected=1), "wait"),
+        (Sum(10, 100, seen=10, expected=5), "hold"),
+        (Sum(10, 100, expected=10), "wait"),
+    ],
+)
+def test_an_answer_waits_only_where_it_depends_on_those_that_are_to_come(known, stance):
+    assert known.stance == stance

@@ -1,0 +1,460 @@
+"""Migrations: whole or not at all, one at a time, and nothing that anybody changes in the schema goes unseen."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+
+from etl.database import check, connect, creating, current, expected, reading, require_current, upgrade, writing
+from etl.errors import DatabaseError, SchemaMismatch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def empty(empty_url: str) -> Iterator[Engine]:
+    """An engine on a database without a schema."""
+    engine = connect(empty_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def foreign(database_url: str) -> Iterator[Any]:
+    """A connection of the bare driver, as any other program would open it."""
+    url = make_url(database_url)
+    if url.drivername == "sqlite":
+        connection: Any = sqlite3.connect(str(url.database), isolation_level=None)
+    else:
+        dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        connection = psycopg.connect(dsn, autocommit=True)
+    yield connection
+    connection.close()
+
+
+# --------------------------------------------------------------------------------------------------- upgrades
+
+UPGRADE = """
+import sys
+from etl.database import connect, current, expected, upgrade
+engine = connect(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+upgrade(engine)
+assert current(engine) == expected()
+engine.dispose()
+"""
+
+
+def test_five_processes_upgrade_one_empty_database_at_once(empty: Engine, empty_url: str) -> None:
+    command = [sys.executable, "-c", UPGRADE, empty_url]
+    started = [subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(5)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate() for process in started]
+    assert [(process.returncode, *out) for process, out in zip(started, said, strict=True)] == [(0, "", "")] * 5
+    assert check(empty) == []
+
+
+KILLED = """
+import os, signal, sys
+from sqlalchemy import event
+from etl.database import check, connect, creating, current, expected, upgrade
+
+def upgrade_until(last):
+    engine, count = connect(sys.argv[1]), 0
+    @event.listens_for(engine, "before_cursor_execute")
+    def before(*_):
+        nonlocal count
+        count += 1
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+    upgrade(engine)
+
+for last in range(1, 1000, int(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        upgrade_until(last)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    engine = connect(sys.argv[1])
+    assert current(engine) is None, (last, current(engine))
+    engine.dispose()
+engine = connect(sys.argv[1])
+print(last, current(engine) == expected(), check(engine))
+"""
+
+
+def test_an_upgrade_killed_at_any_statement_leaves_nothing_and_can_be_repeated(empty_url: str) -> None:
+    every = "1" if empty_url.startswith("sqlite") else "5"
+    command = [sys.executable, "-c", KILLED, empty_url, every]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    survived, *rest = said.split(" ", 1)
+    assert int(survived) > 30
+    assert rest == ["True []\n"]
+
+
+def test_an_upgrade_that_fails_at_any_statement_leaves_nothing_and_can_be_repeated(empty: Engine) -> None:
+    failing, seen = 0, 0
+
+    def before(*_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == failing:
+            raise KeyError
+
+    event.listen(empty, "before_cursor_execute", before)
+    while True:
+        failing, seen = failing + (1 if empty.dialect.name == "sqlite" else 3), 0
+        try:
+            upgrade(empty)
+            break
+        except KeyError:
+            seen = -1_000_000
+            assert current(empty) is None
+    assert failing > 30
+    event.remove(empty, "before_cursor_execute", before)
+    assert check(empty) == []
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_views_that_are_made_anew_keep_their_rights_options_comments_and_readers(empty: Engine) -> None:
+    of_view = """
+        SELECT oid, relacl::text, reloptions, obj_description(oid, 'pg_class') FROM pg_class
+        WHERE relname IN ('org_workflow_event', 'workflow_event') ORDER BY relname
+    """
+    with creating(empty) as connection:
+        migrate(connection, "0005")
+        for view in ("org_workflow_event", "workflow_event"):
+            connection.exec_driver_sql(f"ALTER VIEW {view} SET (security_invoker = true)")
+            connection.exec_driver_sql(f"GRANT SELECT ON {view} TO PUBLIC")
+        connection.exec_driver_sql("CREATE VIEW theirs AS SELECT kind FROM org_workflow_event")
+        before = connection.exec_driver_sql(of_view).all()
+    upgrade(empty)
+    with reading(empty) as connection:
+        assert connection.exec_driver_sql(of_view).all() == before
+    assert check(empty) == ["view theirs is not Flowtrail's"]
+
+
+def test_an_upgrade_of_a_current_database_changes_nothing(engine: Engine) -> None:
+    upgrade(engine)
+    assert (current(engine), check(engine)) == (expected(), [])
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    command.upgrade(config, revision)
+
+
+def test_a_connection_of_any_engine_can_be_handed_over(empty_url: str) -> None:
+    """An engine of plain SQLAlchemy, whose driver begins lazily, or not at all."""
+    engine = create_engine(empty_url)
+    with engine.connect() as connection:
+        migrate(connection, "head")
+    engine.dispose()
+    ours = connect(empty_url)
+    assert check(ours) == []
+    ours.dispose()
+
+
+def alembic(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "FLOWTRAIL_DATABASE__URL"}
+    if url is not None:
+        environment["FLOWTRAIL_DATABASE__URL"] = url
+    command = [sys.executable, "-m", "alembic", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_alembic_works_in_a_checkout(empty: Engine, empty_url: str) -> None:
+    assert alembic("upgrade", "head", url=empty_url).returncode == 0
+    assert check(empty) == []
+
+
+def test_alembic_takes_the_address_from_its_command_line_too(tmp_path: Path) -> None:
+    assert alembic("-x", f"url=sqlite:///{tmp_path / 'x.db'}", "upgrade", "head").returncode == 0
+    assert (tmp_path / "x.db").stat().st_size > 0
+
+
+def test_alembic_without_an_address_says_how_to_give_one() -> None:
+    done = alembic("upgrade", "head")
+    assert (done.returncode, done.stderr) == (1, "Which database? Give -x url=... or set FLOWTRAIL_DATABASE__URL.\n")
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "postgresql+psycopg://h/d"])
+def test_alembic_prints_the_sql_for_who_wants_to_run_it_by_hand(url: str) -> None:
+    said = alembic("upgrade", "head", "--sql", url=url).stdout
+    assert "CREATE TABLE workflow_change" in said
+    assert "CREATE TRIGGER change_set_no" in said
+
+
+def test_the_files_of_the_migrations_are_named_in_the_order_that_alembic_follows() -> None:
+    folder = Path(__file__).parents[2] / "migrations"
+    scripts = ScriptDirectory(str(folder)).walk_revisions()
+    assert [script.revision for script in reversed(list(scripts))] == [
+        file.name.partition("_")[0] for file in sorted((folder / "versions").glob("*.py"))
+    ]
+    assert expected() == ScriptDirectory(str(folder)).get_current_head()
+
+
+def test_alembic_is_not_loaded_where_the_schema_is_current(engine: Engine, database_url: str) -> None:
+    look = f"""
+import sys
+from etl.database import connect, require_current
+import etl.__main__
+require_current(connect({database_url!r}), create_if_empty_sqlite=False)
+print("alembic" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_revisions_import_no_application_code() -> None:
+    for revision in (ROOT / "migrations" / "versions").glob("*.py"):
+        assert "etl" not in revision.read_text().split()
+
+
+# ----------------------------------------------------------------------------------- missing, behind and ahead
+
+
+def set_revision(engine: Engine, revision: str) -> None:
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
+
+
+def test_a_missing_schema_is_made_on_sqlite_and_asked_for_on_postgresql(empty: Engine) -> None:
+    if empty.dialect.name == "sqlite":
+        require_current(empty, create_if_empty_sqlite=True)
+        assert check(empty) == []
+    else:
+        with pytest.raises(SchemaMismatch, match="has no Flowtrail schema: run `flowtrail db upgrade`"):
+            require_current(empty, create_if_empty_sqlite=True)
+
+
+def test_a_file_of_no_bytes_is_empty_too(tmp_path: Path) -> None:
+    (tmp_path / "x.db").touch()
+    engine = connect(f"sqlite:///{tmp_path / 'x.db'}")
+    require_current(engine, create_if_empty_sqlite=True)
+    engine.dispose()
+
+
+def test_a_database_of_another_program_is_not_taken_over(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "x.db").execute("CREATE TABLE theirs (id INTEGER)").close()
+    engine = connect(f"sqlite:///{tmp_path / 'x.db'}")
+    with pytest.raises(SchemaMismatch, match="has no Flowtrail schema"):
+        require_current(engine, create_if_empty_sqlite=True)
+    engine.dispose()
+
+
+def test_a_current_schema_is_what_is_required(engine: Engine) -> None:
+    require_current(engine, create_if_empty_sqlite=False)
+
+
+def test_an_older_schema_is_refused_until_it_is_upgraded_and_keeps_its_rows(empty: Engine) -> None:
+    with creating(empty) as connection:
+        migrate(connection, "0001")
+        connection.exec_driver_sql("INSERT INTO target (org_id, user_id) VALUES ('o', 'u')")
+    with pytest.raises(
+        SchemaMismatch, match=rf"at revision 0001, behind the {expected()} .* run `flowtrail db upgrade`"
+    ):
+        require_current(empty, create_if_empty_sqlite=True)
+    upgrade(empty)
+    assert check(empty) == []
+    with reading(empty) as connection:
+        assert connection.scalar(text("SELECT org_id FROM target_health")) == "o"
+
+
+def test_a_newer_schema_is_refused_and_not_touched(engine: Engine) -> None:
+    set_revision(engine, "9999")
+    for act in (lambda: require_current(engine, create_if_empty_sqlite=True), lambda: upgrade(engine)):
+        with pytest.raises(SchemaMismatch, match=rf"at revision 9999, ahead of .* {expected()}: install the newer"):
+            act()
+    assert current(engine) == "9999"
+    assert check(engine) == [f"the schema is at revision 9999, not {expected()}: run `flowtrail db upgrade`"]
+
+
+# ------------------------------------------------------------------------------------------------- append-only
+
+TRAIL = """
+    INSERT INTO target (id, org_id, user_id) VALUES (1, 'o', 'u'), (2, 'o', 'v');
+    INSERT INTO change_set (id, target_id, version, run_id, kind, observed_at, state_digest, parent_hash, hash)
+        VALUES (1, 1, 1, 1, 'baseline', '2026-03-01 12:00:00.000000', '{sha}', '{sha}', '{sha}');
+    INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, '3318', 'baseline', 'map')
+""".format(sha="0" * 64)
+SAME_SET = """
+    INTO change_set (id, target_id, version, run_id, kind, observed_at, state_digest, parent_hash, hash)
+    VALUES ({key}, 1, 'baseline', '2026-04-01 12:00:00.000000', '{sha}', '{sha}', '{sha}')
+"""
+SAME_ID, SAME_VERSION = (SAME_SET.format(key=key, sha="1" * 64) for key in ("1, 2, 1", "7, 1, 1"))
+NO_ID = SAME_VERSION.replace("(id, target_id", "(target_id").replace("(7, 1", "(1")
+SAME_CHANGE = "INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, '3318', 'baseline', 'forged')"
+CHANGE_KEY = "(change_set_id, flow_id, kind)"
+
+FORGERIES = {
+    "sqlite": [
+        *(
+            f"{verb} {row}"
+            for verb in ("INSERT", "INSERT OR REPLACE", "REPLACE")
+            for row in (SAME_ID, SAME_VERSION, NO_ID)
+        ),
+        *(f"{verb} {SAME_CHANGE}" for verb in ("INSERT", "INSERT OR REPLACE", "REPLACE")),
+        "INSERT OR REPLACE " + SAME_CHANGE.replace("(1,", "('1',"),
+        "UPDATE OR REPLACE workflow_change SET flow_id = '2'",
+        "INSERT OR REPLACE " + SAME_ID.replace("(id,", "(rowid,"),
+    ],
+    "postgresql": [
+        *(f"INSERT {row}" for row in (SAME_ID, SAME_VERSION, NO_ID, SAME_CHANGE)),
+        "TRUNCATE change_set",
+        "TRUNCATE workflow_change",
+        "TRUNCATE target CASCADE",
+        "DELETE FROM ONLY change_set",
+        "MERGE INTO workflow_change USING target ON true WHEN MATCHED THEN UPDATE SET new_name = 'forged'",
+        "SET session_replication_role = replica; UPDATE change_set SET run_id = 2",
+    ],
+}
+FORGERIES_ON_BOTH = [
+    "UPDATE change_set SET run_id = 2",
+    "UPDATE change_set SET hash = hash",
+    "UPDATE workflow_change SET new_name = 'forged' WHERE flow_id = '3318'",
+    "DELETE FROM change_set",
+    "DELETE FROM workflow_change WHERE flow_id = '3318'",
+    f"INSERT {SAME_ID} ON CONFLICT (id) DO UPDATE SET run_id = 2",
+    f"INSERT {SAME_VERSION} ON CONFLICT (target_id, version) DO UPDATE SET run_id = 2",
+    f"INSERT {SAME_CHANGE} ON CONFLICT {CHANGE_KEY} DO UPDATE SET new_name = 'forged'",
+]
+
+
+def test_the_trail_cannot_be_rewritten_by_any_connection(foreign: Any, dialect: str) -> None:
+    foreign.executescript(TRAIL) if dialect == "sqlite" else foreign.execute(TRAIL)
+    before = the_trail(foreign)
+    assert len(before) == 2
+    assert [forgery for forgery in FORGERIES[dialect] + FORGERIES_ON_BOTH if is_done(foreign, forgery)] == []
+    assert the_trail(foreign) == before
+
+
+def is_done(foreign: Any, statement: str) -> bool:
+    try:
+        foreign.execute(statement)
+    except (sqlite3.IntegrityError, psycopg.errors.IntegrityError):
+        return False
+    return True
+
+
+def the_trail(foreign: Any) -> list[tuple[object, ...]]:
+    return [row for table in ("change_set", "workflow_change") for row in foreign.execute(f"SELECT * FROM {table}")]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_change_set_with_the_id_that_sqlite_uses_for_none_is_refused(foreign: Any) -> None:
+    foreign.executescript(TRAIL)
+    with pytest.raises(sqlite3.IntegrityError, match="ck_change_set_id"):
+        foreign.execute("INSERT " + SAME_ID.replace("(1, 2, 1", "(-1, 2, 1"))
+
+
+# ------------------------------------------------------------------------------------------------------- check
+
+BOTH = {
+    "ALTER TABLE target ADD COLUMN extra TEXT": "column target.extra is not Flowtrail's",
+    "ALTER TABLE target RENAME COLUMN data_hash TO hash": "column target.data_hash is missing",
+    "DROP INDEX ix_change_set_observed_at": "index change_set.ix_change_set_observed_at is missing",
+    "CREATE INDEX slow ON workflow (cycle)": "index workflow.slow is not Flowtrail's",
+    "DROP VIEW cycle_change": "view cycle_change is missing",
+    "DROP VIEW cycle_change; CREATE VIEW cycle_change AS SELECT * FROM workflow_event": "view cycle_change was altered",
+    "CREATE VIEW mine AS SELECT 1 AS one": "view mine is not Flowtrail's",
+    "CREATE TABLE theirs (id INTEGER)": "table theirs is not Flowtrail's",
+    "DROP TABLE lease": "table lease is missing",
+}
+DRIFT = {
+    "sqlite": {
+        "DROP TRIGGER change_set_no_update": "trigger change_set.change_set_no_update is missing",
+        "DROP TRIGGER change_set_no_update; CREATE TRIGGER change_set_no_update BEFORE UPDATE ON change_set "
+        "BEGIN SELECT 1; END": "trigger change_set.change_set_no_update was altered",
+        "CREATE TRIGGER loud AFTER INSERT ON target BEGIN SELECT 1; END": "trigger target.loud is not Flowtrail's",
+        "DROP TABLE lease; CREATE TABLE lease (name TEXT NOT NULL, holder TEXT NOT NULL, expires_at TEXT NOT NULL)": (
+            "table lease was altered"
+        ),
+    },
+    "postgresql": {
+        "DROP TRIGGER change_set_no_truncate ON change_set": "trigger change_set.change_set_no_truncate is missing",
+        "ALTER TABLE change_set DISABLE TRIGGER USER": "trigger change_set.change_set_no_change was altered",
+        "CREATE OR REPLACE FUNCTION flowtrail_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN NEW; END $$": "trigger workflow_change.workflow_change_no_change was altered",
+        "CREATE RULE quiet AS ON DELETE TO change_set DO INSTEAD NOTHING": "rule change_set.quiet is not Flowtrail's",
+        "ALTER TABLE target ALTER COLUMN fence TYPE INTEGER": "column target.fence was altered",
+        'ALTER TABLE lease ALTER COLUMN name TYPE TEXT COLLATE "default"': "column lease.name was altered",
+        "ALTER TABLE target ALTER COLUMN fence DROP NOT NULL": "column target.fence was altered",
+        "ALTER TABLE target ALTER COLUMN fence DROP DEFAULT": "column target.fence was altered",
+        "ALTER TABLE target DROP CONSTRAINT uq_target": "constraint target.uq_target is missing",
+        "ALTER TABLE target DROP CONSTRAINT ck_target_counts": "constraint target.ck_target_counts is missing",
+        "ALTER TABLE target ADD CONSTRAINT few CHECK (flow_count < 9)": "constraint target.few is not Flowtrail's",
+        "ALTER TABLE observation DROP CONSTRAINT fk_observation_target": (
+            "constraint observation.fk_observation_target is missing"
+        ),
+    },
+}
+DRIFTS = [(name, sql, said) for name in DRIFT for sql, said in {**BOTH, **DRIFT[name]}.items()]
+
+
+@pytest.mark.parametrize(("dialect", "sabotage", "said"), DRIFTS, ids=[f"{name}-{sql}" for name, sql, _ in DRIFTS])
+def test_check_finds_what_somebody_changed(
+    engine: Engine, foreign: Any, dialect: str, sabotage: str, said: str
+) -> None:
+    foreign.executescript(sabotage) if dialect == "sqlite" else foreign.execute(sabotage)
+    assert said in check(engine)
+
+
+def test_a_table_that_is_gone_is_one_line_and_not_one_for_each_of_its_columns(engine: Engine, foreign: Any) -> None:
+    foreign.execute("DROP TABLE lease")
+    assert check(engine) == ["table lease is missing"]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_check_takes_views_as_a_backup_brings_them_back(engine: Engine, foreign: Any) -> None:
+    """PostgreSQL writes a view out, and reading that, writes some of it otherwise."""
+    with reading(engine) as connection:
+        views = connection.exec_driver_sql(
+            "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname = 'cycle_change'"
+        ).all()
+    for name, definition in views:
+        foreign.execute(f"CREATE OR REPLACE VIEW {name} AS {definition}")
+    assert check(engine) == []
+
+
+def test_check_leaves_nothing_behind(engine: Engine) -> None:
+    def everything(connection: Connection) -> int:
+        catalog = "sqlite_master" if engine.dialect.name == "sqlite" else "pg_class"
+        return int(connection.scalar(text(f"SELECT count(*) FROM {catalog}")) or 0)
+
+    with reading(engine) as connection:
+        before = everything(connection)
+    assert check(engine) == []
+    with reading(engine) as connection:
+        assert everything(connection) == before
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_check_needs_no_right_but_to_make_temporary_tables(engine: Engine, foreign: Any, database_url: str) -> None:
+    foreign.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+    try:
+        reader = connect(make_url(database_url).set(username="reader").render_as_string(hide_password=False))
+        assert check(reader) == []
+        with pytest.raises(DatabaseError, match="permission denied for schema public"), writing(reader) as connection:
+            connection.exec_driver_sql("CREATE TABLE theirs (id INTEGER)")
+        reader.dispose()
+    finally:
+        foreign.execute("DROP OWNED BY reader; DROP ROLE reader")

@@ -1,0 +1,274 @@
+"""Receivers are told at least once, in whatever order runs commit, and whatever receivers do meanwhile."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, insert, text
+
+from etl.config import NotifySettings, Secret
+from etl.database import reading, writing
+from etl.notify import Freshness, Notifier, Overdue, Receiver, Timing, Wants, receivers
+from etl.schema import target
+from tests.support.builders import flow
+from tests.support.newsroom import ANN, BOB, EVE, ON, Newsroom
+from tests.support.receiver import PATIENCE_SECONDS, HttpReceiver
+
+AT_ONCE = Timing(first_retry_seconds=0.01, longest_retry_seconds=0.05, overdue_after_seconds=0, overdue_every_seconds=0)
+ON_SQLITE = pytest.mark.parametrize("dialect", ["sqlite"])
+"""For what has nothing to do with SQL."""
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def wants(*urls: str, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> list[Wants]:
+    made = list(receivers(1, NotifySettings(urls=tuple(map(Secret, urls)))))
+    assert all(isinstance(each, Receiver) for each in made), made
+    return [Wants(each, on, orgs) for each in made if isinstance(each, Receiver)]
+
+
+def notifier(news: Newsroom, told: list[Wants], **changes: Any) -> Notifier:
+    nothing = Freshness((), {})
+    given = {"is_active": lambda: True, "freshness": lambda: nothing, "clock": now, "timing": AT_ONCE, **changes}
+    return Notifier(news.engine, news.store, told, **given)
+
+
+@pytest.fixture
+def news(engine: Engine) -> Newsroom:
+    room = Newsroom(engine)
+    room.run({ANN: [flow(1)], BOB: [flow(1)], EVE: [flow(1)]})
+    return room
+
+
+def told_runs(news: Newsroom) -> list[int]:
+    with reading(news.engine) as connection:
+        return list(
+            connection.execute(text("SELECT id FROM sync_run WHERE notified_at IS NOT NULL ORDER BY id")).scalars()
+        )
+
+
+def test_a_run_is_told_once_and_one_without_news_not_at_all(news: Newsroom, receiver: HttpReceiver) -> None:
+    changed = news.run({ANN: [flow(1, cycle="H")], BOB: [flow(1)]})
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS), "after a restart there is nothing to tell"
+    assert receiver.titles == ["Flowtrail plants: 1 cycle changed"]
+    assert f"Run {changed} of plants" in receiver.got[0].message
+    assert told_runs(news) == [1, changed]
+
+
+def test_a_run_that_commits_later_than_one_with_a_higher_id_is_told(news: Newsroom, receiver: HttpReceiver) -> None:
+    slow, quick = news.begin(schedule="plants"), news.begin(schedule="wind")
+    news.apply(quick, {EVE: [flow(1), flow(2)]})
+    news.finish(quick)
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    news.apply(slow, {ANN: [flow(1), flow(2)]})
+    news.finish(slow)
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail wind: 1 added", "Flowtrail plants: 1 added"]
+    assert slow < quick
+
+
+def test_what_finished_long_ago_is_told_nobody(news: Newsroom, receiver: HttpReceiver) -> None:
+    """Otherwise whoever configures a receiver after years gets years."""
+    news.run({ANN: [flow(1), flow(2)]})
+    assert notifier(news, wants(receiver.url), clock=lambda: now() + dt.timedelta(hours=25)).flush(PATIENCE_SECONDS)
+    assert (receiver.got, told_runs(news)) == ([], [])
+
+
+def test_a_receiver_hears_of_its_organisations_and_kinds_only(news: Newsroom) -> None:
+    with HttpReceiver() as ours, HttpReceiver() as theirs:
+        told = wants(ours.url, on=["added"], orgs=["o1"]) + wants(theirs.url, on=["removed"])
+        run_id = news.run({ANN: [flow(1), flow(2)], EVE: [flow(1), flow(2)]})
+        assert notifier(news, told).flush(PATIENCE_SECONDS)
+        assert ours.titles == ["Flowtrail plants: 1 added"]
+        assert "o2" not in ours.got[0].message
+        assert theirs.got == []
+    assert run_id in told_runs(news)
+
+
+@ON_SQLITE
+def test_a_receiver_that_is_down_gets_it_when_it_is_back_and_the_others_get_nothing_twice(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    news.run({ANN: [flow(1), flow(2)]})
+    at_work = notifier(news, wants(receiver.url, f"json://127.0.0.1:{port}/"))
+    assert not at_work.flush(PATIENCE_SECONDS)
+    receiver.wait_for(1)
+    assert told_runs(news) == [1], "the run is owed to the one that is down"
+    with HttpReceiver(port) as back:
+        at_work.start()
+        back.wait_for(1)
+        wait_until(lambda: told_runs(news) == [1, 2])
+        at_work.stop()
+        assert (len(receiver.got), len(back.got)) == (1, 1)
+
+
+@ON_SQLITE
+def test_an_error_and_a_redirect_of_the_receiver_are_no_receipt(news: Newsroom, receiver: HttpReceiver) -> None:
+    news.run({ANN: [flow(1), flow(2)]})
+    for status in (302, 404, 500):
+        receiver.status = status
+        assert not notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    assert told_runs(news) == [1]
+    receiver.status = 204
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    assert told_runs(news) == [1, 2]
+
+
+@ON_SQLITE
+def test_one_that_hangs_delays_neither_the_others_nor_the_end(news: Newsroom, receiver: HttpReceiver) -> None:
+    with HttpReceiver() as hanging:
+        hanging.hold = True
+        news.run({ANN: [flow(1), flow(2)]})
+        at_work = notifier(news, wants(f"{hanging.url}?rto=60", receiver.url))
+        at_work.start()
+        hanging.wait_for(1)
+        receiver.wait_for(1)
+        news.run({ANN: [flow(1)]})
+        at_work.look()
+        receiver.wait_for(2)
+        at_work.stop()
+        assert not at_work._thread.is_alive()
+        assert len(hanging.got) == 1
+        assert told_runs(news) == [1]
+
+
+@ON_SQLITE
+def test_one_that_hangs_for_too_long_is_tried_again(news: Newsroom) -> None:
+    with HttpReceiver() as hanging:
+        hanging.hold = True
+        news.run({ANN: [flow(1), flow(2)]})
+        at_work = notifier(news, wants(f"{hanging.url}?rto=60"), timing=AT_ONCE._replace(give_up_seconds=0.05))
+        at_work.start()
+        hanging.wait_for(1)
+        hanging.hold = False
+        while len(hanging.got) < 2:
+            at_work.look()
+            threading.Event().wait(0.02)
+        wait_until(lambda: told_runs(news) == [1, 2])
+        at_work.stop()
+
+
+@ON_SQLITE
+def test_many_runs_that_wait_become_one_message(news: Newsroom, receiver: HttpReceiver) -> None:
+    for number in range(12):
+        news.run({ANN: [flow(1, f"name {number}")]})
+    assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail 12 runs: 12 renamed"]
+    assert len(told_runs(news)) == 13
+
+
+def test_of_two_that_tell_one_notes_it_and_the_other_learns_so(news: Newsroom) -> None:
+    run_id = news.run({ANN: [flow(1), flow(2)]})
+    assert [news.store.mark_told(run_id, now()) for _ in range(2)] == [True, False]
+
+
+@ON_SQLITE
+def test_a_replica_that_stands_by_tells_nobody(news: Newsroom, receiver: HttpReceiver) -> None:
+    news.run({ANN: [flow(1), flow(2)]})
+    asked = threading.Event()
+
+    def is_active() -> bool:
+        asked.set()
+        return False
+
+    standing_by = notifier(news, wants(receiver.url), is_active=is_active)
+    standing_by.start()
+    assert asked.wait(PATIENCE_SECONDS)
+    standing_by.stop()
+    assert (receiver.got, told_runs(news)) == ([], [])
+
+
+# ------------------------------------------------------------------------------------------------------- overdue
+
+
+def test_what_is_overdue_is_told_once_through_restarts_and_so_is_its_end(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
+    late = Freshness([Overdue(ANN, "plants", now() - dt.timedelta(hours=1)), Overdue(EVE, "wind", None)], {})
+    for fresh in (late, late, late._replace(overdue=late.overdue[:1])):
+        assert notifier(news, wants(receiver.url), freshness=lambda fresh=fresh: fresh).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: 2 overdue"], "EVE was not seen again, but belongs to no schedule any more"
+    assert "o2/eve: never seen, schedule wind" in receiver.got[0].message
+    seen = Freshness((), {ANN: now() + dt.timedelta(seconds=1)})
+    for _ in range(2):
+        assert notifier(news, wants(receiver.url), freshness=lambda: seen).flush(PATIENCE_SECONDS)
+    assert receiver.titles[1:] == ["Flowtrail: 1 recovered"]
+    assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
+    assert receiver.titles[2:] == ["Flowtrail: 2 overdue"]
+
+
+@ON_SQLITE
+@pytest.mark.timeout(60)
+def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, receiver: HttpReceiver) -> None:
+    """With a list in place of a set, a hundred thousand took ten minutes of a processor, and runs waited for it."""
+    with writing(news.engine) as connection:
+        many = [{"org_id": "o1", "user_id": f"user {number}"} for number in range(50_000)]
+        connection.execute(insert(target), many)
+    late = [Overdue(known.target, "plants", None) for known in news.store.known_targets()]
+    fresh = Freshness(late, {})
+    assert notifier(news, wants(receiver.url), freshness=lambda: fresh).flush(PATIENCE_SECONDS)
+    (message,) = receiver.got
+    assert message.title == f"Flowtrail: {len(late)} overdue"
+    assert len(message.body) < 4000
+
+
+def test_overdue_is_kept_for_who_could_not_be_told_and_hidden_from_who_does_not_care(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
+    late = Freshness([Overdue(ANN, "plants", None)], {})
+    others = wants(receiver.url, on=["removed"]) + wants(receiver.url, orgs=["o2"])
+    receiver.status = 500
+    at_work = notifier(news, others + wants(receiver.url), freshness=lambda: late)
+    assert not at_work.flush(PATIENCE_SECONDS)
+    receiver.status = 200
+    assert notifier(news, others + wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: 1 overdue"] * 2
+
+
+def test_a_target_that_is_overdue_no_longer_but_was_not_seen_either_has_not_recovered(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
+    """EnOS refuses it for good now, or its schedule was changed."""
+    seen = now() - dt.timedelta(hours=1)
+    for fresh in (Freshness([Overdue(ANN, "plants", seen)], {ANN: seen}), Freshness((), {ANN: seen})):
+        assert notifier(news, wants(receiver.url), freshness=lambda fresh=fresh: fresh).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: 1 overdue"]
+
+
+def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Newsroom, receiver: HttpReceiver) -> None:
+    late, seen = Freshness([Overdue(ANN, "plants", None)], {}), Freshness((), {ANN: now()})
+    ahead = {"clock": lambda: now() + dt.timedelta(days=30)}
+    assert notifier(news, wants(receiver.url), freshness=lambda: late, **ahead).flush(PATIENCE_SECONDS)
+    assert notifier(news, wants(receiver.url), freshness=lambda: seen).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: 1 overdue", "Flowtrail: 1 recovered"]
+
+
+def test_retired_targets_are_forgotten_without_a_word(news: Newsroom, receiver: HttpReceiver) -> None:
+    late = Freshness([Overdue(ANN, "plants", None)], {})
+    assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
+    with writing(news.engine) as connection:
+        connection.execute(text("UPDATE target SET retired_at = held_since"))
+    assert notifier(news, wants(receiver.url), freshness=lambda: Freshness((), {})).flush(PATIENCE_SECONDS)
+    with reading(news.engine) as connection:
+        assert connection.execute(text("SELECT count(*) FROM overdue_notice")).scalar_one() == 0
+    assert len(receiver.got) == 1
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Until another thread has written something that this one only sees by asking."""
+    for _ in range(PATIENCE_SECONDS * 100):
+        if is_so():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it never came")

@@ -1,0 +1,64 @@
+"""How PostgreSQL looks for changes: what is right on a small trail must not read all of a large one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from etl.database import reading
+from etl.report import Report, summaries
+from etl.report.asof import Way
+from tests.support.builders import flow
+from tests.support.newsroom import ANN, BOB, Newsroom
+
+LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+VIEWS = {
+    "workflow_event": "org_id = 'o1' AND kind IN ('added', 'removed')",
+    "cycle_change": "org_id = 'o1'",
+    "org_workflow_event": "org_id = 'o1'",
+    "workflow_history": "org_id = 'o1' AND from_kind = 'added'",
+}
+
+pytestmark = pytest.mark.parametrize("dialect", ["postgresql"])
+
+
+@pytest.fixture
+def plans(engine: Engine) -> Iterator[dict[str, str]]:
+    """How each statement that asks for changes of given change sets finds them, where it has to use indexes."""
+    found: dict[str, str] = {}
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if re.search("workflow_change|workflow_event|cycle_change|workflow_history", statement):
+            with connection.connection.driver_connection.cursor() as planner:
+                planner.execute("SET enable_seqscan = off")
+                planner.execute(f"EXPLAIN {statement}", parameters)
+                found[statement] = "\n".join(line for (line,) in planner)
+
+    event.listen(engine, "before_cursor_execute", explain)
+    yield found
+    event.remove(engine, "before_cursor_execute", explain)
+
+
+def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, plans: dict[str, str]) -> None:
+    """PostgreSQL 18 prices that as a scan that skips, and reads whole partitions instead."""
+    room = Newsroom(engine)
+    room.run({ANN: [flow(1), flow(2)], BOB: [flow(1), flow(2)]})
+    run_id = room.run({ANN: [flow(1, cycle="H"), flow(3)], BOB: [flow(1, name="other"), flow(3)]})
+    assert {"cycle_changed", "removed", "added", "renamed"} <= room.told(run_id).keys()
+    report = Report(engine)
+    assert [*report.changes(org="o1", kinds=("removed", "cycle_changed"))]
+    for way in get_args(Way):
+        assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
+    with reading(engine) as connection:
+        assert summaries.trail(connection, org="o1", kinds=("removed",), limit=10)
+        assert summaries.day_snapshots(connection, LONG_AGO.date(), dt.datetime.now(dt.UTC).date())
+        for view, condition in VIEWS.items():
+            assert connection.execute(text(f"SELECT * FROM {view} WHERE {condition}")).all()
+    conditions = [line for plan in plans.values() for line in plan.splitlines() if "Index Cond" in line]
+    assert len([line for line in conditions if "change_set_id" in line]) > len(plans)
+    assert not [statement for statement, plan in plans.items() if re.search(r"Index Cond: .*\bkind\b", plan)]

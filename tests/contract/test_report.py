@@ -1,0 +1,243 @@
+"""The views as the reports give them: rows, filters, order, and readers that hinder nobody."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.database import connect, upgrade, writing
+from etl.errors import FlowtrailError, SchemaMismatch
+from etl.report import (
+    CurrentWorkflow,
+    HeldRemoval,
+    Report,
+    SyncRun,
+    TargetAsOf,
+    TargetHealth,
+    WorkflowAsOf,
+    WorkflowEvent,
+    WorkflowHistory,
+    columns_of,
+)
+from etl.schema import sync_run
+from tests.support.builders import run_row
+from tests.support.histories import START, TICK, World
+from tests.support.program import SECRET, Program
+
+
+@pytest.fixture
+def world(engine: Engine) -> World:
+    world = World(engine, 7)
+    world.live(30)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("view", "row_type"),
+    [
+        ("current_workflow", CurrentWorkflow),
+        ("workflow_event", WorkflowEvent),
+        ("workflow_history", WorkflowHistory),
+        ("target_health", TargetHealth),
+        ("sync_run", SyncRun),
+    ],
+)
+def test_a_row_has_exactly_the_columns_of_its_view(engine: Engine, view: str, row_type: type) -> None:
+    """In the same order."""
+    with engine.connect() as connection:
+        names = list(connection.execute(text(f"SELECT * FROM {view}")).keys())
+    assert [column.name for column in columns_of(row_type)] == names
+
+
+def test_the_columns_as_of_are_those_of_now_and_then_how_well_they_are_known() -> None:
+    """`current_workflow`, then coverage, observed_before, observed_after."""
+    known = ("coverage", "observed_before", "observed_after")
+    assert WorkflowAsOf._fields == CurrentWorkflow._fields + known
+    assert TargetAsOf._fields == ("org_id", "user_id", "expression", *known, "flow_count")
+
+
+def test_every_column_has_a_kind() -> None:
+    """Nulls aside, a column is text, a whole number, a boolean or a time."""
+    kinds = {column.name: column.kind for row_type in (WorkflowEvent, HeldRemoval) for column in columns_of(row_type)}
+    assert kinds["change_set_id"] == "integer"
+    assert kinds["old_name"] == "string"
+    assert kinds["new_editable"] == "boolean"
+    assert kinds["last_unchanged_at"] == kinds["missing_since"] == "time"
+
+
+def test_the_list_of_now_is_what_the_oracle_says(world: World) -> None:
+    """Every column, held removals and retired targets considered."""
+    expected = [row for _, oracle in sorted(world.oracles.items()) for row in oracle.now()]
+    assert list(Report(world.engine).flows()) == expected != []
+    assert any(row.missing_since for row in expected)
+
+
+def test_filters_of_the_list_of_now(world: World) -> None:
+    """Whole ids, a part of the name in any case, a cycle by its code or its label."""
+    report = Report(world.engine)
+    rows = list(report.flows())
+    assert list(report.flows(org="o1")) == [row for row in rows if row.org_id == "o1"] != []
+    assert list(report.flows(user="u2", flow="3")) == [r for r in rows if (r.user_id, r.flow_id) == ("u2", "3")] != []
+    assert list(report.flows(cycle="D")) == list(report.flows(cycle="day")) == [r for r in rows if r.cycle == "D"] != []
+    assert list(report.flows(name="REDUCE_")) == [r for r in rows if "reduce_" in (r.flow_name or "")] != []
+    assert list(report.flows(name="描")) == [r for r in rows if r.flow_name == "描述"] != []
+    assert list(report.flows(name="REDUCE_", limit=1)) == list(report.flows(name="REDUCE_"))[:1]
+    assert list(report.flows(name="_")) == list(report.flows(name="reduce_"))
+    assert list(report.flows(org="o1' OR '1'='1")) == []
+
+
+def test_the_trail_is_given_in_its_order_and_filtered(world: World) -> None:
+    """`since` is in, `until` is out; `kinds` are any of several; a name is found before and after."""
+    report = Report(world.engine)
+    rows = list(report.changes())
+    assert all(isinstance(row, WorkflowEvent) for row in rows)
+    assert all(
+        (a.observed_at, a.change_set_id, a.flow_id, a.kind) < (b.observed_at, b.change_set_id, b.flow_id, b.kind)
+        for a, b in pairwise(rows)
+    )
+    since, until = rows[len(rows) // 4].observed_at, rows[-20].observed_at
+    assert list(report.changes(since=since, until=until)) == [r for r in rows if since <= r.observed_at < until] != []
+    kinds = ("cycle_changed", "renamed")
+    assert list(report.changes(kinds=kinds)) == [row for row in rows if row.kind in kinds] != []
+    org, user, flow = rows[-1].org_id, rows[-1].user_id, rows[-1].flow_id
+    of_one = [row for row in rows if (row.org_id, row.user_id, row.flow_id) == (org, user, flow)]
+    assert list(report.changes(org=org, user=user, flow=flow)) == of_one != []
+    assert list(report.changes(name="Map")) == [r for r in rows if "map" in ((r.old_name or ""), (r.new_name or ""))]
+    assert list(report.changes(newest_first=True)) == rows[::-1]
+    assert list(report.changes(newest_first=True, limit=7)) == rows[:-8:-1]
+    assert list(report.changes(limit=7)) == rows[:7]
+
+
+def test_booleans_and_times_are_themselves_on_both_databases(world: World) -> None:
+    """No 0 for false, no text for a time, no time without a zone."""
+    rows = list(Report(world.engine).changes())
+    assert {row.new_editable for row in rows} == {True, False, None}
+    assert {type(row.new_editable) for row in rows} == {bool, type(None)}
+    assert {row.observed_at.tzinfo for row in rows} == {dt.UTC}
+
+
+def test_the_history_has_at_every_moment_the_list_of_that_moment(world: World) -> None:
+    """valid_from is in, valid_to is out."""
+    report = Report(world.engine)
+    spans = list(report.history())
+    for moment in world.moments(8):
+        then = [s for s in spans if s.valid_from <= moment and (s.valid_to is None or moment < s.valid_to)]
+        assert [(*s[:6], s.editable) for s in then] == [(*f[:6], f.editable) for f in report.flows_as_of(moment)]
+
+
+def test_the_history_of_one_workflow(world: World) -> None:
+    """For every user who saw it, of one organisation or of all."""
+    report = Report(world.engine)
+    spans = list(report.history())
+    assert list(report.history(flow="3")) == [row for row in spans if row.flow_id == "3"] != []
+    assert list(report.history(flow="3", org="o2")) == [s for s in spans if (s.flow_id, s.org_id) == ("3", "o2")] != []
+    assert list(report.history(user="u0")) == [row for row in spans if row.user_id == "u0"] != []
+
+
+def test_held_removals_are_listed_with_the_reason(world: World) -> None:
+    """One row a missing workflow, until it came back or was removed; retired targets wait for nobody."""
+    holds = list(Report(world.engine).holds())
+    waiting = {
+        (*target, flow_id): since
+        for target, oracle in world.oracles.items()
+        if oracle.retired_at is None
+        for flow_id, since in oracle.missing.items()
+    }
+    assert {(*row[:3], row.flow_id): row.missing_since for row in holds} == waiting != {}
+    assert all(row.held_since <= row.missing_since and "missing" in (row.reason or "") for row in holds)
+    org = holds[0].org_id
+    assert list(Report(world.engine).holds(org=org)) == [row for row in holds if row.org_id == org]
+
+
+def test_problems_are_the_targets_that_failed_last_or_are_held(world: World) -> None:
+    """As `target_health` has them, without those that retired."""
+    report = Report(world.engine)
+    health = list(report.health())
+    active = {target for target, oracle in world.oracles.items() if oracle.retired_at is None}
+    assert {row[:3] for row in health} == active
+    problems = list(report.problems())
+    assert problems == [row for row in health if row.consecutive_failures or row.held_since]
+    failed = {target for target in active if world.oracles[target].log[-1].what == "failed"}
+    held = {target for target in active if world.oracles[target].missing}
+    assert {row[:3] for row in problems} == failed | held
+    assert list(report.problems(limit=1)) == problems[:1]
+
+
+def test_runs_come_the_latest_first(engine: Engine) -> None:
+    """With every column of the table."""
+    with writing(engine) as connection:
+        connection.execute(sync_run.insert(), [run_row(START, targets=number) for number in range(5)])
+    runs = list(Report(engine).runs(limit=3))
+    assert [run.targets for run in runs] == [4, 3, 2]
+    assert runs[0]._asdict().items() >= run_row(START).items()
+
+
+def test_a_reader_who_takes_his_time_hinders_no_writer(world: World) -> None:
+    """A commit goes through while rows are being read, and the reader goes on to see the moment at which he began."""
+    report = Report(world.engine)
+    expected = list(report.changes())
+    rows = report.changes()
+    begun = [next(rows)]
+    with writing(world.engine) as connection:
+        connection.execute(text("DELETE FROM workflow"))
+        connection.execute(text("UPDATE target SET org_id = org_id || '-renamed'"))
+    assert begun + list(rows) == expected
+    assert all(row.org_id.endswith("-renamed") for row in report.changes())
+
+
+def test_a_reader_who_stops_half_way_gives_his_connection_back(world: World) -> None:
+    """More often than there are connections."""
+    report = Report(world.engine)
+    for _ in range(12):
+        rows = report.changes()
+        next(rows)
+        rows.close()
+    assert next(report.flows())
+
+
+def test_more_rows_than_a_page_come_complete(engine: Engine) -> None:
+    """Pages are invisible."""
+    with writing(engine) as connection:
+        connection.execute(sync_run.insert(), [run_row(START + n * TICK) for n in range(2500)])
+    assert [run.started_at for run in Report(engine).runs()] == [START + n * TICK for n in reversed(range(2500))]
+
+
+def test_a_database_without_the_view_is_named(tmp_path: Path) -> None:
+    """A DatabaseError in one sentence, not a traceback of the driver."""
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(SchemaMismatch, match="current_workflow"):
+        list(Report(connect(f"sqlite:///{tmp_path / 'empty.db'}")).flows())
+
+
+def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's rows pass through one, so that a reader keeps no writer waiting."""
+    engine = connect(f"sqlite:///{tmp_path / 'flowtrail.db'}")
+    upgrade(engine)
+    World(engine, 1).live(20)
+    monkeypatch.setattr(sys.modules["etl.report.stream"], "_IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FlowtrailError, match=r"Temporary files cannot be written .*TMPDIR"):
+        list(Report(engine).changes())
+    engine.dispose()
+
+
+@pytest.mark.parametrize("command", ["plan", "demo"])
+def test_without_room_for_temporary_files_a_command_ends_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    Program(tmp_path, "http://127.0.0.1:9").schedule("plants", [("o1", ["ann"])])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    ended = CliRunner().invoke(app, [command])
+    assert isinstance(ended.exception, FlowtrailError)
+    assert "TMPDIR" in str(ended.exception)

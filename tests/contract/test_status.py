@@ -1,0 +1,91 @@
+"""`status` over more targets than anybody reads: what is wrong is counted by cause, and the lists end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from tests.support.builders import numbered
+from tests.support.program import ANN, KEY, ORG, SECRET, Program
+
+NOBODIES = [f"nobody{number:03}" for number in range(60)]
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """Sixty users whom EnOS does not know, one whom it knows, and one whose answers fail."""
+    world = World(orgs=0)
+    world.set_flows(ORG, ANN, numbered(1, 3))
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        gateway.order(Fault("status", status=403, user="bob", times=None))
+        program = Program(tmp_path_factory.mktemp("failing"), gateway.url)
+        program.configure(gateway='timeout = "30s"\ndeadline = "60s"')
+        program.schedule("plants", [(ORG, [ANN, "bob", *NOBODIES])])
+        assert program("sync").returncode == 1
+        yield program
+
+
+@pytest.fixture
+def run(failing: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """A command of the program, in this process."""
+    monkeypatch.chdir(failing.folder)
+    environment = {"COLUMNS": "200", "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET}
+    return lambda *arguments: CliRunner().invoke(app, arguments, env=environment)
+
+
+def named(text: str) -> int:
+    return sum("nobody" in line for line in text.splitlines())
+
+
+def test_problems_are_counted_by_cause_and_the_first_are_named(run: Callable[..., Result]) -> None:
+    done = run("status")
+    assert done.exit_code == 0
+    by_cause = done.stdout.partition("Problems by cause")[2].partition("Targets with problems")[0].splitlines()
+    assert [line.split()[:3] for line in by_cause if line.startswith(("62101", "http"))] == [
+        ["62101", "60", "1"],
+        ["http_403", "1", "1"],
+    ]
+    assert named(done.stdout.partition("Targets with problems")[2]) == 49, "and bob: the first fifty"
+    assert "--limit 0 shows all" in done.stderr
+    assert named(run("status", "--limit", "0").stdout.partition("Targets with problems")[2]) == 60
+    assert "--limit" not in run("status", "--limit", "0").stderr
+
+
+@pytest.mark.parametrize(("limit", "listed"), [((), 61), (("--limit", "7"), 7), (("--limit", "0"), 61)])
+def test_as_json_the_causes_count_all_and_the_lists_end_where_asked(
+    run: Callable[..., Result], limit: tuple[str, ...], listed: int
+) -> None:
+    said = json.loads(run("status", *limit, "--json").stdout)
+    assert {each["cause"]: each["targets"] for each in said["causes"]} == {"62101": 60, "http_403": 1}
+    assert len(said["problems"]) == listed
+    assert [*said] == ["active", "conditions", "freshness", "schedules", "overdue", "runs", "causes", "problems"]
+
+
+def test_a_sync_shows_the_first_that_did_not_go_through_and_counts_the_others(run: Callable[..., Result]) -> None:
+    done = run("sync")
+    assert named(done.stdout) == 49
+    assert "And 11 more" in done.stdout
+    assert [line.split() for line in done.stdout.partition("By cause")[2].splitlines()[2:4]] == [
+        ["62101", "60"],
+        ["http_403", "1"],
+    ]
+
+
+def test_of_many_schedules_those_with_overdue_targets_come_first(run: Callable[..., Result], failing: Program) -> None:
+    """The last test: it changes what the others look at."""
+    for number in range(60):
+        failing.schedule(f"s{number:02}", [(ORG, [ANN])])
+    shown = run("status")
+    assert (
+        sum(line.startswith(("s0", "s1", "s2", "s3", "s4", "s5", "plants")) for line in shown.stdout.splitlines()) == 50
+    )
+    assert "And 11 more: --limit 0 shows all." in shown.stderr
+    assert len(json.loads(run("status", "--json").stdout)["schedules"]) == 61

@@ -1,0 +1,987 @@
+"""Whole runs: the real client against the real local gateway, on SQLite and PostgreSQL, each judged by the checker."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import itertools
+import random
+import sqlite3
+import string
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, make_url, text
+
+from etl import sync
+from etl.config import GatewaySettings, Secret
+from etl.database import writing
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.holds import Approval, code, held_set
+from etl.domain.model import Flow, Outcome, Target
+from etl.errors import DatabaseUnreachable
+from etl.gateway import Gateway, utc_now
+from etl.store import NewRun, Store
+from etl.sync import fetching
+from tests.support import checker
+from tests.support.builders import GAP, LIMITS, dump, flow, numbered, written
+from tests.support.sessions import ON_POSTGRESQL
+
+ORG = "o1"
+ALICE, BOB, CAROL = (Target(ORG, name) for name in ("alice", "bob", "carol"))
+TRAIL = {"workflow", "change_set", "workflow_change"}
+SAFETY_NET_SECONDS = 60
+
+
+class House:
+    """A gateway, a client and a database; ``sync`` runs once, ``check`` asks the independent checker."""
+
+    def __init__(self, engine: Engine, url: str, upstream: DemoGateway, concurrency: int, **settings: float) -> None:
+        seconds = {"deadline": 20.0, "timeout": 10.0} | settings
+        self.engine = engine
+        self.url = url
+        self.upstream = upstream
+        self.world = upstream.world
+        self.stop = threading.Event()
+        self.offset = dt.timedelta(0)
+        self.arrived: Callable[[], None] = lambda: None
+        self.concurrency = concurrency
+        self.settings = GatewaySettings(
+            url=upstream.url,
+            access_key="demo-access-key",
+            secret_key=Secret("demo-secret-key"),
+            concurrency=concurrency,
+            **{name: dt.timedelta(seconds=value) for name, value in seconds.items()},
+        )
+
+    def hurry(self, deadline_seconds: float) -> None:
+        """From now on a target has so long, retries and all."""
+        deadline = dt.timedelta(seconds=deadline_seconds)
+        self.settings = msgspec.structs.replace(self.settings, deadline=deadline)
+
+    def now(self) -> dt.datetime:
+        return utc_now() + self.offset
+
+    def see(self, target: Target, flows: Sequence[Flow]) -> None:
+        self.world.set_flows(target.org_id, target.user_id, flows)
+
+    def fault(self, kind: str, target: Target | None = None, **how: object):
+        whose = {} if target is None else {"org": target.org_id, "user": target.user_id}
+        return self.upstream.order(Fault(kind, **whose, **how))
+
+    @contextlib.contextmanager
+    def run_context(self, store: Store | None = None) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
+        with (
+            Gateway(self.settings, clock=self.now, stop=self.stop) as gateway,
+            ThreadPoolExecutor(self.concurrency) as fetchers,
+            ThreadPoolExecutor(2) as writers,
+            ThreadPoolExecutor(2) as batches,
+        ):
+            context = sync.RunContext(
+                store=store or Store(self.engine),
+                gateway=gateway,
+                fetchers=fetchers,
+                writers=writers,
+                in_flight=self.concurrency,
+                limits=LIMITS,
+                down_after=3 * self.concurrency,
+                stop=self.stop,
+                arrived=self.arrived,
+            )
+            yield context, batches
+
+    def run(
+        self,
+        *targets: Target,
+        by: str | None = None,
+        scopes: dict[Target, str] | None = None,
+        store: Store | None = None,
+        **new,
+    ) -> sync.RunReport | None:
+        known = {"origin": "command" if by is None else "approval", "host": "here", "pid": 1, **new}
+        with self.run_context(store) as (context, batches):
+            begun = NewRun(targets=len(targets), **known)
+            return sync.run(context, begun, targets, GAP, batches, clock=self.now, approval=by and Approval(by, scopes))
+
+    def sync(
+        self, *targets: Target, by: str | None = None, scopes: dict[Target, str] | None = None, **verdicts: int
+    ) -> sync.RunReport:
+        """One run; the verdicts are as given, and no others."""
+        report = self.run(*targets, by=by, scopes=scopes)
+        assert report is not None
+        assert dict(report.tally.verdicts) == verdicts, report.tally.issues
+        return report
+
+    def ledger(self) -> list[checker.Delivered]:
+        return [
+            checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
+            for entry in self.upstream.ledger.entries()
+            if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
+        ]
+
+    def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
+        findings = checker.check(
+            self.url, self.ledger(), settled=settled, every_answer=every_answer, guard=checker.Guard()
+        )
+        assert not findings, "\n".join(findings)
+
+    def rows(self, select: str) -> list[tuple]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(select))]
+
+    def state(self, target: Target) -> set[str]:
+        rows = self.rows(
+            "SELECT w.flow_id FROM workflow w JOIN target t ON t.id = w.target_id WHERE t.org_id = "
+            f"'{target.org_id}' AND t.user_id = '{target.user_id}' AND t.expression = '{target.expression}'"
+        )
+        return {flow_id for (flow_id,) in rows}
+
+
+@pytest.fixture
+def make(engine: Engine, database_url: str) -> Iterator[Callable[..., House]]:
+    with contextlib.ExitStack() as open_gateways:
+
+        def build(world: World | None = None, *, concurrency: int = 4, **settings: float) -> House:
+            upstream = open_gateways.enter_context(DemoGateway(world or World(orgs=0)))
+            return House(engine, database_url, upstream, concurrency, **settings)
+
+        yield build
+
+
+@pytest.fixture
+def house(make: Callable[..., House]) -> House:
+    """Alice sees 40 workflows, Bob half of them; the first sync has been."""
+    house = make()
+    house.see(ALICE, numbered(1, 40))
+    house.see(BOB, numbered(1, 20))
+    house.sync(ALICE, BOB, changed=2)
+    return house
+
+
+# What was observed is what is there
+
+
+def test_a_first_sync_is_a_baseline_of_every_target(house):
+    assert house.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind") == [("baseline", 60)]
+    assert house.rows("SELECT status, targets, changed, baseline, added FROM sync_run") == [("succeeded", 2, 2, 60, 0)]
+    assert house.state(BOB) == {str(number) for number in range(1, 21)}
+    house.check(every_answer=True)
+
+
+def test_a_quiet_sync_costs_one_request_a_target_and_writes_no_row_of_the_trail(house):
+    before, calls = dump(house.engine), house.upstream.counters.flow_calls
+    for _ in range(3):
+        report = house.sync(ALICE, BOB, unchanged=2)
+    assert report.status == "succeeded"
+    assert written(before, dump(house.engine)) == {"observation"}
+    assert house.upstream.counters.flow_calls == calls + 6
+    assert house.rows("SELECT observations FROM observation") == [(4,), (4,)]
+    house.check(every_answer=True)
+
+
+def test_every_kind_of_change_is_recorded_for_everyone_who_sees_it(house):
+    world = house.world
+    world.add_flow(ORG, flow("new", "fresh", "mi"), ["alice"])
+    world.remove_flow(ORG, "2")
+    world.rename(ORG, "3", "other")
+    world.set_cycle(ORG, "4", "H")
+    world.set_editable(ORG, "bob", "5", False)
+    world.rename(ORG, "6", None)
+    world.set_cycle(ORG, "6", None)
+    report = house.sync(ALICE, BOB, changed=2)
+    kinds = dict(house.rows("SELECT kind, count(*) FROM workflow_change WHERE kind <> 'baseline' GROUP BY kind"))
+    assert kinds == {"added": 1, "removed": 2, "renamed": 4, "cycle_changed": 4, "editable_changed": 1}
+    assert {**dict.fromkeys(kinds, 0), **report.tally.changes} == kinds
+    house.check(every_answer=True)
+
+
+def test_a_workflow_that_reappears_is_removed_and_added(house):
+    shown = house.world.flows(ORG, "bob")
+    house.see(BOB, shown[1:])
+    house.sync(BOB, changed=1)
+    house.see(BOB, shown)
+    house.sync(BOB, changed=1)
+    house.check(every_answer=True)
+
+
+def test_expressions_are_targets_of_their_own(house):
+    searched = ALICE._replace(expression="name 1")
+    house.sync(ALICE, searched, changed=1, unchanged=1)
+    assert house.state(searched) == {"1", *map(str, range(10, 20))}
+    house.world.rename(ORG, "2", "name 1 again")
+    house.sync(ALICE, searched, BOB, changed=3)
+    assert "2" in house.state(searched)
+    house.check(every_answer=True)
+
+
+def test_an_integer_id_is_the_same_workflow_as_its_decimal_string(house):
+    before = dump(house.engine)
+    house.world.set_integer_ids(ORG, "alice")
+    house.sync(ALICE, unchanged=1)
+    assert written(before, dump(house.engine)) == {"observation"}
+    house.check(every_answer=True)
+
+
+def test_organisations_do_not_mix(make):
+    house = make()
+    targets = [Target(org, user) for org in ("a", "ab") for user in ("bc", "c")]
+    for number, target in enumerate(targets):
+        house.see(target, numbered(number, 2 * number))
+    house.sync(*targets, changed=4)
+    assert [len(house.state(target)) for target in targets] == [1, 2, 3, 4]
+    house.check(every_answer=True)
+
+
+def test_foreign_text_is_kept_to_the_letter(make):
+    house = make()
+    strange = [
+        "'; DROP TABLE target; --",
+        "a\nb\r\x01\x1b[31m",
+        "\u202e\u2028\x85",
+        "e\u0301é",
+        "\U0001d7d9",
+        " ",
+        "\\N",
+    ]
+    house.see(ALICE, [Flow(name, name, name, None) for name in strange])
+    house.sync(ALICE, changed=1)
+    house.see(ALICE, [Flow(name, name + "x", name, True) for name in [*strange, "\t", "a ", "A"]])
+    house.sync(ALICE, changed=1)
+    assert house.state(ALICE) == {*strange, "\t", "a ", "A"}
+    house.check(every_answer=True)
+
+
+def test_a_world_that_evolves_is_recorded_step_by_step(make):
+    house = make(World(5, orgs=2, users=3, flows=30))
+    targets = [Target(org, user) for org in house.world.orgs() for user in house.world.users(org)]
+    for _ in range(5):
+        assert house.run(*targets).status == "succeeded"
+        house.world.evolve()
+    house.check(every_answer=True)
+
+
+def test_a_token_that_dies_in_mid_run_is_renewed(house):
+    house.fault("expired", times=1)
+    house.sync(ALICE, BOB, unchanged=2)
+    assert house.upstream.counters.token_calls == 3
+    assert house.upstream.counters.bad_signatures == 0
+    house.check(every_answer=True)
+
+
+def test_a_cycle_that_enos_does_not_document_is_kept_and_reported(house):
+    house.world.set_cycle(ORG, "1", "fortnight")
+    report = house.sync(ALICE, BOB, changed=2)
+    assert any("fortnight" in note for note in report.notes)
+    assert house.sync(ALICE, BOB, unchanged=2).notes == ()
+    house.check(every_answer=True)
+
+
+def test_a_clock_that_went_back_is_reported_and_times_go_on(house):
+    house.offset = dt.timedelta(seconds=-90)
+    house.world.rename(ORG, "30", "other")
+    report = house.sync(ALICE, BOB, changed=1, unchanged=1)
+    assert any("clock went back" in note for note in report.notes)
+    house.check(every_answer=True)
+
+
+# What is judged was the only answer of its connection
+
+KEPT, OWN = True, False
+
+
+def asked(house: House, run: Callable[[], object]) -> list[bool]:
+    """For each request for Alice's list in that run: whether its connection was kept open for others."""
+    before = len(house.upstream.ledger.entries())
+    run()
+    entries = house.upstream.ledger.entries(after=before)
+    return [entry.kept_open for entry in entries if entry.user == "alice"]
+
+
+@pytest.mark.parametrize(
+    ("what", "connections"),
+    [
+        ("the same list", [KEPT]),
+        ("another list", [KEPT, OWN]),
+        ("a list that is held", [KEPT, OWN]),
+        ("a list that empties", [KEPT, OWN]),
+        ("a list with one in place of another", [KEPT, OWN, OWN]),
+        ("a refusal", [KEPT, OWN]),
+        ("nonsense", [KEPT, OWN]),
+        ("a gateway that is busy once", [KEPT, KEPT]),
+    ],
+)
+def test_what_changes_something_is_asked_over_a_connection_of_its_own(make, what, connections):
+    house = make()
+    house.see(ALICE, numbered(1, 4 if what == "a list that empties" else 20))
+    house.sync(ALICE, changed=1)
+    match what:
+        case "another list":
+            house.see(ALICE, numbered(1, 21))
+        case "a list that is held":
+            house.see(ALICE, numbered(1, 9))
+        case "a list that empties":
+            house.see(ALICE, [])
+        case "a list with one in place of another":
+            house.see(ALICE, numbered(2, 21))
+        case "a refusal":
+            house.fault("code", ALICE, code=62101, times=None)
+        case "nonsense":
+            house.fault("html", ALICE, times=None)
+        case "a gateway that is busy once":
+            house.fault("status", ALICE)
+    assert asked(house, lambda: house.run(ALICE)) == connections
+
+
+def test_a_target_that_is_new_or_held_or_approved_is_asked_over_a_connection_of_its_own_at_once(make):
+    house = make()
+    house.see(ALICE, numbered(1, 20))
+    assert asked(house, lambda: house.sync(ALICE, changed=1)) == [OWN]
+    house.see(ALICE, numbered(1, 9))
+    house.sync(ALICE, held=1)
+    assert asked(house, lambda: house.sync(ALICE, held=1)) == [OWN]
+    assert asked(house, lambda: house.sync(ALICE, by="Zoë", changed=1)) == [OWN]
+
+
+# Failures change nothing
+
+DOUBTFUL = b'{"code":0,"msg":"OK","data":[{"flowId":"1","flowName":"a","cycle":"D","editable":true%s}]}'
+REFUSED = {
+    "unknown user": ({"kind": "code", "code": 62101}, "62101"),
+    "no privilege": ({"kind": "code", "code": 62103}, "62103"),
+    "forbidden": ({"kind": "status", "status": 403}, "http_403"),
+    "redirect": ({"kind": "redirect", "location": "http://127.0.0.1:1/"}, None),
+    "page": ({"kind": "html"}, None),
+    "code is false": ({"kind": "raw", "body": b'{"code":false,"data":[]}'}, "malformed"),
+    "code is missing": ({"kind": "raw", "body": b'{"data":[]}'}, "malformed"),
+    "data is null": ({"kind": "raw", "body": b'{"code":0,"data":null}'}, "malformed"),
+    "a key twice": ({"kind": "raw", "body": DOUBTFUL % b',"cycle":"H"'}, "malformed"),
+    "an empty id": ({"kind": "raw", "body": b'{"code":0,"data":[{"flowId":""}]}'}, "malformed"),
+    "one id, two workflows": (
+        {"kind": "raw", "body": b'{"code":0,"data":[{"flowId":"1"},{"flowId":1,"cycle":"D"}]}'},
+        "malformed",
+    ),
+    "NUL in a name": ({"kind": "raw", "body": DOUBTFUL.replace(b'"a"', b'"a\\u0000"') % b""}, "malformed"),
+    "wrong date": ({"kind": "date", "seconds": 3600}, "clock_skew"),
+}
+FLEETING = {
+    "service error": ({"kind": "code", "code": 62109}, "62109"),
+    "too many requests": ({"kind": "status", "status": 429}, None),
+    "unavailable": ({"kind": "status", "status": 503}, None),
+    "cut": ({"kind": "cut"}, None),
+    "outage": ({"kind": "outage", "reset": True}, None),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_target_that_fails_keeps_its_state_and_touches_no_other(make, name):
+    fails_alone(make(), *REFUSED[name])
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", FLEETING)
+def test_a_target_that_fails_until_its_deadline_is_no_different(make, name):
+    house = make()
+    house.hurry(1.5)
+    fails_alone(house, *FLEETING[name])
+
+
+def fails_alone(house: House, fault: dict, code: str | None) -> None:
+    house.see(ALICE, numbered(1, 12))
+    house.see(BOB, numbered(1, 12))
+    house.sync(ALICE, BOB, changed=2)
+    before = dump(house.engine)
+    house.fault(**fault, target=ALICE, times=None)
+    house.world.rename(ORG, "1", "other")
+    report = house.sync(ALICE, BOB, changed=1, failed=1)
+    assert report.status == "partial"
+    [issue] = report.tally.issues
+    assert (issue.target, issue.verdict, issue.issue.error_code) == (ALICE, "failed", code or issue.issue.error_code)
+    assert len(dump(house.engine)["workflow"]) == len(before["workflow"])
+    assert house.rows("SELECT version, consecutive_failures, last_error_code FROM target ORDER BY user_id") == [
+        (1, 1, issue.issue.error_code),
+        (2, 0, None),
+    ]
+    house.upstream.clear_faults()
+    assert house.sync(ALICE, BOB, changed=1, unchanged=1).status == "succeeded"
+    assert house.rows("SELECT count(*) FROM observation WHERE interrupted") == [(1,)]
+    house.check(every_answer=True)
+
+
+def test_whichever_target_fails_the_others_go_through(make):
+    house = make(concurrency=2)
+    targets = [Target(ORG, f"u{number}") for number in range(5)]
+    for number, target in enumerate(targets):
+        house.see(target, numbered(0, number))
+    house.sync(*targets, changed=5)
+    for number, target in enumerate(targets):
+        house.fault("code", target, code=62103, times=2)
+        house.world.add_flow(ORG, flow(f"new {number}"), [targets[number - 1].user_id])
+        report = house.sync(*targets, changed=1, unchanged=3, failed=1)
+        assert [issue.target for issue in report.tally.issues] == [target]
+    house.sync(*targets, unchanged=5)
+    house.check(every_answer=True)
+
+
+def test_a_run_in_which_everything_failed_is_failed_and_changes_nothing(house):
+    before = dump(house.engine)
+    house.fault("html", times=None)
+    assert house.sync(ALICE, BOB, failed=2).status == "failed"
+    assert written(before, dump(house.engine)) == {"target", "sync_issue"}
+    house.check(every_answer=True)
+
+
+def test_a_target_that_the_database_refuses_fails_alone(house):
+    refuse(house.engine, "bad")
+    house.see(ALICE, [flow("bad"), *numbered(1, 40)])
+    house.see(BOB, numbered(1, 21))
+    house.see(CAROL, [flow("bad")])
+    report = house.sync(ALICE, BOB, CAROL, changed=1, failed=2)
+    assert {issue.issue.error_code for issue in report.tally.issues} == {"not_stored"}
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    assert len(house.state(BOB)) == 21
+    house.check(settled=False)
+
+
+@pytest.mark.parametrize("dialect", ON_POSTGRESQL)
+def test_an_id_that_postgresql_cannot_index_fails_its_target_alone(house):
+    chance = random.Random(1)
+    house.see(ALICE, [flow("".join(chance.choices(string.ascii_letters, k=6000)))])
+    house.see(BOB, numbered(1, 21))
+    report = house.sync(ALICE, BOB, changed=1, failed=1)
+    (issue,) = report.tally.issues
+    assert (issue.target, issue.issue.error_code) == (ALICE, "not_stored")
+    assert "index row size" in issue.issue.message
+
+
+def refuse(engine: Engine, flow_id: str) -> None:
+    """From now on the database refuses this workflow."""
+    with writing(engine) as connection:
+        if engine.dialect.name == "sqlite":
+            body = f"WHEN NEW.flow_id = '{flow_id}' BEGIN SELECT RAISE(ABORT, 'refused by the test'); END"
+            connection.exec_driver_sql(f"CREATE TRIGGER refuse BEFORE INSERT ON workflow {body}")
+        else:
+            connection.exec_driver_sql(f"ALTER TABLE workflow ADD CHECK (flow_id <> '{flow_id}')")
+
+
+def test_a_gateway_that_is_down_is_left_alone_after_three_times_the_concurrency(make):
+    house = make(concurrency=2)
+    targets = [Target(ORG, f"u{number:02}") for number in range(30)]
+    for target in targets:
+        house.see(target, numbered(1, 3))
+    house.sync(*targets, changed=30)
+    before = dump(house.engine)
+    house.fault("outage", times=None)
+    house.hurry(0.5)
+    report = house.sync(*targets, failed=30)
+    house.hurry(20)
+    assert report.status == "failed"
+    unasked = [issue for issue in report.tally.issues if issue.issue.error_code == "gateway_down"]
+    assert 30 - 6 - 2 <= len(unasked) <= 30 - 6
+    assert {issue.issue.attempts for issue in unasked} == {0}
+    assert written(before, dump(house.engine)) == {"target", "sync_issue"}
+    house.upstream.clear_faults()
+    assert house.sync(*targets, unchanged=30).status == "succeeded"
+    house.check(every_answer=True)
+
+
+def test_refusals_are_no_sign_that_the_gateway_is_down(make):
+    house = make(concurrency=1)
+    targets = [Target(ORG, f"u{number}") for number in range(8)]
+    house.see(targets[-1], numbered(1, 3))
+    report = house.sync(*targets, changed=1, failed=7)
+    assert {issue.issue.error_code for issue in report.tally.issues} == {"62101"}
+    house.check(every_answer=True)
+
+
+def test_an_answer_in_between_shows_that_the_gateway_is_up(make):
+    """A token that is not accepted, even a new one, is evidence as good as an outage."""
+    house = make(concurrency=1)
+    targets = [Target(ORG, f"u{number}") for number in range(7)]
+    for target in targets:
+        house.see(target, numbered(1, 3))
+    for number in (0, 1, 3, 4, 6):
+        house.fault("status", targets[number], status=401, times=None)
+    report = house.sync(*targets, changed=2, failed=5)
+    assert "gateway_down" not in {issue.issue.error_code for issue in report.tally.issues}
+    house.check(every_answer=True)
+
+
+# The guard
+
+
+@pytest.mark.parametrize(("gone", "held"), [(11, False), (12, True), (30, True)])
+def test_removals_from_both_limits_on_are_held(house, gone, held):
+    """Of 40 workflows, 12 are thirty percent."""
+    house.see(ALICE, [flow(40, "other"), *numbered(1, 39), flow("new")][gone:])
+    report = house.sync(ALICE, BOB, unchanged=1, **{"held" if held else "changed": 1})
+    assert report.status == ("partial" if held else "succeeded")
+    assert len(house.state(ALICE)) == (41 if held else 41 - gone)
+    assert "new" in house.state(ALICE)
+    assert house.rows("SELECT count(*) FROM workflow WHERE missing_since IS NOT NULL") == [(gone * held,)]
+    house.check(every_answer=not held)
+
+
+def test_a_hold_waits_through_quiet_runs_and_failures_until_everything_is_back(house):
+    shown = house.world.flows(ORG, "alice")
+    house.see(ALICE, shown[12:])
+    house.sync(ALICE, BOB, held=1, unchanged=1)
+    house.sync(ALICE, BOB, held=1, unchanged=1)
+    house.fault("html", ALICE)
+    house.sync(ALICE, BOB, failed=1, unchanged=1)
+    house.see(ALICE, shown[1:])
+    house.sync(ALICE, BOB, held=1, unchanged=1)
+    house.see(ALICE, shown)
+    house.sync(ALICE, BOB, unchanged=2)
+    assert house.rows("SELECT version, held_since, observation_id IS NULL FROM target WHERE user_id = 'alice'") == [
+        (1, None, 0)
+    ]
+    house.sync(ALICE, BOB, unchanged=2)
+    house.check()
+
+
+def test_another_list_altogether_is_held_whole(house):
+    before = dump(house.engine)
+    house.see(ALICE, numbered(101, 140))
+    report = house.sync(ALICE, BOB, held=1, unchanged=1)
+    assert written(before, dump(house.engine)) == {"workflow", "target", "sync_issue", "observation"}
+    assert "another list" in report.tally.issues[0].issue.message
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    house.check()
+
+
+def test_an_empty_answer_in_place_of_a_long_list_is_held(house):
+    house.fault("empty", ALICE, times=None)
+    house.sync(ALICE, held=1)
+    assert len(house.state(ALICE)) == 40
+    house.check()
+
+
+def few(house: House, count: int) -> list[Target]:
+    targets = [Target(ORG, f"few{number:02}") for number in range(count)]
+    for target in targets:
+        house.see(target, numbered(1, 3))
+    house.sync(*targets, changed=count)
+    return targets
+
+
+def test_a_small_list_that_empties_by_mistake_is_asked_again_and_nothing_changes(make):
+    house = make()
+    targets = few(house, 3)
+    calls = house.upstream.counters.flow_calls
+    house.fault("empty", targets[0], times=1)
+    before = dump(house.engine)
+    house.sync(*targets, unchanged=3)
+    assert written(before, dump(house.engine)) == {"observation"}
+    assert house.upstream.counters.flow_calls == calls + 4
+    house.check()
+
+
+def test_a_small_list_that_is_empty_twice_is_believed(make):
+    house = make()
+    targets = few(house, 3)
+    house.see(targets[0], [])
+    house.sync(*targets, changed=1, unchanged=2)
+    assert house.state(targets[0]) == set()
+    house.sync(*targets, unchanged=3)
+    house.check()
+
+
+def test_a_first_answer_that_is_empty_is_asked_again_and_the_second_counts(make):
+    house = make()
+    house.see(ALICE, numbered(1, 30))
+    house.see(BOB, [])
+    house.fault("empty", ALICE, times=1)
+    calls = house.upstream.counters.flow_calls
+    house.sync(ALICE, BOB, changed=2)
+    assert house.upstream.counters.flow_calls == calls + 4
+    assert (len(house.state(ALICE)), len(house.state(BOB))) == (30, 0)
+    house.sync(ALICE, BOB, unchanged=2)
+    assert house.upstream.counters.flow_calls == calls + 6, "a list that is known to be empty is nothing to doubt"
+    assert house.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind") == [("baseline", 30)]
+    house.check()
+
+
+def test_a_first_answer_that_is_empty_and_then_fails_is_no_baseline(make):
+    house = make()
+    house.see(ALICE, numbered(1, 3))
+    house.fault("empty", ALICE, times=1)
+    house.fault("code", ALICE, code=62103)
+    house.sync(ALICE, failed=1)
+    assert house.rows("SELECT version FROM target") == [(0,)]
+    house.sync(ALICE, changed=1)
+    house.check()
+
+
+def test_a_small_list_that_is_another_altogether_is_asked_again_and_then_believed(make):
+    house = make()
+    targets = few(house, 2)
+    calls = house.upstream.counters.flow_calls
+    house.see(targets[0], numbered(11, 12))
+    house.sync(*targets, changed=1, unchanged=1)
+    assert house.upstream.counters.flow_calls == calls + 3
+    assert house.state(targets[0]) == {"11", "12"}
+    house.check()
+
+
+def test_a_second_answer_that_has_something_counts_and_has_not_emptied(make):
+    house = make()
+    known = few(house, 5)
+    for target in known:
+        house.fault("empty", target, times=1)
+        house.see(target, numbered(2, 4))
+    house.sync(*known, changed=5)
+    assert house.state(known[0]) == {"2", "3", "4"}
+    house.check()
+
+
+def test_a_second_answer_that_fails_is_a_failure(make):
+    house = make()
+    targets = few(house, 2)
+    house.fault("empty", targets[0], times=1)
+    house.fault("code", targets[0], code=62103)
+    house.sync(*targets, failed=1, unchanged=1)
+    assert len(house.state(targets[0])) == 3
+    house.sync(*targets, unchanged=2)
+    house.check()
+
+
+@pytest.mark.parametrize(
+    ("targets", "emptied", "believed"),
+    [pytest.param(25, 5, False, id="exactly"), (26, 5, True), (20, 4, True), (5, 5, False)],
+)
+def test_targets_that_empty_together_are_decided_together(make, targets, emptied, believed):
+    """Five, and a fifth of the run: then none of them is believed."""
+    house = make()
+    known = few(house, targets)
+    for target in known[:emptied]:
+        house.see(target, [])
+    kinds = {"changed" if believed else "held": emptied, "unchanged": targets - emptied}
+    house.sync(*known, **{kind: number for kind, number in kinds.items() if number})
+    assert {len(house.state(target)) for target in known[:emptied]} == {0 if believed else 3}
+    house.check()
+
+
+def test_emptied_targets_are_held_as_soon_as_they_are_too_many(make, monkeypatch):
+    """What cannot be believed any more is not kept in memory until the end of the run."""
+    monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 10)
+    house = make(concurrency=1)
+    known = few(house, 30)
+    for target in known:
+        house.see(target, [])
+    answers, early = itertools.count(1), []
+
+    def arrived() -> None:
+        if next(answers) == 45:  # of 60: each is asked twice, and the first batch is through
+            give_up = time.monotonic() + SAFETY_NET_SECONDS
+            while not early and time.monotonic() < give_up:
+                early.extend(house.rows("SELECT id FROM sync_issue WHERE verdict = 'held'"))
+
+    house.arrived = arrived
+    house.sync(*known, held=30)
+    assert early
+    house.check()
+
+
+def test_a_run_tells_the_first_issues_and_counts_them_all(house, monkeypatch):
+    monkeypatch.setattr("etl.sync.result.MOST_ISSUES", 3)
+    unknown = [Target(ORG, f"nobody{n}") for n in range(5)]
+    report = house.sync(*unknown, failed=5)
+    assert (len(report.tally.issues), report.tally.issues_left_out) == (3, 2)
+    assert (report.tally.causes, report.tally.causes_left_out) == ({"62101": 5}, {"62101": 2})
+    assert (len(report.summary()["issues"]), report.summary()["causes"]) == (3, {"62101": 5})
+    assert house.rows("SELECT count(*) FROM sync_issue") == [(5,)]
+
+
+def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
+    """Its process was killed after some of its targets were committed: whoever takes over asks only the others."""
+    dave, erin, nobody = (Target(ORG, name) for name in ("dave", "erin", "nobody"))
+    house.see(dave, numbered(1, 3))
+    house.see(erin, numbered(1, 2))
+    with house.run_context() as (context, _):
+        run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
+        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP)
+        first = sync.settle_the_rest(context, order, sync.CircuitBreaker(9), [dave, nobody])
+        asked = len(house.upstream.ledger.entries())
+        again = sync.settle_the_rest(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
+    assert len(house.upstream.ledger.entries()) == asked + 1
+    assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
+    assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}
+    assert again.tally.causes == first.tally.causes == {"62101": 1}
+    assert again.tally.changes["baseline"] == len(house.state(dave)) + len(house.state(erin))
+    assert again.tally.issues == first.tally.issues
+
+
+def test_a_long_list_that_emptied_counts_with_the_short_ones(make):
+    house = make()
+    known = few(house, 4)
+    long = [Target(ORG, "long")]
+    house.see(long[0], numbered(1, 30))
+    house.sync(*long, changed=1)
+    for target in known + long:
+        house.see(target, [])
+    house.sync(*known, *long, held=5)
+    house.check()
+
+
+# Approval
+
+
+def test_an_approval_asks_once_more_and_removes_what_was_held(house):
+    house.see(ALICE, numbered(13, 41))
+    house.sync(ALICE, held=1)
+    house.see(ALICE, [flow(13, "other"), *numbered(14, 42)])
+    report = house.sync(ALICE, by="Zoë", changed=1)
+    assert report.status == "succeeded"
+    assert house.state(ALICE) == {str(number) for number in range(13, 43)}
+    made = "SELECT approved_by, removed, added, renamed FROM change_set WHERE version = 3"
+    assert house.rows(made) == [("Zoë", 12, 1, 1)]
+    assert house.rows("SELECT held_since FROM target WHERE user_id = 'alice'") == [(None,)]
+    house.sync(ALICE, unchanged=1)
+    house.check()
+
+
+def test_an_approval_applies_nothing_where_something_else_is_missing(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.see(ALICE, numbered(14, 41))
+    report = house.sync(ALICE, by="Zoë", held=1)
+    assert "13" in report.tally.issues[0].issue.message
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    house.sync(ALICE, by="Zoë", changed=1)
+    house.check()
+
+
+def scope(target: Target, first: int, last: int) -> dict[Target, str]:
+    return {target: held_set(target, map(str, range(first, last + 1))).scope}
+
+
+def test_an_approval_records_which_set_it_covers(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 12), changed=1)
+    assert house.rows("SELECT approved_scope FROM change_set WHERE removed > 0") == [(scope(ALICE, 1, 12)[ALICE],)]
+    house.check()
+
+
+def test_an_approval_of_another_set_than_is_held_removes_nothing(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    report = house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 11), held=1)
+    assert code(scope(ALICE, 1, 12)[ALICE]) in report.tally.issues[0].issue.message
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    house.check()
+
+
+def test_an_approval_removes_nothing_where_the_held_set_grows_while_it_asks(house):
+    """The set is compared under the lock under which the removal is written."""
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.see(ALICE, numbered(31, 40))
+    hanging = house.fault("delay", ALICE, seconds=0.5, times=1)
+    with ThreadPoolExecutor(1) as thread:
+        approving = thread.submit(house.run, ALICE, by="Zoë", scopes=scope(ALICE, 1, 12))
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        house.sync(ALICE, held=1)
+        report = approving.result(SAFETY_NET_SECONDS)
+    assert dict(report.tally.verdicts) == {"stale": 1}
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    assert house.rows("SELECT approved_by FROM change_set WHERE approved_by IS NOT NULL") == []
+    house.check()
+
+
+def test_an_approval_of_a_list_that_emptied_is_believed_without_a_second_question(house):
+    house.see(ALICE, [])
+    house.sync(ALICE, held=1)
+    calls = house.upstream.counters.flow_calls
+    house.sync(ALICE, by="Zoë", changed=1)
+    assert house.upstream.counters.flow_calls == calls + 1
+    assert house.state(ALICE) == set()
+    house.check()
+
+
+def test_an_approval_whose_answer_fails_leaves_the_hold(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.fault("html", ALICE)
+    house.sync(ALICE, by="Zoë", failed=1)
+    assert len(house.state(ALICE)) == 40
+    house.sync(ALICE, held=1)
+    house.check()
+
+
+# Stops, and a database that goes away
+
+
+def test_nothing_is_written_for_a_target_that_a_stop_interrupts(house):
+    hanging = house.fault("hang", ALICE, times=None)
+    before = dump(house.engine)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(house.run, ALICE)
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        house.stop.set()
+        report = running.result(SAFETY_NET_SECONDS)
+    assert (report.status, report.tally.interrupted, report.tally.settled) == ("aborted", 1, 0)
+    assert written(before, dump(house.engine)) == set()
+    house.stop.clear()
+    house.upstream.clear_faults()
+    house.sync(ALICE, BOB, unchanged=2)
+    house.check(every_answer=True)
+
+
+def test_what_was_whole_before_a_stop_stays(house):
+    house.see(BOB, numbered(1, 21))
+    hanging = house.fault("hang", ALICE, times=None)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(house.run, BOB, ALICE)
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        assert house.upstream.ledger.wait_until(lambda entries: len([e for e in entries if e.user == "bob"]) == 3)
+        house.stop.set()
+        report = running.result(SAFETY_NET_SECONDS)
+    assert report.status == "aborted"
+    house.stop.clear()
+    house.upstream.clear_faults()
+    assert house.run(ALICE, BOB).status == "succeeded"
+    house.check()
+
+
+def test_a_stop_before_the_end_leaves_the_emptied_targets_undecided(make):
+    house = make(concurrency=2)
+    empty, slow = few(house, 2)
+    house.see(empty, [])
+    house.fault("hang", slow, times=None)
+    before = dump(house.engine)
+    house.arrived = house.stop.set
+    report = house.run(empty, slow)
+    assert (report.status, report.tally.settled) == ("aborted", 0)
+    assert written(before, dump(house.engine)) == set()
+
+
+def test_a_database_that_goes_away_in_mid_run_ends_it_and_the_next_run_goes_on(house):
+    house.see(ALICE, numbered(1, 41))
+    impatient = threading.Event()
+    impatient.set()
+    hanging = house.fault("delay", BOB, seconds=0.2)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(house.run, ALICE, BOB, store=Store(house.engine, impatient))
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        with gone(house.engine), pytest.raises(DatabaseUnreachable):
+            running.result(SAFETY_NET_SECONDS)
+    assert house.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("running",)]
+    house.sync(ALICE, BOB, changed=1, unchanged=1)
+    house.check()
+
+
+def test_a_run_whose_writes_fail_is_no_success_though_everything_else_goes_well(house):
+    house.see(ALICE, numbered(1, 41))
+    impatient = threading.Event()
+    impatient.set()
+    with gone(house.engine, "max(change_set.id)"), pytest.raises(DatabaseUnreachable):
+        house.run(ALICE, BOB, store=Store(house.engine, impatient))
+    assert house.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("running",)]
+    house.sync(ALICE, BOB, changed=1, unchanged=1)
+    house.check()
+
+
+@contextlib.contextmanager
+def gone(engine: Engine, for_statements_with: str = "") -> Iterator[None]:
+    """The database answers no statement, or none with these words."""
+    real = engine.dialect.do_execute
+
+    def refuse(cursor: object, statement: str, *rest: object, **named: object) -> None:
+        if for_statements_with not in statement:
+            return real(cursor, statement, *rest, **named)
+        if engine.dialect.name == "sqlite":
+            error: Exception = sqlite3.OperationalError("the database went away")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        else:
+            import psycopg
+
+            error = psycopg.OperationalError("the database went away")
+        raise error
+
+    engine.dialect.do_execute = refuse
+    try:
+        yield
+    finally:
+        engine.dialect.do_execute = real
+
+
+def test_a_run_that_was_declared_dead_says_so(house):
+    hanging = house.fault("delay", ALICE, seconds=0.3)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(house.run, ALICE)
+        assert hanging.reached.wait(SAFETY_NET_SECONDS)
+        with writing(house.engine) as connection:
+            connection.execute(text("UPDATE sync_run SET status = 'aborted', finished_at = started_at WHERE id = 2"))
+        assert running.result(SAFETY_NET_SECONDS).status == "aborted"
+    house.check(every_answer=True)
+
+
+def test_a_slot_that_was_taken_is_not_served_again(house):
+    slot = {"origin": "schedule", "schedule": "plants", "scheduled_for": house.now()}
+    calls = house.upstream.counters.flow_calls
+    assert house.run(ALICE, **slot) is not None
+    assert house.run(ALICE, **slot) is None
+    assert house.upstream.counters.flow_calls == calls + 1
+    house.check(every_answer=True)
+
+
+def test_two_runs_at_once_over_the_same_targets_lose_and_double_nothing(house):
+    targets = [ALICE, BOB]
+    for _ in range(3):
+        house.world.evolve()
+        with ThreadPoolExecutor(3) as threads:
+            reports = [each.result() for each in [threads.submit(house.run, *targets) for _ in range(3)]]
+        assert {report.status for report in reports} == {"succeeded"}
+    assert house.run(*targets).status == "succeeded"
+    house.check()
+
+
+def test_groups_that_are_written_beside_each_other_lose_and_double_nothing(make, monkeypatch):
+    monkeypatch.setattr(fetching, "FLOWS_A_GROUP", 1)
+    house = make(World(5, orgs=1, users=30, flows=100), concurrency=8)
+    (org,) = house.world.orgs()
+    targets = [Target(org, user) for user in house.world.users(org)]
+    for _ in range(4):
+        house.world.evolve()
+        assert house.run(*targets).tally.verdicts.keys() <= {"changed", "unchanged"}
+    house.check(every_answer=True)
+
+
+# A plan
+
+
+def test_a_plan_writes_nothing_and_says_what_a_run_would_do(make):
+    house = make()
+    known = few(house, 6)
+    house.see(ALICE, numbered(1, 40))
+    house.sync(ALICE, changed=1)
+    house.see(ALICE, numbered(13, 41))
+    house.see(known[0], [])
+    house.see(known[1], numbered(1, 4))
+    house.fault("code", known[2], code=62103, times=None)
+    house.see(BOB, numbered(1, 2))
+    before = contents(house)
+    with house.run_context() as (context, batches):
+        outcomes: list[Outcome] = []
+        tally = sync.plan(context, [*known, ALICE, BOB], GAP, batches, outcomes.extend)
+    assert contents(house) == before
+    assert dict(tally.verdicts) == {"changed": 3, "held": 1, "failed": 1, "unchanged": 3}
+    planned = {(outcome.fence.target, outcome.verdict) for outcome in outcomes}
+    assert {(BOB, "changed"), (ALICE, "held"), (known[0], "changed"), (known[2], "failed")} <= planned
+    house.sync(*known, ALICE, BOB, changed=3, held=1, failed=1, unchanged=3)
+    house.check()
+
+
+def contents(house: House) -> object:
+    """The bytes of the database file, or what is in the tables of the server."""
+    if house.engine.dialect.name == "sqlite":
+        return Path(str(make_url(house.url).database)).read_bytes()
+    return dump(house.engine), house.rows("SELECT * FROM sync_run"), house.rows("SELECT xmin::text FROM target")

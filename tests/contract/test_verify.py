@@ -1,0 +1,766 @@
+"""The trail proves itself: whatever is altered, cut or forged is found, on both databases."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Column, Engine, create_engine, text
+
+import etl.verify
+from etl.database import connect, writing
+from etl.domain import trail
+from etl.domain.model import Change, ChangeSet, Flow, Span, Target
+from etl.domain.trail import change_set_hash
+from etl.schema import metadata
+from etl.verify import Progress, against, heads, verify
+from etl.verify.chain import ReplayedState
+from tests.support import verify_rows, verify_story
+from tests.support.builders import START, STEADY, Diary, flow, states
+from tests.support.histories import World
+from tests.support.verify_story import APPROVED, DOUBTED, FAILING, OTHER_LIST, PLANT, QUIET, UNKNOWN, Story
+
+PROVEN = ("change_set", "workflow_change", "observation", "workflow", "target")
+NOW = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "verify.md"
+Row = dict[str, Any]
+
+
+class Intruder:
+    """A foreign connection with every right, for which no trigger, check or foreign key is in the way."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = create_engine(engine.url, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self.on_sqlite = engine.dialect.name == "sqlite"
+        for statement in self._disarming():
+            self.run(statement)
+
+    def run(self, statement: str, **values: Any) -> list[Row]:
+        result = self._connection.execute(text(statement), values)
+        return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+    def rows(self, table: str) -> list[Row]:
+        return self.run(f"SELECT * FROM {table} ORDER BY {', '.join(_keys(table))}")
+
+    def set(self, table: str, row: Mapping[str, Any], **values: Any) -> Row:
+        """Set columns of one row; return the row as it is then."""
+        assigned = ", ".join(f"{column} = :{column}" for column in values)
+        where, keys = _where(table, row)
+        self.run(f"UPDATE {table} SET {assigned} WHERE {where}", **values, **keys)
+        return {**row, **values}
+
+    def delete(self, table: str, row: Mapping[str, Any]) -> None:
+        where, keys = _where(table, row)
+        self.run(f"DELETE FROM {table} WHERE {where}", **keys)
+
+    def insert(self, table: str, row: Mapping[str, Any]) -> None:
+        names = ", ".join(row)
+        values = ", ".join(f":{name}" for name in row)
+        self.run(f"INSERT INTO {table} ({names}) VALUES ({values})", **row)
+
+    def save(self) -> dict[str, list[Row]]:
+        return {table: self.rows(table) for table in PROVEN}
+
+    def restore(self, saved: Mapping[str, list[Row]]) -> None:
+        """Put the tables back to where they were, as a restored backup would."""
+        for table in PROVEN:
+            self.run(f"DELETE FROM {table}")
+            for row in saved[table]:
+                self.insert(table, row)
+
+    def time(self, moment: dt.datetime) -> Any:
+        return moment.replace(tzinfo=None).isoformat(" ", "microseconds") if self.on_sqlite else moment
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+    def _disarming(self) -> list[str]:
+        if self.on_sqlite:
+            triggers = self.run("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+            lax = "replace(replace(sql, 'ROWID,', 'ROWID'), 'STRICT', '')"
+            any_type = [f"UPDATE sqlite_master SET sql = {lax} WHERE type = 'table'", "PRAGMA writable_schema = RESET"]
+            pragmas = [
+                "PRAGMA ignore_check_constraints = ON",
+                "PRAGMA synchronous = OFF",
+                "PRAGMA writable_schema = ON",
+            ]
+            return pragmas + any_type + [f"DROP TRIGGER {trigger['name']}" for trigger in triggers]
+        constraints = self.run(
+            "SELECT conrelid::regclass AS owner, conname FROM pg_constraint WHERE contype IN ('c', 'f')"
+            " AND conrelid > 0 AND coninhcount = 0 AND connamespace = current_schema()::regnamespace"
+        )
+        dropped = [f"ALTER TABLE {row['owner']} DROP CONSTRAINT {row['conname']}" for row in constraints]
+        return dropped + [f"ALTER TABLE {table} DISABLE TRIGGER ALL" for table in PROVEN]
+
+
+def _keys(table: str) -> list[str]:
+    return [key.name for key in metadata.tables[table].primary_key]
+
+
+def _where(table: str, row: Mapping[str, Any]) -> tuple[str, Row]:
+    return (
+        " AND ".join(f"{key} = :key_{key}" for key in _keys(table)),
+        {f"key_{key}": row[key] for key in _keys(table)},
+    )
+
+
+@pytest.fixture(scope="module")
+def told_once(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Story]:
+    """Telling the story takes SQLite many commits, copying it none."""
+    file = Path(shutil.copy(migrated_sqlite, tmp_path_factory.mktemp("told") / "flowtrail.db"))
+    engine = connect(f"sqlite:///{file}")
+    story = verify_story.tell(Diary(engine, f"sqlite:///{file}"))
+    engine.dispose()
+    return file, story
+
+
+@pytest.fixture
+def story(engine: Engine, database_url: str, told_once: tuple[Path, Story]) -> Story:
+    """Everything that can happen, once."""
+    if engine.dialect.name != "sqlite":
+        return verify_story.tell(Diary(engine, database_url))
+    file, told = told_once
+    shutil.copy(file, str(engine.url.database))
+    diary = Diary(engine, database_url)
+    diary.ledger = list(told.diary.ledger)
+    return Story(diary, told.now)
+
+
+@pytest.fixture
+def intruder(engine: Engine) -> Iterator[Intruder]:
+    intruder = Intruder(engine)
+    yield intruder
+    intruder.close()
+
+
+def found(engine: Engine) -> list[str]:
+    return [str(finding) for finding in verify(engine)]
+
+
+def kept(engine: Engine) -> list[str]:
+    return [json.dumps(head) for head in heads(engine, NOW)]
+
+
+# ------------------------------------------------------------------------------------------- whatever is altered
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_history_raises_a_false_alarm(engine: Engine, seed: int) -> None:
+    """Holds, failures, silences, a clock that goes back, targets that leave and return; kept heads hold."""
+    world = World(engine, seed)
+    lines: list[str] = []
+    for _ in range(3):
+        world.live(8)
+        assert found(engine) == []
+        lines += kept(engine)
+        assert list(against(engine, lines)) == []
+
+
+def test_a_trail_that_nobody_touched_has_no_findings(engine: Engine, story: Story) -> None:
+    """Neither for us nor for the checker that shares no code with us."""
+    assert found(engine) == []
+    story.diary.check(settled=False)
+
+
+def test_whatever_is_altered_in_any_column_of_any_row_is_found(
+    engine: Engine, story: Story, intruder: Intruder
+) -> None:
+    """Every column of every row on SQLite; on PostgreSQL, which is slower, each column in every sixth row."""
+    names = {row["id"]: Target(row["org_id"], row["user_id"], row["expression"]) for row in intruder.rows("target")}
+    alterations = itertools.chain.from_iterable(_alterations(intruder, table) for table in PROVEN)
+    unfound = set()
+    for table, row, column, other in alterations:
+        altered = intruder.set(table, row, **{column: other})
+        if not found(engine):
+            whose = row["id"] if table == "target" else row.get("target_id")
+            unfound.add((table, column, names.get(whose), row.get("version"), row[column] is None, other is None))
+        intruder.set(table, altered, **{column: row[column]})
+    assert {each for each in unfound if not _is_not_proven(*each)} == set()
+    assert found(engine) == []
+
+
+def _is_not_proven(table: str, column: str, of: Target | None, version: int, was_null: bool, is_null: bool) -> bool:
+    """What docs/verify.md says: nothing more may go unnoticed."""
+    current = {PLANT: 3, QUIET: 2, OTHER_LIST: 1, APPROVED: 3, FAILING: 1}
+    if table == "change_set":
+        return column in {"run_id", "approved_scope"}
+    if table == "observation":
+        measured = {"last_asked_at", "last_at", "observations", "longest_gap_seconds", "interrupted"}
+        return column in measured and of is not None and current.get(of) == version
+    if table == "workflow":
+        return column == "missing_since" and of in (DOUBTED, OTHER_LIST) and not was_null and not is_null
+    if column == "retired_at":
+        return table == "target"
+    told = not was_null and not is_null
+    return told and (
+        column in {"fence", "data_hash"}
+        or (column in {"consecutive_failures", "last_error_code", "last_error"} and of in (UNKNOWN, FAILING))
+        or (column == "answer_digest" and of in (DOUBTED, OTHER_LIST))
+        or (column in {"org_id", "user_id", "expression"} and of == UNKNOWN)
+    )
+
+
+def _alterations(intruder: Intruder, table: str) -> Iterator[tuple[str, Row, str, Any]]:
+    for (r, row), (c, column) in itertools.product(
+        enumerate(intruder.rows(table)), enumerate(metadata.tables[table].columns)
+    ):
+        if intruder.on_sqlite or (r + c) % 6 == 0:
+            value = row[column.name]
+            yield table, row, column.name, _other(column, value, intruder)
+            if column.nullable and value is not None:
+                yield table, row, column.name, None
+
+
+def _other(column: Column[Any], value: Any, intruder: Intruder) -> Any:
+    """Nearly the same value."""
+    kind = type(column.type).__name__
+    if column.name == "kind":
+        return {"delta": "baseline", "removed": "added"}.get(value, "removed")
+    if kind == "Boolean":
+        return not value
+    if kind == "UtcTime":
+        moment = START if value is None else dt.datetime.fromisoformat(str(value)) + dt.timedelta(microseconds=1)
+        return intruder.time(moment)
+    if "Integer" in kind:
+        return (value or 0) + (1000 if column.name in {"id", "version"} or column.name.endswith("_id") else 1)
+    if value is not None and len(value) == 64:
+        return value[:-1] + ("0" if value[-1] != "0" else "1")
+    return (value or "") + "x"
+
+
+def test_whatever_row_is_deleted_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
+    """But for a target that was never observed."""
+    for table in PROVEN:
+        for row in intruder.rows(table):
+            intruder.delete(table, row)
+            if (table, row.get("user_id")) != ("target", UNKNOWN.user_id):
+                assert found(engine), (table, row)
+            intruder.insert(table, row)
+    assert found(engine) == []
+
+
+def test_whatever_row_is_copied_to_another_key_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
+    for table in ("change_set", "workflow_change", "observation", "workflow"):
+        row = intruder.rows(table)[0]
+        others: Row = {"id": 1000} if "id" in row else {"flow_id": "copy"}
+        if table == "change_set":
+            others |= {"version": 4}
+        copy = {**row, **others}
+        intruder.insert(table, copy)
+        assert found(engine), (table, copy)
+        intruder.delete(table, copy)
+    assert found(engine) == []
+
+
+def test_two_rows_that_are_swapped_are_found(engine: Engine, story: Story, intruder: Intruder) -> None:
+    """Two change sets swap their versions, two change sets their changes, two targets their users."""
+    first, second, *_ = intruder.rows("change_set")
+    intruder.set("change_set", first, version=99)
+    intruder.set("change_set", second, version=1)
+    intruder.set("change_set", first, version=2)
+    assert "o1/u1, version 1: change_set.kind should be 'baseline', but is 'delta'" in found(engine)
+    intruder.set("change_set", first, version=99)
+    intruder.set("change_set", second, version=2)
+    intruder.set("change_set", first, version=1)
+    assert found(engine) == []
+    _swap_changes(intruder, 6, 8)
+    assert found(engine) == [], "both baselines have the same changes"
+    _swap_changes(intruder, 1, 6)
+    assert len(found(engine)) == 2
+    _swap_changes(intruder, 1, 6)
+    _, _, doubted, other_list, *_ = intruder.rows("target")
+    intruder.set("target", doubted, user_id="u0")
+    intruder.set("target", other_list, user_id="u1")
+    assert len(found(engine)) == 2
+
+
+def _swap_changes(intruder: Intruder, one: int, other: int) -> None:
+    for old, new in ((one, 99), (other, one), (99, other)):
+        intruder.run("UPDATE workflow_change SET change_set_id = :new WHERE change_set_id = :old", old=old, new=new)
+
+
+@pytest.mark.parametrize(
+    ("altered", "what"),
+    [
+        ("UPDATE target SET fence = 2 WHERE id = 1", "target.fence"),
+        ("UPDATE target SET fence = 1 WHERE id = 6", "target.fence"),
+        ("UPDATE target SET observation_id = 4 WHERE id = 1; DELETE FROM observation WHERE id = 5", "observation"),
+        ("INSERT INTO observation (id, target_id, version, first_at, last_asked_at, last_at, interrupted) SELECT"
+         " 13, 1, 9, first_at, last_asked_at, last_at, interrupted FROM observation WHERE id = 1",
+         "observation.version"),
+        ("INSERT INTO observation (id, target_id, version, first_at, last_asked_at, last_at, interrupted) SELECT"
+         " 13, 1, 0, first_at, last_asked_at, last_at, interrupted FROM observation WHERE id = 1",
+         "observation.version"),
+        ("UPDATE workflow SET flow_id = '99' WHERE target_id = 3 AND flow_id = '4'", "workflow"),
+        ("UPDATE workflow SET missing_since = '2026-03-30 00:00:00.000000' WHERE target_id = 1",
+         "workflow.missing_since"),
+        ("UPDATE workflow SET missing_since = '2026-03-02 00:00:00.000000' WHERE target_id = 3 AND flow_id = '1'",
+         "workflow.missing_since of '1'"),
+        ("UPDATE workflow SET missing_since = NULL WHERE target_id = 3 AND flow_id = '1'", "workflow.missing_since"),
+        ("UPDATE target SET held_since = '2026-03-30 00:00:00.000000', observation_id = NULL WHERE id = 1",
+         "target.held_since"),
+        ("UPDATE target SET held_since = '2026-03-30 00:00:00.000000' WHERE id = 3", "target.held_since"),
+        ("UPDATE target SET held_since = '2026-03-02 00:00:00.000000' WHERE id = 3", "target.held_since"),
+        ("UPDATE target SET answer_digest = state_digest WHERE id = 3", "target.answer_digest"),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_now_must_agree_with_the_chain(
+    engine: Engine, story: Story, intruder: Intruder, altered: str, what: str
+) -> None:
+    for statement in altered.split("; "):
+        intruder.run(statement)
+    assert next(verify(engine)).what == what
+
+
+# --------------------------------------------------------------------------------------------- forged and cut
+
+
+def _forge(intruder: Intruder, version: int) -> None:
+    """Name an approver of a change set of the first target, and give it a hash that fits."""
+    row = next(row for row in intruder.rows("change_set") if (row["target_id"], row["version"]) == (1, version))
+    spans = [each for each in intruder.rows("observation") if (each["target_id"], each["version"]) == (1, version - 1)]
+    changes = [each for each in intruder.rows("workflow_change") if each["change_set_id"] == row["id"]]
+    forged = ChangeSet(
+        target=PLANT,
+        version=version,
+        kind=row["kind"],
+        observed_at=_moment(row["observed_at"]),
+        last_unchanged_at=_moment(row["last_unchanged_at"]),
+        spans=tuple(map(_span, spans)),
+        approved_by="eve",
+        state_digest=row["state_digest"],
+        changes=[_change(*each.values()) for each in changes],
+    )
+    assert change_set_hash(row["parent_hash"], msgspec.structs.replace(forged, approved_by=None)) == row["hash"]
+    intruder.set("change_set", row, approved_by="eve", hash=change_set_hash(row["parent_hash"], forged))
+
+
+def _change(_: int, flow_id: str, kind: Any, *values: Any) -> Change:
+    *texts, old, new = values
+    flag = {None: None, 0: False, 1: True}
+    return Change(flow_id, kind, *texts, flag[old], flag[new])
+
+
+def _span(row: Row) -> Span:
+    times = (_moment(row[name]) for name in ("first_at", "last_asked_at", "last_at"))
+    return Span(*times, row["observations"], row["longest_gap_seconds"], bool(row["interrupted"]))
+
+
+def _moment(value: Any) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+def test_a_forged_link_with_a_hash_that_fits_is_found_by_the_next_link(
+    engine: Engine, diary: Diary, intruder: Intruder
+) -> None:
+    story = Story(diary)
+    for number in range(3):
+        story.answer(PLANT, flow(1), flow(number + 2))
+    _forge(intruder, 2)
+    (finding,) = verify(engine)
+    assert (finding.target, finding.version, finding.what) == (PLANT, 3, "change_set.parent_hash")
+
+
+def test_a_forged_last_link_is_found_with_kept_heads_only(engine: Engine, diary: Diary, intruder: Intruder) -> None:
+    """Nothing in a database can tell that its end was written anew."""
+    story = Story(diary)
+    story.answer(PLANT, flow(1))
+    story.answer(PLANT)
+    lines = kept(engine)
+    _forge(intruder, 2)
+    assert found(engine) == []
+    assert [(finding.version, finding.what) for finding in against(engine, lines)] == [(2, "change_set.hash")]
+
+
+def test_a_tail_that_was_cut_is_found_with_kept_heads_and_cannot_be_without(
+    engine: Engine, diary: Diary, intruder: Intruder
+) -> None:
+    """Whether the last 1, 2 or all versions are cut: the rest is a sound trail, as an older backup is."""
+    story, saved = Story(diary), []
+    for number in range(4):
+        saved.append(intruder.save())
+        story.answer(PLANT, flow(1), flow(number + 2))
+    lines = kept(engine)
+    assert list(against(engine, lines)) == []
+    for backup in reversed(saved):
+        intruder.restore(backup)
+        assert found(engine) == []
+        (finding,) = against(engine, lines)
+        assert (finding.target, finding.version, finding.found) == (PLANT, 4, "missing")
+
+
+# ----------------------------------------------------------------------------------------------- kept heads
+
+
+def test_heads_name_each_observed_target_with_its_last_hash_and_the_spans_no_hash_proves(
+    engine: Engine, story: Story
+) -> None:
+    printed = {(head["org_id"], head["user_id"]): head for head in heads(engine, NOW)}
+    assert printed.keys() == {target[:2] for target in (PLANT, QUIET, DOUBTED, OTHER_LIST, APPROVED, FAILING)}
+    plant = printed["o1", "u1"]
+    assert (plant["version"], plant["open"], plant["taken_at"]) == (3, True, "2026-04-01T00:00:00Z")
+    assert [span["observations"] for span in plant["spans"]] == [3]
+    assert plant["spans"][0]["first_at"] == "2026-03-04T13:45:00Z"
+    assert (printed["o2", "u1"]["spans"], printed["o3", "u1"]["open"]) == ([], False)
+
+
+def test_what_was_kept_holds_while_the_trail_goes_on(engine: Engine, story: Story) -> None:
+    """The open span grows, is sealed by a new version, and later versions follow."""
+    lines = kept(engine)
+    listed = (flow(10, "reduce all", "H", editable=False), flow(3, "new", "W"), flow("é", None, None, None))
+    rest = (flow("𝄞", "join", "H"), flow(2))
+    for answer in ([*listed, *rest], [*listed, *rest], [*listed], [*listed, flow(2)]):
+        story.answer(PLANT, *answer)
+        assert list(against(engine, lines)) == []
+        lines += kept(engine)
+    story.answer(FAILING, flow(1))
+    assert [found(engine), list(against(engine, lines))] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("altered", "what"),
+    [
+        ("UPDATE observation SET last_at = first_at, last_asked_at = first_at, observations = 1, "
+         "longest_gap_seconds = 0 WHERE version = 3 AND target_id = 1", "observation"),
+        ("UPDATE observation SET observations = 2 WHERE version = 3 AND target_id = 1", "observation"),
+        ("UPDATE observation SET observations = 9 WHERE version = 3 AND target_id = 1", "observation"),
+        ("UPDATE observation SET observations = 2, last_at = '2026-03-30 00:00:00.000000', "
+         "last_asked_at = '2026-03-30 00:00:00.000000' WHERE version = 3 AND target_id = 1", "observation"),
+        ("UPDATE observation SET interrupted = NOT interrupted WHERE target_id = 5 AND version = 3", "observation"),
+        ("UPDATE observation SET observations = 9, longest_gap_seconds = 1, last_at = '2026-03-30 00:00:00.000000', "
+         "last_asked_at = '2026-03-30 00:00:00.000000' "
+         "WHERE version = 3 AND target_id = 1", "observation"),
+        ("UPDATE observation SET observations = 9, interrupted = NOT interrupted, "
+         "last_at = '2026-03-30 00:00:00.000000', last_asked_at = '2026-03-30 00:00:00.000000' "
+         "WHERE version = 3 AND target_id = 1", "observation"),
+        ("DELETE FROM observation WHERE target_id = 7", "observation"),
+        ("UPDATE change_set SET hash = parent_hash WHERE target_id = 2 AND version = 2", "change_set.hash"),
+        ("UPDATE change_set SET state_digest = hash WHERE target_id = 2 AND version = 2", "change_set.state_digest"),
+        ("UPDATE target SET user_id = 'somebody' WHERE id = 3", "change_set"),
+    ],
+)  # fmt: skip
+def test_what_was_kept_and_is_no_longer_there_is_found(
+    engine: Engine, story: Story, intruder: Intruder, altered: str, what: str
+) -> None:
+    lines = kept(engine)
+    intruder.run(altered)
+    assert [finding.what for finding in against(engine, lines)] == [what]
+
+
+def test_a_span_that_was_not_open_must_not_have_grown(engine: Engine, story: Story) -> None:
+    lines = [line.replace('"open": true', '"open": false') for line in kept(engine)]
+    story.answer(QUIET, flow(7, 'na"me\\\n\u2028\x7f', "mi", None))
+    (finding,) = against(engine, lines)
+    assert finding.target == QUIET
+    assert "1 observations" in finding.expected
+    assert "2 observations" in finding.found
+
+
+def a_new_version(story: Story) -> Target:
+    story.answer(PLANT, flow(1))
+    return PLANT
+
+
+def a_longer_span(story: Story) -> Target:
+    story.answer(QUIET, flow(7, 'na"me\\\n\u2028\x7f', "mi", None))
+    return QUIET
+
+
+def a_new_span(story: Story) -> Target:
+    story.answer(FAILING, flow(1))
+    return FAILING
+
+
+def a_new_target(story: Story) -> Target:
+    story.answer(Target("o9", "nobody"), flow(1))
+    return Target("o9", "nobody")
+
+
+@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+def test_what_is_dated_before_the_heads_were_kept_was_not_there_then(
+    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+) -> None:
+    """A sound trail, whose newest part claims to be older than heads that do not have it."""
+    lines = kept(engine)
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    target = write(story)
+    assert found(engine) == []
+    assert list(against(engine, lines)) == [], "a run was under way, and committed it after the heads were taken"
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    (finding,) = against(engine, lines)
+    assert finding.target == target
+    assert finding.what in ("change_set.observed_at", "observation")
+    assert "2026-04-01 00:00:00" in finding.expected
+
+
+@pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
+def test_what_is_dated_after_the_heads_were_kept_is_what_they_wait_for(
+    engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
+) -> None:
+    lines = kept(engine)
+    story.now = NOW
+    write(story)
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    assert list(against(engine, lines)) == []
+
+
+def test_a_version_that_the_next_heads_do_not_name_was_inserted_later(
+    engine: Engine, story: Story, intruder: Intruder
+) -> None:
+    """A file that only gets the heads that moved says of the others that they did not."""
+    later = NOW + dt.timedelta(days=2)
+    lines = kept(engine)
+    story.now = NOW
+    story.answer(QUIET, flow(8))
+    lines += [json.dumps(head) for head in heads(engine, later) if head["user_id"] == QUIET.user_id]
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    assert list(against(engine, lines)) == []
+    story.answer(PLANT, flow(1))
+    intruder.run("UPDATE sync_run SET finished_at = started_at")
+    (finding,) = against(engine, lines)
+    assert (finding.target, finding.version, finding.what) == (PLANT, 4, "change_set.observed_at")
+    assert list(against(engine, lines, is_whole=lambda: False)) == [], "whose end is missing names less"
+
+
+def test_lines_that_are_no_heads_are_named_by_their_number(engine: Engine, story: Story) -> None:
+    line = kept(engine)[0]
+    lines = [
+        line,
+        "",
+        line[:-9],
+        b"\xff",
+        "[]",
+        line.replace('"version": 3', '"version": "3"'),
+        re.sub(r'"hash": "....', '"hash": "', line),
+        line.replace("2026-04-01T00:00:00Z", "2026-04-01T00:00:00"),
+        line.encode(),
+    ]
+    named = [finding.what for finding in against(engine, lines)]
+    assert named == [f"line {number}" for number in range(3, 9)]
+
+
+def test_a_file_without_heads_proves_nothing(engine: Engine, story: Story) -> None:
+    assert len(list(against(engine, ["\n"]))) == 1
+
+
+def test_many_kept_lines_are_compared_in_pieces(engine: Engine, story: Story) -> None:
+    lines = kept(engine) * 200
+    assert list(against(engine, lines)) == []
+
+
+# --------------------------------------------------------------------------------------- orphans, odd values
+
+
+@pytest.mark.parametrize("number", [-5, 77, 2**63 - 1])
+def test_rows_that_belong_to_nothing_are_named(engine: Engine, story: Story, intruder: Intruder, number: int) -> None:
+    run = intruder.rows("sync_run")[0]["id"]
+    if not intruder.on_sqlite and number > 77:  # a partition as only a person could have made it
+        intruder.run("CREATE TABLE beyond PARTITION OF workflow_change FOR VALUES FROM (10000000) TO (MAXVALUE)")
+    change = {**intruder.rows("workflow_change")[0], "change_set_id": number}
+    others = {
+        "change_set": {**intruder.rows("change_set")[0], "id": 13, "target_id": number},
+        "observation": {**intruder.rows("observation")[0], "id": 13, "target_id": number},
+        "workflow": {**intruder.rows("workflow")[0], "target_id": number},
+        "sync_issue": {"run_id": run, "target_id": number, "verdict": "failed", "message": "m"},
+    }
+    intruder.insert("workflow_change", change)
+    for table, row in others.items():
+        intruder.insert(table, row)
+    parents = {"workflow_change": "change_set"}
+    assert {sentence for sentence in found(engine) if "without rows of" in sentence} == {
+        f"{table} should be without rows of {parents.get(table, 'target')} {number}, which does not exist, "
+        "but is with some"
+        for table in ("workflow_change", *others)
+    }
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("table", "column", "value"),
+    [
+        ("change_set", "observed_at", "replace(observed_at, ' ', 'T')"),
+        ("change_set", "observed_at", "'2026-W10-3 00:00:00.000000'"),
+        ("change_set", "observed_at", "'yesterday'"),
+        ("change_set", "approved_by", "CAST(x'ff41' AS TEXT)"),
+        ("change_set", "version", "'v' || version"),
+        ("change_set", "flow_count", "'four'"),
+        ("workflow_change", "new_name", "CAST(x'ff41' AS TEXT)"),
+        ("workflow_change", "new_name", "x'6d6170'"),
+        ("workflow_change", "new_editable", "7"),
+        ("observation", "interrupted", "'perhaps'"),
+        ("observation", "version", "'first'"),
+        ("observation", "observations", "2.5"),
+        ("workflow", "flow_name", "x'6d6170'"),
+        ("workflow", "first_seen_at", "replace(first_seen_at, '.', ',')"),
+        ("target", "state_digest", "CAST(x'ff41' AS TEXT)"),
+        ("target", "held_since", "1"),
+        ("target", "consecutive_failures", "'many'"),
+    ],
+)
+def test_values_that_a_column_does_not_allow_are_findings_of_their_target_and_no_other(
+    engine: Engine, story: Story, intruder: Intruder, table: str, column: str, value: str
+) -> None:
+    whose = {"target": "id = 2", "workflow_change": "change_set_id = 5"}.get(table, "target_id = 2")
+    intruder.run(f"UPDATE {table} SET {column} = {value} WHERE {whose}")
+    findings = [finding for finding in verify(engine) if finding.target is not None]
+    assert [finding.target for finding in findings] == [QUIET]
+    assert str(findings[0]).isprintable()
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_bytes_do_not_pass_for_the_text_that_encodes_them(engine: Engine, story: Story, intruder: Intruder) -> None:
+    """JSON libraries write bytes as base64, so the digest of the blob `map` would be that of the text `bWFw`."""
+    story.answer(QUIET, flow(7, "bWFw"))
+    assert found(engine) == []
+    intruder.run("UPDATE workflow_change SET new_name = x'6d6170' WHERE new_name = 'bWFw'")
+    intruder.run("UPDATE workflow SET flow_name = x'6d6170' WHERE flow_name = 'bWFw'")
+    assert [finding.target for finding in verify(engine)] == [QUIET]
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("value", ["infinity", "-infinity", "4713-01-01 BC", "20000-01-01"])
+@pytest.mark.parametrize(
+    "place", ["change_set.observed_at", "change_set.last_unchanged_at", "observation.last_at", "target.held_since"]
+)
+def test_times_beyond_the_calendar_are_findings(
+    engine: Engine, story: Story, intruder: Intruder, place: str, value: str
+) -> None:
+    table, column = place.split(".")
+    row = intruder.rows(table)[0]
+    intruder.set(table, row, **{column: value})
+    assert [finding.target for finding in verify(engine)] == [PLANT]
+
+
+def test_a_finding_is_one_sentence_that_no_name_can_forge(engine: Engine, story: Story, intruder: Intruder) -> None:
+    intruder.run("UPDATE target SET user_id = :evil WHERE id = 1", evil="u\x1b[2J\nall is well")
+    (finding,) = verify(engine)
+    assert str(finding).startswith("o1/u\\x1b[2J\\x0aall is well, version 1: change_set.hash should be '")
+    assert finding.as_object().keys() == {
+        "org_id", "user_id", "expression", "version", "what", "expected", "found", "message"
+    }  # fmt: skip
+    assert msgspec.json.encode(finding.as_object())
+
+
+# ----------------------------------------------------------------------------------- progress, cuts, memory
+
+
+def test_progress_ends_with_everything_that_was_gone_through(engine: Engine, story: Story) -> None:
+    reports: list[Progress] = []
+    assert not list(verify(engine, progress=reports.append))
+    assert [report.targets for report in reports] == list(range(1, 8))
+    assert reports[-1] == Progress(targets=7, of_targets=7, change_sets=12, changes=33)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_reading_may_be_cut_after_any_target(
+    engine: Engine, story: Story, intruder: Intruder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intruder.run("UPDATE change_set SET approved_by = 'eve' WHERE target_id IN (1, 3, 7)")
+    whole = found(engine)
+    monkeypatch.setattr(etl.verify, "_ROWS_A_TRANSACTION", 1)
+    assert len(whole) == 3
+    assert found(engine) == whole
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_writer_gets_its_turn_between_two_pieces(
+    engine: Engine, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it adds to targets that come later is no finding."""
+    monkeypatch.setattr(etl.verify, "_ROWS_A_TRANSACTION", 1)
+    verification = verify(engine)
+    assert next(verification, None) is None
+    story.answer(FAILING, flow(1), flow(2))
+    assert found(engine) == []
+
+
+def _peak_bytes(engine: Engine) -> int:
+    tracemalloc.start()
+    assert not list(verify(engine))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_memory_does_not_grow_with_the_length_of_the_trail(engine: Engine) -> None:
+    asked = Namespace(targets=1, flows=50, versions=1000, changes=2)
+    with writing(engine) as connection:
+        verify_rows.Made(connection, 1, asked, Random(1)).write()
+    short = _peak_bytes(engine)
+    with writing(engine) as connection:
+        for number in (2, 3, 4, 5):
+            verify_rows.Made(connection, number, asked, Random(number)).write()
+    assert _peak_bytes(engine) < short * 1.3
+
+
+@STEADY
+@given(states, st.lists(states, max_size=3))
+def test_a_listing_that_is_kept_up_has_the_digest_of_its_workflows(
+    first: dict[str, Flow], others: list[dict[str, Flow]]
+) -> None:
+    listing = ReplayedState()
+    for state in (first, *others):
+        for flow_id in listing.flows.keys() - state.keys():
+            listing.drop(flow_id)
+        for each in state.values():
+            listing.put(each)
+        assert listing.digest() == trail.state_digest(state.values())
+
+
+# ---------------------------------------------------------------------------------------------- the document
+
+
+def _auditor(engine: Engine, folder: Path) -> subprocess.CompletedProcess[str]:
+    (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
+    file = folder / "check.py"
+    file.write_text(script, "utf-8")
+    command = [sys.executable, "-I", "-X", "utf8", file, engine.url.database]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_documents_script_agrees_and_prints_the_heads(engine: Engine, story: Story, tmp_path: Path) -> None:
+    done = _auditor(engine, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    printed = {line.split()[-1] for line in done.stdout.splitlines()}
+    assert printed == {head["hash"] for head in heads(engine, NOW)} | {"0" * 64}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "altered",
+    [
+        "UPDATE workflow_change SET old_cycle = 'W' WHERE kind = 'removed' AND change_set_id = 2",
+        "UPDATE change_set SET approved_by = 'eve' WHERE approved_by IS NOT NULL",
+        "UPDATE observation SET observations = observations + 1 WHERE id = 1",
+        "UPDATE workflow SET cycle = 'M' WHERE target_id = 2",
+        "DELETE FROM change_set WHERE version = 1 AND target_id = 1",
+    ],
+)
+def test_the_documents_script_finds_what_was_altered(
+    engine: Engine, story: Story, intruder: Intruder, tmp_path: Path, altered: str
+) -> None:
+    intruder.run(altered)
+    done = _auditor(engine, tmp_path)
+    assert done.returncode == 1
+    assert "version" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,408 @@
+"""The page over HTTP: what it says is what the views say, and it gives nothing away to strangers. On both databases."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import itertools
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import requests
+from requests import Response
+from sqlalchemy import Engine, text
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from etl.database import connect, reading
+from etl.domain.holds import code
+from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS
+from etl.errors import FlowtrailError, UsageError
+from etl.report import Report, summaries
+from etl.report.summary_rows import CYCLES, EVENTS, OTHER, Position
+from etl.web import HttpServer, create_app, report_html
+from etl.web.labels import workflow_path
+from etl.web.rendering import as_data
+from tests.support.browser import BOB, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
+from tests.support.builders import after
+from tests.support.histories import World
+
+DAY = dt.timedelta(days=1)
+PAGES = ["/", "/?days=365", "/trail", "/held", "/targets", "/gaps", workflow_path("5"), workflow_path("66")]
+HOSTILE_PLACES = {"org": HOSTILE_ORG.org_id, "user": HOSTILE_ORG.user_id, "since": ""}
+
+
+@pytest.fixture
+def world(engine: Engine) -> World:
+    """A random history of some two weeks."""
+    made = World(engine, 3)
+    made.live(120)
+    return made
+
+
+@pytest.fixture
+def server(engine: Engine, database_url: str) -> Iterator[HttpServer]:
+    """The pages over the story."""
+    tell(engine, database_url)
+    with site(engine) as running:
+        yield running
+
+
+@pytest.fixture
+def empty(engine: Engine) -> Iterator[HttpServer]:
+    """The pages over a database without rows."""
+    with site(engine, routes=[Route("/healthz", lambda request: PlainTextResponse("fine"))]) as running:
+        yield running
+
+
+def get(server: HttpServer, path: str, **more: object) -> Response:
+    return requests.get(server.url + path, timeout=30, **more)
+
+
+# ------------------------------------------------------------------------------------------------ what the sums are
+
+
+def test_workflows_by_cycle_over_time_are_those_of_the_list_as_of_each_evening(engine: Engine, world: World) -> None:
+    until = world.now.date()
+    with reading(engine) as connection:
+        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+    for evening in found:
+        at = dt.datetime.combine(evening.day, dt.time.max, dt.UTC)
+        cycles = Counter(
+            row.cycle if row.cycle in CYCLE_LABELS else OTHER for row in Report(engine).flows_as_of(min(at, world.now))
+        )
+        assert evening.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, evening.day
+    assert any(evening.by_cycle[OTHER] for evening in found)
+    assert len({tuple(evening.by_cycle.items()) for evening in found}) > 5
+
+
+def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engine, world: World) -> None:
+    until = world.now.date()
+    with reading(engine) as connection:
+        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+        gaps = summaries.gaps(connection, 10_000)
+        assert summaries.gap_counts(connection) == (len(gaps), sum(gap.gap_to is None for gap in gaps))
+    for evening in found[:-1]:
+        at = dt.datetime.combine(evening.day + DAY, dt.time(), dt.UTC)
+        hidden = [g for g in gaps if g.gap_from < at and (g.gap_to is None or (g.gap_to >= at and g.changed_inside))]
+        assert evening.unobserved == len(hidden), evening.day
+    assert len({evening.unobserved for evening in found}) > 1
+
+
+def test_changes_and_churn_are_those_of_daily_change(engine: Engine, world: World) -> None:
+    since, until = world.now.date() - 6 * DAY, world.now.date()
+    with reading(engine) as connection:
+        days, churn = summaries.days(connection, since, until), summaries.churn(connection, since, 2)
+        by_day, by_org = Counter(), Counter()
+        for day, org, kind, changes in connection.execute(text("SELECT * FROM daily_change")):
+            if str(day) >= str(since):
+                by_day[str(day), kind] += int(changes)
+                by_org[org, kind] += int(changes)
+    assert {(str(day.day), kind): getattr(day, kind) for day in days for kind in EVENTS if getattr(day, kind)} == by_day
+    assert [day.day for day in days] == [since + number * DAY for number in range(7)]
+    orgs = sorted({org for org, _ in by_org}, key=lambda org: -by_org[org, "added"] - by_org[org, "removed"])
+    assert [row.org_id for row in churn] == orgs[:2]
+    assert all(getattr(row, kind) == by_org[row.org_id, kind] for row in churn for kind in EVENTS)
+    assert {row.orgs for row in churn} == {len(orgs)}
+
+
+FILTERS = [
+    {},
+    {"org": "o1"},
+    {"org": "o0", "user": "u0"},
+    {"flow": "7"},
+    {"name": "E_eNt"},
+    {"user": "u1", "name": "map"},
+]
+
+
+def test_paging_through_the_trail_gives_every_change_once(engine: Engine, world: World) -> None:
+    times = {"since": world.now - 5 * DAY, "until": world.now - DAY}
+    for filters, kinds in itertools.product(FILTERS, (CHANGE_KINDS, EVENTS, ("renamed",))):
+        expected = list(Report(engine).changes(**times, kinds=kinds, newest_first=True, **filters))
+        assert expected or kinds == ("renamed",)
+        found, after = [], None
+        with reading(engine) as connection:
+            while page := summaries.trail(connection, **filters, **times, kinds=kinds, after=after, limit=7):
+                found += page
+                assert len(found) <= len(expected), (filters, kinds)
+                last = page[-1]
+                after = Position(last.observed_at, last.change_set_id, last.flow_id, last.kind)
+        assert found == expected, (filters, kinds)
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def test_problems_come_first_and_say_what_they_are(server: HttpServer, engine: Engine) -> None:
+    first, _, _ = get(server, "/").text.partition("Changes per day")
+    said = "".join(Reader(first.partition('<ul class="problems">')[2].partition("</ul>")[0]).texts).split("\n")
+    assert [line for line in said if line] == [
+        "40 removals in 1 target held: a person has to decide.",
+        "1 target gives no valid answer.",
+        "2 coverage gaps are not closed: what happens there is not seen.",
+    ]
+    (held,) = Report(engine).held_sets()
+    command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
+    assert command in get(server, "/held").text
+    assert command in get(server, "/").text
+    assert "62109" in get(server, "/targets?show=problems").text
+    assert "bob" not in get(server, "/targets?show=problems").text
+
+
+def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
+    engine: Engine, database_url: str
+) -> None:
+    tell(engine, database_url)
+    with site(engine, now=after(days=20, hours=1)) as running:
+        first = get(running, "/").text
+    assert "6 targets have observations that lie ahead of now, up to 2026-04-08 12:00:00 UTC" in first
+    assert "<dd>not known<small>the clock went back</small></dd>" in first
+
+
+def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:
+    assert {path: get(empty, path).status_code for path in PAGES[:6]} == dict.fromkeys(PAGES[:6], 200)
+    assert "There are no targets yet" in get(empty, "/").text
+
+
+class Reader(HTMLParser):
+    """What a browser makes of a page: its elements, and the text in them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_hostile_text_makes_no_element_and_no_attribute(server: HttpServer) -> None:
+    found = [get(server, "/trail", params=HOSTILE_PLACES), *(get(server, path) for path in PAGES)]
+    found.append(get(server, "/trail", params={"since": HOSTILE_NAME, "org": HOSTILE_NAME, "name": HOSTILE_NAME}))
+    for answer in found:
+        read = Reader(answer.text)
+        scripts = [attributes for tag, attributes in read.elements if tag == "script"]
+        assert all(s.get("type") == "application/json" or s["src"].startswith("/static/") for s in scripts), answer.url
+        assert not {tag for tag, _ in read.elements} & {"img", "b", "i", "iframe", "style"}, answer.url
+        names = {name for _, attributes in read.elements for name in attributes}
+        assert not [name for name in names if name.startswith("on") or name == "style"], answer.url
+        addresses = [a[name] for _, a in read.elements for name in ("href", "action") if name in a]
+        assert all(address.startswith(("/", "?", "#")) for address in addresses), answer.url
+    assert any(HOSTILE_NAME in text for text in Reader(found[-2].text).texts)
+    assert "\\u202egnp.exe\\x07" in get(server, "/trail?flow=javascript:alert(1)&since=&kind=baseline").text
+
+
+def test_values_for_scripts_stay_what_they_are_and_cannot_end_the_script() -> None:
+    value = ["</script><!--<script>&\u2028\u2029", {"a": 1.5, "b": None}]
+    assert json.loads(as_data(value)) == value
+    assert not re.search("[<>&\u2028\u2029]", as_data(value))
+
+
+def test_an_organisation_without_changes_has_no_churn(server: HttpServer) -> None:
+    page = get(server, "/").text
+    assert "org=o2&amp;since=" in page
+    assert "org=o3&amp;since=" not in page
+
+
+def test_odd_workflows_have_an_address_and_end_somewhere(server: HttpServer) -> None:
+    for flow in HOSTILE_FLOWS:
+        answer = get(server, workflow_path(flow.flow_id, HOSTILE_ORG.org_id))
+        assert answer.ok, flow
+        assert f"Workflow {flow.flow_id}" in " ".join("".join(Reader(answer.text).texts).split()), flow
+        assert "x" * 300 not in answer.text
+
+
+REFUSED = {
+    "/nowhere": 404,
+    "/static/nothing.js": 404,
+    "/static/..%2Fapp.py": 404,
+    workflow_path("no such"): 404,
+    "/?days=31": 400,
+    "/trail?since=gestern": 400,
+    "/trail?until=2026-02-30": 400,
+    "/trail?org=%00": 400,
+    "/trail?name=" + "x" * 2001: 400,
+    "/trail?after=nonsense": 400,
+    "/trail?after=2026-03-01T00:00:00%2B00:00~" + "9" * 30 + "~added~1": 200,
+    "/targets?page=0": 400,
+    "/targets?page=x": 400,
+    "/targets?page=99999999999999999999": 400,
+    "/targets?page=100000": 200,
+    "/trail?kind=nothing": 200,
+}
+
+
+def test_what_cannot_be_asked_for_is_refused_in_a_sentence(empty: HttpServer) -> None:
+    for path, status in REFUSED.items():
+        answer = get(empty, path)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8"), path
+        assert (status == 200) == ('role="alert"' not in answer.text), path
+
+
+def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'nothing.db'}")
+    with site(engine) as server:
+        answer = get(server, "/")
+    assert answer.status_code == 503
+    assert "database cannot be read" in answer.text
+    assert str(tmp_path) not in answer.text
+
+
+# ------------------------------------------------------------------------------------------------------- strangers
+
+
+def test_every_answer_carries_the_strict_headers(server: HttpServer) -> None:
+    for path in [*PAGES, "/nowhere", "/static/app.js", "/static/plotly.js"]:
+        headers = get(server, path).headers
+        policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+        assert policy.pop("default-src") == policy.pop("base-uri") == policy.pop("frame-ancestors") == "'none'"
+        assert set(policy.values()) == {"'self'"}, "nothing inline, nothing from elsewhere, no eval"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cache-Control"] == (
+            "public, max-age=31536000, immutable" if path.startswith("/static") else "no-store"
+        )
+        assert "server" not in headers
+
+
+HOSTS = {
+    "127.0.0.1:8787": 200,
+    "localhost": 200,
+    "LOCALHOST.:80": 200,
+    "[::1]:8787": 200,
+    "10.2.3.4:8787": 200,
+    "flow.example": 421,
+    "evil.example:8787": 421,
+    "localhost.evil.example": 421,
+    "127.0.0.1.evil.example": 421,
+    "[::1].evil.example": 421,
+    "2130706433": 421,
+    "": 421,
+}
+
+
+def test_the_pages_answer_to_their_own_names_only(empty: HttpServer) -> None:
+    for host, status in HOSTS.items():
+        assert get(empty, "/gaps", headers={"Host": host}).status_code == status, host
+        assert get(empty, "/static/app.js", headers={"Host": host}).status_code == status, host
+
+
+def test_a_name_that_is_listened_on_is_answered_to(engine: Engine) -> None:
+    with site(engine, hosts=["Flow.example"]) as server:
+        assert get(server, "/", headers={"Host": "flow.example:8787"}).ok
+
+
+def test_routes_that_are_brought_along_are_served_as_they_are_to_our_own_names(empty: HttpServer) -> None:
+    answer = get(empty, "/healthz", headers={"Host": "10.2.3.4:8787"})
+    assert (answer.text, answer.headers.get("Content-Security-Policy")) == ("fine", None)
+    assert get(empty, "/healthz", headers={"Host": "evil.example:8787"}).status_code == 421
+
+
+def test_the_pages_only_read(empty: HttpServer) -> None:
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        answer = requests.request(method, empty.url + "/trail", timeout=30)
+        assert (answer.status_code, {*answer.headers["Allow"].split(", ")}) == (405, {"GET", "HEAD"}), method
+    assert requests.head(empty.url + "/trail", timeout=30).ok
+
+
+def test_nothing_is_written_while_somebody_looks(server: HttpServer, engine: Engine) -> None:
+    with reading(engine) as connection:
+        before = connection.execute(text("SELECT count(*), max(heartbeat_at) FROM sync_run")).one()
+    for path in PAGES:
+        get(server, path)
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT count(*), max(heartbeat_at) FROM sync_run")).one() == before
+
+
+# -------------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, engine, tmp_path) -> None:
+    file = tmp_path / "report.html"
+    report_html(engine, now=NOW, file=file)
+    page = file.read_text("utf-8")
+    read = Reader(page)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.glob("*.html*")] == ["report.html"]
+    assert not [a for tag, a in read.elements if tag in ("img", "iframe", "b") or "src" in a or tag == "link"]
+    assert all((a.get("href") or "#").startswith("#") for _, a in read.elements)
+    policy = next(a["content"] for _, a in read.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "unsafe" not in policy
+    assert "'self'" not in policy
+    for inline in re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", page, re.DOTALL):
+        assert base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode() in policy
+    assert BOB.user_id in page
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing_behind(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="make the folder"):
+        report_html(engine, now=NOW, file=tmp_path / "none" / "report.html")
+    with pytest.raises(UsageError, match="is a folder"):
+        report_html(engine, now=NOW, file=tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------------- the server
+
+
+def test_a_server_frees_its_port_and_can_be_followed_by_another(engine: Engine) -> None:
+    with site(engine) as first:
+        assert get(first, "/gaps").ok
+    with pytest.raises(requests.ConnectionError):
+        get(first, "/gaps")
+    with HttpServer(PlainTextResponse("next"), "127.0.0.1", first.port) as second:
+        assert get(second, "/").text == "next"
+    second.stop()
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(FlowtrailError) as caught:
+            HttpServer(PlainTextResponse(""), "127.0.0.1", port).start()
+    assert str(caught.value) == (
+        f"Cannot listen on 127.0.0.1:{port}: another program listens there: stop it, or set another [service] listen."
+    )
+    with pytest.raises(FlowtrailError, match="this machine has no such address"):
+        HttpServer(PlainTextResponse(""), "192.0.2.1", 0).start()
+
+
+WITHOUT = """
+import sys
+sys.modules[{missing!r}] = None
+from etl.errors import UsageError
+from etl.web import HttpServer, create_app, report_html
+try:
+    {call}
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "plotly"])
+@pytest.mark.parametrize(
+    "call", ["create_app(None, now=None, next_fire_times=None, role=None)", "report_html(None, now=None, file=None)"]
+)
+def test_without_the_extra_a_sentence_says_what_to_install(missing: str, call: str) -> None:
+    program = WITHOUT.format(missing=missing, call=call)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"The page needs {missing}: pip install 'flowtrail[web]'\n"
+
+
+def test_a_page_can_be_made_without_the_database(engine: Engine) -> None:
+    """Nothing is asked of it before somebody looks."""
+    create_app(connect("sqlite:////nowhere/nothing.db"), now=lambda: NOW, next_fire_times=dict, role=str)

@@ -1,0 +1,142 @@
+"""The share of the crash proof that is quick: a few points of each sweep, and a few random kills.
+
+`make crash N=1000` tries every point of every sweep; docs/reliability.md says what is proven how.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from tests.crash import bugs, kills, stops
+from tests.crash.command import disturbances
+from tests.crash.disturbances import Hostile, Strike
+from tests.crash.place import Place, place
+from tests.crash.scenarios import SCENARIOS, flows
+from tests.crash.sweep import Trial, swept
+from tests.support import postgres as local_postgres
+from tests.support.program import KEY, SECRET, Program
+
+LIKELY_POINTS = range(1, 85)
+IN_TURN = tuple(scenario for scenario in SCENARIOS if scenario.name in ("change", "approve", "held"))
+"""The scenarios that meet the other disturbances here, one each; all of them meet death."""
+
+
+def on_both(
+    server: local_postgres.Server, work: Callable[[Place, local_postgres.Server | None], list[str]]
+) -> list[str]:
+    """The same work on SQLite and PostgreSQL at the same time; what was found on either."""
+
+    def there(of: local_postgres.Server | None) -> list[str]:
+        with place(of) as made:
+            return work(made, of)
+
+    with ThreadPoolExecutor(2) as threads:
+        return [finding for found in threads.map(there, (None, server)) for finding in found]
+
+
+def found_in(trials: Iterator[Trial]) -> list[str]:
+    return [str(trial) for trial in trials if trial.findings]
+
+
+def some_points(rng: random.Random, among: Sequence[int], count: int) -> list[int]:
+    return sorted(rng.sample(among, count))
+
+
+def test_wherever_the_program_dies_nothing_is_lost_or_invented(postgres: local_postgres.Server) -> None:
+    """It kills itself before or after a statement, a request or a COMMIT; the next run finds everything right."""
+
+    def die(made: Place, server: local_postgres.Server | None) -> list[str]:
+        rng, count = (random.Random(1), 2) if server is None else (random.Random(2), 1)
+        kill = Strike("kill")
+        each = (swept(made, scenario, kill, some_points(rng, LIKELY_POINTS, count)) for scenario in SCENARIOS)
+        return [finding for trials in each for finding in found_in(trials)]
+
+    assert on_both(postgres, die) == []
+
+
+def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(postgres: local_postgres.Server) -> None:
+    """Full disks, I/O errors, deadlocks, cut connections to the database and the gateway, lost answers to a COMMIT."""
+
+    def suffer(made: Place, server: local_postgres.Server | None) -> list[str]:
+        rng = random.Random(3)
+        found = []
+        with ExitStack() as stack:
+            of_many = [each for each in disturbances(made, server, stack) if not each.dies]
+            for disturbance, scenario in zip(of_many, itertools.cycle(IN_TURN), strict=False):
+                few = disturbance.name.startswith(
+                    ("outage", "cut once", "cut for", "interim", "twice", "disk", "pages")
+                )
+                points = some_points(rng, range(1, 5) if few else range(8, 55), 2)
+                if isinstance(disturbance, Hostile):
+                    points = disturbance.all_at_once
+                found += found_in(swept(made, scenario, disturbance, points))
+        return found
+
+    assert on_both(postgres, suffer) == []
+
+
+def test_wherever_a_service_is_told_to_stop_it_ends_in_order_and_its_slot_is_caught_up(
+    postgres: local_postgres.Server,
+) -> None:
+    """SIGTERM before or after a statement, a request or a COMMIT, from its start to its end, and again at the end."""
+
+    def stop(made: Place, server: local_postgres.Server | None) -> list[str]:
+        rng = random.Random(4)
+        points = [*some_points(rng, range(1, 50), 1), *some_points(rng, range(50, 110), 3), stops.MOST_POINTS]
+        return found_in(stops.stopped(made, points))
+
+    assert on_both(postgres, stop) == []
+
+
+def test_random_kills_under_load_lose_and_invent_nothing(postgres: local_postgres.Server) -> None:
+    """Two syncs and a service on one database, killed or stopped at random, PostgreSQL itself too."""
+    with kills.launchers() as launchers:
+        for server in (None, postgres):
+            with place(server) as made:
+                done = kills.one_round(made, server, 1, launchers)
+                assert not done.findings, str(done)
+                assert done.kills
+
+
+def test_thirty_days_of_downtime_are_caught_up_by_one_run(tmp_path: Path) -> None:
+    """However many slots were missed, the service serves the latest one, and counts the others."""
+    world = World(orgs=0)
+    world.set_flows("o1", "ann", flows(1, 3))
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        program = Program(tmp_path, gateway.url)
+        program.schedule("plants", [("o1", ["ann"])], when='every = "1s"')
+        service = program.start("serve")
+        service.wait_for("run_ended")
+        assert service.stop() == 0
+        with closing(sqlite3.connect(tmp_path / "flowtrail.db")) as connection, connection:
+            connection.execute("DELETE FROM sync_run WHERE id > 1")
+            connection.execute("UPDATE sync_run SET scheduled_for = datetime('now', '-30 days') || '.000000'")
+        program.schedule("plants", [("o1", ["ann"])], when='every = "24h"')
+        service = program.start("serve")
+        caught_up = service.wait_for("run_ended", lambda entry: entry["origin"] == "catch_up")
+        assert service.stop() == 0
+    assert 28 <= caught_up["missed"] <= 30
+    assert len(program.rows("SELECT id FROM sync_run WHERE id > 1")) == 1
+
+
+def test_the_sweep_sees_a_commit_that_was_split() -> None:
+    """The measures measure; `python -m tests.crash --bugs` proves it with every seeded bug."""
+    split = bugs.BUGS[0]._replace(measures=["sweep:SQLite, change, kill"])
+    assert bugs.prove(split).caught_by == split.measures
+
+
+@pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.what)
+def test_every_seeded_bug_still_fits_the_source(bug: bugs.Bug) -> None:
+    """A bug that no longer fits is to be written anew in tests/crash/bugs.py."""
+    with bugs.seeded(bug) as folder:
+        assert (folder / "etl").is_dir()

@@ -1,0 +1,106 @@
+"""A real browser, a site for it to look at, and the story that the site tells."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from sqlalchemy import Engine
+
+from etl.domain import verdict
+from etl.domain.model import Flow, Target
+from etl.errors import Refused
+from etl.web import HttpServer, create_app
+from tests.support.builders import Diary, after, flow, numbered
+
+NOW = after(days=38, hours=5)
+ALICE, BOB = Target("o1", "alice"), Target("o1", "bob")
+CAROL, DAVE = Target("o2", "carol"), Target("o2", "dave")
+ERIN = Target("o3", "erin")
+"""Sees the same for ever."""
+HOSTILE_NAME = """</script><script>document.title="owned"</script><img src=x onerror="alert(1)">'"{{7*7}}%{y}"""
+HOSTILE_FLOWS = [
+    Flow("66", HOSTILE_NAME, "<b>D</b>", True),
+    Flow("javascript:alert(1)", "\u202egnp.exe\u0007 مضخة", "H", None),
+    Flow("..", "dots", "D", True),
+    Flow('a/b?c#d%25 "é"', "odd id", "D", False),
+    Flow("long", "x" * 5000, "mi", True),
+]
+HOSTILE_ORG = Target('</script><b onmouseover="alert(1)">o9</b>', "<i>u</i>", '"><script>alert(1)</script>')
+
+
+def tell(engine: Engine, url: str) -> None:
+    """A month: changes of every kind, hostile names, an outage, a hold that waits, a target that fails."""
+    diary = Diary(engine, url)
+    lists = {ALICE: numbered(1, 40), BOB: numbered(20, 60), CAROL: numbered(1, 15), DAVE: numbered(1, 12)}
+    lists[ERIN] = numbered(1, 3)
+    for day in range(10, 40, 2):
+        lists[BOB] = [*lists[BOB][1:], flow(100 + day, f"pump_{day}", "MWDH"[day % 4])]
+        lists[CAROL][day % 15] = flow(day % 15 + 1, f"name {day}", "DH"[day // 2 % 2], day % 4 == 0)
+        lists[HOSTILE_ORG] = HOSTILE_FLOWS if day > 20 else HOSTILE_FLOWS[1:]
+        if day >= 36:
+            lists[ALICE] = []
+        outcomes = []
+        for target, listed in lists.items():
+            fence = diary.fence(target)
+            if (target is CAROL and 16 <= day <= 20) or (target is DAVE and day >= 30):
+                outcomes.append(verdict.failed(fence, Refused("the gateway said no", code="62109")))
+            else:
+                outcomes.append(diary.judge(fence, listed, after(days=day)))
+        assert diary.apply(*outcomes) == set()
+
+
+def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
+    """The pages on a free port; to be started."""
+    fires = {"plants": now + dt.timedelta(minutes=7)}
+    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **more)
+    return HttpServer(app, "127.0.0.1", 0)
+
+
+class Looked(NamedTuple):
+    """What a browser complained of, and what it asked for."""
+
+    complaints: list[str]
+    requests: list[str]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Where there is none, CI fails and a laptop skips, with the remedy."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        said = "there is no Chromium: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must test the page in a browser: {said}")
+        pytest.skip(f"NOT TESTED IN A BROWSER: {said}")
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    arguments = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
+    expect.set_options(timeout=30_000)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield started
+        started.close()
+
+
+def watch(context: BrowserContext) -> Looked:
+    """Keep what every page of the context complains of (errors, violations of its policy) and asks for."""
+    looked = Looked([], [])
+    context.expose_function("complain", lambda said: looked.complaints.append(said))
+    context.add_init_script(
+        "addEventListener('securitypolicyviolation', e => complain(e.violatedDirective + ' ' + e.blockedURI))"
+    )
+    context.on("console", lambda message: looked.complaints.append(f"{message.type}: {message.text}"))
+    context.on("weberror", lambda error: looked.complaints.append(str(error.error)))
+    context.on("dialog", lambda dialog: looked.complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
+    context.on("request", lambda request: looked.requests.append(request.url))
+    return looked
+
+
+def drawn(page: Page) -> None:
+    """Wait until every plot is there."""
+    expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)

@@ -1,0 +1,204 @@
+"""Values for tests: short ways to say a workflow, an answer, a time, and what hypothesis may make of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from etl.database import reading
+from etl.domain import guard, verdict
+from etl.domain.guard import Decision, Limits, Sum
+from etl.domain.holds import Approval
+from etl.domain.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
+from etl.domain.trail import state_digest
+from etl.errors import Refused
+from etl.store import NewRun, Removals, Store
+from tests.support import checker
+
+LIMITS = Limits()
+STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+"""The same examples on every machine."""
+
+ALICE = Target("o1", "alice")
+START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+GAP = dt.timedelta(hours=36)
+
+flow_ids = st.sampled_from(["1", "01", "10", "2", "a", "A", "a ", "é", "e\u0301", "流", "\U0001d7d9", "\uffff"])
+"""Few enough to meet again, and such that careless comparing or sorting confuses them."""
+texts = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3)
+cycles = st.sampled_from([None, "M", "W", "D", "H", "mi", "m", ""])
+flows = st.builds(Flow, flow_ids, texts, cycles, st.sampled_from([None, True, False]))
+states = st.lists(flows, unique_by=lambda flow: flow.flow_id, max_size=8).map(lambda listed: by_id(listed))
+
+
+class _Unlimited(dict[str, Sum]):
+    """Every organisation may lose as much as it likes."""
+
+    def __contains__(self, org_id: object) -> bool:
+        return True
+
+    def __missing__(self, org_id: str) -> Sum:
+        return Sum(10**9, 0)
+
+
+UNCHECKED = Removals(dt.timedelta(hours=24), _Unlimited())
+"""For what is written past the recipe, which would have it judged."""
+
+
+def by_id(listed: Iterable[Flow]) -> dict[str, Flow]:
+    return {flow.flow_id: flow for flow in listed}
+
+
+def flow(flow_id: object, name: str | None = "map", cycle: str | None = "D", editable: bool | None = True) -> Flow:
+    return Flow(str(flow_id), name, cycle, editable)
+
+
+def numbered(first: int, last: int) -> list[Flow]:
+    """Workflows ``first`` to ``last``, both included."""
+    return [flow(number, f"name {number}") for number in range(first, last + 1)]
+
+
+def after(**passed: float) -> dt.datetime:
+    """So long after ``START``; ``after(hours=2)``."""
+    return START + dt.timedelta(**passed)
+
+
+def snapshot(
+    listed: Iterable[Flow] | None,
+    at: dt.datetime = START,
+    *,
+    target: Target = ALICE,
+    took: dt.timedelta = dt.timedelta(seconds=2),
+) -> Snapshot:
+    """An answer that was observed ``at``, and asked for ``took`` before; None: the known one."""
+    ordered = None if listed is None else tuple(sorted(listed, key=lambda each: each.flow_id))
+    return Snapshot(
+        target=target,
+        flows=ordered,
+        data_hash="d" * 64 if ordered is None else state_digest(ordered)[::-1],
+        asked_at=at - took,
+        observed_at=at,
+        attempts=1,
+        body=b"",
+        sole_answer=True,
+    )
+
+
+def span(first: dt.datetime, last: dt.datetime, observations: int = 2, *, interrupted: bool = False) -> Span:
+    asked = last - dt.timedelta(seconds=2)
+    longest = (last - first) // dt.timedelta(seconds=1)
+    return Span(first, asked, last, observations, longest if observations > 1 else 0, interrupted)
+
+
+def fence(listed: Iterable[Flow], seen: Span | None, *, is_open: bool = True, held: bool = False) -> Fence:
+    """The fence of a target at version 3, whose latest span is ``seen``."""
+    known = list(listed)
+    digest = state_digest(known)
+    return Fence(
+        target=ALICE,
+        target_id=7,
+        version=3,
+        fence=5,
+        observation_id=11 if seen and is_open and not held else None,
+        answer_digest=digest,
+        data_hash=digest[::-1],
+        flow_count=len(known),
+        held=held,
+        span_id=11 if seen else None,
+        span=seen,
+        head_hash="a" * 64,
+        head_observed_at=START - dt.timedelta(days=1),
+    )
+
+
+def run_row(at: dt.datetime, **own: object) -> dict[str, object]:
+    """A row of ``sync_run``: a command that began ``at`` and succeeded, but for what is its own."""
+    times = {"started_at": at, "heartbeat_at": at}
+    return {"origin": "command", "status": "succeeded", **times, "host": "h", "pid": 1, **own}
+
+
+def judged(
+    store: Store,
+    before: Fence,
+    answer: Snapshot,
+    *,
+    gap: dt.timedelta = GAP,
+    limits: Limits = LIMITS,
+    by: str | None = None,
+) -> Outcome:
+    """What the recipe makes of an answer, given the fence that was read before it."""
+    assert answer.flows is not None
+    if before.version and not before.held and state_digest(answer.flows) == before.answer_digest:
+        return verdict.unchanged(before, answer, gap)
+    state = store.states([before.target_id])[before.target_id]
+    answered = {each.flow_id for each in answer.flows}
+    weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
+    if by is not None:
+        weighed = guard.approve(state.flows.keys(), state.missing, answered)
+    approval = Approval(by, None) if by is not None else None
+    return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, approval)
+
+
+class Diary:
+    """Answers written through a real store, as a run would write them, and a ledger of them for the checker."""
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.engine = engine
+        self.url = url
+        self.store = Store(engine)
+        self.ledger: list[checker.Delivered] = []
+        self.run_id = self.begin()
+
+    def begin(self, origin: Origin = "command") -> int:
+        new = NewRun(origin=origin, host="here", pid=1, targets=0)
+        run_id = self.store.begin_run(new, START)
+        assert run_id is not None
+        return run_id
+
+    def fence(self, target: Target = ALICE) -> Fence:
+        return self.store.fences([target])[0]
+
+    def judge(
+        self, before: Fence, listed: Iterable[Flow], at: dt.datetime, *, limits: Limits = LIMITS, by: str | None = None
+    ) -> Outcome:
+        """What ``judged`` says of a list; the ledger gets it."""
+        answer = snapshot(listed, at, target=before.target)
+        assert answer.flows is not None
+        self.ledger.append(checker.Delivered(*before.target, answer.flows, at))
+        return judged(self.store, before, answer, limits=limits, by=by)
+
+    def apply(self, *outcomes: Outcome, origin: Origin = "command") -> set[int]:
+        """Write outcomes in a run of their own."""
+        return self.store.apply(self.begin(origin), outcomes, UNCHECKED)
+
+    def answer(self, listed: Iterable[Flow], at: dt.datetime, target: Target = ALICE) -> Outcome:
+        """A whole round for one target: fence, answer, verdict, write."""
+        outcome = self.judge(self.fence(target), listed, at)
+        assert self.apply(outcome) == set()
+        return outcome
+
+    def fail(self, target: Target = ALICE, code: str = "62109") -> None:
+        assert self.apply(verdict.failed(self.fence(target), Refused("it failed", code=code))) == set()
+
+    def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
+        """The independent checker finds nothing wrong."""
+        findings = checker.check(self.url, self.ledger, settled=settled, every_answer=every_answer)
+        assert not findings, "\n".join(findings)
+
+
+def dump(engine: Engine) -> dict[str, list[str]]:
+    """The contents of every table but ``sync_run``, as text in a fixed order."""
+    tables = [table for table in checker.TABLES if table != "sync_run"]
+    with reading(engine) as connection:
+        return {
+            table: sorted(map(repr, connection.exec_driver_sql(f"SELECT * FROM {table}").all())) for table in tables
+        }
+
+
+def written(before: dict[str, list[str]], now: dict[str, list[str]]) -> set[str]:
+    """The tables whose contents differ."""
+    return {table for table in now if before[table] != now[table]}

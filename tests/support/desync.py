@@ -1,0 +1,238 @@
+"""A gateway that mixes up answers: beside the true one it sends others, too early, too late, twice or cut anywhere.
+
+It always sends the true answer before it ends a connection. One that only ever sent another user's would be a gateway
+that lies, and no client can tell that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from tests.support.hostile import chunked, code, flows, http
+
+SOON = 0.001
+
+Piece = bytes | float
+"""Sent as it is, or a pause in seconds."""
+
+
+class Exchange(NamedTuple):
+    """What a trick is played with: the true answer as HTTP, another user's, and dice."""
+
+    body: bytes
+    true: bytes
+    other: bytes
+    dice: random.Random
+
+    def cut(self, data: bytes) -> tuple[bytes, bytes]:
+        at = self.dice.randrange(len(data) + 1)
+        return data[:at], data[at:]
+
+
+Trick = Callable[[Exchange], Iterable[Piece]]
+
+
+def honest(it: Exchange) -> Iterable[Piece]:
+    return [it.true]
+
+
+def in_pieces(it: Exchange) -> Iterable[Piece]:
+    first, rest = it.cut(it.true)
+    second, third = it.cut(rest)
+    return [first, SOON, second, third]
+
+
+def after_interim_answers(it: Exchange) -> Iterable[Piece]:
+    interim = b"".join(it.dice.choices(INTERIM, k=it.dice.randrange(1, 5)))
+    first, rest = it.cut(interim + it.true)
+    return [first, SOON, rest]
+
+
+def in_chunks(it: Exchange) -> Iterable[Piece]:
+    first, rest = it.cut(it.body)
+    whole = chunked(*filter(None, (first, rest)), end=b"0;last\r\nX-Trailer: yes\r\n\r\n")
+    first, rest = it.cut(whole)
+    return [first, SOON, rest]
+
+
+INTERIM = (
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 102 Processing\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 7\r\n\r\n",
+)
+HARMLESS: Sequence[Trick] = (honest, in_pieces, after_interim_answers, in_chunks)
+"""As HTTP allows: nobody may even fail."""
+
+
+def twice_at_once(it: Exchange) -> Iterable[Piece]:
+    return [it.true + it.true]
+
+
+def twice(it: Exchange) -> Iterable[Piece]:
+    return [it.true, SOON, it.true]
+
+
+def twice_and_cut(it: Exchange) -> Iterable[Piece]:
+    begun, rest = it.cut(it.true)
+    return [it.true + begun, SOON, rest]
+
+
+def another_behind(it: Exchange) -> Iterable[Piece]:
+    begun, rest = it.cut(it.other)
+    return [it.true, it.dice.choice((0.0, SOON)), begun, SOON, rest]
+
+
+def another_first(it: Exchange) -> Iterable[Piece]:
+    return [it.other, it.dice.choice((0.0, SOON, 5 * SOON)), it.true]
+
+
+def another_after_an_interim_answer(it: Exchange) -> Iterable[Piece]:
+    return [it.dice.choice(INTERIM) + it.other, SOON, it.true]
+
+
+def length_too_short(it: Exchange) -> Iterable[Piece]:
+    return [http(it.body, length=it.dice.randrange(len(it.body)))]
+
+
+def another_within_the_body(it: Exchange) -> Iterable[Piece]:
+    """Its length ends where another whole answer begins."""
+    return [http(it.body + it.other, length=len(it.body))]
+
+
+def two_lengths(it: Exchange) -> Iterable[Piece]:
+    return [http(it.body + it.other, Content_length=str(len(it.body)))]
+
+
+def chunks_and_a_length(it: Exchange) -> Iterable[Piece]:
+    return [chunked(it.body, Content_Length=str(it.dice.randrange(len(it.body) + 9)))]
+
+
+def another_behind_the_last_chunk(it: Exchange) -> Iterable[Piece]:
+    return [chunked(it.body, end=b"0\r\nX-Trailer: yes\r\n\r\n" + it.other)]
+
+
+def another_among_the_trailers(it: Exchange) -> Iterable[Piece]:
+    return [chunked(it.body, end=b"0\r\n" + it.other), SOON, it.true]
+
+
+def body_where_none_is_allowed(it: Exchange) -> Iterable[Piece]:
+    return [http(it.other, it.dice.choice((204, 304))), SOON, it.true]
+
+
+def header_that_is_none(it: Exchange) -> Iterable[Piece]:
+    smuggled = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nno header\r\nContent-Length: %d\r\n\r\n" % len(it.body)
+    return [smuggled + it.body]
+
+
+def refusal_twice(it: Exchange) -> Iterable[Piece]:
+    return [code(62101), SOON, it.true]
+
+
+HOSTILE: Sequence[Trick] = (
+    *HARMLESS,
+    twice_at_once,
+    twice,
+    twice_and_cut,
+    another_behind,
+    another_first,
+    another_after_an_interim_answer,
+    length_too_short,
+    another_within_the_body,
+    two_lengths,
+    chunks_and_a_length,
+    another_behind_the_last_chunk,
+    another_among_the_trailers,
+    body_where_none_is_allowed,
+    header_that_is_none,
+    refusal_twice,
+)
+
+
+class Mixer:
+    """Answers Get My Flow on loopback while its block lasts. ``lists``: the ids that each user sees, changed at will.
+
+    One exchange in ``every`` is one of ``tricks``; with ``unasked``, another user's answer is sent as often before a
+    request, on a new connection or between two answers.
+    """
+
+    def __init__(
+        self,
+        lists: dict[str, list[str]],
+        tricks: Sequence[Trick],
+        *,
+        every: int = 3,
+        unasked: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.lists = lists
+        self.exchanges = 0
+        self._tricks = tricks
+        self._every = every
+        self._unasked = unasked
+        self._seed = seed
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Mixer:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._open.add(connection)
+                self._seed += 1
+                threading.Thread(target=self._serve, args=(connection, self._seed), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, seed: int) -> None:
+        dice = random.Random(seed)
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as stream:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                if self._unasked and not dice.randrange(self._every):
+                    select.select([connection], [], [], dice.random() * 4 * SOON)
+                    connection.sendall(self._answer_of(dice.choice(list(self.lists))))
+                asked = re.match(rb"GET \S*userId=([^& ]+)", stream.readline())
+                if asked is None:
+                    break
+                closes = any(line.lower() == b"connection: close\r\n" for line in iter(stream.readline, b"\r\n"))
+                self._answer(connection, asked[1].decode(), dice)
+                if closes:
+                    break
+        self._open.discard(connection)
+
+    def _answer(self, connection: socket.socket, user: str, dice: random.Random) -> None:
+        self.exchanges += 1
+        trick = honest if dice.randrange(self._every) else dice.choice(self._tricks)
+        true, other = self._answer_of(user), self._answer_of(dice.choice([each for each in self.lists if each != user]))
+        for piece in trick(Exchange(_body(tuple(self.lists[user])), true, other, dice)):
+            if isinstance(piece, bytes):
+                connection.sendall(piece)
+            else:
+                time.sleep(piece)
+
+    def _answer_of(self, user: str) -> bytes:
+        return http(_body(tuple(self.lists[user])))
+
+
+@functools.cache
+def _body(ids: tuple[str, ...]) -> bytes:
+    return flows(*({"flowId": each, "flowName": each, "cycle": "D", "editable": True} for each in ids))

@@ -1,0 +1,79 @@
+"""What the tests of the gateway client share: settings for a server on loopback, and what a call came to."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from etl.config import GatewaySettings, Secret
+from etl.domain.model import Target
+from etl.errors import GatewayError
+from etl.gateway import Gateway
+from tests.support.hostile import Hostile
+
+ACCESS_KEY = "access-canary-77aa"
+SECRET = "secret-canary+/=%ü"
+TARGET = Target("org-1", "user-1")
+SAFETY_NET_SECONDS = 30
+
+
+def settings_for(url: str, **changes: Any) -> GatewaySettings:
+    """Durations in seconds."""
+    given = {"auth": "none", "deadline": 20, "timeout": 10} | changes
+    seconds = {"deadline", "timeout", "max_clock_skew"}
+    values = {name: dt.timedelta(seconds=v) if name in seconds else v for name, v in given.items()}
+    return GatewaySettings(url=url, access_key=ACCESS_KEY, secret_key=Secret(SECRET), **values)
+
+
+def gateway(
+    server: Hostile,
+    stop: threading.Event | None = None,
+    *,
+    desynced: Callable[[], None] | None = None,
+    **changes: Any,
+) -> Gateway:
+    return Gateway(settings_for(server.url, **changes), stop=stop, desynced=desynced)
+
+
+def failure(server: Hostile, *, own_connection: bool = False, **changes: Any) -> GatewayError:
+    """The error that fetching from this server ends in."""
+    with gateway(server, **changes) as client:
+        try:
+            snapshot = client.fetch(TARGET, own_connection=own_connection)
+        except GatewayError as error:
+            return error
+    raise AssertionError(f"it succeeded: {snapshot!r}")
+
+
+def one_exchange(asked: Hostile | GatewaySettings, *, own_connection: bool = False, **changes: Any) -> GatewayError:
+    """The error that a single request ends in, before anybody thinks of trying again."""
+    given = asked if isinstance(asked, GatewaySettings) else settings_for(asked.url, **changes)
+    with Gateway(given) as client, client._watchdog.watch(given.deadline.total_seconds()) as watch:
+        try:
+            reply = client._transport.exchange("GET", "/", {}, None, watch, own_connection=own_connection)
+        except GatewayError as error:
+            return error
+    raise AssertionError(f"it succeeded: {reply!r}")
+
+
+def at_once(count: int, work: Callable[[int], object]) -> list[object]:
+    """What ``work(0..count-1)`` returned or raised, all of them started together."""
+    results: list[object] = [None] * count
+    ready = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        ready.wait(SAFETY_NET_SECONDS)
+        try:
+            results[number] = work(number)
+        except BaseException as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SAFETY_NET_SECONDS)
+        assert not thread.is_alive()
+    return results

@@ -1,0 +1,80 @@
+"""Runs that a test tells in a line each: who saw what, and when; and what a receiver is told of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Engine, update
+
+from etl.database import writing
+from etl.domain import verdict
+from etl.domain.model import Flow, Outcome, RunStatus, Target
+from etl.errors import Refused
+from etl.notify.digest import Digest
+from etl.notify.news import digest_of
+from etl.schema import sync_run
+from etl.store import NewRun, Store, UntoldRun
+from tests.support.builders import UNCHECKED, judged, snapshot
+
+ON = ("cycle_changed", "removed", "added", "renamed", "editable_changed", "held", "failed", "overdue")
+ANN, BOB, EVE = Target("o1", "ann"), Target("o1", "bob"), Target("o2", "eve")
+Answer = Sequence[Flow] | str
+"""A list, or the code of an error."""
+
+
+class Newsroom:
+    """A database in which runs happen, a minute after each other; the latest has just ended."""
+
+    def __init__(self, engine: Engine, runs: int = 20) -> None:
+        self.engine = engine
+        self.store = Store(engine)
+        self._next = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=runs)
+
+    def run(self, answers: dict[Target, Answer], *, schedule: str | None = "plants", by: str | None = None) -> int:
+        """A run from its begin to its end."""
+        run_id = self.begin(schedule=schedule, approves=by is not None)
+        self.apply(run_id, answers, by)
+        self.finish(run_id)
+        return run_id
+
+    def begin(self, *, schedule: str | None = "plants", approves: bool = False) -> int:
+        self._next += dt.timedelta(minutes=1)
+        slot = self._next if schedule else None
+        origin: Any = "schedule" if schedule else "approval" if approves else "command"
+        new = NewRun(origin=origin, host="here", pid=1, targets=0, schedule=schedule, scheduled_for=slot)
+        run_id = self.store.begin_run(new, self._next)
+        assert run_id is not None
+        return run_id
+
+    def apply(self, run_id: int, answers: dict[Target, Answer], by: str | None = None) -> None:
+        at = self._next + dt.timedelta(seconds=5)
+        fences = dict(zip(answers, self.store.fences(list(answers)), strict=True))
+        outcomes = [self._outcome(fences[target], answer, at, by) for target, answer in answers.items()]
+        assert self.store.apply(run_id, outcomes, UNCHECKED) == set()
+
+    def finish(self, run_id: int, status: RunStatus = "succeeded") -> None:
+        end = self._next + dt.timedelta(seconds=10)
+        assert self.store.finish_run(run_id, status, {}, end)
+        with writing(self.engine) as connection:  # the database's clock knows nothing of a test's minutes
+            connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=end))
+
+    def _outcome(self, fence: Any, answer: Answer, at: dt.datetime, by: str | None) -> Outcome:
+        if isinstance(answer, str):
+            return verdict.failed(fence, Refused(f"EnOS said {answer}", code=answer))
+        return judged(self.store, fence, snapshot(answer, at, target=fence.target), by=by)
+
+    # ------------------------------------------------------------------------------------------------ what is told
+
+    def untold(self) -> list[UntoldRun]:
+        return self.store.untold_runs(dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
+
+    def digest(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> Digest | None:
+        run = next(run for run in self.untold() if run.id == run_id)
+        return digest_of(self.engine, run, on, orgs)
+
+    def told(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> dict[str, list[str]]:
+        """The lines of each kind."""
+        digest = self.digest(run_id, on, orgs)
+        return {kind: list(part.lines) for kind, part in digest.parts.items()} if digest else {}

@@ -1,0 +1,141 @@
+"""A gateway in this process, for runs over many targets: it answers at once, and counts what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from sqlalchemy import Engine, text
+
+from etl import sync
+from etl.domain.guard import Limits
+from etl.domain.holds import Approval
+from etl.domain.model import Flow, Outcome, Snapshot, Target
+from etl.domain.trail import state_digest
+from etl.errors import GatewayError, Interrupted
+from etl.store import NewRun, Store
+from tests.support.builders import GAP, LIMITS
+
+Lists = dict[Target, Sequence[Flow]]
+
+
+class Upstream:
+    """What each user sees, and what is said instead: ``says(target, n)`` is asked at a user's n-th question of a run.
+
+    An answer of None is a stop.
+    """
+
+    def __init__(self, lists: Mapping[Target, Sequence[Flow]]) -> None:
+        self.lists = dict(lists)
+        self.says: Callable[[Target, int], Sequence[Flow] | GatewayError | None] = lambda target, n: self.lists[target]
+        self.asked: Counter[Target] = Counter()
+        self.stop = threading.Event()
+
+    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+        asked_at = dt.datetime.now(dt.UTC)
+        self.asked[target] += 1
+        said = self.says(target, self.asked[target])
+        if said is None:
+            self.stop.set()
+            raise Interrupted
+        if isinstance(said, GatewayError):
+            raise said
+        flows = tuple(sorted(said, key=lambda flow: flow.flow_id))
+        digest = state_digest(flows)
+        return Snapshot(
+            target=target,
+            flows=None if digest == known_data_hash else flows,
+            data_hash=digest,
+            asked_at=asked_at,
+            observed_at=dt.datetime.now(dt.UTC),
+            attempts=1,
+            body=b"",
+            sole_answer=own_connection,
+        )
+
+
+class Runs:
+    """Runs over an upstream, on a database."""
+
+    def __init__(self, engine: Engine, upstream: Upstream, limits: Limits = LIMITS) -> None:
+        self.engine = engine
+        self.upstream = upstream
+        self.limits = limits
+
+    @contextlib.contextmanager
+    def run_context(self, in_flight: int = 4) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
+        with (
+            ThreadPoolExecutor(in_flight) as fetchers,
+            ThreadPoolExecutor(2) as writers,
+            ThreadPoolExecutor(2) as batches,
+        ):
+            yield (
+                sync.RunContext(
+                    store=Store(self.engine),
+                    gateway=self.upstream,  # type: ignore[arg-type]
+                    fetchers=fetchers,
+                    writers=writers,
+                    in_flight=in_flight,
+                    limits=self.limits,
+                    down_after=9,
+                    stop=self.upstream.stop,
+                ),
+                batches,
+            )
+
+    def run(self, targets: Sequence[Target], *, by: str | None = None) -> sync.RunReport:
+        self.upstream.asked.clear()
+        self.upstream.stop.clear()
+        return self.beside(targets, by=by)
+
+    def beside(self, targets: Sequence[Target], *, by: str | None = None) -> sync.RunReport:
+        """A run that others may be beside."""
+        new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(targets))
+        with self.run_context() as (context, batches):
+            report = sync.run(
+                context, new, targets, GAP, batches, clock=now, approval=Approval(by, None) if by else None
+            )
+        assert report is not None
+        return report
+
+    def plan(self, targets: Sequence[Target]) -> tuple[sync.Tally, list[Outcome]]:
+        self.upstream.asked.clear()
+        outcomes: list[Outcome] = []
+        with self.run_context() as (context, batches):
+            return sync.plan(context, targets, GAP, batches, outcomes.extend), outcomes
+
+    def rows(self, select: str) -> list[tuple]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(select))]
+
+    def removed(self) -> int:
+        return self.rows("SELECT coalesce(sum(removed), 0) FROM change_set")[0][0]
+
+    def listed(self) -> int:
+        return self.rows("SELECT count(*) FROM workflow")[0][0]
+
+    def age_counts(self, hours: float) -> None:
+        """Let time pass for the guard's window, which goes by the database's clock."""
+        moved = (
+            f"strftime('%Y-%m-%d %H:%M:%f', counted_at, '{-hours:+} hours') || '000'"
+            if self.engine.dialect.name == "sqlite"
+            else f"counted_at - interval '{hours} hours'"
+        )
+        with self.engine.begin() as connection:
+            connection.execute(text(f"UPDATE org_turnover SET counted_at = {moved}"))
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def users(count: int, org: str = "o1") -> list[Target]:
+    return [Target(org, f"u{number:03}") for number in range(count)]
+
+
+def verdicts(report: sync.RunReport) -> dict[str, int]:
+    return dict(report.tally.verdicts)

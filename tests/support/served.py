@@ -1,0 +1,113 @@
+"""A service in a thread of this process, over a real database, with a clock that a test may set."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from sqlalchemy import Engine
+
+from etl.config import Schedule
+from etl.domain.guard import Limits
+from etl.domain.model import Flow, Snapshot, Target
+from etl.service.replica import Identity, Service
+from etl.store import Store
+from etl.sync import RunContext, RunReport
+
+PATIENCE_SECONDS = 60
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """For what another thread does, and nobody tells."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+class Clock:
+    """The real time, and what somebody has put it wrong by."""
+
+    def __init__(self) -> None:
+        self.offset = dt.timedelta(0)
+
+    def __call__(self) -> dt.datetime:
+        return dt.datetime.now(dt.UTC) + self.offset
+
+
+class Gateway:
+    """The boundary: always the same list, observed by the given clock. ``asked`` is told of each target first."""
+
+    def __init__(self, clock: Clock, asked: Callable[[Target], object] = lambda target: None) -> None:
+        self.clock = clock
+        self.asked = asked
+
+    def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
+        self.asked(target)
+        item = {"flowId": "1", "flowName": "one", "cycle": "D", "editable": True}
+        body = msgspec.json.encode({"code": 0, "data": [item]})
+        known = hashlib.sha256(msgspec.json.encode([item])).hexdigest()
+        flows = None if known == known_data_hash else (Flow("1", "one", "D", True),)
+        return Snapshot(target, flows, known, self.clock(), self.clock(), 1, body, own_connection)
+
+
+class Served:
+    """A service in a thread of this process, and the runs that it ended."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        schedules: Sequence[Schedule],
+        clock: Clock,
+        asked: Callable[[Target], object] = lambda target: None,
+    ) -> None:
+        self.clock = clock
+        self.schedules = schedules
+        self._news = threading.Condition()
+        self._ended: list[RunReport] = []
+        self._fetchers, self._writers, self._batches = (ThreadPoolExecutor(2) for _ in range(3))
+        stop = threading.Event()
+        context = RunContext(
+            store=Store(engine, stop),
+            gateway=Gateway(clock, asked),  # type: ignore[arg-type]
+            fetchers=self._fetchers,
+            writers=self._writers,
+            in_flight=self._fetchers._max_workers,
+            limits=Limits(),
+            down_after=6,
+            stop=stop,
+        )
+        self.service = Service(
+            context,
+            Identity("here", 1, "test"),
+            lambda: self.schedules,
+            coverage_gap=dt.timedelta(hours=36),
+            grace=dt.timedelta(seconds=10),
+            max_retired_share=0.2,
+            batches=self._batches,
+            clock=clock,
+            finished=self._finished,
+        )
+        self._thread = threading.Thread(target=self.service.serve, daemon=True)
+        self._thread.start()
+
+    def _finished(self, report: RunReport, schedule: Schedule) -> None:
+        with self._news:
+            self._ended.append(report)
+            self._news.notify_all()
+
+    def wait_for_another_run(self) -> None:
+        with self._news:
+            seen = len(self._ended)
+            assert self._news.wait_for(lambda: len(self._ended) > seen, PATIENCE_SECONDS)
+
+    def close(self) -> None:
+        self.service.stop()
+        self._thread.join(PATIENCE_SECONDS)
+        for pool in (self._fetchers, self._batches, self._writers):
+            pool.shutdown()

@@ -1,0 +1,212 @@
+"""How fast `verify` is, and how much memory it needs: fills an empty database with a made-up trail, and replays it.
+
+python -m tests.support.verify_rows sqlite:////tmp/rows.db --targets 500 --flows 200 --versions 900 --changes 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection
+
+from etl.database import connect, upgrade, writing
+from etl.domain.diff import baseline, diff
+from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.trail import GENESIS, change_set_hash
+from etl.schema import change_set, observation, target, workflow, workflow_change
+from etl.store.bulk import insert_rows, stamp
+from etl.verify import Progress, verify
+from etl.verify.chain import ReplayedState
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+STEP = dt.timedelta(minutes=15)
+CYCLES = ("M", "W", "D", "H", "mi")
+
+
+def main() -> None:
+    asked = _arguments()
+    if asked.only_verify:
+        return _verify(asked.url)
+    engine = connect(asked.url)
+    upgrade(engine)
+    numbers = random.Random(asked.seed)
+    begun = time.perf_counter()
+    for number in range(1, asked.targets + 1):
+        with writing(engine) as connection:
+            Made(connection, number, asked, numbers).write()
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
+    engine.dispose()
+    print(f"made in {time.perf_counter() - begun:.1f} s", flush=True)
+    subprocess.run([sys.executable, "-m", __spec__.name, asked.url, "--only-verify"], check=True)
+    return None
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("--only-verify", action="store_true", help="the database is filled already")
+    for name, standard in (("targets", 500), ("flows", 200), ("versions", 900), ("changes", 2), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=standard)
+    return parser.parse_args()
+
+
+def _verify(url: str) -> None:
+    reports: list[Progress] = []
+    begun = time.perf_counter()
+    findings = list(verify(connect(url), progress=lambda now: reports.__setitem__(slice(None), [now])))
+    seconds = time.perf_counter() - begun
+    done = reports[0]
+    print(
+        f"{len(findings)} findings; {done.targets} targets, {done.change_sets} change sets and {done.changes} changes "
+        f"in {seconds:.1f} s ({done.changes / seconds:,.0f} changes/s), "
+        f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"
+    )
+    for finding in findings[:3]:
+        print(finding)
+
+
+class Made:
+    """One target's made-up history: a version every quarter of an hour, each with one span."""
+
+    def __init__(self, connection: Connection, number: int, asked: argparse.Namespace, numbers: random.Random) -> None:
+        self._connection = connection
+        self._number = number
+        self._asked = asked
+        self._random = numbers
+        self._listing = ReplayedState()
+        self._first_id = (number - 1) * asked.versions + 1
+        self._since: dict[str, tuple[Any, Any]] = {}
+
+    def write(self) -> None:
+        name = Target(f"o{self._number % 20}", f"u{self._number}")
+        made = list(self._history(name))
+        last = made[-1]
+        ids = range(self._first_id, self._first_id + len(made))
+        head = (self._number, *name, len(made), len(made), ids[-1], *[last[0].state_digest] * 3)
+        columns = "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
+        self._insert(target, f"{columns} flow_count", [(*head, len(self._listing.flows))])
+        self._insert(change_set, _CHANGE_SET, [self._row(*each) for each in zip(ids, made, strict=True)])
+        spans = [
+            (number, self._number, c.version, *self._span(c.observed_at))
+            for number, (c, _, _, _) in zip(ids, made, strict=True)
+        ]
+        self._insert(observation, _SPAN, spans)
+        changes = (
+            (
+                number,
+                c.flow_id,
+                c.kind,
+                c.old_name,
+                c.new_name,
+                c.old_cycle,
+                c.new_cycle,
+                c.old_editable,
+                c.new_editable,
+            )
+            for number, (made_set, _, _, _) in zip(ids, made, strict=True)
+            for c in made_set.changes
+        )
+        self._insert(workflow_change, " ".join(column.name for column in workflow_change.columns), changes)
+        rows = [
+            (self._number, f.flow_id, f.flow_name, f.cycle, f.editable, *self._since[f.flow_id])
+            for f in self._listing.flows.values()
+        ]
+        self._insert(workflow, "target_id flow_id flow_name cycle editable first_seen_at changed_at", rows)
+
+    def _history(self, name: Target) -> Iterator[tuple[ChangeSet, str, str, int]]:
+        parent = GENESIS
+        before: tuple[Span, ...] = ()
+        for version in range(1, self._asked.versions + 1):
+            at = START + version * STEP
+            changes = self._changes(version, stamp(self._connection, at))
+            made = ChangeSet(
+                target=name,
+                version=version,
+                kind="baseline" if version == 1 else "delta",
+                observed_at=at,
+                last_unchanged_at=before[0].last_asked_at if before else None,
+                spans=before,
+                approved_by=None,
+                state_digest=self._listing.digest(),
+                changes=changes,
+            )
+            own = change_set_hash(parent, made)
+            yield made, parent, own, len(self._listing.flows)
+            parent, before = own, (_span(at),)
+
+    def _changes(self, version: int, at: Any) -> list[Change]:
+        flows = self._listing.flows
+        if version == 1:
+            new = {flow_id: self._flow(flow_id) for flow_id in map(str, range(10_000, 10_000 + self._asked.flows))}
+            changes = baseline(new)
+        else:
+            chosen = {
+                str(self._random.randrange(10_000, 10_000 + self._asked.flows)) for _ in range(self._asked.changes)
+            }
+            old = {flow_id: flows[flow_id] for flow_id in chosen if flow_id in flows}
+            new = {
+                flow_id: self._next(flow_id)
+                for flow_id in chosen
+                if flow_id not in flows or self._random.random() > 0.1
+            }
+            changes = diff(old, new)
+        for gone in {c.flow_id for c in changes if c.kind == "removed"}:
+            self._listing.drop(gone)
+            del self._since[gone]
+        for flow in new.values():
+            self._listing.put(flow)
+            self._since[flow.flow_id] = (self._since.get(flow.flow_id, (at,))[0], at)
+        return changes
+
+    def _flow(self, flow_id: str) -> Flow:
+        return Flow(flow_id, f"reduce entity {flow_id}", "D", True)
+
+    def _next(self, flow_id: str) -> Flow:
+        """As it was, with another cycle."""
+        known = self._listing.flows.get(flow_id, self._flow(flow_id))
+        cycle = self._random.choice([each for each in CYCLES if each != known.cycle])
+        return Flow(flow_id, known.flow_name, cycle, known.editable)
+
+    def _row(self, number: int, made: tuple[ChangeSet, str, str, int]) -> tuple[Any, ...]:
+        content, parent, own, flow_count = made
+        kinds = [change.kind for change in content.changes]
+        unchanged = content.last_unchanged_at
+        return (
+            number, self._number, content.version, 1, content.kind, stamp(self._connection, content.observed_at),
+            unchanged and stamp(self._connection, unchanged), flow_count, content.state_digest,
+            *[kinds.count(kind) for kind in CHANGE_KINDS], None, parent, own,
+        )  # fmt: skip
+
+    def _span(self, at: dt.datetime) -> tuple[Any, ...]:
+        span = _span(at)
+        times = (span.first_at, span.last_asked_at, span.last_at)
+        return (*(stamp(self._connection, time) for time in times), span.observations, span.longest_gap_seconds, False)
+
+    def _insert(self, table: Any, columns: str, rows: Any) -> None:
+        insert_rows(self._connection, table, columns.split(), rows)
+
+
+def _span(at: dt.datetime) -> Span:
+    last = at + STEP / 2
+    return Span(at, last - dt.timedelta(seconds=1), last, 3, 300, False)
+
+
+_CHANGE_SET = (
+    "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest "
+    f"{' '.join(CHANGE_KINDS)} approved_by parent_hash hash"
+)
+_SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""The checker as a program: alone, on old Pythons, on hostile archives; its Ed25519, and what it prints."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import copy
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl import signing
+from etl.audit import check
+from etl.domain import seal
+from etl.signing.keys import SMALL_ORDER_POINTS
+from tests.support import bundles
+from tests.support.authority import Authority, served
+
+CHECKER = Path(check.__file__)
+STORY = bundles.some_days()
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = check.main([*map(str, arguments)])
+    return code, "".join(capsys.readouterr())
+
+
+# ------------------------------------------------------------------------------------------------------------- alone
+
+
+def test_the_checker_needs_nothing_but_the_standard_library() -> None:
+    tree = ast.parse(CHECKER.read_text("utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported <= sys.stdlib_module_names
+
+
+def pythons() -> list[str]:
+    found = {sys.executable: sys.version_info[:2]}
+    roots = [Path(os.path.expanduser("~/.pyenv/versions")), Path("/usr/bin"), Path("/usr/local/bin")]
+    for minor in range(9, 15):
+        listed = (path for root in roots for path in [*root.glob(f"3.{minor}.*/bin/python"), root / f"python3.{minor}"])
+        found |= {str(path): (3, minor) for path in listed if path.exists() and (3, minor) not in found.values()}
+    return list(found)
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_checker_runs_alone_on_every_python_that_is_here(tmp_path: Path, python: str) -> None:
+    shutil.copy(CHECKER, tmp_path)
+    bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    done = subprocess.run([python, "-I", "check.py", "bundle.zip"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert done.stdout.endswith("18 seals, 3 targets, 10 change sets, 40 changes checked: everything holds.\n")
+
+
+# ---------------------------------------------------------------------------------------------------- hostile archives
+
+
+def test_what_is_no_bundle_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello")
+    for file in ("text", "missing", "."):
+        code, printed = checked(capsys, tmp_path / file)
+        assert (code, printed.count("\n")) == (2, 1), printed
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w"):
+        pass
+    code, printed = checked(capsys, tmp_path / "empty.zip")
+    assert (code, "manifest.json: cannot be read" in printed) == (1, True)
+
+
+@pytest.mark.parametrize("option", ["--kept", "--public-key"])
+def test_an_option_that_names_no_such_file_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    (tmp_path / "other").write_text("hello\n")
+    for name in ("missing", "other"):
+        code, printed = checked(capsys, file, option, tmp_path / name)
+        assert (code, printed.count("\n")) == (2, 1), printed
+
+
+def test_a_last_kept_line_that_was_cut_short_is_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    (tmp_path / "kept").write_bytes(bundles.kept_lines(STORY.rows)[:-20])
+    assert checked(capsys, file, "--kept", tmp_path / "kept")[0] == 0
+
+
+MANIFESTS = {
+    "{}": "cannot be read",
+    "[]": "cannot be read",
+    '{"files": {}, "files": {}}': "cannot be read: holds a key twice",
+    '{"files": 1}': "cannot be read",
+    "[" * 50_000: "cannot be read",
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda text: text[:30])
+def test_a_manifest_that_is_none_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
+) -> None:
+    with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
+        archive.writestr("manifest.json", manifest)
+    code, printed = checked(capsys, tmp_path / "bundle.zip")
+    assert (code, f"manifest.json: {MANIFESTS[manifest]}" in printed) == (1, True), printed
+
+
+def packed(tmp_path: Path, **replaced: bytes | None) -> Path:
+    """A bundle in which files are other ones than the manifest says; None: it is missing."""
+    files = bundles.files_of(STORY.rows, STORY.answers)
+    manifest = bundles.manifest_of(STORY.rows, files)
+    altered = {**files, **{name.replace("_jsonl", ".jsonl"): data for name, data in replaced.items()}}
+    present = {name: data for name, data in altered.items() if data is not None}
+    return bundles.write(tmp_path / "bundle.zip", present, manifest)
+
+
+def test_a_file_that_is_missing_added_or_another_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, printed = checked(capsys, packed(tmp_path, README_txt=b"", holds_jsonl=b""))
+    assert code == 1
+    assert "holds.jsonl: is another file than the manifest says" in printed
+    assert "README_txt: is not both in the manifest and in the archive" in printed
+    code, printed = checked(capsys, packed(tmp_path, holds_jsonl=None))
+    assert (code, "holds.jsonl: is not both in the manifest and in the archive" in printed) == (1, True)
+
+
+def test_a_file_that_is_in_the_archive_twice_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = packed(tmp_path)
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("holds.jsonl", b"")
+    code, printed = checked(capsys, file)
+    assert (code, "holds.jsonl: is in the archive twice" in printed) == (1, True)
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9])
+def test_a_damaged_archive_is_a_finding_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: float
+) -> None:
+    file = packed(tmp_path)
+    data = bytearray(file.read_bytes())
+    start = int(len(data) * place)
+    data[start : start + 40] = bytes(40)
+    file.write_bytes(data)
+    code, printed = checked(capsys, file)
+    assert code in (1, 2), printed
+    assert "Traceback" not in printed
+
+
+LINES = {
+    b"hello\n": "line 1: Expecting value",
+    b"5\n": "line 1: should have the keys",
+    b"\xff\n": "line 1: 'utf-8'",
+    b'{"run_id": 1, "hashes": ["x"], "more": 1}\n': "line 1: should have the keys",
+    b'{"hashes": [], "run_id": 1}\n': "in this order",
+    b'{"run_id": true, "hashes": []}\n': "run_id is no int: True",
+    b'{"run_id": 1.0, "hashes": []}\n': "holds the number 1.0",
+    b'{"run_id": 1, "hashes": NaN}\n': "holds the number NaN",
+    b'{"run_id": 1, "run_id": 1}\n': "holds a key twice",
+    b'{"run_id": 1, "hashes": ["\\ud800"]}\n': "hashes is no texts",
+    b'{"run_id": null, "hashes": []}\n': "run_id is no int: null",
+    b"[" * 100_000 + b"\n": "line 1: ",
+}
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line[:24])
+def test_a_line_that_is_none_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, line: bytes) -> None:
+    files = bundles.files_of(STORY.rows, STORY.answers) | {"hashes.jsonl": line}
+    file = bundles.write(tmp_path / "bundle.zip", files, bundles.manifest_of(STORY.rows, files))
+    code, printed = checked(capsys, file)
+    assert code == 1
+    assert "hashes.jsonl, " in printed
+    assert LINES[line] in printed
+
+
+@pytest.mark.parametrize(
+    "time", ["2026-02-30T00:00:00Z", "2026-03-01 00:00:00Z", "2026-03-01T00:00:00", "2026-03-01T24:00:00Z", "now", "٢"]
+)
+def test_a_time_that_is_none_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, time: str) -> None:
+    rows = copy.deepcopy(STORY.rows)
+    rows["trails"][0]["created_at"] = time
+    code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+    assert (code, "trails.jsonl, line 1: " in printed) == (1, True)
+
+
+def test_foreign_text_cannot_fool_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = copy.deepcopy(STORY.rows)
+    for row in (row for name in ("change_sets", "changes", "spans") for row in rows[name]):
+        row["user_id"] = "\x1b[2J\u202e" + row["user_id"]
+    code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+    assert code == 1
+    assert r"\u001b[2J\u202eann" in printed
+    assert "\x1b" not in printed
+
+
+def test_rows_that_are_not_in_order_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    files = bundles.files_of(STORY.rows, STORY.answers)
+    first, second, *rest = files["changes.jsonl"].splitlines(keepends=True)
+    files["changes.jsonl"] = b"".join([second, first, *rest])
+    file = bundles.write(tmp_path / "bundle.zip", files, bundles.manifest_of(STORY.rows, files))
+    code, printed = checked(capsys, file)
+    assert (code, "changes.jsonl, line 2: is not in the order of the targets" in printed) == (1, True)
+
+
+# ------------------------------------------------------------------------------------------------- Ed25519 (RFC 8032)
+
+RFC_8032 = [
+    (
+        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+    ),
+    (
+        "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+        "72",
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+    ),
+    (
+        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
+    ),
+]
+
+
+def said_of(public: bytes, message: bytes, signature: bytes) -> bool:
+    return check.is_signed(public, message, base64.b64encode(signature).decode())
+
+
+@pytest.mark.parametrize(("secret", "public", "message", "signature"), RFC_8032)
+def test_the_vectors_of_rfc_8032(secret: str, public: str, message: str, signature: str) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret))
+    assert key.sign(bytes.fromhex(message)).hex() == signature
+    assert said_of(bytes.fromhex(public), bytes.fromhex(message), bytes.fromhex(signature))
+    assert not said_of(bytes.fromhex(public), bytes.fromhex(message) + b"x", bytes.fromhex(signature))
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=40)
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=100), st.integers(0, 511), st.booleans())
+def test_it_says_what_cryptography_says(secret: bytes, message: bytes, bit: int, altered: bool) -> None:
+    key = Ed25519PrivateKey.from_private_bytes(secret)
+    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    number = int.from_bytes(key.sign(message), "little") ^ (altered << bit)
+    signature = number.to_bytes(64, "little")
+    assert said_of(public, message, signature) == cryptography_says(public, message, signature) == (not altered)
+
+
+def cryptography_says(public: bytes, message: bytes, signature: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def test_a_signature_whose_number_is_not_below_the_order_is_refused() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    public, signature = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw), key.sign(b"m")
+    other = signature[:32] + (int.from_bytes(signature[32:], "little") + check.ORDER).to_bytes(32, "little")
+    assert not said_of(public, b"m", other)
+    assert not check.is_signed(public, b"m", "not base64!")
+    assert not said_of(public, b"m", signature[:-1])
+
+
+@pytest.mark.parametrize("point", sorted(SMALL_ORDER_POINTS), ids=bytes.hex)
+def test_a_point_of_small_order_is_no_key(point: bytes) -> None:
+    """Those that the program lists are those that the arithmetic finds."""
+    decoded = check.point_of(point)
+    assert decoded is None or check.is_weak(decoded)
+    assert not said_of(point, b"m", point + bytes(32))
+
+
+def test_every_point_of_small_order_is_listed() -> None:
+    """From one of order eight come all eight; y may be written with the prime added, and x = 0 with either sign."""
+    generator = check.point_of(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"))
+    assert generator is not None
+    multiple, found = check.NEUTRAL, set()
+    for _ in range(8):
+        multiple = check.plus(multiple, generator)
+        found.add(check.bytes_of(multiple))
+    assert len(found) == 8
+    assert found <= SMALL_ORDER_POINTS
+    flipped = {bytes([*point[:31], point[31] ^ 0x80]) for point in SMALL_ORDER_POINTS}
+    assert flipped == SMALL_ORDER_POINTS
+
+
+def test_the_public_key_file_is_the_one_that_keygen_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    signing.generate_key(tmp_path / "key")
+    signing.generate_key(tmp_path / "other")
+    story = bundles.some_days(signing.load_signing_key(tmp_path / "key").sign)
+    file = bundles.pack(tmp_path / "bundle.zip", story.rows, story.answers)
+    assert checked(capsys, file, "--public-key", tmp_path / "key.pub")[0] == 0
+    code, printed = checked(capsys, file, "--public-key", tmp_path / "other.pub")
+    assert (code, "seal 1: signature is not that of this public key" in printed) == (1, True)
+    assert checked(capsys, file, "--public-key", tmp_path / "key")[0] == 2
+    unsigned = bundles.pack(tmp_path / "unsigned.zip", STORY.rows, STORY.answers)
+    code, printed = checked(capsys, unsigned, "--public-key", tmp_path / "key.pub")
+    assert (code, "no seal is signed, though a public key was given" in printed) == (1, True)
+
+
+# -------------------------------------------------------------------------------------------------------- time stamps
+
+
+def test_a_time_stamp_names_its_seal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    authority, rows = Authority(tmp_path / "tsa"), copy.deepcopy(STORY.rows)
+    stamped = rows["seals"][4]
+    message = seal.signed_bytes(bundles.trail_of(rows, 5)["trail_id"], 5, stamped["seal"])
+    with served(authority.answer) as url:
+        token = base64.b64encode(signing.request_timestamp(url, message).token).decode()
+    rows["timestamps"] = [{"seal_id": 5, "token": token}]
+    code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+    assert (code, "1 time stamps name their seals" in printed) == (0, True)
+    for wrong in ({"seal_id": 6}, {"seal_id": 0}, {"seal_id": 99}, {"token": "AAAA"}, {"token": "!"}):
+        rows["timestamps"] = [{"seal_id": 5, "token": token, **wrong}]
+        code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+        assert (code, "is not one of this seal" in printed) == (1, True), printed
+
+
+def test_the_page_of_the_format_names_every_file_and_every_column() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text("utf-8")
+    for name, columns in check.FILES.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{name}.jsonl` |"))
+        assert [column.partition(":")[0] for column in columns.split()] == columns_in(line), name
+
+
+def columns_in(line: str) -> list[str]:
+    return [name for part in line.split("|")[2].split("`")[1::2] for name in part.replace(" ", "").split(",")]
+
+
+# ------------------------------------------------------------------------------------------- counting runs in a time
+
+instants = st.integers(0, 30)
+intervals = st.lists(st.tuples(instants, instants).map(lambda pair: (min(pair), max(pair))), max_size=8)
+
+
+@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@given(intervals, instants, st.integers(0, 10))
+def test_runs_are_counted_as_one_by_one_however_they_overlap(
+    runs: list[tuple[int, int]], first: int, length: int
+) -> None:
+    last, times = first + length, check.Times(runs)
+    assert times.meeting(first, last) == sum(start <= last and end >= first for start, end in runs)
+    assert times.over(first, last) == sum(start <= first and end >= last for start, end in runs)
+    assert times.inside(first, last) == sum(start > first and end < last for start, end in runs)
+
+
+def test_runs_that_overlap_over_one_target_are_no_finding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where two runs were under way at once it is not known in which of two spans each observed: at least, at most."""
+    rows = copy.deepcopy(STORY.rows)
+    rows["runs"][2]["started_at"] = rows["runs"][1]["started_at"]
+    rows["runs"][10]["started_at"] = rows["runs"][9]["started_at"]
+    bundles.forge(rows)
+    code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+    assert code == 0, printed

@@ -1,0 +1,852 @@
+"""Settings and schedules: what is accepted, and that every mistake is named with its place and remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import pickle
+import tracemalloc
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from etl.config import Schedule, Settings, TargetList, load, load_all, load_schedules
+from etl.config.loading import another_database
+from etl.config.slots import Cron, Every
+from etl.config.units import duration, duration_or_zero, size, without_password
+from etl.domain.model import Target
+from etl.errors import ConfigError
+
+CANARY = "kanarien-vogel"
+SECRET = {"FLOWTRAIL_GATEWAY__SECRET_KEY": CANARY}
+GATEWAY = '[gateway]\nurl = "https://apim.example.com"\naccess_key = "key"\n'
+TARGETS = '[[targets]]\norg = "o1"\nusers = ["u1"]\n'
+
+
+def write(folder: Path, text: str = GATEWAY, name: str = "flowtrail.toml") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def settings(folder: Path, text: str = GATEWAY, environ: Mapping[str, str] = SECRET) -> Settings:
+    return load(write(folder, text), environ)
+
+
+def problems(folder: Path, text: str = GATEWAY, environ: Mapping[str, str] = SECRET) -> dict[str, str]:
+    """What is wrong, by place; the name of the folder is left out."""
+    with pytest.raises(ConfigError) as caught:
+        settings(folder, text, environ)
+    assert CANARY not in str(caught.value)
+    assert len({place for place, _ in caught.value.problems}) == len(caught.value.problems)
+    return {place.removeprefix(f"{folder}/"): message for place, message in caught.value.problems}
+
+
+def problem(folder: Path, text: str = GATEWAY, environ: Mapping[str, str] = SECRET) -> tuple[str, str]:
+    (only,) = problems(folder, text, environ).items()
+    return only
+
+
+def schedules(folder: Path, **files: str) -> tuple[Schedule, ...]:
+    for name, text in files.items():
+        write(folder, text, f"schedules/{name}.toml")
+    return load_schedules(settings(folder))
+
+
+def schedule_problems(folder: Path, **files: str) -> list[tuple[str, str]]:
+    with pytest.raises(ConfigError) as caught:
+        schedules(folder, **files)
+    return [(place.removeprefix(f"{folder}/schedules/"), message) for place, message in caught.value.problems]
+
+
+# Settings
+
+
+def test_a_minimal_file_gets_the_documented_defaults(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    assert found.path == tmp_path / "flowtrail.toml"
+    assert found.schedules_dir == tmp_path / "schedules"
+    assert found.coverage_gap == dt.timedelta(hours=36)
+    assert (found.gateway.auth, found.gateway.concurrency, found.gateway.requests_per_second) == ("token", 16, 0)
+    assert (found.gateway.timeout, found.gateway.deadline) == (dt.timedelta(seconds=30), dt.timedelta(minutes=2))
+    assert found.gateway.max_body == 64 * 2**20
+    assert found.gateway.max_clock_skew == dt.timedelta(minutes=5)
+    assert found.database.url == f"sqlite:///{tmp_path}/flowtrail.db"
+    assert (found.guard.min_removed, found.guard.max_removed_share) == (10, 0.3)
+    assert (found.guard.max_emptied_targets, found.guard.max_emptied_share) == (5, 0.2)
+    assert (found.service.listen, found.service.page, found.service.grace.seconds) == ("127.0.0.1:8787", True, 25)
+    assert (found.retention.keep_runs, found.retention.heads_file) == (dt.timedelta(days=400), "")
+    assert (found.log.level, found.log.format, found.scale.dask) == ("INFO", "auto", "")
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize("text", ["", "forever", "Forever"])
+def test_runs_may_be_kept_for_ever(tmp_path: Path, text: str) -> None:
+    assert settings(tmp_path, GATEWAY + f'[retention]\nkeep_runs = "{text}"\n').retention.keep_runs is None
+
+
+@pytest.mark.parametrize("text", ["23h", "0", "always"])
+def test_runs_are_kept_a_day_at_least(tmp_path: Path, text: str) -> None:
+    assert "retention.keep_runs" in problem(tmp_path, GATEWAY + f'[retention]\nkeep_runs = "{text}"\n')[0]
+
+
+def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
+    found = settings(tmp_path, GATEWAY + '[retention]\nheads_file = "heads.jsonl"\n')
+    assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
+
+
+def test_who_asks_no_gateway_needs_neither_its_address_nor_its_key_nor_its_files(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}, asks_gateway=False).gateway.url == ""
+    files = GATEWAY + 'secret_key_file = "/not/here"\nca_bundle = "/not/here"\n'
+    assert load(write(tmp_path, files), {}, asks_gateway=False).gateway.access_key == "key"
+    for wrong in ('url = "http://far.example.com"', 'url = "ftp://x"', "concurrency = 0", 'secret_key = "x"'):
+        with pytest.raises(ConfigError):
+            load(write(tmp_path, f"[gateway]\n{wrong}\n"), {}, asks_gateway=False)
+
+
+EVERY_VALUE: dict[str, tuple[str, Any]] = {
+    "SCHEDULES_DIR": ("/etc/plans", Path("/etc/plans")),
+    "COVERAGE_GAP": ("2d", dt.timedelta(days=2)),
+    "GATEWAY__URL": ("http://10.0.0.1:8080/enos/", "http://10.0.0.1:8080/enos"),
+    "GATEWAY__ALLOW_HTTP": ("true", True),
+    "GATEWAY__ACCESS_KEY": ("4711", "4711"),
+    "GATEWAY__AUTH": ("none", "none"),
+    "GATEWAY__CONCURRENCY": ("1000", 1000),
+    "GATEWAY__REQUESTS_PER_SECOND": ("2.5", 2.5),
+    "GATEWAY__TIMEOUT": ("500ms", dt.timedelta(milliseconds=500)),
+    "GATEWAY__DEADLINE": ("1h30m", dt.timedelta(minutes=90)),
+    "GATEWAY__MAX_BODY": ("10MB", 10_000_000),
+    "GATEWAY__MAX_CLOCK_SKEW": ("0", dt.timedelta(0)),
+    "GATEWAY__PROXY": ("http://proxy:3128", "http://proxy:3128"),
+    "DATABASE__URL": ("postgresql://u@h/d", "postgresql+psycopg://u@h/d"),
+    "GUARD__MIN_REMOVED": ("1", 1),
+    "GUARD__MAX_REMOVED_SHARE": ("1", 1.0),
+    "GUARD__MAX_EMPTIED_TARGETS": ("7", 7),
+    "GUARD__MAX_EMPTIED_SHARE": ("0", 0.0),
+    "SERVICE__LISTEN": ("[::1]:0", "[::1]:0"),
+    "SERVICE__PAGE": ("false", False),
+    "SERVICE__GRACE": ("10s", dt.timedelta(seconds=10)),
+    "RETENTION__KEEP_RUNS": ("90d", dt.timedelta(days=90)),
+    "RETENTION__HEADS_FILE": ("/mnt/heads.jsonl", "/mnt/heads.jsonl"),
+    "LOG__LEVEL": ("debug", "DEBUG"),
+    "LOG__FORMAT": ("json", "json"),
+    "SCALE__DASK": ("tcp://scheduler:8786", "tcp://scheduler:8786"),
+}
+
+
+def test_every_value_can_be_overridden_by_its_environment_variable(tmp_path: Path) -> None:
+    written = {f"FLOWTRAIL_{name}": text for name, (text, _) in EVERY_VALUE.items()}
+    found = settings(tmp_path, GATEWAY + "concurrency = 3\n", written)
+    for name, (_, value) in EVERY_VALUE.items():
+        section, _, key = name.lower().rpartition("__")
+        assert getattr(getattr(found, section) if section else found, key) == value, name
+
+
+def test_the_file_comes_from_the_environment_or_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = write(tmp_path, name="elsewhere/other.toml")
+    assert load(None, {**SECRET, "FLOWTRAIL_CONFIG": str(named)}).path == named
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    assert load(None, SECRET).path == tmp_path / "flowtrail.toml"
+
+
+def test_the_environment_is_that_of_the_process_unless_one_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", CANARY)
+    assert load(write(tmp_path)).gateway.read_secret() == CANARY
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: there is no such file: `flowtrail init`"):
+        load(tmp_path / "nowhere.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "message"),
+    [
+        (b"[gateway]\nurl = x\n", "flowtrail.toml:2", "not valid TOML"),
+        (b"[gateway]\n[gateway]\n", "flowtrail.toml:2", "not valid TOML"),
+        (b"\xff\xfe", "flowtrail.toml", "not UTF-8"),
+        (b"a = " + b"[" * 50_000, "flowtrail.toml", "nests too deeply"),
+    ],
+)
+def test_a_file_that_is_no_toml_is_named_with_the_line(
+    tmp_path: Path, content: bytes, place: str, message: str
+) -> None:
+    path = tmp_path / "flowtrail.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(path, SECRET)
+    assert caught.value.problems[0].place == str(tmp_path / place)
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load(tmp_path, SECRET)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "flowtrail.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GATEWAY.encode())
+    assert load(path, SECRET).gateway.access_key == "key"
+
+
+def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
+    text = """
+schedules_dr = "x"
+coverage_gap = "5 parsecs"
+guard = 3
+[gateway]
+url = "http://far.example.com"
+concurency = 3
+concurrency = 0
+page = true
+[gatway]
+[database]
+url = "mysql://u:kanarien-vogel@h/db"
+[log]
+level = "loud"
+"""
+    environ = {"FLOWTRAIL_SERVICE__PAGE": "maybe", "FLOWTRAIL_GATEWAY__CONCURENCY": "3", "OTHER": "x"}
+    found = problems(tmp_path, text, environ)
+    assert found == {
+        "flowtrail.toml: schedules_dr": "there is no such setting: do you mean schedules_dir?",
+        "flowtrail.toml: coverage_gap": found["flowtrail.toml: coverage_gap"],
+        "flowtrail.toml: guard": "must be a section: write [guard] on a line of its own",
+        "flowtrail.toml: gateway.concurency": "there is no such setting: do you mean concurrency?",
+        "flowtrail.toml: gateway.concurrency": "must be a whole number from 1 to 1000, not 0",
+        "flowtrail.toml: gateway.page": "there is no such setting: it belongs into [service]",
+        "flowtrail.toml: gatway": "there is no such setting: do you mean gateway?",
+        "flowtrail.toml: log.level": "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
+        "FLOWTRAIL_GATEWAY__CONCURENCY": ("there is no such setting: do you mean FLOWTRAIL_GATEWAY__CONCURRENCY?"),
+        "FLOWTRAIL_SERVICE__PAGE": 'must be true or false, not "maybe"',
+        "flowtrail.toml: gateway.url": (
+            "must start with https:// (http only to this machine, or with allow_http = true)"
+        ),
+        "flowtrail.toml: gateway.access_key": (
+            'is missing: the access key of the EnOS application (or set auth = "none")'
+        ),
+        "flowtrail.toml: gateway.secret_key": (
+            "is missing: set FLOWTRAIL_GATEWAY__SECRET_KEY in the environment, or secret_key_file to a file"
+        ),
+        "flowtrail.toml: database.url": ("mysql is not supported: Flowtrail keeps its trail in SQLite or PostgreSQL"),
+    }
+    assert 'such as "90s"' in found["flowtrail.toml: coverage_gap"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gateway.concurrency", "1001", "from 1 to 1000, not 1001"),
+        ("gateway.concurrency", '"16"', 'from 1 to 1000, not "16"'),
+        ("gateway.concurrency", "1.5", "from 1 to 1000, not 1.5"),
+        ("gateway.concurrency", "true", "from 1 to 1000, not true"),
+        ("gateway.concurrency", "[1]", "from 1 to 1000, not a list"),
+        ("gateway.access_key", "12", "must be text in quotes, not 12"),
+        ("gateway.auth", '"basic"', 'must be "token" or "none", not "basic"'),
+        ("gateway.requests_per_second", "-1", "0 for no limit, not -1"),
+        ("gateway.requests_per_second", "inf", "0 for no limit, not inf"),
+        ("gateway.timeout", '"0"', "longer than nothing"),
+        ("gateway.timeout", "30", "must be a duration such as"),
+        ("gateway.timeout", '"-5s"', "must be a duration such as"),
+        ("gateway.max_clock_skew", '"soon"', "must be a duration such as"),
+        ("gateway.max_body", '"0"', "at least one byte"),
+        ("gateway.max_body", '"64XB"', "must be a size such as"),
+        ("gateway.allow_http", '"yes"', "must be true or false"),
+        ("gateway.ca_bundle", '"nowhere.pem"', "there is no file"),
+        ("gateway.proxy", '"socks5://h:1"', "must be an address such as"),
+        ("gateway.nested", "{a = 1}", "there is no such setting"),
+        ("guard.min_removed", "0", "1 or more, not 0"),
+        ("guard.max_removed_share", "1.1", "a share from 0 to 1, not 1.1"),
+        ("guard.max_emptied_share", "nan", "a share from 0 to 1, not nan"),
+        ("service.listen", '"8787"', "host:port"),
+        ("service.listen", '"localhost:99999"', "host:port"),
+        ("service.listen", '":8787"', "host:port"),
+        ("log.format", '"xml"', 'must be "auto", "console" or "json"'),
+        ("scale.dask", '"scheduler"', "tcp://scheduler:8786"),
+        ("schedules_dir", "2024-01-01", "must be text in quotes"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_it_must_be(tmp_path: Path, name: str, value: str, message: str) -> None:
+    section, _, key = name.rpartition(".")
+    text = f"{GATEWAY}{name.removeprefix('gateway.')} = {value}\n" if section == "gateway" else ""
+    text = text or (f"{GATEWAY}[{section}]\n{key} = {value}\n" if section else f"{key} = {value}\n{GATEWAY}")
+    text = text.replace('access_key = "key"\naccess_key', "access_key")
+    place, found = problem(tmp_path, text)
+    assert place == f"flowtrail.toml: {name}"
+    assert message in found
+
+
+# The gateway's address
+
+GOOD_URLS = [
+    "https://apim.example.com",
+    "https://apim.example.com:8443/prefix/of/it",
+    "HTTPS://APIM.Example.com",
+    "https://münchen.example",
+    "https://10.1.2.3",
+    "https://[2001:db8::1]:8443",
+    "http://localhost:8080",
+    "http://127.0.0.1",
+    "http://127.9.9.9:1",
+    "http://[::1]:8080/x",
+    "https://a_b.internal",
+]
+BAD_URLS = {
+    "apim.example.com": "must be an address",
+    "": "must be an address",
+    "https://": "must be an address",
+    "https:///path": "must be an address",
+    "https:apim.example.com": "must be an address",
+    "ftp://apim.example.com": "must be an address",
+    "file:///etc/passwd": "must be an address",
+    "javascript:alert(1)": "must be an address",
+    " https://apim.example.com": "must be an address",
+    "https://apim.example.com/a b": "must be an address",
+    "https://apim.example.com\\@evil": "must be an address",
+    "https://apim.example.com\\n": "must be an address",
+    "https://user@apim.example.com": "user or password",
+    "https://user:kanarien-vogel@apim.example.com": "user or password",
+    "https://:kanarien-vogel@apim.example.com": "user or password",
+    "https://apim.example.com@evil.example": "user or password",
+    "https://@apim.example.com": "user or password",
+    "https://apim.example.com/?a=b": "no query",
+    "https://apim.example.com?": "no query",
+    "https://apim.example.com/#x": "no query",
+    "https://apim.example.com#": "no query",
+    "https://apim.example.com:99999": "cannot be",
+    "https://apim.example.com:0": "cannot be",
+    "https://apim.example.com:": "cannot be",
+    "https://apim.example.com:https": "cannot be",
+    "https://[::1": "cannot be",
+    "https://[::g]": "cannot be",
+    "https://a..b": "cannot be",
+    "https://.": "cannot be",
+    "https://" + "a" * 64 + ".example": "cannot be",
+    "https://169%2e254.169.254": "cannot be",
+    "https://apim,example.com": "cannot be",
+    "https://2852039166": "cannot be",
+    "https://0xa9fea9fe": "cannot be",
+    "https://0251.0376.0251.0376": "cannot be",
+    "https://169.254.43518": "cannot be",
+    "https://169.254.169.254": "metadata",
+    "https://169.254.169.254.": "metadata",
+    "https://169.254.169.254:443/latest": "metadata",
+    "https://169.254.170.2": "metadata",
+    "https://１６９.254.169.254": "metadata",
+    "https://169。254。169。254": "metadata",
+    "https://[::ffff:169.254.169.254]": "metadata",
+    "https://[::ffff:a9fe:a9fe]": "metadata",
+    "https://[fd00:ec2::254]": "metadata",
+    "https://[fe80::1]": "metadata",
+    "https://100.100.100.200": "metadata",
+    "https://metadata.google.internal": "metadata",
+    "https://METADATA.google.internal.": "metadata",
+    "http://169.254.169.254": "metadata",
+    "http://apim.example.com": "must start with https",
+    "HTTP://apim.example.com": "must start with https",
+    "http://10.0.0.1": "must start with https",
+    "http://0.0.0.0": "must start with https",
+    "http://localhost.example.com": "must start with https",
+    "http://127.0.0.1.example.com": "must start with https",
+    "http://[::2]": "must start with https",
+}
+
+
+@pytest.mark.parametrize("url", GOOD_URLS)
+def test_addresses_of_gateways_are_accepted(tmp_path: Path, url: str) -> None:
+    assert settings(tmp_path, GATEWAY.replace("https://apim.example.com", url)).gateway.url == url
+
+
+@pytest.mark.parametrize(("url", "message"), BAD_URLS.items())
+def test_addresses_that_leak_or_mislead_are_refused(tmp_path: Path, url: str, message: str) -> None:
+    place, found = problem(tmp_path, GATEWAY.replace("https://apim.example.com", url.replace("\\", "\\\\")))
+    assert place == "flowtrail.toml: gateway.url"
+    assert message in found
+
+
+def test_a_gateway_needs_an_address(tmp_path: Path) -> None:
+    place, message = problem(tmp_path, '[gateway]\naccess_key = "key"\n')
+    assert place == "flowtrail.toml: gateway.url"
+    assert "is missing" in message
+
+
+def test_plain_http_to_a_far_host_needs_to_be_allowed(tmp_path: Path) -> None:
+    text = GATEWAY.replace("https", "http")
+    assert settings(tmp_path, text + "allow_http = true\n").gateway.url == "http://apim.example.com"
+    assert "metadata" in problem(tmp_path, text.replace("apim.example.com", "169.254.169.254") + "allow_http=true")[1]
+
+
+# Secrets
+
+
+def test_a_secret_in_the_file_is_refused_with_the_remedy_and_not_repeated(tmp_path: Path) -> None:
+    for environ in (SECRET, {}):
+        place, message = problem(tmp_path, f'{GATEWAY}secret_key = "{CANARY}"\n', environ)
+        assert place == "flowtrail.toml: gateway.secret_key"
+        assert "FLOWTRAIL_GATEWAY__SECRET_KEY" in message
+        assert "secret_key_file" in message
+
+
+def test_the_secret_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    file = write(tmp_path, f"{CANARY}\n", "enos")
+    file.chmod(0o600)
+    gateway = settings(tmp_path, f'{GATEWAY}secret_key_file = "enos"\n', {}).gateway
+    assert gateway.secret_key_file == str(file)
+    assert gateway.read_secret() == CANARY
+    file.write_text("another\n")
+    assert gateway.read_secret() == "another"
+    file.write_text(" \n")
+    with pytest.raises(ConfigError, match=r"gateway\.secret_key_file: .*enos is empty"):
+        gateway.read_secret()
+    file.unlink()
+    with pytest.raises(ConfigError, match="enos cannot be read: No such file"):
+        gateway.read_secret()
+
+
+def test_the_secret_of_the_environment_comes_before_the_file(tmp_path: Path) -> None:
+    text = f'{GATEWAY}secret_key_file = "nowhere"\n'
+    assert settings(tmp_path, text, SECRET).gateway.read_secret() == CANARY
+    assert "nowhere cannot be read" in problem(tmp_path, text, {"FLOWTRAIL_GATEWAY__SECRET_KEY": ""})[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"a\nb\n", "more than one line"), (b"\xff", "is not UTF-8"), (b"a\0b", "control characters")],
+)
+def test_a_secret_file_without_one_secret_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "enos").write_bytes(content)
+    place, found = problem(tmp_path, f'{GATEWAY}secret_key_file = "enos"\n', {})
+    assert place == "flowtrail.toml: gateway.secret_key_file"
+    assert message in found
+
+
+def test_a_gateway_without_keys_needs_no_secret(tmp_path: Path) -> None:
+    gateway = settings(tmp_path, '[gateway]\nurl = "http://localhost"\nauth = "none"\n', {}).gateway
+    with pytest.raises(ConfigError, match="no secret is configured"):
+        gateway.read_secret()
+
+
+def test_secrets_and_passwords_print_as_stars(tmp_path: Path) -> None:
+    text = f'{GATEWAY}proxy = "http://user:{CANARY}@proxy:3128"\n'
+    url = f"postgresql://me:{CANARY}@host/db?sslpassword={CANARY}"
+    found = settings(tmp_path, text, {**SECRET, "FLOWTRAIL_DATABASE__URL": url})
+    console = Console(file=StringIO(), width=500)
+    console.print(found)
+    shown = [repr(found), str(found), f"{found.gateway}", str(found.gateway.secret_key), found.database.shown_url]
+    for text in [*shown, console.file.getvalue()]:  # type: ignore[attr-defined]
+        assert CANARY not in text
+        assert "***" in text
+    assert found.database.url == url.replace("postgresql:", "postgresql+psycopg:")
+
+
+def test_a_secret_does_not_travel_to_another_process(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="does not travel"):
+        pickle.dumps(settings(tmp_path).gateway)
+
+
+def test_secret_files_that_others_can_read_get_a_warning(tmp_path: Path) -> None:
+    secret, url = write(tmp_path, CANARY, "enos"), write(tmp_path, "postgresql://u:p@h/db", "url")
+    text = f'{GATEWAY}secret_key_file = "enos"\n[database]\nurl_file = "url"\n'
+    secret.chmod(0o640)
+    url.chmod(0o600)
+    (warning,) = settings(tmp_path, text, {}).warnings
+    assert warning == f"{secret} is open to others (mode 0640): chmod 600 {secret}"
+    url.chmod(0o604)
+    secret.chmod(0o400)
+    (warning,) = settings(tmp_path, text, {}).warnings
+    assert str(url) in warning
+
+
+def test_a_settings_file_with_a_password_in_it_is_a_secret_file_too(tmp_path: Path) -> None:
+    text = f'{GATEWAY}[database]\nurl = "postgresql://u:p@h/db"\n'
+    write(tmp_path, text).chmod(0o644)
+    (warning,) = load(tmp_path / "flowtrail.toml", SECRET).warnings
+    assert "flowtrail.toml is open to others" in warning
+
+
+# The database's address
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("sqlite:///trail.db", "sqlite:///{folder}/trail.db"),
+        ("sqlite:///../trail.db?timeout=5", "sqlite:///{folder}/../trail.db?timeout=5"),
+        ("sqlite:////abs/trail.db", "sqlite:////abs/trail.db"),
+        ("sqlite+pysqlite:///trail.db", "sqlite:///{folder}/trail.db"),
+        ("postgresql://u@h/db", "postgresql+psycopg://u@h/db"),
+        ("postgres://u@h:5432/db?sslmode=require", "postgresql+psycopg://u@h:5432/db?sslmode=require"),
+        ("postgresql+psycopg:///db?host=/run/pg", "postgresql+psycopg:///db?host=/run/pg"),
+    ],
+)
+def test_addresses_of_databases_are_completed(tmp_path: Path, url: str, expected: str) -> None:
+    found = settings(tmp_path, f'{GATEWAY}[database]\nurl = "{url}"\n').database.url
+    assert found == expected.format(folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://h/db", "mysql is not supported"),
+        ("oracle+oracledb://h/db", "oracle\\+oracledb is not supported"),
+        ("postgresql+asyncpg://h/db", "psycopg, not asyncpg"),
+        ("sqlite+aiosqlite:///x.db", "is not supported"),
+        ("sqlite://", "needs a file"),
+        ("sqlite:///", "needs a file"),
+        ("sqlite:///:memory:", "needs a file"),
+        ("sqlite://trail.db", "needs a file"),
+        ("sqlite:///file:x?mode=memory&uri=true", "needs a file"),
+        ("flowtrail.db", "must be"),
+        ("", "must be"),
+    ],
+)
+def test_other_databases_are_refused_by_name(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"flowtrail.toml: database.url: .*{message}"):
+        settings(tmp_path, f'{GATEWAY}[database]\nurl = "{url}"\n')
+
+
+def test_the_address_of_the_database_may_lie_in_a_file(tmp_path: Path) -> None:
+    write(tmp_path, f"postgresql://u:{CANARY}@h/db\n", "url").chmod(0o600)
+    text = f'{GATEWAY}[database]\nurl_file = "url"\n'
+    found = settings(tmp_path, text)
+    assert found.database.url == f"postgresql+psycopg://u:{CANARY}@h/db"
+    assert found.warnings == ()
+    other = {**SECRET, "FLOWTRAIL_DATABASE__URL": "sqlite:////x.db"}
+    assert settings(tmp_path, text, other).database.url == "sqlite:////x.db"
+    assert "one address too many" in problem(tmp_path, text + 'url = "sqlite:///x.db"\n')[1]
+    (tmp_path / "url").write_text(f"mysql://u:{CANARY}@h/db")
+    place, message = problem(tmp_path, text)
+    assert place == "flowtrail.toml: database.url_file"
+    assert "mysql is not supported" in message
+
+
+# Durations and sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *[("90s", 90), ("15m", 900), ("36h", 129_600), ("1d", 86_400), ("2w", 1_209_600), ("500ms", 0.5)],
+        *[("1h30m", 5400), ("1h 30m", 5400), ("1.5h", 5400), (" 5 s ", 5), ("1m500ms", 60.5)],
+    ],
+)
+def test_durations_as_people_write_them(text: str, seconds: float) -> None:
+    assert duration(text) == dt.timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "5", "s", "5x", "5 minutes", "1h1h", "m5", "1e3s", "-1s", "5M", "٣s", 5, 1.5, True]
+)
+def test_what_is_no_duration_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match='must be a duration such as "90s"'):
+        duration(value)
+
+
+def test_zero_is_a_duration_only_where_it_has_a_meaning() -> None:
+    for zero in ("0", 0, "0s"):
+        assert duration_or_zero(zero) == dt.timedelta(0)
+        with pytest.raises(ValueError, match="longer than nothing"):
+            duration(zero)
+
+
+def test_a_duration_of_ages_is_refused() -> None:
+    with pytest.raises(ValueError, match="shorter than 100 years"):
+        duration("999999999999w")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("64MiB", 67_108_864), ("10MB", 10**7), ("1.5kB", 1500), ("2 GiB", 2**31), ("512b", 512), ("4096", 4096), (7, 7)],
+)
+def test_sizes_as_people_write_them(value: object, expected: int) -> None:
+    assert size(value) == expected
+
+
+@pytest.mark.parametrize("value", ["", "MB", "5iB", "64XB", "-1MB", "1e9", 1.5, True, None, 0, "0.5b", "2TiB", 2**60])
+def test_what_is_no_size_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        size(value)
+
+
+@given(st.text())
+def test_any_text_is_a_measure_or_a_value_error(text: str) -> None:
+    for read in (duration, duration_or_zero, size):
+        with contextlib.suppress(ValueError):
+            read(text)
+
+
+@given(st.text(min_size=1).filter(lambda text: "/" not in text and "@" not in text))
+def test_a_password_is_hidden_whatever_it_looks_like(password: str) -> None:
+    assert without_password(f"postgresql://u:{password}@h/db") == "postgresql://u:***@h/db"
+
+
+def test_a_user_is_hidden_where_it_may_be_a_token_and_shown_where_it_names_a_role() -> None:
+    assert without_password("http://token@proxy:3128") == "http://***@proxy:3128"
+    assert without_password("http://u:p@proxy:3128") == "http://***@proxy:3128"
+    assert without_password("postgresql+psycopg://role@h/db") == "postgresql+psycopg://role@h/db"
+
+
+def test_the_name_of_a_key_file_is_masked_and_is_no_password_on_the_command_line() -> None:
+    url = "postgresql://u@h/db?sslkey=/etc/flowtrail/client.key"
+    assert "client.key" not in without_password(url)
+    assert another_database(url, None).endswith("client.key")
+    with pytest.raises(ConfigError, match="--to-file"):
+        another_database(f"{url}&sslpassword=x", None)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(("char", "fits"), [("流", True), ("\U00020000", False)])
+def test_an_id_of_255_characters_is_refused_where_the_database_could_not_index_it(
+    tmp_path: Path, char: str, fits: bool
+) -> None:
+    text = f'every = "1h"\n[[targets]]\norg = "o"\nusers = ["{char * 255}"]\n'
+    if fits:
+        assert len(schedules(tmp_path, plants=text)[0].targets) == 1
+        return
+    with pytest.raises(ConfigError, match="is longer than 765 bytes in UTF-8"):
+        schedules(tmp_path, plants=text)
+
+
+def test_the_shipped_example_is_a_valid_schedule(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "schedules" / "example.toml"
+    (example,) = schedules(tmp_path, example=shipped.read_text())
+    assert example.slots == Cron("*/15 * * * *")
+    assert example.jitter == dt.timedelta(seconds=20)
+    assert [target.user_id for target in example.targets] == ["u15426865866571", "u15426865866572"]
+
+
+def test_every_line_of_the_example_that_is_commented_out_would_be_valid_too(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "schedules" / "example.toml"
+    lines = [line.removeprefix("# ") if line.startswith(("# [", "# org =", "# users =", "# expression =", "# cov"))
+             else line for line in shipped.read_text().splitlines()]  # fmt: skip
+    (example,) = schedules(tmp_path, example="\n".join(lines))
+    assert example.coverage_gap == dt.timedelta(hours=36)
+    assert example.targets[-1] == Target("o15427722038191", "u15426865866571", "report")
+
+
+def test_schedules_are_named_after_their_files_in_order(tmp_path: Path) -> None:
+    b = f'every = "15m"\njitter = "20s"\ncoverage_gap = "2d"\n{TARGETS}expression = "x"\n'
+    a = f'cron = "0 3 * * 7"\ntimezone = "Asia/Shanghai"\n{TARGETS}'
+    write(tmp_path, "not = valid", "schedules/.hidden.toml")
+    write(tmp_path, "not a schedule", "schedules/readme.md")
+    first, second = schedules(tmp_path, b=b, a=a)
+    assert (first.name, first.path) == ("a", tmp_path / "schedules/a.toml")
+    assert (first.slots, first.timezone) == (Cron("0 3 * * 7", "Asia/Shanghai"), "Asia/Shanghai")
+    assert (first.jitter, first.coverage_gap, [*first.targets]) == (dt.timedelta(0), None, [Target("o1", "u1")])
+    assert second.slots == Every(dt.timedelta(minutes=15))
+    assert (second.jitter, second.coverage_gap) == (dt.timedelta(seconds=20), dt.timedelta(days=2))
+    assert [*second.targets] == [Target("o1", "u1", "x")]
+
+
+def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"schedules: .*No such file.*`flowtrail init`"):
+        load_schedules(settings(tmp_path))
+    (tmp_path / "schedules").mkdir()
+    with pytest.raises(ConfigError, match=r"has no schedule .*`flowtrail init`"):
+        load_schedules(settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        (TARGETS, "s.toml", "exactly one of cron"),
+        ('cron = "* * * * *"\nevery = "5m"\n' + TARGETS, "s.toml", "exactly one of cron"),
+        ('cron = "* * *"\n' + TARGETS, "s.toml: cron", "a cron expression has five fields"),
+        ('cron = "0 0 30 2 *"\n' + TARGETS, "s.toml: cron", "never fires"),
+        ("cron = 5\n" + TARGETS, "s.toml: cron", "must be text in quotes, not 5"),
+        ('every = "0"\n' + TARGETS, "s.toml: every", "longer than nothing"),
+        ('every = "1ms"\n' + TARGETS, "s.toml: every", '"100ms" or longer'),
+        ('every = "soon"\njitter = "1m"\n' + TARGETS, "s.toml: every", "must be a duration"),
+        ('every = "5m"\njitter = "5m"\n' + TARGETS, "s.toml: jitter", "must be shorter than the 0:05:00 between two"),
+        ('cron = "*/15 * * * *"\njitter = "1h"\n' + TARGETS, "s.toml: jitter", "than the 0:15:00 between two slots"),
+        ('every = "5m"\ntimezone = "Asia/Shangai"\n' + TARGETS, "s.toml: timezone", "Asia/Shanghai"),
+        ('every = "5m"\ncoverage_gap = 5\n' + TARGETS, "s.toml: coverage_gap", "must be a duration"),
+        ('every = "5m"\njiter = "5s"\n' + TARGETS, "s.toml: jiter", "do you mean jitter?"),
+        ('every = "5m"\nusers = []\n' + TARGETS, "s.toml: users", "belongs below a line [[targets]]"),
+        ('every = "5m"\n', "s.toml", "has no targets"),
+        ('every = "5m"\ntargets = []\n', "s.toml", "has no targets"),
+        ('every = "5m"\ntargets = 3\n', "s.toml: targets", "must be written as [[targets]]"),
+        ('every = "5m"\n[targets]\norg = "o"\n', "s.toml: targets", "must be written as [[targets]]"),
+        ('every = "5m"\n[[targets]]\nusers = ["u"]\n', "s.toml: [[targets]] #1", "needs org"),
+        ('every = "5m"\n[[targets]]\norg = "o"\n', "s.toml: [[targets]] #1", "needs users"),
+        ('every = "5m"\n[[targets]]\norg = "o"\nusers = "u"\n', "s.toml: [[targets]] #1", "needs users, a list"),
+        ('every = "5m"\n[[targets]]\norg = "o"\nusers = [5]\n', "s.toml: [[targets]] #1", "ids in quotes, not 5"),
+        ('every = "5m"\n[[targets]]\norg = 5\nusers = ["u"]\n', "s.toml: [[targets]] #1", "org must be text"),
+        ('every = "5m"\n' + TARGETS + "user = 5\n", "s.toml: [[targets]] #1", "do you mean users?"),
+        ('every = "5m"\n' + TARGETS.replace("u1", " "), "s.toml: [[targets]] #1, users #1", "user is empty"),
+        ('every = "5m"\n' + TARGETS.replace("u1", "u1 "), "s.toml: [[targets]] #1, users #1", "white space"),
+        ('every = "5m"\n' + TARGETS.replace("o1", ""), "s.toml: [[targets]] #1, users #1", "org is empty"),
+        ('every = "5m"\n' + TARGETS.replace("u1", "u\\u00001"), "s.toml: [[targets]] #1, users #1", "control"),
+        ('every = "5m"\n' + TARGETS.replace("u1", "u\\u20281"), "s.toml: [[targets]] #1, users #1", "control"),
+        ('every = "5m"\n' + TARGETS.replace("u1", "u" * 256), "s.toml: [[targets]] #1, users #1", "longer than"),
+        ('every = "5m"\n' + TARGETS + 'expression = "\\n"\n', "s.toml: [[targets]] #1, users #1", "control"),
+        ('every = "5m"\ntargets_file = "no.csv"\n', "s.toml: targets_file", "no.csv cannot be read"),
+        ('every = "5m"\ntargets_file = 5\n', "s.toml: targets_file", "must be the name of a CSV file"),
+        ("every = 5m\n", "s.toml:1", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_schedule_is_named_with_its_place(tmp_path: Path, text: str, place: str, message: str) -> None:
+    ((found_place, found),) = schedule_problems(tmp_path, s=text)
+    assert found_place == place
+    assert message in found
+
+
+def test_a_name_with_odd_characters_is_refused(tmp_path: Path) -> None:
+    (found,) = schedule_problems(tmp_path, **{"my plants": 'every = "5m"\n' + TARGETS})
+    assert found[0] == "my plants.toml"
+    assert "only letters, digits" in found[1]
+
+
+def test_a_target_listed_twice_is_an_error_that_names_both_places(tmp_path: Path) -> None:
+    text = 'every = "5m"\ntargets_file = "s.csv"\n' + TARGETS.replace('"u1"', '"u1", "u2", "u1"')
+    write(tmp_path, "org,user\no1,u3\n\no1,u2\n", "schedules/s.csv")
+    here = tmp_path / "schedules"
+    assert schedule_problems(tmp_path, s=text) == [
+        (
+            "s.toml: [[targets]] #1, users #3",
+            f"o1/u1 is a target already, at {here}/s.toml: [[targets]] #1, users #1: remove one of the two",
+        ),
+        (
+            "s.csv:4",
+            f"o1/u2 is a target already, at {here}/s.toml: [[targets]] #1, users #2: remove one of the two",
+        ),
+    ]
+
+
+def test_a_target_in_two_schedules_or_with_another_expression_is_no_mistake(tmp_path: Path) -> None:
+    text = f'every = "5m"\n{TARGETS}{TARGETS}expression = "x"\n'
+    assert len(schedules(tmp_path, a=text, b=text)) == 2
+
+
+def test_a_broken_file_never_hides_the_problems_of_others(tmp_path: Path) -> None:
+    found = schedule_problems(
+        tmp_path,
+        a="= broken",
+        b='cron = "61 * * * *"\ntimezone = "Mars/Base"\n',
+        c='every = "5m"\n' + TARGETS,
+        d='every = "x"\n' + TARGETS,
+    )
+    assert [place for place, _ in found] == ["a.toml:1", "b.toml: timezone", "b.toml: cron", "b.toml", "d.toml: every"]
+
+
+def test_settings_and_schedules_can_be_refused_together(tmp_path: Path) -> None:
+    write(tmp_path, "every = 5\n", "plans/s.toml")
+    with pytest.raises(ConfigError) as caught:
+        load_all(write(tmp_path, 'schedules_dir = "plans"\n' + GATEWAY + "concurrency = 0\n"), SECRET)
+    places = [place.removeprefix(f"{tmp_path}/") for place, _ in caught.value.problems]
+    assert places == ["flowtrail.toml: gateway.concurrency", "plans/s.toml: every", "plans/s.toml"]
+    write(tmp_path, 'every = "5m"\n' + TARGETS, "plans/s.toml")
+    found, (schedule,) = load_all(write(tmp_path, 'schedules_dir = "plans"\n' + GATEWAY), SECRET)
+    assert (found.schedules_dir, schedule.name) == (tmp_path / "plans", "s")
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_targets_come_from_a_csv_file(tmp_path: Path, mark: str, end: str) -> None:
+    rows = ["user,expression,org", "u1,,o1", "", 'u2,"a, ""b""", o1 ', "ü3,,o2"]
+    write(tmp_path, mark + end.join(rows) + end, "schedules/s.csv")
+    (schedule,) = schedules(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u2", 'a, "b"'), Target("o2", "ü3")]
+
+
+def test_the_file_may_be_named_in_an_entry_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "org,user\no1,u9\n", "schedules/s.csv")
+    (schedule,) = schedules(tmp_path, s=f'every = "5m"\n{TARGETS}[[targets]]\ntargets_file = "s.csv"\n')
+    assert [*schedule.targets] == [Target("o1", "u1"), Target("o1", "u9")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "place", "message"),
+    [
+        (b"", "s.csv:1", 'must be the header "org,user"'),
+        (b"o1,u1\n", "s.csv:1", 'not "o1,u1"'),
+        (b"org;user\no1;u1\n", "s.csv:1", 'not "org;user"'),
+        (b"org,user,org\n", "s.csv:1", "must be the header"),
+        (b"org,user,name\n", "s.csv:1", "must be the header"),
+        (b"org,user\no1,u1,x\n", "s.csv:2", "has 3 fields where the header has 2"),
+        (b"org,user\no1,u1\no1,\n", "s.csv:3", "user is empty"),
+        (b"org,user\n\n\n,u1\n", "s.csv:4", "org is empty"),
+        (b"org,user\no1,u\0\n", "s.csv:2", "control character"),
+        (b'org,user\no1,"u1\n', "s.csv:2", "is not valid CSV"),
+        (b"org,user\no1,\xff\n", "s.csv", "is not UTF-8"),
+    ],
+)
+def test_a_mistake_in_a_csv_file_is_named_with_its_line(tmp_path: Path, rows: bytes, place: str, message: str) -> None:
+    write(tmp_path, "", "schedules/s.csv").write_bytes(rows)
+    found = schedule_problems(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    assert found[0][0] == place
+    assert message in found[0][1]
+
+
+def test_a_header_without_rows_is_a_schedule_without_targets(tmp_path: Path) -> None:
+    write(tmp_path, "org,user\n", "schedules/s.csv")
+    ((_, message),) = schedule_problems(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    assert "has no targets" in message
+
+
+def test_ten_thousand_mistakes_are_counted_not_listed(tmp_path: Path) -> None:
+    write(tmp_path, "org,user\n" + "o1,u1\n" * 10_001, "schedules/s.csv")
+    found = schedule_problems(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    assert len(found) == 21
+    assert found[-1] == ("s.toml", "has 9980 more problems with its targets")
+
+
+def test_thirty_thousand_targets_take_what_their_text_takes_and_little_more(tmp_path: Path) -> None:
+    rows = [f"organisation-{n % 3},u{n}" for n in range(30_000)]
+    write(tmp_path, "org,user\n" + "\n".join(rows), "schedules/s.csv")
+    tracemalloc.start()
+    (schedule,) = schedules(tmp_path, s='every = "5m"\ntargets_file = "s.csv"\n')
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(schedule.targets) == 30_000
+    text = len("".join(rows))
+    assert kept < text + 30_000 * 40
+    assert most < kept + 30_000 * 20
+
+
+# -------------------------------------------------------------------------------------------------------- rosters
+
+
+def test_a_roster_is_a_sequence_of_its_targets_in_their_order() -> None:
+    targets = [Target(f"o{n % 7}", f"u{n}", "é" * (n % 3)) for n in range(5000)]
+    roster = TargetList(targets)
+    assert [*roster] == targets
+    assert (len(roster), roster[0], roster[-1], roster[4990:]) == (5000, targets[0], targets[-1], targets[4990:])
+    assert [roster.index(target) for target in targets] == list(range(5000))
+    with pytest.raises(IndexError):
+        roster[5000]
+
+
+def test_a_roster_has_a_target_once_and_knows_what_it_has_not() -> None:
+    targets = [Target("o", f"u{n}") for n in range(3000)]
+    roster = TargetList(targets)
+    assert not any(roster.add(*target) for target in targets)
+    assert [*roster] == targets
+    assert all(target in roster for target in targets)
+    absent = [Target("o", f"v{n}") for n in range(3000)] + [
+        Target("o", "u1", "x"),
+        Target("ou", "1"),
+        Target("", "ou1"),
+    ]
+    assert not any(target in roster for target in absent)
+    with pytest.raises(ValueError, match="no target here"):
+        roster.index(Target("o", "v1"))
+
+
+def test_the_union_of_rosters_has_each_target_once() -> None:
+    first, second = TargetList([Target("o", "1"), Target("o", "2")]), TargetList([Target("o", "2"), Target("o", "3")])
+    assert [*TargetList.union([first, second])] == [Target("o", "1"), Target("o", "2"), Target("o", "3")]
+    assert TargetList.union([first]) is first

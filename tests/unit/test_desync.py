@@ -1,0 +1,121 @@
+"""Nothing in an answer names its user: whatever a gateway sends when, nobody gets what is another's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, text
+
+from etl import sync
+from etl.domain.guard import Limits
+from etl.domain.model import Target
+from etl.gateway import Gateway, utc_now
+from etl.store import NewRun, Store
+from tests.support.desync import HARMLESS, HOSTILE, Mixer
+from tests.support.gateways import settings_for
+
+THREADS = 64
+USERS = [f"user{number:03}" for number in range(400)]
+BELIEVE_ALL = Limits(min_removed=1_000_000, max_emptied_targets=1_000_000)
+
+
+EVERYBODYS = ["shared-1", "shared-2"]
+"""In every list, so that another user's does not look like one that lost everything."""
+
+
+class Life:
+    """Users whose lists change from run to run; no id is ever in two lists, but for those that are everybody's."""
+
+    def __init__(self, engine: Engine, server: Mixer) -> None:
+        self.engine = engine
+        self.desyncs = 0
+        self._server = server
+        self._dice = random.Random(1)
+        self._store = Store(engine)
+
+    def run(self, context: sync.RunContext, batches: ThreadPoolExecutor) -> sync.RunReport:
+        self._change()
+        targets = [Target("org", user) for user in self._dice.sample(USERS, len(USERS))]
+        begun = NewRun(targets=len(targets), origin="command", host="here", pid=1)
+        report = sync.run(context, begun, targets, dt.timedelta(days=1), batches, clock=utc_now)
+        assert report is not None
+        return report
+
+    def _change(self) -> None:
+        for user in self._dice.sample(USERS, len(USERS) // 10):
+            own = self._server.lists[user][len(EVERYBODYS) :]
+            self._server.lists[user] = [*EVERYBODYS, *own[-3:], f"{user}-{self._dice.randrange(10**9)}"]
+
+    @contextmanager
+    def run_context(self) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
+        settings = settings_for(self._server.url, concurrency=THREADS, deadline=0.5, timeout=0.5)
+        with (
+            Gateway(settings, desynced=self._count) as gateway,
+            ThreadPoolExecutor(THREADS) as fetchers,
+            ThreadPoolExecutor(2) as writers,
+            ThreadPoolExecutor(2) as batches,
+        ):
+            yield (
+                sync.RunContext(
+                    store=self._store,
+                    gateway=gateway,
+                    fetchers=fetchers,
+                    writers=writers,
+                    in_flight=THREADS,
+                    limits=BELIEVE_ALL,
+                    down_after=1_000_000,
+                    stop=threading.Event(),
+                ),
+                batches,
+            )
+
+    def _count(self) -> None:
+        self.desyncs += 1
+
+    def strangers(self) -> list[tuple[str, str]]:
+        """Workflows that a user was ever said to have, and that are another's."""
+        seen = (
+            "SELECT DISTINCT t.user_id, c.flow_id FROM workflow_change c"
+            " JOIN change_set s ON s.id = c.change_set_id JOIN target t ON t.id = s.target_id"
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(seen)).all()
+        assert len({row.user_id for row in rows}) > len(USERS) // 2
+        return [
+            (row.user_id, row.flow_id)
+            for row in rows
+            if row.flow_id not in EVERYBODYS and not row.flow_id.startswith(f"{row.user_id}-")
+        ]
+
+
+@pytest.fixture
+def lists() -> dict[str, list[str]]:
+    return {user: [*EVERYBODYS, *(f"{user}-{n}" for n in range(3))] for user in USERS}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_no_user_ever_has_an_id_of_another(engine: Engine, lists: dict[str, list[str]]) -> None:
+    with Mixer(lists, HOSTILE, every=4, unasked=True) as server:
+        life = Life(engine, server)
+        with life.run_context() as made:
+            while server.exchanges < 10_000:
+                life.run(*made)
+        assert life.strangers() == []
+        assert life.desyncs > 100
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_interim_answers_and_odd_splits_fail_nobody(engine: Engine, lists: dict[str, list[str]]) -> None:
+    with Mixer(lists, HARMLESS, every=1) as server:
+        life = Life(engine, server)
+        with life.run_context() as made:
+            while server.exchanges < 2_000:
+                report = life.run(*made)
+                assert report.status == "succeeded", report.tally.issues
+        assert (life.strangers(), life.desyncs) == ([], 0)

@@ -1,0 +1,346 @@
+"""Chain and seal format 1: what they hash to never changes, covers every field, and is ambiguous for no two values."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import string
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl.domain import chain, seal
+from etl.domain.diff import diff
+from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from tests.support.builders import states
+from tests.support.golden.calculation import calculated
+
+STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+GOLDEN = Path(__file__).parents[1] / "support" / "golden"
+UNALTERED = {
+    "change-1.json": "1e9bf04088dc4948fb7907ee11735bcb7c930f07e1232c098de55ef93855f9da",
+    "seal-1.json": "78923e63af097dc7652a0a318d6bbdfcef5bf1013db5259ff63b98d07b283037",
+}
+CASES = {file: json.loads((GOLDEN / file).read_text("utf-8")) for file in UNALTERED}
+
+
+@pytest.mark.parametrize(("file", "digest"), UNALTERED.items())
+def test_golden_files_are_never_altered(file: str, digest: str) -> None:
+    assert hashlib.sha256((GOLDEN / file).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file in CASES for name in CASES[file]])
+def test_the_program_and_twenty_lines_of_plain_python_give_the_golden_hash(file: str, name: str) -> None:
+    case = CASES[file][name]
+    computed = COMPUTE[name](case.get("parent", ""), read(case["content"]))
+    assert (computed, calculated(case)) == (case["sha256"], case["sha256"])
+
+
+def read(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dt.datetime.fromisoformat(value["time"])
+    return [read(each) for each in value] if isinstance(value, list) else value
+
+
+def change_set_of(content: list[Any]) -> ChangeSet:
+    tag, org, user, expression, version, kind, at, since, spans, by, scope, data_hash, digest, changes = content
+    assert tag == "change/1"
+    return ChangeSet(
+        target=Target(org, user, expression),
+        version=version,
+        kind=kind,
+        observed_at=at,
+        last_unchanged_at=since,
+        spans=tuple(Span(*span) for span in spans),
+        approved_by=by,
+        approved_scope=scope,
+        data_hash=data_hash,
+        state_digest=digest,
+        changes=[Change(*change) for change in changes],
+    )
+
+
+def seal_of(content: list[Any]) -> tuple[str, int, seal.SealedRun, seal.Digests, dt.datetime]:
+    tag, trail_id, number, *run, targets, change_sets, issues, events, sealed_at = content
+    assert tag == "seal/1"
+    digests = seal.Digests(targets=targets, change_sets=change_sets, issues=issues, events=events)
+    return trail_id, number, seal.SealedRun(**dict(zip(RUN_FIELDS, run, strict=True))), digests, sealed_at
+
+
+def events_of(content: list[list[Any]]) -> seal.Events:
+    return seal.Events(*([kind(*event) for event in rows] for kind, rows in zip(EVENT_KINDS, content, strict=True)))
+
+
+RUN_FIELDS = seal.SealedRun.__struct_fields__
+EVENT_KINDS = (
+    seal.MembershipEvent,
+    seal.HoldEvent,
+    seal.DetailEvent,
+    seal.OrganisationEvent,
+    seal.PrunedIssues,
+)
+
+
+def hash_change_set(parent: str, content: list[Any]) -> str:
+    return chain.change_set_hash(parent, change_set_of(content))
+
+
+def hash_seal(parent: str, content: list[Any]) -> str:
+    return seal.seal_hash(parent, *seal_of(content))
+
+
+def versions_of(hashes: list[str]) -> list[seal.VersionHash]:
+    return [seal.VersionHash(Target("o", "u"), n, each) for n, each in enumerate(hashes, 9)]
+
+
+COMPUTE: dict[str, Callable[[str, Any], str]] = {
+    **dict.fromkeys(("state", "state of nothing"), lambda _, c: chain.state_digest([Flow(*f) for f in c])),
+    "approved scope": lambda _, c: chain.approved_scope(Target(*c[:3]), c[3]),
+    **dict.fromkeys(("baseline", "delta", "approval"), hash_change_set),
+    **dict.fromkeys(("trail", "copied trail"), lambda _, c: seal.genesis(*c[1:])),
+    **dict.fromkeys(("no targets", "targets"), lambda _, c: seal.targets_digest([Target(*t) for t in c])),
+    "change sets": lambda _, c: seal.change_sets_digest(versions_of(c)),
+    "issues": lambda _, c: seal.issues_digest([seal.IssueRow(*i) for i in c]),
+    **dict.fromkeys(("no events", "events"), lambda _, c: seal.events_digest(events_of(c))),
+    **dict.fromkeys(("seal", "seal of a maintenance run"), hash_seal),
+}
+
+
+# ---------------------------------------------------------------------------------------- every field moves the hash
+
+DELTA = change_set_of(read(CASES["change-1.json"]["delta"]["content"]))
+SEAL = seal_of(read(CASES["seal-1.json"]["seal"]["content"]))
+EVENTS = events_of(read(CASES["seal-1.json"]["events"]["content"]))
+
+
+def another(value: Any) -> Any:
+    """Some other value of the same type; of a list, one without its first item."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, dt.datetime):
+        return value + dt.timedelta(microseconds=1)
+    if isinstance(value, str):
+        return value + "\u00ad"
+    return value[1:]
+
+
+@pytest.mark.parametrize("field", ChangeSet.__struct_fields__)
+def test_every_field_of_a_change_set_is_in_its_hash(field: str) -> None:
+    value = getattr(DELTA, field)
+    other = Target("o", "u") if field == "target" else "x" if value is None else another(value)
+    altered = msgspec.structs.replace(DELTA, **{field: other})
+    assert chain.change_set_hash(chain.GENESIS, altered) != chain.change_set_hash(chain.GENESIS, DELTA)
+    assert chain.change_set_hash("f" * 64, DELTA) != chain.change_set_hash(chain.GENESIS, DELTA)
+
+
+@pytest.mark.parametrize("field", Span.__struct_fields__)
+def test_every_field_of_a_span_is_in_the_hash_of_the_next_version(field: str) -> None:
+    first, *rest = DELTA.spans
+    altered = msgspec.structs.replace(first, **{field: another(getattr(first, field))})
+    moved = msgspec.structs.replace(DELTA, spans=(altered, *rest))
+    assert chain.change_set_content(moved) != chain.change_set_content(DELTA)
+
+
+@pytest.mark.parametrize("field", Change.__struct_fields__)
+def test_every_field_of_a_change_is_in_the_hash_of_its_version(field: str) -> None:
+    first, *rest = DELTA.changes
+    value = getattr(first, field)
+    altered = msgspec.structs.replace(first, **{field: "x" if value is None else another(value)})
+    moved = msgspec.structs.replace(DELTA, changes=[altered, *rest])
+    assert chain.change_set_content(moved) != chain.change_set_content(DELTA)
+
+
+@pytest.mark.parametrize("field", [*RUN_FIELDS, *seal.Digests.__struct_fields__])
+def test_every_field_of_a_run_is_in_its_seal(field: str) -> None:
+    trail_id, number, run, digests, at = SEAL
+    if field == "sums":
+        for n in range(len(run.sums)):
+            sums = [value + (place == n) for place, value in enumerate(run.sums)]
+            altered = msgspec.structs.replace(run, sums=sums)
+            assert seal.seal_content(trail_id, number, altered, digests, at) != seal.seal_content(*SEAL)
+    elif field in RUN_FIELDS:
+        altered = msgspec.structs.replace(run, **{field: another(getattr(run, field))})
+        assert seal.seal_content(trail_id, number, altered, digests, at) != seal.seal_content(*SEAL)
+    else:
+        moved = msgspec.structs.replace(digests, **{field: another(getattr(digests, field))})
+        assert seal.seal_content(trail_id, number, run, moved, at) != seal.seal_content(*SEAL)
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_trail_number_and_time_are_in_a_seal(place: int) -> None:
+    altered = [another(value) if n == place else value for n, value in enumerate(SEAL)]
+    assert seal.seal_content(*altered) != seal.seal_content(*SEAL)
+
+
+@pytest.mark.parametrize("kind", seal.Events._fields)
+def test_every_column_of_every_event_is_in_the_digest(kind: str) -> None:
+    first, *rest = getattr(EVENTS, kind)
+    for column, value in first._asdict().items():
+        altered = first._replace(**{column: "x" if value is None else another(value)})
+        assert seal.events_digest(EVENTS._replace(**{kind: [altered, *rest]})) != seal.events_digest(EVENTS)
+    assert seal.events_digest(EVENTS._replace(**{kind: rest})) != seal.events_digest(EVENTS)
+
+
+def test_an_event_of_one_kind_is_not_one_of_another() -> None:
+    pruned = EVENTS.pruned
+    moved = EVENTS._replace(pruned=(), details=[*EVENTS.details, *pruned])  # type: ignore[list-item]
+    assert seal.events_digest(moved) != seal.events_digest(EVENTS)
+
+
+def test_a_seal_with_too_few_sums_is_refused() -> None:
+    trail_id, number, run, digests, at = SEAL
+    short = msgspec.structs.replace(run, sums=run.sums[:-1])
+    with pytest.raises(ValueError, match="12 sums"):
+        seal.seal_content(trail_id, number, short, digests, at)
+
+
+# ----------------------------------------------------------------------- no two values encode to the same bytes
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+times = st.datetimes(timezones=st.just(dt.UTC))
+counts = st.integers(0, 2**62)
+hashes = st.text(string.hexdigits[:16], min_size=64, max_size=64)
+targets = st.builds(Target, texts, texts, texts)
+spans = st.builds(Span, times, times, times, counts, counts, st.booleans())
+
+
+@st.composite
+def change_sets(draw: st.DrawFn) -> ChangeSet:
+    flat = [*draw(targets), draw(counts), draw(st.sampled_from(["baseline", "delta"])), draw(times)]
+    seen = sorted(draw(st.lists(spans, max_size=3, unique_by=lambda s: s.first_at)), key=lambda s: s.first_at)
+    changes = diff(draw(states), draw(states))
+    rest = [draw(times | st.none()), seen, draw(texts | st.none()), draw(hashes | st.none()), draw(hashes)]
+    listed = [msgspec.structs.astuple(span) for span in rest[1]]
+    columns = [msgspec.structs.astuple(change) for change in changes]
+    return change_set_of(["change/1", *flat, rest[0], listed, *rest[2:], draw(hashes), columns])
+
+
+@STEADY
+@given(change_sets())
+def test_a_change_set_can_be_read_back_from_the_bytes_that_are_hashed(change_set: ChangeSet) -> None:
+    """What can be read back from its bytes shares them with nothing else."""
+    content = json.loads(chain.change_set_content(change_set))
+    for place in (6, 7):
+        content[place] = moment(content[place])
+    content[8] = [[*map(moment, span[:3]), *span[3:]] for span in content[8]]
+    assert change_set_of(content) == change_set
+
+
+@STEADY
+@given(texts, counts, counts, texts | st.none(), texts, times | st.none(), times, times, st.lists(counts, min_size=12, max_size=12), st.lists(hashes, min_size=4, max_size=4), times)  # fmt: skip  # noqa: E501
+def test_a_seal_can_be_read_back_from_the_bytes_that_are_hashed(
+    trail_id: str, number: int, run_id: int, schedule: str | None, origin: str, slot: dt.datetime | None,
+    started_at: dt.datetime, finished_at: dt.datetime, sums: list[int], digests: list[str], sealed_at: dt.datetime,
+) -> None:  # fmt: skip
+    flat = [trail_id, number, run_id, schedule, origin, slot, 0, "partial", started_at, finished_at, sums]
+    one = seal_of(["seal/1", *flat, *digests, sealed_at])
+    content = json.loads(seal.seal_content(*one))
+    for place in (6, 9, 10, 16):
+        content[place] = moment(content[place])
+    assert seal_of(content) == one
+
+
+@pytest.mark.parametrize("kind", EVENT_KINDS)
+def test_an_event_can_be_read_back_from_the_bytes_that_are_hashed(kind: Any) -> None:
+    hints = list(get_type_hints(kind).values())
+
+    @STEADY
+    @given(st.lists(st.tuples(*map(strategy_of, hints)), max_size=3))
+    def readable(rows: list[tuple[Any, ...]]) -> None:
+        place = EVENT_KINDS.index(kind)
+        events = seal.Events(*[[kind(*row) for row in rows] if n == place else [] for n in range(5)])
+        content = json.loads(chain.encode([[seal._columns(event) for event in each] for each in events]))
+        back = [
+            kind(*(moment(value) if hint in TIMES else value for hint, value in zip(hints, row, strict=True)))
+            for row in content[place]
+        ]
+        assert back == events[place]
+        assert seal.events_digest(events) == hashlib.sha256(chain.encode(content)).hexdigest()
+
+    readable()
+
+
+TIMES = (dt.datetime, dt.datetime | None)
+STRATEGIES = {str: texts, int: counts, bool: st.booleans(), dt.datetime: times, type(None): st.none()}
+
+
+def strategy_of(hint: Any) -> st.SearchStrategy[Any]:
+    if hint in STRATEGIES:
+        return STRATEGIES[hint]
+    if get_origin(hint) is Sequence:
+        return st.lists(texts, max_size=2)
+    alternatives = [each for each in get_args(hint) if each in STRATEGIES]
+    return st.one_of(*map(strategy_of, alternatives)) if alternatives else st.sampled_from(get_args(hint))
+
+
+def moment(microseconds: int | None) -> dt.datetime | None:
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return None if microseconds is None else epoch + dt.timedelta(microseconds=microseconds)
+
+
+@STEADY
+@given(st.lists(targets, max_size=5), st.lists(targets, max_size=5))
+def test_lists_of_targets_have_the_same_digest_exactly_where_they_hold_the_same(
+    one: list[Target], other: list[Target]
+) -> None:
+    assert (seal.targets_digest(one) == seal.targets_digest(other)) == (sorted(one) == sorted(other))
+
+
+@STEADY
+@given(targets, st.lists(texts, max_size=4), targets, st.lists(texts, max_size=4))
+def test_an_approved_scope_is_that_of_one_target_and_one_set(
+    one: Target, held: list[str], other: Target, others: list[str]
+) -> None:
+    same = (one, set(held)) == (other, set(others))
+    assert (chain.approved_scope(one, held) == chain.approved_scope(other, others)) == same
+
+
+# ----------------------------------------------------------------------------------------------- orders, and lines
+
+
+def test_versions_are_sealed_by_target_and_version_whatever_order_they_came_in() -> None:
+    made = [
+        seal.VersionHash(Target("o", "u", ""), 10, "aa"),
+        seal.VersionHash(Target("o", "u", ""), 9, "bb"),
+        seal.VersionHash(Target("o", "\uffff"), 1, "cc"),
+        seal.VersionHash(Target("o", "\U0001d7d9"), 1, "dd"),
+    ]
+    in_order = hashlib.sha256(b'["bb","aa","cc","dd"]').hexdigest()
+    assert seal.change_sets_digest(made) == seal.change_sets_digest(reversed(made)) == in_order
+
+
+def test_issues_of_one_target_stay_in_the_order_of_their_ids() -> None:
+    late, early = seal.IssueRow("o", "u", "", "stale", None, 0), seal.IssueRow("o", "u", "", "held", None, 3)
+    other = seal.IssueRow("o", "a", "", "failed", "62101", 0)
+    in_order = b'[["o","a","","failed","62101",0],["o","u","","stale",null,0],["o","u","","held",null,3]]'
+    assert seal.issues_digest([late, other, early]) == hashlib.sha256(in_order).hexdigest()
+
+
+def test_a_copied_trail_begins_elsewhere_than_a_new_one() -> None:
+    at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    assert len({seal.genesis("t", at), seal.genesis("t", at, "ab" * 32), seal.genesis("u", at)}) == 3
+
+
+def test_a_lone_surrogate_has_no_hash() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        chain.state_digest([Flow("\ud800", None, None, None)])
+
+
+def test_a_kept_line_and_the_bytes_that_are_signed_name_trail_number_and_seal() -> None:
+    at = dt.datetime(2026, 3, 4, 10, 0, 0, 250000, tzinfo=dt.timezone(dt.timedelta(hours=8)))
+    line = {"trail_id": "t", "id": 7, "seal": "ab" * 32, "sealed_at": "2026-03-04T02:00:00.250000Z"}
+    assert seal.kept_line("t", 7, "ab" * 32, at) == line
+    assert seal.signed_bytes("t", 7, "ab" * 32) == b"flowtrail-seal-1\nt\n7\n" + b"ab" * 32
+
+
+def test_the_sums_of_a_seal_are_those_of_a_run() -> None:
+    verdicts = ("targets", "changed", "unchanged", "held", "failed", "stale")
+    assert (*verdicts, *CHANGE_KINDS) == seal.SUMS

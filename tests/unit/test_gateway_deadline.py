@@ -1,0 +1,137 @@
+"""The watchdog alone: what it shuts, when, and what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from etl.errors import GatewayUnreachable, Interrupted
+from etl.gateway.deadline import CancellableSocket, Watchdog
+from tests.support.gateways import SAFETY_NET_SECONDS
+
+
+class Wire:
+    """Two ends of a connection; the near one has a line."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+        self.far.settimeout(SAFETY_NET_SECONDS)
+        self.line = CancellableSocket(self.near)
+
+    def was_shut(self) -> bool:
+        self.far.setblocking(False)
+        try:
+            return self.far.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    made = Wire()
+    yield made
+    made.line.retire()
+    made.near.close()
+    made.far.close()
+
+
+@pytest.fixture
+def watchdog() -> Iterator[Watchdog]:
+    made = Watchdog(threading.Event())
+    yield made
+    made.close()
+
+
+def test_a_late_line_is_shut_and_the_reason_is_kept(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(0.05) as watch:
+        watch.hold(wire.line)
+        assert wire.far.recv(1) == b""
+        assert watch.cut == "deadline"
+        with pytest.raises(GatewayUnreachable, match=r"0\.05 s"):
+            watch.check()
+
+
+def test_the_earliest_of_many_deadlines_is_met(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(3000), watchdog.watch(0.1) as watch, watchdog.watch(2000):
+        watch.hold(wire.line)
+        assert wire.far.recv(1) == b""
+
+
+def test_a_line_that_comes_after_the_cut_is_shut_at_once(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(3000) as watch:
+        watch.end("deadline")
+        watch.hold(wire.line)
+        assert wire.was_shut()
+
+
+def test_a_line_that_somebody_else_uses_by_now_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(3000) as late, watchdog.watch(3000) as other:
+        late.hold(wire.line)
+        other.hold(wire.line)
+        late.end("deadline")
+        assert not wire.was_shut()
+
+
+def test_a_released_line_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(3000) as watch:
+        watch.hold(wire.line)
+        watch.release()
+        watch.end("deadline")
+    assert not wire.was_shut()
+
+
+def test_a_stop_or_a_close_ends_every_watch(wire: Wire) -> None:
+    for finish in ("stop", "close"):
+        stop = threading.Event()
+        watchdog, other = Watchdog(stop), Wire()
+        with watchdog.watch(3000) as watch:
+            watch.hold(other.line)
+            stop.set() if finish == "stop" else watchdog.close()
+            assert other.far.recv(1) == b""
+            with pytest.raises(Interrupted):
+                watch.check()
+        watchdog.close()
+        other.line.retire()
+        other.near.close()
+        other.far.close()
+
+
+@pytest.mark.parametrize("retired_first", [True, False])
+def test_a_second_handle_is_closed_when_neither_connection_nor_watch_needs_it(
+    watchdog: Watchdog, retired_first: bool
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    wire = Wire()
+    with watchdog.watch(3000) as watch:
+        watch.hold(wire.line)
+        if retired_first:
+            wire.line.retire()
+            assert len(os.listdir("/proc/self/fd")) == before + 3
+    wire.line.retire()
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    watch.end("stop")
+    wire.near.close()
+    wire.far.close()
+
+
+def test_its_thread_ends_when_it_is_closed(watchdog: Watchdog) -> None:
+    with watchdog.watch(3000):
+        thread = watchdog._thread
+        assert thread is not None
+    watchdog.close()
+    thread.join(SAFETY_NET_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_it_rests_while_nothing_is_under_way(watchdog: Watchdog, wire: Wire) -> None:
+    with watchdog.watch(3000):
+        pass
+    while watchdog._busy.is_set():
+        threading.Event().wait(0.005)
+    with watchdog.watch(0.05) as watch:
+        watch.hold(wire.line)
+        assert wire.far.recv(1) == b""

@@ -1,0 +1,260 @@
+"""Every foreign exception becomes an error of ours at one door, and no message, log or traceback holds a secret."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import inspect
+import json
+import logging
+import socket
+import ssl
+import traceback
+from http import client as http_client
+from urllib.parse import quote
+
+import msgspec
+import pytest
+import requests.exceptions
+import urllib3.exceptions
+from tenacity import RetryCallState, Retrying
+
+from etl.errors import GatewayError, GatewayUnreachable, Malformed
+from etl.gateway import Gateway
+from etl.gateway.errors import FOREIGN, explained
+from etl.gateway.excerpt import Hidden, excerpt
+from etl.gateway.faults import meaning_of, retry_after_seconds, skew_seconds
+from etl.gateway.retry import helps_to_retry, pause_seconds
+from etl.gateway.signature import signature
+from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
+from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
+
+# The door
+
+
+def _errors_of(module: object) -> list[type[BaseException]]:
+    found = [each for _, each in inspect.getmembers(module, inspect.isclass)]
+    return [e for e in found if issubclass(e, Exception) and not issubclass(e, Warning)]
+
+
+KNOWN = sorted(
+    {
+        *_errors_of(requests.exceptions),
+        *_errors_of(urllib3.exceptions),
+        *_errors_of(http_client),
+        *_errors_of(ssl),
+        *(socket.gaierror, socket.herror, TimeoutError, BrokenPipeError, ConnectionResetError, UnicodeError),
+    },
+    key=lambda each: (each.__module__, each.__name__),
+)
+
+
+@pytest.mark.parametrize("kind", KNOWN, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_every_foreign_exception_has_a_meaning(kind: type[BaseException]) -> None:
+    assert issubclass(kind, FOREIGN), "nobody would catch it"
+    error = explained(kind.__new__(kind), 30)
+    assert isinstance(error, GatewayUnreachable | Malformed)
+    assert error.code
+    assert "{" not in str(error)
+    assert "None" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "code", "words"),
+    [
+        (urllib3.exceptions.ConnectTimeoutError("x"), "timeout", "no connection within 30 s"),
+        (urllib3.exceptions.ReadTimeoutError(None, "/a?userId=u", "x"), "timeout", "for 30 s"),  # type: ignore[arg-type]
+        (ConnectionResetError(104, "Connection reset by peer"), "connection", "connection reset by peer"),
+        (OSError(113, "No route to host"), "connection", "OSError"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] x"), "tls", ""),
+        (ValueError("/a?userId=u"), "connection", "ValueError"),
+    ],
+)
+def test_the_meaning_is_in_words_and_never_in_foreign_ones(foreign: Exception, code: str, words: str) -> None:
+    wrapped = requests.exceptions.ConnectionError(urllib3.exceptions.MaxRetryError(None, "/a?userId=u", foreign))  # type: ignore[arg-type]
+    for each in (foreign, wrapped):
+        error = explained(each, 30)
+        assert isinstance(error, GatewayError)
+        assert error.code == code
+        assert "userId" not in str(error)
+    assert words in str(explained(foreign, 30))
+
+
+def test_every_status_has_a_meaning() -> None:
+    expected = {200: "answer", 401: "renew", 429: "retry"}
+    for status in range(100, 600):
+        rule = {1: "malformed", 2: "malformed", 3: "redirect", 4: "refuse", 5: "retry"}[status // 100]
+        assert meaning_of(status) == expected.get(status, rule)
+    assert {meaning_of(status) for status in (0, 99, 600, 999, -1)} == {"malformed"}
+
+
+def test_a_retry_is_for_what_may_pass() -> None:
+    assert helps_to_retry(GatewayUnreachable("x", code="http_503"))
+    for error in (GatewayUnreachable("x", code="deadline"), Malformed("x", code="malformed"), KeyboardInterrupt()):
+        assert not helps_to_retry(error)
+
+
+NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("120", 120.0),
+        (" 1.5 ", 1.5),
+        ("0", 0.0),
+        ("-7", 0.0),
+        ("9" * 400, float("inf")),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Fri, 02 Jan 2026 03:00:00 GMT", 0.0),
+        ("soon", None),
+        ("", None),
+        ("1e3", None),
+        ("1, 2", None),
+    ],
+)
+def test_retry_after_is_seconds_from_now_and_never_negative(value: str, expected: float | None) -> None:
+    assert retry_after_seconds({"Retry-After": value}, NOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "date", "arrived", "expected"),
+    [(0, 0, 0, 0), (0, 5, 10, 0), (0.9, 0, 1, 0), (0, 70, 10, 60), (100, 39, 110, -60), (0, -0.5, 1, 0)],
+)
+def test_clocks_are_apart_by_what_the_request_itself_cannot_explain(
+    asked: float, date: float, arrived: float, expected: float
+) -> None:
+    moments = [NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived)]
+    assert skew_seconds(*moments) == expected
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(None, 0.05, 0.25), (0.0, 0.2, 0.4), (7.0, 7.0, 7.2)])
+def test_a_pause_is_what_was_asked_for_with_a_floor_or_a_full_jitter(
+    asked: float | None, least: float, most: float
+) -> None:
+    error = GatewayUnreachable("x", code="http_503", retry_after_seconds=asked)
+    state = RetryCallState(Retrying(), None, (), {})
+    state.set_exception((type(error), error, None))
+    pauses = {pause_seconds(state) for _ in range(200)}
+    assert least <= min(pauses) <= max(pauses) <= most
+    assert len(pauses) > 100
+
+
+# Secrets
+
+CANARIES = {"access key": ACCESS_KEY, "secret": SECRET, "token": "token-canary+/=%9"}
+
+
+def forms(text: str) -> dict[str, str]:
+    raw = text.encode()
+    return {
+        "raw": text,
+        "url": quote(text, safe=""),
+        "base64": base64.b64encode(raw).decode().rstrip("="),
+        "hex": raw.hex(),
+        "json": json.dumps(text)[1:-1],
+    }
+
+
+def leaks(text: str) -> list[str]:
+    return [
+        f"{name} ({how})"
+        for name, canary in CANARIES.items()
+        for how, form in forms(canary).items()
+        if form.lower() in text.lower()
+    ]
+
+
+def _tells(peer: Peer) -> None:
+    """A gateway that repeats what it was sent, and what it must not know, in every form there is."""
+    assert peer.request is not None
+    said = {f"{name} {how}": form for name, c in CANARIES.items() for how, form in forms(c).items()}
+    peer.send(http(json.dumps({"sent": peer.request.headers, "told": said}), 400))
+
+
+def _says(number: int) -> Step:
+    def step(peer: Peer) -> None:
+        assert peer.request is not None
+        headers = peer.request.headers
+        told = [*forms(headers.get("apim-accesstoken", "none")).values(), *forms(SECRET).values()]
+        told += [headers.get("apim-signature", ""), *forms(ACCESS_KEY).values(), peer.request.body.decode()]
+        peer.send(http(json.dumps({"code": number, "status": number, "msg": " ".join(told)})))
+
+    return step
+
+
+SCENES: list[tuple[str, Step, Step]] = [
+    ("success", http('{"code":0,"data":[]}'), issued(CANARIES["token"])),
+    ("a refusal that tells", _tells, issued(CANARIES["token"])),
+    ("a code that tells", _says(62101), issued(CANARIES["token"])),
+    ("a hiccup that tells", _says(99500), issued(CANARIES["token"])),
+    ("a token service that tells", http(""), _says(1003)),
+    ("a token that is refused", code(1203), issued(CANARIES["token"])),
+    ("a refused key", http(""), token_code(1002, ACCESS_KEY)),
+    ("no JSON, with the token", http("<html>" + CANARIES["token"]), issued(CANARIES["token"])),
+    ("a reset", lambda peer: peer.reset(), issued(CANARIES["token"])),
+    ("headers that cannot be parsed", b"HTTP/1.1 200 OK\r\nbroken header\r\n\r\n", issued(CANARIES["token"])),
+    ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", issued()),
+    ("a deadline", lambda peer: peer.hang(), issued(CANARIES["token"])),
+]
+
+
+@pytest.mark.parametrize(("flows", "tokens"), [each[1:] for each in SCENES], ids=[each[0] for each in SCENES])
+def test_no_secret_gets_out(
+    flows: Step, tokens: Step, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(("urllib3", "requests")):
+            caplog.set_level(logging.DEBUG, name)
+    said = []
+    with Hostile(flows, tokens=(tokens,)) as server, gateway(server, auth="token", deadline=0.4) as client:
+        try:
+            said.append(repr(client.fetch(TARGET)))
+        except GatewayError as error:
+            said += [str(error), repr(error), repr(vars(error)), *traceback.format_exception(error)]
+            said += [repr(frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__) if _ours(frame)]
+            signatures = [request.headers.get("apim-signature", "-") for request in server.flow_requests]
+            assert not any(each in " ".join(said) for each in signatures)
+        inside = {name: value for name, value in vars(client).items() if name != "_settings"}
+        said += [repr(client), repr(inside), repr(vars(client._tokens))]
+    said += [caplog.text, *(repr(vars(record)) for record in caplog.records), *capfd.readouterr()]
+    assert leaks("\n".join(said)) == []
+    assert "userId" not in caplog.text
+
+
+def _ours(frame: object) -> bool:
+    """Frames of the client below the server's answers, whose locals a rich traceback would print."""
+    name = frame.f_globals.get("__name__", "")  # type: ignore[attr-defined]
+    return name.startswith("etl.gateway") and not {"reply", "body", "found"} & set(frame.f_locals)  # type: ignore[attr-defined]
+
+
+def test_a_hidden_string_works_like_any_and_prints_like_none() -> None:
+    hidden = Hidden("s3cret")
+    assert repr(hidden) == "'***'"
+    assert repr({"h": [hidden]}) == "{'h': ['***']}"
+    assert hidden + "x" == "s3cretx"
+    assert signature(hidden, {}, 1, "x") == signature("s3cret", {}, 1, "x")
+    with pytest.raises(TypeError):
+        msgspec.json.encode(object())
+
+
+def test_what_is_hidden_is_hidden_before_the_text_is_cut() -> None:
+    secret = "S" * 30
+    for before in range(60, 130):
+        assert "SSSS" not in excerpt("x" * before + secret, (secret,))
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nb", "\x1b[2J", "\r", "\x85", "\u2028", "\u202e", "\ud800", "\x00", "\x7f", "\ufeff"]
+)
+def test_an_excerpt_is_one_harmless_line(text: str) -> None:
+    shown = excerpt(text)
+    assert shown.isprintable()
+    assert len(excerpt(text * 1000)) < 120
+    assert len(excerpt((text * 1000).encode("utf-8", "replace"))) < 120
+
+
+def test_the_settings_of_a_gateway_print_without_their_secret() -> None:
+    with Gateway(settings_for("https://apim.example.com", proxy="http://me:hunter2@127.0.0.1:1")) as client:
+        assert "hunter2" not in repr(client)

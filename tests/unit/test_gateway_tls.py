@@ -1,0 +1,341 @@
+"""TLS: whoever cannot prove to be the gateway gets nothing, and a handshake cannot outlive the deadline either."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from etl.errors import ConfigError, GatewayUnreachable, Interrupted
+from etl.gateway import Gateway
+from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
+from tests.support.hostile import Hostile, Peer, Step, answer, http
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="NOT TESTED OVER TLS: there is no openssl command to make certificates with"
+)
+
+
+class Certificates:
+    """A certificate authority, and what it (or nobody) vouches for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._make("ca", "/CN=Test CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self._make("other", "/CN=Other CA", "-addext", "basicConstraints=critical,CA:TRUE")
+        self.leaf("good", "IP:127.0.0.1,DNS:localhost")
+        self.leaf("wrong_host", "DNS:apim.example.com")
+        self.leaf("expired", "IP:127.0.0.1", "-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
+        self._make("self_signed", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+
+    def path(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def _openssl(self, *args: str) -> None:
+        subprocess.run(["openssl", *args], cwd=self._folder, check=True, capture_output=True)
+
+    def _make(self, name: str, subject: str, *more: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl("req", "-x509", *key, "-out", f"{name}.pem", "-subj", subject, "-days", "2", *more)
+
+    def leaf(self, name: str, names: str, *validity: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        self._openssl(
+            "req", "-new", *key, "-out", f"{name}.csr", "-subj", "/CN=x", "-addext", f"subjectAltName={names}"
+        )
+        signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
+        days = validity or ("-days", "2")
+        self._openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed_by, *days)
+
+    def server(self, name: str) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
+        return context
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def test_a_gateway_that_the_bundle_vouches_for_is_asked_over_kept_connections(certificates: Certificates) -> None:
+    with (
+        Hostile(tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem"), auth="token") as client,
+    ):
+        for _ in range(3):
+            client.fetch(TARGET)
+    assert [request.connection for request in server.requests] == [0, 1, 1, 1]
+    assert server.requests[0].headers["connection"] == "close"
+    assert len(server.flow_requests) == 3
+
+
+def test_a_folder_of_certificates_is_a_bundle_too(certificates: Certificates, tmp_path: Path) -> None:
+    shutil.copy(certificates.path("ca.pem"), tmp_path)
+    subprocess.run(["openssl", "rehash", str(tmp_path)], check=True, capture_output=True)
+    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=str(tmp_path)) as client:
+        client.fetch(TARGET)
+
+
+@pytest.mark.parametrize(
+    ("name", "bundle"),
+    [("self_signed", "ca.pem"), ("expired", "ca.pem"), ("wrong_host", "ca.pem"), ("good", "other.pem"), ("good", "")],
+)
+def test_a_certificate_that_proves_nothing_is_refused_at_once(
+    certificates: Certificates, name: str, bundle: str
+) -> None:
+    trusted = certificates.path(bundle) if bundle else ""
+    with Hostile(tls=certificates.server(name)) as server:
+        error = failure(server, ca_bundle=trusted, auth="token", deadline=60)
+    assert isinstance(error, GatewayUnreachable)
+    assert (error.code, error.attempts, error.gateway_down_evidence) == ("tls_certificate", 1, True)
+    assert "ca_bundle" in str(error)
+    assert not server.requests
+
+
+def test_the_environment_cannot_vouch_for_a_gateway(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, certificates.path("ca.pem"))
+    with Hostile(tls=certificates.server("good")) as server:
+        assert failure(server).code == "tls_certificate"
+
+
+def test_keys_of_a_session_are_not_logged_for_the_environment(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    bundle = certificates.path("ca.pem")
+    with Hostile(tls=certificates.server("good")) as server, gateway(server, ca_bundle=bundle) as client:
+        client.fetch(TARGET)
+    assert not (tmp_path / "keys").exists()
+
+
+def test_old_tls_is_refused(certificates: Certificates) -> None:
+    old = certificates.server("good")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with Hostile(tls=old) as server:
+        error = one_exchange(server, ca_bundle=certificates.path("ca.pem"))
+    assert error.code == "tls"
+    assert not server.requests
+
+
+def test_a_plain_server_behind_https_is_named() -> None:
+    with Hostile(greet=http("hello")) as server:
+        given = settings_for(server.url.replace("http:", "https:"))
+        assert one_exchange(given).code == "tls"
+
+
+@pytest.mark.parametrize("missing", ["nowhere.pem", "ca.key"])
+def test_a_bundle_that_cannot_be_used_is_a_matter_of_configuration(certificates: Certificates, missing: str) -> None:
+    with pytest.raises(ConfigError, match="ca_bundle"):
+        Gateway(settings_for("https://apim.example.com", ca_bundle=certificates.path(missing)))
+
+
+SERVER_HELLO = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc\x03\x03" + bytes(9000)
+SLOW: list[tuple[str, Step | None, Step]] = [
+    ("silence instead of a handshake", lambda peer: peer.hang(), answer()),
+    ("a handshake a byte at a time", lambda peer: peer.drip(SERVER_HELLO, 0.01), answer()),
+    ("a body a byte at a time", None, lambda peer: peer.drip(http(b" " * 9000), 0.01)),
+    ("silence in a body", None, lambda peer: (peer.send(http(b"{", length=9)), peer.hang())),
+]
+
+
+@pytest.mark.parametrize(("greet", "step"), [each[1:] for each in SLOW], ids=[each[0] for each in SLOW])
+def test_no_server_outlives_the_deadline_over_tls(certificates: Certificates, greet: Step | None, step: Step) -> None:
+    with Hostile(step, greet=greet, tls=certificates.server("good")) as server:
+        error = failure(server, ca_bundle=certificates.path("ca.pem"), deadline=0.3)
+        assert server.connections == 0 or server.left.wait(SAFETY_NET_SECONDS)
+    assert error.code == "deadline"
+
+
+def test_a_stop_ends_a_handshake(certificates: Certificates) -> None:
+    stop = threading.Event()
+
+    def stuck(peer: Peer) -> None:
+        stop.set()
+        peer.hang()
+
+    with (
+        Hostile(greet=stuck, tls=certificates.server("good")) as server,
+        gateway(server, stop, ca_bundle=certificates.path("ca.pem")) as client,
+        pytest.raises(Interrupted),
+    ):
+        client.fetch(TARGET)
+
+
+# Connections of their own
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_each_connection_resumes_the_session_of_one_before(certificates: Certificates, version: ssl.TLSVersion) -> None:
+    context = certificates.server("good")
+    context.maximum_version = version
+    with Hostile(tls=context) as server, gateway(server, ca_bundle=certificates.path("ca.pem")) as client:
+        for own in (True, True, False, True, True):
+            assert client.fetch(TARGET, own_connection=own).sole_answer == own
+    assert (server.connections, server.resumed) == (5, 4)
+
+
+def test_a_certificate_has_to_be_shown_again_in_time(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl.gateway.tls._VERIFIED_SECONDS", 0.0)
+    with (
+        Hostile(tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
+    ):
+        for _ in range(3):
+            client.fetch(TARGET, own_connection=True)
+    assert (server.connections, server.resumed) == (3, 0)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_answers_that_nobody_asked_for_are_seen_over_tls(certificates: Certificates, version: ssl.TLSVersion) -> None:
+    context = certificates.server("good")
+    context.maximum_version = version
+    bundle = {"ca_bundle": certificates.path("ca.pem")}
+    for own in (True, False):
+        with Hostile(answer() + answer(), tls=context) as server:
+            assert one_exchange(server, own_connection=own, **bundle).code == "desync"
+    strayed, again = threading.Event(), threading.Event()
+
+    def step(peer: Peer) -> None:
+        peer.send(answer())
+        again.wait(SAFETY_NET_SECONDS)
+        peer.send(answer())
+        strayed.set()
+
+    with Hostile(step, answer(), tls=context) as server, gateway(server, **bundle) as client:
+        client.fetch(TARGET)
+        again.set()
+        assert strayed.wait(SAFETY_NET_SECONDS)
+        assert client.fetch(TARGET).attempts == 1
+    assert server.connections == 2
+
+
+# Through a proxy
+
+
+ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+def _relay(port: int, established: bytes = ESTABLISHED) -> Step:
+    """What a proxy does for CONNECT: two pumps."""
+
+    def connect(peer: Peer) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += peer.connection.recv(1)
+        heads.append(head)
+        _pump_through(port, peer, established)
+
+    heads: list[bytes] = []
+    connect.heads = heads  # type: ignore[attr-defined]
+    return connect
+
+
+def _pump_through(port: int, peer: Peer, established: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as upstream:
+        peer.send(established)
+        back = threading.Thread(target=_pump, args=(upstream, peer.connection))
+        back.start()
+        _pump(peer.connection, upstream)
+        back.join(SAFETY_NET_SECONDS)
+    raise ConnectionResetError
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def test_https_goes_through_a_tunnel_whose_owner_sees_nothing(certificates: Certificates) -> None:
+    with Hostile(tls=certificates.server("good")) as server:
+        relay = _relay(server.port)
+        with Hostile(greet=relay) as proxy:
+            address = f"http://me:pass@127.0.0.1:{proxy.port}"
+            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": address, "auth": "token"}
+            with gateway(server, **changes) as client:
+                for _ in range(2):
+                    client.fetch(TARGET)
+    heads = relay.heads  # type: ignore[attr-defined,union-attr]
+    assert len(heads) == 2  # one of the token's own
+    for head in heads:
+        assert head.startswith(b"CONNECT 127.0.0.1:%d HTTP/1" % server.port)
+        assert b"basic bWU6cGFzcw==" in head.replace(b"Basic", b"basic")
+        assert b"apim-" not in head
+    assert not any("proxy-authorization" in request.headers for request in server.requests)
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_a_connection_of_its_own_goes_through_a_tunnel_too(certificates: Certificates, over_tls: bool) -> None:
+    """Also through a proxy that speaks TLS itself, so that the gateway's lies within the proxy's."""
+    own, doubled = answer(), answer() + answer()
+    context = certificates.server("good")
+    with Hostile(own, own, own, doubled, tls=context) as server:
+        tunnel = partial(_pump_through, server.port, established=ESTABLISHED)
+        with Hostile(tunnel, tls=context) if over_tls else Hostile(greet=_relay(server.port)) as proxy:
+            scheme = "https" if over_tls else "http"
+            changes = {
+                "ca_bundle": certificates.path("ca.pem"),
+                "proxy": f"{scheme}://127.0.0.1:{proxy.port}",
+                "deadline": 0.5,
+            }
+            with gateway(server, **changes) as client:
+                for asked_alone in (True, False, True):
+                    assert client.fetch(TARGET, own_connection=asked_alone).sole_answer == asked_alone
+                with pytest.raises(GatewayUnreachable) as failed:
+                    client.fetch(TARGET, own_connection=True)
+            assert failed.value.code in ("desync", "deadline")
+    assert [request.headers.get("connection") for request in server.requests[:3]] == ["close", None, "close"]
+    assert server.resumed >= 3
+
+
+def test_what_a_proxy_sends_behind_its_answer_to_connect_is_no_part_of_the_tunnel(certificates: Certificates) -> None:
+    with Hostile(tls=certificates.server("good")) as server:
+        greet = _relay(server.port, ESTABLISHED + answer())
+        with Hostile(greet=greet) as proxy:
+            changes = {"ca_bundle": certificates.path("ca.pem"), "proxy": f"http://127.0.0.1:{proxy.port}"}
+            assert one_exchange(server, own_connection=True, **changes).code == "desync"
+
+
+def test_a_proxy_that_forwards_is_asked_to_close_and_closes() -> None:
+    with Hostile(answer(), answer() + answer()) as proxy:
+        settings = settings_for("http://127.0.0.1:9", proxy=f"http://127.0.0.1:{proxy.port}")
+        with Gateway(settings) as client:
+            assert client.fetch(TARGET, own_connection=True).sole_answer
+        assert one_exchange(settings, own_connection=True).code == "desync"
+    assert [request.headers["connection"] for request in proxy.requests] == ["close", "close"]
+
+
+@pytest.mark.parametrize(
+    ("greet", "expected"),
+    [
+        (b"HTTP/1.1 407 Who are you\r\n\r\n", "proxy"),
+        (lambda peer: peer.reset(), "proxy"),
+        (lambda peer: peer.drip(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1500, 0.01), "deadline"),
+        (lambda peer: peer.hang(), "deadline"),
+    ],
+)
+def test_a_proxy_that_fails_is_named(greet: Step, expected: str) -> None:
+    deadline = 0.3 if expected == "deadline" else 20
+    with Hostile(greet=greet) as proxy:
+        given = settings_for("https://apim.example.com", proxy=proxy.url, deadline=deadline)
+        assert one_exchange(given).code in (expected, "connection" if expected == "proxy" else expected)

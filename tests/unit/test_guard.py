@@ -1,0 +1,210 @@
+"""The removal guard: what of an answer is believed, and what waits for a person."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from etl.domain.guard import (
+    Decision,
+    Limits,
+    approve,
+    emptied_targets,
+    hold,
+    hold_with_others,
+    refuse_approval,
+    weigh,
+    weigh_first,
+)
+from tests.support.builders import STEADY
+
+LIMITS = Limits()
+"""10 workflows and 30 percent of a list; 5 targets and 20 percent of a run."""
+
+
+def ids(first: int, last: int) -> frozenset[str]:
+    return frozenset(map(str, range(first, last + 1)))
+
+
+def weighed(known: int, removed: int, added: int = 0, held: int = 0, limits: Limits = LIMITS):
+    """An answer to a list of ``known`` that lacks the first ``removed``, the first ``held`` of which wait already."""
+    answered = ids(removed + 1, known) | ids(1001, 1000 + added)
+    return weigh(ids(1, known), ids(1, held), answered, limits)
+
+
+@pytest.mark.parametrize(
+    ("known", "removed", "held"),
+    [
+        pytest.param(20, 9, False, id="below the number, far over the share"),
+        pytest.param(20, 10, True, id="exactly the number"),
+        pytest.param(20, 11, True, id="over the number"),
+        pytest.param(41, 12, False, id="over the number, just below the share (12.3)"),
+        pytest.param(41, 13, True, id="just over the share (12.3)"),
+        pytest.param(40, 11, False, id="below the share (12)"),
+        pytest.param(40, 12, True, id="exactly the share"),
+        pytest.param(10, 10, True, id="everything, and enough of it"),
+        pytest.param(30, 9, False, id="exactly the share, below the number"),
+    ],
+)
+def test_removals_are_held_from_both_limits_on(known, removed, held):
+    decision = weighed(known, removed)
+    assert decision.held == (ids(1, removed) if held else frozenset())
+    assert not decision.whole
+    assert bool(decision.reason) == held
+
+
+@pytest.mark.parametrize("share", [0.07, 0.14, 0.28, 0.29, 0.55, 0.57, 0.58])
+def test_exactly_the_share_is_held_whatever_binary_fractions_make_of_it(share):
+    """0.07 * 100 is 7.000000000000001 in floating point: 7 of 100 are still seven percent."""
+    limits = Limits(min_removed=5, max_removed_share=share)
+    count = round(share * 100)
+    assert weighed(100, count, limits=limits).held == ids(1, count)
+    assert not weighed(100, count - 1, limits=limits).held
+
+
+def test_what_is_held_already_counts_as_removed():
+    assert weighed(30, 10, held=9).held == ids(1, 10)
+    assert weighed(30, 9, held=8).held == ids(1, 8)
+
+
+def test_additions_and_changes_beside_held_removals_are_believed():
+    assert weighed(40, 12, added=11).whole is False
+
+
+@pytest.mark.parametrize(("added", "whole"), [(11, False), (12, True), (13, True), (40, True)])
+def test_an_answer_with_as_many_additions_as_removals_would_need_is_another_list(added, whole):
+    decision = weighed(40, 12, added)
+    assert decision.whole is whole
+    assert decision.held == ids(1, 12)
+
+
+def test_many_additions_alone_are_no_other_list():
+    assert weighed(40, 11, added=500) == weigh(ids(1, 40), frozenset(), ids(12, 40), LIMITS)
+
+
+def test_once_held_stays_held_however_small_the_rest_is():
+    """The list grew to 100 meanwhile, so that 10 would not be doubted any more; they still wait for a person."""
+    decision = weighed(100, 11, held=10)
+    assert decision.held == ids(1, 10)
+    assert not decision.whole
+    assert decision.removes == 1
+
+
+def test_what_comes_back_is_no_longer_held_and_the_hold_ends_with_the_last():
+    assert weigh(ids(1, 30), ids(1, 10), ids(5, 30), LIMITS).held == ids(1, 4)
+    assert weigh(ids(1, 30), ids(1, 10), ids(1, 30), LIMITS).held == frozenset()
+
+
+@STEADY
+@given(st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)), st.sets(st.integers(1, 60)), st.booleans())
+def test_nothing_approves_itself(known, missing, answered, whole_again):
+    """What was held and is still missing stays held, by whatever way the answer goes."""
+    known, missing, answered = (frozenset(map(str, each)) for each in (known, missing & known, answered))
+    decision = weigh(known, missing, answered, LIMITS)
+    assert missing - answered <= decision.held <= known - answered
+    assert decision.whole <= bool(decision.held)
+
+
+@STEADY
+@given(st.sets(st.integers(1, 40)), st.sets(st.integers(1, 60)), st.integers(0, 20), st.floats(0, 1))
+def test_fewer_than_the_limits_are_never_held_and_as_many_always_are(known, answered, number, share):
+    limits = Limits(min_removed=number, max_removed_share=share)
+    gone = known - answered
+    decision = weigh(*(frozenset(map(str, each)) for each in (known, (), answered)), limits)
+    if not gone or len(gone) < number:
+        assert not decision.held
+    if gone and len(gone) >= number and len(gone) >= share * len(known) + 0.001:
+        assert len(decision.held) == len(gone)
+
+
+@pytest.mark.parametrize("known", [1, 9])
+def test_a_target_that_would_lose_all_of_few_is_uncertain(known):
+    decision = weighed(known, known)
+    assert (decision.uncertain, decision.removes, decision.held) == (True, known, frozenset())
+
+
+def test_a_target_that_would_lose_all_of_many_is_held_and_not_uncertain():
+    decision = weighed(10, 10)
+    assert (decision.uncertain, decision.removes, decision.held) == (False, 0, ids(1, 10))
+
+
+@pytest.mark.parametrize(("removed", "added"), [(9, 1), (8, 0), (1, 0), (1, 50)])
+def test_whatever_a_list_loses_makes_it_uncertain(removed, added):
+    decision = weighed(9, removed, added)
+    assert (decision.uncertain, decision.removes, decision.held) == (True, removed, frozenset())
+
+
+def test_an_empty_list_that_stays_empty_is_nothing_to_doubt():
+    assert weigh(frozenset(), frozenset(), frozenset(), LIMITS) == Decision()
+
+
+@pytest.mark.parametrize(("listed", "uncertain"), [(frozenset(), True), (ids(1, 1), False), (ids(1, 100), False)])
+def test_a_first_list_is_uncertain_where_it_is_empty(listed, uncertain):
+    assert weigh_first(listed) == Decision(uncertain=uncertain)
+
+
+def test_a_target_whose_every_workflow_is_held_already_is_not_uncertain():
+    decision = weigh(ids(1, 3), ids(1, 3), frozenset(), LIMITS)
+    assert (decision.uncertain, decision.removes, decision.held) == (False, 0, ids(1, 3))
+
+
+def test_the_rest_of_a_list_vanishing_beside_a_hold_is_uncertain_and_keeps_what_is_held():
+    decision = weigh(ids(1, 3), ids(1, 2), frozenset(), LIMITS)
+    assert (decision.uncertain, decision.removes, decision.held) == (True, 1, ids(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("emptied", "targets", "too_many"),
+    [(4, 4, False), (5, 5, True), (5, 25, True), (5, 26, False), (6, 26, True), (20, 100, True), (19, 100, False)],
+)
+def test_targets_that_emptied_together_are_doubted_from_both_limits_on(emptied, targets, too_many):
+    assert (emptied_targets(targets, LIMITS).plus(seen=emptied).stance == "hold") is too_many
+
+
+def test_exactly_the_share_of_emptied_targets_is_too_many_whatever_binary_fractions_make_of_it():
+    of_hundred = emptied_targets(100, Limits(max_emptied_targets=5, max_emptied_share=0.07))
+    assert of_hundred.limit == 7
+
+
+@pytest.mark.parametrize(("added", "whole"), [(0, False), (2, False), (3, True), (9, True)])
+def test_a_list_that_is_doubted_with_others_is_held_whole_where_as_much_is_new(added, whole):
+    decision = hold_with_others(ids(1, 9), ids(6, 9) | ids(101, 100 + added), LIMITS, "so many others, too")
+    assert (decision.held, decision.whole) == (ids(1, 5), whole)
+    assert decision.reason == "5 of 9 workflows are missing; so many others, too"
+
+
+def test_holding_keeps_everything_that_is_absent_and_says_how_much():
+    decision = hold(ids(1, 5), ids(1, 5))
+    assert decision.held == ids(1, 5)
+    assert "5 of 5" in decision.reason
+
+
+def test_an_approval_removes_what_was_held_and_is_still_missing():
+    assert approve(ids(1, 30), ids(1, 12), ids(13, 30)).held == frozenset()
+
+
+def test_an_approval_believes_what_came_back_meanwhile():
+    assert approve(ids(1, 30), ids(1, 12), ids(10, 40)).held == frozenset()
+
+
+def test_an_approval_applies_nothing_where_something_else_is_missing_too():
+    decision = approve(ids(1, 30), ids(1, 12), ids(14, 30))
+    assert decision.whole
+    assert decision.held == ids(1, 13)
+    assert "13" in decision.reason
+
+
+def test_an_approval_of_another_set_applies_nothing_while_anything_is_missing():
+    decision = refuse_approval(ids(1, 30), ids(13, 40), "3f9a01c277e2")
+    assert (decision.held, decision.whole) == (ids(1, 12), True)
+    assert "3f9a01c277e2" in decision.reason
+
+
+def test_an_approval_of_another_set_stands_in_the_way_of_nothing_that_came_back():
+    assert refuse_approval(ids(1, 30), ids(1, 31), "3f9a01c277e2") == Decision()
+
+
+def test_an_approval_asks_nothing_twice():
+    decision = approve(ids(1, 3), ids(1, 3), frozenset())
+    assert decision == Decision()

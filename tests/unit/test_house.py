@@ -1,0 +1,166 @@
+"""The street: who may import whom, and who owns what from outside. Read from the source, not from what runs."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ETL = ROOT / "etl"
+
+RANKS = {
+    **dict.fromkeys(("domain", "errors", "timeparse", "printable", "schema"), 0),
+    "system": 1,
+    **dict.fromkeys(("config", "database", "log"), 2),
+    **dict.fromkeys(("gateway", "store", "report", "signing"), 3),
+    **dict.fromkeys(("notify", "export", "verify", "audit"), 4),
+    "sync": 5,
+    "service": 6,
+    "web": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+DEMO = {"cli", "__main__"}
+"""Who may import the demo, which stands beside the street."""
+"""A module imports only from lower ranks, and a package counts as one module."""
+
+OWNERS = {
+    "requests": {"gateway"},
+    "urllib3": {"gateway", "notify", "signing"},
+    "cryptography": {"signing"},
+    "rfc3161_client": {"signing"},
+    "apprise": {"notify"},
+    "tenacity": {"gateway"},
+    "apscheduler": {"service"},
+    "cronsim": {"config"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "alembic": {"database"},
+    "prometheus_client": {"service"},
+    "distributed": {"sync"},
+    "structlog": {
+        "log",
+        "cli",
+        "sync",
+        "service",
+        "gateway",
+        "store",
+        "notify",
+        "web",
+    },
+}
+"""What comes from outside, and the only modules that may import it."""
+
+SOURCES = sorted(ETL.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The house on the street: ``etl/store/fences.py`` is ``store``."""
+    first = path.relative_to(ETL).parts[0]
+    return first.removesuffix(".py")
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+def outside(path: Path) -> set[str]:
+    """The top-level packages that a file imports from."""
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it the import stands: ``etl.store.commit``."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def neighbours(path: Path) -> set[str]:
+    """The modules of the street that a file imports from."""
+    names = {name.split(".")[1] for name in imported(path) if name.startswith("etl.")}
+    return {name for name in names if not name.startswith("__")} - {module_of(path)}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("own", sorted({module_of(path) for path in SOURCES} - {"demo"}))
+def test_a_module_imports_only_from_lower_ranks(own):
+    if own == "__init__":
+        assert not neighbours(ETL / "__init__.py")
+        return
+    assert own in RANKS, f"{own} has no rank: give it one in {Path(__file__).name}"
+    for path in (path for path in SOURCES if module_of(path) == own):
+        assert own in DEMO or "demo" not in neighbours(path)
+        above = {name for name in neighbours(path) - {"demo"} if RANKS[name] >= RANKS[own]}
+        assert not above, f"{named(path)} (rank {RANKS[own]}) imports {sorted(above)}"
+
+
+@pytest.mark.parametrize("path", sorted(ETL.glob("demo/*.py")), ids=named)
+def test_the_demo_stands_beside_the_street(path):
+    """The gateway of the tests shares no code with the client; only the story uses the product, as a user would."""
+    if path.name == "story.py":
+        assert neighbours(path) <= {name for name, rank in RANKS.items() if rank < RANKS["cli"]}
+    else:
+        assert neighbours(path) <= {"domain", "errors"}
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_outside_library_has_its_owner(library):
+    users = {named(path): module_of(path) for path in SOURCES if library in outside(path)}
+    strangers = {path for path, module in users.items() if module not in OWNERS[library]}
+    assert not strangers - {"etl/demo/story.py"}
+
+
+def test_only_config_reads_the_environment():
+    """Whoever else needs something of it is given it."""
+    assert {named(path) for path in SOURCES if reads_environment(path)} <= {
+        named(path) for path in ETL.glob("config/*.py")
+    }
+
+
+def reads_environment(path: Path) -> bool:
+    attributes = (node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute))
+    return bool(READERS & {*attributes, *(name.removeprefix("os.") for name in imported(path))})
+
+
+READERS = {"environ", "environb", "getenv", "getenvb"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "migrations" / "versions").glob("*.py")), ids=named)
+def test_revisions_import_no_application_code(path):
+    """A revision means the same for ever, whatever the program has become."""
+    assert not [name for name in imported(path) if name.split(".")[0] == "etl"]
+
+
+def test_nothing_but_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {re.split(r"[^A-Za-z0-9_-]", each)[0].lower().replace("-", "_") for each in wanted}
+    used = set().union(*(outside(path) for path in SOURCES)) - sys.stdlib_module_names - {"etl"}
+    assert used <= declared
+
+
+def test_the_checker_shares_no_code_with_what_it_checks():
+    assert outside(ROOT / "tests" / "support" / "checker.py") <= sys.stdlib_module_names | {"psycopg"}
+
+
+def test_every_rank_on_the_street_is_a_module_or_yet_to_come():
+    """A module that is there has its rank; this list of those to come only ever gets shorter."""
+    there = {module_of(path) for path in SOURCES} - {"__init__", "demo"}
+    assert there <= RANKS.keys()
+    assert RANKS.keys() <= there

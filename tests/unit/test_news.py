@@ -1,0 +1,156 @@
+"""What a run is worth telling: changes, each workflow once, and trouble where it begins and where it ends."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.notify.digest import LINES, Digest, Part, message, together
+from etl.store import Store
+from tests.support.builders import flow, numbered
+from tests.support.newsroom import ANN, BOB, EVE, Newsroom
+
+
+@pytest.fixture
+def news(engine: Engine) -> Newsroom:
+    return Newsroom(engine)
+
+
+def test_a_baseline_and_a_quiet_run_are_no_news(news: Newsroom) -> None:
+    first = news.run({ANN: numbered(1, 3)})
+    second = news.run({ANN: numbered(1, 3)})
+    assert (news.digest(first), news.digest(second)) == (None, None)
+
+
+def test_a_change_that_several_users_see_is_one_line(news: Newsroom) -> None:
+    before, after = [flow(1, "map", "D"), flow(2, "old", "W")], [flow(1, "map", "H")]
+    news.run({ANN: before, BOB: before, EVE: [flow(7)]})
+    run_id = news.run({ANN: after, BOB: after, EVE: [flow(7), flow(8, "new", "M", False)]})
+    assert news.told(run_id) == {
+        "cycle_changed": ["o1 1 map: day to hour (2 users)"],
+        "removed": ["o1 2 old, cycle: week (2 users)"],
+        "added": ["o2 8 new, cycle: month (eve)"],
+    }
+    assert news.told(run_id, ["removed", "added"], ["o2"]) == {"added": ["o2 8 new, cycle: month (eve)"]}
+    assert news.told(run_id, ["renamed"]) == {}
+    digest = news.digest(run_id)
+    assert digest is not None
+    assert message(digest).title == "Flowtrail plants: 1 cycle changed, 1 removed, 1 added"
+
+
+def test_renames_and_editability_say_before_and_after(news: Newsroom) -> None:
+    news.run({ANN: [flow(1, "map"), flow(2, "reduce")]})
+    run_id = news.run({ANN: [flow(1, "Map"), flow(2, "reduce", editable=False)]})
+    assert news.told(run_id) == {
+        "renamed": ["o1 1 Map, before: map (ann)"],
+        "editable_changed": ["o1 2 reduce: not editable (ann)"],
+    }
+
+
+def test_a_failure_is_told_once_and_so_is_its_end(news: Newsroom) -> None:
+    good, bad = {ANN: numbered(1, 3), BOB: [flow(1)]}, {ANN: "62109", BOB: [flow(1)]}
+    runs = [news.run(answers) for answers in (good, bad, bad, good, good, bad)]
+    failed, again = (
+        {"failed": ["o1/ann: EnOS said 62109 (62109)"]},
+        {"recovered": ["o1/ann: gives valid answers again"]},
+    )
+    assert [news.told(run_id) for run_id in runs] == [{}, failed, {}, again, {}, failed]
+    assert [news.told(run_id, ["held"]) for run_id in runs] == [{}] * 6
+    assert [news.told(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
+
+
+def test_a_change_after_a_recovery_is_no_second_one(news: Newsroom) -> None:
+    answers = ([flow(1)], "62109", [flow(1)], [flow(1), flow(2)], [flow(1)])
+    runs = [news.run({ANN: answer}) for answer in answers]
+    assert [list(news.told(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
+
+
+def test_a_target_that_fails_from_its_first_day_is_told_once(news: Newsroom) -> None:
+    runs = [news.run({ANN: "62101"}), news.run({ANN: "62101"}), news.run({ANN: [flow(1)]})]
+    assert [list(news.told(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
+
+
+def test_a_hold_is_told_once_however_often_it_fails_in_between_and_its_end_once(news: Newsroom) -> None:
+    whole, cut = {ANN: numbered(1, 30)}, {ANN: numbered(1, 5)}
+    runs = [news.run(answers) for answers in (whole, cut, cut, {ANN: "62109"}, cut, whole, whole, cut)]
+    assert [list(news.told(run_id)) for run_id in runs] == [
+        [], ["held"], [], ["failed"], [], ["recovered"], [], ["held"]
+    ]  # fmt: skip
+    assert list(news.told(runs[5], ["held"])) == ["recovered"]
+    assert [list(news.told(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
+
+
+def test_an_approval_tells_what_was_removed_and_that_the_hold_is_over(news: Newsroom) -> None:
+    news.run({ANN: numbered(1, 30)})
+    news.run({ANN: numbered(1, 5)})
+    run_id = news.run({ANN: numbered(1, 5)}, schedule=None, by="wu")
+    told = news.told(run_id)
+    assert (list(told), len(told["removed"])) == (["removed", "recovered"], LINES)
+    digest = news.digest(run_id)
+    assert digest is not None
+    assert message(digest).title == "Flowtrail approval: 25 removed, 1 recovered"
+    assert "and 15 more" in message(digest).body
+
+
+def test_the_answer_is_the_same_however_much_later_it_is_asked(news: Newsroom) -> None:
+    good, bad = {ANN: numbered(1, 30)}, {ANN: "62109"}
+    runs = [news.run(answers) for answers in (good, bad, bad, good)]
+    then = [news.told(run_id) for run_id in runs]
+    for answers in (bad, {ANN: numbered(1, 5)}, good, {ANN: numbered(2, 30)}):
+        news.run(answers)
+    assert [news.told(run_id) for run_id in runs] == then
+
+
+def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom) -> None:
+    news.run({ANN: "62109"}, schedule="plants")
+    other = news.begin(schedule="wind")
+    ours = news.begin(schedule="plants")
+    news.apply(ours, {ANN: [flow(1)]})
+    news.apply(other, {EVE: [flow(1)]})
+    news.finish(ours)
+    news.finish(other)
+    assert list(news.told(ours)) == ["recovered"]
+    assert news.told(other) == {}
+
+
+def test_a_run_that_was_declared_dead_and_goes_on_is_told_again(news: Newsroom, engine: Engine) -> None:
+    news.run({ANN: [flow(1, cycle="D")]})
+    run_id = news.begin()
+    news.finish(run_id, "aborted")
+    assert news.store.mark_told(run_id, news.untold()[-1].finished_at)
+    assert run_id not in [run.id for run in news.untold()]
+    news.apply(run_id, {ANN: [flow(1, cycle="H")]})
+    assert not Store(engine).finish_run(run_id, "succeeded", {}, news.untold()[-1].finished_at)
+    assert list(news.told(run_id)) == ["cycle_changed"]
+
+
+def test_a_name_that_wants_to_be_more_than_text_stays_text(news: Newsroom) -> None:
+    evil = "x\n\nFlowtrail: all is well \x1b[2J\u202e @everyone <!channel> <b>*bold*</b>" + "y" * 500
+    news.run({ANN: []})
+    run_id = news.run({ANN: [flow(1, evil)]})
+    digest = news.digest(run_id)
+    assert digest is not None
+    body = message(digest).body
+    assert "\x1b" not in body
+    assert "\u202e" not in body
+    assert "@everyone" not in body
+    assert next(line for line in body.splitlines() if "all is well" in line).startswith("  o1 1 x\\x0a\\x0aFlowtrail")
+    assert max(map(len, body.splitlines())) < 200
+
+
+def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> None:
+    parts = {kind: Part(50, tuple(f"{kind} {n}" for n in range(LINES))) for kind in ("cycle_changed", "held", "failed")}
+    body = message(Digest(name="plants", said="Run 1.", parts=parts, changes_between=("a", "b"))).body
+    assert body.count("and 44 more") == 3
+    assert "\n".join(body.splitlines()[-3:]) == (
+        "  flowtrail changes --since a --until b\n  flowtrail guard list\n  flowtrail status"
+    )
+
+
+def test_digests_of_many_runs_become_one_with_their_sums() -> None:
+    parts = {"removed": Part(30, tuple(f"line {n}" for n in range(LINES)))}
+    digests = [Digest(name=n, said="", parts=parts, changes_between=(n, n)) for n in ("a", "b", "c")]
+    told = together(digests)
+    assert told.title == "Flowtrail 3 runs: 90 removed"
+    assert "and 70 more" in told.body
+    assert "--since a --until c" in told.body

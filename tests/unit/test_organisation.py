@@ -1,0 +1,325 @@
+"""What is told of an organisation is true, whatever happens while it is asked. ``make organisation`` goes on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl.domain.organisation import judge
+from etl.domain.story import EVENT_KINDS, Answer, Audience, Judgement, Listed, Sighting, User, Workflow
+from tests.organisation.cases import cases, promised, told
+from tests.organisation.command import played
+from tests.organisation.oracle import Oracle
+from tests.organisation.runs import Office
+from tests.organisation.settings import ORDINARY, UNKIND, all_day, one_after_the_other, overlapping, two_by_turns
+from tests.organisation.world import HOUR, START, Setting
+from tests.support.builders import STEADY, after
+
+LISTED = Listed("a", "D", True)
+GAP = dt.timedelta(hours=36)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"{heading} {n}") for n, (heading, case) in enumerate(cases())])
+def test_every_example_of_the_documentation_is_told_as_it_says(case):
+    assert told(case) == promised(case)
+
+
+MORE = {
+    "a baseline may come before the gain that is judged with it": """
+        run   ann bob
+        1:00  -   .
+        ~2:00 -   w
+        ~3:00 -   w
+        4:00  w   w   access_granted ann 3:00..4:01
+    """,
+    "who was away in the meantime may have had it": """
+        run   ann bob
+        1:00  -   -
+        2:00  -   out
+        3:00  x   -
+        4:00  w   -   appeared 2:00..4:01 uncertain
+    """,
+    "and may have it when it is lost": """
+        run   ann bob
+        1:00  w   -
+        2:00  x   out
+        3:00  x   -
+        4:00  -   -   disappeared 1:00..4:03 uncertain
+    """,
+    "who was no longer configured has nothing to do with it": """
+        run   ann bob
+        1:00  -   -
+        2:00  -   out
+        3:00  -   .
+        4:00  w   .   appeared 3:00..4:01
+    """,
+    "it comes back while somebody silent has it still": """
+        run   ann bob cid
+        1:00  w   w   -
+        2:00  -   x   -
+        5:30  -   x   -   disappeared 1:02..5:35 uncertain
+        6:00  -   x   -
+        7:00  -   x   w   reappeared 6:04..7:05 uncertain
+    """,
+    "who was silent is heard without it, after others were asked": """
+        run   ann bob
+        1:00  w   w
+        2:00  -   x
+        5:30  -   x   disappeared 1:02..5:31 uncertain
+        6:00  -   -
+        7:00  w   -   reappeared 6:00..7:01 uncertain
+    """,
+    "who was silent before it was last seen may have it still": """
+        run   ann bob
+        1:00  w   w
+        5:30  w   x
+        6:00  w   x
+        7:00  -   x   disappeared 6:00..7:01 uncertain
+    """,
+    "a hold makes silent": """
+        run   ann bob
+        1:00  w   w
+        2:00  -   held
+        5:30  -   held disappeared 1:02..5:33 uncertain
+        6:00  -   w    reappeared 5:33..6:03 uncertain
+    """,
+    "a first answer before it was gone does not bring it back": """
+        run   ann bob
+        1:00  w   .
+        ~2:00 w   w
+        ~3:00 -   held
+        7:30  -   held disappeared 2:02..7:33 uncertain
+    """,
+    "who comes back later does not count before": """
+        run   bob ann
+        1:00  -   w
+        ~2:00 -   out
+        ~3:00 w   .
+        4:00  w=b w=b  reappeared 2:00..3:01 uncertain; renamed a->b 3:00..4:01
+    """,
+    "who lost it before he was no longer configured has lost it": """
+        run   ann bob
+        1:00  w   -
+        ~2:00 -   -
+        3:00  out -   disappeared 1:00..2:01
+    """,
+    "what a user saw before he was no longer configured is told": """
+        run   ann bob
+        1:00  w   -
+        ~2:00 w=b -
+        3:00  out -   renamed a->b 1:00..2:01
+    """,
+    "nobody's answer changed, but one contradicts what was told": """
+        run   ann bob
+        1:00  w   w
+        2:00  w=b x   renamed a->b 1:02..2:01
+        3:00  x   w   renamed b->a 2:00..3:03
+    """,
+    "a user's own answer does not say that he lost it alone": """
+        run   ann bob
+        1:00  w   w
+        2:00  -   x
+        3:00  w   x   access_granted ann 2:00..3:01; access_lost ann 1:00..2:01 uncertain
+    """,
+    "it was proven to be away when it is back": """
+        run   ann bob
+        1:00  -   w
+        2:00  -   -
+        3:00  -   w   disappeared 1:02..2:03; reappeared 2:02..3:03
+    """,
+    "a new name does not break a showing": """
+        run   ann bob
+        1:00  w   -
+        2:00  w=b x   renamed a->b 1:00..2:01
+        3:00  x   w=b access_granted bob 1:02..3:03
+    """,
+}
+SEARCH = {
+    "it may have been away when it was granted": """
+        run   ann bob
+        1:00  w   -
+        2:00  w   w   access_granted bob 1:02..2:03 uncertain
+    """,
+    "unless somebody had it before and after": """
+        run   ann bob cid
+        1:00  w   -   w
+        2:00  w   -   w
+        3:00  w   w   w   access_granted bob 2:02..3:03
+    """,
+    "it may have been away when it was lost": """
+        run   ann bob
+        1:00  w   -
+        2:00  -   x
+        3:00  -   w   access_granted bob 1:02..3:03 uncertain; access_lost ann 1:00..2:01 uncertain
+    """,
+    "unless somebody had it all the while": """
+        run   ann bob
+        1:00  w   w
+        2:00  w   w
+        3:00  -   w   access_lost ann 2:00..3:01
+    """,
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "is_search"),
+    [pytest.param(case, cases is SEARCH, id=name) for cases in (MORE, SEARCH) for name, case in cases.items()],
+)
+def test_what_is_told_of_answers(case, is_search):
+    assert told(case.strip(), is_search=is_search) == promised(case.strip())
+
+
+@pytest.mark.parametrize("name", UNKIND)
+def test_no_certain_event_is_wrong_in_an_unkind_world(name):
+    assert played(UNKIND[name], seed=1, runs=80).wrong == []
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_in_an_ordinary_world_nearly_everything_is_certain_and_every_interval_the_narrowest(name):
+    """4 of 100 requests fail."""
+    told: Counter[tuple[str, bool]] = Counter()
+    for seed in (1, 2):
+        oracle = played(ORDINARY[name], seed, runs=100, narrow=True)
+        assert oracle.wrong == []
+        told += oracle.told
+    for kind in EVENT_KINDS:
+        assert told[kind, True] >= 0.95 * (told[kind, True] + told[kind, False]) > 0
+
+
+WORLDS = st.builds(
+    Setting,
+    users=st.integers(1, 5),
+    workflows=st.integers(1, 6),
+    schedules=st.sampled_from([one_after_the_other, all_day, two_by_turns, overlapping]),
+    search=st.sampled_from(["", " b"]),
+    failing=st.sampled_from([0.0, 0.04, 0.3]),
+    held=st.sampled_from([0.0, 0.3]),
+    skipped=st.sampled_from([0.0, 0.3]),
+    changes_an_hour=st.sampled_from([1.0, 6.0, 20.0]),
+    moves_an_hour=st.sampled_from([0.0, 0.2]),
+    most_changed=st.sampled_from([0.0, 0.8]),
+    outages_an_hour=st.sampled_from([0.0, 0.1]),
+    audience=st.sampled_from([0.3, 1.0]),
+)
+
+
+@settings(STEADY, max_examples=60)
+@given(WORLDS, st.integers(0, 10**6))
+def test_no_certain_event_is_wrong_in_any_world(setting, seed):
+    assert played(setting, seed, runs=25).wrong == []
+
+
+@pytest.mark.parametrize("name", ["everything", "few and busy"])
+def test_the_order_of_what_is_given_changes_nothing_and_judging_twice_tells_nothing_new(name):
+    chance = random.Random(7)
+
+    def checked(audience: Audience, workflow: Workflow) -> Judgement:
+        judgement = judge(audience, workflow)
+        assert judge(audience, shuffled(workflow, chance)) == judgement
+        again = judge(audience, kept(judgement, workflow))
+        assert (again.events, again.openings) == ([], [])
+        assert (again.story, again.waiting, again.awaited) == (judgement.story, judgement.waiting, judgement.awaited)
+        return judgement
+
+    office = Office(UNKIND[name], 3, checked)
+    assert sum(len(judgements) for judgements in office.run(START + 40 * HOUR)) > 50
+
+
+def shuffled(workflow: Workflow, chance: random.Random) -> Workflow:
+    def mixed(given):
+        return dict(chance.sample(sorted(given.items()), len(given)))
+
+    return msgspec.structs.replace(
+        workflow,
+        showing=mixed(workflow.showing),
+        waiting=mixed(workflow.waiting),
+        sightings=chance.sample(workflow.sightings, len(workflow.sightings)),
+    )
+
+
+def kept(judgement: Judgement, workflow: Workflow) -> Workflow:
+    return Workflow(judgement.flow_id, judgement.story, judgement.showing, judgement.waiting, held=workflow.held)
+
+
+def test_losers_whose_answers_overlap_are_all_heard_again():
+    """Ann may have it again when Bob's list is read, and Bob while his answer is on its way."""
+    listed, first = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=9))
+    second = Answer(after(hours=1, minutes=5), after(hours=1, minutes=10))
+    lost = [Sighting(user, LISTED, None, listed, answer) for user, answer in (("ann", first), ("bob", second))]
+    shown = judge(
+        Audience({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
+        Workflow("w", sightings=[Sighting(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
+    )
+    waits = judge(
+        Audience({"ann": User(first, GAP), "bob": User(second, GAP)}, after(hours=2)),
+        msgspec.structs.replace(kept(shown, Workflow("w")), sightings=lost),
+    )
+    assert (waits.events, waits.waiting.keys(), waits.awaited) == ([], {"ann", "bob"}, 2)
+
+    third = Answer(after(hours=3), after(hours=3, minutes=1))
+    ann_again = Audience({"ann": User(third, GAP), "bob": User(second, GAP)}, after(hours=4))
+    waits = judge(ann_again, kept(waits, Workflow("w")))
+    assert (waits.events, waits.awaited) == ([], 1)
+
+    both_again = Audience({"ann": User(third, GAP), "bob": User(third, GAP)}, after(hours=4))
+    (told,) = judge(both_again, kept(waits, Workflow("w"))).events
+    assert (told.kind, told.certain, told.observed_at) == ("disappeared", True, second.arrived_at)
+
+
+def test_an_answer_that_is_known_late_still_says_since_when_it_is_there():
+    """Bob's answer had arrived before Ann's, and is written after the step that told of hers."""
+    before, early, late = (Answer(after(hours=h), after(hours=h, minutes=1)) for h in (0, 1, 3))
+    again, last = Answer(after(hours=2), after(hours=2, minutes=1)), Answer(after(hours=4), after(hours=4, minutes=1))
+    users = {"ann": User(late, GAP), "bob": User(before, GAP), "cid": User(again, GAP)}
+    told = judge(Audience(users, after(hours=4)), Workflow("w", sightings=[gain("ann", before, late)]))
+    users = {"ann": User(late, GAP), "bob": User(early, GAP), "cid": User(last, GAP)}
+    both = [gain("bob", before, early), gain("cid", again, last)]
+    told = judge(Audience(users, after(hours=5)), msgspec.structs.replace(kept(told, Workflow("w")), sightings=both))
+    assert [(event.kind, event.user_id) for event in told.events] == [("access_granted", "cid")]
+
+
+def gain(user: str, previous: Answer, answer: Answer) -> Sighting:
+    return Sighting(user, None, LISTED, previous, answer)
+
+
+def test_a_run_in_which_nobody_was_heard_decides_nothing():
+    """Everybody is silent by then, so nobody would be waited for."""
+    listed, without = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=1))
+    users = {"ann": User(without, GAP, heard=False), "bob": User(listed, GAP, heard=False)}
+    shown = judge(
+        Audience({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
+        Workflow("w", sightings=[Sighting(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
+    )
+    lost = [Sighting("ann", LISTED, None, listed, without)]
+    judgement = judge(
+        Audience(users, after(days=9)), msgspec.structs.replace(kept(shown, Workflow("w")), sightings=lost)
+    )
+    assert (judgement.events, judgement.is_open) == ([], True)
+
+
+FALSEHOODS = {
+    "a later interval": lambda event: msgspec.structs.replace(event, last_unchanged_at=event.observed_at - 1),
+    "an interval before it": lambda event: msgspec.structs.replace(
+        event, last_unchanged_at=event.last_unchanged_at - 9 * HOUR, observed_at=event.last_unchanged_at - 8 * HOUR
+    ),
+    "another kind": lambda event: msgspec.structs.replace(
+        event,
+        user_id="u0",
+        kind={"appeared": "access_granted", "disappeared": "access_lost"}.get(event.kind, "appeared"),
+    ),
+}
+
+
+@pytest.mark.parametrize("falsify", FALSEHOODS.values(), ids=FALSEHOODS)
+def test_the_oracle_contradicts_what_is_false(falsify):
+    office = Office(ORDINARY["12 users"], 1)
+    liar = Oracle(office)
+    for judgements in office.run(START + 40 * HOUR):
+        liar.check([msgspec.structs.replace(j, events=[falsify(event) for event in j.events]) for j in judgements])
+    assert len(liar.wrong) > 0.9 * sum(liar.told.values()) > 50

@@ -1,0 +1,113 @@
+"""What the log says of a run: one line at INFO, problems at WARNING with the remedy, run and target in every line."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import structlog
+from sqlalchemy import Engine
+
+from etl import log, sync
+from etl.domain.model import Issue, Target, Verdict
+from etl.store import NewRun, Store
+from etl.sync import RunContext, RunLogger, RunReport, Tally, TargetIssue
+from tests.support.builders import LIMITS, START
+
+NEW = NewRun(origin="schedule", host="here", pid=1, targets=1, schedule="plants")
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    log.configure("INFO", "json", stream)
+    yield stream
+    structlog.reset_defaults()
+
+
+def entries(lines: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.getvalue().splitlines()]
+
+
+def problem(number: int, verdict: Verdict = "failed", code: str | None = "http_503") -> TargetIssue:
+    return TargetIssue(Target("o1", f"user-{number:03}"), verdict, Issue(code, "it did not go through"))
+
+
+def ended(*problems: TargetIssue, status: Any = "partial", run_id: int = 7) -> RunReport:
+    tally = Tally(verdicts=Counter(each.verdict for each in problems))
+    tally.tell(problems)
+    return RunReport(run_id=run_id, status=status, duration_seconds=1.0, targets=1, tally=tally)
+
+
+def told(lines: io.StringIO, *reports: RunReport) -> list[tuple[str, str]]:
+    """The events and targets that reports of one process lead to, without the line about each run."""
+    telling = RunLogger(structlog.get_logger("etl.test"))
+    for report in reports:
+        telling.tell(report, NEW)
+    return [(each["event"], each.get("target", "")) for each in entries(lines) if each["event"] != "run_ended"]
+
+
+def test_a_run_is_one_line_at_info_and_each_problem_one_at_warning_with_its_remedy(lines: io.StringIO) -> None:
+    told(lines, ended(problem(1), problem(2, "held", None), problem(3, "stale", None)))
+    run, failed, held = entries(lines)
+    assert (run["event"], run["level"], run["run_id"], run["status"]) == ("run_ended", "info", 7, "partial")
+    assert (run["failed"], run["held"], run["stale"]) == (1, 1, 1), "a newer observation that won is no problem"
+    assert (failed["level"], failed["target"], failed["error_code"]) == ("warning", "o1/user-001", "http_503")
+    assert "asked again" in failed["remedy"]
+    assert (held["level"], held["verdict"]) == ("warning", "held")
+    assert "flowtrail guard list" in held["remedy"]
+
+
+def test_a_run_full_of_problems_names_the_first_and_counts_the_rest(lines: io.StringIO) -> None:
+    found = told(lines, ended(*(problem(number) for number in range(50))))
+    assert [event for event, _ in found] == ["target_not_through"] * 20 + ["more_not_through"]
+    assert entries(lines)[-1]["codes"] == {"http_503": 30}
+
+
+def test_a_target_that_is_refused_for_good_is_named_once_until_that_changes(lines: io.StringIO) -> None:
+    refused, other = problem(1, code="62101"), problem(1, code="62103")
+    stopped = ended(status="aborted")
+    named = told(lines, ended(refused), stopped, ended(refused), ended(other), ended(), ended(refused))
+    assert named == [("target_not_through", "o1/user-001")] * 3
+
+
+def test_whatever_is_logged_while_a_target_is_asked_for_says_which_and_in_which_run(
+    engine: Engine, lines: io.StringIO
+) -> None:
+    """Here it is a fault of our own, in a thread that asks."""
+
+    class Faulty:
+        def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> None:
+            raise RuntimeError("a fault of ours")
+
+    targets = [Target("o1", "ann"), Target("o1", "bob")]
+    faulty: Any = Faulty()
+    with ThreadPoolExecutor(2) as fetchers, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as batches:
+        stop = threading.Event()
+        context = RunContext(
+            store=Store(engine),
+            gateway=faulty,
+            fetchers=fetchers,
+            writers=writers,
+            limits=LIMITS,
+            in_flight=2,
+            down_after=9,
+            stop=stop,
+        )
+        new = NewRun(origin="command", host="here", pid=1, targets=2)
+        report = sync.run(context, new, targets, dt.timedelta(hours=36), batches, clock=lambda: START)
+    assert report is not None
+    crashed = [each for each in entries(lines) if each["event"] == "target_crashed"]
+    assert {(each["run_id"], each["target"]) for each in crashed} == {
+        (report.run_id, "o1/ann"),
+        (report.run_id, "o1/bob"),
+    }
+    assert "a fault of ours" in crashed[0]["traceback"]
+    assert structlog.contextvars.get_contextvars() == {}

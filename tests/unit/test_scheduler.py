@@ -1,0 +1,362 @@
+"""The scheduler: real APScheduler, short intervals, and clocks that can be set."""
+
+from __future__ import annotations
+
+import datetime as dt
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from etl.config import Schedule
+from etl.config.slots import Cron, Every, Slots
+from etl.domain.model import Target
+from etl.service.scheduler import Scheduler, utc_now
+
+PATIENCE_SECONDS = 60.0
+"""A safety net, not an expectation."""
+OFTEN = Every(dt.timedelta(milliseconds=100))
+RARELY = Every(dt.timedelta(days=36_500))
+Runs = queue.Queue[tuple[Schedule, dt.datetime]]
+
+
+class SetClock:
+    """The time of this machine, and as much more as it was set by."""
+
+    def __init__(self) -> None:
+        self.ahead = dt.timedelta(0)
+
+    def __call__(self) -> dt.datetime:
+        return utc_now() + self.ahead
+
+
+class Bench:
+    """A scheduler whose runs go into a queue, and whatever ``work`` does."""
+
+    def __init__(self, clock: Callable[[], dt.datetime] | None = None) -> None:
+        self.runs: Runs = queue.Queue()
+        self.work: Callable[[Schedule], None] = lambda schedule: None
+        self.clock = SetClock()
+        self.stop = threading.Event()
+        self.scheduler = Scheduler(self._run, clock=clock or self.clock, stop=self.stop, check_seconds=0.05)
+
+    def _run(self, schedule: Schedule, slot: dt.datetime) -> None:
+        self.runs.put((schedule, slot))
+        self.work(schedule)
+
+    def start(self, *schedules: Schedule) -> None:
+        self.scheduler.replace(schedules)
+        self.scheduler.start()
+
+    def next_run(self) -> tuple[Schedule, dt.datetime]:
+        return self.runs.get(timeout=PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.scheduler.shutdown(PATIENCE_SECONDS)
+
+
+def plan(name: str, slots: Slots = OFTEN, **others: Any) -> Schedule:
+    return Schedule(name=name, path=Path(f"{name}.toml"), slots=slots, **others)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+
+
+def test_each_slot_is_run_once_in_order_and_never_early(bench: Bench) -> None:
+    slots: list[dt.datetime] = []
+    bench.start(plan("a"))
+    for _ in range(8):
+        _, slot = bench.next_run()
+        assert slot <= utc_now()
+        slots.append(slot)
+    assert slots == sorted(set(slots))
+    assert all(OFTEN.latest_until(slot) == slot for slot in slots)
+
+
+def test_one_slot_follows_the_other(bench: Bench) -> None:
+    bench.start(plan("a"))
+    slots = [bench.next_run()[1]]
+
+    def follows() -> bool:
+        slots.append(bench.next_run()[1])
+        return slots[-1] - slots[-2] == OFTEN.interval
+
+    wait_for(follows)
+
+
+def test_a_hundred_schedules_due_together_all_run(bench: Bench) -> None:
+    together = threading.Barrier(101)
+    bench.work = lambda schedule: together.wait(PATIENCE_SECONDS) and None
+    bench.start(*(plan(f"s{n}", Every(dt.timedelta(seconds=1))) for n in range(100)))
+    together.wait(PATIENCE_SECONDS)
+    assert len({bench.next_run()[0].name for _ in range(100)}) == 100
+
+
+def test_a_schedule_never_runs_twice_at_once(bench: Bench) -> None:
+    release = threading.Event()
+    bench.work = lambda schedule: release.wait(PATIENCE_SECONDS) and None
+    with capture_logs() as logs:
+        bench.start(plan("slow"))
+        _, first = bench.next_run()
+        wait_for(lambda: sum("left out" in each["event"] for each in logs) >= 3)
+        assert bench.runs.empty()
+    release.set()
+    _, second = bench.next_run()
+    assert second - first >= 3 * OFTEN.interval
+
+
+def test_an_exception_is_logged_and_the_schedule_goes_on(bench: Bench) -> None:
+    def fail(schedule: Schedule) -> None:
+        raise RuntimeError("the database is away")
+
+    bench.work = fail
+    with capture_logs() as logs:
+        bench.start(plan("a"))
+        for _ in range(3):
+            bench.next_run()
+    assert {"event": "failed", "job": "a", "log_level": "error", "exc_info": True} in logs
+
+
+def test_jitter_delays_the_run_and_leaves_the_slot_exact(bench: Bench) -> None:
+    every = Every(dt.timedelta(milliseconds=300))
+    bench.start(plan("a", every, jitter=dt.timedelta(milliseconds=250)))
+    for _ in range(3):
+        _, slot = bench.next_run()
+        assert every.latest_until(slot) == slot
+        assert bench.scheduler.next_fire_times()["a"] > slot
+
+
+def test_next_fire_times_are_known_before_the_start_and_after(bench: Bench) -> None:
+    yearly = Cron("0 3 1 1 *", "Asia/Shanghai")
+    bench.scheduler.replace([plan("b", RARELY), plan("a", yearly)])
+    expected = {"a": yearly.next_after(utc_now()), "b": RARELY.next_after(utc_now())}
+    assert bench.scheduler.next_fire_times() == expected
+    bench.scheduler.start()
+    assert bench.scheduler.next_fire_times() == expected
+
+
+def test_replace_adds_removes_and_changes(bench: Bench) -> None:
+    bench.start(plan("gone"), plan("slower"))
+    bench.next_run()
+    new = plan("new", targets=(Target("o", "u"),))
+    bench.scheduler.replace([plan("slower", RARELY), new])
+    wait_for(lambda: bench.next_run()[0] == new)
+    names = {bench.next_run()[0].name for _ in range(4)}
+    assert names == {"new"}
+    assert list(bench.scheduler.next_fire_times()) == ["new", "slower"]
+
+
+def test_replacing_over_and_over_loses_no_run_whose_jitter_is_going_on(bench: Bench) -> None:
+    slots, jitter = Every(dt.timedelta(milliseconds=300)), dt.timedelta(milliseconds=299)
+    bench.start(plan("a", slots, jitter=jitter))
+    for n in range(4):
+        targets = (Target("o", f"u{n}"),)
+        while bench.runs.empty():
+            bench.scheduler.replace([plan("a", slots, jitter=jitter, targets=targets)])
+        wait_for(lambda: bench.next_run()[0].targets == targets)  # noqa: B023
+
+
+def test_a_running_schedule_finishes_as_it_began_and_is_not_doubled(bench: Bench) -> None:
+    release, finished = threading.Event(), queue.Queue[Schedule]()
+
+    def work(schedule: Schedule) -> None:
+        release.wait(PATIENCE_SECONDS)
+        finished.put(schedule)
+
+    bench.work = work
+    old, new = plan("a"), plan("a", Every(dt.timedelta(milliseconds=50)), targets=(Target("o", "u"),))
+    with capture_logs() as logs:
+        bench.start(old)
+        bench.next_run()
+        bench.scheduler.replace([new])
+        wait_for(lambda: any("left out" in each["event"] for each in logs))
+        bench.scheduler.replace([])
+        bench.scheduler.replace([new])
+        assert bench.runs.empty()
+    release.set()
+    assert finished.get(timeout=PATIENCE_SECONDS) is old
+    assert bench.next_run()[0] is new
+
+
+def test_a_paused_scheduler_lets_slots_pass_but_goes_on_with_its_housekeeping(bench: Bench) -> None:
+    beats: queue.Queue[int] = queue.Queue()
+    bench.scheduler.every(0.05, lambda: beats.put(1), "heartbeat")
+    bench.scheduler.pause()
+    bench.start(plan("a"))
+    for _ in range(6):
+        beats.get(timeout=PATIENCE_SECONDS)
+    assert bench.runs.empty()
+    bench.scheduler.resume()
+    _, slot = bench.next_run()
+    assert utc_now() - slot < dt.timedelta(seconds=PATIENCE_SECONDS)
+
+
+def test_housekeeping_survives_its_exceptions_and_may_be_added_later(bench: Bench) -> None:
+    beats: queue.Queue[int] = queue.Queue()
+
+    def beat() -> None:
+        beats.put(1)
+        raise RuntimeError("no database")
+
+    with capture_logs() as logs:
+        bench.start()
+        bench.scheduler.every(0.05, beat, "heartbeat")
+        for _ in range(3):
+            beats.get(timeout=PATIENCE_SECONDS)
+    assert any(each["job"] == "heartbeat" for each in logs)
+
+
+def test_a_schedule_can_be_fired_by_hand_for_its_newest_slot(bench: Bench) -> None:
+    hourly = Every(dt.timedelta(hours=1))
+    bench.start(plan("a", hourly))
+    before = utc_now()
+    bench.scheduler.fire("a")
+    bench.scheduler.fire("unknown")
+    _, slot = bench.next_run()
+    assert slot in (hourly.latest_until(before), hourly.latest_until(utc_now()))
+    assert bench.scheduler.next_fire_times()["a"] == hourly.next_after(slot)
+
+
+@pytest.mark.parametrize("slots", [Every(dt.timedelta(days=1)), Cron("* * * * *"), Every(dt.timedelta(seconds=30))])
+def test_ten_years_ahead_are_one_run_for_the_newest_slot(bench: Bench, slots: Slots) -> None:
+    with capture_logs() as logs:
+        bench.start(plan("a", slots))
+        wait_for(lambda: "a" in bench.scheduler.next_fire_times())
+        bench.clock.ahead = dt.timedelta(days=3653)
+        _, slot = bench.next_run()
+        assert slot == slots.latest_until(bench.clock())
+    assert any("the clock was set" in each["event"] for each in logs)
+    assert bench.scheduler.next_fire_times()["a"] == slots.next_after(slot)
+
+
+@pytest.mark.parametrize("back", [dt.timedelta(hours=1), dt.timedelta(days=1), dt.timedelta(days=3653)])
+def test_a_clock_put_back_does_not_silence_a_schedule(bench: Bench, back: dt.timedelta) -> None:
+    bench.start(plan("a"))
+    bench.next_run()
+    bench.clock.ahead = -back
+    wait_for(lambda: bench.next_run()[1] < utc_now() - back / 2)
+    slots = [bench.next_run()[1] for _ in range(3)]
+    assert slots == sorted(set(slots))
+
+
+def test_a_clock_steered_back_a_little_repeats_no_slot(bench: Bench) -> None:
+    bench.start(plan("a"))
+    slots = [bench.next_run()[1]]
+    for _ in range(3):
+        bench.clock.ahead -= OFTEN.interval * 3
+        slots += [bench.next_run()[1] for _ in range(5)]
+    assert slots == sorted(set(slots))
+
+
+def test_the_clock_of_the_machine_may_be_set_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = [dt.timedelta(0)]
+
+    class MachineTime(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> MachineTime:
+            return super().now(tz) + ahead[0]
+
+    monkeypatch.setattr("apscheduler.schedulers.base.datetime", MachineTime)
+    monkeypatch.setattr("etl.service.scheduler.utc_now", lambda: MachineTime.now(dt.UTC))
+    bench = Bench(clock=lambda: MachineTime.now(dt.UTC))
+    beats: queue.Queue[int] = queue.Queue()
+    bench.scheduler.every(0.1, lambda: beats.put(1), "heartbeat")
+    bench.start(plan("often"), plan("rarely", Every(dt.timedelta(days=1))))
+    bench.next_run()
+    ahead[0] = dt.timedelta(days=-1)
+    wait_for(lambda: bench.next_run()[1] < utc_now() - dt.timedelta(hours=12))
+    while not beats.empty():
+        beats.get_nowait()
+    beats.get(timeout=PATIENCE_SECONDS)
+    ahead[0] = dt.timedelta(days=3653)
+    wait_for(lambda: bench.next_run()[0].name == "rarely")
+    assert bench.scheduler.shutdown(PATIENCE_SECONDS)
+
+
+def test_shutdown_waits_for_what_is_running_and_starts_nothing_more(bench: Bench) -> None:
+    release = threading.Event()
+    bench.work = lambda schedule: release.wait(PATIENCE_SECONDS) and None
+    bench.start(plan("a"), plan("b", RARELY))
+    bench.next_run()
+    assert not bench.scheduler.shutdown(0)
+    release.set()
+    assert bench.scheduler.shutdown(PATIENCE_SECONDS)
+    assert bench.runs.empty()
+    bench.scheduler.replace([plan("c")])
+    bench.scheduler.every(0.01, bench.stop.set, "late")
+    bench.scheduler.fire("b")
+    bench.scheduler.start()
+    assert not bench.stop.wait(0.2)
+    assert bench.runs.empty()
+
+
+def test_a_scheduler_that_never_started_can_be_shut_down(bench: Bench) -> None:
+    bench.scheduler.replace([plan("a")])
+    assert bench.scheduler.shutdown(0)
+
+
+def test_nothing_starts_once_stop_is_set(bench: Bench) -> None:
+    bench.stop.set()
+    beats = threading.Event()
+    bench.scheduler.every(0.3, beats.set, "heartbeat")
+    bench.start(plan("a"))
+    assert beats.wait(PATIENCE_SECONDS)
+    assert bench.runs.empty()
+
+
+def test_shutting_down_at_any_moment_raises_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with capture_logs() as logs:
+        for n in range(60):
+            bench = Bench()
+            fast = Every(dt.timedelta(milliseconds=1))
+            bench.start(*(plan(f"s{each}", fast) for each in range(5)))
+            threading.Event().wait(n / 4000)
+            assert bench.scheduler.shutdown(PATIENCE_SECONDS)
+    assert not [each for each in logs if each["log_level"] == "error"]
+    assert not [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")]
+
+
+def test_a_run_that_hangs_does_not_keep_the_process_alive() -> None:
+    program = """
+import datetime as dt, pathlib, threading, time
+from etl.config import Schedule
+from etl.service.scheduler import Scheduler
+from etl.config.slots import Every
+
+started = threading.Event()
+def run(schedule, slot):
+    started.set()
+    time.sleep(3600)
+
+scheduler = Scheduler(run, stop=threading.Event())
+slots = Every(dt.timedelta(milliseconds=50))
+scheduler.replace([Schedule(name="a", path=pathlib.Path("a"), slots=slots)])
+scheduler.start()
+assert started.wait(60)
+assert not scheduler.shutdown(0.1)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=PATIENCE_SECONDS)
+
+
+def test_no_threads_are_left_behind(bench: Bench) -> None:
+    bench.start(*(plan(f"s{n}") for n in range(10)))
+    for _ in range(40):
+        bench.next_run()
+    bench.scheduler.shutdown(PATIENCE_SECONDS)
+    names = {"APScheduler", "clock-watch", *(f"s{n}" for n in range(10))}
+    wait_for(lambda: not names & {thread.name for thread in threading.enumerate()})

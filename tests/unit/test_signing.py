@@ -1,0 +1,285 @@
+"""Signatures and time stamps of seals: made, believed where they may be, and refused in one sentence elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from etl import signing
+from etl.domain.seal import signed_bytes
+from etl.errors import SigningError
+from etl.signing import der
+from etl.signing.keys import SMALL_ORDER_POINTS, PublicKey
+from etl.signing.timestamps import TimeStamp
+from tests.support.authority import Authority, served
+
+MESSAGE = signed_bytes("6f1d0a52-53c5-4a0e-9b55-0d7f6f1b3c11", 7, "ab" * 32)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "seal.pem"
+    signing.generate_key(file)
+    return file
+
+
+# ------------------------------------------------------------------------------------------------------------ keys
+
+
+def test_a_new_key_is_for_its_owner_alone_and_signs(key_file: Path) -> None:
+    public_file = key_file.with_name("seal.pem.pub")
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    key, public = signing.load_signing_key(key_file), signing.load_public_key(public_file)
+    signature = key.sign(MESSAGE)
+    assert signature.key_id == public.key_id
+    assert public.accepts(signature.signature, MESSAGE)
+
+
+def test_openssl_checks_a_signature_with_the_files_as_they_are(key_file: Path, tmp_path: Path) -> None:
+    signature = signing.load_signing_key(key_file).sign(MESSAGE).signature
+    (tmp_path / "message").write_bytes(MESSAGE)
+    (tmp_path / "signature").write_bytes(base64.b64decode(signature))
+    arguments = ["-verify", "-pubin", "-inkey", f"{key_file}.pub", "-rawin", "-in", "message", "-sigfile", "signature"]
+    checked = subprocess.run(["openssl", "pkeyutl", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert "Signature Verified Successfully" in checked.stdout
+
+
+def test_a_signature_is_of_one_message_and_one_key(key_file: Path, tmp_path: Path) -> None:
+    other = signing.generate_key(tmp_path / "other.pem")
+    public = signing.load_public_key(key_file.with_name("seal.pem.pub"))
+    signature = signing.load_signing_key(key_file).sign(MESSAGE).signature
+    assert not other.accepts(signature, MESSAGE)
+    assert not public.accepts(signature, MESSAGE + b" ")
+    flipped = base64.b64encode(bytes([base64.b64decode(signature)[0] ^ 1]) + base64.b64decode(signature)[1:])
+    for wrong in (flipped.decode(), signature + "\n", signature[:-4], "", "ä", "A" * 88):
+        assert not public.accepts(wrong, MESSAGE)
+
+
+@pytest.mark.parametrize("there", ["seal.pem", "seal.pem.pub"])
+def test_a_key_is_never_overwritten(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("precious")
+    with pytest.raises(SigningError, match="never overwritten"):
+        signing.generate_key(tmp_path / "seal.pem")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {there: "precious"}
+
+
+def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "seal.pem").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SigningError, match="never overwritten"):
+        signing.generate_key(tmp_path / "seal.pem")
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SigningError, match=r"^\S+\.pub cannot be written: No such file or directory\.$"):
+        signing.generate_key(tmp_path / "nowhere" / "seal.pem")
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_key_that_others_may_read_or_write_is_refused(key_file: Path, mode: int) -> None:
+    key_file.chmod(mode)
+    with pytest.raises(SigningError, match="chmod 600"):
+        signing.load_signing_key(key_file)
+
+
+RSA = rsa.generate_private_key(65537, 2048)
+PLAIN = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+FOREIGN_PRIVATE = {
+    "of another kind": RSA.private_bytes(*PLAIN),
+    "of another kin": x25519.X25519PrivateKey.generate().private_bytes(*PLAIN),
+    "encrypted": ed25519.Ed25519PrivateKey.generate().private_bytes(*PLAIN[:2], BestAvailableEncryption(b"pw")),
+    "no private key": b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+    "no private ke": b"\x00\xff",
+    "no private k": RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    "too long": b"x" * 20_000,
+}
+
+
+@pytest.mark.parametrize("why", FOREIGN_PRIVATE)
+def test_a_foreign_signing_key_is_refused_in_one_sentence(tmp_path: Path, why: str) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(FOREIGN_PRIVATE[why])
+    file.chmod(0o600)
+    with pytest.raises(SigningError, match=why) as refused:
+        signing.load_signing_key(file)
+    assert "\n" not in str(refused.value)
+
+
+FOREIGN_PUBLIC = {
+    "another kind": RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    "no public key": b"hello",
+    "private key: give": RSA.private_bytes(*PLAIN),
+}
+
+
+@pytest.mark.parametrize("why", FOREIGN_PUBLIC)
+def test_a_foreign_public_key_is_refused_in_one_sentence(tmp_path: Path, why: str) -> None:
+    (tmp_path / "key").write_bytes(FOREIGN_PUBLIC[why])
+    with pytest.raises(SigningError, match=why):
+        signing.load_public_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("point", sorted(SMALL_ORDER_POINTS), ids=bytes.hex)
+def test_a_public_key_for_which_anybody_can_sign_is_refused(tmp_path: Path, point: bytes) -> None:
+    encoded = base64.encodebytes(bytes.fromhex("302a300506032b6570032100") + point)
+    (tmp_path / "key").write_bytes(b"-----BEGIN PUBLIC KEY-----\n" + encoded + b"-----END PUBLIC KEY-----\n")
+    with pytest.raises(SigningError, match=r"weak key|no public key"):
+        signing.load_public_key(tmp_path / "key")
+
+
+def test_a_missing_key_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SigningError, match="cannot be read: No such file"):
+        signing.load_signing_key(tmp_path / "none")
+
+
+def test_without_the_extra_one_sentence_names_it(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['cryptography'] = None\n"
+        "from pathlib import Path; from etl import signing; from etl.errors import UsageError\n"
+        "try: signing.generate_key(Path('x'))\n"
+        "except UsageError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("pip install 'flowtrail[sign]'\n"), done.stderr
+    assert not os.listdir(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------- time stamps
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authorities") / "tsa")
+
+
+@pytest.fixture(scope="module")
+def stamp(authority: Authority) -> TimeStamp:
+    with served(authority.answer) as url:
+        return signing.request_timestamp(url, MESSAGE)
+
+
+def test_a_time_stamp_is_asked_for_and_believed(authority: Authority, stamp: TimeStamp) -> None:
+    trusted = signing.load_authorities(authority.root)
+    assert trusted.time_of(stamp.token, MESSAGE) == stamp.at
+    assert abs(stamp.at - dt.datetime.now(dt.UTC)) < dt.timedelta(hours=1)
+
+
+def test_openssl_believes_the_token_that_is_kept(authority: Authority, stamp: TimeStamp) -> None:
+    assert authority.confirms(stamp.token, MESSAGE)
+    assert not authority.confirms(stamp.token, MESSAGE + b" ")
+
+
+def test_a_time_stamp_is_of_one_message(authority: Authority, stamp: TimeStamp) -> None:
+    with pytest.raises(SigningError, match="not to be believed"):
+        signing.load_authorities(authority.root).time_of(stamp.token, MESSAGE + b" ")
+
+
+def test_a_time_stamp_of_another_authority_is_not_believed(stamp: TimeStamp, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    with pytest.raises(SigningError, match="not to be believed"):
+        signing.load_authorities(stranger.root).time_of(stamp.token, MESSAGE)
+
+
+@pytest.mark.parametrize("what", ["the imprint", "the time", "the signature"])
+def test_an_altered_time_stamp_is_not_believed(authority: Authority, stamp: TimeStamp, what: str) -> None:
+    altered = bytearray(stamp.token)
+    imprint = altered.index(hashlib.sha256(MESSAGE).digest())
+    place = {"the imprint": imprint, "the time": altered.index(b"Z", imprint + 32) - 1, "the signature": -1}[what]
+    altered[place] ^= 1
+    with pytest.raises(SigningError, match="not to be believed"):
+        signing.load_authorities(authority.root).time_of(bytes(altered), MESSAGE)
+
+
+def test_an_authority_with_a_weak_key_is_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "tsa", key=("-newkey", "rsa:1024"))
+    with pytest.raises(SigningError, match="weak"):
+        signing.load_authorities(authority.root).time_of(asked_of(authority), MESSAGE)
+
+
+def asked_of(authority: Authority) -> bytes:
+    with served(authority.answer) as url:
+        return signing.request_timestamp(url, MESSAGE).token
+
+
+def test_the_answer_to_another_request_is_refused(authority: Authority) -> None:
+    replayed: list[bytes] = []
+
+    def first_answer_again(query: bytes) -> bytes:
+        replayed.append(authority.answer(query))
+        return replayed[0]
+
+    with served(first_answer_again) as url:
+        signing.request_timestamp(url, MESSAGE)
+        with pytest.raises(SigningError, match="another request"):
+            signing.request_timestamp(url, MESSAGE)
+
+
+REJECTION = bytes.fromhex("30053003020102")
+WRONG = {
+    "refused: status 2": REJECTION,
+    "no time stamp of RFC 3161": b"<html>",
+    "no time stamp of RFC 316": bytes.fromhex("3080") + bytes(40),
+    "more than a time stamp": bytes(70_000),
+}
+
+
+@pytest.mark.parametrize("why", WRONG)
+def test_what_is_no_time_stamp_is_refused_in_one_sentence(why: str) -> None:
+    with served(lambda _: WRONG[why]) as url, pytest.raises(SigningError, match=why) as refused:
+        signing.request_timestamp(url, MESSAGE)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [302, 404, 503])
+def test_another_status_is_one_sentence_and_no_redirect_is_followed(status: int) -> None:
+    with served(lambda _: b"", status) as url, pytest.raises(SigningError, match=f"HTTP {status}"):
+        signing.request_timestamp(url, MESSAGE)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://", "nonsense", "ftp://127.0.0.1/"])
+def test_an_authority_that_cannot_be_reached_is_one_sentence(url: str) -> None:
+    with pytest.raises(SigningError, match="cannot be reached"):
+        signing.request_timestamp(url, MESSAGE)
+
+
+def test_a_file_without_certificates_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "none").write_text("x")
+    with pytest.raises(SigningError, match="no certificates"):
+        signing.load_authorities(tmp_path / "none")
+    with pytest.raises(SigningError, match="cannot be read"):
+        signing.load_authorities(tmp_path / "missing")
+
+
+def test_certificates_in_the_order_of_the_chain_are_put_into_that_of_a_set(authority: Authority) -> None:
+    """OpenSSL writes the signer first; the library refuses what is not sorted."""
+    elements = [der.sequence(b"b" * 200), der.sequence(b"a")]
+    signed_data = der.sequence(der._element(0xA0, b"".join(elements)))
+    response = der.sequence(der.sequence(b"") + der.sequence(b"\x06\x00" + der._element(0xA0, signed_data)))
+    ordered = der.with_sorted_certificates(response)
+    assert ordered == response.replace(b"".join(elements), b"".join(sorted(elements)))
+    assert der.with_sorted_certificates(ordered) == ordered
+
+
+@pytest.mark.parametrize("cut", [b"", b"\x30", b"\x30\x05\x01", b"\x30\x80\x00\x00", b"\x3f\x01\x00"])
+def test_what_is_no_der_is_a_value_error(cut: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        der.with_sorted_certificates(cut)
+
+
+def test_the_key_id_is_the_digest_of_the_raw_public_key() -> None:
+    key = ed25519.Ed25519PrivateKey.generate().public_key()
+    assert PublicKey(key).key_id == hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()

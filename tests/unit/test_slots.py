@@ -1,0 +1,289 @@
+"""When a schedule is due."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import random
+import time
+from collections.abc import Iterator
+from zoneinfo import ZoneInfo, available_timezones
+
+import pytest
+from cronsim import CronSim
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from etl.config.slots import Cron, Every, Slots
+
+UTC = dt.UTC
+MICROSECOND = dt.timedelta(microseconds=1)
+
+
+def utc(text: str) -> dt.datetime:
+    return dt.datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def walk(slots: Slots, after: dt.datetime, until: dt.datetime) -> Iterator[dt.datetime]:
+    slot = slots.next_after(after)
+    while slot < until:
+        yield slot
+        following = slots.next_after(slot)
+        assert following > slot
+        slot = following
+
+
+def local(slots: list[dt.datetime], zone: str) -> list[str]:
+    return [f"{slot.astimezone(ZoneInfo(zone)):%d %H:%M %z}" for slot in slots]
+
+
+@pytest.mark.parametrize(
+    ("expression", "after", "expected"),
+    [
+        ("*/15 * * * *", "2025-01-01 00:00", "2025-01-01 00:15"),
+        ("0 0 * * 0", "2025-01-01 00:00", "2025-01-05 00:00"),
+        ("0 0 * * 7", "2025-01-01 00:00", "2025-01-05 00:00"),
+        ("0 0 * * SUN", "2025-01-01 00:00", "2025-01-05 00:00"),
+        ("0 0 * * 1", "2025-01-01 00:00", "2025-01-06 00:00"),
+        ("0 0 * * 5-7", "2025-01-04 00:00", "2025-01-05 00:00"),
+        ("0 0 13 * 5", "2025-01-11 00:00", "2025-01-13 00:00"),
+        ("0 0 */2 * 5", "2025-01-01 00:00", "2025-01-03 00:00"),
+        ("0 0 1 jan,jul *", "2025-01-01 00:00", "2025-07-01 00:00"),
+        ("10-20/5 8 * * *", "2025-01-01 08:15", "2025-01-01 08:20"),
+        ("9-9/5 * * * *", "2025-01-01 08:09", "2025-01-01 09:09"),
+        ("0 0 * * MON-1/2", "2025-01-06 00:00", "2025-01-13 00:00"),
+        ("0 0 * mar-3/2,4 *", "2025-04-30 00:00", "2026-03-01 00:00"),
+        ("9/25 8 * * *", "2025-01-01 08:09", "2025-01-01 08:34"),
+        ("0 0 29 2 *", "2025-01-01 00:00", "2028-02-29 00:00"),
+        ("0 0 L * *", "2025-02-01 00:00", "2025-02-28 00:00"),
+    ],
+)
+def test_fields_mean_what_they_mean_to_cron(expression: str, after: str, expected: str) -> None:
+    assert Cron(expression).next_after(utc(after)) == utc(expected)
+
+
+@st.composite
+def terms(draw: st.DrawFn, low: int, high: int) -> tuple[str, set[int]]:
+    """A term of a cron field from ``low`` to ``high``, and the values that cron's manual gives it."""
+    first = draw(st.integers(low, high))
+    last = draw(st.sampled_from((first, high)) | st.integers(first, high))
+    step = draw(st.integers(1, high + 2))
+    return draw(
+        st.sampled_from(
+            (
+                (str(first), {first}),
+                (f"{first}-{last}", set(range(first, last + 1))),
+                (f"{first}-{last}/{step}", set(range(first, last + 1, step))),
+                (f"{first}/{step}", set(range(first, high + 1, step))),
+                (f"*/{step}", set(range(low, high + 1, step))),
+            )
+        )
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(terms(0, 59), min_size=1, max_size=3))
+def test_lists_ranges_and_steps_give_the_minutes_that_the_manual_of_cron_says(
+    listed: list[tuple[str, set[int]]],
+) -> None:
+    expression = f"{','.join(term for term, _ in listed)} 8 * * *"
+    found = [slot.minute for slot in walk(Cron(expression), utc("2025-01-01 07:59"), utc("2025-01-01 09:00"))]
+    assert found == sorted(set().union(*(minutes for _, minutes in listed)))
+
+
+def test_a_slot_is_strictly_after_and_the_latest_may_be_now() -> None:
+    noon = utc("2025-01-01 12:00")
+    for slots in (Cron("0 12 * * *"), Every(dt.timedelta(days=1) / 2)):
+        assert slots.next_after(noon - MICROSECOND) == noon
+        assert slots.next_after(noon) > noon
+        assert slots.latest_until(noon) == noon
+        assert slots.latest_until(noon + MICROSECOND) == noon
+        earlier = slots.latest_until(noon - MICROSECOND)
+        assert earlier is not None
+        assert earlier < noon
+
+
+def test_instants_of_any_zone_go_in_and_utc_comes_out() -> None:
+    shanghai = dt.datetime(2025, 1, 1, 8, 30, tzinfo=ZoneInfo("Asia/Shanghai"))
+    for slots in (Cron("0 9 * * *", "Asia/Shanghai"), Every(dt.timedelta(hours=1))):
+        assert slots.next_after(shanghai) == utc("2025-01-01 01:00")
+        assert slots.next_after(shanghai).tzinfo is UTC
+
+
+def test_intervals_are_multiples_since_the_epoch() -> None:
+    week = Every(dt.timedelta(weeks=1))
+    assert week.next_after(utc("1970-01-01 00:00")) == utc("1970-01-08 00:00")
+    assert week.latest_until(utc("1969-12-31 00:00")) == utc("1969-12-25 00:00")
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("30 2 * * *", ["29 02:30 +0100", "30 03:00 +0200", "31 02:30 +0200"]),
+        ("0,30 2,3 30,31 3 *", ["30 03:00 +0200", "30 03:30 +0200", "31 02:00 +0200"]),
+        ("*/30 2 * * *", ["29 02:30 +0100", "31 02:00 +0200", "31 02:30 +0200"]),
+    ],
+)
+def test_what_a_gap_swallows_is_due_at_its_end_if_it_has_a_fixed_time(expression: str, expected: list[str]) -> None:
+    slots = walk(Cron(expression, "Europe/Berlin"), utc("2025-03-29 01:15"), utc("2025-04-01 00:00"))
+    found = local(list(slots), "Europe/Berlin")
+    assert found[: len(expected)] == expected
+
+
+def test_what_comes_twice_is_due_once_if_it_has_a_fixed_time_and_twice_otherwise() -> None:
+    night = utc("2025-10-25 23:00"), utc("2025-10-26 02:00")
+    fixed = local(list(walk(Cron("30 2 * * *", "Europe/Berlin"), *night)), "Europe/Berlin")
+    hourly = local(list(walk(Cron("30 * * * *", "Europe/Berlin"), *night)), "Europe/Berlin")
+    assert fixed == ["26 02:30 +0200"]
+    assert hourly == ["26 01:30 +0200", "26 02:30 +0200", "26 02:30 +0100"]
+
+
+def test_clocks_put_back_over_midnight_keep_slots_in_order() -> None:
+    first, last = utc("2010-11-07 02:20"), utc("2010-11-07 03:40")  # 00:01 became 23:01 of the day before
+    slots = list(walk(Cron("*/10 * * * *", "America/St_Johns"), first, last))
+    assert slots == [first + dt.timedelta(minutes=10 * n) for n in range(1, 8)]
+    assert Cron("*/10 * * * *", "America/St_Johns").count_between(first, last) == 7
+
+
+def test_a_day_that_a_zone_skips_is_made_up_for_once() -> None:
+    daily = Cron("0 0 * * *", "Pacific/Apia")  # 2011-12-30 did not exist
+    days = utc("2011-12-28 12:00"), utc("2012-01-02 12:00")
+    found = local(list(walk(daily, *days)), "Pacific/Apia")
+    assert found == ["29 00:00 -1000", "31 00:00 +1400", "01 00:00 +1400", "02 00:00 +1400", "03 00:00 +1400"]
+    assert daily.count_between(*days) == len(found)
+
+
+ZONES = sorted(
+    {
+        *random.Random(7).sample(sorted(available_timezones()), 3),
+        *("Europe/Berlin", "America/New_York", "Africa/Cairo", "America/Havana", "America/Scoresbysund"),
+        *("Antarctica/Troll", "Africa/Casablanca", "Asia/Shanghai", "Asia/Beirut"),
+    }
+)
+EXPRESSIONS = ("30 2 * * *", "0,30 0-3 * * 0,6", "17 */6 * * *", "5 23 * * 0")
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_two_years_of_slots_are_those_of_cronsim_in_every_zone(zone: str) -> None:
+    first, last = utc("2024-01-01 00:00"), utc("2026-01-01 00:00")
+    for expression in EXPRESSIONS:
+        cron = Cron(expression, zone)
+        theirs = (slot.astimezone(UTC) for slot in CronSim(expression, first.astimezone(ZoneInfo(zone))))
+        expected = [slot for slot in itertools.takewhile(lambda slot: slot < last, theirs) if slot > first]
+        assert list(walk(cron, first, last)) == expected
+        assert cron.count_between(first, last) == len(expected)
+        for before, slot in itertools.pairwise(expected[::7]):
+            assert cron.latest_until(slot) == slot
+            assert cron.next_after(before - MICROSECOND) == before
+
+
+def test_half_an_hour_put_back_leaves_no_slot_out() -> None:
+    night = utc("2025-04-05 13:00"), utc("2025-04-05 17:30")  # 02:00 +11 became 01:30 +10:30
+    found = local(list(walk(Cron("17 */2 * * *", "Australia/Lord_Howe"), *night)), "Australia/Lord_Howe")
+    assert found == ["06 00:17 +1100", "06 02:17 +1030"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "minutes"),
+    [
+        (Every(dt.timedelta(minutes=7)), 7),
+        (Cron("*/15 * * * *"), 15),
+        (Cron("50,10 * * * *"), 20),
+        (Cron("0 1,23 * * *"), 120),
+        (Cron("0 1,23 * * 1"), 22 * 60),
+        (Cron("30 8 * * *"), 24 * 60),
+        (Cron("30 8 * * 1,4"), 3 * 24 * 60),
+        (Cron("0 0 31 * *"), 31 * 24 * 60),
+        (Cron("0 0 29 2 *"), 1461 * 24 * 60),
+    ],
+)
+def test_the_shortest_time_between_two_slots(slots: Slots, minutes: int) -> None:
+    assert slots.shortest_gap() == dt.timedelta(minutes=minutes)
+
+
+INSTANTS = st.integers(946_684_800, 2_114_380_800).map(lambda second: dt.datetime.fromtimestamp(second, UTC))
+SLOTS = st.one_of(
+    st.builds(
+        Cron,
+        st.sampled_from(("7 * * * *", "0 2 * * *", "*/20 1-3 * * *", "30 1 * * 7", "0 0 1 */3 *")),
+        st.sampled_from(("UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/St_Johns", "Africa/Casablanca")),
+    ),
+    st.builds(Every, st.timedeltas(dt.timedelta(minutes=7), dt.timedelta(days=30))),
+)
+
+
+@given(SLOTS, INSTANTS)
+def test_next_latest_and_count_agree(slots: Slots, instant: dt.datetime) -> None:
+    following = slots.next_after(instant)
+    assert following > instant
+    assert slots.latest_until(following) == following
+    latest = slots.latest_until(following - MICROSECOND)
+    assert latest is not None
+    assert latest <= instant
+    assert slots.next_after(latest) == following
+    assert slots.count_between(latest, following) == 0
+    assert slots.count_between(latest - MICROSECOND, following + MICROSECOND) == 2
+    assert slots.count_between(following, latest) == 0
+
+
+@given(SLOTS, INSTANTS, st.integers(0, 60))
+def test_the_count_is_that_of_the_walk(slots: Slots, after: dt.datetime, days: int) -> None:
+    until = after + dt.timedelta(days=days)
+    assert slots.count_between(after, until) == sum(1 for _ in itertools.islice(walk(slots, after, until), 20_000))
+
+
+def test_ten_years_of_minutes_are_counted_without_stepping_through_them() -> None:
+    first = utc("2025-01-01 00:00")
+    started = time.process_time()
+    assert Cron("* * * * *", "Europe/Berlin").count_between(first, first + dt.timedelta(days=3653)) == 5_260_319
+    assert Every(dt.timedelta(seconds=1)).count_between(first, first + dt.timedelta(days=3653)) == 315_619_199
+    assert time.process_time() - started < 1  # stepping takes many seconds
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("* * * *", "five fields"),
+        ("* * * * * *", "five fields"),
+        ("@daily", "five fields"),
+        ("", "five fields"),
+        ("60 * * * *", '"60" is no minute'),
+        ("* 24 * * *", '"24" is no hour'),
+        ("* * 0 * *", '"0" is no day of month'),
+        ("* * * FOO *", '"FOO" is no month'),
+        ("* * * * 8", '"8" is no day of week'),
+        ("*/0 * * * *", r'"\*/0" is no minute'),
+        ("* 5-1 * * *", '"5-1" is no hour'),
+        ("9-9/0 * * * *", '"9-9/0" is no minute'),
+        ("0 0 * * FOO-FOO/2", '"FOO-FOO/2" is no day of week'),
+        ("* * 30 2 *", "never fires"),
+        ("0 0 31 4,6,9,11 *", "never fires"),
+        ("9" * 5000 + " * * * *", "is no minute"),
+        ("² * * * *", "is no minute"),
+        ("1/2/3 * * * *", "is no minute"),
+    ],
+)
+def test_what_is_no_cron_expression_is_refused_in_a_sentence(expression: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Cron(expression)
+
+
+@given(st.lists(st.text(alphabet="0123456789*/-,#LWMONJAN ", min_size=1, max_size=6), min_size=5, max_size=5))
+def test_any_five_fields_are_a_cron_expression_or_a_value_error(fields: list[str]) -> None:
+    try:
+        cron = Cron(" ".join(fields))
+    except ValueError:
+        return
+    now = utc("2025-01-01 00:00")
+    assert cron.next_after(now) > now
+
+
+@pytest.mark.parametrize("zone", ["asia/shanghai", "Asia/Shangai", "../Asia/Shanghai", "", "\0", "America"])
+def test_an_unknown_time_zone_is_refused_by_name(zone: str) -> None:
+    with pytest.raises(ValueError, match="is no time zone: use an IANA name such as"):
+        Cron("* * * * *", zone)
+
+
+def test_an_interval_must_be_longer_than_nothing() -> None:
+    with pytest.raises(ValueError, match="longer than nothing"):
+        Every(dt.timedelta(0))
