@@ -16,11 +16,17 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-UTC_DAY = {
-    "sqlite": "substr(s.observed_at, 1, 10)",
-    "postgresql": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)",
+SPELLED = {
+    "sqlite": {"@utc_day": "substr(s.observed_at, 1, 10)", "@kind": "c.kind"},
+    "postgresql": {"@utc_day": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)", "@kind": "c.kind || ''"},
 }
-"""All that the two databases spell differently; what SQLite gets, DuckDB reads too, so there is no ``a IS b``."""
+"""All that the two databases spell differently; what SQLite gets, DuckDB reads too, so there is no ``a IS b``.
+
+The kind of a change is the third column of the primary key: PostgreSQL prices an index scan with a condition on it as
+one that skips from workflow to workflow of a change set, dear enough to lose against reading everything. An expression
+is not the column. Measured on fifty million changes with PostgreSQL 18, for an organisation with 100,000 of them: with
+the bare column `org_workflow_event` took 13 s and `cycle_change` 4 s, since whole partitions were read.
+"""
 
 
 def same(one: str, other: str) -> str:
@@ -37,6 +43,32 @@ ONE_CHANGE = f"""(c.kind NOT IN ('renamed', 'editable_changed') OR {same("c.old_
       AND (c.kind <> 'editable_changed' OR {same("c.old_name", "c.new_name")})"""
 """A workflow that changed its cycle and its name at once has a row for each, with the same before and after: the one
 that is kept is the first of cycle_changed, renamed, editable_changed."""
+
+CURRENT_WORKFLOW = """
+SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
+       CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
+                    WHEN 'mi' THEN 'minute' ELSE w.cycle END AS cycle_label,
+       w.editable, w.first_seen_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
+FROM target t
+JOIN workflow w ON w.target_id = t.id
+LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
+WHERE t.retired_at IS NULL
+"""
+
+WORKFLOW_EVENT = """
+SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, @kind AS kind, c.old_name, c.new_name,
+       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at
+FROM workflow_change c
+JOIN change_set s ON s.id = c.change_set_id
+JOIN target t ON t.id = s.target_id
+"""
+
+CYCLE_CHANGE = """
+SELECT change_set_id, run_id, org_id, user_id, expression, flow_id, kind, old_name, new_name, old_cycle, new_cycle,
+       old_editable, new_editable, last_unchanged_at, observed_at
+FROM workflow_event
+WHERE kind = 'cycle_changed'
+"""
 
 WORKFLOW_HISTORY = f"""
 SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.valid_from,
@@ -104,7 +136,7 @@ STEP = f"""
             FROM target t
             JOIN change_set s ON s.target_id = t.id
             JOIN workflow_change c ON c.change_set_id = s.id
-            WHERE c.kind IN ('baseline', 'added', 'removed') AND {{whose}}
+            WHERE @kind IN ('baseline', 'added', 'removed') AND {{whose}}
             UNION ALL
             SELECT t.org_id, w.flow_id, t.user_id, -t.id, {RETIREMENT}, NULL, NULL, NULL, -1, 0
             FROM target t
@@ -186,7 +218,7 @@ ANEW = f"""
                     FROM target t
                     JOIN change_set s ON s.target_id = t.id
                     JOIN workflow_change c ON c.change_set_id = s.id
-                    WHERE c.kind IN ('baseline', 'added', 'removed')
+                    WHERE @kind IN ('baseline', 'added', 'removed')
                     UNION ALL
                     SELECT t.org_id, w.flow_id, {RETIREMENT}, NULL, NULL, -1
                     FROM target t
@@ -205,7 +237,7 @@ TOLD = f"""
             FROM target t
             JOIN change_set s ON s.target_id = t.id
             JOIN workflow_change c ON c.change_set_id = s.id
-            WHERE c.kind IN ('cycle_changed', 'renamed', 'editable_changed') AND {ONE_CHANGE}
+            WHERE @kind IN ('cycle_changed', 'renamed', 'editable_changed') AND {ONE_CHANGE}
             UNION ALL{ANEW}
         ) tells
         WINDOW told AS (PARTITION BY org_id, flow_id ORDER BY observed_at, change_set_id)"""
@@ -248,19 +280,22 @@ WHERE t.observation_id IS NULL AND t.retired_at IS NULL
 """
 
 DAILY_CHANGE = """
-SELECT {utc_day} AS day, t.org_id, k.kind,
+SELECT @utc_day AS day, t.org_id, k.kind,
        sum(CASE k.kind WHEN 'added' THEN s.added WHEN 'removed' THEN s.removed WHEN 'cycle_changed' THEN s.cycle_changed
                        WHEN 'renamed' THEN s.renamed ELSE s.editable_changed END) AS changes
 FROM change_set s
 JOIN target t ON t.id = s.target_id
 CROSS JOIN (SELECT 'added' AS kind UNION ALL SELECT 'removed' UNION ALL SELECT 'cycle_changed'
             UNION ALL SELECT 'renamed' UNION ALL SELECT 'editable_changed') k
-GROUP BY {utc_day}, t.org_id, k.kind
+GROUP BY @utc_day, t.org_id, k.kind
 HAVING sum(CASE k.kind WHEN 'added' THEN s.added WHEN 'removed' THEN s.removed WHEN 'cycle_changed' THEN s.cycle_changed
                        WHEN 'renamed' THEN s.renamed ELSE s.editable_changed END) > 0
 """
 
 VIEWS = {
+    "current_workflow": ("A workflow that a target sees now; retired targets are left out.", CURRENT_WORKFLOW),
+    "workflow_event": ("One change of one workflow, as one target saw it.", WORKFLOW_EVENT),
+    "cycle_change": ("A workflow_event in which the cycle changed.", CYCLE_CHANGE),
     "workflow_history": (
         "A state of a workflow as one target saw it, from the observation that showed it until the one that showed "
         "another; valid_to is null while it lasts.",
@@ -284,12 +319,22 @@ VIEWS = {
 def upgrade() -> None:
     dialect = op.get_context().dialect.name
     for name, (row, select) in VIEWS.items():
-        text = select.strip().format(utc_day=UTC_DAY[dialect])
-        if dialect == "sqlite":
-            op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{text}")
-        else:
-            op.execute(f"CREATE VIEW {name} AS {text}")
-            op.execute(f"COMMENT ON VIEW {name} IS '{row}'")
+        view(name, row, spelled(select.strip(), dialect), dialect)
+
+
+def spelled(select: str, dialect: str) -> str:
+    for mark, spelling in SPELLED[dialect].items():
+        select = select.replace(mark, spelling)
+    return select
+
+
+def view(name: str, row: str, select: str, dialect: str) -> None:
+    """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of the view as it is written."""
+    if dialect == "sqlite":
+        op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{select}")
+    else:
+        op.execute(f"CREATE VIEW {name} AS {select}")
+        op.execute(f"COMMENT ON VIEW {name} IS '{row}'")
 
 
 def downgrade() -> None:

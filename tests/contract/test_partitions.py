@@ -10,8 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from etl.database import check, connect, creating, grants, upgrade
-from tests.contract.test_migrations import TRAIL, migrate
+from etl.database import check, connect, grants
 
 WIDTH = 5_000_000
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -210,34 +209,4 @@ def test_check_finds_what_somebody_did_to_a_partition(
     database.execute(sabotage)
     engine = connect(database_url)
     assert said in check(engine)
-    engine.dispose()
-
-
-def test_a_database_from_before_the_partitions_keeps_rows_rights_and_views(empty_url: str) -> None:
-    """Nothing is copied: the file of the table is now that of the first partition."""
-    engine = connect(empty_url)
-    with creating(engine) as connection:
-        migrate(connection, "0002")
-    with psycopg.connect(psycopg_url(empty_url), autocommit=True) as database:
-        database.execute(TRAIL)
-        number_from(database, 7 * WIDTH)
-        add_versions(database, 2)
-        database.execute("CREATE VIEW theirs WITH (security_invoker = true) AS SELECT kind FROM workflow_change")
-        database.execute("CREATE ROLE part_old; GRANT SELECT, INSERT ON workflow_change TO part_old WITH GRANT OPTION")
-        of_file = "SELECT pg_relation_filenode('{}')"
-        file = database.execute(of_file.format("workflow_change")).fetchone()
-        before = database.execute("SELECT * FROM workflow_event").fetchall()
-        upgrade(engine)
-        assert partitions(database) == [f"workflow_change_below_{number * WIDTH}" for number in (8, 9)]
-        assert database.execute(of_file.format(partitions(database)[0])).fetchone() == file
-        assert database.execute("SELECT * FROM workflow_event").fetchall() == before
-        assert database.execute("SELECT count(*) FROM theirs").fetchone() == (2,)
-        options = "SELECT reloptions FROM pg_class WHERE relname = 'theirs'"
-        assert database.execute(options).fetchone() == (["security_invoker=true"],)
-        known = "SELECT count(*) FROM pg_stats WHERE attname = 'change_set_id' AND n_distinct::text = '-0.1'"
-        assert database.execute(known).fetchone() == (1,)
-        assert check(engine) == ["view theirs is not Flowtrail's"]
-        held = "has_table_privilege('part_old', 'workflow_change', 'INSERT WITH GRANT OPTION')"
-        assert database.execute(f"SELECT {held}").fetchone() == (True,)
-        database.execute("DROP OWNED BY part_old; DROP ROLE part_old")
     engine.dispose()

@@ -1,4 +1,4 @@
-"""The tables, the triggers that keep the trail append-only, and the views that read it.
+"""The tables, and the triggers that keep the trail append-only.
 
 Revision ID: 0001
 Revises:
@@ -99,7 +99,9 @@ def sha256(*columns: str) -> str:
     return " AND ".join(f"length({column}) = 64" for column in columns)
 
 
-OFTEN_UPDATED = {"fillfactor": 75}  # room for the next version of a row on its page: no index entry changes
+ROOM = {"target": {"fillfactor": 75}, "observation": {"fillfactor": 50}}
+"""Percent of a page of PostgreSQL that inserts fill: an update that fits on its row's page touches no index. A quiet
+run updates every open span of a page."""
 KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
 
 
@@ -130,7 +132,7 @@ def target() -> None:
             "observed": "version = 0 OR state_digest IS NOT NULL",
         },
         comment="One (organisation, user, search expression); version 0 was never observed.",
-        postgresql_with=OFTEN_UPDATED,
+        postgresql_with=ROOM["target"],
     )
 
 
@@ -186,6 +188,7 @@ def change_set() -> None:
     )
     index("change_set", "target_id", "observed_at")
     index("change_set", "observed_at")
+    index("change_set", "run_id")
 
 
 def workflow_change() -> None:
@@ -204,6 +207,7 @@ def workflow_change() -> None:
         checks={"flow_id": "flow_id <> ''", "kind": one_of("kind", "baseline", *KINDS)},
         comment="One change of one workflow, with the full before and after. Append-only.",
         sqlite_with_rowid=False,
+        postgresql_partition_by="RANGE (change_set_id)",
     )
     index("workflow_change", "flow_id", "change_set_id")
 
@@ -227,7 +231,7 @@ def observation() -> None:
             "order": "first_at <= last_at AND last_asked_at <= last_at",
         },
         comment="A span of time in which a version was seen without interruption.",
-        postgresql_with=OFTEN_UPDATED,
+        postgresql_with=ROOM["observation"],
     )
     index("observation", "target_id", "id")
     index("observation", "target_id", "version", "id")
@@ -265,6 +269,7 @@ def sync_run() -> None:
     index("sync_run", "schedule", "scheduled_for", name="uq_sync_run_slot", where=own, unique=True)
     index("sync_run", "schedule", "id")
     index("sync_run", "heartbeat_at", name="ix_sync_run_running", where="status = 'running'")
+    index("sync_run", "finished_at", name="ix_sync_run_untold", where="notified_at IS NULL")
 
 
 def sync_issue() -> None:
@@ -315,6 +320,17 @@ def org_turnover() -> None:
     index("org_turnover", "counted_at")
 
 
+def overdue_notice() -> None:
+    create(
+        "overdue_notice",
+        sa.Column("target_id", BIG, autoincrement=False, nullable=False),
+        time("notified_at"),
+        primary("overdue_notice", "target_id"),
+        checks={},
+        comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
+    )
+
+
 def lease() -> None:
     create(
         "lease",
@@ -335,12 +351,18 @@ TRAIL = {
 
 
 def append_only_on_sqlite() -> None:
-    """INSERT OR REPLACE deletes without a DELETE trigger, so an existing key is refused before it gets there."""
+    """INSERT OR REPLACE deletes without a DELETE trigger, so an existing key is refused before it gets there.
+
+    A trigger that may ABORT its statement has SQLite keep a copy of every page that the statement touches: three
+    quarters of what a first load of `workflow_change` wrote. FAIL needs none, and leaves the rows that the statement
+    inserted before the one that is refused: they are new, and the transaction may still be rolled back.
+    """
     for table, same in TRAIL.items():
         refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}")
         op.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}")
         exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"
+        refuse = refuse.replace("ABORT", "FAIL") if table == "workflow_change" else refuse
         op.execute(f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} WHEN {exists} {refuse}")
 
 
@@ -368,50 +390,11 @@ def append_only_on_postgresql() -> None:
             op.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {table}_{name}")
 
 
-def view(name: str, row: str, select: str) -> None:
-    """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of the view as it is written."""
-    if on_sqlite():
-        op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{select.strip()}")
-    else:
-        op.execute(f"CREATE VIEW {name} AS {select.strip()}")
-        op.execute(f"COMMENT ON VIEW {name} IS '{row}'")
-
-
-CURRENT_WORKFLOW = """
-SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
-       CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
-                    WHEN 'mi' THEN 'minute' ELSE w.cycle END AS cycle_label,
-       w.editable, w.first_seen_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
-FROM target t
-JOIN workflow w ON w.target_id = t.id
-LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
-WHERE t.retired_at IS NULL
-"""
-
-WORKFLOW_EVENT = """
-SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, c.kind, c.old_name, c.new_name,
-       c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at
-FROM workflow_change c
-JOIN change_set s ON s.id = c.change_set_id
-JOIN target t ON t.id = s.target_id
-"""
-
-CYCLE_CHANGE = """
-SELECT change_set_id, run_id, org_id, user_id, expression, flow_id, kind, old_name, new_name, old_cycle, new_cycle,
-       old_editable, new_editable, last_unchanged_at, observed_at
-FROM workflow_event
-WHERE kind = 'cycle_changed'
-"""
-
-
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
-    for make in (*tables, org_turnover, lease):
+    for make in (*tables, org_turnover, overdue_notice, lease):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
-    view("current_workflow", "A workflow that a target sees now; retired targets are left out.", CURRENT_WORKFLOW)
-    view("workflow_event", "One change of one workflow, as one target saw it.", WORKFLOW_EVENT)
-    view("cycle_change", "A workflow_event in which the cycle changed.", CYCLE_CHANGE)
 
 
 def downgrade() -> None:
