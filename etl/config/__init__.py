@@ -5,6 +5,7 @@ from etl.config.policy import Policy, policy_of, with_policy
 from etl.config.schedules import Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
+    ApiVersion,
     DatabaseSettings,
     GatewaySettings,
     GuardSettings,
@@ -19,6 +20,7 @@ from etl.config.target_list import TargetList
 from etl.config.units import keeping
 
 __all__ = [
+    "ApiVersion",
     "DatabaseSettings",
     "GatewaySettings",
     "GuardSettings",

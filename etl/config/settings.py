@@ -32,6 +32,7 @@ Size = Annotated[int, Meta(extra={"read": size})]
 Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="text in quotes", pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")]
+ApiVersion = Literal["v2.1", "v2.0"]
 AtLeastOne = Annotated[int, Meta(ge=1, le=10**9, description="a whole number, 1 or more")]
 
 
@@ -55,6 +56,7 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     access_key: Text = ""
     secret_key: Annotated[Secret | None, Meta(extra={"read": clean_secret})] = None
     secret_key_file: Text = ""
+    api: Annotated[ApiVersion, Meta(description='"v2.1" or "v2.0"')] = "v2.1"
     auth: Annotated[Literal["token", "none"], Meta(description='"token" or "none"')] = "token"
     concurrency: Annotated[int, Meta(ge=1, le=1000, description="a whole number from 1 to 1000")] = 16
     requests_per_second: Annotated[float, Meta(ge=0, le=1e6, description="a number of requests, 0 for no limit")] = 0.0

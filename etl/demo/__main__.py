@@ -20,6 +20,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--access-key", default="demo-access-key")
     parser.add_argument("--secret-key", default="demo-secret-key", help="invented: never a real one")
     parser.add_argument("--auth", choices=("token", "none"), default="token")
+    parser.add_argument("--release", choices=("v2.1", "v2.0", "edge"), default="v2.1")
     parser.add_argument("--token-seconds", type=float, default=7200)
     parser.add_argument("--max-skew-seconds", type=float, default=300)
     parser.add_argument("--date-offset-seconds", type=float, default=0)
@@ -39,6 +40,7 @@ def _gateway(given: argparse.Namespace) -> DemoGateway:
         access_key=given.access_key,
         secret_key=given.secret_key,
         auth=given.auth,
+        release=given.release,
         host=given.host,
         port=given.port,
         token_seconds=given.token_seconds,

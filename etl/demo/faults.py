@@ -145,19 +145,19 @@ class Reply(NamedTuple):
     headers: Mapping[str, str | None] = {}
 
 
-def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200) -> Reply:
-    """An error in the envelope of its service: the token service says ``status``, the others ``code``."""
-    key = "status" if endpoint == "token" else "code"
+def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, older: bool = False) -> Reply:
+    """An error in the envelope of its service: the token service and version 2.0 say ``status``, the rest ``code``."""
+    key = "status" if endpoint == "token" or (older and endpoint == "flows") else "code"
     return Reply(status, msgspec.json.encode({key: code, "msg": message, "data": None}), code)
 
 
-def said(fault: Fault, honest: Reply, endpoint: Endpoint) -> Reply:
+def said(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool = False) -> Reply:
     """What is said instead of the honest answer; the faults that concern only its delivery leave it as it is."""
     status = fault.status if fault.status is not None else _STATUS.get(fault.kind, 200)
     reply = honest
     match fault.kind:
         case "code":
-            reply = refusal(endpoint, fault.code, "ordered by the test")
+            reply = refusal(endpoint, fault.code, "ordered by the test", older=older)
         case "expired":
             reply = refusal(endpoint, 1203, "token expired")
         case "status":

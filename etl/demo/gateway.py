@@ -34,7 +34,9 @@ from etl.domain.model import Flow
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105
 FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
-_ENDPOINTS: Final[dict[str, Endpoint]] = {TOKEN_PATH: "token", FLOWS_PATH: "flows"}
+OLDER_FLOWS_PATH: Final = "/dataflow-batch-service/v2.0/flows"
+Release = Literal["v2.1", "v2.0", "edge"]
+"""EnOS since 2.1.2, before it, and EnOS Edge, which spells ``flow_id``."""
 _LONGEST_LINE: Final = 1 << 16
 
 _REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
@@ -108,9 +110,9 @@ class DemoGateway:
     """An EnOS gateway on this machine, while its ``with`` block lasts.
 
     ``date_offset_seconds`` shifts its Date headers, ``max_skew_seconds`` is how far a signed timestamp may be off
-    its clock, ``auth="none"`` asks for no token, ``shuffle`` deals the items of each answer in another order
-    (seeded), ``admin`` opens ``/_demo/...`` to loopback clients. After ``close``, ``start`` opens it again at the
-    same address; in between connections are refused.
+    its clock, ``auth="none"`` asks for no token, ``release`` is which EnOS it is, ``shuffle`` deals the items of each
+    answer in another order (seeded), ``admin`` opens ``/_demo/...`` to loopback clients. After ``close``, ``start``
+    opens it again at the same address; in between connections are refused.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class DemoGateway:
         access_key: str = "demo-access-key",
         secret_key: str = "demo-secret-key",  # noqa: S107 (invented for this process)
         auth: Literal["token", "none"] = "token",
+        release: Release = "v2.1",
         host: str = "127.0.0.1",
         port: int = 0,
         token_seconds: float = 7200,
@@ -136,6 +139,11 @@ class DemoGateway:
         self.date_offset_seconds = date_offset_seconds
         self._address = (host, port)
         self._signed = auth == "token"
+        self._release = release
+        self._older = release != "v2.1"
+        self._search = "searchValue" if self._older else "expression"
+        flows = OLDER_FLOWS_PATH if self._older else FLOWS_PATH
+        self._endpoints: dict[str, Endpoint] = {TOKEN_PATH: "token", flows: "flows"}
         self._shuffle = shuffle
         self._random = random.Random(seed)
         self._ledger_file = ledger_file
@@ -237,7 +245,7 @@ class DemoGateway:
             reply = self._administer(request, connection)
             connection.sendall(head(reply, formatdate(usegmt=True)) + reply.body)
             return not _asks_for_the_end(request)
-        endpoint = _ENDPOINTS.get(request.path, "other")
+        endpoint = self._endpoints.get(request.path, "other")
         asked = dict(parse_qsl(request.query, keep_blank_values=True))
         entry = Entry(
             received_at=dt.datetime.now(dt.UTC),
@@ -245,7 +253,7 @@ class DemoGateway:
             path=f"{request.path}?{request.query}" if request.query else request.path,
             org=asked.get("orgId", ""),
             user=asked.get("userId", ""),
-            expression=asked.get("expression", ""),
+            expression=asked.get(self._search, ""),
             kept_open=not _asks_for_the_end(request),
             timestamp=request.headers.get("apim-timestamp", ""),
         )
@@ -254,7 +262,7 @@ class DemoGateway:
         honest = self._honest(request, asked, entry, fault)
         if fault.kind == "expired":
             self.expire_token()
-        reply = said(fault, honest, endpoint)
+        reply = said(fault, honest, endpoint, older=self._older)
         if not entry.kept_open:
             reply = reply._replace(headers={"Connection": "close", **reply.headers})
         entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code
@@ -329,19 +337,23 @@ class DemoGateway:
         entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
         if entry.verdict in _REFUSALS:
             status = 401 if entry.verdict == "unknown_token" else 200
-            return refusal("flows", *_REFUSALS[entry.verdict], status)
+            return self._no(*_REFUSALS[entry.verdict], status)
         if asked.get("action") != "getMyFlow" or not (entry.org and entry.user):
-            return refusal("flows", 99400, "action, userId and orgId are required")
+            return self._no(99400, "action, userId and orgId are required")
         try:
             listed = self._encoded(entry.org, entry.user)
         except UnknownOrg:
-            return refusal("flows", 99404, "organization not found")
+            return self._no(99404, "organization not found")
         except UnknownUser:
-            return refusal("flows", 62101, "user does not exist or is not in the organization")
+            return self._no(62101, "user does not exist or is not in the organization")
         flows, items = self._chosen(listed, entry.expression, fault)
         data = b",".join(self._dealt(items) if self._shuffle else items)
-        body = b'{"code":0,"msg":"OK","requestId":"%b","data":[%b]}' % (uuid.uuid4().hex.encode(), data)
+        said_so = b'"status":0,"msg":"Success"' if self._older else b'"code":0,"msg":"OK"'
+        body = b'{%b,"requestId":"%b","data":[%b]}' % (said_so, uuid.uuid4().hex.encode(), data)
         return Reply(200, body, 0, flows)
+
+    def _no(self, code: int, message: str, status: int = 200) -> Reply:
+        return refusal("flows", code, message, status, older=self._older)
 
     def _encoded(self, org: str, user: str) -> _Listed:
         flows = self.world.flows(org, user)
@@ -349,7 +361,7 @@ class DemoGateway:
         if listed is None or listed.flows is not flows:
             integer = self.world.has_integer_ids(org, user)
             before = listed and listed._replace(before=None)
-            listed = _Listed(flows, [_item(flow, integer) for flow in flows], before)
+            listed = _Listed(flows, [_item(flow, integer, self._release) for flow in flows], before)
             self._listed[org, user] = listed
         return listed
 
@@ -375,13 +387,14 @@ class DemoGateway:
         return list(itertools.chain.from_iterable(turned[heap::heaps] for heap in range(heaps)))
 
 
-def _item(flow: Flow, integer_id: bool) -> bytes:
+def _item(flow: Flow, integer_id: bool, release: Release) -> bytes:
     decimal = re.fullmatch("0|[1-9][0-9]*", flow.flow_id) if integer_id else None
+    flow_id, flow_name = ("flow_id", "flow_name") if release == "edge" else ("flowId", "flowName")
     return msgspec.json.encode(
         {
-            "flowId": msgspec.Raw(flow.flow_id.encode()) if decimal else flow.flow_id,
+            flow_id: msgspec.Raw(flow.flow_id.encode()) if decimal else flow.flow_id,
             "editable": flow.editable,
-            "flowName": flow.flow_name,
+            flow_name: flow.flow_name,
             "cycle": flow.cycle,
         }
     )

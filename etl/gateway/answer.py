@@ -1,6 +1,7 @@
 """From the bytes of a Get My Flow answer to flows: one fast pass, strict about what the documentation promises.
 
-A success is a JSON object whose ``code`` is the integer 0 and whose ``data`` is a list of workflows; nothing else.
+A success is a JSON object whose ``code`` (in version 2.0: ``status``) is the integer 0 and whose ``data`` is a list of
+workflows; nothing else.
 Where the fast pass stumbles, the strict reader looks again and names the item and the field.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
@@ -17,6 +18,7 @@ import msgspec
 
 from etl.domain.model import Flow
 from etl.errors import Malformed
+from etl.gateway.api import LATEST, Api
 from etl.gateway.faults import Quote
 from etl.gateway.strict import field_problem, first_problem, half_character_in
 
@@ -30,6 +32,7 @@ _by_flow_id = attrgetter("flow_id")
 
 class _Envelope(msgspec.Struct, rename="camel", gc=False):
     code: msgspec.Raw = msgspec.Raw()
+    status: msgspec.Raw = msgspec.Raw()
     data: msgspec.Raw = msgspec.Raw()
     msg: msgspec.Raw = msgspec.Raw()
     request_id: msgspec.Raw = msgspec.Raw()
@@ -51,9 +54,19 @@ class _Whole(msgspec.Struct, rename="camel", gc=False):
     editable: bool | None
 
 
+class _EdgeItem(msgspec.Struct, gc=False):
+    """A workflow as EnOS Edge's documentation spells it."""
+
+    flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
+    flow_name: str | None = None
+    cycle: str | None = None
+    editable: bool | None = None
+
+
 _envelopes = msgspec.json.Decoder(_Envelope)
 _lists = msgspec.json.Decoder(list[_Item])
 _whole_lists = msgspec.json.Decoder(list[_Whole])
+_edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 
 
 class Answer(NamedTuple):
@@ -76,20 +89,28 @@ class Listed(NamedTuple):
     """How many keys its objects have, each key of each object counted once; None where some lack one."""
 
 
-def read_envelope(body: bytes, quote: Quote) -> Answer:
-    """Raises Malformed where the body is no JSON object with an integer ``code``."""
+def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Answer:
+    """Raises Malformed where the body is no JSON object with an integer ``code``, or ``status`` in version 2.0."""
     try:
         envelope = _envelopes.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed(_what_it_is(body, error, quote)) from None
-    code = as_integer(envelope.code)
+    code = _code(envelope, api)
     if code is None:
-        raise _malformed(_bad_code(envelope, body, quote))
+        raise _malformed(_bad_code(envelope, body, quote, api))
     if code:
         return Answer(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
     data_hash = hashlib.sha256(envelope.data).hexdigest()
     keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
     return Answer(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
+
+
+def _code(envelope: _Envelope, api: Api) -> int | None:
+    """What the answer says it is: 0 where it is a success, None where it does not say."""
+    code = as_integer(envelope.code)
+    if not api.is_older or code or (code is None and bytes(envelope.code)):
+        return code
+    return as_integer(envelope.status)
 
 
 def has_each_key_once(body: bytes, answer: Answer, listed: Listed) -> bool:
@@ -100,12 +121,12 @@ def has_each_key_once(body: bytes, answer: Answer, listed: Listed) -> bool:
     return listed.keys is not None and body.count(b":") == answer.keys + listed.keys
 
 
-def read_flows(data: msgspec.Raw) -> Listed:
+def read_flows(data: msgspec.Raw, api: Api = LATEST) -> Listed:
     """The flows in ``data``; identical duplicates once.
 
     Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
     """
-    items, keys = _items(data)
+    items, keys = _items(data, api)
     flows = [
         Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable) for i in items
     ]
@@ -117,11 +138,14 @@ def read_flows(data: msgspec.Raw) -> Listed:
     return Listed(tuple(flows), keys)
 
 
-def _items(data: msgspec.Raw) -> tuple[Sequence[_Item | _Whole], int | None]:
+def _items(data: msgspec.Raw, api: Api) -> tuple[Sequence[_Item | _Whole | _EdgeItem], int | None]:
     """The objects in ``data``, and how many keys they have where they have them all."""
     with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         whole = _whole_lists.decode(data)
         return whole, len(_Whole.__struct_fields__) * len(whole)
+    if api.is_older:
+        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+            return _edge_lists.decode(data), None
     try:
         return _lists.decode(data), None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -201,19 +225,16 @@ def _plainly(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ").lower()
 
 
-def _bad_code(envelope: _Envelope, body: bytes, quote: Quote) -> str:
+def _bad_code(envelope: _Envelope, body: bytes, quote: Quote, api: Api) -> str:
+    said_as = {"code": envelope.code, "status": envelope.status} if api.is_older else {"code": envelope.code}
+    for name, raw in said_as.items():
+        if bytes(raw) and as_integer(raw) is None:
+            return f"{name} is {quote(bytes(raw))}, not an integer"
     if bytes(envelope.code):
-        return f"code is {quote(bytes(envelope.code))}, not an integer"
-    if "status" in _keys(body):
-        return "it has no code but a status, as an older version of the service answers: check [gateway] url"
-    return f"it has no code: {quote(body)}"
-
-
-def _keys(body: bytes) -> Mapping[str, object]:
-    try:
-        return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, ValueError):
-        return {}
+        return 'it has no status but a code, as the newer version of the service answers: set [gateway] api = "v2.1"'
+    if bytes(envelope.status):
+        return 'it has no code but a status, as an older version of the service answers: set [gateway] api = "v2.0"'
+    return f"it has no {'status' if api.is_older else 'code'}: {quote(body)}"
 
 
 def _problem_in(data: msgspec.Raw, error: Exception) -> str:

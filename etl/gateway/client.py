@@ -18,6 +18,7 @@ from etl.config.addresses import is_loopback
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
 from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.api import APIS, Api
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.excerpt import Hidden, excerpt
 from etl.gateway.faults import (
@@ -36,7 +37,6 @@ from etl.gateway.transport import Reply, Transport
 
 T = TypeVar("T")
 
-FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 
 _HEADERS: Final = {
@@ -77,8 +77,9 @@ class TokenCheck(NamedTuple):
 class _Call:
     """One target being asked for: what was tried so far."""
 
-    def __init__(self, target: Target, watch: Deadline, own_connection: bool) -> None:
-        self.params = _params(target)
+    def __init__(self, target: Target, api: Api, watch: Deadline, own_connection: bool) -> None:
+        self.params = _params(target, api)
+        self.api = api
         self.own_connection = own_connection
         self.asker = target[:2]
         self.target = target
@@ -109,6 +110,7 @@ class Gateway:
         origin = urlsplit(settings.url)
         self.clock_skew: dt.timedelta | None = None
         self._settings = settings
+        self._api = APIS[settings.api]
         self._key = Hidden(settings.access_key)
         self._clock = clock
         self._stop = stop or threading.Event()
@@ -155,7 +157,7 @@ class Gateway:
         (its ``attempts`` says how often the target was tried), or Interrupted.
         """
         with self._watchdog.watch(self._deadline_seconds) as watch:
-            call = _Call(target, watch, own_connection)
+            call = _Call(target, self._api, watch, own_connection)
             try:
                 watch.check()
                 return self._tried(call, known_data_hash)
@@ -221,7 +223,7 @@ class Gateway:
     def _answer(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
         moment = self._stamps.next(call.asker)
         signed = _signed(call.params, token, moment.timestamp_ms)
-        path = f"{self._path}{FLOWS_PATH}?{_query(call.params)}"
+        path = f"{self._path}{call.api.path}?{_query(call.params)}"
         reply = self._transport.exchange(
             "GET", path, _HEADERS | signed, None, call.watch, own_connection=call.own_connection
         )
@@ -322,10 +324,12 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
         raise ConfigError([Problem("gateway.url", problem)])
 
 
-def _params(target: Target) -> dict[str, str]:
+def _params(target: Target, api: Api) -> dict[str, str]:
     """The query of Get My Flow, decoded, in ASCII order of name; without an expression all workflows are listed."""
     asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
-    return {"action": "getMyFlow", "expression": target.expression, **asked} if target.expression else asked
+    if target.expression:
+        asked[api.search] = target.expression
+    return dict(sorted(asked.items()))
 
 
 def _query(params: dict[str, str]) -> str:
@@ -345,11 +349,11 @@ def _signed(params: dict[str, str], token: Token | None, timestamp_ms: int) -> d
 def _snapshot(
     call: _Call, reply: Reply, asked_at: dt.datetime, known_data_hash: str | None, shown: Callable[[bytes | str], str]
 ) -> Snapshot:
-    answer = read_envelope(reply.body, shown)
+    answer = read_envelope(reply.body, shown, call.api)
     if answer.code:
         raise code_error(answer.code, answer.said, answer.request_id)
     try:
-        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data)
+        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data, call.api)
     except GatewayError as error:
         error.request_id = answer.request_id
         raise

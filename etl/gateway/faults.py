@@ -55,7 +55,7 @@ _CODES: Final = {
     62109: "internal error of the service",
     99400: "an argument is wrong: check the target in its schedule",
     99403: "access is denied to this access key",
-    99404: "not found: check [gateway] url and the target in its schedule",
+    99404: "not found: check [gateway] url, api and the target in its schedule",
     99500: "internal error of the service",
 }
 
@@ -63,7 +63,7 @@ _STATUSES: Final = {
     400: "the gateway takes the request for a bad one",
     401: "the token is not accepted: check [gateway] access_key and the secret key",
     403: "access is denied: let this machine's address be allowed at the gateway",
-    404: "nothing is there: check [gateway] url",
+    404: "nothing is there: check [gateway] url and api",
     407: "the proxy wants a login: check [gateway] proxy",
     413: "the request is too large for the gateway",
     429: "too many requests: a lower [gateway] concurrency or requests_per_second helps",

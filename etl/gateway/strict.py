@@ -139,6 +139,8 @@ def _row(item: Any, index: int) -> Row:
         raise _Problem(f"data[{index}] is {_kind(item)}, not an object")
     get = item.get
     flow_id, name, cycle, editable = get("flowId"), get("flowName"), get("cycle"), get("editable")
+    if (flow_id is None or name is None) and ("flow_id" in item or "flow_name" in item):
+        flow_id, name = _as_edge_spells(item, index)
     if type(flow_id) is not str or not flow_id or "\0" in flow_id or not flow_id.isascii():
         flow_id = _identifier(flow_id, index, "flowId" in item)
     if name is not None and (type(name) is not str or "\0" in name or not name.isascii()):
@@ -150,12 +152,19 @@ def _row(item: Any, index: int) -> Row:
     return flow_id, name, cycle, editable
 
 
+def _as_edge_spells(item: dict[str, Any], index: int) -> tuple[Any, Any]:
+    """``flow_id`` and ``flow_name``, as EnOS Edge documents them; the two spellings in one object are one too many."""
+    if "flowId" in item or "flowName" in item:
+        raise _Problem(f"data[{index}] spells some of its keys as flowId, some as flow_id")
+    return item.get("flow_id"), item.get("flow_name")
+
+
 def _identifier(found: Any, index: int, present: bool) -> str:
     if type(found) is _Digits:
         return "0" if found == "-0" else str(found)
     if found == "":
         raise _Problem(f"data[{index}].flowId is empty")
-    if not present:
+    if not present and found is None:
         raise _Problem(f"data[{index}].flowId is missing")
     _check_text(found, index, "flowId", "a string or an integer")
     return str(found)

@@ -1,0 +1,35 @@
+"""The two documented versions of the workflow calls: where they are, and how their answers say what they are.
+
+| | ``v2.1`` | ``v2.0`` |
+|---|---|---|
+| EnOS | 2.1.2 and later | before 2.1.2, and EnOS Edge |
+| path | ``/batch-processing-service/v2.1/flows`` | ``/dataflow-batch-service/v2.0/flows`` |
+| parameter of the search | ``expression`` | ``searchValue`` |
+| success | ``code`` is 0 | ``status`` is 0, and a ``code``, if any, is 0 |
+| names in an item | ``flowId``, ``flowName`` | the same, or ``flow_id``, ``flow_name`` (EnOS Edge) throughout |
+
+Source: EnOS API documentation, "Get My Flow" of both versions, and of EnOS Edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from etl.config import ApiVersion
+
+
+class Api(NamedTuple):
+    """One column of the table above."""
+
+    version: ApiVersion
+    path: str
+    search: str
+    is_older: bool = False
+
+
+APIS: Final[Mapping[ApiVersion, Api]] = {
+    "v2.1": Api("v2.1", "/batch-processing-service/v2.1/flows", "expression"),
+    "v2.0": Api("v2.0", "/dataflow-batch-service/v2.0/flows", "searchValue", is_older=True),
+}
+LATEST: Final = APIS["v2.1"]
