@@ -23,6 +23,7 @@ from etl.demo.gateway import DemoGateway
 from etl.domain.model import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import Report
+from etl.report.health import read_within
 from etl.system import disk
 
 
@@ -89,7 +90,12 @@ def _keep_the_page_up(app: Application, listen: str) -> None:
     now = utc_now
     slots = app.schedules[0].slots
     page = create_app(
-        app.engine, now=now, next_fire_times=lambda: {"plants": slots.next_after(now())}, role=lambda: "active"
+        app.engine,
+        now=now,
+        next_fire_times=lambda: {"plants": slots.next_after(now())},
+        role=lambda: "active",
+        coverage_gap=app.settings.coverage_gap,
+        read_health=lambda connection, at: read_within(connection, app.schedules, at),
     )
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -16,6 +16,7 @@ from etl import __version__, database, verify
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.cli.queries import moment
+from etl.cli.status import configured_schedules
 from etl.errors import DatabaseError, UsageError
 from etl.export import Origin, export
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
@@ -143,7 +144,10 @@ def report(
 
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
-        report_html(app.engine, now=utc_now(), file=output)
+        schedules, broken = configured_schedules(app)
+        if broken is not None:
+            console.complain(f"What is overdue is not known: {broken}", "yellow")
+        report_html(app.engine, now=utc_now(), file=output, coverage_gap=app.settings.coverage_gap, schedules=schedules)
     console.complain(f"{output} written.", "green")
 
 

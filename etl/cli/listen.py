@@ -13,7 +13,8 @@ from starlette.applications import Starlette
 from etl import database
 from etl.cli.application import Application, utc_now
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
-from etl.report.health import CONDITIONS, HealthSnapshot
+from etl.report.conditions import CONDITIONS
+from etl.report.health import HealthSnapshot, read_within
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.system import descriptors
@@ -100,6 +101,8 @@ def _application(
                 now=utc_now,
                 next_fire_times=service.next_fire_times,
                 role=lambda: service.role,
+                coverage_gap=app.settings.coverage_gap,
+                read_health=lambda connection, at: read_within(connection, service.schedules, at, service.known_since),
                 routes=routes,
                 hosts=hosts,
             )

@@ -15,7 +15,10 @@ from etl.cli.application import Application, utc_now
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
-from etl.report.health import Condition, HealthSnapshot, Overdue
+from etl.report.conditions import Condition
+from etl.report.fetch import short_transaction
+from etl.report.health import HealthSnapshot, TargetSummary
+from etl.report.overdue import Overdue
 from etl.service.replica import LEASE
 from etl.store import Store
 
@@ -62,7 +65,7 @@ def status(
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         report = Report(app.engine)
-        configured, broken = _configured(app)
+        configured, broken = configured_schedules(app)
         found = _find(app, report, configured, most)
         if as_json:
             _print(found, report.problems(limit=most), most)
@@ -72,7 +75,8 @@ def status(
         raise broken
 
 
-def _configured(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
+def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
+    """The schedules, or None where they cannot be known, and the error if that is why."""
     folder = app.settings.schedules_dir
     if not folder.exists():
         console.complain(
@@ -87,11 +91,16 @@ def _configured(app: Application) -> tuple[Sequence[Schedule] | None, ConfigErro
 
 def _find(app: Application, report: Report, configured: Sequence[Schedule] | None, most: int | None) -> _Found:
     now = utc_now()
-    found = None if configured is None else health.read(app.engine, configured, now)
-    damage = health.damage_of(app.engine)
+    summary: TargetSummary
+    found: HealthSnapshot | None = None
+    with short_transaction(app.engine) as connection:
+        if configured is None:
+            summary = health.summary_within(connection, now)
+        else:
+            summary = found = health.read_within(connection, configured, now)
     return _Found(
         active=Store(app.engine).lease_holder(LEASE),
-        conditions=found.conditions if found else [damage] if damage else [],
+        conditions=summary.conditions,
         vitals=found,
         schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
         runs=list(report.runs(limit=_RUNS)),
@@ -115,7 +124,7 @@ def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.da
 def _freshness(found: HealthSnapshot) -> dict[str, Any]:
     """What ``/freshness`` says, without the names: the problems have them."""
     counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
-    return {"status": "fresh" if found.fresh else "overdue", "overdue": len(found.overdue), **counts}
+    return {"status": found.freshness, "overdue": len(found.overdue), **counts}
 
 
 def _named(overdue: Overdue) -> dict[str, Any]:

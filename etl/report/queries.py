@@ -8,11 +8,12 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, TableClause, or_, select, text
+from sqlalchemy import ColumnElement, Engine, or_, select, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, held_set
 from etl.domain.model import CYCLE_LABELS, Target
+from etl.report import statements
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.names import contains, contains_sql, pattern
 from etl.report.rows import (
@@ -28,7 +29,6 @@ from etl.report.rows import (
     view,
 )
 from etl.report.stream import stream
-from etl.schema import sync_issue, target, workflow
 
 
 class Report:
@@ -55,7 +55,7 @@ class Report:
     ) -> Iterator[CurrentWorkflow]:
         """``current_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
         seen = view("current_workflow", CurrentWorkflow)
-        found = self._found(seen, org_id=org, user_id=user, flow_id=flow, cycle=_cycle_code(cycle))
+        found = statements.equal(seen, org_id=org, user_id=user, flow_id=flow, cycle=_cycle_code(cycle))
         found += self._named(name, seen.c.flow_name)
         key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
         return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), CurrentWorkflow)
@@ -115,7 +115,7 @@ class Report:
         ``name`` finds the old and the new name. ``limit`` keeps the first so many, of the order that is asked for.
         """
         event = view("workflow_event", WorkflowEvent)
-        found = self._found(event, org_id=org, user_id=user, flow_id=flow)
+        found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
         found += self._named(name, event.c.old_name, event.c.new_name)
         found += [event.c.kind.in_(kinds)] if kinds else []
         found += [event.c.observed_at >= since] if since is not None else []
@@ -129,19 +129,17 @@ class Report:
     ) -> Iterator[WorkflowHistory]:
         """``workflow_history``: each state of each workflow with the time that it lasted, by target and flow_id."""
         state = view("workflow_history", WorkflowHistory)
-        found = self._found(state, org_id=org, user_id=user, flow_id=flow)
+        found = statements.equal(state, org_id=org, user_id=user, flow_id=flow)
         key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
         return stream(self._engine, select(state).where(*found).order_by(*key), WorkflowHistory)
 
     def health(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
         """``target_health``, retired targets left out, by organisation, user and expression."""
-        health = view("target_health", TargetHealth)
-        return self._health(health, self._found(health, org_id=org, user_id=user))
+        return stream(self._engine, statements.targets(org=org, user=user), TargetHealth)
 
     def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
         """Those of ``health`` whose last attempt failed, or whose removals are held; the first so many."""
-        health = view("target_health", TargetHealth)
-        return self._health(health, [or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None))], limit)
+        return stream(self._engine, statements.targets("problems").limit(limit), TargetHealth)
 
     def causes(self) -> list[ProblemCause]:
         """What ``problems`` come from, the most frequent first; a target that fails and is held counts in both."""
@@ -153,23 +151,7 @@ class Report:
 
         ``missing_since`` is when an answer lacked the workflow first.
         """
-        latest = (
-            select(sync_issue.c.message)
-            .where(sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held")
-            .order_by(sync_issue.c.id.desc())
-            .limit(1)
-            .scalar_subquery()
-        )
-        key = (target.c.org_id, target.c.user_id, target.c.expression)
-        missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
-        held = (
-            select(*key, target.c.held_since, *missing, latest.label("reason"))
-            .join_from(target, workflow, workflow.c.target_id == target.c.id)
-            .where(workflow.c.missing_since.is_not(None), target.c.held_since.is_not(None))
-            .where(target.c.retired_at.is_(None), *self._found(target, org_id=org))
-            .order_by(*key, workflow.c.flow_id)
-        )
-        return stream(self._engine, held, HeldRemoval)
+        return stream(self._engine, statements.held_removals(org=org), HeldRemoval)
 
     def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
         """What is held of each target, by organisation, user and expression."""
@@ -178,22 +160,11 @@ class Report:
 
     def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""
-        run = view("sync_run", SyncRun)
-        return stream(self._engine, select(run).order_by(run.c.id.desc()).limit(limit), SyncRun)
+        return stream(self._engine, statements.runs().limit(limit), SyncRun)
 
     def _cheaper_way(self, at: dt.datetime) -> Way:
         with reading(self._engine) as connection:
             return cheaper_way(connection, at)
-
-    def _health(
-        self, health: TableClause, found: list[ColumnElement[bool]], limit: int | None = None
-    ) -> Iterator[TargetHealth]:
-        key = (health.c.org_id, health.c.user_id, health.c.expression)
-        chosen = select(health).where(health.c.retired_at.is_(None), *found).order_by(*key).limit(limit)
-        return stream(self._engine, chosen, TargetHealth)
-
-    def _found(self, source: Any, **values: str | None) -> list[ColumnElement[bool]]:
-        return [source.c[column] == value for column, value in values.items() if value is not None]
 
     def _named(self, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
         if part is None:

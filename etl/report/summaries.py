@@ -1,4 +1,4 @@
-"""What the page asks of the database: sums and short lists, never all rows. The only SQL of the page."""
+"""Sums and short lists for the page and the report, never all rows. Each function takes the page's transaction."""
 
 # ruff: noqa: S608 - every piece of a statement is a constant of this file; what comes from outside is bound
 
@@ -7,19 +7,16 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, Engine, TextClause, bindparam, column, text
+from sqlalchemy import Connection, bindparam, text
 
-from etl.database import reading
 from etl.domain.holds import code, held_set
 from etl.domain.model import CYCLE_LABELS, Target
-from etl.report import HeldRemoval, SyncRun, TargetHealth, WorkflowEvent
-from etl.report.health import CLOCKS_DIFFER_BY
+from etl.report import WorkflowEvent, statements
+from etl.report.fetch import fetch, with_times
 from etl.report.names import contains_sql, pattern
-from etl.report.rows import sql_columns
 from etl.report.summary_rows import (
     CYCLES,
     EVENTS,
@@ -31,63 +28,7 @@ from etl.report.summary_rows import (
     Hold,
     MostChanged,
     Position,
-    Totals,
 )
-from etl.schema import UtcTime
-
-T = TypeVar("T", bound=tuple[Any, ...])
-
-
-@contextmanager
-def looking(engine: Engine) -> Iterator[Connection]:
-    """A short transaction that only reads, for one page. PostgreSQL gives up after 30 s, and compiles no query: that
-    takes longer than most of ours run."""
-    with reading(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL jit = off; SET LOCAL statement_timeout = '30s'")
-        yield connection
-
-
-def vitals(connection: Connection, now: dt.datetime) -> Totals:
-    """One row about everything. What lies ahead of ``now`` is no observation."""
-    return _rows(connection, _VITALS, Totals, now=now, ahead=now + CLOCKS_DIFFER_BY)[0]
-
-
-_VITALS: Final = """
-SELECT count(*), coalesce(sum(CASE WHEN version = 0 THEN 1 ELSE 0 END), 0),
-       coalesce(sum(CASE WHEN consecutive_failures > 0 THEN 1 ELSE 0 END), 0),
-       coalesce(sum(CASE WHEN held_since IS NOT NULL THEN 1 ELSE 0 END), 0),
-       coalesce(CAST(sum(CASE WHEN held_since IS NOT NULL THEN held_removals ELSE 0 END) AS bigint), 0),
-       coalesce(sum(flow_count), 0), min(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
-       max(CASE WHEN last_observed_at <= :now THEN last_observed_at END),
-       coalesce(sum(CASE WHEN last_observed_at > :ahead THEN 1 ELSE 0 END), 0),
-       max(CASE WHEN last_observed_at > :ahead THEN last_observed_at END)
-FROM target_health
-WHERE retired_at IS NULL
-"""
-
-
-def runs(connection: Connection, limit: int) -> list[SyncRun]:
-    """The latest first."""
-    columns = ", ".join(SyncRun._fields)
-    return _rows(connection, f"SELECT {columns} FROM sync_run ORDER BY id DESC LIMIT :limit", SyncRun, limit=limit)
-
-
-def targets(
-    connection: Connection, *, org: str = "", user: str = "", show: str = "", limit: int, offset: int = 0
-) -> list[TargetHealth]:
-    """By organisation, user and expression; ``show``: "problems", "retired", or the ones that are not retired."""
-    found = {
-        "problems": "retired_at IS NULL AND (consecutive_failures > 0 OR held_since IS NOT NULL OR version = 0)",
-        "retired": "retired_at IS NOT NULL",
-    }.get(show, "retired_at IS NULL")
-    given = _given(org_id=org, user_id=user)
-    sql = f"""
-    SELECT {", ".join(TargetHealth._fields)} FROM target_health
-    WHERE {found}{_equal("", given)}
-    ORDER BY org_id, user_id, expression LIMIT :limit OFFSET :offset
-    """
-    return _rows(connection, sql, TargetHealth, limit=limit, offset=offset, **given)
 
 
 def workflows(connection: Connection) -> int:
@@ -124,7 +65,7 @@ def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
           ORDER BY sum(added) + sum(removed) DESC, sum(cycle_changed) DESC, t.org_id LIMIT :limit) c
     ORDER BY added + removed DESC, cycle_changed DESC, c.org_id
     """
-    return _rows(connection, sql, Churn, since=_midnight(since), limit=limit)
+    return fetch(connection, Churn, sql, since=_midnight(since), limit=limit)
 
 
 def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> list[DaySnapshot]:
@@ -194,7 +135,7 @@ def gaps(connection: Connection, limit: int, offset: int = 0) -> list[Gap]:
     ORDER BY CASE WHEN gap_to IS NULL THEN 0 ELSE 1 END, gap_from DESC, org_id, user_id, expression
     LIMIT :limit OFFSET :offset
     """
-    return _rows(connection, sql, Gap, limit=limit, offset=offset)
+    return fetch(connection, Gap, sql, limit=limit, offset=offset)
 
 
 def gap_counts(connection: Connection) -> tuple[int, int]:
@@ -203,23 +144,18 @@ def gap_counts(connection: Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-def holds(connection: Connection, *, org: str = "", limit: int, offset: int = 0) -> list[Hold]:
+def holds(connection: Connection, *, org: str | None = None, limit: int, offset: int = 0) -> list[Hold]:
     """The targets whose removals are held, the oldest hold first, each with the latest reason and its code."""
-    given = _given(org_id=org)
-    sql = f"""
-    SELECT t.id, t.org_id, t.user_id, t.expression, t.held_since,
-           (SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL), t.flow_count,
-           (SELECT i.message FROM sync_issue i WHERE i.target_id = t.id AND i.verdict = 'held'
-            ORDER BY i.id DESC LIMIT 1)
-    FROM target t
-    WHERE t.held_since IS NOT NULL AND t.retired_at IS NULL{_equal("t.", given)}
-    ORDER BY t.held_since, t.org_id, t.user_id, t.expression LIMIT :limit OFFSET :offset
-    """
-    columns = [column("target_id", BigInteger), *sql_columns(Hold)[:-1]]
-    rows = connection.execute(text(sql).columns(*columns), {"limit": limit, "offset": offset, **given}).all()
-    missing = _missing(connection, [target_id for target_id, *_ in rows])
-    codes = {number: code(held_set(Target(*key), missing[number]).scope) for number, *key in (row[:4] for row in rows)}
-    return [Hold._make((*hold, codes[number])) for number, *hold in rows]
+    chosen = statements.held_targets(org=org).limit(limit).offset(offset)
+    rows = connection.execute(chosen).all()
+    missing = _missing(connection, [row.id for row in rows])
+    return [_hold(row, missing[row.id]) for row in rows]
+
+
+def _hold(row: Any, missing: Sequence[str]) -> Hold:
+    target = Target(row.org_id, row.user_id, row.expression)
+    scope = held_set(target, missing).scope
+    return Hold(*target, row.held_since, len(missing), row.flow_count, row.reason, code(scope))
 
 
 def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[str]]:
@@ -229,20 +165,6 @@ def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, lis
     for target_id, flow_id in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
         missing[target_id].append(flow_id)
     return missing
-
-
-def held_workflows(
-    connection: Connection, *, org: str = "", user: str = "", limit: int, offset: int = 0
-) -> list[HeldRemoval]:
-    """The workflows that stay until a person decides, by organisation, user, expression and flow_id."""
-    given = _given(org_id=org, user_id=user)
-    sql = f"""
-    SELECT t.org_id, t.user_id, t.expression, t.held_since, w.flow_id, w.flow_name, w.cycle, w.missing_since, NULL
-    FROM target t JOIN workflow w ON w.target_id = t.id
-    WHERE t.held_since IS NOT NULL AND t.retired_at IS NULL AND w.missing_since IS NOT NULL{_equal("t.", given)}
-    ORDER BY t.org_id, t.user_id, t.expression, w.flow_id LIMIT :limit OFFSET :offset
-    """
-    return _rows(connection, sql, HeldRemoval, limit=limit, offset=offset, **given)
 
 
 def trail(
@@ -290,7 +212,7 @@ def trail(
     if after:
         at, change_set_id, flow_id, kind = after
         bound |= {"after_at": at, "after_id": change_set_id, "after_flow": flow_id, "after_kind": kind}
-    return _rows(connection, sql, WorkflowEvent, limit=limit, **{k: v for k, v in bound.items() if v is not None})
+    return fetch(connection, WorkflowEvent, sql, limit=limit, **{k: v for k, v in bound.items() if v is not None})
 
 
 _KIND: Final = "c.kind || ''"
@@ -306,27 +228,16 @@ def most_changed(connection: Connection, since: dt.date, limit: int) -> list[Mos
     WHERE s.observed_at >= :since AND s.kind = 'delta' AND c.change_set_id = s.id AND t.id = s.target_id
     GROUP BY t.org_id, c.flow_id ORDER BY 3 DESC, 1, 2 LIMIT :limit
     """
-    return _rows(connection, sql, MostChanged, since=_midnight(since), limit=limit)
+    return fetch(connection, MostChanged, sql, since=_midnight(since), limit=limit)
 
 
 # --------------------------------------------------------------------------------------------------- how it is said
 
 
-def _rows(connection: Connection, sql: str, row_type: type[T], **parameters: Any) -> list[T]:
-    """The rows of a statement, whose columns are those of ``row_type`` in order."""
-    found = connection.execute(_timed(sql, parameters).columns(*sql_columns(row_type)), parameters)
-    return [row_type(*row) for row in found]
-
-
 def _by_day(connection: Connection, sql: str, since: dt.date) -> Iterator[Any]:
     """Rows whose first column is a day, of a statement with ``:since``."""
     parameters = {"since": _midnight(since)}
-    return ((_as_date(day), *rest) for day, *rest in connection.execute(_timed(sql, parameters), parameters))
-
-
-def _timed(sql: str, parameters: Mapping[str, Any]) -> TextClause:
-    times = [name for name, value in parameters.items() if isinstance(value, dt.datetime)]
-    return text(sql).bindparams(*(bindparam(name, type_=UtcTime()) for name in times))
+    return ((_as_date(day), *rest) for day, *rest in connection.execute(with_times(sql, parameters), parameters))
 
 
 def _given(**values: str) -> dict[str, str]:

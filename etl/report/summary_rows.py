@@ -1,4 +1,4 @@
-"""What the page shows: a value for each thing that it asks of the database. Times are aware, in UTC."""
+"""The rows of ``summaries``. Times are aware, in UTC."""
 
 from __future__ import annotations
 
@@ -12,24 +12,6 @@ EVENTS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
 OTHER: Final = "other"
 """Stands for every cycle that EnOS does not document, and for none."""
 CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)
-
-
-class Totals(NamedTuple):
-    """How the targets are, all in all, the retired ones left out."""
-
-    targets: int
-    never_observed: int
-    failing: int
-    held: int
-    held_removals: int
-    entries: int
-    """Workflows in the targets' lists: one that three users see counts three times."""
-    oldest_at: dt.datetime | None
-    """The last observation of the target that was not looked at for the longest time."""
-    newest_at: dt.datetime | None
-    ahead: int
-    """Targets whose latest observation lies ahead of now: the clock went back."""
-    ahead_until: dt.datetime | None
 
 
 class Day(NamedTuple):

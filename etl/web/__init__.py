@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
+from etl.config import Schedule
 from etl.errors import UsageError
+from etl.report.health import TargetSummary, summary_within
 from etl.web.connections import Connections
 from etl.web.server import HttpServer
 
@@ -29,29 +31,43 @@ def create_app(
     now: Callable[[], dt.datetime],
     next_fire_times: Callable[[], dict[str, dt.datetime]],
     role: Callable[[], str],
+    coverage_gap: dt.timedelta,
+    read_health: Callable[[Connection, dt.datetime], TargetSummary] = summary_within,
     routes: Sequence[BaseRoute] = (),
     hosts: Collection[str] = (),
 ) -> Starlette:
     """The pages over a database whose schema is current; they only read.
 
-    ``now`` gives aware times; ``role`` and ``next_fire_times`` are what the service says of itself. ``routes`` come
-    first, and have not the pages' headers. Everything answers to addresses, to localhost and to ``hosts`` only (the
-    name that is listened on, and those of the settings). The pages take connections from the pool of ``engine``:
-    give them an engine of their own, so that nobody who looks keeps a run waiting.
+    ``now`` gives aware times; ``role`` and ``next_fire_times`` are what the service says of itself. ``read_health``
+    says how the targets are, and which of them are overdue where the schedules are known. After a silence longer than
+    ``coverage_gap`` the page says so. ``routes`` come first, and do not get the pages' headers. Everything answers to
+    addresses, to localhost and to ``hosts`` only (the name that is listened on, and those of the settings). The pages
+    take connections from the pool of ``engine``: give them an engine of their own, so that no page keeps a run waiting.
 
     Raises UsageError where the extra is missing.
     """
     app = _part("app")
-    application: Starlette = app.application(app.Site(engine, now, next_fire_times, role), routes, hosts)
+    application: Starlette = app.application(
+        app.Site(engine, now, next_fire_times, role, read_health, coverage_gap), routes, hosts
+    )
     return application
 
 
-def report_html(engine: Engine, *, now: dt.datetime, file: Path) -> None:
+def report_html(
+    engine: Engine,
+    *,
+    now: dt.datetime,
+    file: Path,
+    coverage_gap: dt.timedelta,
+    schedules: Sequence[Schedule] | None = None,
+) -> None:
     """Write the overview and the latest changes as one HTML file that needs no network; it appears whole or not at all.
+
+    Which targets are overdue is said only where the ``schedules`` are given.
 
     Raises UsageError where the extra is missing or the place cannot be used, DatabaseError where the database refuses.
     """
-    _part("report_file").write(engine, now, file)
+    _part("report_file").write(engine, now, file, schedules, coverage_gap)
 
 
 def _part(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import structlog
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -19,7 +19,9 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.model import CHANGE_KINDS
 from etl.errors import DatabaseError
-from etl.report import Report, summaries
+from etl.report import HeldRemoval, Report, TargetHealth, statements, summaries
+from etl.report.fetch import page, short_transaction
+from etl.report.health import TargetSummary
 from etl.report.summary_rows import EVENTS, Position
 from etl.timeparse import parse_moment
 from etl.web import overview
@@ -48,18 +50,24 @@ class Site:
         now: Callable[[], dt.datetime],
         next_fire_times: Callable[[], dict[str, dt.datetime]],
         role: Callable[[], str],
+        read_health: Callable[[Connection, dt.datetime], TargetSummary],
+        coverage_gap: dt.timedelta,
     ) -> None:
         self._engine = engine
         self._now = now
         self._next_fire_times = next_fire_times
         self._role = role
+        self._read_health = read_health
+        self._coverage_gap = coverage_gap
 
     def overview(self, request: Request) -> Response:
         period = RequestParams(request).one_of("days", {str(days) for days in overview.PERIODS}) or str(
             overview.USUAL_PERIOD
         )
-        with summaries.looking(self._engine) as connection:
-            found = overview.gather(connection, self._now(), int(period))
+        now = self._now()
+        with short_transaction(self._engine) as connection:
+            health = self._read_health(connection, now)
+            found = overview.gather(connection, health, now, coverage_gap=self._coverage_gap, period=int(period))
         service = {"role": self._role(), "next_runs": sorted(self._next_fire_times().items(), key=lambda item: item[1])}
         return _page(request, "overview.html", {**found, **service, "periods": overview.PERIODS})
 
@@ -74,7 +82,7 @@ class Site:
             return _page(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error)}, 400)
         filters: dict[str, Any] = {name: wanted[name] for name in ("org", "user", "flow", "name")} | times
         after = _position(asked.text("after"))
-        with summaries.looking(self._engine) as connection:
+        with short_transaction(self._engine) as connection:
             events = summaries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
         last = events[PAGE_ROWS - 1] if len(events) > PAGE_ROWS else None
         pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
@@ -91,7 +99,7 @@ class Site:
         states = list(islice(report.history(flow=flow, org=org or None, user=user or None), LIVES_AT_MOST + 1))
         if not states:
             raise HTTPException(404, "No list ever showed a workflow with this id.")
-        with summaries.looking(self._engine) as connection:
+        with short_transaction(self._engine) as connection:
             events = summaries.trail(connection, flow=flow, org=org, user=user, kinds=CHANGE_KINDS, limit=PAGE_ROWS)
         lives = [(key, list(life)) for key, life in groupby(states[:LIVES_AT_MOST], key=lambda state: state[:3])]
         values: dict[str, Any] = {"flow": flow, "org": org, "user": user, "events": events, "lives": lives, "now": now}
@@ -101,23 +109,26 @@ class Site:
     def held(self, request: Request) -> Response:
         asked = RequestParams(request)
         org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
-        with summaries.looking(self._engine) as connection:
-            holds = summaries.holds(connection, org=org, limit=PAGE_ROWS)
-            rows = summaries.held_workflows(connection, org=org, user=user, **paging.window)
+        with short_transaction(self._engine) as connection:
+            holds = summaries.holds(connection, org=org or None, limit=PAGE_ROWS)
+            chosen = statements.held_removals(org=org or None, user=user or None)
+            rows = page(connection, HeldRemoval, chosen, **paging.window)
         values = {"org": org, "user": user, "holds": holds, "now": self._now()}
         return _page(request, "held.html", {**values, **paging.cut(rows)})
 
     def targets(self, request: Request) -> Response:
         asked = RequestParams(request)
-        org, user, show, paging = asked.text("org"), asked.text("user"), asked.text("show"), asked.paging()
-        with summaries.looking(self._engine) as connection:
-            rows = summaries.targets(connection, org=org, user=user, show=show, **paging.window)
+        org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
+        show = statements.show(asked.text("show"))
+        with short_transaction(self._engine) as connection:
+            chosen = statements.targets(show, org=org or None, user=user or None)
+            rows = page(connection, TargetHealth, chosen, **paging.window)
         values = {"org": org, "user": user, "show": show, "now": self._now()}
         return _page(request, "targets.html", {**values, **paging.cut(rows)})
 
     def gaps(self, request: Request) -> Response:
         paging = RequestParams(request).paging()
-        with summaries.looking(self._engine) as connection:
+        with short_transaction(self._engine) as connection:
             rows = summaries.gaps(connection, **paging.window)
         return _page(request, "gaps.html", {"now": self._now(), **paging.cut(rows)})
 

@@ -121,7 +121,7 @@ def _told(found: HealthSnapshot) -> dict[str, Any]:
         for name, overdue in sorted(found.overdue_by_schedule.items(), key=lambda each: (-each[1], each[0]))
     ]
     return {
-        "status": "fresh" if found.fresh else "overdue",
+        "status": found.freshness,
         "conditions": [each._asdict() for each in found.conditions],
         "overdue": len(found.overdue),
         "refused": found.refused,

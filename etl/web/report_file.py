@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Engine
 
+from etl.config import Schedule
 from etl.export.files import whole_file
-from etl.report import Report, summaries
+from etl.report import Report, health, summaries
+from etl.report.fetch import short_transaction
 from etl.web import overview
 from etl.web.rendering import asset, render
 
@@ -22,10 +25,24 @@ _LIVES: Final = 8
 _STATES_OF_A_LIFE: Final = 60
 
 
-def write(engine: Engine, now: dt.datetime, file: Path) -> None:
+def write(
+    engine: Engine, now: dt.datetime, file: Path, schedules: Sequence[Schedule] | None, coverage_gap: dt.timedelta
+) -> None:
     """One HTML file; see ``etl.web.report_html``."""
-    with summaries.looking(engine) as connection:
-        found = overview.gather(connection, now, overview.USUAL_PERIOD, events=EVENTS_AT_MOST + 1)
+    with short_transaction(engine) as connection:
+        known = (
+            health.summary_within(connection, now)
+            if schedules is None
+            else health.read_within(connection, schedules, now)
+        )
+        found = overview.gather(
+            connection,
+            known,
+            now,
+            coverage_gap=coverage_gap,
+            period=overview.USUAL_PERIOD,
+            events=EVENTS_AT_MOST + 1,
+        )
         most_changed = summaries.most_changed(connection, found["since"], _LIVES)
     report = Report(engine)
     lives = [

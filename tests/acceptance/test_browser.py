@@ -12,7 +12,18 @@ from playwright.sync_api import Browser, Page, expect
 from etl.database import connect
 from etl.web import report_html
 from etl.web.labels import workflow_path
-from tests.support.browser import HOSTILE_NAME, HOSTILE_ORG, NOW, Looked, browser, drawn, site, tell, watch
+from tests.support.browser import (
+    COVERAGE_GAP,
+    HOSTILE_NAME,
+    HOSTILE_ORG,
+    NOW,
+    Looked,
+    browser,
+    drawn,
+    site,
+    tell,
+    watch,
+)
 
 __all__ = ["browser"]
 
@@ -55,7 +66,7 @@ def address(database: str) -> Iterator[str]:
 def report(database: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("report") / "report.html"
     engine = connect(database)
-    report_html(engine, now=NOW, file=file)
+    report_html(engine, now=NOW, file=file, coverage_gap=COVERAGE_GAP)
     engine.dispose()
     return file.as_uri()
 

@@ -23,7 +23,8 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Target
 from etl.gateway import errors, faults
-from etl.report.health import HealthSnapshot, Overdue
+from etl.report.health import HealthSnapshot
+from etl.report.overdue import Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
 from tests.support.builders import numbered
 from tests.support.program import KEY, SECRET, Program, Running, free_port
@@ -180,7 +181,7 @@ def status_now(**known: Any) -> ServiceStatus:
 
 def vitals(**known: Any) -> HealthSnapshot:
     counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
-    times = ("last_observation_at", "last_change_at", "ahead_until", "damage")
+    times = ("last_observation_at", "oldest_observation_at", "last_change_at", "ahead_until", "damage")
     return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
 

@@ -32,7 +32,7 @@ from etl.report.summary_rows import CYCLES, EVENTS, OTHER, Position
 from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import workflow_path
 from etl.web.rendering import as_data
-from tests.support.browser import BOB, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
+from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
 from tests.support.builders import after
 from tests.support.histories import World
 
@@ -334,7 +334,7 @@ def test_nothing_is_written_while_somebody_looks(server: HttpServer, engine: Eng
 
 def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, engine, tmp_path) -> None:
     file = tmp_path / "report.html"
-    report_html(engine, now=NOW, file=file)
+    report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=file)
     page = file.read_text("utf-8")
     read = Reader(page)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -351,9 +351,9 @@ def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, e
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="make the folder"):
-        report_html(engine, now=NOW, file=tmp_path / "none" / "report.html")
+        report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=tmp_path / "none" / "report.html")
     with pytest.raises(UsageError, match="is a folder"):
-        report_html(engine, now=NOW, file=tmp_path)
+        report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- the server
@@ -395,7 +395,11 @@ except UsageError as error:
 
 @pytest.mark.parametrize("missing", ["jinja2", "plotly"])
 @pytest.mark.parametrize(
-    "call", ["create_app(None, now=None, next_fire_times=None, role=None)", "report_html(None, now=None, file=None)"]
+    "call",
+    [
+        "create_app(None, now=None, next_fire_times=None, role=None, coverage_gap=None)",
+        "report_html(None, now=None, file=None, coverage_gap=None)",
+    ],
 )
 def test_without_the_extra_a_sentence_says_what_to_install(missing: str, call: str) -> None:
     program = WITHOUT.format(missing=missing, call=call)
@@ -405,4 +409,10 @@ def test_without_the_extra_a_sentence_says_what_to_install(missing: str, call: s
 
 def test_a_page_can_be_made_without_the_database(engine: Engine) -> None:
     """Nothing is asked of it before somebody looks."""
-    create_app(connect("sqlite:////nowhere/nothing.db"), now=lambda: NOW, next_fire_times=dict, role=str)
+    create_app(
+        connect("sqlite:////nowhere/nothing.db"),
+        now=lambda: NOW,
+        next_fire_times=dict,
+        role=str,
+        coverage_gap=COVERAGE_GAP,
+    )

@@ -19,6 +19,7 @@ from etl.web import HttpServer, create_app
 from tests.support.builders import Diary, after, flow, numbered
 
 NOW = after(days=38, hours=5)
+COVERAGE_GAP = dt.timedelta(hours=36)
 ALICE, BOB = Target("o1", "alice"), Target("o1", "bob")
 CAROL, DAVE = Target("o2", "carol"), Target("o2", "dave")
 ERIN = Target("o3", "erin")
@@ -58,7 +59,8 @@ def tell(engine: Engine, url: str) -> None:
 def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
     """The pages on a free port; to be started."""
     fires = {"plants": now + dt.timedelta(minutes=7)}
-    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **more)
+    told = {"coverage_gap": COVERAGE_GAP, **more}
+    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **told)
     return HttpServer(app, "127.0.0.1", 0)
 
 

@@ -1,0 +1,74 @@
+"""The questions that files, tables and pages ask alike: each a SELECT whose columns are the fields of one row type."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from sqlalchemy import ColumnElement, Select, and_, or_, select, true
+
+from etl.report.rows import SyncRun, TargetHealth, view
+from etl.schema import sync_issue, target, workflow
+
+Show = Literal["", "problems", "never_observed", "retired"]
+"""Which targets: every configured one, those with problems, those that nobody has observed yet, those retired."""
+
+HELD = and_(target.c.held_since.is_not(None), target.c.retired_at.is_(None))
+"""Removals of the target wait for a person."""
+
+
+def targets(which: Show = "", *, org: str | None = None, user: str | None = None) -> Select[Any]:
+    """``TargetHealth``, by organisation, user and expression. A target has a problem if its last attempt failed or
+    was refused, or if removals are held."""
+    health = view("target_health", TargetHealth)
+    chosen: dict[Show, ColumnElement[bool]] = {
+        "": true(),
+        "problems": or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None)),
+        "never_observed": health.c.version == 0,
+        "retired": true(),
+    }
+    retired = health.c.retired_at.is_not(None) if which == "retired" else health.c.retired_at.is_(None)
+    key = (health.c.org_id, health.c.user_id, health.c.expression)
+    return select(health).where(retired, chosen[which], *equal(health, org_id=org, user_id=user)).order_by(*key)
+
+
+def show(asked: str) -> Show:
+    """What is asked for; every configured target where there is no such choice."""
+    return next((known for known in get_args(Show) if known == asked), "")
+
+
+def held_targets(*, org: str | None = None) -> Select[Any]:
+    """The targets that wait for a person, the one that waits longest first: ``target.id``, organisation, user,
+    expression, ``held_since``, ``flow_count`` and the latest reason."""
+    key = (target.c.org_id, target.c.user_id, target.c.expression)
+    columns = (target.c.id, *key, target.c.held_since, target.c.flow_count, _latest_reason())
+    return select(*columns).where(HELD, *equal(target, org_id=org)).order_by(target.c.held_since, *key)
+
+
+def held_removals(*, org: str | None = None, user: str | None = None) -> Select[Any]:
+    """``HeldRemoval``: a row a workflow whose removal is held, by organisation, user, expression and flow_id."""
+    key = (target.c.org_id, target.c.user_id, target.c.expression)
+    missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
+    return (
+        select(*key, target.c.held_since, *missing, _latest_reason())
+        .join_from(target, workflow, workflow.c.target_id == target.c.id)
+        .where(HELD, workflow.c.missing_since.is_not(None), *equal(target, org_id=org, user_id=user))
+        .order_by(*key, workflow.c.flow_id)
+    )
+
+
+def _latest_reason() -> ColumnElement[str | None]:
+    """What the guard said when it last held removals of the target."""
+    said = sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held"
+    latest = select(sync_issue.c.message).where(*said).order_by(sync_issue.c.id.desc()).limit(1)
+    return latest.scalar_subquery().label("reason")
+
+
+def runs() -> Select[Any]:
+    """``SyncRun``, the latest first."""
+    run = view("sync_run", SyncRun)
+    return select(run).order_by(run.c.id.desc())
+
+
+def equal(source: Any, **values: str | None) -> list[ColumnElement[bool]]:
+    """A condition for each value that is not None."""
+    return [source.c[column] == value for column, value in values.items() if value is not None]
