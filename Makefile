@@ -1,31 +1,34 @@
-# make demo: the whole story on this machine.  make test: every check.  Both set up what they need.
+# `make help` lists the targets. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check crash organisation bench bench-setup dist docs lock clean
+.PHONY: help demo test check crash organisation bench bench-setup dist docs lock clean
 
-demo: $(VENV)/.core
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: $(VENV)/.core ## the whole story on this machine
 	@$(BIN)/flowtrail demo
 
-test: check
+test: check ## every check and test; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # The crash proof for as long as you like: make crash N=1000 SEED=7
 N ?= 100
 SEED ?= 1
-crash: $(VENV)/.dev
+crash: $(VENV)/.dev ## kill it N times from SEED, and look what is left
 	@$(BIN)/python -m tests.crash --count $(N) --seed $(SEED)
 
 # What is told of simulated organisations, whose truth is known: make organisation EVENTS=200000 SEED=7
 EVENTS ?= 20000
-organisation: $(VENV)/.dev
+organisation: $(VENV)/.dev ## EVENTS simulated events from SEED against the known truth
 	@$(BIN)/python -m tests.organisation --events $(EVENTS) --seed $(SEED)
 
 # Flowtrail beside what else would do the job: make bench ARGS="--quick", or see benchmarks/README.md
 BENCH := .venv-bench
-bench: $(VENV)/.dev bench-setup
+bench: $(VENV)/.dev bench-setup ## Flowtrail beside what else would do the job; ARGS="--quick"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-setup: $(BENCH)/.done
@@ -34,19 +37,19 @@ $(BENCH)/.done: benchmarks/requirements.txt | $(VENV)/.dev
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.txt
 	@touch $@
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 # What is written from the program: docs/cli.md.
-docs: $(VENV)/.dev
+docs: $(VENV)/.dev ## write docs/cli.md from the program
 	@$(BIN)/python -m tests.support.cli_reference
 
 # Wheel and source archive in dist/, the same bytes whoever builds them: every file gets the moment of the last commit,
 # and an unpacked source archive knows it by its own files.
 EPOCH = $(shell if [ -e .git ]; then git log -1 --format=%ct; else date -r PKG-INFO +%s; fi)
-dist: $(VENV)/.dev
+dist: $(VENV)/.dev ## wheel and source archive, the same bytes whoever builds them
 	@rm -rf dist
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(EPOCH)} $(BIN)/python -m build --no-isolation . >/dev/null
 	@cd dist && sha256sum *
@@ -69,7 +72,7 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(BIN)/python
 
 # core and dev serve the targets above; build and all are for deploy/Dockerfile.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
-lock: $(VENV)/.dev
+lock: $(VENV)/.dev ## write requirements/ anew
 	@$(INSTALL) uv
 	@$(COMPILE) --group build -o requirements/core.txt pyproject.toml
 	@$(COMPILE) --all-extras --group dev -o requirements/dev.txt pyproject.toml
@@ -77,5 +80,5 @@ lock: $(VENV)/.dev
 	@$(COMPILE) --all-extras -c requirements/dev.txt -o requirements/all.txt pyproject.toml
 	@$(COMPILE) --python-version 3.11 -o benchmarks/requirements.txt benchmarks/requirements.in
 
-clean:
+clean: ## remove environments, caches and builds
 	rm -rf $(VENV) $(BENCH) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

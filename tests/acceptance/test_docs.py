@@ -20,7 +20,8 @@ from etl.gateway import faults
 from tests.support.program import SECRET, Program, free_port
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
+ABOUT_THE_CODE = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+PAGES = [ROOT / "README.md", *ABOUT_THE_CODE, *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 SECTIONS = {
     "gateway": shape.GatewaySettings,
     "database": shape.DatabaseSettings,
@@ -90,6 +91,19 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_file_that_a_page_about_the_code_names_is_there() -> None:
+    for page in ABOUT_THE_CODE:
+        for path in re.findall(r"`((?:etl|tests|docs|migrations)/[\w./]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists() or "000N" in path, f"{page.name} names {path}"
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)", makefile, re.MULTILINE)
+    shown = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make (\S+) +\S", shown, re.MULTILINE)) == set(phony.split()) - {"bench-setup"}
 
 
 def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:

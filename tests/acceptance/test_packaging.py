@@ -21,6 +21,16 @@ from tests.support.program import KEY, SECRET, Program
 
 ROOT = Path(__file__).parents[2]
 EPOCH = "1767225600"
+AT_THE_TOP = (
+    "Makefile",
+    "LICENSE",
+    "pyproject.toml",
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 
 
 def build(source: Path, to: Path, kind: str, **environment: str) -> Path:
@@ -102,8 +112,8 @@ def test_the_wheel_has_all_that_runs_and_nothing_else(handed_out: dict[str, Path
 def test_the_source_archive_has_all_that_builds_and_tests(handed_out: dict[str, Path]) -> None:
     with tarfile.open(handed_out["sdist"]) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = files_of("etl", "migrations", "schedules", "tests", "docs", "deploy", "requirements")
-    assert {str(path.relative_to(ROOT)) for path in wanted} | {"Makefile", "LICENSE", "pyproject.toml"} <= held
+    wanted = files_of("etl", "migrations", "schedules", "tests", "docs", "deploy", "requirements", "benchmarks")
+    assert {str(path.relative_to(ROOT)) for path in wanted} | {*AT_THE_TOP} <= held
 
 
 def files_of(*folders: str) -> list[Path]:
