@@ -141,7 +141,8 @@ class Organisation:
             "observed_at": at,
             "last_unchanged_at": since,
             "flow_count": len(self.lists[user]),
-            **dict.fromkeys(("state_digest", "parent_hash", "hash"), "0" * 64),
+            "format": 1,
+            **dict.fromkeys(("state_digest", "data_hash", "parent_hash", "hash"), "0" * 64),
             **{kind: counts[kind] for kind in kinds},
         }
 

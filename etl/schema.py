@@ -163,6 +163,8 @@ change_set: Final = Table(
     _count("editable_changed"),
     Column("approved_by", Text),
     Column("approved_scope", Text),
+    _string("data_hash"),
+    Column("format", Integer, nullable=False),
     _string("parent_hash"),
     _string("hash"),
     UniqueConstraint("target_id", "version"),
@@ -209,6 +211,10 @@ observation: Final = Table(
     comment="A span of time in which a version was seen without interruption.",
 )
 
+ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
+"""The scope of a run that asks no target."""
+DIGEST_OF_NONE: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+"""The digest of an empty list."""
 OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
 """A run that has its slot for itself. Written out, as the index over slots is, it lets SQLite use that."""
 
@@ -224,7 +230,10 @@ sync_run: Final = Table(
     _time("started_at"),
     _time("heartbeat_at"),
     Column("finished_at", UtcTime),
+    Column("closed_at", UtcTime),
     Column("notified_at", UtcTime),
+    Column("scope", Text, nullable=False, server_default=ASKS_NOBODY),
+    Column("targets_digest", Text, nullable=False, server_default=DIGEST_OF_NONE),
     _string("host"),
     Column("pid", Integer, nullable=False),
     _count("targets"),
@@ -277,6 +286,90 @@ sync_issue: Final = Table(
     Index(None, "run_id"),
     Index(None, "target_id", "id"),
     comment="A target that did not go through in a run, and why.",
+)
+
+target_membership: Final = Table(
+    "target_membership",
+    metadata,
+    _id(),
+    Column("target_id", _BIG, nullable=False),
+    Column("run_id", _BIG, nullable=False),
+    Column("schedule", _BYTEWISE),
+    _string("kind"),
+    _time("at"),
+    Index(None, "schedule", "target_id", "id"),
+    Index(None, "target_id", "id"),
+    Index(None, "run_id", "id"),
+    Index(
+        "ix_target_membership_retired",
+        "target_id",
+        "at",
+        postgresql_where=text("schedule IS NULL"),
+        sqlite_where=text("schedule IS NULL"),
+    ),
+    comment="When a target came into a schedule and left it, was retired and came back. Append-only.",
+)
+
+hold_event: Final = Table(
+    "hold_event",
+    metadata,
+    _id(),
+    Column("target_id", _BIG, nullable=False),
+    Column("run_id", _BIG, nullable=False),
+    _string("kind"),
+    _time("at"),
+    _string("flow_ids"),
+    _string("data_hash"),
+    Index(None, "target_id", "id"),
+    Index(None, "run_id", "id"),
+    comment="Which workflows' removal was held, since when, and how that ended. Append-only.",
+)
+
+pruned_issues: Final = Table(
+    "pruned_issues",
+    metadata,
+    _id(),
+    Column("run_id", _BIG, nullable=False),
+    Column("pruned_run_id", _BIG, nullable=False),
+    _time("at"),
+    Index(None, "run_id", "id"),
+    Index(None, "pruned_run_id"),
+    comment="A run whose issues were deleted, and the run that deleted them. Append-only.",
+)
+
+run_seal: Final = Table(
+    "run_seal",
+    metadata,
+    Column("id", _BIG, primary_key=True, autoincrement=False),
+    Column("format", Integer, nullable=False),
+    Column("run_id", _BIG, nullable=False),
+    _string("parent"),
+    _string("seal"),
+    _time("sealed_at"),
+    _string("targets_digest"),
+    _string("change_sets_digest"),
+    _string("issues_digest"),
+    _string("events_digest"),
+    Column("signature", Text),
+    Column("key_id", Text),
+    UniqueConstraint("run_id"),
+    comment="The seal of a run that has ended, chained to the seal before. Append-only.",
+)
+
+trail: Final = Table(
+    "trail",
+    metadata,
+    _id(),
+    _string("trail_id"),
+    _time("created_at"),
+    _string("reason"),
+    Column("first_seal", _BIG, nullable=False),
+    Column("last_seal", _BIG, nullable=False),
+    _string("head"),
+    _time("sealed_at"),
+    UniqueConstraint("trail_id"),
+    comment="This trail, after those that it was copied from. Append-only, but for the head: the last seal, its "
+    "hash (what the next one has as parent) and its time.",
 )
 
 organisation: Final = Table(

@@ -8,7 +8,9 @@ from typing import Final
 
 from etl.errors import UsageError
 
-_TRAIL: Final = "change_set, workflow_change"
+_TRAIL: Final = "change_set, workflow_change, target_membership, hold_event, pruned_issues, run_seal, trail"
+_HEAD: Final = "last_seal, head, sealed_at"
+"""Of `trail`, what moves with each seal."""
 _LISTS: Final = "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, overdue_notice, lease"
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
@@ -46,6 +48,7 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
     yield from _in_schema(f'GRANT SELECT ON ALL SEQUENCES IN SCHEMA %I TO "{writer}", "{reader}"')
     yield from _in_schema(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA %I TO "{writer}"')
     yield f'GRANT INSERT ON {_TRAIL} TO "{writer}";'
+    yield f'GRANT UPDATE ({_HEAD}) ON trail TO "{writer}";'
     yield f'GRANT INSERT, UPDATE, DELETE ON {_LISTS} TO "{writer}";'
 
 

@@ -113,13 +113,13 @@ class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     spans: tuple[Span, ...]
     """The spans of the version before, sealed by this change set, by ``first_at``."""
     approved_by: str | None
+    data_hash: str
+    """SHA-256 (hex) of the bytes of ``data`` as they came."""
     state_digest: str
     changes: Sequence[Change]
     """Sorted by (flow_id, kind)."""
     approved_scope: str | None = None
     """``chain.approved_scope`` of the removals that a person approved; None where nobody had to."""
-    data_hash: str | None = None
-    """SHA-256 (hex) of the bytes of ``data`` as they came."""
 
     @property
     def counts(self) -> Counter[str]:

@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Final, NamedTuple, Protocol
 
+from etl.domain.chain import GENESIS, change_set_hash, state_digest
 from etl.domain.diff import baseline, diff
 from etl.domain.guard import Decision
 from etl.domain.holds import Approval, held_set
 from etl.domain.model import Change, ChangeSet, Fence, Flow, Issue, Outcome, Snapshot, Span, State
-from etl.domain.trail import GENESIS, change_set_hash, state_digest
 
 RESOLUTION: Final = dt.timedelta(microseconds=1)
 
@@ -83,7 +83,7 @@ def judged(
     after = _after(state, answer, decision)
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
     digest = answer_digest if after is answer else state_digest(after.values())
-    change_set = _change_set(fence, state, times, digest, changes, approval)
+    change_set = _change_set(fence, state, snapshot, times, digest, changes, approval)
     held = bool(decision.held)
     span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
     return Outcome(
@@ -115,6 +115,7 @@ def _after(state: State, answer: Mapping[str, Flow], decision: Decision) -> Mapp
 def _change_set(
     fence: Fence,
     state: State,
+    snapshot: Snapshot,
     times: Seen,
     digest: str,
     changes: list[Change],
@@ -132,6 +133,7 @@ def _change_set(
         spans=state.spans,
         approved_by=signed.by if signed else None,
         approved_scope=held_set(fence.target, state.missing).scope if signed else None,
+        data_hash=snapshot.data_hash,
         state_digest=digest,
         changes=changes,
     )

@@ -11,8 +11,8 @@ from msgspec.structs import astuple
 from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from etl.domain.chain import FORMAT, GENESIS
 from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
-from etl.domain.trail import GENESIS
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
 from etl.store import turnover
 from etl.store.bulk import BulkValues, extend_spans, insert_rows, stamp
@@ -231,7 +231,7 @@ def _insert_change_sets(
 
 _CHANGE_SET: Final = (
     "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest",
-    *CHANGE_KINDS, "approved_by", "approved_scope", "parent_hash", "hash",
+    *CHANGE_KINDS, "approved_by", "approved_scope", "data_hash", "format", "parent_hash", "hash",
 )  # fmt: skip
 
 
@@ -249,6 +249,8 @@ def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made:
         *(counts[kind] for kind in CHANGE_KINDS),
         made.approved_by,
         made.approved_scope,
+        made.data_hash,
+        FORMAT,
         outcome.fence.head_hash or GENESIS,
         outcome.hash,
     )

@@ -15,13 +15,18 @@ from etl.schema import (
     GAPS_IN_NUMBERS,
     UtcTime,
     change_set,
+    hold_event,
     observation,
     org_turnover,
     organisation,
     overdue_notice,
+    pruned_issues,
+    run_seal,
     sync_issue,
     sync_run,
     target,
+    target_membership,
+    trail,
     workflow,
     workflow_change,
 )
@@ -29,9 +34,15 @@ from etl.store.bulk import insert_rows, stamp
 
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
+    *(target_membership, hold_event, pruned_issues, run_seal, trail),
     *(organisation, org_turnover, overdue_notice),
 )
 """All but ``lease``, in an order in which what a row refers to is there before it."""
+_NUMBERED: Final = (
+    *(target, change_set, observation, sync_run, sync_issue, org_turnover),
+    *(target_membership, hold_event, pruned_issues, trail),
+)
+"""Those whose ids the database gives."""
 _ROWS_AT_ONCE: Final = 10_000
 
 Row = Sequence[Any]
@@ -146,7 +157,7 @@ def _stamped(here: Connection, rows: Sequence[Row], times: Sequence[int]) -> Ite
 
 def _number_on(there: Connection, here: Connection) -> None:
     """The next row gets the number that it would have got: one is never given twice, not even that of a pruned run."""
-    for table in (target, change_set, observation, sync_run, sync_issue, org_turnover):
+    for table in _NUMBERED:
         last = max(_last_given(there, table), _last_given(here, table))
         if here.dialect.name == "postgresql":
             values = {"table": table.name, "last": max(last, 1), "given": last > 0}

@@ -14,9 +14,9 @@ import msgspec
 import structlog
 
 from etl.domain import verdict
+from etl.domain.chain import state_digest
 from etl.domain.guard import Limits
 from etl.domain.model import Fence, Issue, Outcome, Snapshot, State, Target
-from etl.domain.trail import state_digest
 from etl.errors import (
     DatabaseDamaged,
     DatabaseError,

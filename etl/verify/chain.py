@@ -11,9 +11,9 @@ from typing import Final
 
 import msgspec
 
+from etl.domain.chain import FORMAT, GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
-from etl.domain.trail import GENESIS, change_set_hash
 from etl.verify.finding import Broken, Verbatim, require
 from etl.verify.rows import ChangeSetRow, SpanRow
 
@@ -42,7 +42,7 @@ class ReplayedState:
         del self._ids[at], self._encoded[at], self.flows[flow_id]
 
     def digest(self) -> str:
-        """What ``trail.state_digest`` gives for the same workflows."""
+        """What ``state_digest`` gives for the same workflows."""
         return hashlib.sha256(b"[%b]" % b",".join(self._encoded)).hexdigest()
 
 
@@ -77,6 +77,7 @@ class Chain:
         """Add the next change set. Raises Broken where it does not follow from what is there."""
         version = self.version + 1
         require("change_set.version", version, row.version, version)
+        require("change_set.format", FORMAT, row.format, version)
         require("change_set.kind", "baseline" if version == 1 else "delta", row.kind, version)
         require("change_set.parent_hash", self._hash, row.parent_hash, version)
         if row.id <= self._number:
@@ -140,6 +141,8 @@ class Chain:
             last_unchanged_at=row.last_unchanged_at,
             spans=tuple(self._spans),
             approved_by=row.approved_by,
+            approved_scope=row.approved_scope,
+            data_hash=row.data_hash,
             state_digest=row.state_digest,
             changes=changes,
         )

@@ -60,6 +60,9 @@ class ChangeSetRow(msgspec.Struct, frozen=True, gc=False):
     counts: list[int]
     """In the order of CHANGE_KINDS."""
     approved_by: str | None
+    approved_scope: str | None
+    data_hash: str
+    format: int
     parent_hash: str
     hash: str
 
@@ -93,7 +96,7 @@ _TARGETS: Final = """
 _CHANGE_SETS: Final = """
     SELECT t.id, s.version, s.id, s.kind, @s.observed_at, @s.last_unchanged_at, s.flow_count, s.state_digest,
            s.baseline, s.added, s.removed, s.cycle_changed, s.renamed, s.editable_changed,
-           s.approved_by, s.parent_hash, s.hash
+           s.approved_by, s.approved_scope, s.data_hash, s.format, s.parent_hash, s.hash
     FROM target t JOIN change_set s ON s.target_id = t.id
     WHERE t.id > :after ORDER BY t.id, s.version
 """
@@ -207,7 +210,7 @@ class Rows:
 
     def _change_set(self, row: Row) -> ChangeSetRow:
         (target_id, version, number, kind, observed_at, last_unchanged_at, flow_count, state_digest, *counts,
-         approved_by, parent_hash, own_hash) = row  # fmt: skip
+         approved_by, approved_scope, data_hash, chain_format, parent_hash, own_hash) = row  # fmt: skip
         return ChangeSetRow(
             target_id,
             version,
@@ -219,6 +222,9 @@ class Rows:
             state_digest,
             counts,
             approved_by,
+            approved_scope,
+            data_hash,
+            chain_format,
             parent_hash,
             own_hash,
         )

@@ -41,8 +41,8 @@ def counts(*names: str, big: bool = False) -> list[sa.Column]:
     return [number(name, big=big, default="0") for name in names]
 
 
-def text(name: str, *, null: bool = False) -> sa.Column:
-    return sa.Column(name, sa.Text(), nullable=null)
+def text(name: str, *, null: bool = False, default: str | None = None) -> sa.Column:
+    return sa.Column(name, sa.Text(), nullable=null, server_default=default)
 
 
 def time(name: str, *, null: bool = False) -> sa.Column:
@@ -102,6 +102,8 @@ def sha256(*columns: str) -> str:
 ROOM = {"target": {"fillfactor": 75}, "observation": {"fillfactor": 50}}
 """Percent of a page of PostgreSQL that inserts fill: an update that fits on its row's page touches no index. A quiet
 run updates every open span of a page."""
+ASKS_NOBODY = '{"targets":[],"membership_id":0}'
+DIGEST_OF_NONE = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
 
 
@@ -170,6 +172,8 @@ def change_set() -> None:
         *counts("baseline", *KINDS),
         text("approved_by", null=True),
         text("approved_scope", null=True),
+        text("data_hash"),
+        number("format", big=False),
         text("parent_hash"),
         text("hash"),
         primary("change_set", "id"),
@@ -177,11 +181,12 @@ def change_set() -> None:
         refers("change_set", "target_id", "target"),
         checks={
             "id": "id >= 1",
+            "format": "format >= 1",
             "kind": one_of("kind", "baseline", "delta"),
             "version": "version >= 1 AND (version = 1) = (kind = 'baseline')",
             "interval": "(kind = 'baseline') = (last_unchanged_at IS NULL)",
             "counts": none_negative("flow_count", "baseline", *KINDS),
-            "digests": sha256("state_digest", "approved_scope", "parent_hash", "hash"),
+            "digests": sha256("state_digest", "approved_scope", "data_hash", "parent_hash", "hash"),
             "approval": "(approved_by IS NULL) = (approved_scope IS NULL)",
         },
         comment="One version of a target, chained by hashes. Append-only.",
@@ -250,17 +255,21 @@ def sync_run() -> None:
         time("started_at"),
         time("heartbeat_at"),
         time("finished_at", null=True),
+        time("closed_at", null=True),
         time("notified_at", null=True),
+        text("scope", default=ASKS_NOBODY),
+        text("targets_digest", default=DIGEST_OF_NONE),
         text("host"),
         number("pid", big=False),
         *counts(*verdicts),
         *counts("baseline", *KINDS, big=True),
         primary("sync_run", "id"),
         checks={
-            "origin": one_of("origin", "schedule", "command", "catch_up", "approval"),
+            "origin": one_of("origin", "schedule", "command", "catch_up", "approval", "maintenance"),
             "status": one_of("status", "running", "succeeded", "partial", "failed", "aborted"),
             "slot": "origin NOT IN ('schedule', 'catch_up') OR (schedule IS NOT NULL AND scheduled_for IS NOT NULL)",
             "counts": none_negative("missed", *verdicts, "baseline", *KINDS),
+            "digests": sha256("targets_digest"),
         },
         comment="One run of a schedule, of the command or of an approval, with its sums.",
         sqlite_autoincrement=True,  # run_id is kept in change_set: an id is never given twice
@@ -292,6 +301,114 @@ def sync_issue() -> None:
     )
     index("sync_issue", "run_id")
     index("sync_issue", "target_id", "id")
+
+
+def target_membership() -> None:
+    create(
+        "target_membership",
+        identity(),
+        number("target_id"),
+        number("run_id"),
+        key("schedule", null=True),
+        text("kind"),
+        time("at"),
+        primary("target_membership", "id"),
+        checks={
+            "id": "id >= 1",
+            "kind": one_of("kind", "joined", "left", "retired", "resumed"),
+            "schedule": "(kind = 'joined' OR kind = 'left') = (schedule IS NOT NULL)",
+        },
+        comment="When a target came into a schedule and left it, was retired and came back. Append-only.",
+    )
+    index("target_membership", "schedule", "target_id", "id")
+    index("target_membership", "target_id", "id")
+    index("target_membership", "run_id", "id")
+    index("target_membership", "target_id", "at", name="ix_target_membership_retired", where="schedule IS NULL")
+
+
+def hold_event() -> None:
+    create(
+        "hold_event",
+        identity(),
+        number("target_id"),
+        number("run_id"),
+        text("kind"),
+        time("at"),
+        text("flow_ids"),
+        text("data_hash"),
+        primary("hold_event", "id"),
+        checks={
+            "id": "id >= 1",
+            "kind": one_of("kind", "held", "back", "approved"),
+            "digests": sha256("data_hash"),
+        },
+        comment="Which workflows' removal was held, since when, and how that ended. Append-only.",
+    )
+    index("hold_event", "target_id", "id")
+    index("hold_event", "run_id", "id")
+
+
+def pruned_issues() -> None:
+    create(
+        "pruned_issues",
+        identity(),
+        number("run_id"),
+        number("pruned_run_id"),
+        time("at"),
+        primary("pruned_issues", "id"),
+        checks={"id": "id >= 1"},
+        comment="A run whose issues were deleted, and the run that deleted them. Append-only.",
+    )
+    index("pruned_issues", "run_id", "id")
+    index("pruned_issues", "pruned_run_id")
+
+
+def run_seal() -> None:
+    digests = ("targets_digest", "change_sets_digest", "issues_digest", "events_digest")
+    create(
+        "run_seal",
+        sa.Column("id", BIG, autoincrement=False, nullable=False),
+        number("format", big=False),
+        number("run_id"),
+        text("parent"),
+        text("seal"),
+        time("sealed_at"),
+        *map(text, digests),
+        text("signature", null=True),
+        text("key_id", null=True),
+        primary("run_seal", "id"),
+        unique("run_seal", "run_id"),
+        checks={
+            "id": "id >= 1 AND format >= 1",
+            "digests": sha256("parent", "seal", *digests, "key_id"),
+            "signature": "(signature IS NULL) = (key_id IS NULL)",
+        },
+        comment="The seal of a run that has ended, chained to the seal before. Append-only.",
+    )
+
+
+def trail() -> None:
+    create(
+        "trail",
+        identity(),
+        text("trail_id"),
+        time("created_at"),
+        text("reason"),
+        number("first_seal"),
+        number("last_seal"),
+        text("head"),
+        time("sealed_at"),
+        primary("trail", "id"),
+        unique("trail", "trail_id"),
+        checks={
+            "id": "id >= 1",
+            "reason": one_of("reason", "new", "copied"),
+            "seals": "first_seal >= 1 AND last_seal >= first_seal - 1",
+            "digests": sha256("head"),
+        },
+        comment="This trail, after those that it was copied from. Append-only, but for the head: the last seal, its "
+        "hash (what the next one has as parent) and its time.",
+    )
 
 
 def organisation() -> None:
@@ -346,8 +463,15 @@ def lease() -> None:
 TRAIL = {
     "change_set": "id = NEW.id OR (target_id = NEW.target_id AND version = NEW.version)",
     "workflow_change": "change_set_id = NEW.change_set_id AND flow_id = NEW.flow_id AND kind = NEW.kind",
+    "target_membership": "id = NEW.id",
+    "hold_event": "id = NEW.id",
+    "pruned_issues": "id = NEW.id",
+    "run_seal": "id = NEW.id OR run_id = NEW.run_id",
+    "trail": "id = NEW.id OR trail_id = NEW.trail_id",
 }
 """The append-only tables, and what makes a row of theirs one that is there already."""
+ALTERED = {"trail": " OF id, trail_id, created_at, reason, first_seal"}
+"""What of a table must not be altered, where that is not everything."""
 
 
 def append_only_on_sqlite() -> None:
@@ -359,7 +483,7 @@ def append_only_on_sqlite() -> None:
     """
     for table, same in TRAIL.items():
         refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {refuse}")
+        op.execute(f"CREATE TRIGGER {table}_no_update BEFORE UPDATE{ALTERED.get(table, '')} ON {table} {refuse}")
         op.execute(f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {refuse}")
         exists = f"EXISTS (SELECT 1 FROM {table} WHERE {same})"
         refuse = refuse.replace("ABORT", "FAIL") if table == "workflow_change" else refuse
@@ -379,7 +503,8 @@ def append_only_on_postgresql() -> None:
         END $$
     """)
     for table in TRAIL:
-        for name, event in (("no_change", "UPDATE OR DELETE"), ("no_truncate", "TRUNCATE")):
+        altered = f"DELETE OR UPDATE{ALTERED[table]}" if table in ALTERED else "UPDATE OR DELETE"
+        for name, event in (("no_change", altered), ("no_truncate", "TRUNCATE")):
             each = "ROW" if name == "no_change" else "STATEMENT"
             op.execute(f"""
                 DO $do$ BEGIN EXECUTE format(
@@ -392,7 +517,8 @@ def append_only_on_postgresql() -> None:
 
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
-    for make in (*tables, org_turnover, overdue_notice, lease):
+    history = (target_membership, hold_event, pruned_issues, run_seal, trail)
+    for make in (*tables, *history, org_turnover, overdue_notice, lease):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
 

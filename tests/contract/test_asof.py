@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine, bindparam, insert, text
 from etl import schema
 from etl.database import reading, writing
 from etl.domain import verdict
+from etl.domain.chain import state_digest
 from etl.domain.guard import Decision
 from etl.domain.model import Flow, Snapshot, State, Target
-from etl.domain.trail import state_digest
 from etl.errors import Refused
 from etl.report import Report
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
@@ -235,7 +235,8 @@ def grow(connection: Connection, org: str, users: int, versions: int, every: dt.
             sets.append(
                 {"id": last_set, "target_id": n, "version": version, "run_id": 1, "observed_at": at,
                  "kind": "baseline" if first_of_all else "delta", "last_unchanged_at": None if first_of_all else at,
-                 "state_digest": HASH, "parent_hash": HASH, "hash": HASH, "flow_count": 20}
+                 "state_digest": HASH, "data_hash": HASH, "format": 1, "parent_hash": HASH, "hash": HASH,
+                 "flow_count": 20}
             )  # fmt: skip
             spans.append(
                 {"target_id": n, "version": version, "first_at": at, "last_asked_at": at, "last_at": at,

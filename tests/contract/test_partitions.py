@@ -45,8 +45,9 @@ def add_versions(database: Connection, *versions: int) -> None:
     with database.transaction():
         rows = database.execute(
             "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, last_unchanged_at, state_digest, "
-            "parent_hash, hash) SELECT 1, v, 1, CASE v WHEN 1 THEN 'baseline' ELSE 'delta' END, %s, "
-            "CASE v WHEN 1 THEN NULL ELSE %s END, d, d, d FROM unnest(%s::int[]) v, repeat('0', 64) d RETURNING id",
+            "data_hash, format, parent_hash, hash) SELECT 1, v, 1, CASE v WHEN 1 THEN 'baseline' ELSE 'delta' END, %s, "
+            "CASE v WHEN 1 THEN NULL ELSE %s END, d, d, 1, d, d FROM unnest(%s::int[]) v, repeat('0', 64) d "
+            "RETURNING id",
             (NOON, NOON, list(versions)),
         )
         numbers = [number for (number,) in rows]

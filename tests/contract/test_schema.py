@@ -23,12 +23,20 @@ CONTRACT = {
     "flow_count consecutive_failures last_error_code last_error held_since retired_at",
     "workflow": "target_id flow_id flow_name cycle editable first_seen_at changed_at missing_since",
     "change_set": "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest baseline "
-    "added removed cycle_changed renamed editable_changed approved_by approved_scope parent_hash hash",
+    "added removed cycle_changed renamed editable_changed approved_by approved_scope data_hash format parent_hash "
+    "hash",
     "workflow_change": "change_set_id flow_id kind old_name new_name old_cycle new_cycle old_editable new_editable",
     "observation": "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted",
-    "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at notified_at host "
-    "pid targets changed unchanged held failed stale baseline added removed cycle_changed renamed editable_changed",
+    "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at closed_at "
+    "notified_at scope targets_digest host pid targets changed unchanged held failed stale baseline added removed "
+    "cycle_changed renamed editable_changed",
     "sync_issue": "id run_id target_id verdict error_code message attempts missing",
+    "target_membership": "id target_id run_id schedule kind at",
+    "hold_event": "id target_id run_id kind at flow_ids data_hash",
+    "pruned_issues": "id run_id pruned_run_id at",
+    "run_seal": "id format run_id parent seal sealed_at targets_digest change_sets_digest issues_digest events_digest "
+    "signature key_id",
+    "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
     "overdue_notice": "target_id notified_at",
     "organisation": "org_id",
     "org_turnover": "id org_id run_id counted_at added removed",
@@ -42,7 +50,7 @@ def a_target(**values: object) -> dict[str, object]:
 
 def a_change_set(**values: object) -> dict[str, object]:
     row = {"target_id": 1, "version": 1, "run_id": 1, "kind": "baseline", "observed_at": NOON, "state_digest": SHA}
-    return {**row, "parent_hash": SHA, "hash": SHA, **values}
+    return {**row, "data_hash": SHA, "format": 1, "parent_hash": SHA, "hash": SHA, **values}
 
 
 def a_change(**values: object) -> dict[str, object]:
@@ -155,6 +163,8 @@ REFUSED = {
     "a delta since nobody knows when": (change_set, a_change_set(version=2, kind="delta")),
     "a change set of an unknown kind": (change_set, a_change_set(kind="rebase")),
     "a change set of no target": (change_set, a_change_set(target_id=99)),
+    "a change set in no format": (change_set, a_change_set(format=0)),
+    "a short hash of an answer": (change_set, a_change_set(data_hash=SHA[1:])),
     "a short hash": (change_set, a_change_set(hash=SHA[1:])),
     "a change of an unknown kind": (workflow_change, a_change(kind="touched")),
     "a span that ends before it starts": (observation, a_span(last_at=NOON - dt.timedelta(seconds=1))),

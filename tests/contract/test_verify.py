@@ -24,9 +24,9 @@ from sqlalchemy import Column, Engine, create_engine, text
 
 import etl.verify
 from etl.database import connect, writing
-from etl.domain import trail
+from etl.domain import chain
+from etl.domain.chain import change_set_hash
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
-from etl.domain.trail import change_set_hash
 from etl.schema import metadata
 from etl.verify import Progress, against, heads, verify
 from etl.verify.chain import ReplayedState
@@ -200,7 +200,7 @@ def _is_not_proven(table: str, column: str, of: Target | None, version: int, was
     """What docs/verify.md says: nothing more may go unnoticed."""
     current = {PLANT: 3, QUIET: 2, OTHER_LIST: 1, APPROVED: 3, FAILING: 1}
     if table == "change_set":
-        return column in {"run_id", "approved_scope"}
+        return column == "run_id"
     if table == "observation":
         measured = {"last_asked_at", "last_at", "observations", "longest_gap_seconds", "interrupted"}
         return column in measured and of is not None and current.get(of) == version
@@ -345,11 +345,18 @@ def _forge(intruder: Intruder, version: int) -> None:
         last_unchanged_at=_moment(row["last_unchanged_at"]),
         spans=tuple(map(_span, spans)),
         approved_by="eve",
+        approved_scope="a" * 64,
+        data_hash=row["data_hash"],
         state_digest=row["state_digest"],
         changes=[_change(*each.values()) for each in changes],
     )
-    assert change_set_hash(row["parent_hash"], msgspec.structs.replace(forged, approved_by=None)) == row["hash"]
-    intruder.set("change_set", row, approved_by="eve", hash=change_set_hash(row["parent_hash"], forged))
+    assert (
+        change_set_hash(row["parent_hash"], msgspec.structs.replace(forged, approved_by=None, approved_scope=None))
+        == row["hash"]
+    )
+    intruder.set(
+        "change_set", row, approved_by="eve", approved_scope="a" * 64, hash=change_set_hash(row["parent_hash"], forged)
+    )
 
 
 def _change(_: int, flow_id: str, kind: Any, *values: Any) -> Change:
@@ -723,7 +730,7 @@ def test_a_listing_that_is_kept_up_has_the_digest_of_its_workflows(
             listing.drop(flow_id)
         for each in state.values():
             listing.put(each)
-        assert listing.digest() == trail.state_digest(state.values())
+        assert listing.digest() == chain.state_digest(state.values())
 
 
 # ---------------------------------------------------------------------------------------------- the document

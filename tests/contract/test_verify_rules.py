@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from etl.domain.chain import GENESIS, change_set_hash, state_digest
 from etl.domain.diff import baseline, diff
 from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
-from etl.domain.trail import GENESIS, change_set_hash, state_digest
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken
 from etl.verify.rows import ChangeSetRow, SpanRow
@@ -34,6 +34,7 @@ def link(chain: Chain, flows: dict[str, Flow], changes: list[Change], at: dt.dat
         last_unchanged_at=altered.pop("last_unchanged_at", chain.latest.span.last_asked_at if chain.latest else None),
         spans=tuple(chain._spans),
         approved_by=None,
+        data_hash="d" * 64,
         state_digest=altered.pop("state_digest", state_digest(flows.values())),
         changes=changes,
     )
@@ -49,6 +50,9 @@ def link(chain: Chain, flows: dict[str, Flow], changes: list[Change], at: dt.dat
         state_digest=made.state_digest,
         counts=[kinds.count(kind) for kind in CHANGE_KINDS],
         approved_by=None,
+        approved_scope=None,
+        data_hash="d" * 64,
+        format=1,
         parent_hash=chain._hash,
         hash=change_set_hash(chain._hash, made),
     )

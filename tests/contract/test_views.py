@@ -137,7 +137,8 @@ class Trail:
                 "observed_at": at,
                 "last_unchanged_at": since,
             }
-            | {"flow_count": size, "state_digest": "0" * 64, "parent_hash": "0" * 64, "hash": "0" * 64}
+            | {"flow_count": size, "format": 1}
+            | dict.fromkeys(("state_digest", "data_hash", "parent_hash", "hash"), "0" * 64)
             | {kind: counts[kind] for kind in KINDS}
         )
         for report in made:

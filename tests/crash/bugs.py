@@ -434,8 +434,8 @@ BUGS = (
     ),
     _bug(
         "the hash does not seal the spans",
-        "etl/domain/trail.py",
-        "[_span(span) for span in change_set.spans],",
+        "etl/domain/chain.py",
+        "[_span(span) for span in sorted(change_set.spans, key=_first_at)],",
         "[],",
         "tests/unit/test_trail.py",
         "sweep:SQLite, change, kill",
@@ -443,9 +443,9 @@ BUGS = (
     ),
     _bug(
         "the digest depends on the options of the answer",
-        "etl/domain/trail.py",
-        "_encode(sorted(flows, key=_flow_id))",
-        "_encode(list(flows))",
+        "etl/domain/chain.py",
+        "digest(sorted(flows, key=_flow_id))",
+        "digest(list(flows))",
         "tests/unit/test_trail.py",
         MODEL,
     ),

@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 
 from etl.database import reading
 from etl.domain import guard, verdict
+from etl.domain.chain import state_digest
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval
 from etl.domain.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
-from etl.domain.trail import state_digest
 from etl.errors import Refused
 from etl.store import NewRun, Removals, Store
 from tests.support import checker

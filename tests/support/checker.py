@@ -207,6 +207,7 @@ class _Target:
             kind = "baseline" if made.version == 1 else "delta"
             self._say(made.kind != kind, f"{at} is called {made.kind}")
             self._say(made.parent_hash != parent, f"{at} does not name the hash before as its parent")
+            self._say(made.format != 1, f"{at} has format {made.format}")
             self._say(made.hash != self._hash(made), f"{at} has a hash that its content denies")
             self._say(earlier is not None and made.observed_at <= earlier, f"{at} lies before the version before")
             approval = made.run_id in self.runs and (self.runs[made.run_id].origin == "approval")
@@ -220,14 +221,14 @@ class _Target:
         sealed = sorted((s for s in self.spans if s.version == made.version - 1), key=lambda s: s.first_at)
         changes = sorted(self.changes[made.id], key=lambda c: (c.flow_id, c.kind))
         content = [
+            "change/1",
             *(self.row.org_id, self.row.user_id, self.row.expression, made.version, made.kind, made.observed_at),
             made.last_unchanged_at,
             [
                 [s.first_at, s.last_asked_at, s.last_at, s.observations, s.longest_gap_seconds, s.interrupted]
                 for s in sealed
             ],
-            made.approved_by,
-            made.state_digest,
+            *(made.approved_by, made.approved_scope, made.data_hash, made.state_digest),
             [
                 [c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle, c.old_editable, c.new_editable]
                 for c in changes

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import Engine, text
 
 from etl import sync
+from etl.domain.chain import state_digest
 from etl.domain.guard import Limits
 from etl.domain.holds import Approval
 from etl.domain.model import Flow, Outcome, Snapshot, Target
-from etl.domain.trail import state_digest
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
 from tests.support.builders import GAP, LIMITS

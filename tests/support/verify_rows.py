@@ -18,9 +18,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from etl.database import connect, upgrade, writing
+from etl.domain.chain import GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
-from etl.domain.trail import GENESIS, change_set_hash
 from etl.schema import change_set, observation, target, workflow, workflow_change
 from etl.store.bulk import insert_rows, stamp
 from etl.verify import Progress, verify
@@ -137,6 +137,7 @@ class Made:
                 last_unchanged_at=before[0].last_asked_at if before else None,
                 spans=before,
                 approved_by=None,
+                data_hash=self._listing.digest(),
                 state_digest=self._listing.digest(),
                 changes=changes,
             )
@@ -184,7 +185,7 @@ class Made:
         return (
             number, self._number, content.version, 1, content.kind, stamp(self._connection, content.observed_at),
             unchanged and stamp(self._connection, unchanged), flow_count, content.state_digest,
-            *[kinds.count(kind) for kind in CHANGE_KINDS], None, parent, own,
+            *[kinds.count(kind) for kind in CHANGE_KINDS], None, content.data_hash, 1, parent, own,
         )  # fmt: skip
 
     def _span(self, at: dt.datetime) -> tuple[Any, ...]:
@@ -203,7 +204,7 @@ def _span(at: dt.datetime) -> Span:
 
 _CHANGE_SET = (
     "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest "
-    f"{' '.join(CHANGE_KINDS)} approved_by parent_hash hash"
+    f"{' '.join(CHANGE_KINDS)} approved_by data_hash format parent_hash hash"
 )
 _SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"
 

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from etl.domain.chain import GENESIS, change_set_hash, microseconds, state_digest
 from etl.domain.diff import diff
 from etl.domain.model import ChangeSet, Flow, Span, Target
-from etl.domain.trail import GENESIS, change_set_hash, microseconds, state_digest
 from tests.support.builders import STEADY, flow, states
 
 FLOWS = [Flow("3318", "reduce_entity", "D", True), Flow("2809", 'the "map"\n', None, None)]
 STATE_JSON = r'[["2809","the \"map\"\n",null,null],["3318","reduce_entity","D",true]]'
 CONTENT_JSON = (
-    r'["o15427722038191","u15426865866571","",2,"delta",1772366400000001,1772366398500000,'
+    r'["change/1","o15427722038191","u15426865866571","",2,"delta",1772366400000001,1772366398500000,'
     r"[[1772280000000000,1772362800000000,1772362801000000,24,3600,false],"
     r"[1772364000000000,1772364000000000,1772366000000000,2,2000,true]],"
-    r'null,"¶",[["2809","cycle_changed","the \"map\"\n","the \"map\"\n","D",null,null,null],'
+    rf'null,null,"{"d" * 64}","¶",[["2809","cycle_changed","the \"map\"\n","the \"map\"\n","D",null,null,null],'
     r'["3318","added",null,"reduce_entity",null,"D",null,true]]]'
 )
 
@@ -54,6 +54,7 @@ def change_set(digest: str) -> ChangeSet:
             Span(at(84000), at(84000), at(86000), 2, 2000, True),
         ),
         approved_by=None,
+        data_hash="d" * 64,
         state_digest=digest,
         changes=diff({"2809": before}, {each.flow_id: each for each in FLOWS}),
     )
@@ -68,9 +69,11 @@ def test_a_baseline_has_null_for_the_observation_before_and_zeros_for_its_parent
         spans=(),
         changes=[],
         approved_by="Zoë",
+        approved_scope="a" * 64,
     )
     content = (
-        '["o15427722038191","u15426865866571","",1,"baseline",1772366400000001,null,[],"Zoë","' + "0" * 64 + '",[]]'
+        '["change/1","o15427722038191","u15426865866571","",1,"baseline",1772366400000001,null,[],"Zoë",'
+        f'"{"a" * 64}","{"d" * 64}","{"0" * 64}",[]]'
     )
     assert GENESIS == "0" * 64
     assert change_set_hash(GENESIS, first) == hashlib.sha256(("0" * 64 + content).encode()).hexdigest()
@@ -86,6 +89,8 @@ def test_a_baseline_has_null_for_the_observation_before_and_zeros_for_its_parent
         ("last_unchanged_at", None),
         ("spans", ()),
         ("approved_by", "somebody"),
+        ("approved_scope", "1" * 64),
+        ("data_hash", "1" * 64),
         ("state_digest", "1" * 64),
         ("changes", []),
     ],

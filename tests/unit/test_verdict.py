@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from etl.domain import verdict
+from etl.domain.chain import change_set_hash, state_digest
 from etl.domain.diff import replay
 from etl.domain.guard import Decision, hold
 from etl.domain.holds import Approval, held_set
 from etl.domain.model import Fence, Span, State
-from etl.domain.trail import change_set_hash, state_digest
 from etl.errors import Malformed, Refused
 from tests.support.builders import (
     ALICE,
