@@ -1,6 +1,6 @@
-"""When a schedule is due: pure arithmetic on instants, and the only importer of cronsim.
+"""When a schedule is due: values that turn instants into slots, and the only importer of cronsim.
 
-A slot is an instant at which a schedule should run. Slots lie on whole seconds for Cron and on multiples of the
+A slot is an instant at which a schedule should run. Slots lie on whole minutes for Cron and on multiples of the
 interval since the epoch for Every; they strictly increase in every time zone, whatever its clocks do.
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -23,6 +22,8 @@ UTC: Final = dt.UTC
 EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=UTC)
 LEEWAY: Final = dt.timedelta(seconds=2)
 """By so much a clock may be steered back while a slot is due; more than that, and it has been set."""
+MOST_COUNTED: Final = 10_000
+"""Slots are counted up to this number, a week of minutes: how many more there were helps nobody."""
 
 _CRON_FIELDS: Final = {
     "minute": "0-59",
@@ -33,15 +34,12 @@ _CRON_FIELDS: Final = {
 }
 _CRONSIM_FIELDS: Final = (Field.MINUTE, Field.HOUR, Field.DAY, Field.MONTH, Field.DOW)
 _STEPPED_RANGE: Final = re.compile(r"([0-9A-Z]+)-([0-9A-Z]+)/0*[1-9][0-9]*")
-_NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001  (a wall clock, on purpose)
-_EPOCH_DAY: Final = _NAIVE_EPOCH.toordinal()
-_DAY: Final = 86_400
 _NOTHING: Final = dt.timedelta(0)
 _SECOND: Final = dt.timedelta(seconds=1)
+_MINUTE: Final = dt.timedelta(minutes=1)
+_DAY: Final = dt.timedelta(days=1)
 # Every calendar there is: in these years 29 February falls on each day of the week.
-_ALL_CALENDARS: Final = range(dt.date(2000, 1, 1).toordinal(), dt.date(2028, 1, 1).toordinal())
-# 29 February on a given weekday can be 40 years away, where a year such as 2100 has none.
-_LONGEST_WAIT_DAYS: Final = 41 * 366
+_ALL_CALENDARS: Final = dt.datetime(2000, 1, 1), dt.datetime(2028, 1, 1)  # noqa: DTZ001 - clocks on a wall
 
 
 class Slots(Protocol):
@@ -56,7 +54,8 @@ class Slots(Protocol):
         ...
 
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
-        """How many slots lie between ``after`` and ``until``, both exclusive; 0 where ``until`` is earlier."""
+        """How many slots lie between ``after`` and ``until``, both exclusive, up to MOST_COUNTED; 0 where ``until``
+        is earlier."""
         ...
 
     def shortest_gap(self) -> dt.timedelta:
@@ -95,7 +94,7 @@ class Every:
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
         first = (after - EPOCH) // self.interval + 1
         end = -((EPOCH - until) // self.interval)
-        return max(0, end - first)
+        return min(max(0, end - first), MOST_COUNTED)
 
     def shortest_gap(self) -> dt.timedelta:
         return self.interval
@@ -111,119 +110,115 @@ class Cron:
     what a gap swallows is due at its end, and what comes twice is due the first time only; otherwise slots follow
     the real time.
 
-    Raises ValueError, with one clear sentence, for what is no cron expression, never fires, or no time zone. The
-    time taken grows by some microseconds with each day between the instants, never with the number of slots.
+    cronsim finds the times on the clock, without a zone; which instants these are is decided here. Given a zone, it
+    leaves slots out where clocks are put back by half an hour (Lord Howe), and, backwards, over midnight.
+
+    Raises ValueError, with one clear sentence, for what is no cron expression, never fires, or no time zone.
     """
 
     expression: str
     timezone: str = "UTC"
-    _cron: CronSim = field(init=False, repr=False, compare=False)
+    _cron: str = field(init=False, repr=False, compare=False)
     _zone: ZoneInfo = field(init=False, repr=False, compare=False)
-    _times: tuple[int, ...] = field(init=False, repr=False, compare=False)
     _fixed: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        cron = _parse(self.expression)
-        minute, hour = self.expression.split()[:2]
+        minute, hour, *_ = fields = _fields(self.expression)
         keep = object.__setattr__  # the way of a frozen dataclass to fill what it derives
-        keep(self, "_cron", cron)
+        keep(self, "_cron", " ".join(fields))
         keep(self, "_zone", time_zone(self.timezone))
-        keep(self, "_times", tuple(h * 3600 + m * 60 for h in sorted(cron.hours) for m in sorted(cron.minutes)))
         keep(self, "_fixed", not minute.startswith("*") and not hour.startswith("*"))
-        if next(self._days(_ALL_CALENDARS), None) is None:
-            raise ValueError(f'"{self.expression}" never fires: no month of it has that day')
+        if next(CronSim(self._cron, _ALL_CALENDARS[0]), None) is None:
+            raise ValueError(_never_fires(self.expression))
 
     def next_after(self, instant: dt.datetime) -> dt.datetime:
-        floor = (instant - EPOCH) // _SECOND
-        start = self._local_day(instant) - 1
-        for day in self._days(range(start, start + _LONGEST_WAIT_DAYS)):
-            if max(self._slots_of(day), default=floor) > floor:
-                near = self._slots_near(day, day + 1)
-                return EPOCH + near[bisect_right(near, floor)] * _SECOND
+        found: list[dt.datetime] = []
+        for slots in self._forwards(instant):
+            found += (slot for slot in slots if slot > instant)
+            if slots[0] > instant:
+                return min(found)
         raise ValueError(f'"{self.expression}" has no slot after {instant}')
 
     def latest_until(self, instant: dt.datetime) -> dt.datetime | None:
-        ceiling = (instant - EPOCH) // _SECOND
-        start = self._local_day(instant) + 1
-        for day in self._days(range(start, start - _LONGEST_WAIT_DAYS, -1)):
-            if min(self._slots_of(day), default=ceiling + 1) <= ceiling:
-                near = self._slots_near(day - 1, day)
-                return EPOCH + near[bisect_right(near, ceiling) - 1] * _SECOND
+        found: list[dt.datetime] = []
+        for slots in self._backwards(instant):
+            found += (slot for slot in slots if slot <= instant)
+            if slots[-1] <= instant:
+                return max(found)
         return None
 
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
-        low, high = (after - EPOCH) // _SECOND, -((EPOCH - until) // _SECOND)
-        first, last = self._local_day(after) - 1, self._local_day(until) + 1
-        whole, calm_until, listed = 0, 0, set[int]()
-        for day in self._days(range(first, last + 1)):
-            if day > calm_until:
-                calm_until = day + 6 if self._is_calm(day, days=7) else day if self._is_calm(day, days=1) else 0
-            if first + 2 < day < last - 2 and day <= calm_until:
-                whole += len(self._times)
-            else:
-                listed.update(slot for slot in self._slots_of(day) if low < slot < high)
-        return whole + len(listed)
+        found: set[dt.datetime] = set()
+        for slots in takewhile(lambda slots: slots[0] < until, self._forwards(after)):
+            found.update(slot for slot in slots if after < slot < until)
+            if len(found) >= MOST_COUNTED:
+                return MOST_COUNTED
+        return len(found)
 
     def shortest_gap(self) -> dt.timedelta:
-        within = [later - earlier for earlier, later in pairwise(self._times)]
-        nights = [(later - earlier) * _DAY for earlier, later in pairwise(self._days(_ALL_CALENDARS))]
-        over_night = [self._times[0] - self._times[-1] + min(nights)] if nights else []
-        return min(within + over_night, default=_DAY) * _SECOND
+        """As it is on a clock that nobody sets."""
+        first, last = _ALL_CALENDARS
+        minute, hour, days = self._cron.split(maxsplit=2)
+        times = _clock_times(f"{minute} {hour} * * *", first, first + _DAY)
+        nights = _gaps(_clock_times(f"0 0 {days}", first, last))
+        over_night = [times[0] - times[-1] + min(nights)] if nights else []
+        return min(_gaps(times) + over_night, default=_DAY)
 
-    def _days(self, ordinals: range) -> Iterator[int]:
-        """Those of ``ordinals`` (days of the proleptic calendar) whose date matches, in their order."""
-        months, matches = self._cron.months, self._cron.match_day
-        for ordinal in ordinals:
-            if 0 < ordinal <= dt.date.max.toordinal():
-                date = dt.date.fromordinal(ordinal)
-                if date.month in months and matches(date):
-                    yield ordinal
+    def _forwards(self, instant: dt.datetime) -> Iterator[list[dt.datetime]]:
+        """The slots of each time on the clock, from those on that may be after ``instant``; see ``_slots``.
 
-    def _slots_near(self, day: int, next_day: int) -> list[int]:
-        # Where clocks are put back over midnight, the slots of two days interleave.
-        return sorted(slot for each in self._days(range(day, next_day + 1)) for slot in self._slots_of(each))
+        The first slots of these lists increase, and so do the last ones. Times that come twice overlap: where clocks
+        are soon put back, an earlier time on the clock comes again after ``instant``.
+        """
+        here, tomorrow = (at.astimezone(self._zone) for at in (instant, instant + _DAY))
+        start = here.replace(tzinfo=None) - _put_back(here, tomorrow)
+        return filter(None, map(self._slots, CronSim(self._cron, start)))
 
-    def _slots_of(self, day: int) -> list[int]:
-        """The slots of a matching local ``day``, sorted, in seconds since the epoch."""
-        midnight = (day - _EPOCH_DAY) * _DAY
-        walls = [midnight + time for time in self._times]
-        before, after = self._offsets(midnight, midnight + _DAY)
-        if before == after:
-            return [wall - after for wall in walls]
-        turn = self._turn(midnight, after)
-        first = [wall - before for wall in walls if wall - before < turn]
-        if not self._fixed:
-            return sorted(first + [wall - after for wall in walls if wall - after >= turn])
-        return sorted({*first, *(max(turn, wall - after) for wall in walls if wall - before >= turn)})
+    def _backwards(self, instant: dt.datetime) -> Iterator[list[dt.datetime]]:
+        """The same backwards, from those on that may be at or before ``instant``."""
+        here, yesterday = (at.astimezone(self._zone) for at in (instant, instant - _DAY))
+        start = here.replace(tzinfo=None, microsecond=0) + _put_back(yesterday, here)
+        return filter(None, map(self._slots, CronSim(self._cron, start + _SECOND, reverse=True)))
 
-    def _is_calm(self, day: int, days: int) -> bool:
-        midnight = (day - _EPOCH_DAY) * _DAY
-        before, after = self._offsets(midnight, midnight + days * _DAY)
-        return before == after
+    def _slots(self, clock: dt.datetime) -> list[dt.datetime]:
+        """The instants, in order, at which the zone's clocks show ``clock`` and that are slots.
 
-    def _offsets(self, start: int, end: int) -> tuple[int, int]:
-        """The offsets from UTC, in seconds, just before the midnight ``start`` and at the midnight ``end``."""
-        return self._offset(start - 1, fold=0), self._offset(end, fold=1)
+        | the clocks show it | with fixed times | otherwise |
+        |---|---|---|
+        | once | that instant | that instant |
+        | twice, since they are put back | the first | both |
+        | never, since they are put forward | when they are | none |
+        """
+        first, second = (clock.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if first == second:
+            return [first]
+        if first < second:
+            return [first] if self._fixed else [first, second]
+        return [self._end_of_gap(second, first)] if self._fixed else []
 
-    def _offset(self, wall: int, fold: int) -> int:
-        naive = _NAIVE_EPOCH + dt.timedelta(seconds=wall)
-        offset = naive.replace(tzinfo=self._zone, fold=fold).utcoffset()
-        return (offset or _NOTHING) // _SECOND
-
-    def _turn(self, midnight: int, after: int) -> int:
-        """The instant near ``midnight`` from which on the offset is ``after``."""
-        around = range(midnight - 3 * _DAY, midnight + 4 * _DAY)
-        return around[bisect_left(around, True, key=lambda second: self._offset_at(second) == after)]
-
-    def _offset_at(self, second: int) -> int:
-        offset = (EPOCH + dt.timedelta(seconds=second)).astimezone(self._zone).utcoffset()
-        return (offset or _NOTHING) // _SECOND
-
-    def _local_day(self, instant: dt.datetime) -> int:
-        return instant.astimezone(self._zone).toordinal()
+    def _end_of_gap(self, before: dt.datetime, after: dt.datetime) -> dt.datetime:
+        """The instant between the two, a whole number of minutes after ``before``, at which clocks are put forward."""
+        then = after.astimezone(self._zone).utcoffset()
+        minutes = (before + number * _MINUTE for number in count())
+        return next(at for at in minutes if at.astimezone(self._zone).utcoffset() == then)
 
 
-def _parse(expression: str) -> CronSim:
+def _clock_times(cron: str, first: dt.datetime, end: dt.datetime) -> list[dt.datetime]:
+    """What a clock shows when it is time, from ``first`` on and before ``end``."""
+    return [*takewhile(lambda time: time < end, CronSim(cron, first - _SECOND))]
+
+
+def _gaps(times: list[dt.datetime]) -> list[dt.timedelta]:
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def _put_back(earlier: dt.datetime, later: dt.datetime) -> dt.timedelta:
+    """By how much the clocks are put back between two times of a zone."""
+    return max(_NOTHING, (earlier.utcoffset() or _NOTHING) - (later.utcoffset() or _NOTHING))
+
+
+def _fields(expression: str) -> list[str]:
+    """The five fields as cronsim reads them right."""
     fields = expression.split()
     if len(fields) != len(_CRON_FIELDS):
         names = ", ".join(_CRON_FIELDS).replace("-", " ")
@@ -231,21 +226,27 @@ def _parse(expression: str) -> CronSim:
     for position, (name, allowed) in enumerate(_CRON_FIELDS.items()):
         alone = ["*"] * len(fields)
         alone[position] = fields[position]
-        if _cronsim(alone) is None:
+        if _readable(alone) is None:
             spoken = name.replace("-", " ")
             raise ValueError(f'"{fields[position]}" is no {spoken} of a cron expression: {allowed}, *, lists, steps')
-    cron = _cronsim(fields)
-    if cron is None:
-        raise ValueError(f'"{expression}" never fires: no month of it has that day')
-    return cron
+    readable = _readable(fields)
+    if readable is None:
+        raise ValueError(_never_fires(expression))
+    return readable
 
 
-def _cronsim(fields: list[str]) -> CronSim | None:
+def _never_fires(expression: str) -> str:
+    return f'"{expression}" never fires: no month of it has that day'
+
+
+def _readable(fields: list[str]) -> list[str] | None:
+    """The fields without what cronsim misreads; None where it refuses them."""
     try:
         plain = [_without_idle_steps(text, field) for text, field in zip(fields, _CRONSIM_FIELDS, strict=True)]
-        return CronSim(" ".join(plain), EPOCH)
+        CronSim(" ".join(plain), EPOCH)
     except (CronSimError, ValueError, TypeError, AssertionError):
         return None
+    return plain
 
 
 def _without_idle_steps(text: str, field: Field) -> str:

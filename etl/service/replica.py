@@ -37,8 +37,6 @@ _LAST_WORDS_SECONDS: Final = 5.0
 """What of the grace period is kept for committing what has arrived, once the requests are cut off."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
 _LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
-_MOST_MISSED: Final = 2**31 - 1
-"""What the column holds."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -404,7 +402,7 @@ class Service:
         if before is None or slot <= before:
             return 0
         aborted = self._context.store.was_aborted(schedule.name, slot)
-        return min(schedule.slots.count_between(before, slot) + int(aborted), _MOST_MISSED)
+        return schedule.slots.count_between(before, slot) + int(aborted)
 
 
 def _some(targets: Sequence[Target], most: int = 5) -> list[str]:
