@@ -1,12 +1,12 @@
 """A Dask cluster: batches travel to its workers as plain values, and come back settled.
 
 The coordinator sends targets, what the run wants of them, and the settings that are no credentials. Each worker
-process builds a run context of its own from its own configuration and environment, once for each coordinator.
+process builds a run context of its own from its own configuration and environment, once for each coordinator; see
+``etl.sync.worker`` for that side.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -14,9 +14,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Final, Protocol
 from weakref import WeakSet
@@ -27,7 +26,8 @@ import structlog
 from etl.config import Policy
 from etl.domain.model import Target
 from etl.errors import ClusterError, FlowtrailError, UsageError
-from etl.sync import BatchResult, CircuitBreaker, RunContext, RunOptions, Tally, settle_the_rest
+from etl.sync.batch import RunContext
+from etl.sync.messages import BatchResult, RunOptions
 
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.25
@@ -35,13 +35,9 @@ _LOOK_SECONDS: Final = 0.25
 _COUNT_SECONDS: Final = 2.0
 """How often the workers are counted."""
 _WORKER_TIMEOUT_SECONDS: Final = 30.0
-"""So long a run waits for a first worker when all are gone."""
+"""How long a run waits for a worker to appear before it continues on this machine."""
 _A_THREAD: Final = 2
 """Batches under way for each thread of the workers: one at work, one on its way."""
-_RUNS_AT_ONCE: Final = 100
-"""So many runs' breakers are kept."""
-_IDLE_SECONDS: Final = 600.0
-"""A worker keeps so long what it built for a coordinator that asks no more."""
 
 
 class WorkerApplication(Protocol):
@@ -60,7 +56,7 @@ class Build(Protocol):
 
 
 class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sends batches, and by which settings they are to be settled."""
+    """The process that sends batches, and the settings by which they are to be settled."""
 
     token: str
     host: str
@@ -70,15 +66,12 @@ class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTask(msgspec.Struct, frozen=True):
-    """What a worker is asked: to be ready (no order), or to settle a batch."""
+    """What a worker is asked: to get ready (no options), or to settle a batch."""
 
     version: str
     coordinator: Coordinator
     options: RunOptions | None
     targets: Sequence[Target]
-
-
-# -------------------------------------------------------------------------------------------------- the coordinator
 
 
 class Cluster:
@@ -90,6 +83,9 @@ class Cluster:
     def __init__(self, address: str, build: Build, policy: Policy, stop: threading.Event) -> None:
         if find_spec("distributed") is None:
             raise UsageError("[scale] dask needs Dask: pip install 'flowtrail[dask]'.")
+        from etl.sync import worker  # imports Dask
+
+        self._worker = worker
         self._address = address
         self._stop = stop
         self._coordinator = Coordinator(
@@ -126,12 +122,12 @@ class Cluster:
             watch = (self._client, self._pending)
             threading.Thread(target=self._watch, args=watch, name="cluster", daemon=True).start()
         self._count(self._client)
-        ours = _version()
-        theirs = self._client.run(_version, on_error="return")
+        ours = self._worker.our_version()
+        theirs = self._client.run(self._worker.our_version, on_error="return")
         strange = {who: found for who, found in theirs.items() if found != ours and not isinstance(found, OSError)}
         if strange:
             return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in strange.items()}
-        answers = self._client.run(_ready, self._task(), on_error="return")
+        answers = self._client.run(self._worker.get_ready, self._task(), on_error="return")
         return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it has just gone
 
     def if_reachable(self) -> Cluster | None:
@@ -149,7 +145,9 @@ class Cluster:
         """Have a worker settle a batch; a killed worker's batches go to another."""
         future: Future[BatchResult]
         try:
-            future = self._client.get_executor(pure=False).submit(_settle, self._task(options, list(targets)))
+            future = self._client.get_executor(pure=False).submit(
+                self._worker.settle, self._task(options, list(targets))
+            )
         except Exception as error:
             future = Future()
             future.set_exception(error)
@@ -174,18 +172,20 @@ class Cluster:
         self._closed.set()
         with self._turn, contextlib.suppress(Exception):
             if self._client is not None and self._client.status == "running":
-                self._client.run(_forget, self._coordinator.token, on_error="ignore")
+                self._client.run(self._worker.forget, self._coordinator, on_error="ignore")
         self._disconnect()
 
     def _task(self, options: RunOptions | None = None, targets: Sequence[Target] = ()) -> BatchTask:
         """All that travels."""
-        return BatchTask(_version(), self._coordinator, options, targets)
+        return BatchTask(self._worker.our_version(), self._coordinator, options, targets)
 
     def _reached(self) -> Any:
         import distributed
 
         client: Any
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its tracebacks are no news to a person
+        logging.getLogger("distributed").setLevel(
+            logging.CRITICAL
+        )  # it logs tracebacks for errors that we report ourselves
         try:
             client = distributed.Client(  # type: ignore[no-untyped-call]
                 self._address, timeout=_CONNECT_SECONDS, set_as_default=False
@@ -219,7 +219,7 @@ class Cluster:
             now = time.monotonic()
             with contextlib.suppress(Exception):
                 if client.status == "running" and self._stop.is_set() and not told:
-                    client.run(_halt, self._coordinator.token, on_error="ignore")
+                    client.run(self._worker.stop, self._coordinator, on_error="ignore")
                     told = True
                 if client.status == "running" and now - counted_at > _COUNT_SECONDS:
                     counted_at = now
@@ -247,122 +247,3 @@ def _version_mismatches(versions: Any) -> str:
 def _versions(info: Any) -> str:
     python = ".".join(str(info["host"]["python"]).split(".")[:2])
     return f"Python {python}, distributed {info['packages']['distributed']}"
-
-
-# ------------------------------------------------------------------------------------------------------- the worker
-
-
-class _WorkerState:
-    """What this process built for one coordinator."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        self.app = coordinator.build(coordinator.policy)
-        self._context = self.app.run_context()
-        self._breakers: dict[int | None, CircuitBreaker] = {}
-        self.busy = 0
-        self.used_at = time.monotonic()
-
-    def settle(self, options: RunOptions, targets: Sequence[Target]) -> BatchResult:
-        breaker = self._breakers.get(options.run_id)
-        if breaker is None:
-            self._require_the_same_database(options.run_id)
-            while len(self._breakers) > _RUNS_AT_ONCE:
-                del self._breakers[next(iter(self._breakers))]
-            breaker = self._breakers.setdefault(options.run_id, CircuitBreaker(self._context.down_after))
-        return settle_the_rest(self._context, options, breaker, targets)
-
-    def _require_the_same_database(self, run_id: int | None) -> None:
-        who = self._coordinator
-        if run_id is not None and not self._context.store.is_running(run_id, who.host, who.pid):
-            raise ClusterError(f"its database has no run {run_id} of {who.host}: it is another one, or the run ended.")
-
-    def close(self) -> None:
-        self.app.stop.set()
-        self.app.__exit__(None, None, None)
-
-
-_worker_states: Final[dict[str, _WorkerState]] = {}
-_stopped_coordinators: Final[set[str]] = set()
-_states_lock: Final = threading.Lock()
-
-
-@contextlib.contextmanager
-def _state_for(coordinator: Coordinator) -> Iterator[_WorkerState]:
-    with _states_lock:
-        _close_idle()
-        state = _worker_states.get(coordinator.token) or _worker_states.setdefault(
-            coordinator.token, _WorkerState(coordinator)
-        )
-        state.busy += 1
-    try:
-        yield state
-    finally:
-        with _states_lock:
-            state.busy -= 1
-            state.used_at = time.monotonic()
-
-
-def _close_idle() -> None:
-    """A coordinator that was killed said no good-bye."""
-    for token, state in list(_worker_states.items()):
-        if not state.busy and time.monotonic() - state.used_at > _IDLE_SECONDS:
-            del _worker_states[token]
-            state.close()
-
-
-def _settle(task: BatchTask) -> BatchResult:
-    """Runs on a worker: settle a batch."""
-    _require_our_version(task)
-    assert task.options is not None  # noqa: S101 - only who wants to be ready sends none
-    if task.coordinator.token in _stopped_coordinators:
-        return _interrupted(task.targets)
-    with _explained(), _state_for(task.coordinator) as state:
-        return state.settle(task.options, task.targets)
-
-
-def _version() -> str:
-    """Runs on a worker."""
-    return version("flowtrail")
-
-
-def _require_our_version(task: BatchTask) -> None:
-    if task.version != _version():
-        raise ClusterError(f"it has Flowtrail {_version()}, not {task.version}: install the same.")
-
-
-def _interrupted(targets: Sequence[Target]) -> BatchResult:
-    return BatchResult(Tally(interrupted=len(targets)))
-
-
-async def _ready(task: BatchTask) -> None:
-    """Runs on a worker: build what a batch needs, so that what is wrong is said before a run begins."""
-    _require_our_version(task)
-
-    def build() -> None:
-        with _explained(), _state_for(task.coordinator):
-            pass
-
-    await asyncio.to_thread(build)
-
-
-def _halt(token: str) -> None:
-    """Runs on a worker: stop as the coordinator does."""
-    _stopped_coordinators.add(token)
-    if (state := _worker_states.get(token)) is not None:
-        state.app.stop.set()
-
-
-def _forget(token: str) -> None:
-    """Runs on a worker: the coordinator has ended."""
-    if (state := _worker_states.pop(token, None)) is not None:
-        threading.Thread(target=state.close, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """One sentence travels back, and nothing of what is behind it."""
-    try:
-        yield
-    except FlowtrailError as error:
-        raise ClusterError(" ".join(str(error).split())) from None

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -22,7 +20,7 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import ClusterError, ConfigError
-from etl.sync import cluster
+from etl.sync import cluster, worker
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
 from tests.support.disguises import disguises
@@ -51,8 +49,8 @@ class Site:
 
     def start(self) -> None:
         self.workers = [self.dask.worker(self.worker_wire.address, **self.environment) for _ in range(2)]
-        for worker in self.workers:
-            self.dask.wait_until_said(worker, "Registered to")
+        for process in self.workers:
+            self.dask.wait_until_said(process, "Registered to")
 
     def program(self, folder: Path, users: int, *, address: str = "", gateway: str = "") -> Program:
         """A coordinator with an organisation of its own."""
@@ -269,51 +267,87 @@ def test_a_service_works_here_while_the_cluster_is_away_and_goes_back_to_it(site
 
 
 @pytest.fixture
-def as_worker(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """This process has the environment of a worker."""
+def plugin(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[worker.CoordinatorPlugin]:
+    """What a worker with its own environment, which this process has now, keeps for a coordinator."""
     for name, value in site.environment.items():
         monkeypatch.setenv(name, value)
-    yield monkeypatch
-    for state in list(cluster._worker_states.values()):
-        state.close()
-    cluster._worker_states.clear()
+    made = worker.CoordinatorPlugin(coordinator_of(site))
+    yield made
+    made.close()
 
 
-def task(site: Site, order: sync.RunOptions | None = None, token: str = "t") -> cluster.BatchTask:
+def coordinator_of(site: Site) -> cluster.Coordinator:
     settings = config.load(Path(site.environment["FLOWTRAIL_CONFIG"]), site.environment)
-    who = cluster.Coordinator(token=token, host="h", pid=1, build=worker_application, policy=config.policy_of(settings))
-    return cluster.BatchTask(cluster._version(), who, order, [Target("o", "u")])
+    policy = config.policy_of(settings)
+    return cluster.Coordinator(token="t", host="h", pid=1, build=worker_application, policy=policy)
 
 
-def in_a_loop(answer: Coroutine[None, None, object]) -> object:
-    """As a worker does, in a thread that has no other loop."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, answer).result()
+OF_NO_RUN = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
 
 
 def test_a_worker_of_another_version_refuses(site: Site) -> None:
-    other = msgspec.structs.replace(task(site), version="9.9.9")
     with pytest.raises(ClusterError, match=r"has Flowtrail .*, not 9\.9\.9: install the same"):
-        in_a_loop(cluster._ready(other))
+        worker.settle(cluster.BatchTask("9.9.9", coordinator_of(site), OF_NO_RUN, []))
 
 
-def test_a_worker_without_a_secret_says_what_is_missing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
-    as_worker.delenv("FLOWTRAIL_GATEWAY__SECRET_KEY")
+def test_a_worker_without_a_secret_says_what_is_missing(
+    plugin: worker.CoordinatorPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOWTRAIL_GATEWAY__SECRET_KEY")
     with pytest.raises(ClusterError, match="set FLOWTRAIL_GATEWAY__SECRET_KEY in the environment"):
-        in_a_loop(cluster._ready(task(site)))
+        plugin.build()
 
 
-def test_a_worker_with_another_database_writes_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
-    order = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
+def test_a_worker_with_another_database_writes_nothing(site: Site, plugin: worker.CoordinatorPlugin) -> None:
     with pytest.raises(ClusterError, match="its database has no run 987654 of h"):
-        cluster._settle(task(site, order))
+        plugin.settle(OF_NO_RUN, [Target("o", "u")])
     assert site.rows("SELECT count(*) FROM target WHERE org_id = 'o'") == [(0,)]
 
 
-def test_a_worker_that_was_told_to_stop_begins_nothing(site: Site, as_worker: pytest.MonkeyPatch) -> None:
-    cluster._halt("halted")
-    order = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
-    assert cluster._settle(task(site, order, "halted")).tally.interrupted == 1
+def test_a_worker_that_was_told_to_stop_begins_nothing(plugin: worker.CoordinatorPlugin) -> None:
+    plugin.stop()
+    assert plugin.settle(OF_NO_RUN, [Target("o", "u")]).tally.interrupted == 1
+
+
+def test_a_worker_keeps_what_it_built_for_a_coordinator_until_that_ends(
+    site: Site, coordinator: Application, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in site.environment.items() if name != "FLOWTRAIL_CONFIG"}
+    with Application(config.load(tmp_path / "flowtrail.toml", environment)) as other:
+        assert other.cluster is not None
+        other.cluster.connect()
+        tokens = [each.cluster._coordinator.token for each in (coordinator, other)]
+        assert kept_by_workers(coordinator, tokens) == tokens
+    assert kept_by_workers(coordinator, tokens) == tokens[:1]
+
+
+def kept_by_workers(app: Application, tokens: Sequence[str]) -> list[str]:
+    """Those of the coordinators with these ``tokens`` for whom every worker keeps something."""
+    plugins = app.cluster._client.run(lambda dask_worker: [*dask_worker.plugins], on_error="ignore")
+    return [token for token in tokens if all(token in names for names in plugins.values())]
+
+
+def test_a_worker_lets_go_of_a_coordinator_that_has_been_silent_for_long(
+    plugin: worker.CoordinatorPlugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was killed cannot say that it has ended."""
+    monkeypatch.setattr(worker, "_IDLE_SECONDS", 0.01)
+    removed = asyncio.run(removal_of(plugin))
+    assert removed == "t"
+    assert plugin.settle(OF_NO_RUN, [Target("o", "u")]).tally.interrupted == 1, "it has been torn down"
+
+
+async def removal_of(plugin: worker.CoordinatorPlugin) -> str:
+    """The name under which the plugin has itself removed from its worker."""
+    removed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    class Worker:
+        async def plugin_remove(self, name: str) -> None:
+            await plugin.teardown(self)
+            removed.set_result(name)
+
+    plugin.setup(Worker())
+    return await asyncio.wait_for(removed, SAFETY_NET_SECONDS)
 
 
 def test_other_versions_of_dask_are_named() -> None:

@@ -1,0 +1,178 @@
+"""What runs on the workers of a Dask cluster; imported only where Dask is installed.
+
+The functions that take a ``dask_worker`` are called on every worker by ``Client.run``; ``settle`` is a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from distributed import WorkerPlugin, get_worker
+from distributed.utils import sync
+
+from etl.domain.model import Target
+from etl.errors import ClusterError, FlowtrailError
+from etl.sync.batch import CircuitBreaker, RunContext
+from etl.sync.cluster import BatchTask, Coordinator, WorkerApplication
+from etl.sync.dispatch import settle_the_rest
+from etl.sync.messages import BatchResult, RunOptions
+from etl.sync.result import Tally
+
+_RUNS_KEPT: Final = 100
+"""The circuit breakers of so many runs are kept."""
+_IDLE_SECONDS: Final = 600.0
+"""How long a worker keeps what it built for a coordinator that has gone silent: one that was killed cannot say so."""
+
+
+class CoordinatorPlugin(WorkerPlugin):
+    """What a worker keeps for one coordinator: an application of its own, built when it is first needed.
+
+    Dask holds it in ``worker.plugins`` under the coordinator's token, and tears it down with the worker. It is not
+    registered with the scheduler, which would keep it for ever if the coordinator were killed.
+    """
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._lock = threading.Lock()
+        self._app: WorkerApplication | None = None
+        self._context: RunContext | None = None
+        self._breakers: dict[int | None, CircuitBreaker] = {}
+        self._stopped = False
+        self._busy = 0
+        self._used_at = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def setup(self, worker: Any) -> None:
+        """Look from time to time whether the coordinator still asks for anything."""
+        self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._leave_if_idle, worker)
+
+    async def teardown(self, worker: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.to_thread(self.close)
+
+    def build(self) -> RunContext:
+        """What batches are worked on with. Raises ClusterError, in one sentence, where this machine lacks something."""
+        with self._lock:
+            if self._context is None:
+                with _one_sentence():
+                    self._app = self._coordinator.build(self._coordinator.policy)
+                    self._context = self._app.run_context()
+                if self._stopped:
+                    self._app.stop.set()
+            return self._context
+
+    def settle(self, options: RunOptions, targets: Sequence[Target]) -> BatchResult:
+        """Settle a batch. Raises ClusterError."""
+        if self._stopped:
+            return BatchResult(Tally(interrupted=len(targets)))
+        with self._in_use(), _one_sentence():
+            context = self.build()
+            return settle_the_rest(context, options, self._breaker_of(context, options.run_id), targets)
+
+    def stop(self) -> None:
+        """Stop as the coordinator does: what is whole is committed, the rest is left alone."""
+        self._stopped = True
+        if (app := self._app) is not None:
+            app.stop.set()
+
+    def close(self) -> None:
+        self.stop()
+        with self._lock:
+            if self._app is not None:
+                self._app.__exit__(None, None, None)
+
+    def _breaker_of(self, context: RunContext, run_id: int | None) -> CircuitBreaker:
+        with self._lock:
+            known = self._breakers.get(run_id)
+            if known is not None:
+                return known
+            self._require_the_same_database(context, run_id)
+            while len(self._breakers) >= _RUNS_KEPT:
+                del self._breakers[next(iter(self._breakers))]
+            return self._breakers.setdefault(run_id, CircuitBreaker(context.down_after))
+
+    def _require_the_same_database(self, context: RunContext, run_id: int | None) -> None:
+        who = self._coordinator
+        if run_id is not None and not context.store.is_running(run_id, who.host, who.pid):
+            raise ClusterError(f"its database has no run {run_id} of {who.host}: it is another one, or the run ended.")
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._used_at = time.monotonic()
+
+    def _leave_if_idle(self, worker: Any) -> None:
+        silent_seconds = time.monotonic() - self._used_at
+        if not self._busy and silent_seconds >= _IDLE_SECONDS:
+            self._removal = asyncio.ensure_future(worker.plugin_remove(self._coordinator.token))
+        else:
+            self.setup(worker)
+
+
+def settle(task: BatchTask) -> BatchResult:
+    """Settle a batch; a task of the cluster."""
+    require_our_version(task)
+    assert task.options is not None  # noqa: S101 - only a task that asks for readiness has none
+    worker = get_worker()
+    plugin = sync(worker.loop, _plugin_of, worker, task.coordinator)
+    return plugin.settle(task.options, task.targets)
+
+
+async def get_ready(task: BatchTask, dask_worker: Any) -> None:
+    """Build what a batch needs, so that whatever is wrong is said before a run begins. Raises ClusterError."""
+    require_our_version(task)
+    plugin = await _plugin_of(dask_worker, task.coordinator)
+    await asyncio.to_thread(plugin.build)
+
+
+async def stop(coordinator: Coordinator, dask_worker: Any) -> None:
+    """The coordinator stops; a worker that has not begun for it must not begin."""
+    (await _plugin_of(dask_worker, coordinator)).stop()
+
+
+async def forget(coordinator: Coordinator, dask_worker: Any) -> None:
+    """The coordinator has ended."""
+    if coordinator.token in dask_worker.plugins:
+        await dask_worker.plugin_remove(coordinator.token)
+
+
+async def _plugin_of(worker: Any, coordinator: Coordinator) -> CoordinatorPlugin:
+    """The coordinator's plugin on this worker. All callers are on the worker's event loop, and nothing here waits, so
+    there is one."""
+    if coordinator.token not in worker.plugins:
+        await worker.plugin_add(CoordinatorPlugin(coordinator), coordinator.token, catch_errors=False)
+    plugin: CoordinatorPlugin = worker.plugins[coordinator.token]
+    return plugin
+
+
+def our_version() -> str:
+    """The release of Flowtrail that is installed here."""
+    return version("flowtrail")
+
+
+def require_our_version(task: BatchTask) -> None:
+    """Raises ClusterError where the coordinator runs another release."""
+    if task.version != our_version():
+        raise ClusterError(f"it has Flowtrail {our_version()}, not {task.version}: install the same.")
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """One sentence travels back, and nothing of what is behind it."""
+    try:
+        yield
+    except FlowtrailError as error:
+        raise ClusterError(" ".join(str(error).split())) from None
