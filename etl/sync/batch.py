@@ -200,6 +200,8 @@ class Batch:
         ]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
+        if not outcomes:
+            return
         if self._options.run_id is None:
             self._context.planned(outcomes)
             self._tally.add(outcomes)

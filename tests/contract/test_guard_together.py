@@ -22,6 +22,7 @@ from etl.domain import guard
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.errors import Refused
+from etl.store import Store
 from etl.sync.removals import Deferred, Found, RunRemovals, Together, Undecided
 from tests.support.builders import LIMITS, STEADY, numbered
 from tests.support.questions import Runs, Upstream, users, verdicts
@@ -130,6 +131,21 @@ def test_a_target_without_removals_is_asked_no_second_question(settled):
     assert verdicts(runs.run(targets)) == {"changed": 2, "unchanged": 1}
     kept_and_own, kept_and_second, kept = 2, 2, 1
     assert [runs.upstream.asked[target] for target in targets] == [kept_and_own, kept_and_second, kept]
+
+
+def test_answers_that_are_all_asked_for_again_begin_no_transaction(settled, monkeypatch):
+    """A disk that fails just then was met with nothing to write, and ended in a traceback."""
+    targets = users(4)
+    runs = settled(targets)
+    runs.upstream.lists = dict.fromkeys(targets, NINE[:-1])
+    written = []
+    apply = Store.apply
+    monkeypatch.setattr(
+        Store, "apply", lambda self, run, rows, *rest: written.append(rows) or apply(self, run, rows, *rest)
+    )
+    assert verdicts(runs.run(targets)) == {"changed": 4}
+    assert sum(map(len, written)) == 4
+    assert all(written)
 
 
 def test_a_second_answer_that_fails_is_a_failure_and_the_others_are_judged_without_it(settled):
