@@ -393,6 +393,28 @@ org_turnover: Final = Table(
     comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
 )
 
+roster: Final = Table(
+    "roster",
+    metadata,
+    Column("org_id", _BYTEWISE, primary_key=True),
+    _time("asked_at"),
+    Column("answered_at", UtcTime),
+    Column("failing_since", UtcTime),
+    Column("error_code", Text),
+    Column("error", Text),
+    comment="When an organisation was last asked who its users are, and what came of it.",
+)
+
+roster_user: Final = Table(
+    "roster_user",
+    metadata,
+    Column("org_id", _BYTEWISE, primary_key=True),
+    Column("user_id", _BYTEWISE, primary_key=True),
+    _time("listed_since"),
+    Column("missing_since", UtcTime),
+    comment="A user of an organisation as its roster lists them; missing_since while nobody has said that it is right.",
+)
+
 overdue_notice: Final = Table(
     "overdue_notice",
     metadata,

@@ -9,7 +9,21 @@ from typing import Annotated, Final
 
 import typer
 
-from etl.cli import admin, console, demo, export, holds, maintenance, notify, options, plan, queries, run, status
+from etl.cli import (
+    admin,
+    console,
+    demo,
+    export,
+    holds,
+    maintenance,
+    notify,
+    options,
+    plan,
+    queries,
+    run,
+    status,
+    targets,
+)
 from etl.errors import ConfigError, FlowtrailError
 from etl.system import streams
 
@@ -42,7 +56,7 @@ def _global(
     context.obj = config
 
 
-for module in (demo, run, plan, status, queries, export, notify, maintenance, admin, holds):
+for module in (demo, run, plan, status, targets, queries, export, notify, maintenance, admin, holds):
     module.register(app)
 
 

@@ -21,7 +21,7 @@ from etl.domain.guard import Limits
 from etl.domain.model import Origin
 from etl.gateway import Exchanged, Gateway
 from etl.store import NewRun, Store
-from etl.sync import RunContext
+from etl.sync import Rosters, RunContext, organisations
 
 if TYPE_CHECKING:
     from etl.sync.cluster import Cluster
@@ -108,17 +108,37 @@ class Application:
         database.require_current(self.engine, create_if_empty_sqlite=True)
         return self.engine
 
+    def rosters(self, store: Store) -> Rosters:
+        """The rosters that schedules want."""
+        return Rosters(
+            store,
+            lambda org_id: self.gateway.roster(org_id),
+            limits=self.limits,
+            every=self.settings.gateway.roster_every,
+            clock=utc_now,
+        )
+
+    def listed_schedules(self) -> tuple[Schedule, ...]:
+        """The schedules with their targets as far as the database knows whom the rosters list."""
+        if not organisations(self.schedules):
+            return self.schedules
+        return self.rosters(Store(self.engine, self.stop)).expand(self.schedules)
+
+    @property
+    def limits(self) -> Limits:
+        """The numbers of [guard]."""
+        return Limits(**msgspec.structs.asdict(self.settings.guard))
+
     def run_context(self, store: Store | None = None, arrived: Callable[[], None] = lambda: None) -> RunContext:
         """What a run works with."""
         concurrency = self.settings.gateway.concurrency
-        guard = self.settings.guard
         return RunContext(
             store=store or Store(self.engine, self.stop),
             gateway=self.gateway,
             fetchers=self._pool(concurrency, "fetch"),
             writers=self._pool(_WRITERS, "write"),
             in_flight=concurrency,
-            limits=Limits(**msgspec.structs.asdict(guard)),
+            limits=self.limits,
             down_after=_DOWN_AFTER * concurrency,
             stop=self.stop,
             arrived=arrived,

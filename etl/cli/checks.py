@@ -12,6 +12,7 @@ from etl.cli.notify import understood
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError
+from etl.sync import organisations
 
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at once, to bound memory."""
@@ -27,17 +28,37 @@ class Finding(NamedTuple):
 
 def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Finding]:
     """Settings and schedules were read; look at the database, the token, the clock and every target."""
-    targets = TargetList.union([schedule.targets for schedule in schedules])
     yield Finding("settings", True, str(app.settings.path))
     yield from (Finding("settings", False, warning) for warning in app.settings.warnings)
-    yield Finding("schedules", True, f"{len(schedules)} with {len(targets)} targets")
+    yield Finding("schedules", True, _counted(schedules))
     yield from (Finding(name, not wrong, wrong or "understood") for name, wrong in understood(app.settings))
     yield _database(app)
     yield from _cluster(app)
     token = list(_token(app))
     yield from token
     if all(finding.ok for finding in token):
-        yield from _targets(app, targets)
+        users: dict[str, frozenset[str]] = {}
+        yield from _rosters(app, schedules, users)
+        yield from _targets(app, TargetList.union([schedule.with_users(users).targets for schedule in schedules]))
+
+
+def _counted(schedules: Sequence[Schedule]) -> str:
+    targets = TargetList.union([schedule.targets for schedule in schedules])
+    rosters = sorted({str(roster) for schedule in schedules for roster in schedule.rosters})
+    return f"{len(schedules)} with {len(targets)} targets{''.join(f', and {each}' for each in rosters)}"
+
+
+def _rosters(app: Application, schedules: Sequence[Schedule], users: dict[str, frozenset[str]]) -> Iterator[Finding]:
+    """Whether the application may see who the users are, and how many each organisation has; ``users`` gets them."""
+    for org in sorted(organisations(schedules)):
+        try:
+            users[org] = app.gateway.roster(org)
+        except GatewayError as error:
+            yield Finding(f"roster {org}", False, f"{error} ({error.code})")
+        except FlowtrailError as error:
+            yield Finding(f"roster {org}", False, str(error))
+        else:
+            yield Finding(f"roster {org}", bool(users[org]), f"{len(users[org])} users")
 
 
 def _database(app: Application) -> Finding:

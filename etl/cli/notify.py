@@ -99,7 +99,7 @@ def _told(app: Application) -> str | None:
         store,
         wants,
         is_active=lambda: True,
-        freshness=lambda: _freshness(app, app.schedules, {}),
+        freshness=lambda: _freshness(app, app.listed_schedules(), {}),
         clock=utc_now,
         timing=Timing(overdue_after_seconds=0),
     )

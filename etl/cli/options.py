@@ -65,7 +65,7 @@ def chosen(app: Application, names: list[str] | None) -> list[Schedule]:
     return [known[name] for name in dict.fromkeys(names or known)]
 
 
-def matching(schedules: list[Schedule], org: str | None, user: str | None) -> Sequence[Target]:
+def matching(schedules: Sequence[Schedule], org: str | None, user: str | None) -> Sequence[Target]:
     """The targets of ``schedules`` that the filters leave, each once. Raises UsageError where none is left."""
     targets = TargetList.union([schedule.targets for schedule in schedules])
     if org is not None or user is not None:

@@ -13,11 +13,12 @@ from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application
 from etl.cli.event_table import event_table
+from etl.cli.rosters import moves_of, planned_rosters, show_moves
 from etl.cli.run import Schedules, interruptible, show_tally
 from etl.domain.model import Outcome
 from etl.report import WorkflowEvent
 from etl.store import Store
-from etl.sync import RunReport, Tally
+from etl.sync import Refreshed, RunReport, Tally
 from etl.system import disk
 
 
@@ -41,14 +42,15 @@ def plan(
         _a_database(app) as store,
         interruptible(app),
     ):
-        targets = options.matching(options.chosen(app, schedules), org, user)
         planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit)
+        chosen, rosters = planned_rosters(app, store, options.chosen(app, schedules))
+        targets = options.matching(chosen, org, user)
         with console.progress("asking", len(targets), hidden=as_json) as arrived:
             tally = sync.plan(
                 app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.take
             )
-    planned.show(tally, len(targets))
-    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted:
+    planned.show(tally, len(targets), rosters)
+    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted or any(each.error for each in rosters):
         raise typer.Exit(1)
 
 
@@ -85,7 +87,8 @@ class _First:
                 if self._limit and len(self._kept) >= 2 * self._limit:
                     self._kept = self._first()
 
-    def show(self, tally: Tally, targets: int) -> None:
+    def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
+        show_moves(rosters)
         show_tally("Planned", tally, targets)
         first = self._first()
         if first:
@@ -115,9 +118,11 @@ class _Stream:
                 self._left = self._left and self._left - 1
                 self._printed.add(event._asdict())
 
-    def show(self, tally: Tally, targets: int) -> None:
+    def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
         report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
         summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
+        if rosters:
+            summary["rosters"] = [moves_of(each) for each in rosters]
         self._printed.close(b"],\n" + console.encoded(summary).removeprefix(b"{\n"))
 
     @contextlib.contextmanager

@@ -21,7 +21,8 @@ from etl.cli.application import Application, a_run, utc_now
 from etl.cli.checks import Finding, run_checks
 from etl.cli.maintenance import maintenance_running
 from etl.cli.notify import Notifications
-from etl.config import Schedule
+from etl.cli.rosters import refreshed
+from etl.config import Configured, Schedule
 from etl.domain.model import CHANGE_KINDS, VERDICTS, Target
 from etl.service.replica import Identity, Service
 from etl.store import Store
@@ -60,18 +61,21 @@ def sync_now(
 ) -> None:
     """Run once now: ask for every target, and record what changed."""
     with options.open_application(context, config_file, asks_gateway=True) as app:
-        chosen = options.chosen(app, schedules)
-        targets = options.matching(chosen, org, user)
+        named = options.chosen(app, schedules)
+        if not sync.organisations(named):
+            options.matching(named, org, user)
         app.ready(upgrade=upgrade)
         if app.cluster is not None:
             app.cluster.connect()
         store = Store(app.engine, app.stop)
         store.abort_abandoned_runs(utc_now())
-        if not (schedules or org or user):
-            _retire(app, store, targets, everything=retire)
-        report = _run(app, store, chosen, targets, quiet=as_json)
+        with refreshed(app, store, named, accept=retire) as chosen:
+            targets = options.matching(chosen, org, user)
+            if not (schedules or org or user):
+                _retire(app, store, Configured(chosen), everything=retire)
+            report = _run(app, store, chosen, targets, quiet=as_json)
     show_report(report, as_json)
-    if report.status != "succeeded":
+    if report.status != "succeeded" or any(schedule.unlisted for schedule in chosen):
         raise typer.Exit(1)
 
 
@@ -99,9 +103,9 @@ def _own_gap(schedules: Sequence[Schedule]) -> Callable[[Target], dt.timedelta |
     return lambda target: max((gap for gap, targets in own if target in targets), default=None)
 
 
-def _retire(app: Application, store: Store, targets: Sequence[Target], *, everything: bool) -> None:
+def _retire(app: Application, store: Store, configured: Configured, *, everything: bool) -> None:
     share = None if everything else app.settings.guard.max_emptied_share
-    done = store.retire_others(targets, utc_now(), share)
+    done = store.retire_others(configured, utc_now(), share)
     if done.retired:
         console.complain(f"{len(done.retired)} targets are configured no longer, and were retired.", "yellow")
     if done.refused:
@@ -195,6 +199,7 @@ def serve(
             crashed=notifications.crashed,
             became=notifications.became,
             remote=app.cluster.if_reachable if app.cluster else lambda: None,
+            rosters=app.rosters(store),
         )
         threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
         with (

@@ -84,7 +84,7 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
         )
         return None, None
     try:
-        return app.schedules, None
+        return app.listed_schedules(), None
     except ConfigError as error:
         return None, error
 

@@ -2,7 +2,7 @@
 
 from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
 from etl.config.policy import Policy, policy_of, with_policy
-from etl.config.schedules import Schedule
+from etl.config.schedules import Configured, Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
     ApiVersion,
@@ -17,10 +17,12 @@ from etl.config.settings import (
     Settings,
 )
 from etl.config.target_list import TargetList
+from etl.config.targets import RosterOf
 from etl.config.units import keeping
 
 __all__ = [
     "ApiVersion",
+    "Configured",
     "DatabaseSettings",
     "GatewaySettings",
     "GuardSettings",
@@ -28,6 +30,7 @@ __all__ = [
     "NotifySettings",
     "Policy",
     "RetentionSettings",
+    "RosterOf",
     "ScaleSettings",
     "Schedule",
     "Secret",

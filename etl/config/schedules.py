@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,8 @@ from etl.config.receivers import ping_url
 from etl.config.secret import Secret
 from etl.config.slots import Cron, Every, Slots, time_zone
 from etl.config.tables import nearest, read_toml
-from etl.config.targets import Targets
+from etl.config.target_list import TargetList
+from etl.config.targets import RosterOf, Targets
 from etl.config.units import ZERO, duration, duration_or_zero, shown
 from etl.domain.model import Target
 from etl.errors import Problem
@@ -38,7 +40,36 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     ping_url: Secret | None = None
     """Hears of each run's start and end; None: nobody does."""
     targets: Sequence[Target] = ()
-    """Each once; a Roster, where they come from a file."""
+    """Each once. Those of ``rosters`` are among them once ``with_users`` has added them."""
+    rosters: tuple[RosterOf, ...] = ()
+    """The organisations all of whose users are targets."""
+    unlisted: tuple[RosterOf, ...] = ()
+    """Those of ``rosters`` whose users are not known: nothing is known of who is no target there."""
+
+    def with_users(self, users: Mapping[str, Collection[str]]) -> Schedule:
+        """The schedule with the users of each organisation as its targets; ``self`` has the configured ones alone."""
+        if not self.rosters:
+            return self
+        listed = (
+            Target(each.org_id, user, each.expression)
+            for each in self.rosters
+            for user in sorted(users.get(each.org_id, ()))
+        )
+        unlisted = tuple(each for each in self.rosters if each.org_id not in users)
+        return msgspec.structs.replace(self, targets=TargetList(chain(self.targets, listed)), unlisted=unlisted)
+
+
+class Configured(Container[Target]):
+    """The targets of some schedules; what may be one, as far as is known, counts as one."""
+
+    def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self._targets = TargetList.union([schedule.targets for schedule in schedules])
+        self._unlisted = {roster for schedule in schedules for roster in schedule.unlisted}
+
+    def __contains__(self, target: object) -> bool:
+        if target in self._targets:
+            return True
+        return isinstance(target, Target) and RosterOf(target.org_id, target.expression) in self._unlisted
 
 
 def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
@@ -78,6 +109,7 @@ class _ScheduleFile:
             why = "a run would start after the next one is due"
             self._add("jitter", f"must be shorter than the {gap} between two slots: {why}")
         gap = self._get("coverage_gap", duration, None)
+        targets, rosters = self._targets()
         return msgspec.structs.replace(
             self._empty(),
             slots=slots,
@@ -85,7 +117,9 @@ class _ScheduleFile:
             jitter=jitter,
             coverage_gap=gap,
             ping_url=self._get("ping_url", ping_url, None),
-            targets=self._targets(),
+            targets=targets,
+            rosters=rosters,
+            unlisted=rosters,
         )
 
     def _empty(self) -> Schedule:
@@ -109,7 +143,7 @@ class _ScheduleFile:
         every: Every = self._get("every", lambda value: Every(_interval(value)), _UNKNOWN)
         return cron or every
 
-    def _targets(self) -> Sequence[Target]:
+    def _targets(self) -> tuple[Sequence[Target], tuple[RosterOf, ...]]:
         targets = Targets(self._path)
         if "targets" in self._table:
             targets.add_table(self._table["targets"])
@@ -117,10 +151,10 @@ class _ScheduleFile:
             targets.add_file(self._table["targets_file"], f"{self._path}: targets_file")
         collected = targets.collected()
         self.problems += targets.problems
-        if not collected and not targets.problems:
+        if not (collected or targets.rosters or targets.problems):
             message = "has no targets: add [[targets]] with org and users, or a targets_file with rows"
             self.problems.append(Problem(str(self._path), message))
-        return collected
+        return collected, tuple(targets.rosters)
 
     def _get(self, key: str, read: Callable[[object], Any], default: Any) -> Any:
         if key not in self._table:

@@ -66,6 +66,8 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     max_clock_skew: DurationOrZero = dt.timedelta(minutes=5)
     ca_bundle: Text = ""
     proxy: Annotated[str, Meta(extra={"read": addresses.proxy_url})] = ""
+    roster_every: Duration = dt.timedelta(hours=1)
+    """How often, at most, an organisation is asked who its users are."""
 
     def read_secret(self) -> str:
         """The secret key: from the environment as it was at the start, or from its file as it is now.

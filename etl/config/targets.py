@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from etl.config.tables import nearest
 from etl.config.target_list import TargetList
@@ -17,6 +17,8 @@ from etl.domain.model import Target
 from etl.errors import Problem
 from etl.system.regular_files import MIB, open_regular
 
+ALL_USERS: Final = "all"
+"""What ``users`` is where the organisation's own roster says who they are."""
 _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -30,6 +32,17 @@ _LARGEST: Final = 512 * MIB
 _MOST_PROBLEMS: Final = 20
 
 
+class RosterOf(NamedTuple):
+    """Whose users are targets, as EnOS lists them: all of an organisation's, each with this search expression."""
+
+    org_id: str
+    expression: str = ""
+
+    def __str__(self) -> str:
+        searched = f" [{self.expression}]" if self.expression else ""
+        return f"all users of {self.org_id}{searched}"
+
+
 class Targets:
     """Collects targets; what is wrong goes to ``problems``, with the place of each.
 
@@ -38,6 +51,8 @@ class Targets:
 
     def __init__(self, schedule_file: Path) -> None:
         self.problems: list[Problem] = []
+        self.rosters: dict[RosterOf, str] = {}
+        """With the place of each."""
         self._file = schedule_file
         self._roster = TargetList()
         self._known_orgs: set[str] = set()
@@ -82,8 +97,12 @@ class Targets:
             if entry.keys() & {"org", "users"}:
                 self._complain(place, "has a targets_file and org or users: give each an entry of its own")
             return
-        org, users = self._text(entry, "org", place), self._users(entry, place)
+        org = self._text(entry, "org", place)
         expression = self._text(entry, "expression", place) if "expression" in entry else ""
+        if entry.get("users") == ALL_USERS:
+            self._add_roster(org, expression, place)
+            return
+        users = self._users(entry, place)
         if org is None or expression is None:
             return
         source = self._source(f"{place}, users #")
@@ -91,10 +110,22 @@ class Targets:
             if user is not None:
                 self._add(org, user, expression, source, number)
 
+    def _add_roster(self, org: str | None, expression: str | None, place: str) -> None:
+        if org is None or expression is None:
+            return
+        if fault := _id_fault("org", org) or _expression_fault(expression):
+            self._complain(place, fault)
+            return
+        roster = RosterOf(org, expression)
+        if (first := self.rosters.setdefault(roster, place)) != place:
+            self._complain(place, f"{roster} are targets already, by {first}: remove one of the two")
+
     def _users(self, entry: Mapping[str, Any], place: str) -> list[str | None]:
         users = entry.get("users")
         if not isinstance(users, list) or not users:
-            self._complain(place, 'needs users, a list such as ["u15426865866571"]')
+            self._complain(
+                place, 'needs users, a list such as ["u15426865866571"], or "all" for the whole organisation'
+            )
             return []
         wrong = [each for each in users if not isinstance(each, str)]
         if wrong:

@@ -11,7 +11,10 @@ from etl.errors import UsageError
 _TRAIL: Final = "change_set, workflow_change, target_membership, hold_event, pruned_issues, run_seal, trail"
 _HEAD: Final = "last_seal, head, sealed_at"
 """Of `trail`, what moves with each seal."""
-_LISTS: Final = "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, overdue_notice, lease"
+_LISTS: Final = (
+    "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, roster, roster_user, "
+    "overdue_notice, lease"
+)
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
 

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from ipaddress import ip_address
 from pathlib import Path
-from typing import IO, Any, Final, Literal, NamedTuple, Self
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -29,6 +28,8 @@ from etl.demo import admin as door
 from etl.demo.auth import Request, TokenService, Verdict
 from etl.demo.delivery_log import DeliveryLog, Entry
 from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
+from etl.demo.incoming import asked_for, asks_for_the_end, read_request
+from etl.demo.roster import OLDER_ROSTER_PATH, ROSTER_PATH, roster_page
 from etl.demo.world import UnknownOrg, UnknownUser, World, matches
 from etl.domain.model import Flow
 
@@ -37,7 +38,6 @@ FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
 OLDER_FLOWS_PATH: Final = "/dataflow-batch-service/v2.0/flows"
 Release = Literal["v2.1", "v2.0", "edge"]
 """EnOS since 2.1.2, before it, and EnOS Edge, which spells ``flow_id``."""
-_LONGEST_LINE: Final = 1 << 16
 
 _REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
     "repeated": (1001, "repeated request: this encryption was used before"),
@@ -52,31 +52,13 @@ _REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
 _CLIENTS_FAULT: Final[set[Verdict]] = {"missing", "malformed", "far", "unknown_key", "bad", "repeated"}
 
 
-def read_request(stream: IO[bytes]) -> Request | None:
-    """The next request of a connection; None at its end, or when it is not HTTP."""
-    try:
-        method, address, _ = stream.readline(_LONGEST_LINE).decode("latin-1").split()
-        headers = {}
-        while (line := stream.readline(_LONGEST_LINE).decode("latin-1").strip()) != "":
-            name, _, value = line.partition(":")
-            headers[name.strip().lower()] = value.strip()
-        body = stream.read(int(headers.get("content-length") or 0))
-        parts = urlsplit(address)
-    except ValueError:
-        return None
-    return Request(method, parts.path, parts.query, headers, body)
-
-
-def _asks_for_the_end(request: Request) -> bool:
-    return request.headers.get("connection", "").lower() == "close"
-
-
 class Counters(msgspec.Struct):
     """Since the start. ``bad_signatures`` counts what is the client's mistake: a signature or encryption that is
     wrong, missing, too old or used before; ``in_flight`` what has not begun to be answered."""
 
     token_calls: int = 0
     flow_calls: int = 0
+    roster_calls: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
     bad_signatures: int = 0
@@ -130,6 +112,7 @@ class DemoGateway:
         date_offset_seconds: float = 0,
         shuffle: bool = True,
         seed: int = 0,
+        roster_page_size: int = 1000,
         ledger_file: Path | None = None,
         admin: bool = False,
     ) -> None:
@@ -143,7 +126,9 @@ class DemoGateway:
         self._older = release != "v2.1"
         self._search = "searchValue" if self._older else "expression"
         flows = OLDER_FLOWS_PATH if self._older else FLOWS_PATH
-        self._endpoints: dict[str, Endpoint] = {TOKEN_PATH: "token", flows: "flows"}
+        roster = OLDER_ROSTER_PATH if self._older else ROSTER_PATH
+        self._endpoints: dict[str, Endpoint] = {TOKEN_PATH: "token", flows: "flows", roster: "roster"}
+        self._roster_page = roster_page_size
         self._shuffle = shuffle
         self._random = random.Random(seed)
         self._ledger_file = ledger_file
@@ -244,9 +229,9 @@ class DemoGateway:
         if request.path.startswith("/_demo/"):
             reply = self._administer(request, connection)
             connection.sendall(head(reply, formatdate(usegmt=True)) + reply.body)
-            return not _asks_for_the_end(request)
+            return not asks_for_the_end(request)
         endpoint = self._endpoints.get(request.path, "other")
-        asked = dict(parse_qsl(request.query, keep_blank_values=True))
+        asked = asked_for(request)
         entry = Entry(
             received_at=dt.datetime.now(dt.UTC),
             endpoint=endpoint,
@@ -254,7 +239,7 @@ class DemoGateway:
             org=asked.get("orgId", ""),
             user=asked.get("userId", ""),
             expression=asked.get(self._search, ""),
-            kept_open=not _asks_for_the_end(request),
+            kept_open=not asks_for_the_end(request),
             timestamp=request.headers.get("apim-timestamp", ""),
         )
         self._arrived(endpoint)
@@ -300,6 +285,7 @@ class DemoGateway:
             counted = self._counters
             counted.token_calls += endpoint == "token"
             counted.flow_calls += endpoint == "flows"
+            counted.roster_calls += endpoint == "roster"
             counted.in_flight += 1
             counted.max_in_flight = max(counted.max_in_flight, counted.in_flight)
 
@@ -319,6 +305,10 @@ class DemoGateway:
         match entry.endpoint, request.method:
             case "token", "POST":
                 return self._token(request, entry)
+            case "roster", "POST":
+                return self._refused(request, entry) or roster_page(
+                    self.world, request.body, most=self._roster_page, older=self._older
+                )
             case "flows", "GET":
                 return self._my_flows(request, asked, entry, fault)
             case "other", _:
@@ -334,10 +324,8 @@ class DemoGateway:
         return Reply(200, msgspec.json.encode(answer), 0)
 
     def _my_flows(self, request: Request, asked: dict[str, str], entry: Entry, fault: Fault) -> Reply:
-        entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
-        if entry.verdict in _REFUSALS:
-            status = 401 if entry.verdict == "unknown_token" else 200
-            return self._no(*_REFUSALS[entry.verdict], status)
+        if refused := self._refused(request, entry):
+            return refused
         if asked.get("action") != "getMyFlow" or not (entry.org and entry.user):
             return self._no(99400, "action, userId and orgId are required")
         try:
@@ -351,6 +339,14 @@ class DemoGateway:
         said_so = b'"status":0,"msg":"Success"' if self._older else b'"code":0,"msg":"OK"'
         body = b'{%b,"requestId":"%b","data":[%b]}' % (said_so, uuid.uuid4().hex.encode(), data)
         return Reply(200, body, 0, flows)
+
+    def _refused(self, request: Request, entry: Entry) -> Reply | None:
+        """A refusal where the request does not prove who asks."""
+        entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
+        if entry.verdict not in _REFUSALS:
+            return None
+        status = 401 if entry.verdict == "unknown_token" else 200
+        return refusal(entry.endpoint, *_REFUSALS[entry.verdict], status, older=self._older)
 
     def _no(self, code: int, message: str, status: int = 200) -> Reply:
         return refusal("flows", code, message, status, older=self._older)

@@ -1,4 +1,4 @@
-"""Get My Flow for one target: token, signature, retries, and a snapshot or an error that says what to do."""
+"""The calls of EnOS: token, signature, retries, and a whole answer or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import Final, Generic, NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -17,21 +17,23 @@ from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
-from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
-from etl.gateway.api import APIS, Api
+from etl.gateway import request as requests
+from etl.gateway import roster
+from etl.gateway.api import APIS
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.excerpt import Hidden, excerpt
 from etl.gateway.faults import (
     RENEWING,
-    code_error,
     http_date,
     meaning_of,
     retry_after_seconds,
     skew_seconds,
     status_error,
 )
+from etl.gateway.reading import Answered, read_snapshot
+from etl.gateway.request import NOT_QUOTED, Request
 from etl.gateway.retry import Pace, persist
-from etl.gateway.signature import Timestamps, encryption, signature
+from etl.gateway.signature import Timestamps, encryption
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
 
@@ -53,8 +55,8 @@ _DESYNC: Final = (
 )
 
 Exchanged = Callable[[str, int, float, str | None], None]
-"""Told of each request: "flows" or "token", the attempt (from 1), the seconds until its answer was read, and the error
-code, or None where it was a valid answer."""
+"""Told of each request: what it is, the attempt (from 1), the seconds until its answer was read, and the error code, or
+None where it was a valid answer."""
 
 
 def utc_now() -> dt.datetime:
@@ -74,15 +76,15 @@ class TokenCheck(NamedTuple):
         return f"valid for another {self.expires_in.total_seconds():.0f} s{skew}"
 
 
-class _Call:
-    """One target being asked for: what was tried so far."""
+class _Call(Generic[T]):
+    """One request on its way to an answer: what was tried so far."""
 
-    def __init__(self, target: Target, api: Api, watch: Deadline, own_connection: bool) -> None:
-        self.params = _params(target, api)
-        self.api = api
+    def __init__(
+        self, request: Request, read: Callable[[Answered], T], watch: Deadline, *, own_connection: bool = False
+    ) -> None:
+        self.request = request
+        self.read = read
         self.own_connection = own_connection
-        self.asker = target[:2]
-        self.target = target
         self.watch = watch
         self.attempts = 0
         self.refused_token: Token | None = None
@@ -156,14 +158,24 @@ class Gateway:
         ``sole_answer``. Where the bytes of ``data`` hash to ``known_data_hash``, ``flows`` is None. Raises GatewayError
         (its ``attempts`` says how often the target was tried), or Interrupted.
         """
+
+        def read(answered: Answered) -> Snapshot:
+            return read_snapshot(target, answered, known_data_hash, self._api)
+
+        request = requests.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as watch:
-            call = _Call(target, self._api, watch, own_connection)
-            try:
-                watch.check()
-                return self._tried(call, known_data_hash)
-            except GatewayError as error:
-                _complete(error, call)
-                raise
+            return self._completed(_Call(request, read, watch, own_connection=own_connection))
+
+    def roster(self, org_id: str) -> frozenset[str]:
+        """The ids of all users of an organisation, within ``deadline``, whatever its pages. Raises GatewayError, or
+        Interrupted."""
+        with self._watchdog.watch(self._deadline_seconds) as watch:
+
+            def page(number: int) -> roster.Page:
+                request = requests.roster_page(self._api, org_id, number)
+                return self._completed(_Call(request, roster.read_page, watch, own_connection=True))
+
+            return roster.collected(page)
 
     def check_token(self) -> TokenCheck:
         """Asks for a token, without a retry; for `flowtrail check`. Raises GatewayError, or Interrupted."""
@@ -173,30 +185,38 @@ class Gateway:
             token = self._tokens.current(watch)
         return TokenCheck(dt.timedelta(seconds=token.expires_at - time.monotonic()), self.clock_skew)
 
-    def _tried(self, call: _Call, known_data_hash: str | None) -> Snapshot:
+    def _completed(self, call: _Call[T]) -> T:
         try:
-            return self._once(call, known_data_hash)
-        except TransientGatewayError as error:
-            return persist(lambda: self._once(call, known_data_hash), error, call.watch, self._stop)
+            call.watch.check()
+            return self._tried(call)
+        except GatewayError as error:
+            _complete(error, call)
+            raise
 
-    def _once(self, call: _Call, known_data_hash: str | None) -> Snapshot:
+    def _tried(self, call: _Call[T]) -> T:
+        try:
+            return self._once(call)
+        except TransientGatewayError as error:
+            return persist(lambda: self._once(call), error, call.watch, self._stop)
+
+    def _once(self, call: _Call[T]) -> T:
         """One attempt; where the token is not accepted, one more with a new one, once a target."""
         try:
             token = self._token(call)
             try:
-                return self._ask(call, token, known_data_hash)
+                return self._ask(call, token)
             except Refused as error:
                 if token is None or call.refused_token or error.code not in RENEWING:
                     raise
                 call.last_error = error
             call.refused_token, call.own_connection = token, True
-            return self._ask(call, self._token(call), known_data_hash)
+            return self._ask(call, self._token(call))
         except TransientGatewayError as error:
             if error.code != "deadline":
                 call.last_error = error
             raise
 
-    def _token(self, call: _Call) -> Token | None:
+    def _token(self, call: _Call[T]) -> Token | None:
         if self._tokens is None:
             return None
         try:
@@ -205,36 +225,40 @@ class Gateway:
             call.attempts += 1
             raise
 
-    def _ask(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
+    def _ask(self, call: _Call[T], token: Token | None) -> T:
         """A refusal over a kept connection may be meant for somebody else: it is asked for once more, at once."""
         try:
-            return self._asked(call, token, known_data_hash)
+            return self._asked(call, token)
         except GatewayError as error:
             if call.own_connection or not _is_doubtful(error, token):
                 raise
             call.own_connection = True
-            return self._asked(call, token, known_data_hash)
+            return self._asked(call, token)
 
-    def _asked(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
+    def _asked(self, call: _Call[T], token: Token | None) -> T:
         self._pace.take_turn(call.watch)
         call.attempts += 1
-        return self._told("flows", call.attempts, lambda: self._answer(call, token, known_data_hash))
+        return self._told(call.request.call, call.attempts, lambda: self._answer(call, token))
 
-    def _answer(self, call: _Call, token: Token | None, known_data_hash: str | None) -> Snapshot:
-        moment = self._stamps.next(call.asker)
-        signed = _signed(call.params, token, moment.timestamp_ms)
-        path = f"{self._path}{call.api.path}?{_query(call.params)}"
+    def _answer(self, call: _Call[T], token: Token | None) -> T:
+        request, moment = call.request, self._stamps.next(call.request.asker)
+        signed = request.signed(token, moment.timestamp_ms)
         reply = self._transport.exchange(
-            "GET", path, _HEADERS | signed, None, call.watch, own_connection=call.own_connection
+            request.method,
+            self._path + request.address,
+            _HEADERS | request.headers | signed,
+            request.body.encode() or None,
+            call.watch,
+            own_connection=call.own_connection,
         )
         hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
 
         def shown(found: bytes | str) -> str:
-            return excerpt(found, hidden)
+            return NOT_QUOTED if request.is_personal else excerpt(found, hidden)
 
         try:
             self._refuse(reply, moment.at, shown)
-            return _snapshot(call, reply, moment.at, known_data_hash, shown)
+            return call.read(Answered(reply, moment.at, shown, call.attempts))
         except TransientGatewayError as error:
             error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
             raise
@@ -324,51 +348,6 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
         raise ConfigError([Problem("gateway.url", problem)])
 
 
-def _params(target: Target, api: Api) -> dict[str, str]:
-    """The query of Get My Flow, decoded, in ASCII order of name; without an expression all workflows are listed."""
-    asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
-    if target.expression:
-        asked[api.search] = target.expression
-    return dict(sorted(asked.items()))
-
-
-def _query(params: dict[str, str]) -> str:
-    return "&".join([f"{name}={quote(value, safe='')}" for name, value in params.items()])
-
-
-def _signed(params: dict[str, str], token: Token | None, timestamp_ms: int) -> dict[str, str]:
-    if token is None:
-        return {}
-    return {
-        "apim-accesstoken": token.value,
-        "apim-timestamp": str(timestamp_ms),
-        "apim-signature": signature(token.value, params, timestamp_ms, token.secret),
-    }
-
-
-def _snapshot(
-    call: _Call, reply: Reply, asked_at: dt.datetime, known_data_hash: str | None, shown: Callable[[bytes | str], str]
-) -> Snapshot:
-    answer = read_envelope(reply.body, shown, call.api)
-    if answer.code:
-        raise code_error(answer.code, answer.said, answer.request_id)
-    try:
-        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data, call.api)
-    except GatewayError as error:
-        error.request_id = answer.request_id
-        raise
-    return Snapshot(
-        target=call.target,
-        flows=None if listed is None else listed.flows,
-        data_hash=answer.data_hash,
-        asked_at=asked_at,
-        observed_at=reply.arrived_at,
-        attempts=call.attempts,
-        body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
-        sole_answer=reply.is_sole,
-    )
-
-
 def _is_doubtful(error: GatewayError, token: Token | None) -> bool:
     """Whether another connection may tell otherwise; what is tried again anyway, or with a new token, is not."""
     if error.transient:
@@ -376,7 +355,7 @@ def _is_doubtful(error: GatewayError, token: Token | None) -> bool:
     return token is None or error.code not in RENEWING
 
 
-def _complete(error: GatewayError, call: _Call) -> None:
+def _complete(error: GatewayError, call: _Call[T]) -> None:
     """What only the whole call knows: how often it was tried, and what came before the last try."""
     error.attempts = call.attempts
     if error.code == "deadline" and call.last_error is not None:

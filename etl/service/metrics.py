@@ -31,9 +31,10 @@ from etl.report.health import HealthSnapshot
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
 RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
-CALLS: Final = ("flows", "token")
+CALLS: Final = ("flows", "roster", "token")
 OTHER: Final = "other"
-_ENOS: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
+_TOKEN: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204)
+_ENOS: Final = (*_TOKEN, 31400, 31403, 31404, 62101, 62103, 62109, 99400, 99403, 99404, 99500)
 _HTTP: Final = (400, 401, 403, 404, 407, 413, 429, 500, 502, 503, 504)
 _OWN: Final = (
     *(

@@ -16,13 +16,14 @@ import msgspec
 import structlog
 
 from etl import sync
-from etl.config import Schedule, TargetList
+from etl.config import Configured, Schedule
 from etl.config.slots import is_served
 from etl.domain.model import Origin, Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.service.scheduler import Scheduler
+from etl.service.schedules import KnownSchedules
 from etl.store import NewRun
-from etl.sync import RemoteExecutor, RunContext, RunLogger, RunReport
+from etl.sync import RemoteExecutor, Rosters, RunContext, RunLogger, RunReport
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -31,6 +32,8 @@ SWEEP_SECONDS: Final = 30.0
 """How often dead runs are looked for, and slots that nobody served."""
 PULSE_SECONDS: Final = 15.0
 """How often the scheduler proves that it still starts what is due."""
+ROSTERS_SECONDS: Final = 60.0
+"""How often it is looked whether a roster is due."""
 STUCK_SECONDS: Final = 180.0
 """What has not come round for so long hangs."""
 _LAST_WORDS_SECONDS: Final = 5.0
@@ -73,10 +76,11 @@ class Service:
         crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
         became: Callable[[str], None] = lambda role: None,
         remote: Callable[[], RemoteExecutor | None] = lambda: None,
+        rosters: Rosters | None = None,
     ) -> None:
         self._context = context
         self._identity = identity
-        self._load = load
+        self._schedules = KnownSchedules(load, rosters)
         self._coverage_gap = coverage_gap
         self._grace_seconds = grace.total_seconds()
         self._max_retired_share = max_retired_share
@@ -87,9 +91,6 @@ class Service:
         self._crashed = crashed
         self._became = became
         self._remote = remote
-        self.schedules: Sequence[Schedule] = ()
-        self._known_at: Mapping[str, float] = {}
-        """When this process met each of the schedules, by the clock that nobody sets."""
         self._turned_at = time.monotonic()
         self._pulsed_at = math.inf
         self._asks_database = False
@@ -114,7 +115,7 @@ class Service:
 
     def serve(self, *, standby: bool = True) -> bool:
         """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
-        self._know(self._load())
+        self._schedules.load()
         try:
             with self._asking_database():
                 if not self._take_lease() and not standby:
@@ -122,6 +123,7 @@ class Service:
         except DatabaseError as error:
             self._cannot_write(error)
         self._scheduler.every(PULSE_SECONDS, self._pulse, "pulse")
+        self._scheduler.every(ROSTERS_SECONDS, self._look_at_rosters, "rosters")
         self._pulse()
         self._scheduler.replace(self.schedules)
         self._scheduler.pause()
@@ -173,10 +175,14 @@ class Service:
         return {schedule.name: next_after[schedule.slots] for schedule in schedules}
 
     @property
+    def schedules(self) -> Sequence[Schedule]:
+        """The schedules as they are known now."""
+        return self._schedules.current
+
+    @property
     def known_since(self) -> Mapping[str, dt.datetime]:
         """Since when this process has known each of the schedules, by its clock as that is now."""
-        started = self._clock() - dt.timedelta(seconds=time.monotonic())
-        return {name: started + dt.timedelta(seconds=at) for name, at in self._known_at.items()}
+        return self._schedules.since(self._clock())
 
     @property
     def turns_over(self) -> bool:
@@ -223,9 +229,11 @@ class Service:
             self._become("standing_by", active=self._context.store.lease_holder(LEASE))
         elif self._become("active", replica=str(self._identity)):
             self._abort_abandoned_runs()
+            self._expand_again()
             self._retire()
             self._catch_up()
             self._scheduler.resume()
+            threading.Thread(target=self._look_at_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
             self._catch_up()
 
@@ -279,7 +287,7 @@ class Service:
 
     def _read_schedules(self) -> None:
         try:
-            self._know(self._load())
+            self._schedules.load()
         except ConfigError as error:
             problems = [str(problem) for problem in error.problems]
             remedy = "the old ones are kept: mend the files, and send SIGHUP again"
@@ -290,15 +298,24 @@ class Service:
         if self.role == "active":
             self._retire()
 
-    def _know(self, schedules: Sequence[Schedule]) -> None:
-        now = time.monotonic()
-        self._known_at = {each.name: self._known_at.get(each.name, now) for each in schedules}
-        self.schedules = schedules
+    def _expand_again(self) -> None:
+        self._schedules.expand()
+        self._scheduler.replace(self.schedules)
+
+    def _look_at_rosters(self) -> None:
+        """Ask for the rosters that are due, beside whatever runs, and go on with whom they list."""
+        with contextlib.suppress(DatabaseError):  # the loop says so, and the last rosters stand
+            if self.role != "active" or not self._schedules.refresh_rosters():
+                return
+            lacked = self._schedules.lack_a_roster
+            self._expand_again()
+            self._retire()
+            if lacked:
+                self._catch_up()
 
     def _retire(self) -> None:
         """Retire what is in no schedule. A run under way still asks for what it began with: that waits for its end."""
-        schedules = [*self.schedules, *list(self._running.values())]
-        configured = TargetList.union([schedule.targets for schedule in schedules])
+        configured = Configured([*self.schedules, *list(self._running.values())])
         done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
@@ -363,6 +380,9 @@ class Service:
                 self._retire()
 
     def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        if not schedule.targets:
+            self.log.warning("no_roster", schedule=schedule.name, remedy="its slot is caught up when one has come")
+            return
         due = self._context.store.due(schedule.name, slot)
         if is_served(slot, due.served, self._clock()):
             return

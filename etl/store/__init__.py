@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence, Set
 from functools import partial
 from typing import Final, TypeVar
 
@@ -15,13 +15,15 @@ from sqlalchemy import Connection, Engine
 from etl.database import reading, writing
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
+from etl.domain.roster import Moves, compared
 from etl.errors import DatabaseUnreachable
-from etl.store import commit, fences, lease, notifications, retention, retirement, runs, turnover
+from etl.store import commit, fences, lease, notifications, retention, retirement, rosters, runs, turnover
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.notifications import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
+from etl.store.rosters import Listing
 from etl.store.runs import Due, Marks, NewRun, Written
 from etl.store.turnover import NO_REMOVALS, Removals, TooMany
 
@@ -29,6 +31,7 @@ __all__ = [
     "STALE",
     "Due",
     "KnownTarget",
+    "Listing",
     "NewRun",
     "Pruned",
     "Removals",
@@ -144,6 +147,32 @@ class Store:
     def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
         """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
         return self._write(lambda connection: retirement.retire_others(connection, configured, now, max_share))
+
+    def rosters(self, org_ids: Collection[str]) -> dict[str, Listing]:
+        """The rosters of those organisations that were ever asked for theirs."""
+        return self._read(lambda connection: rosters.listings(connection, org_ids))
+
+    def claim_roster(self, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
+        """Whether an organisation's roster is due, and the caller is the one to ask for it."""
+        return self._write(lambda connection: rosters.claim(connection, org_id, now, every))
+
+    def write_roster(
+        self, org_id: str, answered: Set[str], limits: Limits, now: dt.datetime, *, approved: bool = False
+    ) -> Moves:
+        """Write what an answer says of an organisation's users, compared with those that are listed at that moment."""
+
+        def written(connection: Connection) -> Moves:
+            rosters.lock(connection, org_id)
+            listed = rosters.listings(connection, [org_id])[org_id].roster
+            moves = compared(listed, answered, limits, approved=approved)
+            rosters.write(connection, org_id, moves, now)
+            return moves
+
+        return self._write(written)
+
+    def roster_failed(self, org_id: str, code: str, message: str, now: dt.datetime) -> None:
+        """Note that an organisation's roster could not be had; the last one stands."""
+        self._write(lambda connection: rosters.fail(connection, org_id, code, message, now))
 
     def marks(self) -> Marks:
         """What moves whenever a run begins, writes or ends, whoever's it is."""

@@ -21,6 +21,8 @@ from etl.schema import (
     organisation,
     overdue_notice,
     pruned_issues,
+    roster,
+    roster_user,
     run_seal,
     sync_issue,
     sync_run,
@@ -35,7 +37,7 @@ from etl.store.bulk import insert_rows, stamp
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
     *(target_membership, hold_event, pruned_issues, run_seal, trail),
-    *(organisation, org_turnover, overdue_notice),
+    *(organisation, org_turnover, roster, roster_user, overdue_notice),
 )
 """All but ``lease``, in an order in which what a row refers to is there before it."""
 _NUMBERED: Final = (

@@ -6,19 +6,23 @@ from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.dispatch import RemoteExecutor, settle_the_rest
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.result import RunReport, Tally, TargetIssue
+from etl.sync.rosters import Refreshed, Rosters, organisations
 from etl.sync.run_logger import RunLogger
 from etl.sync.runner import plan, run
 
 __all__ = [
     "BatchResult",
     "CircuitBreaker",
+    "Refreshed",
     "RemoteExecutor",
+    "Rosters",
     "RunContext",
     "RunLogger",
     "RunOptions",
     "RunReport",
     "Tally",
     "TargetIssue",
+    "organisations",
     "plan",
     "run",
     "settle_the_rest",

@@ -437,6 +437,36 @@ def org_turnover() -> None:
     index("org_turnover", "counted_at")
 
 
+def roster() -> None:
+    create(
+        "roster",
+        key("org_id"),
+        time("asked_at"),
+        time("answered_at", null=True),
+        time("failing_since", null=True),
+        text("error_code", null=True),
+        text("error", null=True),
+        primary("roster", "org_id"),
+        checks={"org_id": "org_id <> ''"},
+        comment="When an organisation was last asked who its users are, and what came of it.",
+    )
+
+
+def roster_user() -> None:
+    create(
+        "roster_user",
+        key("org_id"),
+        key("user_id"),
+        time("listed_since"),
+        time("missing_since", null=True),
+        primary("roster_user", "org_id", "user_id"),
+        checks={"ids": "org_id <> '' AND user_id <> ''"},
+        comment="A user of an organisation as its roster lists them; missing_since while nobody has said that it is"
+        " right.",
+        sqlite_with_rowid=False,
+    )
+
+
 def overdue_notice() -> None:
     create(
         "overdue_notice",
@@ -518,7 +548,7 @@ def append_only_on_postgresql() -> None:
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, pruned_issues, run_seal, trail)
-    for make in (*tables, *history, org_turnover, overdue_notice, lease):
+    for make in (*tables, *history, org_turnover, roster, roster_user, overdue_notice, lease):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
 

@@ -39,6 +39,8 @@ CONTRACT = {
     "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
     "overdue_notice": "target_id notified_at",
     "organisation": "org_id",
+    "roster": "org_id asked_at answered_at failing_since error_code error",
+    "roster_user": "org_id user_id listed_since missing_since",
     "org_turnover": "id org_id run_id counted_at added removed",
     "lease": "name holder expires_at",
 }

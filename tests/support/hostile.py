@@ -154,7 +154,7 @@ class Hostile:
             with stream:
                 while request := _read(stream, number):
                     self.requests.append(request)
-                    script = self._tokens if request.method == "POST" else self._flows
+                    script = self._tokens if "/apim-token-service/" in request.target else self._flows
                     with self._lock:
                         step = next(script)
                     _play(step, Peer(connection, self._closing, request))

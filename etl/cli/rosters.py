@@ -1,0 +1,153 @@
+"""The rosters of ``users = "all"`` on the command line: before a sync, and in a plan."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence, Set
+from typing import Final
+
+from etl.cli import console
+from etl.cli.application import Application
+from etl.config import Schedule
+from etl.domain.roster import Moves, Roster, compared
+from etl.errors import FlowtrailError, GatewayError
+from etl.store import Store
+from etl.sync import Refreshed, Rosters, organisations
+
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a sync waits for rosters of which a last one stands; what comes later counts for the next one."""
+_LAST_WORDS_SECONDS: Final = 5.0
+_NAMED: Final = 10
+"""So many users are named in a sentence."""
+
+
+@contextlib.contextmanager
+def refreshed(
+    app: Application, store: Store, schedules: Sequence[Schedule], *, accept: bool
+) -> Iterator[Sequence[Schedule]]:
+    """The schedules with the users of their rosters as targets, asked for anew where that is due.
+
+    A roster that fails or is slow leaves the last one standing. Raises FlowtrailError where none ever came and nothing
+    else is to be asked. At the block's end whatever still waits for a roster is cut off.
+    """
+    orgs = organisations(schedules)
+    if not orgs:
+        yield schedules
+        return
+    refresh = _Refresh(app.rosters(store), orgs, accept=accept)
+    try:
+        refresh.wait(_patience(store, orgs, accept=accept), app.stop)
+        expanded = app.rosters(store).expand(schedules)
+        _refuse_nothing(expanded, store)
+        yield expanded
+    finally:
+        refresh.end(app.stop)
+
+
+class _Refresh:
+    """Rosters on their way, in a thread that nobody has to wait for."""
+
+    def __init__(self, rosters: Rosters, orgs: set[str], *, accept: bool) -> None:
+        self._rosters = rosters
+        self._orgs = orgs
+        self._accept = accept
+        self._done: list[Refreshed] = []
+        self._error: FlowtrailError | None = None
+        self._thread = threading.Thread(target=self._work, name="rosters", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._done = self._rosters.refresh(self._orgs, accept=self._accept)
+        except FlowtrailError as error:
+            self._error = error
+
+    def wait(self, seconds: float | None, stop: threading.Event) -> None:
+        """For so long at most (None: until they are there), and no longer than until a stop."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            console.complain(f"The roster did not come within {seconds:g} s; the last one stands.", "yellow")
+        elif self._error is not None:
+            raise self._error
+        for each in self._done:
+            if each.error:
+                console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
+            if each.moves.newly_missing:
+                console.complain(
+                    f"The roster of {each.org_id} lacks {len(each.moves.newly_missing)} users: too many to believe "
+                    "unasked, so they stay. If it is right, run `flowtrail sync --retire`.",
+                    "yellow",
+                )
+
+    def end(self, stop: threading.Event) -> None:
+        if self._thread.is_alive():
+            stop.set()
+            self._thread.join(_LAST_WORDS_SECONDS)
+
+
+def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
+    """None where there is nothing to ask for without the answer, or a person waits for it."""
+    listings = store.rosters(orgs)
+    stand = all(org in listings and listings[org].answered_at is not None for org in orgs)
+    return _PATIENCE_SECONDS if stand and not accept else None
+
+
+def _refuse_nothing(schedules: Sequence[Schedule], store: Store) -> None:
+    unlisted = {roster.org_id for schedule in schedules for roster in schedule.unlisted}
+    for org in sorted(unlisted):
+        console.complain(f"Nothing is known of the users of {org}: nobody of them is asked for.", "red")
+    if not any(schedule.targets for schedule in schedules):
+        raise FlowtrailError(
+            "There is nobody to ask for: no roster has come yet. `flowtrail check` says what is wrong."
+        )
+
+
+def planned_rosters(
+    app: Application, store: Store, schedules: Sequence[Schedule]
+) -> tuple[Sequence[Schedule], list[Refreshed]]:
+    """The schedules with the users that their rosters have now, and what that would change; nothing is written.
+
+    A roster that does not come leaves the last one standing.
+    """
+    users, found = {}, []
+    listings = store.rosters(organisations(schedules))
+    for org in sorted(organisations(schedules)):
+        listed = listings[org].roster if org in listings else Roster()
+        try:
+            moves = compared(listed, app.gateway.roster(org), app.limits)
+        except GatewayError as error:
+            found.append(Refreshed(org, error=str(error), error_code=error.code))
+            moves = Moves()
+        else:
+            found.append(Refreshed(org, moves))
+        if members := (listed.users | moves.joined) - moves.left:
+            users[org] = members
+    return [schedule.with_users(users) for schedule in schedules], found
+
+
+def show_moves(rosters: Sequence[Refreshed]) -> None:
+    """A sentence on who would join and leave each organisation."""
+    for each in rosters:
+        if each.error:
+            console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
+            continue
+        would = {"would join": each.moves.joined, "would leave": each.moves.left, "lacking": each.moves.newly_missing}
+        said = "; ".join(f"{len(users)} {what} ({_some(users)})" for what, users in would.items() if users)
+        console.say(f"Roster of {each.org_id}: {said or 'as before'}.")
+
+
+def moves_of(each: Refreshed) -> dict[str, object]:
+    """The same for a program."""
+    moves = each.moves
+    return {
+        "org_id": each.org_id,
+        "error": each.error or None,
+        "joins": sorted(moves.joined),
+        "leaves": sorted(moves.left),
+        "missing": sorted(moves.newly_missing),
+    }
+
+
+def _some(users: Set[str]) -> str:
+    return ", ".join(sorted(users)[:_NAMED]) + (", ..." if len(users) > _NAMED else "")

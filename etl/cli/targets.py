@@ -1,0 +1,101 @@
+"""The command `targets list`: every target, whence it comes, and since when."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+import typer
+
+from etl import database
+from etl.cli import console, options
+from etl.cli.application import Application
+from etl.config import Schedule, TargetList
+from etl.domain.model import Target
+from etl.report.known_targets import KnownTarget, known_targets
+from etl.store import Listing, Store
+from etl.sync import organisations
+
+_targets = typer.Typer(help="The targets: whose lists are asked for.", no_args_is_help=True)
+_COLUMNS: Final = (
+    *("org_id", "user_id", "expression", "source"),
+    *("since", "first_observed_at", "missing_since", "retired_at"),
+)
+
+
+class Row(NamedTuple):
+    """A target, configured or known to the database.
+
+    ``source``: the schedules that have it, "(roster)" behind those that have it by ``users = "all"``; "" where none
+    has. ``since``: by the roster, since when the user is listed; else ``first_observed_at``. ``missing_since``: since
+    when the roster lacks the user, where that is not believed.
+    """
+
+    org_id: str
+    user_id: str
+    expression: str
+    source: str
+    since: dt.datetime | None
+    first_observed_at: dt.datetime | None
+    missing_since: dt.datetime | None
+    retired_at: dt.datetime | None
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    _targets.command(name="list")(list_targets)
+    app.add_typer(_targets, name="targets")
+
+
+def list_targets(
+    context: typer.Context,
+    org: options.Org = None,
+    user: options.User = None,
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show all targets, whence each comes (a list, a file, the organisation's roster), and since when."""
+    most = limit if limit is not None else None if as_json else options.SHOWN
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        found = (each for each in _rows(app) if org in (None, each.org_id) and user in (None, each.user_id))
+        shown = islice(found, most or None)
+        if as_json:
+            console.json_list(each._asdict() for each in shown)
+            return
+        console.rows("", _COLUMNS, shown, "none: add [[targets]] to a schedule")
+        left_out = sum(1 for _ in found)
+    if left_out:
+        console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
+
+
+def _rows(app: Application) -> Iterator[Row]:
+    """By organisation, user and expression."""
+    configured, listed = app.schedules, app.listed_schedules()
+    listings = Store(app.engine, app.stop).rosters(organisations(configured))
+    known = {Target(*each[:3]): each for each in known_targets(app.engine)}
+    targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
+    for target in sorted(targets | known.keys()):
+        yield _row(target, known.get(target), _source(target, configured, listed), listings)
+
+
+def _source(target: Target, configured: Sequence[Schedule], listed: Sequence[Schedule]) -> str:
+    names = []
+    for own, expanded in zip(configured, listed, strict=True):
+        if target in own.targets:
+            names.append(own.name)
+        elif target in expanded.targets:
+            names.append(f"{own.name} (roster)")
+    return ", ".join(names)
+
+
+def _row(target: Target, known: KnownTarget | None, source: str, listings: Mapping[str, Listing]) -> Row:
+    listing = listings.get(target.org_id)
+    observed = known.first_observed_at if known else None
+    since = missing = None
+    if listing is not None and source.endswith("(roster)"):
+        since, missing = listing.listed_since.get(target.user_id), listing.missing_since.get(target.user_id)
+    return Row(*target, source, since or observed, observed, missing, known.retired_at if known else None)

@@ -1,0 +1,49 @@
+"""What a reader of answers is given, and the reader of Get My Flow."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import NamedTuple
+
+from etl.domain.model import Snapshot, Target
+from etl.errors import GatewayError
+from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.api import Api
+from etl.gateway.faults import Quote, code_error
+from etl.gateway.transport import Reply
+
+
+class Answered(NamedTuple):
+    """A reply with status 200, and what its reader may need."""
+
+    reply: Reply
+    asked_at: dt.datetime
+    quote: Quote
+    attempts: int
+
+    def __repr__(self) -> str:
+        return f"<Answered {len(self.reply.body)} bytes>"
+
+
+def read_snapshot(target: Target, answered: Answered, known_data_hash: str | None, api: Api) -> Snapshot:
+    """The target's list; ``flows`` is None where the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
+    code, or Malformed."""
+    reply = answered.reply
+    answer = read_envelope(reply.body, answered.quote, api)
+    if answer.code:
+        raise code_error(answer.code, answer.said, answer.request_id)
+    try:
+        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data, api)
+    except GatewayError as error:
+        error.request_id = answer.request_id
+        raise
+    return Snapshot(
+        target=target,
+        flows=None if listed is None else listed.flows,
+        data_hash=answer.data_hash,
+        asked_at=answered.asked_at,
+        observed_at=reply.arrived_at,
+        attempts=answered.attempts,
+        body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
+        sole_answer=reply.is_sole,
+    )

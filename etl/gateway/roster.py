@@ -1,0 +1,134 @@
+"""From the pages of *Get Organization User List* to the ids of an organisation's users. Nothing else of it is read.
+
+A roster is whole or it is an error:
+
+| what the pages say | then |
+|---|---|
+| as many different users as ``totalElements`` says, in the pages that this takes | the roster |
+| the same user twice | counts once |
+| a page is another than the one that was asked for, or brings no new user while some are missing | malformed |
+| ``totalElements`` differs between two pages, or is less than the users | malformed |
+| more than ``MOST_USERS`` are announced | malformed |
+| ``code`` is 0, or 200 as in the older sample | a success of this call; any other code is an error |
+
+Source: EnOS Application Portal API documentation, "Get Organization User List".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+
+from etl.errors import Malformed
+from etl.gateway.answer import as_integer, said
+from etl.gateway.faults import code_error
+from etl.gateway.reading import Answered
+from etl.gateway.strict import field_problem
+
+MOST_USERS: Final = 1_000_000
+_SUCCESSES: Final = frozenset({0, 200})
+_LONGEST_ID: Final = 255
+
+
+class _User(msgspec.Struct, rename="camel", gc=False):
+    """Of a user only the id is decoded: name, mail address and telephone number never become values here."""
+
+    user_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_ID)] | int
+
+
+class _Pagination(msgspec.Struct, rename="camel", gc=False):
+    total_elements: Annotated[int, msgspec.Meta(ge=0, le=MOST_USERS)]
+    page_no: int | None = None
+
+
+class _Data(msgspec.Struct, gc=False):
+    users: list[_User]
+    pagination: _Pagination
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    code: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
+    msg: msgspec.Raw = msgspec.Raw()
+
+
+_envelopes = msgspec.json.Decoder(_Envelope)
+_pages = msgspec.json.Decoder(_Data)
+
+
+class Page(NamedTuple):
+    """One page: its users, what it says its number is (None: nothing), and how many users there are in all."""
+
+    users: tuple[str, ...]
+    number: int | None
+    total: int
+
+
+def read_page(answered: Answered) -> Page:
+    """Raises by the error code, or Malformed."""
+    body, quote = answered.reply.body, answered.quote
+    try:
+        envelope = _envelopes.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        raise _malformed(_what_it_is(body)) from None
+    code = as_integer(envelope.code)
+    if code is None:
+        raise _malformed("it has no code, or one that is no integer")
+    if code not in _SUCCESSES:
+        raise code_error(code, said(envelope.message, quote) or said(envelope.msg, quote))
+    try:
+        data = _pages.decode(envelope.data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _malformed(_place_of(error) if bytes(envelope.data) else "it has no data") from None
+    users = tuple(str(user.user_id) for user in data.users)
+    for index, user in enumerate(users):
+        if problem := field_problem(user) or _id_problem(user):
+            raise _malformed(f"data.users[{index}].userId {problem}")
+    return Page(users, data.pagination.page_no, data.pagination.total_elements)
+
+
+def collected(page: Callable[[int], Page]) -> frozenset[str]:
+    """All users of the pages that ``page`` brings, by the table above. Raises Malformed, and whatever ``page`` does."""
+    first = page(0)
+    users: set[str] = set()
+    number, found = 0, first
+    while True:
+        before = len(users)
+        users.update(found.users)
+        if found.number not in (None, number):
+            raise _malformed(f"page {found.number} came where page {number} was asked for")
+        if found.total != first.total:
+            raise _malformed(f"page {number} says {found.total} users in all, page 0 said {first.total}")
+        if len(users) > first.total:
+            raise _malformed(f"it says {first.total} users in all, and lists more")
+        if len(users) == first.total:
+            return frozenset(users)
+        if len(users) == before:
+            raise _malformed(f"it says {first.total} users in all, and lists {len(users)}")
+        number += 1
+        found = page(number)
+
+
+def _id_problem(user: str) -> str:
+    if not user.strip() or user != user.strip():
+        return "is blank, or has white space around it"
+    return "holds a control character" if not user.isprintable() else ""
+
+
+def _what_it_is(body: bytes) -> str:
+    """What came instead of a page; without a word of it, as it may hold names."""
+    return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is no JSON object"
+
+
+def _place_of(error: Exception) -> str:
+    """Where in ``data`` the fault is; msgspec quotes no value."""
+    what, _, path = str(error).partition(" - at `$")
+    return f"data{path.rstrip('`')}: {what}"
+
+
+def _malformed(problem: str) -> Malformed:
+    message = f"the answer is not what Get Organization User List promises: {problem}"
+    return Malformed(message, code="malformed", http_status=200)

@@ -1,0 +1,98 @@
+"""The rosters of organisations as they stand: whose lists are targets where ``users = "all"``.
+
+Nothing of a user but the id is kept. A roster that fails changes no user: the last one stands, over any restart.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Set
+
+import msgspec
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.domain.roster import Moves, Roster
+from etl.schema import roster, roster_user
+
+_AT_ONCE = 500
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """A roster as it stands, and how well it is known. ``answered_at`` is None where none ever came."""
+
+    org_id: str
+    roster: Roster
+    listed_since: Mapping[str, dt.datetime]
+    missing_since: Mapping[str, dt.datetime]
+    answered_at: dt.datetime | None
+    failing_since: dt.datetime | None
+    error_code: str | None
+    error: str | None
+
+
+def listings(connection: Connection, org_ids: Collection[str]) -> dict[str, Listing]:
+    """Those of ``org_ids`` that were ever asked for."""
+    users: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
+    missing: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
+    ours = select(roster_user).where(roster_user.c.org_id.in_(org_ids))
+    for org, user, since, missing_since in connection.execute(ours):
+        users[org][user] = since
+        if missing_since is not None:
+            missing[org][user] = missing_since
+    return {
+        row.org_id: Listing(
+            row.org_id,
+            Roster(users[row.org_id].keys(), missing[row.org_id].keys()),
+            users[row.org_id],
+            missing[row.org_id],
+            row.answered_at,
+            row.failing_since,
+            row.error_code,
+            row.error,
+        )
+        for row in connection.execute(select(roster).where(roster.c.org_id.in_(org_ids)))
+    }
+
+
+def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
+    """Whether the roster is due and the caller is to ask: of several processes one gets it. One that never came is
+    always due; a time ahead of now is that of a clock that was wrong."""
+    due = or_(roster.c.answered_at.is_(None), roster.c.asked_at <= now - every, roster.c.asked_at > now)
+    claimed = update(roster).where(roster.c.org_id == org_id, due).values(asked_at=now)
+    if connection.execute(claimed).rowcount:
+        return True
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    first = dialect.insert(roster).values(org_id=org_id, asked_at=now).on_conflict_do_nothing()
+    return connection.execute(first.returning(roster.c.org_id)).first() is not None
+
+
+def write(connection: Connection, org_id: str, moves: Moves, now: dt.datetime) -> None:
+    """Write what an answer changed. Joins and leaves of the trail's own record belong here, too: one place."""
+    answered = {"answered_at": now, "failing_since": None, "error_code": None, "error": None}
+    connection.execute(update(roster).where(roster.c.org_id == org_id).values(answered))
+    if moves.joined:
+        rows = [{"org_id": org_id, "user_id": user, "listed_since": now} for user in sorted(moves.joined)]
+        connection.execute(insert(roster_user), rows)
+    ours = (roster_user.c.org_id == org_id, roster_user.c.user_id == bindparam("user"))
+    _each(connection, delete(roster_user).where(*ours), moves.left)
+    _each(connection, update(roster_user).where(*ours).values(missing_since=now), moves.newly_missing)
+    _each(connection, update(roster_user).where(*ours).values(missing_since=None), moves.back)
+
+
+def lock(connection: Connection, org_id: str) -> None:
+    """Keep others from writing this roster until the end of the transaction."""
+    connection.execute(select(roster.c.org_id).where(roster.c.org_id == org_id).with_for_update())
+
+
+def fail(connection: Connection, org_id: str, code: str, message: str, now: dt.datetime) -> None:
+    """Note that the roster could not be had; since when it cannot, stays."""
+    since = update(roster).where(roster.c.org_id == org_id, roster.c.failing_since.is_(None))
+    connection.execute(since.values(failing_since=now))
+    connection.execute(update(roster).where(roster.c.org_id == org_id).values(error_code=code, error=message))
+
+
+def _each(connection: Connection, statement: object, users: Set[str]) -> None:
+    if users:
+        connection.execute(statement, [{"user": user} for user in sorted(users)])  # type: ignore[call-overload]

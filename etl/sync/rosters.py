@@ -1,0 +1,107 @@
+"""Who the users of an organisation are, where ``users = "all"``: asked for rarely, and never in a run's way."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+
+from etl.config import Schedule
+from etl.domain.guard import Limits
+from etl.domain.roster import Moves
+from etl.errors import DatabaseError, GatewayError, Interrupted
+from etl.store import Listing, Store
+
+_AT_ONCE: Final = 4
+"""Organisations that are asked for at the same time."""
+_EMPTY: Final = "the organisation has no users, by its roster: nothing is known of whom to ask"
+_STANDS: Final = "the last roster stands: its users are asked for as before"
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What came of asking for one roster: ``moves``, or ``error`` (a sentence)."""
+
+    org_id: str
+    moves: Moves = Moves()
+    error: str = ""
+    error_code: str = ""
+
+
+class Rosters:
+    """The rosters that schedules want, in the database and as EnOS has them. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        store: Store,
+        ask: Callable[[str], frozenset[str]],
+        *,
+        limits: Limits,
+        every: dt.timedelta,
+        clock: Callable[[], dt.datetime],
+    ) -> None:
+        """``ask`` gives the ids of an organisation's users, within the deadline; it raises GatewayError."""
+        self._store = store
+        self._ask = ask
+        self._limits = limits
+        self._every = every
+        self._clock = clock
+        self._log = structlog.get_logger("etl.rosters")
+
+    def expand(self, schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
+        """The schedules with the users of every roster that is known as targets."""
+        schedules = tuple(schedules)
+        return expanded(schedules, self._store.rosters(organisations(schedules)))
+
+    def refresh(self, org_ids: Collection[str], *, accept: bool = False) -> list[Refreshed]:
+        """Ask for the rosters that are due, and write what they changed; those that are not due are left out.
+
+        ``accept``: a person has said that the answer is right, so it is asked for now, and whoever it lacks leaves.
+        """
+        every = dt.timedelta(0) if accept else self._every
+        due = [org for org in sorted(org_ids) if self._store.claim_roster(org, self._clock(), every)]
+        if not due:
+            return []
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roster") as pool:
+            return [done for done in pool.map(lambda org: self._refreshed(org, accept), due) if done is not None]
+
+    def _refreshed(self, org_id: str, accept: bool) -> Refreshed | None:
+        try:
+            answered = self._ask(org_id)
+            if not answered and not self._store.rosters([org_id])[org_id].roster.users:
+                return self._failed(org_id, "empty", _EMPTY)
+            moves = self._store.write_roster(org_id, answered, self._limits, self._clock(), approved=accept)
+        except Interrupted:
+            return None
+        except GatewayError as error:
+            return self._failed(org_id, error.code, str(error))
+        self._tell(org_id, moves)
+        return Refreshed(org_id, moves)
+
+    def _failed(self, org_id: str, code: str, message: str) -> Refreshed:
+        with suppress(DatabaseError):
+            self._store.roster_failed(org_id, code, message, self._clock())
+        self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_STANDS)
+        return Refreshed(org_id, error=message, error_code=code)
+
+    def _tell(self, org_id: str, moves: Moves) -> None:
+        if moves.joined or moves.left:
+            self._log.info("roster_changed", org=org_id, joined=len(moves.joined), left=len(moves.left))
+        if moves.newly_missing:
+            remedy = "nobody is retired for it: if it is right, run `flowtrail sync --retire`"
+            self._log.warning("roster_shrank", org=org_id, missing=len(moves.newly_missing), remedy=remedy)
+
+
+def organisations(schedules: Iterable[Schedule]) -> set[str]:
+    """The organisations whose rosters are wanted."""
+    return {roster.org_id for schedule in schedules for roster in schedule.rosters}
+
+
+def expanded(schedules: Sequence[Schedule], listings: Mapping[str, Listing]) -> tuple[Schedule, ...]:
+    """The schedules with the users of ``listings`` as targets; an organisation that never answered stays unlisted."""
+    users = {org: listing.roster.users for org, listing in listings.items() if listing.answered_at is not None}
+    return tuple(schedule.with_users(users) for schedule in schedules)
