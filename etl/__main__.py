@@ -19,6 +19,8 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and goes on doing so
                 signal.signal(number, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what a shell starts with `&` ignores it
+        signal.signal(signal.SIGINT, _end)
     try:
         from etl.cli import main as run
 

@@ -9,8 +9,6 @@ import time
 from collections.abc import Hashable, MutableMapping
 from typing import Any, Final, Literal, NamedTuple, TextIO
 
-import structlog
-
 from etl.printable import printable
 from etl.system import streams
 
@@ -24,12 +22,14 @@ _VARYING: Final = {"timestamp", "path"}
 
 def configure(level: str, style: Literal["auto", "console", "json"], stream: TextIO | None = None) -> None:
     """Send our log, and the libraries' warnings, to ``stream`` (stderr). A full disk or pipe stops nothing."""
+    import structlog
+
     stream = stream or sys.stderr
     as_console = style == "console" or (style == "auto" and stream.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if as_console else "iso", utc=not as_console),
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if as_console else "iso", utc=not as_console),
         structlog.processors.format_exc_info,
         _on_one_line,
     ]
@@ -55,12 +55,32 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
     )
 
 
+def configure_for_libraries(level: str, style: Literal["auto", "console", "json"]) -> None:
+    """For a command that logs nothing of its own: what shapes the log is loaded when a library warns of something."""
+    logging.getLogger().handlers[:] = [_Unloaded(level, style)]
+    logging.getLogger().setLevel(_FOREIGN_LEVEL)
+
+
+class _Unloaded(logging.Handler):
+    """Configures the log with the first record, which is then said like any other."""
+
+    def __init__(self, level: str, style: Literal["auto", "console", "json"]) -> None:
+        super().__init__()
+        self._configured = (level, style)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        configure(*self._configured)
+        logging.getLogger().handle(record)
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Says how much of the log was dropped, once there is room again."""
 
     def emit(self, record: logging.LogRecord) -> None:
         dropped = streams.dropped(self.stream)
         if dropped:
+            import structlog
+
             structlog.get_logger("etl.log").warning("log_dropped", bytes=dropped, why="standard error was full")
         super().emit(record)
 
@@ -122,6 +142,8 @@ def _append(record: logging.LogRecord, left_out: int) -> None:
 
 
 def _final(as_console: bool, stream: TextIO) -> list[Any]:
+    import structlog
+
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=stream.isatty())
         if as_console

@@ -3,35 +3,100 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from etl.cli import (
-    admin,
-    console,
-    demo,
-    export,
-    holds,
-    maintenance,
-    notify,
-    options,
-    plan,
-    queries,
-    run,
-    status,
-    targets,
-)
+from etl import __version__
 from etl.errors import ConfigError, FlowtrailError
 from etl.system import streams
 
 _NO_THREAD: Final = "can't start new thread"
 _THREAD_LIMITS: Final = "`ulimit -v` and `ulimit -u`, or the limits of its container (memory, pids), are too low"
+_MODULES: Final = {
+    "demo": "demo",
+    "sync": "run",
+    "serve": "run",
+    "check": "run",
+    "plan": "plan",
+    "status": "status",
+    "targets": "targets",
+    "flows": "queries",
+    "changes": "queries",
+    "history": "queries",
+    "export": "export",
+    "verify": "export",
+    "report": "export",
+    "notify": "notify",
+    "backup": "maintenance",
+    "prune": "maintenance",
+    "init": "admin",
+    "db": "admin",
+    "guard": "holds",
+}
+"""Every command, in the order of ``--help``, and the module that has it."""
+
+
+class _Loaded(Mapping[str, Any]):
+    """Every command by its name; its module is loaded when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._commands: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._commands:
+            own = typer.Typer()
+            import_module(f"etl.cli.{_MODULES[name]}").register(own)
+            self._commands[name] = typer.main.get_group(own).commands[name]
+        return self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
+
+
+class _Commands(typer.core.TyperGroup):
+    """None waits for the libraries of the others."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Loaded()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = self.commands.get(cmd_name)
+        for command in _with_all_below(found) if found else ():
+            _without_type(command.get_params(ctx))
+        return found
+
+    def get_params(self, ctx: Any) -> Any:
+        return _without_type(super().get_params(ctx))
+
+
+def _with_all_below(command: Any) -> Iterator[Any]:
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from _with_all_below(below)
+
+
+def _without_type(parameters: Any) -> Any:
+    """A flag takes no value, so that its help need not say ``<bool>``."""
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
 
 app = typer.Typer(
     name="flowtrail",
+    cls=_Commands,
     help="Keeps an append-only, verifiable trail of every EnOS workflow that was added, removed, or changed its cycle.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -41,31 +106,35 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        console.say(f"flowtrail {version('flowtrail')}")
+        typer.echo(f"flowtrail {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _global(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help=options.CONFIG_HELP)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml).")
+    ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     context.obj = config
-
-
-for module in (demo, run, plan, status, targets, queries, export, notify, maintenance, admin, holds):
-    module.register(app)
 
 
 def main() -> None:
     """Run the command line; the exit code says how it went (0, 1, 2, 3 or 4, see the README)."""
     code, complaint = streams.finish(_run())
     if complaint:
-        console.complain(complaint)
+        _complain(complaint)
     sys.exit(code)
+
+
+def _complain(sentence: str) -> None:
+    from etl.cli import console
+
+    console.complain(sentence)
 
 
 def _run() -> int:
@@ -75,17 +144,17 @@ def _run() -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except ConfigError as error:
-        console.complain("Nothing was done, the settings need mending:")
-        console.complain("\n".join(f"  {problem}" for problem in error.problems))
+        _complain("Nothing was done, the settings need mending:")
+        _complain("\n".join(f"  {problem}" for problem in error.problems))
         return error.exit_code
     except FlowtrailError as error:
-        console.complain(str(error))
+        _complain(str(error))
         return error.exit_code
     except (BrokenPipeError, streams.OutputLost):
         return 0  # whoever read our output has gone (`| head`), or `finish` says what happened to it
     except RuntimeError as error:
         if str(error) != _NO_THREAD:
             raise
-        console.complain(f"This process may not start another thread: {_THREAD_LIMITS}.")
+        _complain(f"This process may not start another thread: {_THREAD_LIMITS}.")
         return 1
     return 0

@@ -13,17 +13,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import msgspec
-from sqlalchemy import Engine
 
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
-from etl.domain.guard import Limits
-from etl.domain.model import Origin
-from etl.gateway import Exchanged, Gateway
-from etl.store import NewRun, Store
-from etl.sync import Rosters, RunContext, organisations
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a command that reads needs none of it
+    from sqlalchemy import Engine
+
+    from etl.domain.guard import Limits
+    from etl.domain.model import Origin
+    from etl.gateway import Exchanged, Gateway
+    from etl.store import NewRun, Store
+    from etl.sync import Rosters, RunContext
     from etl.sync.cluster import Cluster
 
 _BATCHES_AT_ONCE = 2
@@ -44,6 +45,8 @@ class Application:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.stop = threading.Event()
+        self.stopped_by: int | None = None
+        """The number of the signal that set ``stop``."""
         self.exchanged: Exchanged | None = None
         self.desynced: Callable[[], None] | None = None
         """Set it before `gateway` is made, and it is told of every request."""
@@ -74,6 +77,8 @@ class Application:
 
     @cached_property
     def gateway(self) -> Gateway:
+        from etl.gateway import Gateway
+
         gateway = Gateway(
             self.settings.gateway,
             clock=utc_now,
@@ -110,6 +115,8 @@ class Application:
 
     def rosters(self, store: Store) -> Rosters:
         """The rosters that schedules want."""
+        from etl.sync import Rosters
+
         return Rosters(
             store,
             lambda org_id: self.gateway.roster(org_id),
@@ -120,6 +127,9 @@ class Application:
 
     def listed_schedules(self) -> tuple[Schedule, ...]:
         """The schedules with their targets as far as the database knows whom the rosters list."""
+        from etl.store import Store
+        from etl.sync import organisations
+
         if not organisations(self.schedules):
             return self.schedules
         return self.rosters(Store(self.engine, self.stop)).expand(self.schedules)
@@ -127,10 +137,15 @@ class Application:
     @property
     def limits(self) -> Limits:
         """The numbers of [guard]."""
+        from etl.domain.guard import Limits
+
         return Limits(**msgspec.structs.asdict(self.settings.guard))
 
     def run_context(self, store: Store | None = None, arrived: Callable[[], None] = lambda: None) -> RunContext:
         """What a run works with."""
+        from etl.store import Store
+        from etl.sync import RunContext
+
         concurrency = self.settings.gateway.concurrency
         return RunContext(
             store=store or Store(self.engine, self.stop),
@@ -161,4 +176,6 @@ def worker_application(policy: Policy) -> Application:
 
 def a_run(origin: Origin, targets: int) -> NewRun:
     """The row of a run that a person asked for on this machine."""
+    from etl.store import NewRun
+
     return NewRun(origin=origin, host=socket.gethostname(), pid=os.getpid(), targets=targets)

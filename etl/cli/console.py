@@ -4,45 +4,44 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO, cast
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
+from etl import config
+from etl.cli import layout
+from etl.cli.layout import cell
 from etl.printable import printable, printable_lines
 from etl.system import streams
 
-_PIPED_WIDTH: Final = 200
-_WHOLE: Final = ("observed at", "organisation", "user", "workflow", "org_id", "user_id", "flow_id", "last_observed_at")
-"""Columns that are read as one: ids and times; what is long in the others goes on in the next line."""
+if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs all of it
+    from rich.progress import Progress
 
+__all__ = ["JsonList", "cell", "complain", "counted", "data", "encoded", "json", "json_list", "progress", "rows", "say",
+           "sink", "stream", "table"]  # fmt: skip
 
-def out() -> Console:
-    """The console for results; in a pipe lines may be long."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, soft_wrap=False)
-
-
-def err() -> Console:
-    """The console for everything that is not a result."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+_STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "bold cyan": "1;36"}
 
 
 def say(sentence: str, style: str = "") -> None:
     """A sentence on stdout; lines of it stay lines."""
     for line in sentence.split("\n"):
-        out().print(Text(printable(line), style), soft_wrap=True)
+        _print(printable(line), style, sys.stdout)
 
 
 def complain(sentence: str, style: str = "red") -> None:
     """A sentence on stderr; lines of it stay lines."""
     for line in sentence.splitlines():
-        err().print(Text(printable(line), style))
+        _print(printable(line), style, sys.stderr)
+
+
+def _print(line: str, style: str, stream: TextIO) -> None:
+    styled = style and line and stream.isatty() and config.may_colour()
+    stream.write(f"\x1b[{_STYLES[style]}m{line}\x1b[0m\n" if styled else f"{line}\n")
 
 
 def json(value: object) -> None:
@@ -55,12 +54,14 @@ def encoded(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def json_list(rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON list on stdout, an object a line, without holding them all. Raises OutputLost as `stream` does."""
+def json_list(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """A JSON list on stdout, an object a line, without holding them all; whether it has any. Raises OutputLost as
+    `stream` does."""
     printed = JsonList()
     for row in rows:
         printed.add(row)
     printed.close()
+    return not printed.empty
 
 
 class JsonList:
@@ -69,13 +70,17 @@ class JsonList:
     def __init__(self, opening: bytes = b"[") -> None:
         self._opening = self._before = opening
 
+    @property
+    def empty(self) -> bool:
+        return self._before == self._opening
+
     def add(self, row: Mapping[str, Any]) -> None:
         stream([self._before + b"\n  " + msgspec.json.encode(row)])
         self._before = b","
 
     def close(self, closing: bytes = b"]\n") -> None:
         """End the list, which may be a part of something that ``closing`` ends."""
-        stream([(self._opening if self._before == self._opening else b"\n") + closing])
+        stream([(self._opening if self.empty else b"\n") + closing])
 
 
 def stream(pieces: Iterable[bytes]) -> None:
@@ -112,44 +117,64 @@ def sink() -> BinaryIO:
     return cast("BinaryIO", _Sink())
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "none") -> None:
-    """A table that fits the terminal, with a title above; foreign text in it stays text."""
-    shown = Table(header_style="dim", box=None, pad_edge=False)
-    for column in columns:
-        shown.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
-    for row in rows:
-        shown.add_row(*(Text(cell(value)) for value in row))
-    if not shown.row_count:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    empty: str = "none",
+    *,
+    zone: dt.tzinfo = dt.UTC,
+) -> None:
+    """A table that fits the terminal, with a title above; foreign text in it stays text.
+
+    In a pipe every row is one line, as long as it is. Times are shown in ``zone``.
+    """
+    shown = [[cell(value, zone) for value in row] for row in rows]
+    if not shown:
         say(f"{title}: {empty}" if title else empty)
         return
     if title:
         say(title, "bold")
-    out().print(shown)
+    laid_out = layout.table(columns, shown, _width(), _ellipsis())
+    say(laid_out.heading, "dim")
+    for lines in laid_out.rows:
+        for line in lines:
+            _print(line, "", sys.stdout)
 
 
-def rows(title: str, columns: Sequence[str], found: Iterable[NamedTuple], empty: str = "none") -> None:
+def rows(
+    title: str,
+    columns: Sequence[str],
+    found: Iterable[NamedTuple],
+    empty: str = "none",
+    *,
+    zone: dt.tzinfo = dt.UTC,
+) -> None:
     """A table of rows, without the columns in which none of them has anything."""
     listed = list(found)
     used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
-    table(title, used, ([getattr(row, column) for column in used] for row in listed), empty)
+    table(title, used, ([getattr(row, column) for column in used] for row in listed), empty, zone=zone)
 
 
-def cell(value: object) -> str:
-    """A value as a table shows it: times in UTC to the second, nothing for null."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dt.datetime):
-        return f"{value.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
-    return printable(str(value))
+def _width() -> int | None:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _ellipsis() -> str:
+    try:
+        layout.ELLIPSIS.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return "..."
+    return layout.ELLIPSIS
 
 
 @contextmanager
 def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal's stderr; gives the function that is told what is done, of all."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
+    if hidden or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -157,7 +182,17 @@ def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's stderr; gives the function that moves it on by one, from any thread."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err(), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
+    if hidden or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    with _bar() as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from etl import config, sync
 from etl.cli import console
@@ -61,7 +60,7 @@ def register(page: typer.Typer) -> None:
 
 
 def _act(app: Application, number: int, scene: story.Scene) -> None:
-    console.out().print(Text(f"\n{number}. {scene.title}", "bold cyan"))
+    console.say(f"\n{number}. {scene.title}", "bold cyan")
     console.say(scene.told, "dim")
     targets = app.schedules[0].targets
     report = sync.run(

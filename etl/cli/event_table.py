@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -10,14 +11,14 @@ from etl.cli import console
 _COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name")
 
 
-def event_table(title: str, events: Iterable[Any], empty: str = "no changes") -> None:
-    """A table of events: rows with the columns of ``workflow_event``."""
+def event_table(title: str, events: Iterable[Any], empty: str = "no changes", *, zone: dt.tzinfo = dt.UTC) -> None:
+    """A table of events: rows with the columns of ``workflow_event``. Times are shown in ``zone``."""
     rows = [
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name)
         for e in events
     ]
     used = [at for at, name in enumerate(_COLUMNS) if name != "expression" or any(row[at] for row in rows)]
-    console.table(title, [_COLUMNS[at] for at in used], ([row[at] for at in used] for row in rows), empty)
+    console.table(title, [_COLUMNS[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
 
 
 def what_happened(event: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -33,6 +33,14 @@ class Format(StrEnum):
     csv = "csv"
     jsonl = "jsonl"
     parquet = "parquet"
+
+
+_SUFFIXES: Final = {
+    ".csv": Format.csv,
+    ".jsonl": Format.jsonl,
+    ".ndjson": Format.jsonl,
+    ".parquet": Format.parquet,
+}
 
 
 class What(StrEnum):
@@ -154,8 +162,16 @@ def report(
 def export_rows(
     context: typer.Context,
     what: Annotated[What, typer.Argument(help="The trail, the current list, or the validity spans.")],
-    fmt: Annotated[Format, typer.Option("--format", help="CSV for spreadsheets, JSON lines, or Parquet.")] = Format.csv,
+    fmt: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="CSV for spreadsheets, JSON lines, or Parquet.",
+            show_default="by the suffix of the file, else csv",
+        ),
+    ] = None,
     output: Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
     since: Annotated[str | None, typer.Option("--since", help="changes: from then on.", show_default=False)] = None,
     until: Annotated[str | None, typer.Option("--until", help="changes: before then.", show_default=False)] = None,
     as_of: Annotated[
@@ -171,7 +187,10 @@ def export_rows(
     config_file: options.Config = None,
 ) -> None:
     """Stream the trail or a list into a file, with a manifest beside it (count, SHA-256, chain heads)."""
-    _check_export(what, fmt, output, since or until, as_of, partition_by)
+    chosen = _format(fmt, output)
+    _check_export(what, chosen, output, since or until, as_of, partition_by)
+    if output and output.is_file() and not force:
+        raise UsageError(f"{output} exists already: --force replaces it.")
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         given = {"org": org, "user": user, "since": since, "until": until, "as_of": as_of}
@@ -188,13 +207,21 @@ def export_rows(
         count = export(
             rows,
             columns_of(row_type),
-            fmt.value,
+            chosen.value,
             output or console.sink(),
             origin=origin if output else None,
             by_month_of="observed_at" if partition_by else None,
         )
     if output:
         console.complain(f"{count} rows in {output}.", "green")
+
+
+def _format(asked: Format | None, output: Path | None) -> Format:
+    """The format that was asked for, or the one that the file's suffix names. Raises UsageError where they differ."""
+    named = _SUFFIXES.get(output.suffix.lower()) if output else None
+    if asked and named and asked is not named:
+        raise UsageError(f"{output} would hold {asked}, and its suffix says {named}: name it otherwise.")
+    return asked or named or Format.csv
 
 
 def _check_export(

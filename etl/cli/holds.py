@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import pwd
 import shlex
@@ -17,6 +18,7 @@ import typer
 from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
+from etl.cli.queries import time_zone_named
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.model import Target
@@ -58,16 +60,21 @@ class _Wanted(NamedTuple):
 
 @_guard.command("list")
 def list_held(
-    context: typer.Context, org: options.Org = None, as_json: options.Json = False, config_file: options.Config = None
+    context: typer.Context,
+    org: options.Org = None,
+    timezone: options.Zone = "UTC",
+    as_json: options.Json = False,
+    config_file: options.Config = None,
 ) -> None:
     """Show the removals that wait for a person, why, and the codes that `guard approve` asks for."""
+    zone = time_zone_named(timezone)
     with options.open_application(context, config_file) as app:
         report = _report(app)
         codes = _codes(report.held_sets())
         if as_json:
             console.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
             return
-        _show_rows(_rows(report.holds(org=org)))
+        _show_rows(_rows(report.holds(org=org)), zone)
     scope = codes.by_org.get(org) if org else codes.of_all
     if scope:
         which = f"--org {shlex.quote(org)}" if org else "--all"
@@ -160,7 +167,7 @@ def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, a
             "or `--expect any` for whatever is held by now."
         )
     shown = (each for each in report.holds(org=wanted.org) if wanted.target in (None, Target(*each[:3])))
-    _show_rows(_rows(shown))
+    _show_rows(_rows(shown), dt.UTC)
     if not typer.confirm(f"Are these {removals} removals (code {code(scope)}) true?"):
         console.say("Nothing was approved.")
         raise typer.Exit(1)
@@ -225,10 +232,10 @@ def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
         yield from ({**removal._asdict(), "code": own} for removal in listed)
 
 
-def _show_rows(rows: Iterable[Mapping[str, Any]]) -> None:
+def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo) -> None:
     listed = list(islice(rows, _SHOWN + 1))
     used = [c for c in _COLUMNS if any(row[c] not in (None, "") for row in listed)]
-    console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held")
+    console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held", zone=zone)
     if len(listed) > _SHOWN:
         console.complain(f"There are more than these {_SHOWN}: `flowtrail guard list --json` has every one.", "dim")
 

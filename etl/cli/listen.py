@@ -94,6 +94,7 @@ def _application(
     metrics.watch(lambda: _service_status(app, service, health))
     routes = [*health_routes(health), metrics_route(metrics.render)]
     hosts = [host, *app.settings.service.hosts]
+    why_no_page = None
     if app.settings.service.page:
         try:
             return create_app(
@@ -107,8 +108,9 @@ def _application(
                 hosts=hosts,
             )
         except UsageError as error:
-            structlog.get_logger("etl.http").warning("no_page", error=str(error))
-    return without_pages(routes, hosts)
+            why_no_page = str(error)
+            structlog.get_logger("etl.http").warning("no_page", error=why_no_page)
+    return without_pages(routes, hosts, why_no_page)
 
 
 def _service_status(app: Application, service: Service, health: Health) -> ServiceStatus:

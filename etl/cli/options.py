@@ -19,6 +19,8 @@ from etl.system import descriptors
 
 SHOWN = 200
 """Rows of a table on a screen, unless another --limit is asked for."""
+MOST = 10**9
+"""The largest --limit: more than any database here has rows, and a number that each can count to."""
 CONFIG_HELP = "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."
 
 Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_default=False)]
@@ -27,9 +29,11 @@ Org = Annotated[str | None, typer.Option("--org", help="Only this organisation."
 User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=0, help=f"So many rows; a table shows {SHOWN}, 0 is all.", show_default=False),
+    typer.Option(
+        "--limit", min=0, max=MOST, help=f"So many rows; a table shows {SHOWN}, 0 is all.", show_default=False
+    ),
 ]
-Zone = Annotated[str, typer.Option("--timezone", help="The time zone of times that name none, such as Asia/Shanghai.")]
+Zone = Annotated[str, typer.Option("--timezone", help="The zone of times, typed and shown, such as Asia/Shanghai.")]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
 
 
@@ -40,16 +44,19 @@ def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def open_application(context: typer.Context, path: Path | None, *, asks_gateway: bool = False) -> Application:
+def open_application(
+    context: typer.Context, path: Path | None, *, asks_gateway: bool = False, logs: bool = True
+) -> Application:
     """Load the settings, say what deserves a warning, and hand out the application.
 
     A command that asks the gateway says so: any other works on a machine that has the database only, and with few file
-    descriptors.
+    descriptors. One that only reads does without the log, whose libraries are slow to load (``logs``).
     """
     if asks_gateway:
         descriptors.raise_limit()
     settings = config.load(path or context.obj, asks_gateway=asks_gateway)
-    log.configure(settings.log.level, settings.log.format)
+    configure = log.configure if logs else log.configure_for_libraries
+    configure(settings.log.level, settings.log.format)
     for warning in settings.warnings:
         console.complain(warning, "yellow")
     return Application(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +14,9 @@ from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application
 from etl.cli.event_table import event_table
+from etl.cli.queries import time_zone_named
 from etl.cli.rosters import moves_of, planned_rosters, show_moves
-from etl.cli.run import Schedules, interruptible, show_tally
+from etl.cli.run import Schedules, end_as, interruptible, show_tally
 from etl.domain.model import Outcome
 from etl.report import WorkflowEvent
 from etl.store import Store
@@ -32,17 +34,19 @@ def plan(
     schedules: Schedules = None,
     org: options.Org = None,
     user: options.User = None,
+    timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Ask as sync does, write nothing, and show what would change; --json prints each change as its answer comes."""
+    zone = time_zone_named(timezone)
     with (
         options.open_application(context, config_file, asks_gateway=True) as app,
         _a_database(app) as store,
         interruptible(app),
     ):
-        planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit)
+        planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit, zone)
         chosen, rosters = planned_rosters(app, store, options.chosen(app, schedules))
         targets = options.matching(chosen, org, user)
         with console.progress("asking", len(targets), hidden=as_json) as arrived:
@@ -50,8 +54,8 @@ def plan(
                 app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.take
             )
     planned.show(tally, len(targets), rosters)
-    if tally.verdicts["failed"] or tally.verdicts["held"] or tally.interrupted or any(each.error for each in rosters):
-        raise typer.Exit(1)
+    lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)
+    end_as(app, int(bool(lacking or tally.interrupted)))
 
 
 @contextlib.contextmanager
@@ -75,8 +79,9 @@ def _a_database(app: Application) -> Iterator[Store]:
 class _First:
     """Keeps the first changes, by target and workflow, for a table; memory holds no more than twice as many."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, zone: dt.tzinfo) -> None:
         self._limit = limit
+        self._zone = zone
         self._kept: list[WorkflowEvent] = []
         self._lock = threading.Lock()
 
@@ -92,7 +97,7 @@ class _First:
         show_tally("Planned", tally, targets)
         first = self._first()
         if first:
-            event_table("\nWould be recorded", first)
+            event_table("\nWould be recorded", first, zone=self._zone)
         left_out = tally.changes.total() - len(first)
         if left_out > 0:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")

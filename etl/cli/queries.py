@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
+from etl.cli.emptiness import not_observed_then, why_empty
 from etl.cli.event_table import event_table
 from etl.config.slots import time_zone
 from etl.domain.model import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import Report
+from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
@@ -55,24 +56,39 @@ def flows(
     """List the workflows that exist now, or existed then, and how well that is known."""
     if targets and not as_of:
         raise UsageError("--targets belongs to --as-of: name the time.")
-    with options.open_application(context, config_file) as app:
+    zone = time_zone_named(timezone)
+    at = moment(as_of, timezone) if as_of else None
+    with options.open_application(context, config_file, logs=False) as app:
         report = _report(app)
         columns: tuple[str, ...] = ("org_id", "user_id", "expression")
         rows: Iterator[Any]
-        if as_of is None:
+        if at is None:
             most = _needed(limit, as_json)
             rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
             columns += ("missing_since",)
         elif targets:
-            rows = report.targets_as_of(moment(as_of, timezone), org=org, user=user)
+            rows = report.targets_as_of(at, org=org, user=user)
             columns += ("coverage", "observed_before", "observed_after", "flow_count")
         else:
-            at = moment(as_of, timezone)
             rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
             columns += ("observed_after",)
-        _print(rows, _columns(columns, "no workflows"), limit, as_json)
+        narrowed = (flow, name, cycle) != (None, None, None)
+        question = _Question(
+            "such workflows" if narrowed else "workflows",
+            org,
+            user,
+            at or utc_now(),
+            zone,
+            narrowed=narrowed,
+            then=at is not None,
+        )
+        any_found = _print(app, question, rows, _columns(columns, zone), limit, as_json)
+        if any_found and at is not None and not targets:
+            lacking = not_observed_then(looks(app.engine, at, org=org, user=user), zone)
+            if lacking:
+                console.complain(lacking, "yellow")
 
 
 def changes(
@@ -102,19 +118,22 @@ def changes(
     for each in kind or ():
         if each not in CHANGE_KINDS:
             raise UsageError(f"There is no kind {each!r}: choose from {', '.join(CHANGE_KINDS)}.")
-    with options.open_application(context, config_file) as app:
+    zone = time_zone_named(timezone)
+    since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
+    with options.open_application(context, config_file, logs=False) as app:
         rows = _report(app).changes(
-            since=moment(since, timezone) if since else None,
-            until=moment(until, timezone) if until else None,
+            since=since_at,
+            until=until_at,
             org=org,
             user=user,
             kinds=kind or (),
             flow=flow,
             name=name,
-            newest_first=not as_json,
+            newest_first=True,
             limit=_needed(limit, as_json),
         )
-        _print(rows, partial(event_table, ""), limit, as_json)
+        question = _Question("such changes", org, user, utc_now(), zone, narrowed=True)
+        _print(app, question, rows, lambda found: event_table("", found, zone=zone), limit, as_json)
 
 
 def history(
@@ -122,16 +141,43 @@ def history(
     flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
     org: options.Org = None,
     user: options.User = None,
+    timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Show one workflow's life, for every user who sees it."""
-    with options.open_application(context, config_file) as app:
+    zone = time_zone_named(timezone)
+    with options.open_application(context, config_file, logs=False) as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(app).history(flow=flow_id, org=org, user=user)
-        _print(rows, _columns(columns, "never seen"), limit, as_json)
+        question = _Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
+        _print(app, question, rows, _columns(columns, zone), limit, as_json)
+
+
+class _Question(NamedTuple):
+    """What was asked for, in case that there is none."""
+
+    found: str
+    org: str | None
+    user: str | None
+    at: dt.datetime
+    zone: dt.tzinfo
+    narrowed: bool = False
+    then: bool = False
+
+    def why_empty(self, app: Application) -> str:
+        return why_empty(
+            app.engine,
+            self.found,
+            self.at,
+            self.zone,
+            org=self.org,
+            user=self.user,
+            narrowed=self.narrowed,
+            then=self.then,
+        )
 
 
 def _report(app: Application) -> Report:
@@ -147,16 +193,39 @@ def moment(text: str, zone: str) -> dt.datetime:
         raise UsageError(str(error)) from error
 
 
-def _print(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: int | None, as_json: bool) -> None:
+def time_zone_named(name: str) -> dt.tzinfo:
+    """The time zone of this name. Raises UsageError in one sentence."""
+    try:
+        return time_zone(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _print(
+    app: Application,
+    question: _Question,
+    rows: Iterable[Any],
+    show_table: Callable[[list[Any]], None],
+    limit: int | None,
+    as_json: bool,
+) -> bool:
+    """Print the rows, or why there are none; whether there are any."""
+    most = (None if as_json else options.SHOWN) if limit is None else limit or None
     if as_json:
-        console.json_list(row._asdict() for row in islice(rows, limit or None))
-        return
-    most = options.SHOWN if limit is None else limit
-    listed = list(islice(rows, _needed(limit, as_json)))
-    more = bool(most) and len(listed) > most
-    show_table(listed[:most] if more else listed)
+        printed = console.json_list(row._asdict() for row in islice(rows, most))
+        if not printed:
+            console.complain(question.why_empty(app), "yellow")
+        return printed
+    listed = list(islice(rows, most and most + 1))
+    if not listed:
+        console.say(question.why_empty(app))
+        return False
+    more = most is not None and len(listed) > most
+    show_table(listed[:most])
     if more:
-        console.complain(f"There are more than these {most}: --limit 0 shows all, --json gives every column.", "dim")
+        shown = "this one" if most == 1 else f"these {most}"
+        console.complain(f"There are more than {shown}: --limit 0 shows all, --json gives every column.", "dim")
+    return True
 
 
 def _needed(limit: int | None, as_json: bool) -> int | None:
@@ -166,5 +235,5 @@ def _needed(limit: int | None, as_json: bool) -> int | None:
     return (options.SHOWN if limit is None else limit) + 1
 
 
-def _columns(names: tuple[str, ...], empty: str) -> Callable[[list[Any]], None]:
-    return lambda rows: console.rows("", names, rows, empty)
+def _columns(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:
+    return lambda rows: console.rows("", names, rows, zone=zone)

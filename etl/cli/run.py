@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl import config, log, sync
+from etl import config, log
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
 from etl.cli.checks import Finding, run_checks
@@ -26,7 +26,7 @@ from etl.config import Configured, Schedule
 from etl.domain.model import CHANGE_KINDS, VERDICTS, Target
 from etl.service.replica import Identity, Service
 from etl.store import Store
-from etl.sync import RunReport, Tally
+from etl.sync import RunReport, Tally, organisations, run
 
 if TYPE_CHECKING:
     from etl.service.metrics import Metrics
@@ -62,7 +62,7 @@ def sync_now(
     """Run once now: ask for every target, and record what changed."""
     with options.open_application(context, config_file, asks_gateway=True) as app:
         named = options.chosen(app, schedules)
-        if not sync.organisations(named):
+        if not organisations(named):
             options.matching(named, org, user)
         app.ready(upgrade=upgrade)
         if app.cluster is not None:
@@ -75,15 +75,14 @@ def sync_now(
                 _retire(app, store, Configured(chosen), everything=retire)
             report = _run(app, store, chosen, targets, quiet=as_json)
     show_report(report, as_json)
-    if report.status != "succeeded" or any(schedule.unlisted for schedule in chosen):
-        raise typer.Exit(1)
+    end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 
 def _run(
     app: Application, store: Store, schedules: Sequence[Schedule], targets: Sequence[Target], *, quiet: bool
 ) -> RunReport:
     with interruptible(app), console.progress("asking", len(targets), hidden=quiet) as arrived:
-        report = sync.run(
+        report = run(
             app.run_context(store, arrived),
             a_run("command", len(targets)),
             targets,
@@ -118,14 +117,27 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
 
 @contextlib.contextmanager
 def interruptible(app: Application) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone."""
+    """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone. See ``end_as``."""
+
+    def stop(number: int, _: object) -> None:
+        app.stopped_by = number
+        app.stop.set()
+
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: app.stop.set()) for number in numbers]
+    before = [signal.signal(number, stop) for number in numbers]
     try:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def end_as(app: Application, code: int) -> None:
+    """End with ``code``, or, where a signal stopped the command, with the one that shells know for the signal."""
+    if app.stopped_by is not None:
+        raise typer.Exit(128 + app.stopped_by)
+    if code:
+        raise typer.Exit(code)
 
 
 def show_report(report: RunReport, as_json: bool) -> None:
@@ -148,7 +160,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
     if tally.issues:
         console.table(
             "\nNot through",
-            ("organisation", "user", "expression", "verdict", "code", "what happened"),
+            ("organisation", "user", "expression", "verdict", "code", "why"),
             (
                 (*p.target, p.verdict, p.issue.error_code, p.issue.message)
                 for p in tally.sorted_issues()[:_ISSUES_SHOWN]
@@ -262,8 +274,7 @@ def check(context: typer.Context, as_json: options.Json = False, config_file: op
         else:
             for finding in findings:
                 _show_finding(finding)
-    if problems:
-        raise typer.Exit(1)
+    end_as(app, int(problems > 0))
 
 
 def _show_finding(finding: Finding) -> None:

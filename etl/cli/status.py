@@ -12,6 +12,7 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
+from etl.cli.queries import time_zone_named
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
@@ -30,6 +31,7 @@ _Limit = Annotated[
     typer.Option(
         "--limit",
         min=0,
+        max=options.MOST,
         help=f"So many rows of each list; a table shows {_SHOWN}, --json prints {_PRINTED}, 0 is all.",
         show_default=False,
     ),
@@ -58,9 +60,14 @@ class _Found(NamedTuple):
 
 
 def status(
-    context: typer.Context, limit: _Limit = None, as_json: options.Json = False, config_file: options.Config = None
+    context: typer.Context,
+    timezone: options.Zone = "UTC",
+    limit: _Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
 ) -> None:
     """Show the last runs, what is wrong by cause, the targets with problems, what is held, and what runs next."""
+    zone = time_zone_named(timezone)
     most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
@@ -70,7 +77,7 @@ def status(
         if as_json:
             _print(found, report.problems(limit=most), most)
         else:
-            _show(found, list(report.problems(limit=most)), len(configured or ()), most)
+            _show(found, list(report.problems(limit=most)), len(configured or ()), most, zone)
     if broken is not None:
         raise broken
 
@@ -150,7 +157,7 @@ def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) ->
     printed.close(b"]\n}\n")
 
 
-def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most: int | None) -> None:
+def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most: int | None, zone: dt.tzinfo) -> None:
     console.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
@@ -162,15 +169,15 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
         fresh = found.vitals.fresh
         console.say(f"Targets: {found.vitals.targets}{counts or ', all of them fresh'}.", "" if fresh else "red")
     names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
-    console.table("\nSchedules", names, ([*each.values()] for each in found.schedules))
+    console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
     _more(schedules - len(found.schedules))
     if overdue:
         rows = [_named(each) for each in overdue[:most]]
-        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows))
+        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows), zone=zone)
         _more(len(overdue) - len(rows))
-    console.rows("\nLast runs", _RUN_COLUMNS, found.runs)
+    console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
     console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
-    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems)
+    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone)
     if len(problems) == most:
         console.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
 

@@ -1,6 +1,6 @@
 """Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
 
-from etl.config.loading import another_database, load, load_all, load_schedules, schedule_names
+from etl.config.loading import another_database, load, load_all, load_schedules, may_colour, schedule_names
 from etl.config.policy import Policy, policy_of, with_policy
 from etl.config.schedules import Configured, Schedule
 from etl.config.secret import Secret
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "load_all",
     "load_schedules",
+    "may_colour",
     "policy_of",
     "schedule_names",
     "with_policy",

@@ -59,6 +59,12 @@ def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None =
         return []
 
 
+def may_colour(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether a terminal may be sent colours (no-color.org)."""
+    environ = os.environ if environ is None else environ
+    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
 def another_database(url: str | None, file: Path | None) -> str:
     """The database that a command line names beside the configured one: by its URL, or by a file that holds it.
 

@@ -127,6 +127,12 @@ ORDER BY covered.org_id, covered.user_id, covered.expression, listed.flow_id"""
 _TARGETS: Final = """
 SELECT org_id, user_id, expression, coverage, observed_before, observed_after, flow_count
 FROM covered
+UNION ALL
+SELECT known.org_id, known.user_id, known.expression, 'unobserved', NULL,
+       (SELECT s.observed_at FROM change_set s WHERE s.target_id = known.target_id
+        ORDER BY s.observed_at LIMIT 1), NULL
+FROM known
+WHERE known.change_set_id IS NULL
 ORDER BY org_id, user_id, expression"""
 
 _NEWEST: Final = text("SELECT max(id) FROM change_set")
@@ -134,7 +140,7 @@ _THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY
 
 
 def targets_statement(filters: Mapping[str, Any]) -> TextualSelect:
-    """One row a target that had been observed by ``:at``; ``filters`` as in ``flows_statement``."""
+    """One row a target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``."""
     sql = f"WITH {_SEEN}{_TARGETS}".format(targets=_where("t", filters, "org_id", "user_id"))
     return _timed(text(sql)).columns(*sql_columns(TargetAsOf))
 

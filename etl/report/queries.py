@@ -90,9 +90,10 @@ class Report:
     def targets_as_of(
         self, at: dt.datetime, *, org: str | None = None, user: str | None = None
     ) -> Iterator[TargetAsOf]:
-        """One row for each target that had been observed by ``at`` and was not retired, an empty one too.
+        """One row for each target that was not retired by ``at``, an empty one too.
 
-        A target without a row had never been observed: nobody knows what it saw.
+        One that had not been observed by then is ``unobserved``, with no ``observed_before`` and no ``flow_count``:
+        nobody knows what it saw.
         """
         filters = {column: value for column, value in {"org_id": org, "user_id": user}.items() if value is not None}
         return stream(self._engine, targets_statement(filters), TargetAsOf, {"at": at, **filters})

@@ -53,15 +53,15 @@ class WorkflowAsOf(NamedTuple):
 
 
 class TargetAsOf(NamedTuple):
-    """A target that had been observed by then, its list possibly empty."""
+    """A target, how well it was known then, and how many workflows it saw; all null before its first observation."""
 
     org_id: str
     user_id: str
     expression: str
     coverage: str
-    observed_before: dt.datetime
+    observed_before: dt.datetime | None
     observed_after: dt.datetime | None
-    flow_count: int
+    flow_count: int | None
 
 
 class WorkflowEvent(NamedTuple):

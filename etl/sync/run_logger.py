@@ -1,4 +1,4 @@
-"""What the log says of a run: one line at INFO, and one at WARNING, with the remedy, for each target in trouble."""
+"""What the log says of a run: one line, at WARNING where not all went well, and one for each target in trouble."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from etl.sync.result import RunReport, TargetIssue
 
 _NAMED_AT_MOST: Final = 20
 """Targets of one run that get a line of their own; the rest are counted."""
+_WITHOUT_TROUBLE: Final = ("succeeded", "aborted")
+"""A run that is stopped is caught up: nobody need look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
 _REFUSED: Final = (
@@ -27,7 +29,8 @@ class RunLogger:
 
     def tell(self, report: RunReport, new_run: NewRun) -> None:
         """Say how the run ended, and what a person should look at."""
-        self._log.info(
+        say = self._log.info if report.status in _WITHOUT_TROUBLE else self._log.warning
+        say(
             "run_ended",
             run_id=report.run_id,
             status=report.status,

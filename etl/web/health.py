@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from etl import database
@@ -104,9 +104,15 @@ def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> BaseRoute:
     return Route("/metrics", metrics)
 
 
-def without_pages(routes: Sequence[BaseRoute], hosts: Sequence[str]) -> Starlette:
-    """Only ``routes``, which answer to addresses, to localhost and to ``hosts``."""
-    return Starlette(routes=routes, middleware=[Middleware(KnownHosts, names=hosts)])
+def without_pages(routes: Sequence[BaseRoute], hosts: Sequence[str], why: str | None = None) -> Starlette:
+    """Only ``routes``, which answer to addresses, to localhost and to ``hosts``. ``why`` tells a browser what is
+    missing for the pages, where they are wanted."""
+
+    def missing(_: Request) -> Response:
+        return PlainTextResponse(f"{why}\n", 501)
+
+    others = [Route("/{path:path}", missing)] if why else []
+    return Starlette(routes=[*routes, *others], middleware=[Middleware(KnownHosts, names=hosts)])
 
 
 def _ready(engine: Engine) -> bool:

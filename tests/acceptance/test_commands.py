@@ -185,7 +185,7 @@ def test_a_plan_in_json_prints_a_change_when_its_answer_is_there(
     assert printed.count(f'"{ANN}"') == 2
     planning.process.send_signal(signal.SIGINT)
     printed += planning.process.stdout.read()
-    assert planning.ended() == 1
+    assert planning.ended() == 130
     planned = json.loads(printed)
     assert [row["user_id"] for row in planned["planned"]] == [ANN] * 3
     assert planned["targets"]["changed"] == 1
@@ -255,7 +255,7 @@ def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: DemoGateway) -
     hangs = gateway.order(Fault("hang", times=None, user=BOB))
     running = flowtrail.start("sync")
     assert hangs.reached.wait(60)
-    assert running.stop(signal.SIGINT) == 1
+    assert running.stop(signal.SIGINT) == 130
     assert flowtrail.rows("SELECT status FROM sync_run ORDER BY id") == [("succeeded",), ("aborted",)]
     assert flowtrail.rows("SELECT count(*) FROM sync_issue") == [(0,)]
 

@@ -170,14 +170,17 @@ def raw(service: Running, request: str) -> str:
         return connection.makefile().read()
 
 
-def test_without_the_extra_there_is_no_page_and_the_log_says_what_to_install(
+def test_without_the_extra_there_is_no_page_and_log_and_browser_say_what_to_install(
     flowtrail: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError('no jinja2', name='jinja2')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     service = flowtrail.start("serve")
     assert "flowtrail[web]" in service.wait_for("no_page")["error"]
-    assert (service.get("/metrics")[0], service.get("/")[0]) == (200, 404)
+    assert service.get("/metrics")[0] == 200
+    for page in ("/", "/targets"):
+        status, shown = service.get(page)
+        assert (status, "flowtrail[web]" in shown) == (501, True)
     assert service.stop() == 0
 
 

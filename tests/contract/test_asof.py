@@ -19,7 +19,7 @@ from etl.domain.chain import state_digest
 from etl.domain.guard import Decision
 from etl.domain.model import Flow, Snapshot, State, Target
 from etl.errors import Refused
-from etl.report import Report
+from etl.report import Report, TargetAsOf
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.store import NewRun, Store
 from tests.support.builders import UNCHECKED
@@ -107,8 +107,9 @@ class Life:
         """The list, the coverage, and the hours of the observations before and after."""
         moment = START + hours * HOUR + ticks * TICK
         row = next(self.report.targets_as_of(moment), None)
-        if row is None:
+        if row is None or row.observed_before is None:
             assert list(self.report.flows_as_of(moment)) == []
+            assert row is None or (row.coverage, row.flow_count) == ("unobserved", None)
             return None
         flows = list(self.report.flows_as_of(moment))
         assert row.flow_count == len(flows)
@@ -162,12 +163,13 @@ def test_a_gap_in_which_the_list_changed_is_unobserved(life: Life) -> None:
 
 
 def test_an_observed_empty_list_is_told_from_nobody_having_looked(life: Life) -> None:
-    """A target that was never observed has no row; an empty one has."""
+    """One that was not observed by then is unobserved, and has no count; the first look at it is told."""
     life.fails()
     assert life.at(0.5) is None
     life.answers(1)
     life.answers(2)
     assert life.at(0.5) is None
+    assert next(life.report.targets_as_of(START)) == TargetAsOf(*ALICE, "unobserved", None, START + HOUR, None)
     assert life.at(1.5) == ("", "observed", 1, 2)
 
 
@@ -380,7 +382,8 @@ def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Eng
                 moment,
                 key,
             )
-            assert covered == [tuple(row) for row in report.targets_as_of(moment, org=org, user=user)], (moment, key)
+            known = report.targets_as_of(moment, org=org, user=user)
+            assert covered == [tuple(row) for row in known if row.observed_before is not None], (moment, key)
 
 
 @pytest.mark.parametrize("recipe", [0, 1])

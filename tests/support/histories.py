@@ -84,9 +84,11 @@ class Oracle:
 
     def at(self, moment: dt.datetime) -> tuple[TargetAsOf, list[WorkflowAsOf]] | None:
         answers = [entry for entry in self.log if entry.what != "failed" and entry.at <= moment]
-        if not answers or (self.retired_at is not None and moment >= self.retired_at):
+        if not self.log or (self.retired_at is not None and moment >= self.retired_at):
             return None
         recorded = self.recorded()
+        if not answers:
+            return TargetAsOf(*self.target, "unobserved", None, min(recorded, default=None), None), []
         before = max(at for at in recorded if at <= moment)
         after = min((at for at in recorded if at > moment), default=None)
         coverage = self._coverage(moment)

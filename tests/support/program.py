@@ -76,11 +76,16 @@ class Program:
             check=False,
         )
 
-    def on_terminal(self, *arguments: str, types: str) -> tuple[int, str]:
+    def on_terminal(self, *arguments: str, types: str = "", columns: int = 200) -> tuple[int, str]:
         """Run to the end on a terminal, where somebody types; the exit code, and what the terminal showed."""
         ours, its = os.openpty()
         process = subprocess.Popen(
-            [*self.command, *arguments], cwd=self.folder, env=self.environment, stdin=its, stdout=its, stderr=its
+            [*self.command, *arguments],
+            cwd=self.folder,
+            env={**self.environment, "COLUMNS": str(columns)},
+            stdin=its,
+            stdout=its,
+            stderr=its,
         )
         os.close(its)
         os.write(ours, types.encode())

@@ -18,7 +18,7 @@ def test_the_reference_is_what_the_program_says() -> None:
 def test_the_reference_names_every_command_option_and_variable() -> None:
     page = cli_reference.page()
     assert "### flowtrail guard approve\n\n    flowtrail guard approve [OPTIONS] [ORG] [USER]" in page
-    assert "| `--format {csv,jsonl,parquet}` | `csv` |" in page
+    assert "| `--format {csv,jsonl,parquet}` | by the suffix of the file, else csv |" in page
     assert "- `FLOWTRAIL_GATEWAY__URL`\n" in page
 
 

@@ -1,4 +1,4 @@
-"""What the log says of a run: one line at INFO, problems at WARNING with the remedy, run and target in every line."""
+"""What the log says of a run: one line, problems at WARNING with the remedy, run and target in every line."""
 
 from __future__ import annotations
 
@@ -54,10 +54,18 @@ def told(lines: io.StringIO, *reports: RunReport) -> list[tuple[str, str]]:
     return [(each["event"], each.get("target", "")) for each in entries(lines) if each["event"] != "run_ended"]
 
 
-def test_a_run_is_one_line_at_info_and_each_problem_one_at_warning_with_its_remedy(lines: io.StringIO) -> None:
+@pytest.mark.parametrize(
+    ("status", "level"), [("succeeded", "info"), ("aborted", "info"), ("partial", "warning"), ("failed", "warning")]
+)
+def test_a_run_with_trouble_is_logged_as_a_warning(lines: io.StringIO, status: str, level: str) -> None:
+    told(lines, ended(status=status))
+    assert [each["level"] for each in entries(lines)] == [level]
+
+
+def test_a_run_with_trouble_is_a_warning_and_so_is_each_problem_with_its_remedy(lines: io.StringIO) -> None:
     told(lines, ended(problem(1), problem(2, "held", None), problem(3, "stale", None)))
     run, failed, held = entries(lines)
-    assert (run["event"], run["level"], run["run_id"], run["status"]) == ("run_ended", "info", 7, "partial")
+    assert (run["event"], run["level"], run["run_id"], run["status"]) == ("run_ended", "warning", 7, "partial")
     assert (run["failed"], run["held"], run["stale"]) == (1, 1, 1), "a newer observation that won is no problem"
     assert (failed["level"], failed["target"], failed["error_code"]) == ("warning", "o1/user-001", "http_503")
     assert "asked again" in failed["remedy"]

@@ -1,0 +1,65 @@
+"""Why a list is empty, in a sentence: nothing there, nothing observed then, or no such name."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy import Engine
+
+from etl.cli.layout import cell
+from etl.report.looks import Looks, Unknown, looks, unknown
+
+
+def why_empty(
+    engine: Engine,
+    found: str,
+    at: dt.datetime,
+    zone: dt.tzinfo,
+    *,
+    org: str | None = None,
+    user: str | None = None,
+    narrowed: bool = False,
+    then: bool = False,
+) -> str:
+    """Why there are no ``found`` ("workflows") at ``at``.
+
+    ``narrowed``: other filters were given, too. ``then``: the question is about a moment, not about now.
+    """
+    wrong = unknown(engine, org=org, user=user)
+    if wrong is not None:
+        return _no_such_name(wrong)
+    seen = looks(engine, at, org=org, user=user)
+    if not seen.observed:
+        return _not_observed(seen, zone)
+    if seen.retired == seen.targets:
+        return f"No {found}{' then' if then else ''}: {_targets(seen.targets)} retired, and asked for no longer."
+    if narrowed:
+        return f"No {found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, zone)}."
+    return f"No {found}{' then' if then else ''}: {_targets(seen.observed)} observed, each with an empty list."
+
+
+def not_observed_then(seen: Looks, zone: dt.tzinfo) -> str | None:
+    """What a list of a moment lacks because nobody had looked yet."""
+    missing = seen.targets - seen.observed
+    if not missing or not seen.observed:
+        return None
+    return f"{_targets(missing)} not observed by then, and missing here: --targets shows which."
+
+
+def _no_such_name(wrong: Unknown) -> str:
+    what = "organisation" if wrong.what == "org_id" else "user"
+    hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
+    where = ", in this organisation" if wrong.similar == wrong.name else ""
+    return f"No such {what} here{where}: {wrong.name!r}.{hint}"
+
+
+def _not_observed(seen: Looks, zone: dt.tzinfo) -> str:
+    if not seen.targets:
+        return "Nothing was observed yet: `flowtrail sync` looks for the first time."
+    if seen.first_at is None:
+        return f"Not observed yet: {_targets(seen.targets)} asked for, without a valid answer; see `flowtrail status`."
+    return f"Not observed then: the first look was at {cell(seen.first_at, zone)}."
+
+
+def _targets(count: int) -> str:
+    return f"{count} target was" if count == 1 else f"{count} targets were"

@@ -1,0 +1,86 @@
+"""What was looked at, and when: why a list is empty, or lacks those whom nobody had asked for by then."""
+
+from __future__ import annotations
+
+import datetime as dt
+from difflib import get_close_matches
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, bindparam, column, text
+
+from etl.database import reading
+from etl.report.rows import sql_columns
+from etl.schema import UtcTime
+
+_NAMES_COMPARED: Final = 10_000
+_LOOKS: Final = """
+    SELECT count(*) AS targets,
+           count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
+                      THEN 1 END) AS observed,
+           count(CASE WHEN t.retired_at <= :at THEN 1 END) AS retired,
+           min((SELECT min(s.observed_at) FROM change_set s WHERE s.target_id = t.id)) AS first_at,
+           max(coalesce((SELECT max(o.last_at) FROM observation o WHERE o.target_id = t.id),
+                        (SELECT max(s.observed_at) FROM change_set s WHERE s.target_id = t.id))) AS last_at
+      FROM target t"""
+_NAMES: Final = {
+    "org_id": "SELECT DISTINCT org_id FROM target ORDER BY org_id LIMIT :most",
+    "user_id": "SELECT DISTINCT user_id FROM target ORDER BY user_id LIMIT :most",
+}
+
+
+class Looks(NamedTuple):
+    """What is known of the targets that a question is about, at the moment that it is about."""
+
+    targets: int
+    """However many there are, retired ones too."""
+    observed: int
+    """Those of them that had been observed by then."""
+    retired: int
+    """Those of them that were retired by then."""
+    first_at: dt.datetime | None
+    """The first look at any of them."""
+    last_at: dt.datetime | None
+    """The last look that is recorded, by now."""
+
+
+class Unknown(NamedTuple):
+    """A name that no target has."""
+
+    what: str
+    """``org_id`` or ``user_id``."""
+    name: str
+    similar: str | None
+    """One that a target has, and that may be meant."""
+
+
+def looks(engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None) -> Looks:
+    """What was looked at until ``at`` (aware): of an organisation, of a user, or of all. Raises DatabaseError."""
+    with reading(engine) as connection:
+        return _looks(connection, at, org_id=org, user_id=user)
+
+
+def unknown(engine: Engine, *, org: str | None = None, user: str | None = None) -> Unknown | None:
+    """The first of the names that no target has; of a user who is of another organisation only, his. Raises
+    DatabaseError."""
+    now = dt.datetime.max.replace(tzinfo=dt.UTC)
+    with reading(engine) as connection:
+        if org is not None and not _looks(connection, now, org_id=org).targets:
+            return _unknown(connection, "org_id", org)
+        if user is not None and not _looks(connection, now, org_id=org, user_id=user).targets:
+            return _unknown(connection, "user_id", user)
+    return None
+
+
+def _looks(connection: Connection, at: dt.datetime, **names: str | None) -> Looks:
+    given = {name: value for name, value in names.items() if value is not None}
+    conditions = " AND ".join(f"t.{name} = :{name}" for name in given)
+    sql = f"{_LOOKS} WHERE {conditions}" if given else _LOOKS
+    statement = text(sql).bindparams(bindparam("at", type_=UtcTime())).columns(*sql_columns(Looks))
+    return Looks._make(connection.execute(statement, {"at": at, **given}).one())
+
+
+def _unknown(connection: Connection, what: str, name: str) -> Unknown:
+    known: list[Any] = list(
+        connection.execute(text(_NAMES[what]).columns(column(what)), {"most": _NAMES_COMPARED}).scalars()
+    )
+    return Unknown(what, name, next(iter(get_close_matches(name, known, 1)), None))

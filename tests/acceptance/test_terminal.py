@@ -1,0 +1,178 @@
+"""What a person meets at the terminal: tables that fit, answers that say why they are empty, codes that shells know."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from etl.cli import app
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.model import Flow
+from tests.support.program import KEY, SECRET, Program
+
+ORG, ANN, BOB = "o15427722038191", "u15426865866571", "u15426865866572"
+LONG = "ev_charger_energy_settlement_of_the_northern_sites"
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Two users were looked at twice, with a change between, and the gateway has gone since."""
+    world = World(orgs=0)
+    for user in (ANN, BOB):
+        world.set_flows(ORG, user, [Flow("2818", LONG, "D", True), Flow("9001", "储能电站月度碳账本", "M", True)])
+    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+        program = Program(tmp_path_factory.mktemp("observed"), gateway.url)
+        program.schedule("plants", [(ORG, [ANN, BOB])])
+        program.json("sync")
+        world.set_cycle(ORG, "2818", "H")
+        program.json("sync")
+    return program
+
+
+@pytest.fixture
+def here(observed: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a copy of that folder."""
+    shutil.copytree(observed.folder, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, arguments)
+    return done.exit_code, done.stdout, done.stderr
+
+
+def printed(*arguments: str) -> list[dict[str, object]]:
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0
+    rows: list[dict[str, object]] = json.loads(out)
+    return rows
+
+
+@pytest.mark.parametrize("command", [("flows",), ("changes",), ("status",), ("flows", "--as-of", "now")], ids=" ".join)
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_terminal_shows_every_id_whole_and_no_line_is_longer_than_it(
+    observed: Program, command: tuple[str, ...], columns: int
+) -> None:
+    code, shown = observed.on_terminal(*command, columns=columns)
+    assert code == 0
+    rows = [line for line in shown.splitlines() if ORG[:6] in line]
+    assert all(ORG in row and (ANN in row or BOB in row) for row in rows)
+    assert all(len(row) <= columns for row in rows)
+    assert bool(rows) == (command != ("status",))
+
+
+def test_the_time_zone_rules_what_is_shown_and_json_stays_in_utc(here: Path) -> None:
+    assert "+08:00  " in run("changes", "--timezone", "Asia/Shanghai")[1]
+    assert "+08:00" in run("flows", "--timezone", "Asia/Shanghai")[1]
+    assert "+08:00" in run("history", "2818", "--timezone", "Asia/Shanghai")[1]
+    assert "+08:00" in run("status", "--timezone", "Asia/Shanghai")[1]
+    assert str(printed("changes", "--timezone", "Asia/Shanghai")[0]["observed_at"]).endswith("Z")
+    assert run("flows", "--timezone", "Mars/Olympus")[0] != 0
+
+
+@pytest.mark.parametrize("command", [("changes", "--limit", "3"), ("flows", "--limit", "3")], ids=" ".join)
+def test_table_and_json_have_the_same_rows_in_the_same_order(here: Path, command: tuple[str, ...]) -> None:
+    listed = [(row["user_id"], row["flow_id"]) for row in printed(*command)]
+    rows = [line for line in run(*command)[1].splitlines() if ORG in line]
+    assert len(rows) == 3
+    for row, (user, flow) in zip(rows, listed, strict=True):
+        assert f"{user}  {flow}" in row
+
+
+def test_the_changes_begin_with_the_latest(here: Path) -> None:
+    kinds = [row["kind"] for row in printed("changes")]
+    assert kinds == ["cycle_changed"] * 2 + ["baseline"] * 4
+
+
+EMPTY = {
+    ("flows", "--as-of", "2020-01-01"): "Not observed then: the first look was at 20",
+    ("flows", "--org", "o15427722038192"): "No such organisation here: 'o15427722038192'. Did you mean",
+    ("flows", "--user", "nobody"): "No such user here: 'nobody'.",
+    ("flows", "--flow", "77"): "No such workflows: 2 targets were observed, last at 20",
+    ("changes", "--since", "now"): "No such changes: 2 targets were observed, last at 20",
+    ("history", "77"): "No trace of workflow '77': 2 targets were observed",
+}
+
+
+@pytest.mark.parametrize("question", EMPTY, ids=" ".join)
+def test_an_empty_answer_says_why_and_json_says_it_on_standard_error(here: Path, question: tuple[str, ...]) -> None:
+    code, out, _ = run(*question)
+    assert (code, EMPTY[question] in out) == (0, True)
+    code, out, complaint = run(*question, "--json")
+    assert (code, out) == (0, "[]\n")
+    assert EMPTY[question] in complaint
+
+
+def test_a_database_without_an_observation_says_that_nobody_looked(tmp_path: Path, observed: Program) -> None:
+    program = Program(tmp_path / "new", observed.gateway_url)
+    program("db", "upgrade")
+    assert "Nothing was observed yet" in program("flows").stdout
+
+
+def test_before_its_first_look_every_target_is_unobserved(here: Path) -> None:
+    rows = printed("flows", "--as-of", "2020-01-01", "--targets")
+    assert [(row["user_id"], row["coverage"], row["observed_before"], row["flow_count"]) for row in rows] == [
+        (ANN, "unobserved", None, None),
+        (BOB, "unobserved", None, None),
+    ]
+    first = min(str(row["observed_at"]) for row in printed("changes", "--kind", "baseline"))
+    assert min(str(row["observed_after"]) for row in rows) == first
+
+
+def test_an_export_replaces_a_file_only_where_that_is_asked_for(here: Path) -> None:
+    assert run("export", "changes", "-o", "kept.csv")[0] == 0
+    before = (here / "kept.csv").read_bytes()
+    (here / "kept.csv").write_bytes(b"mine")
+    code = CliRunner().invoke(app, ["export", "changes", "-o", "kept.csv"])
+    assert "kept.csv exists already: --force replaces it." in str(code.exception)
+    assert (here / "kept.csv").read_bytes() == b"mine"
+    assert run("export", "changes", "-o", "kept.csv", "--force")[0] == 0
+    assert (here / "kept.csv").read_bytes() == before
+
+
+def test_an_export_has_the_format_that_its_suffix_names(here: Path) -> None:
+    for name, begins in {
+        "a.csv": b"change_set_id,",
+        "a.jsonl": b"{",
+        "a.parquet": b"PAR1",
+        "a.out": b"change_",
+    }.items():
+        assert run("export", "changes", "-o", name)[0] == 0
+        assert (here / name).read_bytes().startswith(begins)
+    refused = CliRunner().invoke(app, ["export", "changes", "-o", "b.csv", "--format", "parquet"])
+    assert "b.csv would hold parquet, and its suffix says csv" in str(refused.exception)
+    assert not (here / "b.csv").exists()
+
+
+@pytest.mark.parametrize("command", [["flows"], ["changes"], ["history", "1"], ["status"], ["plan"]], ids=" ".join)
+def test_a_limit_that_no_database_can_count_to_is_a_sentence_with_exit_2(here: Path, command: list[str]) -> None:
+    code, out, complaint = run(*command, "--limit", "9" * 30)
+    assert (code, out) == (2, "")
+    assert "--limit" in complaint
+
+
+def test_the_version_has_a_short_option_and_flags_show_no_type() -> None:
+    assert run("-V") == run("--version")
+    assert run("-V")[1].startswith("flowtrail ")
+    for command in ([], ["changes"], ["guard", "approve"], ["db", "copy"]):
+        assert "<bool>" not in run(*command, "--help")[1]
+
+
+def test_a_command_loads_no_library_that_it_does_not_need(observed: Program) -> None:
+    """Each of these costs a tenth of a second or more."""
+    slow = {"rich.console", "structlog", "alembic", "requests", "apscheduler", "prometheus_client", "starlette"}
+    show = "import sys; sys.argv = ['flowtrail', {}]\ntry:\n  from etl.__main__ import main; main()\n"
+    show += "finally:\n  print(*sys.modules, file=sys.stderr)"
+    for arguments, barred in ((["--version"], slow | {"sqlalchemy", "msgspec"}), (["flows", "--limit", "1"], slow)):
+        program = Program(observed.folder, observed.gateway_url)
+        program.command = [sys.executable, "-c", show.format(", ".join(map(repr, arguments)))]
+        loaded = set(program().stderr.split())
+        assert "etl.cli" in loaded
+        assert not loaded & barred
