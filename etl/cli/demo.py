@@ -19,7 +19,7 @@ from etl.cli.event_table import event_table
 from etl.cli.run import show_report
 from etl.demo import story
 from etl.demo.gateway import DemoGateway
-from etl.domain.model import CHANGE_KINDS
+from etl.domain.kinds import DELTA_KINDS
 from etl.errors import UsageError
 from etl.report import Report
 from etl.report.health import read_within
@@ -76,8 +76,7 @@ def _act(app: Application, number: int, scene: story.Scene) -> None:
 
 
 def _show_trail(app: Application) -> None:
-    kinds = [kind for kind in CHANGE_KINDS if kind != "baseline"]
-    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kinds=kinds))
+    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kinds=DELTA_KINDS))
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:

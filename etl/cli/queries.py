@@ -15,7 +15,7 @@ from etl.cli.application import Application, utc_now
 from etl.cli.emptiness import not_observed_then, why_empty
 from etl.cli.event_table import event_table
 from etl.config.slots import time_zone
-from etl.domain.model import CHANGE_KINDS
+from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import Report
 from etl.report.looks import looks

@@ -23,7 +23,8 @@ from etl.cli.maintenance import maintenance_running
 from etl.cli.notify import Notifications
 from etl.cli.rosters import refreshed
 from etl.config import Configured, Schedule
-from etl.domain.model import CHANGE_KINDS, VERDICTS, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import VERDICTS, Target
 from etl.service.replica import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally, organisations, run

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from etl.domain.kinds import EventKind
 from etl.domain.scene import Scene
-from etl.domain.story import Answer, Event, EventKind, Known, Listed, Story
+from etl.domain.story import Answer, Event, Known, Listed, Story
 
 
 class Look(NamedTuple):

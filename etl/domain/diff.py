@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from etl.domain.model import Change, ChangeKind, Flow
+from etl.domain.kinds import ChangeKind
+from etl.domain.model import Change, Flow
 
 Flows = Mapping[str, Flow]
 """The workflows of a target by flow_id."""

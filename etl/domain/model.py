@@ -5,25 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
+
+from etl.domain.kinds import ChangeKind
 
 CYCLE_LABELS: Final = {"M": "month", "W": "week", "D": "day", "H": "hour", "mi": "minute"}
 """The cycles that EnOS documents for Get My Flow, and what they mean."""
 
-ChangeKind = Literal["baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed"]
-CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = (
-    "baseline",
-    "added",
-    "removed",
-    "cycle_changed",
-    "renamed",
-    "editable_changed",
-)
-
 Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
-VERDICTS: Final[tuple[Verdict, ...]] = ("changed", "unchanged", "held", "failed", "stale")
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
 """EnOS says no to these targets until somebody changes a right or the schedule: named, but no reason to page."""

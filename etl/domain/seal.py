@@ -14,7 +14,8 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from etl.domain.chain import digest, encode, linked, microseconds, optional_microseconds
-from etl.domain.model import CHANGE_KINDS, VERDICTS, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import VERDICTS, Target
 
 FORMAT: Final = 1
 TAG: Final = f"seal/{FORMAT}"

@@ -7,22 +7,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
-EventKind = Literal[
-    "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
-]
-EVENT_KINDS: Final[tuple[EventKind, ...]] = (
-    "appeared",
-    "reappeared",
-    "access_granted",
-    "cycle_changed",
-    "renamed",
-    "access_lost",
-    "disappeared",
-)
+from etl.domain.kinds import EventKind
 
 
 class Answer(NamedTuple):

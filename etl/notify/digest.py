@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from etl.domain.kinds import DELTA_KINDS, LABELS, TROUBLE_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
@@ -27,21 +28,6 @@ _MARKUP: Final = re.compile(
 """What some chat would take for more than text. Most names hold single ``_`` and ``*``, which do no harm."""
 _MORE: Final = "\nTo see more:"
 _CUT: Final = "  and more than there is room for here"
-
-WORDS: Final[Mapping[str, tuple[str, str, str]]] = {
-    "cycle_changed": ("cycle changed", "cycles changed", "Cycle changed"),
-    "removed": ("removed", "removed", "Removed"),
-    "added": ("added", "added", "Added"),
-    "renamed": ("renamed", "renamed", "Renamed"),
-    "editable_changed": ("editability changed", "editabilities changed", "Editability changed"),
-    "held": ("held", "held", "Removals are held until a person decides"),
-    "failed": ("failed", "failed", "No valid answer any more"),
-    "overdue": ("overdue", "overdue", "Overdue: nobody has seen these for three due slots"),
-    "recovered": ("recovered", "recovered", "Recovered"),
-}
-"""A kind in a title (one, several), and above its lines; in the order in which a message has them."""
-_TROUBLES: Final = ("held", "failed", "overdue")
-_CHANGES: Final = ("cycle_changed", "removed", "added", "renamed", "editable_changed")
 
 
 class Part(NamedTuple):
@@ -73,9 +59,9 @@ class Message(NamedTuple):
 
 
 def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
-    """Parts from (kind, line), in the order of WORDS; memory holds the first lines of each, however many come."""
-    counts = dict.fromkeys(WORDS, 0)
-    lines: dict[str, list[str]] = {kind: [] for kind in WORDS}
+    """Parts from (kind, line), in the order of LABELS; memory holds the first lines of each, however many come."""
+    counts = dict.fromkeys(LABELS, 0)
+    lines: dict[str, list[str]] = {kind: [] for kind in LABELS}
     for kind, line in found:
         counts[kind] += 1
         if counts[kind] <= LINES:
@@ -85,14 +71,14 @@ def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
 
 def message(digest: Digest) -> Message:
     """The message that tells ``digest``."""
-    trouble = bool(digest.parts.keys() & {*_TROUBLES})
+    trouble = bool(digest.parts.keys() & {*TROUBLE_KINDS})
     return Message(_title(digest.name, digest.parts), "\n".join(_body(digest)), trouble)
 
 
 def together(digests: Sequence[Digest]) -> Message:
     """One message for many runs, so that nobody gets a hundred after an outage."""
     found: dict[str, Part] = {}
-    for kind in WORDS:
+    for kind in LABELS:
         parts = [digest.parts[kind] for digest in digests if kind in digest.parts]
         if parts:
             lines = [line for part in parts for line in part.lines]
@@ -132,7 +118,7 @@ def cycle(code: str | None) -> str:
 
 
 def _title(name: str, parts: Mapping[str, Part]) -> str:
-    sums = ", ".join(f"{part.total} {WORDS[kind][part.total != 1]}" for kind, part in parts.items())
+    sums = ", ".join(f"{part.total} {LABELS[kind][part.total != 1]}" for kind, part in parts.items())
     return f"Flowtrail {name}: {sums}" if name else f"Flowtrail: {sums}"
 
 
@@ -140,7 +126,7 @@ def _body(digest: Digest) -> Iterable[str]:
     yield digest.said
     share = max(_FEWEST_LINES, LINES // max(1, len(digest.parts)))
     for kind, part in digest.parts.items():
-        yield f"\n{WORDS[kind][2]} ({part.total}):"
+        yield f"\n{LABELS[kind].heading} ({part.total}):"
         yield from (f"  {line}" for line in part.lines[:share])
         if part.total > share:
             yield f"  and {part.total - share} more"
@@ -149,10 +135,10 @@ def _body(digest: Digest) -> Iterable[str]:
 
 
 def _commands(digest: Digest) -> Iterable[str]:
-    if digest.changes_between and digest.parts.keys() & {*_CHANGES}:
+    if digest.changes_between and digest.parts.keys() & {*DELTA_KINDS}:
         since, until = digest.changes_between
         yield f"flowtrail changes --since {since} --until {until}"
     if "held" in digest.parts:
         yield "flowtrail guard list"
-    if digest.parts.keys() - {*_CHANGES, "held"} or not digest.parts:
+    if digest.parts.keys() - {*DELTA_KINDS, "held"} or not digest.parts:
         yield "flowtrail status"

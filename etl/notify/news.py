@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
 
 from etl.database import reading
+from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
@@ -16,7 +17,6 @@ from etl.report.stream import stream
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, sync_run, target, workflow_change
 from etl.store import UntoldRun
 
-CHANGES: Final = ("cycle_changed", "removed", "added", "renamed", "editable_changed")
 TROUBLES: Final = ("failed", "held")
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
@@ -106,7 +106,7 @@ def digest_of(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[
 
 def _found(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str]) -> Iterator[tuple[str, str]]:
     of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
-    kinds, troubles = [kind for kind in on if kind in CHANGES], [kind for kind in on if kind in TROUBLES]
+    kinds, troubles = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in TROUBLES]
     if kinds:
         yield from ((change.kind, str(change)) for change in stream(engine, _changes(run, kinds, of_orgs), _Change))
     for kind in troubles:

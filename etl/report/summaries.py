@@ -13,22 +13,12 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, text
 
 from etl.domain.holds import code, held_set
+from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS, Target
 from etl.report import WorkflowEvent, statements
 from etl.report.fetch import fetch, with_times
 from etl.report.names import contains_sql, pattern
-from etl.report.summary_rows import (
-    CYCLES,
-    EVENTS,
-    OTHER,
-    Churn,
-    Day,
-    DaySnapshot,
-    Gap,
-    Hold,
-    MostChanged,
-    Position,
-)
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged, Position
 
 
 def workflows(connection: Connection) -> int:
@@ -56,7 +46,7 @@ def days(connection: Connection, since: dt.date, until: dt.date) -> list[Day]:
 def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
     """The organisations whose lists gained and lost most since then, and how long their lists are now."""
     sql = f"""
-    SELECT c.org_id, {", ".join(EVENTS)},
+    SELECT c.org_id, {", ".join(DELTA_KINDS)},
            coalesce((SELECT sum(flow_count) FROM target n WHERE n.org_id = c.org_id AND n.retired_at IS NULL), 0), orgs
     FROM (SELECT t.org_id, {_sums()}, count(*) OVER () AS orgs
           FROM change_set s JOIN target t ON t.id = s.target_id
@@ -174,7 +164,7 @@ def trail(
     user: str = "",
     flow: str = "",
     name: str = "",
-    kinds: Sequence[str] = EVENTS,
+    kinds: Sequence[str] = DELTA_KINDS,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     after: Position | None = None,
@@ -249,7 +239,7 @@ def _equal(prefix: str, given: Mapping[str, str]) -> str:
 
 
 def _sums() -> str:
-    return ", ".join(f"sum({kind}) AS {kind}" for kind in EVENTS)
+    return ", ".join(f"sum({kind}) AS {kind}" for kind in DELTA_KINDS)
 
 
 def _cycle(column: str) -> str:

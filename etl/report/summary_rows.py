@@ -6,9 +6,8 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS
+from etl.domain.model import CYCLE_LABELS
 
-EVENTS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
 OTHER: Final = "other"
 """Stands for every cycle that EnOS does not document, and for none."""
 CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 from prometheus_client import (
@@ -26,11 +26,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from etl import __version__
-from etl.domain.model import CHANGE_KINDS, VERDICTS
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import VERDICTS, RunStatus
 from etl.report.health import HealthSnapshot
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
-RUN_STATUSES: Final = ("succeeded", "partial", "failed", "aborted")
+RUN_STATUSES: Final = tuple(status for status in get_args(RunStatus) if status != "running")
 CALLS: Final = ("flows", "roster", "token")
 OTHER: Final = "other"
 _TOKEN: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Table, Update, bindparam, delete, func, inser
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import FORMAT, GENESIS
-from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Issue, Outcome, Span
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
 from etl.store import turnover
 from etl.store.bulk import BulkValues, extend_spans, insert_rows, stamp

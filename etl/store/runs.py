@@ -21,7 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.model import CHANGE_KINDS, ChangeKind, Issue, Origin, RunStatus, Target, Verdict
+from etl.domain.kinds import CHANGE_KINDS, ChangeKind
+from etl.domain.model import Issue, Origin, RunStatus, Target, Verdict
 from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)

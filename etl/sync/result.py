@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
 
 MOST_ISSUES: Final = 1_000
 """As many issues of a run are kept to be told; the table ``sync_issue`` has all."""

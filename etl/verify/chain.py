@@ -13,7 +13,8 @@ import msgspec
 
 from etl.domain.chain import FORMAT, GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
-from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.verify.finding import Broken, Verbatim, require
 from etl.verify.rows import ChangeSetRow, SpanRow
 

@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from etl.domain.model import CHANGE_KINDS
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
 from etl.report import HeldRemoval, Report, TargetHealth, statements, summaries
 from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
-from etl.report.summary_rows import EVENTS, Position
+from etl.report.summary_rows import Position
 from etl.timeparse import parse_moment
 from etl.web import overview
 from etl.web.connections import AtOnce
@@ -75,7 +75,7 @@ class Site:
         asked, now = RequestParams(request), self._now()
         wanted = {name: asked.text(name) for name in ("org", "user", "flow", "name", "since", "until")}
         wanted["since"] = asked.text("since", _USUAL_SINCE)
-        kinds = [kind for kind in CHANGE_KINDS if kind in request.query_params.getlist("kind")] or list(EVENTS)
+        kinds = [kind for kind in CHANGE_KINDS if kind in request.query_params.getlist("kind")] or list(DELTA_KINDS)
         try:
             times = {name: _moment(wanted[name], now) for name in ("since", "until")}
         except ValueError as error:

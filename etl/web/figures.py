@@ -10,9 +10,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report import WorkflowHistory
-from etl.report.summary_rows import CYCLES, EVENTS, OTHER, Churn, Day, DaySnapshot
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot
 from etl.web.labels import cycle_label, foreign, kind_label, target_label
 
 Figure = dict[str, Any]
@@ -37,7 +38,7 @@ def changes_by_day(days: Sequence[Day]) -> Figure:
                 "y": [getattr(day, kind) for day in days],
                 "marker": {"color": f"--kind-{kind}"},
             }
-            for kind in EVENTS
+            for kind in DELTA_KINDS
         ],
         "layout": {
             "barmode": "stack",

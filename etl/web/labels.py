@@ -7,6 +7,7 @@ import shlex
 from typing import Final
 from urllib.parse import quote
 
+from etl.domain.kinds import LABELS
 from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
@@ -27,7 +28,12 @@ def cycle_label(cycle: str | None) -> str:
 
 def kind_label(kind: str) -> str:
     """ "cycle changed" for "cycle_changed"."""
-    return kind.replace("_", " ")
+    return LABELS[kind].one
+
+
+def role_label(role: str) -> str:
+    """ "standing by" for "standing_by"."""
+    return role.replace("_", " ")
 
 
 def target_label(org_id: str, user_id: str, expression: str) -> str:

@@ -16,8 +16,9 @@ import jinja2
 import msgspec
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
+from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
-from etl.report.summary_rows import CYCLES, EVENTS
+from etl.report.summary_rows import CYCLES
 from etl.web import figures, labels
 
 _ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -46,6 +47,7 @@ def environment() -> jinja2.Environment:
         "foreign": labels.foreign,
         "cycle": labels.cycle_label,
         "kind": labels.kind_label,
+        "role": labels.role_label,
         "utc": labels.utc,
         "iso": _iso,
         "editable": labels.editable_label,
@@ -64,7 +66,8 @@ def environment() -> jinja2.Environment:
         "CYCLES": CYCLES,
         "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,
-        "EVENTS": EVENTS,
+        "DELTA_KINDS": DELTA_KINDS,
+        "KIND_COLUMNS": [f"#{labels.kind_label(kind)}" for kind in DELTA_KINDS],
     }
     return made
 

@@ -128,7 +128,7 @@ def test_filters_find_what_they_name(page, address):
     page.get_by_label("Organisation").fill("o2")
     page.get_by_label("From").fill("2026-03-01")
     page.get_by_label("Before").fill("2026-03-25")
-    for kind in ("added", "removed", "renamed", "editable changed"):
+    for kind in ("added", "removed", "renamed", "editability changed"):
         page.get_by_label(kind, exact=True).uncheck()
     page.get_by_role("button", name="Filter").click()
     assert set(texts(page, "#events td:nth-child(2)")) == {"cycle changed"}

@@ -11,7 +11,8 @@ import pytest
 
 from etl.domain.chain import GENESIS, change_set_hash, state_digest
 from etl.domain.diff import baseline, diff
-from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken
 from etl.verify.rows import ChangeSetRow, SpanRow

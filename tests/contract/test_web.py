@@ -25,10 +25,11 @@ from starlette.routing import Route
 
 from etl.database import connect, reading
 from etl.domain.holds import code
-from etl.domain.model import CHANGE_KINDS, CYCLE_LABELS
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
+from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries
-from etl.report.summary_rows import CYCLES, EVENTS, OTHER, Position
+from etl.report.summary_rows import CYCLES, OTHER, Position
 from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import workflow_path
 from etl.web.rendering import as_data
@@ -107,11 +108,13 @@ def test_changes_and_churn_are_those_of_daily_change(engine: Engine, world: Worl
             if str(day) >= str(since):
                 by_day[str(day), kind] += int(changes)
                 by_org[org, kind] += int(changes)
-    assert {(str(day.day), kind): getattr(day, kind) for day in days for kind in EVENTS if getattr(day, kind)} == by_day
+    assert {
+        (str(day.day), kind): getattr(day, kind) for day in days for kind in DELTA_KINDS if getattr(day, kind)
+    } == by_day
     assert [day.day for day in days] == [since + number * DAY for number in range(7)]
     orgs = sorted({org for org, _ in by_org}, key=lambda org: -by_org[org, "added"] - by_org[org, "removed"])
     assert [row.org_id for row in churn] == orgs[:2]
-    assert all(getattr(row, kind) == by_org[row.org_id, kind] for row in churn for kind in EVENTS)
+    assert all(getattr(row, kind) == by_org[row.org_id, kind] for row in churn for kind in DELTA_KINDS)
     assert {row.orgs for row in churn} == {len(orgs)}
 
 
@@ -127,7 +130,7 @@ FILTERS = [
 
 def test_paging_through_the_trail_gives_every_change_once(engine: Engine, world: World) -> None:
     times = {"since": world.now - 5 * DAY, "until": world.now - DAY}
-    for filters, kinds in itertools.product(FILTERS, (CHANGE_KINDS, EVENTS, ("renamed",))):
+    for filters, kinds in itertools.product(FILTERS, (CHANGE_KINDS, DELTA_KINDS, ("renamed",))):
         expected = list(Report(engine).changes(**times, kinds=kinds, newest_first=True, **filters))
         assert expected or kinds == ("renamed",)
         found, after = [], None

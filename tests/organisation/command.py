@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 
-from etl.domain.story import EVENT_KINDS
+from etl.domain.kinds import EVENT_KINDS
 from tests.organisation.oracle import Oracle, settle
 from tests.organisation.runs import Office
 from tests.organisation.settings import ORDINARY, UNKIND

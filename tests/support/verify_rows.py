@@ -20,7 +20,8 @@ from sqlalchemy import Connection
 from etl.database import connect, upgrade, writing
 from etl.domain.chain import GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
-from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.schema import change_set, observation, target, workflow, workflow_change
 from etl.store.bulk import insert_rows, stamp
 from etl.verify import Progress, verify

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from etl.domain import chain, seal
 from etl.domain.diff import diff
-from etl.domain.model import CHANGE_KINDS, Change, ChangeSet, Flow, Span, Target
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from tests.support.builders import states
 from tests.support.golden.calculation import calculated
 

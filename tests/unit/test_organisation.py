@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from etl.domain.kinds import EVENT_KINDS
 from etl.domain.organisation import judge
-from etl.domain.story import EVENT_KINDS, Answer, Audience, Judgement, Listed, Sighting, User, Workflow
+from etl.domain.story import Answer, Audience, Judgement, Listed, Sighting, User, Workflow
 from tests.organisation.cases import cases, promised, told
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle

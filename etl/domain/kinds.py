@@ -1,0 +1,50 @@
+"""The kinds of changes, of an organisation's events and of news, and how each is called in front of people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple, get_args
+
+ChangeKind = Literal["baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed"]
+CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = get_args(ChangeKind)
+"""What a row of the trail may be, in the order of the trail's columns."""
+DELTA_KINDS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
+"""Those that say that something changed: a baseline is a target's first list."""
+
+EventKind = Literal[
+    "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
+]
+EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
+"""What may happen to a workflow in its organisation, in the order in which a run's events are told."""
+
+TroubleKind = Literal["held", "failed", "overdue"]
+TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
+"""What may happen to a target, and somebody should look at."""
+
+
+class Label(NamedTuple):
+    """A kind behind a number (1, and others), and above a list."""
+
+    one: str
+    many: str
+    heading: str
+
+
+LABELS: Final[Mapping[str, Label]] = {
+    "baseline": Label("baseline", "baselines", "Baseline"),
+    "cycle_changed": Label("cycle changed", "cycles changed", "Cycle changed"),
+    "removed": Label("removed", "removed", "Removed"),
+    "added": Label("added", "added", "Added"),
+    "renamed": Label("renamed", "renamed", "Renamed"),
+    "editable_changed": Label("editability changed", "editabilities changed", "Editability changed"),
+    "appeared": Label("appeared", "appeared", "Appeared"),
+    "reappeared": Label("reappeared", "reappeared", "Reappeared"),
+    "disappeared": Label("disappeared", "disappeared", "Disappeared"),
+    "access_granted": Label("access granted", "accesses granted", "Access granted"),
+    "access_lost": Label("access lost", "accesses lost", "Access lost"),
+    "held": Label("held", "held", "Removals are held until a person decides"),
+    "failed": Label("failed", "failed", "No valid answer any more"),
+    "overdue": Label("overdue", "overdue", "Overdue: nobody has seen these for three due slots"),
+    "recovered": Label("recovered", "recovered", "Recovered"),
+}
+"""Every kind, in the order in which a message has them."""
