@@ -12,7 +12,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, TextClause, TextualSelect, bindparam, text
+from sqlalchemy import BindParameter, Connection, TextClause, TextualSelect, bindparam, text
 
 from etl.domain.model import CYCLE_LABELS
 from etl.report.rows import TargetAsOf, WorkflowAsOf, sql_columns
@@ -139,10 +139,14 @@ _NEWEST: Final = text("SELECT max(id) FROM change_set")
 _THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY observed_at DESC LIMIT 1")
 
 
-def targets_statement(filters: Mapping[str, Any]) -> TextualSelect:
-    """One row a target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``."""
-    sql = f"WITH {_SEEN}{_TARGETS}".format(targets=_where("t", filters, "org_id", "user_id"))
-    return _timed(text(sql)).columns(*sql_columns(TargetAsOf))
+def targets_statement(
+    filters: Mapping[str, Any], condition: str = "", *parameters: BindParameter[Any]
+) -> TextualSelect:
+    """One row a target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``.
+    ``condition`` is one more, on the table ``target t``, with its ``parameters``."""
+    chosen = _where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}")
+    sql = f"WITH {_SEEN}{_TARGETS}".format(targets=chosen)
+    return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(TargetAsOf))
 
 
 def flows_statement(way: Way, filters: Mapping[str, Any], name_filter: str) -> TextualSelect:

@@ -32,9 +32,16 @@ def fetch(connection: Connection, row_type: type[T], sql: str, **parameters: Any
     return [row_type(*row) for row in found]
 
 
-def page(connection: Connection, row_type: type[T], select: Select[Any], limit: int, offset: int = 0) -> list[T]:
+def page(
+    connection: Connection,
+    row_type: type[T],
+    select: Select[Any],
+    limit: int,
+    offset: int = 0,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[T]:
     """At most ``limit`` rows of ``select`` after the first ``offset``."""
-    return [row_type(*row) for row in connection.execute(select.limit(limit).offset(offset))]
+    return [row_type(*row) for row in connection.execute(select.limit(limit).offset(offset), parameters or {})]
 
 
 def with_times(sql: str, parameters: Mapping[str, Any]) -> TextClause:

@@ -26,3 +26,12 @@ def contains_sql(dialect: str, name: str, parameter: str) -> str:
     """The same in words, for a statement to which the pattern is bound as ``parameter``."""
     collated = name if dialect == "sqlite" else f'{name} COLLATE "C"'
     return f"lower({collated}) LIKE :{parameter} ESCAPE '{_ESCAPE}'"
+
+
+WHOLE: Final = "="
+"""In front of an id that is asked for: the whole id, and not a part of one."""
+
+
+def id_contains(dialect: str, column: ColumnElement[Any], asked: str) -> ColumnElement[bool]:
+    """The id in ``column`` contains what is asked for, or is it, where ``WHOLE`` stands in front."""
+    return column == asked[len(WHOLE) :] if asked.startswith(WHOLE) else contains(dialect, column, asked)

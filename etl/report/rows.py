@@ -101,6 +101,38 @@ class WorkflowHistory(NamedTuple):
     last_seen_at: dt.datetime | None
 
 
+class TargetVersion(NamedTuple):
+    """A version of a target, and how many changes of each kind made it."""
+
+    version: int
+    kind: str
+    observed_at: dt.datetime
+    last_unchanged_at: dt.datetime | None
+    flow_count: int
+    baseline: int
+    added: int
+    removed: int
+    cycle_changed: int
+    renamed: int
+    editable_changed: int
+    run_id: int
+    approved_by: str | None
+    hash: str
+
+
+class ListDifference(NamedTuple):
+    """A change between the lists of two moments, whatever happened in between."""
+
+    flow_id: str
+    kind: str
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    old_editable: bool | None
+    new_editable: bool | None
+
+
 class TargetHealth(NamedTuple):
     """Whether a target can be trusted."""
 

@@ -9,8 +9,9 @@ from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 from etl.report.rows import SyncRun, TargetHealth, view
 from etl.schema import sync_issue, target, workflow
 
-Show = Literal["", "problems", "never_observed", "retired"]
-"""Which targets: every configured one, those with problems, those that nobody has observed yet, those retired."""
+Show = Literal["", "problems", "never_observed", "empty", "retired"]
+"""Which targets: every configured one, those with problems, those that nobody has observed yet, those whose list is
+empty, those retired."""
 
 HELD = and_(target.c.held_since.is_not(None), target.c.retired_at.is_(None))
 """Removals of the target wait for a person."""
@@ -24,6 +25,7 @@ def targets(which: Show = "", *, org: str | None = None, user: str | None = None
         "": true(),
         "problems": or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None)),
         "never_observed": health.c.version == 0,
+        "empty": and_(health.c.version > 0, health.c.flow_count == 0),
         "retired": true(),
     }
     retired = health.c.retired_at.is_not(None) if which == "retired" else health.c.retired_at.is_(None)

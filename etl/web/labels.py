@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
+from collections.abc import Mapping
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from etl.domain.kinds import LABELS
 from etl.domain.model import CYCLE_LABELS
@@ -76,6 +77,24 @@ def workflow_path(flow_id: str, org_id: str = "") -> str:
     if flow_id in (".", ".."):
         path, where = "/workflow", {"flow": flow_id, **where}
     return path + ("?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in where.items()) if where else "")
+
+
+def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = "") -> str:
+    """The address of a target's page. What cannot stand in a path goes behind the "?"."""
+    more = {"expression": expression, "as_of": as_of}
+    if any("/" in each or each in (".", "..", "") for each in (org_id, user_id)):
+        return "/target" + _query({"org": org_id, "user": user_id, **more})
+    return f"/targets/{quote(org_id, safe='')}/{quote(user_id, safe='')}" + _query(more)
+
+
+def _query(values: Mapping[str, str]) -> str:
+    given = {key: value for key, value in values.items() if value}
+    return "?" + urlencode(given, quote_via=quote) if given else ""
+
+
+def moment(time: dt.datetime | None) -> str:
+    """A moment as an address has it, exact."""
+    return "" if time is None else time.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 def approval(org_id: str, user_id: str, expression: str, code: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 import gzip
 import hashlib
+import html
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
@@ -49,7 +49,8 @@ def environment() -> jinja2.Environment:
         "kind": labels.kind_label,
         "role": labels.role_label,
         "utc": labels.utc,
-        "iso": _iso,
+        "iso": labels.moment,
+        "labelled": labelled,
         "editable": labels.editable_label,
         "data": as_data,
     }
@@ -61,6 +62,7 @@ def environment() -> jinja2.Environment:
         "figures": figures,
         "plotly_sheets": plotly_sheets,
         "target_label": labels.target_label,
+        "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),
         "CYCLES": CYCLES,
@@ -82,6 +84,21 @@ def as_data(value: object) -> str:
     for char, escape in _ENDS_A_SCRIPT.items():
         text = text.replace(char, escape)
     return text
+
+
+_ROW: Final = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
+_CELL: Final = re.compile(r"<t[dh](?![^>]*colspan)")
+
+
+def labelled(rows: str, columns: Sequence[str]) -> str:
+    """Table rows whose cells say their column: on a narrow screen a row becomes a card of such lines."""
+    names = [f' data-label="{html.escape(column.removeprefix("#"))}"' for column in columns]
+
+    def row(found: re.Match[str]) -> str:
+        left = iter(names)
+        return _CELL.sub(lambda cell: cell[0] + next(left, ""), found[0])
+
+    return _ROW.sub(row, str(rows))
 
 
 @functools.cache
@@ -115,7 +132,3 @@ def _address(name: str) -> str:
     known = asset(name)
     assert known is not None  # noqa: S101 - the templates name what there is
     return f"/static/{name}?v={hashlib.sha256(known.body).hexdigest()[:12]}"
-
-
-def _iso(moment: dt.datetime) -> str:
-    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

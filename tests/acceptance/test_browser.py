@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from etl.database import connect
 from etl.web import report_html
-from etl.web.labels import workflow_path
+from etl.web.labels import target_path, workflow_path
 from tests.support.browser import (
     COVERAGE_GAP,
     HOSTILE_NAME,
@@ -27,14 +27,26 @@ from tests.support.browser import (
 
 __all__ = ["browser"]
 
-PAGES = ["/", "/?days=7", "/trail", "/held", "/targets", "/gaps", workflow_path("66"), workflow_path("5")]
+PAGES = [
+    "/",
+    "/?days=7",
+    "/trail",
+    "/held",
+    "/targets",
+    "/targets?as_of=2026-03-20",
+    target_path("o2", "carol"),
+    target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
+    "/gaps",
+    workflow_path("66"),
+    workflow_path("5"),
+]
 
 
 NAMELESS = """() => {
     const all = selector => [...document.querySelectorAll(selector)];
     const ids = all('[id]').map(element => element.id);
     return [
-        ...all('input, select').filter(field => !field.labels.length),
+        ...all('input:not([type=hidden]), select').filter(field => !field.labels.length),
         ...all('table').filter(table => !table.caption),
         ...all('thead th').filter(head => head.scope !== 'col'),
         ...all('[role=img]').filter(image => !image.ariaLabel),
@@ -42,6 +54,10 @@ NAMELESS = """() => {
         ...ids.filter((id, place) => ids.indexOf(id) !== place),
     ].map(String);
 }"""
+
+
+SCROLLS = """() => [...document.querySelectorAll('.scroll')]
+    .filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"""
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +123,13 @@ def test_every_page_loads_and_draws_without_a_complaint(page, looked, address):
 
 
 @pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True, ids=["phone"])
-def test_on_a_phone_only_the_tables_scroll_sideways(page, address):
-    for path in ("/", "/trail", "/targets", workflow_path("5")):
+def test_on_a_phone_nothing_scrolls_sideways_and_every_cell_says_its_column(page, address):
+    for path in PAGES:
         page.goto(address + path)
         drawn(page)
         assert page.evaluate("document.documentElement.scrollWidth") == 360, path
+        assert page.evaluate(SCROLLS) == [], path
+        assert page.locator("tbody td:not([colspan]):not([data-label])").count() == 0, path
 
 
 def test_plots_follow_a_change_from_light_to_dark(page, address):

@@ -31,14 +31,26 @@ from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries
 from etl.report.summary_rows import CYCLES, OTHER, Position
 from etl.web import HttpServer, create_app, report_html
-from etl.web.labels import workflow_path
+from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
 from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
 from tests.support.builders import after
 from tests.support.histories import World
 
 DAY = dt.timedelta(days=1)
-PAGES = ["/", "/?days=365", "/trail", "/held", "/targets", "/gaps", workflow_path("5"), workflow_path("66")]
+PAGES = [
+    "/",
+    "/?days=365",
+    "/trail",
+    "/held",
+    "/targets",
+    "/gaps",
+    "/targets?as_of=2026-03-20",
+    target_path("o1", "alice"),
+    target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
+    workflow_path("5"),
+    workflow_path("66"),
+]
 HOSTILE_PLACES = {"org": HOSTILE_ORG.org_id, "user": HOSTILE_ORG.user_id, "since": ""}
 
 

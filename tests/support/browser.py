@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from sqlalchemy import Engine
 
+from etl.database import connect
 from etl.domain import verdict
-from etl.domain.model import Flow, Target
+from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
+from etl.store import NewRun
 from etl.web import HttpServer, create_app
-from tests.support.builders import Diary, after, flow, numbered
+from tests.support.builders import UNCHECKED, Diary, after, flow, numbered
 
 NOW = after(days=38, hours=5)
 COVERAGE_GAP = dt.timedelta(hours=36)
@@ -53,7 +59,59 @@ def tell(engine: Engine, url: str) -> None:
                 outcomes.append(verdict.failed(fence, Refused("the gateway said no", code="62109")))
             else:
                 outcomes.append(diary.judge(fence, listed, after(days=day)))
-        assert diary.apply(*outcomes) == set()
+        _run(diary, after(days=day), outcomes)
+
+
+def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
+    """A scheduled run that ends a minute after ``at``."""
+    new = NewRun(origin="schedule", schedule="plants", scheduled_for=at, host="here", pid=1, targets=len(outcomes))
+    run_id = diary.store.begin_run(new, at - dt.timedelta(minutes=1))
+    assert run_id is not None
+    assert diary.store.apply(run_id, outcomes, UNCHECKED) == set()
+    counts = Counter(outcome.verdict for outcome in outcomes)
+    status: RunStatus = "partial" if counts["failed"] or counts["held"] else "succeeded"
+    diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
+
+
+class Told:
+    """The story in a database of each kind, told once; for tests that only read."""
+
+    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
+        self._request = request
+        self._folder = folder
+        self._engines: dict[str, Engine] = {}
+
+    def engine(self, dialect: str) -> Engine:
+        if dialect not in self._engines:
+            url = self._sqlite() if dialect == "sqlite" else self._postgres()
+            self._engines[dialect] = connect(url)
+            tell(self._engines[dialect], url)
+        return self._engines[dialect]
+
+    def dispose(self) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
+
+    def _sqlite(self) -> str:
+        file = shutil.copy(self._request.getfixturevalue("migrated_sqlite"), self._folder / "flowtrail.db")
+        return f"sqlite:///{file}"
+
+    def _postgres(self) -> str:
+        server = self._request.getfixturevalue("postgres")
+        template, name = self._request.getfixturevalue("migrated_postgres"), f"told_{os.getpid()}_{next(_NUMBERS)}"
+        with psycopg.connect(server.conninfo("postgres"), autocommit=True) as admin:
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return str(server.url(name))
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    once = Told(request, tmp_path_factory.mktemp("told"))
+    yield once
+    once.dispose()
 
 
 def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
@@ -71,7 +129,7 @@ class Looked(NamedTuple):
     requests: list[str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A headless Chromium. Where there is none, CI fails and a laptop skips, with the remedy."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,0 +1,240 @@
+"""One target, or a page of them: the list now or at a moment, its versions, and what each run made of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, or_, select, text
+
+from etl.domain.diff import by_id, diff
+from etl.domain.model import Flow, Target
+from etl.report import statements
+from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.report.names import contains, id_contains
+from etl.report.rows import (
+    CurrentWorkflow,
+    ListDifference,
+    TargetAsOf,
+    TargetHealth,
+    TargetVersion,
+    view,
+)
+from etl.schema import UtcTime, change_set, observation, sync_issue, sync_run, target
+
+
+class KnownTarget(NamedTuple):
+    """A target that was ever configured, and the ends of what is known of it."""
+
+    id: int
+    org_id: str
+    user_id: str
+    expression: str
+    version: int
+    retired_at: dt.datetime | None
+    first_at: dt.datetime | None
+    """The first observation; None: there was none yet."""
+
+    @property
+    def target(self) -> Target:
+        return Target(self.org_id, self.user_id, self.expression)
+
+
+class Tick(NamedTuple):
+    """What a run made of a target."""
+
+    run_id: int
+    started_at: dt.datetime
+    schedule: str | None
+    missed: int
+    """Slots of the schedule before this run in which nothing ran."""
+    silent: bool
+    """Nobody looked for longer than the coverage gap before this run."""
+    verdict: str
+    """A verdict, or ``unseen``: the run says nothing of this target."""
+    changes: int
+    error_code: str | None
+
+
+def of_user(connection: Connection, org: str, user: str) -> list[KnownTarget]:
+    """The targets of a user, the one without a search expression first."""
+    first = select(change_set.c.observed_at).where(change_set.c.target_id == target.c.id, change_set.c.version == 1)
+    columns = (target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version)
+    chosen = (
+        select(*columns, target.c.retired_at, first.scalar_subquery())
+        .where(target.c.org_id == org, target.c.user_id == user)
+        .order_by(target.c.expression)
+    )
+    return [KnownTarget(*row) for row in connection.execute(chosen)]
+
+
+def health_of(connection: Connection, known: Target) -> TargetHealth:
+    """What is known of a target now."""
+    health = view("target_health", TargetHealth)
+    values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
+    return TargetHealth(*connection.execute(select(health).where(*statements.equal(health, **values))).one())
+
+
+# ------------------------------------------------------------------------------------------------------- the list
+
+
+def list_now(dialect: str, known: Target, *, part: str = "", cycle: str = "") -> Select[Any]:
+    """``CurrentWorkflow``, by flow_id; ``part`` is a part of the id or of the name."""
+    seen = view("current_workflow", CurrentWorkflow)
+    values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
+    return _filtered(dialect, select(seen).where(*statements.equal(seen, **values)), seen, part, cycle)
+
+
+def list_then(
+    connection: Connection, known: Target, at: dt.datetime, *, part: str = "", cycle: str = ""
+) -> Select[Any]:
+    """``WorkflowAsOf``, by flow_id: the list at ``at``. The parameters of the statement are ``parameters_then``."""
+    dialect = connection.dialect.name
+    then = flows_statement(cheaper_way(connection, at), parameters_then(known, at), "").subquery("then_listed")
+    return _filtered(dialect, select(then).where(then.c.expression == known.expression), then, part, cycle)
+
+
+def parameters_then(known: Target, at: dt.datetime) -> dict[str, Any]:
+    return {"org_id": known.org_id, "user_id": known.user_id, "at": at}
+
+
+def _filtered(dialect: str, listed: Select[Any], source: Any, part: str, cycle: str) -> Select[Any]:
+    columns = (source.c.flow_id, source.c.flow_name)
+    found = or_(*(contains(dialect, column, part) for column in columns)) if part else None
+    chosen = listed if found is None else listed.where(found)
+    return (chosen.where(source.c.cycle == cycle) if cycle else chosen).order_by(source.c.flow_id)
+
+
+def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf | None:
+    """How well the list at ``at`` is known; None: the target had not been observed yet, or was retired."""
+    found = connection.execute(targets_statement(parameters_then(known, at)), parameters_then(known, at))
+    rows = (TargetAsOf(*each) for each in found)
+    return next((row for row in rows if row.expression == known.expression and row.observed_before), None)
+
+
+def difference(
+    connection: Connection, known: Target, old: dt.datetime, new: dt.datetime | None
+) -> list[ListDifference]:
+    """What leads from the list at one moment to that of another, or of now (None), whatever happened in between."""
+    before, after = (by_id(_flows(connection, known, at)) for at in (old, new))
+    return [ListDifference(*msgspec.structs.astuple(change)) for change in diff(before, after)]
+
+
+def _flows(connection: Connection, known: Target, at: dt.datetime | None) -> Iterator[Flow]:
+    if at is None:
+        rows = connection.execute(list_now(connection.dialect.name, known))
+    else:
+        rows = connection.execute(list_then(connection, known, at), parameters_then(known, at))
+    return (Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in rows)
+
+
+# ------------------------------------------------------------------------------------------------------ its past
+
+
+def versions(target_id: int, until: dt.datetime | None) -> Select[Any]:
+    """``TargetVersion``, the latest first."""
+    own = change_set.c.target_id == target_id
+    chosen = own if until is None else and_(own, change_set.c.observed_at <= until)
+    columns = [change_set.c[name] for name in TargetVersion._fields]
+    return select(*columns).where(chosen).order_by(change_set.c.version.desc())
+
+
+_SCHEDULES: Final = text("""
+    SELECT DISTINCT r.schedule FROM sync_run r
+     WHERE r.schedule IS NOT NULL AND r.id IN (
+           SELECT run_id FROM (SELECT run_id FROM change_set WHERE target_id = :id ORDER BY version DESC LIMIT 50) made
+           UNION SELECT run_id FROM (SELECT run_id FROM sync_issue WHERE target_id = :id ORDER BY id DESC LIMIT 50) said
+           UNION SELECT id FROM (SELECT id FROM sync_run WHERE started_at <= :last_at
+                                 AND coalesce(finished_at, heartbeat_at) >= :last_at ORDER BY id DESC LIMIT 10) ran)
+    """).bindparams(bindparam("last_at", type_=UtcTime))
+
+
+def ticks(
+    connection: Connection, target_id: int, until: dt.datetime, most: int, coverage_gap: dt.timedelta
+) -> list[Tick]:
+    """The latest runs that concern a target, the oldest first.
+
+    Which targets a run asked is kept only where it found something: of a quiet target it is known from its spans. So
+    the runs are those of the schedules that observed the target, and those that left something of it.
+    """
+    runs = _runs_about(connection, target_id, until, most)
+    if not runs:
+        return []
+    ids = [run.id for run in runs]
+    changes = {row.run_id: int(row.changes) for row in connection.execute(_CHANGES, {"id": target_id, "ids": ids})}
+    issues = {row.run_id: row for row in connection.execute(_ISSUES, {"id": target_id, "ids": ids})}
+    spans = connection.execute(_SPANS, {"id": target_id, "since": runs[-1].started_at}).all()
+    silent = {run.id for before, run in pairwise(reversed(runs)) if run.started_at - _ended(before) > coverage_gap}
+    return [_tick(run, changes.get(run.id), issues.get(run.id), spans, run.id in silent) for run in reversed(runs)]
+
+
+def _runs_about(connection: Connection, target_id: int, until: dt.datetime, most: int) -> Sequence[Any]:
+    span = observation.c.target_id == target_id
+    last_at = connection.execute(
+        select(observation.c.last_at).where(span).order_by(observation.c.id.desc()).limit(1)
+    ).scalar()
+    schedules = connection.execute(_SCHEDULES, {"id": target_id, "last_at": last_at or until}).scalars().all()
+    own = select(change_set.c.run_id).where(change_set.c.target_id == target_id)
+    said = select(sync_issue.c.run_id).where(sync_issue.c.target_id == target_id)
+    about = or_(sync_run.c.schedule.in_(schedules), sync_run.c.id.in_(own), sync_run.c.id.in_(said))
+    columns = [sync_run.c[name] for name in ("id", "schedule", "started_at", "heartbeat_at", "finished_at", "missed")]
+    chosen = select(*columns).where(about, sync_run.c.started_at <= until, sync_run.c.origin != "approval")
+    return connection.execute(chosen.order_by(sync_run.c.id.desc()).limit(most)).all()
+
+
+_OF_RUNS: Final[Any] = bindparam("ids", expanding=True)
+_CHANGES: Final = text("""
+    SELECT run_id, sum(added + removed + cycle_changed + renamed + editable_changed) AS changes FROM change_set
+     WHERE target_id = :id AND run_id IN :ids GROUP BY run_id
+    """).bindparams(_OF_RUNS)
+_ISSUES: Final = text("""
+    SELECT run_id, verdict, error_code FROM sync_issue WHERE target_id = :id AND run_id IN :ids ORDER BY id
+    """).bindparams(_OF_RUNS)
+_SPANS: Final = (
+    text("SELECT first_at, last_at FROM observation WHERE target_id = :id AND last_at >= :since")
+    .bindparams(bindparam("since", type_=UtcTime))
+    .columns(first_at=UtcTime, last_at=UtcTime)
+)
+
+
+def _ended(run: Any) -> dt.datetime:
+    ended: dt.datetime = run.finished_at or run.heartbeat_at
+    return ended
+
+
+def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silent: bool) -> Tick:
+    seen = any(span.first_at <= _ended(run) and span.last_at >= run.started_at for span in spans)
+    usual = "changed" if changes is not None else "unchanged" if seen else "unseen"
+    verdict, error_code = (issue.verdict, issue.error_code) if issue else (usual, None)
+    return Tick(run.id, run.started_at, run.schedule, run.missed, silent, verdict, changes or 0, error_code)
+
+
+# -------------------------------------------------------------------------------------------------- all of them
+
+
+def chosen_targets(dialect: str, show: statements.Show, *, org: str = "", user: str = "") -> Select[Any]:
+    """``TargetHealth`` of the targets whose ids contain these parts."""
+    chosen = statements.targets(show)
+    ids = ((chosen.selected_columns.org_id, org), (chosen.selected_columns.user_id, user))
+    return chosen.where(*(id_contains(dialect, column, asked) for column, asked in ids if asked))
+
+
+def coverage_then(dialect: str, *, org: str = "", user: str = "") -> Select[Any]:
+    """``TargetAsOf`` of the targets whose ids contain these parts, at the parameter ``at``."""
+    then = targets_statement({}).subquery("targets_then")
+    ids = ((then.c.org_id, org), (then.c.user_id, user))
+    found = [id_contains(dialect, column, asked) for column, asked in ids if asked]
+    return select(then).where(*found).order_by(then.c.org_id, then.c.user_id, then.c.expression)
+
+
+def coverage_of(connection: Connection, targets: Sequence[Target], at: dt.datetime) -> dict[Target, TargetAsOf]:
+    """How well the lists of these targets at ``at`` are known; those not observed by then are left out."""
+    if not targets:
+        return {}
+    keys: BindParameter[Any] = bindparam("chosen", expanding=True)
+    chosen = targets_statement({}, "(t.org_id, t.user_id, t.expression) IN :chosen", keys)
+    rows = connection.execute(chosen, {"at": at, "chosen": [tuple(each) for each in targets]})
+    return {Target(*row[:3]): TargetAsOf(*row) for row in rows if row.observed_before}

@@ -1,0 +1,96 @@
+"""What a page answers with: HTML, or the rows of its table as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Literal, NamedTuple
+
+import structlog
+from sqlalchemy import Connection, Select
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+
+from etl.errors import DatabaseError
+from etl.export.text import csv_pages, jsonl_pages
+from etl.report import Column, columns_of, fetch
+from etl.report.stream import stream
+from etl.web.params import RequestParams
+from etl.web.rendering import render
+from etl.web.site import Site
+
+Format = Literal["csv", "json"]
+FORMATS: Final[tuple[Format, ...]] = ("csv", "json")
+_ROWS_AT_ONCE: Final = 1000
+
+
+class Listing(NamedTuple):
+    """A table as it is read: its name for a file, its row type, and the statement behind it."""
+
+    name: str
+    row_type: type[tuple[Any, ...]]
+    statement: Select[Any]
+    parameters: Mapping[str, Any] = {}
+
+    def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
+        return fetch.page(connection, self.row_type, self.statement, limit, offset, self.parameters)
+
+
+def html(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
+    return HTMLResponse(render(template, {"path": request.url.path, "linked": True, **values}), status)
+
+
+def wanted_format(request: Request) -> Format | None:
+    """``?format=``; None is the page itself."""
+    asked = RequestParams(request).one_of("format", FORMATS)
+    return next((known for known in FORMATS if known == asked), None)
+
+
+def listing_file(site: Site, listing: Listing, fmt: Format) -> Response:
+    """All rows of a table, streamed in constant memory."""
+    rows = stream(site.engine, listing.statement, listing.row_type, listing.parameters)
+    return rows_file(listing.name, columns_of(listing.row_type), rows, fmt)
+
+
+def rows_file(name: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], fmt: Format) -> Response:
+    """Rows as CSV, or as a JSON array of objects whose keys are the columns.
+
+    The first rows are read before anything is sent, so that a database that refuses is still a status.
+    """
+    pages = _in_pages(rows)
+    first = next(pages, [])
+    if fmt == "csv":
+        body = csv_pages(columns, _chained(first, pages))
+        headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
+        return StreamingResponse(_whole(body), media_type="text/csv; charset=utf-8", headers=headers)
+    return StreamingResponse(_whole(_json_array(columns, _chained(first, pages))), media_type="application/json")
+
+
+def _in_pages(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    source = iter(rows)
+    while page := list(islice(source, _ROWS_AT_ONCE)):
+        yield page
+
+
+def _chained(first: list[Sequence[Any]], rest: Iterator[list[Sequence[Any]]]) -> Iterator[list[Sequence[Any]]]:
+    if first:
+        yield first
+        yield from rest
+
+
+def _json_array(columns: Sequence[Column], pages: Iterator[list[Sequence[Any]]]) -> Iterator[bytes]:
+    yield b"["
+    separator = b"\n"
+    for lines in jsonl_pages(columns, pages):
+        yield separator + lines.rstrip(b"\n").replace(b"\n", b",\n")
+        separator = b",\n"
+    yield b"\n]\n"
+
+
+def _whole(body: Iterator[bytes]) -> Iterator[bytes]:
+    """A database that goes away in the middle cuts the response off, so that nobody takes a part for the whole."""
+    try:
+        yield from body
+    except DatabaseError as error:
+        structlog.get_logger("etl.web").warning("table_cut_off", error=str(error))
+        raise

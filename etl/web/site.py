@@ -1,0 +1,22 @@
+"""What the pages know: the database, the time, and what the service says of itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqlalchemy import Connection, Engine
+
+from etl.report.health import TargetSummary
+
+
+class Site(NamedTuple):
+    """Handed to every page; see ``etl.web.create_app``."""
+
+    engine: Engine
+    now: Callable[[], dt.datetime]
+    next_fire_times: Callable[[], dict[str, dt.datetime]]
+    role: Callable[[], str]
+    read_health: Callable[[Connection, dt.datetime], TargetSummary]
+    coverage_gap: dt.timedelta

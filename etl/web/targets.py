@@ -1,0 +1,119 @@
+"""The pages of the targets: all of them, and one with its list now or at a moment."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from etl.domain.model import CYCLE_LABELS, Target
+from etl.report import CurrentWorkflow, TargetAsOf, TargetHealth, WorkflowAsOf, columns_of, statements, target_page
+from etl.report.fetch import page, short_transaction
+from etl.report.rows import ListDifference, TargetVersion
+from etl.report.target_page import KnownTarget
+from etl.web.answers import Listing, html, listing_file, rows_file, wanted_format
+from etl.web.params import RequestParams, path_text
+from etl.web.site import Site
+
+TICKS: Final = 90
+VERSIONS: Final = 20
+DIFFERENCES: Final = 200
+TABLES: Final = ("list", "versions", "difference")
+"""The tables of a target's page; ``?table=`` chooses the one that becomes a file."""
+
+
+def index(site: Site, request: Request) -> Response:
+    asked, now = RequestParams(request), site.now()
+    ids = {name: asked.text(name) for name in ("org", "user")}
+    show, paging, at = statements.show(asked.text("show")), asked.paging(), asked.moment("as_of", now)
+    chosen = target_page.chosen_targets(site.engine.dialect.name, show, **ids)
+    fmt = wanted_format(request)
+    if fmt and at:
+        then = target_page.coverage_then(site.engine.dialect.name, **ids)
+        return listing_file(site, Listing("targets", TargetAsOf, then, {"at": at}), fmt)
+    if fmt:
+        return listing_file(site, Listing("targets", TargetHealth, chosen), fmt)
+    with short_transaction(site.engine) as connection:
+        rows = page(connection, TargetHealth, chosen, *paging.window)
+        covered = _coverage(connection, rows, at)
+    values = {**ids, "show": show, "now": now, "as_of": asked.text("as_of"), "at": at, "then": covered, "asked": asked}
+    return html(request, "targets.html", {**values, **paging.cut(rows)})
+
+
+def _coverage(connection: Connection, rows: Sequence[TargetHealth], at: dt.datetime | None) -> dict[Target, TargetAsOf]:
+    if at is None:
+        return {}
+    return target_page.coverage_of(connection, [Target(*row[:3]) for row in rows], at)
+
+
+class View(NamedTuple):
+    """What is asked of one target."""
+
+    at: dt.datetime | None
+    """None: now."""
+    since: dt.datetime | None
+    """The moment to compare with."""
+    part: str
+    cycle: str
+
+
+def one(site: Site, request: Request) -> Response:
+    asked, now = RequestParams(request), site.now()
+    cycle = asked.one_of("cycle", CYCLE_LABELS)
+    view = View(asked.moment("as_of", now), asked.moment("since", now), asked.text("find"), cycle)
+    fmt, table, paging = wanted_format(request), asked.one_of("table", TABLES), asked.paging()
+    with short_transaction(site.engine) as connection:
+        others = target_page.of_user(connection, path_text(request, "org"), path_text(request, "user"))
+        known = _chosen(others, asked.text("expression"))
+        listing = _listing(connection, known, view)
+        changes = target_page.difference(connection, known.target, view.since, view.at) if view.since else []
+        if not fmt:
+            shown = paging.cut(listing.page(connection, *paging.window))
+            values = _about(site, connection, known, view)
+    if fmt and table == "difference":
+        return rows_file(table, columns_of(ListDifference), changes, fmt)
+    if fmt:
+        return listing_file(site, _versions(known, view) if table == "versions" else listing, fmt)
+    values |= {"asked": asked, "others": others, "known": known, "view": view, "now": now, **shown}
+    values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
+    return html(request, "target.html", values)
+
+
+def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
+    """The target with this search expression; without one the first of the user's, which usually has none either."""
+    found = next((each for each in others if each.expression == expression), None)
+    if found is None and others and not expression:
+        return others[0]
+    if found is None:
+        raise HTTPException(404, "There is no such target: no schedule ever named this user and organisation.")
+    return found
+
+
+def _listing(connection: Connection, known: KnownTarget, view: View) -> Listing:
+    filters = {"part": view.part, "cycle": view.cycle}
+    if view.at is None:
+        statement = target_page.list_now(connection.dialect.name, known.target, **filters)
+        return Listing("workflows", CurrentWorkflow, statement)
+    statement = target_page.list_then(connection, known.target, view.at, **filters)
+    return Listing("workflows", WorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
+
+
+def _versions(known: KnownTarget, view: View) -> Listing:
+    return Listing("versions", TargetVersion, target_page.versions(known.id, view.at))
+
+
+def _about(site: Site, connection: Connection, known: KnownTarget, view: View) -> dict[str, Any]:
+    versions = page(connection, TargetVersion, target_page.versions(known.id, view.at), VERSIONS + 1)
+    return {
+        "health": target_page.health_of(connection, known.target),
+        "then": view.at and target_page.as_of(connection, known.target, view.at),
+        "before": view.since and target_page.as_of(connection, known.target, view.since),
+        "versions": versions[:VERSIONS],
+        "older": versions[VERSIONS].observed_at if len(versions) > VERSIONS else None,
+        "ticks": target_page.ticks(connection, known.id, view.at or site.now(), TICKS, site.coverage_gap),
+    }

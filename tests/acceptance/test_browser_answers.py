@@ -1,0 +1,118 @@
+"""The questions of docs/sql.md, answered in a real Chromium by clicking, from the first page on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page
+from sqlalchemy import Engine
+
+from etl.report import Report
+from tests.support.browser import BOB, DAVE, Told, browser, site, told, watch
+
+__all__ = ["browser", "told"]
+
+MARCH_ENDS = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="module")
+def engine(told: Told) -> Engine:
+    return told.engine("sqlite")
+
+
+@pytest.fixture(scope="module")
+def address(engine: Engine) -> Iterator[str]:
+    with site(engine) as server:
+        yield server.url
+
+
+@pytest.fixture(params=[1280, 390], ids=["desk", "phone"])
+def page(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The first page, on a desk and on a phone; what the browser complains of fails the test."""
+    context = browser.new_context(viewport={"width": request.param, "height": 800})
+    looked = watch(context)
+    opened = context.new_page()
+    opened.goto(address)
+    yield opened
+    assert opened.evaluate("document.documentElement.scrollWidth") <= request.param, "nothing scrolls sideways"
+    context.close()
+    assert looked.complaints == []
+
+
+def go(page: Page, name: str) -> None:
+    page.get_by_role("navigation", name="Pages", exact=True).get_by_role("link", name=name, exact=True).click()
+
+
+def column(page: Page, table: str, label: str) -> list[str]:
+    return [text.strip() for text in page.locator(f"#{table} [data-label='{label}']").all_inner_texts()]
+
+
+def open_target(page: Page, user: str) -> None:
+    go(page, "Targets")
+    page.get_by_label("User", exact=True).fill(user[1:])
+    page.get_by_role("button", name="Show").click()
+    page.get_by_role("link", name=user, exact=True).click()
+    assert page.locator("h1").inner_text() == f"User {user}"
+
+
+def test_what_does_a_user_see_now(page: Page, engine: Engine) -> None:
+    open_target(page, BOB.user_id)
+    known = [flow.flow_id for flow in Report(engine).flows(org=BOB.org_id, user=BOB.user_id)]
+    assert column(page, "workflows", "Workflow") == known
+    assert "last seen 5 h ago" in page.locator("section", has_text="Now").inner_text()
+
+
+def test_what_was_there_on_31_march(page: Page, engine: Engine) -> None:
+    open_target(page, BOB.user_id)
+    page.get_by_label("List as of").fill("2026-04-01")
+    page.get_by_role("button", name="Show").click()
+    then = Report(engine).flows_as_of(MARCH_ENDS, org=BOB.org_id, user=BOB.user_id)
+    assert column(page, "workflows", "Workflow") == [flow.flow_id for flow in then]
+    assert "Unobserved." in page.locator("section", has_text="As of").inner_text()
+    assert "as_of=2026-04-01" in page.url, "the address says it all"
+
+
+def test_what_changed_for_a_user_between_two_moments(page: Page) -> None:
+    open_target(page, BOB.user_id)
+    page.get_by_label("List as of").fill("2026-03-15 13:00")
+    page.get_by_label("Compare with").fill("2026-03-13 13:00")
+    page.get_by_role("button", name="Show").click()
+    changes = zip(column(page, "difference", "Kind"), column(page, "difference", "Workflow"), strict=True)
+    assert set(changes) == {("added", "114"), ("removed", "22")}
+
+
+def test_what_a_version_brought_is_one_click_from_the_list(page: Page) -> None:
+    open_target(page, BOB.user_id)
+    page.get_by_role("link", name="What changed in version 3", exact=True).click()
+    assert set(column(page, "difference", "Workflow")) == {"114", "22"}
+    page.get_by_role("link", name="The list of version 1", exact=True).click()
+    assert "21" in column(page, "workflows", "Workflow")
+
+
+def test_which_targets_can_i_not_trust_today(page: Page) -> None:
+    go(page, "Targets")
+    page.get_by_label("Show").select_option("those with problems")
+    page.get_by_role("button", name="Show").click()
+    assert column(page, "targets", "User") == ["alice", DAVE.user_id]
+    assert "62109" in page.locator("#targets").inner_text()
+
+
+def test_which_users_see_nothing(page: Page) -> None:
+    go(page, "Targets")
+    page.get_by_label("Show").select_option("those that see nothing")
+    page.get_by_role("button", name="Show").click()
+    assert "No target is like that." in page.locator("#targets").inner_text()
+
+
+def test_which_removals_are_held_and_how_are_they_approved(page: Page) -> None:
+    go(page, "Held removals")
+    assert len(column(page, "workflows", "Workflow")) == 40
+    assert column(page, "holds", "To approve")[0].startswith("flowtrail guard approve --expect=")
+
+
+def test_when_was_nobody_looking_and_did_something_change(page: Page, engine: Engine) -> None:
+    go(page, "Coverage gaps")
+    changed = column(page, "gaps-table", "Changed inside")
+    assert {text.partition(":")[0] for text in changed} == {"yes", "no", "not known yet"}
