@@ -140,6 +140,8 @@ class Organisation:
             "kind": "baseline" if since is None else "delta",
             "observed_at": at,
             "last_unchanged_at": since,
+            "asked_at": at,
+            "previous_at": since,
             "flow_count": len(self.lists[user]),
             "format": 1,
             **dict.fromkeys(("state_digest", "data_hash", "parent_hash", "hash"), "0" * 64),

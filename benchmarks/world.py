@@ -77,22 +77,22 @@ def flows(shape: Shape, target: int, churned: bool) -> list[tuple[str, str, str,
     first = target * shape.flows
     listed: list[tuple[str, str, str, bool]] = []
     for number in range(first, first + shape.flows):
-        listed += _after(shape, number) if churned and number % EVERY == WHICH else [_flow(shape, number)]
+        listed += _after(shape, number) if churned and _changes(shape, number) else [_flow(shape, number)]
     return listed
 
 
 def removed(shape: Shape) -> Iterator[Row]:
     """The workflows that a churn removes."""
-    for number in range(WHICH, shape.rows, EVERY):
-        if _kind(number) == "removed":
+    for number in _changing(shape):
+        if _kind(shape, number) == "removed":
             yield Row._make((*who(number // shape.flows), *_flow(shape, number)))
 
 
 def changes(shape: Shape) -> dict[str, int]:
     """How many changes of each kind a churn brings."""
     counted = dict.fromkeys(("added", "removed", "cycle_changed", "renamed"), 0)
-    for number in range(WHICH, shape.rows, EVERY):
-        counted[_kind(number)] += 1
+    for number in _changing(shape):
+        counted[_kind(shape, number)] += 1
     return counted
 
 
@@ -105,25 +105,39 @@ def body(shape: Shape, target: int, churned: bool) -> bytes:
     return json.dumps({"code": 0, "msg": "OK", "data": data}, separators=(",", ":")).encode()
 
 
+def _changing(shape: Shape) -> Iterator[int]:
+    return (number for number in range(shape.rows) if _changes(shape, number))
+
+
+def _changes(shape: Shape, number: int) -> bool:
+    return _workflow(shape, number) % EVERY == WHICH
+
+
+def _workflow(shape: Shape, number: int) -> int:
+    """Which one it is: whoever lists it sees the same name and cycle, and the same change."""
+    return number % (shape.ids or shape.rows)
+
+
 def _flow(shape: Shape, number: int) -> tuple[str, str, str, bool]:
+    which = _workflow(shape, number)
     return (
-        str(100_000 + number % (shape.ids or shape.rows)),
-        f"{WORDS[number % 8]}_{number}",
-        CYCLES[number * 7 % 5],
+        str(100_000 + which),
+        f"{WORDS[which % 8]}_{which}",
+        CYCLES[which * 7 % 5],
         number % 3 != 0,
     )
 
 
-def _kind(number: int) -> str:
+def _kind(shape: Shape, number: int) -> str:
     """Of twenty changes nine are of the cycle, six of the name, three add and two remove a workflow."""
-    nth = number // EVERY % 20
+    nth = _workflow(shape, number) // EVERY % 20
     return "cycle_changed" if nth < 9 else "renamed" if nth < 15 else "added" if nth < 18 else "removed"
 
 
 def _after(shape: Shape, number: int) -> list[tuple[str, str, str, bool]]:
     """What has become of a workflow that changes: an addition is one more beside it."""
     flow_id, name, cycle, editable = _flow(shape, number)
-    kind = _kind(number)
+    kind = _kind(shape, number)
     if kind == "removed":
         return []
     if kind == "cycle_changed":

@@ -100,6 +100,11 @@ def _count(name: str, *, big: bool = False) -> Column[int]:
     return Column(name, _BIG if big else Integer, nullable=False, server_default=text("0"))
 
 
+COMING: Final = text("retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
+"""A target that does not count (again) in its organisation's story yet."""
+LEAVING: Final = text("retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)")
+"""A target that was retired, and still counts."""
+
 target: Final = Table(
     "target",
     metadata,
@@ -119,7 +124,14 @@ target: Final = Table(
     Column("last_error", Text),
     Column("held_since", UtcTime),
     Column("retired_at", UtcTime),
+    Column("held_asked_at", UtcTime),
+    Column("held_at", UtcTime),
+    _count("projected_version"),
+    Column("counts_since", UtcTime),
+    Column("away_since", UtcTime),
     UniqueConstraint("org_id", "user_id", "expression"),
+    Index("ix_target_coming", "org_id", "expression", postgresql_where=COMING, sqlite_where=COMING),
+    Index("ix_target_leaving", "org_id", "expression", postgresql_where=LEAVING, sqlite_where=LEAVING),
     comment="One (organisation, user, search expression); version 0 was never observed.",
 )
 
@@ -153,6 +165,10 @@ change_set: Final = Table(
     _string("kind"),
     _time("observed_at"),
     Column("last_unchanged_at", UtcTime),
+    _time("asked_at"),
+    Column("previous_at", UtcTime),
+    Column("held_asked_at", UtcTime),
+    Column("held_at", UtcTime),
     _count("flow_count"),
     _string("state_digest"),
     _count("baseline"),
@@ -413,6 +429,121 @@ roster_user: Final = Table(
     _time("listed_since"),
     Column("missing_since", UtcTime),
     comment="A user of an organisation as its roster lists them; missing_since while nobody has said that it is right.",
+)
+
+org_event: Final = Table(
+    "org_event",
+    metadata,
+    Column("event_id", _BIG, Identity(), primary_key=True),
+    Column("run_id", _BIG, nullable=False),
+    _key("org_id"),
+    _key("expression"),
+    _key("flow_id"),
+    _string("kind"),
+    Column("user_id", _BYTEWISE),
+    Column("old_name", Text),
+    Column("new_name", Text),
+    Column("old_cycle", Text),
+    Column("new_cycle", Text),
+    Column("old_editable", Boolean),
+    Column("new_editable", Boolean),
+    _time("last_unchanged_at"),
+    _time("observed_at"),
+    Column("users_before", Integer, nullable=False),
+    Column("users_after", Integer, nullable=False),
+    Column("certain", Boolean, nullable=False),
+    Column("unheard", Integer, nullable=False),
+    _time("decided_at"),
+    Index(None, "org_id", "flow_id"),
+    Index(None, "org_id", "observed_at"),
+    Index(None, "run_id"),
+    comment="Something that happened to a workflow in its organisation. Append-only.",
+)
+
+org_flow: Final = Table(
+    "org_flow",
+    metadata,
+    Column("org_id", _BYTEWISE, primary_key=True),
+    Column("expression", _BYTEWISE, primary_key=True),
+    Column("flow_id", _BYTEWISE, primary_key=True),
+    _time("since"),
+    Column("flow_name", Text),
+    _time("name_first_asked_at"),
+    _time("name_first_at"),
+    Column("name_last_asked_at", UtcTime),
+    Column("name_last_at", UtcTime),
+    Column("cycle", Text),
+    Column("cycle_first_asked_at", UtcTime),
+    Column("cycle_first_at", UtcTime),
+    Column("cycle_last_asked_at", UtcTime),
+    Column("cycle_last_at", UtcTime),
+    Column("gone_at", UtcTime),
+    Column("is_open", Boolean, nullable=False),
+    Column("awaited", Integer, nullable=False),
+    Column("users", Integer, nullable=False),
+    Column("editors", Integer, nullable=False),
+    Column("valid_from", UtcTime),
+    Column("valid_from_after", UtcTime),
+    Column("from_kind", Text),
+    Column("certain", Boolean),
+    Index(
+        "ix_org_flow_open",
+        "org_id",
+        "expression",
+        "flow_id",
+        postgresql_where=text("is_open"),
+        sqlite_where=text("is_open"),
+    ),
+    comment="What is kept of a workflow that somebody of an organisation has ever seen.",
+)
+
+org_loss: Final = Table(
+    "org_loss",
+    metadata,
+    Column("org_id", _BYTEWISE, primary_key=True),
+    Column("expression", _BYTEWISE, primary_key=True),
+    Column("flow_id", _BYTEWISE, primary_key=True),
+    Column("user_id", _BYTEWISE, primary_key=True),
+    Column("flow_name", Text),
+    Column("cycle", Text),
+    Column("editable", Boolean),
+    _time("shown_asked_at"),
+    _time("without_asked_at"),
+    _time("without_at"),
+    comment="A user who lost a workflow, while it is not known whether he alone did.",
+)
+
+org_state: Final = Table(
+    "org_state",
+    metadata,
+    _id(),
+    _key("org_id"),
+    _key("expression"),
+    _key("flow_id"),
+    _time("valid_from"),
+    Column("valid_from_after", UtcTime),
+    _time("valid_to"),
+    Column("flow_name", Text),
+    Column("cycle", Text),
+    _string("from_kind"),
+    Column("certain", Boolean, nullable=False),
+    Index(None, "org_id", "flow_id", "valid_from"),
+    comment="A state of a workflow in its organisation that has ended; the present one is in org_flow.",
+)
+
+org_step: Final = Table(
+    "org_step",
+    metadata,
+    _id(),
+    Column("run_id", _BIG, nullable=False),
+    _key("org_id"),
+    _key("expression"),
+    _time("decided_at"),
+    _string("versions"),
+    _string("heard"),
+    Index(None, "org_id", "expression", "id"),
+    Index(None, "run_id"),
+    comment="What was known of an organisation's users when a run's end changed its story. Append-only.",
 )
 
 overdue_notice: Final = Table(

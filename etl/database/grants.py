@@ -8,11 +8,14 @@ from typing import Final
 
 from etl.errors import UsageError
 
-_TRAIL: Final = "change_set, workflow_change, target_membership, hold_event, pruned_issues, run_seal, trail"
+_TRAIL: Final = (
+    "change_set, workflow_change, target_membership, hold_event, org_event, org_step, pruned_issues, run_seal, trail"
+)
 _HEAD: Final = "last_seal, head, sealed_at"
 """Of `trail`, what moves with each seal."""
 _LISTS: Final = (
-    "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, roster, roster_user, "
+    "workflow, target, observation, sync_run, sync_issue, organisation, org_turnover, org_flow, org_loss, org_state, "
+    "roster, roster_user, "
     "overdue_notice, lease"
 )
 _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")

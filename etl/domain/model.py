@@ -140,6 +140,9 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     span: Span | None = None
     head_hash: str | None = None
     head_observed_at: dt.datetime | None = None
+    held_asked_at: dt.datetime | None = None
+    held_at: dt.datetime | None = None
+    """The last answer that was believed but for some removals: when it was requested, and had arrived."""
     latest_missing_at: dt.datetime | None = None
     """When the latest of the held removals was noticed."""
 
@@ -173,6 +176,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     fence: Fence
     verdict: Verdict
+    asked_at: dt.datetime | None = None
+    """When the answer was requested; None where nothing of it is believed."""
     observed_at: dt.datetime | None = None
     span: Span | None = None
     """The open span as it is to be; None: no span is open afterwards."""

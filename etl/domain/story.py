@@ -182,7 +182,7 @@ class Audience:
         self.last_arrival: Final = max((user.latest.arrived_at for user in users.values()), default=decided_at)
         left = ((users[user_id].left_at, user_id) for user_id in users.keys() - self.active)
         self._left = sorted(left, reverse=True)
-        self._last_end = max(ended_stays, default=None)
+        self.last_end: Final = max(ended_stays, default=None)
 
     def left_since(self, moment: dt.datetime) -> Iterator[str]:
         """Those who fell silent or retired at ``moment`` or later."""
@@ -190,7 +190,7 @@ class Audience:
 
     def has_ended_stays(self, moment: dt.datetime) -> bool:
         """Whether somebody who has come back was away from ``moment`` or later."""
-        return self._last_end is not None and self._last_end >= moment
+        return self.last_end is not None and self.last_end >= moment
 
     def earliest(self, known: dt.datetime, asked_at: Callable[[str], dt.datetime | None]) -> dt.datetime:
         """The earliest of ``known`` and of ``asked_at`` over all users who are spoken of at that moment or later."""

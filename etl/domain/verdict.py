@@ -48,6 +48,7 @@ def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> O
     return Outcome(
         fence=fence,
         verdict="unchanged",
+        asked_at=times.asked_at,
         observed_at=times.observed_at,
         span=extended or _opened(fence, times, interrupted=True),
         extends=extended is not None,
@@ -89,6 +90,7 @@ def judged(
     return Outcome(
         fence=fence,
         verdict="held" if held else "changed" if change_set else "unchanged",
+        asked_at=None if decision.whole else times.asked_at,
         observed_at=times.observed_at,
         span=span,
         extends=extends,

@@ -17,7 +17,20 @@ from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.domain.roster import Moves, compared
 from etl.errors import DatabaseUnreachable
-from etl.store import commit, fences, lease, notifications, retention, retirement, rosters, runs, turnover
+from etl.store import (
+    commit,
+    fences,
+    lease,
+    notifications,
+    projection,
+    retention,
+    retirement,
+    rosters,
+    runs,
+    story_rows,
+    story_writes,
+    turnover,
+)
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.notifications import KnownTarget, UntoldRun
@@ -25,6 +38,7 @@ from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.rosters import Listing
 from etl.store.runs import Due, Marks, NewRun, Written
+from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.turnover import NO_REMOVALS, Removals, TooMany
 
 __all__ = [
@@ -62,6 +76,8 @@ class Store:
         """``applied`` is told how long each ``apply`` took, its tries included, however it ended."""
         self._engine = engine
         self._applied = applied
+        self._left_over: list[int] = []
+        """Runs that died before they judged the stories of their organisations: the next run does."""
         self._stop = stop or threading.Event()
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """One writer at a time is all that SQLite takes: waiting here is cheaper than being told that it is busy."""
@@ -105,6 +121,41 @@ class Store:
             except commit.FenceConflict as moved:
                 suspects |= moved.target_ids
 
+    def project(
+        self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime], gap_of: Callable[[Target], dt.timedelta]
+    ) -> None:
+        """Judge what the end of a run changes in the stories of organisations, and write it; see ``projection``.
+
+        ``began`` is when the run did; ``gap_of`` knows how long a user may not be heard before he counts as silent.
+        """
+        left_over, self._left_over = self._left_over, []
+        run_ids = [run_id, *left_over]
+        due = self._read(lambda connection: story_rows.due_stories(connection, run_ids))
+        for stories in projection.batches(due):
+            step = projection.Step(run_id, began, now())
+            differing: set[FlowKey] = set()
+            while not self._project(stories, step, gap_of, differing):
+                pass
+
+    def _project(
+        self, stories: Sequence[StoryKey], step: projection.Step, gap_of: projection.GapOf, differing: set[FlowKey]
+    ) -> bool:
+        """Whether it is done: another step may have come between, or first lists may turn out to differ."""
+        judged = self._read(lambda connection: projection.read_steps(connection, stories, step, gap_of, differing))
+        if not any(story.changes_something for story in judged):
+            return True
+        try:
+            self._write(
+                lambda connection: story_writes.write_steps(connection, judged, step),
+                lambda _, connection: story_writes.were_written(connection, judged, step),
+            )
+        except story_writes.StoryMoved:
+            return False
+        except story_writes.FirstListsDiffer as found:
+            differing |= found.flows
+            return False
+        return True
+
     def is_running(self, run_id: int, host: str, pid: int) -> bool:
         """Whether this run of that process is under way in this database."""
         return self._read(lambda connection: runs.is_running(connection, run_id, host, pid))
@@ -130,7 +181,9 @@ class Store:
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
         """Declare dead the runs whose heart has stopped; return their ids."""
-        return self._write(lambda connection: runs.abort_abandoned(connection, now))
+        dead = self._write(lambda connection: runs.abort_abandoned(connection, now))
+        self._left_over += dead
+        return dead
 
     def served_until(self, schedule: str) -> dt.datetime | None:
         """The slot of the latest run of a schedule, which served it or is serving it; None where it never ran."""

@@ -27,9 +27,10 @@ class BulkValues:
 
     def select(self, dialect: str) -> TextualSelect:
         """The rows, in their order."""
-        return text(self._sql(dialect)).columns(*map(column, self._types))
+        return text(self.sql(dialect)).columns(*map(column, self._types))
 
-    def _sql(self, dialect: str) -> str:
+    def sql(self, dialect: str) -> str:
+        """The same as text, to stand in a statement that is text."""
         if dialect == "postgresql":
             arrays = ", ".join(f"CAST(:given_{name} AS {type_}[])" for name, type_ in self._types.items())
             return f"SELECT * FROM unnest({arrays}) AS given ({', '.join(self._types)})"  # noqa: S608 - our own names

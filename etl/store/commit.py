@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -54,7 +54,7 @@ _OPENED: Final = (
 )
 _GIVEN: Final = BulkValues(
     target_id="bigint", version="int", moved="int", observation_id="bigint", answer_digest="text", data_hash="text",
-    state_digest="text", flow_count="int", held_at="timestamptz",
+    state_digest="text", flow_count="int", missing_at="timestamptz", held_asked_at="timestamptz", held_at="timestamptz",
 )  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def _answered(dialect: str) -> Update:
             data_hash=new.data_hash,
             state_digest=func.coalesce(new.state_digest, target.c.state_digest),
             flow_count=new.flow_count,
-            held_since=func.coalesce(target.c.held_since, new.held_at),
+            held_since=func.coalesce(target.c.held_since, new.missing_at),
+            held_asked_at=func.coalesce(new.held_asked_at, target.c.held_asked_at),
+            held_at=func.coalesce(new.held_at, target.c.held_at),
             consecutive_failures=0,
             last_error_code=None,
             last_error=None,
@@ -231,7 +233,8 @@ def _insert_change_sets(
 
 
 _CHANGE_SET: Final = (
-    "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest",
+    "target_id", "version", "run_id", "kind", "observed_at", "last_unchanged_at",
+    "asked_at", "previous_at", "held_asked_at", "held_at", "flow_count", "state_digest",
     *CHANGE_KINDS, "approved_by", "approved_scope", "data_hash", "format", "parent_hash", "hash",
 )  # fmt: skip
 
@@ -245,6 +248,7 @@ def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made:
         made.kind,
         stamp(connection, made.observed_at),
         None if made.last_unchanged_at is None else stamp(connection, made.last_unchanged_at),
+        *_answers(connection, outcome),
         outcome.flow_count,
         made.state_digest,
         *(counts[kind] for kind in CHANGE_KINDS),
@@ -255,6 +259,15 @@ def _change_set_row(connection: Connection, run_id: int, outcome: Outcome, made:
         outcome.fence.head_hash or GENESIS,
         outcome.hash,
     )
+
+
+def _answers(connection: Connection, outcome: Outcome) -> Iterator[Any]:
+    """When the answer was requested, when the one before had arrived, and a later one, if something of it was held."""
+    fence = outcome.fence
+    previous_at = fence.span.last_at if fence.span else None
+    was_held = fence.held_at is not None and (previous_at is None or fence.held_at > previous_at)
+    times = (outcome.asked_at, previous_at, *((fence.held_asked_at, fence.held_at) if was_held else (None, None)))
+    return (None if at is None else stamp(connection, at) for at in times)
 
 
 def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome]) -> dict[int, int]:
@@ -375,6 +388,11 @@ def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -
         made.state_digest if made else None,
         outcome.flow_count,
         stamp(connection, outcome.observed_at) if outcome.missing and outcome.observed_at else None,
+        *(
+            (stamp(connection, outcome.asked_at), stamp(connection, outcome.observed_at))
+            if outcome.missing and outcome.asked_at and outcome.observed_at
+            else (None, None)
+        ),
     )
 
 

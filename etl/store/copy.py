@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, Table, func, select, text
+from sqlalchemy import Column, Connection, Engine, Table, func, select, text
 
 from etl import database
 from etl.errors import FlowtrailError, UsageError
@@ -17,6 +17,11 @@ from etl.schema import (
     change_set,
     hold_event,
     observation,
+    org_event,
+    org_flow,
+    org_loss,
+    org_state,
+    org_step,
     org_turnover,
     organisation,
     overdue_notice,
@@ -37,12 +42,13 @@ from etl.store.bulk import insert_rows, stamp
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
     *(target_membership, hold_event, pruned_issues, run_seal, trail),
-    *(organisation, org_turnover, roster, roster_user, overdue_notice),
+    *(organisation, org_turnover, roster, roster_user),
+    *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )
 """All but ``lease``, in an order in which what a row refers to is there before it."""
 _NUMBERED: Final = (
     *(target, change_set, observation, sync_run, sync_issue, org_turnover),
-    *(target_membership, hold_event, pruned_issues, trail),
+    *(target_membership, hold_event, pruned_issues, trail, org_event, org_state, org_step),
 )
 """Those whose ids the database gives."""
 _ROWS_AT_ONCE: Final = 10_000
@@ -162,13 +168,19 @@ def _number_on(there: Connection, here: Connection) -> None:
     for table in _NUMBERED:
         last = max(_last_given(there, table), _last_given(here, table))
         if here.dialect.name == "postgresql":
-            values = {"table": table.name, "last": max(last, 1), "given": last > 0}
-            here.execute(text("SELECT setval(pg_get_serial_sequence(:table, 'id'), :last, :given)"), values)
+            values = {"table": table.name, "key": _key(table).name, "last": max(last, 1), "given": last > 0}
+            here.execute(text("SELECT setval(pg_get_serial_sequence(:table, :key), :last, :given)"), values)
         elif table is sync_run:
             here.execute(text("DELETE FROM sqlite_sequence WHERE name = 'sync_run'"))
             here.execute(text("INSERT INTO sqlite_sequence (name, seq) VALUES ('sync_run', :last)"), {"last": last})
     if here.dialect.name == "sqlite" and any(_has_gaps(here, table) for table in (change_set, observation)):
         here.exec_driver_sql(f"PRAGMA user_version = {GAPS_IN_NUMBERS}")
+
+
+def _key(table: Table) -> Column[int]:
+    """Its number."""
+    (column,) = table.primary_key.columns
+    return column
 
 
 def _has_gaps(here: Connection, table: Table) -> bool:
@@ -177,17 +189,17 @@ def _has_gaps(here: Connection, table: Table) -> bool:
 
 
 def _last_given(connection: Connection, table: Table) -> int:
-    highest: int = connection.execute(select(func.coalesce(func.max(table.c.id), 0))).scalar_one()
+    highest: int = connection.execute(select(func.coalesce(func.max(_key(table)), 0))).scalar_one()
     if connection.dialect.name == "postgresql":
         query = """
             SELECT last_value FROM pg_sequences
-            WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')
+            WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, :key)
         """
     elif table is sync_run:
-        query = "SELECT seq FROM sqlite_sequence WHERE name = :table"
+        query = "SELECT seq FROM sqlite_sequence WHERE name = :table AND :key = 'id'"
     else:
         return highest
-    return max(highest, connection.execute(text(query), {"table": table.name}).scalar() or 0)
+    return max(highest, connection.execute(text(query), {"table": table.name, "key": _key(table).name}).scalar() or 0)
 
 
 def _require_unmoved(source: Engine, there: Connection) -> None:

@@ -52,6 +52,8 @@ _FENCES: Final = (
         target.c.flow_count,
         target.c.held_since,
         target.c.retired_at,
+        target.c.held_asked_at,
+        target.c.held_at,
         observation.c.id,
         *SPAN_COLUMNS,
         change_set.c.hash,
@@ -89,7 +91,11 @@ _SPANS: Final = (
     .where(target.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(observation.c.first_at, observation.c.id)
 )
-_UNRETIRE: Final = update(target).where(target.c.id == bindparam("target_id")).values(retired_at=None)
+_UNRETIRE: Final = (
+    update(target)
+    .where(target.c.id == bindparam("target_id"), target.c.retired_at.is_not(None))
+    .values(retired_at=None, away_since=target.c.retired_at)
+)
 
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
@@ -142,7 +148,8 @@ def _workflows(connection: Connection, target_ids: Sequence[int]) -> Iterator[tu
 
 def _fence(row: Sequence[Any]) -> Fence:
     (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
-     held_since, retired_at, span_id, *span, head_hash, head_observed_at, latest_missing_at) = row  # fmt: skip
+     held_since, retired_at, held_asked_at, held_at, span_id, *span, head_hash, head_observed_at,
+     latest_missing_at) = row  # fmt: skip
     return Fence(
         target=Target(org_id, user_id, expression),
         target_id=target_id,
@@ -154,6 +161,8 @@ def _fence(row: Sequence[Any]) -> Fence:
         flow_count=flow_count,
         held=held_since is not None,
         retired=retired_at is not None,
+        held_asked_at=held_asked_at,
+        held_at=held_at,
         span_id=span_id,
         span=None if span_id is None else Span(*span),
         head_hash=head_hash,

@@ -84,7 +84,7 @@ def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], remo
         raise ValueError(f"nobody judged what is removed in {', '.join(sorted(unjudged))}")
     approved = {o.fence.target.org_id for o in outcomes if o.change_set and o.change_set.approved_by is not None}
     if losing or approved:
-        _lock(connection, sorted(losing | approved))
+        lock_organisations(connection, sorted(losing | approved))
     if approved:
         connection.execute(delete(org_turnover).where(org_turnover.c.org_id.in_(approved)))
     if not turnover:
@@ -117,8 +117,11 @@ def _turnover(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
     return turnover
 
 
-def _lock(connection: Connection, org_ids: Sequence[str]) -> None:
-    """SQLite has one writer at a time, and needs neither the lock nor the row."""
+def lock_organisations(connection: Connection, org_ids: Sequence[str]) -> None:
+    """Lock the rows of organisations, in the order in which they are given.
+
+    SQLite has one writer at a time, and needs neither the lock nor the row.
+    """
     if connection.dialect.name == "sqlite":
         return
     rows = [{"org_id": org_id} for org_id in org_ids]

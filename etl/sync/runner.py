@@ -24,6 +24,7 @@ from etl.sync.removals import RunRemovals, SecondLook
 from etl.sync.result import RunReport, Tally
 
 _HEARTBEAT_SECONDS: Final = 20.0
+_OwnGap = Callable[[Target], dt.timedelta | None]
 
 
 def run(
@@ -45,13 +46,14 @@ def run(
     Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
     declared dead by the next one.
     """
-    began = time.monotonic()
-    run_id = context.store.begin_run(new_run, clock())
+    began, began_at = time.monotonic(), clock()
+    run_id = context.store.begin_run(new_run, began_at)
     if run_id is None:
         return None
     options = RunOptions(run_id=run_id, coverage_gap=coverage_gap, approval=approval)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
         tally = _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote))
+        _judge_stories(context, options, began_at, clock, own_gap)
     status = tally.status(aborted=context.stop.is_set() and tally.settled < len(targets))
     if not context.store.finish_run(run_id, status, tally.sums(), clock()):
         status = "aborted"
@@ -63,6 +65,19 @@ def run(
         tally=tally,
         notes=_notes(tally),
     )
+
+
+def _judge_stories(
+    context: RunContext, options: RunOptions, began_at: dt.datetime, clock: Callable[[], dt.datetime], own_gap: _OwnGap
+) -> None:
+    """What the run's versions say of organisations. A fault in it fails no run: the next one judges them as well."""
+    assert options.run_id is not None  # noqa: S101 - it is no plan
+    try:
+        context.store.project(options.run_id, began_at, clock, lambda target: own_gap(target) or options.coverage_gap)
+    except DatabaseError:
+        raise
+    except Exception:
+        structlog.get_logger(__name__).exception("story_not_judged")
 
 
 def plan(
@@ -85,9 +100,6 @@ class _Work(NamedTuple):
     targets: Sequence[Target]
     start: int = 0
     """The number of its first target among the run's, where all are asked for the first time."""
-
-
-_OwnGap = Callable[[Target], dt.timedelta | None]
 
 
 def _settle(

@@ -104,6 +104,7 @@ ROOM = {"target": {"fillfactor": 75}, "observation": {"fillfactor": 50}}
 run updates every open span of a page."""
 ASKS_NOBODY = '{"targets":[],"membership_id":0}'
 DIGEST_OF_NONE = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+EVENT_KINDS = (*("appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"),)
 KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
 
 
@@ -125,6 +126,11 @@ def target() -> None:
         text("last_error", null=True),
         time("held_since", null=True),
         time("retired_at", null=True),
+        time("held_asked_at", null=True),
+        time("held_at", null=True),
+        number("projected_version", big=False, default="0"),
+        time("counts_since", null=True),
+        time("away_since", null=True),
         primary("target", "id"),
         unique("target", "org_id", "user_id", "expression"),
         checks={
@@ -136,6 +142,10 @@ def target() -> None:
         comment="One (organisation, user, search expression); version 0 was never observed.",
         postgresql_with=ROOM["target"],
     )
+    coming = "retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
+    leaving = "retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
+    index("target", "org_id", "expression", name="ix_target_coming", where=coming)
+    index("target", "org_id", "expression", name="ix_target_leaving", where=leaving)
 
 
 def workflow() -> None:
@@ -167,6 +177,10 @@ def change_set() -> None:
         text("kind"),
         time("observed_at"),
         time("last_unchanged_at", null=True),
+        time("asked_at"),
+        time("previous_at", null=True),
+        time("held_asked_at", null=True),
+        time("held_at", null=True),
         *counts("flow_count"),
         text("state_digest"),
         *counts("baseline", *KINDS),
@@ -185,6 +199,7 @@ def change_set() -> None:
             "kind": one_of("kind", "baseline", "delta"),
             "version": "version >= 1 AND (version = 1) = (kind = 'baseline')",
             "interval": "(kind = 'baseline') = (last_unchanged_at IS NULL)",
+            "previous": "(kind = 'delta' OR previous_at IS NULL) AND (held_at IS NULL) = (held_asked_at IS NULL)",
             "counts": none_negative("flow_count", "baseline", *KINDS),
             "digests": sha256("state_digest", "approved_scope", "data_hash", "parent_hash", "hash"),
             "approval": "(approved_by IS NULL) = (approved_scope IS NULL)",
@@ -467,6 +482,136 @@ def roster_user() -> None:
     )
 
 
+def org_event() -> None:
+    create(
+        "org_event",
+        sa.Column("event_id", BIG, sa.Identity(), nullable=False),
+        number("run_id"),
+        key("org_id"),
+        key("expression"),
+        key("flow_id"),
+        text("kind"),
+        key("user_id", null=True),
+        text("old_name", null=True),
+        text("new_name", null=True),
+        text("old_cycle", null=True),
+        text("new_cycle", null=True),
+        boolean("old_editable", null=True),
+        boolean("new_editable", null=True),
+        time("last_unchanged_at"),
+        time("observed_at"),
+        number("users_before", big=False),
+        number("users_after", big=False),
+        boolean("certain"),
+        number("unheard", big=False),
+        time("decided_at"),
+        primary("org_event", "event_id"),
+        checks={
+            "kind": one_of("kind", *EVENT_KINDS),
+            "access": "(kind IN ('access_granted', 'access_lost')) = (user_id IS NOT NULL)",
+            "interval": "last_unchanged_at < observed_at",
+            "counts": none_negative("users_before", "users_after", "unheard"),
+        },
+        comment="Something that happened to a workflow in its organisation. Append-only.",
+    )
+    index("org_event", "org_id", "flow_id")
+    index("org_event", "org_id", "observed_at")
+    index("org_event", "run_id")
+
+
+def org_flow() -> None:
+    create(
+        "org_flow",
+        key("org_id"),
+        key("expression"),
+        key("flow_id"),
+        time("since"),
+        text("flow_name", null=True),
+        time("name_first_asked_at"),
+        time("name_first_at"),
+        time("name_last_asked_at", null=True),
+        time("name_last_at", null=True),
+        text("cycle", null=True),
+        time("cycle_first_asked_at", null=True),
+        time("cycle_first_at", null=True),
+        time("cycle_last_asked_at", null=True),
+        time("cycle_last_at", null=True),
+        time("gone_at", null=True),
+        boolean("is_open"),
+        number("awaited", big=False),
+        number("users", big=False),
+        number("editors", big=False),
+        time("valid_from", null=True),
+        time("valid_from_after", null=True),
+        text("from_kind", null=True),
+        boolean("certain", null=True),
+        primary("org_flow", "org_id", "expression", "flow_id"),
+        checks={"counts": none_negative("awaited", "users", "editors")},
+        comment="What is kept of a workflow that somebody of an organisation has ever seen.",
+        sqlite_with_rowid=False,
+    )
+    index("org_flow", "org_id", "expression", "flow_id", name="ix_org_flow_open", where="is_open")
+
+
+def org_loss() -> None:
+    create(
+        "org_loss",
+        key("org_id"),
+        key("expression"),
+        key("flow_id"),
+        key("user_id"),
+        text("flow_name", null=True),
+        text("cycle", null=True),
+        boolean("editable", null=True),
+        time("shown_asked_at"),
+        time("without_asked_at"),
+        time("without_at"),
+        primary("org_loss", "org_id", "expression", "flow_id", "user_id"),
+        checks={},
+        comment="A user who lost a workflow, while it is not known whether he alone did.",
+        sqlite_with_rowid=False,
+    )
+
+
+def org_state() -> None:
+    create(
+        "org_state",
+        identity(),
+        key("org_id"),
+        key("expression"),
+        key("flow_id"),
+        time("valid_from"),
+        time("valid_from_after", null=True),
+        time("valid_to"),
+        text("flow_name", null=True),
+        text("cycle", null=True),
+        text("from_kind"),
+        boolean("certain"),
+        primary("org_state", "id"),
+        checks={"order": "valid_from < valid_to"},
+        comment="A state of a workflow in its organisation that has ended; the present one is in org_flow.",
+    )
+    index("org_state", "org_id", "flow_id", "valid_from")
+
+
+def org_step() -> None:
+    create(
+        "org_step",
+        identity(),
+        number("run_id"),
+        key("org_id"),
+        key("expression"),
+        time("decided_at"),
+        text("versions"),
+        text("heard"),
+        primary("org_step", "id"),
+        checks={},
+        comment="What was known of an organisation's users when a run's end changed its story. Append-only.",
+    )
+    index("org_step", "org_id", "expression", "id")
+    index("org_step", "run_id")
+
+
 def overdue_notice() -> None:
     create(
         "overdue_notice",
@@ -498,6 +643,8 @@ TRAIL = {
     "pruned_issues": "id = NEW.id",
     "run_seal": "id = NEW.id OR run_id = NEW.run_id",
     "trail": "id = NEW.id OR trail_id = NEW.trail_id",
+    "org_event": "event_id = NEW.event_id",
+    "org_step": "id = NEW.id",
 }
 """The append-only tables, and what makes a row of theirs one that is there already."""
 ALTERED = {"trail": " OF id, trail_id, created_at, reason, first_seal"}
@@ -548,7 +695,8 @@ def append_only_on_postgresql() -> None:
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, pruned_issues, run_seal, trail)
-    for make in (*tables, *history, org_turnover, roster, roster_user, overdue_notice, lease):
+    story = (org_event, org_flow, org_loss, org_state, org_step)
+    for make in (*tables, *history, org_turnover, *story, roster, roster_user, overdue_notice, lease):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
 

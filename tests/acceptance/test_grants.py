@@ -76,8 +76,8 @@ def test_neither_writer_nor_reader_can_rewrite_the_trail(conninfo: str, role: st
 def test_even_the_owner_is_stopped_by_the_triggers(conninfo: str, statement: str) -> None:
     trail = (
         "INSERT INTO target (org_id, user_id) VALUES ('o', 'u')",
-        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, state_digest, data_hash, format, "
-        "parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), d, d, 1, d, repeat('1', 64) "
+        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, asked_at, state_digest, data_hash, "
+        "format, parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), now(), d, d, 1, d, repeat('1', 64) "
         "FROM target, repeat('0', 64) d GROUP BY d",
         "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
     )
@@ -91,8 +91,8 @@ def test_the_writer_can_do_all_that_a_sync_does(conninfo: str) -> None:
         WRITER,
         "INSERT INTO target (org_id, user_id) VALUES ('o', 'u')",
         "SELECT id FROM target ORDER BY id FOR UPDATE",
-        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, state_digest, data_hash, format, "
-        "parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), d, d, 1, d, repeat('1', 64) "
+        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, asked_at, state_digest, data_hash, "
+        "format, parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), now(), d, d, 1, d, repeat('1', 64) "
         "FROM target, repeat('0', 64) d GROUP BY d",
         "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
         "INSERT INTO workflow (target_id, flow_id, first_seen_at, changed_at) VALUES (1, '1', now(), now())",

@@ -235,7 +235,7 @@ def grow(connection: Connection, org: str, users: int, versions: int, every: dt.
             last_set += 1
             first_of_all = version == 1
             sets.append(
-                {"id": last_set, "target_id": n, "version": version, "run_id": 1, "observed_at": at,
+                {"id": last_set, "target_id": n, "version": version, "run_id": 1, "observed_at": at, "asked_at": at,
                  "kind": "baseline" if first_of_all else "delta", "last_unchanged_at": None if first_of_all else at,
                  "state_digest": HASH, "data_hash": HASH, "format": 1, "parent_hash": HASH, "hash": HASH,
                  "flow_count": 20}

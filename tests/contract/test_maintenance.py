@@ -131,7 +131,7 @@ def test_old_runs_that_changed_nothing_go_with_their_issues_and_younger_ones_sta
 
 
 SOME_CHANGE_SET = {
-    "target_id": 1, "run_id": 1, "kind": "delta", "observed_at": START, "last_unchanged_at": START,
+    "target_id": 1, "run_id": 1, "kind": "delta", "observed_at": START, "last_unchanged_at": START, "asked_at": START,
     "state_digest": "a" * 64, "data_hash": "d" * 64, "format": 1, "parent_hash": "b" * 64, "hash": "c" * 64,
 }  # fmt: skip
 ENDED: tuple[RunStatus, ...] = ("succeeded", "partial", "failed", "aborted")

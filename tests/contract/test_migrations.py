@@ -274,14 +274,16 @@ def test_a_newer_schema_is_refused_and_not_touched(engine: Engine) -> None:
 TRAIL = """
     INSERT INTO target (id, org_id, user_id) VALUES (1, 'o', 'u'), (2, 'o', 'v');
     INSERT INTO change_set (
-        id, target_id, version, run_id, kind, observed_at, state_digest, data_hash, format, parent_hash, hash)
-        VALUES (1, 1, 1, 1, 'baseline', '2026-03-01 12:00:00.000000', '{sha}', '{sha}', 1, '{sha}', '{sha}');
+        id, target_id, version, run_id, kind, observed_at, asked_at, state_digest, data_hash, format, parent_hash, hash)
+        VALUES (1, 1, 1, 1, 'baseline', '2026-03-01 12:00:00.000000', '2026-03-01 12:00:00.000000', '{sha}',
+                '{sha}', 1, '{sha}', '{sha}');
     INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, '3318', 'baseline', 'map')
 """.format(sha="0" * 64)
 SAME_SET = """
-    INTO change_set (id, target_id, version, run_id, kind, observed_at, state_digest, data_hash, format,
-                     parent_hash, hash)
-    VALUES ({key}, 1, 'baseline', '2026-04-01 12:00:00.000000', '{sha}', '{sha}', 1, '{sha}', '{sha}')
+    INTO change_set (id, target_id, version, run_id, kind, observed_at, asked_at, state_digest, data_hash,
+                     format, parent_hash, hash)
+    VALUES ({key}, 1, 'baseline', '2026-04-01 12:00:00.000000', '2026-04-01 12:00:00.000000', '{sha}', '{sha}',
+            1, '{sha}', '{sha}')
 """
 SAME_ID, SAME_VERSION = (SAME_SET.format(key=key, sha="1" * 64) for key in ("1, 2, 1", "7, 1, 1"))
 NO_ID = SAME_VERSION.replace("(id, target_id", "(target_id").replace("(7, 1", "(1")

@@ -44,11 +44,12 @@ def add_versions(database: Connection, *versions: int) -> None:
     """A change set and its change for each of these versions of the target, as a batch writes them."""
     with database.transaction():
         rows = database.execute(
-            "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, last_unchanged_at, state_digest, "
-            "data_hash, format, parent_hash, hash) SELECT 1, v, 1, CASE v WHEN 1 THEN 'baseline' ELSE 'delta' END, %s, "
+            "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, asked_at, last_unchanged_at, "
+            "state_digest, data_hash, format, parent_hash, hash) "
+            "SELECT 1, v, 1, CASE v WHEN 1 THEN 'baseline' ELSE 'delta' END, %s, %s, "
             "CASE v WHEN 1 THEN NULL ELSE %s END, d, d, 1, d, d FROM unnest(%s::int[]) v, repeat('0', 64) d "
             "RETURNING id",
-            (NOON, NOON, list(versions)),
+            (NOON, NOON, NOON, list(versions)),
         )
         numbers = [number for (number,) in rows]
         with database.cursor().copy("COPY workflow_change (change_set_id, flow_id, kind) FROM STDIN") as copy:

@@ -20,11 +20,12 @@ SHA = "0" * 64
 
 CONTRACT = {
     "target": "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest "
-    "flow_count consecutive_failures last_error_code last_error held_since retired_at",
+    "flow_count consecutive_failures last_error_code last_error held_since retired_at held_asked_at held_at "
+    "projected_version counts_since away_since",
     "workflow": "target_id flow_id flow_name cycle editable first_seen_at changed_at missing_since",
-    "change_set": "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest baseline "
-    "added removed cycle_changed renamed editable_changed approved_by approved_scope data_hash format parent_hash "
-    "hash",
+    "change_set": "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at held_asked_at "
+    "held_at flow_count state_digest baseline added removed cycle_changed renamed editable_changed approved_by "
+    "approved_scope data_hash format parent_hash hash",
     "workflow_change": "change_set_id flow_id kind old_name new_name old_cycle new_cycle old_editable new_editable",
     "observation": "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted",
     "sync_run": "id schedule origin scheduled_for missed status started_at heartbeat_at finished_at closed_at "
@@ -37,6 +38,14 @@ CONTRACT = {
     "run_seal": "id format run_id parent seal sealed_at targets_digest change_sets_digest issues_digest events_digest "
     "signature key_id",
     "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
+    "org_event": "event_id run_id org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle "
+    "old_editable new_editable last_unchanged_at observed_at users_before users_after certain unheard decided_at",
+    "org_flow": "org_id expression flow_id since flow_name name_first_asked_at name_first_at name_last_asked_at "
+    "name_last_at cycle cycle_first_asked_at cycle_first_at cycle_last_asked_at cycle_last_at gone_at is_open awaited "
+    "users editors valid_from valid_from_after from_kind certain",
+    "org_loss": "org_id expression flow_id user_id flow_name cycle editable shown_asked_at without_asked_at without_at",
+    "org_state": "id org_id expression flow_id valid_from valid_from_after valid_to flow_name cycle from_kind certain",
+    "org_step": "id run_id org_id expression decided_at versions heard",
     "overdue_notice": "target_id notified_at",
     "organisation": "org_id",
     "roster": "org_id asked_at answered_at failing_since error_code error",
@@ -52,7 +61,7 @@ def a_target(**values: object) -> dict[str, object]:
 
 def a_change_set(**values: object) -> dict[str, object]:
     row = {"target_id": 1, "version": 1, "run_id": 1, "kind": "baseline", "observed_at": NOON, "state_digest": SHA}
-    return {**row, "data_hash": SHA, "format": 1, "parent_hash": SHA, "hash": SHA, **values}
+    return {**row, "asked_at": NOON, "data_hash": SHA, "format": 1, "parent_hash": SHA, "hash": SHA, **values}
 
 
 def a_change(**values: object) -> dict[str, object]:

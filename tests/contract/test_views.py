@@ -136,6 +136,8 @@ class Trail:
                 "kind": "baseline" if first else "delta",
                 "observed_at": at,
                 "last_unchanged_at": since,
+                "asked_at": at,
+                "previous_at": since,
             }
             | {"flow_count": size, "format": 1}
             | dict.fromkeys(("state_digest", "data_hash", "parent_hash", "hash"), "0" * 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from typing import Any
@@ -28,73 +29,133 @@ class DeliveryLog:
         self.retired: dict[str, Any] = {}
         self.ended_stays: list[Any] = []
         """When users retired who have come back."""
-        self.held: dict[tuple[str, str], Answer] = {}
-        """By user and workflow whose removal is held, his last answer that listed it."""
+        self.held: set[tuple[str, str]] = set()
+        """Users and workflows whose removal is held."""
         self.stories: dict[str, Story] = {}
         self.showing: dict[str, Mapping[str, Showing]] = defaultdict(dict)
         self.waiting: dict[str, Mapping[str, Loss]] = defaultdict(dict)
         self.open: set[str] = set()
-        self._heard: set[str] = set()
-        self._last_listed: dict[tuple[str, str], Answer] = {}
+        self._whole: dict[str, Answer] = {}
+        """By user, his last answer in which nothing was held."""
+        self._changed: dict[tuple[str, str], Answer] = {}
+        """By user and workflow, the last answer that changed it in his list."""
+        self._first_seen: dict[tuple[str, str], Any] = {}
+        """By user and workflow, the arrival of the first answer of an unbroken listing."""
+        self._counted_since: dict[str, Any] = {}
+        """By user who is away, since when he counted."""
+        self._returning: dict[str, list[tuple[Answer, Flows, bool]]] = {}
+        """By user who was configured again since the last step: his answers, lists, and whether something was held."""
+        self._last_step: Any = None
         self._pending: dict[str, list[Sighting]] = defaultdict(list)
 
     def answered(self, user: str, flows: Flows, answer: Answer, held: Set[str] = frozenset()) -> None:
         """An answer was believed, but for the removal of the workflows ``held``, which stay."""
         known = self.known.get(user, {})
+        flows = {**flows, **{flow_id: known[flow_id] for flow_id in held}}
         if user in self.counts_since:
-            self._hold(user, held)
-            flows = {**flows, **{flow_id: known[flow_id] for flow_id in held}}
-            self._note(user, flows, answer, self.latest[user])
+            self._note(user, known, flows, answer, self.latest[user], was_held=self.latest[user] != self._whole[user])
+        elif user in self.retired:
+            self._returning.setdefault(user, [(self.latest[user], known, False)]).append((answer, flows, bool(held)))
         else:
-            self._come(user, answer)
-            self._note(user, flows, answer, None)
-        self.latest[user] = answer
-        self.known[user] = flows
-        self._heard.add(user)
+            self.counts_since[user] = answer.arrived_at
+            self._note(user, known, flows, answer, None)
+        self._believe(user, flows, answer, held)
 
     def retire(self, user: str, at: Any) -> None:
-        if self.counts_since.pop(user, None) is not None:
+        if self._returning.pop(user, None):
+            self._show_as_known(user)
+        if user in self.counts_since:
+            self._counted_since[user] = self.counts_since.pop(user)
+            self.retired[user] = at
+        elif user in self.retired:
             self.retired[user] = at
 
-    def step(self, decided_at: Any) -> list[Judgement]:
-        """The end of a run."""
-        self.audience = self._audience(decided_at)
+    def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
+        """The end of a run that ``began`` then: who answered since was heard in it. None: at the step before."""
+        for user in sorted(self._returning):
+            self._settle(user)
+        self.audience = self._audience(decided_at, self._last_step if began is None else began)
         flow_ids = sorted(self._pending.keys() | self.open)
         judgements = [self._judge(self.audience, self._workflow(flow_id)) for flow_id in flow_ids]
         for judgement in judgements:
             self._keep(judgement)
         self._pending.clear()
-        self._heard.clear()
+        self._last_step = decided_at
         return judgements
 
-    def _come(self, user: str, answer: Answer) -> None:
-        if user in self.retired:
-            self.ended_stays.append(self.retired.pop(user))
-        self._hold(user, set())
-        self.counts_since[user] = answer.arrived_at
-
-    def _hold(self, user: str, held: Set[str]) -> None:
-        for flow_id in self.known.get(user, {}):
-            if flow_id not in held:
-                self.held.pop((user, flow_id), None)
-            else:
-                self.held.setdefault((user, flow_id), self.latest[user])
-
-    def _note(self, user: str, flows: Flows, answer: Answer, previous: Answer | None) -> None:
+    def _believe(self, user: str, flows: Flows, answer: Answer, held: Set[str]) -> None:
         known = self.known.get(user, {})
         for flow_id in known.keys() | flows.keys():
+            if flow_id not in known:
+                self._first_seen[user, flow_id] = answer.arrived_at
+            if known.get(flow_id) != flows.get(flow_id):
+                self._changed[user, flow_id] = answer
+        self.held = {key for key in self.held if key[0] != user} | {(user, flow_id) for flow_id in held}
+        if not held:
+            self._whole[user] = answer
+        self.latest[user] = answer
+        self.known[user] = flows
+
+    def _settle(self, user: str) -> None:
+        """He counts again from his first answer; from the last of those that said the same as before he retired, and
+        from the latest where something was held."""
+        before, *answers = self._returning[user]
+        if any(key[0] == user for key in self.held):
+            return
+        stayed = before[1]
+        first = next((n for n, (_, flows, _) in enumerate(answers) if flows != stayed), len(answers))
+        if any(is_held for _, _, is_held in answers):
+            first = len(answers) - 1
+        elif first > 0:
+            first -= 1
+        del self._returning[user]
+        self.ended_stays.append(self.retired.pop(user))
+        answer, flows, _ = answers[first]
+        self.counts_since[user] = answer.arrived_at
+        self._note(user, stayed, flows, answer, None)
+        for (previous, known, _), (answer, flows, _) in itertools.pairwise(answers[first:]):
+            self._note(user, known, flows, answer, previous)
+
+    def _show_as_known(self, user: str) -> None:
+        """He came back and left before a step: his latest list stands for what he showed."""
+        for flow_id in self.showing.keys() | self.known[user].keys():
+            others = {each: showing for each, showing in self.showing[flow_id].items() if each != user}
+            listed = self.known[user].get(flow_id)
+            if listed is not None:
+                since = max(self._first_seen[user, flow_id], self._counted_since[user])
+                others[user] = Showing(since, listed)
+            self.showing[flow_id] = others
+
+    def _note(
+        self,
+        user: str,
+        known: Flows,
+        flows: Flows,
+        answer: Answer,
+        previous: Answer | None,
+        *,
+        was_held: bool = False,
+    ) -> None:
+        for flow_id in known.keys() | flows.keys():
             before, after = known.get(flow_id), flows.get(flow_id)
-            last = self._last_listed.pop((user, flow_id), previous)
             if previous is None:
                 self._pending[flow_id].append(Sighting(user, before, after, None, answer))
             elif before != after:
-                self._pending[flow_id].append(Sighting(user, before, after, last if before else previous, answer))
-            if after is not None:
-                self._last_listed[user, flow_id] = last if (user, flow_id) in self.held else answer
+                last = self._listed_in(user, flow_id) if before and was_held else previous
+                self._pending[flow_id].append(Sighting(user, before, after, last, answer))
 
-    def _audience(self, decided_at: Any) -> Audience:
+    def _listed_in(self, user: str, flow_id: str) -> Answer:
+        """His last answer that listed it, so far as is known while something is held."""
+        return max(self._whole[user], self._changed[user, flow_id], key=lambda answer: answer.arrived_at)
+
+    def _audience(self, decided_at: Any, began: Any) -> Audience:
         users = {
-            user: User(self.latest[user], self.gaps[user], user in self._heard, self.retired.get(user))
+            user: User(
+                self.latest[user],
+                self.gaps[user],
+                began is None or self.latest[user].arrived_at >= began,
+                self.retired.get(user),
+            )
             for user in [*self.counts_since, *self.retired]
         }
         return Audience(users, decided_at, self.ended_stays, is_search=self._is_search)
@@ -106,7 +167,7 @@ class DeliveryLog:
             self.showing[flow_id],
             self.waiting[flow_id],
             self._pending.get(flow_id, ()),
-            {user: answer for (user, held), answer in self.held.items() if held == flow_id},
+            {user: self._listed_in(user, flow_id) for user, held in self.held if held == flow_id},
         )
 
     def _keep(self, judgement: Judgement) -> None:

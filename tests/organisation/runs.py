@@ -50,7 +50,9 @@ class Office:
             if what != "end":
                 getattr(self, f"_{what}")(of)
             elif self.is_quiet or self.chance.random() >= self.setting.skipped:
-                yield self.ledger.step(now)
+                judgements = self.ledger.step(now, of.began_at)
+                self._know_who_counts()
+                yield judgements
 
     def quieten(self) -> None:
         self.is_quiet = True
@@ -98,12 +100,12 @@ class Office:
         self.world.blocked = {key for key in self.world.blocked if key[0] != user}
         if user in self.counts_since:
             self.stays[user].append((self.counts_since.pop(user), self.now))
-            self.ledger.retire(user, self.now)
+        self.ledger.retire(user, self.now)
 
     # What runs do
 
     def _run(self, schedule: Schedule) -> None:
-        run = Run(schedule, self.now + schedule.takes + schedule.answer_takes + 1)
+        run = Run(schedule, self.now, self.now + schedule.takes + schedule.answer_takes + 1)
         users = list(schedule.users)
         if not schedule.in_order:
             self.chance.shuffle(users)
@@ -135,11 +137,17 @@ class Office:
         if is_stale or user not in self.world.watched or self.ledger.retired.get(user, 0) > reply.asked_at:
             return
         held = self._held(user, reply)
-        self.counts_since.setdefault(user, reply.read_at)
         self.ledger.answered(user, reply.flows, answer, held)
         self.world.blocked = {key for key in self.world.blocked if key[0] != user} | {(user, each) for each in held}
         self.world.answered(reply)
         self.replies[user].append(reply._replace(flows=self.ledger.known[user]))
+        self._know_who_counts()
+
+    def _know_who_counts(self) -> None:
+        """The moment when the answer was read from which on a user counts."""
+        for user, arrived_at in self.ledger.counts_since.items():
+            if user not in self.counts_since:
+                self.counts_since[user] = next(r.read_at for r in self.replies[user] if r.arrived_at == arrived_at)
 
     def _held(self, user: str, reply: Reply) -> set[str]:
         """What of the list's removals is not believed; what is held stays held, until somebody approves it."""

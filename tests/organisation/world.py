@@ -258,6 +258,7 @@ class Run:
     """A run of a schedule: whom it asks, and when it ends."""
 
     schedule: Schedule
+    began_at: Moment
     ends_at: Moment
 
 

@@ -185,7 +185,8 @@ class Made:
         unchanged = content.last_unchanged_at
         return (
             number, self._number, content.version, 1, content.kind, stamp(self._connection, content.observed_at),
-            unchanged and stamp(self._connection, unchanged), flow_count, content.state_digest,
+            unchanged and stamp(self._connection, unchanged), stamp(self._connection, content.observed_at),
+            flow_count, content.state_digest,
             *[kinds.count(kind) for kind in CHANGE_KINDS], None, content.data_hash, 1, parent, own,
         )  # fmt: skip
 
@@ -204,7 +205,7 @@ def _span(at: dt.datetime) -> Span:
 
 
 _CHANGE_SET = (
-    "id target_id version run_id kind observed_at last_unchanged_at flow_count state_digest "
+    "id target_id version run_id kind observed_at last_unchanged_at asked_at flow_count state_digest "
     f"{' '.join(CHANGE_KINDS)} approved_by data_hash format parent_hash hash"
 )
 _SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"

@@ -1,0 +1,183 @@
+"""What a user's versions say of one workflow since the last step: the sightings that a step judges. Pure.
+
+``docs/organisation.md`` has the terms.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from etl.domain.story import Answer, Listed, Showing, Sighting, User
+
+Changes = Mapping[str, tuple[Listed | None, Listed | None]]
+"""By workflow: as it was listed before, and as it is listed after."""
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a user's list that no step has judged yet."""
+
+    change_set_id: int
+    number: int
+    answer: Answer
+    previous: Answer | None
+    """The user's answer before; None: it is his first."""
+    whole: Answer | None
+    """His last answer before it in which nothing was held; the same as ``previous`` if that was one."""
+    shown: Mapping[str, Answer] = msgspec.field(default_factory=dict)
+    """By workflow that changed while something was held: the last answer since ``whole`` that changed it."""
+    changes: Changes
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A user of a story as the database knows him when a step is judged."""
+
+    target_id: int
+    user_id: str
+    version: int
+    projected_version: int
+    """The last version that a step has judged."""
+    counts_since: dt.datetime | None
+    away_since: dt.datetime | None
+    """When he retired, if he has come back, or if a step has noted that he retired."""
+    retired_at: dt.datetime | None
+    is_held: bool
+    held_at: dt.datetime | None
+    latest: Answer | None
+    """His latest answer."""
+    whole: Answer | None
+    """His latest answer in which nothing was held."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.version > 0 and self.latest is not None
+
+    @property
+    def joins(self) -> bool:
+        """No step has judged anything of his list yet."""
+        return self.projected_version == 0
+
+    @property
+    def counts(self) -> bool:
+        """Whether he counted until the last step, and has not been away since."""
+        return self.counts_since is not None and (self.away_since is None or self.away_since < self.counts_since)
+
+    @property
+    def leaves(self) -> bool:
+        """He was retired, and no step has noted it."""
+        return self.retired_at is not None and (self.away_since is None or self.away_since < self.retired_at)
+
+    @property
+    def returns(self) -> bool:
+        """He was heard since he is configured again, and nothing of his list is held."""
+        return (
+            self.retired_at is None
+            and not self.joins
+            and not self.counts
+            and not self.is_held
+            and self.latest is not None
+            and (self.away_since is None or self.latest.arrived_at > self.away_since)
+        )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the step looks at what his versions say."""
+        return self.is_known and (self.joins or self.counts or self.returns)
+
+    def user(self, coverage_gap: dt.timedelta, began: dt.datetime) -> User:
+        """The user as the judgement sees him in a run that ``began`` then; one who is away has retired."""
+        assert self.latest is not None  # noqa: S101 - he is known
+        away = None if self.joins or self.counts or self.returns else self.away_since
+        return User(
+            latest=self.latest,
+            coverage_gap=coverage_gap,
+            heard=self.latest.arrived_at >= began,
+            retired_at=self.retired_at or away,
+        )
+
+
+class Listing(NamedTuple):
+    """A workflow in a user's list."""
+
+    since: dt.datetime
+    listed: Listed
+
+
+def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, int]:
+    """The answer from which on a user who returns counts, and the number of versions that it comes after.
+
+    Where an answer was followed by one that said the same, the later one is taken; where something was held since he
+    returned, the latest.
+    """
+    assert member.latest is not None  # noqa: S101 - he is known
+    assert member.away_since is not None  # noqa: S101 - he was away
+    away_since = member.away_since
+    if member.held_at is not None and member.held_at > away_since:
+        return member.latest, len(versions)
+    for number, version in enumerate(versions):
+        if version.answer.arrived_at > away_since:
+            if version.previous is not None and version.previous.arrived_at > away_since:
+                return version.previous, number
+            return version.answer, number + 1
+    return member.latest, len(versions)
+
+
+def sightings(member: Member, versions: Sequence[Version], flow_id: str, listed: Listed | None) -> Iterator[Sighting]:
+    """What the versions of a user say of a workflow, which he ``listed`` so before them."""
+    coming, after = first_answer(member, versions) if member.returns else (None, 0)
+    stayed = listed
+    for number, version in enumerate(versions):
+        change = version.changes.get(flow_id)
+        if member.returns and number == after:
+            yield from _first_sighting(member.user_id, stayed, listed, coming)
+        if change is None:
+            continue
+        before, listed = change
+        if not member.returns or number >= after:
+            yield Sighting(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
+        elif version.answer.arrived_at <= (member.away_since or version.answer.arrived_at):
+            stayed = listed
+            yield Sighting(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
+    if member.returns and after == len(versions):
+        yield from _first_sighting(member.user_id, stayed, listed, coming)
+
+
+def _first_sighting(
+    user_id: str, before: Listed | None, after: Listed | None, answer: Answer | None
+) -> Iterator[Sighting]:
+    if answer is not None and (before is not None or after is not None):
+        yield Sighting(user_id, before, after, None, answer)
+
+
+def _previous(version: Version, flow_id: str, before: Listed | None) -> Answer | None:
+    """His last answer that listed it, so far as is known; where he did not list it, his last answer."""
+    if before is None or version.previous == version.whole:
+        return version.previous
+    return max((a for a in (version.whole, version.shown.get(flow_id)) if a is not None), key=lambda a: a.arrived_at)
+
+
+def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None) -> tuple[Listed | None, int | None]:
+    """As a user listed a workflow before the versions; with the number of the first one that took it away, if any."""
+    removed = None
+    changed = False
+    before = now
+    for version in versions:
+        change = version.changes.get(flow_id)
+        if change is None:
+            continue
+        if not changed:
+            before, changed = change[0], True
+        if change[1] is None and removed is None:
+            removed = version.number
+    return before, removed
+
+
+def showing(member: Member, listing: Listing) -> Showing:
+    """Since when a user shows a workflow: not longer than he counts."""
+    since = listing.since
+    if member.counts_since is not None and not member.joins:
+        since = max(since, member.counts_since)
+    return Showing(since, listing.listed)

@@ -1,0 +1,83 @@
+"""The states of a workflow in its organisation, as events follow each other. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from etl.domain.story import Event, Judgement, Listed, Opening
+
+
+class State(NamedTuple):
+    """A state of a workflow in its organisation, since ``valid_from``."""
+
+    valid_from: dt.datetime
+    valid_from_after: dt.datetime | None
+    """None: known from a user's first answer."""
+    listed: Listed
+    from_kind: str
+    """The kind of an event, or ``baseline``."""
+    certain: bool
+
+
+class EndedState(NamedTuple):
+    """A state that lasted until ``valid_to``."""
+
+    state: State
+    valid_to: dt.datetime
+
+
+def states_after(
+    state: State | None, judgement: Judgement, retired_at: dt.datetime | None
+) -> tuple[State | None, list[EndedState]]:
+    """The state that a step leaves, and those that ended with it.
+
+    ``retired_at``: when the last of its users retired, if all of them did; nobody sees it from then on.
+    """
+    ended: list[EndedState] = []
+    for happened in _in_order(judgement):
+        following = _state_of(happened)
+        if state is not None and following is not None and following.valid_from <= state.valid_from:
+            state = state._replace(listed=following.listed)
+            continue
+        _end(state, _moment(happened), ended)
+        state = following
+    if retired_at is not None and state is not None and not judgement.is_open:
+        _end(state, retired_at, ended)
+        state = None
+    return state, ended
+
+
+def _in_order(judgement: Judgement) -> Iterator[Event | Opening]:
+    """Openings come before what happens later; other than that, as the judgement has them."""
+    openings = list(judgement.openings)
+    for event in judgement.events:
+        while openings and openings[0].at < event.observed_at:
+            yield openings.pop(0)
+        if event.user_id is None:
+            yield event
+    yield from openings
+
+
+def _moment(happened: Event | Opening) -> dt.datetime:
+    return happened.at if isinstance(happened, Opening) else happened.observed_at
+
+
+def _state_of(happened: Event | Opening) -> State | None:
+    if isinstance(happened, Opening):
+        return State(happened.at, None, _named(happened.listed), "baseline", True)
+    if happened.new is None:
+        return None
+    return State(
+        happened.observed_at, happened.last_unchanged_at, _named(happened.new), happened.kind, happened.certain
+    )
+
+
+def _named(listed: Listed) -> Listed:
+    return listed._replace(editable=None)
+
+
+def _end(state: State | None, at: dt.datetime, ended: list[EndedState]) -> None:
+    if state is not None and state.valid_from < at:
+        ended.append(EndedState(state, at))

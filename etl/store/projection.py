@@ -1,0 +1,271 @@
+"""The organisation's story, judged at a run's end: read, judged, and written if no other step came between.
+
+1. One transaction reads the users of some stories, their versions that no step has judged, and what is kept.
+2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation``).
+3. One transaction locks the targets whose versions were judged, by id, then the organisations, by id. If another step
+   of one of the stories has been written since (1), it gives up, and all begins anew. Else it writes what was judged.
+   Versions that were committed since (1) are left to the next step.
+
+So a version is judged once, whichever run made it, and a crash leaves it to the next step. Stories are taken a few at a
+time, so that many small ones cost few statements; a first list of a whole organisation is judged by one statement.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection
+
+from etl.domain.model import Target
+from etl.domain.organisation import judge
+from etl.domain.pending import Listing, Member, Version, listed_before, showing, sightings
+from etl.domain.states import EndedState, states_after
+from etl.domain.story import Answer, Audience, Event, Judgement, Listed, Loss, Showing, Sighting, Workflow
+from etl.store import story_rows
+from etl.store.story_rows import ChangeRows, FlowKey, Kept, Members, StoryKey, chunks
+
+GapOf = Callable[[Target], dt.timedelta]
+MEMBERS_AT_ONCE: Final = 2_000
+"""Users whose stories are judged together, unless one story has more."""
+_SHOWINGS_AT_ONCE: Final = 200_000
+"""Times users, so many workflows are in memory at once."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A run's end."""
+
+    run_id: int
+    began: dt.datetime
+    decided_at: dt.datetime
+
+
+class Judged(NamedTuple):
+    """What is to be written of a workflow."""
+
+    flow: FlowKey
+    kept: Kept
+    was_kept: bool
+    events: list[Event]
+    waiting: Mapping[str, Loss]
+    waited: bool
+    ended: list[EndedState]
+
+
+class StoryStep(msgspec.Struct):
+    """What is known of a story at a step, and what is to be written of it."""
+
+    key: StoryKey
+    members: Members
+    versions: Mapping[int, list[Version]]
+    audience: Audience
+    judged: list[Judged] = msgspec.field(default_factory=list)
+
+    @property
+    def is_new(self) -> bool:
+        """No step of it has been written yet."""
+        return self.members.last_step is None
+
+    @property
+    def moved(self) -> list[Member]:
+        """The users whose versions are judged, or who begin or cease to count."""
+        return [
+            member
+            for member in self.members.by_id.values()
+            if (member.is_judged and (member.projected_version != member.version or member.returns))
+            or (member.is_known and member.leaves)
+        ]
+
+    @property
+    def changes_something(self) -> bool:
+        return bool(self.judged or self.moved)
+
+    @property
+    def first_lists(self) -> list[tuple[Member, Version]]:
+        """The first lists of a new story, in the order of their arrival: one statement judges what is only in them."""
+        if not self.is_new:
+            return []
+        joining = (m for m in self.members.by_id.values() if m.is_judged and m.joins)
+        firsts = [(member, self.versions[member.target_id][0]) for member in joining]
+        return sorted(firsts, key=lambda each: (each[1].answer.arrived_at, each[0].user_id))
+
+
+def batches(due: Sequence[tuple[StoryKey, int]]) -> Iterator[list[StoryKey]]:
+    """Stories, with the number of their users, in groups that are judged together."""
+    group: list[StoryKey] = []
+    room = MEMBERS_AT_ONCE
+    for story, users in due:
+        room -= users
+        if group and room < 0:
+            yield group
+            group, room = [], MEMBERS_AT_ONCE - users
+        group.append(story)
+    if group:
+        yield group
+
+
+def read_steps(
+    connection: Connection, stories: Sequence[StoryKey], step: Step, gap_of: GapOf, differing: Collection[FlowKey] = ()
+) -> list[StoryStep]:
+    """Read and judge the stories, in one transaction that reads.
+
+    ``differing`` are workflows about which the first lists of a new story do not agree.
+    """
+    members = story_rows.read_members(connection, stories)
+    pending = [
+        m for of in members.values() for m in of.by_id.values() if m.is_judged and m.version > m.projected_version
+    ]
+    in_old_stories = {t for of in members.values() if of.last_step is not None for t in of.by_id}
+    ids = [member.target_id for member in pending]
+    changes = story_rows.read_changes(connection, ids, [t for t in ids if t in in_old_stories])
+    versions = story_rows.read_versions(connection, ids, changes)
+    steps = {key: StoryStep(key, of, versions, _audience(key, of, step, gap_of)) for key, of in members.items()}
+    touched = sorted({*_touched(connection, steps, changes), *differing})
+    of_new_stories = [flow for flow in touched if steps[flow.story].is_new]
+    story_rows.read_baselines(connection, of_new_stories, changes)
+    weights = {key: len(of.by_id) for key, of in members.items()}
+    changed_by = _changed_by(changes)
+    for flows in chunks(touched, weights, _SHOWINGS_AT_ONCE):
+        _judge(connection, flows, steps, changed_by)
+    return list(steps.values())
+
+
+def _audience(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> Audience:
+    known = [member for member in members.by_id.values() if member.is_known]
+    users = {m.user_id: m.user(gap_of(Target(key.org_id, m.user_id, key.expression)), step.began) for m in known}
+    came_back = (m for m in known if m.retired_at is None and (m.counts or m.returns))
+    ended_stays = [m.away_since for m in came_back if m.away_since is not None]
+    return Audience(users, step.decided_at, ended_stays, is_search=bool(key.expression))
+
+
+def _touched(connection: Connection, steps: Mapping[StoryKey, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
+    """The workflows that a step must look at: what changed, what waits, and what users who come or go list."""
+    story_of = {target_id: key for key, step in steps.items() for target_id in step.members.by_id}
+    for (target_id, _), flows in changes.items():
+        for flow_id in flows:
+            yield FlowKey(*story_of[target_id], flow_id)
+    yield from story_rows.read_open(connection, list(steps))
+    moving = [m.target_id for s in steps.values() for m in s.members.by_id.values() if m.leaves or m.returns]
+    for target_id, flow_id in story_rows.read_flow_ids(connection, moving):
+        yield FlowKey(*story_of[target_id], flow_id)
+
+
+def _changed_by(changes: ChangeRows) -> Mapping[str, set[int]]:
+    changed: dict[str, set[int]] = defaultdict(set)
+    for (target_id, _), flows in changes.items():
+        for flow_id in flows:
+            changed[flow_id].add(target_id)
+    return changed
+
+
+def _judge(
+    connection: Connection,
+    flows: Sequence[FlowKey],
+    steps: Mapping[StoryKey, StoryStep],
+    changed_by: Mapping[str, set[int]],
+) -> None:
+    read = _Reading(connection, flows, steps, changed_by)
+    for flow in flows:
+        step = steps[flow.story]
+        judgement = judge(step.audience, read.workflow(flow))
+        judged = _judged(step, flow, judgement, read.kept.get(flow), read.waiting.get(flow, {}))
+        if judged is not None:
+            step.judged.append(judged)
+
+
+def _judged(
+    step: StoryStep, flow: FlowKey, judgement: Judgement, before: Kept | None, waited: Mapping[str, Loss]
+) -> Judged | None:
+    """None where the step changes nothing that is kept of it."""
+    if judgement.story is None:
+        return None
+    users = step.audience.users
+    shows = [(users[u].retired_at, showing.listed.editable) for u, showing in judgement.showing.items()]
+    staying = [editable for retired_at, editable in shows if retired_at is None]
+    retired_at = max((at for at, _ in shows if at is not None), default=None) if not staying else None
+    states, ended = states_after(before.state if before else None, judgement, None if judgement.waiting else retired_at)
+    kept = Kept(judgement.story, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
+    if kept == before and not judgement.events and judgement.waiting == waited:
+        return None
+    return Judged(flow, kept, before is not None, list(judgement.events), judgement.waiting, bool(waited), ended)
+
+
+class _Reading:
+    """What the judgement of some workflows needs."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        flows: Sequence[FlowKey],
+        steps: Mapping[StoryKey, StoryStep],
+        changed_by: Mapping[str, set[int]],
+    ) -> None:
+        self._steps = steps
+        self._changed_by = changed_by
+        self.kept = story_rows.read_kept(connection, flows)
+        self.waiting = story_rows.read_waiting(connection, flows)
+        self._listings = story_rows.read_listings(connection, flows)
+        is_held = any(m.is_held for flow in flows for m in steps[flow.story].members.by_id.values())
+        self._held = story_rows.read_held(connection, flows) if is_held else {}
+        self._before: dict[FlowKey, list[tuple[Member, Listed, int | None]]] = {}
+        for flow in flows:
+            self._before[flow] = list(self._listed_before(flow))
+        lost = [
+            (member.target_id, flow.flow_id, removed)
+            for flow, members in self._before.items()
+            for member, _, removed in members
+            if removed is not None
+        ]
+        self._since = story_rows.read_since(connection, lost)
+
+    def workflow(self, flow: FlowKey) -> Workflow:
+        step = self._steps[flow.story]
+        kept = self.kept.get(flow)
+        return Workflow(
+            flow.flow_id,
+            kept.story if kept else None,
+            dict(self._showing(flow)),
+            self.waiting.get(flow, {}),
+            list(self._sightings(step, flow)),
+            dict(self._held_of(step, flow)),
+        )
+
+    def _listed_before(self, flow: FlowKey) -> Iterator[tuple[Member, Listed, int | None]]:
+        step = self._steps[flow.story]
+        listings = self._listings[flow.flow_id]
+        for target_id in sorted(listings.keys() | self._changed_by.get(flow.flow_id, set())):
+            member = step.members.by_id.get(target_id)
+            if member is None:
+                continue
+            now = listings.get(target_id)
+            versions = step.versions.get(target_id, ())
+            listed, removed = listed_before(versions, flow.flow_id, now and now.listed)
+            if listed is not None:
+                yield member, listed, removed
+
+    def _showing(self, flow: FlowKey) -> Iterator[tuple[str, Showing]]:
+        listings = self._listings[flow.flow_id]
+        for member, listed, removed in self._before[flow]:
+            since = listings[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
+            yield member.user_id, showing(member, Listing(since, listed))
+
+    def _sightings(self, step: StoryStep, flow: FlowKey) -> Iterator[Sighting]:
+        before = {member.target_id: listed for member, listed, _ in self._before[flow]}
+        for target_id in before.keys() | self._changed_by.get(flow.flow_id, set()):
+            member = step.members.by_id.get(target_id)
+            if member is not None and member.is_judged and (member.returns or target_id in step.versions):
+                versions = step.versions.get(target_id, ())
+                yield from sightings(member, versions, flow.flow_id, before.get(target_id))
+
+    def _held_of(self, step: StoryStep, flow: FlowKey) -> Iterator[tuple[str, Answer]]:
+        """The last answer that listed what is held now, so far as is known."""
+        for target_id in self._listings[flow.flow_id]:
+            member = step.members.by_id.get(target_id)
+            if member is None or (target_id, flow.flow_id) not in self._held:
+                continue
+            known = (member.whole, self._held[target_id, flow.flow_id])
+            latest = max((answer for answer in known if answer is not None), key=lambda each: each.arrived_at)
+            yield member.user_id, latest

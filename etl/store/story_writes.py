@@ -1,0 +1,300 @@
+"""What a step writes of organisations' stories, in one transaction."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, select, text
+
+from etl.domain.chain import microseconds, optional_microseconds
+from etl.domain.pending import Member, Version, first_answer
+from etl.domain.story import Answer, Event, Listed
+from etl.schema import org_event, org_flow, org_loss, org_state, org_step
+from etl.store import story_rows, turnover
+from etl.store.bulk import BulkValues, insert_rows, stamp
+from etl.store.projection import Judged, Step, StoryStep
+from etl.store.story_rows import FLOWS, FlowKey
+
+
+class StoryMoved(Exception):
+    """Another step, or a user who came or went, was committed since the stories were read."""
+
+
+class FirstListsDiffer(Exception):
+    """The first lists of a new story do not agree about these workflows: they must be judged one by one."""
+
+    def __init__(self, flows: set[FlowKey]) -> None:
+        super().__init__(f"first lists do not agree about {len(flows)} workflows")
+        self.flows = flows
+
+
+_MOVED: Final = BulkValues(
+    id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
+)
+_FIRST: Final = BulkValues(org_id="text", expression="text", change_set_id="bigint", times="text")
+
+
+def _lock_moved(dialect: str) -> str:
+    """What the targets are now; on SQLite there is one writer at a time."""
+    locked = " ORDER BY t.id FOR UPDATE OF t" if dialect == "postgresql" else ""
+    return f"""
+        SELECT t.id, t.projected_version, t.retired_at, t.away_since
+        FROM ({_MOVED.sql(dialect)}) moved JOIN target t ON t.id = moved.id{locked}"""  # noqa: S608 - our own words
+
+
+def _update_moved(dialect: str) -> str:
+    return f"""
+        UPDATE target
+        SET projected_version = moved.version, counts_since = moved.counts_since, away_since = moved.away_since
+        FROM ({_MOVED.sql(dialect)}) moved WHERE target.id = moved.id"""  # noqa: S608 - our own words
+
+
+_AS_TIME: Final = {"sqlite": "{}", "postgresql": "CAST({} || '+00' AS timestamptz)"}
+
+
+def _differ(column: str) -> str:
+    return f"(min({column}) <> max({column}) OR count({column}) NOT IN (0, count(*)))"
+
+
+def _first_lists(dialect: str) -> str:
+    """``times``: of each list the arrival of its answer, its place among them, and when it was requested."""
+    at, asked = (_AS_TIME[dialect].format(f"substr(first, {start}, 26)") for start in (1, 35))
+    bytewise = ' COLLATE "C"' if dialect == "postgresql" else ""
+    return f"""
+        INSERT INTO org_flow (org_id, expression, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
+                              is_open, awaited, users, editors, valid_from, from_kind, certain)
+        SELECT org_id, expression, flow_id, {at}, flow_name, {asked}, {at}, cycle, coalesce(differ, false), 0, users,
+               editors, {at}, 'baseline', true
+        FROM (
+            SELECT f.org_id, f.expression, c.flow_id, min(f.times{bytewise}) AS first, min(c.new_name) AS flow_name,
+                   min(c.new_cycle) AS cycle, count(*) AS users,
+                   sum(CASE WHEN c.new_editable THEN 1 ELSE 0 END) AS editors,
+                   {_differ("c.new_name")} OR {_differ("c.new_cycle")} AS differ
+            FROM ({_FIRST.sql(dialect)}) f
+            JOIN workflow_change c ON c.change_set_id = f.change_set_id
+            GROUP BY f.org_id, f.expression, c.flow_id
+        ) listed"""  # noqa: S608 - our own words
+
+
+_FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("postgresql", "sqlite")}
+
+
+def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) -> None:
+    """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back."""
+    steps = [each for each in steps if each.changes_something]
+    _lock(connection, steps)
+    moved = [row for each in steps for row in _moved_rows(connection, each)]
+    if moved:
+        connection.execute(text(_update_moved(connection.dialect.name)), _MOVED.bound(connection, moved))
+    _write_first_lists(connection, steps)
+    judged = [each for of_story in steps for each in of_story.judged]
+    _write_kept(connection, judged)
+    _write_events(connection, judged, step)
+    columns = ("run_id", "org_id", "expression", "decided_at", "versions", "heard")
+    insert_rows(connection, org_step, columns, (_step_row(connection, each, step) for each in steps))
+
+
+def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step) -> bool:
+    """Whether ``write_steps`` was committed: nobody else writes a step of the same run at the same moment."""
+    story = next(each.key for each in steps if each.changes_something)
+    same = select(org_step.c.id).where(
+        org_step.c.run_id == step.run_id,
+        org_step.c.org_id == story.org_id,
+        org_step.c.expression == story.expression,
+        org_step.c.decided_at == step.decided_at,
+    )
+    return connection.execute(same.limit(1)).first() is not None
+
+
+def _lock(connection: Connection, steps: Sequence[StoryStep]) -> None:
+    """Targets by id, then organisations by id; and nothing may have been written of the stories since."""
+    moved = sorted(row for each in steps for row in _moved_rows(connection, each))
+    if moved:
+        rows = connection.execute(
+            story_rows.typed(
+                _lock_moved(connection.dialect.name), "id", "projected_version", "retired_at", "away_since"
+            ),
+            _MOVED.bound(connection, moved),
+        )
+        now = {row[0]: tuple(row)[1:] for row in rows}
+        members = {m.target_id: m for each in steps for m in each.moved}
+        if any(now.get(i) != (m.projected_version, m.retired_at, m.away_since) for i, m in members.items()):
+            raise StoryMoved
+    turnover.lock_organisations(connection, sorted({each.key.org_id for each in steps}))
+    last = story_rows.last_steps(connection, [each.key for each in steps])
+    if any(last.get(each.key) != each.members.last_step for each in steps):
+        raise StoryMoved
+
+
+def _moved_rows(connection: Connection, step: StoryStep) -> Iterator[tuple[Any, ...]]:
+    for member in step.moved:
+        away_since = member.retired_at if member.leaves else member.away_since
+        yield (
+            member.target_id,
+            member.version,
+            member.projected_version,
+            _optional(connection, _counts_since(member, step.versions.get(member.target_id, ()))),
+            _optional(connection, away_since),
+        )
+
+
+def _counts_since(member: Member, versions: Sequence[Version]) -> dt.datetime | None:
+    if member.returns:
+        return first_answer(member, versions)[0].arrived_at
+    return versions[0].answer.arrived_at if member.joins and versions else member.counts_since
+
+
+def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> None:
+    rows = [
+        (*each.key, version.change_set_id, _times(version.answer, number))
+        for each in steps
+        for number, (_, version) in enumerate(each.first_lists)
+    ]
+    if not rows:
+        return
+    connection.execute(_FIRST_LISTS[connection.dialect.name], _FIRST.bound(connection, rows))
+    judged = {judged.flow for each in steps for judged in each.judged}
+    new = [each.key for each in steps if each.is_new]
+    if differing := story_rows.read_open(connection, new) - judged:
+        raise FirstListsDiffer(differing)
+
+
+def _times(answer: Answer, number: int) -> str:
+    return f"{_text(answer.arrived_at)}{number:08}{_text(answer.asked_at)}"
+
+
+def _text(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _write_kept(connection: Connection, judged: Sequence[Judged]) -> None:
+    delete = "DELETE FROM {table} WHERE (org_id, expression, flow_id) IN ({flows})"
+    for table, flows in (
+        ("org_flow", [each.flow for each in judged]),
+        ("org_loss", [each.flow for each in judged if each.waited]),
+    ):
+        if flows:
+            statement = delete.format(table=table, flows=FLOWS.sql(connection.dialect.name))
+            connection.execute(text(statement), FLOWS.bound(connection, flows))
+    insert_rows(connection, org_flow, _FLOW, (_flow_row(connection, each) for each in judged))
+    insert_rows(connection, org_loss, _LOSS, (row for each in judged for row in _loss_rows(connection, each)))
+    insert_rows(connection, org_state, _STATE, (row for each in judged for row in _state_rows(connection, each)))
+
+
+_FLOW: Final = tuple(column.name for column in org_flow.columns)
+_LOSS: Final = tuple(column.name for column in org_loss.columns)
+_STATE: Final = tuple(column.name for column in org_state.columns if column.name != "id")
+
+
+def _flow_row(connection: Connection, judged: Judged) -> tuple[Any, ...]:
+    kept = judged.kept
+    story, state = kept.story, kept.state
+    name, cycle = story.name, story.cycle
+    return (
+        *judged.flow,
+        stamp(connection, story.since),
+        name.value,
+        *_answer(connection, name.first),
+        *_answer(connection, None if name.last == name.first else name.last),
+        cycle.value,
+        *_answer(connection, None if cycle.first == name.first else cycle.first),
+        *_answer(connection, None if cycle.last == cycle.first else cycle.last),
+        _optional(connection, story.gone_at),
+        kept.is_open,
+        kept.awaited,
+        kept.users,
+        kept.editors,
+        _optional(connection, state and state.valid_from),
+        _optional(connection, state and state.valid_from_after),
+        state and state.from_kind,
+        state and state.certain,
+    )
+
+
+def _loss_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, ...]]:
+    for user_id, loss in sorted(judged.waiting.items()):
+        yield (
+            *judged.flow,
+            user_id,
+            *loss.listed,
+            stamp(connection, loss.shown_asked_at),
+            *_answer(connection, loss.without),
+        )
+
+
+def _state_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, ...]]:
+    for state, valid_to in judged.ended:
+        yield (
+            *judged.flow,
+            stamp(connection, state.valid_from),
+            _optional(connection, state.valid_from_after),
+            stamp(connection, valid_to),
+            *state.listed[:2],
+            state.from_kind,
+            state.certain,
+        )
+
+
+_EVENT: Final = tuple(column.name for column in org_event.columns if column.name != "event_id")
+
+
+def _write_events(connection: Connection, judged: Iterable[Judged], step: Step) -> None:
+    """In the order in which they were observed."""
+    events = [
+        (event.observed_at, each.flow, number, event) for each in judged for number, event in enumerate(each.events)
+    ]
+    events.sort(key=lambda each: each[:3])
+    rows = (_event_row(connection, flow, event, step) for _, flow, _, event in events)
+    insert_rows(connection, org_event, _EVENT, rows)
+
+
+def _event_row(connection: Connection, flow: FlowKey, event: Event, step: Step) -> tuple[Any, ...]:
+    old, new = event.old or Listed(None, None, None), event.new or Listed(None, None, None)
+    return (
+        *(step.run_id, *flow, event.kind, event.user_id),
+        *(old.name, new.name, old.cycle, new.cycle, old.editable, new.editable),
+        *(stamp(connection, event.last_unchanged_at), stamp(connection, event.observed_at)),
+        *(event.users_before, event.users_after, event.certain, event.unheard, stamp(connection, step.decided_at)),
+    )
+
+
+def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[Any, ...]:
+    versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.moved)
+    return (
+        step.run_id,
+        *of_story.key,
+        stamp(connection, step.decided_at),
+        msgspec.json.encode(versions).decode(),
+        msgspec.json.encode(_heard(of_story)).decode(),
+    )
+
+
+def _heard(of_story: StoryStep) -> Mapping[str, Any]:
+    """By target: the latest answer's times, whether of this run, the coverage gap and when retired, in microseconds."""
+    users = of_story.audience.users
+    return {
+        "targets": [
+            [
+                member.target_id,
+                microseconds(user.latest.asked_at),
+                microseconds(user.latest.arrived_at),
+                user.heard,
+                user.coverage_gap // dt.timedelta(microseconds=1),
+                optional_microseconds(user.retired_at),
+            ]
+            for member in of_story.members.by_id.values()
+            if (user := users.get(member.user_id)) is not None
+        ],
+        "back_from": optional_microseconds(of_story.audience.last_end),
+    }
+
+
+def _answer(connection: Connection, answer: Answer | None) -> tuple[Any, Any]:
+    return (None, None) if answer is None else (stamp(connection, answer[0]), stamp(connection, answer[1]))
+
+
+def _optional(connection: Connection, at: dt.datetime | None) -> Any:
+    return None if at is None else stamp(connection, at)

@@ -1,0 +1,244 @@
+"""The organisation's story in the database is what the model tells of the same answers."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import tempfile
+from collections.abc import Set
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from etl.database import connect, reading, upgrade, writing
+from etl.domain import verdict
+from etl.domain.guard import Decision
+from etl.domain.model import Flow, Target
+from etl.domain.story import Answer, Judgement, Listed
+from etl.schema import org_event, org_step, sync_run, target
+from etl.store import NewRun, Store, projection, story_rows, story_writes
+from etl.store.story_rows import StoryKey
+from tests.organisation.ledger import DeliveryLog
+from tests.organisation.runs import Office
+from tests.organisation.settings import ORDINARY, UNKIND
+from tests.organisation.world import HOUR, START, Setting
+from tests.support.builders import UNCHECKED, snapshot
+
+EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+MICROSECOND = dt.timedelta(microseconds=1)
+RUN = NewRun(origin="command", host="here", pid=1, targets=1)
+
+
+def moment(at: int) -> dt.datetime:
+    return EPOCH + at * MICROSECOND
+
+
+class Mirror(DeliveryLog):
+    """A ledger that writes every answer into a database, too, and has each step judged there."""
+
+    store: Store
+    run_id: int
+
+    def of(self, engine: Engine, expression: str) -> None:
+        self.engine = engine
+        self.store = Store(engine)
+        self.run_id = self.store.begin_run(RUN, EPOCH) or 0
+        self.expression = expression
+
+    def target(self, user: str) -> Target:
+        return Target("o1", user, self.expression)
+
+    def answered(self, user: str, flows: Any, answer: Answer, held: Set[str] = frozenset()) -> None:
+        super().answered(user, flows, answer, held)
+        (fence,) = self.store.fences([self.target(user)])
+        listed = [Flow(flow_id, *seen) for flow_id, seen in flows.items() if flow_id not in held]
+        given = snapshot(listed, moment(answer.arrived_at), target=fence.target)
+        given = msgspec.structs.replace(given, asked_at=moment(answer.asked_at), sole_answer=True)
+        state = self.store.states([fence.target_id])[fence.target_id] if fence.version else verdict.State({})
+        decision = Decision(held=frozenset(held))
+        is_same = fence.version and not fence.held and not held and {f.flow_id: f for f in listed} == dict(state.flows)
+        gap = dt.timedelta(days=999)
+        outcome = (
+            verdict.unchanged(fence, given, gap) if is_same else verdict.judged(fence, state, given, decision, gap)
+        )
+        assert self.store.apply(self.run_id, [outcome], UNCHECKED) == set()
+
+    def retire(self, user: str, at: Any) -> None:
+        super().retire(user, at)
+        retired = update(target).where(target.c.user_id == user, target.c.retired_at.is_(None))
+        with writing(self.engine) as connection:
+            connection.execute(retired.values(retired_at=moment(at)))
+
+    def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
+        judgements = super().step(decided_at, began)
+        self.store.project(
+            self.run_id,
+            moment(began),
+            lambda: moment(decided_at),
+            lambda target: self.gaps[target.user_id] * MICROSECOND,
+        )
+        return judgements
+
+
+COLUMNS = (
+    "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
+    "last_unchanged_at", "observed_at", "users_before", "users_after", "certain", "unheard",
+)  # fmt: skip
+
+
+def told(judgements: list[Judgement]) -> list[tuple[Any, ...]]:
+    rows = []
+    for judgement in judgements:
+        for event in judgement.events:
+            old, new = event.old or Listed(None, None, None), event.new or Listed(None, None, None)
+            rows.append((
+                event.flow_id, event.kind, event.user_id, old.name, new.name, old.cycle, new.cycle, old.editable,
+                new.editable, moment(event.last_unchanged_at), moment(event.observed_at), event.users_before,
+                event.users_after, event.certain, event.unheard,
+            ))  # fmt: skip
+    return sorted(rows, key=repr)
+
+
+def recorded(engine: Engine, after: int) -> tuple[list[tuple[Any, ...]], int]:
+    query = org_event.select().where(org_event.c.event_id > after)
+    with reading(engine) as connection:
+        rows = connection.execute(query).mappings().all()
+    last = max((row["event_id"] for row in rows), default=after)
+    return sorted((tuple(row[name] for name in COLUMNS) for row in rows), key=repr), last
+
+
+class MirrorOffice(Office):
+    def __init__(self, setting: Setting, seed: int, engine: Engine) -> None:
+        super().__init__(setting, seed)
+        ledger = Mirror(self.ledger.gaps, is_search=bool(setting.search))
+        ledger.of(engine, setting.search)
+        self.ledger = ledger
+
+
+def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:
+    office = MirrorOffice(setting, seed, engine)
+    last = count = 0
+    for judgements in office.run(START + runs * office.schedules[0].every):
+        expected = told(judgements)
+        found, last = recorded(engine, last)
+        assert found == expected, f"step {count}"
+        count += len(expected)
+    return count
+
+
+WORLDS = ("holds", "joining and leaving", "a search", "restless rights", "everything")
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_database_tells_what_the_model_tells(engine: Engine, name: str) -> None:
+    """All worlds with more seeds: ``python -m tests.contract.test_projection``."""
+    assert played(engine, UNKIND[name], seed=2, runs=7) > 0
+
+
+class Small:
+    """Two users of one organisation, and steps of runs over them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ledger = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
+        self.ledger.of(engine, "")
+        self.at = START
+
+    def hear(self, **lists: str) -> None:
+        """A run's answers; ``-`` lists nothing."""
+        self.at += HOUR
+        for number, (user, flow_ids) in enumerate(lists.items()):
+            asked_at = self.at + 2 * number
+            flows = {flow_id: Listed(f"name {flow_id}", "D", True) for flow_id in flow_ids if flow_id != "-"}
+            self.ledger.answered(user, flows, Answer(asked_at, asked_at + 1))
+
+    def judged(self) -> list[projection.StoryStep]:
+        step = projection.Step(self.ledger.run_id, moment(self.at), moment(self.at + 9))
+        with reading(self.engine) as connection:
+            return projection.read_steps(connection, [StoryKey("o1", "")], step, lambda _: dt.timedelta(days=9))
+
+    def end(self) -> None:
+        self.ledger.step(self.at + 10, self.at)
+
+    def told(self) -> list[tuple[str, str]]:
+        events, _ = recorded(self.engine, 0)
+        return [(event[1], event[0]) for event in events]
+
+
+def test_of_two_steps_at_once_one_begins_anew_and_each_event_is_told_once(engine: Engine) -> None:
+    story = Small(engine)
+    story.hear(ann="1", bob="1")
+    story.end()
+    story.hear(ann="12", bob="12")
+    one, other = story.judged(), story.judged()
+    step = projection.Step(story.ledger.run_id, moment(story.at), moment(story.at + 9))
+    with writing(engine) as connection:
+        story_writes.write_steps(connection, one, step)
+    with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
+        story_writes.write_steps(connection, other, step)
+    story.end()
+    assert story.told() == [("appeared", "2")]
+
+
+def test_a_user_who_is_retired_between_judgement_and_writing_has_it_judged_again(engine: Engine) -> None:
+    story = Small(engine)
+    story.hear(ann="1", bob="1")
+    story.end()
+    story.hear(ann="12", bob="1")
+    judged = story.judged()
+    story.ledger.retire("ann", story.at + 5)
+    step = projection.Step(story.ledger.run_id, moment(story.at), moment(story.at + 9))
+    with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
+        story_writes.write_steps(connection, judged, step)
+
+
+def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine: Engine) -> None:
+    story = Small(engine)
+    story.hear(ann="1", bob="1")
+    story.end()
+    story.hear(ann="12", bob="1")  # and the process is killed
+    store = story.ledger.store
+    with writing(engine) as connection:
+        connection.execute(update(sync_run).values(heartbeat_at=EPOCH))
+    assert store.abort_abandoned_runs(moment(story.at)) == [story.ledger.run_id]
+    story.ledger.run_id = store.begin_run(RUN, moment(story.at)) or 0
+    story.hear(ann="123", bob="1")
+    story.end()
+    assert story.told() == [("appeared", "2"), ("appeared", "3")]
+
+
+def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> None:
+    """Bob was asked after Ann's answer had arrived, so the workflow was renamed in between."""
+    story = Small(engine)
+    story.hear(ann="1")
+    story.ledger.answered("bob", {"1": Listed("another name", "D", True)}, Answer(story.at + 2, story.at + 3))
+    story.end()
+    assert story.told() == [("renamed", "1")]
+
+
+def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
+    story = Small(engine)
+    story.hear(ann="1", bob="1")
+    story.end()
+    story.hear(ann="1", bob="1")
+    story.end()
+    with reading(engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(org_step)) == 1
+        assert story_rows.due_stories(connection, [10**6]) == []
+
+
+def main() -> None:
+    """Every world, with one seed after the other, until it is stopped."""
+    for seed in itertools.count(1):
+        for name, setting in (ORDINARY | UNKIND).items():
+            with tempfile.TemporaryDirectory() as folder:
+                engine = connect(f"sqlite:///{folder}/story.db")
+                upgrade(engine)
+                print(seed, name, played(engine, setting, seed, runs=12), flush=True)
+                engine.dispose()
+
+
+if __name__ == "__main__":
+    main()
