@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 from sqlalchemy import Engine
@@ -18,6 +18,7 @@ from etl.report.health import HealthSnapshot, read_within
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.system import descriptors
+from etl.system.background import BackgroundLoop
 from etl.web import Connections, HttpServer, create_app
 from etl.web.health import Health, health_routes, metrics_route, without_pages
 
@@ -38,20 +39,16 @@ def listening(app: Application, service: Service, metrics: Metrics) -> Iterator[
     if not port:
         yield
         return
-    over = threading.Event()
     url = app.settings.database.url
     page = database.connect(url, pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     health = database.connect(url, pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     server = HttpServer(
         _application(app, service, metrics, page, health, host), host.strip("[]"), int(port), connections
     )
-    starter = threading.Thread(target=_start, args=(server, over), name="http-start", daemon=True)
-    starter.start()
     try:
-        yield
+        with BackgroundLoop("http-start", partial(_start, server)):
+            yield
     finally:
-        over.set()
-        starter.join()
         server.stop()
         page.dispose()
         health.dispose()
@@ -67,17 +64,16 @@ def _connections(app: Application) -> Connections:
     return Connections(found.http_connections)
 
 
-def _start(server: HttpServer, over: threading.Event) -> None:
+def _start(server: HttpServer) -> float | None:
+    """Listen; where that cannot be, after how many seconds to try again."""
     log = structlog.get_logger("etl.http")
-    while not over.is_set():
-        try:
-            server.start()
-        except FlowtrailError as error:
-            log.warning("not_listening", error=str(error), again_in_seconds=_TRY_AGAIN_SECONDS)
-            over.wait(_TRY_AGAIN_SECONDS)
-        else:
-            log.info("listening", url=server.url)
-            return
+    try:
+        server.start()
+    except FlowtrailError as error:
+        log.warning("not_listening", error=str(error), again_in_seconds=_TRY_AGAIN_SECONDS)
+        return _TRY_AGAIN_SECONDS
+    log.info("listening", url=server.url)
+    return None
 
 
 def _application(

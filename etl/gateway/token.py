@@ -15,10 +15,11 @@ A token that the gateway refused, and what the service gives for it:
 
 from __future__ import annotations
 
+import contextlib
 import re
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Final, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from etl.gateway.answer import as_integer, said
 from etl.gateway.deadline import Deadline
 from etl.gateway.excerpt import Hidden
 from etl.gateway.faults import Quote, code_error
+from etl.system.background import SingleFlight
 
 _MARGIN_SHARE: Final = 0.1
 _MARGIN_MAX_SECONDS: Final = 60.0
@@ -102,23 +104,13 @@ def _malformed(problem: str) -> Malformed:
     return Malformed(message, code="malformed", http_status=200)
 
 
-class _TokenRequest:
-    """One call of the token service, and what came of it for all who wait."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.token: Token | None = None
-        self.error: GatewayError | None = None
-
-
 class TokenKeeper:
     """The one token of a gateway. ``obtain`` calls the token service once, within the watch that it is given."""
 
     def __init__(self, obtain: Callable[[Deadline], Issued]) -> None:
         self._obtain = obtain
-        self._lock = threading.Lock()
         self._token: Token | None = None
-        self._request: _TokenRequest | None = None
+        self._flights = SingleFlight[None]()
 
     def current(self, watch: Deadline, refused: Token | None = None) -> Token:
         """A token; where the gateway refused one, what the table above says.
@@ -144,50 +136,46 @@ class TokenKeeper:
     def _renewed(self, watch: Deadline, after: int) -> Token:
         """A living token with a number above ``after``, whatever its value."""
         while True:
-            alive, request, leads = self._join_or_lead(after)
+            alive = self._alive(after)
+            if alive is not None and time.monotonic() < alive.refresh_at:
+                return alive
+            flight, leads = self._flights.join()
             if leads:
-                return self._lead(request, alive, watch)
+                return self._lead(flight, after, watch)
             if alive is not None:
                 return alive
-            request.done.wait(max(watch.remaining(), 0))
-            if request.error is not None:
-                raise _same(request.error)
+            with contextlib.suppress(TimeoutError):
+                _await(flight, max(watch.remaining(), 0))
             watch.check()
 
-    def _join_or_lead(self, after: int) -> tuple[Token | None, _TokenRequest, bool]:
-        """The token if it can still be used and has a number above ``after``, the flight under way, and whether the
-        caller has to fly it."""
-        with self._lock:
-            token, now = self._token, time.monotonic()
-            alive = token if token and token.number > after and now < token.expires_at else None
-            if alive is not None and now < alive.refresh_at:
-                return alive, _TokenRequest(), False
-            if self._request is not None:
-                return alive, self._request, False
-            self._request = _TokenRequest()
-            return alive, self._request, True
+    def _alive(self, after: int) -> Token | None:
+        """The token, if it can still be used and has a number above ``after``."""
+        token = self._token
+        return token if token and token.number > after and time.monotonic() < token.expires_at else None
 
-    def _lead(self, request: _TokenRequest, alive: Token | None, watch: Deadline) -> Token:
-        began = time.monotonic()
+    def _lead(self, flight: Future[None], after: int, watch: Deadline) -> Token:
+        """Get a token for all who wait. An error is theirs, too, unless only the time of this target is up."""
+        shared: GatewayError | None = None
         try:
-            request.token = self._dated(self._obtain(watch), began)
-            return request.token
+            self._token = token = self._obtained(after, watch)
         except GatewayError as error:
-            if alive is not None:
-                request.token = _postponed(alive)
-                return request.token
-            if error.code != "deadline":  # there, the time of this target alone is up: the next one flies again
-                error.gateway_down_evidence = True
-                request.error = error
+            shared = None if error.code == "deadline" else error
             raise
         finally:
-            self._finish(request)
+            self._flights.end(flight, shared)
+        return token
 
-    def _finish(self, request: _TokenRequest) -> None:
-        with self._lock:
-            self._token = request.token or self._token
-            self._request = None
-        request.done.set()
+    def _obtained(self, after: int, watch: Deadline) -> Token:
+        alive, began = self._alive(after), time.monotonic()
+        if alive is not None and began < alive.refresh_at:
+            return alive  # somebody has just got it
+        try:
+            return self._dated(self._obtain(watch), began)
+        except GatewayError as error:
+            if alive is not None:
+                return _postponed(alive)
+            error.gateway_down_evidence = error.gateway_down_evidence or error.code != "deadline"
+            raise
 
     def _dated(self, issued: Issued, began: float) -> Token:
         """Refreshed early by a share of the life that is left, so that a short rest of one token makes no loop."""
@@ -195,6 +183,14 @@ class TokenKeeper:
         expires_at = max(began + issued.expire_seconds, time.monotonic() + _LIFE_MIN_SECONDS)
         margin = min((expires_at - began) * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
         return Token(number, issued.value, issued.secret, began, expires_at - margin, expires_at)
+
+
+def _await(flight: Future[None], seconds: float) -> None:
+    """Wait for another thread's call. Raises its error, or TimeoutError."""
+    try:
+        flight.result(seconds)
+    except GatewayError as error:
+        raise _same(error) from None
 
 
 def _postponed(token: Token) -> Token:

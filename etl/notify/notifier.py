@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -19,6 +18,7 @@ from etl.notify.digest import Digest, Message
 from etl.notify.news import digest_of
 from etl.notify.receivers import Sender
 from etl.store import Store, UntoldRun
+from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
 """What finished longer ago is told no more: so much a receiver may be away, and so much a first one is told."""
@@ -166,8 +166,7 @@ class Notifier:
         self._clock = clock
         self._alarm = alarm
         self._timing = timing
-        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._loop, name="notify", daemon=True)
+        self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UntoldRun] = {}
         self._late: list[_Late] = []
         self._overdue_at: float | None = None
@@ -175,52 +174,41 @@ class Notifier:
 
     def start(self) -> None:
         """Begin to look, and to send."""
-        self._thread.start()
+        self._loop.start()
 
     def look(self) -> None:
         """Look now: a run has finished. Any thread may say so."""
-        self._news.put("look")
+        self._loop.wake()
 
     def stop(self) -> None:
         """Begin nothing more. What is on its way is left alone: it was told, or it will be told again."""
-        self._news.put("stop")
-        self._thread.join(_LAST_WORDS_SECONDS)
+        self._loop.stop(_LAST_WORDS_SECONDS)
 
     def flush(self, within_seconds: float) -> bool:
         """Tell what there is to tell now, without a thread; whether every receiver knows it in the end."""
         give_up = time.monotonic() + within_seconds
         self._turn()
         while any(mailbox.delivery for mailbox in self._mailboxes) and time.monotonic() < give_up:
-            self._wait(give_up - time.monotonic())
+            self._loop.wait(max(0.0, give_up - time.monotonic()))
             self._turn()
         return not self._waiting and not self._late
 
     # ------------------------------------------------------------------------------------------------- the thread
 
-    def _loop(self) -> None:
-        wait_seconds = 0.0
-        while self._wait(wait_seconds):
-            wait_seconds = _LOOK_SECONDS
-            try:
-                if self._is_active():
-                    wait_seconds = self._turn()
-                else:
-                    self._overdue_at, self._waiting, wait_seconds = None, {}, _STANDING_BY_SECONDS
-                    self._sound_alarm()
-            except DatabaseError as error:
-                self._log.warning("nothing_told", error=str(error), again_in_seconds=wait_seconds)
-            except Exception:
-                self._log.exception("notifier_failed")
-
-    def _wait(self, seconds: float) -> bool:
-        """Until there is news, or so long; False where it is to stop."""
+    def _step(self) -> float:
+        """Do what can be done; how many seconds to wait then, unless there is news."""
+        wait_seconds = _LOOK_SECONDS
         try:
-            said = {self._news.get(timeout=max(0.0, seconds))}
-        except queue.Empty:
-            return True
-        while not self._news.empty():
-            said.add(self._news.get())
-        return "stop" not in said
+            if self._is_active():
+                wait_seconds = self._turn()
+            else:
+                self._overdue_at, self._waiting, wait_seconds = None, {}, _STANDING_BY_SECONDS
+                self._sound_alarm()
+        except DatabaseError as error:
+            self._log.warning("nothing_told", error=str(error), again_in_seconds=wait_seconds)
+        except Exception:
+            self._log.exception("notifier_failed")
+        return wait_seconds
 
     def _turn(self) -> float:
         """Do all that can be done now; how many seconds may pass until something else can."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import structlog
 
 from etl.errors import DatabaseError
 from etl.store import Store
+from etl.system.background import BackgroundLoop
 from etl.verify import HeadsFile
 
 TICK_SECONDS: Final = 5.0
@@ -46,7 +46,7 @@ class Maintenance:
         self._keep_runs = keep_runs
         self._heads = heads
         self._clock_is_right = clock_is_right
-        self._over = threading.Event()
+        self._loop = BackgroundLoop("maintenance", self._step, first_after_seconds=TICK_SECONDS, last_step=True)
         self._seen: object = None
         self._active_since: float | None = None
         self._prune_at = self._look_at = 0.0
@@ -56,18 +56,15 @@ class Maintenance:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Work while the block runs; at its end, once more for the last runs."""
-        thread = threading.Thread(target=self._loop, name="maintenance", daemon=True)
-        thread.start()
+        self._loop.start()
         try:
             yield
         finally:
-            self._over.set()
-            thread.join(_LAST_WORDS_SECONDS)
+            self._loop.stop(_LAST_WORDS_SECONDS)
 
-    def _loop(self) -> None:
-        while not self._over.wait(TICK_SECONDS):
-            self._tick()
+    def _step(self) -> float:
         self._tick()
+        return TICK_SECONDS
 
     def _tick(self) -> None:
         if not self._active():
@@ -98,7 +95,7 @@ class Maintenance:
         assert self._heads is not None  # noqa: S101 - the caller looked
         began = time.monotonic()
         marks = self._store.marks()
-        if marks == self._seen or (began < self._look_at and not self._over.is_set()):
+        if marks == self._seen or (began < self._look_at and not self._loop.stopping):
             return
         appended = self._heads.catch_up(self._clock())
         self._seen, self._look_at = marks, began + _SHARE * (time.monotonic() - began)
@@ -120,7 +117,7 @@ class Maintenance:
             self._log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
-        return self._active() and self._trusts_clock() and not self._over.is_set()
+        return self._active() and self._trusts_clock() and not self._loop.stopping
 
     def _trusts_clock(self) -> bool:
         """With a clock that is years ahead every run looks old."""

@@ -25,6 +25,7 @@ from apscheduler.triggers.base import BaseTrigger
 
 from etl.config import Schedule
 from etl.config.slots import LEEWAY, Slots
+from etl.system.background import BackgroundLoop
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,8 @@ class Scheduler:
         self._clock = clock
         self._stop = stop
         self._check_seconds = check_seconds
+        self._last_clock_error = self._clock_error()
+        self._clock_watch = BackgroundLoop("clock-watch", self._watch_clock, first_after_seconds=check_seconds)
         self._closed = threading.Event()
         self._paused = False
         self._lock = threading.RLock()
@@ -101,7 +104,7 @@ class Scheduler:
             if self._closed.is_set() or self._jobs.running:
                 return
             self._jobs.start()
-        threading.Thread(target=self._watch_clock, name="clock-watch", daemon=True).start()
+        self._clock_watch.start()
 
     def pause(self) -> None:
         """Let slots pass by until ``resume``; what is running and what comes ``every`` so often goes on."""
@@ -130,6 +133,7 @@ class Scheduler:
         with self._lock:
             first = not self._closed.is_set()
             self._closed.set()
+        self._clock_watch.stop(0)
         if first and self._jobs.running:
             self._jobs.shutdown(wait=False)
         return self._threads.wait(wait_seconds)
@@ -157,14 +161,13 @@ class Scheduler:
         remedy = "if it happens often: a longer interval, fewer targets, or a higher [gateway] concurrency"
         log.warning("still running, so a slot is left out", job=event.job_id, remedy=remedy)
 
-    def _watch_clock(self) -> None:
-        last = self._clock_error()
-        while not self._closed.wait(self._check_seconds):
-            error = self._clock_error()
-            if abs(error - last) > LEEWAY:
-                log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
-                _guarded(self._plan_anew, "clock-watch")
-            last = error
+    def _watch_clock(self) -> float:
+        error, last = self._clock_error(), self._last_clock_error
+        if abs(error - last) > LEEWAY:
+            log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
+            _guarded(self._plan_anew, "clock-watch")
+        self._last_clock_error = error
+        return self._check_seconds
 
     def _clock_error(self) -> dt.timedelta:
         return self._clock() - dt.datetime.fromtimestamp(0, dt.UTC) - dt.timedelta(seconds=time.monotonic())

@@ -22,6 +22,7 @@ from etl.sync.dispatch import Dispatcher, RemoteExecutor
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import RunRemovals, SecondLook
 from etl.sync.result import RunReport, Tally
+from etl.system.background import BackgroundLoop
 
 _HEARTBEAT_SECONDS: Final = 20.0
 _OwnGap = Callable[[Target], dt.timedelta | None]
@@ -181,20 +182,14 @@ def _some(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Iterator
 @contextlib.contextmanager
 def _heartbeat(context: RunContext, run_id: int) -> Iterator[None]:
     """Say from a timer that the run lives, however slow the gateway is."""
-    over = threading.Event()
 
-    def beat() -> None:
-        while not over.wait(_HEARTBEAT_SECONDS):
-            with contextlib.suppress(DatabaseError):
-                context.store.beat(run_id)
+    def beat() -> float:
+        with contextlib.suppress(DatabaseError):
+            context.store.beat(run_id)
+        return _HEARTBEAT_SECONDS
 
-    timer = threading.Thread(target=beat, name=f"heartbeat-{run_id}", daemon=True)
-    timer.start()
-    try:
+    with BackgroundLoop(f"heartbeat-{run_id}", beat, first_after_seconds=_HEARTBEAT_SECONDS):
         yield
-    finally:
-        over.set()
-        timer.join()
 
 
 def _notes(tally: Tally) -> tuple[str, ...]:

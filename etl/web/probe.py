@@ -9,11 +9,12 @@ from concurrent.futures import Future
 from typing import Final, Generic, TypeVar
 
 from etl.errors import DatabaseUnreachable
+from etl.system.background import SingleFlight
 
 T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 3.0
-"""So long is waited: less than probes and scrapers wait for us."""
+"""How long a caller waits: less than probes and scrapers wait for us."""
 _REST: Final = 10
 _LONGEST_REST_SECONDS: Final = 30.0
 """What took a second is not looked at again for ten: who asks often keeps no database busy."""
@@ -31,16 +32,16 @@ class CachedProbe(Generic[T]):
         self._look = look
         self._good_for_seconds = good_for_seconds
         self._patience_seconds = PATIENCE_SECONDS
-        self._lock = threading.Lock()
-        self._flight: Future[T] | None = None
+        self._flights = SingleFlight[T]()
+        self._latest: Future[T] | None = None
+        """What is told, without another look, until it has rested."""
         self._rests_until = 0.0
         self._seen: T | None = None
         self._good_until = 0.0
 
     def __call__(self) -> T:
-        flight = self._join_or_lead()
         try:
-            return flight.result(self._patience_seconds)
+            return self._look_at_most_once().result(self._patience_seconds)
         except TimeoutError:
             if self._seen is not None and time.monotonic() < self._good_until:
                 return self._seen
@@ -48,21 +49,25 @@ class CachedProbe(Generic[T]):
                 f"The database does not answer within {self._patience_seconds:g} s: it may be down, or busy."
             ) from None
 
-    def _join_or_lead(self) -> Future[T]:
-        with self._lock:
-            if self._flight is None or (self._flight.done() and time.monotonic() >= self._rests_until):
-                self._flight = Future()
-                threading.Thread(target=self._probe, args=(self._flight,), name="glance", daemon=True).start()
-            return self._flight
+    def _look_at_most_once(self) -> Future[T]:
+        latest = self._latest
+        if latest is not None and time.monotonic() < self._rests_until:
+            return latest
+        flight, leads = self._flights.join()
+        if leads:
+            threading.Thread(target=self._probe, args=(flight,), name="probe", daemon=True).start()
+        return flight
 
     def _probe(self, flight: Future[T]) -> None:
         began = time.monotonic()
         try:
-            self._seen = self._look()
+            self._seen = seen = self._look()
         except Exception as error:
-            flight.set_exception(error)
-        else:
-            ended = time.monotonic()
-            self._good_until = ended + self._good_for_seconds
-            self._rests_until = ended + min(_REST * (ended - began), _LONGEST_REST_SECONDS)
-            flight.set_result(self._seen)
+            self._latest = None
+            self._flights.end(flight, error)
+            return
+        ended = time.monotonic()
+        self._good_until = ended + self._good_for_seconds
+        self._rests_until = ended + min(_REST * (ended - began), _LONGEST_REST_SECONDS)
+        self._latest = flight
+        self._flights.end(flight, result=seen)

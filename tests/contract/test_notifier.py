@@ -138,7 +138,7 @@ def test_one_that_hangs_delays_neither_the_others_nor_the_end(news: Newsroom, re
         at_work.look()
         receiver.wait_for(2)
         at_work.stop()
-        assert not at_work._thread.is_alive()
+        assert at_work._loop.stopping
         assert len(hanging.got) == 1
         assert told_runs(news) == [1]
 
