@@ -19,6 +19,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -407,6 +408,31 @@ org_turnover: Final = Table(
     Index(None, "org_id", "counted_at"),
     Index(None, "counted_at"),
     comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
+)
+
+workflow_detail: Final = Table(
+    "workflow_detail",
+    metadata,
+    _id(),
+    _key("org_id"),
+    _key("flow_id"),
+    Column("run_id", _BIG, nullable=False),
+    _time("asked_at"),
+    _time("observed_at"),
+    Column("update_user", Text),
+    Column("update_time", Text),
+    Column("creator", Text),
+    Column("create_time", Text),
+    Column("owner", Text),
+    Column("freq", Text),
+    Column("active", Integer),
+    Column("type", Integer),
+    Column("locked", Boolean),
+    _string("detail_hash"),
+    Column("body", LargeBinary),
+    Index(None, "org_id", "flow_id", "id"),
+    Index(None, "run_id", "id"),
+    comment="What EnOS said of a workflow when it was asked for its details; body is data, zlib. Append-only.",
 )
 
 roster: Final = Table(

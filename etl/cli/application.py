@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a co
     from etl.domain.model import Origin
     from etl.gateway import Exchanged, Gateway
     from etl.store import NewRun, Store
-    from etl.sync import Rosters, RunContext
+    from etl.sync import DetailLimits, Rosters, RunContext
     from etl.sync.cluster import Cluster
 
 _BATCHES_AT_ONCE = 2
@@ -133,6 +133,18 @@ class Application:
         if not organisations(self.schedules):
             return self.schedules
         return self.rosters(Store(self.engine, self.stop)).expand(self.schedules)
+
+    def details(self, schedules: Iterable[Schedule]) -> DetailLimits | None:
+        """How many details a run of these schedules asks for; None where none of them wants any."""
+        settings = self.settings.gateway
+        default = settings.details == "changed"
+        if not any(default if each.details is None else each.details for each in schedules):
+            return None
+        from etl.sync import DetailLimits
+
+        return DetailLimits(
+            most=settings.max_details, within=settings.details_within, keep_body=settings.keep_detail_body
+        )
 
     @property
     def limits(self) -> Limits:

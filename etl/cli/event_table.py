@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 from typing import Any, Final
 
 from etl.cli import console
 
-_COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name")
+_COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name", "EnOS")
+_IF_ANY: Final = ("expression", "EnOS")
 
 
-def event_table(title: str, events: Iterable[Any], empty: str = "no changes", *, zone: dt.tzinfo = dt.UTC) -> None:
-    """A table of events: rows with the columns of ``workflow_event``. Times are shown in ``zone``."""
+def event_table(
+    title: str,
+    events: Iterable[Any],
+    empty: str = "no changes",
+    *,
+    zone: dt.tzinfo = dt.UTC,
+    said: Sequence[str] = (),
+) -> None:
+    """A table of events: rows with the columns of ``workflow_event``. Times are shown in ``zone``; ``said`` is what
+    EnOS said beside each."""
     rows = [
-        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name)
-        for e in events
+        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
+        for e, told in zip(events, chain(said, repeat("")), strict=False)
     ]
-    used = [at for at, name in enumerate(_COLUMNS) if name != "expression" or any(row[at] for row in rows)]
+    used = [at for at, name in enumerate(_COLUMNS) if name not in _IF_ANY or any(row[at] for row in rows)]
     console.table(title, [_COLUMNS[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any, NamedTuple
 
@@ -15,9 +15,11 @@ from etl.cli.application import Application, utc_now
 from etl.cli.emptiness import not_observed_then, why_empty
 from etl.cli.event_table import event_table
 from etl.config.slots import time_zone
+from etl.domain.detail import sentence
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
-from etl.report import Report
+from etl.report import Report, WorkflowEvent
+from etl.report.details import SaidOfFlow, any_details, said_of, told, with_details
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
@@ -133,7 +135,11 @@ def changes(
             limit=_needed(limit, as_json),
         )
         question = _Question("such changes", org, user, utc_now(), zone, narrowed=True)
-        _print(app, question, rows, lambda found: event_table("", found, zone=zone), limit, as_json)
+
+        def table(found: list[WorkflowEvent]) -> None:
+            event_table("", found, zone=zone, said=_said(app, found))
+
+        _print(app, question, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
 
 
 def history(
@@ -154,6 +160,20 @@ def history(
         rows = _report(app).history(flow=flow_id, org=org, user=user)
         question = _Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
         _print(app, question, rows, _columns(columns, zone), limit, as_json)
+        if not as_json and (said := said_of(app.engine, flow_id, org)):
+            console.rows("\nWhat EnOS said when it was asked", SaidOfFlow._fields, said, zone=zone)
+
+
+def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
+    """What EnOS said beside each change, in a sentence; nothing where nobody ever asked."""
+    if not any_details(app.engine):
+        return []
+    enos = app.settings.gateway.enos_timezone
+    zone = time_zone(enos) if enos else None
+    return [
+        sentence(*said, (event.last_unchanged_at, event.observed_at), zone)
+        for event, said in zip(events, told(app.engine, events), strict=True)
+    ]
 
 
 class _Question(NamedTuple):
@@ -201,6 +221,10 @@ def time_zone_named(name: str) -> dt.tzinfo:
         raise UsageError(str(error)) from error
 
 
+def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
+    return (row._asdict() for row in rows)
+
+
 def _print(
     app: Application,
     question: _Question,
@@ -208,11 +232,12 @@ def _print(
     show_table: Callable[[list[Any]], None],
     limit: int | None,
     as_json: bool,
+    objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; whether there are any."""
     most = (None if as_json else options.SHOWN) if limit is None else limit or None
     if as_json:
-        printed = console.json_list(row._asdict() for row in islice(rows, most))
+        printed = console.json_list(objects(islice(rows, most)))
         if not printed:
             console.complain(question.why_empty(app), "yellow")
         return printed

@@ -92,6 +92,7 @@ def _run(
             clock=utc_now,
             own_gap=_own_gap(schedules),
             remote=app.cluster,
+            details=app.details(schedules),
         )
     assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     return report
@@ -213,6 +214,7 @@ def serve(
             became=notifications.became,
             remote=app.cluster.if_reachable if app.cluster else lambda: None,
             rosters=app.rosters(store),
+            details=lambda schedule: app.details([schedule]),
         )
         threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
         with (

@@ -21,7 +21,7 @@ from etl.config.units import ZERO, duration, duration_or_zero, shown
 from etl.domain.model import Target
 from etl.errors import Problem
 
-_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "ping_url", "targets", "targets_file")
+_KEYS: Final = ("cron", "every", "timezone", "jitter", "coverage_gap", "ping_url", "details", "targets", "targets_file")
 _SHORTEST: Final = dt.timedelta(milliseconds=100)
 _UNKNOWN: Final = Every(dt.timedelta(days=36_500))
 
@@ -37,6 +37,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Each run starts up to this much after its slot."""
     coverage_gap: dt.timedelta | None = None
     """None: that of the settings."""
+    details: bool | None = None
+    """Whether the workflows that it finds changed are asked for with Get Flow; None: as the settings say."""
     ping_url: Secret | None = None
     """Hears of each run's start and end; None: nobody does."""
     targets: Sequence[Target] = ()
@@ -116,6 +118,7 @@ class _ScheduleFile:
             timezone=timezone,
             jitter=jitter,
             coverage_gap=gap,
+            details=self._get("details", _details, None),
             ping_url=self._get("ping_url", ping_url, None),
             targets=targets,
             rosters=rosters,
@@ -167,6 +170,12 @@ class _ScheduleFile:
 
     def _add(self, key: str, message: str) -> None:
         self.problems.append(Problem(f"{self._path}: {key}", message))
+
+
+def _details(value: object) -> bool:
+    if value not in ("off", "changed"):
+        raise ValueError(f'must be "off" or "changed", not {shown(value)}')
+    return value == "changed"
 
 
 def _text(value: object) -> str:

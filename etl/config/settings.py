@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from etl.config import addresses, receivers
 from etl.config.secret import Secret, clean_secret, read_secret_file
+from etl.config.slots import time_zone
 from etl.config.units import duration, duration_or_zero, guard_window, keeping, size, without_password
 from etl.errors import ConfigError, Problem
 
@@ -24,6 +25,12 @@ def _level(value: object) -> str:
     if not isinstance(value, str) or value.upper() not in known:
         raise ValueError(f"must be one of {', '.join(known)}")
     return value.upper()
+
+
+def _zone(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a time zone in quotes, such as Asia/Shanghai")
+    return value and time_zone(value).key
 
 
 Duration = Annotated[dt.timedelta, Meta(extra={"read": duration})]
@@ -66,6 +73,14 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     max_clock_skew: DurationOrZero = dt.timedelta(minutes=5)
     ca_bundle: Text = ""
     proxy: Annotated[str, Meta(extra={"read": addresses.proxy_url})] = ""
+    details: Annotated[Literal["off", "changed"], Meta(description='"off" or "changed"')] = "off"
+    """Whether changed workflows are asked for with Get Flow."""
+    max_details: AtLeastOne = 1000
+    details_within: Duration = dt.timedelta(minutes=1)
+    """For all of a run's, and not longer: what is left is asked for with its next change."""
+    keep_detail_body: Flag = True
+    enos_timezone: Annotated[str, Meta(extra={"read": _zone})] = ""
+    """The zone of EnOS's own times; "": it is not known."""
     roster_every: Duration = dt.timedelta(hours=1)
     """How often, at most, an organisation is asked who its users are."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _EDITS: Final = (
     *("set_flows", "add_user", "remove_user", "add_flow", "remove_flow"),
-    *("rename", "set_cycle", "set_editable", "set_integer_ids"),
+    *("rename", "set_cycle", "set_editable", "set_integer_ids", "say_of"),
 )
 
 

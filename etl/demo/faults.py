@@ -14,7 +14,7 @@ import msgspec
 
 from etl.domain.model import Flow
 
-Endpoint = Literal["flows", "roster", "token", "other"]
+Endpoint = Literal["details", "flows", "roster", "token", "other"]
 Kind = Literal[
     "none",
     "outage",
@@ -76,7 +76,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     times: int | None = 1
     org: str = ""
     user: str = ""
-    endpoint: Literal["flows", "roster", "token", "any"] = "flows"
+    endpoint: Literal["details", "flows", "roster", "token", "any"] = "flows"
     code: int = 99500
     status: int | None = None
     retry_after: str = ""
@@ -147,7 +147,7 @@ class Reply(NamedTuple):
 
 def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, older: bool = False) -> Reply:
     """An error in the envelope of its service: the token service and version 2.0 say ``status``, the rest ``code``."""
-    key = "status" if endpoint == "token" or (older and endpoint == "flows") else "code"
+    key = "status" if endpoint == "token" or (older and endpoint in ("details", "flows")) else "code"
     words = "message" if endpoint == "roster" else "msg"
     return Reply(status, msgspec.json.encode({key: code, words: message, "data": None}), code)
 

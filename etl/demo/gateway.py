@@ -27,6 +27,7 @@ import msgspec
 from etl.demo import admin as door
 from etl.demo.auth import Request, TokenService, Verdict
 from etl.demo.delivery_log import DeliveryLog, Entry
+from etl.demo.details import flow_reply
 from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
 from etl.demo.incoming import asked_for, asks_for_the_end, read_request
 from etl.demo.roster import OLDER_ROSTER_PATH, ROSTER_PATH, roster_page
@@ -59,6 +60,7 @@ class Counters(msgspec.Struct):
     token_calls: int = 0
     flow_calls: int = 0
     roster_calls: int = 0
+    detail_calls: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
     bad_signatures: int = 0
@@ -232,6 +234,8 @@ class DemoGateway:
             return not asks_for_the_end(request)
         endpoint = self._endpoints.get(request.path, "other")
         asked = asked_for(request)
+        if endpoint == "flows" and asked.get("action") == "get":
+            endpoint = "details"
         entry = Entry(
             received_at=dt.datetime.now(dt.UTC),
             endpoint=endpoint,
@@ -286,6 +290,7 @@ class DemoGateway:
             counted.token_calls += endpoint == "token"
             counted.flow_calls += endpoint == "flows"
             counted.roster_calls += endpoint == "roster"
+            counted.detail_calls += endpoint == "details"
             counted.in_flight += 1
             counted.max_in_flight = max(counted.max_in_flight, counted.in_flight)
 
@@ -309,6 +314,8 @@ class DemoGateway:
                 return self._refused(request, entry) or roster_page(
                     self.world, request.body, most=self._roster_page, older=self._older
                 )
+            case "details", "GET":
+                return self._refused(request, entry) or flow_reply(self.world, asked, older=self._older)
             case "flows", "GET":
                 return self._my_flows(request, asked, entry, fault)
             case "other", _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -58,6 +59,9 @@ class World:
         self._lists: dict[str, dict[str, dict[str, Flow]]] = {}
         self._snapshots: dict[tuple[str, str], tuple[Flow, ...]] = {}
         self._integer_ids: set[tuple[str, str]] = set()
+        self._updated_at: dict[tuple[str, str], dt.datetime] = {}
+        self._updates: dict[tuple[str, str], dict[str, Any]] = {}
+        self._began_at = dt.datetime.now(dt.UTC)
         for number in range(orgs):
             self._found(number, users, flows)
 
@@ -89,7 +93,18 @@ class World:
         """Whether flowId goes out as a JSON integer for this user."""
         return (org, user) in self._integer_ids
 
+    def update_of(self, org: str, flow_id: str) -> tuple[dt.datetime, dict[str, Any]]:
+        """When a workflow was last updated, and what Get Flow says otherwise than usual."""
+        with self._lock:
+            key = (org, flow_id)
+            return self._updated_at.get(key, self._began_at), self._updates.get(key, {})
+
     # Edits
+
+    def say_of(self, org: str, flow_id: str, **said: Any) -> None:
+        """What Get Flow says of a workflow from now on, by EnOS's names: updateUser="u1", freq="0 0 2 * * ? *"."""
+        with self._lock:
+            self._updates[org, flow_id] = self._updates.get((org, flow_id), {}) | said
 
     def set_flows(self, org: str, user: str, flows: Iterable[Flow]) -> None:
         """The whole list of one user; organisation and user come into being where they are missing."""
@@ -172,6 +187,7 @@ class World:
 
     def _put(self, org: str, user: str, flow: Flow) -> None:
         self._list(org, user)[flow.flow_id] = flow
+        self._updated_at[org, flow.flow_id] = dt.datetime.now(dt.UTC)
         self._snapshots.pop((org, user), None)
 
     def _replace(self, org: str, flow_id: str, **changed: Any) -> None:

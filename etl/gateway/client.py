@@ -15,12 +15,14 @@ import structlog
 from etl import __version__
 from etl.config import GatewaySettings
 from etl.config.addresses import is_loopback
+from etl.domain.detail import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
 from etl.gateway import request as requests
 from etl.gateway import roster
 from etl.gateway.api import APIS
 from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.detail import read_detail
 from etl.gateway.excerpt import Hidden, excerpt
 from etl.gateway.faults import (
     RENEWING,
@@ -165,6 +167,17 @@ class Gateway:
         request = requests.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as watch:
             return self._completed(_Call(request, read, watch, own_connection=own_connection))
+
+    def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
+        """What EnOS says of a workflow, asked for as a user who sees it, within that time and ``deadline``. Raises
+        GatewayError, or Interrupted."""
+
+        def read(answered: Answered) -> Detail:
+            return read_detail(org_id, flow_id, answered, self._api)
+
+        request = requests.flow(self._api, org_id, flow_id, user_id)
+        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as watch:
+            return self._completed(_Call(request, read, watch))
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline``, whatever its pages. Raises GatewayError, or

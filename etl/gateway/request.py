@@ -13,7 +13,7 @@ from etl.gateway.api import Api
 from etl.gateway.signature import signature
 from etl.gateway.token import Token
 
-Call = Literal["flows", "roster", "token"]
+Call = Literal["details", "flows", "roster", "token"]
 
 ROSTER_PAGE: Final = 1000
 """Users asked for at once: what the documentation names as its default."""
@@ -71,6 +71,12 @@ def my_flows(api: Api, target: Target) -> Request:
     if target.expression:
         asked[api.search] = target.expression
     return Request("flows", "GET", api.path, dict(sorted(asked.items())), target[:2])
+
+
+def flow(api: Api, org_id: str, flow_id: str, user_id: str) -> Request:
+    """*Get Flow*, as a user who sees it."""
+    asked = {"action": "get", "flowId": flow_id, "orgId": org_id, "userId": user_id}
+    return Request("details", "GET", api.path, asked, (org_id, flow_id))
 
 
 def roster_page(api: Api, org_id: str, page: int) -> Request:

@@ -32,7 +32,7 @@ from etl.report.health import HealthSnapshot
 
 ROLES: Final = ("starting", "active", "standing_by", "database_unreachable", "database_damaged")
 RUN_STATUSES: Final = tuple(status for status in get_args(RunStatus) if status != "running")
-CALLS: Final = ("flows", "roster", "token")
+CALLS: Final = ("details", "flows", "roster", "token")
 OTHER: Final = "other"
 _TOKEN: Final = (1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204)
 _ENOS: Final = (*_TOKEN, 31400, 31403, 31404, 62101, 62103, 62109, 99400, 99403, 99404, 99500)

@@ -23,7 +23,7 @@ from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.service.scheduler import Scheduler
 from etl.service.schedules import KnownSchedules
 from etl.store import NewRun
-from etl.sync import RemoteExecutor, Rosters, RunContext, RunLogger, RunReport
+from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunLogger, RunReport
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -77,6 +77,7 @@ class Service:
         became: Callable[[str], None] = lambda role: None,
         remote: Callable[[], RemoteExecutor | None] = lambda: None,
         rosters: Rosters | None = None,
+        details: Callable[[Schedule], DetailLimits | None] = lambda schedule: None,
     ) -> None:
         self._context = context
         self._identity = identity
@@ -91,6 +92,7 @@ class Service:
         self._crashed = crashed
         self._became = became
         self._remote = remote
+        self._details = details
         self._turned_at = time.monotonic()
         self._pulsed_at = math.inf
         self._asks_database = False
@@ -406,6 +408,7 @@ class Service:
                 self._batches,
                 clock=self._clock,
                 remote=self._remote(),
+                details=self._details(schedule),
             )
             if report is not None:
                 self._run_logger.tell(report, new_run)

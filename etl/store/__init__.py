@@ -13,12 +13,14 @@ from typing import Final, TypeVar
 from sqlalchemy import Connection, Engine
 
 from etl.database import reading, writing
+from etl.domain.detail import Detail
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.domain.roster import Moves, compared
 from etl.errors import DatabaseUnreachable
 from etl.store import (
     commit,
+    details,
     fences,
     lease,
     notifications,
@@ -33,6 +35,7 @@ from etl.store import (
 )
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
+from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.notifications import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
@@ -42,7 +45,9 @@ from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.turnover import NO_REMOVALS, Removals, TooMany
 
 __all__ = [
+    "CHANGES_WITH_DETAILS",
     "STALE",
+    "Changed",
     "Due",
     "KnownTarget",
     "Listing",
@@ -200,6 +205,17 @@ class Store:
     def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
         """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
         return self._write(lambda connection: retirement.retire_others(connection, configured, now, max_share))
+
+    def changed_workflows(self, run_id: int, most: int) -> list[Changed]:
+        """The first ``most`` workflows that a run found changed, each with a user who sees it."""
+        return self._read(lambda connection: details.changed_workflows(connection, run_id, most))
+
+    def add_details(self, run_id: int, found: Sequence[Detail], *, keep_body: bool) -> None:
+        """Append what EnOS said of workflows that a run found changed."""
+        self._write(
+            lambda connection: details.add(connection, run_id, found, keep_body=keep_body),
+            lambda _, connection: details.are_there(connection, run_id, found),
+        )
 
     def rosters(self, org_ids: Collection[str]) -> dict[str, Listing]:
         """The rosters of those organisations that were ever asked for theirs."""

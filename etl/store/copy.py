@@ -36,19 +36,20 @@ from etl.schema import (
     trail,
     workflow,
     workflow_change,
+    workflow_detail,
 )
 from etl.store.bulk import insert_rows, stamp
 
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
-    *(target_membership, hold_event, pruned_issues, run_seal, trail),
+    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, trail),
     *(organisation, org_turnover, roster, roster_user),
     *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )
 """All but ``lease``, in an order in which what a row refers to is there before it."""
 _NUMBERED: Final = (
     *(target, change_set, observation, sync_run, sync_issue, org_turnover),
-    *(target_membership, hold_event, pruned_issues, trail, org_event, org_state, org_step),
+    *(target_membership, hold_event, workflow_detail, pruned_issues, trail, org_event, org_state, org_step),
 )
 """Those whose ids the database gives."""
 _ROWS_AT_ONCE: Final = 10_000

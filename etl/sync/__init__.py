@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from etl.sync.batch import CircuitBreaker, RunContext
+from etl.sync.details import DetailLimits
 from etl.sync.dispatch import RemoteExecutor, settle_the_rest
 from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.result import RunReport, Tally, TargetIssue
+from etl.sync.result import Details, RunReport, Tally, TargetIssue
 from etl.sync.rosters import Refreshed, Rosters, organisations
 from etl.sync.run_logger import RunLogger
 from etl.sync.runner import plan, run
@@ -13,6 +14,8 @@ from etl.sync.runner import plan, run
 __all__ = [
     "BatchResult",
     "CircuitBreaker",
+    "DetailLimits",
+    "Details",
     "Refreshed",
     "RemoteExecutor",
     "Rosters",

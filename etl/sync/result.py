@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -102,6 +102,19 @@ class Tally(msgspec.Struct):
         return {name: self.verdicts[name] for name in VERDICTS} | {kind: self.changes[kind] for kind in CHANGE_KINDS}
 
 
+class Details(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of asking for the details of the workflows that a run found changed."""
+
+    asked: int = 0
+    failed: int = 0
+    left_out: int = 0
+    """For lack of time, or since the service is down."""
+    capped: bool = False
+    """Whether there were more than may be asked for."""
+    codes: Mapping[str, int] = {}
+    """The most common error codes."""
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did."""
 
@@ -110,12 +123,15 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     duration_seconds: float
     targets: int
     tally: Tally
+    details: Details | None = None
+    """None where nobody asked for details."""
     notes: tuple[str, ...] = ()
     """What a person should know beside the issues; a sentence each."""
 
     def summary(self) -> dict[str, Any]:
         """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES, the causes count all."""
         verdicts, changes = self.tally.verdicts, self.tally.changes
+        details = {} if self.details is None else {"details": msgspec.structs.asdict(self.details)}
         return {
             "run_id": self.run_id,
             "status": self.status,
@@ -124,6 +140,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
             "changes": {kind: changes[kind] for kind in CHANGE_KINDS},
             "causes": dict(self.tally.causes.most_common()),
             "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
+            **details,
         }
 
 

@@ -16,12 +16,13 @@ import structlog
 from etl.domain.holds import Approval
 from etl.domain.model import Outcome, Target
 from etl.errors import DatabaseError
-from etl.store import NewRun
+from etl.store import CHANGES_WITH_DETAILS, NewRun
 from etl.sync.batch import BATCH_SIZE, Batch, RunContext
+from etl.sync.details import DetailLimits, ask_for_details
 from etl.sync.dispatch import Dispatcher, RemoteExecutor
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import RunRemovals, SecondLook
-from etl.sync.result import RunReport, Tally
+from etl.sync.result import Details, RunReport, Tally
 from etl.system.background import BackgroundLoop
 
 _HEARTBEAT_SECONDS: Final = 20.0
@@ -39,9 +40,11 @@ def run(
     own_gap: Callable[[Target], dt.timedelta | None] = lambda target: None,
     approval: Approval | None = None,
     remote: RemoteExecutor | None = None,
+    details: DetailLimits | None = None,
 ) -> RunReport | None:
     """One run over ``targets``, each once; None where its slot has been taken by another run.
 
+    ``details``: how many of the workflows that it finds changed are asked for once more (None: none).
     ``own_gap`` knows the targets whose coverage gap is not ``coverage_gap``. Batches run in ``executor``, or
     ``remote``; if that is lost on the way, the rest runs here.
     Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
@@ -55,6 +58,7 @@ def run(
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
         tally = _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote))
         _judge_stories(context, options, began_at, clock, own_gap)
+        said = _details(context, run_id, tally, details)
     status = tally.status(aborted=context.stop.is_set() and tally.settled < len(targets))
     if not context.store.finish_run(run_id, status, tally.sums(), clock()):
         status = "aborted"
@@ -64,6 +68,7 @@ def run(
         duration_seconds=time.monotonic() - began,
         targets=len(targets),
         tally=tally,
+        details=said,
         notes=_notes(tally),
     )
 
@@ -79,6 +84,15 @@ def _judge_stories(
         raise
     except Exception:
         structlog.get_logger(__name__).exception("story_not_judged")
+
+
+def _details(context: RunContext, run_id: int, tally: Tally, limits: DetailLimits | None) -> Details | None:
+    """After the last commit, before the run's end: what EnOS says of the workflows that changed."""
+    if limits is None:
+        return None
+    if context.stop.is_set() or not any(tally.changes[kind] for kind in CHANGES_WITH_DETAILS):
+        return Details()
+    return ask_for_details(context, run_id, limits)
 
 
 def plan(

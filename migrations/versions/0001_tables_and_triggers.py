@@ -452,6 +452,34 @@ def org_turnover() -> None:
     index("org_turnover", "counted_at")
 
 
+def workflow_detail() -> None:
+    create(
+        "workflow_detail",
+        identity(),
+        key("org_id"),
+        key("flow_id"),
+        number("run_id"),
+        time("asked_at"),
+        time("observed_at"),
+        *(text(name, null=True) for name in ("update_user", "update_time", "creator", "create_time", "owner", "freq")),
+        number("active", big=False, null=True),
+        number("type", big=False, null=True),
+        boolean("locked", null=True),
+        text("detail_hash"),
+        sa.Column("body", sa.LargeBinary(), nullable=True),
+        primary("workflow_detail", "id"),
+        checks={
+            "id": "id >= 1",
+            "ids": "org_id <> '' AND flow_id <> ''",
+            "order": "asked_at <= observed_at",
+            "digests": sha256("detail_hash"),
+        },
+        comment="What EnOS said of a workflow when it was asked for its details; body is data, zlib. Append-only.",
+    )
+    index("workflow_detail", "org_id", "flow_id", "id")
+    index("workflow_detail", "run_id", "id")
+
+
 def roster() -> None:
     create(
         "roster",
@@ -640,6 +668,7 @@ TRAIL = {
     "workflow_change": "change_set_id = NEW.change_set_id AND flow_id = NEW.flow_id AND kind = NEW.kind",
     "target_membership": "id = NEW.id",
     "hold_event": "id = NEW.id",
+    "workflow_detail": "id = NEW.id",
     "pruned_issues": "id = NEW.id",
     "run_seal": "id = NEW.id OR run_id = NEW.run_id",
     "trail": "id = NEW.id OR trail_id = NEW.trail_id",
@@ -694,7 +723,7 @@ def append_only_on_postgresql() -> None:
 
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
-    history = (target_membership, hold_event, pruned_issues, run_seal, trail)
+    history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, trail)
     story = (org_event, org_flow, org_loss, org_state, org_step)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, overdue_notice, lease):
         make()

@@ -257,6 +257,14 @@ CROSS JOIN (SELECT 'cycle_changed' AS kind UNION ALL SELECT 'renamed') part
 WHERE CASE kind WHEN 'renamed' THEN {differs("new_name", "old_name")} ELSE {differs("new_cycle", "old_cycle")} END
 """
 
+WORKFLOW_DETAIL_LATEST = """
+SELECT d.org_id, d.flow_id, d.run_id, d.asked_at, d.observed_at, d.update_user, d.update_time, d.creator, d.create_time,
+       d.owner, d.freq, d.active, d.type, d.locked, d.detail_hash
+FROM workflow_detail d
+WHERE d.id = (SELECT max(latest.id) FROM workflow_detail latest
+              WHERE latest.org_id = d.org_id AND latest.flow_id = d.flow_id)
+"""
+
 TARGET_HEALTH = """
 SELECT t.org_id, t.user_id, t.expression, t.version, t.flow_count, o.last_at AS last_observed_at,
        t.consecutive_failures, t.last_error_code, t.last_error, t.held_since,
@@ -306,6 +314,10 @@ VIEWS = {
         "Something that happened to a workflow in its organisation, once however many users see it; a run is judged "
         "as a whole, as of its end.",
         ORG_WORKFLOW_EVENT,
+    ),
+    "workflow_detail_latest": (
+        "What EnOS said of a workflow when it was last asked for its details.",
+        WORKFLOW_DETAIL_LATEST,
     ),
     "target_health": ("A target, and whether what is known of it can be trusted.", TARGET_HEALTH),
     "coverage_gap": ("A time in which nobody was looking at a target; gap_to is null while it lasts.", COVERAGE_GAP),

@@ -24,7 +24,16 @@ from tests.support.program import ANN, ORG, SECRET, Program
 
 OWNER, WRITER, READER = "grant_owner", "grant_writer", "grant_reader"
 TRAIL = {
-    *("change_set", "workflow_change", "target_membership", "hold_event", "pruned_issues", "run_seal", "trail"),
+    *(
+        "change_set",
+        "workflow_change",
+        "target_membership",
+        "hold_event",
+        "workflow_detail",
+        "pruned_issues",
+        "run_seal",
+        "trail",
+    ),
 }
 REWRITES = (
     "UPDATE change_set SET hash = hash",

@@ -290,7 +290,7 @@ def test_every_alert_says_what_is_wrong_and_has_a_runbook() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}
         assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
-    assert headings - {"who"} == {rule["alert"].lower() for rule in rules()}
+    assert headings - {"access"} == {rule["alert"].lower() for rule in rules()}
 
 
 def test_the_dashboard_is_one_that_grafana_can_show() -> None:

@@ -38,6 +38,8 @@ VIEWS = {
     "org_workflow": "org_id flow_id flow_name cycle users editors first_seen_at",
     "org_workflow_event": "org_id flow_id kind user_id old_name new_name old_cycle new_cycle old_editable new_editable "
     "last_unchanged_at observed_at",
+    "workflow_detail_latest": "org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
+    "owner freq active type locked detail_hash",
     "target_health": "org_id user_id expression version flow_count last_observed_at consecutive_failures "
     "last_error_code last_error held_since held_removals retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",

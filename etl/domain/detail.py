@@ -1,0 +1,96 @@
+"""What EnOS said of one workflow when it was asked for its details, and how that is told beside an event. Pure.
+
+A detail is evidence of what EnOS said at that moment, never more: somebody may have updated the workflow once more
+between the change and the question. Where the time zone of EnOS's server is configured, ``update_time`` is compared
+with the interval in which the change lies:
+
+| ``update_time`` is | told as |
+|---|---|
+| within the interval, or not to be read, or its zone is not known | who updated it last, and when |
+| before the interval | the same, "before this change": EnOS does not count it as an update |
+| after the interval | the same, "after this change was seen": perhaps somebody else's |
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+
+import msgspec
+
+_SECOND = dt.timedelta(seconds=1)
+
+
+class Detail(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One valid answer of Get Flow. EnOS's own times stay the text that they are."""
+
+    org_id: str
+    flow_id: str
+    asked_at: dt.datetime
+    observed_at: dt.datetime
+    update_user: str | None
+    update_time: str | None
+    creator: str | None
+    create_time: str | None
+    owner: str | None
+    freq: str | None
+    active: int | None
+    type: int | None
+    locked: bool | None
+    detail_hash: str
+    """SHA-256 (hex) of the bytes of ``data`` as they came."""
+    body: bytes
+    """Those bytes."""
+
+
+def sentence(
+    update_user: str | None,
+    update_time: str | None,
+    old_freq: str | None,
+    new_freq: str | None,
+    interval: tuple[dt.datetime | None, dt.datetime],
+    zone: dt.tzinfo | None,
+) -> str:
+    """What EnOS said, in a sentence; "" where it said nothing of it."""
+    parts = []
+    if update_user or update_time:
+        by, at = f" by {update_user}" if update_user else "", f" at {update_time}" if update_time else ""
+        parts.append(f"last updated{by}{at}{_relation(update_time, interval, zone)}")
+    if new_freq and old_freq and old_freq != new_freq:
+        parts.append(f"cron `{new_freq}`, was `{old_freq}`")
+    elif new_freq:
+        parts.append(f"cron `{new_freq}`")
+    return f"EnOS: {'; '.join(parts)}" if parts else ""
+
+
+def _relation(update_time: str | None, interval: tuple[dt.datetime | None, dt.datetime], zone: dt.tzinfo | None) -> str:
+    at = None if zone is None or update_time is None else moment(update_time, zone)
+    if at is None:
+        return ""
+    since, until = interval
+    if at > until:
+        return " (after this change was seen)"
+    return " (before this change)" if since is not None and at + _SECOND <= since else ""
+
+
+def moment(text: str, zone: dt.tzinfo) -> dt.datetime | None:
+    """EnOS's ``2019-07-22 08:56:58.0`` as a time, if it is one. In the hour that a clock repeats, the earlier one."""
+    readings: tuple[Callable[[str], dt.datetime], ...] = (dt.datetime.fromisoformat, _with_fraction)
+    for read in readings:
+        try:
+            found = read(text.strip())
+        except ValueError:
+            continue
+        try:
+            return (found if found.tzinfo else found.replace(tzinfo=zone)).astimezone(dt.UTC)
+        except (OverflowError, ValueError):
+            return None
+    return None
+
+
+def _with_fraction(text: str) -> dt.datetime:
+    """Python 3.11 takes a fraction of 3 or 6 digits only."""
+    whole, _, fraction = text.partition(".")
+    if not fraction.isdecimal():
+        raise ValueError(text)
+    return dt.datetime.strptime(f"{whole}.{fraction[:6]}", "%Y-%m-%d %H:%M:%S.%f")  # noqa: DTZ007 - EnOS says no zone

@@ -1,0 +1,92 @@
+"""From a *Get Flow* answer to what EnOS says of one workflow: who updated it last, when, and its exact schedule.
+
+Only ``action=get`` is ever asked: ``loadForEdit`` would make a temporary workflow. ``graph`` is a text that is kept as
+it is, since the documentation's own samples of it are not valid JSON. EnOS's times are texts in the server's time zone,
+which it does not say.
+
+Source: EnOS API documentation, "Get Flow" of both versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from etl.domain.detail import Detail
+from etl.errors import Malformed
+from etl.gateway.answer import read_envelope
+from etl.gateway.api import Api
+from etl.gateway.faults import code_error
+from etl.gateway.reading import Answered
+from etl.gateway.strict import field_problem
+
+_TEXTS = ("updateUser", "updateTime", "creator", "createTime", "owner", "freq")
+
+
+class _Data(msgspec.Struct, rename="camel", gc=False):
+    flow_id: str | int
+    update_user: str | None = None
+    update_time: str | None = None
+    creator: str | None = None
+    create_time: str | None = None
+    owner: str | None = None
+    freq: str | None = None
+    active: int | None = None
+    type: int | None = None
+    locked: bool | None = None
+
+
+_datas = msgspec.json.Decoder(_Data)
+
+
+def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Detail:
+    """Raises by the error code, or Malformed: where the answer is of another workflow, too."""
+    answer = read_envelope(answered.reply.body, answered.quote, api)
+    if answer.code:
+        raise code_error(answer.code, answer.said, answer.request_id)
+    if not bytes(answer.data):
+        raise _malformed("it has no data")
+    try:
+        data = _datas.decode(answer.data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _malformed(_place_of(error)) from None
+    if str(data.flow_id) != flow_id:
+        raise _malformed("it is of another workflow than the one that was asked for")
+    for name, value in zip(_TEXTS, _texts(data), strict=True):
+        if value is not None and (problem := field_problem(value)):
+            raise _malformed(f"data.{name} {problem}")
+    for name, number in (("active", data.active), ("type", data.type)):
+        if number is not None and not -(2**31) <= number < 2**31:
+            raise _malformed(f"data.{name} is too large")
+    return Detail(
+        org_id=org_id,
+        flow_id=flow_id,
+        asked_at=answered.asked_at,
+        observed_at=answered.reply.arrived_at,
+        update_user=data.update_user,
+        update_time=data.update_time,
+        creator=data.creator,
+        create_time=data.create_time,
+        owner=data.owner,
+        freq=data.freq,
+        active=data.active,
+        type=data.type,
+        locked=data.locked,
+        detail_hash=hashlib.sha256(answer.data).hexdigest(),
+        body=bytes(answer.data),
+    )
+
+
+def _texts(data: _Data) -> tuple[str | None, ...]:
+    return (data.update_user, data.update_time, data.creator, data.create_time, data.owner, data.freq)
+
+
+def _place_of(error: Exception) -> str:
+    what, _, path = str(error).partition(" - at `$")
+    return f"data{path.rstrip('`')}: {what}"
+
+
+def _malformed(problem: str) -> Malformed:
+    message = f"the answer is not what Get Flow promises: {problem}"
+    return Malformed(message, code="malformed", http_status=200)

@@ -1,0 +1,58 @@
+"""Which workflows a run found changed, and what EnOS said of them when it was asked for their details."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, func, insert, select
+
+from etl.domain.detail import Detail
+from etl.schema import CHANGE_KIND, change_set, target, workflow_change, workflow_detail
+
+CHANGES_WITH_DETAILS: Final = ("added", "cycle_changed", "renamed", "editable_changed")
+"""After these a user sees the workflow, so that it can be asked for."""
+
+
+class Changed(NamedTuple):
+    """A workflow that a run found changed, and a user who sees it."""
+
+    org_id: str
+    flow_id: str
+    user_id: str
+
+
+def changed_workflows(connection: Connection, run_id: int, most: int) -> list[Changed]:
+    """The first ``most`` of those that the run's versions show changed, each once, however many users see it."""
+    found = (
+        select(target.c.org_id, workflow_change.c.flow_id, func.min(target.c.user_id))
+        .join_from(change_set, target, target.c.id == change_set.c.target_id)
+        .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+        .where(change_set.c.run_id == run_id, CHANGE_KIND.in_(CHANGES_WITH_DETAILS))
+        .group_by(target.c.org_id, workflow_change.c.flow_id)
+        .order_by(target.c.org_id, workflow_change.c.flow_id)
+    )
+    return [Changed(*row) for row in connection.execute(found.limit(most))]
+
+
+def are_there(connection: Connection, run_id: int, found: Sequence[Detail]) -> bool:
+    """Whether the rows that ``add`` made were committed."""
+    last = found[-1]
+    mine = (workflow_detail.c.run_id == run_id, workflow_detail.c.org_id == last.org_id)
+    there = select(workflow_detail.c.id).where(*mine, workflow_detail.c.flow_id == last.flow_id)
+    return connection.execute(there.limit(1)).first() is not None
+
+
+def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_body: bool) -> None:
+    """Append what EnOS said, in the order in which it is given."""
+    rows = [
+        {
+            **msgspec.structs.asdict(detail),
+            "run_id": run_id,
+            "body": zlib.compress(detail.body) if keep_body else None,
+        }
+        for detail in details
+    ]
+    connection.execute(insert(workflow_detail), rows)

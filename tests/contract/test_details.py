@@ -1,0 +1,193 @@
+"""Details of what a run found changed: kept once, told beside the changes, and never in the main job's way."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from etl import sync
+from etl.config import GatewaySettings, Secret
+from etl.demo.faults import Fault
+from etl.demo.gateway import DemoGateway
+from etl.demo.world import World
+from etl.domain.model import Flow, Target
+from etl.errors import DatabaseError
+from etl.gateway import Gateway, utc_now
+from etl.report import Report
+from etl.report.details import said_of, told
+from etl.store import NewRun, Store
+from etl.sync import DetailLimits, RunReport
+from tests.support.builders import GAP, LIMITS
+
+ORG = "o1"
+USERS = ("alice", "bob", "carol")
+TARGETS = [Target(ORG, user) for user in USERS]
+LIMIT = DetailLimits(most=1000, within=dt.timedelta(seconds=20), keep_body=True)
+
+
+class House:
+    """A gateway and a database; ``sync`` runs once over all users."""
+
+    def __init__(self, engine: Engine, local: DemoGateway) -> None:
+        self.engine = engine
+        self.local = local
+        self.world = local.world
+        self.stop = threading.Event()
+
+    def sync(self, limits: DetailLimits | None = LIMIT, store: Store | None = None, **settings: float) -> RunReport:
+        seconds = {name: dt.timedelta(seconds=value) for name, value in settings.items()}
+        given = GatewaySettings(
+            url=self.local.url, access_key="demo-access-key", secret_key=Secret("demo-secret-key"), **seconds
+        )
+        with (
+            Gateway(given, stop=self.stop) as gateway,
+            ThreadPoolExecutor(4) as fetchers,
+            ThreadPoolExecutor(2) as writers,
+            ThreadPoolExecutor(2) as batches,
+        ):
+            context = sync.RunContext(
+                store=store or Store(self.engine),
+                gateway=gateway,
+                fetchers=fetchers,
+                writers=writers,
+                in_flight=4,
+                limits=LIMITS,
+                down_after=12,
+                stop=self.stop,
+            )
+            begun = NewRun(origin="command", host="here", pid=1, targets=len(TARGETS))
+            report = sync.run(context, begun, TARGETS, GAP, batches, clock=utc_now, details=limits)
+        assert report is not None
+        return report
+
+    def rows(self, select: str) -> list[tuple[Any, ...]]:
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(select))]
+
+
+@pytest.fixture
+def house(engine: Engine) -> Iterator[House]:
+    world = World(orgs=0)
+    for user in USERS:
+        world.set_flows(ORG, user, [Flow(str(number), f"flow {number}", "D", True) for number in range(1, 21)])
+    with DemoGateway(world) as local:
+        house = House(engine, local)
+        house.sync()
+        yield house
+
+
+def test_a_changed_workflow_is_asked_for_once_however_many_users_see_it(house: House) -> None:
+    assert house.local.counters.detail_calls == 0, "a baseline is no change"
+    house.world.set_cycle(ORG, "3", "H")
+    house.world.rename(ORG, "4", "another")
+    house.world.remove_flow(ORG, "5")
+    house.world.say_of(ORG, "3", updateUser="mallory", freq="0 0 * * * ? *")
+    report = house.sync()
+    assert (report.status, report.details and report.details.asked) == ("succeeded", 2)
+    assert house.local.counters.detail_calls == 2
+    rows = house.rows("SELECT flow_id, run_id, update_user, freq FROM workflow_detail ORDER BY flow_id")
+    assert [row[0] for row in rows] == ["3", "4"], "what is gone cannot be asked for"
+    assert rows[0][1:] == (report.run_id, "mallory", "0 0 * * * ? *")
+    body = house.rows("SELECT body FROM workflow_detail WHERE flow_id = '3'")[0][0]
+    assert json.loads(zlib.decompress(body))["flowId"] == 3
+    assert house.sync().details == sync.Details()
+    assert house.local.counters.detail_calls == 2, "a quiet run asks for none"
+
+
+def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(house: House) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    house.sync()
+    house.world.set_cycle(ORG, "3", "W")
+    house.world.set_cycle(ORG, "4", "W")
+    house.sync()
+    events = [event for event in Report(house.engine).changes(kinds=["cycle_changed"]) if event.user_id == "bob"]
+    said = {
+        (event.flow_id, event.new_cycle): each for event, each in zip(events, told(house.engine, events), strict=True)
+    }
+    assert said["3", "H"][2:] == (None, "0 0 * * * ? *")
+    assert said["3", "W"][2:] == ("0 0 * * * ? *", "0 0 0 ? * 2 *")
+    assert said["4", "W"][:1] == ("updater-1",)
+    assert [each.freq for each in said_of(house.engine, "3", ORG)] == ["0 0 * * * ? *", "0 0 0 ? * 2 *"]
+    assert house.rows("SELECT flow_id, freq FROM workflow_detail_latest ORDER BY flow_id") == [
+        ("3", "0 0 0 ? * 2 *"),
+        ("4", "0 0 0 ? * 2 *"),
+    ]
+
+
+@pytest.mark.parametrize("statement", ["UPDATE workflow_detail SET update_user = 'x'", "DELETE FROM workflow_detail"])
+def test_what_enos_said_cannot_be_rewritten(house: House, statement: str) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    house.sync()
+    with pytest.raises(Exception, match="append-only"), house.engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("hang", times=None, endpoint="details"),
+        Fault("html", times=None, endpoint="details"),
+        Fault("code", times=None, endpoint="details", code=62103),
+        Fault("code", times=None, endpoint="details", code=99500),
+        Fault("status", times=None, endpoint="details", status=503),
+        Fault("outage", times=None, endpoint="details"),
+        Fault("raw", times=None, endpoint="details", body=b'{"code":0,"data":{"flowId":"999"}}'),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.code}" if fault.kind == "code" else fault.kind,
+)
+def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: House, fault: Fault) -> None:
+    for number in range(1, 21):
+        house.world.set_cycle(ORG, str(number), "H")
+    house.local.order(fault)
+    report = house.sync(DetailLimits(most=1000, within=dt.timedelta(seconds=1), keep_body=True))
+    assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 3})
+    assert report.details is not None
+    assert report.details.asked + report.details.left_out == 20
+    assert report.details.failed == report.details.asked > 0
+    assert house.rows("SELECT count(*) FROM workflow_detail") == [(0,)]
+    committed = house.rows("SELECT max(observed_at) FROM change_set")[0][0]
+    assert house.rows("SELECT count(*) FROM sync_run WHERE status = 'succeeded' AND finished_at IS NOT NULL") == [(2,)]
+    house.local.clear_faults()
+    house.world.set_cycle(ORG, "7", "W")
+    again = house.sync()
+    assert again.details is not None
+    assert (again.details.asked, again.details.failed) == (1, 0), "it is asked for again with its next change"
+    assert house.rows("SELECT max(observed_at) FROM change_set")[0][0] > committed
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_no_more_are_asked_for_than_allowed(house: House) -> None:
+    for number in range(1, 21):
+        house.world.set_cycle(ORG, str(number), "H")
+    report = house.sync(DetailLimits(most=5, within=dt.timedelta(seconds=20), keep_body=False))
+    assert report.details == sync.Details(asked=5, capped=True)
+    assert house.local.counters.detail_calls == 5
+    assert house.rows("SELECT count(*), count(body) FROM workflow_detail") == [(5, 0)]
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_database_that_takes_no_detail_changes_no_end(house: House) -> None:
+    class Refusing(Store):
+        def add_details(self, *_: object, **__: object) -> None:
+            raise DatabaseError("disk full")
+
+    house.world.set_cycle(ORG, "3", "H")
+    report = house.sync(store=Refusing(house.engine))
+    assert report.status == "succeeded"
+    assert report.details == sync.Details(failed=1)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_nobody_asks_where_nobody_wants_details(house: House) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    assert house.sync(None).details is None
+    assert house.local.counters.detail_calls == 0

@@ -1,0 +1,128 @@
+"""Get Flow: what is asked, what is read of the answer, and how it is told beside an event."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from etl.domain.detail import Detail, moment, sentence
+from etl.errors import GatewayError, Malformed, Refused
+from tests.support.gateways import gateway
+from tests.support.hostile import Hostile, Step, http
+
+DATA = {
+    "flowId": 2515,
+    "flowName": "fpostm",
+    "cycle": "D",
+    "freq": "0 0 0 * * ? *",
+    "type": 1,
+    "active": 0,
+    "locked": False,
+    "owner": ";ann;bob;",
+    "creator": "ann",
+    "createTime": "2019-07-22 08:56:58.0",
+    "updateUser": "bob",
+    "updateTime": "2019-08-08 05:51:43.0",
+    "graph": '{"creator":"ann ","x":8.0E-4,}',
+}
+
+
+def answer(data: object = DATA, **envelope: object) -> Step:
+    return http(json.dumps({"code": 0, "msg": "OK", "data": data} | envelope))
+
+
+def detail_of(step: Step, flow_id: str = "2515", within: float = 5, **changes: object) -> Detail:
+    with Hostile(step) as server, gateway(server, **({"deadline": 2} | changes)) as client:
+        return client.detail("org-1", flow_id, "user-1", within)
+
+
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [("v2.1", "/batch-processing-service/v2.1/flows"), ("v2.0", "/dataflow-batch-service/v2.0/flows")],
+)
+def test_the_request_is_that_of_the_documentation_and_never_loads_for_editing(api: str, path: str) -> None:
+    with Hostile(answer(status=0)) as server, gateway(server, api=api) as client:
+        client.detail("org-1", "2515", "user-1", 5)
+    assert server.requests[0].target == f"{path}?action=get&flowId=2515&orgId=org-1&userId=user-1"
+    assert "loadForEdit" not in server.requests[0].target
+
+
+def test_what_is_read_is_what_enos_said() -> None:
+    found = detail_of(answer())
+    said = (found.update_user, found.update_time, found.creator, found.create_time, found.owner, found.freq)
+    assert said == ("bob", "2019-08-08 05:51:43.0", "ann", "2019-07-22 08:56:58.0", ";ann;bob;", "0 0 0 * * ? *")
+    assert (found.active, found.type, found.locked) == (0, 1, False)
+    assert found.detail_hash == hashlib.sha256(found.body).hexdigest()
+    assert json.loads(found.body) == DATA
+
+
+@pytest.mark.parametrize("flow_id", ["2515", 2515])
+def test_an_id_may_be_a_text_or_a_number_and_all_else_may_be_missing(flow_id: object) -> None:
+    found = detail_of(answer({"flowId": flow_id, "owner": None}))
+    assert (found.flow_id, found.owner, found.freq, found.locked) == ("2515", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "named"),
+    [
+        (answer(DATA | {"flowId": 9}), "another workflow"),
+        (answer({}), "flowId"),
+        (answer(None), "data"),
+        (answer([DATA]), "data"),
+        (http('{"code":0}'), "no data"),
+        (answer(DATA | {"freq": 7}), "data.freq"),
+        (answer(DATA | {"locked": "no"}), "data.locked"),
+        (answer(DATA | {"active": 2**40}), "data.active"),
+        (answer(DATA | {"updateUser": "a\0"}), "data.updateUser"),
+        (http("<html>"), "HTML"),
+    ],
+)
+def test_what_is_no_answer_of_get_flow_is_malformed_and_named(step: Step, named: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        detail_of(step)
+    assert named in str(caught.value)
+
+
+def test_a_refusal_is_one() -> None:
+    with pytest.raises(Refused) as caught:
+        detail_of(answer(None, code=62103))
+    assert caught.value.code == "62103"
+
+
+def test_it_takes_no_longer_than_it_may() -> None:
+    with pytest.raises(GatewayError) as caught:
+        detail_of(lambda peer: peer.hang(), within=0.2, deadline=20)
+    assert caught.value.code == "deadline"
+
+
+SHANGHAI = ZoneInfo("Asia/Shanghai")
+SINCE, UNTIL = dt.datetime(2026, 11, 24, 1, tzinfo=dt.UTC), dt.datetime(2026, 11, 24, 2, tzinfo=dt.UTC)
+TOLD = [
+    (("u1", "2026-11-24 09:12:03.0", None, None), SHANGHAI, "EnOS: last updated by u1 at 2026-11-24 09:12:03.0"),
+    (("u1", "2026-11-24 08:12:03", None, None), SHANGHAI, " (before this change)"),
+    (("u1", "2026-11-24 10:12:03.0", None, None), SHANGHAI, " (after this change was seen)"),
+    (("u1", "2026-11-24 10:12:03.0", None, None), None, "last updated by u1 at 2026-11-24 10:12:03.0"),
+    (("u1", "yesterday", None, None), SHANGHAI, "last updated by u1 at yesterday"),
+    ((None, None, "0 0 2 * * ? *", "0 0 * * * ? *"), None, "EnOS: cron `0 0 * * * ? *`, was `0 0 2 * * ? *`"),
+    ((None, None, "0 0 2 * * ? *", "0 0 2 * * ? *"), None, "EnOS: cron `0 0 2 * * ? *`"),
+    ((None, None, None, None), SHANGHAI, ""),
+]
+
+
+@pytest.mark.parametrize(("said", "zone", "expected"), TOLD)
+def test_what_enos_said_is_told_as_what_it_said(
+    said: tuple[str | None, ...], zone: ZoneInfo | None, expected: str
+) -> None:
+    found = sentence(*said, (SINCE, UNTIL), zone)  # type: ignore[arg-type]
+    assert found.endswith(expected)
+    assert ("before" in found, "after" in found) == ("before" in expected, "after" in expected)
+
+
+@pytest.mark.parametrize("text", ["", "0", "2026-13-01 00:00:00.0", "0001-01-01 00:00:00.0", "9999-12-31 23:59:59.9"])
+def test_a_time_that_is_none_is_not_compared(text: str) -> None:
+    found = moment(text, SHANGHAI)
+    assert found is None or found.tzinfo is dt.UTC
