@@ -101,6 +101,49 @@ class WorkflowHistory(NamedTuple):
     last_seen_at: dt.datetime | None
 
 
+class OrgWorkflow(NamedTuple):
+    """A workflow that at least one user of the organisation sees now."""
+
+    org_id: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    users: int
+    editors: int
+    first_seen_at: dt.datetime
+
+
+class OrgWorkflowAsOf(NamedTuple):
+    """A workflow that at least one user saw then, as far as is known."""
+
+    org_id: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    users: int
+    editors: int
+    first_seen_at: dt.datetime
+    unobserved: int
+    """Of the users, those whose list at that moment nobody observed: their last one is counted."""
+
+
+class OrgWorkflowEvent(NamedTuple):
+    """What happened to a workflow in its organisation, once however many users saw it."""
+
+    org_id: str
+    flow_id: str
+    kind: str
+    user_id: str | None
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    old_editable: bool | None
+    new_editable: bool | None
+    last_unchanged_at: dt.datetime | None
+    observed_at: dt.datetime
+
+
 class TargetVersion(NamedTuple):
     """A version of a target, and how many changes of each kind made it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection, Sequence
 from functools import partial
-from itertools import groupby, islice
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -19,11 +18,11 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldRemoval, Report, statements, summaries
+from etl.report import HeldRemoval, statements, summaries
 from etl.report.fetch import page, short_transaction
 from etl.report.summary_rows import Position
 from etl.timeparse import parse_moment
-from etl.web import overview, targets
+from etl.web import overview, targets, workflows
 from etl.web.answers import html
 from etl.web.connections import AtOnce
 from etl.web.params import PAGE_ROWS, RequestParams
@@ -33,8 +32,6 @@ from etl.web.site import Site
 
 PAGES_AT_ONCE: Final = 16
 """Requests of pages that are worked on at a time; threads are left for health and metrics, which come in others."""
-LIVES_AT_MOST: Final = 1000
-"""States of one workflow that its page shows, over all who see it."""
 _USUAL_SINCE: Final = "90 days ago"
 _LONGEST_ID: Final = 18
 """Digits of a number that every database can compare."""
@@ -73,22 +70,6 @@ def trail(site: Site, request: Request) -> Response:
     return html(request, "trail.html", {**values, "older": older, "newest": newest})
 
 
-def workflow(site: Site, request: Request) -> Response:
-    asked, now = RequestParams(request), site.now()
-    flow = request.path_params.get("flow_id") or asked.text("flow")
-    org, user = asked.text("org"), asked.text("user")
-    report = Report(site.engine)
-    states = list(islice(report.history(flow=flow, org=org or None, user=user or None), LIVES_AT_MOST + 1))
-    if not states:
-        raise HTTPException(404, "No list ever showed a workflow with this id.")
-    with short_transaction(site.engine) as connection:
-        events = summaries.trail(connection, flow=flow, org=org, user=user, kinds=CHANGE_KINDS, limit=PAGE_ROWS)
-    lives = [(key, list(life)) for key, life in groupby(states[:LIVES_AT_MOST], key=lambda state: state[:3])]
-    values: dict[str, Any] = {"flow": flow, "org": org, "user": user, "events": events, "lives": lives, "now": now}
-    values |= {"latest": max(states, key=lambda state: state.valid_from), "cut": len(states) > LIVES_AT_MOST}
-    return html(request, "workflow.html", {**values, "states": states[:LIVES_AT_MOST]})
-
-
 def held(site: Site, request: Request) -> Response:
     asked = RequestParams(request)
     org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
@@ -112,8 +93,9 @@ def pages(site: Site) -> list[BaseRoute]:
     return [
         Route("/", partial(first, site)),
         Route("/trail", partial(trail, site)),
-        Route("/workflow", partial(workflow, site)),
-        Route("/workflow/{flow_id:path}", partial(workflow, site)),
+        Route("/workflows", partial(workflows.index, site)),
+        Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
+        Route("/workflow", partial(workflows.one, site)),
         Route("/held", partial(held, site)),
         Route("/targets", partial(targets.index, site)),
         Route("/targets/{org}/{user}", partial(targets.one, site)),

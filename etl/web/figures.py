@@ -13,8 +13,8 @@ from typing import Any, Final
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report import WorkflowHistory
-from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot
-from etl.web.labels import cycle_label, foreign, kind_label, target_label
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap
+from etl.web.labels import cycle_label, foreign, kind_label, user_label
 
 Figure = dict[str, Any]
 
@@ -100,14 +100,18 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
     }
 
 
-def life(states: Sequence[WorkflowHistory], now: dt.datetime) -> Figure:
-    """A row a target, a bar a state, coloured by its cycle; a state that lasts ends where it was seen last."""
+def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap] = ()) -> Figure:
+    """A row a target, a bar a state, coloured by its cycle; a state that lasts ends where it was seen last. A time in
+    which nobody looked lies hatched over its row, one that has not ended like any other."""
     rows = list(dict.fromkeys(_row_of(state) for state in states))
     by_cycle: dict[str, list[WorkflowHistory]] = {cycle: [] for cycle in CYCLES}
     for state in states:
         by_cycle[state.cycle if state.cycle in CYCLE_LABELS else OTHER].append(state)
     return {
-        "data": [_bars(cycle, mine) for cycle, mine in by_cycle.items() if mine],
+        "data": [
+            *(_bars(cycle, mine) for cycle, mine in by_cycle.items() if mine),
+            *_silences(rows, states, gaps, now),
+        ],
         "layout": {
             "barmode": "overlay",
             "hovermode": "closest",
@@ -130,6 +134,7 @@ def _bars(cycle: str, states: Sequence[WorkflowHistory]) -> Mapping[str, Any]:
         "text": [label(state.flow_name or "") for state in states],
         "textposition": "inside",
         "insidetextanchor": "start",
+        "insidetextfont": {"color": f"--on-cycle-{cycle}"},
         "textangle": 0,
         "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state in states],
         "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
@@ -137,8 +142,45 @@ def _bars(cycle: str, states: Sequence[WorkflowHistory]) -> Mapping[str, Any]:
     }
 
 
-def _row_of(state: WorkflowHistory) -> str:
-    return label(target_label(state.org_id, state.user_id, state.expression))
+def _silences(
+    rows: Sequence[str], states: Sequence[WorkflowHistory], gaps: Sequence[Gap], now: dt.datetime
+) -> list[Mapping[str, Any]]:
+    begin = _begin(states)
+    shown = [(gap, max(gap.gap_from, begin), gap.gap_to or now) for gap in gaps]
+    shown = [(gap, since, until) for gap, since, until in shown if since < until and _row_of(gap) in rows]
+    if not shown:
+        return []
+    said = [
+        ("changed inside" if gap.gap_to else "not ended")
+        if gap.changed_inside or not gap.gap_to
+        else "the same before and after"
+        for gap, _, _ in shown
+    ]
+    return [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": "nobody looked",
+            "y": [_row_of(gap) for gap, _, _ in shown],
+            "base": [_stamp(since) for _, since, _ in shown],
+            "x": [(until - since) // dt.timedelta(milliseconds=1) for _, since, until in shown],
+            "customdata": [
+                [_stamp(since), _stamp(until), words] for (_, since, until), words in zip(shown, said, strict=True)
+            ],
+            "hovertemplate": "nobody looked<br>%{customdata[0]} to %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
+            "marker": {
+                "color": "--surface",
+                "opacity": 0.82,
+                "pattern": {"shape": "/", "fgcolor": "--quiet", "size": 6, "solidity": 0.25},
+                "line": {"width": 1, "color": "--quiet"},
+            },
+        }
+    ]
+
+
+def _row_of(state: WorkflowHistory | Gap) -> str:
+    """All rows of a timeline are of one organisation."""
+    return label(user_label(state.user_id, state.expression))
 
 
 def _end(state: WorkflowHistory) -> dt.datetime:

@@ -37,8 +37,8 @@ def role_label(role: str) -> str:
     return role.replace("_", " ")
 
 
-def target_label(org_id: str, user_id: str, expression: str) -> str:
-    return f"{org_id} / {user_id}" + (f" [{expression}]" if expression else "")
+def user_label(user_id: str, expression: str) -> str:
+    return user_id + (f" [{expression}]" if expression else "")
 
 
 def utc(moment: dt.datetime | None) -> str:
@@ -70,21 +70,24 @@ def editable_label(editable: bool | None) -> str:
     return {True: "editable", False: "read-only"}.get(editable, "not said")  # type: ignore[arg-type]
 
 
-def workflow_path(flow_id: str, org_id: str = "") -> str:
-    """The address of a workflow's page. A browser takes the id ".." out of a path: such ids go behind the "?"."""
-    where = {"org": org_id} if org_id else {}
-    path = f"/workflow/{quote(flow_id, safe='')}"
-    if flow_id in (".", ".."):
-        path, where = "/workflow", {"flow": flow_id, **where}
-    return path + ("?" + "&".join(f"{key}={quote(value, safe='')}" for key, value in where.items()) if where else "")
+def workflow_path(flow_id: str, org_id: str, as_of: str = "") -> str:
+    """The address of a workflow's page. What cannot stand in a path goes behind the "?"."""
+    if _odd(flow_id, org_id):
+        return "/workflow" + _query({"org": org_id, "flow": flow_id, "as_of": as_of})
+    return f"/workflows/{quote(org_id, safe='')}/{quote(flow_id, safe='')}" + _query({"as_of": as_of})
 
 
 def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = "") -> str:
     """The address of a target's page. What cannot stand in a path goes behind the "?"."""
     more = {"expression": expression, "as_of": as_of}
-    if any("/" in each or each in (".", "..", "") for each in (org_id, user_id)):
+    if _odd(org_id, user_id):
         return "/target" + _query({"org": org_id, "user": user_id, **more})
     return f"/targets/{quote(org_id, safe='')}/{quote(user_id, safe='')}" + _query(more)
+
+
+def _odd(*ids: str) -> bool:
+    """A browser takes the id ".." out of a path, and a slash parts it."""
+    return any("/" in each or each in (".", "..", "") for each in ids)
 
 
 def _query(values: Mapping[str, str]) -> str:

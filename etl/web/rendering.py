@@ -61,7 +61,6 @@ def environment() -> jinja2.Environment:
         "count": labels.count,
         "figures": figures,
         "plotly_sheets": plotly_sheets,
-        "target_label": labels.target_label,
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),

@@ -37,8 +37,11 @@ PAGES = [
     target_path("o2", "carol"),
     target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
     "/gaps",
-    workflow_path("66"),
-    workflow_path("5"),
+    "/workflows",
+    "/workflows?org=o2",
+    "/workflows?org=o2&as_of=2026-03-20",
+    workflow_path("66", HOSTILE_ORG.org_id),
+    workflow_path("5", "o2"),
 ]
 
 
@@ -184,7 +187,7 @@ def test_a_hostile_name_stays_text(page, address):
     assert page.locator(".lead bdi").first.inner_text() == HOSTILE_NAME
     assert HOSTILE_NAME[:30] in page.locator(".plot .bartext").first.text_content()
     label = page.locator(".plot .ytick").first.text_content()
-    assert label.startswith(HOSTILE_ORG.org_id[:40])
+    assert label.startswith(HOSTILE_ORG.user_id)
     assert page.locator(".plot a, .plot b, main img, main script:not([type='application/json'])").count() == 0
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
+from etl.database import reading
 from etl.report import Report
-from tests.support.browser import BOB, DAVE, Told, browser, site, told, watch
+from tests.support.browser import BOB, DAVE, Told, browser, drawn, site, told, watch
 
 __all__ = ["browser", "told"]
 
@@ -116,3 +117,70 @@ def test_when_was_nobody_looking_and_did_something_change(page: Page, engine: En
     go(page, "Coverage gaps")
     changed = column(page, "gaps-table", "Changed inside")
     assert {text.partition(":")[0] for text in changed} == {"yes", "no", "not known yet"}
+
+
+def open_organisation(page: Page, org: str) -> None:
+    go(page, "Workflows")
+    page.get_by_role("link", name=org, exact=True).click()
+
+
+def show(page: Page, label: str, value: str) -> None:
+    page.get_by_label(label, exact=True).select_option(value)
+    page.get_by_role("button", name="Show").click()
+
+
+def test_which_workflows_can_nobody_edit(page: Page, engine: Engine) -> None:
+    open_organisation(page, "o2")
+    show(page, "Show", "those that nobody may edit")
+    with reading(engine) as connection:
+        known = connection.execute(
+            text("SELECT flow_id FROM org_workflow WHERE org_id = 'o2' AND editors = 0 ORDER BY flow_id")
+        ).scalars()
+        assert column(page, "workflows", "Workflow") == list(known) != []
+
+
+def test_which_workflows_hang_on_a_single_user_and_who_is_that(page: Page) -> None:
+    open_organisation(page, "o1")
+    show(page, "Show", "those that one user alone sees")
+    assert set(column(page, "workflows", "Users")) == {"1"}
+    page.locator("#workflows").get_by_role("link", name="136", exact=True).click()
+    assert column(page, "seen", "User") == ["bob"]
+
+
+def test_how_many_workflows_are_there_now_by_cycle(page: Page) -> None:
+    open_organisation(page, "o1")
+    facets = page.get_by_role("navigation", name="Workflows by cycle").get_by_role("link")
+    counts = {text.split()[0]: int(text.split()[1]) for text in facets.all_inner_texts()}
+    assert page.locator("#workflows caption").inner_text() == f"{sum(counts.values())} workflows that users see now"
+    facets.filter(has_text="month").click()
+    assert column(page, "workflows", "Cycle") == ["month"] * counts["month"]
+
+
+def test_what_was_first_seen_this_month(page: Page) -> None:
+    open_organisation(page, "o1")
+    show(page, "Order", "first seen last")
+    seen = column(page, "workflows", "First seen")
+    assert seen == sorted(seen, reverse=True)
+    assert column(page, "workflows", "Workflow")[:3] == ["138", "136", "134"]
+
+
+def test_what_was_there_in_an_organisation_on_31_march(page: Page, engine: Engine) -> None:
+    open_organisation(page, "o1")
+    page.get_by_label("As of").fill("2026-04-01")
+    page.get_by_role("button", name="Show").click()
+    known = sorted({row.flow_id for row in Report(engine).flows_as_of(MARCH_ENDS, org="o1")})
+    assert column(page, "workflows", "Workflow") == known
+
+
+def test_who_sees_a_workflow_and_what_was_its_life(page: Page, engine: Engine) -> None:
+    open_organisation(page, "o2")
+    page.get_by_label("Workflow", exact=True).fill("name 3")
+    page.get_by_role("button", name="Show").click()
+    page.locator("#workflows").get_by_role("link").first.click()
+    flow = page.locator("h1").inner_text().removeprefix("Workflow ")
+    drawn(page)
+    assert set(column(page, "seen", "User")) <= {"carol", "dave"}
+    page.get_by_text("The numbers").click()
+    known = [state.user_id for state in Report(engine).history(flow=flow, org="o2")]
+    assert column(page, "states", "User") == known
+    assert {"renamed", "cycle changed"} & set(column(page, "story", "Kind"))

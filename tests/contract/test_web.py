@@ -44,12 +44,15 @@ PAGES = [
     "/trail",
     "/held",
     "/targets",
+    "/workflows",
     "/gaps",
     "/targets?as_of=2026-03-20",
     target_path("o1", "alice"),
     target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
-    workflow_path("5"),
-    workflow_path("66"),
+    "/workflows?org=o2",
+    "/workflows?org=o2&as_of=2026-03-20",
+    workflow_path("5", "o2"),
+    workflow_path("66", HOSTILE_ORG.org_id),
 ]
 HOSTILE_PLACES = {"org": HOSTILE_ORG.org_id, "user": HOSTILE_ORG.user_id, "since": ""}
 
@@ -185,7 +188,7 @@ def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
 
 
 def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:
-    assert {path: get(empty, path).status_code for path in PAGES[:6]} == dict.fromkeys(PAGES[:6], 200)
+    assert {path: get(empty, path).status_code for path in PAGES[:7]} == dict.fromkeys(PAGES[:7], 200)
     assert "There are no targets yet" in get(empty, "/").text
 
 
@@ -245,7 +248,7 @@ REFUSED = {
     "/nowhere": 404,
     "/static/nothing.js": 404,
     "/static/..%2Fapp.py": 404,
-    workflow_path("no such"): 404,
+    workflow_path("no such", "o1"): 404,
     "/?days=31": 400,
     "/trail?since=gestern": 400,
     "/trail?until=2026-02-30": 400,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import datetime as dt
 import io
+import json
 from collections.abc import Iterator
 
 import pytest
 import requests
 from requests import Response
 from sqlalchemy import Engine, text
+from starlette.responses import StreamingResponse
 
 from etl.database import reading
 from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow, Target
-from etl.report import Report
+from etl.report import Report, columns_of
+from etl.report.rows import ListDifference
 from etl.web import HttpServer
+from etl.web.answers import rows_file
 from etl.web.labels import target_path
 from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, Told, site, told
 from tests.support.builders import after
@@ -125,7 +130,7 @@ def test_the_versions_are_those_of_the_trail(server, engine) -> None:
         ).scalars()
         known = list(hashes)[::-1]
     assert [row["hash"] for row in rows(server, target_path(*BOB), table="versions")] == known
-    until = rows(server, target_path(*BOB), table="versions", as_of=after(days=15).isoformat())
+    until = rows(server, target_path(*BOB), table="versions", as_of=after(days=14).isoformat())
     assert [row["version"] for row in until] == [3, 2, 1]
 
 
@@ -151,6 +156,19 @@ def test_targets_at_a_moment_are_the_reports_and_those_not_observed_yet_are_said
     assert page.count("coverage coverage-unobserved") == sum(row[1] == "unobserved" for row in known)
     early = get(server, "/targets", as_of=after(days=1).isoformat()).text
     assert early.count("not observed yet") == len(rows(server, "/targets"))
+
+
+def test_a_long_table_is_one_array() -> None:
+    """More rows than are sent at once."""
+    columns = columns_of(ListDifference)
+    changes = [(str(number), "added", None, None, None, None, None, None) for number in range(2500)]
+    body = asyncio.run(_body(rows_file("long", columns, changes, "json")))
+    assert [row["flow_id"] for row in json.loads(body)] == [change[0] for change in changes]
+    assert json.loads(asyncio.run(_body(rows_file("none", columns, [], "json")))) == []
+
+
+async def _body(response: StreamingResponse) -> bytes:
+    return b"".join([part async for part in response.body_iterator])
 
 
 REFUSED = {

@@ -1,0 +1,116 @@
+"""The pages of the workflows: an organisation's list now or at a moment, and one workflow with its story."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Final, get_args
+
+from sqlalchemy import Connection
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from etl.report import WorkflowAsOf, WorkflowHistory, summaries, workflow_page
+from etl.report.fetch import short_transaction
+from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
+from etl.report.workflow_page import Order, Sought, Which
+from etl.web.answers import Listing, html, listing_file, wanted_format
+from etl.web.params import PAGE_ROWS, RequestParams, path_text
+from etl.web.site import Site
+
+STATES_AT_MOST: Final = 1000
+"""States of one workflow that its page shows, over all who see it."""
+EVENTS: Final = 200
+ORGANISATIONS: Final = 200
+TABLES: Final = ("states", "story", "seen")
+"""The tables of a workflow's page; ``?table=`` chooses the one that becomes a file."""
+
+
+def index(site: Site, request: Request) -> Response:
+    asked, now = RequestParams(request), site.now()
+    at, fmt, paging = asked.moment("as_of", now), wanted_format(request), asked.paging()
+    with short_transaction(site.engine) as connection:
+        orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
+        if len(orgs) != 1:
+            return _which_organisation(request, asked, orgs, fmt)
+        sought = _sought(asked, orgs[0].org_id)
+        listing = _listing(connection, sought if fmt else sought._replace(cycle=""), at)
+        if not fmt:
+            every = listing.page(connection, _EVERY)
+    if fmt:
+        return listing_file(site, listing, fmt)
+    matching = [row for row in every if not sought.cycle or row.cycle == sought.cycle]
+    first = (paging.number - 1) * PAGE_ROWS
+    values = {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now, "found": len(matching)}
+    values |= {"facets": _by_cycle(every), **paging.cut(matching[first : first + PAGE_ROWS + 1])}
+    return html(request, "workflows.html", values)
+
+
+_EVERY: Final = 1_000_000
+
+
+def _sought(asked: RequestParams, org: str) -> Sought:
+    which: Which = next((each for each in get_args(Which) if each == asked.text("which")), "")
+    order: Order = next((each for each in get_args(Order) if each == asked.text("order")), "")
+    return Sought(org, asked.text("find"), asked.text("user"), asked.text("cycle"), which, order)
+
+
+def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> Listing:
+    if at is None:
+        return Listing("workflows", OrgWorkflow, workflow_page.list_now(connection.dialect.name, sought))
+    statement = workflow_page.list_then(connection, sought, at)
+    return Listing("workflows", OrgWorkflowAsOf, statement, workflow_page.parameters_then(sought.org, at))
+
+
+def _by_cycle(rows: Sequence[Any]) -> list[tuple[str, int]]:
+    """How many workflows have which cycle, the most frequent first."""
+    return Counter(row.cycle or "" for row in rows).most_common()
+
+
+def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str | None) -> Response:
+    if fmt:
+        raise HTTPException(400, "Name one organisation: the file has the workflows of one.")
+    return html(request, "organisations.html", {"asked": asked, "orgs": orgs, "most": ORGANISATIONS})
+
+
+def one(site: Site, request: Request) -> Response:
+    asked, now = RequestParams(request), site.now()
+    org, flow = path_text(request, "org"), path_text(request, "flow")
+    at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", TABLES)
+    with short_transaction(site.engine) as connection:
+        tables = {
+            "states": Listing("states", WorkflowHistory, workflow_page.states(org, flow)),
+            "story": Listing("story", OrgWorkflowEvent, workflow_page.story(org, flow)),
+            "seen": Listing(
+                "seen",
+                WorkflowAsOf,
+                workflow_page.seen_by(connection, org, flow, at or now),
+                workflow_page.parameters_then(org, at or now, flow),
+            ),
+        }
+        if not fmt:
+            values = _about(connection, org, flow, tables, now)
+    if fmt:
+        return listing_file(site, tables[table or "states"], fmt)
+    return html(request, "workflow.html", {**values, "asked": asked, "at": at, "now": now, "org": org, "flow": flow})
+
+
+def _about(connection: Connection, org: str, flow: str, tables: dict[str, Listing], now: dt.datetime) -> dict[str, Any]:
+    states = tables["states"].page(connection, STATES_AT_MOST + 1)
+    if not states:
+        raise HTTPException(404, "No list of this organisation ever showed a workflow with this id.")
+    shown = states[:STATES_AT_MOST]
+    users = list(dict.fromkeys(state.user_id for state in shown))
+    return {
+        "states": shown,
+        "cut": len(states) > STATES_AT_MOST,
+        "lives": [list(life) for _, life in groupby(shown, key=lambda state: state[:3])],
+        "latest": max(shown, key=lambda state: state.valid_from),
+        "gaps": workflow_page.gaps_of(connection, org, users),
+        "story": tables["story"].page(connection, EVENTS),
+        "seen": tables["seen"].page(connection, STATES_AT_MOST),
+        "events": summaries.trail(connection, org=org, flow=flow, limit=PAGE_ROWS),
+    }

@@ -1,0 +1,159 @@
+"""The pages of the workflows over HTTP: an organisation's list now and then, and one workflow with its story."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from requests import Response
+from sqlalchemy import Engine, text
+
+from etl.database import reading
+from etl.report import Report, WorkflowAsOf
+from etl.web import HttpServer
+from etl.web.labels import workflow_path
+from tests.support.browser import HOSTILE_ORG, Told, site, told
+from tests.support.builders import after
+
+__all__ = ["told"]
+
+
+@pytest.fixture
+def engine(dialect: str, told: Told) -> Engine:
+    return told.engine(dialect)
+
+
+@pytest.fixture
+def server(engine: Engine) -> Iterator[HttpServer]:
+    with site(engine) as running:
+        yield running
+
+
+def get(server: HttpServer, path: str, **query: object) -> Response:
+    return requests.get(server.url + path, params=query, timeout=30)
+
+
+def rows(server: HttpServer, path: str, **query: object) -> list[dict[str, Any]]:
+    answer = get(server, path, format="json", **query)
+    assert answer.ok, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
+    with reading(engine) as connection:
+        known = connection.execute(
+            text("SELECT flow_id, users, editors FROM org_workflow WHERE org_id = 'o1' ORDER BY flow_id")
+        ).all()
+    found = rows(server, "/workflows", org="=o1")
+    assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [tuple(row) for row in known]
+    assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
+
+
+@pytest.mark.parametrize("at", [after(days=10), after(days=21), after(days=37)], ids=str)
+def test_an_organisations_list_at_a_moment_is_what_its_users_lists_amount_to(server, engine, at) -> None:
+    for org in ("o1", "o2", HOSTILE_ORG.org_id):
+        lists = defaultdict[str, list[WorkflowAsOf]](list)
+        for row in Report(engine).flows_as_of(at, org=org):
+            lists[row.flow_id].append(row)
+        found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
+        assert [row["flow_id"] for row in found] == sorted(lists)
+        for row in found:
+            seen = lists[row["flow_id"]]
+            latest = min(seen, key=lambda each: (-each.changed_at.timestamp(), each.user_id))
+            doubtful = [each for each in seen if each.coverage not in ("observed", "unchanged_across_gap")]
+            assert (row["flow_name"], row["cycle"]) == (latest.flow_name, latest.cycle)
+            assert (row["users"], row["unobserved"]) == (len(seen), len(doubtful))
+            assert row["editors"] == sum(bool(each.editable) for each in seen)
+
+
+def test_workflows_are_found_by_name_id_user_cycle_and_by_who_may_edit_them(server) -> None:
+    def found(**query: object) -> list[str]:
+        return [row["flow_id"] for row in rows(server, "/workflows", **query)]
+
+    every = rows(server, "/workflows", org="=o1")
+    assert found(org="=o1", find="PUMP_3") == [row["flow_id"] for row in every if "pump_3" in row["flow_name"]]
+    assert found(org="=o1", find="13") == [row["flow_id"] for row in every if "13" in row["flow_id"] + row["flow_name"]]
+    assert found(org="=o1", cycle="W") == [row["flow_id"] for row in every if row["cycle"] == "W"]
+    assert found(org="=o1", which="single") == [row["flow_id"] for row in every if row["users"] == 1]
+    assert found(org="=o2", which="uneditable") == [
+        row["flow_id"] for row in rows(server, "/workflows", org="=o2") if not row["editors"]
+    ]
+    assert "1" in found(org="=o1", user="alice")
+    assert "1" not in found(org="=o1", user="=bob")
+    then = {"org": "=o1", "as_of": after(days=20).isoformat()}
+    assert "1" in found(**then, user="ALI")
+    assert "1" not in found(**then, user="=bob")
+    assert found(**then, user="=nobody") == []
+
+
+def test_the_cycles_are_counted_whichever_is_chosen(server) -> None:
+    def counts(page: str) -> list[str]:
+        facets = page.partition('<ul class="facets">')[2].partition("</ul>")[0]
+        return re.findall(r'class="number">(\d+)<', facets)
+
+    every = rows(server, "/workflows", org="=o1")
+    numbers = counts(get(server, "/workflows", org="o1").text)
+    assert sum(map(int, numbers)) == len(every)
+    assert counts(get(server, "/workflows", org="o1", cycle="W").text) == numbers
+
+
+def test_an_organisation_is_chosen_by_a_part_of_its_id(server) -> None:
+    page = get(server, "/workflows").text
+    assert "choose it" in page
+    assert all(f">{org}<" in page for org in ("o1", "o2", "o3"))
+    assert "that users see now" in get(server, "/workflows", org="3").text, "the only one with a 3"
+    assert "No organisation has such an id" in get(server, "/workflows", org="o7").text
+    assert get(server, "/workflows", format="csv").status_code == 400
+
+
+def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
+    path = workflow_path("5", "o2")
+    states = list(Report(engine).history(flow="5", org="o2"))
+    assert [(row["user_id"], row["cycle"], row["from_kind"]) for row in rows(server, path)] == [
+        (state.user_id, state.cycle, state.from_kind) for state in states
+    ]
+    for at in (after(days=9), after(days=15), after(days=37)):
+        known = [(row.user_id, row.coverage) for row in Report(engine).flows_as_of(at, org="o2", flow="5")]
+        found = rows(server, path, table="seen", as_of=at.isoformat())
+        assert [(row["user_id"], row["coverage"]) for row in found] == known
+    with reading(engine) as connection:
+        kinds = connection.execute(
+            text("SELECT kind FROM org_workflow_event WHERE org_id = 'o2' AND flow_id = '5' ORDER BY kind")
+        ).scalars()
+        assert sorted(row["kind"] for row in rows(server, path, table="story")) == list(kinds) != []
+
+
+def test_the_timeline_draws_what_nobody_saw_whether_it_has_ended_or_not(server) -> None:
+    page = get(server, workflow_path("5", "o2")).text
+    figure = json.loads(re.search(r'id="life-figure">(.*?)</script>', page)[1])
+    (silence,) = (trace for trace in figure["data"] if trace["name"] == "nobody looked")
+    shown = {(row, said[2]) for row, said in zip(silence["y"], silence["customdata"], strict=True)}
+    assert ("dave", "not ended") in shown
+    assert ("carol", "changed inside") in shown
+    assert ("dave", "the same before and after") in shown
+    ends = [dt.datetime.fromisoformat(said[1]) for said in silence["customdata"] if said[2] == "not ended"]
+    assert ends == [dt.datetime.fromisoformat("2026-04-08 17:00:00")], "an open silence lasts until now"
+
+
+REFUSED = {
+    workflow_path("5", "o3"): 404,
+    workflow_path("..", "o1"): 404,
+    "/workflow": 404,
+    workflow_path("5", "o1") + "?as_of=gestern": 400,
+    workflow_path("5", "o1") + "?format=csv&table=none": 400,
+    "/workflows?as_of=gestern": 400,
+    "/workflows?org=o1&format=xml": 400,
+}
+
+
+def test_what_cannot_be_asked_of_workflows_is_refused_in_a_sentence(server) -> None:
+    for path, status in REFUSED.items():
+        answer = get(server, path)
+        assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), path
