@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from etl.errors import GatewayUnreachable, Malformed
-from etl.gateway.framing import Framed
+from etl.gateway.framing import StrictResponse
 
 _DECODED_STEP_BYTES: Final = 1024 * 1024
 _GZIP_WBITS: Final = 31
 
 
-def read_body(answer: Framed, max_bytes: int) -> bytes:
+def read_body(answer: StrictResponse, max_bytes: int) -> bytes:
     """The whole decoded body. Raises Malformed over the cap, GatewayUnreachable or IncompleteRead where it ends too
     early."""
     if (answer.announced_bytes or 0) > max_bytes:
@@ -36,7 +36,7 @@ def read_body(answer: Framed, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _unframed(answer: Framed) -> bool:
+def _unframed(answer: StrictResponse) -> bool:
     """A 200 whose headers announce no body: perhaps it ends where it was cut off."""
     return answer.status == 200 and answer.announced_bytes is None and not answer.chunked
 

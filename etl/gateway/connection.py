@@ -18,9 +18,9 @@ from urllib3.util.connection import allowed_gai_family
 from urllib3.util.ssltransport import SSLTransport
 
 from etl.errors import GatewayUnreachable
+from etl.gateway.connection_reader import ConnectionReader, IdleState
 from etl.gateway.deadline import CancellableSocket, Deadline, Watchdog
-from etl.gateway.framing import Framed
-from etl.gateway.inbox import Inbox, Silence
+from etl.gateway.framing import StrictResponse
 from etl.gateway.tls import ResumingContext
 
 Address = tuple[Any, ...]
@@ -38,7 +38,7 @@ class Unusable(Exception):
     """Nothing was sent: a kept connection had ended, or carried what nobody had asked for. Another one will do."""
 
 
-class Wire:
+class SharedConnectionState:
     """What the connections of one gateway share."""
 
     def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
@@ -70,14 +70,14 @@ class WatchedConnection(HTTPConnection):
     With ``own`` it is for one exchange: its answer counts only if nothing else comes before the gateway closes it.
     """
 
-    def __init__(self, *args: Any, wire: Wire, own: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shared: SharedConnectionState, own: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.own = own
         self.exchanges = 0
-        self._wire = wire
-        self._watchdog = wire.watchdog
+        self._shared = shared
+        self._watchdog = shared.watchdog
         self._line: CancellableSocket | None = None
-        self._inbox: Inbox | None = None
+        self._reader: ConnectionReader | None = None
         self._begins = False
 
     def _new_conn(self) -> socket.socket:
@@ -137,61 +137,61 @@ class WatchedConnection(HTTPConnection):
     def _require_silence(self) -> None:
         if self.sock is None:
             self.connect()
-        silence = self.inbox.silence()
-        if silence != "quiet" and self.exchanges:
-            if silence == "stray":
-                self._wire.desynced()
+        idle_state = self.reader.idle_state()
+        if idle_state != "quiet" and self.exchanges:
+            if idle_state == "stray":
+                self._shared.desynced()
             raise Unusable
-        if silence == "stray":
-            raise self._wire.desync("before the request")
-        if silence == "closed":
+        if idle_state == "stray":
+            raise self._shared.desync("before the request")
+        if idle_state == "closed":
             raise RemoteDisconnected("closed before the request")
         self.exchanges += 1
 
     @property
-    def inbox(self) -> Inbox:
+    def reader(self) -> ConnectionReader:
         """Of the socket as it is now; TLS puts another one in the place of the first."""
-        if self._inbox is None or self._inbox.connected is not self.sock:
-            if self._inbox is not None and self._inbox.holds_more():
-                raise self._wire.desync("before the TLS handshake")
-            self._inbox = Inbox(self.sock)
-        return self._inbox
+        if self._reader is None or self._reader.connected is not self.sock:
+            if self._reader is not None and self._reader.holds_more():
+                raise self._shared.desync("before the TLS handshake")
+            self._reader = ConnectionReader(self.sock)
+        return self._reader
 
-    def response_class(self, _: object, method: str | None = None) -> Framed:  # type: ignore[override]
+    def response_class(self, _: object, method: str | None = None) -> StrictResponse:  # type: ignore[override]
         """What http.client calls for something to read an answer with."""
-        return Framed(self.inbox, method)
+        return StrictResponse(self.reader, method)
 
-    def finish(self, answer: Framed) -> bool:
+    def finish(self, answer: StrictResponse) -> bool:
         """Behind a whole answer: whether it is the only one that this connection will ever have carried.
 
         Raises GatewayUnreachable ("desync") where something came behind it: nobody can tell which of the two is meant.
         """
-        is_followed = self._end() == "stray" if self.own else self.inbox.is_followed()
+        is_followed = self._end() == "stray" if self.own else self.reader.is_followed()
         if is_followed:
-            raise self._wire.desync("behind an answer")
+            raise self._shared.desync("behind an answer")
         is_sole = self.own and self.exchanges == 1
         answer.close()
         if self.own or answer.ends_connection:
             self.close()
         return is_sole
 
-    def _end(self) -> Silence:
+    def _end(self) -> IdleState:
         """Sees the gateway close the connection; who closes first keeps the port in TIME_WAIT, and it has more of them.
 
         One that keeps the connection open is told that nothing more will be asked, which makes it close. If it does not
         do that either, the connection is left, as long as nothing has come.
         """
-        silence = self._awaited_end() if self._wire.may_wait() else "quiet"
-        if silence == "quiet" and self._line is not None:
+        idle_state = self._awaited_end() if self._shared.may_wait() else "quiet"
+        if idle_state == "quiet" and self._line is not None:
             self._line.say_no_more()
-            silence = self.inbox.end(self._at_most(_END_IF_TOLD_SECONDS))
-        return silence
+            idle_state = self.reader.end(self._at_most(_END_IF_TOLD_SECONDS))
+        return idle_state
 
-    def _awaited_end(self) -> Silence:
+    def _awaited_end(self) -> IdleState:
         began = time.monotonic()
-        silence = self.inbox.end(self._at_most(_END_SECONDS))
-        self._wire.waited(time.monotonic() - began)
-        return silence
+        idle_state = self.reader.end(self._at_most(_END_SECONDS))
+        self._shared.waited(time.monotonic() - began)
+        return idle_state
 
     def _at_most(self, seconds: float) -> float:
         """So long, and not until the deadline: the answer is whole already."""
@@ -206,7 +206,7 @@ class WatchedConnection(HTTPConnection):
         try:
             super().close()
         finally:
-            self._inbox = None
+            self._reader = None
             self.exchanges = 0
             self._retire_line()
 
@@ -219,7 +219,7 @@ class WatchedConnection(HTTPConnection):
 class WatchedTLSConnection(WatchedConnection, HTTPSConnection):
     """The same over TLS; its handshake is watched as well, and resumes the session of an earlier one."""
 
-    def finish(self, answer: Framed) -> bool:
+    def finish(self, answer: StrictResponse) -> bool:
         """See WatchedConnection."""
         if self.exchanges == 1 and isinstance(self.ssl_context, ResumingContext):
             self.ssl_context.remember(cast("ssl.SSLSocket | SSLTransport", self.sock))

@@ -16,8 +16,8 @@ import requests.exceptions
 import urllib3.exceptions
 
 from etl.errors import FlowtrailError, GatewayUnreachable, Malformed
+from etl.gateway.connection_reader import NotHTTP
 from etl.gateway.deadline import Deadline
-from etl.gateway.inbox import NotHTTP
 from etl.gateway.retry import CERTIFICATE
 from etl.printable import printable
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from http.client import HTTPMessage, HTTPResponse, RemoteDisconnected
 from typing import Final, cast
 
-from etl.gateway.inbox import Inbox, NotHTTP
+from etl.gateway.connection_reader import ConnectionReader, NotHTTP
 
 _MOST_INTERIM: Final = 8
 """Interim answers (1xx) before a final one: RFC 9110, section 15.2, has every client read past them."""
@@ -22,7 +22,7 @@ _HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\n]*)\n")
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
 
 
-class Framed(HTTPResponse):
+class StrictResponse(HTTPResponse):
     """http.client's response, read from the connection's one inbox, strict about where it begins and ends.
 
     ``ends_connection``: the gateway will close the connection behind it, or nobody could tell what comes next.
@@ -30,9 +30,9 @@ class Framed(HTTPResponse):
 
     ends_connection = False
 
-    def __init__(self, inbox: Inbox, method: str | None = None) -> None:
-        super().__init__(cast(socket.socket, inbox), method=method)
-        self._inbox = inbox
+    def __init__(self, reader: ConnectionReader, method: str | None = None) -> None:
+        super().__init__(cast(socket.socket, reader), method=method)
+        self._reader = reader
 
     def begin(self) -> None:
         """Reads status line and headers. Raises HTTPException where they are not clear."""
@@ -48,9 +48,9 @@ class Framed(HTTPResponse):
     def _read_status(self) -> tuple[str, int, str]:
         """The first status line that is a final one's, also of the proxy that a tunnel begins at."""
         for _ in range(_MOST_INTERIM + 1):
-            if not self._inbox.peek(1):
+            if not self._reader.peek(1):
                 raise RemoteDisconnected("no answer")
-            found = _STATUS_LINE.fullmatch(self._inbox.readline(_LONGEST_LINE))
+            found = _STATUS_LINE.fullmatch(self._reader.readline(_LONGEST_LINE))
             if found is None:
                 raise NotHTTP("no status line of HTTP/1.1")
             status = int(found[2])
@@ -63,7 +63,7 @@ class Framed(HTTPResponse):
         """Without the parser of e-mails that http.client has: it ends where a line is no header, and hides the rest."""
         lines: list[tuple[str, str]] = []
         for _ in range(_MOST_LINES):
-            line = self._inbox.readline(_LONGEST_LINE)
+            line = self._reader.readline(_LONGEST_LINE)
             if line in (b"\r\n", b"\n"):
                 return _message(lines)
             if line[:1] in (b" ", b"\t") and lines:
@@ -82,7 +82,7 @@ class Framed(HTTPResponse):
 
     def whole(self) -> bytes:
         """The body, whose length is announced."""
-        return self._inbox.exactly(self.announced_bytes or 0)
+        return self._reader.exactly(self.announced_bytes or 0)
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes. Raises IncompleteRead where the connection ends too early."""
@@ -90,23 +90,23 @@ class Framed(HTTPResponse):
             return self._chunks()
         if self.length is not None:
             return self._exactly(self.length)
-        return iter(lambda: self._inbox.read1(_PIECE_BYTES), b"")
+        return iter(lambda: self._reader.read1(_PIECE_BYTES), b"")
 
     def _exactly(self, count: int) -> Iterator[bytes]:
         while count:
-            piece = self._inbox.exactly(min(count, _PIECE_BYTES))
+            piece = self._reader.exactly(min(count, _PIECE_BYTES))
             count -= len(piece)
             yield piece
 
     def _chunks(self) -> Iterator[bytes]:
         while size := self._chunk_size():
             yield from self._exactly(size)
-            if self._inbox.exactly(2) != b"\r\n":
+            if self._reader.exactly(2) != b"\r\n":
                 raise NotHTTP("a chunk of another length than it says")
         self._skip_lines()
 
     def _chunk_size(self) -> int:
-        found = _CHUNK_SIZE.fullmatch(self._inbox.readline(_LONGEST_LINE))
+        found = _CHUNK_SIZE.fullmatch(self._reader.readline(_LONGEST_LINE))
         if found is None:
             raise NotHTTP("a chunk without a length")
         return int(found[1], 16)
@@ -114,7 +114,7 @@ class Framed(HTTPResponse):
     def _skip_lines(self) -> None:
         """Headers of an interim answer, or the trailers behind the last chunk, to the empty line."""
         for _ in range(_MOST_LINES):
-            if self._inbox.readline(_LONGEST_LINE) in (b"\r\n", b"\n"):
+            if self._reader.readline(_LONGEST_LINE) in (b"\r\n", b"\n"):
                 return
         raise NotHTTP(f"more than {_MOST_LINES} headers")
 

@@ -22,10 +22,18 @@ from urllib3.util import parse_url
 
 from etl.errors import GatewayError
 from etl.gateway.body import read_body
-from etl.gateway.connection import OwnPool, OwnTLSPool, Unusable, WatchedConnection, WatchedPool, WatchedTLSPool, Wire
+from etl.gateway.connection import (
+    OwnPool,
+    OwnTLSPool,
+    SharedConnectionState,
+    Unusable,
+    WatchedConnection,
+    WatchedPool,
+    WatchedTLSPool,
+)
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import FOREIGN, translated
-from etl.gateway.framing import Framed
+from etl.gateway.framing import StrictResponse
 from etl.gateway.tls import verifying
 
 _TALKATIVE_LOGGERS: Final = (
@@ -75,7 +83,7 @@ class Transport:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         https = "https" in (origin.scheme, proxy.partition(":")[0])
-        shared = {"wire": Wire(watchdog, desynced), "maxsize": connections}
+        shared = {"shared": SharedConnectionState(watchdog, desynced), "maxsize": connections}
         if https:
             shared["ssl_context"] = verifying(ca_bundle)
         self._kept = _Adapter(origin, proxy, (WatchedPool, WatchedTLSPool), shared | {"own": False})
@@ -111,7 +119,7 @@ class Transport:
         response = adapter.sent(request, seconds)
         headers_at = self._clock()
         try:
-            answer = cast(Framed, response._original_response)
+            answer = cast(StrictResponse, response._original_response)
             connection = cast(WatchedConnection, response.connection)
             body = read_body(answer, self._max_body_bytes)
             arrived_at = self._clock()

@@ -36,6 +36,7 @@ from etl.store import (
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
+from etl.store.locking import FenceConflict
 from etl.store.notifications import KnownTarget, UntoldRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
@@ -123,7 +124,7 @@ class Store:
                     lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),  # noqa: B023 - run at once
                     lambda applied, connection: was_committed(connection, outcomes, applied),
                 ).stale
-            except commit.FenceConflict as moved:
+            except FenceConflict as moved:
                 suspects |= moved.target_ids
 
     def project(

@@ -1,12 +1,10 @@
-"""One transaction that writes the outcomes of a batch: rows locked in id order, fences compared, losers left out."""
+"""One transaction that writes the outcomes of a batch; ``locking`` says how two of them meet."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Container, Iterable, Iterator, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
 from msgspec.structs import astuple
 from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,27 +14,12 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
 from etl.store import turnover
-from etl.store.bulk import BulkValues, extend_spans, insert_rows, stamp
-from etl.store.fences import LATEST_SPAN
+from etl.store.bulk import BulkValues, insert_rows, stamp
+from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
 
 STALE: Final = "a newer observation of this target was committed first"
 
-_NOW: Final = select(target.c.id, target.c.fence, target.c.observation_id).where(
-    target.c.id.in_(bindparam("ids", expanding=True))
-)
-_LOCK: Final = _NOW.order_by(target.c.id).with_for_update()
-_LOCK_SPANS: Final = (
-    select(observation.c.id)
-    .where(observation.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(observation.c.id)
-    .with_for_update()
-)
-_LATEST: Final = (
-    select(target.c.id, observation.c.id, observation.c.observations)
-    .join_from(target, observation, observation.c.id == LATEST_SPAN)
-    .where(target.c.id.in_(bindparam("ids", expanding=True)))
-)
 _FAILED: Final = (
     update(target)
     .where(target.c.id == bindparam("target_id"))
@@ -116,14 +99,6 @@ _MISSING: Final = (
 _FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
-class FenceConflict(Exception):
-    """Targets whose spans were extended in vain: something else of theirs was committed in the same moment."""
-
-    def __init__(self, target_ids: Set[int]) -> None:
-        super().__init__(f"{len(target_ids)} targets have moved")
-        self.target_ids = target_ids
-
-
 class Applied(NamedTuple):
     """What became of outcomes."""
 
@@ -142,10 +117,10 @@ def apply(
 ) -> Applied:
     """Write what ``outcomes`` say, in the caller's transaction.
 
-    Raises Moved where the transaction must be rolled back and begun again, with those targets as ``suspects``, and
-    TooMany where it must be rolled back since ``removals`` are too many with what others have committed meanwhile.
+    Raises FenceConflict where the transaction must be rolled back and begun again, with those targets as ``suspects``,
+    and TooMany where it must be rolled back since ``removals`` are too many with what others have committed meanwhile.
     """
-    won = _won(connection, outcomes, suspects)
+    won = winners(connection, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
@@ -155,72 +130,6 @@ def apply(
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
     return Applied(lost, issue_id)
-
-
-def _won(connection: Connection, outcomes: Sequence[Outcome], suspects: Container[int]) -> list[Outcome]:
-    """Lock what is written, leave out the targets that have moved, and extend the spans of those that are still open.
-
-    A lock on a row is a write on PostgreSQL, so a target is not locked where its span is all that is written: whoever
-    writes more of it locks that span, too, before looking at it, and who extends it looks at the target afterwards.
-    Everybody locks in one order: targets by id, then spans by id, then organisations (see ``turnover``).
-    """
-    quiet = [o for o in outcomes if o.only_extends and o.fence.target_id not in suspects]
-    writing = [o for o in outcomes if not o.only_extends or o.fence.target_id in suspects]
-    now = _lock(connection, writing, quiet) if writing else {}
-    standing = [o for o in writing if now[o.fence.target_id].fence == o.fence.fence]
-    extending = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
-    extended = extend_spans(connection, quiet + extending) if quiet or extending else set()
-    _check_unmoved(connection, [o for o in quiet if o.fence.target_id in extended])
-    rest = {o.fence.target_id for o in standing} - {o.fence.target_id for o in extending}
-    latest = _latest_spans(connection, rest)
-    return [o for o in quiet if o.fence.target_id in extended] + [
-        outcome if now[outcome.fence.target_id].observation_id is not None else _after_a_failure(outcome)
-        for outcome in standing
-        if outcome.fence.target_id in extended or (outcome.fence.target_id in rest and _as_read(outcome, latest))
-    ]
-
-
-def _lock(connection: Connection, writing: Iterable[Outcome], quiet: Iterable[Outcome]) -> dict[int, Any]:
-    """Lock the targets of ``writing``, and then the latest spans of all; return what the targets are now."""
-    now = {row.id: row for row in connection.execute(_LOCK, {"ids": sorted(o.fence.target_id for o in writing)})}
-    spans = sorted(o.fence.span_id for o in itertools.chain(writing, quiet) if o.fence.span_id is not None)
-    if spans and connection.dialect.name == "postgresql":  # SQLite has one writer at a time
-        connection.execute(_LOCK_SPANS, {"ids": spans})
-    return now
-
-
-def _check_unmoved(connection: Connection, quiet: Sequence[Outcome]) -> None:
-    """A statement of its own, which sees what was committed until the spans were ours."""
-    if not quiet:
-        return
-    now = connection.execute(_NOW, {"ids": [outcome.fence.target_id for outcome in quiet]})
-    unmoved = {(outcome.fence.target_id, outcome.fence.fence, outcome.fence.observation_id) for outcome in quiet}
-    if moved := {row.id for row in now if tuple(row) not in unmoved}:
-        raise FenceConflict(moved)
-
-
-def _after_a_failure(outcome: Outcome) -> Outcome:
-    """Whoever failed meanwhile has ended the span, so what was observed opens one of its own, an interrupted one."""
-    span = outcome.span
-    if span is None or outcome.fence.observation_id is None:
-        return outcome
-    opened = msgspec.structs.replace(
-        span, first_at=span.last_at, observations=1, longest_gap_seconds=0, interrupted=True
-    )
-    return msgspec.structs.replace(outcome, span=opened, extends=False)
-
-
-def _as_read(outcome: Outcome, latest: dict[int, tuple[int, int]]) -> bool:
-    fence = outcome.fence
-    return latest.get(fence.target_id) == (None if fence.span is None else (fence.span_id, fence.span.observations))
-
-
-def _latest_spans(connection: Connection, target_ids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    ids = sorted(target_ids)
-    if not ids:
-        return {}
-    rows = connection.execute(_LATEST, {"ids": ids})
-    return {target_id: (span_id, observations) for target_id, span_id, observations in rows}
 
 
 def _insert_change_sets(

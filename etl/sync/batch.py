@@ -31,7 +31,7 @@ from etl.store import STALE, Store, TooMany
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
 from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.removals import Undecided
+from etl.sync.removals import PendingAnswer
 from etl.sync.result import Tally
 
 BATCH_SIZE: Final = 500
@@ -97,7 +97,7 @@ class Batch:
                     write(self._judge_group(group))
         return self._settled()
 
-    def decide(self, undecided: Sequence[Undecided]) -> BatchResult:
+    def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
         """Write the verdicts of second answers that wait no longer."""
         for some in _in_groups(undecided):
             states = self._context.store.states([each.fence.target_id for each in some])
@@ -239,9 +239,9 @@ def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
     return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
 
 
-def _in_groups(undecided: Sequence[Undecided]) -> Iterator[list[Undecided]]:
+def _in_groups(undecided: Sequence[PendingAnswer]) -> Iterator[list[PendingAnswer]]:
     """As many as are written in one transaction."""
-    group, flows = list[Undecided](), 0
+    group, flows = list[PendingAnswer](), 0
     for each in undecided:
         if group and flows + each.flows > FLOWS_A_GROUP:
             yield group

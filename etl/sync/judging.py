@@ -12,10 +12,10 @@ from etl.domain.holds import Approval, code, held_set
 from etl.domain.model import Fence, Outcome, Snapshot, State, Target
 from etl.store import Removals
 from etl.sync.messages import RunOptions
-from etl.sync.removals import WAITING_FLOWS, Deferred, Found, Together, Undecided
+from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RemovalSums
 
 
-class Weighed(NamedTuple):
+class AssessedAnswer(NamedTuple):
     """An answer, and what the guard makes of it by itself."""
 
     fence: Fence
@@ -49,11 +49,11 @@ class Judge:
         self._missing: Counter[str] = Counter()
         self._emptied = 0
         self._deferred: list[Deferred] = []
-        self._undecided: list[Undecided] = []
+        self._undecided: list[PendingAnswer] = []
         self._options = options
         self._limits = limits
-        self._together = None if options.second is None else Together(options.second)
-        self._removing: dict[int, Weighed] = {}
+        self._together = None if options.second is None else RemovalSums(options.second)
+        self._removing: dict[int, AssessedAnswer] = {}
         """Those that are believed, until they are written: others may make them too many until then."""
         self._waiting_flows = 0
 
@@ -62,9 +62,9 @@ class Judge:
         """What a transaction that removes something has to know."""
         return Removals(self._limits.window, {} if self._together is None else self._together.orgs)
 
-    def found(self) -> Found:
+    def found(self) -> BatchRemovals:
         """What was found missing so far."""
-        return Found(self._missing, self._emptied, self._deferred, self._undecided)
+        return BatchRemovals(self._missing, self._emptied, self._deferred, self._undecided)
 
     def answered(self, targets: Iterable[Target]) -> None:
         """These targets were asked; with whatever result."""
@@ -74,17 +74,17 @@ class Judge:
 
     def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
         """What becomes of answers that differ; nothing comes of those that are deferred, or wait for others."""
-        weighed = [Weighed(*each, self._decide(*each)) for each in differing]
+        assessed = [AssessedAnswer(*each, self._decide(*each)) for each in differing]
         if self._together is None:
-            yield from self._judge_first(weighed)
+            yield from self._judge_first(assessed)
         else:
-            yield from self._judge_second(weighed, self._together)
+            yield from self._judge_second(assessed, self._together)
 
-    def decide(self, waiting: Sequence[tuple[State, Undecided]]) -> Iterator[Outcome]:
+    def decide(self, waiting: Sequence[tuple[State, PendingAnswer]]) -> Iterator[Outcome]:
         """What becomes of answers that wait no longer."""
         assert self._together is not None  # noqa: S101 - only second answers wait
         for state, undecided in waiting:
-            each = Weighed(
+            each = AssessedAnswer(
                 undecided.fence, state, undecided.snapshot, self._decide(undecided.fence, state, undecided.snapshot)
             )
             believed = self._together.stance(each.org_id, undecided.emptied) == "believe"
@@ -114,52 +114,52 @@ class Judge:
             return _approve(self._options.approval, fence.target, state, answered)
         return guard.weigh(state.flows.keys(), state.missing, answered, self._limits)
 
-    def _judge_first(self, weighed: Iterable[Weighed]) -> Iterator[Outcome]:
-        for each in weighed:
+    def _judge_first(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
+        for each in assessed:
             if each.decision.uncertain or not each.snapshot.sole_answer:
                 self._deferred.append(Deferred(each.fence.target, each.missing, each.emptied))
             else:
                 self._count(each)
                 yield self._outcome(each, each.decision)
 
-    def _judge_second(self, weighed: Sequence[Weighed], together: Together) -> Iterator[Outcome]:
+    def _judge_second(self, assessed: Sequence[AssessedAnswer], together: RemovalSums) -> Iterator[Outcome]:
         """All of them are counted before the first is judged."""
-        for each in weighed:
+        for each in assessed:
             self._count(each)
             together.saw(each.fence.target, each.missing, each.emptied)
-        for each in weighed:
+        for each in assessed:
             stance = together.stance(each.org_id, each.emptied) if each.decision.removes else "believe"
             if stance == "wait" and self._has_room(each):
-                self._undecided.append(Undecided(each.fence, each.snapshot, each.emptied))
+                self._undecided.append(PendingAnswer(each.fence, each.snapshot, each.emptied))
             elif stance == "believe":
                 yield self._believed(each)
             else:
                 yield self._held(each, together, each.emptied)
 
-    def _count(self, weighed: Weighed) -> None:
-        self._missing[weighed.org_id] += weighed.missing
-        self._emptied += weighed.emptied
+    def _count(self, assessed: AssessedAnswer) -> None:
+        self._missing[assessed.org_id] += assessed.missing
+        self._emptied += assessed.emptied
 
-    def _has_room(self, weighed: Weighed) -> bool:
-        self._waiting_flows += Undecided(weighed.fence, weighed.snapshot, False).flows
+    def _has_room(self, assessed: AssessedAnswer) -> bool:
+        self._waiting_flows += PendingAnswer(assessed.fence, assessed.snapshot, False).flows
         return self._waiting_flows <= WAITING_FLOWS
 
     # ----------------------------------------------------------------------------------------------------- outcomes
 
-    def _believed(self, weighed: Weighed) -> Outcome:
-        if weighed.decision.removes:
-            self._removing[weighed.fence.target_id] = weighed
-        return self._outcome(weighed, weighed.decision)
+    def _believed(self, assessed: AssessedAnswer) -> Outcome:
+        if assessed.decision.removes:
+            self._removing[assessed.fence.target_id] = assessed
+        return self._outcome(assessed, assessed.decision)
 
-    def _held(self, weighed: Weighed, together: Together, emptied: bool) -> Outcome:
-        reason = together.reason(weighed.org_id, emptied, self._limits)
-        return self._outcome(weighed, self._hold(weighed, reason))
+    def _held(self, assessed: AssessedAnswer, together: RemovalSums, emptied: bool) -> Outcome:
+        reason = together.reason(assessed.org_id, emptied, self._limits)
+        return self._outcome(assessed, self._hold(assessed, reason))
 
-    def _hold(self, weighed: Weighed, reason: str) -> Decision:
-        return guard.hold_with_others(weighed.state.flows.keys(), weighed.answered, self._limits, reason)
+    def _hold(self, assessed: AssessedAnswer, reason: str) -> Decision:
+        return guard.hold_with_others(assessed.state.flows.keys(), assessed.answered, self._limits, reason)
 
-    def _outcome(self, weighed: Weighed, decision: Decision) -> Outcome:
-        fence, state, snapshot, _ = weighed
+    def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
+        fence, state, snapshot, _ = assessed
         return verdict.judged(fence, state, snapshot, decision, self._options.gap_of(fence), self._options.approval)
 
 

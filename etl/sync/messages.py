@@ -10,7 +10,7 @@ import msgspec
 
 from etl.domain.holds import Approval
 from etl.domain.model import Fence, Target
-from etl.sync.removals import Found, SecondLook
+from etl.sync.removals import BatchRemovals, SecondRound
 from etl.sync.result import Tally
 
 
@@ -24,7 +24,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     gaps: Mapping[Target, dt.timedelta] = {}
     approval: Approval | None = None
     """By whom held removals are said to be true, and which; None in every run but an approval."""
-    second: SecondLook | None = None
+    second: SecondRound | None = None
     """Given where the targets are asked a second time."""
 
     def gap_of(self, fence: Fence) -> dt.timedelta:
@@ -35,4 +35,4 @@ class BatchResult(NamedTuple):
     """What became of a batch, small enough to travel."""
 
     tally: Tally
-    found: Found = Found()
+    found: BatchRemovals = BatchRemovals()

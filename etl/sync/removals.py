@@ -4,8 +4,8 @@
    kept but how much it would remove: four bytes a target, and two numbers an organisation.
 2. Second answers: those targets are asked again, in batches. An answer that removes something is believed, or held, as
    soon as the sums say so, whatever the targets say that are still to be asked (``Sum.stance``).
-3. Only where it depends on those does an answer wait in memory (``Undecided``), up to ``WAITING_FLOWS`` workflows; what
-   waits beyond that is held.
+3. Only where it depends on those does an answer wait in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows;
+   what waits beyond that is held.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Deferred(NamedTuple):
     """Whether that would have been all it had."""
 
 
-class SecondLook(msgspec.Struct, frozen=True, kw_only=True):
+class SecondRound(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch that asks again knows of its run."""
 
     first: Mapping[Target, Deferred]
@@ -46,7 +46,7 @@ class SecondLook(msgspec.Struct, frozen=True, kw_only=True):
     emptied: Sum
 
 
-class Undecided(NamedTuple):
+class PendingAnswer(NamedTuple):
     """A second answer that removes something, and waits for those of others."""
 
     fence: Fence
@@ -58,7 +58,7 @@ class Undecided(NamedTuple):
         return len(self.snapshot.flows or ()) + _FLOWS_A_TARGET
 
 
-class Found(NamedTuple):
+class BatchRemovals(NamedTuple):
     """What a batch found missing."""
 
     missing: Mapping[str, int] = {}
@@ -66,17 +66,17 @@ class Found(NamedTuple):
     emptied: int = 0
     """Targets that lose all they have, likewise."""
     deferred: Sequence[Deferred] = ()
-    undecided: Sequence[Undecided] = ()
+    undecided: Sequence[PendingAnswer] = ()
 
     @property
     def unsettled(self) -> int:
         return len(self.deferred) + len(self.undecided)
 
 
-class Together:
+class RemovalSums:
     """The sums of a run's removals as a batch knows them; it goes on counting as its own answers come."""
 
-    def __init__(self, look: SecondLook) -> None:
+    def __init__(self, look: SecondRound) -> None:
         self._first = look.first
         self.orgs = dict(look.orgs)
         self.emptied = look.emptied
@@ -128,7 +128,7 @@ class RunRemovals:
         self._seen: Counter[str] = Counter()
         self._expected: Counter[str] = Counter()
         self._emptied = guard.emptied_targets(len(targets), limits)
-        self._undecided: list[Undecided] = []
+        self._undecided: list[PendingAnswer] = []
         self._to_ask = 0
 
     @property
@@ -136,7 +136,7 @@ class RunRemovals:
         """Targets without a verdict: those to be asked again, and those whose second answer waits."""
         return self._to_ask + len(self._undecided)
 
-    def add_first(self, numbered: Iterable[tuple[int, Target]], found: Found) -> None:
+    def add_first(self, numbered: Iterable[tuple[int, Target]], found: BatchRemovals) -> None:
         """A batch of targets, each with its number in the run, was asked for the first time."""
         deferred = {each.target: each for each in found.deferred}
         for number, target in numbered:
@@ -145,20 +145,20 @@ class RunRemovals:
         self._expect(deferred.values(), 1)
         self._count(found)
 
-    def batches(self, size: int) -> Iterator[tuple[list[Target], SecondLook]]:
+    def batches(self, size: int) -> Iterator[tuple[list[Target], SecondRound]]:
         """The targets that are to be asked again, each batch with what is known when it is taken."""
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
             first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
             yield list(first), self._look(first, {target.org_id for target in first})
 
-    def add_second(self, look: SecondLook, found: Found) -> None:
+    def add_second(self, look: SecondRound, found: BatchRemovals) -> None:
         """A batch was asked again: what the first answers said counts no more."""
         self._expect(look.first.values(), -1)
         self._count(found)
         self._undecided += found.undecided
 
-    def take_decided(self) -> tuple[list[Undecided], SecondLook]:
+    def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
         """The answers that need not wait any longer, and what is known now; all, where too many wait."""
         look = self._look({}, {each.fence.target.org_id for each in self._undecided})
         settled = [each for each in self._undecided if _stance_of(each, look) != "wait"]
@@ -174,15 +174,15 @@ class RunRemovals:
         for each in deferred:
             self._expected[each.target.org_id] += sign * each.removes
 
-    def _count(self, found: Found) -> None:
+    def _count(self, found: BatchRemovals) -> None:
         self._seen.update(found.missing)
         self._emptied = self._emptied.plus(seen=found.emptied)
 
-    def _look(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondLook:
+    def _look(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondRound:
         if unknown := org_ids - self._before.keys():
             self._before.update(self._standings(unknown))
         orgs = {org: self._before[org].plus(self._seen[org], self._expected[org]) for org in org_ids}
-        return SecondLook(first=first, orgs=orgs, emptied=self._emptied)
+        return SecondRound(first=first, orgs=orgs, emptied=self._emptied)
 
     def _unpacked(self, number: int) -> tuple[Target, Deferred]:
         target, packed = self._targets[number], self._first[number] - 1
@@ -193,5 +193,5 @@ def _packed(deferred: Deferred) -> int:
     return 1 + (deferred.removes << 1 | deferred.emptied)
 
 
-def _stance_of(undecided: Undecided, look: SecondLook) -> Stance:
+def _stance_of(undecided: PendingAnswer, look: SecondRound) -> Stance:
     return stance(look.orgs[undecided.fence.target.org_id], look.emptied if undecided.emptied else None)

@@ -21,7 +21,7 @@ from etl.sync.batch import BATCH_SIZE, Batch, RunContext
 from etl.sync.details import DetailLimits, ask_for_details
 from etl.sync.dispatch import Dispatcher, RemoteExecutor
 from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.removals import RunRemovals, SecondLook
+from etl.sync.removals import RunRemovals, SecondRound
 from etl.sync.result import Details, RunReport, Tally
 from etl.system.background import BackgroundLoop
 
@@ -156,7 +156,7 @@ def _second_works(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) 
 
 
 def _with_gaps(
-    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondLook | None = None
+    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondRound | None = None
 ) -> RunOptions:
     """The order for these targets: small, whatever the run has."""
     gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}

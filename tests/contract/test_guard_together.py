@@ -23,7 +23,7 @@ from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.errors import Refused
 from etl.store import Store
-from etl.sync.removals import Deferred, Found, RunRemovals, Together, Undecided
+from etl.sync.removals import BatchRemovals, Deferred, PendingAnswer, RemovalSums, RunRemovals
 from tests.support.builders import LIMITS, STEADY, numbered
 from tests.support.questions import Runs, Upstream, users, verdicts
 
@@ -345,7 +345,9 @@ def test_first_answers_of_any_number_of_targets_take_ten_bytes_each_at_most():
     known = RunRemovals(targets, LIMITS, lambda orgs: {org: Sum(10**9, 0) for org in orgs})
     for start in range(0, len(targets), 500):
         batch = targets[start : start + 500]
-        known.add_first(enumerate(batch, start), Found(deferred=[Deferred(target, 9, True) for target in batch]))
+        known.add_first(
+            enumerate(batch, start), BatchRemovals(deferred=[Deferred(target, 9, True) for target in batch])
+        )
     (taken, _), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
     assert taken < 10 * len(targets)
     batches = [batch for batch, _ in known.batches(500)]
@@ -367,11 +369,11 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
     targets = [Target(org, str(n)) for n, (org, _) in enumerate(lost)]
     removes = {target: number for target, (_, number) in zip(targets, lost, strict=True)}
     known = RunRemovals(targets, NO_EMPTIED, lambda orgs: {org: Sum(limit, 0) for org in orgs})
-    known.add_first(enumerate(targets), Found(deferred=[Deferred(t, removes[t], False) for t in targets]))
+    known.add_first(enumerate(targets), BatchRemovals(deferred=[Deferred(t, removes[t], False) for t in targets]))
     stances: dict[Target, str] = {}
     under_way = list(known.batches(size)) if chance.random() < 0.5 else known.batches(size)
     for _, look in under_way:
-        together, undecided = Together(look), []
+        together, undecided = RemovalSums(look), []
         missing = dict.fromkeys("ab", 0)
         for target in look.first:
             together.answered(target)
@@ -381,18 +383,18 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
             stances[target] = together.stance(target.org_id, False)
             if stances[target] == "wait":
                 undecided.append(waiting(target))
-        known.add_second(look, Found(missing, undecided=undecided))
+        known.add_second(look, BatchRemovals(missing, undecided=undecided))
         decided, now = known.take_decided()
         for each in decided:
-            stances[each.fence.target] = Together(now).stance(each.fence.target.org_id, False)
+            stances[each.fence.target] = RemovalSums(now).stance(each.fence.target.org_id, False)
     sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
     assert {t: stances[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
     assert known.unsettled == 0
 
 
-def waiting(target: Target) -> Undecided:
+def waiting(target: Target) -> PendingAnswer:
     at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
-    return Undecided(Fence(target=target), Snapshot(target, (), "d" * 64, at, at, 1, b"", True), False)
+    return PendingAnswer(Fence(target=target), Snapshot(target, (), "d" * 64, at, at, 1, b"", True), False)
 
 
 @STEADY

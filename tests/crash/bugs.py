@@ -282,7 +282,7 @@ BUGS = (
     _bug(
         "what comes behind an answer is not looked for",
         "etl/gateway",
-        'is_followed = self._end() == "stray" if self.own else self.inbox.is_followed()',
+        'is_followed = self._end() == "stray" if self.own else self.reader.is_followed()',
         "is_followed = False",
         "tests/unit/test_desync.py",
         "tests/unit/test_gateway_connections.py",
@@ -290,8 +290,8 @@ BUGS = (
     _bug(
         "a kept connection is not looked at before it is used again",
         "etl/gateway",
-        "silence = self.inbox.silence()",
-        'silence: Silence = "quiet"',
+        "idle_state = self.reader.idle_state()",
+        'idle_state: IdleState = "quiet"',
         "tests/unit/test_gateway_connections.py",
     ),
     _bug(

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self, cast
 from urllib3.util.ssltransport import SSLTransport
 
 Connected = socket.socket | SSLTransport
-Silence = Literal["quiet", "closed", "stray"]
+IdleState = Literal["quiet", "closed", "stray"]
 """A connection on which nothing is expected: nothing came, or its end, or bytes that belong to no request."""
 
 _BUFFER_BYTES: Final = 16 * 1024
@@ -44,7 +44,7 @@ class _Source(io.RawIOBase):
         return count
 
 
-class Inbox(io.BufferedReader):
+class ConnectionReader(io.BufferedReader):
     """Reads a connection from its first byte to its last. Not thread-safe.
 
     http.client takes a new buffer for every answer, and throws away with it whatever had come behind the answer.
@@ -88,15 +88,15 @@ class Inbox(io.BufferedReader):
         """Whether anything has come behind what was read; asks the system only where the last read leaves that open."""
         if self._source.emptied and self._is_plain:
             return self.holds_more()
-        return self.silence() == "stray"
+        return self.idle_state() == "stray"
 
-    def silence(self) -> Silence:
+    def idle_state(self) -> IdleState:
         """What has come while nothing is expected. Never waits."""
         if self.holds_more():
             return "stray"
         return "quiet" if self._nothing_arrived() else self._within(0)
 
-    def end(self, seconds: float) -> Silence:
+    def end(self, seconds: float) -> IdleState:
         """Waits for the connection to end; "quiet" where it has not within ``seconds``."""
         return "stray" if self.holds_more() else self._within(seconds)
 
@@ -115,7 +115,7 @@ class Inbox(io.BufferedReader):
         pending = isinstance(self.connected, ssl.SSLSocket) and self.connected.pending()
         return not pending and not self._arrivals.poll(0)
 
-    def _within(self, seconds: float) -> Silence:
+    def _within(self, seconds: float) -> IdleState:
         timeout = self.connected.gettimeout()
         self.connected.settimeout(seconds)
         try:
