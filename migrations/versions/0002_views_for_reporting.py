@@ -25,18 +25,13 @@ SPELLED = {
 The kind of a change is the third column of the primary key: PostgreSQL prices an index scan with a condition on it as
 one that skips from workflow to workflow of a change set, dear enough to lose against reading everything. An expression
 is not the column. Measured on fifty million changes with PostgreSQL 18, for an organisation with 100,000 of them: with
-the bare column `org_workflow_event` took 13 s and `cycle_change` 4 s, since whole partitions were read.
+the bare column `cycle_change` took 4 s, since whole partitions were read.
 """
 
 
 def same(one: str, other: str) -> str:
     """Whether two values are equal or both null."""
     return f"({one} = {other} OR ({one} IS NULL AND {other} IS NULL))"
-
-
-def differs(one: str, other: str) -> str:
-    """Whether two values differ, null being a value (or null where they do not)."""
-    return f"({one} <> {other} OR ({one} IS NULL) <> ({other} IS NULL))"
 
 
 ONE_CHANGE = f"""(c.kind NOT IN ('renamed', 'editable_changed') OR {same("c.old_cycle", "c.new_cycle")})
@@ -91,170 +86,49 @@ FROM (
 WHERE l.from_kind <> 'removed'
 """
 
-ORG_WORKFLOW = """
-SELECT org_id, flow_id, flow_name, cycle, users, editors, first_seen_at
-FROM (
-    SELECT org_id, flow_id, flow_name, cycle,
-           row_number() OVER seen AS nth,
-           sum(CASE WHEN nth_of_user = 1 THEN 1 ELSE 0 END) OVER seen AS users,
-           sum(CASE WHEN nth_of_user = 1 AND editable THEN 1 ELSE 0 END) OVER seen AS editors,
-           min(first_seen_at) OVER seen AS first_seen_at
-    FROM (
-        SELECT t.id AS target_id, t.org_id, w.flow_id, w.flow_name, w.cycle, w.editable, w.changed_at, w.first_seen_at,
-               row_number() OVER (PARTITION BY t.org_id, w.flow_id, t.user_id
-                                  ORDER BY CASE WHEN w.editable THEN 0 ELSE 1 END, t.id) AS nth_of_user
-        FROM target t
-        JOIN workflow w ON w.target_id = t.id
-        WHERE t.retired_at IS NULL
-    ) by_user
-    WINDOW seen AS (PARTITION BY org_id, flow_id ORDER BY changed_at DESC, target_id
-                    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-) by_change
-WHERE nth = 1
+# What an organisation's workflows went through is kept in tables by the end of each run (docs/organisation.md).
+ORG_WORKFLOW_EVENT = """
+SELECT e.org_id, e.expression, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
+       e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after, e.certain,
+       e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time
+FROM org_event e
+LEFT JOIN run_seal s ON s.run_id = e.run_id
+LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
+                                       WHERE of_run.org_id = e.org_id AND of_run.flow_id = e.flow_id
+                                         AND of_run.run_id = e.run_id)
 """
 
-# Who gained or lost a workflow, and what it is called and how often it runs, are told apart: two chains of windows over
-# fewer and narrower rows cost less than half of one over all. A retired target gives up what it saw, in a run of its
-# own that makes no event, after all that it reported.
-RETIREMENT = """CASE WHEN t.retired_at > w.changed_at THEN t.retired_at ELSE w.changed_at END, 9223372036854775807"""
+# Subqueries, so that who does not ask for these columns does not pay for them.
+SHOWN_BY = """FROM target t
+        JOIN workflow w ON w.target_id = t.id AND w.flow_id = f.flow_id
+        {join}WHERE t.org_id = f.org_id AND t.expression = f.expression AND t.retired_at IS NULL"""
+LATEST = """JOIN observation o ON o.id = (SELECT max(l.id) FROM observation l WHERE l.target_id = t.id)
+        """
 
-ANOTHER = """EXISTS (SELECT 1 FROM target another
-                      WHERE another.org_id = t.org_id AND another.user_id = t.user_id AND another.id <> t.id)"""
+ORG_WORKFLOW = f"""
+SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_seen_at,
+       CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END AS changed_at,
+       (SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS last_seen_at,
+       (SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS unheard
+FROM org_flow f
+WHERE f.users > 0
+"""
 
-# Looked up for what becomes an event, so that the windows sort narrower rows.
-LAST_UNCHANGED = "(SELECT s.last_unchanged_at FROM change_set s WHERE s.id = change_set_id)"
-
-# 1. A step is +1 where a target shows a workflow that it did not, and -1 where it does no longer. It is told, that is
-#    may be an event, unless it comes with a baseline or a retirement.
-STEP = f"""
-            SELECT t.org_id, c.flow_id, t.user_id, s.run_id, s.observed_at, c.change_set_id,
-                   CASE c.kind WHEN 'removed' THEN c.old_name ELSE c.new_name END AS name,
-                   CASE c.kind WHEN 'removed' THEN c.old_cycle ELSE c.new_cycle END AS cycle,
-                   CASE c.kind WHEN 'removed' THEN c.old_editable ELSE c.new_editable END AS editable,
-                   CASE c.kind WHEN 'removed' THEN -1 ELSE 1 END AS step,
-                   CASE c.kind WHEN 'baseline' THEN 0 ELSE 1 END AS told
-            FROM target t
-            JOIN change_set s ON s.target_id = t.id
-            JOIN workflow_change c ON c.change_set_id = s.id
-            WHERE @kind IN ('baseline', 'added', 'removed') AND {{whose}}
-            UNION ALL
-            SELECT t.org_id, w.flow_id, t.user_id, -t.id, {RETIREMENT}, NULL, NULL, NULL, -1, 0
-            FROM target t
-            JOIN workflow w ON w.target_id = t.id
-            WHERE t.retired_at IS NOT NULL AND {{whose}}"""
-
-# 2. A user with several expressions is one user: what a run did to the user, all in all, counts at the last of the
-#    steps, if it changed whether the user sees the workflow.
-STEP_OF_SEVERAL = """
-        SELECT org_id, flow_id, user_id, run_id, observed_at, change_set_id, name, cycle, editable,
-               net AS step, CASE WHEN net > 0 THEN added ELSE removed END AS told
-        FROM (
-            SELECT shows.*, row_number() OVER whole AS nth,
-                   sum(CASE WHEN shown > 0 THEN 1 ELSE 0 END
-                       - CASE WHEN shown > step THEN 1 ELSE 0 END) OVER whole AS net,
-                   max(CASE WHEN step > 0 THEN told ELSE 0 END) OVER whole AS added,
-                   max(CASE WHEN step < 0 THEN told ELSE 0 END) OVER whole AS removed
-            FROM (
-                SELECT steps.*, sum(step) OVER (PARTITION BY org_id, flow_id, user_id
-                                                ORDER BY observed_at, change_set_id ROWS UNBOUNDED PRECEDING) AS shown
-                FROM ({steps}
-                ) steps
-            ) shows
-            WINDOW whole AS (PARTITION BY org_id, flow_id, user_id, run_id
-                             ORDER BY observed_at DESC, change_set_id DESC
-                             ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
-        ) runs
-        WHERE nth = 1 AND net <> 0"""
-
-# 3. How many users saw it before the step.
-COUNTED = f"""
-        SELECT of_users.*, sum(step) OVER (PARTITION BY org_id, flow_id ORDER BY observed_at, change_set_id
-                                           ROWS UNBOUNDED PRECEDING) - step AS before_step
-        FROM ({STEP.format(whose="NOT " + ANOTHER)}
-            UNION ALL{STEP_OF_SEVERAL.format(steps=STEP.format(whose=ANOTHER))}
-        ) of_users"""
-
-# 4. The run as a whole: how many saw it before, how many more or fewer after, and whose step is the last.
-BY_RUN = f"""
-    SELECT counted.*, first_value(before_step) OVER run AS before_run, sum(step) OVER run AS net,
-           max(told) OVER run AS run_told, last_value(user_id) OVER run AS last_user_id
-    FROM ({COUNTED}
-    ) counted
-    WINDOW run AS (PARTITION BY org_id, flow_id, run_id ORDER BY observed_at, change_set_id
-                   ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)"""
-
-ACCESS_EVENT = f"""
-SELECT org_id, flow_id, kind, CASE WHEN kind IN ('access_granted', 'access_lost') THEN user_id END AS user_id,
-       CASE WHEN kind IN ('disappeared', 'access_lost') THEN name END AS old_name,
-       CASE WHEN kind IN ('appeared', 'access_granted') THEN name END AS new_name,
-       CASE WHEN kind IN ('disappeared', 'access_lost') THEN cycle END AS old_cycle,
-       CASE WHEN kind IN ('appeared', 'access_granted') THEN cycle END AS new_cycle,
-       CASE WHEN kind = 'access_lost' THEN editable END AS old_editable,
-       CASE WHEN kind = 'access_granted' THEN editable END AS new_editable,
-       {LAST_UNCHANGED} AS last_unchanged_at, observed_at
-FROM (
-    SELECT org_id, flow_id, user_id, name, cycle, editable, change_set_id, observed_at,
-           CASE WHEN before_run = 0 AND net > 0
-                THEN CASE WHEN user_id = last_user_id AND run_told = 1 THEN 'appeared' END
-                WHEN before_run > 0 AND before_run + net = 0
-                THEN CASE WHEN user_id = last_user_id AND run_told = 1 THEN 'disappeared' END
-                WHEN told = 1 AND step > 0 THEN 'access_granted'
-                WHEN told = 1 THEN 'access_lost' END AS kind
-    FROM ({BY_RUN}
-    ) steps_of_run
-) accesses
-WHERE kind IS NOT NULL"""
-
-# 5. What shows a workflow anew, and how many targets showed it before; what only changed was shown before, at least by
-#    the target that says so.
-ANEW = f"""
-            SELECT org_id, flow_id, observed_at, change_set_id, new_name, new_cycle, shown_before
-            FROM (
-                SELECT shows.*, sum(step) OVER (PARTITION BY org_id, flow_id ORDER BY observed_at, change_set_id
-                                                ROWS UNBOUNDED PRECEDING) - step AS shown_before
-                FROM (
-                    SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, c.new_name,
-                           c.new_cycle, CASE c.kind WHEN 'removed' THEN -1 ELSE 1 END AS step
-                    FROM target t
-                    JOIN change_set s ON s.target_id = t.id
-                    JOIN workflow_change c ON c.change_set_id = s.id
-                    WHERE @kind IN ('baseline', 'added', 'removed')
-                    UNION ALL
-                    SELECT t.org_id, w.flow_id, {RETIREMENT}, NULL, NULL, -1
-                    FROM target t
-                    JOIN workflow w ON w.target_id = t.id
-                    WHERE t.retired_at IS NOT NULL
-                ) shows
-            ) anew
-            WHERE step > 0"""
-
-# 6. What the organisation was told last, by whomever; a removal tells nothing of the name and the cycle.
-TOLD = f"""
-        SELECT tells.*, lag(new_name) OVER told AS old_name, lag(new_cycle) OVER told AS old_cycle
-        FROM (
-            SELECT t.org_id, c.flow_id, s.observed_at, c.change_set_id, c.new_name, c.new_cycle,
-                   1 AS shown_before
-            FROM target t
-            JOIN change_set s ON s.target_id = t.id
-            JOIN workflow_change c ON c.change_set_id = s.id
-            WHERE @kind IN ('cycle_changed', 'renamed', 'editable_changed') AND {ONE_CHANGE}
-            UNION ALL{ANEW}
-        ) tells
-        WINDOW told AS (PARTITION BY org_id, flow_id ORDER BY observed_at, change_set_id)"""
-
-# 7. A report can be two events: of the cycle and of the name.
-ORG_WORKFLOW_EVENT = f"""{ACCESS_EVENT}
+ORG_WORKFLOW_HISTORY = """
+SELECT s.org_id, s.expression, s.flow_id, s.flow_name, s.cycle, s.valid_from, s.valid_from_after, s.valid_to,
+       s.from_kind, s.certain
+FROM org_state s
 UNION ALL
-SELECT org_id, flow_id, kind, NULL, old_name, new_name, old_cycle, new_cycle, NULL, NULL,
-       {LAST_UNCHANGED}, observed_at
-FROM (
-    SELECT *
-    FROM ({TOLD}
-    ) told
-    WHERE shown_before > 0 AND ({differs("new_cycle", "old_cycle")} OR {differs("new_name", "old_name")})
-) differs
-CROSS JOIN (SELECT 'cycle_changed' AS kind UNION ALL SELECT 'renamed') part
-WHERE CASE kind WHEN 'renamed' THEN {differs("new_name", "old_name")} ELSE {differs("new_cycle", "old_cycle")} END
+SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.valid_from, f.valid_from_after, NULL, f.from_kind,
+       f.certain
+FROM org_flow f
+WHERE f.from_kind IS NOT NULL
+"""
+
+ORG_PENDING = """
+SELECT l.org_id, l.expression, l.flow_id, l.user_id, l.without_at AS waiting_since, f.awaited AS waits_for
+FROM org_loss l
+JOIN org_flow f ON f.org_id = l.org_id AND f.expression = l.expression AND f.flow_id = l.flow_id
 """
 
 WORKFLOW_DETAIL_LATEST = """
@@ -309,11 +183,21 @@ VIEWS = {
         "another; valid_to is null while it lasts.",
         WORKFLOW_HISTORY,
     ),
-    "org_workflow": ("A workflow that at least one user of the organisation sees now.", ORG_WORKFLOW),
+    "org_workflow": (
+        "A workflow that at least one user of the organisation sees now, as far as is known.",
+        ORG_WORKFLOW,
+    ),
     "org_workflow_event": (
-        "Something that happened to a workflow in its organisation, once however many users see it; a run is judged "
-        "as a whole, as of its end.",
+        "Something that happened to a workflow in its organisation, once however many users see it.",
         ORG_WORKFLOW_EVENT,
+    ),
+    "org_workflow_history": (
+        "A state of a workflow in its organisation; valid_to is null while it lasts.",
+        ORG_WORKFLOW_HISTORY,
+    ),
+    "org_pending": (
+        "A user who lost a workflow, while it is not known whether he or she alone did.",
+        ORG_PENDING,
     ),
     "workflow_detail_latest": (
         "What EnOS said of a workflow when it was last asked for its details.",
@@ -328,10 +212,73 @@ VIEWS = {
 }
 
 
+_STORY = {
+    "org_id": "the organisation",
+    "expression": "the search by which it is found; empty: all workflows",
+    "flow_id": "the workflow",
+}
+COLUMNS = {
+    "org_workflow_event": _STORY
+    | {
+        "kind": "appeared, disappeared, reappeared, renamed, cycle_changed, access_granted or access_lost",
+        "user_id": "whose access it was; else null",
+        "old_name": "the name before",
+        "new_name": "the name after",
+        "old_cycle": "the cycle before",
+        "new_cycle": "the cycle after",
+        "old_editable": "whether the user could edit it, before; access_lost only",
+        "new_editable": "whether the user can edit it; access_granted only",
+        "last_unchanged_at": "it happened after this",
+        "observed_at": "and not after this",
+        "users_before": "how many users showed it, or were waited for, before",
+        "users_after": "how many do afterwards",
+        "certain": "whether it is proven for everybody",
+        "unheard": "active users who were not heard in the run that decided",
+        "decided_at": "when that run judged it",
+        "run_id": "that run",
+        "seal_id": "its seal; null until it is sealed",
+        "event_id": "the event, in the order in which events were written",
+        "update_user": "who changed the workflow last, as EnOS said to that run when it asked",
+        "update_time": "when, by the clock of EnOS, as it was said",
+    },
+    "org_workflow": _STORY
+    | {
+        "flow_name": "its name as last known",
+        "cycle": "its cycle as last known",
+        "users": "how many users see it",
+        "editors": "how many of them may edit it",
+        "first_seen_at": "the first answer with it, since it appeared or came back",
+        "changed_at": "the first answer with its present name and cycle",
+        "last_seen_at": "the latest answer with it",
+        "unheard": "how many of its users were not heard when they were asked last",
+    },
+    "org_workflow_history": _STORY
+    | {
+        "flow_name": "its name in that state",
+        "cycle": "its cycle in that state",
+        "valid_from": "the observation that the state begins with",
+        "valid_from_after": "it began after this; null: known from a first answer",
+        "valid_to": "the observation that it ends with, or the retirement of its last user; null: it lasts",
+        "from_kind": "the kind of event that it began with, or baseline",
+        "certain": "whether that event is proven for everybody",
+    },
+    "org_pending": _STORY
+    | {
+        "user_id": "who lost it",
+        "waiting_since": "his or her first answer without it",
+        "waits_for": "how many users must still be heard before it can be told",
+    },
+}
+"""What the columns of the views of organisations are."""
+
+
 def upgrade() -> None:
     dialect = op.get_context().dialect.name
     for name, (row, select) in VIEWS.items():
         view(name, row, spelled(select.strip(), dialect), dialect)
+        if dialect == "postgresql":
+            for column, what in COLUMNS.get(name, {}).items():
+                op.execute(f"COMMENT ON COLUMN {name}.{column} IS '{what}'")
 
 
 def spelled(select: str, dialect: str) -> str:
@@ -343,7 +290,8 @@ def spelled(select: str, dialect: str) -> str:
 def view(name: str, row: str, select: str, dialect: str) -> None:
     """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of the view as it is written."""
     if dialect == "sqlite":
-        op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{select}")
+        columns = "".join(f"-- {column}: {what}\n" for column, what in COLUMNS.get(name, {}).items())
+        op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{columns}{select}")
     else:
         op.execute(f"CREATE VIEW {name} AS {select}")
         op.execute(f"COMMENT ON VIEW {name} IS '{row}'")

@@ -20,7 +20,6 @@ LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 VIEWS = {
     "workflow_event": "org_id = 'o1' AND kind IN ('added', 'removed')",
     "cycle_change": "org_id = 'o1'",
-    "org_workflow_event": "org_id = 'o1'",
     "workflow_history": "org_id = 'o1' AND from_kind = 'added'",
 }
 

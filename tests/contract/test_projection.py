@@ -2,85 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import itertools
 import tempfile
-from collections.abc import Set
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Engine, func, select, update
 
 from etl.database import connect, reading, upgrade, writing
-from etl.domain import verdict
-from etl.domain.guard import Decision
-from etl.domain.model import Flow, Target
 from etl.domain.story import Answer, Judgement, Listed
-from etl.schema import org_event, org_step, sync_run, target
-from etl.store import NewRun, Store, projection, story_rows, story_writes
-from etl.store.story_rows import StoryKey
-from tests.organisation.ledger import DeliveryLog
+from etl.schema import org_event, org_step, sync_run
+from etl.store import projection, story_rows, story_writes
+from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Office
 from tests.organisation.settings import ORDINARY, UNKIND
-from tests.organisation.world import HOUR, START, Setting
-from tests.support.builders import UNCHECKED, snapshot
-
-EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-MICROSECOND = dt.timedelta(microseconds=1)
-RUN = NewRun(origin="command", host="here", pid=1, targets=1)
-
-
-def moment(at: int) -> dt.datetime:
-    return EPOCH + at * MICROSECOND
-
-
-class Mirror(DeliveryLog):
-    """A ledger that writes every answer into a database, too, and has each step judged there."""
-
-    store: Store
-    run_id: int
-
-    def of(self, engine: Engine, expression: str) -> None:
-        self.engine = engine
-        self.store = Store(engine)
-        self.run_id = self.store.begin_run(RUN, EPOCH) or 0
-        self.expression = expression
-
-    def target(self, user: str) -> Target:
-        return Target("o1", user, self.expression)
-
-    def answered(self, user: str, flows: Any, answer: Answer, held: Set[str] = frozenset()) -> None:
-        super().answered(user, flows, answer, held)
-        (fence,) = self.store.fences([self.target(user)])
-        listed = [Flow(flow_id, *seen) for flow_id, seen in flows.items() if flow_id not in held]
-        given = snapshot(listed, moment(answer.arrived_at), target=fence.target)
-        given = msgspec.structs.replace(given, asked_at=moment(answer.asked_at), sole_answer=True)
-        state = self.store.states([fence.target_id])[fence.target_id] if fence.version else verdict.State({})
-        decision = Decision(held=frozenset(held))
-        is_same = fence.version and not fence.held and not held and {f.flow_id: f for f in listed} == dict(state.flows)
-        gap = dt.timedelta(days=999)
-        outcome = (
-            verdict.unchanged(fence, given, gap) if is_same else verdict.judged(fence, state, given, decision, gap)
-        )
-        assert self.store.apply(self.run_id, [outcome], UNCHECKED) == set()
-
-    def retire(self, user: str, at: Any) -> None:
-        super().retire(user, at)
-        retired = update(target).where(target.c.user_id == user, target.c.retired_at.is_(None))
-        with writing(self.engine) as connection:
-            connection.execute(retired.values(retired_at=moment(at)))
-
-    def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
-        judgements = super().step(decided_at, began)
-        self.store.project(
-            self.run_id,
-            moment(began),
-            lambda: moment(decided_at),
-            lambda target: self.gaps[target.user_id] * MICROSECOND,
-        )
-        return judgements
-
+from tests.organisation.world import START, Setting
 
 COLUMNS = (
     "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
@@ -137,34 +73,9 @@ def test_the_database_tells_what_the_model_tells(engine: Engine, name: str) -> N
     assert played(engine, UNKIND[name], seed=2, runs=7) > 0
 
 
-class Small:
-    """Two users of one organisation, and steps of runs over them."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.ledger = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
-        self.ledger.of(engine, "")
-        self.at = START
-
-    def hear(self, **lists: str) -> None:
-        """A run's answers; ``-`` lists nothing."""
-        self.at += HOUR
-        for number, (user, flow_ids) in enumerate(lists.items()):
-            asked_at = self.at + 2 * number
-            flows = {flow_id: Listed(f"name {flow_id}", "D", True) for flow_id in flow_ids if flow_id != "-"}
-            self.ledger.answered(user, flows, Answer(asked_at, asked_at + 1))
-
-    def judged(self) -> list[projection.StoryStep]:
-        step = projection.Step(self.ledger.run_id, moment(self.at), moment(self.at + 9))
-        with reading(self.engine) as connection:
-            return projection.read_steps(connection, [StoryKey("o1", "")], step, lambda _: dt.timedelta(days=9))
-
-    def end(self) -> None:
-        self.ledger.step(self.at + 10, self.at)
-
-    def told(self) -> list[tuple[str, str]]:
-        events, _ = recorded(self.engine, 0)
-        return [(event[1], event[0]) for event in events]
+def told_by(engine: Engine) -> list[tuple[str, str]]:
+    events, _ = recorded(engine, 0)
+    return [(event[1], event[0]) for event in events]
 
 
 def test_of_two_steps_at_once_one_begins_anew_and_each_event_is_told_once(engine: Engine) -> None:
@@ -179,7 +90,7 @@ def test_of_two_steps_at_once_one_begins_anew_and_each_event_is_told_once(engine
     with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
         story_writes.write_steps(connection, other, step)
     story.end()
-    assert story.told() == [("appeared", "2")]
+    assert told_by(engine) == [("appeared", "2")]
 
 
 def test_a_user_who_is_retired_between_judgement_and_writing_has_it_judged_again(engine: Engine) -> None:
@@ -206,7 +117,7 @@ def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine
     story.ledger.run_id = store.begin_run(RUN, moment(story.at)) or 0
     story.hear(ann="123", bob="1")
     story.end()
-    assert story.told() == [("appeared", "2"), ("appeared", "3")]
+    assert told_by(engine) == [("appeared", "2"), ("appeared", "3")]
 
 
 def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> None:
@@ -215,7 +126,7 @@ def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> 
     story.hear(ann="1")
     story.ledger.answered("bob", {"1": Listed("another name", "D", True)}, Answer(story.at + 2, story.at + 3))
     story.end()
-    assert story.told() == [("renamed", "1")]
+    assert told_by(engine) == [("renamed", "1")]
 
 
 def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from etl.notify.digest import Digest
 from etl.notify.news import digest_of
 from etl.schema import sync_run
 from etl.store import NewRun, Store, UntoldRun
-from tests.support.builders import UNCHECKED, judged, snapshot
+from tests.support.builders import GAP, UNCHECKED, judged, snapshot
 
 ON = ("cycle_changed", "removed", "added", "renamed", "editable_changed", "held", "failed", "overdue")
 ANN, BOB, EVE = Target("o1", "ann"), Target("o1", "bob"), Target("o2", "eve")
@@ -56,6 +56,7 @@ class Newsroom:
 
     def finish(self, run_id: int, status: RunStatus = "succeeded") -> None:
         end = self._next + dt.timedelta(seconds=10)
+        self.store.project(run_id, self._next, lambda: end, lambda _: GAP)
         assert self.store.finish_run(run_id, status, {}, end)
         with writing(self.engine) as connection:  # the database's clock knows nothing of a test's minutes
             connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=end))

@@ -1,0 +1,109 @@
+"""A ledger whose answers are written into a database, too, and whose steps are judged there as well."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Set
+from typing import Any
+
+import msgspec
+from sqlalchemy import Engine, update
+
+from etl.database import reading, writing
+from etl.domain import verdict
+from etl.domain.guard import Decision
+from etl.domain.model import Flow, Target
+from etl.domain.story import Answer, Judgement, Listed
+from etl.schema import target
+from etl.store import NewRun, Store, projection
+from etl.store.story_rows import StoryKey
+from tests.organisation.ledger import DeliveryLog
+from tests.organisation.world import HOUR, START
+from tests.support.builders import UNCHECKED, snapshot
+
+EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+MICROSECOND = dt.timedelta(microseconds=1)
+RUN = NewRun(origin="command", host="here", pid=1, targets=1)
+
+
+def moment(at: int) -> dt.datetime:
+    return EPOCH + at * MICROSECOND
+
+
+class Mirror(DeliveryLog):
+    """A ledger that writes every answer into a database, too, and has each step judged there."""
+
+    store: Store
+    run_id: int
+
+    def of(self, engine: Engine, expression: str) -> None:
+        self.engine = engine
+        self.store = Store(engine)
+        self.run_id = self.store.begin_run(RUN, EPOCH) or 0
+        self.expression = expression
+
+    def target(self, user: str) -> Target:
+        return Target("o1", user, self.expression)
+
+    def answered(self, user: str, flows: Any, answer: Answer, held: Set[str] = frozenset()) -> None:
+        super().answered(user, flows, answer, held)
+        (fence,) = self.store.fences([self.target(user)])
+        listed = [Flow(flow_id, *seen) for flow_id, seen in flows.items() if flow_id not in held]
+        given = snapshot(listed, moment(answer.arrived_at), target=fence.target)
+        given = msgspec.structs.replace(given, asked_at=moment(answer.asked_at), sole_answer=True)
+        state = self.store.states([fence.target_id])[fence.target_id] if fence.version else verdict.State({})
+        decision = Decision(held=frozenset(held))
+        is_same = fence.version and not fence.held and not held and {f.flow_id: f for f in listed} == dict(state.flows)
+        gap = dt.timedelta(days=999)
+        outcome = (
+            verdict.unchanged(fence, given, gap) if is_same else verdict.judged(fence, state, given, decision, gap)
+        )
+        assert self.store.apply(self.run_id, [outcome], UNCHECKED) == set()
+
+    def fail(self, user: str) -> None:
+        """He is asked in vain."""
+        with writing(self.engine) as connection:
+            ended = update(target).where(target.c.user_id == user)
+            connection.execute(ended.values(observation_id=None, consecutive_failures=1))
+
+    def retire(self, user: str, at: Any) -> None:
+        super().retire(user, at)
+        retired = update(target).where(target.c.user_id == user, target.c.retired_at.is_(None))
+        with writing(self.engine) as connection:
+            connection.execute(retired.values(retired_at=moment(at)))
+
+    def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
+        judgements = super().step(decided_at, began)
+        self.store.project(
+            self.run_id,
+            moment(began),
+            lambda: moment(decided_at),
+            lambda target: self.gaps[target.user_id] * MICROSECOND,
+        )
+        return judgements
+
+
+class Small:
+    """Two users of one organisation, and steps of runs over them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ledger = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
+        self.ledger.of(engine, "")
+        self.at = START
+
+    def hear(self, **lists: str) -> None:
+        """A run's answers; ``-`` lists nothing."""
+        self.at += HOUR
+        for number, (user, flow_ids) in enumerate(lists.items()):
+            asked_at = self.at + 2 * number
+            flows = {flow_id: Listed(f"name {flow_id}", "D", True) for flow_id in flow_ids if flow_id != "-"}
+            self.ledger.answered(user, flows, Answer(asked_at, asked_at + 1))
+
+    def judged(self) -> list[projection.StoryStep]:
+        step = projection.Step(self.ledger.run_id, moment(self.at), moment(self.at + 9))
+        with reading(self.engine) as connection:
+            return projection.read_steps(connection, [StoryKey("o1", "")], step, lambda _: dt.timedelta(days=9))
+
+    def end(self) -> None:
+        self.ledger.step(self.at + 10, self.at)
