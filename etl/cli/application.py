@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a co
 
     from etl.domain.guard import Limits
     from etl.domain.model import Origin
-    from etl.gateway import Exchanged, Gateway
+    from etl.gateway import Exchange, Exchanged, Gateway
     from etl.store import NewRun, Store
     from etl.sync import DetailLimits, Rosters, RunContext
     from etl.sync.cluster import Cluster
@@ -48,6 +48,7 @@ class Application:
         self.stopped_by: int | None = None
         """The number of the signal that set ``stop``."""
         self.exchanged: Exchanged | None = None
+        self.recorded: Callable[[Exchange], None] | None = None
         self.desynced: Callable[[], None] | None = None
         """Set it before `gateway` is made, and it is told of every request."""
         self._closing = ExitStack()
@@ -85,6 +86,7 @@ class Application:
             stop=self.stop,
             exchanged=self.exchanged,
             desynced=self.desynced,
+            recorded=self.recorded,
         )
         return self._closing.enter_context(gateway)
 

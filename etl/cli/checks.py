@@ -14,6 +14,7 @@ from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError
 from etl.sync import organisations
 
+_DETAIL_SECONDS: Final = 60.0
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at once, to bound memory."""
 
@@ -39,7 +40,24 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Find
     if all(finding.ok for finding in token):
         users: dict[str, frozenset[str]] = {}
         yield from _rosters(app, schedules, users)
-        yield from _targets(app, TargetList.union([schedule.with_users(users).targets for schedule in schedules]))
+        seen: list[tuple[Target, str]] = []
+        yield from _targets(app, TargetList.union([each.with_users(users).targets for each in schedules]), seen)
+        yield from _detail(app, schedules, seen)
+
+
+def _detail(app: Application, schedules: Sequence[Schedule], seen: Sequence[tuple[Target, str]]) -> Iterator[Finding]:
+    """Where details are wanted: whether Get Flow answers, asked once, for a workflow that a target shows."""
+    if app.details(schedules) is None or not seen:
+        return
+    target, flow_id = seen[0]
+    try:
+        app.gateway.detail(target.org_id, flow_id, target.user_id, _DETAIL_SECONDS)
+    except GatewayError as error:
+        yield Finding("details", False, f"{error} ({error.code})")
+    except FlowtrailError as error:
+        yield Finding("details", False, str(error))
+    else:
+        yield Finding("details", True, f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}")
 
 
 def _counted(schedules: Sequence[Schedule]) -> str:
@@ -92,17 +110,20 @@ def _token(app: Application) -> Iterator[Finding]:
     yield Finding("token", True, str(checked))
 
 
-def _targets(app: Application, targets: Sequence[Target]) -> Iterator[Finding]:
+def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[Finding]:
+    """Every target, asked once; ``seen`` gets a workflow that one of them shows."""
     with ThreadPoolExecutor(app.settings.gateway.concurrency) as pool:
         for start in range(0, len(targets), _HANDED_OUT):
-            yield from pool.map(lambda target: _target(app, target), targets[start : start + _HANDED_OUT])
+            yield from pool.map(lambda target: _target(app, target, seen), targets[start : start + _HANDED_OUT])
 
 
-def _target(app: Application, target: Target) -> Finding:
+def _target(app: Application, target: Target, seen: list[tuple[Target, str]]) -> Finding:
     try:
         snapshot = app.gateway.fetch(target)
     except GatewayError as error:
         return Finding(f"target {target}", False, f"{error} ({error.code})")
     except FlowtrailError as error:
         return Finding(f"target {target}", False, str(error))
+    if snapshot.flows and not seen:
+        seen.append((target, snapshot.flows[0].flow_id))
     return Finding(f"target {target}", True, f"{len(snapshot.flows or ())} workflows")

@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from etl import config, log
+from etl import __version__, config, log
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
 from etl.cli.checks import Finding, run_checks
@@ -25,6 +26,8 @@ from etl.cli.rosters import refreshed
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
+from etl.errors import UsageError
+from etl.gateway import Recorder
 from etl.service.replica import Identity, Service
 from etl.store import Store
 from etl.sync import RunReport, Tally, organisations, run
@@ -258,8 +261,19 @@ def _load_schedules(app: Application, metrics: Metrics) -> Sequence[Schedule]:
     return schedules
 
 
-def check(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+def check(
+    context: typer.Context,
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", help="Write what the gateway answered, without texts and ids, to this new file."),
+    ] = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
     """Look at everything that a run needs, and say all that is wrong at once."""
+    recorder = Recorder() if record else None
+    if record and record.exists():
+        raise UsageError(f"{record} is there already: name a new file.")
     settings, schedules = config.load_all(config_file or context.obj)
     log.configure(settings.log.level, settings.log.format)
     problems = 0
@@ -271,13 +285,26 @@ def check(context: typer.Context, as_json: options.Json = False, config_file: op
             yield finding
 
     with Application(settings) as app, interruptible(app):
+        app.recorded = recorder
         findings = counted(run_checks(app, schedules))
         if as_json:
             console.json_list(finding._asdict() for finding in findings)
         else:
             for finding in findings:
                 _show_finding(finding)
+    if record and recorder:
+        _write_new(record, recorder.encoded(__version__, utc_now()))
+        console.complain(f"{record} written: what was answered, without texts, ids and secrets.", "green")
     end_as(app, int(problems > 0))
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """A file that was not there, for its owner alone. Raises UsageError where it cannot be written."""
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _show_finding(finding: Finding) -> None:

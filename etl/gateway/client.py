@@ -33,6 +33,7 @@ from etl.gateway.faults import (
     status_error,
 )
 from etl.gateway.reading import Answered, read_snapshot
+from etl.gateway.recording import Exchange
 from etl.gateway.request import NOT_QUOTED, Request
 from etl.gateway.retry import Pace, persist
 from etl.gateway.signature import Timestamps, encryption
@@ -98,7 +99,7 @@ class Gateway:
 
     ``clock`` gives the wall clock (UTC) for timestamps and observations; deadlines go by the monotonic clock.
     When ``stop`` is set, everything that waits or is under way ends soon, with Interrupted. ``desynced`` is called
-    from any thread when a connection carried something that nobody had asked for.
+    from any thread when a connection carried something that nobody had asked for, ``recorded`` with each reply.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Gateway:
         stop: threading.Event | None = None,
         exchanged: Exchanged | None = None,
         desynced: Callable[[], None] | None = None,
+        recorded: Callable[[Exchange], None] | None = None,
     ) -> None:
         _refuse_plain_http(settings)
         origin = urlsplit(settings.url)
@@ -120,6 +122,7 @@ class Gateway:
         self._stop = stop or threading.Event()
         self._exchanged = exchanged or (lambda call, attempt, seconds, error_code: None)
         self._desynced = desynced or (lambda: None)
+        self._recorded = recorded
         self._warned_in: list[object] = []
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
@@ -269,12 +272,24 @@ class Gateway:
         def shown(found: bytes | str) -> str:
             return NOT_QUOTED if request.is_personal else excerpt(found, hidden)
 
-        try:
+        def read() -> T:
             self._refuse(reply, moment.at, shown)
             return call.read(Answered(reply, moment.at, shown, call.attempts))
-        except TransientGatewayError as error:
+
+        return self._read(read, reply, request, call.attempts)
+
+    def _read(self, read: Callable[[], T], reply: Reply, request: Request, attempt: int) -> T:
+        """What a reply says, or the error that it means; either is told to whoever records."""
+        code: str | None = None
+        try:
+            return read()
+        except GatewayError as error:
+            code = error.code
             error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
             raise
+        finally:
+            if self._recorded is not None:
+                self._recorded(_exchange(request, reply, attempt, code))
 
     def _obtain_token(self, watch: Deadline) -> Issued:
         """One call of the token service, with the secret as it is now."""
@@ -295,19 +310,25 @@ class Gateway:
         key, secret = self._key, self._read_secret()
         moment = self._stamps.next(TOKEN_PATH)
         proof = encryption(key, moment.timestamp_ms, secret)
-        body = msgspec.json.encode({"appKey": str(key), "encryption": str(proof), "timestamp": moment.timestamp_ms})
-        headers = _HEADERS | {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        reply = self._transport.exchange("POST", self._path + TOKEN_PATH, headers, body, watch, own_connection=True)
+        asked = {"appKey": str(key), "encryption": str(proof), "timestamp": moment.timestamp_ms}
+        request = Request("token", "POST", TOKEN_PATH, {}, TOKEN_PATH, msgspec.json.encode(asked).decode())
+        reply = self._transport.exchange(
+            "POST",
+            self._path + TOKEN_PATH,
+            _HEADERS | request.headers,
+            request.body.encode(),
+            watch,
+            own_connection=True,
+        )
 
         def shown(found: bytes | str) -> str:
             return excerpt(found, (key, secret, proof))
 
-        try:
+        def read() -> Issued:
             self._refuse(reply, moment.at, shown)
             return read_token(reply.body, secret, shown)
-        except GatewayError as error:
-            error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
-            raise
+
+        return self._read(read, reply, request, 1)
 
     def _desync_seen(self) -> None:
         """Count it, and warn of it once a run."""
@@ -359,6 +380,11 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
     if not safe or not url.hostname or "@" in url.netloc or url.query or url.fragment:
         problem = "must be https://host[/path], without user, query and fragment (http only on this machine)"
         raise ConfigError([Problem("gateway.url", problem)])
+
+
+def _exchange(request: Request, reply: Reply, attempt: int, code: str | None) -> Exchange:
+    asked = (request.call, request.method, request.path, tuple(request.params))
+    return Exchange(*asked, attempt, reply.status, reply.headers, reply.body, code)
 
 
 def _is_doubtful(error: GatewayError, token: Token | None) -> bool:

@@ -30,6 +30,8 @@ TRAIL = {
         "target_membership",
         "hold_event",
         "workflow_detail",
+        "org_event",
+        "org_step",
         "pruned_issues",
         "run_seal",
         "trail",

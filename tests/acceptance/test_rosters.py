@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
+from etl.domain.model import Flow
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.served import wait_until
 
@@ -23,7 +25,7 @@ ALWAYS_DUE = 'timeout = "30s"\ndeadline = "30s"\nroster_every = "1ms"'
 def world() -> World:
     world = World(orgs=0)
     for user in USERS:
-        world.add_user(ORG, user)
+        world.add_user(ORG, user, [Flow("7", "seven", "D", True)] if user == ANN else [])
     return world
 
 
@@ -114,7 +116,16 @@ def test_a_first_roster_that_fails_leaves_nothing_to_ask(flowtrail: Program, gat
     assert check.returncode == 1
     assert f"BAD roster {ORG}" in check.stdout
     assert flowtrail("sync").returncode == 0, "it is asked for again at once"
-    assert f"ok  roster {ORG}: 10 users" in flowtrail("check").stdout
+    flowtrail.configure(ALWAYS_DUE + '\ndetails = "changed"')
+    check = flowtrail("check", "--record", "answers.json")
+    assert f"ok  roster {ORG}: 10 users" in check.stdout
+    assert "ok  details: Get Flow answers" in check.stdout
+    recording = flowtrail.folder / "answers.json"
+    calls = {each["call"] for each in json.loads(recording.read_text())["exchanges"]}
+    assert calls == {"token", "roster", "flows", "details"}
+    assert stat.S_IMODE(recording.stat().st_mode) == 0o600
+    assert not any(name in recording.read_text() for name in ("people.example", "updater-1", KEY, SECRET, ANN))
+    assert flowtrail("check", "--record", "answers.json").returncode == 2, "a file that is there stays"
 
 
 def test_an_organisation_without_a_roster_retires_nobody_and_hides_no_other(flowtrail: Program, world: World) -> None:

@@ -1,0 +1,152 @@
+"""What a gateway answered, written down so that it can be shown to others: statuses, headers, shapes and lengths.
+
+| of an exchange | is written |
+|---|---|
+| the request | which call, method, path, and the names of its parameters |
+| the status, how often it was tried, and the error code that we made of the answer | as they are |
+| headers | those of HTTP itself as they are; of all others the name and the length |
+| the body, if it is JSON | its shape: keys, types and lengths; of a list one shape for each kind of item |
+| ``code``, ``status``, ``stauts``, ``totalElements``, ``pageNo``, ``pageSize``, ``expire`` | as they are, if numbers |
+| ids (``flowId``, ``flow_id``, ``userId``, ``requestId``) | the first of a hash, salted anew with each recording |
+| texts, tokens, whatever else | their length |
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+_HTTP: Final = frozenset(
+    {
+        *("cache-control", "connection", "content-encoding", "content-length", "content-type", "date", "expires"),
+        *("keep-alive", "pragma", "retry-after", "transfer-encoding", "vary"),
+    }
+)
+_NUMBERS: Final = frozenset({"code", "status", "stauts", "totalElements", "pageNo", "pageSize", "expire"})
+_IDS: Final = frozenset({"flowId", "flow_id", "userId", "requestId"})
+_LONGEST_NAME: Final = 60
+_DEEPEST: Final = 12
+_MOST_EXCHANGES: Final = 200
+_SHAPES_OF_A_LIST: Final = 20
+
+
+class Exchange(NamedTuple):
+    """One request, and its reply."""
+
+    call: str
+    method: str
+    path: str
+    parameters: tuple[str, ...]
+    attempt: int
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    error_code: str | None
+    """What the client made of it; None: a valid answer."""
+
+
+class Recorder:
+    """Collects exchanges without what they said; the first few hundred. Safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._salt = secrets.token_bytes(16)
+        self._lock = threading.Lock()
+        self._exchanges: list[dict[str, Any]] = []
+        self._left_out: Counter[str] = Counter()
+
+    def __call__(self, exchange: Exchange) -> None:
+        written = self._written(exchange)
+        with self._lock:
+            if len(self._exchanges) < _MOST_EXCHANGES:
+                self._exchanges.append(written)
+            else:
+                self._left_out[exchange.call] += 1
+
+    def encoded(self, version: str, now: dt.datetime) -> bytes:
+        """The recording, as JSON that people can read."""
+        with self._lock:
+            document = {
+                "flowtrail": version,
+                "recorded_at": now,
+                "exchanges": self._exchanges,
+                "left_out": dict(self._left_out),
+            }
+            return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+    def _written(self, exchange: Exchange) -> dict[str, Any]:
+        return {
+            "call": exchange.call,
+            "method": exchange.method,
+            "path": exchange.path,
+            "parameters": exchange.parameters,
+            "attempt": exchange.attempt,
+            "status": exchange.status,
+            "error_code": exchange.error_code,
+            "headers": {_name(name): _header(name, value) for name, value in exchange.headers.items()},
+            "body_bytes": len(exchange.body),
+            "body": self._body(exchange.body),
+        }
+
+    def _body(self, body: bytes) -> Any:
+        try:
+            return self._shape("", json.loads(body), 0)
+        except (ValueError, RecursionError):
+            start = body.lstrip()[:1]
+            return {"no JSON": "HTML or XML" if start == b"<" else "empty" if not start else "something else"}
+
+    def _shape(self, key: str, value: Any, depth: int) -> Any:
+        if depth > _DEEPEST:
+            return "..."
+        if isinstance(value, dict):
+            return {_name(name): self._shape(name, each, depth + 1) for name, each in value.items()}
+        if isinstance(value, list):
+            return self._list(key, value, depth)
+        if key in _IDS and isinstance(value, str | int) and not isinstance(value, bool):
+            return f"{_kind(value)} #{self._hash(str(value))}"
+        if key in _NUMBERS and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        return f"string({len(value)})" if isinstance(value, str) else _kind(value)
+
+    def _list(self, key: str, items: list[Any], depth: int) -> dict[str, Any]:
+        shapes = Counter(msgspec.json.encode(self._kinds(self._shape(key, item, depth + 1))) for item in items)
+        kinds = [{"items": count, "shape": msgspec.json.decode(shape)} for shape, count in shapes.most_common()]
+        same = len({self._item_id(item) for item in items}) if items else 0
+        return {"list": len(items), "different": same, "of": kinds[:_SHAPES_OF_A_LIST]}
+
+    def _kinds(self, shape: Any) -> Any:
+        """A shape without lengths and hashes, so that items of a kind are one."""
+        if isinstance(shape, dict):
+            return {name: self._kinds(each) for name, each in shape.items()}
+        return shape.partition("(")[0].partition(" #")[0] if isinstance(shape, str) else shape
+
+    def _item_id(self, item: Any) -> str:
+        return self._hash(json.dumps(item, sort_keys=True))
+
+    def _hash(self, text: str) -> str:
+        return hashlib.sha256(self._salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _header(name: str, value: str) -> str:
+    return value[:200] if name.lower() in _HTTP else f"({len(value)})"
+
+
+def _name(name: str) -> str:
+    """A key or a header's name: one that is no name, or very long, could be what somebody typed."""
+    plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if plain and len(name) <= _LONGEST_NAME else f"({len(name)})"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if value is None:
+        return "null"
+    return {int: "integer", float: "fraction", str: "string"}.get(type(value), "something else")

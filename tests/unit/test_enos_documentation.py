@@ -1,0 +1,270 @@
+"""The public documentation of EnOS, written as tests: each request byte for byte, each sample answer with its quirks.
+
+The samples are shortened to what matters, and keep what is odd in them: a misspelt key, integers where another call has
+texts, two codes for a success, names without quotes, and quotes inside a text that nobody escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import pytest
+
+from etl import __version__
+from etl.config import GatewaySettings, Secret
+from etl.domain.model import Flow, Target
+from etl.errors import GatewayError, Malformed
+from etl.gateway import Gateway
+from etl.gateway.signature import signature
+
+KEY, SECRET, TOKEN = "yourAccessKey", "yourSecretKey", "yourToken"
+NOW = dt.datetime(2019, 11, 1, 2, 21, 49, 697000, dt.UTC)
+NOW_MS: Final = "1572574909697"
+
+TOKEN_SAMPLE = (
+    '{"stauts":0,"msg":"SUCCESS","business":"apim-token-service","data":{"accessToken":"yourToken","expire":7200}}'
+)
+
+
+class Wire:
+    """A server that keeps the bytes of each request, and answers each with the next of ``answers``."""
+
+    def __init__(self, *answers: str) -> None:
+        self.requests: list[bytes] = []
+        self._answers = list(answers)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            while request := _read(connection):
+                self.requests.append(request)
+                body = self._answers.pop(0).encode()
+                connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+                if b"Connection: close" in request:
+                    break
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def _read(connection: socket.socket) -> bytes:
+    found = b""
+    while b"\r\n\r\n" not in found:
+        if not (piece := connection.recv(65536)):
+            return b""
+        found += piece
+    head, _, body = found.partition(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+@contextlib.contextmanager
+def enos(*answers: str, auth: str = "none", api: str = "v2.1") -> Iterator[tuple[Gateway, Wire]]:
+    wire = Wire(*answers)
+    thread = threading.Thread(target=wire.serve, daemon=True)
+    thread.start()
+    given = GatewaySettings(
+        url=f"http://127.0.0.1:{wire.port}",
+        access_key=KEY,
+        secret_key=Secret(SECRET),
+        auth=auth,  # type: ignore[arg-type]
+        api=api,  # type: ignore[arg-type]
+        deadline=dt.timedelta(seconds=10),
+    )
+    try:
+        with Gateway(given, clock=lambda: NOW) as gateway:
+            yield gateway, wire
+    finally:
+        wire.close()
+        thread.join(10)
+
+
+LISTED = '[{"flowId":"3318","editable":true,"flowName":"reduce_entity","cycle":"D"},{"flowId":"2526","editable":true,"flowName":"testIns","cycle":"mi"}]'  # noqa: E501
+FLOWS = (Flow("2526", "testIns", "mi", True), Flow("3318", "reduce_entity", "D", True))
+FLOW_DATA = (
+    '{"virtual":false,"freq":"0 0 0 * * ? *","type":1,"cycle":"D","alertMode":3,"hasEditPri":true,'
+    '"startTime":"2019-07-23","locked":false,"flowId":2515,"owner":";yourOwners;","creator":"yourCreator",'
+    '"updateUser":"yourUpdateUser","active":0,"updateTime":"2019-08-08 05:51:43.0","flowName":"fpostm","graph":%s}'
+)
+ESCAPED_GRAPH = r'"{\"creator\":\"yourCreator \",\"flows\":[{\"x\":8.0E-4,\"flow_name\":\"jin\"}]}"'
+PRINTED_GRAPH = '"{"creator":"yourCreator ","flows":[{"x":8.0E-4,"flow_name":"jin"}]}"'
+USERS = '"users":[{"userId":%s,"email":"1234","phone":"","phoneArea":"","name":"1234"}]'
+PAGINATION = '"pagination":{"totalElements":1,"pageNo":0,"pageSize":1000}'
+ROSTER_BODY = '{"orgId":"yourOrgId","pagination":{"pageNo":0,"pageSize":1000,"sorters":[]}}'
+
+
+def users_sample(code: int, user_id: str) -> str:
+    return f'{{"code":{code},"message":"","data":{{{USERS % user_id},{PAGINATION}}}}}'
+
+
+TARGET = Target("yourOrgId", "yourUserId")
+Ask = Callable[[Gateway], object]
+
+
+class Documented(NamedTuple):
+    """A call as the documentation has it."""
+
+    name: str
+    api: str
+    ask: Ask
+    line: str
+    sample: str
+    body: str = ""
+    signed: str = ""
+    """What the signature is made over, between token and time."""
+
+
+def lists(expression: str = "") -> Ask:
+    return lambda gateway: gateway.fetch(TARGET._replace(expression=expression), own_connection=True).flows
+
+
+def asks_for_flow(gateway: Gateway) -> object:
+    return gateway.detail("yourOrgId", "2515", "yourUserId", 10).update_user
+
+
+def asks_for_users(gateway: Gateway) -> object:
+    return gateway.roster("yourOrgId")
+
+
+V21, V20 = "/batch-processing-service/v2.1/flows", "/dataflow-batch-service/v2.0/flows"
+OK, SUCCESS = '{"code":0,"msg":"OK","data":%s}', '{"status":0,"msg":"Success","data":%s}'
+WHO = "orgId=yourOrgId&userId=yourUserId"
+SIGNED_WHO = "orgIdyourOrgIduserIdyourUserId"
+CALLS = [
+    Documented(
+        "Get My Flow", "v2.1", lists(), f"GET {V21}?action=getMyFlow&{WHO}", OK % LISTED,
+        signed=f"actiongetMyFlow{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get My Flow, searched", "v2.1", lists("a b"), f"GET {V21}?action=getMyFlow&expression=a%20b&{WHO}",
+        OK % LISTED,
+        signed=f"actiongetMyFlowexpressiona b{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get My Flow, 2.0", "v2.0", lists(), f"GET {V20}?action=getMyFlow&{WHO}", SUCCESS % LISTED,
+        signed=f"actiongetMyFlow{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get My Flow, 2.0, searched", "v2.0", lists("x"),
+        f"GET {V20}?action=getMyFlow&orgId=yourOrgId&searchValue=x&userId=yourUserId", SUCCESS % LISTED,
+        signed="actiongetMyFloworgIdyourOrgIdsearchValuexuserIdyourUserId",
+    ),
+    Documented(
+        "Get My Flow, EnOS Edge", "v2.0", lists(), f"GET {V20}?action=getMyFlow&{WHO}",
+        SUCCESS % LISTED.replace("flowId", "flow_id").replace("flowName", "flow_name"),
+        signed=f"actiongetMyFlow{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get Flow", "v2.1", asks_for_flow, f"GET {V21}?action=get&flowId=2515&{WHO}",
+        OK % (FLOW_DATA % ESCAPED_GRAPH), signed=f"actiongetflowId2515{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get Flow, 2.0", "v2.0", asks_for_flow, f"GET {V20}?action=get&flowId=2515&{WHO}",
+        SUCCESS % (FLOW_DATA % ESCAPED_GRAPH), signed=f"actiongetflowId2515{SIGNED_WHO}",
+    ),
+    Documented(
+        "Get Organization User List", "v2.1", asks_for_users, "POST /app-portal-service/v2.2/user/organization/roster",
+        users_sample(0, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
+    ),
+    Documented(
+        "Get Organization User List, 2.0", "v2.0", asks_for_users,
+        "POST /app-portal-service/v2.0/user/organization/roster",
+        users_sample(200, '"userId_1"'), ROSTER_BODY, ROSTER_BODY,
+    ),
+]  # fmt: skip
+ANSWERS = {"Get My Flow": FLOWS, "Get Flow": "yourUpdateUser", "Get Organization User List": {"userId_1"}}
+
+
+@pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
+def test_each_documented_request_goes_out_byte_for_byte_and_its_sample_is_read(call: Documented) -> None:
+    with enos(TOKEN_SAMPLE, call.sample, auth="token", api=call.api) as (gateway, wire):
+        found = call.ask(gateway)
+    assert found == ANSWERS[call.name.partition(",")[0]]
+    head, _, body = wire.requests[1].decode().partition("\r\n\r\n")
+    line, *headers = head.split("\r\n")
+    assert line == f"{call.line} HTTP/1.1"
+    assert body == call.body
+    proof = hashlib.sha256(f"{TOKEN}{call.signed}{NOW_MS}{SECRET}".encode()).hexdigest()
+    expected = {
+        f"Host: 127.0.0.1:{wire.port}",
+        "Accept: application/json",
+        "Accept-Encoding: gzip",
+        "Cache-Control: no-cache",
+        f"User-Agent: flowtrail/{__version__}",
+        f"apim-accesstoken: {TOKEN}",
+        f"apim-timestamp: {NOW_MS}",
+        f"apim-signature: {proof}",
+    }
+    if call.body:
+        expected |= {"Content-Type: application/json", f"Content-Length: {len(call.body)}"}
+    assert set(headers) - {"Connection: close"} == expected
+
+
+def test_the_token_request_goes_out_byte_for_byte_and_its_misspelt_sample_is_read() -> None:
+    with enos(TOKEN_SAMPLE, auth="token") as (gateway, wire):
+        assert gateway.check_token().expires_in
+    head, _, body = wire.requests[0].decode().partition("\r\n\r\n")
+    assert head.startswith("POST /apim-token-service/v2.0/token/get HTTP/1.1\r\n")
+    proof = hashlib.sha256(f"{KEY}{NOW_MS}{SECRET}".encode()).hexdigest()
+    assert body == f'{{"appKey":"{KEY}","encryption":"{proof}","timestamp":{NOW_MS}}}'
+
+
+def test_the_signature_of_the_documentation_is_ours() -> None:
+    body = '{\n  "count": 20,\n  "page": 1,\n  "desc": "描述"\n}'
+    found = signature("xxxxaaaxxxx", {"k3": "v3", "k1": "v1", "k2": "v2"}, int(NOW_MS), "xxxappSecretxxx", body)
+    assert str(found) == "59828328f6c1f9771015dc74e4929ae30f518a35a3d2353972c2ea46556fc981"
+
+
+AS_PRINTED = [
+    ("a graph whose quotes are not escaped", "v2.1", asks_for_flow, OK % (FLOW_DATA % PRINTED_GRAPH)),
+    ("users whose ids have no quotes", "v2.1", asks_for_users,
+     users_sample(0, "userId_1")),
+    ("a code 200 in place of 0 of another call", "v2.1", lists(), OK.replace("0", "200") % LISTED),
+    ("a version 2.0 answer to version 2.1", "v2.1", lists(), SUCCESS % LISTED),
+    ("a version 2.1 answer to version 2.0", "v2.0", lists(), OK % LISTED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("api", "ask", "sample"), [a[1:] for a in AS_PRINTED], ids=[a[0] for a in AS_PRINTED])
+def test_what_is_printed_and_cannot_be_an_answer_is_an_error_and_not_a_guess(api: str, ask: Ask, sample: str) -> None:
+    with enos(*[sample] * 3, api=api) as (gateway, _), pytest.raises(GatewayError):
+        ask(gateway)
+
+
+ERRORS = [
+    (lists(), "v2.1", '{"code":62101,"msg":"no such user","data":null}', "62101"),
+    (lists(), "v2.1", '{"code":62103,"msg":"no privilege"}', "62103"),
+    (lists(), "v2.1", '{"code":99400,"msg":"bad argument"}', "99400"),
+    (lists(), "v2.1", '{"code":99403,"msg":"denied"}', "99403"),
+    (lists(), "v2.1", '{"code":99404,"msg":"not found"}', "99404"),
+    (lists(), "v2.0", '{"status":62101,"msg":"no such user","data":null}', "62101"),
+    (asks_for_flow, "v2.1", '{"code":62103,"msg":"no privilege"}', "62103"),
+    (asks_for_users, "v2.1", '{"code":31400,"message":"required"}', "31400"),
+    (asks_for_users, "v2.1", '{"code":31403,"message":"not authorized"}', "31403"),
+    (asks_for_users, "v2.1", '{"code":31404,"message":"can not find"}', "31404"),
+]
+
+
+@pytest.mark.parametrize(("ask", "api", "sample", "code"), ERRORS, ids=[f"{e[1]} {e[3]}" for e in ERRORS])
+def test_each_documented_error_code_is_that_error(ask: Ask, api: str, sample: str, code: str) -> None:
+    with enos(*[sample] * 3, api=api) as (gateway, _), pytest.raises(GatewayError) as caught:
+        ask(gateway)
+    assert caught.value.code == code
+    assert not isinstance(caught.value, Malformed)

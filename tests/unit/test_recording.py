@@ -1,0 +1,90 @@
+"""What `flowtrail check --record` writes: enough to make a test case of it, and nothing that is anybody's."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+import pytest
+
+from etl.domain.model import Target
+from etl.errors import GatewayError
+from etl.gateway import Gateway, Recorder
+from tests.support.gateways import ACCESS_KEY, SECRET, settings_for
+from tests.support.hostile import TOKEN, Hostile, Step, http
+
+NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+PRIVATE = ("Ada Lovelace", "settlement_2026", "org-canary", "user-canary", "flow-canary", ACCESS_KEY, SECRET, TOKEN)
+
+
+def recorded(*steps: Step, roster: bool = False) -> list[dict[str, Any]]:
+    recorder = Recorder()
+    with (
+        Hostile(*steps) as server,
+        Gateway(settings_for(server.url, auth="token", deadline=1), recorded=recorder) as gateway,
+    ):
+        try:
+            if roster:
+                gateway.roster("org-canary")
+            else:
+                gateway.fetch(Target("org-canary", "user-canary", "settlement_2026"), own_connection=True)
+        except GatewayError:
+            pass
+    written = recorder.encoded("1.0", NOW).decode()
+    assert [each for each in PRIVATE if each in written] == []
+    exchanges: list[dict[str, Any]] = json.loads(written)["exchanges"]
+    return exchanges
+
+
+def listing(*items: object, **envelope: object) -> Step:
+    return http(json.dumps({"code": 0, "msg": "Ada Lovelace", "requestId": "flow-canary"} | envelope | {"data": items}))
+
+
+def test_shapes_and_lengths_are_written_and_no_text_or_id() -> None:
+    item = {"flowId": "flow-canary", "flowName": "Ada Lovelace", "cycle": "D", "editable": True}
+    token, flows = recorded(listing(item, item | {"flowId": 7, "owner": None}))
+    assert (token["call"], token["status"], token["error_code"]) == ("token", 200, None)
+    assert token["body"]["data"]["accessToken"] == f"string({len(TOKEN)})"
+    assert (flows["call"], flows["method"], flows["error_code"]) == ("flows", "GET", None)
+    assert flows["parameters"] == ["action", "expression", "orgId", "userId"]
+    assert flows["headers"]["Content-Length"].isdigit()
+    body = flows["body"]
+    assert (body["code"], body["msg"]) == (0, "string(12)")
+    assert body["requestId"].startswith("string #")
+    assert (body["data"]["list"], body["data"]["different"]) == (2, 2)
+    first, second = (each["shape"] for each in body["data"]["of"])
+    assert first == {"flowId": "string", "flowName": "string", "cycle": "string", "editable": "boolean"}
+    assert second == first | {"flowId": "integer", "owner": "null"}
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "body"),
+    [
+        (http("<html>Ada Lovelace</html>"), "malformed", {"no JSON": "HTML or XML"}),
+        (http("Ada Lovelace"), "malformed", {"no JSON": "something else"}),
+        (http(""), "malformed", {"no JSON": "empty"}),
+        (http('{"code":62101,"msg":"Ada Lovelace"}'), "62101", {"code": 62101, "msg": "string(12)"}),
+        (http('{"Ada Lovelace":1}'), "malformed", {"(12)": "integer"}),
+        (http('{"status":0,"data":[]}'), "malformed", {"status": 0, "data": {"list": 0, "different": 0, "of": []}}),
+        (http('{"code":"Ada Lovelace"}'), "malformed", {"code": "string(12)"}),
+    ],
+)
+def test_what_is_no_answer_is_written_with_what_was_made_of_it(step: Step, code: str, body: object) -> None:
+    found = recorded(step)[-1]
+    assert (found["error_code"], found["body"]) == (code, body)
+
+
+def test_headers_that_are_not_http_s_own_are_written_by_name_and_length() -> None:
+    reply = b"HTTP/1.1 200 OK\r\nX-Request-Id: Ada Lovelace\r\nSet-Cookie: user-canary\r\nContent-Length: 2\r\n\r\n{}"
+    headers = recorded(reply)[-1]["headers"]
+    assert headers == {"X-Request-Id": "(12)", "Set-Cookie": "(11)", "Content-Length": "2"}
+
+
+def test_a_roster_is_written_without_anybody_on_it() -> None:
+    users = [{"userId": f"user-canary-{number}", "name": "Ada Lovelace"} for number in range(3)]
+    data = {"users": users, "pagination": {"totalElements": 3, "pageNo": 0, "pageSize": 1000}}
+    body = recorded(http(json.dumps({"code": 200, "data": data})), roster=True)[-1]["body"]
+    assert body["code"] == 200
+    assert body["data"]["pagination"] == {"totalElements": 3, "pageNo": 0, "pageSize": 1000}
+    assert (body["data"]["users"]["list"], body["data"]["users"]["different"]) == (3, 3)
