@@ -20,7 +20,7 @@ from etl.service.replica import Service
 from etl.system import descriptors
 from etl.system.background import BackgroundLoop
 from etl.web import Connections, HttpServer, create_app
-from etl.web.health import Health, health_routes, metrics_route, without_pages
+from etl.web.health import Health, health_only, health_routes, metrics_route
 
 _TRY_AGAIN_SECONDS = 15
 _FEW_DESCRIPTORS = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit"
@@ -56,7 +56,7 @@ def listening(app: Application, service: Service, metrics: Metrics) -> Iterator[
 
 def _connections(app: Application) -> Connections:
     """As many as leave the descriptors that database and gateway need."""
-    found = descriptors.shared_out(descriptors.raise_limit(), app.settings.gateway.concurrency)
+    found = descriptors.allocate(descriptors.raise_limit(), app.settings.gateway.concurrency)
     if found.allowed < found.wanted:
         structlog.get_logger("etl.service.replica").warning(
             "few_descriptors", allowed=found.allowed, wanted=found.wanted, remedy=_FEW_DESCRIPTORS
@@ -82,7 +82,7 @@ def _application(
     health = Health(
         for_health,
         now=utc_now,
-        turns_over=lambda: service.turns_over,
+        is_progressing=lambda: service.is_progressing,
         role=lambda: service.role,
         schedules=lambda: service.schedules,
         known_since=lambda: service.known_since,
@@ -106,7 +106,7 @@ def _application(
         except UsageError as error:
             why_no_page = str(error)
             structlog.get_logger("etl.http").warning("no_page", error=why_no_page)
-    return without_pages(routes, hosts, why_no_page)
+    return health_only(routes, hosts, why_no_page)
 
 
 def _service_status(app: Application, service: Service, health: Health) -> ServiceStatus:

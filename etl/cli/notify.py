@@ -26,9 +26,9 @@ from etl.notify import (
     Overdue,
     Pinger,
     Receiver,
+    Subscription,
     Timing,
     Unusable,
-    Wants,
     receivers,
 )
 from etl.report import Report, TargetHealth, health
@@ -121,10 +121,12 @@ def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | Unusable, Se
         yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
 
 
-def _wanted(settings: Settings) -> list[Wants]:
+def _wanted(settings: Settings) -> list[Subscription]:
     """The receivers that can be written to; none without the extra."""
     try:
-        return [Wants(each, on, orgs) for each, on, orgs in _all_receivers(settings) if isinstance(each, Receiver)]
+        return [
+            Subscription(each, on, orgs) for each, on, orgs in _all_receivers(settings) if isinstance(each, Receiver)
+        ]
     except UsageError:
         return []
 

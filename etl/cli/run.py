@@ -215,7 +215,7 @@ def serve(
             finished=finished,
             crashed=notifications.crashed,
             became=notifications.became,
-            remote=app.cluster.if_reachable if app.cluster else lambda: None,
+            remote=app.cluster.connect_if_reachable if app.cluster else lambda: None,
             rosters=app.rosters(store),
             details=lambda schedule: app.details([schedule]),
         )

@@ -35,7 +35,7 @@ from etl.gateway.faults import (
 from etl.gateway.reading import Answered, read_snapshot
 from etl.gateway.recording import Exchange
 from etl.gateway.request import NOT_QUOTED, Request
-from etl.gateway.retry import Pace, persist
+from etl.gateway.retry import RequestPacing, persist
 from etl.gateway.signature import Timestamps, encryption
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
@@ -127,7 +127,7 @@ class Gateway:
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._watchdog = Watchdog(self._stop)
-        self._pace = Pace(settings.requests_per_second, self._watchdog)
+        self._pace = RequestPacing(settings.requests_per_second, self._watchdog)
         self._stamps = Timestamps(clock)
         self._tokens = TokenKeeper(self._obtain_token) if settings.auth == "token" else None
         self._transport = Transport(
@@ -252,7 +252,7 @@ class Gateway:
             return self._asked(call, token)
 
     def _asked(self, call: _Call[T], token: Token | None) -> T:
-        self._pace.take_turn(call.watch)
+        self._pace.wait_for_turn(call.watch)
         call.attempts += 1
         return self._told(call.request.call, call.attempts, lambda: self._answer(call, token))
 
@@ -293,7 +293,7 @@ class Gateway:
 
     def _obtain_token(self, watch: Deadline) -> Issued:
         """One call of the token service, with the secret as it is now."""
-        self._pace.take_turn(watch)
+        self._pace.wait_for_turn(watch)
         return self._told("token", 1, lambda: self._issue(watch))
 
     def _told(self, call: str, attempt: int, work: Callable[[], T]) -> T:

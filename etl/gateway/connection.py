@@ -28,8 +28,8 @@ Address = tuple[Any, ...]
 _END_SECONDS: Final = 3.0
 """How long to wait for the gateway to close a connection that it was asked to close."""
 _PROMPT_SECONDS: Final = 0.3
-"""A gateway that takes longer is not waited for again within ``_HURRY_SECONDS``."""
-_HURRY_SECONDS: Final = 60.0
+"""A gateway that takes longer is not waited for again within ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
+_SLOW_CLOSE_REMEMBERED_SECONDS: Final = 60.0
 _END_IF_TOLD_SECONDS: Final = 1.0
 """How long to wait once it has read that nothing more will be asked."""
 
@@ -44,16 +44,16 @@ class SharedConnectionState:
     def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
         self.watchdog = watchdog
         self.desynced = desynced
-        self._dawdled_at = -math.inf
+        self._slow_close_at = -math.inf
 
-    def may_wait(self) -> bool:
+    def closes_promptly(self) -> bool:
         """Whether the gateway closes connections promptly, as far as is known."""
-        return time.monotonic() - self._dawdled_at > _HURRY_SECONDS
+        return time.monotonic() - self._slow_close_at > _SLOW_CLOSE_REMEMBERED_SECONDS
 
-    def waited(self, seconds: float) -> None:
+    def closed_after(self, seconds: float) -> None:
         """The gateway took so long to close a connection, or did not."""
         if seconds > _PROMPT_SECONDS:
-            self._dawdled_at = time.monotonic()
+            self._slow_close_at = time.monotonic()
 
     def desync(self, when: str) -> GatewayUnreachable:
         """The error of an exchange over a connection that carried something that nobody had asked for; counted."""
@@ -181,16 +181,16 @@ class WatchedConnection(HTTPConnection):
         One that keeps the connection open is told that nothing more will be asked, which makes it close. If it does not
         do that either, the connection is left, as long as nothing has come.
         """
-        idle_state = self._awaited_end() if self._shared.may_wait() else "quiet"
+        idle_state = self._awaited_end() if self._shared.closes_promptly() else "quiet"
         if idle_state == "quiet" and self._line is not None:
-            self._line.say_no_more()
+            self._line.half_close()
             idle_state = self.reader.end(self._at_most(_END_IF_TOLD_SECONDS))
         return idle_state
 
     def _awaited_end(self) -> IdleState:
         began = time.monotonic()
         idle_state = self.reader.end(self._at_most(_END_SECONDS))
-        self._shared.waited(time.monotonic() - began)
+        self._shared.closed_after(time.monotonic() - began)
         return idle_state
 
     def _at_most(self, seconds: float) -> float:

@@ -56,7 +56,7 @@ class CancellableSocket:
             if self._user is user and self._twin.fileno() >= 0:
                 _shut(self._twin)
 
-    def say_no_more(self) -> None:
+    def half_close(self) -> None:
         """Tell the other side that no further request comes: it reads the end of the connection."""
         with suppress(OSError):
             self._twin.shutdown(socket.SHUT_WR)

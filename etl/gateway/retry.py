@@ -27,7 +27,7 @@ CERTIFICATE: Final = "tls_certificate"
 _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
-class Pace:
+class RequestPacing:
     """At most so many requests a second, evenly spaced, by all threads together; 0 means no limit."""
 
     def __init__(self, requests_per_second: float, watchdog: Watchdog) -> None:
@@ -36,7 +36,7 @@ class Pace:
         self._lock = threading.Lock()
         self._next = 0.0
 
-    def take_turn(self, watch: Deadline) -> None:
+    def wait_for_turn(self, watch: Deadline) -> None:
         """Waits for this request's turn; raises when the deadline would pass before it, or a stop comes."""
         if self._interval:
             self._watchdog.wait(self._seconds_to_turn(watch))

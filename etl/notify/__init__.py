@@ -1,7 +1,7 @@
 """After the commit: who is told what a run brought, and that the service still runs."""
 
 from etl.notify.digest import Message
-from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Overdue, Timing, Wants
+from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Overdue, Subscription, Timing
 from etl.notify.ping import Pinger
 from etl.notify.receivers import Receiver, Unusable, receivers
 
@@ -14,8 +14,8 @@ __all__ = [
     "Overdue",
     "Pinger",
     "Receiver",
+    "Subscription",
     "Timing",
     "Unusable",
-    "Wants",
     "receivers",
 ]

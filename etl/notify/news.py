@@ -15,7 +15,7 @@ from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.stream import stream
 from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, sync_run, target, workflow_change
-from etl.store import UntoldRun
+from etl.store import UnnotifiedRun
 
 TROUBLES: Final = ("failed", "held")
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
@@ -90,7 +90,7 @@ class _Period(NamedTuple):
     finished_at: dt.datetime | None
 
 
-def digest_of(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str]) -> Digest | None:
+def digest_of(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str]) -> Digest | None:
     """What somebody who wants to hear of these kinds and organisations (none: all) is told of ``run``, if anything.
 
     Trouble is told where it begins: a target that failed, or was held, in its attempt before is no news.
@@ -104,7 +104,7 @@ def digest_of(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[
     return Digest(name=name, said=said, parts=found, changes_between=(_moment(run.started_at), _moment(until)))
 
 
-def _found(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _found(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str]) -> Iterator[tuple[str, str]]:
     of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
     kinds, troubles = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in TROUBLES]
     if kinds:
@@ -115,7 +115,7 @@ def _found(engine: Engine, run: UntoldRun, on: Sequence[str], orgs: Sequence[str
         yield from (("recovered", str(each)) for each in _recoveries(engine, run, troubles, of_orgs))
 
 
-def _changes(run: UntoldRun, kinds: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     what = [workflow_change.c[name] for name in _Change._fields[2:8]]
     return (
         select(
@@ -133,7 +133,7 @@ def _changes(run: UntoldRun, kinds: Sequence[str], of_orgs: Sequence[ColumnEleme
     )
 
 
-def _new_trouble(run: UntoldRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """The run's issues of one kind whose target was not in this trouble before.
 
     A valid answer that nobody doubted always opens a span after a failure or a hold: so a span since the issue before
@@ -175,7 +175,7 @@ def _new_trouble(run: UntoldRun, kind: str, of_orgs: Sequence[ColumnElement[bool
 
 
 def _recoveries(
-    engine: Engine, run: UntoldRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
+    engine: Engine, run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
 ) -> Iterator[_Recovery]:
     """Targets whose trouble ended while the run was under way, and not in another run at the same time."""
     found = list(stream(engine, _ended_trouble(run, troubles, of_orgs), _Recovery))
@@ -197,7 +197,7 @@ def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
     return min(same or [period.id for period in covering])
 
 
-def _ended_trouble(run: UntoldRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """Targets with a span that opened during the run, and an issue since the span before it."""
     opened, earlier = observation.alias("opened"), observation.alias("earlier")
     issue, its_run, older = sync_issue.alias("issue"), sync_run.alias("its_run"), sync_issue.alias("older")

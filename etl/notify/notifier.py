@@ -1,4 +1,4 @@
-"""Tells receivers what finished runs brought: at least once each, from a thread that nothing else waits for."""
+"""Notifies receivers of finished runs and overdue targets, each at least once, from a thread that nothing waits for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.notify import digest
 from etl.notify.digest import Digest, Message
 from etl.notify.news import digest_of
 from etl.notify.receivers import Sender
-from etl.store import Store, UntoldRun
+from etl.store import Store, UnnotifiedRun
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
@@ -54,7 +54,7 @@ class Freshness(NamedTuple):
     observed: dict[Target, dt.datetime]
 
 
-class Wants(NamedTuple):
+class Subscription(NamedTuple):
     """A receiver, and what it is to hear of; without ``orgs``, of every organisation."""
 
     sender: Sender
@@ -84,13 +84,13 @@ class Timing(NamedTuple):
 _USUAL: Final = Timing()
 
 
-class _Letter(NamedTuple):
+class _Outgoing(NamedTuple):
     message: Message
     keys: Set[Key]
 
 
-class _Late(NamedTuple):
-    """A target whose being overdue, or not any more, receivers do not know of yet."""
+class _FreshnessNews(NamedTuple):
+    """A target that became overdue, or was observed again, which receivers have not been told yet."""
 
     key: Key
     target: Target
@@ -98,32 +98,33 @@ class _Late(NamedTuple):
 
 
 class _Delivery:
-    """Letters on their way, in a thread that may hang as long as it likes."""
+    """Messages on their way to one receiver, in a thread of their own: a receiver that hangs delays no other."""
 
-    def __init__(self, sender: Sender, letters: Sequence[_Letter], arrived: Callable[[], None]) -> None:
-        self.told: Set[Key] = frozenset()
+    def __init__(self, sender: Sender, outgoing: Sequence[_Outgoing], arrived: Callable[[], None]) -> None:
+        self.acknowledged: Set[Key] = frozenset()
         self.why: str | None = None
         self.is_over = False
         self.began_at = time.monotonic()
-        self._sender, self._letters, self._arrived = sender, letters, arrived
+        self._sender, self._outgoing, self._arrived = sender, outgoing, arrived
         threading.Thread(target=self._send, name=f"notify {sender.name}", daemon=True).start()
 
     def _send(self) -> None:
-        for letter in self._letters:
-            self.why = self._sender.send(letter.message)
+        for each in self._outgoing:
+            self.why = self._sender.send(each.message)
             if self.why is not None:
                 break
-            self.told = self.told | letter.keys  # a new set: whoever gives up on this thread may be reading the old one
+            # a new set: the notifier may have given up on this thread, and be reading the old one
+            self.acknowledged = self.acknowledged | each.keys
         self.is_over = True
         self._arrived()
 
 
-class _Mailbox:
-    """A receiver, and what it knows already. Only the notifier's thread touches it."""
+class _ReceiverState:
+    """A receiver and what it has acknowledged. Only the notifier's thread uses it."""
 
-    def __init__(self, wants: Wants) -> None:
+    def __init__(self, wants: Subscription) -> None:
         self.wants = wants
-        self.told: set[Key] = set()
+        self.acknowledged: set[Key] = set()
         self.failures = 0
         self.not_before = 0.0
         self.delivery: _Delivery | None = None
@@ -134,23 +135,24 @@ class _Mailbox:
     def wants_alarms(self) -> bool:
         return not _ALARMING.isdisjoint(self.wants.on)
 
-    def of_my_orgs(self, late: _Late) -> bool:
+    def of_my_orgs(self, late: _FreshnessNews) -> bool:
         return not self.wants.orgs or late.target.org_id in self.wants.orgs
 
 
 class Notifier:
-    """Looks for finished runs that nobody was told of, and for targets that became overdue, and tells receivers.
+    """Finds finished runs without a notification, and targets that became overdue, and notifies receivers.
 
-    ``alarm``: what is to be told although this replica cannot work, until it returns None.
-    ``is_active``: whether this replica may send. A run counts as told (``sync_run.notified_at``) once every receiver
-    took its digest, or wants nothing of it; what a process knew of half-told runs dies with it, and is told again.
+    ``alarm``: what to send although this replica cannot work, until it returns None.
+    ``is_active``: whether this replica may send. A run is marked as notified (``sync_run.notified_at``) once every
+    receiver has accepted its digest or wants nothing of it. Which receivers have accepted is kept in memory only: after
+    a restart, a run that some of them have not accepted is sent to all of them again.
     """
 
     def __init__(
         self,
         engine: Engine,
         store: Store,
-        receivers: Iterable[Wants],
+        receivers: Iterable[Subscription],
         *,
         is_active: Callable[[], bool],
         freshness: Callable[[], Freshness],
@@ -160,15 +162,15 @@ class Notifier:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._mailboxes = [_Mailbox(wants) for wants in receivers]
+        self._receivers = [_ReceiverState(wants) for wants in receivers]
         self._is_active = is_active
         self._freshness = freshness
         self._clock = clock
         self._alarm = alarm
         self._timing = timing
         self._loop = BackgroundLoop("notify", self._step)
-        self._waiting: dict[int, UntoldRun] = {}
-        self._late: list[_Late] = []
+        self._waiting: dict[int, UnnotifiedRun] = {}
+        self._late: list[_FreshnessNews] = []
         self._overdue_at: float | None = None
         self._log = structlog.get_logger("etl.notify")
 
@@ -177,18 +179,18 @@ class Notifier:
         self._loop.start()
 
     def look(self) -> None:
-        """Look now: a run has finished. Any thread may say so."""
+        """Look now: a run has finished. From any thread."""
         self._loop.wake()
 
     def stop(self) -> None:
-        """Begin nothing more. What is on its way is left alone: it was told, or it will be told again."""
+        """Begin nothing more. A message on its way is left alone: it arrives, or is sent again after a restart."""
         self._loop.stop(_LAST_WORDS_SECONDS)
 
     def flush(self, within_seconds: float) -> bool:
-        """Tell what there is to tell now, without a thread; whether every receiver knows it in the end."""
+        """Send what there is to send, in this thread; return whether every receiver has accepted it in time."""
         give_up = time.monotonic() + within_seconds
         self._turn()
-        while any(mailbox.delivery for mailbox in self._mailboxes) and time.monotonic() < give_up:
+        while any(state.delivery for state in self._receivers) and time.monotonic() < give_up:
             self._loop.wait(max(0.0, give_up - time.monotonic()))
             self._turn()
         return not self._waiting and not self._late
@@ -203,7 +205,7 @@ class Notifier:
                 wait_seconds = self._turn()
             else:
                 self._overdue_at, self._waiting, wait_seconds = None, {}, _STANDING_BY_SECONDS
-                self._sound_alarm()
+                self._send_alarm()
         except DatabaseError as error:
             self._log.warning("nothing_told", error=str(error), again_in_seconds=wait_seconds)
         except Exception:
@@ -213,64 +215,64 @@ class Notifier:
     def _turn(self) -> float:
         """Do all that can be done now; how many seconds may pass until something else can."""
         now = time.monotonic()
-        for mailbox in self._mailboxes:
-            self._collect(mailbox, now)
+        for state in self._receivers:
+            self._collect(state, now)
         self._find_runs()
         self._find_late(now)
         digests: dict[tuple[Any, ...], Digest | None] = {}
-        for mailbox in self._mailboxes:
-            if mailbox.delivery is None and mailbox.not_before <= now:
-                letters = list(self._letters(mailbox, digests))
-                if letters:
-                    mailbox.delivery = _Delivery(mailbox.wants.sender, letters, self.look)
-        self._settle()
-        return min([_LOOK_SECONDS, *(m.not_before - now for m in self._mailboxes if m.not_before > now)])
+        for state in self._receivers:
+            if state.delivery is None and state.not_before <= now:
+                outgoing = list(self._outgoing(state, digests))
+                if outgoing:
+                    state.delivery = _Delivery(state.wants.sender, outgoing, self.look)
+        self._record_acknowledged()
+        return min([_LOOK_SECONDS, *(m.not_before - now for m in self._receivers if m.not_before > now)])
 
-    def _sound_alarm(self) -> None:
-        """Tell what there is to tell although nothing can be written; once, or again where a receiver is away."""
+    def _send_alarm(self) -> None:
+        """Send the alarm although nothing can be written; once, or again while a receiver is away."""
         alarm = self._alarm()
         if alarm is None:
             return
         now = time.monotonic()
-        mailboxes = [mailbox for mailbox in self._mailboxes if mailbox.wants_alarms()]
-        for mailbox in mailboxes:
-            self._collect(mailbox, now)
-            if mailbox.delivery is None and mailbox.not_before <= now and _ALARM not in mailbox.told:
-                letters = [_Letter(alarm.message, {_ALARM})]
-                mailbox.delivery = _Delivery(mailbox.wants.sender, letters, self.look)
-        if mailboxes and all(_ALARM in mailbox.told for mailbox in mailboxes):
+        states = [state for state in self._receivers if state.wants_alarms()]
+        for state in states:
+            self._collect(state, now)
+            if state.delivery is None and state.not_before <= now and _ALARM not in state.acknowledged:
+                outgoing = [_Outgoing(alarm.message, {_ALARM})]
+                state.delivery = _Delivery(state.wants.sender, outgoing, self.look)
+        if states and all(_ALARM in state.acknowledged for state in states):
             alarm.all_told()
 
-    def _collect(self, mailbox: _Mailbox, now: float) -> None:
-        """Take what a delivery came to; one that hangs has failed, and may go on hanging."""
-        delivery = mailbox.delivery
+    def _collect(self, state: _ReceiverState, now: float) -> None:
+        """Take the result of a delivery. One that takes too long has failed; its thread is left alone."""
+        delivery = state.delivery
         if delivery is None or not (delivery.is_over or now - delivery.began_at > self._timing.give_up_seconds):
             return
-        mailbox.delivery = None
-        mailbox.told |= delivery.told
+        state.delivery = None
+        state.acknowledged |= delivery.acknowledged
         if delivery.is_over and delivery.why is None:
-            mailbox.failures = 0
-            self._log.info("told", receiver=mailbox.wants.sender.name)
+            state.failures = 0
+            self._log.info("told", receiver=state.wants.sender.name)
             return
-        pause = min(self._timing.first_retry_seconds * 2**mailbox.failures, self._timing.longest_retry_seconds)
-        mailbox.failures += 1
-        mailbox.not_before = now + pause
+        pause = min(self._timing.first_retry_seconds * 2**state.failures, self._timing.longest_retry_seconds)
+        state.failures += 1
+        state.not_before = now + pause
         why = delivery.why if delivery.is_over else f"no answer for {self._timing.give_up_seconds:.0f} s"
-        self._log.warning("not_told", receiver=mailbox.wants.sender.name, why=why, again_in_seconds=pause)
+        self._log.warning("not_told", receiver=state.wants.sender.name, why=why, again_in_seconds=pause)
 
     # --------------------------------------------------------------------------------------------- what is owed
 
     def _find_runs(self) -> None:
         since = self._clock() - LOOK_BACK
-        untold = {run.id: run for run in self._store.untold_runs(since)}
+        untold = {run.id: run for run in self._store.unnotified_runs(since)}
         for run in self._waiting.values():
             if run.id not in untold and run.finished_at < since:
                 self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
         self._waiting = untold
 
     def _find_late(self, now: float) -> None:
-        """Compare what is overdue with what receivers know, now and then."""
-        if not any(mailbox.wants_overdue() for mailbox in self._mailboxes):
+        """From time to time, compare which targets are overdue with what receivers have been told."""
+        if not any(state.wants_overdue() for state in self._receivers):
             return
         if self._overdue_at is None:
             self._overdue_at = now + self._timing.overdue_after_seconds
@@ -282,11 +284,13 @@ class Notifier:
         for known in self._store.known_targets():
             late, seen_at = overdue.get(known.target), fresh.observed.get(known.target)
             if late is not None and known.notified_at is None:
-                self._late.append(_Late(("overdue", known.id), known.target, _overdue_line(late)))
+                self._late.append(_FreshnessNews(("overdue", known.id), known.target, _overdue_line(late)))
             elif late is None and known.notified_at is not None:
                 clock_was_ahead = known.notified_at > self._clock()
                 if seen_at is not None and (seen_at > known.notified_at or clock_was_ahead):
-                    self._late.append(_Late(("observed", known.id), known.target, _observed_line(known.target)))
+                    self._late.append(
+                        _FreshnessNews(("observed", known.id), known.target, _observed_line(known.target))
+                    )
                 else:
                     forgotten.append(known.id)
         if forgotten:
@@ -294,46 +298,46 @@ class Notifier:
         took = time.monotonic() - now
         self._overdue_at = now + max(self._timing.overdue_every_seconds, _OVERDUE_SHARE * took)
 
-    def _letters(self, mailbox: _Mailbox, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[_Letter]:
-        """What a receiver does not know yet; what it does not want to know it has been told herewith."""
-        letter = self._late_letter(mailbox)
-        if letter is not None:
-            yield letter
-        wants, found = mailbox.wants, list[tuple[Key, Digest]]()
-        owed = [run for run in self._waiting.values() if ("run", run.id) not in mailbox.told]
+    def _outgoing(self, state: _ReceiverState, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[_Outgoing]:
+        """The messages that a receiver has not accepted yet. What it does not subscribe to counts as accepted."""
+        freshness = self._freshness_message(state)
+        if freshness is not None:
+            yield freshness
+        wants, found = state.wants, list[tuple[Key, Digest]]()
+        owed = [run for run in self._waiting.values() if ("run", run.id) not in state.acknowledged]
         for run in owed[:_MOST_AT_ONCE]:
             question = (run.id, tuple(wants.on), tuple(wants.orgs))
             if question not in digests:
                 digests[question] = digest_of(self._engine, run, wants.on, wants.orgs)
             told = digests[question]
             if told is None:
-                mailbox.told.add(("run", run.id))
+                state.acknowledged.add(("run", run.id))
             else:
                 found.append((("run", run.id), told))
         if len(found) > _MOST_MESSAGES:
-            yield _Letter(digest.together([told for _, told in found]), {key for key, _ in found})
+            yield _Outgoing(digest.together([told for _, told in found]), {key for key, _ in found})
         else:
-            yield from (_Letter(digest.message(told), {key}) for key, told in found)
+            yield from (_Outgoing(digest.message(told), {key}) for key, told in found)
 
-    def _late_letter(self, mailbox: _Mailbox) -> _Letter | None:
-        owed = [late for late in self._late if late.key not in mailbox.told]
-        mine = [late for late in owed if mailbox.wants_overdue() and mailbox.of_my_orgs(late)]
+    def _freshness_message(self, state: _ReceiverState) -> _Outgoing | None:
+        owed = [late for late in self._late if late.key not in state.acknowledged]
+        mine = [late for late in owed if state.wants_overdue() and state.of_my_orgs(late)]
         keys = {late.key for late in mine}
-        mailbox.told |= {late.key for late in owed} - keys
+        state.acknowledged |= {late.key for late in owed} - keys
         if not mine:
             return None
         parts = digest.gather(("overdue" if late.key[0] == "overdue" else "recovered", late.line) for late in mine)
         said = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
-        return _Letter(digest.message(Digest(name="", said=said, parts=parts)), keys)
+        return _Outgoing(digest.message(Digest(name="", said=said, parts=parts)), keys)
 
     # ------------------------------------------------------------------------------------------- what is settled
 
-    def _settle(self) -> None:
-        """Note in the database what every receiver knows by now, and forget it here."""
+    def _record_acknowledged(self) -> None:
+        """Record in the database what every receiver has accepted, and forget it here."""
         now = self._clock()
-        everybody = self._known_to_all()
+        everybody = self._acknowledged_by_all()
         for run_id in [run_id for run_id in self._waiting if ("run", run_id) in everybody]:
-            if not self._store.mark_told(run_id, now):
+            if not self._store.mark_notified(run_id, now):
                 self._log.info("told_by_another_too", run_id=run_id)
             del self._waiting[run_id]
         settled = {late.key for late in self._late if late.key in everybody}
@@ -344,12 +348,12 @@ class Notifier:
             self._store.clear_overdue(observed)
         self._late = [late for late in self._late if late.key not in settled]
         owed = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
-        for mailbox in self._mailboxes:
-            mailbox.told &= owed
+        for state in self._receivers:
+            state.acknowledged &= owed
 
-    def _known_to_all(self) -> set[Key]:
+    def _acknowledged_by_all(self) -> set[Key]:
         everything = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
-        return everything.intersection(*(mailbox.told for mailbox in self._mailboxes))
+        return everything.intersection(*(state.acknowledged for state in self._receivers))
 
 
 def _overdue_line(late: Overdue) -> str:

@@ -65,13 +65,13 @@ class Pinger:
     def _add(self, schedule: Schedule, suffix: str, body: str) -> None:
         if schedule.ping_url is None:
             return
-        self._be_there()
+        self._ensure_thread()
         try:
             self._waiting.put_nowait(_Ping(schedule.name, _at(schedule.ping_url.reveal(), suffix), body))
         except queue.Full:
             self._log.warning("ping_dropped", schedule=schedule.name, why="too many wait for a receiver that hangs")
 
-    def _be_there(self) -> None:
+    def _ensure_thread(self) -> None:
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._send_all, name="ping", daemon=True)
@@ -84,7 +84,7 @@ class Pinger:
 
     def _send(self, pool: urllib3.PoolManager, ping: _Ping) -> None:
         for pause_seconds in (*_PAUSES_SECONDS, None):
-            wrong = _attempt(pool, ping)
+            wrong = _ping_with_retries(pool, ping)
             if wrong is None:
                 return
             if pause_seconds is not None:
@@ -92,7 +92,7 @@ class Pinger:
         self._log.warning("ping_failed", schedule=ping.schedule, error=wrong)
 
 
-def _attempt(pool: urllib3.PoolManager, ping: _Ping) -> str | None:
+def _ping_with_retries(pool: urllib3.PoolManager, ping: _Ping) -> str | None:
     """What went wrong, without the address."""
     try:
         answer = pool.request("POST", ping.url, body=ping.body.encode()[:_LONGEST_BODY])

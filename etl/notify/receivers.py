@@ -55,7 +55,7 @@ class Receiver:
         """See `Sender`. A redirect is a refusal: what follows it is another request, without the message."""
         fitting = shortened(message, lambda body: self._has_room(message.title, body))
         has_own_title = self._plugin.title_maxlen > 0
-        with _overheard() as said:
+        with _captured_log() as said:
             try:
                 went = self._plugin.notify(
                     title=fitting.title if has_own_title else self._converted(fitting.title),
@@ -93,7 +93,7 @@ def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unus
     for nth, url in enumerate(settings.urls, 1):
         which = f" {nth}" if len(settings.urls) > 1 else ""
         name = f"notify[{number}]{which} {url.reveal().partition('://')[0].lower()}://***"
-        with _overheard() as said, warnings.catch_warnings():
+        with _captured_log() as said, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first address makes it import all that it knows, old things too
             plugin = apprise.Apprise.instantiate(url.reveal(), asset=asset)
         if plugin is None:
@@ -113,9 +113,9 @@ def _library() -> Any:
 
 
 @contextmanager
-def _overheard() -> Iterator[Sequence[str]]:
+def _captured_log() -> Iterator[Sequence[str]]:
     """What apprise warns of meanwhile in this thread; it tells nobody else."""
-    handler = _Listener()
+    handler = _LogCapture()
     logger = logging.getLogger(_LOGGER)
     logger.addHandler(handler)
     try:
@@ -124,7 +124,7 @@ def _overheard() -> Iterator[Sequence[str]]:
         logger.removeHandler(handler)
 
 
-class _Listener(logging.Handler):
+class _LogCapture(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.heard: list[str] = []

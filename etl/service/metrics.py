@@ -126,9 +126,9 @@ class Metrics:
             buckets=_APPLY_SECONDS,
         )
         self._seconds_of = {call: self._requests.labels(call) for call in CALLS}
-        self._begin_at_nothing()
+        self._create_labelled_series()
 
-    def _begin_at_nothing(self) -> None:
+    def _create_labelled_series(self) -> None:
         """What exists from the start shows its first increase."""
         for verdict in VERDICTS:
             self._targets.labels(verdict)
@@ -189,7 +189,7 @@ class Metrics:
 
     def watch(self, status_now: Callable[[], ServiceStatus]) -> None:
         """Tell at every scrape what ``status_now`` returns; it may take a few seconds, and must not raise. Once."""
-        self._registry.register(_Seen(status_now, self._label))
+        self._registry.register(_ScrapeCollector(status_now, self._label))
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition in a format that the header ``accept`` allows, and its content type."""
@@ -201,7 +201,7 @@ def _bounded(code: str) -> str:
     return code if code in CODES else OTHER
 
 
-class _Seen(Collector):
+class _ScrapeCollector(Collector):
     """Gauges that are read when somebody scrapes."""
 
     def __init__(self, status_now: Callable[[], ServiceStatus], label: Callable[[str], str]) -> None:

@@ -93,9 +93,9 @@ class Service:
         self._became = became
         self._remote = remote
         self._details = details
-        self._turned_at = time.monotonic()
-        self._pulsed_at = math.inf
-        self._asks_database = False
+        self._loop_alive_at = time.monotonic()
+        self._scheduler_alive_at = math.inf
+        self._waits_for_database = False
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
@@ -119,14 +119,14 @@ class Service:
         """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
         self._schedules.load()
         try:
-            with self._asking_database():
+            with self._waiting_for_database():
                 if not self._take_lease() and not standby:
                     return False
         except DatabaseError as error:
-            self._cannot_write(error)
-        self._scheduler.every(PULSE_SECONDS, self._pulse, "pulse")
+            self._lose_database(error)
+        self._scheduler.every(PULSE_SECONDS, self._note_scheduler_alive, "pulse")
         self._scheduler.every(ROSTERS_SECONDS, self._look_at_rosters, "rosters")
-        self._pulse()
+        self._note_scheduler_alive()
         self._scheduler.replace(self.schedules)
         self._scheduler.pause()
         self._scheduler.start()
@@ -187,12 +187,12 @@ class Service:
         return self._schedules.since(self._clock())
 
     @property
-    def turns_over(self) -> bool:
+    def is_progressing(self) -> bool:
         """Whether the service's loop and its scheduler have come round lately. Waiting for the database is no standing
         still, however long: another process would wait as well."""
         latest = time.monotonic() - STUCK_SECONDS
-        turns = self._turned_at > latest or self._asks_database
-        return self._stopping.is_set() or (turns and self._pulsed_at > latest)
+        turns = self._loop_alive_at > latest or self._waits_for_database
+        return self._stopping.is_set() or (turns and self._scheduler_alive_at > latest)
 
     @property
     def runs_under_way(self) -> int:
@@ -200,36 +200,36 @@ class Service:
         return sum(busy.locked() for busy in list(self._busy.values()))
 
     @contextlib.contextmanager
-    def _asking_database(self) -> Iterator[None]:
-        self._asks_database = True
+    def _waiting_for_database(self) -> Iterator[None]:
+        self._waits_for_database = True
         try:
             yield
         finally:
-            self._asks_database = False
+            self._waits_for_database = False
 
-    def _pulse(self) -> None:
-        self._pulsed_at = time.monotonic()
+    def _note_scheduler_alive(self) -> None:
+        self._scheduler_alive_at = time.monotonic()
 
     def _loop(self) -> None:
         while not self._stopping.is_set():
-            self._turned_at = time.monotonic()
+            self._loop_alive_at = time.monotonic()
             try:
                 if self._reload.is_set():
                     self._reload.clear()
                     self._read_schedules()
-                with self._asking_database():
-                    self._beat()
+                with self._waiting_for_database():
+                    self._tick()
             except DatabaseError as error:
-                self._cannot_write(error)
+                self._lose_database(error)
             except Exception:
                 self.log.exception("service_tick_failed")
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
 
-    def _beat(self) -> None:
+    def _tick(self) -> None:
         if not self._take_lease():
-            self._become("standing_by", active=self._context.store.lease_holder(LEASE))
-        elif self._become("active", replica=str(self._identity)):
+            self._set_role("standing_by", active=self._context.store.lease_holder(LEASE))
+        elif self._set_role("active", replica=str(self._identity)):
             self._abort_abandoned_runs()
             self._expand_again()
             self._retire()
@@ -242,13 +242,13 @@ class Service:
     def _take_lease(self) -> bool:
         return self._context.store.take_lease(LEASE, str(self._identity))
 
-    def _cannot_write(self, error: DatabaseError) -> None:
+    def _lose_database(self, error: DatabaseError) -> None:
         if isinstance(error, DatabaseDamaged):
-            self._become("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
+            self._set_role("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
         else:
-            self._become("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
+            self._set_role("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
 
-    def _become(self, role: str, **why: object) -> bool:
+    def _set_role(self, role: str, **why: object) -> bool:
         """Note the role and say so where it is news; whether it is."""
         if role == self.role:
             return False
@@ -267,16 +267,16 @@ class Service:
         began = time.monotonic()
         self.log.info("stopping", grace_seconds=self._grace_seconds)
         patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
-        ended = self._scheduler.shutdown(patience) and self._idle(patience - (time.monotonic() - began))
+        ended = self._scheduler.shutdown(patience) and self._wait_for_runs(patience - (time.monotonic() - began))
         self._context.stop.set()
         if not ended:
-            ended = self._idle(self._grace_seconds - (time.monotonic() - began))
+            ended = self._wait_for_runs(self._grace_seconds - (time.monotonic() - began))
         with contextlib.suppress(DatabaseError):
             self._context.store.release_lease(LEASE, str(self._identity))
         self.ended = ended
         self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
 
-    def _idle(self, within_seconds: float) -> bool:
+    def _wait_for_runs(self, within_seconds: float) -> bool:
         """Wait until no run is under way; whether that came within the time."""
         give_up = time.monotonic() + max(0.0, within_seconds)
         for busy in list(self._busy.values()):
@@ -320,12 +320,12 @@ class Service:
         configured = Configured([*self.schedules, *list(self._running.values())])
         done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
-            self.log.warning("targets_retired", count=len(done.retired), targets=_some(done.retired))
+            self.log.warning("targets_retired", count=len(done.retired), targets=_sample(done.retired))
         if done.refused:
             self.log.warning(
                 "targets_not_retired",
                 count=len(done.refused),
-                targets=_some(done.refused),
+                targets=_sample(done.refused),
                 remedy="too many at once: put them back into a schedule, or run `flowtrail sync --retire`",
             )
 
@@ -363,7 +363,7 @@ class Service:
             if not self._stopping.is_set():
                 self._running[schedule.name] = schedule
                 self._run(schedule, slot, origin)
-                self._let_go_of(schedule)
+                self._retire_after_reload(schedule)
         except DatabaseError as error:
             self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
             self._crashed(schedule, str(error))
@@ -374,7 +374,7 @@ class Service:
             self._running.pop(schedule.name, None)
             lock.release()
 
-    def _let_go_of(self, schedule: Schedule) -> None:
+    def _retire_after_reload(self, schedule: Schedule) -> None:
         """Retire what only this run still asked for, where the schedules were read again meanwhile."""
         del self._running[schedule.name]
         if self.role == "active" and all(schedule is not known for known in self.schedules):
@@ -388,7 +388,7 @@ class Service:
         due = self._context.store.due(schedule.name, slot)
         if is_served(slot, due.served, self._clock()):
             return
-        self._tell_of_the_clock(schedule, slot, due.served)
+        self._warn_if_clock_went_back(schedule, slot, due.served)
         new_run = NewRun(
             origin=origin,
             host=self._identity.host,
@@ -414,7 +414,7 @@ class Service:
                 self._run_logger.tell(report, new_run)
                 self._finished(report, schedule)
 
-    def _tell_of_the_clock(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
+    def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
         if served is not None and served > slot:
             remedy = "see that the clock is right now (NTP); the slots from now on are served all the same"
             self.log.warning(
@@ -428,5 +428,5 @@ class Service:
         return schedule.slots.count_between(before, slot) + int(aborted)
 
 
-def _some(targets: Sequence[Target], most: int = 5) -> list[str]:
+def _sample(targets: Sequence[Target], most: int = 5) -> list[str]:
     return [str(target) for target in targets[:most]]

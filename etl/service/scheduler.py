@@ -66,7 +66,7 @@ class Scheduler:
         self._closed = threading.Event()
         self._paused = False
         self._lock = threading.RLock()
-        self._plans: dict[str, _Plan] = {}
+        self._plans: dict[str, _SlotTrigger] = {}
         self._threads = _ThreadPerRun()
         self._jobs = BackgroundScheduler(
             timezone=dt.UTC,
@@ -74,7 +74,7 @@ class Scheduler:
             jobstores={"default": MemoryJobStore()},
         )
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # what it would say is said here
-        self._jobs.add_listener(self._left_out, EVENT_JOB_MAX_INSTANCES)
+        self._jobs.add_listener(self._log_skipped, EVENT_JOB_MAX_INSTANCES)
 
     def replace(self, schedules: Iterable[Schedule]) -> None:
         """Make ``schedules`` the ones that run: what is new is added, what is gone removed, the rest as it was.
@@ -93,10 +93,10 @@ class Scheduler:
 
     def every(self, seconds: float, function: Callable[[], object], name: str) -> None:
         """Call ``function`` every ``seconds``, first after ``seconds``, paused or not; its exceptions are logged."""
-        work = partial(_guarded, function, name)
+        work = partial(_log_exceptions, function, name)
         with self._lock:
             if not self._closed.is_set():
-                self._jobs.add_job(work, _Pulse(seconds), id=f"every {name}", name=name, **_JOB_OPTIONS)
+                self._jobs.add_job(work, _IntervalTrigger(seconds), id=f"every {name}", name=name, **_JOB_OPTIONS)
 
     def start(self) -> None:
         """Begin to fire; once."""
@@ -145,7 +145,7 @@ class Scheduler:
             return
         if old:
             self._jobs.remove_job(_schedule_id(name))
-        plan = self._plans[name] = _Plan(schedule, self._clock)
+        plan = self._plans[name] = _SlotTrigger(schedule, self._clock)
         self._jobs.add_job(partial(self._fire, name), plan, id=_schedule_id(name), name=name, **_JOB_OPTIONS)
 
     def _fire(self, name: str, planned: dt.datetime | None = None) -> None:
@@ -155,9 +155,9 @@ class Scheduler:
             return
         slot = plan.slots.latest_until(_not_before(planned, self._clock()))
         if slot is not None:
-            _guarded(partial(self._run, plan.schedule, slot), name)
+            _log_exceptions(partial(self._run, plan.schedule, slot), name)
 
-    def _left_out(self, event: Any) -> None:
+    def _log_skipped(self, event: Any) -> None:
         remedy = "if it happens often: a longer interval, fewer targets, or a higher [gateway] concurrency"
         log.warning("still running, so a slot is left out", job=event.job_id, remedy=remedy)
 
@@ -165,7 +165,7 @@ class Scheduler:
         error, last = self._clock_error(), self._last_clock_error
         if abs(error - last) > LEEWAY:
             log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
-            _guarded(self._plan_anew, "clock-watch")
+            _log_exceptions(self._plan_anew, "clock-watch")
         self._last_clock_error = error
         return self._check_seconds
 
@@ -184,7 +184,7 @@ class Scheduler:
                     job.reschedule(job.trigger)
 
 
-class _Plan(BaseTrigger):  # type: ignore[misc]
+class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
     """When one schedule is due next: ``slot`` by the given clock; what APScheduler is told, by its own."""
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
@@ -213,7 +213,7 @@ class _Plan(BaseTrigger):  # type: ignore[misc]
         return self.slot is not None and self.slot <= now
 
 
-class _Pulse(BaseTrigger):  # type: ignore[misc]
+class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
     """Due every so many seconds, whatever the clock says."""
 
     due = None
@@ -263,7 +263,7 @@ def _not_before(planned: dt.datetime | None, now: dt.datetime) -> dt.datetime:
     return planned if planned is not None and now < planned <= now + LEEWAY else now
 
 
-def _guarded(function: Callable[[], object], name: str) -> None:
+def _log_exceptions(function: Callable[[], object], name: str) -> None:
     try:
         function()
     except Exception:

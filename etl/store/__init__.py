@@ -37,13 +37,13 @@ from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.locking import FenceConflict
-from etl.store.notifications import KnownTarget, UntoldRun
+from etl.store.notifications import KnownTarget, UnnotifiedRun
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.rosters import Listing
 from etl.store.runs import Due, Marks, NewRun, Written
 from etl.store.story_rows import FlowKey, StoryKey
-from etl.store.turnover import NO_REMOVALS, Removals, TooMany
+from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 
 __all__ = [
     "CHANGES_WITH_DETAILS",
@@ -57,8 +57,8 @@ __all__ = [
     "Removals",
     "Retirement",
     "Store",
-    "TooMany",
-    "UntoldRun",
+    "TooManyRemovals",
+    "UnnotifiedRun",
     "Written",
 ]
 
@@ -102,12 +102,12 @@ class Store:
 
     def removals(self, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
         """What is known of each organisation's removals within the window, before those of a run."""
-        return self._read(lambda connection: turnover.standings(connection, run_id, org_ids, limits))
+        return self._read(lambda connection: turnover.removal_sums(connection, run_id, org_ids, limits))
 
     def apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals = NO_REMOVALS) -> set[int]:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``).
 
-        What removes something has an approver, or its organisation is one of ``removals``. Raises TooMany, and
+        What removes something has an approver, or its organisation is one of ``removals``. Raises TooManyRemovals, and
         writes nothing, where those are too many with what others have committed meanwhile.
         """
         began = time.monotonic()
@@ -276,12 +276,12 @@ class Store:
         issues = 0
         while some := self._write(lambda connection: retention.delete_issues(connection, run_ids)):
             issues += some
-            self._let_others_write()
+            self._yield_to_writers()
         gone = self._write(lambda connection: retention.delete_runs(connection, run_ids))
-        self._let_others_write()
+        self._yield_to_writers()
         return Pruned(gone, issues)
 
-    def _let_others_write(self) -> None:
+    def _yield_to_writers(self) -> None:
         """Who waits for a locked SQLite file looks ten times a second, and would find it locked again each time."""
         if self._engine.dialect.name == "sqlite":
             self._stop.wait(_REST_SECONDS)
@@ -298,13 +298,13 @@ class Store:
         """Who holds a lease now."""
         return self._read(lambda connection: lease.holder_of(connection, name))
 
-    def untold_runs(self, since: dt.datetime) -> list[UntoldRun]:
+    def unnotified_runs(self, since: dt.datetime) -> list[UnnotifiedRun]:
         """The runs that finished ``since`` then, and that not every receiver is known to have heard of."""
-        return self._read(lambda connection: notifications.untold_runs(connection, since))
+        return self._read(lambda connection: notifications.unnotified_runs(connection, since))
 
-    def mark_told(self, run_id: int, now: dt.datetime) -> bool:
+    def mark_notified(self, run_id: int, now: dt.datetime) -> bool:
         """Note that every receiver was told of the run; False where somebody else has noted it."""
-        return self._write(lambda connection: notifications.mark_told(connection, run_id, now))
+        return self._write(lambda connection: notifications.mark_notified(connection, run_id, now))
 
     def known_targets(self) -> list[KnownTarget]:
         """The targets with their ids, and since when receivers know that one is overdue."""

@@ -118,7 +118,8 @@ def apply(
     """Write what ``outcomes`` say, in the caller's transaction.
 
     Raises FenceConflict where the transaction must be rolled back and begun again, with those targets as ``suspects``,
-    and TooMany where it must be rolled back since ``removals`` are too many with what others have committed meanwhile.
+    and TooManyRemovals where it must be rolled back: with what others have committed meanwhile, ``removals`` are too
+    many.
     """
     won = winners(connection, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}

@@ -13,7 +13,7 @@ from etl.domain.model import Origin, RunStatus, Target
 from etl.schema import overdue_notice, sync_run, target
 
 
-class UntoldRun(NamedTuple):
+class UnnotifiedRun(NamedTuple):
     """A run that has ended, and that not every receiver is known to have heard of."""
 
     id: int
@@ -32,15 +32,15 @@ class KnownTarget(NamedTuple):
     notified_at: dt.datetime | None
 
 
-def untold_runs(connection: Connection, since: dt.datetime) -> list[UntoldRun]:
+def unnotified_runs(connection: Connection, since: dt.datetime) -> list[UnnotifiedRun]:
     """Those that finished ``since`` then, in the order in which they did; whatever order their ids committed in."""
-    columns = [sync_run.c[name] for name in UntoldRun._fields]
+    columns = [sync_run.c[name] for name in UnnotifiedRun._fields]
     untold = (sync_run.c.notified_at.is_(None), sync_run.c.finished_at >= since)
     found = select(*columns).where(*untold).order_by(sync_run.c.finished_at, sync_run.c.id)
-    return [UntoldRun(*row) for row in connection.execute(found)]
+    return [UnnotifiedRun(*row) for row in connection.execute(found)]
 
 
-def mark_told(connection: Connection, run_id: int, now: dt.datetime) -> bool:
+def mark_notified(connection: Connection, run_id: int, now: dt.datetime) -> bool:
     """Note that every receiver was told of the run; False where somebody else has noted it."""
     mine = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.notified_at.is_(None))
     return connection.execute(mine.values(notified_at=now)).rowcount == 1

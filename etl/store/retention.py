@@ -16,7 +16,7 @@ ISSUES_AT_ONCE: Final = 5_000
 """Rows that a transaction deletes: a writer of SQLite waits for it some 50 ms."""
 _ROWS_AT_ONCE: Final = 50_000
 """Rows that a transaction looks through."""
-UNTOLD_FOR: Final = dt.timedelta(days=7)
+UNNOTIFIED_FOR: Final = dt.timedelta(days=7)
 """So long a run that nobody was notified of is kept, whatever the setting."""
 
 
@@ -38,8 +38,8 @@ def prunable(read: Read, before: dt.datetime, now: dt.datetime) -> Iterator[list
     """The ids of the runs that may go, a batch at a time; each look is a short transaction of its own.
 
     A run may go that ended before ``before``, changed nothing, and is neither one of those that are needed, nor news
-    that nobody was told within ``UNTOLD_FOR`` of ``now``. One that ended ahead of ``now``, since the clock was wrong
-    then, ended before the runs that began after it.
+    that nobody was told within ``UNNOTIFIED_FOR`` of ``now``. One that ended ahead of ``now``, since the clock was
+    wrong then, ended before the runs that began after it.
     """
     kept = set(read(partial(_numbers, _NEEDED))) | _with_changes(read)
     after = 0
@@ -78,7 +78,7 @@ def delete_runs(connection: Connection, run_ids: Sequence[int]) -> int:
 def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after: int) -> Sequence[int]:
     """By id: the order in which runs began."""
     ended_at = func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type)
-    told = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNTOLD_FOR)
+    told = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNNOTIFIED_FOR)
     old = and_(sync_run.c.status != "running", ended_at < before, told)
     latest = select(func.max(sync_run.c.id)).where(old).scalar_subquery()
     before_that = and_(sync_run.c.status != "running", ended_at > now, sync_run.c.id < latest)

@@ -2,7 +2,7 @@
 
 | a transaction | does, in this order, after its targets and spans are locked |
 |---|---|
-| that removes without an approval | locks the organisation's row, adds up what was removed within the window, and gives up (TooMany) where that is too much; else a row of ``org_turnover`` counts what it adds and removes |
+| that removes without an approval | locks the organisation's row, adds up what was removed within the window, and gives up (TooManyRemovals) where that is too much; else a row of ``org_turnover`` counts what it adds and removes |
 | that removes what a person approved | locks the organisation's row and deletes its counts: the window starts anew |
 | that only adds | counts it, without a lock |
 
@@ -44,7 +44,7 @@ class Removals(msgspec.Struct, frozen=True):
 NO_REMOVALS: Final = Removals(dt.timedelta(0), {})
 
 
-class TooMany(Exception):
+class TooManyRemovals(Exception):
     """With what others have committed meanwhile it is too much: the removals of these organisations must be held."""
 
     def __init__(self, sums: Mapping[str, Sum]) -> None:
@@ -59,7 +59,9 @@ class _Removed(NamedTuple):
     by_others: int = 0
 
 
-def standings(connection: Connection, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
+def removal_sums(
+    connection: Connection, run_id: int | None, org_ids: Collection[str], limits: Limits
+) -> dict[str, Sum]:
     """What is known of each organisation's removals before those of a run; in one transaction that reads."""
     now = connection.execute(select(database_now(connection))).scalar_one()
     listed = select(target.c.org_id, func.sum(target.c.flow_count)).where(target.c.org_id.in_(org_ids))
@@ -74,7 +76,7 @@ def standings(connection: Connection, run_id: int | None, org_ids: Collection[st
 
 
 def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> None:
-    """Count what ``outcomes`` add and remove, as the last thing before a COMMIT. Raises TooMany.
+    """Count what ``outcomes`` add and remove, as the last thing before a COMMIT. Raises TooManyRemovals.
 
     ``removals`` must know every organisation in which something is removed that nobody approved.
     """
@@ -143,7 +145,7 @@ def _check(
         if of_org.by_others + of_run >= known.limit:
             over[org] = msgspec.structs.replace(known, before=of_org.by_others, seen=of_run, expected=0)
     if over:
-        raise TooMany(over)
+        raise TooManyRemovals(over)
 
 
 def _within(

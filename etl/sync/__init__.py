@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.details import DetailLimits
-from etl.sync.dispatch import RemoteExecutor, settle_the_rest
+from etl.sync.dispatch import RemoteExecutor, settle_remaining
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.result import Details, RunReport, Tally, TargetIssue
 from etl.sync.rosters import Refreshed, Rosters, organisations
@@ -28,5 +28,5 @@ __all__ = [
     "organisations",
     "plan",
     "run",
-    "settle_the_rest",
+    "settle_remaining",
 ]

@@ -27,7 +27,7 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
-from etl.store import STALE, Store, TooMany
+from etl.store import STALE, Store, TooManyRemovals
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
 from etl.sync.messages import BatchResult, RunOptions
@@ -92,7 +92,7 @@ class Batch:
         """
         with structlog.contextvars.bound_contextvars(run_id=self._options.run_id):
             fences = self._context.store.fences(targets, register=self._options.run_id is not None)
-            with self._writing() as write, closing(self._ask_all(fences).groups()) as groups:
+            with self._writing() as write, closing(self._fetcher(fences).groups()) as groups:
                 for group in groups:
                     write(self._judge_group(group))
         return self._settled()
@@ -124,38 +124,38 @@ class Batch:
     def _settled(self) -> BatchResult:
         return BatchResult(self._tally, self._judge.found())
 
-    def _ask_all(self, fences: Sequence[Fence]) -> Fetcher:
-        return Fetcher(self._ask_surely, fences, self._context.fetchers, self._context.in_flight)
+    def _fetcher(self, fences: Sequence[Fence]) -> Fetcher:
+        return Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
 
-    def _ask_surely(self, fence: Fence) -> Fetched:
+    def _fetch_safely(self, fence: Fence) -> Fetched:
         """An answer, whatever happens: who waits for it would wait for ever.
 
         Whatever is logged meanwhile has the target in it: the context is this call's own.
         """
         structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
-            return self._ask(fence)
+            return self._fetch(fence)
         except Exception:
             structlog.get_logger(__name__).exception("target_crashed")
             return Fetched(fence, Malformed("the answer could not be handled; the log says more", code="internal"))
         finally:
             self._context.arrived()
 
-    def _ask(self, fence: Fence) -> Fetched:
+    def _fetch(self, fence: Fence) -> Fetched:
         if self._context.stop.is_set():
             return Fetched(fence, None)
         if self._breaker.is_open:
             return Fetched(fence, _gateway_down())
         try:
-            asked = self._answer(fence)
+            fetched = self._fetch_confirmed(fence)
         except Interrupted:
             return Fetched(fence, None)
         except GatewayError as error:
-            asked = Fetched(fence, error)
-        self._breaker.saw(asked.answer if isinstance(asked.answer, GatewayError) else None)
-        return asked
+            fetched = Fetched(fence, error)
+        self._breaker.saw(fetched.answer if isinstance(fetched.answer, GatewayError) else None)
+        return fetched
 
-    def _answer(self, fence: Fence) -> Fetched:
+    def _fetch_confirmed(self, fence: Fence) -> Fetched:
         """A kept connection may say that nothing is new; any other answer must be the only one of its connection.
 
         Where it lacks something, the second question of the run's end is that one: until then it only counts.
@@ -180,23 +180,23 @@ class Batch:
         return Fetched(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
 
     def _judge_group(self, group: Sequence[Fetched]) -> list[Outcome]:
-        self._tally.interrupted += sum(asked.answer is None for asked in group)
-        self._judge.answered(asked.fence.target for asked in group)
+        self._tally.interrupted += sum(fetched.answer is None for fetched in group)
+        self._judge.answered(fetched.fence.target for fetched in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
-            verdict.unchanged(asked.fence, asked.answer, self._options.gap_of(asked.fence))
-            for asked in group
-            if isinstance(asked.answer, Snapshot) and not asked.differs
+            verdict.unchanged(fetched.fence, fetched.answer, self._options.gap_of(fetched.fence))
+            for fetched in group
+            if isinstance(fetched.answer, Snapshot) and not fetched.differs
         ]
-        outcomes += self._judge.judge(self._with_states([asked for asked in group if asked.differs]))
+        outcomes += self._judge.judge(self._with_states([fetched for fetched in group if fetched.differs]))
         return outcomes
 
     def _with_states(self, differing: Sequence[Fetched]) -> list[tuple[Fence, State, Snapshot]]:
-        states = self._context.store.states([asked.fence.target_id for asked in differing if asked.fence.version])
+        states = self._context.store.states([fetched.fence.target_id for fetched in differing if fetched.fence.version])
         return [
-            (asked.fence, states.get(asked.fence.target_id, State({})), asked.answer)
-            for asked in differing
-            if isinstance(asked.answer, Snapshot)
+            (fetched.fence, states.get(fetched.fence.target_id, State({})), fetched.answer)
+            for fetched in differing
+            if isinstance(fetched.answer, Snapshot)
         ]
 
     def _apply(self, outcomes: Sequence[Outcome]) -> None:
@@ -209,7 +209,7 @@ class Batch:
             return
         try:
             stale = self._context.store.apply(self._options.run_id, outcomes, self._judge.removals)
-        except TooMany as found:
+        except TooManyRemovals as found:
             self._apply(self._judge.held_instead(outcomes, found.sums))
         except (DatabaseUnreachable, DatabaseDamaged):
             raise
@@ -218,7 +218,7 @@ class Batch:
         else:
             self._judge.written(outcomes)
             with self._counting:
-                self._tally.add([_left_out(o) if o.fence.target_id in stale else o for o in outcomes])
+                self._tally.add([_as_stale(o) if o.fence.target_id in stale else o for o in outcomes])
 
     def _apply_apart(self, outcomes: Sequence[Outcome], error: DatabaseError) -> None:
         """The database refused a batch: find the target that it refuses, and let the others through."""
@@ -256,6 +256,6 @@ def _gateway_down() -> GatewayError:
     return GatewayUnreachable("not asked: the gateway is down", code="gateway_down", attempts=0)
 
 
-def _left_out(outcome: Outcome) -> Outcome:
+def _as_stale(outcome: Outcome) -> Outcome:
     issue = outcome.issue or Issue(None, STALE)
     return msgspec.structs.replace(outcome, verdict="stale", change_set=None, hash=None, issue=issue)

@@ -101,23 +101,23 @@ class Cluster:
         """Reach the scheduler and look at every worker; say what was found. Raises ClusterError with the remedy."""
         try:
             with self._turn:
-                found = self._looked_at()
+                found = self._check_workers()
         except FlowtrailError:
             raise
         except Exception as error:
-            raise ClusterError(f"The cluster {self._address} cannot be used: {_said(error)}") from error
+            raise ClusterError(f"The cluster {self._address} cannot be used: {_first_line(error)}") from error
         for address, answer in found.items():
             if answer is not None:
-                raise ClusterError(f"The worker {address} cannot be used: {_said(answer)}")
+                raise ClusterError(f"The worker {address} cannot be used: {_first_line(answer)}")
         if not found:
             raise ClusterError(f"The Dask scheduler {self._address} has no workers: start some with `dask worker`.")
         return f"{self._address}, {len(found)} workers with {self._threads} threads"
 
-    def _looked_at(self) -> dict[str, Any]:
+    def _check_workers(self) -> dict[str, Any]:
         """What is wrong with each worker, or None; connects first, where there is no connection."""
         if self._client is None or self._client.status != "running":
             self._disconnect()
-            self._client = self._reached()
+            self._client = self._connect_client()
             self._pending = WeakSet()
             watch = (self._client, self._pending)
             threading.Thread(target=self._watch, args=watch, name="cluster", daemon=True).start()
@@ -130,7 +130,7 @@ class Cluster:
         answers = self._client.run(self._worker.get_ready, self._task(), on_error="return")
         return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it has just gone
 
-    def if_reachable(self) -> Cluster | None:
+    def connect_if_reachable(self) -> Cluster | None:
         """The cluster, connected; None, and a warning in the log, where it cannot be used now."""
         log = structlog.get_logger(__name__)
         try:
@@ -161,7 +161,7 @@ class Cluster:
         except CancelledError:
             raise ClusterError(f"The Dask scheduler {self._address} went away, or all its workers.") from None
         except Exception as error:
-            raise ClusterError(f"A worker of {self._address} gave up: {_said(error)}") from error
+            raise ClusterError(f"A worker of {self._address} gave up: {_first_line(error)}") from error
 
     def window(self) -> int:
         """As many batches keep all threads of all workers busy."""
@@ -179,7 +179,7 @@ class Cluster:
         """All that travels."""
         return BatchTask(self._worker.our_version(), self._coordinator, options, targets)
 
-    def _reached(self) -> Any:
+    def _connect_client(self) -> Any:
         import distributed
 
         client: Any
@@ -230,7 +230,7 @@ class Cluster:
                     future.cancel()
 
 
-def _said(error: object) -> str:
+def _first_line(error: object) -> str:
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, FlowtrailError) else f"{type(error).__name__}: {text}"
 

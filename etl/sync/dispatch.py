@@ -50,7 +50,7 @@ class Dispatcher:
             self._away[future] = self._remote
             return future
         if self._is_again:
-            return self._executor.submit(settle_the_rest, self._context, options, self.breaker, targets)
+            return self._executor.submit(settle_remaining, self._context, options, self.breaker, targets)
         return self._executor.submit(Batch(self._context, options, self.breaker).settle, targets)
 
     def window(self) -> int:
@@ -74,7 +74,7 @@ class Dispatcher:
         return settled
 
 
-def settle_the_rest(
+def settle_remaining(
     context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
 ) -> BatchResult:
     """Settle a batch that somebody may have begun, and whose process was killed: what the run has already is counted

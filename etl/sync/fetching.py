@@ -33,16 +33,16 @@ class Fetched(NamedTuple):
 
 
 class Fetcher:
-    """Asks for each of ``fences`` once, with ``ask``, which must not raise, in the threads of ``fetchers``.
+    """Asks for each of ``fences`` once, with ``fetch_one``, which must not raise, in the threads of ``fetchers``.
 
     A thread goes from one fence to the next by itself, and whoever waits for a group is woken once for all of it: with
     a fast gateway, handing over to another thread costs as much as an answer.
     """
 
     def __init__(
-        self, ask: Callable[[Fence], Fetched], fences: Sequence[Fence], fetchers: Executor, in_flight: int
+        self, fetch_one: Callable[[Fence], Fetched], fences: Sequence[Fence], fetchers: Executor, in_flight: int
     ) -> None:
-        self._ask = ask
+        self._fetch_one = fetch_one
         self._fetchers = fetchers
         self._in_flight = in_flight
         self._context = contextvars.copy_context()
@@ -64,7 +64,7 @@ class Fetcher:
         Nothing more is asked for once they are closed.
         """
         untaken = self._unanswered
-        self._go_on()
+        self._start_fetchers()
         try:
             while untaken:
                 group, flows = self._next_group()
@@ -72,7 +72,7 @@ class Fetcher:
                 yield group
                 with self._lock:
                     self._flows_in_hand -= flows
-                self._go_on()
+                self._start_fetchers()
         finally:
             with self._lock:
                 self._fences = iter(())
@@ -91,7 +91,7 @@ class Fetcher:
         self._group, self._flows = [], 0
         self._full.notify()
 
-    def _go_on(self) -> None:
+    def _start_fetchers(self) -> None:
         """Set as many threads to work as may ask at once, unless enough is in hand."""
         with self._lock:
             if self._flows_in_hand >= FLOWS_A_GROUP:
@@ -103,25 +103,25 @@ class Fetcher:
 
     def _fetch(self) -> None:
         """Ask for one target after the other, until all are asked for or enough is in hand."""
-        asked = None
-        while fence := self._next_fence(asked):
-            asked = self._ask(fence)
+        fetched = None
+        while fence := self._next_fence(fetched):
+            fetched = self._fetch_one(fence)
 
-    def _next_fence(self, asked: Fetched | None) -> Fence | None:
+    def _next_fence(self, fetched: Fetched | None) -> Fence | None:
         """Take an answer, and give the next target to ask for, or None."""
         with self._lock:
-            if asked is not None:
-                self._take(asked)
+            if fetched is not None:
+                self._take(fetched)
             if self._flows_in_hand < FLOWS_A_GROUP and (fence := next(self._fences, None)):
                 self._unasked -= 1
                 return fence
             self._fetching -= 1
             return None
 
-    def _take(self, asked: Fetched) -> None:
-        self._group.append(asked)
-        self._flows += asked.flows
-        self._flows_in_hand += asked.flows
+    def _take(self, fetched: Fetched) -> None:
+        self._group.append(fetched)
+        self._flows += fetched.flows
+        self._flows_in_hand += fetched.flows
         self._unanswered -= 1
         if self._flows >= FLOWS_A_GROUP or not self._unanswered:
             self._close_group()

@@ -117,11 +117,11 @@ class RunRemovals:
         self,
         targets: Sequence[Target],
         limits: Limits,
-        standings: Callable[[Collection[str]], Mapping[str, Sum]],
+        removal_sums: Callable[[Collection[str]], Mapping[str, Sum]],
     ) -> None:
-        """``standings`` tells what was removed in organisations before the run."""
+        """``removal_sums`` tells what was removed in organisations before the run."""
         self._targets = targets
-        self._standings = standings
+        self._standings = removal_sums
         self._first = array("I", bytes(4 * len(targets)))
         """Of each target: 0, or what ``_packed`` makes of it."""
         self._before: dict[str, Sum] = {}

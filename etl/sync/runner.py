@@ -174,15 +174,15 @@ def _in_window(
                 break
             pending[dispatcher.submit(work.options, work.targets)] = work
             if len(pending) >= dispatcher.window():
-                yield from _some(dispatcher, pending)
+                yield from _completed(dispatcher, pending)
         while pending:
-            yield from _some(dispatcher, pending)
+            yield from _completed(dispatcher, pending)
     finally:
         # Nobody goes on writing for a run that has ended, however it did.
         wait([future for future in pending if not future.cancel()])
 
 
-def _some(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Iterator[tuple[_Work, BatchResult]]:
+def _completed(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Iterator[tuple[_Work, BatchResult]]:
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in done:
         work = pending.pop(future)

@@ -20,7 +20,7 @@ from etl.domain.model import Target
 from etl.errors import ClusterError, FlowtrailError
 from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.cluster import BatchTask, Coordinator, WorkerApplication
-from etl.sync.dispatch import settle_the_rest
+from etl.sync.dispatch import settle_remaining
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.result import Tally
 
@@ -74,7 +74,7 @@ class CoordinatorPlugin(WorkerPlugin):
             return BatchResult(Tally(interrupted=len(targets)))
         with self._in_use(), _one_sentence():
             context = self.build()
-            return settle_the_rest(context, options, self._breaker_of(context, options.run_id), targets)
+            return settle_remaining(context, options, self._breaker_of(context, options.run_id), targets)
 
     def stop(self) -> None:
         """Stop as the coordinator does: what is whole is committed, the rest is left alone."""

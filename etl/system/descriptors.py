@@ -49,7 +49,7 @@ def none_left() -> bool:
     return False
 
 
-def shared_out(allowed: int, requests_in_flight: int) -> Descriptors:
+def allocate(allowed: int, requests_in_flight: int) -> Descriptors:
     """What the page may take of ``allowed``, beside so many requests to the gateway."""
     reserve = _RESERVE + requests_in_flight
     http = max(_FEWEST_HTTP_CONNECTIONS, min(MOST_HTTP_CONNECTIONS, allowed - reserve))

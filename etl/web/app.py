@@ -24,7 +24,7 @@ from etl.report.summary_rows import Position
 from etl.timeparse import parse_moment
 from etl.web import overview, targets, workflows
 from etl.web.answers import html
-from etl.web.connections import AtOnce
+from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams
 from etl.web.rendering import asset
 from etl.web.security import KnownHosts, SecurityHeaders
@@ -109,7 +109,7 @@ def application(site: Site, routes: Sequence[BaseRoute], hosts: Collection[str])
     """``routes`` as they are, and the pages with their headers, all of them for our own names only."""
     inner = Starlette(
         routes=pages(site),
-        middleware=[Middleware(SecurityHeaders), Middleware(AtOnce, most=PAGES_AT_ONCE)],
+        middleware=[Middleware(SecurityHeaders), Middleware(ConcurrencyLimit, most=PAGES_AT_ONCE)],
         exception_handlers={HTTPException: _refused, DatabaseError: _database_away, Exception: _failed},
     )
     return Starlette(routes=[*routes, Mount("/", inner)], middleware=[Middleware(KnownHosts, names=hosts)])

@@ -82,7 +82,7 @@ class RequestTimes:
             await self._app(scope, receive, send)
 
 
-class AtOnce:
+class ConcurrencyLimit:
     """Works on at most ``most`` requests at a time; whoever comes when there are as many is told to come back."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:

@@ -36,13 +36,13 @@ class Health:
         engine: Engine,
         *,
         now: Callable[[], dt.datetime],
-        turns_over: Callable[[], bool],
+        is_progressing: Callable[[], bool],
         role: Callable[[], str],
         schedules: Callable[[], Sequence[Schedule]],
         known_since: Callable[[], Mapping[str, dt.datetime]],
     ) -> None:
         """``known_since``: since when the service has known each schedule."""
-        self.alive = turns_over
+        self.alive = is_progressing
         self.role = role
         self._ready = CachedProbe(lambda: _ready(engine))
         self._vitals = CachedProbe(
@@ -104,7 +104,7 @@ def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> BaseRoute:
     return Route("/metrics", metrics)
 
 
-def without_pages(routes: Sequence[BaseRoute], hosts: Sequence[str], why: str | None = None) -> Starlette:
+def health_only(routes: Sequence[BaseRoute], hosts: Sequence[str], why: str | None = None) -> Starlette:
     """Only ``routes``, which answer to addresses, to localhost and to ``hosts``. ``why`` tells a browser what is
     missing for the pages, where they are wanted."""
 

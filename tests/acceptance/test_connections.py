@@ -19,9 +19,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from etl.demo.gateway import DemoGateway
-from etl.system.descriptors import shared_out
+from etl.system.descriptors import allocate
 from etl.web import Connections, HttpServer
-from etl.web.connections import AtOnce
+from etl.web.connections import ConcurrencyLimit
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 
 SOON = 0.3
@@ -121,7 +121,7 @@ def test_a_request_under_way_gives_its_place_to_nobody(stack: ExitStack) -> None
 
 def test_too_many_requests_of_pages_are_told_to_come_back_and_the_others_are_answered() -> None:
     pages = Pages()
-    with HttpServer(AtOnce(pages.app, 2), "127.0.0.1", 0) as server, ExitStack() as stack:
+    with HttpServer(ConcurrencyLimit(pages.app, 2), "127.0.0.1", 0) as server, ExitStack() as stack:
         asking = [stack.enter_context(connect(server, GET.replace(b"/ ", b"/slow ", 1))) for _ in range(2)]
         for _ in asking:
             assert pages.asked.acquire(timeout=PATIENCE_SECONDS)
@@ -196,7 +196,7 @@ def test_enormous_headers_are_refused() -> None:
     ("allowed", "in_flight", "http"), [(65_536, 16, 100), (1024, 900, 24), (1024, 16, 100), (150, 16, 34), (64, 16, 8)]
 )
 def test_the_page_takes_no_descriptor_that_database_and_gateway_need(allowed: int, in_flight: int, http: int) -> None:
-    assert shared_out(allowed, in_flight).http_connections == http
+    assert allocate(allowed, in_flight).http_connections == http
 
 
 SHORT_OF_DESCRIPTORS = """

@@ -318,7 +318,7 @@ def test_a_database_that_was_away_is_used_again_when_it_is_back(
         ended = len(wait_for(1))
         with gone(engine):
             wait_until(lambda: service.role == "database_unreachable")
-            assert service.turns_over
+            assert service.is_progressing
         wait_for(ended + 2)
         assert service.role == "active"
     assert list(verify(engine)) == []

@@ -36,7 +36,7 @@ from etl.service.replica import STUCK_SECONDS, Identity, Service
 from etl.store import Store
 from etl.sync import RunContext
 from etl.web import HttpServer
-from etl.web.health import Health, health_routes, without_pages
+from etl.web.health import Health, health_only, health_routes
 from tests.support import postgres as local_postgres
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program, Running, free_port
 
@@ -294,12 +294,12 @@ def test_freshness_names_a_hundred_schedules_the_overdue_ones_first(engine_of_fi
     health = Health(
         engine_of_file,
         now=utc_now,
-        turns_over=lambda: True,
+        is_progressing=lambda: True,
         role=lambda: "active",
         schedules=lambda: schedules,
         known_since=lambda: {"s149": utc_now() - dt.timedelta(hours=9)},
     )
-    with HttpServer(without_pages(health_routes(health), []), "127.0.0.1", 0) as server:
+    with HttpServer(health_only(health_routes(health), []), "127.0.0.1", 0) as server:
         with pytest.raises(urllib.error.HTTPError) as overdue:
             urllib.request.urlopen(f"{server.url}/freshness", timeout=PATIENCE_SECONDS)
         with overdue.value as answer:
@@ -393,7 +393,7 @@ def test_waiting_for_the_database_is_no_standing_still(engine_of_file: Engine) -
     with serving(engine_of_file) as service, locked(str(engine_of_file.url.database)):
         wait_until(lambda: service._asks_database)
         service._turned_at -= 2 * STUCK_SECONDS
-        assert service.turns_over
+        assert service.is_progressing
 
 
 def test_a_service_whose_loop_hangs_or_whose_scheduler_starts_nothing_says_that_it_is_stuck(
@@ -410,13 +410,13 @@ def test_a_service_whose_loop_hangs_or_whose_scheduler_starts_nothing_says_that_
 
     with serving(engine_of_file, load) as service:
         wait_until(lambda: service.role == "active")
-        assert service.turns_over
+        assert service.is_progressing
         goes_on.clear()
         service.reload()
         assert hangs.wait(PATIENCE_SECONDS)
         service._turned_at -= 2 * STUCK_SECONDS
-        assert not service.turns_over
+        assert not service.is_progressing
         goes_on.set()
-        wait_until(lambda: service.turns_over)
+        wait_until(lambda: service.is_progressing)
         service._pulsed_at -= 2 * STUCK_SECONDS
-        assert not service.turns_over
+        assert not service.is_progressing

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, insert, text
 
 from etl.config import NotifySettings, Secret
 from etl.database import reading, writing
-from etl.notify import Freshness, Notifier, Overdue, Receiver, Timing, Wants, receivers
+from etl.notify import Freshness, Notifier, Overdue, Receiver, Subscription, Timing, receivers
 from etl.schema import target
 from tests.support.builders import flow
 from tests.support.newsroom import ANN, BOB, EVE, ON, Newsroom
@@ -28,13 +28,13 @@ def now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-def wants(*urls: str, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> list[Wants]:
+def wants(*urls: str, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> list[Subscription]:
     made = list(receivers(1, NotifySettings(urls=tuple(map(Secret, urls)))))
     assert all(isinstance(each, Receiver) for each in made), made
-    return [Wants(each, on, orgs) for each in made if isinstance(each, Receiver)]
+    return [Subscription(each, on, orgs) for each in made if isinstance(each, Receiver)]
 
 
-def notifier(news: Newsroom, told: list[Wants], **changes: Any) -> Notifier:
+def notifier(news: Newsroom, told: list[Subscription], **changes: Any) -> Notifier:
     nothing = Freshness((), {})
     given = {"is_active": lambda: True, "freshness": lambda: nothing, "clock": now, "timing": AT_ONCE, **changes}
     return Notifier(news.engine, news.store, told, **given)
@@ -170,7 +170,7 @@ def test_many_runs_that_wait_become_one_message(news: Newsroom, receiver: HttpRe
 
 def test_of_two_that_tell_one_notes_it_and_the_other_learns_so(news: Newsroom) -> None:
     run_id = news.run({ANN: [flow(1), flow(2)]})
-    assert [news.store.mark_told(run_id, now()) for _ in range(2)] == [True, False]
+    assert [news.store.mark_notified(run_id, now()) for _ in range(2)] == [True, False]
 
 
 @ON_SQLITE

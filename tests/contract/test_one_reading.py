@@ -65,7 +65,7 @@ def health(engine: Engine, schedules: tuple[Schedule, ...]) -> Health:
     return Health(
         engine,
         now=lambda: NOW,
-        turns_over=lambda: True,
+        is_progressing=lambda: True,
         role=lambda: "active",
         schedules=lambda: schedules,
         known_since=dict,

@@ -707,9 +707,9 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
     with house.run_context() as (context, _):
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
         order = sync.RunOptions(run_id=run_id, coverage_gap=GAP)
-        first = sync.settle_the_rest(context, order, sync.CircuitBreaker(9), [dave, nobody])
+        first = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, nobody])
         asked = len(house.upstream.ledger.entries())
-        again = sync.settle_the_rest(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
+        again = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
     assert len(house.upstream.ledger.entries()) == asked + 1
     assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
     assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}

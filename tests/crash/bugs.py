@@ -233,10 +233,10 @@ BUGS = (
     _bug(
         "a user who is gone has lost everything",
         "etl/sync",
-        "            asked = Fetched(fence, error)\n",
+        "            fetched = Fetched(fence, error)\n",
         "            now = dt.datetime.now(dt.UTC)\n"
         '            gone = Snapshot(fence.target, (), "0" * 64, now, now, 1, b"", True)\n'
-        '            asked = Fetched(fence, gone, True) if error.code == "62101" else Fetched(fence, error)\n',
+        '            fetched = Fetched(fence, gone, True) if error.code == "62101" else Fetched(fence, error)\n',
         "sweep:SQLite, failed, kill",
         "tests/contract/test_sync.py",
         MODEL,

@@ -58,14 +58,14 @@ def _serve() -> None:
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            _become(json.loads(line))
+            _set_role(json.loads(line))
             sys.argv = ["flowtrail", *json.loads(line)["arguments"]]
             etl.__main__.main()
             os._exit(70)  # main ends by itself
         os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def _become(request: dict[str, Any]) -> None:
+def _set_role(request: dict[str, Any]) -> None:
     os.closerange(3, 256)
     os.chdir(request["folder"])
     os.closerange(0, 3)

@@ -15,7 +15,7 @@ from etl.errors import Refused
 from etl.notify.digest import Digest
 from etl.notify.news import digest_of
 from etl.schema import sync_run
-from etl.store import NewRun, Store, UntoldRun
+from etl.store import NewRun, Store, UnnotifiedRun
 from tests.support.builders import GAP, UNCHECKED, judged, snapshot
 
 ON = ("cycle_changed", "removed", "added", "renamed", "editable_changed", "held", "failed", "overdue")
@@ -68,8 +68,8 @@ class Newsroom:
 
     # ------------------------------------------------------------------------------------------------ what is told
 
-    def untold(self) -> list[UntoldRun]:
-        return self.store.untold_runs(dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
+    def untold(self) -> list[UnnotifiedRun]:
+        return self.store.unnotified_runs(dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def digest(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> Digest | None:
         run = next(run for run in self.untold() if run.id == run_id)

@@ -117,7 +117,7 @@ def test_a_run_that_was_declared_dead_and_goes_on_is_told_again(news: Newsroom, 
     news.run({ANN: [flow(1, cycle="D")]})
     run_id = news.begin()
     news.finish(run_id, "aborted")
-    assert news.store.mark_told(run_id, news.untold()[-1].finished_at)
+    assert news.store.mark_notified(run_id, news.untold()[-1].finished_at)
     assert run_id not in [run.id for run in news.untold()]
     news.apply(run_id, {ANN: [flow(1, cycle="H")]})
     assert not Store(engine).finish_run(run_id, "succeeded", {}, news.untold()[-1].finished_at)
