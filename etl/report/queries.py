@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, or_, select, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, held_set
@@ -145,7 +145,7 @@ class Report:
     def causes(self) -> list[ProblemCause]:
         """What ``problems`` come from, the most frequent first; a target that fails and is held counts in both."""
         with reading(self._engine) as connection:
-            return [ProblemCause._make(row) for row in connection.execute(_CAUSES)]
+            return causes(connection)
 
     def holds(self, *, org: str | None = None) -> Iterator[HeldRemoval]:
         """Each workflow whose removal is held, and the latest reason why, by organisation, user, expression, flow_id.
@@ -171,6 +171,11 @@ class Report:
         if part is None:
             return []
         return [or_(*(contains(self._engine.dialect.name, name, part) for name in columns))]
+
+
+def causes(connection: Connection) -> list[ProblemCause]:
+    """``Report.causes``, within a transaction that reads more."""
+    return [ProblemCause._make(row) for row in connection.execute(_CAUSES)]
 
 
 _CAUSES: Final = text("""

@@ -19,6 +19,19 @@ from etl.report import WorkflowEvent, statements
 from etl.report.fetch import fetch, with_times
 from etl.report.names import contains_sql, pattern
 from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged, Position
+from etl.schema import UtcTime
+
+
+def state(connection: Connection) -> tuple[int, int, int]:
+    """What moves whenever a sum of this module may: the newest version, the newest span, and how many are retired."""
+    row = connection.execute(text(_STATE)).one()
+    return int(row[0]), int(row[1]), int(row[2])
+
+
+_STATE: Final = """
+SELECT coalesce((SELECT max(id) FROM change_set), 0), coalesce((SELECT max(id) FROM observation), 0),
+       (SELECT count(retired_at) + count(observation_id) FROM target)
+"""
 
 
 def workflows(connection: Connection) -> int:
@@ -44,7 +57,7 @@ def days(connection: Connection, since: dt.date, until: dt.date) -> list[Day]:
 
 
 def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
-    """The organisations whose lists gained and lost most since then, and how long their lists are now."""
+    """The organisations whose lists changed most since then, in whatever way, and how long their lists are now."""
     sql = f"""
     SELECT c.org_id, {", ".join(DELTA_KINDS)},
            coalesce((SELECT sum(flow_count) FROM target n WHERE n.org_id = c.org_id AND n.retired_at IS NULL), 0), orgs
@@ -52,8 +65,8 @@ def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
           FROM change_set s JOIN target t ON t.id = s.target_id
           WHERE s.observed_at >= :since AND s.kind = 'delta'
           GROUP BY t.org_id
-          ORDER BY sum(added) + sum(removed) DESC, sum(cycle_changed) DESC, t.org_id LIMIT :limit) c
-    ORDER BY added + removed DESC, cycle_changed DESC, c.org_id
+          ORDER BY {_of_all_kinds("sum({})")} DESC, t.org_id LIMIT :limit) c
+    ORDER BY {_of_all_kinds("{}")} DESC, c.org_id
     """
     return fetch(connection, Churn, sql, since=_midnight(since), limit=limit)
 
@@ -65,11 +78,11 @@ def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> lis
     A retired target took its whole list away at that time.
     """
     gained = _gained(connection, since)
-    unobserved = _unobserved(connection, since, until)
+    unobserved, targets = _unobserved(connection, since, until), _targets(connection, since, until)
     count = Counter({str(cycle): int(number) for cycle, number in connection.execute(text(_NOW))})
     found = []
     for day in reversed(_calendar(since, until)):
-        found.append(DaySnapshot(day, {cycle: count[cycle] for cycle in CYCLES}, unobserved[day]))
+        found.append(DaySnapshot(day, {cycle: count[cycle] for cycle in CYCLES}, unobserved[day], targets[day]))
         count.subtract(gained.get(day, {}))
     return found[::-1]
 
@@ -112,8 +125,34 @@ def _unobserved(connection: Connection, since: dt.date, until: dt.date) -> Count
     for begins, ends, number in _by_day(connection, sql, since):
         steps[max(begins, since)] += number
         steps[_as_date(ends) or until + dt.timedelta(days=1)] -= number
-    calendar = _calendar(since, until)
-    for before, day in pairwise(calendar):
+    return _summed(steps, since, until)
+
+
+def first_day(connection: Connection) -> dt.date | None:
+    """The day (UTC) of the first observation; None: there was none yet."""
+    found = connection.execute(_FIRST).scalar()
+    return None if found is None else found.date()
+
+
+_FIRST: Final = text("SELECT min(observed_at) AS at FROM change_set").columns(at=UtcTime)
+
+
+def _targets(connection: Connection, since: dt.date, until: dt.date) -> Counter[dt.date]:
+    """How many targets had been observed by the end of each day, and were not retired."""
+    sql = f"""
+    SELECT {_day(connection, "s.observed_at")} AS day, {_day(connection, "t.retired_at")}, count(*)
+    FROM target t JOIN change_set s ON s.target_id = t.id AND s.version = 1 GROUP BY 1, 2
+    """
+    steps: Counter[dt.date] = Counter()
+    for day, retired, number in connection.execute(text(sql)):
+        steps[max(_as_date(day) or since, since)] += number
+        if retired is not None:
+            steps[max(_as_date(retired) or since, since)] -= number
+    return _summed(steps, since, until)
+
+
+def _summed(steps: Counter[dt.date], since: dt.date, until: dt.date) -> Counter[dt.date]:
+    for before, day in pairwise(_calendar(since, until)):
         steps[day] += steps[before]
     return steps
 
@@ -132,6 +171,16 @@ def gap_counts(connection: Connection) -> tuple[int, int]:
     """How many gaps there are, and how many of them last."""
     row = connection.execute(text("SELECT count(*), count(*) - count(gap_to) FROM coverage_gap")).one()
     return int(row[0]), int(row[1])
+
+
+def open_gap_count(connection: Connection) -> int:
+    """How many gaps last, without looking at those that ended."""
+    return int(connection.execute(text(_OPEN_GAPS)).scalar_one())
+
+
+_OPEN_GAPS: Final = """
+SELECT count(*) FROM target WHERE observation_id IS NULL AND retired_at IS NULL AND version > 0
+"""
 
 
 def holds(connection: Connection, *, org: str | None = None, limit: int, offset: int = 0) -> list[Hold]:
@@ -240,6 +289,10 @@ def _equal(prefix: str, given: Mapping[str, str]) -> str:
 
 def _sums() -> str:
     return ", ".join(f"sum({kind}) AS {kind}" for kind in DELTA_KINDS)
+
+
+def _of_all_kinds(term: str) -> str:
+    return " + ".join(term.format(kind) for kind in DELTA_KINDS)
 
 
 def _cycle(column: str) -> str:

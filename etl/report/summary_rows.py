@@ -36,6 +36,13 @@ class DaySnapshot(NamedTuple):
     """Workflows in the targets' lists, a count for each of ``CYCLES``."""
     unobserved: int
     """Targets whose list then is not known: in a coverage gap that had changes inside, or has not ended."""
+    targets: int
+    """Targets that had been observed by then, and were not retired."""
+
+    @property
+    def share_unobserved(self) -> float:
+        """0 to 1."""
+        return min(1.0, self.unobserved / self.targets) if self.targets else 0.0
 
 
 class Churn(NamedTuple):

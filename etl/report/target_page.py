@@ -215,10 +215,20 @@ def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silen
 # -------------------------------------------------------------------------------------------------- all of them
 
 
-def chosen_targets(dialect: str, show: statements.Show, *, org: str = "", user: str = "") -> Select[Any]:
-    """``TargetHealth`` of the targets whose ids contain these parts."""
+HELD: Final = "held"
+"""What stands for an error code where removals are held."""
+
+
+def chosen_targets(
+    dialect: str, show: statements.Show, *, org: str = "", user: str = "", cause: str = ""
+) -> Select[Any]:
+    """``TargetHealth`` of the targets whose ids contain these parts; ``cause`` is an error code, or ``HELD``."""
     chosen = statements.targets(show)
-    ids = ((chosen.selected_columns.org_id, org), (chosen.selected_columns.user_id, user))
+    known = chosen.selected_columns
+    ids = ((known.org_id, org), (known.user_id, user))
+    if cause:
+        failing = and_(known.consecutive_failures > 0, known.last_error_code == cause)
+        chosen = chosen.where(known.held_since.is_not(None) if cause == HELD else failing)
     return chosen.where(*(id_contains(dialect, column, asked) for column, asked in ids if asked))
 
 

@@ -19,7 +19,6 @@ from etl.web.labels import cycle_label, foreign, kind_label, user_label
 Figure = dict[str, Any]
 
 _ROW_PIXELS: Final = 30
-_DAY: Final = dt.timedelta(days=1)
 
 
 def label(words: str) -> str:
@@ -50,34 +49,65 @@ def changes_by_day(days: Sequence[Day]) -> Figure:
 
 
 def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
-    """Areas, stacked; the evenings on which a list was not known lie on grey."""
+    """Areas, stacked; below them, as a share, the targets whose list was not known. One day alone is a bar."""
+    days = [evening.day.isoformat() for evening in day_snapshots]
+    single = len(days) == 1
+    unobserved = [_share_unobserved(days, day_snapshots)] if any(each.unobserved for each in day_snapshots) else []
     return {
         "data": [
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "stackgroup": "cycle",
-                "name": cycle_label(cycle),
-                "x": [evening.day.isoformat() for evening in day_snapshots],
-                "y": [evening.by_cycle[cycle] for evening in day_snapshots],
-                "line": {"width": 1, "color": _cycle_colour(cycle)},
-                "fillcolor": _cycle_colour(cycle),
-            }
-            for cycle in CYCLES
-            if any(evening.by_cycle[cycle] for evening in day_snapshots)
+            *(
+                {
+                    "type": "bar" if single else "scatter",
+                    **({} if single else {"mode": "lines", "stackgroup": "cycle"}),
+                    "name": cycle_label(cycle),
+                    "x": days,
+                    "y": [evening.by_cycle[cycle] for evening in day_snapshots],
+                    **_filled(_cycle_colour(cycle), single),
+                }
+                for cycle in CYCLES
+                if any(evening.by_cycle[cycle] for evening in day_snapshots)
+            ),
+            *unobserved,
         ],
         "layout": {
+            "barmode": "stack",
             "hovermode": "x unified",
             "xaxis": {"type": "date", **_few_ticks(len(day_snapshots))},
-            "yaxis": {"title": {"text": "workflows in lists"}, "rangemode": "tozero"},
-            "shapes": [_grey(evening.day) for evening in day_snapshots if evening.unobserved],
+            "yaxis": {
+                "title": {"text": "workflows in lists"},
+                "rangemode": "tozero",
+                "domain": [0.28, 1] if unobserved else [0, 1],
+            },
+            **({"yaxis2": _SHARE_AXIS} if unobserved else {}),
         },
     }
 
 
+_SHARE_AXIS: Final = {
+    "domain": [0, 0.18],
+    "range": [0, 1],
+    "tickformat": ".0%",
+    "nticks": 3,
+}
+
+
+def _share_unobserved(days: Sequence[str], day_snapshots: Sequence[DaySnapshot]) -> dict[str, Any]:
+    return {
+        "type": "bar",
+        "name": "targets not observed",
+        "x": list(days),
+        "y": [round(evening.share_unobserved, 4) for evening in day_snapshots],
+        "yaxis": "y2",
+        "marker": {"color": "--kind-baseline"},
+    }
+
+
+def _filled(colour: str, as_bar: bool) -> dict[str, Any]:
+    return {"marker": {"color": colour}} if as_bar else {"line": {"width": 1, "color": colour}, "fillcolor": colour}
+
+
 def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
     """A bar an organisation, the liveliest on top."""
-    kinds = ("added", "removed", "cycle_changed")
     return {
         "data": [
             {
@@ -88,7 +118,7 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
                 "x": [getattr(row, kind) for row in churn],
                 "marker": {"color": f"--kind-{kind}"},
             }
-            for kind in kinds
+            for kind in DELTA_KINDS
         ],
         "layout": {
             "barmode": "stack",
@@ -202,18 +232,3 @@ def _cycle_colour(cycle: str) -> str:
 def _few_ticks(days: int) -> dict[str, Any]:
     """No ticks between the days."""
     return {"dtick": 24 * 3600 * 1000, "tickformat": "%d %b"} if days <= 10 else {"tickformat": "%d %b"}
-
-
-def _grey(day: dt.date) -> dict[str, Any]:
-    noon = dt.datetime.combine(day, dt.time())
-    return {
-        "type": "rect",
-        "layer": "below",
-        "yref": "paper",
-        "x0": (noon - _DAY / 2).isoformat(" "),
-        "x1": (noon + _DAY / 2).isoformat(" "),
-        "y0": 0,
-        "y1": 1,
-        "line": {"width": 0},
-        "fillcolor": "--unobserved",
-    }

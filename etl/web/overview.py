@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, statements, summaries
 from etl.report.fetch import page
 from etl.report.health import HealthSnapshot, TargetSummary
-from etl.report.rows import TargetHealth
+from etl.report.queries import causes
 from etl.web.labels import ago, count
 
 PERIODS: Final = (7, 30, 90, 365)
@@ -44,24 +46,66 @@ def gather(
     today = now.astimezone(dt.UTC).date()
     since = today - dt.timedelta(days=period - 1)
     last = next((run for run in page(connection, SyncRun, statements.runs(), _RUNS) if run.status != "running"), None)
-    gaps, open_gaps = summaries.gap_counts(connection)
+    open_gaps = summaries.open_gap_count(connection)
+    counted = _counted(connection, since, today)
     return {
         "now": now,
         "period": period,
         "since": since,
         "health": health,
         "last": last,
-        "workflows": summaries.workflows(connection),
+        **counted,
         "problems": _problems(health, last, open_gaps, now, coverage_gap),
-        "troubled": page(connection, TargetHealth, statements.targets("problems"), _SHOWN),
-        "days": summaries.days(connection, since, today),
-        "evenings": summaries.day_snapshots(connection, since, today),
-        "churn": summaries.churn(connection, since, _ORGS),
+        "causes": causes(connection),
         "holds": summaries.holds(connection, limit=_SHOWN) if health.held else [],
-        "gaps": summaries.gaps(connection, _SHOWN) if gaps else [],
-        "gap_count": gaps,
         "open_gaps": open_gaps,
         "latest": summaries.trail(connection, limit=events),
+    }
+
+
+class _Counted(NamedTuple):
+    """What was counted over everything, for which state of the database, and what that took."""
+
+    state: tuple[Any, ...]
+    values: dict[str, Any]
+    at: float
+    seconds: float
+
+
+_COUNTED: Final[WeakKeyDictionary[Engine, dict[dt.date, _Counted]]] = WeakKeyDictionary()
+_QUICK_SECONDS: Final = 0.25
+_REUSED_FOR: Final = 60
+"""A slow count of a database that has changed since is used for so many times as long as it took, so that counting
+takes a small part of the time however often somebody looks."""
+
+
+def _counted(connection: Connection, since: dt.date, today: dt.date) -> dict[str, Any]:
+    """The sums over all lists and changes, counted again where the database has changed."""
+    known = _COUNTED.setdefault(connection.engine, {})
+    state, began = (today, *summaries.state(connection)), time.monotonic()
+    for old in [key for key, value in list(known.items()) if value.state[0] != today]:
+        known.pop(old, None)
+    last = known.get(since)
+    if last is not None:
+        reusable = last.seconds > _QUICK_SECONDS and began - last.at < _REUSED_FOR * last.seconds
+        if last.state == state or reusable:
+            return last.values
+    values = _count(connection, since, today)
+    ended = time.monotonic()
+    known[since] = _Counted(state, values, ended, ended - began)
+    return values
+
+
+def _count(connection: Connection, since: dt.date, today: dt.date) -> dict[str, Any]:
+    """Plots begin on the day of the first observation: before it there was not nothing, nobody had looked."""
+    begin = max(since, summaries.first_day(connection) or since)
+    return {
+        "workflows": summaries.workflows(connection),
+        "days": summaries.days(connection, begin, today),
+        "evenings": summaries.day_snapshots(connection, begin, today),
+        "churn": summaries.churn(connection, since, _ORGS),
+        "gaps": summaries.gaps(connection, _SHOWN),
+        "gap_count": summaries.gap_counts(connection)[0],
     }
 
 

@@ -31,7 +31,8 @@ def index(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     ids = {name: asked.text(name) for name in ("org", "user")}
     show, paging, at = statements.show(asked.text("show")), asked.paging(), asked.moment("as_of", now)
-    chosen = target_page.chosen_targets(site.engine.dialect.name, show, **ids)
+    cause = asked.text("cause")
+    chosen = target_page.chosen_targets(site.engine.dialect.name, show, **ids, cause=cause)
     fmt = wanted_format(request)
     if fmt and at:
         then = target_page.coverage_then(site.engine.dialect.name, **ids)
@@ -41,7 +42,16 @@ def index(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         rows = page(connection, TargetHealth, chosen, *paging.window)
         covered = _coverage(connection, rows, at)
-    values = {**ids, "show": show, "now": now, "as_of": asked.text("as_of"), "at": at, "then": covered, "asked": asked}
+    values = {
+        **ids,
+        "show": show,
+        "cause": cause,
+        "now": now,
+        "as_of": asked.text("as_of"),
+        "at": at,
+        "then": covered,
+        "asked": asked,
+    }
     return html(request, "targets.html", {**values, **paging.cut(rows)})
 
 

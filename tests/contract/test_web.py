@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -34,7 +35,7 @@ from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
 from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
-from tests.support.builders import after
+from tests.support.builders import Diary, after, numbered
 from tests.support.histories import World
 
 DAY = dt.timedelta(days=1)
@@ -106,12 +107,60 @@ def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engi
     with reading(engine) as connection:
         found = summaries.day_snapshots(connection, until - 20 * DAY, until)
         gaps = summaries.gaps(connection, 10_000)
-        assert summaries.gap_counts(connection) == (len(gaps), sum(gap.gap_to is None for gap in gaps))
+        open_gaps = sum(gap.gap_to is None for gap in gaps)
+        assert summaries.gap_counts(connection) == (len(gaps), open_gaps)
+        assert summaries.open_gap_count(connection) == open_gaps
     for evening in found[:-1]:
         at = dt.datetime.combine(evening.day + DAY, dt.time(), dt.UTC)
         hidden = [g for g in gaps if g.gap_from < at and (g.gap_to is None or (g.gap_to >= at and g.changed_inside))]
         assert evening.unobserved == len(hidden), evening.day
     assert len({evening.unobserved for evening in found}) > 1
+    assert all(evening.share_unobserved == evening.unobserved / evening.targets for evening in found if evening.targets)
+
+
+def test_targets_of_an_evening_are_those_observed_by_then_and_not_retired(engine: Engine, world: World) -> None:
+    until = world.now.date()
+    with reading(engine) as connection:
+        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+    for evening in found[:-1]:
+        at = dt.datetime.combine(evening.day, dt.time.max, dt.UTC)
+        known = [row for row in Report(engine).targets_as_of(at) if row.observed_before]
+        assert evening.targets == len(known), evening.day
+    assert found[-1].targets
+
+
+def test_plots_begin_with_the_first_observation_and_not_with_a_ramp_from_nothing(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 3), NOW - 2 * DAY)
+    with site(engine) as server:
+        page = get(server, "/").text
+    figure = json.loads(re.search(r'id="by-cycle-figure">(.*?)</script>', page)[1])
+    (trace,) = figure["data"]
+    assert (trace["x"][0], trace["y"]) == ("2026-04-06", [3, 3, 3])
+
+
+def test_one_refused_target_of_six_is_a_sixth_of_a_day(server: HttpServer) -> None:
+    page = get(server, "/?days=7").text
+    figure = json.loads(re.search(r'id="by-cycle-figure">(.*?)</script>', page)[1])
+    assert "shapes" not in figure["layout"]
+    (share,) = (trace for trace in figure["data"] if trace["name"] == "targets not observed")
+    assert share["y"][-1] == round(2 / 6, 4)
+
+
+def test_problems_are_told_by_cause_and_unfolded_on_demand(server: HttpServer) -> None:
+    causes = get(server, "/").text.partition('<table id="causes">')[2].partition("</table>")[0]
+    links = re.findall(r'href="([^"]+)"', causes)
+    assert links == ["/targets?show=problems&amp;cause=62109", "/targets?show=problems&amp;cause=held"]
+    users = [get(server, html.unescape(link) + "&format=json").json() for link in links]
+    assert [[row["user_id"] for row in found] for found in users] == [["dave"], ["alice"]]
+
+
+def test_a_change_is_seen_on_the_next_look(engine: Engine, diary: Diary) -> None:
+    """What is counted over everything is counted again when the database has changed."""
+    diary.answer(numbered(1, 3), NOW - 2 * DAY)
+    with site(engine) as server:
+        assert "0 removed" in get(server, "/").text
+        diary.answer(numbered(2, 3), NOW - DAY)
+        assert "1 removed" in get(server, "/").text
 
 
 def test_changes_and_churn_are_those_of_daily_change(engine: Engine, world: World) -> None:
@@ -127,7 +176,7 @@ def test_changes_and_churn_are_those_of_daily_change(engine: Engine, world: Worl
         (str(day.day), kind): getattr(day, kind) for day in days for kind in DELTA_KINDS if getattr(day, kind)
     } == by_day
     assert [day.day for day in days] == [since + number * DAY for number in range(7)]
-    orgs = sorted({org for org, _ in by_org}, key=lambda org: -by_org[org, "added"] - by_org[org, "removed"])
+    orgs = sorted({org for org, _ in by_org}, key=lambda org: (-sum(by_org[org, kind] for kind in DELTA_KINDS), org))
     assert [row.org_id for row in churn] == orgs[:2]
     assert all(getattr(row, kind) == by_org[row.org_id, kind] for row in churn for kind in DELTA_KINDS)
     assert {row.orgs for row in churn} == {len(orgs)}

@@ -41,6 +41,7 @@
         ...layout,
         xaxis: axis(layout.xaxis),
         yaxis: axis(layout.yaxis),
+        ...(layout.yaxis2 ? { yaxis2: axis(layout.yaxis2) } : {}),
       },
       { displayModeBar: false, responsive: true },
     );
