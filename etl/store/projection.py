@@ -62,22 +62,16 @@ class StoryStep(msgspec.Struct):
     members: Members
     versions: Mapping[int, list[Version]]
     audience: Audience
+    moved: list[Member]
+    """The users whose versions are judged, or who begin or cease to count."""
+    is_held: bool
+    """Whether a removal of one of its users is held."""
     judged: list[Judged] = msgspec.field(default_factory=list)
 
     @property
     def is_new(self) -> bool:
         """No step of it has been written yet."""
         return self.members.last_step is None
-
-    @property
-    def moved(self) -> list[Member]:
-        """The users whose versions are judged, or who begin or cease to count."""
-        return [
-            member
-            for member in self.members.by_id.values()
-            if (member.is_judged and (member.projected_version != member.version or member.returns))
-            or (member.is_known and member.leaves)
-        ]
 
     @property
     def changes_something(self) -> bool:
@@ -122,7 +116,17 @@ def read_steps(
     ids = [member.target_id for member in pending]
     changes = story_rows.read_changes(connection, ids, [t for t in ids if t in in_old_stories])
     versions = story_rows.read_versions(connection, ids, changes)
-    steps = {key: StoryStep(key, of, versions, _audience(key, of, step, gap_of)) for key, of in members.items()}
+    steps = {
+        key: StoryStep(
+            key,
+            of,
+            versions,
+            _audience(key, of, step, gap_of),
+            [member for member in of.by_id.values() if _moves(member)],
+            any(member.is_held for member in of.by_id.values()),
+        )
+        for key, of in members.items()
+    }
     touched = sorted({*_touched(connection, steps, changes), *differing})
     of_new_stories = [flow for flow in touched if steps[flow.story].is_new]
     story_rows.read_baselines(connection, of_new_stories, changes)
@@ -131,6 +135,11 @@ def read_steps(
     for flows in chunks(touched, weights, _SHOWINGS_AT_ONCE):
         _judge(connection, flows, steps, changed_by)
     return list(steps.values())
+
+
+def _moves(member: Member) -> bool:
+    judged = member.is_judged and (member.projected_version != member.version or member.returns)
+    return judged or (member.is_known and member.leaves)
 
 
 def _audience(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> Audience:
@@ -208,8 +217,8 @@ class _Reading:
         self.kept = story_rows.read_kept(connection, flows)
         self.waiting = story_rows.read_waiting(connection, flows)
         self._listings = story_rows.read_listings(connection, flows)
-        is_held = any(m.is_held for flow in flows for m in steps[flow.story].members.by_id.values())
-        self._held = story_rows.read_held(connection, flows) if is_held else {}
+        held = [flow for flow in flows if steps[flow.story].is_held]
+        self._held = story_rows.read_held(connection, held)
         self._before: dict[FlowKey, list[tuple[Member, Listed, int | None]]] = {}
         for flow in flows:
             self._before[flow] = list(self._listed_before(flow))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -85,8 +86,8 @@ _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("pos
 def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) -> None:
     """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back."""
     steps = [each for each in steps if each.changes_something]
-    _lock(connection, steps)
-    moved = [row for each in steps for row in _moved_rows(connection, each)]
+    moved = sorted((row for each in steps for row in _moved_rows(connection, each)), key=itemgetter(0))
+    _lock(connection, steps, moved)
     if moved:
         connection.execute(text(_update_moved(connection.dialect.name)), _MOVED.bound(connection, moved))
     _write_first_lists(connection, steps)
@@ -109,9 +110,8 @@ def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step)
     return connection.execute(same.limit(1)).first() is not None
 
 
-def _lock(connection: Connection, steps: Sequence[StoryStep]) -> None:
+def _lock(connection: Connection, steps: Sequence[StoryStep], moved: Sequence[Sequence[Any]]) -> None:
     """Targets by id, then organisations by id; and nothing may have been written of the stories since."""
-    moved = sorted(row for each in steps for row in _moved_rows(connection, each))
     if moved:
         rows = connection.execute(
             story_rows.typed(
