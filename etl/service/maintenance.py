@@ -1,4 +1,4 @@
-"""What the active replica does beside its runs: keeps the ends of the chains in a file, and forgets old runs."""
+"""What the active replica does besides its runs: it keeps the chain heads in a file, and deletes old runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from etl.system.background import BackgroundLoop
 from etl.verify import HeadsFile
 
 TICK_SECONDS: Final = 5.0
-"""How soon after a run's end its heads are in the file."""
+"""How soon the heads of a finished run are in the file."""
 PRUNE_SECONDS: Final = 3600.0
 UNSURE_SECONDS: Final = 300.0
-"""How long to wait for a gateway to say what time it is; some never say it."""
+"""How long to wait for a gateway's `Date` before pruning without it; some gateways never send one."""
 _SHARE: Final = 20
-"""So many times longer than the last look at all targets it rests before the next one."""
+"""Reading the heads of all targets takes at most this part (a twentieth) of the time."""
 _LAST_WORDS_SECONDS: Final = 3.0
 
 
 class Maintenance:
-    """A thread of its own, so that neither a slow disk nor a full one holds up a run. It works while ``active``."""
+    """Runs in a thread of its own, so that a slow or full disk delays no run. It works while ``active``."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Maintenance:
         heads: HeadsFile | None,
         clock_is_right: Callable[[], bool | None] = lambda: True,
     ) -> None:
-        """``clock_is_right``: None where nobody has said yet; no run is deleted while it is False."""
+        """``clock_is_right``: None while it is not known; no run is deleted while it is False."""
         self._store = store
         self._active = active
         self._clock = clock
@@ -55,7 +55,7 @@ class Maintenance:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Work while the block runs; at its end, once more for the last runs."""
+        """Work while the block runs, and once more at its end, for the last runs."""
         self._loop.start()
         try:
             yield
@@ -77,7 +77,7 @@ class Maintenance:
             self._attempt("pruning", self._prune, remedy="it is tried again")
 
     def _attempt(self, what: str, work: Callable[[], None], remedy: str) -> None:
-        """Say what goes wrong once, and that it goes well again; the database's absence is the service's to say."""
+        """Log a failure once, and the recovery. That the database is away is logged by the service."""
         try:
             work()
         except DatabaseError:
@@ -91,7 +91,7 @@ class Maintenance:
                 self._log.info(f"{what}_works_again")
 
     def _keep_heads(self) -> None:
-        """Nothing but a run moves a head, so there is nothing to compare until one began, wrote or ended."""
+        """Only runs move heads: there is nothing to do until one has begun, written or ended."""
         assert self._heads is not None  # noqa: S101 - the caller looked
         began = time.monotonic()
         marks = self._store.marks()
@@ -120,7 +120,7 @@ class Maintenance:
         return self._active() and self._trusts_clock() and not self._loop.stopping
 
     def _trusts_clock(self) -> bool:
-        """With a clock that is years ahead every run looks old."""
+        """A clock that is years ahead would make every run look old."""
         right = self._clock_is_right()
         if right is None:
             return time.monotonic() - (self._active_since or math.inf) >= UNSURE_SECONDS

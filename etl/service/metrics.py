@@ -1,8 +1,8 @@
-"""What Prometheus is told, and the only importer of its client.
+"""The metrics for Prometheus, and the only importer of its client.
 
-What happens in this process is counted as it happens; what is true of the database is read when somebody scrapes, by
-every replica alike. No label has a target, a user or a workflow in it: as many series as there are schedules (up to a
-thousand), verdicts, kinds and known error codes, and no more.
+Events of this process are counted as they happen. The state of the database is read at each scrape, and is the same on
+every replica. No label holds a target, a user or a workflow: the number of series is bounded by the schedules (up to a
+thousand), verdicts, kinds and known error codes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ _OWN: Final = (
     *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
 )
 CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
-"""The error codes that are told apart; whatever else EnOS may send is ``other``."""
+"""The error codes with a series of their own; every other one is ``other``."""
 
 MOST_SCHEDULES: Final = 1_000
-"""So many are told apart, the first by name. The client takes 30 µs for a sample, and a schedule has eight."""
+"""Schedules with series of their own, the first by name. The client takes 30 µs a sample, and a schedule has eight."""
 OTHERS: Final = "(others)"
-"""The schedules beyond them, together; no schedule can have this name."""
+"""The label of all further schedules together; no schedule can have this name."""
 
 _Samples = Mapping[tuple[str, ...], float]
 _REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -65,7 +65,7 @@ _APPLY_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true at the moment of a scrape."""
+    """The state at the moment of a scrape."""
 
     role: str
     alive: bool
@@ -75,9 +75,9 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     clock_skew_seconds: float | None
     """How far the gateway's clock is ahead of ours; None: not seen yet."""
     conditions: Mapping[str, bool]
-    """Whether what can be wrong beside the targets is so; what is not known is not in it."""
+    """Each condition that may be wrong beside the targets, and whether it is; unknown ones are left out."""
     vitals: HealthSnapshot | None
-    """None where the database does not say: then nothing is told of it."""
+    """None while the database cannot be read: then its metrics are left out."""
 
 
 class Metrics:
@@ -129,7 +129,7 @@ class Metrics:
         self._create_labelled_series()
 
     def _create_labelled_series(self) -> None:
-        """What exists from the start shows its first increase."""
+        """Create the series with fixed labels at 0, so that Prometheus sees their first increase."""
         for verdict in VERDICTS:
             self._targets.labels(verdict)
         for kind in CHANGE_KINDS:
@@ -139,14 +139,14 @@ class Metrics:
         self._failures.labels(OTHER)
 
     def know(self, schedules: Iterable[str]) -> None:
-        """The names of all schedules, as they are from now on."""
+        """Set the names of all schedules."""
         self._others = frozenset(sorted(schedules)[MOST_SCHEDULES:])
 
     def _label(self, schedule: str) -> str:
         return OTHERS if schedule in self._others else schedule
 
     def exchanged(self, call: str, attempt: int, seconds: float, error_code: str | None) -> None:
-        """A request (``call`` is one of CALLS) was answered, or failed; ``attempt`` counts from 1."""
+        """Count a request (``call`` is one of CALLS) that was answered or failed; ``attempt`` counts from 1."""
         self._seconds_of[call].observe(seconds)
         if attempt > 1:
             self._retries.inc()
@@ -156,11 +156,11 @@ class Metrics:
             self._renewals.inc()
 
     def desynced(self) -> None:
-        """A connection to the gateway was ended, since something came on it that nobody had asked for."""
+        """Count a connection to the gateway that was closed because of bytes that belong to no request."""
         self._desyncs.inc()
 
     def applied(self, seconds: float) -> None:
-        """A transaction that writes outcomes ended, well or not; with its tries where the database was away."""
+        """Record the duration of a transaction that writes outcomes, with its retries, whether it succeeded or not."""
         self._apply.observe(seconds)
 
     def run_ended(
@@ -174,7 +174,7 @@ class Metrics:
         failures: Mapping[str, int],
         asked_again: int = 0,
     ) -> None:
-        """A run ended with these sums; ``failures``: how many targets failed, by error code."""
+        """Count a finished run; ``failures``: how many targets failed, by error code."""
         self._asked_again.inc(asked_again)
         label = self._label(schedule)
         for each in RUN_STATUSES:
@@ -188,7 +188,7 @@ class Metrics:
             self._failures.labels(_bounded(code)).inc(count)
 
     def watch(self, status_now: Callable[[], ServiceStatus]) -> None:
-        """Tell at every scrape what ``status_now`` returns; it may take a few seconds, and must not raise. Once."""
+        """Call ``status_now`` at every scrape, and expose what it returns. It must not raise. To be called once."""
         self._registry.register(_ScrapeCollector(status_now, self._label))
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -256,7 +256,7 @@ def _of_vitals(vitals: HealthSnapshot | None) -> Iterator[Metric]:
 
 
 def _of_schedules(vitals: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
-    """Of schedules that share a label: the sum of their overdue targets, and the success that is longest ago."""
+    """For schedules that share a label: the sum of their overdue targets, and the oldest of their last successes."""
     overdue: dict[tuple[str, ...], float] = {}
     succeeded: dict[tuple[str, ...], float] = {}
     for name, count in vitals.overdue_by_schedule.items() if vitals else ():

@@ -27,28 +27,28 @@ from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunLogge
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
-"""How often the lease is renewed, or asked for: a standby takes over within the lease's life and one tick."""
+"""How often the lease is renewed or tried for. A standby takes over within the life of the lease and one tick."""
 SWEEP_SECONDS: Final = 30.0
-"""How often dead runs are looked for, and slots that nobody served."""
+"""How often to look for abandoned runs and unserved slots."""
 PULSE_SECONDS: Final = 15.0
-"""How often the scheduler proves that it still starts what is due."""
+"""How often the scheduler proves that it still starts jobs."""
 ROSTERS_SECONDS: Final = 60.0
-"""How often it is looked whether a roster is due."""
+"""How often to look whether a roster is due."""
 STUCK_SECONDS: Final = 180.0
-"""What has not come round for so long hangs."""
+"""A loop that has not come round for so long counts as stuck."""
 _LAST_WORDS_SECONDS: Final = 5.0
-"""What of the grace period is kept for committing what has arrived, once the requests are cut off."""
+"""The end of the grace period: requests have been cut off, and what has arrived is committed."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
 _LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who this replica is, to the others and in ``sync_run``."""
+    """How this replica is known to the others and in ``sync_run``."""
 
     host: str
     pid: int
     token: str
-    """Tells this process from an earlier one with the same host and pid."""
+    """Distinguishes this process from an earlier one with the same host and pid."""
 
     def __str__(self) -> str:
         return f"{self.host}/{self.pid}/{self.token}"
@@ -101,19 +101,19 @@ class Service:
         self._wake = threading.Event()
         self._busy: dict[str, threading.Lock] = {}
         self._running: dict[str, Schedule] = {}
-        """The schedules whose runs are under way, as they were when these began."""
+        """The schedules of the runs under way, as they were when those began."""
         self._sweep_at = 0.0
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
         self.role = "starting"
         """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
         self.was_active = False
-        """Whether this replica is the active one, or was when it could last work."""
+        """Whether this replica is active, or was when it could last reach the database."""
         self.ended = True
         """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service.replica")
         self._run_logger = RunLogger(self.log)
 
-    # ------------------------------------------------------------------------------------------- life and death
+    # ------------------------------------------------------------------------------------------- start and stop
 
     def serve(self, *, standby: bool = True) -> bool:
         """Block until a signal asks to stop; False where another replica is active and ``standby`` is off."""
@@ -141,8 +141,8 @@ class Service:
     def signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT stop, SIGHUP reloads the schedules, while the block runs (main thread only).
 
-        After a stop they are ignored: the process is about to end, and whoever asks again must not interrupt it while
-        it closes what it opened. (As it ends, Python gives handlers up, and SIGTERM would kill it.)
+        After a stop the signals are ignored, so that a second one does not interrupt the process while it closes what
+        it opened. (Python removes its handlers as it exits, and SIGTERM would then kill it.)
         """
         handlers = {
             signal.SIGTERM: lambda *_: self.stop(),
@@ -162,7 +162,7 @@ class Service:
         self._wake.set()
 
     def wait_for_stop(self) -> None:
-        """Wait for it."""
+        """Block until the service has been asked to stop."""
         self._stopping.wait()
 
     def reload(self) -> None:
@@ -183,13 +183,13 @@ class Service:
 
     @property
     def known_since(self) -> Mapping[str, dt.datetime]:
-        """Since when this process has known each of the schedules, by its clock as that is now."""
+        """When this process first read each schedule, in terms of its clock as it is now."""
         return self._schedules.since(self._clock())
 
     @property
     def is_progressing(self) -> bool:
-        """Whether the service's loop and its scheduler have come round lately. Waiting for the database is no standing
-        still, however long: another process would wait as well."""
+        """Whether the service's loop and its scheduler have come round lately. Waiting for the database counts as
+        progress, however long it takes: a new process would have to wait, too."""
         latest = time.monotonic() - STUCK_SECONDS
         turns = self._loop_alive_at > latest or self._waits_for_database
         return self._stopping.is_set() or (turns and self._scheduler_alive_at > latest)
@@ -249,7 +249,7 @@ class Service:
             self._set_role("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
 
     def _set_role(self, role: str, **why: object) -> bool:
-        """Note the role and say so where it is news; whether it is."""
+        """Set the role, and log a change; return whether it changed."""
         if role == self.role:
             return False
         level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
@@ -263,7 +263,7 @@ class Service:
         return True
 
     def _shut_down(self) -> None:
-        """Finish what can finish, commit what is whole, abandon the rest."""
+        """Let runs finish within the grace period, commit complete answers, abandon the rest."""
         began = time.monotonic()
         self.log.info("stopping", grace_seconds=self._grace_seconds)
         patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
@@ -277,7 +277,7 @@ class Service:
         self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
 
     def _wait_for_runs(self, within_seconds: float) -> bool:
-        """Wait until no run is under way; whether that came within the time."""
+        """Wait until no run is under way; return whether that was within the time."""
         give_up = time.monotonic() + max(0.0, within_seconds)
         for busy in list(self._busy.values()):
             if not busy.acquire(timeout=max(0.0, give_up - time.monotonic())):
@@ -305,7 +305,7 @@ class Service:
         self._scheduler.replace(self.schedules)
 
     def _look_at_rosters(self) -> None:
-        """Ask for the rosters that are due, beside whatever runs, and go on with whom they list."""
+        """Ask for the rosters that are due, and use the users that they list from now on. Runs do not wait for it."""
         with contextlib.suppress(DatabaseError):  # the loop says so, and the last rosters stand
             if self.role != "active" or not self._schedules.refresh_rosters():
                 return
@@ -316,7 +316,7 @@ class Service:
                 self._catch_up()
 
     def _retire(self) -> None:
-        """Retire what is in no schedule. A run under way still asks for what it began with: that waits for its end."""
+        """Retire the targets that are in no schedule, nor in a run under way: those are retired when it ends."""
         configured = Configured([*self.schedules, *list(self._running.values())])
         done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
@@ -330,7 +330,7 @@ class Service:
             )
 
     def _abort_abandoned_runs(self) -> bool:
-        """Declare dead the runs whose heart has stopped; whether there were any."""
+        """Abort the runs whose heartbeat has stopped; return whether there were any."""
         self._sweep_at = time.monotonic() + SWEEP_SECONDS
         dead = self._context.store.abort_abandoned_runs(self._clock())
         for run_id in dead:
@@ -338,7 +338,7 @@ class Service:
         return bool(dead)
 
     def _catch_up(self) -> None:
-        """Serve the latest slot of every schedule that was due while nobody served: one run, however many slots."""
+        """Catch up on slots that passed while no replica was active: one run a schedule, however many slots."""
         for schedule in self.schedules:
             served = self._context.store.served_until(schedule.name)
             now = self._clock()
@@ -375,7 +375,7 @@ class Service:
             lock.release()
 
     def _retire_after_reload(self, schedule: Schedule) -> None:
-        """Retire what only this run still asked for, where the schedules were read again meanwhile."""
+        """If the schedules were reloaded during the run, retire the targets that only this run still had."""
         del self._running[schedule.name]
         if self.role == "active" and all(schedule is not known for known in self.schedules):
             with contextlib.suppress(DatabaseError):  # the loop says so, and retires when it is active again

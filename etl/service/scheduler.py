@@ -1,8 +1,8 @@
-"""Runs a function at the slots of schedules, and others every few seconds; the only importer of APScheduler.
+"""Runs a function at the slots of schedules, and others at intervals; the only importer of APScheduler.
 
-APScheduler holds the jobs, in memory, and calls; when a schedule is due is decided by its Slots and the given clock.
-A job's fire time for APScheduler is "now, and as long as it takes by the given clock until the slot": so a clock that
-jumps ahead never makes it count through the years, and one that jumps back is noticed, and everything planned anew.
+APScheduler keeps the jobs in memory and calls them. When a schedule is due, its Slots and the given clock decide:
+APScheduler is told "now, plus the time until the slot by the given clock". So it never steps through years of slots when
+a clock jumps ahead; a clock that is set is noticed, and all jobs are planned anew.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def utc_now() -> dt.datetime:
 class Scheduler:
     """Calls ``run(schedule, slot)`` when a slot of a schedule is due, each schedule in a thread of its own.
 
-    ``slot`` is the newest slot at that moment. A schedule never runs twice at once: what falls due meanwhile is left
-    out. An exception of ``run`` is logged, and the schedule goes on. Nothing starts once ``stop`` is set.
+    ``slot`` is the newest slot at that moment. A schedule never runs twice at once: slots that fall due meanwhile are
+    skipped. An exception of ``run`` is logged, and the schedule goes on. Nothing starts once ``stop`` is set.
     All methods may be called from any thread, before ``start`` and after ``shutdown`` too.
     """
 
@@ -56,7 +56,7 @@ class Scheduler:
         stop: threading.Event,
         check_seconds: float = _CHECK_SECONDS,
     ) -> None:
-        """``check_seconds``: how often the clock is compared with the time that has really passed."""
+        """``check_seconds``: how often the clock is compared with the monotonic one."""
         self._run = run
         self._clock = clock
         self._stop = stop
@@ -77,9 +77,9 @@ class Scheduler:
         self._jobs.add_listener(self._log_skipped, EVENT_JOB_MAX_INSTANCES)
 
     def replace(self, schedules: Iterable[Schedule]) -> None:
-        """Make ``schedules`` the ones that run: what is new is added, what is gone removed, the rest as it was.
+        """Replace the schedules: new ones are added, missing ones removed, the others left as they are.
 
-        Only a schedule whose slots or jitter changed is timed anew. What is running finishes as it began.
+        Only a schedule whose slots or jitter changed is planned anew. A run under way finishes as it began.
         """
         wanted = {schedule.name: schedule for schedule in schedules}
         with self._lock:
@@ -92,14 +92,14 @@ class Scheduler:
                 self._plan(name, schedule)
 
     def every(self, seconds: float, function: Callable[[], object], name: str) -> None:
-        """Call ``function`` every ``seconds``, first after ``seconds``, paused or not; its exceptions are logged."""
+        """Call ``function`` every ``seconds``, paused or not, first after ``seconds``; its exceptions are logged."""
         work = partial(_log_exceptions, function, name)
         with self._lock:
             if not self._closed.is_set():
                 self._jobs.add_job(work, _IntervalTrigger(seconds), id=f"every {name}", name=name, **_JOB_OPTIONS)
 
     def start(self) -> None:
-        """Begin to fire; once."""
+        """Start; to be called once."""
         with self._lock:
             if self._closed.is_set() or self._jobs.running:
                 return
@@ -107,7 +107,7 @@ class Scheduler:
         self._clock_watch.start()
 
     def pause(self) -> None:
-        """Let slots pass by until ``resume``; what is running and what comes ``every`` so often goes on."""
+        """Skip slots until ``resume``. Runs under way and functions of ``every`` go on."""
         self._paused = True
 
     def resume(self) -> None:
@@ -185,7 +185,7 @@ class Scheduler:
 
 
 class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
-    """When one schedule is due next: ``slot`` by the given clock; what APScheduler is told, by its own."""
+    """When a schedule is due next: ``slot`` by the given clock, the fire time by APScheduler's."""
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
         self.schedule = schedule
@@ -193,7 +193,7 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
         self.jitter = schedule.jitter
         self.slot: dt.datetime | None = None
         self.due: dt.datetime | None = None
-        """The slot that fell due last; None where it was no slot that fired, but a person or a jump of the clock."""
+        """The slot that fell due last; None where a person or a jump of the clock fired the job."""
         self._clock = clock
         self._fired_at: dt.datetime | None = None
         self._fires_at: dt.datetime | None = None
@@ -204,7 +204,7 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
         clock = self._clock()
         self.due = self.slot if previous is not None and previous == self._fires_at else None
         self.slot = self.slots.next_after(_not_before(self.due, clock))
-        # The wall is read after the clock, so that no slot fires before its time.
+        # utc_now is read after the clock, so that no slot fires before its time
         fires_at = utc_now() + (self.slot - clock) + random.random() * self.jitter
         self._fired_at, self._fires_at = previous, max(fires_at, now + _MOMENT)
         return self._fires_at
@@ -214,7 +214,7 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
-    """Due every so many seconds, whatever the clock says."""
+    """Due every so many seconds by the monotonic clock."""
 
     due = None
 
@@ -229,7 +229,7 @@ class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
-    """Each run in a daemon thread: no pool that can be full, be closed too early, or keep the process from exiting."""
+    """Runs each job in a daemon thread: a pool could be full, be closed too early, or keep the process from exiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
 
 
 def _not_before(planned: dt.datetime | None, now: dt.datetime) -> dt.datetime:
-    """``now``, or ``planned`` where that is a moment later: a clock may be steered back while a slot is due."""
+    """``now``, or ``planned`` if that is at most LEEWAY later: a clock may be slewed back while a slot is due."""
     return planned if planned is not None and now < planned <= now + LEEWAY else now
 
 

@@ -35,9 +35,9 @@ from etl.sync.removals import PendingAnswer
 from etl.sync.result import Tally
 
 BATCH_SIZE: Final = 500
-"""Targets whose fences are read, and whose quiet outcomes are written, in one statement."""
+"""Targets of a batch: their fences are read in one statement."""
 _WRITTEN_AT_ONCE: Final = 2
-"""Groups of a batch: one waits for the disk while the database takes the next one."""
+"""Groups of a batch that are written at once: one waits for the disk while the database takes the next one."""
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,19 +50,19 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     writers: Executor
     """Threads that wait for the database to write."""
     in_flight: int
-    """As many requests as may be on their way: there are as many ``fetchers``."""
+    """How many requests may be in flight: there are as many ``fetchers``."""
     limits: Limits
     down_after: int
-    """So many targets in a row without an answer mean that the gateway is down."""
+    """After so many targets in a row without an answer the gateway counts as down."""
     stop: threading.Event
     arrived: Callable[[], None] = lambda: None
     """Called once for every answer, from several threads."""
     planned: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
-    """Called with what would be written where nothing is, from several threads."""
+    """Called with the outcomes of a plan, which writes nothing; from several threads."""
 
 
 class CircuitBreaker:
-    """Sees a gateway that is down, over all batches of a run in this process."""
+    """Opens when the gateway is down; shared by all batches of a run in this process."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -86,7 +86,7 @@ class Batch:
         self._judge = Judge(options, context.limits)
 
     def settle(self, targets: Sequence[Target]) -> BatchResult:
-        """Ask for every one of ``targets`` and write what became of it, but for those that are deferred or wait.
+        """Ask for each of ``targets`` and write the outcome, except for those that are deferred or pending.
 
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
@@ -98,7 +98,7 @@ class Batch:
         return self._settled()
 
     def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
-        """Write the verdicts of second answers that wait no longer."""
+        """Write the outcomes of pending answers that can be decided now."""
         for some in _in_groups(undecided):
             states = self._context.store.states([each.fence.target_id for each in some])
             self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
@@ -106,7 +106,7 @@ class Batch:
 
     @contextmanager
     def _writing(self) -> Iterator[Callable[[Sequence[Outcome]], None]]:
-        """Apply groups beside whoever judges the next one, and a few at once; an error of one is raised soon after."""
+        """Apply groups in the background while the next ones are judged. Errors are raised by a later call."""
         under_way: deque[Future[None]] = deque()
 
         def write(outcomes: Sequence[Outcome]) -> None:
@@ -128,9 +128,9 @@ class Batch:
         return Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
 
     def _fetch_safely(self, fence: Fence) -> Fetched:
-        """An answer, whatever happens: who waits for it would wait for ever.
+        """Fetch without ever raising: whoever waits for the answer would wait for ever.
 
-        Whatever is logged meanwhile has the target in it: the context is this call's own.
+        The target is bound to the log context of this call.
         """
         structlog.contextvars.bind_contextvars(target=str(fence.target))
         try:
@@ -156,9 +156,10 @@ class Batch:
         return fetched
 
     def _fetch_confirmed(self, fence: Fence) -> Fetched:
-        """A kept connection may say that nothing is new; any other answer must be the only one of its connection.
+        """Ask over a kept connection, and, if the list is not the known one, over a connection of its own.
 
-        Where it lacks something, the second question of the run's end is that one: until then it only counts.
+        An answer that is shorter than the known list is asked for again at the end of the run anyway: until then it is
+        only counted.
         """
         fetch = self._context.gateway.fetch
         judged_anyway = fence.held or not fence.version or self._options.approval is not None
@@ -173,7 +174,7 @@ class Batch:
         return self._compare(fence, snapshot)
 
     def _compare(self, fence: Fence, snapshot: Snapshot) -> Fetched:
-        """Whether the answer differs from the last one; what differs must stand the strict second reading."""
+        """Compare the answer with the known one. One that differs is read a second time, strictly. Raises Malformed."""
         if _is_as_before(fence, snapshot):
             return Fetched(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
         reread_strictly(snapshot)
@@ -221,7 +222,7 @@ class Batch:
                 self._tally.add([_as_stale(o) if o.fence.target_id in stale else o for o in outcomes])
 
     def _apply_apart(self, outcomes: Sequence[Outcome], error: DatabaseError) -> None:
-        """The database refused a batch: find the target that it refuses, and let the others through."""
+        """The database refused a group: halve it until the target that it refuses is alone, and write the others."""
         if len(outcomes) > 1:
             half = len(outcomes) // 2
             self._apply(outcomes[:half])
@@ -240,7 +241,7 @@ def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
 
 
 def _in_groups(undecided: Sequence[PendingAnswer]) -> Iterator[list[PendingAnswer]]:
-    """As many as are written in one transaction."""
+    """Groups small enough for one transaction."""
     group, flows = list[PendingAnswer](), 0
     for each in undecided:
         if group and flows + each.flows > FLOWS_A_GROUP:

@@ -41,7 +41,7 @@ _A_THREAD: Final = 2
 
 
 class WorkerApplication(Protocol):
-    """What a worker builds from its own configuration."""
+    """What a worker builds from its own configuration and environment."""
 
     stop: threading.Event
 
@@ -77,7 +77,7 @@ class BatchTask(msgspec.Struct, frozen=True):
 class Cluster:
     """The workers that a scheduler knows. Safe to use from several threads.
 
-    ``stop`` set, the workers stop as this process does: what is whole is committed, the rest is left alone.
+    When ``stop`` is set, the workers stop, too: complete answers are committed, the rest is left alone.
     """
 
     def __init__(self, address: str, build: Build, policy: Policy, stop: threading.Event) -> None:
@@ -98,7 +98,7 @@ class Cluster:
         self._pending: WeakSet[Future[BatchResult]] = WeakSet()
 
     def connect(self) -> str:
-        """Reach the scheduler and look at every worker; say what was found. Raises ClusterError with the remedy."""
+        """Connect to the scheduler and check every worker; return a description. Raises ClusterError."""
         try:
             with self._turn:
                 found = self._check_workers()
@@ -114,7 +114,7 @@ class Cluster:
         return f"{self._address}, {len(found)} workers with {self._threads} threads"
 
     def _check_workers(self) -> dict[str, Any]:
-        """What is wrong with each worker, or None; connects first, where there is no connection."""
+        """The error of each worker, or None; connects first if need be."""
         if self._client is None or self._client.status != "running":
             self._disconnect()
             self._client = self._connect_client()
@@ -131,7 +131,7 @@ class Cluster:
         return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it has just gone
 
     def connect_if_reachable(self) -> Cluster | None:
-        """The cluster, connected; None, and a warning in the log, where it cannot be used now."""
+        """The cluster, connected; None, and a warning in the log, if it cannot be used now."""
         log = structlog.get_logger(__name__)
         try:
             found = self.connect()
@@ -142,7 +142,7 @@ class Cluster:
         return self
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[BatchResult]:
-        """Have a worker settle a batch; a killed worker's batches go to another."""
+        """Have a worker settle a batch. Dask gives the batches of a killed worker to another one."""
         future: Future[BatchResult]
         try:
             future = self._client.get_executor(pure=False).submit(
@@ -155,7 +155,7 @@ class Cluster:
         return future
 
     def result(self, future: Future[BatchResult]) -> BatchResult:
-        """What became of a batch. Raises ClusterError where it is not known."""
+        """The result of a batch. Raises ClusterError where it is lost."""
         try:
             return future.result()
         except CancelledError:
@@ -164,7 +164,7 @@ class Cluster:
             raise ClusterError(f"A worker of {self._address} gave up: {_first_line(error)}") from error
 
     def window(self) -> int:
-        """As many batches keep all threads of all workers busy."""
+        """How many batches keep all threads of all workers busy."""
         return max(2, _A_THREAD * self._threads)
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class Cluster:
         self._disconnect()
 
     def _task(self, options: RunOptions | None = None, targets: Sequence[Target] = ()) -> BatchTask:
-        """All that travels."""
+        """Everything that is sent to a worker."""
         return BatchTask(self._worker.our_version(), self._coordinator, options, targets)
 
     def _connect_client(self) -> Any:
@@ -212,7 +212,7 @@ class Cluster:
         self._threads = sum(client.nthreads().values())
 
     def _watch(self, client: Any, pending: WeakSet[Future[BatchResult]]) -> None:
-        """Hand a stop on to the workers, count them, and give batches up when the scheduler or the last is gone."""
+        """Pass a stop on to the workers, count them, and cancel batches when the scheduler or all workers are gone."""
         counted_at = alive_at = time.monotonic()
         told = False
         while not self._closed.wait(_LOOK_SECONDS) and client is self._client:
@@ -236,7 +236,7 @@ def _first_line(error: object) -> str:
 
 
 def _version_mismatches(versions: Any) -> str:
-    """Whoever runs another Python, Dask or distributed than this process."""
+    """The scheduler and workers with other versions of Python or distributed than this process."""
     ours = _versions(versions["client"])
     others = {"the scheduler": versions["scheduler"], **versions["workers"]}
     return "; ".join(

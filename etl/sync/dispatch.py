@@ -1,4 +1,4 @@
-"""Who works on the batches of a run: threads of this process, or processes elsewhere while they can be reached."""
+"""Where the batches of a run are worked on: in threads of this process, or on a cluster while it can be reached."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _WINDOW: Final = 3
 
 
 class RemoteExecutor(Protocol):
-    """Other processes, which settle batches with kits of their own."""
+    """Other processes, which settle batches with a run context of their own."""
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[Any]:
         """Have a batch settled."""
 
     def result(self, future: Future[Any]) -> BatchResult:
-        """What became of a batch. Raises ClusterError where that cannot be known."""
+        """The result of a batch. Raises ClusterError where it is lost."""
 
     def window(self) -> int:
-        """As many batches keep all of them busy."""
+        """How many batches keep all of them busy."""
 
 
 class Dispatcher:
-    """Takes batches for a run, and goes on alone when the others are lost."""
+    """Hands out the batches of a run, and continues in this process when the cluster is lost."""
 
     def __init__(self, context: RunContext, executor: Executor, remote: RemoteExecutor | None = None) -> None:
         self.breaker = CircuitBreaker(context.down_after)
@@ -54,11 +54,11 @@ class Dispatcher:
         return self._executor.submit(Batch(self._context, options, self.breaker).settle, targets)
 
     def window(self) -> int:
-        """So many batches may be under way."""
+        """How many batches may be under way."""
         return _WINDOW if self._remote is None else self._remote.window()
 
     def result(self, future: Future[Any]) -> BatchResult | None:
-        """What became of a batch; None where it was lost with the others and is to be submitted once more."""
+        """The result of a batch; None if it was lost with the cluster and has to be submitted again."""
         if future not in self._away:
             return cast(BatchResult, future.result())
         remote = self._away.pop(future)
@@ -77,8 +77,8 @@ class Dispatcher:
 def settle_remaining(
     context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
 ) -> BatchResult:
-    """Settle a batch that somebody may have begun, and whose process was killed: what the run has already is counted
-    as it was written, and only the others are asked. (Who was asked and found unchanged left no trace of the run.)"""
+    """Settle a batch that a process may have begun before it was killed. Targets that this run has written are counted
+    as they were written; only the others are asked. (An unchanged one leaves no trace of the run: it is asked again.)"""
     done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
     settled = Batch(context, options, breaker).settle([target for target in targets if target not in done])
     missing = Counter(settled.found.missing)

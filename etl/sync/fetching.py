@@ -1,4 +1,4 @@
-"""Answers on their way: as many requests in flight as allowed, and no more answers in hand than can be judged soon."""
+"""Fetches the answers of a batch: bounded requests in flight, and bounded answers in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from etl.domain.model import Fence, Snapshot
 from etl.errors import GatewayError
 
 FLOWS_A_GROUP: Final = 10_000
-"""As many workflows of answers that differ are written in one transaction; and nothing more is asked for while so many
-wait to be judged, to bound memory."""
+"""Workflows, in answers that differ, that are written in one transaction. While so many wait to be judged, nothing more
+is asked for, to bound memory."""
 _LULL_SECONDS: Final = 1.0
-"""What has arrived is written when nothing more arrives for so long."""
+"""A group that is not full is written when nothing has arrived for so long."""
 
 
 class Fetched(NamedTuple):
@@ -28,15 +28,15 @@ class Fetched(NamedTuple):
 
     @property
     def flows(self) -> int:
-        """How many workflows it brings into memory."""
+        """How many workflows it holds in memory."""
         return len(self.answer.flows or ()) if self.differs and isinstance(self.answer, Snapshot) else 0
 
 
 class Fetcher:
     """Asks for each of ``fences`` once, with ``fetch_one``, which must not raise, in the threads of ``fetchers``.
 
-    A thread goes from one fence to the next by itself, and whoever waits for a group is woken once for all of it: with
-    a fast gateway, handing over to another thread costs as much as an answer.
+    A thread takes one fence after the other by itself, and the consumer is woken once a group: with a fast gateway,
+    switching to another thread costs as much as an answer.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Fetcher:
         self._fetchers = fetchers
         self._in_flight = in_flight
         self._context = contextvars.copy_context()
-        """Of whoever asks: its threads log in it, each in a copy of its own."""
+        """The log context of the caller; each thread logs in a copy of it."""
         self._fences = iter(fences)
         self._unasked = self._unanswered = len(fences)
         self._fetching = 0
@@ -55,13 +55,13 @@ class Fetcher:
         self._groups: deque[tuple[list[Fetched], int]] = deque()
         self._group: list[Fetched] = []
         self._flows = 0
-        """Of the group that is filling; ``_flows_in_hand`` has those of all that are not judged yet."""
+        """Workflows of the group that is filling; ``_flows_in_hand`` counts all that are not judged yet."""
         self._flows_in_hand = 0
 
     def groups(self) -> Generator[list[Fetched]]:
-        """The answers, in groups that are worth a transaction; who takes the next one is done with the one before.
+        """The answers, in groups that are worth a transaction. Taking the next group means that the one before is done.
 
-        Nothing more is asked for once they are closed.
+        Closing the generator stops the fetching.
         """
         untaken = self._unanswered
         self._start_fetchers()
@@ -92,7 +92,7 @@ class Fetcher:
         self._full.notify()
 
     def _start_fetchers(self) -> None:
-        """Set as many threads to work as may ask at once, unless enough is in hand."""
+        """Start as many threads as may fetch at once, unless enough answers wait in memory."""
         with self._lock:
             if self._flows_in_hand >= FLOWS_A_GROUP:
                 return
@@ -102,13 +102,13 @@ class Fetcher:
             self._fetchers.submit(self._context.copy().run, self._fetch)
 
     def _fetch(self) -> None:
-        """Ask for one target after the other, until all are asked for or enough is in hand."""
+        """Fetch one target after the other, until there are no more or enough answers wait in memory."""
         fetched = None
         while fence := self._next_fence(fetched):
             fetched = self._fetch_one(fence)
 
     def _next_fence(self, fetched: Fetched | None) -> Fence | None:
-        """Take an answer, and give the next target to ask for, or None."""
+        """Hand in an answer, and get the next target to ask for, or None."""
         with self._lock:
             if fetched is not None:
                 self._take(fetched)

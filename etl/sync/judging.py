@@ -1,4 +1,4 @@
-"""From answers that differ to what is to be written: each by itself at first, and at the end of a run together."""
+"""Turns answers that differ into outcomes: first answers one by one, second answers together at the end of the run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class AssessedAnswer(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """How many workflows it lacks that no earlier run missed."""
+        """How many workflows it lacks that were not missing before."""
         return self.decision.removes + len(self.decision.held - self.state.missing)
 
     @property
     def emptied(self) -> bool:
-        """Whether that is all that the target had."""
+        """Whether those are all that the target had."""
         return self.missing > 0 and not self.snapshot.flows
 
     @property
@@ -43,7 +43,7 @@ class AssessedAnswer(NamedTuple):
 
 
 class Judge:
-    """Judges a batch's answers: the first ones, or, where its order says so, the second ones."""
+    """Judges the answers of a batch: first ones, or second ones where the options say so."""
 
     def __init__(self, options: RunOptions, limits: Limits) -> None:
         self._missing: Counter[str] = Counter()
@@ -54,12 +54,12 @@ class Judge:
         self._limits = limits
         self._together = None if options.second is None else RemovalSums(options.second)
         self._removing: dict[int, AssessedAnswer] = {}
-        """Those that are believed, until they are written: others may make them too many until then."""
+        """Answers whose removals are believed but not written yet: until then, other runs may remove too much."""
         self._waiting_flows = 0
 
     @property
     def removals(self) -> Removals:
-        """What a transaction that removes something has to know."""
+        """What a transaction that removes something compares itself with."""
         return Removals(self._limits.window, {} if self._together is None else self._together.orgs)
 
     def found(self) -> BatchRemovals:
@@ -73,7 +73,7 @@ class Judge:
                 self._together.answered(target)
 
     def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
-        """What becomes of answers that differ; nothing comes of those that are deferred, or wait for others."""
+        """The outcomes of answers that differ; none for those that are deferred or pending."""
         assessed = [AssessedAnswer(*each, self._decide(*each)) for each in differing]
         if self._together is None:
             yield from self._judge_first(assessed)
@@ -81,7 +81,7 @@ class Judge:
             yield from self._judge_second(assessed, self._together)
 
     def decide(self, waiting: Sequence[tuple[State, PendingAnswer]]) -> Iterator[Outcome]:
-        """What becomes of answers that wait no longer."""
+        """The outcomes of pending answers that can be decided now."""
         assert self._together is not None  # noqa: S101 - only second answers wait
         for state, undecided in waiting:
             each = AssessedAnswer(
@@ -91,7 +91,7 @@ class Judge:
             yield self._believed(each) if believed else self._held(each, self._together, undecided.emptied)
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
-        """The outcomes, with what they remove in these organisations held: others have removed too much meanwhile."""
+        """The outcomes, with the removals in these organisations held: other runs have removed too much meanwhile."""
         return [
             self._outcome(each, self._hold(each, guard.reason_of_organisation(sums[each.org_id], self._limits.window)))
             if (each := self._removing.get(outcome.fence.target_id)) and each.org_id in sums
@@ -100,7 +100,7 @@ class Judge:
         ]
 
     def written(self, outcomes: Iterable[Outcome]) -> None:
-        """Nothing can happen to these any more."""
+        """Forget outcomes that have been written."""
         for outcome in outcomes:
             self._removing.pop(outcome.fence.target_id, None)
 
@@ -123,7 +123,7 @@ class Judge:
                 yield self._outcome(each, each.decision)
 
     def _judge_second(self, assessed: Sequence[AssessedAnswer], together: RemovalSums) -> Iterator[Outcome]:
-        """All of them are counted before the first is judged."""
+        """All are counted before the first is judged."""
         for each in assessed:
             self._count(each)
             together.saw(each.fence.target, each.missing, each.emptied)

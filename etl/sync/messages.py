@@ -1,4 +1,4 @@
-"""What travels between a run and its batches, to other machines too: what is wanted, and what became of it."""
+"""What a run sends to its batches, and what it gets back; also between machines."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """A longer silence ends a span; ``gaps`` has the targets whose schedule says otherwise."""
     gaps: Mapping[Target, dt.timedelta] = {}
     approval: Approval | None = None
-    """By whom held removals are said to be true, and which; None in every run but an approval."""
+    """Who approves which held removals; None in every run but an approval."""
     second: SecondRound | None = None
-    """Given where the targets are asked a second time."""
+    """Set where the targets are asked a second time."""
 
     def gap_of(self, fence: Fence) -> dt.timedelta:
         return self.gaps.get(fence.target, self.coverage_gap)
 
 
 class BatchResult(NamedTuple):
-    """What became of a batch, small enough to travel."""
+    """The result of a batch, small enough to be sent."""
 
     tally: Tally
     found: BatchRemovals = BatchRemovals()

@@ -23,9 +23,9 @@ from etl.domain.guard import Limits, Stance, Sum
 from etl.domain.model import Fence, Snapshot, Target
 
 WAITING_FLOWS: Final = 50_000
-"""As many workflows of answers as wait for those of others: some 15 MB."""
+"""Workflows of pending answers that are kept in memory: some 15 MB."""
 _FLOWS_A_TARGET: Final = 10
-"""What an answer takes besides its workflows, in workflows."""
+"""The overhead of an answer, in workflows."""
 
 
 class Deferred(NamedTuple):
@@ -34,20 +34,20 @@ class Deferred(NamedTuple):
     target: Target
     removes: int
     emptied: bool
-    """Whether that would have been all it had."""
+    """Whether that would be all it has."""
 
 
 class SecondRound(msgspec.Struct, frozen=True, kw_only=True):
     """What a batch that asks again knows of its run."""
 
     first: Mapping[Target, Deferred]
-    """The batch's own targets; ``orgs`` and ``emptied`` still expect what these say."""
+    """The targets of the batch; ``orgs`` and ``emptied`` still include what their first answers said."""
     orgs: Mapping[str, Sum]
     emptied: Sum
 
 
 class PendingAnswer(NamedTuple):
-    """A second answer that removes something, and waits for those of others."""
+    """A second answer that removes something, and cannot be decided before others have come."""
 
     fence: Fence
     snapshot: Snapshot
@@ -62,9 +62,9 @@ class BatchRemovals(NamedTuple):
     """What a batch found missing."""
 
     missing: Mapping[str, int] = {}
-    """How many workflows its answers lack that no earlier run missed, by organisation; deferred ones not counted."""
+    """How many workflows its answers newly lack, by organisation; deferred answers are not counted."""
     emptied: int = 0
-    """Targets that lose all they have, likewise."""
+    """How many targets lose all that they have, counted likewise."""
     deferred: Sequence[Deferred] = ()
     undecided: Sequence[PendingAnswer] = ()
 
@@ -74,7 +74,7 @@ class BatchRemovals(NamedTuple):
 
 
 class RemovalSums:
-    """The sums of a run's removals as a batch knows them; it goes on counting as its own answers come."""
+    """The sums of a run's removals as a batch knows them, updated with its own answers."""
 
     def __init__(self, look: SecondRound) -> None:
         self._first = look.first
@@ -82,18 +82,18 @@ class RemovalSums:
         self.emptied = look.emptied
 
     def answered(self, target: Target) -> None:
-        """A target was asked again: what its first answer said counts no more."""
+        """A target was asked again: its first answer no longer counts."""
         first = self._first[target]
         self.emptied = self.emptied.plus(expected=-int(first.emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(expected=-first.removes)
 
     def saw(self, target: Target, missing: int, emptied: bool) -> None:
-        """Its second answer lacks so many workflows that no earlier run missed."""
+        """Count the workflows that its second answer newly lacks."""
         self.emptied = self.emptied.plus(seen=int(emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
 
     def stance(self, org_id: str, emptied: bool) -> Stance:
-        """What is to become of a second answer that removes something."""
+        """Whether a second answer that removes something is believed, held, or has to wait."""
         return stance(self.orgs[org_id], self.emptied if emptied else None)
 
     def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
@@ -123,7 +123,7 @@ class RunRemovals:
         self._targets = targets
         self._standings = removal_sums
         self._first = array("I", bytes(4 * len(targets)))
-        """Of each target: 0, or what ``_packed`` makes of it."""
+        """For each target, 0 or its ``Deferred``, packed."""
         self._before: dict[str, Sum] = {}
         self._seen: Counter[str] = Counter()
         self._expected: Counter[str] = Counter()
@@ -137,7 +137,7 @@ class RunRemovals:
         return self._to_ask + len(self._undecided)
 
     def add_first(self, numbered: Iterable[tuple[int, Target]], found: BatchRemovals) -> None:
-        """A batch of targets, each with its number in the run, was asked for the first time."""
+        """Add the result of a first batch, whose targets come with their numbers in the run."""
         deferred = {each.target: each for each in found.deferred}
         for number, target in numbered:
             if (each := deferred.get(target)) is not None:
@@ -146,20 +146,20 @@ class RunRemovals:
         self._count(found)
 
     def batches(self, size: int) -> Iterator[tuple[list[Target], SecondRound]]:
-        """The targets that are to be asked again, each batch with what is known when it is taken."""
+        """The targets to be asked again, in batches, each with the sums at the moment when it is taken."""
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
             first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
             yield list(first), self._look(first, {target.org_id for target in first})
 
     def add_second(self, look: SecondRound, found: BatchRemovals) -> None:
-        """A batch was asked again: what the first answers said counts no more."""
+        """Add the result of a second batch; the first answers of its targets no longer count."""
         self._expect(look.first.values(), -1)
         self._count(found)
         self._undecided += found.undecided
 
     def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
-        """The answers that need not wait any longer, and what is known now; all, where too many wait."""
+        """The pending answers that can be decided, and the sums now; all of them where too many are pending."""
         look = self._look({}, {each.fence.target.org_id for each in self._undecided})
         settled = [each for each in self._undecided if _stance_of(each, look) != "wait"]
         waiting = [each for each in self._undecided if _stance_of(each, look) == "wait"]

@@ -1,4 +1,4 @@
-"""What the log says of a run: one line, at WARNING where not all went well, and one for each target in trouble."""
+"""Logs the result of a run: one line, at WARNING unless all went well, and one for each target in trouble."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl.sync.result import RunReport, TargetIssue
 _NAMED_AT_MOST: Final = 20
 """Targets of one run that get a line of their own; the rest are counted."""
 _WITHOUT_TROUBLE: Final = ("succeeded", "aborted")
-"""A run that is stopped is caught up: nobody need look at it."""
+"""A run that was stopped is caught up later: nobody need look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
 _REFUSED: Final = (
@@ -21,14 +21,14 @@ _REFUSED: Final = (
 
 
 class RunLogger:
-    """Tells of the runs of one process; a target that EnOS refuses for good is named once, not with every run."""
+    """Logs the result of each run. A target that EnOS permanently refuses is logged once, not every run."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
         self._refused: dict[str | None, set[tuple[Target, str | None]]] = {}
 
     def tell(self, report: RunReport, new_run: NewRun) -> None:
-        """Say how the run ended, and what a person should look at."""
+        """Log how the run ended, and what a person should look at."""
         say = self._log.info if report.status in _WITHOUT_TROUBLE else self._log.warning
         say(
             "run_ended",
@@ -58,7 +58,7 @@ class RunLogger:
             self._log.warning("note", run_id=report.run_id, note=note)
 
     def _news(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
-        """The problems that are not known yet. A stale target is none: a newer observation won."""
+        """The issues that have not been logged yet. A stale target is no issue: a newer observation won."""
         problems = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
         known = self._refused.get(schedule, set())
         refused = {_refusal(each) for each in problems if each.issue.error_code in REFUSED_FOR_GOOD}

@@ -1,4 +1,4 @@
-"""The recipe: evidence first, then batches (read fences, ask, judge, apply), then again who loses something."""
+"""A run: its row first, then batches (read fences, ask, judge, apply), then again the targets that lose something."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class _Work(NamedTuple):
 def _settle(
     context: RunContext, options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap, dispatcher: Dispatcher
 ) -> Tally:
-    """Ask for everybody, then once more for those whose answer is uncertain, which are judged together."""
+    """Ask for all targets, then once more for those whose answer is uncertain; second answers are judged together."""
     tally = Tally()
     removals = RunRemovals(
         targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
@@ -158,7 +158,7 @@ def _second_works(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) 
 def _with_gaps(
     options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondRound | None = None
 ) -> RunOptions:
-    """The order for these targets: small, whatever the run has."""
+    """The options for these targets: small, however many targets the run has."""
     gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
     return msgspec.structs.replace(options, gaps=gaps, second=look)
 
@@ -166,7 +166,7 @@ def _with_gaps(
 def _in_window(
     dispatcher: Dispatcher, works: Iterable[_Work], stop: threading.Event
 ) -> Iterator[tuple[_Work, BatchResult]]:
-    """Results as they come, with at most a window of work handed out; a stop hands out no more."""
+    """Results as they come, with at most a window of batches under way; after a stop no more are begun."""
     pending: dict[Future[Any], _Work] = {}
     try:
         for work in works:
@@ -195,7 +195,7 @@ def _completed(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Ite
 
 @contextlib.contextmanager
 def _heartbeat(context: RunContext, run_id: int) -> Iterator[None]:
-    """Say from a timer that the run lives, however slow the gateway is."""
+    """Renew the heartbeat of the run while the block runs, however slow the gateway is."""
 
     def beat() -> float:
         with contextlib.suppress(DatabaseError):
