@@ -1,8 +1,8 @@
 """Runs a function at the slots of schedules, and others at intervals; the only importer of APScheduler.
 
 APScheduler keeps the jobs in memory and calls them. When a schedule is due, its Slots and the given clock decide:
-APScheduler is told "now, plus the time until the slot by the given clock". So it never steps through years of slots when
-a clock jumps ahead; a clock that is set is noticed, and all jobs are planned anew.
+APScheduler is told "now, plus the time until the slot by the given clock". So it never steps through years of slots
+when a clock jumps ahead; a clock that is set is noticed, and all jobs are planned anew.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def settle_remaining(
     context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
 ) -> BatchResult:
     """Settle a batch that a process may have begun before it was killed. Targets that this run has written are counted
-    as they were written; only the others are asked. (An unchanged one leaves no trace of the run: it is asked again.)"""
+    as they were written; only the others are asked. (An unchanged one leaves no trace of the run, and is asked again.)
+    """
     done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
     settled = Batch(context, options, breaker).settle([target for target in targets if target not in done])
     missing = Counter(settled.found.missing)
