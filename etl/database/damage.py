@@ -46,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     file: tuple[int, int] | None = None
     """Device and number of the file: another file of this name is not this one."""
     told_at: dt.datetime | None = None
-    """When receivers of notifications had all been told."""
+    """When all receivers had been notified."""
 
 
 class _Kept(NamedTuple):
@@ -60,7 +60,7 @@ _kept: Final[dict[str, _Kept]] = {}
 
 
 def note_damage(engine: Engine, said: str) -> None:
-    """Keep a finding, unless there is one already. Raises nothing: whoever calls has an error of its own to tell."""
+    """Record damage, unless there is a finding already. Never raises: the caller has an error of its own to report."""
     file = _file(engine)
     if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
         return
@@ -120,7 +120,7 @@ def note_whole(engine: Engine) -> None:
 
 
 def note_told(engine: Engine, now: dt.datetime) -> None:
-    """Every receiver knows of the finding: whoever runs next need not tell them."""
+    """Record that all receivers were notified of the finding, so that no later process notifies them again."""
     found, file = damage_of(engine), _file(engine)
     if found is None:
         return

@@ -1,4 +1,4 @@
-"""What a driver complains of, in one sentence for a person: the place and the remedy, no password, no bound value."""
+"""Turns a driver's error into one sentence: the place and the remedy, without password or bound values."""
 
 from __future__ import annotations
 

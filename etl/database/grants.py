@@ -1,4 +1,4 @@
-"""The SQL for three roles on PostgreSQL, so that who writes the trail cannot rewrite it."""
+"""The SQL for three roles on PostgreSQL, so that the role that writes the trail cannot rewrite it."""
 
 from __future__ import annotations
 

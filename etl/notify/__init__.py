@@ -1,4 +1,4 @@
-"""After the commit: who is told what a run brought, and that the service still runs."""
+"""After the commit: notifications of what a run found, and pings that show that the service still runs."""
 
 from etl.notify.digest import Message
 from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Overdue, Subscription, Timing

@@ -1,4 +1,4 @@
-"""What a receiver reads: a title with the sums, a few lines of each kind, and the commands that show the rest. Pure."""
+"""The text of a notification: a title with the sums, a few lines of each kind, commands that show the rest. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
 LINES: Final = 20
-"""So many lines a message has; where several kinds share them, each has at least a few."""
+"""How many lines a message has; where several kinds share them, each has at least a few."""
 _FEWEST_LINES: Final = 3
 _LONGEST_NAME: Final = 80
 _LONGEST_MESSAGE: Final = 200
@@ -25,20 +25,20 @@ _MARKUP: Final = re.compile(
     r"|`|\|(?=\|)|~(?=~)",  # code, and what hides or strikes out other lines
     re.IGNORECASE,
 )
-"""What some chat would take for more than text. Most names hold single ``_`` and ``*``, which do no harm."""
+"""What some chat would render as markup or a mention. Single ``_`` and ``*`` are common in names, and harmless."""
 _MORE: Final = "\nTo see more:"
 _CUT: Final = "  and more than there is room for here"
 
 
 class Part(NamedTuple):
-    """What there is of one kind: how many in all, and the first lines."""
+    """One kind of news: how many in all, and the first lines."""
 
     total: int
     lines: tuple[str, ...]
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened in a run (or since the last look), as far as one receiver wants to know."""
+    """What happened in a run (or since the last check), as far as one receiver subscribes to it."""
 
     name: str
     """What ran: a schedule, "sync" or "approval"; or "" where it was no run."""
@@ -46,7 +46,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence about the run."""
     parts: Mapping[str, Part]
     changes_between: tuple[str, str] | None = None
-    """From when and until when `flowtrail changes` shows what this tells."""
+    """The period for which `flowtrail changes` shows these changes."""
 
 
 class Message(NamedTuple):
@@ -70,13 +70,13 @@ def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
 
 
 def message(digest: Digest) -> Message:
-    """The message that tells ``digest``."""
+    """The message for ``digest``."""
     trouble = bool(digest.parts.keys() & {*TROUBLE_KINDS})
     return Message(_title(digest.name, digest.parts), "\n".join(_body(digest)), trouble)
 
 
 def together(digests: Sequence[Digest]) -> Message:
-    """One message for many runs, so that nobody gets a hundred after an outage."""
+    """One message for many runs, so that no receiver gets a hundred after an outage."""
     found: dict[str, Part] = {}
     for kind in LABELS:
         parts = [digest.parts[kind] for digest in digests if kind in digest.parts]
@@ -102,13 +102,13 @@ def shortened(told: Message, fits: Callable[[str], bool]) -> Message:
 
 
 def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:
-    """A name from outside as text and nothing else: on one line, cut, and calling nobody."""
+    """A foreign name as plain text: on one line, cut to length, with markup and mentions escaped."""
     text = _MARKUP.sub(lambda match: f"\\x{ord(match[0]):02x}", printable(foreign or ""))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def cut(said: str) -> str:
-    """A sentence that may quote what came from outside."""
+    """A sentence that may quote foreign text, escaped likewise."""
     return quoted(said, _LONGEST_MESSAGE)
 
 

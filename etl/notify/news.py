@@ -1,4 +1,4 @@
-"""What a run is worth telling, read from the trail: the same answer whenever, and however often, it is asked."""
+"""The news of a run, read from the trail: the same result whenever, and however often, it is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
 class _Change(NamedTuple):
-    """A change of one workflow of an organisation, as so many of its users saw it."""
+    """A change of one workflow of an organisation, and how many of its users saw it."""
 
     kind: str
     org_id: str
@@ -91,9 +91,9 @@ class _Period(NamedTuple):
 
 
 def digest_of(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str]) -> Digest | None:
-    """What somebody who wants to hear of these kinds and organisations (none: all) is told of ``run``, if anything.
+    """The digest of ``run`` for a subscription to these kinds and organisations (none: all); None if there is no news.
 
-    Trouble is told where it begins: a target that failed, or was held, in its attempt before is no news.
+    Trouble is news when it begins: not for a target that failed, or was held, at its previous attempt as well.
     """
     found = digest.gather(_found(engine, run, on, orgs))
     if not found:
@@ -191,7 +191,7 @@ def _recoveries(
 
 
 def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
-    """The run that tells of it: that of the schedule which had the trouble, else the first."""
+    """The run that reports it: one of the schedule that had the trouble, else the first."""
     covering = [p for p in periods if p.started_at <= recovery.at <= (p.finished_at or recovery.at)]
     same = [period.id for period in covering if period.schedule == recovery.schedule]
     return min(same or [period.id for period in covering])
@@ -224,7 +224,8 @@ def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequenc
     seen_between = exists().where(
         earlier.c.target_id == target.c.id,
         earlier.c.id < opened.c.id,
-        earlier.c.first_at > its_run.c.heartbeat_at,  # of a run that died it says more than when somebody noticed
+        earlier.c.first_at
+        > its_run.c.heartbeat_at,  # not finished_at: for an abandoned run, that is only when it was noticed
     )
     return (
         select(

@@ -1,4 +1,4 @@
-"""Notifies receivers of finished runs and overdue targets, each at least once, from a thread that nothing waits for."""
+"""Notifies receivers of finished runs and overdue targets, at least once each, in a thread that nothing waits for."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from etl.store import Store, UnnotifiedRun
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
-"""What finished longer ago is told no more: so much a receiver may be away, and so much a first one is told."""
+"""Runs that finished longer ago are not sent any more: for so long a receiver may be away."""
 _LOOK_SECONDS: Final = 30.0
 _STANDING_BY_SECONDS: Final = 2.0
 _LAST_WORDS_SECONDS: Final = 2.0
 _MOST_MESSAGES: Final = 10
-"""Where more wait for one receiver, they become one."""
+"""Where more messages wait for one receiver, they become one."""
 _MOST_AT_ONCE: Final = 500
 _OVERDUE_SHARE: Final = 20
 """Looking for overdue targets takes at most this part (a twentieth) of the time, however many there are."""
 
 _ALARMING: Final = frozenset(("failed", "overdue"))
-"""Who wants to hear of one of these hears of alarms, whatever the organisation."""
+"""A subscription to one of these gets alarms, whatever its organisations."""
 
 Key = tuple[str, int]
 """("run", its id), ("overdue", target id), ("observed", target id), or the alarm."""
@@ -40,7 +40,7 @@ _ALARM: Final[Key] = ("alarm", 0)
 
 
 class Overdue(NamedTuple):
-    """A target that its schedule should have seen."""
+    """A target that is overdue."""
 
     target: Target
     schedule: str
@@ -48,14 +48,14 @@ class Overdue(NamedTuple):
 
 
 class Freshness(NamedTuple):
-    """Which targets are overdue, and which of the others were last observed when."""
+    """The overdue targets, and when the others were last observed."""
 
     overdue: Sequence[Overdue]
     observed: dict[Target, dt.datetime]
 
 
 class Subscription(NamedTuple):
-    """A receiver, and what it is to hear of; without ``orgs``, of every organisation."""
+    """A receiver, and the kinds and organisations that it is notified of (no ``orgs``: all)."""
 
     sender: Sender
     on: Sequence[str]
@@ -63,22 +63,22 @@ class Subscription(NamedTuple):
 
 
 class Alarm(NamedTuple):
-    """Something that every receiver that wants to hear of trouble is to know at once, and what to do when all know."""
+    """A message for every receiver that subscribes to trouble, and what to call when all have accepted it."""
 
     message: Message
     all_told: Callable[[], None]
 
 
 class Timing(NamedTuple):
-    """How long a receiver that failed is left alone (doubling), and when overdue targets are looked for."""
+    """How long to wait after a receiver failed (doubling), and when to look for overdue targets."""
 
     first_retry_seconds: float = 15.0
     longest_retry_seconds: float = 900.0
     overdue_after_seconds: float = 120.0
-    """From the moment this replica is active: what was missed while nobody was is caught up first."""
+    """Counted from when this replica became active: it catches up on missed slots first."""
     overdue_every_seconds: float = 60.0
     give_up_seconds: float = 120.0
-    """A receiver that has not answered by then is tried again, as one that failed."""
+    """A receiver that has not answered by then counts as failed."""
 
 
 _USUAL: Final = Timing()
@@ -198,7 +198,7 @@ class Notifier:
     # ------------------------------------------------------------------------------------------------- the thread
 
     def _step(self) -> float:
-        """Do what can be done; how many seconds to wait then, unless there is news."""
+        """Do what can be done now; return the seconds until the next step, if nothing wakes the loop earlier."""
         wait_seconds = _LOOK_SECONDS
         try:
             if self._is_active():
@@ -213,7 +213,7 @@ class Notifier:
         return wait_seconds
 
     def _turn(self) -> float:
-        """Do all that can be done now; how many seconds may pass until something else can."""
+        """Send what can be sent now; return the seconds until something else can be."""
         now = time.monotonic()
         for state in self._receivers:
             self._collect(state, now)

@@ -1,4 +1,4 @@
-"""The dead man's ping: somebody outside hears that a schedule's run began and ended, and complains when he does not.
+"""Pings for a dead man's switch: an outside service expects one from each run, and raises the alarm when none comes.
 
 The convention is that of healthchecks.io: ``POST url/start``, ``url`` for success, ``url/fail``; a short text as body.
 """
@@ -44,19 +44,19 @@ class Pinger:
         self._log = structlog.get_logger("etl.notify")
 
     def started(self, schedule: Schedule) -> None:
-        """A run begins."""
+        """Ping that a run begins."""
         self._add(schedule, "/start", "")
 
     def succeeded(self, schedule: Schedule, said: str) -> None:
-        """A run ended as it should."""
+        """Ping that a run succeeded."""
         self._add(schedule, "", said)
 
     def failed(self, schedule: Schedule, said: str) -> None:
-        """A run ended, and brought nothing."""
+        """Ping that a run failed."""
         self._add(schedule, "/fail", said)
 
     def stop(self) -> None:
-        """Send what waits, if that is a matter of moments."""
+        """Send the pings that wait, for a few seconds at most."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         if self._thread is not None:

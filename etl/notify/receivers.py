@@ -1,4 +1,4 @@
-"""Receivers: an address each, reached through apprise. No address ever comes out of here."""
+"""Receivers: an address each, reached through apprise. No address ever leaves this module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOGGER: Final = "apprise"
 _ROOM_FOR_MARKUP: Final = 64
 """What a plugin may add around title and body."""
 _TELLING: Final = 4
-"""Parts of an address that are shorter could be anything: only longer ones are hidden where a receiver repeats them."""
+"""Shorter parts of an address are common words: only longer ones are masked in what a receiver answers."""
 
 
 class Sender(Protocol):
@@ -30,7 +30,7 @@ class Sender(Protocol):
     name: str
 
     def send(self, message: Message) -> str | None:
-        """Send it; None where it went, else why not, in a few words without the address. Blocks, never raises."""
+        """Send it; return None, or why it failed, in a few words without the address. Blocks, never raises."""
 
 
 class Unusable(NamedTuple):
@@ -45,7 +45,7 @@ class Receiver:
 
     def __init__(self, name: str, url: Secret, plugin: Any) -> None:
         self.name = name
-        """Tells receivers apart without saying their addresses: "notify[1] mailto://***"."""
+        """A name without the address: "notify[1] mailto://***"."""
         self._url = url
         self._plugin = plugin
         self._format = plugin.resolve_format("text")
@@ -80,7 +80,7 @@ class Receiver:
 
 
 def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unusable]:
-    """Each address of the ``number``-th [[notify]], once it is understood. Raises UsageError without the extra."""
+    """The addresses of the ``number``-th [[notify]], parsed. Raises UsageError without the extra."""
     apprise = _library()
     asset = apprise.AppriseAsset(
         app_id="Flowtrail",
@@ -108,13 +108,13 @@ def _library() -> Any:
         import apprise
     except ImportError as error:
         raise UsageError("Notifications need apprise: pip install 'flowtrail[notify]'") from error
-    logging.getLogger(_LOGGER).propagate = False  # its lines may quote an address: `_overheard` takes them
+    logging.getLogger(_LOGGER).propagate = False  # its lines may quote an address: `_captured_log` takes them
     return apprise
 
 
 @contextmanager
 def _captured_log() -> Iterator[Sequence[str]]:
-    """What apprise warns of meanwhile in this thread; it tells nobody else."""
+    """Captures what apprise logs meanwhile in this thread; it is logged nowhere else."""
     handler = _LogCapture()
     logger = logging.getLogger(_LOGGER)
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""How a name is found by a part of it: a to z in either case, all else to the letter, the same on both databases."""
+"""Finds a name by a part of it: a-z in either case, everything else exactly, the same on both databases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ESCAPE: Final = "!"
 
 
 def pattern(part: str) -> str:
-    """What a folded name that contains ``part`` is like."""
+    """The LIKE pattern for folded names that contain ``part``."""
     folded = "".join(char.lower() if char.isascii() else char for char in part)
     return "%" + "".join(_ESCAPE + char if char in "!%_" else char for char in folded) + "%"
 
@@ -23,7 +23,7 @@ def contains(dialect: str, name: ColumnElement[Any], part: str) -> ColumnElement
 
 
 def contains_sql(dialect: str, name: str, parameter: str) -> str:
-    """The same in words, for a statement to which the pattern is bound as ``parameter``."""
+    """The same as SQL text, with the pattern bound as ``parameter``."""
     collated = name if dialect == "sqlite" else f'{name} COLLATE "C"'
     return f"lower({collated}) LIKE :{parameter} ESCAPE '{_ESCAPE}'"
 

@@ -14,10 +14,10 @@ from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.schema import UtcTime
 
 SLOTS_ALLOWED: Final = 3
-"""A target is overdue once so many due slots in a row have passed without an observation of it."""
+"""A target is overdue once this many due slots in a row have passed without an observation of it."""
 RESOLUTION: Final = dt.timedelta(microseconds=1)
 _TIME_TO_START: Final = dt.timedelta(minutes=1)
-"""A slot has passed when its run has had so long to start; half the way to the next slot, where that is shorter."""
+"""How long a run may take to start before its slot has passed; half the time to the next slot, if that is shorter."""
 
 
 class Overdue(NamedTuple):
@@ -128,7 +128,7 @@ def _not_ahead(known: _Known, now: dt.datetime) -> _Known:
 
 
 def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
-    """A target that was never observed has had its three chances where so many attempts failed, or no run ended."""
+    """One that was never observed is overdue after three failed attempts, or if no run has ended for three slots."""
     if known.last_error_code in REFUSED_FOR_GOOD:
         return False
     if known.last_observed_at is None:
@@ -139,7 +139,7 @@ def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
 def _limits(
     schedules: Sequence[Schedule], records: Mapping[str, RunRecord], now: dt.datetime
 ) -> dict[str, dt.datetime | None]:
-    """Since when each schedule's targets should have been observed. Many share their slots: each is worked out once."""
+    """Since when each schedule's targets should have been observed. Schedules with the same slots share the result."""
     known: dict[object, dt.datetime | None] = {}
     limits = {}
     for each in schedules:
@@ -152,7 +152,7 @@ def _limits(
 
 
 def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: bool = False) -> dt.datetime | None:
-    """The third last of the slots that have passed: none of the coming ones is to be waited for.
+    """The third last of the slots that have passed.
 
     A slot has passed once its run has had its time to start. A run under way may still observe, so it excuses one
     slot; no more, so that a run that hangs is noticed.

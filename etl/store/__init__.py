@@ -79,14 +79,14 @@ class Store:
         stop: threading.Event | None = None,
         applied: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``applied`` is told how long each ``apply`` took, its tries included, however it ended."""
+        """``applied`` is called with the seconds that each ``apply`` took, retries included, however it ended."""
         self._engine = engine
         self._applied = applied
         self._left_over: list[int] = []
         """Runs that died before they judged the stories of their organisations: the next run does."""
         self._stop = stop or threading.Event()
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
-        """One writer at a time is all that SQLite takes: waiting here is cheaper than being told that it is busy."""
+        """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
 
     def fences(self, targets: Sequence[Target], *, register: bool = True) -> list[Fence]:
         """The fence of each of ``targets``; new ones get a row, and retired ones come back, if ``register``."""
@@ -178,15 +178,15 @@ class Store:
         )
 
     def beat(self, run_id: int) -> None:
-        """Say that the run lives."""
+        """Renew the heartbeat of a run."""
         self._write(lambda connection: runs.beat(connection, run_id))
 
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
-        """Write how a run ended; False where it had been declared dead, which stays."""
+        """Write how a run ended; False where it had been aborted as abandoned, which stays."""
         return self._write(lambda connection: runs.finish(connection, run_id, status, sums, now))
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
-        """Declare dead the runs whose heart has stopped; return their ids."""
+        """Abort the runs whose heartbeat has stopped; return their ids."""
         dead = self._write(lambda connection: runs.abort_abandoned(connection, now))
         self._left_over += dead
         return dead
@@ -245,7 +245,7 @@ class Store:
         self._write(lambda connection: rosters.fail(connection, org_id, code, message, now))
 
     def marks(self) -> Marks:
-        """What moves whenever a run begins, writes or ends, whoever's it is."""
+        """A value that changes whenever any run begins, writes or ends."""
         return self._read(runs.marks)
 
     def prune_runs(
@@ -282,7 +282,8 @@ class Store:
         return Pruned(gone, issues)
 
     def _yield_to_writers(self) -> None:
-        """Who waits for a locked SQLite file looks ten times a second, and would find it locked again each time."""
+        """Pause between transactions, or a waiting writer, which tries a locked SQLite file ten times a second, would
+        find it locked each time."""
         if self._engine.dialect.name == "sqlite":
             self._stop.wait(_REST_SECONDS)
 
@@ -291,7 +292,7 @@ class Store:
         return self._write(lambda connection: lease.take(connection, name, holder))
 
     def release_lease(self, name: str, holder: str) -> None:
-        """Give a lease back."""
+        """Release a lease."""
         self._write(lambda connection: lease.release(connection, name, holder))
 
     def lease_holder(self, name: str) -> str | None:
@@ -299,23 +300,23 @@ class Store:
         return self._read(lambda connection: lease.holder_of(connection, name))
 
     def unnotified_runs(self, since: dt.datetime) -> list[UnnotifiedRun]:
-        """The runs that finished ``since`` then, and that not every receiver is known to have heard of."""
+        """The runs that finished since then and are not marked as notified."""
         return self._read(lambda connection: notifications.unnotified_runs(connection, since))
 
     def mark_notified(self, run_id: int, now: dt.datetime) -> bool:
-        """Note that every receiver was told of the run; False where somebody else has noted it."""
+        """Mark a run as notified; False where another process has done so."""
         return self._write(lambda connection: notifications.mark_notified(connection, run_id, now))
 
     def known_targets(self) -> list[KnownTarget]:
-        """The targets with their ids, and since when receivers know that one is overdue."""
+        """The targets with their ids, and when receivers were notified that one is overdue."""
         return self._read(notifications.known_targets)
 
     def mark_overdue(self, target_ids: Sequence[int], now: dt.datetime) -> None:
-        """Note that receivers know these targets to be overdue."""
+        """Record that receivers were notified that these targets are overdue."""
         self._write(lambda connection: notifications.mark_overdue(connection, target_ids, now))
 
     def clear_overdue(self, target_ids: Sequence[int]) -> None:
-        """Note that these targets are overdue no longer."""
+        """Record that these targets are no longer overdue."""
         self._write(lambda connection: notifications.clear_overdue(connection, target_ids))
 
     def _read(self, work: Callable[[Connection], T]) -> T:

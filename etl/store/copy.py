@@ -1,4 +1,4 @@
-"""From one database to another, row by row with every id: from SQLite to PostgreSQL, and back."""
+"""Copies one database into another, row by row with every id: from SQLite to PostgreSQL, and back."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def copy(
 
 
 def _require_empty(here: Connection) -> None:
-    """And let nobody fill it meanwhile; an SQLite file is locked by the transaction itself."""
+    """Also lock it until the end; an SQLite file is locked by the transaction itself."""
     if here.dialect.name == "postgresql":
         here.execute(text("LOCK TABLE target, sync_run IN EXCLUSIVE MODE"))
     for table in TABLES:
@@ -110,7 +110,7 @@ def _require_empty(here: Connection) -> None:
 
 
 def _never_time_out(connection: Connection) -> None:
-    """While one database is at work, the other one waits in its transaction."""
+    """Switch off the timeouts of idle transactions: while one database works, the other waits in its transaction."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 

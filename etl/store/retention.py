@@ -1,4 +1,4 @@
-"""Forgetting runs: which rows of ``sync_run`` and ``sync_issue`` nothing needs any more. The trail is not touched."""
+"""Deletes old runs: rows of ``sync_run`` and ``sync_issue`` that nothing needs any more. The trail is not touched."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ISSUES_AT_ONCE: Final = 5_000
 _ROWS_AT_ONCE: Final = 50_000
 """Rows that a transaction looks through."""
 UNNOTIFIED_FOR: Final = dt.timedelta(days=7)
-"""So long a run that nobody was notified of is kept, whatever the setting."""
+"""How long a run without a notification is kept, whatever the setting."""
 
 
 class Pruned(NamedTuple):
-    """How many rows went, or would go."""
+    """How many rows were, or would be, deleted."""
 
     runs: int
     issues: int

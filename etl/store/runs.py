@@ -1,4 +1,4 @@
-"""The rows of ``sync_run``: evidence that a run began, that it still lives, and how it ended."""
+"""The rows of ``sync_run``: that a run began, its heartbeat, and how it ended."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from etl.domain.model import Issue, Origin, RunStatus, Target, Verdict
 from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
-"""A running run whose heartbeat is older than this has died."""
+"""A run whose heartbeat is older than this is abandoned: its process has died."""
 
 _TICK: Final = dt.timedelta(microseconds=1)
 _ONE_SLOT: Final = dt.timedelta(milliseconds=100)
 """The shortest interval of a schedule: nothing nearer to a slot is another one."""
 
 Marks = tuple[int | None, ...]
-"""To be compared with an earlier one only."""
+"""Only to be compared with an earlier one."""
 
 
 class NewRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ def beat(connection: Connection, run_id: int) -> None:
 
 
 def finish(connection: Connection, run_id: int, status: RunStatus, sums: Mapping[str, Any], now: dt.datetime) -> bool:
-    """Write how a run ended; False where somebody has declared it dead meanwhile, which stays.
+    """Write how a run ended; False where it has been aborted as abandoned meanwhile, which stays.
 
     What it wrote after that is news once more, though receivers may have been told of the dead run already.
     """
@@ -158,7 +158,7 @@ def finish(connection: Connection, run_id: int, status: RunStatus, sums: Mapping
 
 
 def abort_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
-    """Declare dead the runs that beat no more; return their ids.
+    """Abort the runs whose heartbeat has stopped; return their ids.
 
     A heartbeat that lies ahead of the database's clock was written before that went back. It says nothing of when it
     was, so it counts from now on: whoever is alive writes another one in time.
@@ -175,7 +175,7 @@ def abort_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
 
 
 def marks(connection: Connection) -> Marks:
-    """What moves whenever a run begins, writes or ends, whoever's it is."""
+    """A value that changes whenever any run begins, writes or ends."""
     running = select(sync_run.c.id).where(sync_run.c.status == "running").order_by(sync_run.c.id)
     last = (connection.execute(select(func.max(table.c.id))).scalar() for table in (change_set, sync_run))
     return (*last, *connection.execute(running).scalars())

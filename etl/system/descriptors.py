@@ -1,6 +1,6 @@
-"""File descriptors: how many the process may have open, and what of them the page may use up.
+"""File descriptors: how many the process may open, and how many of them the page may use.
 
-Whoever connects to the page takes a descriptor. What the database and the gateway need is therefore kept in reserve.
+Each connection to the page takes a descriptor. Those that the database and the gateway need are kept in reserve.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FEWEST_HTTP_CONNECTIONS: Final = 8
 _RESERVE: Final = 100
 """For connections to the database (three files each on SQLite), notifications, the log and what libraries open."""
 _MOST: Final = 65_536
-"""Some programs walk through all descriptors that they may have, so the limit is raised no further."""
+"""The limit is raised no further, since some programs loop over all descriptors that they may have."""
 
 
 class Descriptors(NamedTuple):
@@ -29,7 +29,7 @@ class Descriptors(NamedTuple):
 
 
 def raise_limit() -> int:
-    """Raise the limit of this process as far as it may (up to 65,536); the limit that holds then."""
+    """Raise the limit of this process as far as allowed (at most 65,536); return the limit that holds then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, _MOST) if hard != resource.RLIM_INFINITY else _MOST
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -50,7 +50,7 @@ def none_left() -> bool:
 
 
 def allocate(allowed: int, requests_in_flight: int) -> Descriptors:
-    """What the page may take of ``allowed``, beside so many requests to the gateway."""
+    """How many of ``allowed`` the page may take, beside ``requests_in_flight`` to the gateway."""
     reserve = _RESERVE + requests_in_flight
     http = max(_FEWEST_HTTP_CONNECTIONS, min(MOST_HTTP_CONNECTIONS, allowed - reserve))
     return Descriptors(allowed, reserve + MOST_HTTP_CONNECTIONS, http)

@@ -1,4 +1,4 @@
-"""What every file that must outlive a crash needs: errors said in a sentence, and bytes and name on the disk."""
+"""Files that must survive a crash: written beside their place, synced with their folder, and then renamed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _part_of(path: Path) -> Path:
-    """A name that nobody else has, and that shows whose it is."""
+    """A name that no other process uses, and that names this one."""
     name = path.name.encode()[:_LONGEST_NAME].decode(errors="ignore")
     return path.with_name(f".{name}.{secrets.token_hex(4)}.flowtrail-part")
 
@@ -103,7 +103,7 @@ def _remove(part: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """The file or folder is on the disk when this returns; raises OSError."""
+    """Flush a file or folder to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -112,7 +112,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """The names in it are on the disk too, where the file system can promise that."""
+    """Flush the names in a folder to the disk, where the file system can do that."""
     with contextlib.suppress(OSError):
         sync(folder)
 

@@ -127,7 +127,7 @@ def finish(code: int) -> tuple[int, str | None]:
 
 
 def dropped(stream: TextIO) -> int:
-    """How many bytes of the log were dropped since it was last asked, once the stream can be written again."""
+    """How many bytes of the log were dropped since the last call; 0 while nothing can be written."""
     raw = _raw(stream)
     return raw.take_dropped() if isinstance(raw, LogOutput) else 0
 

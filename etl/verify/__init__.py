@@ -27,7 +27,7 @@ from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
 __all__ = ["Finding", "HeadsFile", "Progress", "against", "heads", "verify", "whole_lines"]
 
 _ROWS_A_TRANSACTION: Final = 50_000
-"""On SQLite a reader may keep writers waiting, so the reading is cut into transactions of about a second."""
+"""On SQLite a reader blocks writers, so reading is cut into transactions of about a second."""
 _UNREADABLE: Final = (TypeError, ValueError, LookupError, OverflowError)
 """What a value that its column does not allow makes of the reading."""
 _NO_TEXT: Final = "Could not decode to UTF-8"
@@ -35,7 +35,7 @@ _NO_TEXT: Final = "Could not decode to UTF-8"
 
 
 class Progress(NamedTuple):
-    """How far a verification is; at its end, what it went through."""
+    """How far a verification has come; at its end, what it has read."""
 
     targets: int
     of_targets: int
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
     changes: int
 
     def plus(self, chain: Chain) -> Progress:
-        """With one more target."""
+        """One more target."""
         return Progress(
             self.targets + 1, self.of_targets, self.change_sets + chain.version, self.changes + chain.changes
         )
@@ -62,7 +62,7 @@ def verify(engine: Engine, *, progress: Callable[[Progress], None] | None = None
 
 
 class _Pass:
-    """The way through all targets, in as many transactions as the database likes."""
+    """One pass over all targets, in several short transactions on SQLite."""
 
     def __init__(self, engine: Engine, progress: Callable[[Progress], None]) -> None:
         self.after: int | None = BEFORE_ALL
@@ -126,4 +126,4 @@ def _follow(rows: Rows, row: Row, chain: Chain) -> None:
 
 
 def _ignore(_: Progress) -> None:
-    """Nobody wants to know."""
+    """The default: progress is not shown."""

@@ -48,14 +48,14 @@ class ReplayedState:
 
 
 class Since(msgspec.Struct, gc=False):
-    """Since when a workflow is there, and when it last changed."""
+    """When a workflow was first seen, and when it last changed."""
 
     first_seen_at: dt.datetime
     changed_at: dt.datetime
 
 
 class Chain:
-    """What the links so far make of a target; ``version`` 0: nothing yet."""
+    """The state of a target after the links so far; ``version`` 0: none yet."""
 
     def __init__(self, target: Target) -> None:
         self.target = target

@@ -1,4 +1,4 @@
-"""What a target is now, against what its history makes of it."""
+"""Compares a target's current rows with the replay of its history."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Broken(Exception):
 
 
 class Verbatim(str):
-    """Words of ours that stand in for a value, and are shown as they are."""
+    """Our own words in place of a value, shown without quotes."""
 
     __slots__ = ()
 

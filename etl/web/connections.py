@@ -72,7 +72,7 @@ class Connections:
 
 
 class RequestTimes:
-    """Tells each connection when a request of its own begins and ends; goes around the whole application."""
+    """Middleware around the whole application: notes on each connection when a request begins and ends."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -83,7 +83,7 @@ class RequestTimes:
 
 
 class ConcurrencyLimit:
-    """Works on at most ``most`` requests at a time; whoever comes when there are as many is told to come back."""
+    """Handles at most ``most`` requests at a time; further ones get 503 with Retry-After."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -107,7 +107,7 @@ _TOO_MANY: Final = PlainTextResponse(
 
 
 class _Connection(asyncio.Protocol):
-    """Passes everything on to the protocol that speaks HTTP, and closes the connection when its time is over."""
+    """Wraps the HTTP protocol of a connection, and closes the connection when its time is over."""
 
     def __init__(self, http: asyncio.Protocol, connections: Connections) -> None:
         self._http = http

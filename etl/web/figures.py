@@ -22,7 +22,7 @@ _ROW_PIXELS: Final = 30
 
 
 def label(words: str) -> str:
-    """Text from outside as Plotly shows it letter by letter."""
+    """Foreign text, escaped so that Plotly shows it literally."""
     return foreign(words, 60).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -107,7 +107,7 @@ def _filled(colour: str, as_bar: bool) -> dict[str, Any]:
 
 
 def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
-    """A bar an organisation, the liveliest on top."""
+    """One bar an organisation, the one with most changes on top."""
     return {
         "data": [
             {

@@ -1,4 +1,4 @@
-"""Health that tells the truth: whether the process turns over, whether it can work, whether what it knows is fresh."""
+"""Health checks: whether the process is alive, whether it can work, and whether its observations are fresh."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _AT_WORK: Final = ("active", "standing_by")
 _CANNOT_WRITE: Final = "The service cannot write to the database: its log says why."
 _NAMED_AT_MOST: Final = 100
 _VITALS_GOOD_FOR_SECONDS: Final = 60.0
-"""Over a million targets a reading takes a while, and is told until the next one is there."""
+"""A reading of a million targets takes a while: the last one is served until the next is there."""
 
 
 class Health:
-    """What is true of the service at this moment, told within a few seconds whatever the database does."""
+    """The health of the service at this moment, within a few seconds whatever the database does."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Health:
         )
 
     def readiness(self) -> tuple[bool, DatabaseError | None]:
-        """Whether the service can work, and what is wrong with database or schema.
+        """Whether the service can work, and the error of database or schema.
 
-        Where the new release of a rollout has migrated, both: this one works on until it is replaced.
+        Both at once during a rollout whose new release has migrated: this one works on until it is replaced.
         """
         try:
             self._ready()
@@ -73,7 +73,7 @@ def health_routes(health: Health) -> list[BaseRoute]:
     """``/healthz``, ``/readyz`` and ``/freshness``, each 200 or 503 with a JSON object that says why."""
 
     async def healthz(request: Request) -> JSONResponse:
-        """On the event loop itself: threads that all wait for the database keep nobody from being told."""
+        """Answered on the event loop itself, even when all threads wait for the database."""
         alive = health.alive()
         return _answer(alive, {"status": "ok" if alive else "stuck"})
 

@@ -1,4 +1,4 @@
-"""Looking at what may be slow or away, for many who ask at once and cannot wait."""
+"""Checks something that may be slow or unreachable, for many callers at once that cannot wait long."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ PATIENCE_SECONDS: Final = 3.0
 """How long a caller waits: less than probes and scrapers wait for us."""
 _REST: Final = 10
 _LONGEST_REST_SECONDS: Final = 30.0
-"""What took a second is not looked at again for ten: who asks often keeps no database busy."""
+"""A check that took a second is not repeated for ten, so that frequent callers do not keep the database busy."""
 
 
 class CachedProbe(Generic[T]):
-    """What ``look`` returns or raises, by one thread at a time, within PATIENCE_SECONDS.
+    """The result or the error of ``look``, called by one thread at a time, within PATIENCE_SECONDS.
 
-    Where a look takes longer, what the last one saw is told for ``good_for_seconds`` after it; then
-    DatabaseUnreachable is raised. ``look`` goes on in its thread: nobody starts another one meanwhile, however often
-    they ask.
+    Where a call takes longer, the last result is returned for ``good_for_seconds`` after it; then DatabaseUnreachable
+    is raised. The call goes on in its thread, and no other one is begun meanwhile.
     """
 
     def __init__(self, look: Callable[[], T], *, good_for_seconds: float = 0.0) -> None:
@@ -34,7 +33,7 @@ class CachedProbe(Generic[T]):
         self._patience_seconds = PATIENCE_SECONDS
         self._flights = SingleFlight[T]()
         self._latest: Future[T] | None = None
-        """What is told, without another look, until it has rested."""
+        """The last result, which is returned until the rest is over."""
         self._rests_until = 0.0
         self._seen: T | None = None
         self._good_until = 0.0

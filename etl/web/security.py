@@ -1,4 +1,4 @@
-"""What keeps strangers out of the page: which names it answers to, and what a browser may do with it."""
+"""Protects the page: which host names it answers to, and what a browser may do with it."""
 
 from __future__ import annotations
 

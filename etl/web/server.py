@@ -22,7 +22,7 @@ _LAST_RESPONSES_SECONDS: Final = 2
 _IDLE_SECONDS: Final = 15
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 1.0
-"""After a connection that could not be accepted: the next one would meet the same trouble."""
+"""Pause after a connection that could not be accepted: the next one would fail as well."""
 _NOT_ACCEPTING: Final = "it is tried again every second; if descriptors are short, raise the limit (`ulimit -n`)"
 _WHY: Final = {
     errno.EADDRINUSE: "another program listens there: stop it, or set another [service] listen",
@@ -88,7 +88,7 @@ class HttpServer:
         self.stop()
 
     def _serve(self, listening: socket.socket) -> None:
-        """Serve until `stop`, whatever happens: a service without its health endpoints would be taken for dead."""
+        """Serve until `stop`, whatever happens: without its health endpoints the service would be taken for dead."""
         with listening:
             while not self._stopping.is_set():
                 try:
