@@ -64,6 +64,8 @@ class DatabaseError(FlowtrailError):
     """The database refused or failed; the message names it without its password."""
 
     exit_code = 3
+    condition: str = "database_unreachable"
+    """The code of the condition that this is while it lasts."""
 
 
 class DatabaseUnreachable(DatabaseError):
@@ -73,9 +75,13 @@ class DatabaseUnreachable(DatabaseError):
 class DatabaseDamaged(DatabaseError):
     """Damage was found, just now or before; nothing is written until `flowtrail db check` finds the database whole."""
 
+    condition = "database_damaged"
+
 
 class SchemaMismatch(DatabaseError):
     """The schema is missing, older, newer or altered; the message names the command that helps."""
+
+    condition = "schema_behind"
 
 
 class SchemaAhead(SchemaMismatch):

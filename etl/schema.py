@@ -580,6 +580,34 @@ overdue_notice: Final = Table(
     comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
 )
 
+condition: Final = Table(
+    "condition",
+    metadata,
+    Column("code", _BYTEWISE, primary_key=True),
+    Column("cause", _BYTEWISE, primary_key=True),
+    _time("since"),
+    _count("subjects"),
+    _string("named"),
+    _string("said"),
+    _string("remedy"),
+    Column("begin_told_at", UtcTime),
+    Column("ended_at", UtcTime),
+    comment="Something that is wrong, since when, and whether receivers know; until they know that it has ended.",
+)
+
+verification: Final = Table(
+    "verification",
+    metadata,
+    Column("kind", _BYTEWISE, primary_key=True),
+    _time("began_at"),
+    _time("ended_at"),
+    _count("targets"),
+    _count("change_sets"),
+    _count("findings"),
+    _string("finding"),
+    comment="The service's last check of the trail, of each kind, and what it found.",
+)
+
 lease: Final = Table(
     "lease",
     metadata,

@@ -31,6 +31,7 @@ def say(sentence: str, style: str = "") -> None:
     """A sentence on stdout; lines of it stay lines."""
     for line in sentence.split("\n"):
         _print(printable(line), style, sys.stdout)
+    sys.stdout.flush()
 
 
 def complain(sentence: str, style: str = "red") -> None:
@@ -140,6 +141,7 @@ def table(
     for lines in laid_out.rows:
         for line in lines:
             _print(line, "", sys.stdout)
+    sys.stdout.flush()
 
 
 def rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,9 +12,9 @@ from starlette.applications import Starlette
 
 from etl import database
 from etl.cli.application import Application, utc_now
-from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, FlowtrailError, UsageError
-from etl.report.conditions import CONDITIONS
-from etl.report.health import HealthSnapshot, read_within
+from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
+from etl.report.conditions import CONDITIONS, Trouble
+from etl.report.health import read_within
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.system import descriptors
@@ -32,7 +32,9 @@ _HEALTH_CONNECTIONS = 2
 
 
 @contextmanager
-def listening(app: Application, service: Service, metrics: Metrics) -> Iterator[None]:
+def listening(
+    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Trouble]]
+) -> Iterator[None]:
     """Serve HTTP beside the service. An address that is taken stops no sync: it is said, and tried again."""
     connections = _connections(app)
     host, _, port = app.settings.service.listen.rpartition(":")
@@ -43,7 +45,7 @@ def listening(app: Application, service: Service, metrics: Metrics) -> Iterator[
     page = database.connect(url, pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     health = database.connect(url, pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
     server = HttpServer(
-        _application(app, service, metrics, page, health, host), host.strip("[]"), int(port), connections
+        _application(app, service, metrics, page, health, host, own), host.strip("[]"), int(port), connections
     )
     try:
         with BackgroundLoop("http-start", partial(_start, server)):
@@ -77,7 +79,13 @@ def _start(server: HttpServer) -> float | None:
 
 
 def _application(
-    app: Application, service: Service, metrics: Metrics, page: Engine, for_health: Engine, host: str
+    app: Application,
+    service: Service,
+    metrics: Metrics,
+    page: Engine,
+    for_health: Engine,
+    host: str,
+    own: Callable[[], Sequence[Trouble]],
 ) -> Starlette:
     health = Health(
         for_health,
@@ -86,6 +94,7 @@ def _application(
         role=lambda: service.role,
         schedules=lambda: service.schedules,
         known_since=lambda: service.known_since,
+        own=own,
     )
     metrics.watch(lambda: _service_status(app, service, health))
     routes = [*health_routes(health), metrics_route(metrics.render)]
@@ -110,11 +119,10 @@ def _application(
 
 
 def _service_status(app: Application, service: Service, health: Health) -> ServiceStatus:
-    """The database is asked for its vitals only where it answers at all, so that a scrape waits once."""
     ready, error = health.readiness()
     skew = app.gateway.clock_skew
-    damaged = isinstance(error, DatabaseDamaged)
-    found = _vitals(health) if ready or damaged else None
+    found = health.latest(error)
+    wrong = {each.code for each in health.conditions(found, None if ready else error)}
     return ServiceStatus(
         role=service.role,
         alive=health.alive(),
@@ -122,20 +130,6 @@ def _service_status(app: Application, service: Service, health: Health) -> Servi
         database_up=not isinstance(error, DatabaseUnreachable),
         runs_under_way=service.runs_under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
-        conditions=_conditions(found, damaged=damaged),
+        conditions={code: code in wrong for code in CONDITIONS if found is not None or code in wrong},
         vitals=found,
     )
-
-
-def _conditions(found: HealthSnapshot | None, *, damaged: bool) -> dict[str, bool]:
-    if found is None:
-        return {"database_damaged": True} if damaged else {}
-    codes = {each.code for each in found.conditions}
-    return {code: code in codes for code in CONDITIONS}
-
-
-def _vitals(health: Health) -> HealthSnapshot | None:
-    try:
-        return health.vitals()
-    except DatabaseError:
-        return None

@@ -18,6 +18,7 @@ from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
 from etl.service.replica import LEASE, Service
+from etl.service.verification import Verification
 from etl.store import Store, copy
 from etl.verify import HeadsFile
 
@@ -158,6 +159,18 @@ def maintenance_running(app: Application, service: Service) -> Iterator[None]:
     )
     with maintenance.running():
         yield
+
+
+def verification_of(app: Application, store: Store, service: Service) -> Verification:
+    """What checks the trail while the service is the active one, on a connection of its own."""
+    return Verification(
+        app.another_engine(app.settings.database.url, 1),
+        store,
+        active=lambda: service.role == "active",
+        clock=utc_now,
+        every=app.settings.verify.every,
+        full=app.settings.verify.full,
+    )
 
 
 def _clock_is_right(app: Application) -> bool | None:

@@ -32,11 +32,14 @@ from etl.notify import (
     receivers,
 )
 from etl.report import Report, TargetHealth, health
+from etl.report.conditions import Trouble, conditions
 from etl.service.replica import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
 
 _PATIENCE_SECONDS = 60.0
+_OUTAGE = dt.timedelta(minutes=1)
+"""A database that is away for less is no news."""
 _AT_ONCE = 8
 _TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
 
@@ -159,6 +162,9 @@ class Notifications:
         self._store = store
         self._pinger = Pinger()
         self._notifier: Notifier | None = None
+        self._unusable: list[tuple[str, str]] = []
+        self._told: set[str] = set()
+        """The codes of outages that receivers know of."""
 
     @contextlib.contextmanager
     def of(self, service: Service) -> Iterator[None]:
@@ -190,8 +196,26 @@ class Notifications:
         """A run ended without a report."""
         self._pinger.failed(schedule, why)
 
+    def failing(self) -> list[Trouble]:
+        """The receivers that could not be told lately, and those that cannot be."""
+        found = self._notifier.failing() if self._notifier else []
+        said: list[tuple[str, str, dt.datetime | None]] = [
+            (name, f"The receiver {name} was not told: {why}", since) for name, why, since in found
+        ]
+        said += [(name, f"The receiver {name} cannot be used: {why}", None) for name, why in self._unusable]
+        return [
+            Trouble("receiver_failing", text.removesuffix("."), name, since, 1, (name,)) for name, text, since in said
+        ]
+
+    def look(self) -> None:
+        """There is news."""
+        if self._notifier:
+            self._notifier.look()
+
     def became(self, role: str) -> None:
         """The replica has another role."""
+        if role in ("active", "standing_by"):
+            self._told.clear()
         if self._notifier:
             self._notifier.look()
 
@@ -199,6 +223,7 @@ class Notifications:
         log = structlog.get_logger("etl.notify")
         for name, wrong in understood(self._app.settings):
             if wrong:
+                self._unusable.append((name, wrong))
                 log.warning("cannot_notify", receiver=name, why=wrong)
         wants = _wanted(self._app.settings)
         if not wants:
@@ -210,17 +235,27 @@ class Notifications:
             is_active=lambda: service.role == "active",
             freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
             clock=utc_now,
-            alarm=lambda: _alarm(self._app.engine, service),
+            alarm=lambda: _alarm(self._app.engine, service, self._told),
         )
 
 
-def _alarm(engine: Engine, service: Service) -> Alarm | None:
-    """What the replica that was active has to tell where nothing can be written: once, even if it is started again."""
-    found = database.damage_of(engine) if service.role == "database_damaged" and service.was_active else None
-    if found is None or found.told_at is not None:
+def _alarm(engine: Engine, service: Service, told: set[str]) -> Alarm | None:
+    """What the replica that was active has to tell where nothing can be written, once: of damage, even if the replica
+    is started again. ``told`` is kept while it lasts."""
+    trouble = service.trouble
+    if trouble is None or not service.was_active:
         return None
-    message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
-    return Alarm(message, lambda: database.note_told(engine, utc_now()))
+    if trouble.code == "database_damaged":
+        found = database.damage_of(engine)
+        if found is None or found.told_at is not None:
+            return None
+        message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
+        return Alarm(message, lambda: database.note_told(engine, utc_now()))
+    if trouble.code in told or trouble.since is None or utc_now() - trouble.since < _OUTAGE:
+        return None
+    [condition] = conditions([trouble])
+    message = Message(f"Flowtrail: {condition.code}", f"{condition.sentence} {condition.remedy}")
+    return Alarm(message, lambda: told.add(trouble.code))
 
 
 def _in_short(report: RunReport) -> str:

@@ -20,7 +20,7 @@ from etl import __version__, config, log
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
 from etl.cli.checks import Finding, run_checks
-from etl.cli.maintenance import maintenance_running
+from etl.cli.maintenance import maintenance_running, verification_of
 from etl.cli.notify import Notifications
 from etl.cli.rosters import refreshed
 from etl.config import Configured, Schedule
@@ -188,7 +188,10 @@ def serve(
 ) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
     from etl.cli.listen import listening
+    from etl.cli.own_troubles import OwnTroubles
+    from etl.report import health
     from etl.service.metrics import Metrics
+    from etl.service.watch import Watch
 
     with options.open_application(context, config_file, asks_gateway=True) as app:
         app.schedules  # noqa: B018 - a broken schedule is said before the database is touched
@@ -197,6 +200,7 @@ def serve(
         app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
         store = Store(app.engine, app.stop, metrics.applied)
         notifications = Notifications(app, store)
+        own = OwnTroubles(app, notifications)
 
         def finished(report: RunReport, schedule: Schedule) -> None:
             _count(metrics, report, schedule)
@@ -215,15 +219,26 @@ def serve(
             finished=finished,
             crashed=notifications.crashed,
             became=notifications.became,
-            remote=app.cluster.connect_if_reachable if app.cluster else lambda: None,
+            remote=own.remote,
             rosters=app.rosters(store),
             details=lambda schedule: app.details([schedule]),
+        )
+        own.service, own.verification = service, verification_of(app, store, service)
+        watch = Watch(
+            store,
+            active=lambda: service.role == "active",
+            read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
+            own=own,
+            clock=utc_now,
+            moved=notifications.look,
         )
         threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
         with (
             service.signals(),
-            listening(app, service, metrics),
+            listening(app, service, metrics, own),
             notifications.of(service),
+            watch.running(),
+            own.verification.running(),
             maintenance_running(app, service),
         ):
             served = service.serve(standby=not no_standby)

@@ -16,10 +16,11 @@ from etl.cli.queries import time_zone_named
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
-from etl.report.conditions import Condition
+from etl.report.conditions import Condition, Trouble
 from etl.report.fetch import short_transaction
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
+from etl.report.troubles import LastCheck
 from etl.service.replica import LEASE
 from etl.store import Store
 
@@ -36,6 +37,7 @@ _Limit = Annotated[
         show_default=False,
     ),
 ]
+_STYLES: Final = {"down": "red", "degraded": "red", "notice": "yellow"}
 _RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged", "held",
                        "failed", "stale", "missed")  # fmt: skip
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
@@ -52,6 +54,7 @@ class _Found(NamedTuple):
 
     active: str | None
     conditions: Sequence[Condition]
+    checked: LastCheck | None
     vitals: HealthSnapshot | None
     """None where the schedules are not known."""
     schedules: Sequence[dict[str, Any]]
@@ -73,7 +76,7 @@ def status(
         database.require_current(app.engine, create_if_empty_sqlite=False)
         report = Report(app.engine)
         configured, broken = configured_schedules(app)
-        found = _find(app, report, configured, most)
+        found = _find(app, report, configured, broken, most)
         if as_json:
             _print(found, report.problems(limit=most), most)
         else:
@@ -96,7 +99,13 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
         return None, error
 
 
-def _find(app: Application, report: Report, configured: Sequence[Schedule] | None, most: int | None) -> _Found:
+def _find(
+    app: Application,
+    report: Report,
+    configured: Sequence[Schedule] | None,
+    broken: ConfigError | None,
+    most: int | None,
+) -> _Found:
     now = utc_now()
     summary: TargetSummary
     found: HealthSnapshot | None = None
@@ -107,12 +116,20 @@ def _find(app: Application, report: Report, configured: Sequence[Schedule] | Non
             summary = found = health.read_within(connection, configured, now)
     return _Found(
         active=Store(app.engine).lease_holder(LEASE),
-        conditions=summary.conditions,
+        conditions=summary.conditions(_broken(broken)),
+        checked=summary.checked,
         vitals=found,
         schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
         runs=list(report.runs(limit=_RUNS)),
         causes=report.causes(),
     )
+
+
+def _broken(error: ConfigError | None) -> list[Trouble]:
+    if error is None:
+        return []
+    more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+    return [Trouble("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))]
 
 
 def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:
@@ -144,7 +161,8 @@ def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) ->
     """One JSON object, of which the last list, the longest, is printed as it is read."""
     head = {
         "active": found.active,
-        "conditions": [each._asdict() for each in found.conditions],
+        "conditions": [each.as_object() for each in found.conditions],
+        "verified": found.checked and found.checked._asdict(),
         "freshness": found.vitals and _freshness(found.vitals),
         "schedules": found.schedules,
         "overdue": [_named(each) for each in found.vitals.overdue[:most]] if found.vitals else [],
@@ -161,13 +179,18 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
     console.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
-        console.say(f"{condition.sentence} {condition.remedy}", "red")
+        console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
     if found.vitals is not None:
         overdue = found.vitals.overdue
         said = {name: count for name, count in _freshness(found.vitals).items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
         fresh = found.vitals.fresh
-        console.say(f"Targets: {found.vitals.targets}{counts or ', all of them fresh'}.", "" if fresh else "red")
+        console.say(
+            f"Targets: {found.vitals.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",
+            "" if fresh else "red",
+        )
+    if found.checked is not None:
+        console.say(_checked(found.checked, zone))
     names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
     console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
     _more(schedules - len(found.schedules))
@@ -180,6 +203,12 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
     console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone)
     if len(problems) == most:
         console.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
+
+
+def _checked(check: LastCheck, zone: dt.tzinfo) -> str:
+    result = f"{check.findings} findings" if check.findings else "everything holds"
+    read = f"{check.targets} targets, {check.change_sets} change sets"
+    return f"Trail: verified at {console.cell(check.ended_at, zone)}, {read}: {result}."
 
 
 def _more(left_out: int) -> None:

@@ -15,6 +15,7 @@ from etl.config.settings import (
     ScaleSettings,
     ServiceSettings,
     Settings,
+    VerifySettings,
 )
 from etl.config.target_list import TargetList
 from etl.config.targets import RosterOf
@@ -37,6 +38,7 @@ __all__ = [
     "ServiceSettings",
     "Settings",
     "TargetList",
+    "VerifySettings",
     "another_database",
     "keeping",
     "load",

@@ -106,6 +106,7 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         guard=values.section("guard", shape.GuardSettings),
         service=values.section("service", shape.ServiceSettings),
         retention=values.section("retention", shape.RetentionSettings),
+        verify=values.section("verify", shape.VerifySettings),
         log=values.section("log", shape.LogSettings),
         scale=values.section("scale", shape.ScaleSettings),
         notify=tuple(values.section(each, shape.NotifySettings) for each in values.receivers),

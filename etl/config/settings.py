@@ -16,7 +16,7 @@ from msgspec import Meta
 from etl.config import addresses, receivers
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.config.slots import time_zone
-from etl.config.units import duration, duration_or_zero, guard_window, keeping, size, without_password
+from etl.config.units import duration, duration_or_zero, guard_window, interval_or_off, keeping, size, without_password
 from etl.errors import ConfigError, Problem
 
 
@@ -148,6 +148,14 @@ class RetentionSettings(Section, frozen=True, kw_only=True):
     heads_file: Text = ""
 
 
+class VerifySettings(Section, frozen=True, kw_only=True):
+    """How often the service checks its own trail; None: never."""
+
+    every: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=1)
+    full: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=7)
+    """With every page of an SQLite file."""
+
+
 class LogSettings(Section, frozen=True, kw_only=True):
     """What is logged, and how."""
 
@@ -179,6 +187,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     guard: GuardSettings
     service: ServiceSettings
     retention: RetentionSettings
+    verify: VerifySettings
     log: LogSettings
     scale: ScaleSettings
     notify: tuple[NotifySettings, ...] = ()

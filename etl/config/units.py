@@ -62,6 +62,16 @@ def keeping(value: object) -> dt.timedelta | None:
     return length
 
 
+def interval_or_off(value: object) -> dt.timedelta | None:
+    """How often something is done, a minute at least; None, which is never, from "off"."""
+    if isinstance(value, str) and value.strip().lower() == "off":
+        return None
+    length = duration_or_zero(value)
+    if length < _UNITS["m"]:
+        raise ValueError('must be a minute at least, such as "1d", or "off"')
+    return length
+
+
 def _sum_of_parts(text: str) -> dt.timedelta | None:
     parts = _PART.findall(text)
     if not parts or _PART.sub("", text).strip() or len({unit for _, unit in parts}) < len(parts):

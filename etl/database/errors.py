@@ -73,7 +73,7 @@ def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
     state = getattr(error, "sqlstate", None)
     if state is None and isinstance(error, driver.OperationalError | driver.InterfaceError):
         state = _NO_CONNECTION
-    return _explain_postgresql(state, _said(error, state, engine.url), engine.url)
+    return _known_as(state, _explain_postgresql(state, _said(error, state, engine.url), engine.url))
 
 
 def _said(error: BaseException | None, state: str | None, url: URL) -> str:
@@ -115,7 +115,20 @@ def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
         return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
     kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
     who = holders(file) if file is not None and code == sqlite3.SQLITE_BUSY else ""
-    return kind(f"The database {describe(url)} {what.format(who=who) if who else what}.")
+    return _known_as(code, kind(f"The database {describe(url)} {what.format(who=who) if who else what}."))
+
+
+_CONDITIONS: Final[dict[int | str | None, str]] = {
+    sqlite3.SQLITE_FULL: "database_full",
+    "53100": "database_full",
+    sqlite3.SQLITE_READONLY: "database_read_only",
+    "25006": "database_read_only",
+}
+
+
+def _known_as(code: int | str | None, error: DatabaseError) -> DatabaseError:
+    error.condition = _CONDITIONS.get(code, error.condition)
+    return error
 
 
 def cannot_open(name: str, said: str, file: Path) -> DatabaseError:

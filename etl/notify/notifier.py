@@ -17,7 +17,9 @@ from etl.notify import digest
 from etl.notify.digest import Digest, Message
 from etl.notify.news import digest_of
 from etl.notify.receivers import Sender
+from etl.report.conditions import TOLD_BY_DIGESTS
 from etl.store import Store, UnnotifiedRun
+from etl.store.open_conditions import UntoldCondition
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
@@ -34,9 +36,10 @@ _OVERDUE_SHARE: Final = 20
 _ALARMING: Final = frozenset(("failed", "overdue"))
 """A subscription to one of these gets alarms, whatever its organisations."""
 
-Key = tuple[str, int]
-"""("run", its id), ("overdue", target id), ("observed", target id), or the alarm."""
+Key = tuple[str, int | str]
+"""("run", its id), ("overdue", target id), ("observed", target id), ("began" or "ended", a condition), or the alarm."""
 _ALARM: Final[Key] = ("alarm", 0)
+_ALARM_OVER: Final[Key] = ("alarm over", 0)
 
 
 class Overdue(NamedTuple):
@@ -97,6 +100,21 @@ class _FreshnessNews(NamedTuple):
     line: str
 
 
+class _ConditionNews(NamedTuple):
+    """A condition that began, or ended, without every receiver knowing it."""
+
+    key: Key
+    untold: UntoldCondition
+
+    @property
+    def message(self) -> Message:
+        found = self.untold.condition
+        if self.untold.ended_at is not None:
+            return Message(f"Flowtrail: over: {found.code}", f"{found.said}: this has ended.")
+        since = f"{found.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
+
+
 class _Delivery:
     """Messages on their way to one receiver, in a thread of their own: a receiver that hangs delays no other."""
 
@@ -128,6 +146,11 @@ class _ReceiverState:
         self.failures = 0
         self.not_before = 0.0
         self.delivery: _Delivery | None = None
+        self.alarmed = False
+        """It was told of an alarm, and not that this is over."""
+        self.why = ""
+        """Why the last delivery failed, until one succeeds."""
+        self.failing_since: dt.datetime | None = None
 
     def wants_overdue(self) -> bool:
         return "overdue" in self.wants.on
@@ -171,6 +194,7 @@ class Notifier:
         self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UnnotifiedRun] = {}
         self._late: list[_FreshnessNews] = []
+        self._condition_news: list[_ConditionNews] = []
         self._overdue_at: float | None = None
         self._log = structlog.get_logger("etl.notify")
 
@@ -186,6 +210,10 @@ class Notifier:
         """Begin nothing more. A message on its way is left alone: it arrives, or is sent again after a restart."""
         self._loop.stop(_LAST_WORDS_SECONDS)
 
+    def failing(self) -> list[tuple[str, str, dt.datetime]]:
+        """The receivers that could not be told: their names, why, and since when."""
+        return [(m.wants.sender.name, m.why, m.failing_since) for m in self._receivers if m.failing_since is not None]
+
     def flush(self, within_seconds: float) -> bool:
         """Send what there is to send, in this thread; return whether every receiver has accepted it in time."""
         give_up = time.monotonic() + within_seconds
@@ -193,7 +221,7 @@ class Notifier:
         while any(state.delivery for state in self._receivers) and time.monotonic() < give_up:
             self._loop.wait(max(0.0, give_up - time.monotonic()))
             self._turn()
-        return not self._waiting and not self._late
+        return not self._waiting and not self._late and not self._condition_news
 
     # ------------------------------------------------------------------------------------------------- the thread
 
@@ -219,6 +247,7 @@ class Notifier:
             self._collect(state, now)
         self._find_runs()
         self._find_late(now)
+        self._find_conditions()
         digests: dict[tuple[Any, ...], Digest | None] = {}
         for state in self._receivers:
             if state.delivery is None and state.not_before <= now:
@@ -250,14 +279,19 @@ class Notifier:
             return
         state.delivery = None
         state.acknowledged |= delivery.acknowledged
+        if _ALARM in delivery.acknowledged:
+            state.alarmed = True
+        if _ALARM_OVER in delivery.acknowledged:
+            state.alarmed = False
         if delivery.is_over and delivery.why is None:
-            state.failures = 0
+            state.failures, state.failing_since = 0, None
             self._log.info("told", receiver=state.wants.sender.name)
             return
         pause = min(self._timing.first_retry_seconds * 2**state.failures, self._timing.longest_retry_seconds)
         state.failures += 1
         state.not_before = now + pause
         why = delivery.why if delivery.is_over else f"no answer for {self._timing.give_up_seconds:.0f} s"
+        state.why, state.failing_since = str(why), state.failing_since or self._clock()
         self._log.warning("not_told", receiver=state.wants.sender.name, why=why, again_in_seconds=pause)
 
     # --------------------------------------------------------------------------------------------- what is owed
@@ -269,6 +303,14 @@ class Notifier:
             if run.id not in untold and run.finished_at < since:
                 self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
         self._waiting = untold
+
+    def _find_conditions(self) -> None:
+        self._condition_news = [
+            _ConditionNews(
+                ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"), each
+            )
+            for each in self._store.untold_conditions()
+        ]
 
     def _find_late(self, now: float) -> None:
         """From time to time, compare which targets are overdue with what receivers have been told."""
@@ -300,6 +342,14 @@ class Notifier:
 
     def _outgoing(self, state: _ReceiverState, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[_Outgoing]:
         """The messages that a receiver has not accepted yet. What it does not subscribe to counts as accepted."""
+        if state.alarmed:
+            yield _Outgoing(Message("Flowtrail works again", "It can write to the database again."), {_ALARM_OVER})
+        for news in self._condition_news:
+            if news.key not in state.acknowledged:
+                if state.wants_alarms() and news.untold.condition.code not in TOLD_BY_DIGESTS:
+                    yield _Outgoing(news.message, {news.key})
+                else:
+                    state.acknowledged.add(news.key)
         freshness = self._freshness_message(state)
         if freshness is not None:
             yield freshness
@@ -341,19 +391,28 @@ class Notifier:
                 self._log.info("told_by_another_too", run_id=run_id)
             del self._waiting[run_id]
         settled = {late.key for late in self._late if late.key in everybody}
-        overdue, observed = ([number for kind, number in settled if kind == each] for each in ("overdue", "observed"))
+        overdue, observed = (
+            [int(number) for kind, number in settled if kind == each] for each in ("overdue", "observed")
+        )
         if overdue:
             self._store.mark_overdue(overdue, now)
         if observed:
             self._store.clear_overdue(observed)
+        conditions = [news.untold for news in self._condition_news if news.key in everybody]
+        if conditions:
+            self._store.mark_conditions_told(conditions, now)
+        self._condition_news = [news for news in self._condition_news if news.key not in everybody]
         self._late = [late for late in self._late if late.key not in settled]
-        owed = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
+        owed = self._owed()
         for state in self._receivers:
             state.acknowledged &= owed
 
+    def _owed(self) -> set[Key]:
+        runs: set[Key] = {("run", run_id) for run_id in self._waiting}
+        return runs | {late.key for late in self._late} | {news.key for news in self._condition_news}
+
     def _acknowledged_by_all(self) -> set[Key]:
-        everything = {("run", run_id) for run_id in self._waiting} | {late.key for late in self._late}
-        return everything.intersection(*(state.acknowledged for state in self._receivers))
+        return self._owed().intersection(*(state.acknowledged for state in self._receivers))
 
 
 def _overdue_line(late: Overdue) -> str:

@@ -1,42 +1,210 @@
-"""What can be wrong beside the targets: the code, a sentence, and what to do about it."""
+"""One list of what is wrong: a pure function of what is known, and the only place that words it.
+
+`/readyz`, `/freshness`, `/metrics`, `status`, the page, the log and notifications show the same conditions. A cause is
+one condition, however many targets it has; ``CODES`` has every code, how bad it is, and what to do about it.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Final, NamedTuple
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple
 
-from sqlalchemy import Engine
+Severity = Literal["down", "degraded", "notice"]
+"""``down``: nothing can be recorded. ``degraded``: something is not. ``notice``: a person should look at it."""
 
-from etl import database
+SUBJECTS_NAMED: Final = 3
 
-CONDITIONS: Final = ("database_damaged", "clock_off")
-"""Every code there is."""
+
+class Rule(NamedTuple):
+    """What holds of every condition of a code."""
+
+    severity: Severity
+    remedy: str
+
+
+CODES: Final[dict[str, Rule]] = {
+    "database_unreachable": Rule("down", "Bring the database back: it is tried again every few seconds."),
+    "database_full": Rule("down", "Free some space: it is tried again every few seconds, and nothing is lost."),
+    "database_read_only": Rule("down", "Give the service the right to write: it is tried again every few seconds."),
+    "database_damaged": Rule("down", "Restore a backup, then run `flowtrail db check`."),
+    "schema_behind": Rule("down", "Run `flowtrail db upgrade`, or replace this replica by the newer release."),
+    "trail_broken": Rule("degraded", "Keep a copy of the database as it is, then run `flowtrail verify`."),
+    "gateway_down": Rule("degraded", "See whether EnOS is well; runs go on, and catch up by themselves."),
+    "targets_failing": Rule("degraded", "docs/enos.md says what the code means; they are asked again when due."),
+    "targets_overdue": Rule("degraded", "`flowtrail status` names them, and what their last attempts came to."),
+    "schedules_broken": Rule("degraded", "Mend the files, and send SIGHUP again: the next start would refuse them."),
+    "roster_failing": Rule("degraded", "See whether the application may list users in EnOS; the last roster stands."),
+    "cluster_lost": Rule("degraded", "Start the scheduler and its workers; the work is done here meanwhile."),
+    "receiver_failing": Rule("degraded", "`flowtrail notify --test` tries each; what it misses is told for a day."),
+    "details_failing": Rule("notice", "They are asked for again with the next change."),
+    "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
+    "targets_held": Rule("notice", "`flowtrail guard list` shows the removals, and how to approve them."),
+    "targets_unscheduled": Rule("notice", "Put them into a schedule, or retire them: `flowtrail sync --retire`."),
+    "verify_overdue": Rule("notice", "Run `flowtrail verify`."),
+    "clock_off": Rule("notice", "See that the clock of this machine is right (NTP). If it is, nothing else is to do."),
+}
+"""Every code there is, the worst first."""
+CONDITIONS: Final = tuple(CODES)
+OF_THE_DATABASE: Final = frozenset(
+    {"database_unreachable", "database_full", "database_read_only", "database_damaged", "schema_behind"}
+)
+"""What a replica knows of itself: nobody can write it down."""
+OF_THE_SERVICE: Final = frozenset({"schedules_broken", "cluster_lost", "receiver_failing", "verify_overdue"})
+"""What only the active service knows; others read what it has written down."""
+TOLD_BY_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})
+"""Receivers hear of these target by target."""
+_SEVERITIES: Final = ("down", "degraded", "notice")
+
+
+class Trouble(NamedTuple):
+    """Something that is wrong, as whoever found it knows it."""
+
+    code: str
+    said: str
+    """A sentence without its full stop."""
+    cause: str = ""
+    """Tells conditions of one code apart."""
+    since: dt.datetime | None = None
+    subjects: int = 0
+    first: Sequence[str] = ()
+    remedy: str = ""
+    """Where it says more than that of the code."""
 
 
 class Condition(NamedTuple):
     """Something that is wrong, in one sentence, and what to do about it."""
 
     code: str
+    cause: str
+    severity: str
+    since: dt.datetime | None
+    """When it began, as far as that is known."""
+    subjects: int
+    """How many targets, organisations or receivers it concerns; 0: it concerns the service as a whole."""
+    first: Sequence[str]
+    """The first few of them."""
+    said: str
+    """The sentence without the time and its full stop."""
     sentence: str
     remedy: str
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two the same condition."""
+        return self.code, self.cause
 
-def clock_went_back(targets: int, until: dt.datetime) -> Condition:
-    """``targets`` have observations that lie ahead of now, the latest at ``until``."""
-    who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
+    def as_object(self) -> dict[str, object]:
+        """As JSON shows it."""
+        return {name: value for name, value in self._asdict().items() if name not in ("cause", "said")}
+
+
+def conditions(troubles: Iterable[Trouble], since: dict[tuple[str, str], dt.datetime] | None = None) -> list[Condition]:
+    """The list, the worst first and each once; ``since``: when those began that do not say it themselves."""
+    known = since or {}
+    found = {(each.code, each.cause): each for each in reversed(list(troubles))}
+    made = [_condition(each, each.since or known.get(key)) for key, each in found.items()]
+    return sorted(made, key=lambda each: (_SEVERITIES.index(each.severity), -each.subjects, each.code, each.cause))
+
+
+def _condition(trouble: Trouble, since: dt.datetime | None) -> Condition:
+    rule = CODES[trouble.code]
+    began = f", since {since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
     return Condition(
-        "clock_off",
-        f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
-        "and what is seen until then is recorded as seen just after it.",
-        "See that the clock of this machine is right (NTP). If it is, nothing else is to be done: nothing is lost, "
-        "nothing waits, and from that time on what is recorded is right again.",
+        trouble.code,
+        trouble.cause,
+        rule.severity,
+        since,
+        trouble.subjects,
+        tuple(trouble.first[:SUBJECTS_NAMED]),
+        trouble.said,
+        f"{trouble.said}{began}.",
+        trouble.remedy or rule.remedy,
     )
 
 
-def damage_of(engine: Engine) -> Condition | None:
-    """Why the database cannot be written to, where it is damaged."""
-    found = database.damage_of(engine)
-    if found is None:
-        return None
-    said, _, remedy = database.damage_sentence(engine, found).partition(". ")
-    return Condition("database_damaged", f"{said}.", remedy)
+# ---------------------------------------------------------------------------------------------------- of targets
+
+
+class Failing(NamedTuple):
+    """Targets whose last attempt failed with the same code and message."""
+
+    error_code: str
+    message: str
+    targets: int
+    first: Sequence[str]
+
+
+_VARIES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\S*\d\S*")
+"""What makes messages of one cause differ: names, ids, numbers."""
+_LONGEST_CAUSE: Final = 100
+
+
+def message_class(message: str) -> str:
+    """``message`` without what differs from target to target."""
+    return " ".join(_VARIES.sub("…", message).split())[:_LONGEST_CAUSE]
+
+
+def by_cause(failing: Iterable[Failing]) -> list[Failing]:
+    """One for each cause, which is a code and a class of messages; the message is that of the largest part."""
+    causes: dict[tuple[str, str], list[Failing]] = {}
+    for each in failing:
+        causes.setdefault((each.error_code, message_class(each.message)), []).append(each)
+    return [
+        max(parts, key=lambda part: part.targets)._replace(
+            targets=sum(part.targets for part in parts),
+            first=sorted(name for part in parts for name in part.first)[:SUBJECTS_NAMED],
+        )
+        for parts in causes.values()
+    ]
+
+
+def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Trouble:
+    """A cause for which targets fail."""
+    code = "gateway_down" if cause.error_code == "gateway_down" else "targets_refused" if refused else "targets_failing"
+    message = cause.message.rstrip(".")
+    said = f"{counted(cause.targets, 'target')}: {cause.error_code} ({message})"
+    named = "" if code == "gateway_down" else f"{cause.error_code} {message_class(cause.message)}"
+    return Trouble(code, said, named, since, cause.targets, cause.first)
+
+
+def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence[str]) -> Trouble:
+    """Removals wait for a person."""
+    said = f"{counted(targets, 'target')}: {counted(removals, 'removal')} held"
+    return Trouble("targets_held", said, "", since, targets, first)
+
+
+def overdue(targets: int, first: Sequence[str]) -> Trouble:
+    """Nobody has observed targets for three of their slots."""
+    return Trouble("targets_overdue", f"{counted(targets, 'target')} overdue", "", None, targets, first)
+
+
+def unscheduled(targets: int, first: Sequence[str]) -> Trouble:
+    """Targets that no schedule asks for, and that were not retired."""
+    said = f"{counted(targets, 'target')} in no schedule, and not retired: nobody asks for them"
+    return Trouble("targets_unscheduled", said, "", None, targets, first)
+
+
+def roster_failing(org_id: str, code: str, message: str, since: dt.datetime | None) -> Trouble:
+    """An organisation's users cannot be listed."""
+    said = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
+    return Trouble("roster_failing", said, org_id, since, 1, (org_id,))
+
+
+def clock_went_back(targets: int, until: dt.datetime) -> Trouble:
+    """``targets`` have observations that lie ahead of now, the latest at ``until``."""
+    who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
+    return Trouble(
+        "clock_off",
+        f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
+        "and what is seen until then is recorded as seen just after it",
+        subjects=targets,
+        remedy="See that the clock of this machine is right (NTP). If it is, nothing else is to be done: nothing is "
+        "lost, nothing waits, and from that time on what is recorded is right again.",
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """``3,000 targets``, ``1 target``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Engine, bindparam, text
 
 from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
-from etl.report.conditions import Condition, clock_went_back, damage_of
+from etl.report import troubles
+from etl.report.conditions import Condition, Trouble, clock_went_back, conditions, overdue
 from etl.report.fetch import short_transaction
 from etl.report.overdue import Overdue, overdue_targets, records_of
 from etl.schema import UtcTime
@@ -44,8 +45,12 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     held_removals: int
     listed: int
     """Workflows in the lists of all targets; one that two targets see counts twice."""
-    damage: Condition | None
-    """Set where the database is damaged, and nothing is written."""
+    checked: troubles.LastCheck | None = None
+    """The service's last check of the trail."""
+    troubles: Sequence[Trouble] = ()
+    """What is wrong, with the targets and beside them."""
+    began: Mapping[tuple[str, str], dt.datetime] = {}
+    """When conditions began, by code and cause, where the active service has written it down."""
     ahead: int
     """Targets whose latest observation lies ahead of now, by more than clocks differ."""
     ahead_until: dt.datetime | None
@@ -54,11 +59,13 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     oldest_observation_at: dt.datetime | None
     """The last observation of the target that has waited longest for the next one."""
 
-    @property
-    def conditions(self) -> Sequence[Condition]:
-        """What is wrong beside the targets, the worst first."""
-        clock = None if self.ahead_until is None else clock_went_back(self.ahead, self.ahead_until)
-        return [condition for condition in (self.damage, clock) if condition is not None]
+    def conditions(self, own: Sequence[Trouble] = ()) -> list[Condition]:
+        """What is wrong, the worst first; ``own``: what the asking process knows itself."""
+        return conditions([*own, *self._troubles()], dict(self.began))
+
+    def _troubles(self) -> list[Trouble]:
+        clock = [] if self.ahead_until is None else [clock_went_back(self.ahead, self.ahead_until)]
+        return [*self.troubles, *clock]
 
 
 class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
@@ -70,6 +77,10 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
     """The first hundred."""
     last_success_at: Mapping[str, dt.datetime | None]
     """When the last run of each schedule ended in which some target succeeded; None: there was none yet."""
+
+    def _troubles(self) -> list[Trouble]:
+        late = [overdue(len(self.overdue), [str(each.target) for each in self.overdue[:3]])] if self.overdue else []
+        return [*super()._troubles(), *late]
 
     @property
     def fresh(self) -> bool:
@@ -144,8 +155,10 @@ def read_within(
 ) -> HealthSnapshot:
     """The same, within a transaction that reads more."""
     records = records_of(connection, schedules, now)
+    summary = _summary(connection, now)
+    summary["troubles"] += troubles.of_schedules(connection, schedules, summary["targets"])
     return HealthSnapshot(
-        **_summary(connection, now),
+        **summary,
         last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
         overdue=tuple(overdue_targets(connection, schedules, records, now, known_since or {})),
         refused_targets=tuple(
@@ -163,4 +176,19 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
     held_removals = connection.execute(_HELD_REMOVALS).scalar_one()
-    return {**found._mapping, "held_removals": held_removals, "damage": damage_of(connection.engine)}
+    stored = troubles.read_stored(connection, now)
+    damage = troubles.damage_of(connection.engine)
+    check = troubles.last_check(connection)
+    wrong = [
+        *([damage] if damage else troubles.of_the_disk(connection.engine)),
+        *stored.of_the_service,
+        *troubles.of_the_trail(check),
+        *troubles.of_targets(connection, found.held, held_removals),
+    ]
+    return {
+        **found._mapping,
+        "held_removals": held_removals,
+        "troubles": wrong,
+        "began": stored.since,
+        "checked": check,
+    }

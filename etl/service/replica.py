@@ -20,6 +20,7 @@ from etl.config import Configured, Schedule
 from etl.config.slots import is_served
 from etl.domain.model import Origin, Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
+from etl.report.conditions import Trouble
 from etl.service.scheduler import Scheduler
 from etl.service.schedules import KnownSchedules
 from etl.store import NewRun
@@ -106,6 +107,10 @@ class Service:
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
         self.role = "starting"
         """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
+        self.trouble: Trouble | None = None
+        """Why it cannot work, while it cannot."""
+        self.broken_schedules: Trouble | None = None
+        """Why the last reload failed, until one succeeds."""
         self.was_active = False
         """Whether this replica is active, or was when it could last reach the database."""
         self.ended = True
@@ -243,6 +248,10 @@ class Service:
         return self._context.store.take_lease(LEASE, str(self._identity))
 
     def _lose_database(self, error: DatabaseError) -> None:
+        before = self.trouble
+        same = before is not None and before.code == error.condition
+        since = before.since if before is not None and same else self._clock()
+        self.trouble = Trouble(error.condition, str(error).removesuffix("."), since=since)
         if isinstance(error, DatabaseDamaged):
             self._set_role("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
         else:
@@ -250,6 +259,8 @@ class Service:
 
     def _set_role(self, role: str, **why: object) -> bool:
         """Set the role, and log a change; return whether it changed."""
+        if role in ("active", "standing_by"):
+            self.trouble = None
         if role == self.role:
             return False
         level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
@@ -294,7 +305,11 @@ class Service:
             problems = [str(problem) for problem in error.problems]
             remedy = "the old ones are kept: mend the files, and send SIGHUP again"
             self.log.error("schedules_broken", problems=problems, remedy=remedy)
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            said = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"
+            self.broken_schedules = Trouble("schedules_broken", said.removesuffix("."), since=self._clock())
             return
+        self.broken_schedules = None
         self._scheduler.replace(self.schedules)
         self.log.info("schedules_reloaded", schedules=[schedule.name for schedule in self.schedules])
         if self.role == "active":

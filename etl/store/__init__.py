@@ -24,6 +24,7 @@ from etl.store import (
     fences,
     lease,
     notifications,
+    open_conditions,
     projection,
     retention,
     retirement,
@@ -32,18 +33,21 @@ from etl.store import (
     story_rows,
     story_writes,
     turnover,
+    verifications,
 )
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.locking import FenceConflict
 from etl.store.notifications import KnownTarget, UnnotifiedRun
+from etl.store.open_conditions import Moved, OpenCondition, UntoldCondition
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.rosters import Listing
 from etl.store.runs import Due, Marks, NewRun, Written
 from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
+from etl.store.verifications import Verified
 
 __all__ = [
     "CHANGES_WITH_DETAILS",
@@ -318,6 +322,28 @@ class Store:
     def clear_overdue(self, target_ids: Sequence[int]) -> None:
         """Record that these targets are no longer overdue."""
         self._write(lambda connection: notifications.clear_overdue(connection, target_ids))
+
+    def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> Moved:
+        """Write down what is wrong now; nothing is written where nothing has moved."""
+        if set(self._read(open_conditions.listed)) == set(found):
+            return Moved([], [])
+        return self._write(lambda connection: open_conditions.keep(connection, found, now))
+
+    def untold_conditions(self) -> list[UntoldCondition]:
+        """What has begun or ended without every receiver knowing it."""
+        return self._read(open_conditions.untold)
+
+    def mark_conditions_told(self, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
+        """Note that every receiver knows of these."""
+        self._write(lambda connection: open_conditions.mark_told(connection, told, now))
+
+    def verified(self) -> list[Verified]:
+        """The service's last check of the trail, of each kind."""
+        return self._read(verifications.latest)
+
+    def keep_verified(self, done: Verified) -> None:
+        """Write down a check of the trail."""
+        self._write(lambda connection: verifications.keep(connection, done))
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         for pause in (*_PAUSES_SECONDS, None):

@@ -46,7 +46,8 @@ TABLES: Final = (
     *(organisation, org_turnover, roster, roster_user),
     *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )
-"""All but ``lease``, in an order in which what a row refers to is there before it."""
+"""All but ``lease``, ``condition`` and ``verification``, which are of a service and its place; in an order in which
+what a row refers to is there before it."""
 _NUMBERED: Final = (
     *(target, change_set, observation, sync_run, sync_issue, org_turnover),
     *(target_membership, hold_event, workflow_detail, pruned_issues, trail, org_event, org_state, org_step),

@@ -15,8 +15,9 @@ from starlette.routing import BaseRoute, Route
 
 from etl import database
 from etl.config import Schedule
-from etl.errors import DatabaseError, SchemaAhead
+from etl.errors import DatabaseDamaged, DatabaseError, SchemaAhead
 from etl.report import health
+from etl.report.conditions import OF_THE_DATABASE, Condition, Trouble, conditions
 from etl.report.health import HealthSnapshot
 from etl.web.probe import CachedProbe
 from etl.web.security import KnownHosts
@@ -40,8 +41,10 @@ class Health:
         role: Callable[[], str],
         schedules: Callable[[], Sequence[Schedule]],
         known_since: Callable[[], Mapping[str, dt.datetime]],
+        own: Callable[[], Sequence[Trouble]] = lambda: (),
     ) -> None:
-        """``known_since``: since when the service has known each schedule."""
+        """``known_since``: since when the service has known each schedule; ``own``: what is wrong with it."""
+        self._own = own
         self.alive = is_progressing
         self.role = role
         self._ready = CachedProbe(lambda: _ready(engine))
@@ -64,6 +67,22 @@ class Health:
             return False, DatabaseError(_CANNOT_WRITE)
         return True, None
 
+    def conditions(self, vitals: HealthSnapshot | None, error: DatabaseError | None) -> list[Condition]:
+        """What is wrong: of what the database says, if anything, and of what this process knows itself."""
+        own = list(self._own())
+        if error is not None and not any(each.code in OF_THE_DATABASE for each in own):
+            own.append(Trouble(error.condition, str(error).removesuffix(".")))
+        return conditions(own) if vitals is None else vitals.conditions(own)
+
+    def latest(self, error: DatabaseError | None) -> HealthSnapshot | None:
+        """What the database says; it is asked only where it answers at all, so that nobody waits twice."""
+        if error is not None and not isinstance(error, DatabaseDamaged | SchemaAhead):
+            return None
+        try:
+            return self.vitals()
+        except DatabaseError:
+            return None
+
     def vitals(self) -> HealthSnapshot:
         """Raises DatabaseError where they cannot be read now."""
         return self._vitals()
@@ -79,17 +98,18 @@ def health_routes(health: Health) -> list[BaseRoute]:
 
     def readyz(request: Request) -> JSONResponse:
         ready, error = health.readiness()
-        if error is None:
-            return _answer(ready, {"status": "ready", "role": health.role()})
-        status = "to be replaced" if isinstance(error, SchemaAhead) else "not ready"
-        return _answer(ready, {"status": status, "role": health.role(), "error": str(error)})
+        status = "ready" if error is None else "to be replaced" if isinstance(error, SchemaAhead) else "not ready"
+        found = health.conditions(health.latest(error), None if ready else error)
+        body = {"status": status, "role": health.role(), **({} if error is None else {"error": str(error)})}
+        return _answer(ready, {**body, "conditions": _listed(found)})
 
     def freshness(request: Request) -> JSONResponse:
         try:
             found = health.vitals()
         except DatabaseError as error:
-            return _answer(False, {"status": "unknown", "error": str(error)})
-        return _answer(found.fresh, _told(found))
+            wrong = _listed(health.conditions(None, error))
+            return _answer(False, {"status": "unknown", "error": str(error), "conditions": wrong})
+        return _answer(found.fresh, _told(found, health.conditions(found, None)))
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/freshness", freshness)]
 
@@ -121,14 +141,14 @@ def _ready(engine: Engine) -> bool:
     return True
 
 
-def _told(found: HealthSnapshot) -> dict[str, Any]:
+def _told(found: HealthSnapshot, wrong: Sequence[Condition]) -> dict[str, Any]:
     schedules = [
         (name, {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])})
         for name, overdue in sorted(found.overdue_by_schedule.items(), key=lambda each: (-each[1], each[0]))
     ]
     return {
         "status": found.freshness,
-        "conditions": [each._asdict() for each in found.conditions],
+        "conditions": _listed(wrong),
         "overdue": len(found.overdue),
         "refused": found.refused,
         "failing": found.failing,
@@ -147,6 +167,10 @@ def _told(found: HealthSnapshot) -> dict[str, Any]:
         ],
         "refused_targets": [str(target) for target in found.refused_targets[:_NAMED_AT_MOST]],
     }
+
+
+def _listed(found: Sequence[Condition]) -> list[dict[str, Any]]:
+    return [{**each.as_object(), "since": _iso(each.since)} for each in found]
 
 
 def _iso(at: dt.datetime | None) -> str | None:

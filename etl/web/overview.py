@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, statements, summaries
 from etl.report.fetch import page
-from etl.report.health import HealthSnapshot, TargetSummary
+from etl.report.health import TargetSummary
 from etl.report.queries import causes
 from etl.web.labels import ago, count
 
@@ -109,25 +109,23 @@ def _count(connection: Connection, since: dt.date, today: dt.date) -> dict[str, 
     }
 
 
+_LINKS: Final = {
+    "targets_held": "/held",
+    **dict.fromkeys(("targets_failing", "targets_refused", "targets_overdue"), "/targets?show=problems"),
+}
+"""Where a condition's targets are shown."""
+
+
 def _problems(
     health: TargetSummary, last: SyncRun | None, open_gaps: int, now: dt.datetime, coverage_gap: dt.timedelta
 ) -> list[Problem]:
     newest, ended = health.last_observation_at, last and (last.finished_at or last.heartbeat_at)
-    overdue = len(health.overdue) if isinstance(health, HealthSnapshot) else 0
-    late = f"{count(overdue, 'target is', 'targets are')} overdue: not observed for three due slots of a schedule."
-    held = f"{count(health.held_removals, 'removal')} in {count(health.held, 'target')} held: a person has to decide."
-    failing = f"{count(health.failing, 'target gives', 'targets give')} no valid answer."
-    refused = f"EnOS refuses {count(health.refused, 'target')} until a right or the schedule is changed."
     never = f"{count(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
     candidates = (
-        *((True, f"{condition.sentence} {condition.remedy}", "") for condition in health.conditions),
+        *((True, f"{each.sentence} {each.remedy}", _LINKS.get(each.code, "")) for each in health.conditions()),
         (newest and now - newest > coverage_gap, silence, ""),
-        (overdue, late, ""),
-        (health.held, held, "/held"),
-        (health.failing, failing, "/targets?show=problems"),
-        (health.refused, refused, "/targets?show=problems"),
         (health.never_observed, never, "/targets?show=never_observed"),
         (open_gaps, gaps, "/gaps"),
         (last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),

@@ -651,6 +651,38 @@ def overdue_notice() -> None:
     )
 
 
+def condition() -> None:
+    create(
+        "condition",
+        key("code"),
+        key("cause"),
+        time("since"),
+        *counts("subjects"),
+        text("named"),
+        text("said"),
+        text("remedy"),
+        time("begin_told_at", null=True),
+        time("ended_at", null=True),
+        primary("condition", "code", "cause"),
+        checks={},
+        comment="Something that is wrong, since when, and whether receivers know; until they know that it has ended.",
+    )
+
+
+def verification() -> None:
+    create(
+        "verification",
+        key("kind"),
+        time("began_at"),
+        time("ended_at"),
+        *counts("targets", "change_sets", "findings"),
+        text("finding"),
+        primary("verification", "kind"),
+        checks={},
+        comment="The service's last check of the trail, of each kind, and what it found.",
+    )
+
+
 def lease() -> None:
     create(
         "lease",
@@ -725,7 +757,8 @@ def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
     history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, trail)
     story = (org_event, org_flow, org_loss, org_state, org_step)
-    for make in (*tables, *history, org_turnover, *story, roster, roster_user, overdue_notice, lease):
+    notes = (overdue_notice, condition, verification, lease)
+    for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):
         make()
     append_only_on_sqlite() if on_sqlite() else append_only_on_postgresql()
 

@@ -29,6 +29,7 @@ SECTIONS = {
     "service": shape.ServiceSettings,
     "notify": shape.NotifySettings,
     "retention": shape.RetentionSettings,
+    "verify": shape.VerifySettings,
     "log": shape.LogSettings,
     "scale": shape.ScaleSettings,
 }

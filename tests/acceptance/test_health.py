@@ -56,7 +56,7 @@ def test_a_service_at_work_is_alive_ready_and_fresh_and_shows_its_page(flowtrail
     service = flowtrail.start("serve")
     service.wait_for("run_ended")
     assert ask(service, "/healthz") == (200, {"status": "ok"})
-    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active"})
+    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active", "conditions": []})
     assert ask(service, "/freshness")[0] == 200
     url = service.wait_for("listening")["url"]
     with urllib.request.urlopen(url + "/", timeout=30) as page:
@@ -96,7 +96,8 @@ def test_a_clock_that_went_back_is_said_everywhere_and_failures_are_not_hidden_b
     service.wait_for("active")
     service.wait_for("run_ended", lambda entry: entry["status"] == "failed", times=4)
     status, body = ask(service, "/freshness")
-    assert (status, body["overdue"], [each["code"] for each in body["conditions"]]) == (503, 1, ["clock_off"])
+    assert (status, body["overdue"]) == (503, 1)
+    assert {each["code"] for each in body["conditions"]} == {"targets_failing", "targets_overdue", "clock_off"}
     assert 'flowtrail_condition{code="clock_off"} 1.0' in service.get("/metrics")[1]
     said = flowtrail("status").stdout
     assert "The clock went back: a target has an observation that lies ahead of now" in said
@@ -106,7 +107,7 @@ def test_a_clock_that_went_back_is_said_everywhere_and_failures_are_not_hidden_b
     status, body = ask(service, "/freshness")
     assert (status, body["overdue"]) == (200, 0)
     assert service.stop() == 0
-    assert flowtrail.json("status")["conditions"][0]["code"] == "clock_off"
+    assert "clock_off" in [each["code"] for each in flowtrail.json("status")["conditions"]]
 
 
 def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
@@ -237,7 +238,7 @@ def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
         assert "flowtrail_targets 1.0" not in found["/metrics"][1], "what is not known is not told"
         so_far = len([entry for entry in service.log if entry["event"] == "run_ended"])
     service.wait_for("run_ended", lambda entry: entry["status"] == "succeeded", times=so_far + 2)
-    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active"})
+    assert ask(service, "/readyz") == (200, {"status": "ready", "role": "active", "conditions": []})
     assert "flowtrail_database_up 1.0" in service.get("/metrics")[1]
     assert service.get("/")[0] == 200
     assert service.stop() == 0

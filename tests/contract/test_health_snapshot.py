@@ -179,8 +179,8 @@ def test_a_target_that_was_last_observed_ahead_of_now_is_overdue_when_no_run_end
 def test_a_clock_that_went_back_is_said_with_its_remedy(engine: Engine, diary: Diary, seconds: int, said: bool) -> None:
     diary.answer(numbered(1, 3), START + dt.timedelta(seconds=seconds), ANN)
     found = health.read(engine, [schedule(ANN)], START)
-    assert [each.code for each in found.conditions] == ["clock_off"] * said
-    for each in found.conditions:
+    assert [each.code for each in found.conditions()] == ["clock_off"] * said
+    for each in found.conditions():
         assert "a target has an observation that lies ahead of now, up to 2026-03-01 12:01:30 UTC" in each.sentence
         assert "NTP" in each.remedy
 

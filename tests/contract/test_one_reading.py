@@ -108,11 +108,11 @@ def of_page(engine: Engine, schedules: tuple[Schedule, ...], health: Health) -> 
         page = requests.get(server.url + "/", timeout=30).text
     said = {
         "targets": r"<dt>Targets</dt>\n<dd>(\d+)<",
-        "overdue": r"(\d+) targets are overdue",
-        "failing": r"(\d+) targets give no valid answer",
-        "refused": r"EnOS refuses (\d+) target until",
-        "held": r"removals in (\d+) target held",
-        "held_removals": r"(\d+) removals in",
+        "overdue": r"(\d+) targets overdue",
+        "failing": r"<small>(\d+) failing",
+        "refused": r"(\d+) target: 62101 \(",
+        "held": r"(\d+) target: \d+ removals held",
+        "held_removals": r": (\d+) removals held",
         "never_observed": r"(\d+) target was never observed",
     }
     found = {name: re.search(sentence, page) for name, sentence in said.items()}

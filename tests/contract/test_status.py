@@ -66,7 +66,17 @@ def test_as_json_the_causes_count_all_and_the_lists_end_where_asked(
     said = json.loads(run("status", *limit, "--json").stdout)
     assert {each["cause"]: each["targets"] for each in said["causes"]} == {"62101": 60, "http_403": 1}
     assert len(said["problems"]) == listed
-    assert [*said] == ["active", "conditions", "freshness", "schedules", "overdue", "runs", "causes", "problems"]
+    assert [*said] == [
+        "active",
+        "conditions",
+        "verified",
+        "freshness",
+        "schedules",
+        "overdue",
+        "runs",
+        "causes",
+        "problems",
+    ]
 
 
 def test_a_sync_shows_the_first_that_did_not_go_through_and_counts_the_others(run: Callable[..., Result]) -> None:

@@ -1,0 +1,56 @@
+"""What only the serving process knows to be wrong: its database, schedules, cluster, receivers and clock."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+from etl.cli.application import Application, utc_now
+from etl.cli.notify import Notifications
+from etl.report.conditions import Trouble
+from etl.service.replica import Service
+from etl.service.verification import Verification
+from etl.sync import RemoteExecutor
+
+
+class OwnTroubles:
+    """Gathers them whenever somebody asks; from any thread."""
+
+    def __init__(self, app: Application, notifications: Notifications) -> None:
+        self.service: Service | None = None
+        """Set once there is one."""
+        self.verification: Verification | None = None
+        """Set where the service checks its trail."""
+        self._app = app
+        self._notifications = notifications
+        self._cluster_lost_at: dt.datetime | None = None
+
+    def __call__(self) -> list[Trouble]:
+        return list(self._found())
+
+    def _found(self) -> Iterator[Trouble]:
+        if self.service is not None:
+            yield from (each for each in (self.service.trouble, self.service.broken_schedules) if each is not None)
+        if self._cluster_lost_at is not None:
+            address = self._app.settings.scale.dask
+            yield Trouble("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
+        yield from self._notifications.failing()
+        if self.verification is not None:
+            yield from (each for each in [self.verification.trouble()] if each is not None)
+        yield from self._clock()
+
+    def _clock(self) -> Iterator[Trouble]:
+        skew, limit = self._app.gateway.clock_skew, self._app.settings.gateway.max_clock_skew
+        if skew is not None and limit and abs(skew) > limit:
+            ahead = "ahead of" if skew > dt.timedelta(0) else "behind"
+            yield Trouble(
+                "clock_off", f"The gateway's clock is {abs(skew).total_seconds():.0f} s {ahead} ours", "gateway"
+            )
+
+    def remote(self) -> RemoteExecutor | None:
+        """The cluster, where there is one that can be reached."""
+        if self._app.cluster is None:
+            return None
+        found = self._app.cluster.connect_if_reachable()
+        self._cluster_lost_at = None if found is not None else self._cluster_lost_at or utc_now()
+        return found

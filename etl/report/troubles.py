@@ -1,0 +1,201 @@
+"""What the database knows of what is wrong: the facts from which conditions are made."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, column, text
+
+from etl import database
+from etl.config import Schedule, TargetList
+from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.report.conditions import (
+    OF_THE_SERVICE,
+    SUBJECTS_NAMED,
+    Failing,
+    Trouble,
+    by_cause,
+    counted,
+    failing,
+    held,
+    roster_failing,
+    unscheduled,
+)
+from etl.report.fetch import with_times
+from etl.schema import UtcTime
+
+_MOST_CAUSES: Final = 20
+"""Those with most targets; the others of their code are one more."""
+_PARTS_READ: Final = 1000
+_LEAST_ROOM_BYTES: Final = 65_536
+"""A transaction that changes nothing takes a few pages."""
+_FAILING: Final = text("""
+    SELECT error_code, message, targets, org_id, user_id, expression
+      FROM (SELECT last_error_code AS error_code, coalesce(last_error, '') AS message, org_id, user_id, expression,
+                   count(*) OVER (PARTITION BY last_error_code, last_error) AS targets,
+                   row_number() OVER (PARTITION BY last_error_code, last_error
+                                      ORDER BY consecutive_failures DESC, org_id, user_id, expression) AS nth
+              FROM target
+             WHERE retired_at IS NULL AND consecutive_failures > 0 AND last_error_code IS NOT NULL) AS each_one
+     WHERE nth <= :named ORDER BY targets DESC, error_code, message, nth LIMIT :most
+    """)
+_FAILING_BY_CODE: Final = text("""
+    SELECT last_error_code, count(*) FROM target
+     WHERE retired_at IS NULL AND consecutive_failures > 0 AND last_error_code IS NOT NULL GROUP BY last_error_code
+    """)
+_FAILS_SINCE: Final = text("""
+    SELECT r.started_at FROM sync_issue i JOIN sync_run r ON r.id = i.run_id
+     WHERE i.verdict = 'failed' AND i.target_id = :target_id ORDER BY i.id DESC LIMIT 1 OFFSET :before
+    """).columns(started_at=UtcTime)
+_ONE_TARGET: Final = text("""
+    SELECT id, consecutive_failures FROM target
+     WHERE org_id = :org_id AND user_id = :user_id AND expression = :expression
+    """)
+_HELD: Final = text("""
+    SELECT org_id, user_id, expression, held_since FROM target WHERE retired_at IS NULL AND held_since IS NOT NULL
+     ORDER BY held_since, org_id, user_id, expression LIMIT :named
+    """).columns(column("org_id"), column("user_id"), column("expression"), column("held_since", UtcTime))
+_ROSTERS: Final = text("""
+    SELECT org_id, coalesce(error_code, ''), coalesce(error, ''), failing_since FROM roster
+     WHERE failing_since IS NOT NULL ORDER BY org_id LIMIT :most
+    """).columns(column("org_id"), column("error_code"), column("error"), column("failing_since", UtcTime))
+_STORED: Final = text("""
+    SELECT code, cause, since, subjects, named, said, remedy,
+           EXISTS (SELECT 1 FROM lease WHERE expires_at > :now) AS is_served
+      FROM condition WHERE ended_at IS NULL
+    """)
+
+
+_VERIFIED: Final = text("""
+    SELECT kind, ended_at, targets, change_sets, findings, finding FROM verification ORDER BY ended_at DESC
+    """).columns(ended_at=UtcTime)
+
+
+class LastCheck(NamedTuple):
+    """The service's last check of the trail."""
+
+    ended_at: dt.datetime
+    targets: int
+    change_sets: int
+    findings: int
+    finding: str
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What the active service has written down: when conditions began, and what only it can know."""
+
+    since: dict[tuple[str, str], dt.datetime]
+    of_the_service: list[Trouble]
+
+
+def read_stored(connection: Connection, now: dt.datetime) -> Stored:
+    """What the active service knows; nothing of what it alone knew once it is gone."""
+    statement = with_times(_STORED.text, {"now": now}).columns(since=UtcTime)
+    rows = connection.execute(statement, {"now": now}).all()
+    troubles = [
+        Trouble(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
+        for code, cause, since, subjects, named, said, remedy, is_served in rows
+        if code in OF_THE_SERVICE and is_served
+    ]
+    return Stored({(code, cause): since for code, cause, since, *_ in rows}, troubles)
+
+
+def of_targets(connection: Connection, held_targets: int, held_removals: int) -> Iterator[Trouble]:
+    """What is wrong with targets and rosters, by cause."""
+    yield from _failing(connection)
+    if held_targets:
+        first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
+        since = first[0].held_since if first else None
+        yield held(held_targets, held_removals, since, [str(Target(*row[:3])) for row in first])
+    for org_id, code, message, since in connection.execute(_ROSTERS, {"most": _MOST_CAUSES}):
+        yield roster_failing(org_id, code, message, since)
+
+
+def _failing(connection: Connection) -> Iterator[Trouble]:
+    totals: dict[str, int] = {row[0]: row[1] for row in connection.execute(_FAILING_BY_CODE)}
+    parts: dict[tuple[str, str], Failing] = {}
+    longest: dict[str, Target] = {}
+    for code, message, number, *key in connection.execute(_FAILING, {"named": SUBJECTS_NAMED, "most": _PARTS_READ}):
+        target = Target(*key)
+        part = parts.get((code, message)) or Failing(code, message, number, [])
+        parts[code, message] = part._replace(first=[*part.first, str(target)])
+        longest.setdefault(str(target), target)
+    causes = sorted(by_cause(parts.values()), key=lambda cause: -cause.targets)
+    for cause in causes[:_MOST_CAUSES]:
+        totals[cause.error_code] -= cause.targets
+        since = min((_fails_since(connection, longest[name]) for name in cause.first), key=_first, default=None)
+        yield failing(cause, since, refused=cause.error_code in REFUSED_FOR_GOOD)
+    for code, left in totals.items():
+        if left > 0:
+            yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
+
+
+def _first(at: dt.datetime | None) -> dt.datetime:
+    return at or dt.datetime.max.replace(tzinfo=dt.UTC)
+
+
+def _fails_since(connection: Connection, target: Target) -> dt.datetime | None:
+    """When the run began in which a target failed for the first time in a row."""
+    found = connection.execute(_ONE_TARGET, target._asdict()).one_or_none()
+    if found is None:
+        return None
+    at: dt.datetime | None = connection.execute(
+        _FAILS_SINCE, {"target_id": found.id, "before": max(0, found.consecutive_failures - 1)}
+    ).scalar_one_or_none()
+    return at
+
+
+def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[Trouble]:
+    """Targets that no schedule has; looked for where the database has more, or fewer, than the schedules."""
+    configured = TargetList.union([schedule.targets for schedule in schedules])
+    if targets == len(configured):
+        return
+    number, first = 0, list[str]()
+    everyone = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
+    for row in connection.execute(everyone, execution_options={"yield_per": 10_000}):
+        if Target(*row) not in configured:
+            number += 1
+            first = sorted([*first, str(Target(*row))])[:SUBJECTS_NAMED]
+    if number:
+        yield unscheduled(number, first)
+
+
+def last_check(connection: Connection) -> LastCheck | None:
+    """What the service's last check of the trail came to; None where there was none."""
+    row = connection.execute(_VERIFIED).first()
+    return LastCheck(*row[1:]) if row else None
+
+
+def of_the_trail(check: LastCheck | None) -> Iterator[Trouble]:
+    """A check found something."""
+    if check is not None and check.findings:
+        said = f"The trail is broken: {counted(check.findings, 'finding')}, the first: {check.finding.rstrip('.')}"
+        yield Trouble("trail_broken", said, subjects=check.findings)
+
+
+def of_the_disk(engine: Engine) -> Iterator[Trouble]:
+    """What any reader can see of why an SQLite file cannot be written to, whoever it is that writes."""
+    file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    if file is None:
+        return
+    try:
+        found = os.statvfs(file.parent)
+    except OSError:
+        return
+    if found.f_flag & os.ST_RDONLY:
+        yield Trouble("database_read_only", f"{file} is on a disk that may only be read")
+    elif found.f_bavail * found.f_frsize < _LEAST_ROOM_BYTES:
+        yield Trouble("database_full", f"{file} cannot grow: the disk is full")
+
+
+def damage_of(engine: Engine) -> Trouble | None:
+    """Why the database cannot be written to, where it is damaged."""
+    found = database.damage_of(engine)
+    if found is None:
+        return None
+    said, _, remedy = database.damage_sentence(engine, found).partition(". ")
+    return Trouble("database_damaged", said.removesuffix("."), remedy=remedy)

@@ -1,0 +1,143 @@
+"""The service checks its own trail: `[verify] every`, and every page of an SQLite file with it, `full`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Engine
+
+from etl import database, verify
+from etl.errors import DatabaseError
+from etl.report.conditions import Trouble
+from etl.store import Store
+from etl.store.verifications import Verified
+from etl.system.background import BackgroundLoop
+
+LOOK_SECONDS: Final = 60.0
+_REMEDY: Final = "keep a copy of the database as it is, then run `flowtrail verify`"
+_REST_SHARE: Final = 1.0
+"""It rests as long as it has worked, so that half of a processor is the most it takes."""
+_OVERDUE: Final = 2
+"""So many times ``every`` may pass before anybody is told."""
+_LAST_WORDS_SECONDS: Final = 3.0
+
+
+class _Stopped(Exception):
+    """The service ends, or is no longer the active one; the check begins again with the next one."""
+
+
+class Verification:
+    """A thread of its own. A finding stops nothing: it is a condition, and the log names it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        *,
+        active: Callable[[], bool],
+        clock: Callable[[], dt.datetime],
+        every: dt.timedelta | None,
+        full: dt.timedelta | None,
+    ) -> None:
+        """``every`` and ``full``: how often; None is never."""
+        self._engine = engine
+        self._store = store
+        self._active = active
+        self._clock = clock
+        self._every = every
+        self._full = full
+        self._loop = BackgroundLoop("verification", self._step, first_after_seconds=LOOK_SECONDS)
+        self._checked_at: dt.datetime | None = None
+        """The last check, or, before the first, since when this replica has been active."""
+        self._log: Any = structlog.get_logger("etl.service.verification")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Check when a check is due, while the block runs."""
+        self._loop.start()
+        try:
+            yield
+        finally:
+            self._loop.stop(_LAST_WORDS_SECONDS)
+
+    def _step(self) -> float:
+        try:
+            self.look()
+        except (_Stopped, DatabaseError):
+            return LOOK_SECONDS
+        except Exception:
+            self._log.exception("verification_failed", remedy="run `flowtrail verify`")
+        return LOOK_SECONDS
+
+    def look(self) -> None:
+        """Check what is due, if anything."""
+        if not self._active():
+            return
+        done, now = {each.kind: each.ended_at for each in self._store.verified()}, self._clock()
+        self._checked_at = max([*done.values(), *([self._checked_at] if self._checked_at else [])], default=now)
+        if _is_due(done.get("full"), self._full, now):
+            self._check("full")
+        elif _is_due(max(done.values(), default=None), self._every, now):
+            self._check("trail")
+
+    def trouble(self) -> Trouble | None:
+        """A check is long overdue."""
+        at, every = self._checked_at, self._every
+        if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
+            return None
+        said = (
+            f"The trail was to be checked every {every}, and was not since {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+        )
+        return Trouble("verify_overdue", said, since=at)
+
+    def _check(self, kind: str) -> None:
+        began, pace = self._clock(), _Pace(self._goes_on, self._loop.wait)
+        through = [verify.Progress(0, 0, 0, 0)]
+
+        def moved(progress: verify.Progress) -> None:
+            through[0] = progress
+            pace.rest()
+
+        findings = [str(finding) for finding in verify.verify(self._engine, progress=moved)]
+        if kind == "full":
+            whole = database.integrity(self._engine)
+            findings += [f"the file is damaged: {said}" for said in whole.damage]
+        done = through[0]
+        self._store.keep_verified(
+            Verified(kind, began, self._clock(), done.targets, done.change_sets, len(findings), "".join(findings[:1]))
+        )
+        for finding in findings[:10]:
+            self._log.error("trail_broken", finding=finding, remedy=_REMEDY)
+        sums = {"targets": done.targets, "change_sets": done.change_sets, "findings": len(findings)}
+        self._log.info("verified", kind=kind, **sums)
+
+    def _goes_on(self) -> bool:
+        return self._active() and not self._loop.stopping
+
+
+class _Pace:
+    """Rests between targets for as long as the work took."""
+
+    def __init__(self, goes_on: Callable[[], bool], wait: Callable[[float], object]) -> None:
+        self._goes_on = goes_on
+        self._wait = wait
+        self._since = time.monotonic()
+
+    def rest(self) -> None:
+        """Raises _Stopped where nobody wants to go on."""
+        if not self._goes_on():
+            raise _Stopped
+        worked = time.monotonic() - self._since
+        if worked > 0.05:
+            self._wait(worked * _REST_SHARE)
+            self._since = time.monotonic()
+
+
+def _is_due(done_at: dt.datetime | None, every: dt.timedelta | None, now: dt.datetime) -> bool:
+    """A check that ended ahead of now was dated by a clock that was wrong."""
+    return every is not None and (done_at is None or not now - every < done_at <= now)

@@ -1,0 +1,121 @@
+"""Watches what is wrong: the log says when a condition begins and ends, and the active replica writes it down."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from etl.errors import DatabaseError
+from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, Trouble, conditions
+from etl.report.health import HealthSnapshot
+from etl.store import Store
+from etl.store.open_conditions import OpenCondition
+from etl.system.background import BackgroundLoop
+
+TICK_SECONDS: Final = 5.0
+_SHARE: Final = 20
+"""Reading the state of all targets takes at most this part (a twentieth) of the time."""
+
+
+class Watch:
+    """A thread of its own, so that nothing that is slow holds up a run."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        active: Callable[[], bool],
+        read: Callable[[], HealthSnapshot],
+        own: Callable[[], Sequence[Trouble]],
+        clock: Callable[[], dt.datetime],
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``read``: what the database knows; ``own``: what only this process knows; ``moved`` is told of news."""
+        self._store = store
+        self._active = active
+        self._read = read
+        self._own = own
+        self._clock = clock
+        self._moved = moved
+        self._not_before = 0.0
+        self._unwritten: dict[tuple[str, str], Condition] = {}
+        """What is wrong with the database: nobody can write that down."""
+        self._log: Any = structlog.get_logger("etl.service.conditions")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Watch while the block runs."""
+        loop = BackgroundLoop("conditions", self._step, first_after_seconds=TICK_SECONDS)
+        loop.start()
+        try:
+            yield
+        finally:
+            loop.stop(TICK_SECONDS)
+
+    def _step(self) -> float:
+        try:
+            self.look()
+        except DatabaseError:  # the service itself says that it cannot write
+            return TICK_SECONDS
+        except Exception:
+            self._log.exception("conditions_not_read")
+        return TICK_SECONDS
+
+    def look(self) -> None:
+        """Compare what is wrong now with what was wrong before."""
+        own = list(self._own())
+        self._tell_of_the_database([each for each in conditions(own) if each.code in OF_THE_DATABASE])
+        if self._unwritten or not self._active() or time.monotonic() < self._not_before:
+            return
+        began = time.monotonic()
+        found = self._read().conditions(own)
+        mine = {(each.code, each.cause) for each in own}
+        now = self._clock()
+        # what an active replica wrote down of itself ends with its cause, not with what it reads back
+        wrong = [each for each in found if each.code not in OF_THE_DATABASE]
+        wrong = [each for each in wrong if each.code not in OF_THE_SERVICE or each.key in mine]
+        news = self._store.keep_conditions([_written(each, now) for each in wrong], now)
+        self._not_before = time.monotonic() + _SHARE * (time.monotonic() - began)
+        by_key = {each.key: each for each in wrong}
+        for begun in news.began:
+            self._tell_begun(by_key[begun.code, begun.cause])
+        for ended in news.ended:
+            self._log.info("condition_ended", code=ended.code, sentence=ended.said)
+        if news.began or news.ended:
+            self._moved()
+
+    def _tell_of_the_database(self, found: Sequence[Condition]) -> None:
+        now = {each.key: each for each in found}
+        for key in now.keys() - self._unwritten.keys():
+            self._tell_begun(now[key])
+        for key in self._unwritten.keys() - now.keys():
+            self._log.info("condition_ended", code=key[0], sentence=self._unwritten[key].sentence)
+        self._unwritten = now
+
+    def _tell_begun(self, condition: Condition) -> None:
+        level = {"down": self._log.error, "degraded": self._log.warning, "notice": self._log.info}
+        level[condition.severity](
+            "condition_began",
+            code=condition.code,
+            subjects=condition.subjects,
+            sentence=condition.sentence,
+            remedy=condition.remedy,
+        )
+
+
+def _written(each: Condition, now: dt.datetime) -> OpenCondition:
+    return OpenCondition(
+        each.code,
+        each.cause,
+        each.since or now,
+        each.subjects,
+        msgspec.json.encode(list(each.first)).decode(),
+        each.said,
+        each.remedy,
+    )

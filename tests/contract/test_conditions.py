@@ -1,0 +1,217 @@
+"""What the database knows of what is wrong, and how it is written down: each condition begins once and ends once."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import structlog
+from sqlalchemy import Engine, text
+from structlog.testing import capture_logs
+
+from etl.config.units import interval_or_off
+from etl.database import writing
+from etl.domain.model import Target
+from etl.errors import DatabaseError
+from etl.report import health
+from etl.report.conditions import Trouble
+from etl.service.verification import Verification
+from etl.service.watch import Watch
+from etl.store import Store
+from tests.support.builders import START, Diary, numbered
+from tests.support.program import ORG
+
+NOW = START + dt.timedelta(days=1)
+FRESH = Target(ORG, "fresh")
+HTML = "the body is no JSON but HTML"
+
+
+@pytest.fixture(autouse=True)
+def _plain_log() -> None:
+    structlog.reset_defaults()
+
+
+def fail(engine: Engine, users: Sequence[str], code: str, message: str) -> None:
+    with writing(engine) as connection:
+        for user in users:
+            connection.execute(
+                text(
+                    "INSERT INTO target (org_id, user_id, consecutive_failures, last_error_code, last_error) "
+                    "VALUES (:org, :user, 3, :code, :message)"
+                ),
+                {"org": ORG, "user": user, "code": code, "message": message.format(user=user)},
+            )
+
+
+def codes(engine: Engine) -> list[tuple[str, int]]:
+    return [(each.code, each.subjects) for each in health.read(engine, [], NOW).conditions()]
+
+
+def test_failing_targets_are_grouped_by_cause_and_refused_ones_are_their_own(engine: Engine) -> None:
+    fail(engine, [f"u{n:03}" for n in range(300)], "malformed", HTML + " for '{user}'")
+    fail(engine, ["v1", "v2"], "malformed", "data[0] has no flowId")
+    fail(engine, ["w"], "62101", "no user of this organisation")
+    fail(engine, ["x"], "gateway_down", "the gateway is down")
+    found = health.read(engine, [], NOW).conditions()
+    assert [(each.code, each.subjects) for each in found if each.code != "targets_unscheduled"] == [
+        ("targets_failing", 300),
+        ("targets_failing", 2),
+        ("gateway_down", 1),
+        ("targets_refused", 1),
+    ]
+    assert found[0].first[0] == f"{ORG}/u000"
+
+
+def test_a_target_of_no_schedule_that_was_not_retired_is_said(engine: Engine) -> None:
+    fail(engine, ["gone"], "malformed", HTML)
+    assert ("targets_unscheduled", 1) in codes(engine)
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE target SET retired_at = :at"), {"at": "2026-03-01 00:00:00.000000"})
+    assert codes(engine) == []
+
+
+class Told:
+    """A watch over one engine, and the log of what it says."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.own: list[Trouble] = []
+        self.engine = engine
+        self.watch = self.another()
+
+    def another(self) -> Watch:
+        return Watch(
+            Store(self.engine),
+            active=lambda: True,
+            read=lambda: health.read(self.engine, [], NOW),
+            own=lambda: self.own,
+            clock=lambda: NOW,
+        )
+
+    def looks(self, watch: Watch | None = None) -> list[tuple[str, str]]:
+        looking = watch or self.watch
+        looking._not_before = 0.0
+        with capture_logs() as said:
+            looking.look()
+        return [(each["event"], each["code"]) for each in said]
+
+
+def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engine) -> None:
+    told = Told(engine)
+    told.own = [Trouble("receiver_failing", "mail was not told", "mail", subjects=1)]
+    assert told.looks() == [("condition_began", "receiver_failing")]
+    assert told.looks() == []
+    assert told.looks(told.another()) == []
+    told.own = []
+    assert told.looks(told.another()) == [("condition_ended", "receiver_failing")]
+    assert told.looks() == []
+
+
+def test_what_cannot_be_written_down_is_told_once_too(engine: Engine) -> None:
+    told = Told(engine)
+    told.own = [Trouble("database_full", "The disk is full")]
+    assert told.looks() == [("condition_began", "database_full")]
+    assert told.looks() == []
+    told.own = []
+    assert told.looks() == [("condition_ended", "database_full")]
+
+
+def test_others_read_what_only_the_active_service_knows_while_it_is_active(engine: Engine) -> None:
+    told = Told(engine)
+    told.own = [Trouble("schedules_broken", "plants.toml: no TOML")]
+    told.looks()
+    assert codes(engine) == []
+    assert Store(engine).take_lease("service", "me")
+    found = health.read(engine, [], dt.datetime.now(dt.UTC)).conditions()
+    assert [(each.code, each.said, each.since) for each in found] == [("schedules_broken", "plants.toml: no TOML", NOW)]
+    told.own = []
+    told.looks()
+    assert health.read(engine, [], dt.datetime.now(dt.UTC)).conditions() == []
+
+
+def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None:
+    told, store = Told(engine), Store(engine)
+    told.own = [Trouble("receiver_failing", "mail was not told", "mail")]
+    told.looks()
+    [begun] = store.untold_conditions()
+    assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
+    store.mark_conditions_told([begun], NOW)
+    assert store.untold_conditions() == []
+    told.own = []
+    told.looks()
+    [over] = store.untold_conditions()
+    assert over.ended_at == NOW
+    store.mark_conditions_told([over], NOW)
+    assert store.untold_conditions() == []
+
+
+def test_nobody_is_told_of_what_ended_before_it_was_told(engine: Engine) -> None:
+    told = Told(engine)
+    told.own = [Trouble("receiver_failing", "mail was not told", "mail")]
+    told.looks()
+    told.own = []
+    told.looks()
+    assert Store(engine).untold_conditions() == []
+
+
+def verification(engine: Engine, now: dt.datetime, every: str | None = "1d", **more: Any) -> Verification:
+    settings: dict[str, Any] = {"every": interval_or_off(every), "full": None, "active": lambda: True, **more}
+    return Verification(engine, Store(engine), clock=lambda: now, **settings)
+
+
+def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds_none(
+    engine: Engine, diary: Diary
+) -> None:
+    diary.answer(numbered(1, 3), START, FRESH)
+    verification(engine, NOW).look()
+    [checked] = Store(engine).verified()
+    assert (checked.targets, checked.change_sets, checked.findings) == (1, 1, 0)
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE workflow SET flow_name = 'forged'"))
+    with capture_logs() as said:
+        verification(engine, NOW + dt.timedelta(days=1)).look()
+    assert [each["event"] for each in said] == ["trail_broken", "verified"]
+    assert "trail_broken" in [code for code, _ in codes(engine)]
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE workflow SET flow_name = 'one'"))
+    Store(engine).keep_verified(checked._replace(ended_at=NOW + dt.timedelta(days=2)))
+    assert "trail_broken" not in [code for code, _ in codes(engine)]
+
+
+@pytest.mark.parametrize(("every", "hours", "checks"), [("1d", 23, 0), ("1d", 24, 1), ("off", 9999, 0), ("1d", -30, 1)])
+def test_the_trail_is_checked_when_a_check_is_due(engine: Engine, every: str, hours: int, checks: int) -> None:
+    """Also where the last one was dated by a clock that was ahead."""
+    verification(engine, NOW).look()
+    later = NOW + dt.timedelta(hours=hours)
+    verification(engine, later, every).look()
+    assert (Store(engine).verified()[0].ended_at == later) == bool(checks)
+
+
+def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_said(engine: Engine) -> None:
+    verification(engine, NOW, active=lambda: False).look()
+    assert Store(engine).verified() == []
+    now = [NOW]
+    stuck = Verification(
+        engine, Store(engine), active=lambda: True, clock=lambda: now[0], every=dt.timedelta(days=1), full=None
+    )
+    stuck.look()
+    assert stuck.trouble() is None
+    now[0] += dt.timedelta(days=2, seconds=1)
+    found = stuck.trouble()
+    assert found is not None
+    assert found.code == "verify_overdue"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "statement", "code"),
+    [
+        ("postgresql", "DO $$ BEGIN RAISE EXCEPTION 'no space' USING ERRCODE = '53100'; END $$", "database_full"),
+        ("postgresql", "SET TRANSACTION READ ONLY; DELETE FROM target", "database_read_only"),
+    ],
+    indirect=["dialect"],
+)
+def test_an_error_of_the_database_is_known_by_its_code(engine: Engine, statement: str, code: str) -> None:
+    with pytest.raises(DatabaseError) as raised, writing(engine) as connection:
+        connection.exec_driver_sql(statement)
+    assert raised.value.condition == code

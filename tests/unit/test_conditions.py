@@ -1,0 +1,84 @@
+"""One list of what is wrong: a pure function of what is known, grouped by cause."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from etl.report import conditions as made
+from etl.report.conditions import CODES, Failing, Trouble, by_cause, conditions, failing, held, message_class, overdue
+
+AT = dt.datetime(2026, 11, 24, 10, 15, tzinfo=dt.UTC)
+
+
+def test_targets_that_fail_for_one_cause_are_one_condition_with_their_number_and_the_first_few() -> None:
+    parts = [Failing("malformed", f"the body of 'u{n}' is an HTML login page", 1, [f"o1/u{n}"]) for n in range(3000)]
+    [cause] = by_cause(parts)
+    [condition] = conditions([failing(cause, AT, refused=False)])
+    assert condition.sentence == (
+        "3,000 targets: malformed (the body of 'u0' is an HTML login page), since 2026-11-24 10:15:00 UTC."
+    )
+    assert (condition.code, condition.severity, condition.subjects) == ("targets_failing", "degraded", 3000)
+    assert condition.first == ("o1/u0", "o1/u1", "o1/u10")
+
+
+def test_another_code_or_another_class_of_messages_is_another_cause() -> None:
+    parts = [
+        Failing("malformed", "an HTML login page", 5, []),
+        Failing("malformed", "data[7] has no flowId", 2, []),
+        Failing("malformed", "data[9] has no flowId", 1, []),
+        Failing("http_503", "an HTML login page", 1, []),
+    ]
+    assert [(cause.error_code, cause.targets) for cause in by_cause(parts)] == [
+        ("malformed", 5),
+        ("malformed", 3),
+        ("http_503", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("no answer from 10.0.0.1:443 in 30 s", "no answer from 10.0.0.2:443 in 29 s"), ("no 'a'", "no 'b'")],
+)
+def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other: str) -> None:
+    assert message_class(one) == message_class(other)
+    assert message_class(one) != message_class("the connection was refused")
+
+
+def test_the_worst_stands_first_and_each_condition_once() -> None:
+    troubles = [
+        held(2, 9, AT, ["o1/ann"]),
+        overdue(3, []),
+        Trouble("database_full", "The disk is full", since=AT),
+        overdue(4, []),
+        Trouble("receiver_failing", "away", "mail", subjects=1),
+        Trouble("receiver_failing", "away", "chat", subjects=1),
+    ]
+    assert [(each.code, each.cause) for each in conditions(troubles)] == [
+        ("database_full", ""),
+        ("targets_overdue", ""),
+        ("receiver_failing", "chat"),
+        ("receiver_failing", "mail"),
+        ("targets_held", ""),
+    ]
+    assert conditions(troubles)[1].subjects == 3
+
+
+def test_when_it_began_is_what_the_trouble_says_or_else_what_was_written_down() -> None:
+    later = AT + dt.timedelta(hours=1)
+    known = {("targets_overdue", ""): AT, ("targets_held", ""): AT}
+    late, waiting = conditions([overdue(1, []), held(1, 1, later, [])], known)
+    assert (late.since, waiting.since) == (AT, later)
+
+
+def test_nothing_wrong_is_no_condition() -> None:
+    assert conditions([]) == []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
+    [condition] = conditions([Trouble(code, "Something")])
+    assert condition.severity in ("down", "degraded", "notice")
+    assert condition.remedy.endswith(".")
+    assert made.CONDITIONS.index(code) >= 0
