@@ -9,6 +9,7 @@ FlowtrailError                     exit code
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
+|- RunClosed                       1   the run was declared dead meanwhile, or has ended: nothing more is written for it
 |- ClusterError                    2   the workers elsewhere cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline
@@ -92,6 +93,17 @@ class ClusterError(FlowtrailError):
     """The Dask cluster cannot be used: no scheduler, no worker, or one that is set up otherwise."""
 
     exit_code = 2
+
+
+class RunClosed(FlowtrailError):
+    """A run that is closed writes nothing more: it has ended, or was declared dead since its heart had stopped."""
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(f"run {run_id} is closed: it has ended, or was declared dead meanwhile")
+        self.run_id = run_id
+
+    def __reduce__(self) -> tuple[type[RunClosed], tuple[int]]:
+        return RunClosed, (self.run_id,)
 
 
 class SigningError(FlowtrailError):

@@ -42,7 +42,7 @@ FILES = {
     "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
     "hashes": "run_id:int hashes:texts",
     "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time",
-    "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts",
+    "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts data_hash:hash",
     "details": "org_id:text flow_id:text run_id:int asked_at:time observed_at:time update_user:text? update_time:text? "
     "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",
     "org_events": "run_id:int org_id:text expression:text flow_id:text kind:text user_id:text? old_name:text? "

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
@@ -188,8 +188,23 @@ def worker_application(policy: Policy) -> Application:
     return app
 
 
-def a_run(origin: Origin, targets: int) -> NewRun:
-    """The row of a run that a person asked for on this machine."""
+def a_run(
+    origin: Origin,
+    targets: int,
+    schedules: Sequence[Schedule] = (),
+    *,
+    org_id: str | None = None,
+    user_id: str | None = None,
+) -> NewRun:
+    """The row of a run that a person asked for on this machine; of ``schedules``, where it was given no targets."""
     from etl.store import NewRun
 
-    return NewRun(origin=origin, host=socket.gethostname(), pid=os.getpid(), targets=targets)
+    return NewRun(
+        origin=origin,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        targets=targets,
+        lists={schedule.name: schedule.targets for schedule in schedules},
+        org_id=org_id,
+        user_id=user_id,
+    )

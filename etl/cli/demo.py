@@ -65,7 +65,7 @@ def _act(app: Application, number: int, scene: story.Scene) -> None:
     targets = app.schedules[0].targets
     report = sync.run(
         app.run_context(),
-        a_run("command", len(targets)),
+        a_run("command", len(targets), app.schedules[:1]),
         targets,
         app.settings.coverage_gap,
         app.batches,

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -61,8 +62,12 @@ def register(app: typer.Typer) -> None:
 def verify_trail(
     context: typer.Context,
     head: Annotated[
-        bool, typer.Option("--head", help="Print the chain heads and open spans, a JSON line a target, and stop.")
+        bool,
+        typer.Option("--head", help="Print the chain heads, open spans and the last seal as JSON lines, and stop."),
     ] = False,
+    since: Annotated[
+        int, typer.Option("--since", min=0, metavar="SEAL", help="Check only the runs sealed after this one.")
+    ] = 0,
     against: Annotated[
         Path | None,
         typer.Option("--against", help="Prove that what --head printed into this file is still there."),
@@ -74,9 +79,10 @@ def verify_trail(
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         if head:
-            console.stream(msgspec.json.encode(line) + b"\n" for line in verify.heads(app.engine, utc_now()))
+            lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
+            console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, hidden=as_json)
+        found, through = _findings(app, against, since, hidden=as_json)
     if as_json:
         console.json([finding.as_object() for finding in found])
     else:
@@ -87,8 +93,9 @@ def verify_trail(
         raise typer.Exit(1)
 
 
-def _findings(app: Application, against: Path | None, *, hidden: bool) -> tuple[list[verify.Finding], str]:
+def _findings(app: Application, against: Path | None, since: int, *, hidden: bool) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
+    sealing = verify.Sealing()
     with console.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
 
         def tell(progress: verify.Progress) -> None:
@@ -97,7 +104,8 @@ def _findings(app: Application, against: Path | None, *, hidden: bool) -> tuple[
 
         cut: list[int] = []
         kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, progress=tell)) + _damage(app) + _schema(app)
+        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing))
+        found += _damage(app) + _schema(app)
         if kept is not None:
             found += verify.against(app.engine, kept, is_whole=lambda: not cut)
         for line in cut:
@@ -107,6 +115,9 @@ def _findings(app: Application, against: Path | None, *, hidden: bool) -> tuple[
             )
     done = reached[0]
     through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
+    through += f", {sealing.seals} seals"
+    if sealing.unsealed_runs:
+        through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"
     return found, through + (f"; compared with {against}" if against else "")
 
 

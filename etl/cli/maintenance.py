@@ -67,7 +67,7 @@ def prune(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Delete old runs that changed nothing, with their issues; nothing ever leaves the trail."""
+    """Delete the issues of old runs; the runs and their seals stay, and nothing ever leaves the trail."""
     with options.open_application(context, config_file) as app:
         limit = _limit(app, before, keep, timezone)
         database.require_current(app.engine, create_if_empty_sqlite=False)
@@ -77,9 +77,7 @@ def prune(
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
     would = "would go" if dry_run else "deleted"
-    console.say(
-        f"{gone.runs} runs that ended before {console.cell(limit)} UTC and {gone.issues} issues of theirs {would}."
-    )
+    console.say(f"{gone.issues} issues of {gone.runs} runs that ended before {console.cell(limit)} UTC {would}.")
 
 
 def _limit(app: Application, before: str | None, keep: str | None, timezone: str) -> dt.datetime:

@@ -29,7 +29,7 @@ from etl.domain.model import VERDICTS, Target
 from etl.errors import UsageError
 from etl.gateway import Recorder
 from etl.service.replica import Identity, Service
-from etl.store import Store
+from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
 
 if TYPE_CHECKING:
@@ -77,18 +77,25 @@ def sync_now(
             targets = options.matching(chosen, org, user)
             if not (schedules or org or user):
                 _retire(app, store, Configured(chosen), everything=retire)
-            report = _run(app, store, chosen, targets, quiet=as_json)
+            new_run = a_run("command", len(targets), chosen, org_id=org, user_id=user)
+            report = _run(app, store, new_run, chosen, targets, quiet=as_json)
     show_report(report, as_json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 
 def _run(
-    app: Application, store: Store, schedules: Sequence[Schedule], targets: Sequence[Target], *, quiet: bool
+    app: Application,
+    store: Store,
+    new_run: NewRun,
+    schedules: Sequence[Schedule],
+    targets: Sequence[Target],
+    *,
+    quiet: bool,
 ) -> RunReport:
     with interruptible(app), console.progress("asking", len(targets), hidden=quiet) as arrived:
         report = run(
             app.run_context(store, arrived),
-            a_run("command", len(targets)),
+            new_run,
             targets,
             app.settings.coverage_gap,
             app.batches,

@@ -20,7 +20,7 @@ VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
 """EnOS says no to these targets until somebody changes a right or the schedule: named, but no reason to page."""
 
-Origin = Literal["schedule", "command", "catch_up", "approval"]
+Origin = Literal["schedule", "command", "catch_up", "approval", "maintenance"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
 
 
@@ -145,6 +145,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The last answer that was believed but for some removals: when it was requested, and had arrived."""
     latest_missing_at: dt.datetime | None = None
     """When the latest of the held removals was noticed."""
+    run_began_at: dt.datetime | None = None
+    """When the run began that asks: what it observes lies in its time, whatever another machine's clock says."""
 
     @property
     def latest_at(self) -> dt.datetime | None:

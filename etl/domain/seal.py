@@ -8,6 +8,7 @@ the rules.
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -88,6 +89,8 @@ class HoldEvent(NamedTuple):
     kind: Literal["held", "back", "approved"]
     at: dt.datetime
     flow_ids: Sequence[str]
+    data_hash: str
+    """Of the answer that showed it."""
 
 
 class DetailEvent(NamedTuple):
@@ -180,6 +183,36 @@ def issues_digest(issues: Iterable[IssueRow]) -> str:
 def events_digest(events: Events) -> str:
     """The digest of everything else that a run wrote."""
     return digest([[_columns(event) for event in kind] for kind in events])
+
+
+def digest_of(encoded: Iterable[bytes]) -> str:
+    """The digest of an array whose values are encoded already, in memory that does not grow with it."""
+    computed = hashlib.sha256()
+    _feed(computed, encoded)
+    return computed.hexdigest()
+
+
+def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
+    """As ``digest_of``, of an array of arrays."""
+    computed = hashlib.sha256(b"[")
+    for number, encoded in enumerate(lists):
+        computed.update(b"," if number else b"")
+        _feed(computed, encoded)
+    computed.update(b"]")
+    return computed.hexdigest()
+
+
+def encoded_event(columns: Iterable[Any]) -> bytes:
+    """The columns of a row that goes into ``events_digest``."""
+    return encode(_columns(list(columns)))
+
+
+def _feed(computed: Any, encoded: Iterable[bytes]) -> None:
+    between = b"["
+    for value in encoded:
+        computed.update(between + value)
+        between = b","
+    computed.update(b"]" if between == b"," else b"[]")
 
 
 def seal_content(trail_id: str, number: int, run: SealedRun, digests: Digests, sealed_at: dt.datetime) -> bytes:

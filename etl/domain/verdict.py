@@ -34,6 +34,7 @@ class Seen(NamedTuple):
 def seen(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> Seen:
     """The times of an observation: as measured, or just after the latest recorded one where the clock went back."""
     latest = fence.latest_at
+    observed_at = max(observed_at, fence.run_began_at or observed_at)
     earliest = asked_at if latest is None else latest + RESOLUTION
     if earliest <= asked_at <= observed_at:
         return Seen(asked_at, observed_at, False)

@@ -30,7 +30,9 @@ known AS MATERIALIZED (
             WHERE s.target_id = t.id AND s.observed_at <= :at
             ORDER BY s.observed_at DESC LIMIT 1) AS change_set_id
     FROM target t
-    WHERE (t.retired_at IS NULL OR t.retired_at > :at){targets}
+    WHERE coalesce((SELECT m.kind FROM target_membership m
+                    WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
+                    ORDER BY m.at DESC, m.id DESC LIMIT 1), 'resumed') <> 'retired'{targets}
 ),
 seen AS MATERIALIZED (
     SELECT known.*, v.version, v.observed_at, v.flow_count,

@@ -409,6 +409,7 @@ class Service:
             host=self._identity.host,
             pid=self._identity.pid,
             targets=len(schedule.targets),
+            lists={schedule.name: schedule.targets},
             schedule=schedule.name,
             scheduled_for=due.free,
             missed=self._missed(schedule, due.before or due.served, slot),

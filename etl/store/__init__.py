@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Final, TypeVar
 
@@ -30,6 +32,7 @@ from etl.store import (
     retirement,
     rosters,
     runs,
+    seals,
     story_rows,
     story_writes,
     turnover,
@@ -38,13 +41,14 @@ from etl.store import (
 from etl.store.commit import STALE
 from etl.store.commit_lookup import was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
+from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
 from etl.store.notifications import KnownTarget, UnnotifiedRun
 from etl.store.open_conditions import Moved, OpenCondition, UntoldCondition
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
 from etl.store.rosters import Listing
-from etl.store.runs import Due, Marks, NewRun, Written
+from etl.store.runs import Begun, Due, Marks, NewRun, Written
 from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 from etl.store.verifications import Verified
@@ -60,6 +64,7 @@ __all__ = [
     "Pruned",
     "Removals",
     "Retirement",
+    "RunBegun",
     "Store",
     "TooManyRemovals",
     "UnnotifiedRun",
@@ -82,9 +87,17 @@ class Store:
         engine: Engine,
         stop: threading.Event | None = None,
         applied: Callable[[float], None] = lambda seconds: None,
+        sign: seals.Sign | None = None,
     ) -> None:
-        """``applied`` is called with the seconds that each ``apply`` took, retries included, however it ended."""
+        """``applied`` is called with the seconds that each ``apply`` took, retries included, however it ended.
+
+        ``sign`` signs the seals.
+        """
         self._engine = engine
+        self._sign = sign
+        self._recorded: dict[str, tuple[Sequence[Target], int]] = {}
+        """The lists of schedules as they were recorded last, and the highest membership then."""
+        self._digested: tuple[Sequence[Target], str] = ((), runs.digest_of_targets(()))
         self._applied = applied
         self._left_over: list[int] = []
         """Runs that died before they judged the stories of their organisations: the next run does."""
@@ -92,12 +105,15 @@ class Store:
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
 
-    def fences(self, targets: Sequence[Target], *, register: bool = True) -> list[Fence]:
-        """The fence of each of ``targets``; new ones get a row, and retired ones come back, if ``register``."""
+    def fences(self, targets: Sequence[Target], *, register: bool = True, run: RunBegun | None = None) -> list[Fence]:
+        """The fence of each of ``targets``; new ones get a row if ``register``, and a ``run`` calls retired ones back.
+
+        Raises RunClosed.
+        """
         known = self._read(lambda connection: fences.read_fences(connection, targets))
         if register and (len(known) < len(targets) or any(fence.retired for fence in known.values())):
             new = set(targets) - known.keys()
-            known = self._write(lambda connection: fences.register(connection, targets, new))
+            known = self._write(lambda connection: fences.register(connection, targets, new, run))
         return [known.get(target) or Fence(target=target) for target in targets]
 
     def states(self, target_ids: Sequence[int]) -> dict[int, State]:
@@ -112,7 +128,8 @@ class Store:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``).
 
         What removes something has an approver, or its organisation is one of ``removals``. Raises TooManyRemovals, and
-        writes nothing, where those are too many with what others have committed meanwhile.
+        writes nothing, where those are too many with what others have committed meanwhile. Raises RunClosed where the
+        run was declared dead.
         """
         began = time.monotonic()
         try:
@@ -174,26 +191,71 @@ class Store:
         """What a run has written already of ``targets``: those that changed, or have an issue."""
         return self._read(lambda connection: runs.written_by(connection, run_id, targets))
 
-    def begin_run(self, run: NewRun, now: dt.datetime) -> int | None:
-        """The id of a run that starts; None where its slot has been taken by another run."""
-        return self._write(
-            lambda connection: runs.begin(connection, run, now),
-            lambda run_id, connection: runs.is_there(connection, run_id, run, now),
+    def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
+        """The id of a run that starts, to ask ``asked``; None where its slot has been taken by another run.
+
+        What its schedules list is recorded with it, unless this process knows that it is recorded already.
+        """
+        digest = self._digest(asked)
+        begun = self._write(
+            lambda connection: self._begin(connection, run, now, digest, asked),
+            lambda begun, connection: runs.is_there(connection, begun and begun.run_id, run, now),
         )
+        if begun is None:
+            return None
+        self._recorded.update({name: (targets, begun.membership_id) for name, targets in run.lists.items()})
+        return begun.run_id
+
+    def _begin(
+        self, connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]
+    ) -> Begun | None:
+        begun = runs.begin(connection, run, now, digest, asked)
+        if begun is None or all(
+            self._recorded.get(name, (None, 0)) == (targets, begun.membership_id) for name, targets in run.lists.items()
+        ):
+            return begun
+        return runs.record_lists(connection, begun, run, now)
+
+    def _digest(self, asked: Sequence[Target]) -> str:
+        """A schedule has the same list in each of its runs: then there is nothing to sort."""
+        known, digest = self._digested
+        if known is not asked:
+            digest = runs.digest_of_targets(asked)
+            self._digested = (asked, digest)
+        return digest
 
     def beat(self, run_id: int) -> None:
         """Renew the heartbeat of a run."""
         self._write(lambda connection: runs.beat(connection, run_id))
 
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
-        """Write how a run ended; False where it had been aborted as abandoned, which stays."""
-        return self._write(lambda connection: runs.finish(connection, run_id, status, sums, now))
+        """Close a run, write how it ended, and seal it; False where it had been declared dead, which stays."""
+        return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
+
+    def close_run(self, run_id: int, now: dt.datetime) -> bool:
+        """Have nobody write for a run any more; False where somebody else has closed it."""
+        return self._write(lambda connection: seals.close(connection, run_id, now))
+
+    def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """End a closed run: write its status, its sums and its seal; False where that was done already.
+
+        The sums of an aborted run are counted from what it wrote.
+        """
+        if status == "aborted":
+            sums, latest_at = self._read(lambda connection: seals.reckon(connection, run_id))
+            now = max(now, latest_at or now)
+        ended = self._write(
+            lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
+            lambda _, connection: seals.is_sealed(connection, run_id, status),
+        )
+        return ended or self._read(lambda connection: seals.is_sealed(connection, run_id, status))
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
-        """Abort the runs whose heartbeat has stopped; return their ids."""
-        dead = self._write(lambda connection: runs.abort_abandoned(connection, now))
-        self._left_over += dead
-        return dead
+        """Declare dead the runs whose heart has stopped, and seal them; return their ids."""
+        dead = self._write(lambda connection: runs.close_abandoned(connection, now))
+        sealed = [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
+        self._left_over += sealed
+        return sealed
 
     def served_until(self, schedule: str) -> dt.datetime | None:
         """The slot of the latest run of a schedule, which served it or is serving it; None where it never ran."""
@@ -208,8 +270,24 @@ class Store:
         return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
 
     def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
-        """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all."""
-        return self._write(lambda connection: retirement.retire_others(connection, configured, now, max_share))
+        """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all.
+
+        That is done by a run of its own, which asks nobody.
+        """
+        found = self._read(lambda connection: retirement.others(connection, configured, max_share))
+        if found.retired:
+            with self._maintenance(now) as run_id:
+                self._write(lambda connection: retirement.retire(connection, run_id, found.retired, now))
+        return found
+
+    @contextlib.contextmanager
+    def _maintenance(self, now: dt.datetime) -> Iterator[int]:
+        """A run for what is written outside of one that asks."""
+        run = NewRun(origin="maintenance", host=socket.gethostname(), pid=os.getpid(), targets=0)
+        run_id = self.begin_run(run, now)
+        assert run_id is not None  # noqa: S101 - it has no slot that another could have taken
+        yield run_id
+        self.finish_run(run_id, "succeeded", {}, now)
 
     def changed_workflows(self, run_id: int, most: int) -> list[Changed]:
         """The first ``most`` workflows that a run found changed, each with a user who sees it."""
@@ -260,30 +338,34 @@ class Store:
         dry_run: bool = False,
         go_on: Callable[[], bool] = lambda: True,
     ) -> Pruned:
-        """Delete the runs that changed nothing, ended before ``before`` and are needed by nothing, with their issues.
+        """Delete the issues of runs that ended before ``before`` and are needed by nothing; the runs and seals stay.
 
-        In many small transactions, which a kill may come between; ``go_on`` is asked before each batch of runs.
+        A run of its own does that, in many small transactions, which a kill may come between; all issues of a run go in
+        one. ``go_on`` is asked before each of them.
         """
+        found = list(retention.prunable(self._read, before, now))
+        if dry_run:
+            return Pruned(sum(len(each.run_ids) for each in found), sum(each.issues for each in found))
         done = Pruned(0, 0)
-        for run_ids in retention.prunable(self._read, before, now):
-            if self._stop.is_set() or not go_on():
-                break
-            done = done.plus(self._count_runs(run_ids) if dry_run else self._delete_runs(run_ids))
-        while not dry_run and self._write(turnover.delete_old) == turnover.DELETED_AT_ONCE:
+        if found and go_on():
+            with self._maintenance(now) as run_id:
+                done = self._prune(run_id, found, now, go_on)
+        while self._write(turnover.delete_old) == turnover.DELETED_AT_ONCE:
             pass
         return done
 
-    def _count_runs(self, run_ids: Sequence[int]) -> Pruned:
-        return Pruned(len(run_ids), self._read(lambda connection: retention.count_issues(connection, run_ids)))
-
-    def _delete_runs(self, run_ids: Sequence[int]) -> Pruned:
-        issues = 0
-        while some := self._write(lambda connection: retention.delete_issues(connection, run_ids)):
-            issues += some
+    def _prune(
+        self, run_id: int, batches: Iterable[retention.Batch], now: dt.datetime, go_on: Callable[[], bool]
+    ) -> Pruned:
+        done = Pruned(0, 0)
+        for batch in batches:
+            if self._stop.is_set() or not go_on():
+                break
+            issues = self._write(lambda connection: retention.delete_issues(connection, run_id, batch.run_ids, now))  # noqa: B023 - run at once
+            done = done.plus(Pruned(len(batch.run_ids), issues))
+            self.beat(run_id)
             self._yield_to_writers()
-        gone = self._write(lambda connection: retention.delete_runs(connection, run_ids))
-        self._yield_to_writers()
-        return Pruned(gone, issues)
+        return done
 
     def _yield_to_writers(self) -> None:
         """Pause between transactions, or a waiting writer, which tries a locked SQLite file ten times a second, would

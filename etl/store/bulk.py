@@ -8,10 +8,10 @@ from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, TextualSelect, column, select, text, update
+from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, select, text, update
 
 from etl.domain.model import Outcome
-from etl.schema import observation
+from etl.schema import observation, sync_run
 
 
 class BulkValues:
@@ -49,11 +49,13 @@ _SEEN: Final = BulkValues(id="bigint", expected="int", asked_at="timestamptz", a
 
 def _extend(dialect: str) -> Any:
     seen = _SEEN.select(dialect).subquery("seen")
+    run = sync_run.alias("run")
+    is_open = and_(run.c.id == bindparam("run_id"), run.c.closed_at.is_(None))
     if dialect == "postgresql":
         span = observation.alias("span")
-        locked = select(seen).join(span, span.c.id == seen.c.id).order_by(span.c.id).with_for_update(of=span)
-        seen = locked.subquery("locked")
-    return (
+        locked = select(seen).join(span, span.c.id == seen.c.id).join(run, is_open).order_by(span.c.id)
+        seen = locked.with_for_update(of=span).suffix_with("FOR KEY SHARE OF run").subquery("locked")
+    extended = (
         update(observation)
         .where(observation.c.id == seen.c.id, observation.c.observations == seen.c.expected)
         .values(
@@ -64,6 +66,7 @@ def _extend(dialect: str) -> Any:
         )
         .returning(observation.c.target_id)
     )
+    return extended if dialect == "postgresql" else extended.where(exists().where(is_open))
 
 
 _EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
@@ -103,10 +106,11 @@ def stamp(connection: Connection, instant: dt.datetime) -> Any:
     return instant.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def extend_spans(connection: Connection, outcomes: Sequence[Outcome]) -> set[int]:
+def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
     """Extend the open spans in one statement; return the ids of the targets whose span was as their fence says.
 
-    Their rows are locked by id: two processes that extend the same spans must not wait for each other.
+    Their rows are locked by id: two processes that extend the same spans must not wait for each other. None is extended
+    where the run is closed; it cannot be closed then until the transaction ends.
     """
     rows = [
         (
@@ -119,4 +123,5 @@ def extend_spans(connection: Connection, outcomes: Sequence[Outcome]) -> set[int
         for o in outcomes
         if o.span is not None
     ]
-    return set(connection.execute(_EXTEND[connection.dialect.name], _SEEN.bound(connection, rows)).scalars())
+    given = {**_SEEN.bound(connection, rows), "run_id": run_id}
+    return set(connection.execute(_EXTEND[connection.dialect.name], given).scalars())

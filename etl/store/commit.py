@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
 from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.chain import FORMAT, GENESIS
+from etl.domain.chain import FORMAT, GENESIS, encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
-from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, target, workflow, workflow_change
+from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
 from etl.store.locking import winners
@@ -115,18 +115,19 @@ def apply(
     removals: Removals = NO_REMOVALS,
     suspects: Container[int] = frozenset(),
 ) -> Applied:
-    """Write what ``outcomes`` say, in the caller's transaction.
+    """Write what ``outcomes`` say, in the caller's transaction. Raises RunClosed where the run is closed.
 
     Raises FenceConflict where the transaction must be rolled back and begun again, with those targets as ``suspects``,
     and TooManyRemovals where it must be rolled back: with what others have committed meanwhile, ``removals`` are too
     many.
     """
-    won = winners(connection, outcomes, suspects)
+    won = winners(connection, run_id, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
     numbered = _insert_change_sets(connection, run_id, won)
     _insert_changes(connection, numbered)
     _replay(connection, numbered)
     _execute_many(connection, _MISSING, _missing_rows(won))
+    _execute_many(connection, insert(hold_event), _hold_events(run_id, won))
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
@@ -237,6 +238,31 @@ def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         )
         for flow_id in sorted(flow_ids)
     ]
+
+
+def _hold_events(run_id: int, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """What began to be held, and how what was held ended."""
+    return [
+        {
+            "target_id": outcome.fence.target_id,
+            "run_id": run_id,
+            "kind": kind,
+            "at": outcome.observed_at,
+            "flow_ids": encode(sorted(flow_ids)).decode(),
+            "data_hash": outcome.data_hash,
+        }
+        for outcome in outcomes
+        if outcome.missing or outcome.missing_before
+        for kind, flow_ids in _hold_changes(outcome).items()
+        if flow_ids
+    ]
+
+
+def _hold_changes(outcome: Outcome) -> dict[str, Set[str]]:
+    changes = outcome.change_set.changes if outcome.change_set else ()
+    ended = outcome.missing_before - outcome.missing
+    approved = ended & {change.flow_id for change in changes if change.kind == "removed"}
+    return {"held": outcome.missing - outcome.missing_before, "back": ended - approved, "approved": approved}
 
 
 def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int, int]:

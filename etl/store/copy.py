@@ -38,6 +38,7 @@ from etl.schema import (
     workflow_change,
     workflow_detail,
 )
+from etl.store import seals
 from etl.store.bulk import insert_rows, stamp
 
 TABLES: Final = (
@@ -95,6 +96,8 @@ def copy(
                     f"The rows of {table.name} are not the same in both databases: nothing was copied."
                 )
         _number_on(there, here)
+        if (head := seals.copied_head(here)) is not None:
+            seals.begin_trail(here, dt.datetime.now(dt.UTC), head)
         if not may_be_written:
             _require_unmoved(source, there)
     return [Copied(table.name, counts[table]) for table in TABLES]

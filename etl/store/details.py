@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from etl.domain.detail import Detail
 from etl.schema import CHANGE_KIND, change_set, target, workflow_change, workflow_detail
+from etl.store import seals
 
 CHANGES_WITH_DETAILS: Final = ("added", "cycle_changed", "renamed", "editable_changed")
 """After these a user sees the workflow, so that it can be asked for."""
@@ -46,7 +47,8 @@ def are_there(connection: Connection, run_id: int, found: Sequence[Detail]) -> b
 
 
 def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_body: bool) -> None:
-    """Append what EnOS said, in the order in which it is given."""
+    """Append what EnOS said, in the order in which it is given. Raises RunClosed where the run is sealed already."""
+    seals.require_unsealed(connection, run_id)
     rows = [
         {
             **msgspec.structs.asdict(detail),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_
 
 from etl.domain.model import Fence, Flow, Span, State, Target
 from etl.schema import change_set, observation, target, workflow
+from etl.store import membership, seals
 from etl.store.bulk import BulkValues
 
 SPAN_COLUMNS: Final = (
@@ -68,12 +69,6 @@ _WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
 _FENCES_OF: Final = {
     dialect: _FENCES.where(tuple_(*_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
 }
-_REGISTER: Final = {
-    module.dialect.name: module.insert(target)
-    .from_select(_KEY, _WANTED.select(module.dialect.name))
-    .on_conflict_do_nothing(index_elements=_KEY)
-    for module in (postgresql, sqlite)
-}
 _ROWS_AT_ONCE: Final = 1000
 _WORKFLOWS_OF: Final = {
     "postgresql": "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"
@@ -91,11 +86,13 @@ _SPANS: Final = (
     .where(target.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(observation.c.first_at, observation.c.id)
 )
-_UNRETIRE: Final = (
-    update(target)
-    .where(target.c.id == bindparam("target_id"), target.c.retired_at.is_not(None))
-    .values(retired_at=None, away_since=target.c.retired_at)
-)
+
+
+class RunBegun(NamedTuple):
+    """A run, and when it began."""
+
+    run_id: int
+    began_at: dt.datetime
 
 
 def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Target, Fence]:
@@ -104,17 +101,22 @@ def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Targe
     return {fence.target: fence for fence in map(_fence, rows)}
 
 
-def register(connection: Connection, targets: Sequence[Target], new: Collection[Target]) -> dict[Target, Fence]:
-    """Make rows for ``new`` targets, call back retired ones, and return the fences of all ``targets``.
+def register(
+    connection: Connection, targets: Sequence[Target], new: Collection[Target], run: RunBegun | None
+) -> dict[Target, Fence]:
+    """Make rows for ``new`` targets, call back retired ones for a ``run``, and return the fences of all ``targets``.
 
-    Somebody else may have made a row meanwhile.
+    Somebody else may have made a row meanwhile. Raises RunClosed.
     """
+    if run is not None:
+        seals.require_open(connection, run.run_id)
     if new:
-        connection.execute(_REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(new)))
+        connection.execute(membership.REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(new)))
     known = read_fences(connection, targets)
-    retired = sorted(fence.target_id for fence in known.values() if fence.retired)
-    if retired:
-        connection.execute(_UNRETIRE, [{"target_id": target_id} for target_id in retired])
+    retired = sorted(fence.target for fence in known.values() if fence.retired)
+    if retired and run is not None:
+        membership.wait_for_turn(connection)
+        membership.resume(connection, run.run_id, retired, run.began_at)
     return known
 
 

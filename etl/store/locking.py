@@ -6,6 +6,8 @@ a write, so the second kind does not lock the target. (SQLite has one writer at 
 
 The protocol. Each step is a statement of its own, so it sees whatever was committed before it got its locks:
 
+0. ``require_open``: the run's row is locked, shared, so that the run is not closed meanwhile; RunClosed where it is. A
+   transaction that only extends does so in step 3, in the same statement.
 1. ``_lock``: a writer of targets locks their rows, by id, and then the latest spans of all targets of the transaction,
    by id.
 2. ``winners``: it drops the targets whose fence is not the one that was read before the request. They are *stale*.
@@ -26,7 +28,7 @@ The protocol. Each step is a statement of its own, so it sees whatever was commi
 | one writes, one extends | as the extender, the span, in step 3 | waits for the span in step 1, and finds one observation more in step 5 |
 
 So of two that meet, the second always sees what the first one did. And no two wait for each other: everybody locks
-targets, then spans, then organisations, each by id.
+the run, then targets, then spans, then organisations, each by id, then the trail.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from sqlalchemy import Connection, bindparam, select
 
 from etl.domain.model import Outcome
 from etl.schema import observation, target
+from etl.store import seals
 from etl.store.bulk import extend_spans
 from etl.store.fences import LATEST_SPAN
 
@@ -68,14 +71,23 @@ class FenceConflict(Exception):
         self.target_ids = target_ids
 
 
-def winners(connection: Connection, outcomes: Sequence[Outcome], suspects: Container[int]) -> list[Outcome]:
-    """Lock what is written, leave out stale targets, and extend the spans that are still open: steps 1 to 5."""
+def winners(
+    connection: Connection, run_id: int, outcomes: Sequence[Outcome], suspects: Container[int]
+) -> list[Outcome]:
+    """Lock what is written, leave out stale targets, and extend the spans that are still open: steps 0 to 5.
+
+    Raises RunClosed and FenceConflict.
+    """
     quiet = [o for o in outcomes if o.only_extends and o.fence.target_id not in suspects]
     writing = [o for o in outcomes if not o.only_extends or o.fence.target_id in suspects]
+    if writing:
+        seals.require_open(connection, run_id)
     now = _lock(connection, writing, quiet) if writing else {}
     standing = [o for o in writing if now[o.fence.target_id].fence == o.fence.fence]
     extending = [o for o in standing if o.extends and now[o.fence.target_id].observation_id == o.fence.observation_id]
-    extended = extend_spans(connection, quiet + extending) if quiet or extending else set()
+    extended = extend_spans(connection, run_id, quiet + extending) if quiet or extending else set()
+    if not writing and len(extended) < len(quiet):
+        seals.require_open(connection, run_id)
     _check_unmoved(connection, [o for o in quiet if o.fence.target_id in extended])
     rest = {o.fence.target_id for o in standing} - {o.fence.target_id for o in extending}
     latest = _latest_spans(connection, rest)

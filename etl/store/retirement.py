@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select
 
 from etl.domain.guard import share_of
 from etl.domain.model import Target
 from etl.schema import target
+from etl.store import membership, seals
 
 _STREAMED: Final = {"stream_results": True, "yield_per": 2000}
 
@@ -23,21 +24,21 @@ class Retirement(msgspec.Struct, frozen=True):
     refused: tuple[Target, ...] = ()
 
 
-def retire_others(
-    connection: Connection, configured: Container[Target], now: dt.datetime, max_share: float | None
-) -> Retirement:
-    """Give ``retired_at`` to every target outside ``configured``; to none if they exceed ``max_share`` (None: 1)."""
-    columns = (target.c.id, target.c.org_id, target.c.user_id, target.c.expression)
-    known = select(*columns).where(target.c.retired_at.is_(None)).order_by(target.c.id)
-    gone, count = {}, 0
-    with connection.execute(known, execution_options=_STREAMED) as rows:
-        for target_id, *key in rows:
+def others(connection: Connection, configured: Container[Target], max_share: float | None) -> Retirement:
+    """The targets outside ``configured``: to be retired, unless they exceed ``max_share`` of all (None: 1)."""
+    known = select(target.c.org_id, target.c.user_id, target.c.expression).where(target.c.retired_at.is_(None))
+    gone, count = list[Target](), 0
+    with connection.execute(known.order_by(target.c.id), execution_options=_STREAMED) as rows:
+        for key in rows:
             count += 1
             if (each := Target(*key)) not in configured:
-                gone[target_id] = each
+                gone.append(each)
     if max_share is not None and len(gone) > share_of(max_share, count):
-        return Retirement(refused=tuple(gone.values()))
-    if gone:
-        retire = update(target).where(target.c.id == bindparam("target_id")).values(retired_at=now)
-        connection.execute(retire, [{"target_id": target_id} for target_id in gone])
-    return Retirement(retired=tuple(gone.values()))
+        return Retirement(refused=tuple(gone))
+    return Retirement(retired=tuple(gone))
+
+
+def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
+    """Retire ``targets``, as a run writes it. Raises RunClosed."""
+    seals.require_open(connection, run_id)
+    membership.retire(connection, run_id, targets, now)

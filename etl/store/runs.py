@@ -10,9 +10,12 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Text,
     and_,
     bindparam,
+    cast,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -21,9 +24,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
-from etl.domain.model import Issue, Origin, RunStatus, Target, Verdict
-from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target
+from etl.domain.model import Issue, Origin, Target, Verdict
+from etl.domain.seal import targets_digest
+from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target, target_membership
+from etl.store import membership
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
 """A run whose heartbeat is older than this is abandoned: its process has died."""
@@ -46,6 +52,18 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | None = None
     scheduled_for: dt.datetime | None = None
     missed: int = 0
+    lists: membership.Lists = {}
+    """All the targets of the schedules that it serves; empty for a run that was given its targets by name."""
+    org_id: str | None = None
+    """Given where it asks this organisation's targets only."""
+    user_id: str | None = None
+
+
+class Begun(NamedTuple):
+    """A run that has its row, and the highest membership that it saw."""
+
+    run_id: int
+    membership_id: int
 
 
 class Due(NamedTuple):
@@ -74,12 +92,52 @@ def database_now(connection: Connection) -> ColumnElement[dt.datetime]:
     return literal_column("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')", UtcTime())
 
 
-def begin(connection: Connection, run: NewRun, now: dt.datetime) -> int | None:
-    """Insert the row of a run that starts; None where its slot is another run's already."""
+def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]) -> Begun | None:
+    """Insert the row of a run that starts; None where its slot is another run's already.
+
+    ``digest`` is that of the targets that it is to ask, ``asked`` those of a run that was given them by name.
+    """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = {**msgspec.structs.asdict(run), "status": "running", "started_at": now}
-    statement = dialect.insert(sync_run).values(**row, heartbeat_at=database_now(connection))
-    return connection.execute(statement.on_conflict_do_nothing().returning(sync_run.c.id)).scalar_one_or_none()
+    row = {name: getattr(run, name) for name in _OF_NEW_RUN} | {"status": "running", "started_at": now}
+    if run.origin == "maintenance":
+        row["notified_at"] = now  # nobody is told of it
+    scope = literal(_scope(run, asked), Text()) + cast(_LATEST_MEMBERSHIP, Text()) + "}"
+    statement = dialect.insert(sync_run).values(
+        **row, heartbeat_at=database_now(connection), scope=scope, targets_digest=digest
+    )
+    made = connection.execute(statement.on_conflict_do_nothing().returning(sync_run.c.id, sync_run.c.scope)).first()
+    return None if made is None else Begun(made.id, _membership_in(made.scope))
+
+
+def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.datetime) -> Begun:
+    """Bring the memberships up to date with the run's lists, and note in the run that it saw them."""
+    membership.record(connection, begun.run_id, run.lists, now)
+    seen = membership.latest(connection)
+    if seen != begun.membership_id:
+        scope = f"{_scope(run, ())}{seen}}}"
+        connection.execute(update(sync_run).where(sync_run.c.id == begun.run_id).values(scope=scope))
+    return Begun(begun.run_id, seen)
+
+
+def digest_of_targets(targets: Sequence[Target]) -> str:
+    """What is recorded of the targets that a run is to ask."""
+    return targets_digest(targets)
+
+
+_OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")
+_LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id), 0)).scalar_subquery()
+
+
+def _scope(run: NewRun, asked: Sequence[Target]) -> str:
+    """The beginning of a run's scope, up to the number of the membership that it saw."""
+    named = {"schedules": sorted(run.lists), "org_id": run.org_id, "user_id": run.user_id}
+    by_name = not run.lists and run.origin != "maintenance"
+    scope: dict[str, Any] = {"targets": sorted(asked)} if by_name else named
+    return encode(scope)[:-1].decode() + ',"membership_id":'
+
+
+def _membership_in(scope: str) -> int:
+    return int(scope.rpartition(":")[2].removesuffix("}"))
 
 
 def is_there(connection: Connection, run_id: int | None, run: NewRun, now: dt.datetime) -> bool:
@@ -139,39 +197,29 @@ def _written(row: Sequence[Any]) -> Written:
 
 
 def beat(connection: Connection, run_id: int) -> None:
-    connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=database_now(connection)))
+    """Say that the run lives; one that has ended does not any more."""
+    lives = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.status == "running")
+    connection.execute(lives.values(heartbeat_at=database_now(connection)))
 
 
-def finish(connection: Connection, run_id: int, status: RunStatus, sums: Mapping[str, Any], now: dt.datetime) -> bool:
-    """Write how a run ended; False where it has been aborted as abandoned meanwhile, which stays.
-
-    What it wrote after that is news once more, though receivers may have been told of the dead run already.
-    """
-    mine = or_(sync_run.c.status == "running", and_(sync_run.c.status == status, sync_run.c.finished_at == now))
-    ended = update(sync_run).where(sync_run.c.id == run_id, mine)
-    done = connection.execute(
-        ended.values(status=status, finished_at=now, heartbeat_at=database_now(connection), **sums)
-    )
-    if not done.rowcount:
-        connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(notified_at=None))
-    return done.rowcount == 1
-
-
-def abort_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
-    """Abort the runs whose heartbeat has stopped; return their ids.
+def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
+    """Close the runs that beat no more, and those that died after they were closed; return their ids.
 
     A heartbeat that lies ahead of the database's clock was written before that went back. It says nothing of when it
-    was, so it counts from now on: whoever is alive writes another one in time.
+    was, so it counts from now on: whoever is alive writes another one in time. A run that is being written for at this
+    moment is left for the next time.
     """
     database_time = connection.execute(select(database_now(connection))).scalar_one()
     running = update(sync_run).where(sync_run.c.status == "running")
     connection.execute(running.where(sync_run.c.heartbeat_at > database_time).values(heartbeat_at=database_time))
-    dead = (
-        running.where(sync_run.c.heartbeat_at < database_time - ABANDONED_AFTER)
-        .values(status="aborted", finished_at=now)
-        .returning(sync_run.c.id)
+    dead = select(sync_run.c.id).where(
+        sync_run.c.status == "running", sync_run.c.heartbeat_at < database_time - ABANDONED_AFTER
     )
-    return sorted(connection.execute(dead).scalars())
+    found = sorted(connection.execute(dead.with_for_update(skip_locked=True)).scalars())
+    if found:
+        closed = func.coalesce(sync_run.c.closed_at, now, type_=UtcTime())
+        connection.execute(update(sync_run).where(sync_run.c.id.in_(found)).values(closed_at=closed))
+    return found
 
 
 def marks(connection: Connection) -> Marks:

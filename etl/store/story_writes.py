@@ -14,7 +14,7 @@ from etl.domain.chain import microseconds, optional_microseconds
 from etl.domain.pending import Member, Version, first_answer
 from etl.domain.story import Answer, Event, Listed
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
-from etl.store import story_rows, turnover
+from etl.store import seals, story_rows, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
 from etl.store.projection import Judged, Step, StoryStep
 from etl.store.story_rows import FLOWS, FlowKey
@@ -84,7 +84,11 @@ _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("pos
 
 
 def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) -> None:
-    """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back."""
+    """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back.
+
+    Raises RunClosed where the step's run is sealed: nothing of it may follow.
+    """
+    seals.require_unsealed(connection, step.run_id)
     steps = [each for each in steps if each.changes_something]
     moved = sorted((row for each in steps for row in _moved_rows(connection, each)), key=itemgetter(0))
     _lock(connection, steps, moved)

@@ -27,7 +27,7 @@ from etl.errors import (
     Malformed,
 )
 from etl.gateway import Gateway, reread_strictly
-from etl.store import STALE, Store, TooManyRemovals
+from etl.store import STALE, RunBegun, Store, TooManyRemovals
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
 from etl.sync.messages import BatchResult, RunOptions
@@ -91,11 +91,18 @@ class Batch:
         Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
         """
         with structlog.contextvars.bound_contextvars(run_id=self._options.run_id):
-            fences = self._context.store.fences(targets, register=self._options.run_id is not None)
+            fences = self._fences(targets)
             with self._writing() as write, closing(self._fetcher(fences).groups()) as groups:
                 for group in groups:
                     write(self._judge_group(group))
         return self._settled()
+
+    def _fences(self, targets: Sequence[Target]) -> list[Fence]:
+        run_id, began_at = self._options.run_id, self._options.began_at
+        if run_id is None or began_at is None:
+            return self._context.store.fences(targets, register=run_id is not None)
+        fences = self._context.store.fences(targets, run=RunBegun(run_id, began_at))
+        return [msgspec.structs.replace(fence, run_began_at=began_at) for fence in fences]
 
     def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
         """Write the outcomes of pending answers that can be decided now."""

@@ -19,6 +19,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: int | None
     """None: judge only, write nothing."""
+    began_at: dt.datetime | None = None
+    """When the run began: nothing that it observes is dated before."""
     coverage_gap: dt.timedelta
     """A longer silence ends a span; ``gaps`` has the targets whose schedule says otherwise."""
     gaps: Mapping[Target, dt.timedelta] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -36,6 +37,8 @@ class Tally(msgspec.Struct):
     asked_again: int = 0
     """Targets that were asked a second time, since their answer removed something or was empty."""
     clock_went_back: int = 0
+    latest_at: dt.datetime | None = None
+    """The latest time that was recorded: a run cannot have ended before, whatever the clock says."""
     interrupted: int = 0
     """Targets that a stop came before: no attempts."""
 
@@ -44,6 +47,7 @@ class Tally(msgspec.Struct):
         for outcome in outcomes:
             self.verdicts[outcome.verdict] += 1
             self.clock_went_back += outcome.clock_went_back
+            self.latest_at = _later(self.latest_at, outcome.observed_at)
             if outcome.issue is not None:
                 self.tell([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
             if outcome.change_set is not None:
@@ -59,6 +63,7 @@ class Tally(msgspec.Struct):
         self.unknown_cycles |= other.unknown_cycles
         self.asked_again += other.asked_again
         self.clock_went_back += other.clock_went_back
+        self.latest_at = _later(self.latest_at, other.latest_at)
         self.interrupted += other.interrupted
 
     def tell(self, issues: Sequence[TargetIssue]) -> None:
@@ -142,6 +147,10 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
             "issues": [_issue_object(each) for each in self.tally.sorted_issues()],
             **details,
         }
+
+
+def _later(one: dt.datetime | None, other: dt.datetime | None) -> dt.datetime | None:
+    return max((at for at in (one, other) if at is not None), default=None)
 
 
 def _cause(problem: TargetIssue) -> str:

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from etl.domain.holds import Approval
-from etl.domain.model import Outcome, Target
-from etl.errors import DatabaseError
+from etl.domain.model import Outcome, RunStatus, Target
+from etl.errors import DatabaseError, RunClosed
 from etl.store import CHANGES_WITH_DETAILS, NewRun
 from etl.sync.batch import BATCH_SIZE, Batch, RunContext
 from etl.sync.details import DetailLimits, ask_for_details
@@ -51,17 +51,19 @@ def run(
     declared dead by the next one.
     """
     began, began_at = time.monotonic(), clock()
-    run_id = context.store.begin_run(new_run, began_at)
+    run_id = context.store.begin_run(new_run, began_at, targets)
     if run_id is None:
         return None
-    options = RunOptions(run_id=run_id, coverage_gap=coverage_gap, approval=approval)
+    options = RunOptions(run_id=run_id, began_at=began_at, coverage_gap=coverage_gap, approval=approval)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
-        tally = _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote))
-        _judge_stories(context, options, began_at, clock, own_gap)
-        said = _details(context, run_id, tally, details)
-    status = tally.status(aborted=context.stop.is_set() and tally.settled < len(targets))
-    if not context.store.finish_run(run_id, status, tally.sums(), clock()):
-        status = "aborted"
+        tally, said = Tally(), None
+        status: RunStatus = "aborted"
+        with contextlib.suppress(RunClosed):
+            _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote), tally)
+            if context.store.close_run(run_id, clock()):
+                _judge_stories(context, options, began_at, clock, own_gap)
+                said = _details(context, run_id, tally, details)
+                status = _seal(context, run_id, tally, len(targets), clock)
     return RunReport(
         run_id=run_id,
         status=status,
@@ -73,6 +75,14 @@ def run(
     )
 
 
+def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: Callable[[], dt.datetime]) -> RunStatus:
+    """End a closed run. It cannot have ended before the latest time that it recorded, whatever the clock says."""
+    status = tally.status(aborted=context.stop.is_set() and tally.settled < targets)
+    now = clock()
+    sealed = context.store.seal_run(run_id, status, tally.sums(), max(now, tally.latest_at or now))
+    return status if sealed else "aborted"
+
+
 def _judge_stories(
     context: RunContext, options: RunOptions, began_at: dt.datetime, clock: Callable[[], dt.datetime], own_gap: _OwnGap
 ) -> None:
@@ -80,14 +90,14 @@ def _judge_stories(
     assert options.run_id is not None  # noqa: S101 - it is no plan
     try:
         context.store.project(options.run_id, began_at, clock, lambda target: own_gap(target) or options.coverage_gap)
-    except DatabaseError:
+    except (DatabaseError, RunClosed):
         raise
     except Exception:
         structlog.get_logger(__name__).exception("story_not_judged")
 
 
 def _details(context: RunContext, run_id: int, tally: Tally, limits: DetailLimits | None) -> Details | None:
-    """After the last commit, before the run's end: what EnOS says of the workflows that changed."""
+    """After the run is closed, before its seal: what EnOS says of the workflows that changed."""
     if limits is None:
         return None
     if context.stop.is_set() or not any(tally.changes[kind] for kind in CHANGES_WITH_DETAILS):
@@ -105,7 +115,9 @@ def plan(
     """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads."""
     options = RunOptions(run_id=None, coverage_gap=coverage_gap)
     context = msgspec.structs.replace(context, planned=planned)
-    return _settle(context, options, targets, lambda target: None, Dispatcher(context, executor))
+    tally = Tally()
+    _settle(context, options, targets, lambda target: None, Dispatcher(context, executor), tally)
+    return tally
 
 
 class _Work(NamedTuple):
@@ -118,10 +130,14 @@ class _Work(NamedTuple):
 
 
 def _settle(
-    context: RunContext, options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap, dispatcher: Dispatcher
-) -> Tally:
+    context: RunContext,
+    options: RunOptions,
+    targets: Sequence[Target],
+    own_gap: _OwnGap,
+    dispatcher: Dispatcher,
+    tally: Tally,
+) -> None:
     """Ask for all targets, then once more for those whose answer is uncertain; second answers are judged together."""
-    tally = Tally()
     removals = RunRemovals(
         targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
     )
@@ -141,7 +157,6 @@ def _settle(
             its_options = _with_gaps(options, [each.fence.target for each in undecided], own_gap, look)
             tally.merge(Batch(context, its_options, dispatcher.breaker).decide(undecided).tally)
     tally.interrupted += removals.unsettled
-    return tally
 
 
 def _first_works(options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:

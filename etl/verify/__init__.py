@@ -6,6 +6,7 @@ for finding in verify(engine):
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -20,11 +21,28 @@ from etl.verify.current import Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
 from etl.verify.heads import heads
 from etl.verify.heads_file import HeadsFile, whole_lines
+from etl.verify.history import history
 from etl.verify.kept import against
+from etl.verify.kept_seals import latest_seal_line, seal_lines
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
+from etl.verify.seals import Sealing, last_seal, seals
+from etl.verify.times import RunTimes, run_times
 
-__all__ = ["Finding", "HeadsFile", "Progress", "against", "heads", "verify", "whole_lines"]
+__all__ = [
+    "Finding",
+    "HeadsFile",
+    "Progress",
+    "Sealing",
+    "against",
+    "heads",
+    "last_seal",
+    "latest_seal_line",
+    "seal_lines",
+    "seals",
+    "verify",
+    "whole_lines",
+]
 
 _ROWS_A_TRANSACTION: Final = 50_000
 """On SQLite a reader blocks writers, so reading is cut into transactions of about a second."""
@@ -49,16 +67,44 @@ class Progress(NamedTuple):
         )
 
 
-def verify(engine: Engine, *, progress: Callable[[Progress], None] | None = None) -> Iterator[Finding]:
-    """Replay every target in one pass and constant memory; yield the first broken link of each, then the orphans.
+def verify(
+    engine: Engine,
+    *,
+    since: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+    sealing: Sealing | None = None,
+) -> Iterator[Finding]:
+    """Replay every target in one pass; yield the first broken link of each, then orphans, then what the seals deny.
 
-    Nothing is yielded where everything holds. ``progress`` is called after every target. Each target is read as of
-    one moment; the service may go on writing. Raises DatabaseError where the database cannot be read.
+    Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, and their runs.
+    ``progress`` is called after every target; ``sealing`` counts the seals. Each target and each run is read as of one
+    moment; the service may go on writing. Raises DatabaseError where the database cannot be read.
     """
     one_pass = _Pass(engine, progress or _ignore)
+    sound = True
     while one_pass.after is not None:
-        yield from one_pass.go_on(one_pass.after)
+        for finding in one_pass.go_on(one_pass.after):
+            sound = False
+            yield finding
     yield from orphans(engine)
+    yield from _of_runs(itertools.chain(history(engine), seals(engine, since=since, went=sealing)), sound)
+
+
+def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:
+    """A value that cannot be read ends the comparison; its target has been named already."""
+    try:
+        yield from findings
+    except _UNREADABLE as error:
+        unreadable = str(error)
+    except DatabaseError as error:
+        if _NO_TEXT not in str(error.__cause__):
+            raise
+        unreadable = _NO_TEXT
+    else:
+        return
+    if chains_are_sound:
+        found = shown(Verbatim(f"not: {unreadable}"))
+        yield Finding(what="a row that names a run", expected="readable", found=found)
 
 
 class _Pass:
@@ -78,17 +124,19 @@ class _Pass:
     def go_on(self, after: int) -> Iterator[Finding]:
         """Replay the next targets."""
         try:
-            with reading(self._engine) as connection, opened(connection, after, any_bytes=self._any_bytes) as rows:
-                yield from self._replay_some(rows)
+            with reading(self._engine) as connection:
+                times = run_times(connection)
+                with opened(connection, after, any_bytes=self._any_bytes) as rows:
+                    yield from self._replay_some(rows, times)
         except DatabaseError as error:
             if self._any_bytes or _NO_TEXT not in str(error.__cause__):
                 raise
             self._any_bytes = True
 
-    def _replay_some(self, rows: Rows) -> Iterator[Finding]:
+    def _replay_some(self, rows: Rows, times: RunTimes) -> Iterator[Finding]:
         began = sum(self._done)
         for row in rows.targets:
-            chain, finding = _replay(rows, row)
+            chain, finding = _replay(rows, row, times)
             self.after = row[0]
             self._done = self._done.plus(chain)
             self._progress(self._done)
@@ -99,9 +147,9 @@ class _Pass:
         self.after = None
 
 
-def _replay(rows: Rows, row: Row) -> tuple[Chain, Finding | None]:
+def _replay(rows: Rows, row: Row, times: RunTimes) -> tuple[Chain, Finding | None]:
     """Follow a target to its end, or to its first broken link."""
-    chain = Chain(Target(*row[1:4]))
+    chain = Chain(Target(*row[1:4]), times)
     try:
         _follow(rows, row, chain)
     except Broken as broken:

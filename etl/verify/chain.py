@@ -17,6 +17,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 from etl.verify.finding import Broken, Verbatim, require
 from etl.verify.rows import ChangeSetRow, SpanRow
+from etl.verify.times import NO_RUNS_KNOWN, RunTimes
 
 _encode: Final = msgspec.json.Encoder().encode
 _SECOND: Final = dt.timedelta(seconds=1)
@@ -57,8 +58,9 @@ class Since(msgspec.Struct, gc=False):
 class Chain:
     """The state of a target after the links so far; ``version`` 0: none yet."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, run_times: RunTimes = NO_RUNS_KNOWN) -> None:
         self.target = target
+        self._run_times = run_times
         self.version = 0
         self.state_digest: str | None = None
         self.flow_count = 0
@@ -163,6 +165,10 @@ class Chain:
         if self.observed_at is not None and span.first_at < self.observed_at:
             late = Verbatim(f"at or after {self.observed_at}, when its version began")
             raise Broken("observation.first_at", late, span.first_at, self.version)
+        for name in ("first_at", "last_at"):
+            if getattr(span, name) not in self._run_times:
+                within = Verbatim("in the time of a run, which alone observes")
+                raise Broken(f"observation.{name}", within, getattr(span, name), self.version)
         with_version = not self._spans and span.first_at == self.observed_at
         if before is None:
             require("observation.first_at", self.observed_at, span.first_at, self.version)

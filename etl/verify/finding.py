@@ -16,13 +16,19 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     target: Target | None = None
     """None: it belongs to no target."""
     version: int | None = None
+    run_id: int | None = None
+    """None: it belongs to no run."""
+    seal_id: int | None = None
     what: str
     """The table and column, or the thing, that is wrong: ``change_set.hash``."""
     expected: str
     found: str
 
     def __str__(self) -> str:
-        place = [] if self.target is None else [printable(str(self.target))]
+        sealed = f" (seal {self.seal_id})" if self.seal_id is not None else ""
+        place = [] if self.run_id is None else [f"run {self.run_id}{sealed}"]
+        if self.target is not None:
+            place.append(printable(str(self.target)))
         if self.version is not None:
             place.append(f"version {self.version}")
         sentence = f"{self.what} should be {self.expected}, but is {self.found}"
@@ -31,21 +37,35 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     def as_object(self) -> dict[str, Any]:
         """The finding as ``--json`` prints it."""
         names = self.target._asdict() if self.target else dict.fromkeys(Target._fields)
-        rest = {name: getattr(self, name) for name in ("version", "what", "expected", "found")}
+        rest = {name: getattr(self, name) for name in ("version", "run_id", "seal_id", "what", "expected", "found")}
         return {**names, **rest, "message": str(self)}
 
 
 class Broken(Exception):
     """A link that does not hold; it ends the check of its target."""
 
-    def __init__(self, what: str, expected: Any, found: Any, version: int | None = None) -> None:
+    def __init__(
+        self, what: str, expected: Any, found: Any, version: int | None = None, target: Target | None = None
+    ) -> None:
         super().__init__(what)
-        self.what, self.version = what, version
+        self.what, self.version, self.target = what, version, target
         self.expected, self.found = shown(expected), shown(found)
 
     def of(self, target: Target) -> Finding:
         """The finding about ``target``."""
         return Finding(target=target, version=self.version, what=self.what, expected=self.expected, found=self.found)
+
+    def of_run(self, run_id: int | None, seal_id: int | None = None) -> Finding:
+        """The finding about a run; it may be about a target of it."""
+        return Finding(
+            target=self.target,
+            version=self.version,
+            run_id=run_id,
+            seal_id=seal_id,
+            what=self.what,
+            expected=self.expected,
+            found=self.found,
+        )
 
 
 class Verbatim(str):

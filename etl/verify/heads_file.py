@@ -22,6 +22,7 @@ from etl.domain.model import Target
 from etl.system.disk import PRIVATE, sync_folder
 from etl.system.regular_files import MIB
 from etl.verify.heads import heads_of, ids_of, versions
+from etl.verify.kept_seals import KeptSeal, seal_lines
 
 _AT_ONCE: Final = 500
 _LONGEST_LINE: Final = 64 * MIB
@@ -38,19 +39,21 @@ class _Named(msgspec.Struct, frozen=True):
 
 
 _decode: Final = msgspec.json.Decoder(_Named).decode
+_decode_seal: Final = msgspec.json.Decoder(KeptSeal).decode
 
 
 class Appended(NamedTuple):
     """What ``catch_up`` found."""
 
     heads: int
-    """Lines that were written."""
+    """Lines of heads that were written."""
     set_back: int
     """Targets of which the file knew a later version than the database has: as after restoring an old backup."""
 
 
 class HeadsFile:
-    """Remembers the last version of each target that its file has, and reads only what others appended since.
+    """Remembers the last version of each target and the last seal that its file has, and reads only what others
+    appended since.
 
     Each line is as ``flowtrail verify --head`` prints it. The file is for its owner only (0600), locked while it is
     written, and on the disk when ``catch_up`` returns. A last line that was cut short is taken back. A file that
@@ -70,13 +73,15 @@ class HeadsFile:
             moved = ((number, version) for number, version in versions(self._engine) if self._is_news(number, version))
             while chunk := list(islice(moved, _AT_ONCE)):
                 set_back += sum(version < self._known.get(number, 0) for number, version in chunk)
-                heads += self._append(file, [number for number, _ in chunk], now)
+                heads += self._append_heads(file, [number for number, _ in chunk], now)
+            self._append_seals(file)
             return Appended(heads, set_back)
 
     def _forget(self) -> None:
         self._identity: tuple[int, int] | None = None
         self._read_to = 0
         self._known: dict[int, int] = {}
+        self._known_seal = 0
 
     def _is_news(self, number: int, version: int) -> bool:
         return self._known.get(number) != version
@@ -103,6 +108,7 @@ class HeadsFile:
             whole = _whole(lines)
             while chunk := list(islice(whole, _AT_ONCE)):
                 self._note(named for line in chunk for named in _read(line))
+                self._known_seal = max([self._known_seal, *(seal.id for line in chunk for seal in _read_seal(line))])
                 self._read_to += sum(map(len, chunk))
         if self._read_to < status.st_size:
             self._take_back(file)
@@ -120,9 +126,20 @@ class HeadsFile:
         for target, number in ids_of(self._engine, list(latest)).items():
             self._known[number] = latest[target]
 
-    def _append(self, file: io.FileIO, numbers: list[int], now: dt.datetime) -> int:
+    def _append_heads(self, file: io.FileIO, numbers: list[int], now: dt.datetime) -> int:
         taken = heads_of(self._engine, numbers, now)
-        lines = b"".join(msgspec.json.encode(head) + b"\n" for head in taken.values())
+        self._append(file, b"".join(msgspec.json.encode(head) + b"\n" for head in taken.values()))
+        self._known |= {number: head["version"] for number, head in taken.items()}
+        return len(taken)
+
+    def _append_seals(self, file: io.FileIO) -> None:
+        """Every seal since the last one that the file has."""
+        new = seal_lines(self._engine, after=self._known_seal)
+        while chunk := list(islice(new, _AT_ONCE)):
+            self._append(file, b"".join(msgspec.json.encode(each) + b"\n" for each in chunk))
+            self._known_seal = chunk[-1]["id"]
+
+    def _append(self, file: io.FileIO, lines: bytes) -> None:
         try:
             _write(file, lines)
             os.fsync(file.fileno())
@@ -133,15 +150,13 @@ class HeadsFile:
                 os.ftruncate(file.fileno(), self._read_to)
             raise
         self._read_to += len(lines)
-        self._known |= {number: head["version"] for number, head in taken.items()}
-        return len(taken)
 
 
 def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
     """The lines of a file of heads, but a last one that was cut short; ``cut`` is told its number."""
     lines = iter(partial(file.readline, _LONGEST_LINE), b"")
     for number, line in enumerate(lines, 1):
-        if line.endswith(b"\n") or list(_read(line)):
+        if line.endswith(b"\n") or any(True for _ in _read(line)) or any(True for _ in _read_seal(line)):
             yield line
         else:
             cut(number)
@@ -155,6 +170,12 @@ def _read(line: bytes) -> Iterator[_Named]:
     """What a line names; nothing where it is no head, which is for ``against`` to say."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         yield _decode(line)
+
+
+def _read_seal(line: bytes) -> Iterator[KeptSeal]:
+    """The seal that a line keeps; nothing where it keeps none."""
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
+        yield _decode_seal(line)
 
 
 def _write(file: io.FileIO, data: bytes) -> None:

@@ -27,6 +27,7 @@ from etl.domain.model import Span, Target
 from etl.schema import change_set, sync_run, target
 from etl.verify.finding import Finding, Verbatim, shown
 from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
+from etl.verify.kept_seals import KeptSeal, altered_seals
 from etl.verify.rows import BEFORE_ALL
 
 _AT_ONCE: Final = 500
@@ -111,8 +112,12 @@ class _Comparison:
         """What is wrong with these lines, or with what they keep."""
         self.lines += len(chunk)
         kept: list[_Kept] = []
+        seals: list[tuple[int, KeptSeal]] = []
         for number, line in chunk:
             try:
+                if b"trail_id" in (line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")):
+                    seals.append((number, msgspec.json.decode(line, type=KeptSeal)))
+                    continue
                 kept.append(_Kept(number, msgspec.json.decode(line, type=Head)))
             except (msgspec.MsgspecError, UnicodeError) as error:
                 head = "a head as `flowtrail verify --head` prints it"
@@ -120,7 +125,7 @@ class _Comparison:
         latest = max((each.head.taken_at for each in kept), default=_NEVER)
         self._taken_at = max(self._taken_at, latest)
         with reading(self._engine) as connection:
-            findings = list(self._compare_all(connection, kept))
+            findings = [*self._compare_all(connection, kept), *altered_seals(connection, seals)]
         yield from findings
 
     def unnamed(self) -> Iterator[Finding]:

@@ -65,25 +65,49 @@ FROM workflow_event
 WHERE kind = 'cycle_changed'
 """
 
-WORKFLOW_HISTORY = f"""
-SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.valid_from,
-       coalesce(l.next_at, l.retired_at) AS valid_to, l.from_kind, l.valid_from_after,
+LAST_SEEN = """
        coalesce((SELECT o.last_at FROM observation o
                  WHERE o.target_id = l.target_id AND o.version >= l.version
                    AND o.version < coalesce(l.next_version, 2147483647)
-                 ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS last_seen_at
-FROM (
-    SELECT t.id AS target_id, t.org_id, t.user_id, t.expression, t.retired_at, c.flow_id, c.kind AS from_kind,
+                 ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS last_seen_at"""
+
+# A target that was away has a state until it retired, and the same state once more from its return on.
+UNTIL = """
+       coalesce((SELECT min(m.at) FROM target_membership m
+                 WHERE m.target_id = l.target_id AND m.schedule IS NULL AND m.kind = 'retired'
+                   AND m.at > l.{since} AND m.at < coalesce(l.next_at, '9999-12-31')), l.next_at) AS valid_to"""
+
+STATES = f"""
+    SELECT t.id AS target_id, t.org_id, t.user_id, t.expression, c.flow_id, c.kind AS from_kind,
            c.new_name AS flow_name, c.new_cycle AS cycle, c.new_editable AS editable,
            s.observed_at AS valid_from, s.last_unchanged_at AS valid_from_after, s.version,
-           lead(s.observed_at) OVER life AS next_at, lead(s.version) OVER life AS next_version
-    FROM workflow_change c
-    JOIN change_set s ON s.id = c.change_set_id
-    JOIN target t ON t.id = s.target_id
-    WHERE {ONE_CHANGE}
-    WINDOW life AS (PARTITION BY t.org_id, t.user_id, t.expression, c.flow_id ORDER BY s.version)
+           lead(s.observed_at) OVER life AS next_at, lead(s.version) OVER life AS next_version{{more}}
+    FROM {{source}}
+    JOIN change_set s ON s.target_id = t.id
+    JOIN workflow_change c ON c.change_set_id = s.id
+    WHERE {ONE_CHANGE}{{only}}
+    WINDOW life AS (PARTITION BY t.org_id, t.user_id, t.expression, c.flow_id{{of}} ORDER BY s.version)"""
+AWAY = {
+    "more": ", b.at AS back_at",
+    "source": "target_membership b JOIN target t ON t.id = b.target_id",
+    "only": " AND b.schedule IS NULL AND b.kind = 'resumed'",
+    "of": ", b.id",
+}
+
+WORKFLOW_HISTORY = f"""
+SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.valid_from,{
+    UNTIL.format(since="valid_from")
+}, l.from_kind, l.valid_from_after,{LAST_SEEN}
+FROM ({STATES.format(more="", source="target t", only="", of="")}
 ) l
 WHERE l.from_kind <> 'removed'
+UNION ALL
+SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.back_at,{
+    UNTIL.format(since="back_at")
+}, 'resumed', NULL,{LAST_SEEN}
+FROM ({STATES.format(**AWAY)}
+) l
+WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coalesce(l.next_at, '9999-12-31')
 """
 
 # What an organisation's workflows went through is kept in tables by the end of each run (docs/organisation.md).

@@ -21,7 +21,7 @@ from etl.domain.model import Flow, Snapshot, State, Target
 from etl.errors import Refused
 from etl.report import Report, TargetAsOf
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
-from etl.store import NewRun, Store
+from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
 from tests.support.histories import COVERAGE_GAP, START, TICK, World, is_as_before
 
@@ -87,10 +87,10 @@ class Life:
         self.run_id = self.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), START) or 0
 
     def answers(self, hours: float, *flow_ids: str, held: tuple[str, ...] = (), whole: bool = False) -> None:
-        [fence] = self.store.fences([ALICE])
+        at = START + hours * HOUR
+        [fence] = self.store.fences([ALICE], run=RunBegun(self.run_id, at))
         state = self.store.states([fence.target_id]).get(fence.target_id, State({}))
         flows = tuple(Flow(flow_id, None, "D", True) for flow_id in sorted(flow_ids))
-        at = START + hours * HOUR
         snapshot = Snapshot(ALICE, flows, state_digest(flows), at - HOUR / 60, at, 1, b"", sole_answer=True)
         decision = Decision(frozenset(held), whole=whole, reason="doubted" if held else "")
         if is_as_before(fence, snapshot):
@@ -195,13 +195,15 @@ def test_a_hold_of_the_whole_answer_is_a_gap_without_an_observation(life: Life) 
 
 
 def test_a_retired_target_counts_until_it_retired_and_again_when_it_is_back(life: Life) -> None:
-    """At that moment it is gone; once it is back, the absence is a gap like any other."""
+    """At that moment it is gone, and stays so when asked later; from its return on it counts again."""
     life.answers(1, "a")
     life.store.retire_others([Target("o2", "bob")], START + 2 * HOUR, None)
     assert life.at(2, -1) == ("a", "unobserved", 1, None)
     assert life.at(2) is None
     life.answers(9, "a")
-    assert life.at(2) == ("a", "unchanged_across_gap", 1, 9)
+    assert life.at(2, -1) == ("a", "unchanged_across_gap", 1, 9)
+    assert (life.at(2), life.at(8)) == (None, None)
+    assert life.at(9) == ("a", "observed", 9, None)
 
 
 def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) -> None:

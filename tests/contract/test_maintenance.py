@@ -32,14 +32,14 @@ from etl.database import backup, check, connect, integrity, reading, upgrade, wr
 from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow, Origin, RunStatus, Target
 from etl.errors import ConfigError, FlowtrailError, SchemaMismatch, UsageError
-from etl.schema import change_set, metadata, sync_issue, sync_run
+from etl.schema import change_set, metadata, pruned_issues, run_seal, sync_issue, sync_run, trail
 from etl.service.maintenance import Maintenance
 from etl.service.replica import LEASE
 from etl.store import Store, copy
 from etl.verify import HeadsFile, against, heads, verify, whole_lines
 from tests.support import postgres as local_postgres
 from tests.support import verify_story
-from tests.support.builders import START, Diary, after, dump, flow, numbered, run_row
+from tests.support.builders import START, Diary, after, dump, flow, numbered, run_row, written
 from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.served import wait_until
 from tests.support.verify_story import DOUBTED, OTHER_LIST
@@ -77,7 +77,7 @@ def command(*arguments: str) -> Any:
 
 
 class Runs:
-    """Runs as they lie in the table after years."""
+    """Runs as they lie in the table after years; ``left`` are those that still have issues."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -114,19 +114,21 @@ class Runs:
     @property
     def left(self) -> set[int]:
         with reading(self.engine) as connection:
-            return set(connection.execute(select(sync_run.c.id)).scalars())
+            return set(connection.execute(select(sync_issue.c.run_id)).scalars())
 
 
-def test_old_runs_that_changed_nothing_go_with_their_issues_and_younger_ones_stay(engine: Engine) -> None:
+def test_the_issues_of_old_runs_go_and_the_runs_stay(engine: Engine) -> None:
     runs = Runs(engine)
-    gone = [runs.add(issues=3), runs.add("plants", "failed", issues=2), runs.add("plants", "partial")]
-    kept = [runs.add(age_days=399, issues=1), *(runs.add("plants", status, age_days=10) for status in ENDED)]
-    assert runs.prune(dry_run=True) == (3, 5)
-    assert runs.left == {*gone, *kept}
-    assert runs.prune() == (3, 5)
-    assert runs.left == set(kept)
+    old = [runs.add(issues=3), runs.add("plants", "failed", issues=2), runs.add("plants", "partial")]
+    young = [runs.add(age_days=399, issues=1), *(runs.add("plants", status, age_days=10) for status in ENDED)]
+    assert runs.prune(dry_run=True) == (2, 5)
+    assert runs.left == {*old[:2], young[0]}
+    assert runs.prune() == (2, 5)
+    assert runs.left == {young[0]}
     with reading(engine) as connection:
-        assert set(connection.execute(select(sync_issue.c.run_id)).scalars()) == {kept[0]}
+        assert {*old, *young} < set(connection.execute(select(sync_run.c.id)).scalars())
+        pruned = connection.execute(select(pruned_issues.c.pruned_run_id).order_by(pruned_issues.c.id)).scalars().all()
+        assert pruned == old[:2]
     assert runs.prune() == (0, 0)
 
 
@@ -137,18 +139,16 @@ SOME_CHANGE_SET = {
 ENDED: tuple[RunStatus, ...] = ("succeeded", "partial", "failed", "aborted")
 
 
-def test_a_run_that_a_change_set_names_stays_whatever_its_sums_say(diary: Diary) -> None:
-    runs = Runs(diary.engine)
-    change = diary.answer([flow(1)], START)
-    assert change.change_set is not None
-    with writing(diary.engine) as connection:
-        connection.execute(sync_run.update().values(status="aborted", heartbeat_at=START, finished_at=START))
-    latest = runs.add(None, "aborted")
+def test_pruning_is_a_sealed_run_of_its_own_and_touches_nothing_else(diary: Diary) -> None:
+    diary.answer([flow(1)], START)
+    diary.fail()
+    assert diary.store.finish_run(3, "failed", {"failed": 1}, START)
     before = dump(diary.engine)
-    assert runs.prune()[0] == 1, "the diary's own first run wrote nothing"
-    assert runs.left == {2, latest}
-    assert dump(diary.engine) == before
-    assert list(verify(diary.engine)) == []
+    assert diary.store.prune_runs(NOW + dt.timedelta(days=1), NOW + dt.timedelta(days=30)) == (1, 1)
+    assert written(before, dump(diary.engine)) == {"sync_issue", "pruned_issues"}
+    with reading(diary.engine) as connection:
+        sealed = select(sync_run.c.origin).join(run_seal, run_seal.c.run_id == sync_run.c.id).order_by(run_seal.c.id)
+        assert connection.execute(sealed).scalars().all() == ["command", "maintenance"]
 
 
 def test_a_run_that_still_runs_stays_however_old(engine: Engine) -> None:
@@ -162,14 +162,13 @@ def test_a_run_that_ended_ahead_of_now_goes_with_the_old_one_that_began_after_it
     """The clock was a month ahead, two years ago, and yesterday."""
     runs = Runs(engine)
     gone = [runs.add(age_days=-30, issues=2), runs.add(issues=1)]
-    kept = [runs.add(age_days=-30), runs.add(age_days=1)]
+    kept = [runs.add(age_days=-30, issues=1), runs.add(age_days=1, issues=1)]
     assert runs.prune() == (2, 3)
     assert runs.left == set(kept)
     assert gone[-1] < kept[0]
 
 
 def test_pruning_that_is_cut_off_anywhere_is_taken_up_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("etl.store.retention.RUNS_AT_ONCE", 2)
     monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 3)
     monkeypatch.setattr("etl.store._REST_SECONDS", 0)
     runs = Runs(engine)
@@ -193,32 +192,19 @@ def test_pruning_that_is_cut_off_anywhere_is_taken_up_again(engine: Engine, monk
     assert runs.left == set(kept)
     with reading(engine) as connection:
         assert connection.execute(select(sync_issue.c.run_id)).scalars().all() == kept
+        pruned = connection.execute(select(pruned_issues.c.pruned_run_id)).scalars().all()
+        assert sorted(pruned) == gone, "with the issues of a run, and once, it is recorded that they went"
 
 
 def test_a_run_that_nobody_was_told_of_stays_for_a_week(engine: Engine) -> None:
     runs = Runs(engine)
-    told, untold, older = (runs.add(age_days=days) for days in (6, 6, 8))
-    latest = runs.add(age_days=0)
+    told, untold, older = (runs.add(age_days=days, issues=1) for days in (6, 6, 8))
+    latest = runs.add(age_days=0, issues=1)
     with writing(engine) as connection:
         connection.execute(sync_run.update().where(sync_run.c.id == told).values(notified_at=NOW))
     assert runs.prune(NOW - dt.timedelta(days=1))[0] == 2
     assert runs.left == {untold, latest}
     assert older not in runs.left
-
-
-def test_the_service_goes_on_after_pruning_where_it_would_have_without(engine: Engine) -> None:
-    """Whatever the runs of a schedule were, its latest served slot and an aborted run after it are known as before."""
-    store, rows, slots = Store(engine), [], {}
-    for number, statuses in enumerate(itertools.chain(*(itertools.product(ENDED, repeat=size) for size in (1, 2, 3)))):
-        for minute, status in enumerate(statuses):
-            slots[f"s{number}"] = slot = START + dt.timedelta(minutes=minute)
-            own = {"origin": "schedule", "schedule": f"s{number}", "scheduled_for": slot, "status": status}
-            rows.append(run_row(START, finished_at=START, **own))
-    with writing(engine) as connection:
-        connection.execute(sync_run.insert(), rows)
-    before = {name: (store.served_until(name), store.was_aborted(name, slot)) for name, slot in slots.items()}
-    assert store.prune_runs(OLD, NOW).runs == 46
-    assert {name: (store.served_until(name), store.was_aborted(name, slot)) for name, slot in slots.items()} == before
 
 
 def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: Diary) -> None:
@@ -233,17 +219,20 @@ def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: D
         )
         held = set(connection.execute(text(named)).scalars())
     assert {DOUBTED.user_id, OTHER_LIST.user_id} <= held
-    assert list(verify(diary.engine)) == []
+    assert [finding for finding in verify(diary.engine) if finding.run_id is None] == []
 
 
-def test_pruning_goes_in_small_transactions_and_stops_where_it_is_told_to(engine: Engine) -> None:
+def test_pruning_goes_in_small_transactions_and_stops_where_it_is_told_to(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 4)
     runs = Runs(engine)
-    with writing(engine) as connection:
-        connection.execute(sync_run.insert(), [run_row(START, status="failed", finished_at=START)] * 1_200)
-    answers = iter([True, True, False])
+    for _ in range(9):
+        runs.add(issues=2)
+    answers = iter([True, True, True, False])
     gone = runs.store.prune_runs(OLD, NOW, go_on=lambda: next(answers))
-    assert gone.runs == 1_000
-    assert runs.prune()[0] == 199, "the latest one stays"
+    assert gone == (4, 8)
+    assert runs.prune() == (5, 10)
 
 
 def test_prune_counts_deletes_and_refuses_in_a_sentence(
@@ -258,7 +247,7 @@ def test_prune_counts_deletes_and_refuses_in_a_sentence(
     early = (START + dt.timedelta(days=20)).isoformat()
     would = json.loads(command("prune", "--before", early, "--dry-run", "--json").stdout)
     assert (would["runs"], would["issues"], would["dry_run"]) == (1, 2, True)
-    assert "1 runs" in command("prune", "--before", early).stdout
+    assert "2 issues of 1 runs" in command("prune", "--before", early).stdout
     assert json.loads(command("prune", "--keep", "36500d", "--json").stdout)["runs"] == 0
     flowtrail.configure(rest='[retention]\nkeep_runs = "forever"')
     for arguments in ([], ["--keep", "1h"], ["--keep", "2d", "--before", "now"], ["--before", "soon"]):
@@ -270,7 +259,8 @@ def test_prune_counts_deletes_and_refuses_in_a_sentence(
 
 
 def kept_in(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The heads; seals are kept in lines of their own."""
+    return [json.loads(line) for line in path.read_text().splitlines() if "trail_id" not in line]
 
 
 def test_the_file_gets_the_heads_that_moved_and_against_accepts_it_whole(diary: Diary, tmp_path: Path) -> None:
@@ -377,7 +367,7 @@ def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Progr
     assert "kept" in failed["error"]
     service.wait_for("run_ended", times=3)
     pruned = service.wait_for("runs_pruned")
-    assert (pruned["runs"], pruned["issues"]) == (2, 2)
+    assert (pruned["runs"], pruned["issues"]) == (3, 3)
     kept.parent.mkdir()
     service.wait_for("heads_file_works_again")
     assert [line["version"] for line in kept_in(kept)] == [1]
@@ -413,8 +403,8 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
 ) -> None:
     monkeypatch.setattr("etl.service.maintenance.TICK_SECONDS", 0.01)
     runs = Runs(engine)
-    runs.add()
-    kept = runs.add(age_days=10)
+    runs.add(issues=1)
+    kept = runs.add(age_days=10, issues=1)
     asked = threading.Semaphore(0)
     maintenance = Maintenance(
         Store(engine),
@@ -632,6 +622,11 @@ def everything(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
+def without_trail(tables: dict[str, list[tuple[object, ...]]]) -> dict[str, list[tuple[object, ...]]]:
+    """A copy goes on under an id of its own."""
+    return {name: rows for name, rows in tables.items() if name != "trail"}
+
+
 def test_a_copy_leaves_out_no_table_but_the_lease_and_the_conditions() -> None:
     assert {table.name for table in copy.TABLES} == metadata.tables.keys() - {"lease", "condition", "verification"}
 
@@ -644,9 +639,9 @@ def test_a_copy_has_every_row_and_goes_on_with_the_next_number(diary: Diary, oth
             connection.execute(change_set.insert().values(change))
     Runs(diary.engine).add(age_days=0.5)
     copied = dict(copy.copy(diary.engine, other))
-    assert everything(other) == everything(diary.engine)
+    assert without_trail(everything(other)) == without_trail(everything(diary.engine))
     assert copied["workflow_change"] == len(everything(other)["workflow_change"]) > 10
-    assert list(verify(other)) == []
+    assert [finding for finding in verify(other) if finding.run_id is None] == []
     assert check(other) == []
     assert list(against(other, [msgspec.json.encode(head) for head in heads(diary.engine, NOW)])) == []
     numbered = ("target", "change_set", "observation", "sync_run")
@@ -654,7 +649,7 @@ def test_a_copy_has_every_row_and_goes_on_with_the_next_number(diary: Diary, oth
     Diary(other, str(other.url)).answer([flow(1), flow(2, cycle="H")], after(days=900), Target("new", "user"))
     for name in numbered:
         assert max(row[0] for row in everything(other)[name]) > last[name]
-    assert list(verify(other)) == []
+    assert [finding for finding in verify(other) if finding.run_id is None] == []
 
 
 def test_a_number_that_a_pruned_run_had_is_not_given_again_in_the_copy(engine: Engine, other: Engine) -> None:
@@ -672,7 +667,12 @@ def test_a_copy_back_is_what_it_was(diary: Diary, other: Engine, tmp_path: Path)
     back = connect(f"sqlite:///{tmp_path / 'back.db'}")
     upgrade(back)
     copy.copy(other, back)
-    assert everything(back) == everything(diary.engine)
+    assert without_trail(everything(back)) == without_trail(everything(diary.engine))
+    with reading(back) as connection:
+        assert connection.execute(select(trail.c.reason).order_by(trail.c.id)).scalars().all() == [
+            "new",
+            *["copied"] * 2,
+        ]
     assert list(verify(back)) == []
     back.dispose()
 
@@ -786,7 +786,7 @@ def test_a_copy_of_what_is_written_meanwhile_keeps_no_writer_waiting(
         copy.copy(source, other, may_be_written=True, progress=write)
     impatient.dispose()
     assert written
-    assert everything(other) == before != everything(diary.engine)
+    assert without_trail(everything(other)) == without_trail(before) != without_trail(everything(diary.engine))
     assert [path.name for path in Path(str(diary.engine.url.database)).parent.glob(".*part*")] == []
 
 

@@ -550,7 +550,7 @@ def test_another_list_altogether_is_held_whole(house):
     before = dump(house.engine)
     house.see(ALICE, numbered(101, 140))
     report = house.sync(ALICE, BOB, held=1, unchanged=1)
-    assert written(before, dump(house.engine)) == {"workflow", "target", "sync_issue", "observation"}
+    assert written(before, dump(house.engine)) == {"workflow", "target", "sync_issue", "observation", "hold_event"}
     assert "another list" in report.tally.issues[0].issue.message
     assert house.state(ALICE) == {str(number) for number in range(1, 41)}
     house.check()
@@ -919,9 +919,10 @@ def test_a_run_that_was_declared_dead_says_so(house):
         running = thread.submit(house.run, ALICE)
         assert hanging.reached.wait(SAFETY_NET_SECONDS)
         with writing(house.engine) as connection:
-            connection.execute(text("UPDATE sync_run SET status = 'aborted', finished_at = started_at WHERE id = 2"))
+            connection.execute(text("UPDATE sync_run SET heartbeat_at = '2020-01-01 00:00:00.000000' WHERE id = 2"))
+        assert Store(house.engine).abort_abandoned_runs(house.now()) == [2]
         assert running.result(SAFETY_NET_SECONDS).status == "aborted"
-    house.check(every_answer=True)
+    house.check(settled=False)
 
 
 def test_a_slot_that_was_taken_is_not_served_again(house):

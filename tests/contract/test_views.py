@@ -188,6 +188,9 @@ class Trail:
             | {"last_asked_at": each.last - dt.timedelta(seconds=1), "interrupted": each.interrupted}
             for key, each in spans
         ]
+        self.rows["target_membership"] = [
+            {"target_id": self.ids[key], "run_id": 1, "kind": "retired", "at": at} for key, at in self.retired.items()
+        ]
         for each in metadata.sorted_tables:
             if self.rows[each.name]:
                 connection.execute(insert(each), self.rows[each.name])

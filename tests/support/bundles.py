@@ -126,7 +126,7 @@ class Story:
         data = encoded_answer(flows.values())
         missing = seen.state.keys() - flows.keys() if isinstance(answer, Held) else set()
         held = seen.held
-        self._hold(run, target, seen, missing, flows.keys())
+        self._hold(run, target, seen, missing, flows.keys(), hashlib.sha256(data).hexdigest())
         if isinstance(answer, Held):
             self._issue(target, run, "held", None, len(missing))
             flows = seen.state if answer.whole else flows | {each: seen.state[each] for each in missing}
@@ -145,7 +145,9 @@ class Story:
             span["observations"] += 1
             span["longest_gap_seconds"] = max(gap, span["longest_gap_seconds"])
 
-    def _hold(self, run: int, target: Target, seen: Seen, missing: set[str], answered: Set[str]) -> None:
+    def _hold(
+        self, run: int, target: Target, seen: Seen, missing: set[str], answered: Set[str], data_hash: str
+    ) -> None:
         events = {
             "held": missing - seen.held,
             "back": seen.held & answered,
@@ -153,7 +155,7 @@ class Story:
         }
         for kind, flow_ids in events.items():
             if flow_ids:
-                self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids))
+                self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids), data_hash=data_hash)
         seen.held = set(missing)
 
     def _version(

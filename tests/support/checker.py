@@ -81,6 +81,7 @@ def check(
     if settled:
         findings += [f"{_name(*key)} got an answer, and is not in the database" for key in answers]
     findings += _turnover(tables)
+    findings += _seals(tables)
     if guard is not None:
         findings += _lost_too_much(tables, guard)
     return findings + [f"run {run.id}: {finding}" for run in tables.sync_run for finding in _run(run, tables)]
@@ -447,6 +448,101 @@ def _run(run: Row, tables: Row) -> Iterator[str]:
         yield f"called {run.status} where it {status}"
 
 
+SUMS = ("targets", *VERDICTS, *KINDS)
+
+
+DETAIL = (
+    *("org_id", "flow_id", "run_id", "asked_at", "observed_at", "update_user", "update_time", "creator", "create_time"),
+    *("owner", "freq", "active", "type", "locked", "detail_hash"),
+)
+ORG_EVENT = (
+    *("run_id", "org_id", "expression", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
+    *("old_editable", "new_editable", "last_unchanged_at", "observed_at", "users_before", "users_after", "certain"),
+    *("unheard", "decided_at"),
+)
+
+
+def _seals(tables: Row) -> Iterator[str]:
+    """Every run that has ended has one seal, each is linked to the one before, and digests what its run wrote."""
+    runs = {run.id: run for run in tables.sync_run}
+    targets = {row.id: [row.org_id, row.user_id, row.expression] for row in tables.target}
+    ended = {run.id for run in tables.sync_run if run.status != "running"}
+    sealed = [seal.run_id for seal in tables.run_seal]
+    for run_id in sorted(ended ^ set(sealed)):
+        yield (
+            f"run {run_id} has ended without a seal"
+            if run_id in ended
+            else f"run {run_id} is sealed, and has not ended"
+        )
+    if len(set(sealed)) < len(sealed) or [seal.id for seal in tables.run_seal] != list(range(1, len(sealed) + 1)):
+        yield f"seals are not numbered from 1, or seal a run twice: {sealed}"
+    parent, before, trail_id = "", 0, ""
+    for seal in tables.run_seal:
+        for trail in tables.trail:
+            if trail.first_seal == seal.id:
+                begun = ["trail/1", trail.trail_id, trail.created_at]
+                parent, trail_id = _digest(begun + ([parent] if parent else [])), trail.trail_id
+        run = runs.get(seal.run_id)
+        if run is None or run.status == "running":
+            continue
+        content = ["seal/1", trail_id, seal.id, run.id, run.schedule, run.origin, run.scheduled_for, run.missed]
+        content += [run.status, run.started_at, run.finished_at, [getattr(run, name) for name in SUMS]]
+        digests = _digests(run, tables, targets)
+        if any(row.pruned_run_id == run.id for row in tables.pruned_issues):
+            digests[2] = seal.issues_digest
+        own = hashlib.sha256(parent.encode() + _json([*content, *digests, seal.sealed_at])).hexdigest()
+        if (seal.parent, seal.seal) != (parent, own):
+            yield f"seal {seal.id} of run {run.id} is not what its rows make of it"
+        if seal.sealed_at < max(before, run.finished_at) or run.closed_at is None:
+            yield f"seal {seal.id}: its run was not closed, or times go back"
+        parent, before = seal.seal, seal.sealed_at
+
+
+def _digests(run: Row, tables: Row, targets: dict[int, list[str]]) -> list[str]:
+    def rows(table: str) -> list[Row]:
+        return sorted((row for row in getattr(tables, table) if row.run_id == run.id), key=lambda row: row.id)
+
+    scope = json.loads(run.scope)
+    asked = [tuple(each) for each in scope.get("targets", ())]
+    for schedule in scope.get("schedules", ()):
+        members: dict[tuple[str, ...], None] = {}
+        for row in sorted(tables.target_membership, key=lambda row: row.id):
+            if row.schedule == schedule and row.id <= scope["membership_id"]:
+                key = tuple(targets[row.target_id])
+                members.pop(key, None)
+                if row.kind == "joined":
+                    members[key] = None
+        asked += members
+    wanted = [each for each in set(asked) if scope.get("org_id") in (None, each[0])]
+    wanted = [each for each in wanted if scope.get("user_id") in (None, each[1])]
+    made = sorted(rows("change_set"), key=lambda row: (targets[row.target_id], row.version))
+    issues = sorted(rows("sync_issue"), key=lambda row: (targets[row.target_id], row.id))
+    events = [
+        [[*targets[row.target_id], row.run_id, row.schedule, row.kind, row.at] for row in rows("target_membership")],
+        [
+            [*targets[row.target_id], row.run_id, row.kind, row.at, json.loads(row.flow_ids), row.data_hash]
+            for row in rows("hold_event")
+        ],
+        [[getattr(row, name) for name in DETAIL] for row in rows("workflow_detail")],
+        [
+            [getattr(event, name) for name in ORG_EVENT]
+            for event in sorted(tables.org_event, key=lambda event: event.event_id)
+            if event.run_id == run.id
+        ],
+        [[row.run_id, row.pruned_run_id, row.at] for row in rows("pruned_issues")],
+    ]
+    return [
+        _digest(sorted(map(list, wanted))),
+        _digest([row.hash for row in made]),
+        _digest([[*targets[row.target_id], row.verdict, row.error_code, row.missing] for row in issues]),
+        _digest(events),
+    ]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(_json(value)).hexdigest()
+
+
 def _turnover(tables: Row) -> Iterator[str]:
     """What is counted of a run in an organisation is what its versions say; an approval deletes what is counted."""
     org = {target.id: target.org_id for target in tables.target}
@@ -498,7 +594,8 @@ def _orphans(tables: Row) -> list[str]:
 
 TABLES = (
     *("target", "workflow", "change_set", "workflow_change", "observation", "sync_run", "sync_issue"),
-    "org_turnover",
+    *("org_turnover", "target_membership", "hold_event", "pruned_issues", "run_seal", "trail", "org_event"),
+    "workflow_detail",
 )
 
 
@@ -508,6 +605,8 @@ def _tables(url: str) -> Row:
         cursor = connection.cursor()
         cursor.execute("BEGIN" if url.startswith("sqlite") else "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         found = {table: list(_rows(cursor, table)) for table in TABLES}
+        for table in ("run_seal", "trail"):
+            found[table].sort(key=lambda row: row.id)
         connection.rollback()
     by_target = ("workflow", "change_set", "observation", "sync_issue")
     return Row(
@@ -550,9 +649,9 @@ def _rows(cursor: Any, table: str) -> Iterator[Row]:
 def _value(name: str, value: Any) -> Any:
     if value is None:
         return None
-    if name.endswith(("_at", "_since", "_for")):
+    if name == "at" or name.endswith(("_at", "_since", "_for")):
         return _micros(_instant(value))
-    return bool(value) if name == "interrupted" or name.endswith("editable") else value
+    return bool(value) if name in ("interrupted", "certain", "locked") or name.endswith("editable") else value
 
 
 def _instant(value: Any) -> Any:

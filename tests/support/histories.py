@@ -17,7 +17,7 @@ from etl.domain.holds import Approval
 from etl.domain.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Refused
 from etl.report import CurrentWorkflow, TargetAsOf, WorkflowAsOf
-from etl.store import NewRun, Store
+from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
 
 START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -44,8 +44,20 @@ class Oracle:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.log: list[Entry] = []
-        self.retired_at: dt.datetime | None = None
+        self.away: list[tuple[dt.datetime, dt.datetime | None]] = []
+        """When it retired, and came back (None: it has not)."""
         self.missing: dict[str, dt.datetime] = {}
+
+    @property
+    def is_away(self) -> bool:
+        return bool(self.away) and self.away[-1][1] is None
+
+    def retired(self, at: dt.datetime) -> None:
+        self.away.append((at, None))
+
+    def resumed(self, at: dt.datetime) -> None:
+        if self.is_away:
+            self.away[-1] = (self.away[-1][0], at)
 
     def failed(self) -> None:
         latest = self.log[-1] if self.log else Entry("failed", START, 0, {})
@@ -84,7 +96,7 @@ class Oracle:
 
     def at(self, moment: dt.datetime) -> tuple[TargetAsOf, list[WorkflowAsOf]] | None:
         answers = [entry for entry in self.log if entry.what != "failed" and entry.at <= moment]
-        if not self.log or (self.retired_at is not None and moment >= self.retired_at):
+        if not self.log or any(left <= moment and (back is None or moment < back) for left, back in self.away):
             return None
         recorded = self.recorded()
         if not answers:
@@ -101,7 +113,7 @@ class Oracle:
         ]
 
     def now(self) -> list[CurrentWorkflow]:
-        if not self.log or self.retired_at is not None:
+        if not self.log or self.is_away:
             return []
         latest = max((entry.at for entry in self.log if entry.what == "seen"), default=None)
         return [
@@ -164,11 +176,11 @@ class World:
         self._retire()
 
     def _run(self, targets: list[Target]) -> None:
-        fences = self.store.fences(targets)
+        fences = self.store.fences(targets, run=RunBegun(self.run_id, self.now))
         states = self.store.states([fence.target_id for fence in fences])
         outcomes = []
         for fence in fences:
-            self.oracles[fence.target].retired_at = None
+            self.oracles[fence.target].resumed(self.now)
             outcomes.append(self._attempt(fence, states.get(fence.target_id, State({}))))
         assert self.store.apply(self.run_id, outcomes, UNCHECKED) == set()
 
@@ -234,13 +246,13 @@ class World:
         keep = set(self.random.sample(sorted(self.oracles), k=len(self.oracles) - 2))
         self.now += dt.timedelta(minutes=1)
         for target in self.store.retire_others(keep, self.now, None).retired:
-            self.oracles[target].retired_at = self.now
+            self.oracles[target].retired(self.now)
 
     def moments(self, count: int) -> Iterator[dt.datetime]:
         """Random ones, and those at, just before and just after something that happened."""
         oracles = self.oracles.values()
         events = [entry.at for oracle in oracles for entry in oracle.log]
-        events += [oracle.retired_at for oracle in oracles if oracle.retired_at]
+        events += [at for oracle in oracles for both in oracle.away for at in both if at is not None]
         yield from (START - TICK, self.now + dt.timedelta(hours=1), self.now + dt.timedelta(days=3000))
         for _ in range(count):
             yield self.random.choice(events) + self.random.choice((-TICK, 0 * TICK, 0 * TICK, TICK))

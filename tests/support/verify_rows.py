@@ -22,7 +22,7 @@ from etl.domain.chain import GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
-from etl.schema import change_set, observation, target, workflow, workflow_change
+from etl.schema import change_set, observation, sync_run, target, workflow, workflow_change
 from etl.store.bulk import insert_rows, stamp
 from etl.verify import Progress, verify
 from etl.verify.chain import ReplayedState
@@ -40,6 +40,8 @@ def main() -> None:
     upgrade(engine)
     numbers = random.Random(asked.seed)
     begun = time.perf_counter()
+    with writing(engine) as connection:
+        begin_run(connection)
     for number in range(1, asked.targets + 1):
         with writing(engine) as connection:
             Made(connection, number, asked, numbers).write()
@@ -74,6 +76,12 @@ def _verify(url: str) -> None:
     )
     for finding in findings[:3]:
         print(finding)
+
+
+def begin_run(connection: Connection) -> None:
+    """The run that made it all, and still runs."""
+    row = {"id": 1, "origin": "command", "status": "running", "started_at": START, "heartbeat_at": START}
+    connection.execute(sync_run.insert(), {**row, "host": "h", "pid": 1})
 
 
 class Made:

@@ -1,0 +1,171 @@
+"""Which targets a schedule lists, as history: what joined and left it, was retired and came back.
+
+| what is read | what is recorded, in the run that finds it |
+|---|---|
+| a schedule lists a target that is no member of it | `joined` |
+| a member is not in its schedule's list any more | `left` |
+| a target is in no schedule any more | `left`, of each schedule that it is a member of, and `retired` |
+| a retired target is in a list again, or is asked again | `resumed` |
+
+Whoever records waits for those who record at the moment, so that ids are committed in their order: a run that has seen
+the event N has seen every event before it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Select, bindparam, func, insert, literal, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from etl.config.target_list import TargetList
+from etl.domain.model import Target
+from etl.schema import UtcTime, target, target_membership
+from etl.store.bulk import BulkValues
+
+T = TypeVar("T")
+Lists = Mapping[str, Sequence[Target]]
+"""All the targets of each schedule, by its name."""
+
+_AT_ONCE: Final = 5_000
+_IN_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.target_membership'))"
+_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
+_DIALECTS: Final = (postgresql, sqlite)
+REGISTER: Final = {
+    module.dialect.name: module.insert(target)
+    .from_select(_KEY, _WANTED.select(module.dialect.name))
+    .on_conflict_do_nothing(index_elements=_KEY)
+    for module in _DIALECTS
+}
+"""Makes rows for targets that have none."""
+
+_last: Final = target_membership.alias("last")
+_IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
+    target_membership.c.id
+    == select(func.max(_last.c.id))
+    .where(_last.c.schedule == target_membership.c.schedule, _last.c.target_id == target_membership.c.target_id)
+    .scalar_subquery()
+)
+_MEMBERS: Final = (
+    select(*_KEY)
+    .join(target_membership, target_membership.c.target_id == target.c.id)
+    .where(target_membership.c.schedule == bindparam("schedule"), _IS_MEMBER)
+    .order_by(target.c.id)
+)
+_RETIRED: Final = select(*_KEY).where(target.c.retired_at.is_not(None)).order_by(target.c.id)
+_STREAMED: Final = {"stream_results": True, "yield_per": 2000}
+
+
+def latest(connection: Connection) -> int:
+    """The highest id; 0 where nothing was recorded."""
+    highest: int = connection.execute(select(func.coalesce(func.max(target_membership.c.id), 0))).scalar_one()
+    return highest
+
+
+def record(connection: Connection, run_id: int, lists: Lists, now: dt.datetime) -> None:
+    """Record what differs between ``lists`` and the members of these schedules; new targets get their rows."""
+    wait_for_turn(connection)
+    listed = {name: _findable(targets) for name, targets in lists.items()}
+    for name, targets in lists.items():
+        members = TargetList(_targets(connection, _MEMBERS, schedule=name))
+        joining = (each for each in targets if each not in members)
+        for some in _chunks(joining):
+            connection.execute(REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(some)))
+            _insert(connection, run_id, some, "joined", now, name)
+        for some in _chunks(each for each in members if each not in listed[name]):
+            _insert(connection, run_id, some, "left", now, name)
+    back = [each for each in _targets(connection, _RETIRED) if any(each in targets for targets in listed.values())]
+    resume(connection, run_id, back, now)
+
+
+def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
+    """Call retired targets back; who records must have waited for its turn."""
+    for some in _chunks(targets):
+        given = _WANTED.bound(connection, sorted(some))
+        wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
+        mine = (target.c.org_id == wanted.org_id, target.c.user_id == wanted.user_id)
+        back = update(target).where(*mine, target.c.expression == wanted.expression, target.c.retired_at.is_not(None))
+        found = (
+            connection.execute(
+                back.values(retired_at=None, away_since=target.c.retired_at).returning(target.c.id), given
+            )
+            .scalars()
+            .all()
+        )
+        _insert_numbered(connection, run_id, sorted(found), "resumed", now)
+
+
+def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
+    """Retire targets: they leave each schedule that has them, and are asked no more."""
+    wait_for_turn(connection)
+    for some in _chunks(targets):
+        wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
+        mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
+        mine &= (target.c.expression == wanted.expression) & target.c.retired_at.is_(None)
+        given = _WANTED.bound(connection, some)
+        leaving = (
+            select(
+                *(target_membership.c.target_id, literal(run_id), target_membership.c.schedule),
+                *(literal("left"), literal(now, UtcTime())),
+            )
+            .join(target, target.c.id == target_membership.c.target_id)
+            .join(wanted.org_id.table, mine)
+            .where(_IS_MEMBER)
+            .order_by(target_membership.c.target_id, target_membership.c.schedule)
+        )
+        _insert_selected(connection, leaving, given)
+        gone = update(target).where(mine).values(retired_at=now).returning(target.c.id)
+        found = connection.execute(gone, given).scalars().all()
+        _insert_numbered(connection, run_id, sorted(found), "retired", now)
+
+
+def wait_for_turn(connection: Connection) -> None:
+    """Until nobody else records; SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(_IN_TURN))
+
+
+def _insert(
+    connection: Connection, run_id: int, targets: Iterable[Target], kind: str, now: dt.datetime, schedule: str
+) -> None:
+    wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
+    mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
+    rows = (
+        select(target.c.id, literal(run_id), literal(schedule), literal(kind), literal(now, UtcTime()))
+        .join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
+        .order_by(*_KEY)
+    )
+    _insert_selected(connection, rows, _WANTED.bound(connection, list(targets)))
+
+
+def _insert_selected(connection: Connection, rows: Select[Any], given: Mapping[str, Any]) -> None:
+    columns = ("target_id", "run_id", "schedule", "kind", "at")
+    connection.execute(insert(target_membership).from_select(columns, rows), given)
+
+
+def _insert_numbered(
+    connection: Connection, run_id: int, target_ids: Iterable[int], kind: str, now: dt.datetime
+) -> None:
+    rows = [{"target_id": number, "run_id": run_id, "kind": kind, "at": now} for number in target_ids]
+    if rows:
+        connection.execute(insert(target_membership), rows)
+
+
+def _targets(connection: Connection, query: Select[Any], **given: Any) -> Iterator[Target]:
+    with connection.execute(query, given, execution_options=_STREAMED) as rows:
+        for key in rows:
+            yield Target(*key)
+
+
+def _findable(targets: Sequence[Target]) -> Container[Target]:
+    return targets if isinstance(targets, TargetList) else frozenset(targets)
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    waiting = iter(items)
+    while some := list(islice(waiting, _AT_ONCE)):
+        yield some

@@ -1,0 +1,330 @@
+"""How a run ends: it is closed, digested and sealed, each in a transaction of its own.
+
+| step | does | afterwards |
+|---|---|---|
+| close | sets `closed_at`, under the run's lock | nobody writes for the run any more: who tries to is told so |
+| judge | writes what follows from it in its organisations (``projection``), while the run is not sealed | |
+| seal | writes status and sums, digests what the run wrote, and seals it under the lock on the trail's head | |
+
+Each step can be repeated: a run that was closed by a process that died is sealed by whoever finds it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import BindParameter, Connection, Select, bindparam, case, exists, func, insert, select, text, update
+
+from etl.domain import seal
+from etl.domain.chain import encode
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import RunStatus
+from etl.errors import RunClosed
+from etl.schema import (
+    UtcTime,
+    change_set,
+    hold_event,
+    observation,
+    org_event,
+    pruned_issues,
+    run_seal,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+    trail,
+    workflow_detail,
+)
+from etl.store.runs import database_now
+
+Sign = Callable[[bytes], tuple[str, str]]
+"""Gives the signature over some bytes, in base64, and the key's id."""
+_MAKE_TRAIL: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.trail'))"
+_AT_ONCE: Final = 2_000
+_RUN_ID: Final[BindParameter[int]] = bindparam("run_id")
+_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_BY_TARGET: Final = _KEY
+
+
+class Reckoned(NamedTuple):
+    """What is known of a run that died."""
+
+    sums: Mapping[str, int]
+    """Counted from its rows; ``unchanged`` is 0, since those who were leave no row."""
+    latest_at: dt.datetime | None
+    """The latest time that anybody recorded: it cannot have ended before."""
+
+
+# ----------------------------------------------------------------------------------------------------------- closing
+
+
+def require_open(connection: Connection, run_id: int) -> None:
+    """Keep the run from being closed until this transaction ends. Raises RunClosed where it is closed already."""
+    row = connection.execute(_OPEN, {"run_id": run_id}).first()
+    if row is None or row.closed_at is not None:
+        raise RunClosed(run_id)
+
+
+_OPEN: Final = select(sync_run.c.closed_at).where(sync_run.c.id == _RUN_ID).with_for_update(read=True, key_share=True)
+
+
+def close(connection: Connection, run_id: int, now: dt.datetime) -> bool:
+    """Have nobody write for the run any more, once those who do have committed; False where another closed it."""
+    mine = (sync_run.c.id == run_id, sync_run.c.closed_at.is_(None) | (sync_run.c.closed_at == now))
+    locked = select(sync_run.c.id).where(*mine).with_for_update()
+    return connection.execute(update(sync_run).where(sync_run.c.id.in_(locked)).values(closed_at=now)).rowcount == 1
+
+
+def require_unsealed(connection: Connection, run_id: int) -> None:
+    """Keep a run from being sealed until this transaction ends. Raises RunClosed where it is sealed already."""
+    if connection.execute(_UNSEALED, {"run_id": run_id}).scalar() != "running":
+        raise RunClosed(run_id)
+
+
+_UNSEALED: Final = select(sync_run.c.status).where(sync_run.c.id == _RUN_ID).with_for_update(read=True)
+
+
+# --------------------------------------------------------------------------------------------------------- digesting
+
+
+class _Source(NamedTuple):
+    """A table whose rows of a run go into a digest, one JSON array each, in an order that the rules give."""
+
+    has: Any
+    """Whether the run has any: asked of all sources at once."""
+    rows: Select[Any]
+
+
+def _of_target(table: Any, *columns: Any) -> Select[Any]:
+    return (
+        select(*_KEY, *columns)
+        .join_from(table, target, target.c.id == table.c.target_id)
+        .where(table.c.run_id == _RUN_ID)
+    )
+
+
+def _has(table: Any) -> Any:
+    return exists().where(table.c.run_id == _RUN_ID)
+
+
+CHANGE_SETS: Final = _Source(
+    _has(change_set), _of_target(change_set, change_set.c.hash).order_by(*_BY_TARGET, change_set.c.version)
+)
+ISSUES: Final = _Source(
+    _has(sync_issue),
+    _of_target(sync_issue, sync_issue.c.verdict, sync_issue.c.error_code, sync_issue.c.missing).order_by(
+        *_BY_TARGET, sync_issue.c.id
+    ),
+)
+EVENTS: Final = (
+    _Source(
+        _has(target_membership),
+        _of_target(
+            target_membership,
+            *(target_membership.c.run_id, target_membership.c.schedule),
+            *(target_membership.c.kind, target_membership.c.at),
+        ).order_by(target_membership.c.id),
+    ),
+    _Source(
+        _has(hold_event),
+        _of_target(
+            hold_event,
+            *(hold_event.c.run_id, hold_event.c.kind, hold_event.c.at),
+            *(hold_event.c.flow_ids, hold_event.c.data_hash),
+        ).order_by(hold_event.c.id),
+    ),
+    _Source(
+        _has(workflow_detail),
+        select(*(workflow_detail.c[name] for name in seal.DetailEvent._fields))
+        .where(workflow_detail.c.run_id == _RUN_ID)
+        .order_by(workflow_detail.c.id),
+    ),
+    _Source(
+        _has(org_event),
+        select(*(org_event.c[name] for name in seal.OrganisationEvent._fields))
+        .where(org_event.c.run_id == _RUN_ID)
+        .order_by(org_event.c.event_id),
+    ),
+    _Source(
+        _has(pruned_issues),
+        select(pruned_issues.c.run_id, pruned_issues.c.pruned_run_id, pruned_issues.c.at)
+        .where(pruned_issues.c.run_id == _RUN_ID)
+        .order_by(pruned_issues.c.id),
+    ),
+)
+"""Memberships, holds, details, the organisation's events and pruned issues: the order of the rules."""
+_SOURCES: Final = (CHANGE_SETS, ISSUES, *EVENTS)
+_IS_TEXT_OF_JSON: Final = "flow_ids"
+
+_LATEST: Final = (
+    select(func.max(change_set.c.observed_at, type_=UtcTime())).where(change_set.c.run_id == _RUN_ID).scalar_subquery()
+)
+_OPEN_SPANS: Final = (
+    select(func.max(observation.c.last_at, type_=UtcTime()))
+    .join(target, target.c.observation_id == observation.c.id)
+    .scalar_subquery()
+)
+_HAS: Final = select(*(source.has.label(f"has_{n}") for n, source in enumerate(_SOURCES)))
+
+
+def reckon(connection: Connection, run_id: int) -> Reckoned:
+    """What is known of a run that nobody can be asked about."""
+    times = connection.execute(select(_LATEST, _OPEN_SPANS), {"run_id": run_id}).one()
+    return Reckoned(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
+
+
+def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.Digests:
+    found = connection.execute(_HAS, {"run_id": run_id}).one()._mapping
+    has = {source: found[f"has_{n}"] for n, source in enumerate(_SOURCES)}
+
+    def rows(source: _Source) -> Iterator[Sequence[Any]]:
+        if has[source]:
+            yield from _rows(connection, source.rows, run_id)
+
+    return seal.Digests(
+        targets=targets_digest,
+        change_sets=seal.digest_of(encode(own_hash) for *_, own_hash in rows(CHANGE_SETS)),
+        issues=seal.digest_of(map(seal.encoded_event, rows(ISSUES))),
+        events=seal.digest_of_lists(map(seal.encoded_event, rows(source)) for source in EVENTS),
+    )
+
+
+def _rows(connection: Connection, query: Select[Any], run_id: int) -> Iterator[Sequence[Any]]:
+    streamed = {"stream_results": True, "yield_per": _AT_ONCE}
+    with connection.execute(query, {"run_id": run_id}, execution_options=streamed) as found:
+        parsed = _IS_TEXT_OF_JSON in found.keys()  # noqa: SIM118 - a result is no mapping
+        place = list(found.keys()).index(_IS_TEXT_OF_JSON) if parsed else 0
+        for row in found:
+            yield [*row[:place], json.loads(row[place]), *row[place + 1 :]] if parsed else row
+
+
+def _counted(connection: Connection, run_id: int) -> dict[str, int]:
+    """The sums of a run that nobody added up: a version whose target has no issue is ``changed``."""
+    issue = exists().where(sync_issue.c.run_id == run_id, sync_issue.c.target_id == change_set.c.target_id)
+    of_run = change_set.c.run_id == run_id
+    sums = (func.coalesce(func.sum(change_set.c[kind]), 0).label(kind) for kind in CHANGE_KINDS)
+    changes = {name: int(n) for name, n in connection.execute(select(*sums).where(of_run)).one()._mapping.items()}
+    by_verdict = select(sync_issue.c.verdict, func.count()).where(sync_issue.c.run_id == run_id)
+    verdicts = {verdict: n for verdict, n in connection.execute(by_verdict.group_by(sync_issue.c.verdict))}  # noqa: C416
+    changed = connection.execute(select(func.count()).where(of_run, ~issue)).scalar_one()
+    return {"changed": changed, "unchanged": 0, "held": 0, "failed": 0, "stale": 0, **verdicts, **changes}
+
+
+# ----------------------------------------------------------------------------------------------------------- sealing
+
+
+class _Head(NamedTuple):
+    """The one row of ``trail`` that is written; ``head`` is the parent of the next seal."""
+
+    id: int
+    trail_id: str
+    last_seal: int
+    head: str
+    sealed_at: dt.datetime
+
+
+_RUN_COLUMNS: Final = (
+    *(sync_run.c.started_at, sync_run.c.finished_at, sync_run.c.targets_digest),
+    *(sync_run.c.schedule, sync_run.c.origin, sync_run.c.scheduled_for, sync_run.c.missed),
+    *(sync_run.c[name] for name in seal.SUMS),
+)
+_HEAD: Final = select(*(trail.c[name] for name in _Head._fields)).order_by(trail.c.id.desc()).limit(1).with_for_update()
+
+
+def end(
+    connection: Connection,
+    run_id: int,
+    status: RunStatus,
+    sums: Mapping[str, int],
+    now: dt.datetime,
+    sign: Sign | None = None,
+) -> bool:
+    """Write how a closed run ended, and its seal; False where that was done already."""
+    finished_at = case((sync_run.c.started_at > now, sync_run.c.started_at), else_=now)
+    ended = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.status == "running")
+    values = {"status": status, "finished_at": finished_at, "heartbeat_at": database_now(connection), **sums}
+    row = connection.execute(ended.values(values).returning(*_RUN_COLUMNS)).first()
+    if row is None:
+        return False
+    started_at, ended_at, targets_digest, schedule, origin, scheduled_for, missed, *counted = row
+    run = seal.SealedRun(
+        run_id=run_id,
+        schedule=schedule,
+        origin=origin,
+        scheduled_for=scheduled_for,
+        missed=missed,
+        status=status,
+        started_at=started_at,
+        finished_at=ended_at,
+        sums=counted,
+    )
+    _seal(connection, run, _digests(connection, run_id, targets_digest), now, sign)
+    return True
+
+
+def is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
+    """Whether the run ended so, and its seal is there."""
+    ended = select(run_seal.c.id).join(sync_run, sync_run.c.id == run_seal.c.run_id)
+    return connection.execute(ended.where(sync_run.c.id == run_id, sync_run.c.status == status)).first() is not None
+
+
+def _seal(
+    connection: Connection, run: seal.SealedRun, digests: seal.Digests, now: dt.datetime, sign: Sign | None
+) -> None:
+    head = _head(connection, now)
+    number, sealed_at = head.last_seal + 1, max(now, run.finished_at, head.sealed_at)
+    own = seal.seal_hash(head.head, head.trail_id, number, run, digests, sealed_at)
+    signature, key_id = sign(seal.signed_bytes(head.trail_id, number, own)) if sign else (None, None)
+    row = {
+        "id": number,
+        "format": seal.FORMAT,
+        "run_id": run.run_id,
+        "parent": head.head,
+        "seal": own,
+        "sealed_at": sealed_at,
+        "signature": signature,
+        "key_id": key_id,
+        **{f"{name}_digest": getattr(digests, name) for name in seal.Digests.__struct_fields__},
+    }
+    connection.execute(insert(run_seal), row)
+    moved = update(trail).where(trail.c.id == head.id)
+    connection.execute(moved.values(last_seal=number, head=own, sealed_at=sealed_at))
+
+
+def _head(connection: Connection, now: dt.datetime) -> _Head:
+    """The head, locked until the transaction ends; the first seal of a database makes its trail."""
+    row = connection.execute(_HEAD).first()
+    if row is None:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(_MAKE_TRAIL))
+        row = connection.execute(_HEAD).first()
+    return _Head(*row) if row is not None else begin_trail(connection, now)
+
+
+def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None = None) -> _Head:
+    """A trail of its own for a database: a new one, or one that goes on after what was ``copied``."""
+    last, parent = (copied.last_seal, copied.head) if copied else (0, None)
+    created_at = max(now, copied.sealed_at) if copied else now
+    trail_id = str(uuid.uuid4())
+    head = seal.genesis(trail_id, created_at, parent)
+    row = {
+        "trail_id": trail_id,
+        "created_at": created_at,
+        "reason": "copied" if copied else "new",
+        "first_seal": last + 1,
+        "last_seal": last,
+        "head": head,
+        "sealed_at": created_at,
+    }
+    number = connection.execute(insert(trail).values(row).returning(trail.c.id)).scalar_one()
+    return _Head(number, trail_id, last, head, created_at)
+
+
+def copied_head(connection: Connection) -> _Head | None:
+    """The head of a trail that was copied; None where nothing was ever sealed."""
+    row = connection.execute(_HEAD).first()
+    return None if row is None else _Head(*row)

@@ -1,0 +1,106 @@
+"""What a target is now, against the history of its memberships and holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Row, exists, func, select
+
+from etl.database import reading
+from etl.domain.model import Target
+from etl.schema import hold_event, target, target_membership, workflow
+from etl.verify.finding import Finding, shown
+
+_AT_ONCE: Final = 5_000
+_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_latest: Final = (
+    select(func.max(target_membership.c.id))
+    .where(target_membership.c.target_id == target.c.id, target_membership.c.schedule.is_(None))
+    .correlate(target)
+    .scalar_subquery()
+)
+_MEMBERS: Final = (
+    select(target.c.id, *_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at)
+    .outerjoin(target_membership, target_membership.c.id == _latest)
+    .order_by(target.c.id)
+    .limit(_AT_ONCE)
+)
+_HOLDS: Final = (
+    select(target.c.id, *_KEY, target.c.held_since)
+    .where(target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id))
+    .order_by(target.c.id)
+    .limit(_AT_ONCE)
+)
+_EVENTS: Final = select(hold_event.c.target_id, hold_event.c.kind, hold_event.c.at, hold_event.c.flow_ids).order_by(
+    hold_event.c.target_id, hold_event.c.id
+)
+_MISSING: Final = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.missing_since).where(
+    workflow.c.missing_since.is_not(None)
+)
+
+
+def history(engine: Engine) -> Iterator[Finding]:
+    """The first thing of each target that its memberships and holds deny. Raises DatabaseError."""
+    for query, compare in ((_MEMBERS, _retirements), (_HOLDS, _holds)):
+        after, more = -(2**63), True
+        while more:
+            with reading(engine) as connection:
+                rows = connection.execute(query.where(target.c.id > after)).all()
+                yield from compare(connection, rows)
+            more = len(rows) == _AT_ONCE
+            after = rows[-1].id if rows else after
+
+
+def _retirements(_: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    for row in rows:
+        expected = row.at if row.kind == "retired" else None
+        if row.retired_at != expected:
+            told = f"{shown(expected)}, as target_membership has it"
+            yield _finding(row, "target.retired_at", told, shown(row.retired_at))
+
+
+def _holds(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    if not rows:
+        return
+    within = (rows[0].id, rows[-1].id)
+    events = _by_target(connection, _EVENTS.where(hold_event.c.target_id.between(*within)))
+    missing = _by_target(
+        connection, _MISSING.where(workflow.c.target_id.between(*within)).order_by(workflow.c.target_id)
+    )
+    for row in rows:
+        found = {each.flow_id: each.missing_since for each in missing.get(row.id, ())}
+        yield from _compare(row, events.get(row.id, ()), found)
+
+
+def _compare(row: Row[Any], events: Sequence[Row[Any]], missing: dict[str, Any]) -> Iterator[Finding]:
+    held: dict[str, Any] = {}
+    since = None
+    for event in events:
+        before = bool(held)
+        for flow_id in json.loads(event.flow_ids):
+            if (event.kind == "held") == (flow_id in held):
+                what = f"{event.kind!r} of a workflow that was {'held already' if flow_id in held else 'not held'}"
+                yield _finding(row, "hold_event", f"no {what}", shown(flow_id))
+                return
+            held.update({flow_id: event.at}) if event.kind == "held" else held.pop(flow_id)
+        since = (since if before else event.at) if held else None
+    for flow_id in sorted(held.keys() | missing.keys()):
+        if held.get(flow_id) != missing.get(flow_id):
+            told = f"{shown(held.get(flow_id))}, as hold_event has it"
+            yield _finding(row, f"workflow.missing_since of {shown(flow_id)}", told, shown(missing.get(flow_id)))
+            return
+    if since != row.held_since:
+        yield _finding(row, "target.held_since", f"{shown(since)}, as hold_event has it", shown(row.held_since))
+
+
+def _by_target(connection: Connection, query: Any) -> dict[int, list[Row[Any]]]:
+    rows = connection.execute(query).all()
+    return {number: list(group) for number, group in groupby(rows, key=lambda row: row.target_id)}
+
+
+def _finding(row: Row[Any], what: str, expected: str, found: str) -> Finding:
+    owner = Target(row.org_id, row.user_id, row.expression)
+    return Finding(target=owner, what=what, expected=expected, found=found)

@@ -1,0 +1,306 @@
+"""Every run that ended is sealed, and whatever a seal covers cannot be altered unseen, on both databases."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+
+from etl import sync
+from etl.domain.guard import Limits
+from etl.domain.model import Flow, Outcome, Target
+from etl.errors import Refused, RunClosed
+from etl.store import NewRun, Store
+from etl.verify import Sealing, verify
+from tests.support.builders import GAP, flow, numbered
+from tests.support.questions import Runs, Upstream, now, users
+
+ANN, BEN, CAT, DAN = users(4)
+Lists = dict[str, Sequence[Target]]
+
+
+class House(Runs):
+    """Runs of schedules, whose lists may change between them."""
+
+    def __init__(self, engine: Engine) -> None:
+        first: dict[Target, Sequence[Flow]] = {target: numbered(1, 6) for target in (ANN, BEN, CAT, DAN)}
+        super().__init__(engine, Upstream(first), Limits(min_removed=3))
+        self.store = Store(engine)
+
+    def serve(self, lists: Lists, *, by: str | None = None, org: str | None = None) -> sync.RunReport:
+        self.upstream.asked.clear()
+        self.upstream.stop.clear()
+        targets = sorted({target for listed in lists.values() for target in listed})
+        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, org_id=org)
+        with self.run_context() as (context, batches):
+            report = sync.run(context, new, targets, GAP, batches, clock=now)
+        assert report is not None
+        return report
+
+    def approve(self, target: Target) -> sync.RunReport:
+        return self.run([target], by="ada")
+
+
+@pytest.fixture
+def house(engine: Engine) -> House:
+    return House(engine)
+
+
+def live(house: House) -> None:
+    """Joins, leaves, a failure, a hold that ends and one that is approved, a retirement and a return, a dead run."""
+    lists = house.upstream.lists
+    house.serve({"plants": [ANN, BEN], "wind": [CAT]})
+    house.serve({"plants": [ANN, BEN], "wind": [CAT]})
+    lists[ANN] = [*numbered(1, 5), flow(7)]
+    house.upstream.says = lambda target, n: Refused("no", code="62101") if target == BEN else lists[target]
+    house.serve({"plants": [ANN, BEN]})
+    house.upstream.says = lambda target, n: lists[target]
+    lists[BEN] = numbered(1, 2)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    lists[BEN] = numbered(1, 3)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.approve(BEN)
+    house.store.retire_others([ANN, BEN, CAT], now(), None)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    die(house)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.store.retire_others([ANN, BEN, DAN], now(), None)
+    house.store.prune_runs(now() + dt.timedelta(days=1), now() + dt.timedelta(days=30))
+
+
+def die(house: House) -> int:
+    """A run that begins and is never heard of again is declared dead."""
+    run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
+    assert run_id is not None
+    long_ago = now() - dt.timedelta(hours=1)
+    change(house.engine, "UPDATE sync_run SET heartbeat_at = :at WHERE id = :id", at=stamp(house, long_ago), id=run_id)
+    assert house.store.abort_abandoned_runs(now()) == [run_id]
+    return run_id
+
+
+def stamp(house: House, moment: dt.datetime) -> Any:
+    on_sqlite = house.engine.dialect.name == "sqlite"
+    return moment.replace(tzinfo=None).isoformat(" ", "microseconds") if on_sqlite else moment
+
+
+def change(engine: Engine, statement: str, **values: Any) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def findings(engine: Engine) -> list[str]:
+    return [str(finding) for finding in verify(engine)]
+
+
+def test_an_untouched_trail_verifies_and_every_ended_run_has_its_seal(house: House) -> None:
+    live(house)
+    went = Sealing()
+    assert [str(each) for each in verify(house.engine, sealing=went)] == []
+    runs = house.rows("SELECT count(*) FROM sync_run WHERE status <> 'running'")[0][0]
+    assert (went.seals, went.last, went.unsealed_runs) == (runs, runs, 0)
+    kinds = house.rows("SELECT kind FROM target_membership ORDER BY id")
+    assert [kind for (kind,) in kinds] == ["joined"] * 4 + ["left", "retired", "joined", "resumed", "left", "retired"]
+    holds = house.rows("SELECT kind, flow_ids FROM hold_event ORDER BY id")
+    assert holds == [("held", '["3","4","5","6"]'), ("back", '["3"]'), ("approved", '["4","5","6"]')]
+
+
+def test_a_run_that_was_declared_dead_can_write_nothing_more(house: House) -> None:
+    house.serve({"plants": [ANN]})
+    run_id = die(house)
+    [fence] = house.store.fences([ANN])
+    for outcome in (
+        Outcome(fence=fence, verdict="unchanged", span=fence.span, extends=True),
+        Outcome(fence=fence, verdict="failed"),
+    ):
+        with pytest.raises(RunClosed):
+            house.store.apply(run_id, [outcome])
+    assert not house.store.finish_run(run_id, "succeeded", {}, now())
+    assert findings(house.engine) == []
+
+
+def test_a_run_that_finds_itself_declared_dead_says_that_it_was_aborted(house: House) -> None:
+    house.serve({"plants": [ANN]})
+
+    def says(target: Target, n: int) -> Sequence[Flow]:
+        change(house.engine, "UPDATE sync_run SET heartbeat_at = '2020-01-01 00:00:00.000000' WHERE status = 'running'")
+        Store(house.engine).abort_abandoned_runs(now())
+        return numbered(1, 7)
+
+    house.upstream.says = says
+    assert house.serve({"plants": [ANN]}).status == "aborted"
+    assert house.rows("SELECT count(*) FROM change_set") == [(1,)]
+    assert findings(house.engine) == []
+
+
+def test_a_run_that_died_after_it_was_closed_is_sealed_by_whoever_finds_it(house: House) -> None:
+    run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
+    assert run_id is not None
+    assert house.store.close_run(run_id, now())
+    change(house.engine, "UPDATE sync_run SET heartbeat_at = '2020-01-01 00:00:00.000000'")
+    assert house.store.abort_abandoned_runs(now()) == [run_id]
+    assert house.rows("SELECT id, run_id FROM run_seal") == [(1, run_id)]
+    assert findings(house.engine) == []
+
+
+def test_what_a_schedule_lists_is_read_once_while_nothing_moves(house: House) -> None:
+    lists: Lists = {"plants": [ANN, BEN]}
+    store = Store(house.engine)
+    run = NewRun(origin="command", host="h", pid=1, targets=2, lists=lists)
+    asked = lists["plants"]
+    store.finish_run(store.begin_run(run, now(), asked) or 0, "succeeded", {"unchanged": 2}, now())
+    sent: list[str] = []
+    event.listen(house.engine, "before_cursor_execute", lambda c, cursor, statement, *rest: sent.append(statement))
+    run_id = store.begin_run(run, now(), asked)
+    assert len([each for each in sent if not each.startswith("BEGIN")]) == 1
+    store.finish_run(run_id or 0, "succeeded", {"unchanged": 2}, now())
+    statements = [each for each in sent if not each.startswith(("BEGIN", "SET"))]
+    assert len(statements) == 1 + 6, "a quiet run: begin; close, look, end, head, seal, head moved"
+    assert findings(house.engine) == []
+
+
+# -------------------------------------------------------------------------------------------------------- tampering
+
+UNPROTECTED = {
+    "sync_run": {"heartbeat_at", "notified_at", "closed_at", "host", "pid", "scope"},
+    "sync_issue": {"id", "message", "attempts"},
+    "target_membership": {"id"},
+    "hold_event": {"id"},
+    "pruned_issues": {"id"},
+    "run_seal": {"signature", "key_id"},
+    "trail": {"id", "reason", "first_seal"},
+}
+"""What docs/formats.md calls shape or rights, or proves by its order. A scope may be spelt otherwise."""
+
+
+class Intruder:
+    """Writes past every trigger."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = create_engine(engine.url)
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("PRAGMA writable_schema = ON")
+            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
+                connection.exec_driver_sql(f"DROP TRIGGER {name}")
+
+    def run(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+            result = connection.execute(text(statement), values)
+            return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+
+@pytest.fixture
+def intruder(house: House) -> Iterator[Intruder]:
+    live(house)
+    intruder = Intruder(house.engine)
+    yield intruder
+    intruder.engine.dispose()
+
+
+def other(value: Any) -> Any:
+    """Nearly the same value."""
+    if value is None:
+        return 1
+    if isinstance(value, int):
+        return value + 1000
+    if len(value) == 26 and value[4] == "-":
+        return value[:-1] + ("1" if value[-1] == "0" else "0")
+    if value.startswith("["):
+        return '["99"]'
+    return value[:-1] + ("0" if value[-1] != "0" else "1")
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("table", sorted(UNPROTECTED))
+def test_whatever_cell_is_altered_is_found(house: House, intruder: Intruder, table: str) -> None:
+    unseen = set()
+    rows = intruder.run(f"SELECT rowid AS number, * FROM {table} ORDER BY rowid")
+    if table == "sync_run":
+        rows = [row for row in rows if row["status"] != "running"]
+    for row in {row["number"]: row for row in rows[:1] + rows[len(rows) // 2 :][:1] + rows[-1:]}.values():
+        for column in row.keys() - {"number"} - UNPROTECTED[table]:
+            set_cell = f"UPDATE {table} SET {column} = :value WHERE {table}.rowid = :number"
+            number = row["number"]
+            intruder.run(set_cell, value=other(row[column]), number=number)
+            if not findings(house.engine):
+                unseen.add((column, row[column]))
+            moved = other(row["id"]) if column == "id" else number
+            intruder.run(set_cell, value=row[column], number=moved)
+    assert unseen == set()
+    assert findings(house.engine) == []
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("table", sorted(UNPROTECTED.keys() - {"trail"}))
+def test_whatever_row_is_deleted_is_found(house: House, intruder: Intruder, table: str) -> None:
+    for number in [row["number"] for row in intruder.run(f"SELECT rowid AS number FROM {table}")]:
+        saved = intruder.run(f"SELECT * FROM {table} WHERE rowid = :number", number=number)[0]
+        intruder.run(f"DELETE FROM {table} WHERE rowid = :number", number=number)
+        assert findings(house.engine), (table, saved)
+        names = ", ".join(saved)
+        intruder.run(f"INSERT INTO {table} ({names}) VALUES ({', '.join(f':{name}' for name in saved)})", **saved)
+    assert findings(house.engine) == []
+
+
+TAMPERINGS = {
+    "all failures deleted, and runs called well": (
+        "DELETE FROM sync_issue; UPDATE sync_run SET status = 'succeeded', failed = 0, unchanged = unchanged + failed",
+        "sync_run",
+    ),
+    "two versions exchange their runs": (
+        "UPDATE change_set SET run_id = (SELECT max(run_id) FROM change_set) WHERE version = 1",
+        "change_set.observed_at",
+    ),
+    "a target retired months ago": (
+        "UPDATE target SET retired_at = '2026-01-01 00:00:00.000000' WHERE retired_at IS NOT NULL",
+        "target.retired_at",
+    ),
+    "an open span that is stretched by two months": (
+        "UPDATE observation SET last_at = '2027-01-31 00:00:00.000000', last_asked_at = '2027-01-31 00:00:00.000000',"
+        " longest_gap_seconds = 5000000 WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')",
+        "observation",
+    ),
+    "a version with an earlier date": (
+        "UPDATE change_set SET observed_at = '2026-01-01 00:00:00.000000' WHERE version = 1",
+        "change_set",
+    ),
+    "the last run is gone with its seal": (
+        "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);"
+        "DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)",
+        "trail.last_seal",
+    ),
+    "a run has no seal": ("DELETE FROM run_seal WHERE id = 2", "run_seal.id"),
+    "an invented run": (
+        "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) SELECT"
+        " 99, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid FROM sync_run WHERE id = 1",
+        "run_seal",
+    ),
+    "an invented user of a schedule": (
+        "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');"
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
+        " SELECT 99, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
+        "run_seal.events_digest",
+    ),
+    "a user that was never asked": (
+        "UPDATE sync_run SET scope = replace(scope, 'null', '\"o9\"') WHERE id = 1",
+        "sync_run.targets_digest",
+    ),
+    "a hold that began earlier": (
+        "UPDATE hold_event SET at = '2026-01-01 00:00:00.000000' WHERE kind = 'held'",
+        "run_seal.events_digest",
+    ),
+    "whose issues were pruned is not told": ("DELETE FROM pruned_issues", "sync_run"),
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("tampering", TAMPERINGS)
+def test_a_tampering_is_found_and_its_place_is_named(house: House, intruder: Intruder, tampering: str) -> None:
+    statements, place = TAMPERINGS[tampering]
+    for statement in statements.split(";"):
+        intruder.run(statement)
+    assert any(finding.what.startswith(place) for finding in verify(house.engine)), findings(house.engine)
