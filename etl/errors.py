@@ -5,7 +5,7 @@ FlowtrailError                     exit code
 |- UsageError                      2   the command line asks for what cannot be done
 |- DatabaseError                   3
 |  |- DatabaseUnreachable          3   trying again later can help
-|  |- DatabaseDamaged              3   nothing is written until `flowtrail db check` is content
+|  |- DatabaseDamaged              3   nothing is written until `flowtrail db check` finds it intact
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
@@ -74,7 +74,7 @@ class DatabaseUnreachable(DatabaseError):
 
 
 class DatabaseDamaged(DatabaseError):
-    """Damage was found, just now or before; nothing is written until `flowtrail db check` finds the database whole."""
+    """Damage was found, just now or before; nothing is written until `flowtrail db check` finds the database intact."""
 
     condition = "database_damaged"
 

@@ -51,9 +51,9 @@ def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo = dt.UTC) -> dt.da
         found = _iso(wanted, zone) or _relative(wanted.lower(), now.astimezone(zone), zone)
         moment = None if found is None else found.astimezone(dt.UTC)
     except OverflowError:
-        raise ValueError(f"{_shown(text)} is too far away: write a moment of the years 1 to 9999") from None
+        raise ValueError(f"{_shown(text)} is too far away: write a time in the years 1 to 9999") from None
     if moment is None:
-        raise ValueError(f"{_shown(text)} is no moment that can be understood: write {EXAMPLES}")
+        raise ValueError(f"{_shown(text)} is not a time that can be understood: write {EXAMPLES}")
     return moment
 
 

@@ -144,7 +144,7 @@ def _run() -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     except ConfigError as error:
-        _complain("Nothing was done, the settings need mending:")
+        _complain("Nothing was done. Fix these settings first:")
         _complain("\n".join(f"  {problem}" for problem in error.problems))
         return error.exit_code
     except FlowtrailError as error:

@@ -34,7 +34,7 @@ def init(
         folder / "schedules" / "example.toml": (_shipped("schedules") / "example.toml").read_text("utf-8"),
     }
     for path, text in samples.items():
-        console.say(f"{path} {'written' if _write_new(path, text) else 'is there already, and was left alone'}")
+        console.say(f"{path} {'written' if _write_new(path, text) else 'already exists and was left unchanged'}")
     console.say("\nNext: put the gateway's address and access key into flowtrail.toml and your organisations into")
     console.say("schedules/example.toml, export FLOWTRAIL_GATEWAY__SECRET_KEY, and run `flowtrail check`.")
 
@@ -85,12 +85,12 @@ def check_schema(
     context: typer.Context,
     schema_only: Annotated[
         bool,
-        typer.Option("--schema-only", help="Leave out the pages and indexes of SQLite, which takes their reading."),
+        typer.Option("--schema-only", help="Skip SQLite's pages and indexes, which are read completely."),
     ] = False,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Compare the live schema with the expected one, triggers and views included; of SQLite, every page and index."""
+    """Compare the schema with the expected one, including triggers and views; on SQLite, check every page and index."""
     with options.open_application(context, config_file) as app:
         marked = database.damage_of(app.engine)
         differences = database.check(app.engine)
@@ -124,14 +124,14 @@ def _integrity(app: Application, *, after_damage: bool) -> list[str]:
 
 def _tell_of_the_mark(app: Application, marked: database.Finding) -> None:
     if database.damage_of(app.engine) is None:
-        console.complain(f"It was found damaged ({marked.said}), and is whole now: it is written to again.", "green")
+        console.complain(f"It had been found damaged ({marked.said}) and is intact now: writing continues.", "green")
     else:
         console.complain(database.damage_sentence(app.engine, marked), "red")
 
 
 def _unfinished(table: str) -> str:
     return (
-        f"{table} was not checked to its end, since writers wait meanwhile: stop the service, "
+        f"{table} was not checked completely, because writers were waiting: stop the service, "
         "or run `flowtrail backup`, which checks the copy"
     )
 
@@ -143,7 +143,7 @@ _db.command("copy")(copy_database)
 def print_grants(
     owner: Annotated[str, typer.Option("--owner", help="Owns everything, runs the migrations.")] = "flowtrail_owner",
     writer: Annotated[str, typer.Option("--writer", help="The service: appends the trail.")] = "flowtrail_writer",
-    reader: Annotated[str, typer.Option("--reader", help="Reports: reads.")] = "flowtrail_reader",
+    reader: Annotated[str, typer.Option("--reader", help="For reports: reads.")] = "flowtrail_reader",
 ) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
     console.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))

@@ -29,15 +29,15 @@ from etl.system import disk
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", help="Keep everything here; without, in a new temporary folder.", show_default=False),
+        typer.Option("--folder", help="Folder for everything; a new temporary one if omitted.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, another world.")] = 7,
-    serve: Annotated[bool, typer.Option("--serve", help="Keep the page up afterwards, until Ctrl-C.")] = False,
-    listen: Annotated[str, typer.Option("--listen", help="Where --serve shows it.")] = "127.0.0.1:8787",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated world.")] = 7,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page afterwards, until Ctrl-C.")] = False,
+    listen: Annotated[str, typer.Option("--listen", help="Address for --serve.")] = "127.0.0.1:8787",
 ) -> None:
-    """Tell the whole story on this machine: changes, an outage, a bogus answer, and the trail they leave."""
+    """Play the whole story on this machine: changes, an outage, a false answer, and the trail they leave."""
     if folder is not None and (folder / "flowtrail.db").exists():
-        raise UsageError(f"{folder} has a flowtrail.db already: name another --folder, the demo starts from nothing.")
+        raise UsageError(f"{folder} already has a flowtrail.db: name another --folder, the demo starts from nothing.")
     with disk.temporary_files():
         home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
     world = story.world(seed)

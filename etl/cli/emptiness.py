@@ -32,7 +32,7 @@ def why_empty(
     if not seen.observed:
         return _not_observed(seen, zone)
     if seen.retired == seen.targets:
-        return f"No {found}{' then' if then else ''}: {_targets(seen.targets)} retired, and asked for no longer."
+        return f"No {found}{' then' if then else ''}: {_targets(seen.targets)} retired, and no longer asked for."
     if narrowed:
         return f"No {found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, zone)}."
     return f"No {found}{' then' if then else ''}: {_targets(seen.observed)} observed, each with an empty list."
@@ -43,19 +43,19 @@ def not_observed_then(seen: Looks, zone: dt.tzinfo) -> str | None:
     missing = seen.targets - seen.observed
     if not missing or not seen.observed:
         return None
-    return f"{_targets(missing)} not observed by then, and missing here: --targets shows which."
+    return f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
 
 
 def _no_such_name(wrong: Unknown) -> str:
     what = "organisation" if wrong.what == "org_id" else "user"
     hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
     where = ", in this organisation" if wrong.similar == wrong.name else ""
-    return f"No such {what} here{where}: {wrong.name!r}.{hint}"
+    return f"Unknown {what}{where}: {wrong.name!r}.{hint}"
 
 
 def _not_observed(seen: Looks, zone: dt.tzinfo) -> str:
     if not seen.targets:
-        return "Nothing was observed yet: `flowtrail sync` looks for the first time."
+        return "Nothing was observed yet: run `flowtrail sync`."
     if seen.first_at is None:
         return f"Not observed yet: {_targets(seen.targets)} asked for, without a valid answer; see `flowtrail status`."
     return f"Not observed then: the first look was at {cell(seen.first_at, zone)}."

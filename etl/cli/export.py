@@ -24,7 +24,7 @@ from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, Wor
 from etl.system.regular_files import open_regular
 
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="A file; without, standard output.", show_default=False)
+    Path | None, typer.Option("--output", "-o", help="A file; standard output if omitted.", show_default=False)
 ]
 
 
@@ -70,12 +70,12 @@ def verify_trail(
     ] = 0,
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="Prove that what --head printed into this file is still there."),
+        typer.Option("--against", help="Prove that the heads in this file, as --head printed them, are still there."),
     ] = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Replay every target, check digests and hashes, and name the first broken link of each."""
+    """Replay every target, check digests and hashes, and report the first broken link of each."""
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         if head:
@@ -110,7 +110,7 @@ def _findings(app: Application, against: Path | None, since: int, *, hidden: boo
             found += verify.against(app.engine, kept, is_whole=lambda: not cut)
         for line in cut:
             console.complain(
-                f"Line {line}, the last one, was cut short and left out; which targets the file lacks was not judged.",
+                f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
                 "yellow",
             )
     done = reached[0]
@@ -133,9 +133,7 @@ def _schema(app: Application) -> list[verify.Finding]:
     try:
         differences = database.check(app.engine)
     except DatabaseError as error:
-        console.complain(
-            f"The schema, views included, was not compared with what the migrations make: {error}", "yellow"
-        )
+        console.complain(f"The schema was not compared with what the migrations make: {error}", "yellow")
         return []
     made = "as the migrations made it"
     return [verify.Finding(what="the schema", expected=made, found=f"not: {said}") for said in differences]
@@ -146,8 +144,8 @@ def _damage(app: Application) -> list[verify.Finding]:
     found = database.integrity(app.engine)
     for table in found.unfinished:
         console.complain(
-            f"The indexes of {table} were not checked to the end, since writers wait meanwhile: "
-            "`flowtrail db check` does it when the service is stopped.",
+            f"The indexes of {table} were not checked completely, because writers were waiting: "
+            "`flowtrail db check` does it while the service is stopped.",
             "yellow",
         )
     return [verify.Finding(what="the file", expected="whole", found=f"damaged: {said}") for said in found.damage]
@@ -165,7 +163,7 @@ def report(
         database.require_current(app.engine, create_if_empty_sqlite=False)
         schedules, broken = configured_schedules(app)
         if broken is not None:
-            console.complain(f"What is overdue is not known: {broken}", "yellow")
+            console.complain(f"Overdue targets are not known: {broken}", "yellow")
         report_html(app.engine, now=utc_now(), file=output, coverage_gap=app.settings.coverage_gap, schedules=schedules)
     console.complain(f"{output} written.", "green")
 
@@ -182,7 +180,7 @@ def export_rows(
         ),
     ] = None,
     output: Output = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     since: Annotated[str | None, typer.Option("--since", help="changes: from then on.", show_default=False)] = None,
     until: Annotated[str | None, typer.Option("--until", help="changes: before then.", show_default=False)] = None,
     as_of: Annotated[
@@ -193,11 +191,11 @@ def export_rows(
     timezone: options.Zone = "UTC",
     partition_by: Annotated[
         str | None,
-        typer.Option("--partition-by", help="'month': changes in a folder with a Parquet file a month."),
+        typer.Option("--partition-by", help="'month': changes in a folder, one Parquet file per month."),
     ] = None,
     config_file: options.Config = None,
 ) -> None:
-    """Stream the trail or a list into a file, with a manifest beside it (count, SHA-256, chain heads)."""
+    """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
     chosen = _format(fmt, output)
     _check_export(what, chosen, output, since or until, as_of, partition_by)
     if output and output.is_file() and not force:
@@ -245,7 +243,7 @@ def _check_export(
     if partition_by is None:
         return
     if partition_by != "month":
-        raise UsageError(f"--partition-by knows 'month' only, not {partition_by!r}.")
+        raise UsageError(f"--partition-by takes only 'month', not {partition_by!r}.")
     if what is not What.changes or fmt is not Format.parquet or output is None:
         raise UsageError("--partition-by month belongs to `export changes --format parquet -o FOLDER`.")
 

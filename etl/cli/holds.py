@@ -66,7 +66,7 @@ def list_held(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show the removals that wait for a person, why, and the codes that `guard approve` asks for."""
+    """Show the removals that wait for a person, the reason, and the codes for `guard approve`."""
     zone = time_zone_named(timezone)
     with options.open_application(context, config_file) as app:
         report = _report(app)
@@ -97,18 +97,18 @@ def approve(
         typer.Option(
             "--expect",
             metavar="CODE",
-            help="The code of what you have seen in `guard list`; 'any' approves whatever is held by now.",
+            help="The code from `guard list`; 'any' approves whatever is held by then.",
             show_default="asked for on a terminal",
         ),
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", help="Who approves; goes into the trail before your login.", show_default="your login"),
+        typer.Option("--by", help="Who approves; recorded in the trail before your login.", show_default="your login"),
     ] = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Say that held removals are true: ask the gateway once more, and apply its answer."""
+    """Confirm held removals: ask the gateway once more, and apply its answer."""
     wanted = _wanted(org_id, user_id, expression, org, everything)
     _check_expected(expect)
     signature = _signature(by)
@@ -117,7 +117,7 @@ def approve(
         report = _report(app)
         held = wanted.held(report)
         if not held and (wanted.target or expect not in (None, _ANY)):
-            raise UsageError(f"Nothing of {wanted} is held: `flowtrail guard list` shows what waits.")
+            raise UsageError(f"Nothing is held for {wanted}: `flowtrail guard list` shows what is.")
         done = None
         if held:
             _check_seen(report, wanted, held, expect, as_json=as_json)
@@ -136,7 +136,7 @@ def approve(
 
 def _wanted(org_id: str | None, user_id: str | None, expression: str, org: str | None, everything: bool) -> _Wanted:
     if sum((bool(org_id and user_id), bool(org), everything)) != 1 or (org_id and not user_id):
-        raise UsageError("Say which: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
+        raise UsageError("Name what to approve: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
     if org_id and user_id:
         return _Wanted(org_id, Target(org_id, user_id, expression))
     return _Wanted(org, None)
@@ -155,20 +155,20 @@ def _check_seen(report: Report, wanted: _Wanted, held: Sequence[HeldSet], expect
         _ask_person(report, wanted, scope, removals, as_json=as_json)
     elif expect != _ANY and not fits(expect, scope):
         raise UsageError(
-            f"Not approved: what is held of {wanted} is another set than {expect} stands for, {removals} removals "
-            f"with the code {code(scope)}; look at `flowtrail guard list` before you approve those."
+            f"Not approved: {expect} is not the code of what is held for {wanted} now, {removals} removals with the "
+            f"code {code(scope)}. Look at `flowtrail guard list` before you approve them."
         )
 
 
 def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, as_json: bool) -> None:
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
-            "Say what you approve: `--expect CODE`, with the code from `flowtrail guard list`, "
-            "or `--expect any` for whatever is held by now."
+            "Say what you approve: `--expect CODE` with the code from `flowtrail guard list`, "
+            "or `--expect any` for whatever is held now."
         )
     shown = (each for each in report.holds(org=wanted.org) if wanted.target in (None, Target(*each[:3])))
     _show_rows(_rows(shown), dt.UTC)
-    if not typer.confirm(f"Are these {removals} removals (code {code(scope)}) true?"):
+    if not typer.confirm(f"Approve these {removals} removals (code {code(scope)})?"):
         console.say("Nothing was approved.")
         raise typer.Exit(1)
 
@@ -237,7 +237,7 @@ def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo) -> None:
     used = [c for c in _COLUMNS if any(row[c] not in (None, "") for row in listed)]
     console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held", zone=zone)
     if len(listed) > _SHOWN:
-        console.complain(f"There are more than these {_SHOWN}: `flowtrail guard list --json` has every one.", "dim")
+        console.complain(f"Only the first {_SHOWN} are shown: `flowtrail guard list --json` lists all.", "dim")
 
 
 def _report(app: Application) -> Report:

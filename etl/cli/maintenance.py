@@ -34,10 +34,10 @@ def register(app: typer.Typer) -> None:
 def back_up(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The file to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     config_file: options.Config = None,
 ) -> None:
-    """Copy the SQLite database into one checked file while the service runs; for PostgreSQL, say how."""
+    """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         if app.engine.dialect.name != "sqlite":
@@ -57,17 +57,17 @@ def back_up(
 def prune(
     context: typer.Context,
     before: Annotated[
-        str | None, typer.Option("--before", help="Runs that ended before then.", show_default=False)
+        str | None, typer.Option("--before", help="Delete runs that ended before this time.", show_default=False)
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", help="Runs older than that, such as 90d.", show_default="keep_runs")
+        str | None, typer.Option("--keep", help="Delete runs older than this, such as 90d.", show_default="keep_runs")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them only.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     timezone: options.Zone = "UTC",
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Delete the issues of old runs; the runs and their seals stay, and nothing ever leaves the trail."""
+    """Delete the issues of old runs; the runs and their seals stay, and the trail is never touched."""
     with options.open_application(context, config_file) as app:
         limit = _limit(app, before, keep, timezone)
         database.require_current(app.engine, create_if_empty_sqlite=False)
@@ -76,13 +76,13 @@ def prune(
     if as_json:
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
-    would = "would go" if dry_run else "deleted"
+    would = "would be deleted" if dry_run else "deleted"
     console.say(f"{gone.issues} issues of {gone.runs} runs that ended before {console.cell(limit)} UTC {would}.")
 
 
 def _limit(app: Application, before: str | None, keep: str | None, timezone: str) -> dt.datetime:
     if before is not None and keep is not None:
-        raise UsageError("Say either --before or --keep.")
+        raise UsageError("Give either --before or --keep, not both.")
     now = utc_now()
     if before is not None:
         return moment(before, timezone)
@@ -91,7 +91,7 @@ def _limit(app: Application, before: str | None, keep: str | None, timezone: str
     except ValueError as error:
         raise UsageError(f"--keep {error}.") from None
     if length is None:
-        raise UsageError("Runs are kept for ever here: say which should go, with --keep 400d or --before.")
+        raise UsageError("Runs are kept for ever here: say which to delete, with --keep 400d or --before.")
     return now - length
 
 
@@ -101,12 +101,13 @@ def copy_database(
         str | None, typer.Option("--to", help="The URL of the other database, without a password.", show_default=False)
     ] = None,
     to_file: Annotated[
-        Path | None, typer.Option("--to-file", help="A file with that URL, password and all.", show_default=False)
+        Path | None, typer.Option("--to-file", help="A file that holds the URL with its password.", show_default=False)
     ] = None,
     while_active: Annotated[
-        bool, typer.Option("--while-active", help="Copy although a service is active: what it writes then is left out.")
+        bool,
+        typer.Option("--while-active", help="Copy while a service is active; what it writes meanwhile is left out."),
     ] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", help="Make the schema of the other database first.")] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Create the schema of the other database first.")] = False,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
@@ -130,13 +131,13 @@ def copy_database(
         console.json([each._asdict() for each in copied])
         return
     console.table("", ("table", "rows"), copied)
-    console.say(f"Everything is in {database.describe(url)}, compared row for row. Make it the [database] url.", "bold")
+    console.say(f"Everything is in {database.describe(url)}, compared row by row. Set it as [database] url.", "bold")
 
 
 def _refuse_active(store: Store, name: str, allowed: bool) -> None:
     holder = store.lease_holder(LEASE)
     if holder is not None and not allowed:
-        raise UsageError(f"A service is active on {name} ({holder}): stop it first, or say --while-active.")
+        raise UsageError(f"A service is active on {name} ({holder}): stop it first, or add --while-active.")
 
 
 @contextmanager

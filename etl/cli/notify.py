@@ -55,7 +55,7 @@ def notify(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Tell receivers now what nobody has told them, where no service does; with --test, try each of them."""
+    """Send what receivers have not been told yet, if no service does; with --test, try each receiver."""
     with options.open_application(context, config_file) as app:
         if not app.settings.notify:
             raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
@@ -92,7 +92,7 @@ def _told(app: Application) -> str | None:
     store = Store(app.engine, app.stop)
     holder = store.lease_holder(LEASE)
     if holder is not None:
-        raise UsageError(f"The service {holder} is active, and tells them by itself.")
+        raise UsageError(f"The service {holder} is active and sends notifications by itself.")
     unusable = [f"{name}: {wrong}" for name, wrong in understood(app.settings) if wrong]
     wants = _wanted(app.settings)
     if not wants:
@@ -107,7 +107,7 @@ def _told(app: Application) -> str | None:
         timing=Timing(overdue_after_seconds=0),
     )
     told = notifier.flush(_PATIENCE_SECONDS)
-    return next(iter(unusable), None if told else "not every receiver was told: the log says why")
+    return next(iter(unusable), None if told else "not every receiver could be notified: the log says why")
 
 
 def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:

@@ -30,7 +30,11 @@ User = Annotated[str | None, typer.Option("--user", help="Only this user.", show
 Limit = Annotated[
     int | None,
     typer.Option(
-        "--limit", min=0, max=MOST, help=f"So many rows; a table shows {SHOWN}, 0 is all.", show_default=False
+        "--limit",
+        min=0,
+        max=MOST,
+        help=f"At most this many rows; tables show {SHOWN} by default, 0 shows all.",
+        show_default=False,
     ),
 ]
 Zone = Annotated[str, typer.Option("--timezone", help="The zone of times, typed and shown, such as Asia/Shanghai.")]

@@ -39,7 +39,7 @@ def plan(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Ask as sync does, write nothing, and show what would change; --json prints each change as its answer comes."""
+    """Like sync, but write nothing and show what would change; --json prints each change as it is found."""
     zone = time_zone_named(timezone)
     with (
         options.open_application(context, config_file, asks_gateway=True) as app,
@@ -49,7 +49,7 @@ def plan(
         planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit, zone)
         chosen, rosters = planned_rosters(app, store, options.chosen(app, schedules))
         targets = options.matching(chosen, org, user)
-        with console.progress("asking", len(targets), hidden=as_json) as arrived:
+        with console.progress("fetching", len(targets), hidden=as_json) as arrived:
             tally = sync.plan(
                 app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.take
             )

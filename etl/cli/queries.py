@@ -24,7 +24,7 @@ from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
 _Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
-_Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
+_Name = Annotated[str | None, typer.Option("--name", help="Only names that contain this.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,16 +48,16 @@ def flows(
         typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
     ] = None,
     targets: Annotated[
-        bool, typer.Option("--targets", help="With --as-of: one row a target, empty lists too.")
+        bool, typer.Option("--targets", help="With --as-of: one row per target, including empty lists.")
     ] = False,
     timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """List the workflows that exist now, or existed then, and how well that is known."""
+    """List the workflows that exist now or existed at a time, and how well that is known."""
     if targets and not as_of:
-        raise UsageError("--targets belongs to --as-of: name the time.")
+        raise UsageError("--targets needs --as-of and a time.")
     zone = time_zone_named(timezone)
     at = moment(as_of, timezone) if as_of else None
     with options.open_application(context, config_file, logs=False) as app:
@@ -105,7 +105,7 @@ def changes(
         list[str] | None,
         typer.Option(
             "--kind",
-            help=f"Only this kind, more than once if you like: {', '.join(CHANGE_KINDS)}.",
+            help=f"Only this kind; may be repeated: {', '.join(CHANGE_KINDS)}.",
             autocompletion=lambda: list(CHANGE_KINDS),
         ),
     ] = None,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Schedules = Annotated[
     list[str] | None,
-    typer.Argument(help="Schedules to run; all without.", show_default=False, autocompletion=options.schedule_names),
+    typer.Argument(help="Schedules to run; all if omitted.", show_default=False, autocompletion=options.schedule_names),
 ]
 _ISSUES_SHOWN = 50
 _LAST_SECONDS = 1.0
@@ -57,13 +57,13 @@ def sync_now(
     org: options.Org = None,
     user: options.User = None,
     retire: Annotated[
-        bool, typer.Option("--retire", help="Retire targets that are configured no longer, however many.")
+        bool, typer.Option("--retire", help="Retire targets that are no longer configured, however many.")
     ] = False,
     upgrade: options.Upgrade = False,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Run once now: ask for every target, and record what changed."""
+    """Run once now: fetch every target and record what changed."""
     with options.open_application(context, config_file, asks_gateway=True) as app:
         named = options.chosen(app, schedules)
         if not organisations(named):
@@ -92,7 +92,7 @@ def _run(
     *,
     quiet: bool,
 ) -> RunReport:
-    with interruptible(app), console.progress("asking", len(targets), hidden=quiet) as arrived:
+    with interruptible(app), console.progress("fetching", len(targets), hidden=quiet) as arrived:
         report = run(
             app.run_context(store, arrived),
             new_run,
@@ -118,10 +118,10 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
     share = None if everything else app.settings.guard.max_emptied_share
     done = store.retire_others(configured, utc_now(), share)
     if done.retired:
-        console.complain(f"{len(done.retired)} targets are configured no longer, and were retired.", "yellow")
+        console.complain(f"{len(done.retired)} targets are no longer configured and were retired.", "yellow")
     if done.refused:
         console.complain(
-            f"{len(done.refused)} targets are configured no longer: too many to retire unasked, so they stay. "
+            f"{len(done.refused)} targets are no longer configured: too many to retire unconfirmed, so they stay. "
             "Put them back into a schedule, or run `flowtrail sync --retire`.",
             "yellow",
         )
@@ -171,7 +171,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
     console.say(f"Changes: {changes or 'none'}.")
     if tally.issues:
         console.table(
-            "\nNot through",
+            "\nProblems",
             ("organisation", "user", "expression", "verdict", "code", "why"),
             (
                 (*p.target, p.verdict, p.issue.error_code, p.issue.message)
@@ -179,7 +179,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
             ),
         )
     if more := tally.causes.total() - len(tally.issues[:_ISSUES_SHOWN]):
-        console.say(f"And {more} more: the table sync_issue has every one, by run_id.", "yellow")
+        console.say(f"And {more} more: the table sync_issue lists all of them by run_id.", "yellow")
         console.table("\nBy cause", ("cause", "targets"), tally.causes.most_common())
     if tally.verdicts["held"]:
         console.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
@@ -187,13 +187,11 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
 
 def serve(
     context: typer.Context,
-    no_standby: Annotated[
-        bool, typer.Option("--no-standby", help="Exit with 4 where another replica is active.")
-    ] = False,
+    no_standby: Annotated[bool, typer.Option("--no-standby", help="Exit with 4 if another replica is active.")] = False,
     upgrade: options.Upgrade = False,
     config_file: options.Config = None,
 ) -> None:
-    """Run the schedules in the background until SIGTERM; SIGHUP reads them again."""
+    """Run the schedules in the background until SIGTERM; SIGHUP reloads them."""
     from etl.cli.listen import listening
     from etl.cli.own_troubles import OwnTroubles
     from etl.report import health
@@ -292,10 +290,10 @@ def check(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Look at everything that a run needs, and say all that is wrong at once."""
+    """Test everything that a run needs, and list every problem."""
     recorder = Recorder() if record else None
     if record and record.exists():
-        raise UsageError(f"{record} is there already: name a new file.")
+        raise UsageError(f"{record} already exists: name a new file.")
     settings, schedules = config.load_all(config_file or context.obj)
     log.configure(settings.log.level, settings.log.format)
     problems = 0

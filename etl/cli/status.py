@@ -33,7 +33,7 @@ _Limit = Annotated[
         "--limit",
         min=0,
         max=options.MOST,
-        help=f"So many rows of each list; a table shows {_SHOWN}, --json prints {_PRINTED}, 0 is all.",
+        help=f"At most this many rows per list; tables show {_SHOWN} by default, --json prints {_PRINTED}, 0 is all.",
         show_default=False,
     ),
 ]
@@ -69,7 +69,7 @@ def status(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show the last runs, what is wrong by cause, the targets with problems, what is held, and what runs next."""
+    """Show the last runs, problems by cause, targets with problems, held removals, and the next runs."""
     zone = time_zone_named(timezone)
     most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
     with options.open_application(context, config_file) as app:
@@ -90,7 +90,7 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
     folder = app.settings.schedules_dir
     if not folder.exists():
         console.complain(
-            f"There is no folder {folder}, so what runs next, and what is overdue, is not known here.", "yellow"
+            f"There is no folder {folder}, so the next runs and overdue targets are not known here.", "yellow"
         )
         return None, None
     try:

@@ -27,7 +27,7 @@ def gateway_url(value: object) -> str:
     """The gateway's address without a slash at its end; ValueError says what is wrong with it."""
     text, parts = _web_address(value)
     if parts.username is not None or "@" in parts.netloc:
-        raise ValueError("must not carry a user or password: keys belong into access_key and the secret")
+        raise ValueError("must not contain a user name or password: put the keys in access_key and secret_key_file")
     if "?" in text or "#" in text:
         raise ValueError("must end with the path: no query (?...) and no fragment (#...)")
     return text.rstrip("/")
@@ -109,7 +109,7 @@ def _sqlite_file(rest: str, folder: Path) -> str:
         raise ValueError('needs a file, such as "sqlite:///flowtrail.db": one in memory would forget the trail')
     absolute = str(folder / path)
     if "?" in absolute:
-        raise ValueError("a SQLite file cannot lie in a folder with a question mark in its name")
+        raise ValueError("a SQLite file cannot be in a folder with a question mark in its name")
     return absolute + mark + query
 
 
@@ -121,9 +121,9 @@ def _web_address(value: object) -> tuple[str, SplitResult]:
         port_is_real = parts.port != 0
         host = _ascii_host(parts.hostname or "")
     except ValueError:
-        raise ValueError(f"has a host or port that cannot be: {shown(value)}") from None
+        raise ValueError(f"has an invalid host or port: {shown(value)}") from None
     if not host or not port_is_real or parts.netloc.endswith(":"):
-        raise ValueError(f"has a host or port that cannot be: {shown(value)}")
+        raise ValueError(f"has an invalid host or port: {shown(value)}")
     _refuse_metadata(host)
     return value, parts
 

@@ -73,11 +73,11 @@ def another_database(url: str | None, file: Path | None) -> str:
     """
     try:
         if (url is None) == (file is None):
-            raise ValueError("say which database: either --to URL or --to-file FILE")
+            raise ValueError("name the database by either --to URL or --to-file FILE")
         if file is not None:
             return database_url(read_secret_file(file).reveal(), Path.cwd())
         if url is not None and holds_password(url):
-            raise ValueError("holds a password, which everybody on this machine could read: write it to a --to-file")
+            raise ValueError("contains a password, which everybody on this machine could read: write it to a --to-file")
         return database_url(url, Path.cwd())
     except ValueError as error:
         raise ConfigError([Problem("--to" if file is None else "--to-file", str(error))]) from None
@@ -91,7 +91,7 @@ def _refuse(problems: list[Problem]) -> None:
 def _read(path: Path | None, environ: Mapping[str, str] | None) -> Values:
     environ = os.environ if environ is None else environ
     path = path or Path(environ.get(FILE_VARIABLE) or "flowtrail.toml")
-    table, problems = read_toml(path, "`flowtrail init` writes one to start from, `--config` names another")
+    table, problems = read_toml(path, "`flowtrail init` writes a sample, `--config` names another file")
     _refuse(problems)
     return Values(path, table, environ)
 

@@ -27,16 +27,18 @@ def receiver_urls_file(path: Path) -> tuple[Secret, ...]:
     """Those of a file, one a line; lines that begin with ``#`` are for people."""
     lines = read_secret_lines(path)
     if not lines:
-        raise ValueError(f"{path} is empty: give it one address a line")
+        raise ValueError(f"{path} is empty: write one address per line")
     try:
         return receiver_urls(lines)
     except ValueError:
-        raise ValueError(f"{path} must hold one address a line, such as mailto://..., and one line is none") from None
+        raise ValueError(
+            f"{path} must have one address per line, such as mailto://..., and one line is not an address"
+        ) from None
 
 
 def _receiver_url(text: str) -> Secret:
     if not _URL.fullmatch(text):
-        raise ValueError('must be a list of addresses such as "mailto://..." or "slack://...", and one of them is none')
+        raise ValueError('must be a list of addresses such as "mailto://..." or "slack://...", and one of them is not')
     return Secret(text)
 
 
@@ -55,7 +57,7 @@ def names(value: object) -> tuple[str, ...]:
     """A list of texts that are not empty, or one text with white space between them."""
     parts: Sequence[object] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
     if not isinstance(value, str | list) or not all(isinstance(part, str) and part.strip() for part in parts):
-        raise ValueError('must be a list of texts in quotes, such as ["one", "another"]')
+        raise ValueError('must be a list of strings, such as ["one", "another"]')
     return tuple(str(part).strip() for part in parts)
 
 

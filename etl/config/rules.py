@@ -37,7 +37,7 @@ def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]
     files = _database(values)
     files += [file for section in values.receivers for file in _receivers(values, section)]
     if values["scale.dask"] and str(values["database.url"]).startswith("sqlite"):
-        values.fault("scale.dask", "needs PostgreSQL: workers on other machines cannot share the file of SQLite")
+        values.fault("scale.dask", "needs PostgreSQL: workers on other machines cannot share a SQLite file")
     files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
     return tuple(warning for file in files if (warning := openness(file)))
 
@@ -90,7 +90,7 @@ def _database(values: Values) -> list[Path]:
         return []
     if values[file] and values.is_given(url):
         if values.is_from_environment(url) == values.is_from_environment(file):
-            values.fault(file, "is one address too many beside url: keep one of the two")
+            values.fault(file, "cannot be combined with url: keep one of the two")
             return []
         values[url if values.is_from_environment(file) else file] = ""
     if values[file]:
@@ -109,7 +109,7 @@ def _receivers(values: Values, section: str) -> list[Path]:
         return []
     if values[file] and values.is_given(urls):
         if values.is_from_environment(urls) == values.is_from_environment(file):
-            values.fault(file, "is one list too many beside urls: keep one of the two")
+            values.fault(file, "cannot be combined with urls: keep one of the two")
             return []
         if values.is_from_environment(urls):
             values[file] = ""

@@ -79,10 +79,10 @@ def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
     except OSError as error:
-        message = f"the folder of schedules cannot be read ({error.strerror}): `flowtrail init` makes one"
+        message = f"the folder of schedules cannot be read ({error.strerror}): `flowtrail init` creates one"
         return (), [Problem(str(folder), message)]
     if not paths:
-        return (), [Problem(str(folder), "has no schedule (*.toml): `flowtrail init` writes one to start from")]
+        return (), [Problem(str(folder), "has no schedule (*.toml): `flowtrail init` writes a sample")]
     files = [_ScheduleFile(path) for path in paths]
     schedules = tuple(each.schedule() for each in files)
     return schedules, [problem for each in files for problem in each.problems]

@@ -41,9 +41,9 @@ def clean_secret(value: object) -> Secret:
     """``value`` without the white space around it; ValueError, which does not repeat it, where it is no secret."""
     text = value.strip() if isinstance(value, str) else ""
     if not text:
-        raise ValueError("is empty: give it the secret")
+        raise ValueError("is empty: write the secret in it")
     if _CONTROL.search(text):
-        raise ValueError("holds more than one line, or control characters: it must be the secret alone")
+        raise ValueError("has more than one line or control characters: it must contain only the secret")
     return Secret(text)
 
 

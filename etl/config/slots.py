@@ -83,7 +83,7 @@ class Every:
 
     def __post_init__(self) -> None:
         if self.interval <= _NOTHING:
-            raise ValueError("an interval must be longer than nothing")
+            raise ValueError("an interval must be longer than zero")
 
     def next_after(self, instant: dt.datetime) -> dt.datetime:
         return EPOCH + ((instant - EPOCH) // self.interval + 1) * self.interval
@@ -263,7 +263,7 @@ def time_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):
         pass
-    raise ValueError(f'"{name}" is no time zone: use an IANA name such as "{_nearest_zone(name)}"')
+    raise ValueError(f'"{name}" is not a time zone: use an IANA name such as "{_nearest_zone(name)}"')
 
 
 def _nearest_zone(name: str) -> str:

@@ -29,7 +29,7 @@ def read_toml(path: Path, if_missing: str = "") -> tuple[dict[str, Any], list[Pr
     except UnicodeDecodeError:
         return {}, [Problem(str(path), "is not UTF-8 text: save it as UTF-8")]
     except RecursionError:
-        return {}, [Problem(str(path), "nests too deeply to be read")]
+        return {}, [Problem(str(path), "is nested too deeply")]
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"at line (\d+)", str(error))
         place = f"{path}:{line[1]}" if line else str(path)

@@ -95,7 +95,7 @@ class Targets:
         if "targets_file" in entry:
             self.add_file(entry["targets_file"], place)
             if entry.keys() & {"org", "users"}:
-                self._complain(place, "has a targets_file and org or users: give each an entry of its own")
+                self._complain(place, "has both a targets_file and org or users: use one entry for each")
             return
         org = self._text(entry, "org", place)
         expression = self._text(entry, "expression", place) if "expression" in entry else ""
@@ -185,7 +185,7 @@ class Targets:
     def _complain_of_second(self, target: Target, place: str) -> None:
         source, number = divmod(self._places[self._roster.index(target)], 1 << 40)
         first = f"{self._sources[source]}{number}"
-        self._complain(place, f"{target} is a target already, at {first}: remove one of the two")
+        self._complain(place, f"{target} is already a target, at {first}: remove one of the two")
 
     def _complain(self, place: str, message: str) -> None:
         if len(self.problems) < _MOST_PROBLEMS:
@@ -211,4 +211,4 @@ def _text_fault(name: str, value: str) -> str:
         return f"{name} {shown(value)}... is longer than {_LONGEST_ID} characters"
     if len(value.encode("utf-8", "surrogatepass")) > _MOST_BYTES:
         return f"{name} {shown(value)}... is longer than {_MOST_BYTES} bytes in UTF-8"
-    return f"{name} {shown(value)} holds a control character" if _CONTROL.search(value) else ""
+    return f"{name} {shown(value)} contains a control character" if _CONTROL.search(value) else ""

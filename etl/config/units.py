@@ -26,7 +26,7 @@ def duration(value: object) -> dt.timedelta:
     """A length of time longer than nothing, from text such as "90s" or "1h30m"; ValueError says what is wrong."""
     length = duration_or_zero(value)
     if length <= ZERO:
-        raise ValueError('must be longer than nothing: a duration such as "90s", "15m" or "1h30m"')
+        raise ValueError('must be longer than zero: a duration such as "90s", "15m" or "1h30m"')
     return length
 
 
@@ -58,7 +58,7 @@ def keeping(value: object) -> dt.timedelta | None:
         return None
     length = duration_or_zero(value)
     if length < _UNITS["d"]:
-        raise ValueError('must be a day at least, such as "400d", or "forever"')
+        raise ValueError('must be at least a day, such as "400d", or "forever"')
     return length
 
 

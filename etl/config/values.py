@@ -120,7 +120,7 @@ class Values:
         if name == "gateway.secret_key":
             self._places[name] = self._in_file(name)
             remedy = f"set {variable(name)} in the environment, or secret_key_file to a file"
-            self.fault(name, f"a secret does not belong into this file: {remedy}")
+            self.fault(name, f"a secret must not be in this file: {remedy}")
         elif name in self._read:
             self._take(name, value, self._in_file(name), is_text=False)
         else:
@@ -156,7 +156,7 @@ class Values:
     def _hint(self, section: str, key: str) -> str:
         owners = [owner for owner in _SECTIONS if _name(owner, key) in self._read]
         if owners and section not in self.receivers:
-            return f"it belongs into [{owners[0]}]" if owners[0] else "it belongs before the first [section]"
+            return f"it belongs in [{owners[0]}]" if owners[0] else "it belongs before the first [section]"
         here = list(self._kinds[section].__struct_fields__)
         return f"do you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), _LIST])}?"
 

@@ -111,7 +111,7 @@ def _refuse(engine: Engine, file: Path, *, force: bool) -> None:
     if file.is_dir():
         raise UsageError(f"{file} is a folder: name a file in it.")
     if file.exists() and not force:
-        raise UsageError(f"{file} is there already and was left alone: name another file, or say --force.")
+        raise UsageError(f"{file} already exists and was left unchanged: name another file, or add --force.")
     for other in beside(file):
         if other.exists():
             raise UsageError(f"{other} shows that {file} is or was a database in use: name another file.")
@@ -188,7 +188,7 @@ def _check(part: Path, original: Engine) -> None:
         engine.dispose()
     if differences:
         raise FlowtrailError(
-            f"No backup was made, the copy is not sound: {'; '.join(differences)}. "
+            f"No backup was made, because the copy is damaged: {'; '.join(differences)}. "
             f"Look at {database.describe(original.url)} with `flowtrail db check`."
         )
     with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
@@ -204,7 +204,7 @@ def _take_name(part: Path, file: Path, *, force: bool) -> None:
         try:
             os.link(part, file)
         except FileExistsError:
-            raise UsageError(f"{file} is there already and was left alone: name another file.") from None
+            raise UsageError(f"{file} already exists and was left unchanged: name another file.") from None
         except OSError:  # a file system without hard links
             part.rename(file)
     sync_folder(file.parent)

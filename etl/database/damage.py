@@ -32,9 +32,9 @@ LOOK_AGAIN_SECONDS: Final = 600.0
 _LONGEST: Final = 300
 _UNFINISHED: Final = ".flowtrail-part"
 """How the name of a copy ends that is not whole yet (see `etl.system.disk`): whoever made it throws it away."""
-_REMEDY: Final = "nothing is written to it until `flowtrail db check` finds it whole. Restore a backup, and run that"
+_REMEDY: Final = "nothing is written to it until `flowtrail db check` finds it intact. Restore a backup, and run that"
 _REMEDY_FOR_POSTGRESQL: Final = (
-    "this process writes nothing to it for ten minutes. Mend it with PostgreSQL's own means, or restore a backup"
+    "this process writes nothing to it for ten minutes. Repair it with PostgreSQL's own tools, or restore a backup"
 )
 
 

@@ -40,7 +40,7 @@ def translated(engine: Engine) -> Iterator[None]:
         raise DatabaseError(f"The database {describe(engine.url)} cannot take {what}.") from error
     except PoolTimeout as error:
         raise DatabaseUnreachable(
-            f"No connection to {describe(engine.url)} came free: more threads than connections are at work."
+            f"No connection to {describe(engine.url)} became free: there are more threads than connections."
         ) from error
 
 
@@ -92,17 +92,17 @@ def _without_secrets(said: str, url: URL) -> str:
 
 
 _SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
-    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by {who}: try again when that has ended"),
+    sqlite3.SQLITE_BUSY: (DatabaseUnreachable, "is locked by {who}: try again when that is done"),
     sqlite3.SQLITE_FULL: (
         DatabaseError,
         "cannot grow, the disk is full: free some space, there or where temporary files are (TMPDIR)",
     ),
     sqlite3.SQLITE_IOERR: (DatabaseError, "cannot be read or written: look at the disk and at the space left"),
-    sqlite3.SQLITE_READONLY: (DatabaseError, "may only be read by this user: give it the right to write"),
-    sqlite3.SQLITE_NOTADB: (DatabaseError, "is no SQLite database and was left alone: name another file"),
+    sqlite3.SQLITE_READONLY: (DatabaseError, "is read-only for this user: grant write permission"),
+    sqlite3.SQLITE_NOTADB: (DatabaseError, "is not a SQLite database and was left unchanged: name another file"),
     sqlite3.SQLITE_CORRUPT: (
         DatabaseDamaged,
-        "is damaged and was left alone: restore a backup, then run `flowtrail db check`",
+        "is damaged and was left unchanged: restore a backup, then run `flowtrail db check`",
     ),
 }
 
@@ -139,10 +139,10 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
     if file.is_dir():
         return DatabaseError(f"{name} is a directory: name a file in it.")
     if not file.parent.is_dir():
-        return DatabaseError(f"{name} cannot be opened: make the directory {file.parent} first.")
+        return DatabaseError(f"{name} cannot be opened: create the directory {file.parent} first.")
     if not file.exists() and os.access(file.parent, os.W_OK | os.X_OK):
-        return SchemaMismatch(f"{name} does not exist: `flowtrail db upgrade` makes it.")
-    return DatabaseError(f"{name} cannot be opened ({said}): give this user the right to.")
+        return SchemaMismatch(f"{name} does not exist: `flowtrail db upgrade` creates it.")
+    return DatabaseError(f"{name} cannot be opened ({said}): give this user the permission.")
 
 
 _NO_CONNECTION: Final = "08000"

@@ -32,7 +32,7 @@ def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
     """
     for role in (owner, writer, reader):
         if not _ROLE.fullmatch(role):
-            raise UsageError(f"{role!r} is no name for a role here: use letters, digits and underscores.")
+            raise UsageError(f"{role!r} is not a valid role name here: use letters, digits and underscores.")
         yield (
             f"DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') "
             f'THEN CREATE ROLE "{role}"; END IF; END $$;'

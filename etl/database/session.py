@@ -96,7 +96,7 @@ def inspect(connection: Any, url: URL, name: str) -> Session:
         )
     if schema is None:
         raise DatabaseError(
-            f"The search_path of the role of {name} leads to no schema: "
+            f"The search_path of the role of {name} has no existing schema: "
             "run `ALTER ROLE ... SET search_path = SCHEMA`, with a schema that exists and that the role may use."
         )
     return Session(_settings(connection, url, schema), process != connection.info.backend_pid)

@@ -48,9 +48,9 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
 def scenes(gateway: DemoGateway) -> Iterator[Scene]:
     """Each scene changes the world or the gateway, and wants one sync before the next."""
     org, user, other = _cast(gateway.world)
-    yield Scene("The first look", "Nothing was known, so what is there becomes the baseline: no burst of 'added'.")
+    yield Scene("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
     yield Scene(
-        "Nothing happened", "The same lists, in another order: one hash a target, and no row but a longer span."
+        "Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span."
     )
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
@@ -59,14 +59,14 @@ def scenes(gateway: DemoGateway) -> Iterator[Scene]:
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
     yield Scene("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
     gateway.order(Fault("outage", times=None, endpoint="any"))
-    yield Scene("The gateway is down", "Six failures, said by name. Not one workflow is called removed.")
+    yield Scene("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
     gateway.clear_faults()
     gateway.order(Fault("empty", org=org, user=other, times=None))
     yield Scene(
-        "An answer that lies", f"'OK', says the gateway, and {other} has no workflows at all. The guard holds it."
+        "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
     )
     gateway.clear_faults()
-    yield Scene("And all is well again", "They were there all the time: the hold ends, and the trail has no scar.")
+    yield Scene("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
 
 
 def _cast(world: World) -> tuple[str, str, str]:

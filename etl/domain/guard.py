@@ -175,7 +175,7 @@ def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
 def refuse_approval(known: Set[str], answered: Set[str], code: str) -> Decision:
     """What a person approved is not what is held now: nothing of the answer is applied while anything is missing."""
     absent = known - answered
-    reason = f"not approved: another set is held by now, with the code {code}"
+    reason = f"not approved: another set is held now, with the code {code}"
     return Decision(absent, whole=True, reason=reason) if absent else Decision()
 
 

@@ -43,8 +43,8 @@ LABELS: Final[Mapping[str, Label]] = {
     "access_granted": Label("access granted", "accesses granted", "Access granted"),
     "access_lost": Label("access lost", "accesses lost", "Access lost"),
     "held": Label("held", "held", "Removals are held until a person decides"),
-    "failed": Label("failed", "failed", "No valid answer any more"),
-    "overdue": Label("overdue", "overdue", "Overdue: nobody has seen these for three due slots"),
+    "failed": Label("failed", "failed", "No valid answer"),
+    "overdue": Label("overdue", "overdue", "Overdue: not observed for three due slots"),
     "recovered": Label("recovered", "recovered", "Recovered"),
 }
 """Every kind, in the order in which a message has them."""

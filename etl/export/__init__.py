@@ -98,7 +98,7 @@ def _write(rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format
 
 def _refuse_terminal(file: BinaryIO) -> None:
     if file.isatty():
-        raise UsageError("Parquet is nothing for a terminal: add -o FILE, or send it to a pipe.")
+        raise UsageError("Parquet cannot be shown on a terminal: add -o FILE, or use a pipe.")
 
 
 def _encoded(pages: Pages, columns: Sequence[Column], fmt: Format, *, for_terminal: bool) -> Iterator[bytes]:
@@ -131,7 +131,7 @@ def _export_by_month(
     origin: Origin | None,
 ) -> int:
     if fmt != "parquet" or not isinstance(to, Path):
-        raise UsageError("An export in months is a folder of Parquet files: add --format parquet -o FOLDER.")
+        raise UsageError("An export by month is a folder of Parquet files: add --format parquet -o FOLDER.")
     position = [column.name for column in columns].index(by)
     with _spooled(origin.chain_heads if origin else ()) as heads:
         with whole_folder(to) as folder:

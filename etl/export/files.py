@@ -47,7 +47,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder that takes its name when the block ends; raises UsageError where there is one already."""
     path = path.resolve()
     if path.exists():
-        raise UsageError(f"{path} is there already: name a new folder for the files of an export in parts.")
+        raise UsageError(f"{path} already exists: name a new folder for an export by month.")
     with _errors_named(path), part_folder(path) as part:
         yield part
         part.rename(path)

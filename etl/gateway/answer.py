@@ -164,7 +164,7 @@ def _distinct(flows: list[Flow]) -> list[Flow]:
     for index, flow in enumerate(flows):
         other = first.setdefault(flow.flow_id, index)
         if flows[other] != flow:
-            raise _malformed(f"data[{index}].flowId is that of data[{other}], with other values")
+            raise _malformed(f"data[{index}].flowId is that of data[{other}], with different values")
     return [flows[index] for index in first.values()]
 
 
@@ -213,7 +213,7 @@ def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
         return f"it is HTML or XML, not JSON: {quote(body)}"
     if b"\\u" in body and len(body) <= _EXPLAINED_BYTES and (half := half_character_in(body)):
         return half
-    return f"it is no JSON ({_plainly(error)}): {quote(body)}"
+    return f"it is not JSON ({_plainly(error)}): {quote(body)}"
 
 
 def _article(message: str) -> str:

@@ -30,7 +30,7 @@ def read_body(answer: StrictResponse, max_bytes: int) -> bytes:
             if max(len(body), on_the_wire) > max_bytes:
                 raise _too_large(max_bytes)
     if not on_the_wire and _unframed(answer):
-        raise GatewayUnreachable("the connection ends before a body begins", code="truncated")
+        raise GatewayUnreachable("the connection ended before the body", code="truncated")
     if gzip:
         gzip.finish(empty=not on_the_wire)
     return bytes(body)
@@ -78,4 +78,4 @@ class _Gzip:
 
     def finish(self, empty: bool) -> None:
         if not self._stream.eof and not empty:
-            raise GatewayUnreachable("the gzip stream of the body ends before its end", code="truncated")
+            raise GatewayUnreachable("the gzip stream of the body is cut short", code="truncated")

@@ -53,8 +53,8 @@ _HEADERS: Final = {
 
 _RUNS_AT_ONCE: Final = 100
 _DESYNC: Final = (
-    "the gateway, or a proxy before it, sent bytes that belong to no request: have it looked at. Nothing was recorded"
-    " from them, but other clients may get answers that are not theirs"
+    "the gateway or a proxy in front of it sent bytes that belong to no request: tell its operator. Nothing was "
+    "recorded from them, but other clients may get answers that are not theirs"
 )
 
 Exchanged = Callable[[str, int, float, str | None], None]
@@ -400,5 +400,5 @@ def _complete(error: GatewayError, call: _Call[T]) -> None:
     if error.code == "deadline" and call.last_error is not None:
         error.message += f"; before that: {call.last_error.message}"
     elif error.code in RENEWING and call.refused_token:
-        error.message += "; the token that the service gives now is not accepted either"
+        error.message += "; the new token is not accepted either"
     error.args = (error.message,)

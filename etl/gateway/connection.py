@@ -59,7 +59,7 @@ class SharedConnectionState:
         """The error of an exchange over a connection that carried something that nobody had asked for; counted."""
         self.desynced()
         return GatewayUnreachable(
-            f"bytes that belong to no request came {when}: the gateway, or a proxy before it, mixes up answers",
+            f"bytes that belong to no request came {when}: the gateway or a proxy in front of it mixes up answers",
             code="desync",
         )
 
@@ -168,7 +168,7 @@ class WatchedConnection(HTTPConnection):
         """
         is_followed = self._end() == "stray" if self.own else self.reader.is_followed()
         if is_followed:
-            raise self._shared.desync("behind an answer")
+            raise self._shared.desync("after an answer")
         is_sole = self.own and self.exchanges == 1
         answer.close()
         if self.own or answer.ends_connection:

@@ -122,7 +122,7 @@ class Deadline:
     def check(self) -> None:
         """Raises Interrupted when a stop came, GatewayUnreachable ("deadline") when the time is over."""
         if self._watchdog.stopping():
-            raise Interrupted("a stop came before the answer")
+            raise Interrupted("stopped before the answer came")
         if self.cut or self.remaining() <= 0:
             raise GatewayUnreachable(f"no answer within the deadline of {self.seconds:g} s", code="deadline")
 

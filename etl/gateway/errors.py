@@ -91,7 +91,7 @@ _MEANINGS: Final[tuple[tuple[_Kinds, str, str], ...]] = (
     (
         (TimeoutError, urllib3.exceptions.TimeoutError, requests.exceptions.Timeout),
         "timeout",
-        "no byte of the answer for {seconds}",
+        "no data received for {seconds}",
     ),
     (
         (urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError),
@@ -101,7 +101,7 @@ _MEANINGS: Final[tuple[tuple[_Kinds, str, str], ...]] = (
     (
         (http.client.IncompleteRead, requests.exceptions.ChunkedEncodingError),
         "truncated",
-        "the answer ends before its end",
+        "the answer is cut short",
     ),
     (
         (http.client.RemoteDisconnected,),

@@ -63,13 +63,13 @@ _CODES: Final = {
 }
 
 _STATUSES: Final = {
-    400: "the gateway takes the request for a bad one",
+    400: "the gateway considers the request invalid",
     401: "the token is not accepted: check [gateway] access_key and the secret key",
-    403: "access is denied: let this machine's address be allowed at the gateway",
-    404: "nothing is there: check [gateway] url and api",
-    407: "the proxy wants a login: check [gateway] proxy",
+    403: "access is denied: have this machine's address allowed at the gateway",
+    404: "no such path: check [gateway] url and api",
+    407: "the proxy requires a login: check [gateway] proxy",
     413: "the request is too large for the gateway",
-    429: "too many requests: a lower [gateway] concurrency or requests_per_second helps",
+    429: "too many requests: lower [gateway] concurrency or requests_per_second",
 }
 
 
@@ -91,7 +91,7 @@ def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Qu
     meaning, code = meaning_of(status), f"http_{status}"
     said = f", and said {quote(body)}" if body.strip() else ""
     if meaning == "retry":
-        text = _STATUSES.get(status, "the gateway or what is behind it fails")
+        text = _STATUSES.get(status, "the gateway or the service behind it failed")
         return GatewayUnreachable(f"HTTP {status}, {text}{said}", code=code, http_status=status)
     if meaning == "redirect":
         message = f"HTTP {status}, a redirect{_whither(headers)}, is never followed: check [gateway] url"

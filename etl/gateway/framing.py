@@ -71,7 +71,7 @@ class StrictResponse(HTTPResponse):
                 continue
             found = _HEADER.fullmatch(line)
             if found is None:
-                raise NotHTTP("a line of its head is no header")
+                raise NotHTTP("a line of its head is not a header")
             lines.append((found[1].decode(), _text(found[2])))
         raise NotHTTP(f"more than {_MOST_LINES} headers")
 
@@ -102,7 +102,7 @@ class StrictResponse(HTTPResponse):
         while size := self._chunk_size():
             yield from self._exactly(size)
             if self._reader.exactly(2) != b"\r\n":
-                raise NotHTTP("a chunk of another length than it says")
+                raise NotHTTP("a chunk is not as long as it says")
         self._skip_lines()
 
     def _chunk_size(self) -> int:

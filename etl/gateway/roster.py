@@ -115,7 +115,7 @@ def collected(page: Callable[[int], Page]) -> frozenset[str]:
 def _id_problem(user: str) -> str:
     if not user.strip() or user != user.strip():
         return "is blank, or has white space around it"
-    return "holds a control character" if not user.isprintable() else ""
+    return "contains a control character" if not user.isprintable() else ""
 
 
 def _what_it_is(body: bytes) -> str:

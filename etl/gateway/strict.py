@@ -102,13 +102,13 @@ def _parsed(body: bytes) -> Any:
     except RecursionError:
         raise _Problem("its JSON is nested too deeply") from None
     except ValueError as error:
-        raise _Problem(f"it is no JSON ({error})") from None
+        raise _Problem(f"it is not JSON ({error})") from None
     _refuse_twice(parsed, twice)
     return parsed
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _refuse_twice(parsed: Any, twice: list[_Twice]) -> None:

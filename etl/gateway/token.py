@@ -82,13 +82,13 @@ def _fields(raw: bytes | msgspec.Raw, place: str, quote: Quote) -> dict[str, msg
     try:
         return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise _malformed(f"{place} is no JSON object: {quote(bytes(raw))}") from None
+        raise _malformed(f"{place} is not a JSON object: {quote(bytes(raw))}") from None
 
 
 def _access_token(raw: msgspec.Raw | None) -> Hidden:
     found = re.fullmatch(rb'"([\x21-\x7e]{1,4096})"', raw) if raw is not None else None
     if not found or b"\\" in found[1] or b'"' in found[1]:
-        raise _malformed("data.accessToken is missing, or no token that a header can carry")
+        raise _malformed("data.accessToken is missing, or cannot be sent in a header")
     return Hidden(found[1].decode("ascii"))
 
 

@@ -27,7 +27,7 @@ _MARKUP: Final = re.compile(
 )
 """What some chat would render as markup or a mention. Single ``_`` and ``*`` are common in names, and harmless."""
 _MORE: Final = "\nTo see more:"
-_CUT: Final = "  and more than there is room for here"
+_CUT: Final = "  and more than fits here"
 
 
 class Part(NamedTuple):
@@ -86,7 +86,7 @@ def together(digests: Sequence[Digest]) -> Message:
     spans = [digest.changes_between for digest in digests if digest.changes_between]
     between = (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
     names = ", ".join(sorted({digest.name for digest in digests}))
-    said = f"{len(digests)} runs ({names}) that this receiver could not be told of before."
+    said = f"{len(digests)} runs ({names}) that could not be reported to this receiver before."
     return message(Digest(name=f"{len(digests)} runs", said=said, parts=found, changes_between=between))
 
 

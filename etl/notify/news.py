@@ -47,9 +47,7 @@ class _Change(NamedTuple):
             case "renamed":
                 return f", before: {digest.quoted(self.old_name)}"
             case "editable_changed":
-                return {True: ": editable", False: ": not editable", None: ": nobody knows whether it is editable"}[
-                    self.new_editable
-                ]
+                return {True: ": editable", False: ": not editable", None: ": editability unknown"}[self.new_editable]
         return f", cycle: {digest.cycle(self.new_cycle or self.old_cycle)}"
 
 
@@ -77,7 +75,7 @@ class _Recovery(NamedTuple):
     at: dt.datetime
 
     def __str__(self) -> str:
-        ended = "gives valid answers again" if self.verdict == "failed" else "holds no removals any more"
+        ended = "gives valid answers again" if self.verdict == "failed" else "no longer holds removals"
         return f"{_named(self)}: {ended}"
 
 

@@ -69,7 +69,9 @@ class Pinger:
         try:
             self._waiting.put_nowait(_Ping(schedule.name, _at(schedule.ping_url.reveal(), suffix), body))
         except queue.Full:
-            self._log.warning("ping_dropped", schedule=schedule.name, why="too many wait for a receiver that hangs")
+            self._log.warning(
+                "ping_dropped", schedule=schedule.name, why="too many are waiting for a receiver that hangs"
+            )
 
     def _ensure_thread(self) -> None:
         with self._lock:

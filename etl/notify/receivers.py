@@ -98,7 +98,7 @@ def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unus
             plugin = apprise.Apprise.instantiate(url.reveal(), asset=asset)
         if plugin is None:
             reason = _without(url, "; ".join(said))
-            yield Unusable(name, f"no receiver can be made of it: {reason or 'apprise does not know such addresses'}")
+            yield Unusable(name, f"is not a usable address: {reason or 'apprise does not know this kind'}")
         else:
             yield Receiver(name, url, plugin)
 

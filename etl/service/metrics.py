@@ -227,7 +227,7 @@ class _ScrapeCollector(Collector):
         skew: _Samples = {} if status_now.clock_skew_seconds is None else {(): status_now.clock_skew_seconds}
         yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
         conditions: _Samples = {(code,): float(is_so) for code, is_so in status_now.conditions.items()}
-        yield _gauge("condition", "1 for what is wrong beside the targets.", ("code",), conditions)
+        yield _gauge("condition", "1 for a problem that concerns no single target.", ("code",), conditions)
         yield from _of_vitals(status_now.vitals)
         yield from _of_schedules(status_now.vitals, self._label)
 
@@ -236,7 +236,7 @@ _PLAIN: Final = {
     "targets": ("targets", "Targets that are not retired."),
     "targets_never_observed": ("never_observed", "Targets that nobody has observed yet."),
     "targets_failing": ("failing", "Targets whose last attempt failed, and may succeed at the next."),
-    "targets_refused": ("refused", "Targets that EnOS refuses for good."),
+    "targets_refused": ("refused", "Targets that EnOS permanently refuses."),
     "targets_held": ("held", "Targets with held removals."),
     "held_removals": ("held_removals", "Removals that wait for a person."),
     "listed_workflows": ("listed", "Workflows in the lists of all targets."),
@@ -274,7 +274,7 @@ def _of_schedules(vitals: HealthSnapshot | None, label: Callable[[str], str]) ->
     )
     yield _gauge(
         "schedule_last_success_timestamp_seconds",
-        "When the schedule's last run ended in which some target went through.",
+        "When the schedule's last run ended in which some target succeeded.",
         ("schedule",),
         succeeded,
     )

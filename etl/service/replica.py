@@ -303,7 +303,7 @@ class Service:
             self._schedules.load()
         except ConfigError as error:
             problems = [str(problem) for problem in error.problems]
-            remedy = "the old ones are kept: mend the files, and send SIGHUP again"
+            remedy = "the old ones are kept: fix the files, and send SIGHUP again"
             self.log.error("schedules_broken", problems=problems, remedy=remedy)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             said = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"
@@ -349,7 +349,7 @@ class Service:
         self._sweep_at = time.monotonic() + SWEEP_SECONDS
         dead = self._context.store.abort_abandoned_runs(self._clock())
         for run_id in dead:
-            self.log.warning("run_aborted", run_id=run_id, why="its heart stopped", remedy="its slot is caught up")
+            self.log.warning("run_aborted", run_id=run_id, why="its heartbeat stopped", remedy="its slot is caught up")
         return bool(dead)
 
     def _catch_up(self) -> None:
@@ -432,7 +432,7 @@ class Service:
 
     def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
         if served is not None and served > slot:
-            remedy = "see that the clock is right now (NTP); the slots from now on are served all the same"
+            remedy = "make sure that the clock is right (NTP); slots from now on are served anyway"
             self.log.warning(
                 "clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served), remedy=remedy
             )

@@ -68,11 +68,11 @@ class PublicKey:
         """Read ``file``. Raises SigningError where it holds no Ed25519 public key, or one that proves nothing."""
         text = _text_of(file)
         if b"PRIVATE KEY" in text:
-            raise SigningError(f"{file} holds a private key: give the file beside it whose name ends in .pub.")
+            raise SigningError(f"{file} holds a private key: use the file next to it whose name ends in .pub.")
         try:
             key = load_pem_public_key(text)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise SigningError(f"{file} is no public key in PEM, as `flowtrail seal keygen` writes it.") from None
+            raise SigningError(f"{file} is not a public key in PEM, as `flowtrail seal keygen` writes it.") from None
         if not isinstance(key, Ed25519PublicKey):
             raise SigningError(f"{file} holds a key of another kind: seals are signed with Ed25519.")
         if key.public_bytes(Encoding.Raw, PublicFormat.Raw) in SMALL_ORDER_POINTS:
@@ -105,9 +105,11 @@ class SigningKey:
         try:
             key = load_pem_private_key(text, password=None)
         except TypeError:
-            raise SigningError(f"{file} is encrypted: nobody is there to type its password; write it plain.") from None
+            raise SigningError(
+                f"{file} is encrypted, and nobody is there to type its password: store it without one."
+            ) from None
         except (ValueError, UnsupportedAlgorithm):
-            raise SigningError(f"{file} is no private key in PEM: `flowtrail seal keygen FILE` makes one.") from None
+            raise SigningError(f"{file} is not a private key in PEM: `flowtrail seal keygen FILE` makes one.") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise SigningError(f"{file} holds a key of another kind: seals are signed with Ed25519.")
         return cls(key)
@@ -122,7 +124,7 @@ def generate(file: Path) -> PublicKey:
     public_file = file.with_name(file.name + ".pub")
     for each in (file, public_file):
         if os.path.lexists(each):
-            raise SigningError(f"{each} is there already, and a key is never overwritten: choose another name.")
+            raise SigningError(f"{each} already exists, and a key is never overwritten: choose another name.")
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

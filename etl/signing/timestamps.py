@@ -67,7 +67,7 @@ class Authorities:
         try:
             builder.build().verify_message(response, message)
         except (VerificationError, ValueError) as error:
-            raise SigningError(f"The time stamp is not to be believed: {error}.") from error
+            raise SigningError(f"The time stamp cannot be trusted: {error}.") from error
         return response.tst_info.gen_time
 
 
@@ -119,7 +119,7 @@ def _response(encoded: bytes) -> TimeStampResponse:
     try:
         return decode_timestamp_response(der.with_sorted_certificates(encoded))
     except (ValueError, IndexError) as error:
-        raise SigningError("What the time-stamp authority gave is no time stamp of RFC 3161.") from error
+        raise SigningError("The time-stamp authority's answer is not an RFC 3161 time stamp.") from error
 
 
 def _refuse_weak(response: TimeStampResponse) -> None:

@@ -110,7 +110,7 @@ def _require_empty(here: Connection) -> None:
     for table in TABLES:
         if here.execute(select(table).limit(1)).first() is not None:
             name = database.describe(here.engine.url)
-            raise UsageError(f"{name} has rows in {table.name}: a copy needs a database without any.")
+            raise UsageError(f"{name} has rows in {table.name}: a copy needs an empty database.")
 
 
 def _never_time_out(connection: Connection) -> None:

@@ -16,7 +16,7 @@ _WITHOUT_TROUBLE: Final = ("succeeded", "aborted")
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
 _REFUSED: Final = (
-    "grant the right in EnOS, or take the target out of its schedule; it is asked on, and not named again until then"
+    "grant the permission in EnOS, or take the target out of its schedule; it is still asked, but logged only once"
 )
 
 

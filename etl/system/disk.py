@@ -125,7 +125,7 @@ def errors_named(path: Path, *, but: type[OSError] | tuple[()] = ()) -> Iterator
     except but:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{path} cannot be written: make the folder {path.parent} first.") from error
+        raise UsageError(f"{path} cannot be written: create the folder {path.parent} first.") from error
     except PermissionError as error:
         raise UsageError(f"{path} cannot be written: this user may not write there.") from error
     except OSError as error:

@@ -123,7 +123,10 @@ def finish(code: int) -> tuple[int, str | None]:
     loss = _loss(sys.stdout)
     if loss is None or loss.errno == errno.EPIPE:
         return code, None
-    return code or 1, f"Standard output could not be written: {loss.strerror}. What the command did otherwise is done."
+    return (
+        code or 1,
+        f"Standard output could not be written: {loss.strerror}. Everything else that the command does is done.",
+    )
 
 
 def dropped(stream: TextIO) -> int:

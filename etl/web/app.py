@@ -127,7 +127,7 @@ def _static(request: Request) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    said = {404: "There is no such page.", 405: "These pages only show: they can be asked for, and nothing else."}
+    said = {404: "There is no such page.", 405: "These pages are read-only."}
     usual = error.detail in ("Not Found", "Method Not Allowed")
     response = _problem(request, error.status_code, said[error.status_code] if usual else error.detail)
     response.headers.update(error.headers or {})

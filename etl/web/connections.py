@@ -102,7 +102,7 @@ class ConcurrencyLimit:
 
 
 _TOO_MANY: Final = PlainTextResponse(
-    "Too many pages are being made at this moment: try again in a few seconds.\n", 503, {"Retry-After": "5"}
+    "Too many pages are being rendered: try again in a few seconds.\n", 503, {"Retry-After": "5"}
 )
 
 

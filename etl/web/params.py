@@ -29,7 +29,7 @@ class RequestParams:
     def one_of(self, name: str, known: Collection[str]) -> str:
         value = self.text(name)
         if value and value not in known:
-            raise HTTPException(400, f"There is no such choice of “{name}”.")
+            raise HTTPException(400, f"“{name}” has no such choice.")
         return value
 
     def moment(self, name: str, now: dt.datetime) -> dt.datetime | None:

@@ -76,7 +76,7 @@ class KnownHosts:
 _HOST: Final = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
 _REFUSAL: Final = (
     "Flowtrail does not answer to this name: use localhost, the machine's address, or the name in [service] listen; "
-    "further names belong into [service] hosts.\n"
+    "add more names to [service] hosts.\n"
 )
 
 

@@ -94,6 +94,19 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def tables(page: Path) -> list[list[str]]:
+    """The rows of each table of a page."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return [match[0].splitlines() for match in re.finditer(r"(?:^\|.*\n)+", prose, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_row_of_a_table_has_the_cells_of_its_header(page: Path) -> None:
+    for header, *rows in tables(page):
+        cells = [len(re.findall(r"(?<!\\)\|", row)) for row in (header, *rows)]
+        assert cells == [cells[0]] * len(cells), f"{page.name}: {header}"
+
+
 def anchors(page: Path) -> set[str]:
     """What a link may name of a page: its headings as GitHub writes them in addresses."""
     headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -83,7 +83,7 @@ WRONG = {
     f'[[notify]]\nurls = ["{URL}"]\non = ["remove"]': 'there is no kind "remove": do you mean removed?',
     f'[[notify]]\nurls = ["{URL}"]\nurl = 1': "notify[1].url: there is no such setting: do you mean urls?",
     f'[[notify]]\nurls = ["{URL}"]\nurls_file = "x"': "notify[1].urls_file: is one list too many beside urls",
-    '[[notify]]\nurls_file = "empty"': "empty is empty: give it one address a line",
+    '[[notify]]\nurls_file = "empty"': "empty is empty: write one address per line",
     '[[notify]]\nurls_file = "nowhere"': "nowhere cannot be read: No such file or directory",
 }
 

@@ -372,7 +372,7 @@ def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, engines: li
 def test_a_damaged_file_is_said_to_be_damaged(sqlite_file: Path, engines: list[Engine]) -> None:
     content = sqlite_file.read_bytes()
     sqlite_file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
-    with pytest.raises(DatabaseError, match="is damaged and was left alone: restore a backup"):
+    with pytest.raises(DatabaseError, match="is damaged and was left unchanged: restore a backup"):
         names(opened(engines, sqlite_file))
 
 

@@ -60,7 +60,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request of a run: its list, its error, or None where a stop came before the answer."""
+    """One request of a run: its list, its error, or None where stopped before the answer came."""
 
     target: Target
     got: Flows | GatewayError | None

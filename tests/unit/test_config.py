@@ -177,7 +177,7 @@ def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
         (b"[gateway]\nurl = x\n", "flowtrail.toml:2", "not valid TOML"),
         (b"[gateway]\n[gateway]\n", "flowtrail.toml:2", "not valid TOML"),
         (b"\xff\xfe", "flowtrail.toml", "not UTF-8"),
-        (b"a = " + b"[" * 50_000, "flowtrail.toml", "nests too deeply"),
+        (b"a = " + b"[" * 50_000, "flowtrail.toml", "nested too deeply"),
     ],
 )
 def test_a_file_that_is_no_toml_is_named_with_the_line(
@@ -225,7 +225,7 @@ level = "loud"
         "flowtrail.toml: guard": "must be a section: write [guard] on a line of its own",
         "flowtrail.toml: gateway.concurency": "there is no such setting: do you mean concurrency?",
         "flowtrail.toml: gateway.concurrency": "must be a whole number from 1 to 1000, not 0",
-        "flowtrail.toml: gateway.page": "there is no such setting: it belongs into [service]",
+        "flowtrail.toml: gateway.page": "there is no such setting: it belongs in [service]",
         "flowtrail.toml: gatway": "there is no such setting: do you mean gateway?",
         "flowtrail.toml: log.level": "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
         "FLOWTRAIL_GATEWAY__CONCURENCY": ("there is no such setting: do you mean FLOWTRAIL_GATEWAY__CONCURRENCY?"),
@@ -256,7 +256,7 @@ level = "loud"
         ("gateway.auth", '"basic"', 'must be "token" or "none", not "basic"'),
         ("gateway.requests_per_second", "-1", "0 for no limit, not -1"),
         ("gateway.requests_per_second", "inf", "0 for no limit, not inf"),
-        ("gateway.timeout", '"0"', "longer than nothing"),
+        ("gateway.timeout", '"0"', "longer than zero"),
         ("gateway.timeout", "30", "must be a duration such as"),
         ("gateway.timeout", '"-5s"', "must be a duration such as"),
         ("gateway.max_clock_skew", '"soon"', "must be a duration such as"),
@@ -315,30 +315,30 @@ BAD_URLS = {
     "https://apim.example.com/a b": "must be an address",
     "https://apim.example.com\\@evil": "must be an address",
     "https://apim.example.com\\n": "must be an address",
-    "https://user@apim.example.com": "user or password",
-    "https://user:kanarien-vogel@apim.example.com": "user or password",
-    "https://:kanarien-vogel@apim.example.com": "user or password",
-    "https://apim.example.com@evil.example": "user or password",
-    "https://@apim.example.com": "user or password",
+    "https://user@apim.example.com": "user name or password",
+    "https://user:kanarien-vogel@apim.example.com": "user name or password",
+    "https://:kanarien-vogel@apim.example.com": "user name or password",
+    "https://apim.example.com@evil.example": "user name or password",
+    "https://@apim.example.com": "user name or password",
     "https://apim.example.com/?a=b": "no query",
     "https://apim.example.com?": "no query",
     "https://apim.example.com/#x": "no query",
     "https://apim.example.com#": "no query",
-    "https://apim.example.com:99999": "cannot be",
-    "https://apim.example.com:0": "cannot be",
-    "https://apim.example.com:": "cannot be",
-    "https://apim.example.com:https": "cannot be",
-    "https://[::1": "cannot be",
-    "https://[::g]": "cannot be",
-    "https://a..b": "cannot be",
-    "https://.": "cannot be",
-    "https://" + "a" * 64 + ".example": "cannot be",
-    "https://169%2e254.169.254": "cannot be",
-    "https://apim,example.com": "cannot be",
-    "https://2852039166": "cannot be",
-    "https://0xa9fea9fe": "cannot be",
-    "https://0251.0376.0251.0376": "cannot be",
-    "https://169.254.43518": "cannot be",
+    "https://apim.example.com:99999": "invalid host or port",
+    "https://apim.example.com:0": "invalid host or port",
+    "https://apim.example.com:": "invalid host or port",
+    "https://apim.example.com:https": "invalid host or port",
+    "https://[::1": "invalid host or port",
+    "https://[::g]": "invalid host or port",
+    "https://a..b": "invalid host or port",
+    "https://.": "invalid host or port",
+    "https://" + "a" * 64 + ".example": "invalid host or port",
+    "https://169%2e254.169.254": "invalid host or port",
+    "https://apim,example.com": "invalid host or port",
+    "https://2852039166": "invalid host or port",
+    "https://0xa9fea9fe": "invalid host or port",
+    "https://0251.0376.0251.0376": "invalid host or port",
+    "https://169.254.43518": "invalid host or port",
     "https://169.254.169.254": "metadata",
     "https://169.254.169.254.": "metadata",
     "https://169.254.169.254:443/latest": "metadata",
@@ -524,7 +524,7 @@ def test_the_address_of_the_database_may_lie_in_a_file(tmp_path: Path) -> None:
     assert found.warnings == ()
     other = {**SECRET, "FLOWTRAIL_DATABASE__URL": "sqlite:////x.db"}
     assert settings(tmp_path, text, other).database.url == "sqlite:////x.db"
-    assert "one address too many" in problem(tmp_path, text + 'url = "sqlite:///x.db"\n')[1]
+    assert "cannot be combined with url" in problem(tmp_path, text + 'url = "sqlite:///x.db"\n')[1]
     (tmp_path / "url").write_text(f"mysql://u:{CANARY}@h/db")
     place, message = problem(tmp_path, text)
     assert place == "flowtrail.toml: database.url_file"
@@ -556,7 +556,7 @@ def test_what_is_no_duration_is_refused(value: object) -> None:
 def test_zero_is_a_duration_only_where_it_has_a_meaning() -> None:
     for zero in ("0", 0, "0s"):
         assert duration_or_zero(zero) == dt.timedelta(0)
-        with pytest.raises(ValueError, match="longer than nothing"):
+        with pytest.raises(ValueError, match="longer than zero"):
             duration(zero)
 
 
@@ -667,7 +667,7 @@ def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
         ('cron = "* * *"\n' + TARGETS, "s.toml: cron", "a cron expression has five fields"),
         ('cron = "0 0 30 2 *"\n' + TARGETS, "s.toml: cron", "never fires"),
         ("cron = 5\n" + TARGETS, "s.toml: cron", "must be text in quotes, not 5"),
-        ('every = "0"\n' + TARGETS, "s.toml: every", "longer than nothing"),
+        ('every = "0"\n' + TARGETS, "s.toml: every", "longer than zero"),
         ('every = "1ms"\n' + TARGETS, "s.toml: every", '"100ms" or longer'),
         ('every = "soon"\njitter = "1m"\n' + TARGETS, "s.toml: every", "must be a duration"),
         ('every = "5m"\njitter = "5m"\n' + TARGETS, "s.toml: jitter", "must be shorter than the 0:05:00 between two"),
@@ -717,11 +717,11 @@ def test_a_target_listed_twice_is_an_error_that_names_both_places(tmp_path: Path
     assert schedule_problems(tmp_path, s=text) == [
         (
             "s.toml: [[targets]] #1, users #3",
-            f"o1/u1 is a target already, at {here}/s.toml: [[targets]] #1, users #1: remove one of the two",
+            f"o1/u1 is already a target, at {here}/s.toml: [[targets]] #1, users #1: remove one of the two",
         ),
         (
             "s.csv:4",
-            f"o1/u2 is a target already, at {here}/s.toml: [[targets]] #1, users #2: remove one of the two",
+            f"o1/u2 is already a target, at {here}/s.toml: [[targets]] #1, users #2: remove one of the two",
         ),
     ]
 

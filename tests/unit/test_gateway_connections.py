@@ -288,4 +288,4 @@ def test_a_desynchronised_gateway_is_counted_and_warned_of_once_a_run() -> None:
                 client.fetch(TARGET)
     assert len(counted) > 3
     assert [line["event"] for line in lines] == ["gateway_desync"] * 2
-    assert "looked at" in lines[0]["remedy"]
+    assert "tell its operator" in lines[0]["remedy"]

@@ -188,7 +188,7 @@ def test_a_token_that_is_never_accepted_is_tried_exactly_twice(dead: bytes, name
         error = failure(server, auth="token")
     assert isinstance(error, Refused)
     assert (error.code, error.attempts, error.gateway_down_evidence) == (named, 2, True)
-    assert "the token that the service gives now is not accepted either" in str(error)
+    assert "the new token is not accepted either" in str(error)
     assert (len(server.flow_requests), len(server.token_requests)) == (2, 2)
 
 
@@ -307,12 +307,12 @@ def test_a_usable_token_is_a_success_however_its_status_is_spelt(body: object) -
     ("body", "named"),
     [
         ("", "missing or empty"),
-        ("<html>", "no JSON object"),
-        ("[]", "no JSON object"),
-        ("null", "no JSON object"),
-        ("[" * 200_000, "no JSON object"),
+        ("<html>", "not a JSON object"),
+        ("[]", "not a JSON object"),
+        ("null", "not a JSON object"),
+        ("[" * 200_000, "not a JSON object"),
         ('{"status":0}', "data is missing"),
-        ('{"status":0,"data":null}', "data is no JSON object"),
+        ('{"status":0,"data":null}', "data is not a JSON object"),
         ('{"status":0,"data":{}}', "accessToken is missing"),
         ('{"status":0,"data":{"accessToken":"","expire":9}}', "accessToken"),
         ('{"status":0,"data":{"accessToken":5,"expire":9}}', "accessToken"),
@@ -325,7 +325,7 @@ def test_a_usable_token_is_a_success_however_its_status_is_spelt(body: object) -
         ('{"status":0,"data":{"accessToken":"a","expire":-1}}', "expire"),
         ('{"status":0,"data":{"accessToken":"a","expire":true}}', "expire"),
         ('{"status":0,"data":{"accessToken":"a","expire":1e400}}', "expire"),
-        (flows({"flowId": "1"}).decode(), "data is no JSON object"),
+        (flows({"flowId": "1"}).decode(), "data is not a JSON object"),
     ],
 )
 def test_an_answer_that_is_no_token_is_malformed_named_and_counts(body: str, named: str) -> None:
