@@ -1,137 +1,19 @@
-"""What tests stand on: a real SQLite file and a real PostgreSQL, the same tests over both; a gateway and a program."""
+"""What tests of every level stand on: a gateway, a program, a receiver; and the databases, which unit tests refuse."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from sqlalchemy import Engine, make_url
 
-from etl.database import connect, upgrade
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
-from tests.support import checker, sessions
-from tests.support import pooler as local_pooler
-from tests.support import postgres as local_postgres
-from tests.support.builders import Diary
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
-from tests.support.sessions import HOSTILE_ROLE, POOLED
 
-BOTH = ("sqlite", "postgresql")
-CONTRACT = {"test_store": (HOSTILE_ROLE, POOLED)}
-"""The modules whose tests meet PostgreSQL in more ways than one."""
-TEMPLATE = "template_flowtrail"
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[local_postgres.Server]:
-    """A PostgreSQL server of its own. Where it cannot start, CI fails and a laptop skips, with the reason."""
-    try:
-        server = local_postgres.start()
-    except (RuntimeError, OSError, KeyError) as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must test on PostgreSQL: {error}")
-        pytest.skip(f"NOT TESTED ON POSTGRESQL: {error}")
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def migrated_postgres(postgres: local_postgres.Server) -> str:
-    """The name of a database with the schema, to be copied as a template."""
-    _sql(postgres, f"CREATE DATABASE {TEMPLATE}")
-    _migrate(postgres.url(TEMPLATE))
-    return TEMPLATE
-
-
-@pytest.fixture(scope="session")
-def hostile_postgres(postgres: local_postgres.Server, migrated_postgres: str) -> str:
-    """The name of such a database in which another program has tables of the same names, and a role that sees these
-    first."""
-    sessions.make_role(postgres.conninfo("postgres"))
-    name = f"{migrated_postgres}_hostile"
-    _sql(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated_postgres}")
-    with psycopg.connect(postgres.conninfo(name), autocommit=True) as admin:
-        admin.execute(sessions.DECOYS)
-    return name
-
-
-@pytest.fixture(scope="session")
-def pgbouncer(postgres: local_postgres.Server) -> Iterator[local_pooler.Pooler]:
-    """PgBouncer in transaction mode. Where it is not installed, CI fails and a laptop skips, with the reason."""
-    try:
-        with local_pooler.running(postgres) as pooler:
-            yield pooler
-    except RuntimeError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must test with PgBouncer: {error}")
-        pytest.skip(f"NOT TESTED WITH PGBOUNCER: {error}")
-
-
-@pytest.fixture(scope="session")
-def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("template") / "flowtrail.db"
-    _migrate(f"sqlite:///{file}")
-    return file
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test that uses a fixture below runs once on each database, unless it names its own."""
-    names = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
-    named = {each for name in names for each in (name.replace(" ", "").split(",") if isinstance(name, str) else name)}
-    if "dialect" in metafunc.fixturenames and "dialect" not in named:
-        more = CONTRACT.get(metafunc.module.__name__, ())
-        metafunc.parametrize("dialect", (*BOTH, *more), indirect=True)
-
-
-@pytest.fixture
-def dialect(request: pytest.FixtureRequest) -> str:
-    """Which database, and how it is met."""
-    return str(request.param)
-
-
-@pytest.fixture
-def empty_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database without a schema; on SQLite the file does not exist yet. Subprocesses may use it too."""
-    if dialect == "sqlite":
-        yield f"sqlite:///{tmp_path / 'flowtrail.db'}"
-    else:
-        yield from _database(request.getfixturevalue("postgres"), template="template0")
-
-
-@pytest.fixture
-def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a database with the schema and no rows. Subprocesses may use it too."""
-    if dialect == "sqlite":
-        file = shutil.copy(request.getfixturevalue("migrated_sqlite"), tmp_path / "flowtrail.db")
-        yield f"sqlite:///{file}"
-        return
-    server = request.getfixturevalue("postgres")
-    template = request.getfixturevalue("migrated_postgres" if dialect == "postgresql" else "hostile_postgres")
-    for url in _database(server, template=template):
-        yield from _met(dialect, url, server, request)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on ``database_url``."""
-    engine = connect(database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def diary(engine: Engine, database_url: str) -> Diary:
-    """Answers written to ``engine`` as a run would write them."""
-    return Diary(engine, database_url)
+pytest_plugins = ("tests.support.databases",)
 
 
 @pytest.fixture
@@ -156,33 +38,3 @@ def receiver() -> Iterator[HttpReceiver]:
     """Whoever is notified."""
     with HttpReceiver() as receiver:
         yield receiver
-
-
-def _met(dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest) -> Iterator[str]:
-    """How the program meets the database at ``url``; the independent checker takes the direct way."""
-    if dialect == "postgresql":
-        yield url
-        return
-    pooler = request.getfixturevalue("pgbouncer") if dialect == POOLED else None
-    met = sessions.met(server, str(make_url(url).database), pooler=pooler)
-    checker.DIRECTLY[met] = url
-    yield met
-    del checker.DIRECTLY[met]
-
-
-def _database(server: local_postgres.Server, *, template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    _sql(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
-    yield server.url(name)
-    _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _sql(server: local_postgres.Server, statement: str) -> None:
-    with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
-        connection.execute(statement)
-
-
-def _migrate(url: str) -> None:
-    engine = connect(url)
-    upgrade(engine)
-    engine.dispose()

@@ -87,7 +87,7 @@ def test_whoever_finds_damage_stops_everybody_from_writing(
     overwrite(file, "sync_run")
     find(reader)
     for engine in (service, reader, engine_of()):
-        with pytest.raises(DatabaseDamaged, match="nothing is written to it until `flowtrail db check` finds it whole"):
+        with pytest.raises(DatabaseDamaged, match="until `flowtrail db check` finds it intact"):
             write(engine)
     assert written(service) == 1, "reading goes on where it can"
     marker = file.with_name("flowtrail.db.damaged")
@@ -235,7 +235,7 @@ def test_a_service_stops_and_tells_once_and_goes_on_when_the_file_was_found_whol
         assert isinstance(command(*refused).exception, DatabaseDamaged), refused
     assert "is damaged" in command("status").stdout
     file.write_bytes(before)
-    assert "it is written to again" in command("db", "check").stderr
+    assert "writing continues" in command("db", "check").stderr
     service.wait_for("active", times=2)
     assert command("sync").exit_code == 0
     assert service.get("/readyz")[0] == 200

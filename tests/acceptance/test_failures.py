@@ -38,12 +38,12 @@ from etl.service.replica import Identity, Service
 from etl.store import NewRun, Store, commit
 from etl.sync import RunContext
 from etl.verify import verify
-from tests.contract.test_sync import House, gone
 from tests.support import postgres as local_postgres
+from tests.support.answers import outcome
 from tests.support.builders import GAP, START, Diary, after, flow, numbered
+from tests.support.house import House, gone
 from tests.support.program import KEY, SECRET, Program
 from tests.support.served import Clock, Gateway
-from tests.unit.test_gateway_answers import outcome
 
 ROOT = Path(__file__).parents[2]
 ORG, ANN, BOB = "o1", "ann", "bob"

@@ -123,7 +123,7 @@ def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
     assert service.stop() == 0
     named = [entry for entry in service.log if entry["event"] == "target_not_through"]
     assert [(entry["error_code"], entry["target"]) for entry in named] == [("62101", f"{ORG}/{ANN}")], "once"
-    assert "grant the right in EnOS" in named[0]["remedy"]
+    assert "grant the permission in EnOS" in named[0]["remedy"]
 
 
 def test_an_address_that_is_taken_is_said_and_stops_no_sync(flowtrail: Program) -> None:

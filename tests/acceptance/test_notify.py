@@ -82,7 +82,7 @@ WRONG = {
     '[[notify]]\nurls = ["canary"]': "flowtrail.toml: notify[1].urls: must be a list of addresses",
     f'[[notify]]\nurls = ["{URL}"]\non = ["remove"]': 'there is no kind "remove": do you mean removed?',
     f'[[notify]]\nurls = ["{URL}"]\nurl = 1': "notify[1].url: there is no such setting: do you mean urls?",
-    f'[[notify]]\nurls = ["{URL}"]\nurls_file = "x"': "notify[1].urls_file: is one list too many beside urls",
+    f'[[notify]]\nurls = ["{URL}"]\nurls_file = "x"': "notify[1].urls_file: cannot be combined with urls",
     '[[notify]]\nurls_file = "empty"': "empty is empty: write one address per line",
     '[[notify]]\nurls_file = "nowhere"': "nowhere cannot be read: No such file or directory",
 }
@@ -153,7 +153,7 @@ def test_check_tries_to_understand_the_addresses(flowtrail: Program) -> None:
     checked = here(flowtrail, "check")
     assert checked.exit_code == 1
     assert "ok  notify[1] 1 json://***: understood" in checked.stdout
-    assert "BAD notify[1] 2 nonsense://***: no receiver can be made of it" in checked.stdout
+    assert "BAD notify[1] 2 nonsense://***: is not a usable address" in checked.stdout
 
 
 # ------------------------------------------------------------------------------------------------------- serve
@@ -179,7 +179,7 @@ def test_serve_tells_of_a_change_and_pings_start_and_success(
         gateway.order(Fault("status", status=403, times=None))
         failed = service.wait_for("run_ended", lambda entry: entry["status"] == "failed")
         assert receiver.wait_for(2)[1].title == "Flowtrail plants: 1 failed"
-        with pytest.raises(UsageError, match="is active, and tells them by itself"):
+        with pytest.raises(UsageError, match="is active and sends notifications by itself"):
             raise here(flowtrail, "notify").exception or AssertionError
         assert service.stop() == 0
         assert f"Run {failed['run_id']} failed: 1 targets; 1 failed." in [got.body for got in outside.got]

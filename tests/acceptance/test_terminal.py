@@ -93,8 +93,8 @@ def test_the_changes_begin_with_the_latest(here: Path) -> None:
 
 EMPTY = {
     ("flows", "--as-of", "2020-01-01"): "Not observed then: the first look was at 20",
-    ("flows", "--org", "o15427722038192"): "No such organisation here: 'o15427722038192'. Did you mean",
-    ("flows", "--user", "nobody"): "No such user here: 'nobody'.",
+    ("flows", "--org", "o15427722038192"): "Unknown organisation: 'o15427722038192'. Did you mean",
+    ("flows", "--user", "nobody"): "Unknown user: 'nobody'.",
     ("flows", "--flow", "77"): "No such workflows: 2 targets were observed, last at 20",
     ("changes", "--since", "now"): "No such changes: 2 targets were observed, last at 20",
     ("history", "77"): "No trace of workflow '77': 2 targets were observed",

@@ -337,7 +337,7 @@ def test_the_rights_of_a_file_that_is_there_are_left_alone(tmp_path: Path, engin
 def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) -> None:
     engine = opened(engines, tmp_path / "flowtrail.db")
     assert current(engine) is None
-    with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` makes it"):
+    with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` creates it"):
         names(engine)
     with pytest.raises(SchemaMismatch, match="`flowtrail db upgrade`"):
         require_current(engine, create_if_empty_sqlite=False)
@@ -352,7 +352,7 @@ def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, engine
 
 def test_a_directory_that_is_missing_is_named(tmp_path: Path, engines: list[Engine]) -> None:
     for act in (names, upgrade):
-        with pytest.raises(DatabaseError, match=f"make the directory {tmp_path / 'missing'} first"):
+        with pytest.raises(DatabaseError, match=f"create the directory {tmp_path / 'missing'} first"):
             act(opened(engines, tmp_path / "missing" / "flowtrail.db"))
 
 
@@ -364,7 +364,7 @@ def test_a_directory_in_place_of_the_file_is_said_to_be_one(tmp_path: Path, engi
 def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, engines: list[Engine]) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("remember the milk\n" * 100)
-    with pytest.raises(DatabaseError, match="is no SQLite database and was left alone"):
+    with pytest.raises(DatabaseError, match="is not a SQLite database and was left unchanged"):
         require_current(opened(engines, file), create_if_empty_sqlite=True)
     assert file.read_text() == "remember the milk\n" * 100
 
@@ -421,7 +421,7 @@ def test_a_file_that_may_only_be_read_can_be_read_and_says_so_when_written(migra
     said = subprocess.run([sys.executable, "-c", AS_NOBODY, file], capture_output=True, text=True, check=True).stdout
     shutil.rmtree(folder)
     assert said.startswith("DatabaseError The database")
-    assert "may only be read by this user" in said
+    assert "is read-only for this user" in said
 
 
 # ------------------------------------------------------------------------------------------------ bad addresses

@@ -243,7 +243,7 @@ def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Pat
 def test_a_folder_that_is_there_is_not_written_into(tmp_path: Path) -> None:
     """Old and new months would be read as one."""
     pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         export(EVENTS, COLUMNS, "parquet", tmp_path, by_month_of="observed_at")
 
 
@@ -414,7 +414,8 @@ def test_parquet_is_not_sent_to_a_terminal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("missing/f.csv", "make the folder"), ("", "is a folder"), ("file/f.csv", "make the folder")]
+    ("place", "said"),
+    [("missing/f.csv", "create the folder"), ("", "is a folder"), ("file/f.csv", "create the folder")],
 )
 def test_a_place_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, place: str, said: str) -> None:
     """A UsageError in one sentence."""

@@ -469,7 +469,7 @@ def test_a_backup_replaces_only_what_it_is_told_to(diary: Diary, tmp_path: Path)
         ("there.db", False, "--force"),
         ("flowtrail.db", True, "itself"),
         (".", True, "folder"),
-        ("missing/there.db", False, "make the folder"),
+        ("missing/there.db", False, "create the folder"),
     ):
         with pytest.raises(UsageError, match=said):
             backup.backup(diary.engine, tmp_path / name, force=force)

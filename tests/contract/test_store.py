@@ -29,8 +29,10 @@ from tests.support import checker
 from tests.support.builders import ALICE, GAP, START, UNCHECKED, Diary, after, dump, flow, numbered, snapshot, written
 from tests.support.lossy import LossyProxy
 from tests.support.postgres import Server
-from tests.support.sessions import ON_POSTGRESQL
+from tests.support.sessions import HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 
+ALSO_MEETS = (HOSTILE_ROLE, POOLED)
+"""Further ways to meet PostgreSQL, for every test of this module."""
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)
 SAFETY_NET_SECONDS = 60

@@ -417,7 +417,7 @@ def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, e
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(engine: Engine, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="make the folder"):
+    with pytest.raises(UsageError, match="create the folder"):
         report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=tmp_path / "none" / "report.html")
     with pytest.raises(UsageError, match="is a folder"):
         report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=tmp_path)

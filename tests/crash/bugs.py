@@ -274,7 +274,7 @@ BUGS = (
         [
             "sweep:SQLite, quiet, twice once",
             "sweep:PostgreSQL, change, twice for good",
-            "tests/unit/test_desync.py",
+            "tests/contract/test_desync.py",
             "tests/contract/test_sync.py",
             "tests/unit/test_verdict.py",
         ],
@@ -292,7 +292,7 @@ BUGS = (
         "etl/gateway",
         'is_followed = self._end() == "stray" if self.own else self.reader.is_followed()',
         "is_followed = False",
-        "tests/unit/test_desync.py",
+        "tests/contract/test_desync.py",
         "tests/unit/test_gateway_connections.py",
     ),
     _bug(
@@ -308,7 +308,7 @@ BUGS = (
         "if status == _SWITCHING_PROTOCOLS or not 100 <= status < 200:",
         "if True:",
         "sweep:SQLite, quiet, interim for good",
-        "tests/unit/test_desync.py",
+        "tests/contract/test_desync.py",
         "tests/unit/test_gateway_connections.py",
     ),
     _bug(

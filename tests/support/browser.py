@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
 from sqlalchemy import Engine
 
 from etl.database import connect
@@ -68,7 +68,7 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
     run_id = diary.store.begin_run(new, at - dt.timedelta(minutes=1))
     assert run_id is not None
     assert diary.store.apply(run_id, outcomes, UNCHECKED) == set()
-    counts = Counter(outcome.verdict for outcome in outcomes)
+    counts = Counter[str](outcome.verdict for outcome in outcomes)
     status: RunStatus = "partial" if counts["failed"] or counts["held"] else "succeeded"
     diary.store.project(run_id, at - dt.timedelta(minutes=1), lambda: at + dt.timedelta(seconds=30), lambda _: GAP)
     diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
@@ -157,7 +157,12 @@ def watch(context: BrowserContext) -> Looked:
     )
     context.on("console", lambda message: looked.complaints.append(f"{message.type}: {message.text}"))
     context.on("weberror", lambda error: looked.complaints.append(str(error.error)))
-    context.on("dialog", lambda dialog: looked.complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
+
+    def dismiss(dialog: Dialog) -> None:
+        looked.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    context.on("dialog", dismiss)
     context.on("request", lambda request: looked.requests.append(request.url))
     return looked
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from etl.audit import check
 from etl.domain import chain, seal
 from etl.domain.diff import baseline, diff
+from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
 
 Row = dict[str, Any]
@@ -107,7 +108,7 @@ class Story:
             scope = {"targets": [list(target) for target in answers]}
         scope["membership_id"] = len(self.rows["memberships"])
         self.now += MINUTE
-        run = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed": 0}
+        run: Row = {"id": number, "schedule": schedule, "origin": origin, "scheduled_for": None, "missed": 0}
         run |= {"started_at": started_at, "finished_at": self.now, "scope": scope, "opened": "whole"}
         self.rows["runs"].append(run | self._sums(number, len(answers), aborted))
         self.rows["seals"].append({"id": number, "format": 1, "run_id": number, "sealed_at": self.now})
@@ -175,7 +176,7 @@ class Story:
         changes = diff(seen.state, flows) if seen.version else baseline(flows)
         counts = Counter(change.kind for change in changes)
         latest = seen.spans[-1]["last_asked_at"] if seen.spans else None
-        row = {
+        row: Row = {
             **target._asdict(),
             "version": seen.version + 1,
             "format": 1,
@@ -189,7 +190,7 @@ class Story:
             "approved_scope": scope,
             "data_hash": data_hash,
             "parent_hash": seen.hash,
-            **{kind: counts[kind] for kind in check.KINDS},
+            **{kind: counts[kind] for kind in CHANGE_KINDS},
         }
         version = {**target._asdict(), "version": row["version"]}
         self.rows["changes"] += [version | dict(zip(check.CHANGE, columns(each), strict=True)) for each in changes]
@@ -297,7 +298,7 @@ def digests_of(rows: Rows, run: Row) -> seal.Digests:
         seal.IssueRow(*target_of(row), row["verdict"], row["error_code"], row["missing"]) for row in own["issues"]
     ]
     made = [seal.VersionHash(target_of(row), row["version"], row["hash"]) for row in own["change_sets"]]
-    kinds = (
+    kinds: tuple[Any, ...] = (
         seal.MembershipEvent,
         seal.HoldEvent,
         seal.DetailEvent,

@@ -41,7 +41,8 @@ class Delivered(NamedTuple):
     org: str
     user: str
     expression: str
-    flows: Sequence[Flow]
+    flows: Sequence[Any]
+    """Each ``(flow_id, flow_name, cycle, editable)``, as a tuple or with these attributes."""
     at: dt.datetime | None = None
     kept_open: bool = False
     """Whether its connection may have carried other answers, too: then it makes no version."""
@@ -93,7 +94,8 @@ def load(path: Path) -> list[Delivered]:
     for line_number, line in enumerate(path.read_text("utf-8").splitlines()):
         entry = json.loads(line)
         if isinstance(entry, list):
-            numbered["line", line_number] = Delivered(*entry[:4], _instant(entry[4] if len(entry) > 4 else None))
+            org, user, expression, flows, *at = entry
+            numbered["line", line_number] = Delivered(org, user, expression, flows, _instant(at[0] if at else None))
             continue
         whole = entry["sent"] and entry["flows"] is not None and entry["fault"] not in NO_ANSWERS
         names = (entry["org"], entry["user"], entry["expression"])
@@ -302,8 +304,8 @@ class _Target:
             self._say(late or early, f"{at} was seen outside its time, in spans {late + early}")
             held = made.run_id in self.held_in
             at_once = bool(own) and own[0].first_at == made.observed_at
-            unknown = made.run_id not in self.runs
-            self._say(not unknown and at_once == held, f"{at} has {'a' if at_once else 'no'} span at once, held={held}")
+            wrong = made.run_id in self.runs and at_once == held
+            self._say(wrong, f"{at} has {'a' if at_once else 'no'} span at once, held={held}")
             self._say(held and own and not own[0].interrupted, f"{at} ends a hold in a span not called interrupted")
         unknown = {s.version for s in self.spans} - {made.version for made in self.sets}
         self._say(unknown, f"spans of versions that are not there: {sorted(unknown)}")
@@ -402,9 +404,9 @@ def _gap_fits(span: Row) -> bool:
     """Between the mean and the whole of the span, in whole seconds rounded down; exact for two observations."""
     length = span.last_at - span.first_at
     if span.observations < 2:
-        return length == 0 and span.longest_gap_seconds == 0
+        return bool(length == 0 and span.longest_gap_seconds == 0)
     mean = length // (span.observations - 1) // 1_000_000
-    return length > 0 and mean <= span.longest_gap_seconds <= length // 1_000_000
+    return bool(length > 0 and mean <= span.longest_gap_seconds <= length // 1_000_000)
 
 
 def _fits(state: State, answer: State, before: State, guarded: bool) -> bool:

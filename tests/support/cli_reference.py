@@ -104,7 +104,7 @@ def _kind(parameter: Any) -> str:
     kind = parameter.type_descriptor.annotation
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "{" + ",".join(str(each.value) for each in kind) + "}"
-    return {int: "N", Path: "PATH"}.get(kind, parameter.name.upper())
+    return str({int: "N", Path: "PATH"}.get(kind, parameter.name.upper()))
 
 
 def _default(parameter: Any) -> str:

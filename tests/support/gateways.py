@@ -21,9 +21,9 @@ SAFETY_NET_SECONDS = 30
 
 def settings_for(url: str, **changes: Any) -> GatewaySettings:
     """Durations in seconds."""
-    given = {"auth": "none", "deadline": 20, "timeout": 10} | changes
+    given: dict[str, Any] = {"auth": "none", "deadline": 20, "timeout": 10} | changes
     seconds = {"deadline", "timeout", "max_clock_skew"}
-    values = {name: dt.timedelta(seconds=v) if name in seconds else v for name, v in given.items()}
+    values: dict[str, Any] = {name: dt.timedelta(seconds=v) if name in seconds else v for name, v in given.items()}
     return GatewaySettings(url=url, access_key=ACCESS_KEY, secret_key=Secret(SECRET), **values)
 
 

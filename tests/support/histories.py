@@ -106,8 +106,8 @@ class Oracle:
         coverage = self._coverage(moment)
         row = TargetAsOf(*self.target, coverage, before, after, len(answers[-1].flows))
         return row, [
-            WorkflowAsOf(
-                *self._described(flow_id, flow), first_seen_at, changed_at, before, None, coverage, before, after
+            WorkflowAsOf._make(
+                (*self._described(flow_id, flow), first_seen_at, changed_at, before, None, coverage, before, after)
             )
             for flow_id, (flow, first_seen_at, changed_at) in sorted(answers[-1].flows.items())
         ]
@@ -117,8 +117,8 @@ class Oracle:
             return []
         latest = max((entry.at for entry in self.log if entry.what == "seen"), default=None)
         return [
-            CurrentWorkflow(
-                *self._described(flow_id, flow), first_seen_at, changed_at, latest, self.missing.get(flow_id)
+            CurrentWorkflow._make(
+                (*self._described(flow_id, flow), first_seen_at, changed_at, latest, self.missing.get(flow_id))
             )
             for flow_id, (flow, first_seen_at, changed_at) in sorted(self.log[-1].flows.items())
         ]

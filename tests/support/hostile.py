@@ -226,11 +226,11 @@ def flows(*items: Any, **envelope: Any) -> bytes:
     return json.dumps({"code": 0, "msg": "OK", "data": list(items)} | envelope).encode()
 
 
-def answer(*items: Any, **headers: str) -> bytes:
+def answer(*items: Any, **headers: Any) -> bytes:
     return http(flows(*(items or ({"flowId": "1", "flowName": "one", "cycle": "D", "editable": True},))), **headers)
 
 
-def code(number: int, msg: str = "no", **headers: str) -> bytes:
+def code(number: int, msg: str = "no", **headers: Any) -> bytes:
     return http(json.dumps({"code": number, "msg": msg, "requestId": "req-7"}), **headers)
 
 
@@ -243,5 +243,5 @@ def token_code(number: int, msg: str = "no") -> bytes:
     return http(json.dumps({"status": number, "msg": msg, "business": "apim-token-service", "data": None}))
 
 
-def gzipped(body: bytes, **headers: str) -> bytes:
+def gzipped(body: bytes, **headers: Any) -> bytes:
     return http(gzip.compress(body), Content_Encoding="gzip", **headers)

@@ -175,7 +175,9 @@ class Run:
         doubted = missing >= MIN_REMOVED and missing >= MAX_ORG_REMOVED_SHARE * had
         many = self._emptied >= MAX_EMPTIED_TARGETS and self._emptied >= MAX_EMPTIED_SHARE * len(self.targets)
         if doubted or (many and judgement.emptied):
+            assert judgement.answer is not None
             known, got = self._now[judgement.target].flows, judgement.answer.got
+            assert isinstance(got, dict)
             brought = len(got.keys() - known.keys())
             judgement.hold = frozenset(known.keys() - got.keys())
             judgement.whole = 0 < brought >= MAX_REMOVED_SHARE * len(known)

@@ -50,6 +50,7 @@ class Server(NamedTuple):
         return f"host={self.folder} port={self.port} user={SUPERUSER} dbname={database}"
 
     def stop(self) -> None:
+        assert self.guardian.stdin is not None
         self.guardian.stdin.close()
         self.guardian.wait()
 

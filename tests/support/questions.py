@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from sqlalchemy import Engine, text
 
@@ -108,15 +109,15 @@ class Runs:
         with self.run_context() as (context, batches):
             return sync.plan(context, targets, GAP, batches, outcomes.extend), outcomes
 
-    def rows(self, select: str) -> list[tuple]:
+    def rows(self, select: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(text(select))]
 
     def removed(self) -> int:
-        return self.rows("SELECT coalesce(sum(removed), 0) FROM change_set")[0][0]
+        return int(self.rows("SELECT coalesce(sum(removed), 0) FROM change_set")[0][0])
 
     def listed(self) -> int:
-        return self.rows("SELECT count(*) FROM workflow")[0][0]
+        return int(self.rows("SELECT count(*) FROM workflow")[0][0])
 
     def age_counts(self, hours: float) -> None:
         """Let time pass for the guard's window, which goes by the database's clock."""

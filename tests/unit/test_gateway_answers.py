@@ -12,37 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from etl.domain.model import Flow, Snapshot, Target
+from etl.domain.model import Flow
 from etl.errors import GatewayError, Malformed, Refused, ServiceHiccup
 from etl.gateway import reread_strictly
-from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.answer import read_envelope, read_flows
 from etl.gateway.excerpt import excerpt
-from etl.gateway.faults import code_error
+from tests.support.answers import outcome, read, snapshot
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 ITEM = b'{"flowId":"1"}'
-
-
-def read(body: bytes) -> tuple[Flow, ...]:
-    """As the client does: envelope, code, flows, and the strict second reading."""
-    answer = read_envelope(body, excerpt)
-    if answer.code:
-        raise code_error(answer.code, answer.said, answer.request_id)
-    listed = read_flows(answer.data)
-    if not has_each_key_once(body, answer, listed):
-        reread_strictly(snapshot(body, listed.flows))
-    return listed.flows
-
-
-def outcome(body: bytes) -> tuple[Flow, ...] | str:
-    try:
-        return read(body)
-    except GatewayError as error:
-        return str(error)
-
-
-def snapshot(body: bytes, found: tuple[Flow, ...] | None) -> Snapshot:
-    return Snapshot(Target("o", "u"), found, "", NOW, NOW, 2, body)
 
 
 def listing(items: bytes) -> bytes:

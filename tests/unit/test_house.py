@@ -155,6 +155,13 @@ def test_nothing_but_what_is_declared_is_imported():
     assert used <= declared
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/test_*.py")), ids=lambda path: path.name)
+def test_no_test_module_imports_another(path):
+    """What two of them need stands in tests/support."""
+    names = [name for name in imported(path) if re.match(r"(tests\.\w+\.)?test_", name)]
+    assert names == []
+
+
 def test_the_checker_shares_no_code_with_what_it_checks():
     assert outside(ROOT / "tests" / "support" / "checker.py") <= sys.stdlib_module_names | {"psycopg"}
 

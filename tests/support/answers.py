@@ -1,0 +1,37 @@
+"""Reading the bytes of an answer as the client does."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from etl.domain.model import Flow, Snapshot, Target
+from etl.errors import GatewayError
+from etl.gateway import reread_strictly
+from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
+from etl.gateway.excerpt import excerpt
+from etl.gateway.faults import code_error
+
+NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+
+
+def read(body: bytes) -> tuple[Flow, ...]:
+    """As the client does: envelope, code, flows, and the strict second reading."""
+    answer = read_envelope(body, excerpt)
+    if answer.code:
+        raise code_error(answer.code, answer.said, answer.request_id)
+    listed = read_flows(answer.data)
+    if not has_each_key_once(body, answer, listed):
+        reread_strictly(snapshot(body, listed.flows))
+    return listed.flows
+
+
+def outcome(body: bytes) -> tuple[Flow, ...] | str:
+    """The flows, or what is wrong."""
+    try:
+        return read(body)
+    except GatewayError as error:
+        return str(error)
+
+
+def snapshot(body: bytes, found: tuple[Flow, ...] | None) -> Snapshot:
+    return Snapshot(Target("o", "u"), found, "", NOW, NOW, 2, body)

@@ -1,0 +1,20 @@
+"""A unit test needs no database: what would make one says where the test belongs."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(name="dialect")
+def refused_dialect() -> None:
+    pytest.fail("a unit test gets no database: move it to tests/contract")
+
+
+@pytest.fixture(scope="session", name="postgres")
+def refused_postgres() -> None:
+    pytest.fail("a unit test gets no PostgreSQL: move it to tests/contract")
+
+
+@pytest.fixture(scope="session", name="migrated_sqlite")
+def refused_sqlite() -> None:
+    pytest.fail("a unit test gets no SQLite file: move it to tests/contract")
