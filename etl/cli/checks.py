@@ -19,7 +19,7 @@ _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at once, to bound memory."""
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One line of the check."""
 
     what: str
@@ -27,17 +27,17 @@ class Finding(NamedTuple):
     said: str
 
 
-def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Finding]:
+def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[CheckResult]:
     """Settings and schedules were read; look at the database, the token, the clock and every target."""
-    yield Finding("settings", True, str(app.settings.path))
-    yield from (Finding("settings", False, warning) for warning in app.settings.warnings)
-    yield Finding("schedules", True, _counted(schedules))
-    yield from (Finding(name, not wrong, wrong or "understood") for name, wrong in understood(app.settings))
+    yield CheckResult("settings", True, str(app.settings.path))
+    yield from (CheckResult("settings", False, warning) for warning in app.settings.warnings)
+    yield CheckResult("schedules", True, _counted(schedules))
+    yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in understood(app.settings))
     yield _database(app)
     yield from _cluster(app)
     token = list(_token(app))
     yield from token
-    if all(finding.ok for finding in token):
+    if all(result.ok for result in token):
         users: dict[str, frozenset[str]] = {}
         yield from _rosters(app, schedules, users)
         seen: list[tuple[Target, str]] = []
@@ -45,7 +45,9 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Find
         yield from _detail(app, schedules, seen)
 
 
-def _detail(app: Application, schedules: Sequence[Schedule], seen: Sequence[tuple[Target, str]]) -> Iterator[Finding]:
+def _detail(
+    app: Application, schedules: Sequence[Schedule], seen: Sequence[tuple[Target, str]]
+) -> Iterator[CheckResult]:
     """Where details are wanted: whether Get Flow answers, asked once, for a workflow that a target shows."""
     if app.details(schedules) is None or not seen:
         return
@@ -53,11 +55,11 @@ def _detail(app: Application, schedules: Sequence[Schedule], seen: Sequence[tupl
     try:
         app.gateway.detail(target.org_id, flow_id, target.user_id, _DETAIL_SECONDS)
     except GatewayError as error:
-        yield Finding("details", False, f"{error} ({error.code})")
+        yield CheckResult("details", False, f"{error} ({error.code})")
     except FlowtrailError as error:
-        yield Finding("details", False, str(error))
+        yield CheckResult("details", False, str(error))
     else:
-        yield Finding("details", True, f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}")
+        yield CheckResult("details", True, f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}")
 
 
 def _counted(schedules: Sequence[Schedule]) -> str:
@@ -66,64 +68,66 @@ def _counted(schedules: Sequence[Schedule]) -> str:
     return f"{len(schedules)} with {len(targets)} targets{''.join(f', and {each}' for each in rosters)}"
 
 
-def _rosters(app: Application, schedules: Sequence[Schedule], users: dict[str, frozenset[str]]) -> Iterator[Finding]:
+def _rosters(
+    app: Application, schedules: Sequence[Schedule], users: dict[str, frozenset[str]]
+) -> Iterator[CheckResult]:
     """Whether the application may see who the users are, and how many each organisation has; ``users`` gets them."""
     for org in sorted(organisations(schedules)):
         try:
             users[org] = app.gateway.roster(org)
         except GatewayError as error:
-            yield Finding(f"roster {org}", False, f"{error} ({error.code})")
+            yield CheckResult(f"roster {org}", False, f"{error} ({error.code})")
         except FlowtrailError as error:
-            yield Finding(f"roster {org}", False, str(error))
+            yield CheckResult(f"roster {org}", False, str(error))
         else:
-            yield Finding(f"roster {org}", bool(users[org]), f"{len(users[org])} users")
+            yield CheckResult(f"roster {org}", bool(users[org]), f"{len(users[org])} users")
 
 
-def _database(app: Application) -> Finding:
+def _database(app: Application) -> CheckResult:
     name = database.describe(app.settings.database.url)
     try:
         if database.current(app.engine) is None and app.engine.dialect.name == "sqlite":
-            return Finding("database", True, f"{name}, which the first sync or serve creates")
+            return CheckResult("database", True, f"{name}, which the first sync or serve creates")
         database.require_current(app.engine, create_if_empty_sqlite=False)
         differences = database.check(app.engine)
     except FlowtrailError as error:
-        return Finding("database", False, str(error))
+        return CheckResult("database", False, str(error))
     if differences:
-        return Finding("database", False, f"{name} is not as the migrations made it: {'; '.join(differences)}")
-    return Finding("database", True, f"{name}, schema {database.expected()}")
+        return CheckResult("database", False, f"{name} is not as the migrations made it: {'; '.join(differences)}")
+    return CheckResult("database", True, f"{name}, schema {database.expected()}")
 
 
-def _cluster(app: Application) -> Iterator[Finding]:
+def _cluster(app: Application) -> Iterator[CheckResult]:
     try:
         if app.cluster is not None:
-            yield Finding("cluster", True, app.cluster.connect())
+            yield CheckResult("cluster", True, app.cluster.connect())
     except FlowtrailError as error:
-        yield Finding("cluster", False, str(error))
+        yield CheckResult("cluster", False, str(error))
 
 
-def _token(app: Application) -> Iterator[Finding]:
+def _token(app: Application) -> Iterator[CheckResult]:
     try:
         checked = app.gateway.check_token()
     except FlowtrailError as error:
-        yield Finding("token", False, str(error))
+        yield CheckResult("token", False, str(error))
         return
-    yield Finding("token", True, str(checked))
+    yield CheckResult("token", True, str(checked))
 
 
-def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[Finding]:
+def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[CheckResult]:
     """Every target, asked once; ``seen`` gets a workflow that one of them shows."""
     with ThreadPoolExecutor(app.settings.gateway.concurrency) as pool:
         for start in range(0, len(targets), _HANDED_OUT):
             yield from pool.map(lambda target: _target(app, target, seen), targets[start : start + _HANDED_OUT])
 
 
-def _target(app: Application, target: Target, seen: list[tuple[Target, str]]) -> Finding:
+def _target(app: Application, target: Target, seen: list[tuple[Target, str]]) -> CheckResult:
     try:
         snapshot = app.gateway.fetch(target)
     except GatewayError as error:
-        return Finding(f"target {target}", False, f"{error} ({error.code})")
+        return CheckResult(f"target {target}", False, f"{error} ({error.code})")
     except FlowtrailError as error:
-        return Finding(f"target {target}", False, str(error))
+        return CheckResult(f"target {target}", False, str(error))
     if snapshot.flows and not seen:
         seen.append((target, snapshot.flows[0].flow_id))
-    return Finding(f"target {target}", True, f"{len(snapshot.flows or ())} workflows")
+    return CheckResult(f"target {target}", True, f"{len(snapshot.flows or ())} workflows")

@@ -23,12 +23,11 @@ from etl.notify import (
     Freshness,
     Message,
     Notifier,
-    Overdue,
     Pinger,
     Receiver,
     Subscription,
     Timing,
-    Unusable,
+    UnusableReceiver,
     receivers,
 )
 from etl.report import Report, TargetHealth, health
@@ -78,8 +77,8 @@ def _say(results: Sequence[tuple[str, str | None]]) -> None:
 def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Each receiver, and why the test message did not reach it (None: it did)."""
 
-    def attempt(receiver: Receiver | Unusable) -> tuple[str, str | None]:
-        wrong = receiver.why if isinstance(receiver, Unusable) else receiver.send(_TEST)
+    def attempt(receiver: Receiver | UnusableReceiver) -> tuple[str, str | None]:
+        wrong = receiver.why if isinstance(receiver, UnusableReceiver) else receiver.send(_TEST)
         return receiver.name, wrong
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -114,12 +113,12 @@ def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
     try:
         for receiver, _, _ in _all_receivers(settings):
-            yield receiver.name, receiver.why if isinstance(receiver, Unusable) else None
+            yield receiver.name, receiver.why if isinstance(receiver, UnusableReceiver) else None
     except UsageError as error:
         yield "notify", str(error)
 
 
-def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | Unusable, Sequence[str], Sequence[str]]]:
+def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | UnusableReceiver, Sequence[str], Sequence[str]]]:
     for number, each in enumerate(settings.notify, 1):
         yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
 
@@ -138,13 +137,12 @@ def _freshness(app: Application, schedules: Sequence[Schedule], known_since: Map
     """As ``/freshness`` has it."""
     now = utc_now()
     found = health.read(app.engine, schedules, now, known_since)
-    overdue = [Overdue(each.target, each.schedule, each.last_observed_at) for each in found.overdue]
     seen = {
         Target(each.org_id, each.user_id, each.expression): at
         for each in Report(app.engine).health()
         if (at := _seen_at(each, now)) is not None
     }
-    return Freshness(overdue, seen)
+    return Freshness(found.overdue, seen)
 
 
 def _seen_at(health: TargetHealth, now: dt.datetime) -> dt.datetime | None:

@@ -19,7 +19,7 @@ from etl.domain.detail import sentence
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import Report, WorkflowEvent
-from etl.report.details import SaidOfFlow, any_details, said_of, told, with_details
+from etl.report.details import FlowDetail, any_details, details_of_changes, details_of_flow, with_details
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
@@ -160,8 +160,8 @@ def history(
         rows = _report(app).history(flow=flow_id, org=org, user=user)
         question = _Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
         _print(app, question, rows, _columns(columns, zone), limit, as_json)
-        if not as_json and (said := said_of(app.engine, flow_id, org)):
-            console.rows("\nWhat EnOS said when it was asked", SaidOfFlow._fields, said, zone=zone)
+        if not as_json and (said := details_of_flow(app.engine, flow_id, org)):
+            console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, said, zone=zone)
 
 
 def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
@@ -172,7 +172,7 @@ def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
     zone = time_zone(enos) if enos else None
     return [
         sentence(*said, (event.last_unchanged_at, event.observed_at), zone)
-        for event, said in zip(events, told(app.engine, events), strict=True)
+        for event, said in zip(events, details_of_changes(app.engine, events), strict=True)
     ]
 
 

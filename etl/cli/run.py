@@ -19,7 +19,7 @@ import typer
 from etl import __version__, config, log
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
-from etl.cli.checks import Finding, run_checks
+from etl.cli.checks import CheckResult, run_checks
 from etl.cli.maintenance import maintenance_running, verification_of
 from etl.cli.notify import Notifications
 from etl.cli.rosters import refreshed
@@ -298,7 +298,7 @@ def check(
     log.configure(settings.log.level, settings.log.format)
     problems = 0
 
-    def counted(findings: Iterable[Finding]) -> Iterator[Finding]:
+    def counted(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
         nonlocal problems
         for finding in findings:
             problems += not finding.ok
@@ -327,5 +327,5 @@ def _write_new(path: Path, content: bytes) -> None:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _show_finding(finding: Finding) -> None:
+def _show_finding(finding: CheckResult) -> None:
     console.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")

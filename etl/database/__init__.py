@@ -9,7 +9,7 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 
 from __future__ import annotations
 
-from etl.database.damage import Finding, damage_of, damage_sentence, note_damage, note_told, note_whole, require_sound
+from etl.database.damage import Damage, damage_of, damage_sentence, note_damage, note_told, note_whole, require_sound
 from etl.database.engine import connect, describe, file_of, is_secret
 from etl.database.errors import translated
 from etl.database.grants import grants
@@ -20,7 +20,7 @@ from etl.database.transactions import creating, reading, writing
 __all__ = [
     "LIMIT_SECONDS",
     "WHOLE",
-    "Finding",
+    "Damage",
     "Integrity",
     "check",
     "connect",

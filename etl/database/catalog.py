@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, text
 
 
-class Part(NamedTuple):
+class SchemaPart(NamedTuple):
     """One thing of a schema: a table, a view, or what belongs to a table."""
 
     kind: str
@@ -18,7 +18,7 @@ class Part(NamedTuple):
         return f"{self.kind} {self.table}{'.' if self.name else ''}{self.name}"
 
 
-Catalog = dict[Part, str]
+Catalog = dict[SchemaPart, str]
 """Every thing, and how it is defined."""
 
 
@@ -26,7 +26,7 @@ def of_sqlite(connection: Connection) -> Catalog:
     """The whole database."""
     found: Catalog = {}
     for kind, table, name, sql in connection.exec_driver_sql(_SQLITE_OBJECTS).all():
-        found[Part(kind, table, "" if name == table else name)] = " ".join(sql.split())
+        found[SchemaPart(kind, table, "" if name == table else name)] = " ".join(sql.split())
         if kind == "table":
             found |= _columns_of_sqlite(connection, table)
     return found
@@ -41,7 +41,7 @@ _SQLITE_OBJECTS: Final = """
 def _columns_of_sqlite(connection: Connection, table: str) -> Catalog:
     rows = connection.execute(text("SELECT * FROM pragma_table_xinfo(:table)"), {"table": table})
     return {
-        Part("column", table, column.name): f"{column.type} required={column.notnull} default={column.dflt_value}"
+        SchemaPart("column", table, column.name): f"{column.type} required={column.notnull} default={column.dflt_value}"
         for column in rows
     }
 
@@ -55,7 +55,7 @@ def partitions(connection: Connection) -> dict[str, Catalog]:
     """Each partition of that schema by name, in the words of ``of_postgresql``, with ``*`` for the name."""
     found: dict[str, Catalog] = {}
     for part, definition in _of_postgresql(connection, partitions=True).items():
-        anonymous = Part(part.kind, "*", part.name.replace(part.table, "*"))
+        anonymous = SchemaPart(part.kind, "*", part.name.replace(part.table, "*"))
         found.setdefault(part.table, {})[anonymous] = definition.replace(part.table, "*")
     return found
 
@@ -67,7 +67,7 @@ def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
     for kind, query in _queries().items():
         rows = connection.execute(text(query), {"schema": schema, "partitions": partitions})
         for table, name, definition in rows:
-            found[Part(kind, table, name)] = definition.replace(f"{quoted}.", "").replace("pg_temp.", "")
+            found[SchemaPart(kind, table, name)] = definition.replace(f"{quoted}.", "").replace("pg_temp.", "")
     return found
 
 

@@ -38,7 +38,7 @@ _REMEDY_FOR_POSTGRESQL: Final = (
 )
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class Damage(msgspec.Struct, frozen=True, kw_only=True):
     """What was found, when, and in which file."""
 
     said: str
@@ -52,7 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 class _Kept(NamedTuple):
     """A finding that only this process knows, and until when (monotonic)."""
 
-    finding: Finding
+    finding: Damage
     until: float
 
 
@@ -64,7 +64,7 @@ def note_damage(engine: Engine, said: str) -> None:
     file = _file(engine)
     if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
         return
-    finding = Finding(said=printable(said)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
+    finding = Damage(said=printable(said)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
     if engine.dialect.name != "sqlite":
         _kept[_name(engine)] = _Kept(finding, time.monotonic() + LOOK_AGAIN_SECONDS)
     elif file is not None:
@@ -74,7 +74,7 @@ def note_damage(engine: Engine, said: str) -> None:
             _kept[_name(engine)] = _Kept(finding, float("inf"))
 
 
-def damage_of(engine: Engine) -> Finding | None:
+def damage_of(engine: Engine) -> Damage | None:
     """The finding that keeps this database from being written to, if there is one."""
     file = _file(engine)
     kept = _kept.get(_name(engine))
@@ -100,7 +100,7 @@ def require_sound(engine: Engine) -> None:
         _discard(_marker(file), file)
 
 
-def damage_sentence(engine: Engine, found: Finding) -> str:
+def damage_sentence(engine: Engine, found: Damage) -> str:
     """What is wrong, and the remedy."""
     when = f"{found.found_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
     remedy = _REMEDY if engine.dialect.name == "sqlite" else _REMEDY_FOR_POSTGRESQL
@@ -151,16 +151,16 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
     return None if file is None else identity(file)
 
 
-def _read(marker: Path) -> Finding | None:
+def _read(marker: Path) -> Damage | None:
     """A marker that cannot be read is one all the same. To see that there is none takes no file descriptor: a process
     that has none left does not take its database for damaged."""
     try:
         marker.lstat()
-        return msgspec.json.decode(marker.read_bytes(), type=Finding)
+        return msgspec.json.decode(marker.read_bytes(), type=Damage)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError):
-        return Finding(said=f"{marker} cannot be read", found_at=dt.datetime.fromtimestamp(0, dt.UTC))
+        return Damage(said=f"{marker} cannot be read", found_at=dt.datetime.fromtimestamp(0, dt.UTC))
 
 
 def _discard(marker: Path, file: Path) -> None:
@@ -175,7 +175,7 @@ def _discard(marker: Path, file: Path) -> None:
             aside.unlink()
 
 
-def _write(file: Path, finding: Finding) -> None:
+def _write(file: Path, finding: Damage) -> None:
     """Whole or not at all, for whoever may read the database."""
     marker = _marker(file)
     part = marker.with_name(f".{marker.name}.{secrets.token_hex(4)}{_UNFINISHED}")

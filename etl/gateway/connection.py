@@ -34,7 +34,7 @@ _END_IF_TOLD_SECONDS: Final = 1.0
 """How long to wait once it has read that nothing more will be asked."""
 
 
-class Unusable(Exception):
+class ConnectionUnusable(Exception):
     """Nothing was sent: a kept connection had ended, or carried what nobody had asked for. Another one will do."""
 
 
@@ -141,7 +141,7 @@ class WatchedConnection(HTTPConnection):
         if idle_state != "quiet" and self.exchanges:
             if idle_state == "stray":
                 self._shared.desynced()
-            raise Unusable
+            raise ConnectionUnusable
         if idle_state == "stray":
             raise self._shared.desync("before the request")
         if idle_state == "closed":

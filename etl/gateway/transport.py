@@ -23,10 +23,10 @@ from urllib3.util import parse_url
 from etl.errors import GatewayError
 from etl.gateway.body import read_body
 from etl.gateway.connection import (
+    ConnectionUnusable,
     OwnPool,
     OwnTLSPool,
     SharedConnectionState,
-    Unusable,
     WatchedConnection,
     WatchedPool,
     WatchedTLSPool,
@@ -187,7 +187,7 @@ class _Adapter(HTTPAdapter):
     def sent(self, request: PreparedRequest, seconds: float) -> HTTPResponse:
         """urllib3's response, its body unread. A kept connection that turns out unusable is exchanged for another."""
         while True:
-            with suppress(Unusable):
+            with suppress(ConnectionUnusable):
                 return cast(HTTPResponse, self.send(request, stream=True, timeout=(seconds, seconds)))
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:

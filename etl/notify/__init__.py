@@ -1,9 +1,9 @@
 """After the commit: notifications of what a run found, and pings that show that the service still runs."""
 
 from etl.notify.digest import Message
-from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Overdue, Subscription, Timing
+from etl.notify.notifier import LOOK_BACK, Alarm, Freshness, Notifier, Subscription, Timing
 from etl.notify.ping import Pinger
-from etl.notify.receivers import Receiver, Unusable, receivers
+from etl.notify.receivers import Receiver, UnusableReceiver, receivers
 
 __all__ = [
     "LOOK_BACK",
@@ -11,11 +11,10 @@ __all__ = [
     "Freshness",
     "Message",
     "Notifier",
-    "Overdue",
     "Pinger",
     "Receiver",
     "Subscription",
     "Timing",
-    "Unusable",
+    "UnusableReceiver",
     "receivers",
 ]

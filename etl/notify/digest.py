@@ -30,7 +30,7 @@ _MORE: Final = "\nTo see more:"
 _CUT: Final = "  and more than fits here"
 
 
-class Part(NamedTuple):
+class DigestPart(NamedTuple):
     """One kind of news: how many in all, and the first lines."""
 
     total: int
@@ -44,7 +44,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """What ran: a schedule, "sync" or "approval"; or "" where it was no run."""
     said: str
     """A sentence about the run."""
-    parts: Mapping[str, Part]
+    parts: Mapping[str, DigestPart]
     changes_between: tuple[str, str] | None = None
     """The period for which `flowtrail changes` shows these changes."""
 
@@ -58,7 +58,7 @@ class Message(NamedTuple):
     """Whether somebody should look."""
 
 
-def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
+def gather(found: Iterable[tuple[str, str]]) -> dict[str, DigestPart]:
     """Parts from (kind, line), in the order of LABELS; memory holds the first lines of each, however many come."""
     counts = dict.fromkeys(LABELS, 0)
     lines: dict[str, list[str]] = {kind: [] for kind in LABELS}
@@ -66,7 +66,7 @@ def gather(found: Iterable[tuple[str, str]]) -> dict[str, Part]:
         counts[kind] += 1
         if counts[kind] <= LINES:
             lines[kind].append(line)
-    return {kind: Part(count, tuple(lines[kind])) for kind, count in counts.items() if count}
+    return {kind: DigestPart(count, tuple(lines[kind])) for kind, count in counts.items() if count}
 
 
 def message(digest: Digest) -> Message:
@@ -77,12 +77,12 @@ def message(digest: Digest) -> Message:
 
 def together(digests: Sequence[Digest]) -> Message:
     """One message for many runs, so that no receiver gets a hundred after an outage."""
-    found: dict[str, Part] = {}
+    found: dict[str, DigestPart] = {}
     for kind in LABELS:
         parts = [digest.parts[kind] for digest in digests if kind in digest.parts]
         if parts:
             lines = [line for part in parts for line in part.lines]
-            found[kind] = Part(sum(part.total for part in parts), tuple(lines[:LINES]))
+            found[kind] = DigestPart(sum(part.total for part in parts), tuple(lines[:LINES]))
     spans = [digest.changes_between for digest in digests if digest.changes_between]
     between = (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
     names = ", ".join(sorted({digest.name for digest in digests}))
@@ -117,7 +117,7 @@ def cycle(code: str | None) -> str:
     return "none" if code is None else CYCLE_LABELS.get(code) or quoted(code)
 
 
-def _title(name: str, parts: Mapping[str, Part]) -> str:
+def _title(name: str, parts: Mapping[str, DigestPart]) -> str:
     sums = ", ".join(f"{part.total} {LABELS[kind][part.total != 1]}" for kind, part in parts.items())
     return f"Flowtrail {name}: {sums}" if name else f"Flowtrail: {sums}"
 

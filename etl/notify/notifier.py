@@ -18,6 +18,7 @@ from etl.notify.digest import Digest, Message
 from etl.notify.news import digest_of
 from etl.notify.receivers import Sender
 from etl.report.conditions import TOLD_BY_DIGESTS
+from etl.report.overdue import Overdue
 from etl.store import Store, UnnotifiedRun
 from etl.store.open_conditions import UntoldCondition
 from etl.system.background import BackgroundLoop
@@ -40,14 +41,6 @@ Key = tuple[str, int | str]
 """("run", its id), ("overdue", target id), ("observed", target id), ("began" or "ended", a condition), or the alarm."""
 _ALARM: Final[Key] = ("alarm", 0)
 _ALARM_OVER: Final[Key] = ("alarm over", 0)
-
-
-class Overdue(NamedTuple):
-    """A target that is overdue."""
-
-    target: Target
-    schedule: str
-    last_observed_at: dt.datetime | None
 
 
 class Freshness(NamedTuple):

@@ -33,7 +33,7 @@ class Sender(Protocol):
         """Send it; return None, or why it failed, in a few words without the address. Blocks, never raises."""
 
 
-class Unusable(NamedTuple):
+class UnusableReceiver(NamedTuple):
     """An address that no message can be sent to, and why."""
 
     name: str
@@ -79,7 +79,7 @@ class Receiver:
         return len(text.encode("utf-16-le")) // 2 + _ROOM_FOR_MARKUP <= int(self._plugin.body_maxlen)
 
 
-def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unusable]:
+def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | UnusableReceiver]:
     """The addresses of the ``number``-th [[notify]], parsed. Raises UsageError without the extra."""
     apprise = _library()
     asset = apprise.AppriseAsset(
@@ -98,7 +98,7 @@ def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unus
             plugin = apprise.Apprise.instantiate(url.reveal(), asset=asset)
         if plugin is None:
             reason = _without(url, "; ".join(said))
-            yield Unusable(name, f"is not a usable address: {reason or 'apprise does not know this kind'}")
+            yield UnusableReceiver(name, f"is not a usable address: {reason or 'apprise does not know this kind'}")
         else:
             yield Receiver(name, url, plugin)
 

@@ -16,7 +16,7 @@ from etl.schema import workflow_detail
 _AT_ONCE: Final = 500
 
 
-class Told(NamedTuple):
+class ChangeDetail(NamedTuple):
     """What EnOS said at the end of the run that made a change; ``old_freq`` is what it had said before."""
 
     update_user: str | None = None
@@ -25,10 +25,10 @@ class Told(NamedTuple):
     new_freq: str | None = None
 
 
-NOTHING: Final = Told()
+NOTHING: Final = ChangeDetail()
 
 
-class SaidOfFlow(NamedTuple):
+class FlowDetail(NamedTuple):
     """One answer of Get Flow."""
 
     org_id: str
@@ -47,9 +47,9 @@ def any_details(engine: Engine) -> bool:
         return connection.execute(select(workflow_detail.c.id).limit(1)).first() is not None
 
 
-def told(engine: Engine, events: Sequence[WorkflowEvent]) -> list[Told]:
+def details_of_changes(engine: Engine, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
     """What EnOS said beside each of ``events``."""
-    found: dict[tuple[int, str, str], Told] = {}
+    found: dict[tuple[int, str, str], ChangeDetail] = {}
     detail, before = workflow_detail, workflow_detail.alias("before")
     same = (before.c.org_id == detail.c.org_id, before.c.flow_id == detail.c.flow_id, before.c.id < detail.c.id)
     last = select(func.max(before.c.id)).where(*same).correlate(detail).scalar_subquery()
@@ -60,7 +60,7 @@ def told(engine: Engine, events: Sequence[WorkflowEvent]) -> list[Told]:
     asked = select(*columns, old, detail.c.freq).where(detail.c.run_id.in_(runs), detail.c.flow_id.in_(flows))
     with reading(engine) as connection:
         for run_id, org, flow, *said in connection.execute(asked):
-            found[run_id, org, flow] = Told(*said)
+            found[run_id, org, flow] = ChangeDetail(*said)
     return [found.get((event.run_id, event.org_id, event.flow_id), NOTHING) for event in events]
 
 
@@ -71,15 +71,15 @@ def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[di
         return
     rest = iter(events)
     while some := list(islice(rest, _AT_ONCE)):
-        for event, said in zip(some, told(engine, some), strict=True):
+        for event, said in zip(some, details_of_changes(engine, some), strict=True):
             yield event._asdict() | said._asdict()
 
 
-def said_of(engine: Engine, flow_id: str, org: str | None) -> list[SaidOfFlow]:
+def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowDetail]:
     """Every answer of Get Flow for a workflow, oldest first."""
-    columns = [workflow_detail.c[name] for name in SaidOfFlow._fields]
+    columns = [workflow_detail.c[name] for name in FlowDetail._fields]
     found = select(*columns).where(workflow_detail.c.flow_id == flow_id).order_by(workflow_detail.c.id)
     if org is not None:
         found = found.where(workflow_detail.c.org_id == org)
     with reading(engine) as connection:
-        return [SaidOfFlow(*row) for row in connection.execute(found)]
+        return [FlowDetail(*row) for row in connection.execute(found)]

@@ -26,8 +26,8 @@ class Overdue(NamedTuple):
     schedule: str
     target: Target
     last_observed_at: dt.datetime | None
-    last_error_code: str | None
-    held_since: dt.datetime | None
+    last_error_code: str | None = None
+    held_since: dt.datetime | None = None
     """While a person has to decide, answers are no observations."""
 
 

@@ -43,7 +43,7 @@ from etl.store.commit_lookup import was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
-from etl.store.notifications import KnownTarget, UnnotifiedRun
+from etl.store.notifications import NotifiableTarget, UnnotifiedRun
 from etl.store.open_conditions import Moved, OpenCondition, UntoldCondition
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
@@ -58,9 +58,9 @@ __all__ = [
     "STALE",
     "Changed",
     "Due",
-    "KnownTarget",
     "Listing",
     "NewRun",
+    "NotifiableTarget",
     "Pruned",
     "Removals",
     "Retirement",
@@ -393,7 +393,7 @@ class Store:
         """Mark a run as notified; False where another process has done so."""
         return self._write(lambda connection: notifications.mark_notified(connection, run_id, now))
 
-    def known_targets(self) -> list[KnownTarget]:
+    def known_targets(self) -> list[NotifiableTarget]:
         """The targets with their ids, and when receivers were notified that one is overdue."""
         return self._read(notifications.known_targets)
 

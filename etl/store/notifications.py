@@ -24,7 +24,7 @@ class UnnotifiedRun(NamedTuple):
     finished_at: dt.datetime
 
 
-class KnownTarget(NamedTuple):
+class NotifiableTarget(NamedTuple):
     """A target with its id, and since when receivers know that it is overdue (None: they do not)."""
 
     id: int
@@ -46,14 +46,14 @@ def mark_notified(connection: Connection, run_id: int, now: dt.datetime) -> bool
     return connection.execute(mine.values(notified_at=now)).rowcount == 1
 
 
-def known_targets(connection: Connection) -> list[KnownTarget]:
+def known_targets(connection: Connection) -> list[NotifiableTarget]:
     """Every target that is not retired, and the retired ones that are known to be overdue."""
     listed = (
         select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, overdue_notice.c.notified_at)
         .join_from(target, overdue_notice, overdue_notice.c.target_id == target.c.id, isouter=True)
         .where(target.c.retired_at.is_(None) | overdue_notice.c.notified_at.is_not(None))
     )
-    return [KnownTarget(id_, Target(*named), at) for id_, *named, at in connection.execute(listed)]
+    return [NotifiableTarget(id_, Target(*named), at) for id_, *named, at in connection.execute(listed)]
 
 
 def mark_overdue(connection: Connection, target_ids: Sequence[int], now: dt.datetime) -> None:

@@ -26,7 +26,7 @@ _RUNS: Final = 20
 """Among so many there is one that has ended: no more schedules run at once."""
 
 
-class Problem(NamedTuple):
+class ProblemLine(NamedTuple):
     """Something that a person should look at, and where."""
 
     said: str
@@ -118,7 +118,7 @@ _LINKS: Final = {
 
 def _problems(
     health: TargetSummary, last: SyncRun | None, open_gaps: int, now: dt.datetime, coverage_gap: dt.timedelta
-) -> list[Problem]:
+) -> list[ProblemLine]:
     newest, ended = health.last_observation_at, last and (last.finished_at or last.heartbeat_at)
     never = f"{count(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
@@ -131,4 +131,4 @@ def _problems(
         (last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
-    return [Problem(said, href) for is_so, said, href in candidates if is_so]
+    return [ProblemLine(said, href) for is_so, said, href in candidates if is_so]

@@ -22,7 +22,7 @@ from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
 from etl.gateway import Gateway, utc_now
 from etl.report import Report
-from etl.report.details import said_of, told
+from etl.report.details import details_of_changes, details_of_flow
 from etl.store import NewRun, Store
 from etl.sync import DetailLimits, RunReport
 from tests.support.builders import GAP, LIMITS
@@ -110,12 +110,13 @@ def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(hous
     house.sync()
     events = [event for event in Report(house.engine).changes(kinds=["cycle_changed"]) if event.user_id == "bob"]
     said = {
-        (event.flow_id, event.new_cycle): each for event, each in zip(events, told(house.engine, events), strict=True)
+        (event.flow_id, event.new_cycle): each
+        for event, each in zip(events, details_of_changes(house.engine, events), strict=True)
     }
     assert said["3", "H"][2:] == (None, "0 0 * * * ? *")
     assert said["3", "W"][2:] == ("0 0 * * * ? *", "0 0 0 ? * 2 *")
     assert said["4", "W"][:1] == ("updater-1",)
-    assert [each.freq for each in said_of(house.engine, "3", ORG)] == ["0 0 * * * ? *", "0 0 0 ? * 2 *"]
+    assert [each.freq for each in details_of_flow(house.engine, "3", ORG)] == ["0 0 * * * ? *", "0 0 0 ? * 2 *"]
     assert house.rows("SELECT flow_id, freq FROM workflow_detail_latest ORDER BY flow_id") == [
         ("3", "0 0 0 ? * 2 *"),
         ("4", "0 0 0 ? * 2 *"),

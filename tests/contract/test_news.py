@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine
 
-from etl.notify.digest import LINES, Digest, Part, message, together
+from etl.notify.digest import LINES, Digest, DigestPart, message, together
 from etl.store import Store
 from tests.support.builders import flow, numbered
 from tests.support.newsroom import ANN, BOB, EVE, Newsroom
@@ -139,7 +139,9 @@ def test_a_name_that_wants_to_be_more_than_text_stays_text(news: Newsroom) -> No
 
 
 def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> None:
-    parts = {kind: Part(50, tuple(f"{kind} {n}" for n in range(LINES))) for kind in ("cycle_changed", "held", "failed")}
+    parts = {
+        kind: DigestPart(50, tuple(f"{kind} {n}" for n in range(LINES))) for kind in ("cycle_changed", "held", "failed")
+    }
     body = message(Digest(name="plants", said="Run 1.", parts=parts, changes_between=("a", "b"))).body
     assert body.count("and 44 more") == 3
     assert "\n".join(body.splitlines()[-3:]) == (
@@ -148,7 +150,7 @@ def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> N
 
 
 def test_digests_of_many_runs_become_one_with_their_sums() -> None:
-    parts = {"removed": Part(30, tuple(f"line {n}" for n in range(LINES)))}
+    parts = {"removed": DigestPart(30, tuple(f"line {n}" for n in range(LINES)))}
     digests = [Digest(name=n, said="", parts=parts, changes_between=(n, n)) for n in ("a", "b", "c")]
     told = together(digests)
     assert told.title == "Flowtrail 3 runs: 90 removed"

@@ -13,7 +13,8 @@ from sqlalchemy import Engine, insert, text
 
 from etl.config import NotifySettings, Secret
 from etl.database import reading, writing
-from etl.notify import Freshness, Notifier, Overdue, Receiver, Subscription, Timing, receivers
+from etl.notify import Freshness, Notifier, Receiver, Subscription, Timing, receivers
+from etl.report.overdue import Overdue
 from etl.schema import target
 from tests.support.builders import flow
 from tests.support.newsroom import ANN, BOB, EVE, ON, Newsroom
@@ -195,7 +196,7 @@ def test_a_replica_that_stands_by_tells_nobody(news: Newsroom, receiver: HttpRec
 def test_what_is_overdue_is_told_once_through_restarts_and_so_is_its_end(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
-    late = Freshness([Overdue(ANN, "plants", now() - dt.timedelta(hours=1)), Overdue(EVE, "wind", None)], {})
+    late = Freshness([Overdue("plants", ANN, now() - dt.timedelta(hours=1)), Overdue("wind", EVE, None)], {})
     for fresh in (late, late, late._replace(overdue=late.overdue[:1])):
         assert notifier(news, wants(receiver.url), freshness=lambda fresh=fresh: fresh).flush(PATIENCE_SECONDS)
     assert receiver.titles == ["Flowtrail: 2 overdue"], "EVE was not seen again, but belongs to no schedule any more"
@@ -215,7 +216,7 @@ def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, r
     with writing(news.engine) as connection:
         many = [{"org_id": "o1", "user_id": f"user {number}"} for number in range(50_000)]
         connection.execute(insert(target), many)
-    late = [Overdue(known.target, "plants", None) for known in news.store.known_targets()]
+    late = [Overdue("plants", known.target, None) for known in news.store.known_targets()]
     fresh = Freshness(late, {})
     assert notifier(news, wants(receiver.url), freshness=lambda: fresh).flush(PATIENCE_SECONDS)
     (message,) = receiver.got
@@ -226,7 +227,7 @@ def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, r
 def test_overdue_is_kept_for_who_could_not_be_told_and_hidden_from_who_does_not_care(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
-    late = Freshness([Overdue(ANN, "plants", None)], {})
+    late = Freshness([Overdue("plants", ANN, None)], {})
     others = wants(receiver.url, on=["removed"]) + wants(receiver.url, orgs=["o2"])
     receiver.status = 500
     at_work = notifier(news, others + wants(receiver.url), freshness=lambda: late)
@@ -241,13 +242,13 @@ def test_a_target_that_is_overdue_no_longer_but_was_not_seen_either_has_not_reco
 ) -> None:
     """EnOS refuses it for good now, or its schedule was changed."""
     seen = now() - dt.timedelta(hours=1)
-    for fresh in (Freshness([Overdue(ANN, "plants", seen)], {ANN: seen}), Freshness((), {ANN: seen})):
+    for fresh in (Freshness([Overdue("plants", ANN, seen)], {ANN: seen}), Freshness((), {ANN: seen})):
         assert notifier(news, wants(receiver.url), freshness=lambda fresh=fresh: fresh).flush(PATIENCE_SECONDS)
     assert receiver.titles == ["Flowtrail: 1 overdue"]
 
 
 def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Newsroom, receiver: HttpReceiver) -> None:
-    late, seen = Freshness([Overdue(ANN, "plants", None)], {}), Freshness((), {ANN: now()})
+    late, seen = Freshness([Overdue("plants", ANN, None)], {}), Freshness((), {ANN: now()})
     ahead = {"clock": lambda: now() + dt.timedelta(days=30)}
     assert notifier(news, wants(receiver.url), freshness=lambda: late, **ahead).flush(PATIENCE_SECONDS)
     assert notifier(news, wants(receiver.url), freshness=lambda: seen).flush(PATIENCE_SECONDS)
@@ -255,7 +256,7 @@ def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Ne
 
 
 def test_retired_targets_are_forgotten_without_a_word(news: Newsroom, receiver: HttpReceiver) -> None:
-    late = Freshness([Overdue(ANN, "plants", None)], {})
+    late = Freshness([Overdue("plants", ANN, None)], {})
     assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
     with writing(news.engine) as connection:
         connection.execute(text("UPDATE target SET retired_at = held_since"))
