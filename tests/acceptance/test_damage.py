@@ -239,8 +239,9 @@ def test_a_service_stops_and_tells_once_and_goes_on_when_the_file_was_found_whol
     service.wait_for("active", times=2)
     assert command("sync").exit_code == 0
     assert service.get("/readyz")[0] == 200
+    receiver.wait_for(2)
     assert service.stop() == 0
-    assert receiver.titles == ["Flowtrail: the database is damaged"]
+    assert receiver.titles == ["Flowtrail: the database is damaged", "Flowtrail works again"]
 
 
 def command(*arguments: str) -> Result:

@@ -181,7 +181,7 @@ def status_now(**known: Any) -> ServiceStatus:
 
 def vitals(**known: Any) -> HealthSnapshot:
     counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
-    times = ("last_observation_at", "oldest_observation_at", "last_change_at", "ahead_until", "damage")
+    times = ("last_observation_at", "oldest_observation_at", "last_change_at", "ahead_until")
     return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
 

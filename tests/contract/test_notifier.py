@@ -13,9 +13,10 @@ from sqlalchemy import Engine, insert, text
 
 from etl.config import NotifySettings, Secret
 from etl.database import reading, writing
-from etl.notify import Freshness, Notifier, Receiver, Subscription, Timing, receivers
+from etl.notify import Alarm, Freshness, Message, Notifier, Receiver, Subscription, Timing, receivers
 from etl.report.overdue import Overdue
 from etl.schema import target
+from etl.store.open_conditions import OpenCondition
 from tests.support.builders import flow
 from tests.support.newsroom import ANN, BOB, EVE, ON, Newsroom
 from tests.support.receiver import PATIENCE_SECONDS, HttpReceiver
@@ -273,3 +274,67 @@ def wait_until(is_so: Callable[[], bool]) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("it never came")
+
+
+def a_condition(code: str, cause: str = "") -> OpenCondition:
+    return OpenCondition(code, cause, now(), 1, "[]", "The schedules cannot be read", "Mend them.")
+
+
+def test_a_condition_is_told_when_it_begins_and_when_it_ends_each_once(news: Newsroom, receiver: HttpReceiver) -> None:
+    """Also to one who hears of one organisation only; of failing targets the digests tell."""
+    told = wants(receiver.url, on=["failed"], orgs=["o9"])
+    news.store.keep_conditions([a_condition("schedules_broken"), a_condition("targets_failing", "malformed")], now())
+    for _ in range(2):
+        assert notifier(news, told).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: schedules_broken"]
+    assert "The schedules cannot be read, since " in receiver.got[0].message
+    news.store.keep_conditions([], now())
+    for _ in range(2):
+        assert notifier(news, told).flush(PATIENCE_SECONDS)
+    assert receiver.titles == ["Flowtrail: schedules_broken", "Flowtrail: over: schedules_broken"]
+    assert news.store.untold_conditions() == []
+
+
+@ON_SQLITE
+def test_whoever_wants_no_trouble_hears_of_no_condition(news: Newsroom, receiver: HttpReceiver) -> None:
+    news.store.keep_conditions([a_condition("schedules_broken")], now())
+    assert notifier(news, wants(receiver.url, on=["added"])).flush(PATIENCE_SECONDS)
+    assert receiver.titles == []
+    assert news.store.untold_conditions() == []
+
+
+@ON_SQLITE
+def test_an_outage_is_told_although_nothing_can_be_written_and_so_is_its_end(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
+    active, known = [False], threading.Event()
+    alarm = Alarm(Message("Flowtrail: database_full", "The disk is full."), known.set)
+    teller = notifier(
+        news,
+        wants(receiver.url, on=["failed"]),
+        is_active=lambda: active[0],
+        alarm=lambda: None if known.is_set() else alarm,
+    )
+    teller.start()
+    receiver.wait_for(1)
+    assert known.wait(PATIENCE_SECONDS)
+    active[0] = True
+    teller.look()
+    receiver.wait_for(2)
+    teller.stop()
+    assert receiver.titles == ["Flowtrail: database_full", "Flowtrail works again"]
+
+
+@ON_SQLITE
+def test_a_receiver_that_could_not_be_told_is_known_until_it_is(news: Newsroom, receiver: HttpReceiver) -> None:
+    receiver.status = 500
+    news.run({ANN: [flow(1), flow(2)]})
+    teller = notifier(news, wants(receiver.url, on=["added"]))
+    assert not teller.flush(0.5)
+    [(name, why, since)] = teller.failing()
+    assert name.startswith("notify[1]")
+    assert why
+    assert since <= now()
+    receiver.status = 200
+    assert any(teller.flush(PATIENCE_SECONDS) for _ in range(1000)), "it is left alone for some hundredths of a second"
+    assert teller.failing() == []
