@@ -24,6 +24,8 @@ _MODULES: Final = {
     "plan": "plan",
     "status": "status",
     "targets": "targets",
+    "events": "stories",
+    "workflows": "stories",
     "flows": "queries",
     "changes": "queries",
     "history": "queries",

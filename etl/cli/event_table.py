@@ -46,5 +46,32 @@ def what_happened(event: Any) -> str:
             return f"{kind}, cycle {_shown(event.new_cycle)}"
 
 
+def story_table(title: str, events: Iterable[Any], *, zone: dt.tzinfo = dt.UTC) -> None:
+    """A table of an organisation's events: rows with the columns of ``org_workflow_event``."""
+    rows = [
+        (e.observed_at, e.org_id, e.expression, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
+         e.users_after, "" if e.certain else "not proven", e.update_user)
+        for e in events
+    ]  # fmt: skip
+    columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users", "certain",
+               "changed by")  # fmt: skip
+    optional = ("expression", "certain", "changed by")
+    used = [at for at, name in enumerate(columns) if name not in optional or any(row[at] for row in rows)]
+    console.table(title, [columns[at] for at in used], ([row[at] for at in used] for row in rows), zone=zone)
+
+
+def what_happened_to_all(event: Any) -> str:
+    """An organisation's event in a few words."""
+    match event.kind:
+        case "access_granted":
+            return f"{event.user_id} was given access"
+        case "access_lost":
+            return f"{event.user_id} lost access"
+        case "disappeared":
+            return f"disappeared, cycle {_shown(event.old_cycle)}"
+        case _:
+            return what_happened(event)
+
+
 def _shown(value: object) -> str:
     return console.cell(value) or "none"

@@ -20,7 +20,7 @@ from etl.cli.queries import moment
 from etl.cli.status import configured_schedules
 from etl.errors import DatabaseError, UsageError
 from etl.export import Origin, export
-from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
+from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
 from etl.system.regular_files import open_regular
 
 Output = Annotated[
@@ -50,6 +50,7 @@ class What(StrEnum):
     changes = "changes"
     flows = "flows"
     history = "history"
+    org_events = "org-events"
 
 
 def register(app: typer.Typer) -> None:
@@ -170,7 +171,9 @@ def report(
 
 def export_rows(
     context: typer.Context,
-    what: Annotated[What, typer.Argument(help="The trail, the current list, or the validity spans.")],
+    what: Annotated[
+        What, typer.Argument(help="The trail, the current list, the validity spans, or organisations' events.")
+    ],
     fmt: Annotated[
         Format | None,
         typer.Option(
@@ -181,8 +184,22 @@ def export_rows(
     ] = None,
     output: Output = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    since: Annotated[str | None, typer.Option("--since", help="changes: from then on.", show_default=False)] = None,
-    until: Annotated[str | None, typer.Option("--until", help="changes: before then.", show_default=False)] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="changes, org-events: from then on.", show_default=False)
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="changes, org-events: before then.", show_default=False)
+    ] = None,
+    after_seal: Annotated[
+        int | None,
+        typer.Option(
+            "--after-seal",
+            min=0,
+            help="changes, org-events: what the runs brought that were sealed after this one; 0 for all. The manifest "
+            "has the last_seal to go on from.",
+            show_default=False,
+        ),
+    ] = None,
     as_of: Annotated[
         str | None, typer.Option("--as-of", help="flows: the list at that time.", show_default=False)
     ] = None,
@@ -198,21 +215,25 @@ def export_rows(
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
     chosen = _format(fmt, output)
     _check_export(what, chosen, output, since or until, as_of, partition_by)
+    _check_seal(what, after_seal, since or until, partition_by)
     if output and output.is_file() and not force:
         raise UsageError(f"{output} exists already: --force replaces it.")
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         given = {"org": org, "user": user, "since": since, "until": until, "as_of": as_of}
+        seals = None if after_seal is None else stories.seals_after(app.engine, after_seal)
         now = utc_now()
         origin = Origin(
             what=what.value,
-            filter={name: value for name, value in given.items() if value is not None},
+            filter={name: value for name, value in given.items() if value is not None}
+            | ({} if seals is None else {"after_seal": seals.after}),
             taken_at=now,
             flowtrail=__version__,
             chain_heads=verify.heads(app.engine, now),
+            last_seal=None if seals is None else seals.last,
         )
         times = {name: moment(text, timezone) for name, text in given.items() if name not in ("org", "user") and text}
-        row_type, rows = _rows(Report(app.engine), what, org, user, times)
+        row_type, rows = _rows(app, what, org, user, times, seals)
         count = export(
             rows,
             columns_of(row_type),
@@ -233,11 +254,20 @@ def _format(asked: Format | None, output: Path | None) -> Format:
     return asked or named or Format.csv
 
 
+def _check_seal(what: What, after_seal: int | None, between: str | None, partition_by: str | None) -> None:
+    if after_seal is None:
+        return
+    if what not in (What.changes, What.org_events):
+        raise UsageError("--after-seal belongs to `export changes` and `export org-events`.")
+    if between or partition_by:
+        raise UsageError("--after-seal goes by runs: leave --since, --until and --partition-by out.")
+
+
 def _check_export(
     what: What, fmt: Format, output: Path | None, between: str | None, as_of: str | None, partition_by: str | None
 ) -> None:
-    if between and what is not What.changes:
-        raise UsageError("--since and --until belong to `export changes`.")
+    if between and what not in (What.changes, What.org_events):
+        raise UsageError("--since and --until belong to `export changes` and `export org-events`.")
     if as_of and what is not What.flows:
         raise UsageError("--as-of belongs to `export flows`.")
     if partition_by is None:
@@ -249,8 +279,20 @@ def _check_export(
 
 
 def _rows(
-    report: Report, what: What, org: str | None, user: str | None, times: dict[str, dt.datetime]
+    app: Application,
+    what: What,
+    org: str | None,
+    user: str | None,
+    times: dict[str, dt.datetime],
+    seals: stories.Seals | None,
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
+    report = Report(app.engine)
+    if what is What.org_events:
+        return stories.OrganisationEvent, stories.events(
+            app.engine, since=times.get("since"), until=times.get("until"), org=org, user=user, seals=seals
+        )
+    if what is What.changes and seals is not None:
+        return WorkflowEvent, stories.changes_of(app.engine, seals, org=org, user=user)
     if what is What.changes:
         return WorkflowEvent, report.changes(since=times.get("since"), until=times.get("until"), org=org, user=user)
     if what is What.history:

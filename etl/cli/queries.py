@@ -13,12 +13,12 @@ from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.cli.emptiness import not_observed_then, why_empty
-from etl.cli.event_table import event_table
+from etl.cli.event_table import event_table, story_table
 from etl.config.slots import time_zone
 from etl.domain.detail import sentence
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
-from etl.report import Report, WorkflowEvent
+from etl.report import Report, WorkflowEvent, stories
 from etl.report.details import FlowDetail, any_details, details_of_changes, details_of_flow, with_details
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
@@ -65,7 +65,7 @@ def flows(
         columns: tuple[str, ...] = ("org_id", "user_id", "expression")
         rows: Iterator[Any]
         if at is None:
-            most = _needed(limit, as_json)
+            most = needed(limit, as_json)
             rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
             columns += ("missing_since",)
@@ -77,7 +77,7 @@ def flows(
             columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
             columns += ("observed_after",)
         narrowed = (flow, name, cycle) != (None, None, None)
-        question = _Question(
+        question = Question(
             "such workflows" if narrowed else "workflows",
             org,
             user,
@@ -86,7 +86,7 @@ def flows(
             narrowed=narrowed,
             then=at is not None,
         )
-        any_found = _print(app, question, rows, _columns(columns, zone), limit, as_json)
+        any_found = print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
         if any_found and at is not None and not targets:
             lacking = not_observed_then(looks(app.engine, at, org=org, user=user), zone)
             if lacking:
@@ -132,14 +132,14 @@ def changes(
             flow=flow,
             name=name,
             newest_first=True,
-            limit=_needed(limit, as_json),
+            limit=needed(limit, as_json),
         )
-        question = _Question("such changes", org, user, utc_now(), zone, narrowed=True)
+        question = Question("such changes", org, user, utc_now(), zone, narrowed=True)
 
         def table(found: list[WorkflowEvent]) -> None:
             event_table("", found, zone=zone, said=_said(app, found))
 
-        _print(app, question, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
+        print_rows(app, question, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
 
 
 def history(
@@ -152,14 +152,16 @@ def history(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show one workflow's life, for every user who sees it."""
+    """Show one workflow's life, for every user who sees it, and what happened to it in its organisation."""
     zone = time_zone_named(timezone)
     with options.open_application(context, config_file, logs=False) as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(app).history(flow=flow_id, org=org, user=user)
-        question = _Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
-        _print(app, question, rows, _columns(columns, zone), limit, as_json)
+        question = Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
+        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
+        if not as_json and (happened := list(stories.events(app.engine, flow=flow_id, org=org))):
+            story_table("\nWhat happened to it in its organisation", happened, zone=zone)
         if not as_json and (said := details_of_flow(app.engine, flow_id, org)):
             console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, said, zone=zone)
 
@@ -176,7 +178,7 @@ def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
     ]
 
 
-class _Question(NamedTuple):
+class Question(NamedTuple):
     """What was asked for, in case that there is none."""
 
     found: str
@@ -225,9 +227,9 @@ def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
     return (row._asdict() for row in rows)
 
 
-def _print(
+def print_rows(
     app: Application,
-    question: _Question,
+    question: Question,
     rows: Iterable[Any],
     show_table: Callable[[list[Any]], None],
     limit: int | None,
@@ -253,12 +255,12 @@ def _print(
     return True
 
 
-def _needed(limit: int | None, as_json: bool) -> int | None:
-    """So many rows does ``_print`` read, for a table one more than it shows: so many need be sorted. None: all."""
+def needed(limit: int | None, as_json: bool) -> int | None:
+    """So many rows does ``print_rows`` read, for a table one more than it shows: so many need be sorted. None: all."""
     if as_json or limit == 0:
         return limit or None
     return (options.SHOWN if limit is None else limit) + 1
 
 
-def _columns(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:
+def columns_table(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:
     return lambda rows: console.rows("", names, rows, zone=zone)

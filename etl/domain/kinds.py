@@ -17,6 +17,9 @@ EventKind = Literal[
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
 """What may happen to a workflow in its organisation, in the order in which a run's events are told."""
 
+STORY_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
+"""Those that no user's list says by itself."""
+
 TroubleKind = Literal["held", "failed", "overdue"]
 TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
 """What may happen to a target, and somebody should look at."""

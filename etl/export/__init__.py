@@ -41,6 +41,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     taken_at: dt.datetime
     flowtrail: str
     chain_heads: Iterable[Any] = ()
+    last_seal: int | None = None
+    """The last seal whose run the rows come from, for whoever takes what came after it next time."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -184,6 +186,8 @@ def _write_manifest(
         "taken_at": origin.taken_at,
         "flowtrail": origin.flowtrail,
     }
+    if origin.last_seal is not None:
+        facts["last_seal"] = origin.last_seal
     opened = msgspec.json.format(msgspec.json.encode(facts), indent=2).removesuffix(b"\n}")
     with whole_file(of.with_name(f"{of.name}.manifest.json")) as file:
         file.write(opened + b',\n  "chain_heads": [')

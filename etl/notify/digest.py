@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.domain.kinds import DELTA_KINDS, LABELS, TROUBLE_KINDS
+from etl.domain.kinds import DELTA_KINDS, LABELS, STORY_KINDS, TROUBLE_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
@@ -140,5 +140,8 @@ def _commands(digest: Digest) -> Iterable[str]:
         yield f"flowtrail changes --since {since} --until {until}"
     if "held" in digest.parts:
         yield "flowtrail guard list"
-    if digest.parts.keys() - {*DELTA_KINDS, "held"} or not digest.parts:
+    if digest.changes_between and digest.parts.keys() & {*STORY_KINDS}:
+        since, _ = digest.changes_between
+        yield f"flowtrail events --since {since}"
+    if digest.parts.keys() - {*DELTA_KINDS, *STORY_KINDS, "held"} or not digest.parts:
         yield "flowtrail status"

@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
 
 from etl.database import reading
-from etl.domain.kinds import DELTA_KINDS
+from etl.domain.kinds import DELTA_KINDS, STORY_KINDS
 from etl.domain.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.stream import stream
-from etl.schema import CHANGE_KIND, change_set, observation, sync_issue, sync_run, target, workflow_change
+from etl.schema import CHANGE_KIND, change_set, observation, org_event, sync_issue, sync_run, target, workflow_change
 from etl.store import UnnotifiedRun
 
 TROUBLES: Final = ("failed", "held")
@@ -49,6 +49,31 @@ class _Change(NamedTuple):
             case "editable_changed":
                 return {True: ": editable", False: ": not editable", None: ": editability unknown"}[self.new_editable]
         return f", cycle: {digest.cycle(self.new_cycle or self.old_cycle)}"
+
+
+class _Event(NamedTuple):
+    """Something that happened to a workflow in its organisation."""
+
+    kind: str
+    org_id: str
+    flow_id: str
+    user_id: str | None
+    old_name: str | None
+    new_name: str | None
+    users_before: int
+    users_after: int
+    certain: bool
+
+    def __str__(self) -> str:
+        name = digest.quoted(self.new_name or self.old_name)
+        said = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
+        return said if self.certain else f"{said}, not proven"
+
+    def _who(self) -> str:
+        if self.user_id is not None:
+            return f": {digest.quoted(self.user_id)}"
+        users = self.users_before if self.kind == "disappeared" else self.users_after
+        return f", seen by {users} user{'' if users == 1 else 's'}{' before' if self.kind == 'disappeared' else ''}"
 
 
 class _Trouble(NamedTuple):
@@ -107,6 +132,8 @@ def _found(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence
     kinds, troubles = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in TROUBLES]
     if kinds:
         yield from ((change.kind, str(change)) for change in stream(engine, _changes(run, kinds, of_orgs), _Change))
+    if told := [kind for kind in on if kind in STORY_KINDS]:
+        yield from ((event.kind, str(event)) for event in stream(engine, _events(run, told, orgs), _Event))
     for kind in troubles:
         yield from ((kind, str(each)) for each in stream(engine, _new_trouble(run, kind, of_orgs), _Trouble))
     if troubles:
@@ -129,6 +156,12 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnE
         .group_by(workflow_change.c.kind, target.c.org_id, *what)
         .order_by(target.c.org_id, workflow_change.c.flow_id, workflow_change.c.kind)
     )
+
+
+def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
+    found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
+    found += [org_event.c.org_id.in_(orgs)] if orgs else []
+    return select(*(org_event.c[name] for name in _Event._fields)).where(*found).order_by(org_event.c.event_id)
 
 
 def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:

@@ -44,7 +44,7 @@ class FlowDetail(NamedTuple):
 def any_details(engine: Engine) -> bool:
     """Whether details were ever asked for."""
     with reading(engine) as connection:
-        return connection.execute(select(workflow_detail.c.id).limit(1)).first() is not None
+        return connection.execute(select(func.max(workflow_detail.c.id))).scalar() is not None
 
 
 def details_of_changes(engine: Engine, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:

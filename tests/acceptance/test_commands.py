@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import os
@@ -104,6 +105,49 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
     assert list(changed[0]) == columns
     assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
     assert "removed" in flowtrail("changes").stdout
+
+
+def test_events_tell_of_an_organisation_what_its_users_lists_say_many_times(flowtrail: Program, world: World) -> None:
+    flowtrail.json("sync")
+    before = dt.datetime.now(dt.UTC).isoformat()
+    world.set_cycle(ORG, "3", "H")
+    flowtrail.json("sync")
+    (event,) = flowtrail.json("events")
+    assert (event["flow_id"], event["kind"], event["new_cycle"], event["users_after"]) == ("3", "cycle_changed", "H", 2)
+    assert event["certain"] is True
+    assert list(event) == [row[1] for row in flowtrail.rows("PRAGMA table_info(org_workflow_event)")]
+    assert "cycle D -> H" in flowtrail("events", "--kind", "cycle_changed").stdout
+    assert flowtrail.json("events", "--kind", "disappeared") == []
+    assert flowtrail("events", "--kind", "removed").returncode == 2
+
+    listed = flowtrail.json("workflows")
+    assert [(row["flow_id"], row["cycle"], row["users"]) for row in listed] == [
+        ("1", "D", 1),
+        ("2", "D", 1),
+        ("3", "H", 2),
+        ("4", "D", 1),
+    ]
+    assert list(listed[0]) == [row[1] for row in flowtrail.rows("PRAGMA table_info(org_workflow)")]
+    (then,) = flowtrail.json("workflows", "--as-of", before, "--flow", "3")
+    assert (then["cycle"], then["from_kind"], then["valid_to"] is None) == ("D", "baseline", False)
+    assert "flow 3" in flowtrail("workflows", "--cycle", "hour").stdout
+
+
+def test_who_takes_what_came_after_a_seal_gets_every_row_once(flowtrail: Program, world: World) -> None:
+    taken: list[str] = []
+    last = 0
+    for number, cycle in enumerate(("D", "H", "W"), 1):
+        world.set_cycle(ORG, "3", cycle)
+        flowtrail.json("sync")
+        file = flowtrail.folder / f"events-{number}.jsonl"
+        assert flowtrail("export", "org-events", "--after-seal", str(last), "-o", str(file)).returncode == 0
+        last = json.loads(file.with_name(f"{file.name}.manifest.json").read_text())["last_seal"]
+        taken += [json.loads(line)["new_cycle"] for line in file.read_text().splitlines()]
+    assert taken == ["H", "W"]
+    changes = flowtrail("export", "changes", "--after-seal", "1").stdout.splitlines()
+    assert len(changes) == 1 + 4, "what both lists say of two changes, below the heading"
+    assert flowtrail("export", "flows", "--after-seal", "1").returncode == 2
+    assert flowtrail("export", "changes", "--after-seal", "1", "--since", "yesterday").returncode == 2
 
 
 @pytest.mark.parametrize("command", ["flows", "changes"])

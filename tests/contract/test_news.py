@@ -38,6 +38,16 @@ def test_a_change_that_several_users_see_is_one_line(news: Newsroom) -> None:
     assert message(digest).title == "Flowtrail plants: 1 cycle changed, 1 removed, 1 added"
 
 
+def test_what_happens_in_an_organisation_is_one_line_an_event_with_its_users(news: Newsroom) -> None:
+    news.run({ANN: [flow(1, "map")], EVE: [flow(7)]})
+    run_id = news.run({ANN: [flow(1, "map"), flow(2, "new")], EVE: []})
+    assert news.told(run_id, ["appeared", "disappeared"]) == {
+        "appeared": ["o1 2 new, seen by 1 user"],
+        "disappeared": ["o2 7 map, seen by 1 user before"],
+    }
+    assert news.told(run_id, ["disappeared"], ["o1"]) == {}
+
+
 def test_renames_and_editability_say_before_and_after(news: Newsroom) -> None:
     news.run({ANN: [flow(1, "map"), flow(2, "reduce")]})
     run_id = news.run({ANN: [flow(1, "Map"), flow(2, "reduce", editable=False)]})

@@ -1,0 +1,112 @@
+"""The commands that speak of organisations, not of users' lists: events, workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from etl import database
+from etl.cli import options
+from etl.cli.application import utc_now
+from etl.cli.event_table import story_table
+from etl.cli.queries import Question, columns_table, moment, needed, print_rows, time_zone_named
+from etl.domain.kinds import EVENT_KINDS
+from etl.domain.model import CYCLE_LABELS
+from etl.errors import UsageError
+from etl.report import stories
+
+_Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
+_Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(events)
+    app.command()(workflows)
+
+
+def events(
+    context: typer.Context,
+    since: Annotated[
+        str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)] = None,
+    org: options.Org = None,
+    user: Annotated[str | None, typer.Option("--user", help="Only this user's access.", show_default=False)] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help=f"Only this kind, more than once if you like: {', '.join(EVENT_KINDS)}.",
+            autocompletion=lambda: list(EVENT_KINDS),
+        ),
+    ] = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    timezone: options.Zone = "UTC",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show what happened in organisations, each thing once, however many users see it."""
+    for each in kind or ():
+        if each not in EVENT_KINDS:
+            raise UsageError(f"There is no kind {each!r}: choose from {', '.join(EVENT_KINDS)}.")
+    zone = time_zone_named(timezone)
+    since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
+    with options.open_application(context, config_file, logs=False) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        rows = stories.events(
+            app.engine,
+            since=since_at,
+            until=until_at,
+            org=org,
+            user=user,
+            kinds=kind or (),
+            flow=flow,
+            name=name,
+            newest_first=True,
+            limit=needed(limit, as_json),
+        )
+        question = Question("such events", org, None, utc_now(), zone, narrowed=True)
+        print_rows(app, question, rows, lambda found: story_table("", found, zone=zone), limit, as_json)
+
+
+def workflows(
+    context: typer.Context,
+    org: options.Org = None,
+    flow: _Flow = None,
+    name: _Name = None,
+    cycle: Annotated[
+        str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
+    ] = None,
+    timezone: options.Zone = "UTC",
+    limit: options.Limit = None,
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """List the workflows of organisations, each once, as they are now or were then."""
+    zone = time_zone_named(timezone)
+    at = moment(as_of, timezone) if as_of else None
+    code = next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)
+    with options.open_application(context, config_file, logs=False) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        rows: Iterator[Any]
+        if at is None:
+            most = needed(limit, as_json)
+            rows = stories.workflows(app.engine, org=org, flow=flow, name=name, cycle=code, limit=most)
+            columns: tuple[str, ...] = ("users", "editors", "first_seen_at", "changed_at", "last_seen_at", "unheard")
+        else:
+            rows = stories.workflows_as_of(app.engine, at, org=org, flow=flow, name=name, cycle=code)
+            columns = ("valid_from", "valid_to", "from_kind", "certain")
+        columns = ("org_id", "expression", "flow_id", "flow_name", "cycle", *columns)
+        narrowed = (flow, name, cycle) != (None, None, None)
+        found = "such workflows" if narrowed else "workflows"
+        question = Question(found, org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
+        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)

@@ -1,0 +1,173 @@
+"""What happens in organisations, for people and files: events, lists, and what sealed runs brought."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Engine, Select, func, or_, select
+
+from etl.database import reading
+from etl.report import statements
+from etl.report.names import contains
+from etl.report.rows import WorkflowEvent, view
+from etl.report.stream import stream
+from etl.schema import run_seal
+
+
+class OrganisationEvent(NamedTuple):
+    """Something that happened to a workflow in its organisation, once however many users see it."""
+
+    org_id: str
+    expression: str
+    flow_id: str
+    kind: str
+    user_id: str | None
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+    old_editable: bool | None
+    new_editable: bool | None
+    last_unchanged_at: dt.datetime
+    observed_at: dt.datetime
+    users_before: int
+    users_after: int
+    certain: bool
+    unheard: int
+    decided_at: dt.datetime
+    run_id: int
+    seal_id: int | None
+    event_id: int
+    update_user: str | None
+    update_time: str | None
+
+
+class OrganisationWorkflow(NamedTuple):
+    """A workflow that at least one user of the organisation sees now, as far as is known."""
+
+    org_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    users: int
+    editors: int
+    first_seen_at: dt.datetime
+    changed_at: dt.datetime
+    last_seen_at: dt.datetime | None
+    unheard: int
+
+
+class OrganisationWorkflowAsOf(NamedTuple):
+    """A workflow of the organisation in the state that it had then."""
+
+    org_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    valid_from: dt.datetime
+    valid_from_after: dt.datetime | None
+    valid_to: dt.datetime | None
+    from_kind: str
+    certain: bool
+
+
+class Seals(NamedTuple):
+    """The runs whose seals come after ``after``, up to ``last``: they write nothing more."""
+
+    after: int
+    last: int
+
+
+def seals_after(engine: Engine, after: int) -> Seals:
+    """The seals after ``after`` that there are now."""
+    with reading(engine) as connection:
+        last = connection.execute(select(func.max(run_seal.c.id))).scalar()
+    return Seals(after, max(after, last or 0))
+
+
+def events(
+    engine: Engine,
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    org: str | None = None,
+    user: str | None = None,
+    kinds: Collection[str] = (),
+    flow: str | None = None,
+    name: str | None = None,
+    seals: Seals | None = None,
+    newest_first: bool = False,
+    limit: int | None = None,
+) -> Iterator[OrganisationEvent]:
+    """``org_workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of its numbers.
+
+    ``user`` finds that user's access; ``name`` the old and the new name; ``seals`` what those runs brought.
+    """
+    event = view("org_workflow_event", OrganisationEvent)
+    found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
+    found += _named(engine, name, event.c.old_name, event.c.new_name)
+    found += [event.c.kind.in_(kinds)] if kinds else []
+    found += [event.c.observed_at >= since] if since is not None else []
+    found += [event.c.observed_at < until] if until is not None else []
+    found += [event.c.run_id.in_(_runs_of(seals))] if seals else []
+    order = event.c.event_id.desc() if newest_first else event.c.event_id
+    return stream(engine, select(event).where(*found).order_by(order).limit(limit), OrganisationEvent)
+
+
+def workflows(
+    engine: Engine,
+    *,
+    org: str | None = None,
+    flow: str | None = None,
+    name: str | None = None,
+    cycle: str | None = None,
+    limit: int | None = None,
+) -> Iterator[OrganisationWorkflow]:
+    """``org_workflow``, by organisation, expression and flow_id; the first ``limit`` of them."""
+    seen = view("org_workflow", OrganisationWorkflow)
+    found = statements.equal(seen, org_id=org, flow_id=flow, cycle=cycle)
+    found += _named(engine, name, seen.c.flow_name)
+    order = (seen.c.org_id, seen.c.expression, seen.c.flow_id)
+    return stream(engine, select(seen).where(*found).order_by(*order).limit(limit), OrganisationWorkflow)
+
+
+def workflows_as_of(
+    engine: Engine,
+    at: dt.datetime,
+    *,
+    org: str | None = None,
+    flow: str | None = None,
+    name: str | None = None,
+    cycle: str | None = None,
+) -> Iterator[OrganisationWorkflowAsOf]:
+    """The states of ``org_workflow_history`` at ``at``: one a workflow, by organisation, expression and flow_id."""
+    state = view("org_workflow_history", OrganisationWorkflowAsOf)
+    found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
+    found += _named(engine, name, state.c.flow_name)
+    found += [state.c.valid_from <= at, or_(state.c.valid_to.is_(None), state.c.valid_to > at)]
+    order = (state.c.org_id, state.c.expression, state.c.flow_id)
+    return stream(engine, select(state).where(*found).order_by(*order), OrganisationWorkflowAsOf)
+
+
+def changes_of(
+    engine: Engine, seals: Seals, *, org: str | None = None, user: str | None = None
+) -> Iterator[WorkflowEvent]:
+    """``workflow_event`` of the runs of ``seals``, in the order in which change sets were numbered."""
+    event = view("workflow_event", WorkflowEvent)
+    found = [event.c.run_id.in_(_runs_of(seals)), *statements.equal(event, org_id=org, user_id=user)]
+    order = (event.c.change_set_id, event.c.flow_id, event.c.kind)
+    return stream(engine, select(event).where(*found).order_by(*order), WorkflowEvent)
+
+
+def _runs_of(seals: Seals) -> Select[Any]:
+    return select(run_seal.c.run_id).where(run_seal.c.id > seals.after, run_seal.c.id <= seals.last)
+
+
+def _named(engine: Engine, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+    if part is None:
+        return []
+    return [or_(*(contains(engine.dialect.name, name, part) for name in columns))]
