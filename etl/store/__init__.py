@@ -99,8 +99,6 @@ class Store:
         """The lists of schedules as they were recorded last, and the highest membership then."""
         self._digested: tuple[Sequence[Target], str] = ((), runs.digest_of_targets(()))
         self._applied = applied
-        self._left_over: list[int] = []
-        """Runs that died before they judged the stories of their organisations: the next run does."""
         self._stop = stop or threading.Event()
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
@@ -155,9 +153,7 @@ class Store:
 
         ``began`` is when the run did; ``gap_of`` knows how long a user may not be heard before he counts as silent.
         """
-        left_over, self._left_over = self._left_over, []
-        run_ids = [run_id, *left_over]
-        due = self._read(lambda connection: story_rows.due_stories(connection, run_ids))
+        due = self._read(lambda connection: story_rows.due_stories(connection, run_id))
         for stories in projection.batches(due):
             step = projection.Step(run_id, began, now())
             differing: set[FlowKey] = set()
@@ -253,9 +249,7 @@ class Store:
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
         """Declare dead the runs whose heart has stopped, and seal them; return their ids."""
         dead = self._write(lambda connection: runs.close_abandoned(connection, now))
-        sealed = [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
-        self._left_over += sealed
-        return sealed
+        return [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
 
     def served_until(self, schedule: str) -> dt.datetime | None:
         """The slot of the latest run of a schedule, which served it or is serving it; None where it never ran."""

@@ -105,16 +105,21 @@ def _select(connection: Connection, columns: str, source: str, given: BulkValues
 _BY_RUN: Final = """
     SELECT DISTINCT t.org_id, t.expression FROM {given}
     JOIN change_set s ON s.run_id = given.run_id JOIN target t ON t.id = s.target_id"""
+_BY_DEAD_RUNS: Final = """
+    SELECT DISTINCT t.org_id, t.expression FROM {given}
+    JOIN sync_run r ON r.id < given.run_id AND r.id >= given.run_id - 100 AND r.status = 'aborted'
+    JOIN change_set s ON s.run_id = r.id JOIN target t ON t.id = s.target_id AND t.projected_version < s.version"""
+"""What a run left that died before it judged it; a hundred runs have made up for it."""
 _WHERE: Final = "SELECT org_id, expression FROM target WHERE {} AND version > 0"
 _DUE: Final = f"""(
-    {_BY_RUN} UNION SELECT org_id, expression FROM org_flow WHERE is_open
+    {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION SELECT org_id, expression FROM org_flow WHERE is_open
     UNION {_WHERE.format(COMING.text)} UNION {_WHERE.format(LEAVING.text)}) due"""  # noqa: S608 - our own words
 """Each part by an index that is empty where nothing happened."""
 
 
-def due_stories(connection: Connection, run_ids: Sequence[int]) -> list[tuple[StoryKey, int]]:
-    """The stories that the end of these runs must judge, with the number of their users."""
-    found = _select(connection, "due.org_id, due.expression", _DUE, _RUNS, [(run_id,) for run_id in run_ids])
+def due_stories(connection: Connection, run_id: int) -> list[tuple[StoryKey, int]]:
+    """The stories that the end of a run must judge, with the number of their users."""
+    found = _select(connection, "due.org_id, due.expression", _DUE, _RUNS, [(run_id,)])
     stories = sorted(StoryKey(*row) for row in found)
     counted = _select(
         connection,

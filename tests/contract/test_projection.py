@@ -12,7 +12,7 @@ from sqlalchemy import Engine, func, select, update
 from etl.database import connect, reading, upgrade, writing
 from etl.domain.story import Answer, Judgement, Listed
 from etl.schema import org_event, org_step, sync_run
-from etl.store import projection, story_rows, story_writes
+from etl.store import Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Office
 from tests.organisation.settings import ORDINARY, UNKIND
@@ -114,10 +114,11 @@ def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine
     with writing(engine) as connection:
         connection.execute(update(sync_run).values(heartbeat_at=EPOCH))
     assert store.abort_abandoned_runs(moment(story.at)) == [story.ledger.run_id]
+    story.ledger.store = store = Store(engine)  # another process
     story.ledger.run_id = store.begin_run(RUN, moment(story.at)) or 0
-    story.hear(ann="123", bob="1")
+    story.hear(ann="12", bob="1")
     story.end()
-    assert told_by(engine) == [("appeared", "2"), ("appeared", "3")]
+    assert told_by(engine) == [("appeared", "2")]
 
 
 def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> None:
@@ -137,7 +138,7 @@ def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
     story.end()
     with reading(engine) as connection:
         assert connection.scalar(select(func.count()).select_from(org_step)) == 1
-        assert story_rows.due_stories(connection, [10**6]) == []
+        assert story_rows.due_stories(connection, 10**6) == []
 
 
 def main() -> None:
