@@ -76,6 +76,7 @@ def sync_now(
         with refreshed(app, store, named, accept=retire) as chosen:
             targets = options.matching(chosen, org, user)
             if not (schedules or org or user):
+                app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
             new_run = a_run("command", len(targets), chosen, org_id=org, user_id=user)
             report = _run(app, store, new_run, chosen, targets, quiet=as_json)

@@ -9,15 +9,27 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
 
 from etl.database import reading
+from etl.domain.detail import sentence
 from etl.domain.kinds import DELTA_KINDS, STORY_KINDS
 from etl.domain.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.stream import stream
-from etl.schema import CHANGE_KIND, change_set, observation, org_event, sync_issue, sync_run, target, workflow_change
+from etl.schema import (
+    CHANGE_KIND,
+    change_set,
+    observation,
+    org_event,
+    sync_issue,
+    sync_run,
+    target,
+    workflow_change,
+    workflow_detail,
+)
 from etl.store import UnnotifiedRun
 
 TROUBLES: Final = ("failed", "held")
+_NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
@@ -34,11 +46,18 @@ class _Change(NamedTuple):
     new_editable: bool | None
     users: int
     user_id: str
+    update_user: str | None
+    update_time: str | None
 
     def __str__(self) -> str:
         name = digest.quoted(self.old_name if self.kind == "removed" else self.new_name)
         who = digest.quoted(self.user_id) if self.users == 1 else f"{self.users} users"
-        return f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who})"
+        return f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who}){self._said()}"
+
+    def _said(self) -> str:
+        """What EnOS said of it, where it was asked."""
+        said = sentence(self.update_user, self.update_time, None, None, (None, _NEVER), None)
+        return f"; {digest.quoted(said)}" if said else ""
 
     def _what(self) -> str:
         match self.kind:
@@ -149,6 +168,7 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnE
             *what,
             func.count(distinct(target.c.user_id)).label("users"),
             func.min(target.c.user_id).label("user_id"),
+            *(_said_by_enos(run, name) for name in ("update_user", "update_time")),
         )
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
@@ -162,6 +182,13 @@ def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Se
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
     return select(*(org_event.c[name] for name in _Event._fields)).where(*found).order_by(org_event.c.event_id)
+
+
+def _said_by_enos(run: UnnotifiedRun, column: str) -> ColumnElement[Any]:
+    """What EnOS said of a changed workflow at the end of the run."""
+    mine = (workflow_detail.c.org_id == target.c.org_id, workflow_detail.c.flow_id == workflow_change.c.flow_id)
+    said = select(workflow_detail.c[column]).where(*mine, workflow_detail.c.run_id == run.id).limit(1)
+    return said.correlate(target, workflow_change).scalar_subquery()
 
 
 def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
 
 from etl.database import reading
 from etl.report.rows import WorkflowEvent
@@ -83,3 +83,11 @@ def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowD
         found = found.where(workflow_detail.c.org_id == org)
     with reading(engine) as connection:
         return [FlowDetail(*row) for row in connection.execute(found)]
+
+
+def latest_details_of_flow(connection: Connection, org: str, flow_id: str, most: int) -> list[FlowDetail]:
+    """The last answers of Get Flow for a workflow, newest first."""
+    columns = [workflow_detail.c[name] for name in FlowDetail._fields]
+    ours = (workflow_detail.c.org_id == org, workflow_detail.c.flow_id == flow_id)
+    found = select(*columns).where(*ours).order_by(workflow_detail.c.id.desc()).limit(most)
+    return [FlowDetail(*row) for row in connection.execute(found)]

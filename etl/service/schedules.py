@@ -44,7 +44,10 @@ class KnownSchedules:
     def refresh_rosters(self) -> bool:
         """Ask for the rosters that are due, and whether one changed what `expand` gives. Raises DatabaseError."""
         orgs = organisations(self._configured)
-        if self._rosters is None or not orgs:
+        if self._rosters is None:
+            return False
+        self._rosters.keep_only(self._configured)
+        if not orgs:
             return False
         return any(each.moves for each in self._rosters.refresh(orgs))
 

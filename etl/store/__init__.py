@@ -316,6 +316,14 @@ class Store:
 
         return self._write(written)
 
+    def roster_organisations(self) -> set[str]:
+        """The organisations that were ever asked for their rosters."""
+        return self._read(rosters.organisations)
+
+    def forget_rosters(self, wanted: Collection[str]) -> None:
+        """Delete the rosters of organisations that no schedule wants any more."""
+        self._write(lambda connection: rosters.forget(connection, wanted))
+
     def roster_failed(self, org_id: str, code: str, message: str, now: dt.datetime) -> None:
         """Note that an organisation's roster could not be had; the last one stands."""
         self._write(lambda connection: rosters.fail(connection, org_id, code, message, now))

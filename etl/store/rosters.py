@@ -93,6 +93,18 @@ def fail(connection: Connection, org_id: str, code: str, message: str, now: dt.d
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(error_code=code, error=message))
 
 
+def organisations(connection: Connection) -> set[str]:
+    """Those that were ever asked for."""
+    return set(connection.execute(select(roster.c.org_id)).scalars())
+
+
+def forget(connection: Connection, wanted: Collection[str]) -> None:
+    """Delete the rosters of all other organisations: nobody asks for them any more."""
+    for org_id in sorted(organisations(connection) - set(wanted)):
+        connection.execute(delete(roster_user).where(roster_user.c.org_id == org_id))
+        connection.execute(delete(roster).where(roster.c.org_id == org_id))
+
+
 def _each(connection: Connection, statement: object, users: Set[str]) -> None:
     if users:
         connection.execute(statement, [{"user": user} for user in sorted(users)])  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """Asking for the details of what a run found changed: after its last commit, before its end, and never in its way.
 
-What fails is counted and asked for again with the workflow's next change. Nothing here raises: neither a verdict nor
-the end of the run depends on any of it.
+What fails is counted and asked for again with the workflow's next change: neither a verdict nor the end of the run
+depends on any of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from etl.domain.detail import Detail
-from etl.errors import DatabaseError, GatewayError, Interrupted
+from etl.errors import DatabaseError, GatewayError, Interrupted, RunClosed
 from etl.store import Changed
 from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.result import Details
@@ -36,13 +36,16 @@ class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> Details:
-    """Ask for each workflow that the run found changed, once; keep what came, and say how it went."""
+    """Ask for each workflow that the run found changed, once; keep what came, and say how it went. Raises RunClosed
+    where somebody has declared the run dead, and sealed it, meanwhile."""
     give_up_at = time.monotonic() + limits.within.total_seconds()
     log = structlog.get_logger(__name__)
     try:
         changed = context.store.changed_workflows(run_id, limits.most + 1)
         asked = changed[: limits.most]
         done = _Asking(context, run_id, limits, give_up_at).all_of(asked)
+    except RunClosed:
+        raise
     except DatabaseError as error:
         log.warning("details_failed", error=str(error), remedy=_REMEDY)
         return Details(failed=1)

@@ -69,6 +69,12 @@ class Rosters:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roster") as pool:
             return [done for done in pool.map(lambda org: self._refreshed(org, accept), due) if done is not None]
 
+    def keep_only(self, schedules: Iterable[Schedule]) -> None:
+        """Forget the rosters that none of all the schedules wants any more."""
+        wanted = organisations(schedules)
+        if self._store.roster_organisations() - wanted:
+            self._store.forget_rosters(wanted)
+
     def _refreshed(self, org_id: str, accept: bool) -> Refreshed | None:
         try:
             answered = self._ask(org_id)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.report import WorkflowAsOf, WorkflowHistory, summaries, workflow_page
+from etl.report.details import latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
 from etl.report.workflow_page import Order, Sought, Which
@@ -111,6 +112,7 @@ def _about(connection: Connection, org: str, flow: str, tables: dict[str, Listin
         "latest": max(shown, key=lambda state: state.valid_from),
         "gaps": workflow_page.gaps_of(connection, org, users),
         "story": tables["story"].page(connection, EVENTS),
+        "said": latest_details_of_flow(connection, org, flow, EVENTS),
         "seen": tables["seen"].page(connection, STATES_AT_MOST),
         "events": summaries.trail(connection, org=org, flow=flow, limit=PAGE_ROWS),
     }

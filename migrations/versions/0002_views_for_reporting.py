@@ -114,7 +114,11 @@ WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coal
 ORG_WORKFLOW_EVENT = """
 SELECT e.org_id, e.expression, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
        e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after, e.certain,
-       e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time
+       e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time,
+       (SELECT p.freq FROM workflow_detail p
+        WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
+                      WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
+       ) AS old_freq, d.freq AS new_freq
 FROM org_event e
 LEFT JOIN run_seal s ON s.run_id = e.run_id
 LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detail of_run
@@ -264,6 +268,8 @@ COLUMNS = {
         "event_id": "the event, in the order in which events were written",
         "update_user": "who changed the workflow last, as EnOS said to that run when it asked",
         "update_time": "when, by the clock of EnOS, as it was said",
+        "old_freq": "its schedule as EnOS had said it before, a Quartz cron expression; null where it was never asked",
+        "new_freq": "its schedule as EnOS said it then",
     },
     "org_workflow": _STORY
     | {

@@ -104,6 +104,11 @@ def test_a_roster_that_fails_leaves_the_last_one_standing_and_fails_no_run(
     assert "last" in done.stderr or "No roster" in done.stderr
     assert active(flowtrail) == sorted(USERS)
     assert flowtrail.rows("SELECT count(*) FROM sync_run WHERE status = 'succeeded'") == [(2,)]
+    if fault.kind == "code":
+        assert [each["code"] for each in flowtrail.json("status")["conditions"]] == ["roster_failing"]
+        flowtrail.schedule("plants", [(ORG, USERS)])
+        flowtrail("sync")
+        assert flowtrail.json("status")["conditions"] == [], "nobody asks for it any more"
 
 
 def test_a_first_roster_that_fails_leaves_nothing_to_ask(flowtrail: Program, gateway: DemoGateway) -> None:

@@ -21,6 +21,7 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
 from etl.gateway import Gateway, utc_now
+from etl.notify.news import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow
 from etl.store import NewRun, Store
@@ -30,6 +31,7 @@ from tests.support.builders import GAP, LIMITS
 ORG = "o1"
 USERS = ("alice", "bob", "carol")
 TARGETS = [Target(ORG, user) for user in USERS]
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LIMIT = DetailLimits(most=1000, within=dt.timedelta(seconds=20), keep_body=True)
 
 
@@ -121,6 +123,23 @@ def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(hous
         ("3", "0 0 0 ? * 2 *"),
         ("4", "0 0 0 ? * 2 *"),
     ]
+
+
+def test_the_organisations_events_and_a_notification_have_it_beside_them(house: House) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    house.sync()
+    house.world.set_cycle(ORG, "3", "W")
+    house.world.say_of(ORG, "3", updateUser="mallory", updateTime="2026-11-24 09:12:03.0")
+    report = house.sync()
+    assert house.rows("SELECT update_user, old_freq, new_freq FROM org_workflow_event ORDER BY event_id") == [
+        ("updater-1", None, "0 0 * * * ? *"),
+        ("mallory", "0 0 * * * ? *", "0 0 0 ? * 2 *"),
+    ]
+    (run,) = [each for each in Store(house.engine).unnotified_runs(EPOCH) if each.id == report.run_id]
+    told = digest_of(house.engine, run, ["cycle_changed"], [])
+    assert told is not None
+    (line,) = told.parts["cycle_changed"].lines
+    assert line.endswith("; EnOS: last updated by mallory at 2026-11-24 09:12:03.0")
 
 
 @pytest.mark.parametrize("statement", ["UPDATE workflow_detail SET update_user = 'x'", "DELETE FROM workflow_detail"])

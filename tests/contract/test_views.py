@@ -41,7 +41,7 @@ VIEWS = {
     "unheard",
     "org_workflow_event": "org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle old_editable "
     "new_editable last_unchanged_at observed_at users_before users_after certain unheard decided_at run_id seal_id "
-    "event_id update_user update_time",
+    "event_id update_user update_time old_freq new_freq",
     "org_workflow_history": "org_id expression flow_id flow_name cycle valid_from valid_from_after valid_to from_kind "
     "certain",
     "org_pending": "org_id expression flow_id user_id waiting_since waits_for",
