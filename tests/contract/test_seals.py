@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 
 from etl import sync
+from etl.database import connect, upgrade
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import Refused, RunClosed
-from etl.store import NewRun, Store
-from etl.verify import Sealing, verify
+from etl.store import NewRun, Store, copy
+from etl.verify import HeadsFile, Sealing, against, latest_seal_line, seal_lines, seals, verify
 from tests.support.builders import GAP, flow, numbered
 from tests.support.questions import Runs, Upstream, now, users
 
@@ -304,3 +307,50 @@ def test_a_tampering_is_found_and_its_place_is_named(house: House, intruder: Int
     for statement in statements.split(";"):
         intruder.run(statement)
     assert any(finding.what.startswith(place) for finding in verify(house.engine)), findings(house.engine)
+
+
+# -------------------------------------------------------------------------------------------------------- kept seals
+
+
+def test_the_file_of_heads_gets_every_seal_once_and_against_compares_them(house: House, tmp_path: Path) -> None:
+    file = HeadsFile(tmp_path / "heads.jsonl", house.engine)
+    house.serve({"plants": [ANN]})
+    file.catch_up(now())
+    house.serve({"plants": [ANN]})
+    file.catch_up(now())
+    HeadsFile(file.path, house.engine).catch_up(now())
+    lines = file.path.read_bytes().splitlines()
+    kept = [msgspec.json.decode(line) for line in lines if b"trail_id" in line]
+    assert [each["id"] for each in kept] == [1, 2]
+    assert list(against(house.engine, lines)) == []
+    assert kept == list(seal_lines(house.engine))
+    assert list(latest_seal_line(house.engine)) == kept[1:]
+    for altered in ({"seal": "0" * 64}, {"trail_id": "another"}, {"sealed_at": "2026-01-01T00:00:00Z"}, {"id": 7}):
+        (finding,) = against(house.engine, [msgspec.json.encode({**kept[1], **altered})], is_whole=lambda: False)
+        number = altered.get("id", 2)
+        assert str(finding).endswith(f"altered, or restored from before seal {number}")
+
+
+def test_a_trail_that_was_copied_goes_on_under_its_own_id(house: House, tmp_path: Path) -> None:
+    live(house)
+    other = connect(f"sqlite:///{tmp_path / 'other.db'}")
+    upgrade(other)
+    copy.copy(house.engine, other)
+    there = House(other)
+    there.serve({"plants": [ANN, BEN, DAN]})
+    trails = there.rows("SELECT reason, first_seal, last_seal FROM trail ORDER BY id")
+    last = trails[0][2]
+    assert trails == [("new", 1, last), ("copied", last + 1, last + 1)]
+    assert findings(other) == []
+    kept = [msgspec.json.encode(line) for line in seal_lines(house.engine)]
+    assert list(against(other, kept, is_whole=lambda: False)) == []
+    other.dispose()
+
+
+def test_verify_since_a_seal_leaves_out_what_was_sealed_until_then(house: House) -> None:
+    house.serve({"plants": [ANN]})
+    house.serve({"plants": [ANN]})
+    went = Sealing()
+    assert list(seals(house.engine, since=1, went=went)) == []
+    assert (went.seals, went.last) == (1, 2)
+    assert [str(each) for each in seals(house.engine, since=9)] == ["run_seal should be a seal 9, but is missing"]
