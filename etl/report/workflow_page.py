@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, Subquery, case, func, or_, select, text, true
+from sqlalchemy import ColumnElement, Connection, Select, Subquery, case, func, or_, select, true
 
 from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement
@@ -168,15 +168,3 @@ def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]
     gap = view("coverage_gap", Gap)
     chosen = select(gap).where(gap.c.org_id == org, gap.c.user_id.in_(users)).order_by(gap.c.gap_from)
     return [Gap(*row) for row in connection.execute(chosen)]
-
-
-def organisations_of(connection: Connection, flow: str, most: int) -> list[str]:
-    """The organisations in which a list ever showed a workflow with this whole id."""
-    return list(connection.execute(_ORGANISATIONS, {"flow": flow, "most": most}).scalars())
-
-
-_ORGANISATIONS: Final = text("""
-    SELECT DISTINCT t.org_id FROM workflow_change c
-      JOIN change_set s ON s.id = c.change_set_id JOIN target t ON t.id = s.target_id
-     WHERE c.flow_id = :flow ORDER BY t.org_id LIMIT :most
-    """)
