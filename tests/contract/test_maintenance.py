@@ -211,7 +211,7 @@ def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: D
     verify_story.tell(diary)
     runs = Runs(diary.engine)
     with writing(diary.engine) as connection:
-        connection.execute(sync_run.update().values(status="partial", heartbeat_at=START, finished_at=START))
+        connection.execute(sync_run.update().values(status="partial", heartbeat_at=START, finished_at=after(days=30)))
     runs.prune()
     with reading(diary.engine) as connection:
         named = (
