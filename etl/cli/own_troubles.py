@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from etl.cli.application import Application, utc_now
 from etl.cli.notify import Notifications
-from etl.report.conditions import Trouble
+from etl.config import Schedule
+from etl.report.conditions import Trouble, counted
 from etl.service.replica import Service
 from etl.service.verification import Verification
-from etl.sync import RemoteExecutor
+from etl.sync import RemoteExecutor, RunReport
 
 
 class OwnTroubles:
@@ -24,6 +25,21 @@ class OwnTroubles:
         self._app = app
         self._notifications = notifications
         self._cluster_lost_at: dt.datetime | None = None
+        self._details: dict[str, Trouble] = {}
+        """By schedule."""
+
+    def finished(self, report: RunReport, schedule: Schedule) -> None:
+        """A run ended: it may have asked for details in vain. One that asked for none says nothing of them."""
+        done = report.details
+        if done is None or not done.asked:
+            return
+        if not done.failed:
+            self._details.pop(schedule.name, None)
+            return
+        codes = ", ".join(f"{code} ({count})" for code, count in done.codes.items())
+        said = f"Details of {counted(done.failed, 'changed workflow')} were not to be had: {codes or 'see the log'}"
+        since = self._details[schedule.name].since if schedule.name in self._details else utc_now()
+        self._details[schedule.name] = Trouble("details_failing", said, schedule.name, since, done.failed)
 
     def __call__(self) -> list[Trouble]:
         return list(self._found())
@@ -35,6 +51,7 @@ class OwnTroubles:
             address = self._app.settings.scale.dask
             yield Trouble("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
         yield from self._notifications.failing()
+        yield from list(self._details.values())
         if self.verification is not None:
             yield from (each for each in [self.verification.trouble()] if each is not None)
         yield from self._clock()

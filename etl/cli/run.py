@@ -210,6 +210,7 @@ def serve(
 
         def finished(report: RunReport, schedule: Schedule) -> None:
             _count(metrics, report, schedule)
+            own.finished(report, schedule)
             notifications.finished(report, schedule)
 
         service = Service(

@@ -51,7 +51,9 @@ OF_THE_DATABASE: Final = frozenset(
     {"database_unreachable", "database_full", "database_read_only", "database_damaged", "schema_behind"}
 )
 """What a replica knows of itself: nobody can write it down."""
-OF_THE_SERVICE: Final = frozenset({"schedules_broken", "cluster_lost", "receiver_failing", "verify_overdue"})
+OF_THE_SERVICE: Final = frozenset(
+    {"schedules_broken", "cluster_lost", "receiver_failing", "details_failing", "verify_overdue"}
+)
 """What only the active service knows; others read what it has written down."""
 TOLD_BY_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})
 """Receivers hear of these target by target."""
