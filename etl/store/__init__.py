@@ -246,6 +246,10 @@ class Store:
         )
         return ended or self._read(lambda connection: seals.is_sealed(connection, run_id, status))
 
+    def recount(self, run_id: int) -> Mapping[str, int]:
+        """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""
+        return self._read(lambda connection: seals.reckon(connection, run_id)).sums
+
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
         """Declare dead the runs whose heart has stopped, and seal them; return their ids."""
         dead = self._write(lambda connection: runs.close_abandoned(connection, now))

@@ -53,6 +53,11 @@ class Dispatcher:
             return self._executor.submit(settle_remaining, self._context, options, self.breaker, targets)
         return self._executor.submit(Batch(self._context, options, self.breaker).settle, targets)
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether batches were lost with the cluster. Its workers may have written for the run even so."""
+        return self._is_again and self._remote is None
+
     def window(self) -> int:
         """How many batches may be under way."""
         return _WINDOW if self._remote is None else self._remote.window()

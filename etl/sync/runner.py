@@ -59,8 +59,11 @@ def run(
         tally, said = Tally(), None
         status: RunStatus = "aborted"
         with contextlib.suppress(RunClosed):
-            _settle(context, options, targets, own_gap, Dispatcher(context, executor, remote), tally)
+            dispatcher = Dispatcher(context, executor, remote)
+            _settle(context, options, targets, own_gap, dispatcher, tally)
             if context.store.close_run(run_id, clock()):
+                if dispatcher.was_lost and not context.stop.is_set():
+                    tally.recount(context.store.recount(run_id), len(targets))
                 _judge_stories(context, options, began_at, clock, own_gap)
                 said = _details(context, run_id, tally, details)
                 status = _seal(context, run_id, tally, len(targets), clock)
