@@ -104,9 +104,9 @@ class Tally(msgspec.Struct):
 
     def recount(self, written: Mapping[str, int], targets: int) -> None:
         """Take the sums from the rows that the run has written; the rest of its ``targets`` were unchanged."""
-        verdicts = {name: written[name] for name in VERDICTS if name != "unchanged"}
+        verdicts: dict[str, int] = {name: written[name] for name in VERDICTS if name != "unchanged"}
         self.verdicts = +Counter[str]({**verdicts, "unchanged": targets - sum(verdicts.values())})
-        self.changes = +Counter[str]({kind: written[kind] for kind in CHANGE_KINDS})
+        self.changes = +Counter[str]({str(kind): written[kind] for kind in CHANGE_KINDS})
 
     def sums(self) -> dict[str, int]:
         """The columns of ``sync_run`` that count."""
