@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, collate, func
+from sqlalchemy import ColumnElement, Select, collate, func
 
 _ESCAPE: Final = "!"
 
@@ -35,3 +35,19 @@ WHOLE: Final = "="
 def id_contains(dialect: str, column: ColumnElement[Any], asked: str) -> ColumnElement[bool]:
     """The id in ``column`` contains what is asked for, or is it, where ``WHOLE`` stands in front."""
     return column == asked[len(WHOLE) :] if asked.startswith(WHOLE) else contains(dialect, column, asked)
+
+
+def with_ids(dialect: str, chosen: Select[Any], org: str, user: str) -> Select[Any]:
+    """Those rows whose ``org_id`` and ``user_id`` contain what is asked for, if anything is."""
+    ids = ((chosen.selected_columns.org_id, org), (chosen.selected_columns.user_id, user))
+    return chosen.where(*(id_contains(dialect, column, asked) for column, asked in ids if asked))
+
+
+def id_sql(dialect: str, name: str, parameter: str, asked: str) -> str:
+    """The same in words, for a statement to which ``id_value`` is bound as ``parameter``."""
+    return f"{name} = :{parameter}" if asked.startswith(WHOLE) else contains_sql(dialect, name, parameter)
+
+
+def id_value(asked: str) -> str:
+    """What is bound to ``id_sql``."""
+    return asked[len(WHOLE) :] if asked.startswith(WHOLE) else pattern(asked)

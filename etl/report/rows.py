@@ -102,9 +102,10 @@ class WorkflowHistory(NamedTuple):
 
 
 class OrgWorkflow(NamedTuple):
-    """A workflow that at least one user of the organisation sees now."""
+    """A workflow that at least one user of the organisation sees now, as far as is known."""
 
     org_id: str
+    expression: str
     flow_id: str
     flow_name: str | None
     cycle: str | None
@@ -131,6 +132,7 @@ class OrgWorkflowEvent(NamedTuple):
     """What happened to a workflow in its organisation, once however many users saw it."""
 
     org_id: str
+    expression: str
     flow_id: str
     kind: str
     user_id: str | None
@@ -142,6 +144,48 @@ class OrgWorkflowEvent(NamedTuple):
     new_editable: bool | None
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
+    users_before: int
+    users_after: int
+    certain: bool
+    unheard: int
+    decided_at: dt.datetime
+    run_id: int
+    seal_id: int | None
+    event_id: int
+    update_user: str | None
+    update_time: str | None
+
+
+class RunIssue(NamedTuple):
+    """A target that did not go through in a run."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    verdict: str
+    error_code: str | None
+    message: str
+    attempts: int
+    missing: int
+
+
+class RunVersion(NamedTuple):
+    """A version of a target that a run wrote."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    version: int
+    kind: str
+    observed_at: dt.datetime
+    flow_count: int
+    baseline: int
+    added: int
+    removed: int
+    cycle_changed: int
+    renamed: int
+    editable_changed: int
+    approved_by: str | None
 
 
 class TargetVersion(NamedTuple):

@@ -38,22 +38,22 @@ def show(asked: str) -> Show:
     return next((known for known in get_args(Show) if known == asked), "")
 
 
-def held_targets(*, org: str | None = None) -> Select[Any]:
+def held_targets() -> Select[Any]:
     """The targets that wait for a person, the one that waits longest first: ``target.id``, organisation, user,
     expression, ``held_since``, ``flow_count`` and the latest reason."""
     key = (target.c.org_id, target.c.user_id, target.c.expression)
     columns = (target.c.id, *key, target.c.held_since, target.c.flow_count, _latest_reason())
-    return select(*columns).where(HELD, *equal(target, org_id=org)).order_by(target.c.held_since, *key)
+    return select(*columns).where(HELD).order_by(target.c.held_since, *key)
 
 
-def held_removals(*, org: str | None = None, user: str | None = None) -> Select[Any]:
+def held_removals(*, org: str | None = None) -> Select[Any]:
     """``HeldRemoval``: a row a workflow whose removal is held, by organisation, user, expression and flow_id."""
     key = (target.c.org_id, target.c.user_id, target.c.expression)
     missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
     return (
         select(*key, target.c.held_since, *missing, _latest_reason())
         .join_from(target, workflow, workflow.c.target_id == target.c.id)
-        .where(HELD, workflow.c.missing_since.is_not(None), *equal(target, org_id=org, user_id=user))
+        .where(HELD, workflow.c.missing_since.is_not(None), *equal(target, org_id=org))
         .order_by(*key, workflow.c.flow_id)
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS, Target
 from etl.report import WorkflowEvent, statements
 from etl.report.fetch import fetch, with_times
-from etl.report.names import contains_sql, pattern
+from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern, with_ids
 from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged, Position
 from etl.schema import UtcTime
 
@@ -183,9 +183,9 @@ SELECT count(*) FROM target WHERE observation_id IS NULL AND retired_at IS NULL 
 """
 
 
-def holds(connection: Connection, *, org: str | None = None, limit: int, offset: int = 0) -> list[Hold]:
+def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[Hold]:
     """The targets whose removals are held, the oldest hold first, each with the latest reason and its code."""
-    chosen = statements.held_targets(org=org).limit(limit).offset(offset)
+    chosen = with_ids(connection.dialect.name, statements.held_targets(), org, user).limit(limit)
     rows = connection.execute(chosen).all()
     missing = _missing(connection, [row.id for row in rows])
     return [_hold(row, missing[row.id]) for row in rows]
@@ -219,7 +219,8 @@ def trail(
     after: Position | None = None,
     limit: int,
 ) -> list[WorkflowEvent]:
-    """``workflow_event``, the newest first, after ``after``; ``since`` is included, ``until`` is not.
+    """``workflow_event``, the newest first, after ``after``; ``since`` is included, ``until`` is not. An id is a part
+    of one, or a whole one with ``names.WHOLE`` in front.
 
     The change sets are picked first, by their own counts: each has a row that is wanted unless a workflow or a name is
     asked for, so that ``limit`` of them are enough.
@@ -230,24 +231,32 @@ def trail(
     sets += " AND (s.observed_at, s.id) <= (:after_at, :after_id)" if after else ""
     rows = f"{_KIND} IN ({', '.join(map(repr, kinds))})"
     rows += f" AND {_OLDER}" if after else ""
-    rows += " AND c.flow_id = :flow" if flow else ""
     dialect = connection.dialect.name
+    rows += f" AND {id_sql(dialect, 'c.flow_id', 'flow', flow)}" if flow else ""
     named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
     rows += f" AND ({named})" if name else ""
-    sets += " AND s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)" if flow else ""
-    given = _given(org_id=org, user_id=user)
+    whole = flow.startswith(WHOLE)
+    sets += " AND s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)" if whole else ""
+    ids = {column: asked for column, asked in (("org_id", org), ("user_id", user)) if asked}
+    sets += "".join(f" AND {id_sql(dialect, f't.{column}', column, asked)}" for column, asked in ids.items())
+    given = {column: id_value(asked) for column, asked in ids.items()}
     sql = f"""
     SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
            c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
     FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
           FROM change_set s JOIN target t ON t.id = s.target_id
-          WHERE {sets}{_equal("t.", given)}
+          WHERE {sets}
           ORDER BY s.observed_at DESC, s.id DESC{"" if flow or name else " LIMIT :limit"}) p
     CROSS JOIN workflow_change c
     WHERE c.change_set_id = p.id AND {rows}
     ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
     """
-    bound: dict[str, Any] = {"since": since, "until": until, **given, **_given(flow=flow, name=name and pattern(name))}
+    bound: dict[str, Any] = {
+        "since": since,
+        "until": until,
+        **given,
+        **_given(flow=flow and id_value(flow), name=name and pattern(name)),
+    }
     if after:
         at, change_set_id, flow_id, kind = after
         bound |= {"after_at": at, "after_id": change_set_id, "after_flow": flow_id, "after_kind": kind}
@@ -281,10 +290,6 @@ def _by_day(connection: Connection, sql: str, since: dt.date) -> Iterator[Any]:
 
 def _given(**values: str) -> dict[str, str]:
     return {column: value for column, value in values.items() if value}
-
-
-def _equal(prefix: str, given: Mapping[str, str]) -> str:
-    return "".join(f" AND {prefix}{column} = :{column}" for column in given)
 
 
 def _sums() -> str:

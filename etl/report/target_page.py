@@ -14,7 +14,7 @@ from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow, Target
 from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
-from etl.report.names import contains, id_contains
+from etl.report.names import contains, with_ids
 from etl.report.rows import (
     CurrentWorkflow,
     ListDifference,
@@ -225,19 +225,17 @@ def chosen_targets(
     """``TargetHealth`` of the targets whose ids contain these parts; ``cause`` is an error code, or ``HELD``."""
     chosen = statements.targets(show)
     known = chosen.selected_columns
-    ids = ((known.org_id, org), (known.user_id, user))
     if cause:
         failing = and_(known.consecutive_failures > 0, known.last_error_code == cause)
         chosen = chosen.where(known.held_since.is_not(None) if cause == HELD else failing)
-    return chosen.where(*(id_contains(dialect, column, asked) for column, asked in ids if asked))
+    return with_ids(dialect, chosen, org, user)
 
 
 def coverage_then(dialect: str, *, org: str = "", user: str = "") -> Select[Any]:
     """``TargetAsOf`` of the targets whose ids contain these parts, at the parameter ``at``."""
     then = targets_statement({}).subquery("targets_then")
-    ids = ((then.c.org_id, org), (then.c.user_id, user))
-    found = [id_contains(dialect, column, asked) for column, asked in ids if asked]
-    return select(then).where(*found).order_by(then.c.org_id, then.c.user_id, then.c.expression)
+    order = (then.c.org_id, then.c.user_id, then.c.expression)
+    return with_ids(dialect, select(then), org, user).order_by(*order)
 
 
 def coverage_of(connection: Connection, targets: Sequence[Target], at: dt.datetime) -> dict[Target, TargetAsOf]:

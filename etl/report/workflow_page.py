@@ -159,8 +159,7 @@ def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Sel
 def story(org: str, flow: str) -> Select[Any]:
     """``OrgWorkflowEvent``, the latest first."""
     event = view("org_workflow_event", OrgWorkflowEvent)
-    order = (event.c.observed_at.desc(), event.c.kind, event.c.user_id)
-    return select(event).where(*statements.equal(event, org_id=org, flow_id=flow)).order_by(*order)
+    return select(event).where(*statements.equal(event, org_id=org, flow_id=flow)).order_by(event.c.event_id.desc())
 
 
 def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]:

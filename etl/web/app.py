@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -18,12 +18,13 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldRemoval, statements, summaries
-from etl.report.fetch import page, short_transaction
-from etl.report.summary_rows import Position
+from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries
+from etl.report.fetch import short_transaction
+from etl.report.names import with_ids
+from etl.report.summary_rows import Gap, Position
 from etl.timeparse import parse_moment
-from etl.web import overview, targets, workflows
-from etl.web.answers import html
+from etl.web import events, overview, targets, workflows
+from etl.web.answers import Listing, html, listing_file, rows_file, wanted_format
 from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams
 from etl.web.rendering import asset
@@ -33,6 +34,8 @@ from etl.web.site import Site
 PAGES_AT_ONCE: Final = 16
 """Requests of pages that are worked on at a time; threads are left for health and metrics, which come in others."""
 _USUAL_SINCE: Final = "90 days ago"
+_PIECE_ROWS: Final = 1000
+_GAPS_AT_MOST: Final = 1_000_000
 _LONGEST_ID: Final = 18
 """Digits of a number that every database can compare."""
 
@@ -50,42 +53,67 @@ def first(site: Site, request: Request) -> Response:
 
 
 def trail(site: Site, request: Request) -> Response:
-    asked, now = RequestParams(request), site.now()
+    asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
     wanted = {name: asked.text(name) for name in ("org", "user", "flow", "name", "since", "until")}
     wanted["since"] = asked.text("since", _USUAL_SINCE)
     kinds = [kind for kind in CHANGE_KINDS if kind in request.query_params.getlist("kind")] or list(DELTA_KINDS)
     try:
         times = {name: _moment(wanted[name], now) for name in ("since", "until")}
     except ValueError as error:
-        return html(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error)}, 400)
+        return html(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error), "asked": asked}, 400)
     filters: dict[str, Any] = {name: wanted[name] for name in ("org", "user", "flow", "name")} | times
+    if fmt:
+        return rows_file("trail", columns_of(WorkflowEvent), _every_event(site, {**filters, "kinds": kinds}), fmt)
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
-        events = summaries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
-    last = events[PAGE_ROWS - 1] if len(events) > PAGE_ROWS else None
+        shown = summaries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
+    last = shown[PAGE_ROWS - 1] if len(shown) > PAGE_ROWS else None
     pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
     older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
     newest = "?" + urlencode(pairs) if after else ""
-    values = {"wanted": wanted, "kinds": kinds, "error": "", "events": events[:PAGE_ROWS]}
+    values = {"wanted": wanted, "kinds": kinds, "error": "", "events": shown[:PAGE_ROWS], "asked": asked}
     return html(request, "trail.html", {**values, "older": older, "newest": newest})
 
 
+def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[WorkflowEvent]:
+    """The whole trail, piece by piece, so that no transaction lasts as long as somebody reads."""
+    after: Position | None = None
+    while True:
+        with short_transaction(site.engine) as connection:
+            piece = summaries.trail(connection, **filters, after=after, limit=_PIECE_ROWS)
+        yield from piece
+        if len(piece) < _PIECE_ROWS:
+            return
+        last = piece[-1]
+        after = Position(last.observed_at, last.change_set_id, last.flow_id, last.kind)
+
+
 def held(site: Site, request: Request) -> Response:
-    asked = RequestParams(request)
+    asked, fmt = RequestParams(request), wanted_format(request)
     org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
+    chosen = with_ids(site.engine.dialect.name, statements.held_removals(), org, user)
+    listing = Listing("held", HeldRemoval, chosen)
+    if fmt:
+        return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
-        holds = summaries.holds(connection, org=org or None, limit=PAGE_ROWS)
-        chosen = statements.held_removals(org=org or None, user=user or None)
-        rows = page(connection, HeldRemoval, chosen, *paging.window)
-    values = {"org": org, "user": user, "holds": holds, "now": site.now()}
+        holds = summaries.holds(connection, org=org, user=user, limit=PAGE_ROWS)
+        rows = listing.page(connection, *paging.window)
+    values = {"org": org, "user": user, "holds": holds, "now": site.now(), "asked": asked}
     return html(request, "held.html", {**values, **paging.cut(rows)})
 
 
 def gaps(site: Site, request: Request) -> Response:
-    paging = RequestParams(request).paging()
+    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
+    if fmt:
+        return rows_file("gaps", columns_of(Gap), _every_gap(site), fmt)
     with short_transaction(site.engine) as connection:
         rows = summaries.gaps(connection, *paging.window)
-    return html(request, "gaps.html", {"now": site.now(), **paging.cut(rows)})
+    return html(request, "gaps.html", {"now": site.now(), "asked": asked, **paging.cut(rows)})
+
+
+def _every_gap(site: Site) -> list[Gap]:
+    with short_transaction(site.engine) as connection:
+        return summaries.gaps(connection, _GAPS_AT_MOST)
 
 
 def pages(site: Site) -> list[BaseRoute]:
@@ -96,6 +124,10 @@ def pages(site: Site) -> list[BaseRoute]:
         Route("/workflows", partial(workflows.index, site)),
         Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
         Route("/workflow", partial(workflows.one, site)),
+        Route("/events", partial(events.events, site)),
+        Route("/runs", partial(events.runs, site)),
+        Route("/runs/{run_id}", partial(events.run, site)),
+        Route("/search", partial(events.found, site)),
         Route("/held", partial(held, site)),
         Route("/targets", partial(targets.index, site)),
         Route("/targets/{org}/{user}", partial(targets.one, site)),

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from etl.report import WorkflowAsOf, WorkflowHistory, summaries, workflow_page
 from etl.report.details import latest_details_of_flow
 from etl.report.fetch import short_transaction
+from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
 from etl.report.workflow_page import Order, Sought, Which
 from etl.web.answers import Listing, html, listing_file, wanted_format
@@ -114,5 +115,5 @@ def _about(connection: Connection, org: str, flow: str, tables: dict[str, Listin
         "story": tables["story"].page(connection, EVENTS),
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
         "seen": tables["seen"].page(connection, STATES_AT_MOST),
-        "events": summaries.trail(connection, org=org, flow=flow, limit=PAGE_ROWS),
+        "events": summaries.trail(connection, org=WHOLE + org, flow=WHOLE + flow, limit=PAGE_ROWS),
     }

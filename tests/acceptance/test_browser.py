@@ -37,6 +37,10 @@ PAGES = [
     target_path("o2", "carol"),
     target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
     "/gaps",
+    "/events",
+    "/runs",
+    "/runs/5",
+    "/search?q=1",
     "/workflows",
     "/workflows?org=o2",
     "/workflows?org=o2&as_of=2026-03-20",
@@ -179,7 +183,7 @@ def test_older_pages_lead_to_the_end_of_the_trail(page, address):
 
 
 def test_a_hostile_name_stays_text(page, address):
-    page.goto(f"{address}/trail?flow=66")
+    page.goto(f"{address}/trail?flow=%3D66")
     assert page.locator("#events td.name").first.inner_text() == HOSTILE_NAME
     page.get_by_role("link", name="66").first.click()
     drawn(page)

@@ -108,13 +108,13 @@ def test_which_users_see_nothing(page: Page) -> None:
 
 
 def test_which_removals_are_held_and_how_are_they_approved(page: Page) -> None:
-    go(page, "Held removals")
+    go(page, "Held")
     assert len(column(page, "workflows", "Workflow")) == 40
     assert column(page, "holds", "To approve")[0].startswith("flowtrail guard approve --expect=")
 
 
 def test_when_was_nobody_looking_and_did_something_change(page: Page, engine: Engine) -> None:
-    go(page, "Coverage gaps")
+    go(page, "Gaps")
     changed = column(page, "gaps-table", "Changed inside")
     assert {text.partition(":")[0] for text in changed} == {"yes", "no", "not known yet"}
 
@@ -184,3 +184,56 @@ def test_who_sees_a_workflow_and_what_was_its_life(page: Page, engine: Engine) -
     known = [state.user_id for state in Report(engine).history(flow=flow, org="o2")]
     assert column(page, "states", "User") == known
     assert {"renamed", "cycle changed"} & set(column(page, "story", "Kind"))
+
+
+def only_kind(page: Page, kind: str) -> None:
+    for box in page.get_by_role("checkbox").all():
+        box.set_checked(box.get_attribute("value") == kind)
+
+
+def filter_events(page: Page, kind: str, **fields: str) -> None:
+    go(page, "Events")
+    only_kind(page, kind)
+    for label, value in fields.items():
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_role("button", name="Filter").click()
+
+
+def test_which_daily_workflows_became_hourly_and_what_were_renamed_ones_called_before(page: Page) -> None:
+    filter_events(page, "cycle_changed", Organisation="o2", From="2026-03-01", Before="2026-04-01")
+    assert set(column(page, "story", "Kind")) == {"cycle changed"}
+    assert any(what.startswith("day") and what.endswith("hour") for what in column(page, "story", "What"))
+    filter_events(page, "renamed", Organisation="o2")
+    assert all(what.startswith("was ") for what in column(page, "story", "What"))
+
+
+def test_who_lost_access_last_week_or_what_disappeared_and_whose_lists_showed_it(page: Page) -> None:
+    filter_events(page, "disappeared", Organisation="o1")
+    assert set(column(page, "story", "Kind")) == {"disappeared"}
+    page.locator("#story summary").first.click()
+    assert page.locator("#story .behind").first.inner_text() == "bob removed"
+
+
+def test_which_runs_failed_and_why(page: Page) -> None:
+    go(page, "Runs")
+    page.get_by_label("Status").select_option("partial")
+    page.get_by_role("button", name="Filter").click()
+    assert set(column(page, "runs", "Status")) == {"partial"}
+    page.locator("#runs tbody th a").first.click()
+    causes = zip(column(page, "causes", "Result"), column(page, "causes", "Cause"), strict=True)
+    assert ("failed", "62109") in causes
+    page.get_by_text("The targets").click()
+    assert column(page, "issues", "User") == ["alice", "dave"]
+
+
+def test_one_field_finds_a_workflow_a_user_and_an_organisation(page: Page) -> None:
+    for sought, table, name in [
+        ("PUMP_36", "workflows", "136"),
+        ("aro", "users", "carol"),
+        ("o3", "organisations", "o3"),
+    ]:
+        field = page.get_by_role("search").get_by_role("searchbox")
+        field.fill(sought)
+        field.press("Enter")
+        page.locator(f"#{table}").get_by_role("link", name=name, exact=True).click()
+        assert name in page.locator("main").inner_text()

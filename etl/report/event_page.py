@@ -1,0 +1,96 @@
+"""What happened in the organisations, and the users behind each event."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, or_, select, text
+
+from etl.report.names import contains, id_contains
+from etl.report.rows import OrgWorkflowEvent, view
+from etl.schema import UtcTime
+
+
+class Behind(NamedTuple):
+    """A user whose list showed an event, and as what."""
+
+    user_id: str
+    expression: str
+    kind: str
+    observed_at: dt.datetime
+
+
+class Filters(NamedTuple):
+    """Which events are asked for; an id is a part of one, or a whole one with ``names.WHOLE`` in front."""
+
+    org: str = ""
+    user: str = ""
+    flow: str = ""
+    name: str = ""
+    kinds: Sequence[str] = ()
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+
+
+def events(dialect: str, asked: Filters) -> Select[Any]:
+    """``OrgWorkflowEvent``, the one decided last first."""
+    event = view("org_workflow_event", OrgWorkflowEvent)
+    ids = ((event.c.org_id, asked.org), (event.c.user_id, asked.user), (event.c.flow_id, asked.flow))
+    found: list[ColumnElement[bool]] = [id_contains(dialect, column, part) for column, part in ids if part]
+    if asked.name:
+        found.append(or_(*(contains(dialect, name, asked.name) for name in (event.c.old_name, event.c.new_name))))
+    found += [event.c.kind.in_(asked.kinds)] if asked.kinds else []
+    found += [event.c.observed_at >= asked.since] if asked.since is not None else []
+    found += [event.c.observed_at < asked.until] if asked.until is not None else []
+    return select(event).where(*found).order_by(event.c.event_id.desc())
+
+
+SHOWN_AS: Final = {
+    "appeared": "added",
+    "reappeared": "added",
+    "access_granted": "added",
+    "access_lost": "removed",
+    "disappeared": "removed",
+    "renamed": "renamed",
+    "cycle_changed": "cycle_changed",
+}
+"""As what change a user's list shows an event."""
+
+
+def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[Behind]]:
+    """By the number of an event, the users whose lists showed it in its interval."""
+    if not shown:
+        return {}
+    asked = {
+        "flows": list({event.flow_id for event in shown}),
+        "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
+        "until": max(event.observed_at for event in shown),
+    }
+    changes = defaultdict[tuple[str, str, str, str], list[Behind]](list)
+    for row in connection.execute(_BEHIND, asked):
+        changes[row.org_id, row.expression, row.flow_id, row.kind].append(
+            Behind(row.user_id, row.expression, row.kind, row.observed_at)
+        )
+    return {event.event_id: list(_of(event, changes)) for event in shown}
+
+
+def _of(event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Sequence[Behind]]) -> Iterator[Behind]:
+    since = event.last_unchanged_at or event.observed_at
+    for each in changes.get((event.org_id, event.expression, event.flow_id, SHOWN_AS[event.kind]), ()):
+        if since < each.observed_at <= event.observed_at and event.user_id in (None, each.user_id):
+            yield each
+
+
+_BEHIND: Final = (
+    text("""
+    SELECT org_id, expression, flow_id, user_id, kind, observed_at FROM workflow_event
+     WHERE flow_id IN :flows AND observed_at > :since AND observed_at <= :until ORDER BY user_id
+    """)
+    .bindparams(
+        bindparam("flows", expanding=True), bindparam("since", type_=UtcTime), bindparam("until", type_=UtcTime)
+    )
+    .columns(observed_at=UtcTime)
+)

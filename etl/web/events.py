@@ -1,0 +1,85 @@
+"""The organisations' events, the runs, and the search."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from etl.domain.kinds import EVENT_KINDS
+from etl.report import SyncRun, event_page, run_page, search
+from etl.report.event_page import Filters
+from etl.report.fetch import short_transaction
+from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
+from etl.web.answers import Listing, html, listing_file, wanted_format
+from etl.web.params import RequestParams, path_text
+from etl.web.site import Site
+
+_STATUSES: Final = ("running", "succeeded", "partial", "failed", "aborted")
+_LONGEST_NUMBER: Final = 18
+_SHOWN: Final = 100
+_FOUND: Final = 50
+
+
+def events(site: Site, request: Request) -> Response:
+    asked, now, paging = RequestParams(request), site.now(), RequestParams(request).paging()
+    kinds = [kind for kind in EVENT_KINDS if kind in request.query_params.getlist("kind")] or list(EVENT_KINDS)
+    texts = {name: asked.text(name) for name in ("org", "user", "flow", "name")}
+    wanted = Filters(**texts, kinds=kinds, since=asked.moment("since", now), until=asked.moment("until", now))
+    listing = Listing("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, wanted))
+    fmt = wanted_format(request)
+    if fmt:
+        return listing_file(site, listing, fmt)
+    with short_transaction(site.engine) as connection:
+        shown = paging.cut(listing.page(connection, *paging.window))
+        behind = event_page.behind(connection, shown["rows"])
+    values = {"asked": asked, "kinds": kinds, "behind": behind}
+    return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
+
+
+def runs(site: Site, request: Request) -> Response:
+    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
+    status = asked.one_of("status", _STATUSES)
+    listing = Listing("runs", SyncRun, run_page.runs(schedule=asked.text("schedule"), status=status))
+    if fmt:
+        return listing_file(site, listing, fmt)
+    with short_transaction(site.engine) as connection:
+        shown = paging.cut(listing.page(connection, *paging.window))
+    values = {"asked": asked, "status": status, "statuses": _STATUSES, "now": site.now()}
+    return html(request, "runs.html", {**values, **shown})
+
+
+def run(site: Site, request: Request) -> Response:
+    asked, fmt = RequestParams(request), wanted_format(request)
+    run_id = _number(path_text(request, "run_id"))
+    tables = {
+        "versions": Listing("versions", RunVersion, run_page.versions(run_id)),
+        "issues": Listing("issues", RunIssue, run_page.issues(run_id)),
+    }
+    table = asked.one_of("table", tables)
+    with short_transaction(site.engine) as connection:
+        found = run_page.one(connection, run_id)
+        if found is None:
+            raise HTTPException(404, "There is no such run.")
+        if not fmt:
+            values: dict[str, Any] = {name: each.page(connection, _SHOWN + 1) for name, each in tables.items()}
+            values["causes"] = run_page.causes(connection, run_id)
+    if fmt:
+        return listing_file(site, tables[table or "versions"], fmt)
+    return html(request, "run.html", {"asked": asked, "run": found, "now": site.now(), "most": _SHOWN, **values})
+
+
+def found(site: Site, request: Request) -> Response:
+    asked = RequestParams(request)
+    part = asked.text("q").strip()
+    with short_transaction(site.engine) as connection:
+        result = search.search(connection, part, _FOUND) if part else None
+    return html(request, "search.html", {"asked": asked, "q": part, "result": result, "most": _FOUND})
+
+
+def _number(given: str) -> int:
+    if not (given.isascii() and given.isdigit() and len(given) <= _LONGEST_NUMBER):
+        raise HTTPException(404, "There is no such run.")
+    return int(given)

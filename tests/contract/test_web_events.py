@@ -1,0 +1,123 @@
+"""Events, runs, the search, and the tables that are files: over HTTP, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from requests import Response
+from sqlalchemy import Engine, text
+
+from etl.database import reading
+from etl.report import Report
+from etl.web import HttpServer
+from tests.support.browser import Told, site, told
+from tests.support.builders import after
+
+__all__ = ["told"]
+
+
+@pytest.fixture
+def engine(dialect: str, told: Told) -> Engine:
+    return told.engine(dialect)
+
+
+@pytest.fixture
+def server(engine: Engine) -> Iterator[HttpServer]:
+    with site(engine) as running:
+        yield running
+
+
+def get(server: HttpServer, path: str, **query: object) -> Response:
+    return requests.get(server.url + path, params=query, timeout=30)
+
+
+def rows(server: HttpServer, path: str, **query: object) -> list[dict[str, Any]]:
+    answer = get(server, path, format="json", **query)
+    assert answer.ok, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def ids(engine: Engine, condition: str) -> list[int]:
+    with reading(engine) as connection:
+        chosen = f"SELECT event_id FROM org_workflow_event WHERE {condition} ORDER BY event_id DESC"
+        return list(connection.execute(text(chosen)).scalars())
+
+
+EVENTS = [
+    ({}, "1 = 1"),
+    ({"org": "=o2"}, "org_id = 'o2'"),
+    ({"org": "2", "kind": "renamed"}, "org_id = 'o2' AND kind = 'renamed'"),
+    ({"flow": "=5"}, "flow_id = '5'"),
+    ({"name": "PUMP_2"}, "old_name LIKE '%pump_2%' OR new_name LIKE '%pump_2%'"),
+    ({"org": "=nobody"}, "1 = 0"),
+]
+
+
+def test_events_are_those_of_the_view(server, engine) -> None:
+    for filters, condition in EVENTS:
+        known = ids(engine, condition)
+        assert [row["event_id"] for row in rows(server, "/events", **filters)] == known, filters
+        assert bool(known) == (condition != "1 = 0")
+
+
+def test_events_of_a_time_begin_with_it_and_end_before_it(server) -> None:
+    since, until = after(days=14), after(days=20)
+    found = rows(server, "/events", since=since.isoformat(), until=until.isoformat())
+    times = [row["observed_at"] for row in found]
+    assert min(times) == since.isoformat().replace("+00:00", "Z")
+    assert max(times) < until.isoformat()
+
+
+def test_the_users_behind_an_event_are_a_step_away(server, engine) -> None:
+    page = get(server, "/events", org="=o1", kind="disappeared").text
+    known = ids(engine, "org_id = 'o1' AND kind = 'disappeared'")
+    assert page.count("<summary>1 list</summary>") == len(known) > 1
+    assert ">bob<" in page.partition('<ul class="behind">')[2].partition("</ul>")[0]
+
+
+def test_runs_are_the_reports_and_one_tells_what_failed_by_cause(server, engine) -> None:
+    known = list(Report(engine).runs())
+    assert [row["id"] for row in rows(server, "/runs")] == [run.id for run in known]
+    partial = [run.id for run in known if run.status == "partial"]
+    assert [row["id"] for row in rows(server, "/runs", status="partial")] == partial != []
+    page = get(server, f"/runs/{partial[0]}").text
+    causes = page.partition('<table id="causes">')[2].partition("</table>")[0]
+    assert causes.count("<tr>") - 1 == 2, "held and 62109"
+    issues = [(row["user_id"], row["verdict"]) for row in rows(server, f"/runs/{partial[0]}", table="issues")]
+    assert issues == [("alice", "held"), ("dave", "failed")]
+    assert "bob" in [row["user_id"] for row in rows(server, f"/runs/{partial[0]}")]
+
+
+def test_a_search_finds_by_part_and_puts_the_whole_id_first(server) -> None:
+    page = get(server, "/search", q="2").text
+    organisations = page.partition('<table id="organisations">')[2].partition("</table>")[0]
+    assert ">o2<" in organisations
+    assert ">o1<" not in organisations
+    workflows = page.partition('<table id="workflows">')[2].partition("</table>")[0]
+    assert workflows.index(">2<") < workflows.index(">12<")
+    assert "Nothing has “zzz”" in get(server, "/search", q="zzz").text
+    assert "At most" not in get(server, "/search").text, "nothing was asked"
+
+
+def test_trail_held_and_gaps_are_files_too(server, engine) -> None:
+    known = [(row.change_set_id, row.flow_id, row.kind) for row in Report(engine).changes(newest_first=True)]
+    kinds = "&".join(f"kind={kind}" for kind in sorted({kind for _, _, kind in known}))
+    found = rows(server, f"/trail?since=&{kinds}")
+    assert sorted((row["change_set_id"], row["flow_id"], row["kind"]) for row in found) == sorted(known)
+    assert [row["flow_id"] for row in rows(server, "/held", user="ali")] == [
+        row.flow_id for row in Report(engine).holds()
+    ]
+    assert rows(server, "/held", user="=ali") == []
+    with reading(engine) as connection:
+        count = connection.execute(text("SELECT count(*) FROM coverage_gap")).scalar_one()
+    assert len(rows(server, "/gaps")) == count
+
+
+def test_a_run_that_is_not_there_is_said_so(server) -> None:
+    for path in ("/runs/99999", "/runs/x", "/runs/" + "9" * 30):
+        assert get(server, path).status_code == 404, path
+    assert get(server, "/runs", status="odd").status_code == 400
