@@ -139,6 +139,13 @@ def test_on_a_phone_nothing_scrolls_sideways_and_every_cell_says_its_column(page
         assert page.locator("tbody td:not([colspan]):not([data-label])").count() == 0, path
 
 
+@pytest.mark.parametrize("page", [{"timezone_id": "Asia/Shanghai"}], indirect=True, ids=["Shanghai"])
+def test_times_are_the_readers_with_utc_beside(page, address):
+    page.goto(f"{address}/targets/o1/bob?as_of=2026-03-15T18:30:00Z")
+    assert page.locator("#coverage time").inner_text() == "2026-03-16 02:30:00 2026-03-15 18:30:00 UTC"
+    assert "your zone (Asia/Shanghai)" in page.get_by_role("contentinfo").inner_text()
+
+
 def test_plots_follow_a_change_from_light_to_dark(page, address):
     page.goto(address)
     drawn(page)

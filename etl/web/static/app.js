@@ -65,6 +65,25 @@
     });
   };
 
+  // The reader's own time stands first, UTC beside it; where the reader's zone is UTC, once.
+  const inZone = () => {
+    const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+    const local = new Intl.DateTimeFormat("sv-SE", { dateStyle: "short", timeStyle: "medium" });
+    for (const time of document.querySelectorAll("time[datetime]")) {
+      const moment = new Date(time.dateTime);
+      if (moment.getTimezoneOffset() === 0) continue;
+      const utc = time.textContent;
+      time.textContent = local.format(moment);
+      const beside = document.createElement("small");
+      beside.className = "quiet utc";
+      beside.textContent = ` ${utc.slice(0, 10) === time.textContent.slice(0, 10) ? utc.slice(11) : utc} UTC`;
+      time.append(beside);
+    }
+    const said = document.getElementById("zone");
+    if (said && !/^(Etc\/)?(UTC|GMT)$/.test(zone)) said.textContent = ` where it says so, and else in your zone (${zone}); what you type is UTC`;
+  };
+
+  inZone();
   document.querySelectorAll("[data-table]").forEach(search);
   if (window.Plotly) {
     drawAll();
