@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine
 
+from etl.errors import RunClosed
 from etl.notify.digest import LINES, Digest, DigestPart, message, together
-from etl.store import Store
 from tests.support.builders import flow, numbered
 from tests.support.newsroom import ANN, BOB, EVE, Newsroom
 
@@ -123,15 +123,14 @@ def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom)
     assert news.told(other) == {}
 
 
-def test_a_run_that_was_declared_dead_and_goes_on_is_told_again(news: Newsroom, engine: Engine) -> None:
+def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_told_once(news: Newsroom) -> None:
     news.run({ANN: [flow(1, cycle="D")]})
     run_id = news.begin()
     news.finish(run_id, "aborted")
     assert news.store.mark_notified(run_id, news.untold()[-1].finished_at)
+    with pytest.raises(RunClosed):
+        news.apply(run_id, {ANN: [flow(1, cycle="H")]})
     assert run_id not in [run.id for run in news.untold()]
-    news.apply(run_id, {ANN: [flow(1, cycle="H")]})
-    assert not Store(engine).finish_run(run_id, "succeeded", {}, news.untold()[-1].finished_at)
-    assert list(news.told(run_id)) == ["cycle_changed"]
 
 
 def test_a_name_that_wants_to_be_more_than_text_stays_text(news: Newsroom) -> None:
