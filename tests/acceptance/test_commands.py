@@ -476,7 +476,10 @@ def test_db_commands_show_upgrade_and_compare_the_schema(flowtrail: Program) -> 
 def test_grants_are_printed_for_the_roles_that_are_named(flowtrail: Program) -> None:
     printed = flowtrail("db", "grants", "--writer", "etl_writer")
     assert printed.returncode == 0
-    assert 'GRANT INSERT ON change_set, workflow_change TO "etl_writer";' in printed.stdout
+    assert any(
+        line.startswith("GRANT INSERT ON change_set, ") and line.endswith('TO "etl_writer";')
+        for line in printed.stdout.splitlines()
+    )
     refused = flowtrail("db", "grants", "--owner", "no; DROP")
     assert (refused.returncode, refused.stdout) == (2, "")
 
