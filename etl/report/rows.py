@@ -263,7 +263,7 @@ class HeldRemoval(NamedTuple):
 
 
 class SyncRun(NamedTuple):
-    """One run of a schedule, of the command or of an approval."""
+    """One run of a schedule, of the command or of an approval, without `scope` and `targets_digest`."""
 
     id: int
     schedule: str | None
@@ -274,6 +274,7 @@ class SyncRun(NamedTuple):
     started_at: dt.datetime
     heartbeat_at: dt.datetime
     finished_at: dt.datetime | None
+    closed_at: dt.datetime | None
     notified_at: dt.datetime | None
     host: str
     pid: int

@@ -75,7 +75,7 @@ def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> lis
     """The end of every day from ``since`` to ``until`` (today: now), as ``flows --as-of`` would count it.
 
     Reckoned back from now: what there was before a day is what there was after it without the changes of the day.
-    A retired target took its whole list away at that time.
+    A retired target took its whole list away at that time, and brought it back when it came back.
     """
     gained = _gained(connection, since)
     unobserved, targets = _unobserved(connection, since, until), _targets(connection, since, until)
@@ -112,7 +112,36 @@ def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str
     """
     for day, cycle, number in _by_day(connection, retired, since):
         gained.setdefault(day, Counter())[cycle] -= number
+    for left, back, total, *steps in _absences(connection, since):
+        taken = Counter({**dict(zip(CYCLE_LABELS, steps, strict=True)), OTHER: total - sum(steps)})
+        gained.setdefault(left, Counter()).subtract(taken)
+        gained.setdefault(back, Counter()).update(taken)
     return gained
+
+
+def _absences(connection: Connection, since: dt.date) -> Iterator[Any]:
+    """Of targets that retired and came back: both days, the workflows they had, and those of each known cycle."""
+    known = ", ".join(f"CAST(sum({_step(cycle)}) AS bigint)" for cycle in CYCLE_LABELS)
+    sql = f"""
+    SELECT {_day(connection, _GONE)} AS day, {_day(connection, "away.back_at")}, CAST({_STEP} AS bigint), {known}
+    FROM ({_AWAY}) away
+    JOIN change_set s ON s.target_id = away.target_id AND s.observed_at <= away.back_at
+    JOIN workflow_change c ON c.change_set_id = s.id
+    WHERE {_KIND} IN ('baseline', 'added', 'removed', 'cycle_changed')
+    GROUP BY 1, 2
+    """
+    return ((left, _as_date(back), *rest) for left, back, *rest in _by_day(connection, sql, since))
+
+
+_GONE: Final = "(CASE WHEN s.observed_at > away.left_at THEN s.observed_at ELSE away.left_at END)"
+"""A clock that went back may have answers dated into an absence."""
+_AWAY: Final = """
+SELECT target_id, at AS left_at, back_at
+FROM (SELECT target_id, kind, at, lead(at) OVER (PARTITION BY target_id ORDER BY at, id) AS back_at
+      FROM target_membership WHERE schedule IS NULL) memberships
+WHERE kind = 'retired' AND back_at >= :since
+"""
+"""When targets were retired that came back."""
 
 
 def _unobserved(connection: Connection, since: dt.date, until: dt.date) -> Counter[dt.date]:
@@ -148,6 +177,14 @@ def _targets(connection: Connection, since: dt.date, until: dt.date) -> Counter[
         steps[max(_as_date(day) or since, since)] += number
         if retired is not None:
             steps[max(_as_date(retired) or since, since)] -= number
+    away = f"""
+    SELECT {_day(connection, _GONE)} AS day, {_day(connection, "away.back_at")}, count(*)
+    FROM ({_AWAY}) away
+    JOIN change_set s ON s.target_id = away.target_id AND s.version = 1 AND s.observed_at <= away.back_at GROUP BY 1, 2
+    """
+    for left, back, number in _by_day(connection, away, since):
+        steps[max(left, since)] -= number
+        steps[max(_as_date(back) or since, since)] += number
     return _summed(steps, since, until)
 
 
