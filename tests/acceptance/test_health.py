@@ -392,8 +392,8 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 def test_waiting_for_the_database_is_no_standing_still(engine_of_file: Engine) -> None:
     with serving(engine_of_file) as service, locked(str(engine_of_file.url.database)):
-        wait_until(lambda: service._asks_database)
-        service._turned_at -= 2 * STUCK_SECONDS
+        wait_until(lambda: service._waits_for_database)
+        service._loop_alive_at -= 2 * STUCK_SECONDS
         assert service.is_progressing
 
 
@@ -415,9 +415,9 @@ def test_a_service_whose_loop_hangs_or_whose_scheduler_starts_nothing_says_that_
         goes_on.clear()
         service.reload()
         assert hangs.wait(PATIENCE_SECONDS)
-        service._turned_at -= 2 * STUCK_SECONDS
+        service._loop_alive_at -= 2 * STUCK_SECONDS
         assert not service.is_progressing
         goes_on.set()
         wait_until(lambda: service.is_progressing)
-        service._pulsed_at -= 2 * STUCK_SECONDS
+        service._scheduler_alive_at -= 2 * STUCK_SECONDS
         assert not service.is_progressing

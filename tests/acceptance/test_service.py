@@ -177,7 +177,7 @@ def test_what_is_taken_out_of_the_schedules_in_mid_run_is_retired_when_the_run_h
         wait_until(lambda: served.service.schedules == [others])
         known_at = time.monotonic()
         served.service.reload()
-        wait_until(lambda: served.service._turned_at > known_at)
+        wait_until(lambda: served.service._loop_alive_at > known_at)
         retired_meanwhile = retired(engine)
         reloaded.set()
         served.wait_for_another_run()
