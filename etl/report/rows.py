@@ -154,6 +154,8 @@ class OrgWorkflowEvent(NamedTuple):
     event_id: int
     update_user: str | None
     update_time: str | None
+    old_freq: str | None
+    new_freq: str | None
 
 
 class RunIssue(NamedTuple):

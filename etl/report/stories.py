@@ -42,6 +42,8 @@ class OrganisationEvent(NamedTuple):
     event_id: int
     update_user: str | None
     update_time: str | None
+    old_freq: str | None
+    new_freq: str | None
 
 
 class OrganisationWorkflow(NamedTuple):

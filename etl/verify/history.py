@@ -13,6 +13,7 @@ from etl.database import reading
 from etl.domain.model import Target
 from etl.schema import hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
+from etl.verify.rows import any_time
 
 _AT_ONCE: Final = 5_000
 _KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
@@ -47,7 +48,7 @@ def history(engine: Engine) -> Iterator[Finding]:
     for query, compare in ((_MEMBERS, _retirements), (_HOLDS, _holds)):
         after, more = -(2**63), True
         while more:
-            with reading(engine) as connection:
+            with reading(engine) as connection, any_time(connection):
                 rows = connection.execute(query.where(target.c.id > after)).all()
                 yield from compare(connection, rows)
             more = len(rows) == _AT_ONCE

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -256,6 +256,36 @@ def opened(connection: Connection, after: int, *, any_bytes: bool) -> Iterator[R
         if any_bytes:
             _tolerate_broken_text(connection, stack)
         yield Rows(connection, after, stack)
+
+
+@contextmanager
+def any_time(connection: Connection) -> Iterator[None]:
+    """On PostgreSQL a time that no datetime can hold is read as the last day of the calendar, not as an error."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    adapters = cast("Any", connection.connection.driver_connection).adapters
+    usual = adapters.get_loader(_TIMESTAMPTZ, 0)
+
+    class Tolerant(usual):  # type: ignore[misc, valid-type]
+        def load(self, data: Any) -> dt.datetime:
+            try:
+                return cast("dt.datetime", super().load(data))
+            except Exception as error:  # psycopg.DataError, which only the driver's owner may import
+                if "timestamp too" not in str(error):
+                    raise
+                return _LAST_DAY
+
+    adapters.register_loader(_TIMESTAMPTZ, Tolerant)
+    try:
+        yield
+    finally:
+        adapters.register_loader(_TIMESTAMPTZ, usual)
+
+
+_TIMESTAMPTZ: Final = 1184
+"""Its oid."""
+_LAST_DAY: Final = dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
 
 
 def _tolerate_broken_text(connection: Connection, stack: ExitStack) -> None:

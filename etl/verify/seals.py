@@ -26,6 +26,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
 from etl.schema import DIGEST_OF_NONE, UtcTime, org_event, run_seal, sync_run, target, trail, workflow_detail
 from etl.verify.finding import Broken, Finding, Verbatim
+from etl.verify.rows import any_time
 
 _SEALS_AT_ONCE: Final = 2_000
 _RUNS_AT_ONCE: Final = 500
@@ -85,7 +86,7 @@ class _Links:
     def _follow(self) -> Iterator[Finding]:
         more = True
         while more:
-            with reading(self._engine) as connection:
+            with reading(self._engine) as connection, any_time(connection):
                 if not self._trails:
                     self._begin(connection)
                 rows = connection.execute(_SEALS, {"after": self._number}).all()
@@ -252,7 +253,7 @@ class _Runs:
     def compare(self) -> Iterator[Finding]:
         after, more = -_HIGHEST, True
         while more:
-            with reading(self._engine) as connection, ExitStack() as opened:
+            with reading(self._engine) as connection, any_time(connection), ExitStack() as opened:
                 runs = connection.execute(_RUNS, {"after": after}).all()
                 more = len(runs) == _RUNS_AT_ONCE
                 high = runs[-1].id if more else _HIGHEST

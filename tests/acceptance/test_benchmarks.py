@@ -50,8 +50,8 @@ def test_who_did_nothing_is_found_out(asked: gateway.Gateway, tmp_path: Path) ->
 def test_one_workflow_in_a_hundred_changes_in_four_ways(shape: world.Shape) -> None:
     before, after = (Counter(world.rows(shape, churned)) for churned in (False, True))
     made = world.changes(shape)
-    assert min(made.values()) > 0
-    assert sum(made.values()) == shape.rows // 100
+    assert sum(made.values()) > 0
+    assert shape.ids or (sum(made.values()) == shape.rows // 100 and min(made.values()) > 0)
     assert (before - after).total() == made["removed"] + made["cycle_changed"] + made["renamed"]
     assert (after - before).total() == made["added"] + made["cycle_changed"] + made["renamed"]
     assert Counter(world.removed(shape)) <= before - after
