@@ -267,10 +267,17 @@ def any_time(connection: Connection) -> Iterator[None]:
     adapters = cast("Any", connection.connection.driver_connection).adapters
     usual = adapters.get_loader(_TIMESTAMPTZ, 0)
 
-    class Tolerant(usual):  # type: ignore[misc, valid-type]
+    class Tolerant:
+        """Around the driver's own, which cannot be derived from where it is compiled."""
+
+        format = usual.format
+
+        def __init__(self, oid: int, context: Any = None) -> None:
+            self._usual = usual(oid, context)
+
         def load(self, data: Any) -> dt.datetime:
             try:
-                return cast("dt.datetime", super().load(data))
+                return cast("dt.datetime", self._usual.load(data))
             except Exception as error:  # psycopg.DataError, which only the driver's owner may import
                 if "timestamp too" not in str(error):
                     raise
