@@ -21,6 +21,7 @@ from etl.cli.status import configured_schedules
 from etl.errors import DatabaseError, UsageError
 from etl.export import Origin, export
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
+from etl.report.rows import OrgWorkflowEvent
 from etl.system.regular_files import open_regular
 
 Output = Annotated[
@@ -288,7 +289,7 @@ def _rows(
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
     report = Report(app.engine)
     if what is What.org_events:
-        return stories.OrganisationEvent, stories.events(
+        return OrgWorkflowEvent, stories.events(
             app.engine, since=times.get("since"), until=times.get("until"), org=org, user=user, seals=seals
         )
     if what is What.changes and seals is not None:

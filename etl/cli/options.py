@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,15 @@ Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Org = Annotated[str | None, typer.Option("--org", help="Only this organisation.", show_default=False)]
 User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
+Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
+Name = Annotated[str | None, typer.Option("--name", help="Only names that contain this.", show_default=False)]
+Cycle = Annotated[
+    str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
+]
+Since = Annotated[
+    str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
+]
+Until = Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)]
 Limit = Annotated[
     int | None,
     typer.Option(
@@ -39,6 +48,20 @@ Limit = Annotated[
 ]
 Zone = Annotated[str, typer.Option("--timezone", help="The zone of times, typed and shown, such as Asia/Shanghai.")]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
+
+
+def kind_option(kinds: Sequence[str]) -> Any:
+    """``--kind``, one of these; may be repeated."""
+    told = f"Only this kind; may be repeated: {', '.join(kinds)}."
+    return typer.Option("--kind", help=told, autocompletion=lambda: list(kinds))
+
+
+def require_kinds(given: Sequence[str] | None, kinds: Sequence[str]) -> tuple[str, ...]:
+    """The kinds that were given. Raises UsageError for one that does not exist."""
+    for kind in given or ():
+        if kind not in kinds:
+            raise UsageError(f"There is no kind {kind!r}: choose from {', '.join(kinds)}.")
+    return tuple(given or ())
 
 
 def schedule_names(context: typer.Context, incomplete: str) -> list[str]:

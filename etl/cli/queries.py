@@ -23,9 +23,6 @@ from etl.report.details import FlowDetail, any_details, details_of_changes, deta
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
-_Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
-_Name = Annotated[str | None, typer.Option("--name", help="Only names that contain this.", show_default=False)]
-
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
@@ -38,11 +35,9 @@ def flows(
     context: typer.Context,
     org: options.Org = None,
     user: options.User = None,
-    flow: _Flow = None,
-    name: _Name = None,
-    cycle: Annotated[
-        str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
-    ] = None,
+    flow: options.Flow = None,
+    name: options.Name = None,
+    cycle: options.Cycle = None,
     as_of: Annotated[
         str | None,
         typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
@@ -95,31 +90,20 @@ def flows(
 
 def changes(
     context: typer.Context,
-    since: Annotated[
-        str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)] = None,
+    since: options.Since = None,
+    until: options.Until = None,
     org: options.Org = None,
     user: options.User = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--kind",
-            help=f"Only this kind; may be repeated: {', '.join(CHANGE_KINDS)}.",
-            autocompletion=lambda: list(CHANGE_KINDS),
-        ),
-    ] = None,
-    flow: _Flow = None,
-    name: _Name = None,
+    kind: Annotated[list[str] | None, options.kind_option(CHANGE_KINDS)] = None,
+    flow: options.Flow = None,
+    name: options.Name = None,
     timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
-    for each in kind or ():
-        if each not in CHANGE_KINDS:
-            raise UsageError(f"There is no kind {each!r}: choose from {', '.join(CHANGE_KINDS)}.")
+    kinds = options.require_kinds(kind, CHANGE_KINDS)
     zone = time_zone_named(timezone)
     since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
     with options.open_application(context, config_file, logs=False) as app:
@@ -128,7 +112,7 @@ def changes(
             until=until_at,
             org=org,
             user=user,
-            kinds=kind or (),
+            kinds=kinds,
             flow=flow,
             name=name,
             newest_first=True,

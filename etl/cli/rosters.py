@@ -10,7 +10,7 @@ from typing import Final
 from etl.cli import console
 from etl.cli.application import Application
 from etl.config import Schedule
-from etl.domain.roster import Moves, Roster, compared
+from etl.domain.roster import Roster, RosterChanges, compared
 from etl.errors import FlowtrailError, GatewayError
 from etl.store import Store
 from etl.sync import Refreshed, Rosters, organisations
@@ -88,8 +88,8 @@ class _Refresh:
 
 def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
     """None where there is nothing to ask for without the answer, or a person waits for it."""
-    listings = store.rosters(orgs)
-    stand = all(org in listings and listings[org].answered_at is not None for org in orgs)
+    stored_rosters = store.rosters(orgs)
+    stand = all(org in stored_rosters and stored_rosters[org].answered_at is not None for org in orgs)
     return _PATIENCE_SECONDS if stand and not accept else None
 
 
@@ -111,14 +111,14 @@ def planned_rosters(
     A roster that does not come leaves the last one standing.
     """
     users, found = {}, []
-    listings = store.rosters(organisations(schedules))
+    stored_rosters = store.rosters(organisations(schedules))
     for org in sorted(organisations(schedules)):
-        listed = listings[org].roster if org in listings else Roster()
+        listed = stored_rosters[org].roster if org in stored_rosters else Roster()
         try:
             moves = compared(listed, app.gateway.roster(org), app.limits)
         except GatewayError as error:
             found.append(Refreshed(org, error=str(error), error_code=error.code))
-            moves = Moves()
+            moves = RosterChanges()
         else:
             found.append(Refreshed(org, moves))
         if members := (listed.users | moves.joined) - moves.left:

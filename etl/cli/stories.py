@@ -14,11 +14,7 @@ from etl.cli.event_table import story_table
 from etl.cli.queries import Question, columns_table, moment, needed, print_rows, time_zone_named
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
-from etl.errors import UsageError
 from etl.report import stories
-
-_Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
-_Name = Annotated[str | None, typer.Option("--name", help="Only names with this in them.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -29,31 +25,20 @@ def register(app: typer.Typer) -> None:
 
 def events(
     context: typer.Context,
-    since: Annotated[
-        str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)] = None,
+    since: options.Since = None,
+    until: options.Until = None,
     org: options.Org = None,
     user: Annotated[str | None, typer.Option("--user", help="Only this user's access.", show_default=False)] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--kind",
-            help=f"Only this kind, more than once if you like: {', '.join(EVENT_KINDS)}.",
-            autocompletion=lambda: list(EVENT_KINDS),
-        ),
-    ] = None,
-    flow: _Flow = None,
-    name: _Name = None,
+    kind: Annotated[list[str] | None, options.kind_option(EVENT_KINDS)] = None,
+    flow: options.Flow = None,
+    name: options.Name = None,
     timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Show what happened in organisations, each thing once, however many users see it."""
-    for each in kind or ():
-        if each not in EVENT_KINDS:
-            raise UsageError(f"There is no kind {each!r}: choose from {', '.join(EVENT_KINDS)}.")
+    kinds = options.require_kinds(kind, EVENT_KINDS)
     zone = time_zone_named(timezone)
     since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
     with options.open_application(context, config_file, logs=False) as app:
@@ -64,7 +49,7 @@ def events(
             until=until_at,
             org=org,
             user=user,
-            kinds=kind or (),
+            kinds=kinds,
             flow=flow,
             name=name,
             newest_first=True,
@@ -77,11 +62,9 @@ def events(
 def workflows(
     context: typer.Context,
     org: options.Org = None,
-    flow: _Flow = None,
-    name: _Name = None,
-    cycle: Annotated[
-        str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
-    ] = None,
+    flow: options.Flow = None,
+    name: options.Name = None,
+    cycle: options.Cycle = None,
     as_of: Annotated[
         str | None,
         typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),

@@ -15,7 +15,7 @@ from etl.cli.application import Application
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.report.known_targets import KnownTarget, known_targets
-from etl.store import Listing, Store
+from etl.store import Store, StoredRoster
 from etl.sync import organisations
 
 _targets = typer.Typer(help="The targets: whose lists are asked for.", no_args_is_help=True)
@@ -75,11 +75,11 @@ def list_targets(
 def _rows(app: Application) -> Iterator[Row]:
     """By organisation, user and expression."""
     configured, listed = app.schedules, app.listed_schedules()
-    listings = Store(app.engine, app.stop).rosters(organisations(configured))
+    stored_rosters = Store(app.engine, app.stop).rosters(organisations(configured))
     known = {Target(*each[:3]): each for each in known_targets(app.engine)}
     targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
     for target in sorted(targets | known.keys()):
-        yield _row(target, known.get(target), _source(target, configured, listed), listings)
+        yield _row(target, known.get(target), _source(target, configured, listed), stored_rosters)
 
 
 def _source(target: Target, configured: Sequence[Schedule], listed: Sequence[Schedule]) -> str:
@@ -92,10 +92,10 @@ def _source(target: Target, configured: Sequence[Schedule], listed: Sequence[Sch
     return ", ".join(names)
 
 
-def _row(target: Target, known: KnownTarget | None, source: str, listings: Mapping[str, Listing]) -> Row:
-    listing = listings.get(target.org_id)
+def _row(target: Target, known: KnownTarget | None, source: str, stored_rosters: Mapping[str, StoredRoster]) -> Row:
+    stored = stored_rosters.get(target.org_id)
     observed = known.first_observed_at if known else None
     since = missing = None
-    if listing is not None and source.endswith("(roster)"):
-        since, missing = listing.listed_since.get(target.user_id), listing.missing_since.get(target.user_id)
+    if stored is not None and source.endswith("(roster)"):
+        since, missing = stored.listed_since.get(target.user_id), stored.missing_since.get(target.user_id)
     return Row(*target, source, since or observed, observed, missing, known.retired_at if known else None)

@@ -99,7 +99,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Listing(NamedTuple):
+class ListEntry(NamedTuple):
     """A workflow in a user's list."""
 
     since: dt.datetime
@@ -175,9 +175,9 @@ def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None)
     return before, removed
 
 
-def showing(member: Member, listing: Listing) -> Showing:
+def showing(member: Member, entry: ListEntry) -> Showing:
     """Since when a user shows a workflow: not longer than he counts."""
-    since = listing.since
+    since = entry.since
     if member.counts_since is not None and not member.joins:
         since = max(since, member.counts_since)
-    return Showing(since, listing.listed)
+    return Showing(since, entry.listed)

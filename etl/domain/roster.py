@@ -30,7 +30,7 @@ class Roster(msgspec.Struct, frozen=True):
     missing: Set[str] = frozenset()
 
 
-class Moves(msgspec.Struct, frozen=True):
+class RosterChanges(msgspec.Struct, frozen=True):
     """What an answer changes."""
 
     joined: Set[str] = frozenset()
@@ -42,15 +42,15 @@ class Moves(msgspec.Struct, frozen=True):
         return bool(self.joined or self.left or self.newly_missing or self.back)
 
 
-def compared(listed: Roster, answered: Set[str], limits: Limits, *, approved: bool = False) -> Moves:
+def compared(listed: Roster, answered: Set[str], limits: Limits, *, approved: bool = False) -> RosterChanges:
     """The table above."""
     absent = listed.users - answered
     joined, back = answered - listed.users, listed.missing & answered  # 1, 2
     if approved:
-        return Moves(joined, absent, back=back)  # 5
+        return RosterChanges(joined, absent, back=back)  # 5
     if absent and _over(absent, listed.users, answered, limits):
-        return Moves(joined, newly_missing=absent - listed.missing, back=back)  # 4
-    return Moves(joined, absent - listed.missing, back=back)  # 3
+        return RosterChanges(joined, newly_missing=absent - listed.missing, back=back)  # 4
+    return RosterChanges(joined, absent - listed.missing, back=back)  # 3
 
 
 def _over(absent: Set[str], listed: Set[str], answered: Set[str], limits: Limits) -> bool:

@@ -112,6 +112,9 @@ class OrgWorkflow(NamedTuple):
     users: int
     editors: int
     first_seen_at: dt.datetime
+    changed_at: dt.datetime
+    last_seen_at: dt.datetime | None
+    unheard: int
 
 
 class OrgWorkflowAsOf(NamedTuple):

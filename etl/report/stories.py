@@ -11,58 +11,12 @@ from sqlalchemy import ColumnElement, Engine, Select, func, or_, select
 from etl.database import reading
 from etl.report import statements
 from etl.report.names import contains
-from etl.report.rows import WorkflowEvent, view
+from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, WorkflowEvent, view
 from etl.report.stream import stream
 from etl.schema import run_seal
 
 
-class OrganisationEvent(NamedTuple):
-    """Something that happened to a workflow in its organisation, once however many users see it."""
-
-    org_id: str
-    expression: str
-    flow_id: str
-    kind: str
-    user_id: str | None
-    old_name: str | None
-    new_name: str | None
-    old_cycle: str | None
-    new_cycle: str | None
-    old_editable: bool | None
-    new_editable: bool | None
-    last_unchanged_at: dt.datetime
-    observed_at: dt.datetime
-    users_before: int
-    users_after: int
-    certain: bool
-    unheard: int
-    decided_at: dt.datetime
-    run_id: int
-    seal_id: int | None
-    event_id: int
-    update_user: str | None
-    update_time: str | None
-    old_freq: str | None
-    new_freq: str | None
-
-
-class OrganisationWorkflow(NamedTuple):
-    """A workflow that at least one user of the organisation sees now, as far as is known."""
-
-    org_id: str
-    expression: str
-    flow_id: str
-    flow_name: str | None
-    cycle: str | None
-    users: int
-    editors: int
-    first_seen_at: dt.datetime
-    changed_at: dt.datetime
-    last_seen_at: dt.datetime | None
-    unheard: int
-
-
-class OrganisationWorkflowAsOf(NamedTuple):
+class OrgWorkflowState(NamedTuple):
     """A workflow of the organisation in the state that it had then."""
 
     org_id: str
@@ -104,12 +58,12 @@ def events(
     seals: Seals | None = None,
     newest_first: bool = False,
     limit: int | None = None,
-) -> Iterator[OrganisationEvent]:
+) -> Iterator[OrgWorkflowEvent]:
     """``org_workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of its numbers.
 
     ``user`` finds that user's access; ``name`` the old and the new name; ``seals`` what those runs brought.
     """
-    event = view("org_workflow_event", OrganisationEvent)
+    event = view("org_workflow_event", OrgWorkflowEvent)
     found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
     found += _named(engine, name, event.c.old_name, event.c.new_name)
     found += [event.c.kind.in_(kinds)] if kinds else []
@@ -117,7 +71,7 @@ def events(
     found += [event.c.observed_at < until] if until is not None else []
     found += [event.c.run_id.in_(_runs_of(seals))] if seals else []
     order = event.c.event_id.desc() if newest_first else event.c.event_id
-    return stream(engine, select(event).where(*found).order_by(order).limit(limit), OrganisationEvent)
+    return stream(engine, select(event).where(*found).order_by(order).limit(limit), OrgWorkflowEvent)
 
 
 def workflows(
@@ -128,13 +82,13 @@ def workflows(
     name: str | None = None,
     cycle: str | None = None,
     limit: int | None = None,
-) -> Iterator[OrganisationWorkflow]:
+) -> Iterator[OrgWorkflow]:
     """``org_workflow``, by organisation, expression and flow_id; the first ``limit`` of them."""
-    seen = view("org_workflow", OrganisationWorkflow)
+    seen = view("org_workflow", OrgWorkflow)
     found = statements.equal(seen, org_id=org, flow_id=flow, cycle=cycle)
     found += _named(engine, name, seen.c.flow_name)
     order = (seen.c.org_id, seen.c.expression, seen.c.flow_id)
-    return stream(engine, select(seen).where(*found).order_by(*order).limit(limit), OrganisationWorkflow)
+    return stream(engine, select(seen).where(*found).order_by(*order).limit(limit), OrgWorkflow)
 
 
 def workflows_as_of(
@@ -145,14 +99,14 @@ def workflows_as_of(
     flow: str | None = None,
     name: str | None = None,
     cycle: str | None = None,
-) -> Iterator[OrganisationWorkflowAsOf]:
+) -> Iterator[OrgWorkflowState]:
     """The states of ``org_workflow_history`` at ``at``: one a workflow, by organisation, expression and flow_id."""
-    state = view("org_workflow_history", OrganisationWorkflowAsOf)
+    state = view("org_workflow_history", OrgWorkflowState)
     found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
     found += _named(engine, name, state.c.flow_name)
     found += [state.c.valid_from <= at, or_(state.c.valid_to.is_(None), state.c.valid_to > at)]
     order = (state.c.org_id, state.c.expression, state.c.flow_id)
-    return stream(engine, select(state).where(*found).order_by(*order), OrganisationWorkflowAsOf)
+    return stream(engine, select(state).where(*found).order_by(*order), OrgWorkflowState)
 
 
 def changes_of(

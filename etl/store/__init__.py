@@ -18,7 +18,7 @@ from etl.database import reading, writing
 from etl.domain.detail import Detail
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
-from etl.domain.roster import Moves, compared
+from etl.domain.roster import RosterChanges, compared
 from etl.errors import DatabaseUnreachable
 from etl.store import (
     commit,
@@ -44,10 +44,10 @@ from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
 from etl.store.notifications import NotifiableTarget, UnnotifiedRun
-from etl.store.open_conditions import Moved, OpenCondition, UntoldCondition
+from etl.store.open_conditions import ConditionChanges, OpenCondition, UntoldCondition
 from etl.store.retention import Pruned
 from etl.store.retirement import Retirement
-from etl.store.rosters import Listing
+from etl.store.rosters import StoredRoster
 from etl.store.runs import Begun, Due, Marks, NewRun, Written
 from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
@@ -58,7 +58,6 @@ __all__ = [
     "STALE",
     "Changed",
     "Due",
-    "Listing",
     "NewRun",
     "NotifiableTarget",
     "Pruned",
@@ -66,6 +65,7 @@ __all__ = [
     "Retirement",
     "RunBegun",
     "Store",
+    "StoredRoster",
     "TooManyRemovals",
     "UnnotifiedRun",
     "Written",
@@ -298,9 +298,9 @@ class Store:
             lambda _, connection: details.are_there(connection, run_id, found),
         )
 
-    def rosters(self, org_ids: Collection[str]) -> dict[str, Listing]:
+    def rosters(self, org_ids: Collection[str]) -> dict[str, StoredRoster]:
         """The rosters of those organisations that were ever asked for theirs."""
-        return self._read(lambda connection: rosters.listings(connection, org_ids))
+        return self._read(lambda connection: rosters.rosters_of(connection, org_ids))
 
     def claim_roster(self, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
         """Whether an organisation's roster is due, and the caller is the one to ask for it."""
@@ -308,12 +308,12 @@ class Store:
 
     def write_roster(
         self, org_id: str, answered: Set[str], limits: Limits, now: dt.datetime, *, approved: bool = False
-    ) -> Moves:
+    ) -> RosterChanges:
         """Write what an answer says of an organisation's users, compared with those that are listed at that moment."""
 
-        def written(connection: Connection) -> Moves:
+        def written(connection: Connection) -> RosterChanges:
             rosters.lock(connection, org_id)
-            listed = rosters.listings(connection, [org_id])[org_id].roster
+            listed = rosters.rosters_of(connection, [org_id])[org_id].roster
             moves = compared(listed, answered, limits, approved=approved)
             rosters.write(connection, org_id, moves, now)
             return moves
@@ -411,10 +411,10 @@ class Store:
         """Record that these targets are no longer overdue."""
         self._write(lambda connection: notifications.clear_overdue(connection, target_ids))
 
-    def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> Moved:
+    def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
         """Write down what is wrong now; nothing is written where nothing has moved."""
         if set(self._read(open_conditions.listed)) == set(found):
-            return Moved([], [])
+            return ConditionChanges([], [])
         return self._write(lambda connection: open_conditions.keep(connection, found, now))
 
     def untold_conditions(self) -> list[UntoldCondition]:

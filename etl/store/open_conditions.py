@@ -23,7 +23,7 @@ class OpenCondition(NamedTuple):
     remedy: str
 
 
-class Moved(NamedTuple):
+class ConditionChanges(NamedTuple):
     """What has begun and what has ended since it was written down last."""
 
     began: Sequence[OpenCondition]
@@ -45,7 +45,7 @@ def listed(connection: Connection) -> list[OpenCondition]:
     return [OpenCondition(*row) for row in connection.execute(select(*_COLUMNS).where(condition.c.ended_at.is_(None)))]
 
 
-def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetime) -> Moved:
+def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
     """Write down what is wrong now. One that comes back before receivers knew of its end has never ended."""
     rows = {row[:2]: row for row in connection.execute(select(*_COLUMNS, condition.c.ended_at))}
     known = {key: OpenCondition(*row[:-1]) for key, row in rows.items() if row.ended_at is None}
@@ -65,7 +65,7 @@ def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetim
         untold = and_(_is(each), condition.c.begin_told_at.is_(None))
         if not connection.execute(delete(condition).where(untold)).rowcount:
             connection.execute(update(condition).where(_is(each)).values(ended_at=now))
-    return Moved(began, ended)
+    return ConditionChanges(began, ended)
 
 
 def untold(connection: Connection) -> list[UntoldCondition]:

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from etl.domain.model import Target
 from etl.domain.organisation import judge
-from etl.domain.pending import Listing, Member, Version, listed_before, showing, sightings
+from etl.domain.pending import ListEntry, Member, Version, listed_before, showing, sightings
 from etl.domain.states import EndedState, states_after
 from etl.domain.story import Answer, Audience, Event, Judgement, Listed, Loss, Showing, Sighting, Workflow
 from etl.store import story_rows
@@ -216,7 +216,7 @@ class _Reading:
         self._changed_by = changed_by
         self.kept = story_rows.read_kept(connection, flows)
         self.waiting = story_rows.read_waiting(connection, flows)
-        self._listings = story_rows.read_listings(connection, flows)
+        self._entries = story_rows.read_entries(connection, flows)
         held = [flow for flow in flows if steps[flow.story].is_held]
         self._held = story_rows.read_held(connection, held)
         self._before: dict[FlowKey, list[tuple[Member, Listed, int | None]]] = {}
@@ -244,22 +244,22 @@ class _Reading:
 
     def _listed_before(self, flow: FlowKey) -> Iterator[tuple[Member, Listed, int | None]]:
         step = self._steps[flow.story]
-        listings = self._listings[flow.flow_id]
-        for target_id in sorted(listings.keys() | self._changed_by.get(flow.flow_id, set())):
+        entries = self._entries[flow.flow_id]
+        for target_id in sorted(entries.keys() | self._changed_by.get(flow.flow_id, set())):
             member = step.members.by_id.get(target_id)
             if member is None:
                 continue
-            now = listings.get(target_id)
+            now = entries.get(target_id)
             versions = step.versions.get(target_id, ())
             listed, removed = listed_before(versions, flow.flow_id, now and now.listed)
             if listed is not None:
                 yield member, listed, removed
 
     def _showing(self, flow: FlowKey) -> Iterator[tuple[str, Showing]]:
-        listings = self._listings[flow.flow_id]
+        entries = self._entries[flow.flow_id]
         for member, listed, removed in self._before[flow]:
-            since = listings[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
-            yield member.user_id, showing(member, Listing(since, listed))
+            since = entries[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
+            yield member.user_id, showing(member, ListEntry(since, listed))
 
     def _sightings(self, step: StoryStep, flow: FlowKey) -> Iterator[Sighting]:
         before = {member.target_id: listed for member, listed, _ in self._before[flow]}
@@ -271,7 +271,7 @@ class _Reading:
 
     def _held_of(self, step: StoryStep, flow: FlowKey) -> Iterator[tuple[str, Answer]]:
         """The last answer that listed what is held now, so far as is known."""
-        for target_id in self._listings[flow.flow_id]:
+        for target_id in self._entries[flow.flow_id]:
             member = step.members.by_id.get(target_id)
             if member is None or (target_id, flow.flow_id) not in self._held:
                 continue

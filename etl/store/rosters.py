@@ -13,13 +13,13 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.roster import Moves, Roster
+from etl.domain.roster import Roster, RosterChanges
 from etl.schema import roster, roster_user
 
 _AT_ONCE = 500
 
 
-class Listing(msgspec.Struct, frozen=True):
+class StoredRoster(msgspec.Struct, frozen=True):
     """A roster as it stands, and how well it is known. ``answered_at`` is None where none ever came."""
 
     org_id: str
@@ -32,7 +32,7 @@ class Listing(msgspec.Struct, frozen=True):
     error: str | None
 
 
-def listings(connection: Connection, org_ids: Collection[str]) -> dict[str, Listing]:
+def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, StoredRoster]:
     """Those of ``org_ids`` that were ever asked for."""
     users: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
     missing: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
@@ -42,7 +42,7 @@ def listings(connection: Connection, org_ids: Collection[str]) -> dict[str, List
         if missing_since is not None:
             missing[org][user] = missing_since
     return {
-        row.org_id: Listing(
+        row.org_id: StoredRoster(
             row.org_id,
             Roster(users[row.org_id].keys(), missing[row.org_id].keys()),
             users[row.org_id],
@@ -68,7 +68,7 @@ def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timed
     return connection.execute(first.returning(roster.c.org_id)).first() is not None
 
 
-def write(connection: Connection, org_id: str, moves: Moves, now: dt.datetime) -> None:
+def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.datetime) -> None:
     """Write what an answer changed. Joins and leaves of the trail's own record belong here, too: one place."""
     answered = {"answered_at": now, "failing_since": None, "error_code": None, "error": None}
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(answered))

@@ -15,7 +15,7 @@ import msgspec
 from sqlalchemy import Boolean, Connection, column, text
 from sqlalchemy.sql.selectable import TextualSelect
 
-from etl.domain.pending import Listing, Member, Version
+from etl.domain.pending import ListEntry, Member, Version
 from etl.domain.states import State
 from etl.domain.story import Answer, Known, Listed, Loss, Story
 from etl.schema import COMING, LEAVING, UtcTime
@@ -312,13 +312,13 @@ def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator
     return ((row[0], row[1]) for row in _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, rows))
 
 
-def read_listings(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, Listing]]:
+def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
     """Of each workflow the targets that list it; by workflow id, since a target is of one story."""
     columns = "w.flow_id, w.target_id, w.first_seen_at, w.flow_name, w.cycle, w.editable"
-    listings: dict[str, dict[int, Listing]] = defaultdict(dict)
+    entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
-        listings[flow_id][target_id] = Listing(since, Listed(*listed))
-    return listings
+        entries[flow_id][target_id] = ListEntry(since, Listed(*listed))
+    return entries
 
 
 def read_held(connection: Connection, flows: Sequence[FlowKey]) -> dict[tuple[int, str], Answer | None]:

@@ -13,9 +13,9 @@ import structlog
 
 from etl.config import Schedule
 from etl.domain.guard import Limits
-from etl.domain.roster import Moves
+from etl.domain.roster import RosterChanges
 from etl.errors import DatabaseError, GatewayError, Interrupted
-from etl.store import Listing, Store
+from etl.store import Store, StoredRoster
 
 _AT_ONCE: Final = 4
 """Organisations that are asked for at the same time."""
@@ -27,7 +27,7 @@ class Refreshed(msgspec.Struct, frozen=True):
     """What came of asking for one roster: ``moves``, or ``error`` (a sentence)."""
 
     org_id: str
-    moves: Moves = Moves()
+    moves: RosterChanges = RosterChanges()
     error: str = ""
     error_code: str = ""
 
@@ -94,7 +94,7 @@ class Rosters:
         self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_STANDS)
         return Refreshed(org_id, error=message, error_code=code)
 
-    def _tell(self, org_id: str, moves: Moves) -> None:
+    def _tell(self, org_id: str, moves: RosterChanges) -> None:
         if moves.joined or moves.left:
             self._log.info("roster_changed", org=org_id, joined=len(moves.joined), left=len(moves.left))
         if moves.newly_missing:
@@ -107,7 +107,7 @@ def organisations(schedules: Iterable[Schedule]) -> set[str]:
     return {roster.org_id for schedule in schedules for roster in schedule.rosters}
 
 
-def expanded(schedules: Sequence[Schedule], listings: Mapping[str, Listing]) -> tuple[Schedule, ...]:
+def expanded(schedules: Sequence[Schedule], stored_rosters: Mapping[str, StoredRoster]) -> tuple[Schedule, ...]:
     """The schedules with the users of ``listings`` as targets; an organisation that never answered stays unlisted."""
-    users = {org: listing.roster.users for org, listing in listings.items() if listing.answered_at is not None}
+    users = {org: stored.roster.users for org, stored in stored_rosters.items() if stored.answered_at is not None}
     return tuple(schedule.with_users(users) for schedule in schedules)

@@ -24,7 +24,7 @@ FORMATS: Final[tuple[Format, ...]] = ("csv", "json")
 _ROWS_AT_ONCE: Final = 1000
 
 
-class Listing(NamedTuple):
+class TableQuery(NamedTuple):
     """A table as it is read: its name for a file, its row type, and the statement behind it."""
 
     name: str
@@ -46,7 +46,7 @@ def wanted_format(request: Request) -> Format | None:
     return next((known for known in FORMATS if known == asked), None)
 
 
-def listing_file(site: Site, listing: Listing, fmt: Format) -> Response:
+def listing_file(site: Site, listing: TableQuery, fmt: Format) -> Response:
     """All rows of a table, streamed in constant memory."""
     rows = stream(site.engine, listing.statement, listing.row_type, listing.parameters)
     return rows_file(listing.name, columns_of(listing.row_type), rows, fmt)

@@ -24,7 +24,7 @@ from etl.report.names import with_ids
 from etl.report.summary_rows import Gap, Position
 from etl.timeparse import parse_moment
 from etl.web import events, overview, targets, workflows
-from etl.web.answers import Listing, html, listing_file, rows_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams
 from etl.web.rendering import asset
@@ -92,7 +92,7 @@ def held(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
     chosen = with_ids(site.engine.dialect.name, statements.held_removals(), org, user)
-    listing = Listing("held", HeldRemoval, chosen)
+    listing = TableQuery("held", HeldRemoval, chosen)
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:

@@ -13,7 +13,7 @@ from etl.report import SyncRun, event_page, run_page, search
 from etl.report.event_page import Filters
 from etl.report.fetch import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
-from etl.web.answers import Listing, html, listing_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, wanted_format
 from etl.web.params import RequestParams, path_text
 from etl.web.site import Site
 
@@ -28,7 +28,7 @@ def events(site: Site, request: Request) -> Response:
     kinds = [kind for kind in EVENT_KINDS if kind in request.query_params.getlist("kind")] or list(EVENT_KINDS)
     texts = {name: asked.text(name) for name in ("org", "user", "flow", "name")}
     wanted = Filters(**texts, kinds=kinds, since=asked.moment("since", now), until=asked.moment("until", now))
-    listing = Listing("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, wanted))
+    listing = TableQuery("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, wanted))
     fmt = wanted_format(request)
     if fmt:
         return listing_file(site, listing, fmt)
@@ -42,7 +42,7 @@ def events(site: Site, request: Request) -> Response:
 def runs(site: Site, request: Request) -> Response:
     asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
     status = asked.one_of("status", _STATUSES)
-    listing = Listing("runs", SyncRun, run_page.runs(schedule=asked.text("schedule"), status=status))
+    listing = TableQuery("runs", SyncRun, run_page.runs(schedule=asked.text("schedule"), status=status))
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
@@ -55,8 +55,8 @@ def run(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     run_id = _number(path_text(request, "run_id"))
     tables = {
-        "versions": Listing("versions", RunVersion, run_page.versions(run_id)),
-        "issues": Listing("issues", RunIssue, run_page.issues(run_id)),
+        "versions": TableQuery("versions", RunVersion, run_page.versions(run_id)),
+        "issues": TableQuery("issues", RunIssue, run_page.issues(run_id)),
     }
     table = asked.one_of("table", tables)
     with short_transaction(site.engine) as connection:

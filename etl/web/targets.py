@@ -16,7 +16,7 @@ from etl.report import CurrentWorkflow, TargetAsOf, TargetHealth, WorkflowAsOf, 
 from etl.report.fetch import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
 from etl.report.target_page import KnownTarget
-from etl.web.answers import Listing, html, listing_file, rows_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams, path_text
 from etl.web.site import Site
 
@@ -36,9 +36,9 @@ def index(site: Site, request: Request) -> Response:
     fmt = wanted_format(request)
     if fmt and at:
         then = target_page.coverage_then(site.engine.dialect.name, **ids)
-        return listing_file(site, Listing("targets", TargetAsOf, then, {"at": at}), fmt)
+        return listing_file(site, TableQuery("targets", TargetAsOf, then, {"at": at}), fmt)
     if fmt:
-        return listing_file(site, Listing("targets", TargetHealth, chosen), fmt)
+        return listing_file(site, TableQuery("targets", TargetHealth, chosen), fmt)
     with short_transaction(site.engine) as connection:
         rows = page(connection, TargetHealth, chosen, *paging.window)
         covered = _coverage(connection, rows, at)
@@ -104,17 +104,17 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
     return found
 
 
-def _listing(connection: Connection, known: KnownTarget, view: View) -> Listing:
+def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQuery:
     filters = {"part": view.part, "cycle": view.cycle}
     if view.at is None:
         statement = target_page.list_now(connection.dialect.name, known.target, **filters)
-        return Listing("workflows", CurrentWorkflow, statement)
+        return TableQuery("workflows", CurrentWorkflow, statement)
     statement = target_page.list_then(connection, known.target, view.at, **filters)
-    return Listing("workflows", WorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
+    return TableQuery("workflows", WorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
 
 
-def _versions(known: KnownTarget, view: View) -> Listing:
-    return Listing("versions", TargetVersion, target_page.versions(known.id, view.at))
+def _versions(known: KnownTarget, view: View) -> TableQuery:
+    return TableQuery("versions", TargetVersion, target_page.versions(known.id, view.at))
 
 
 def _about(site: Site, connection: Connection, known: KnownTarget, view: View) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
 from etl.report.workflow_page import Order, Sought, Which
-from etl.web.answers import Listing, html, listing_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, wanted_format
 from etl.web.params import PAGE_ROWS, RequestParams, path_text
 from etl.web.site import Site
 
@@ -60,11 +60,11 @@ def _sought(asked: RequestParams, org: str) -> Sought:
     return Sought(org, asked.text("find"), asked.text("user"), asked.text("cycle"), which, order)
 
 
-def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> Listing:
+def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> TableQuery:
     if at is None:
-        return Listing("workflows", OrgWorkflow, workflow_page.list_now(connection.dialect.name, sought))
+        return TableQuery("workflows", OrgWorkflow, workflow_page.list_now(connection.dialect.name, sought))
     statement = workflow_page.list_then(connection, sought, at)
-    return Listing("workflows", OrgWorkflowAsOf, statement, workflow_page.parameters_then(sought.org, at))
+    return TableQuery("workflows", OrgWorkflowAsOf, statement, workflow_page.parameters_then(sought.org, at))
 
 
 def _by_cycle(rows: Sequence[Any]) -> list[tuple[str, int]]:
@@ -84,9 +84,9 @@ def one(site: Site, request: Request) -> Response:
     at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", TABLES)
     with short_transaction(site.engine) as connection:
         tables = {
-            "states": Listing("states", WorkflowHistory, workflow_page.states(org, flow)),
-            "story": Listing("story", OrgWorkflowEvent, workflow_page.story(org, flow)),
-            "seen": Listing(
+            "states": TableQuery("states", WorkflowHistory, workflow_page.states(org, flow)),
+            "story": TableQuery("story", OrgWorkflowEvent, workflow_page.story(org, flow)),
+            "seen": TableQuery(
                 "seen",
                 WorkflowAsOf,
                 workflow_page.seen_by(connection, org, flow, at or now),
@@ -100,7 +100,9 @@ def one(site: Site, request: Request) -> Response:
     return html(request, "workflow.html", {**values, "asked": asked, "at": at, "now": now, "org": org, "flow": flow})
 
 
-def _about(connection: Connection, org: str, flow: str, tables: dict[str, Listing], now: dt.datetime) -> dict[str, Any]:
+def _about(
+    connection: Connection, org: str, flow: str, tables: dict[str, TableQuery], now: dt.datetime
+) -> dict[str, Any]:
     states = tables["states"].page(connection, STATES_AT_MOST + 1)
     if not states:
         raise HTTPException(404, "No list of this organisation ever showed a workflow with this id.")

@@ -15,7 +15,7 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.guard import Limits
-from etl.domain.roster import Moves, Roster, compared
+from etl.domain.roster import Roster, RosterChanges, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
 from tests.support.gateways import ACCESS_KEY, SECRET, gateway, settings_for
@@ -167,36 +167,36 @@ def test_a_roster_in_pages_of_any_size_is_whole(size: int, pages: int) -> None:
 ANN, BOB = frozenset({"ann"}), frozenset({"bob"})
 TEN = frozenset(names(0, 10))
 FIVE = frozenset(names(0, 5))
-MOVES: list[tuple[str, Roster, frozenset[str], bool, Moves]] = [
-    ("1 joins", Roster(ANN), ANN | BOB, False, Moves(joined=BOB)),
-    ("2 back", Roster(ANN | BOB, BOB), ANN | BOB, False, Moves(back=BOB)),
-    ("3 leaves", Roster(ANN | BOB), ANN, False, Moves(left=BOB)),
-    ("3 four of ten leave", Roster(TEN), TEN - set(names(0, 4)), False, Moves(left=frozenset(names(0, 4)))),
+MOVES: list[tuple[str, Roster, frozenset[str], bool, RosterChanges]] = [
+    ("1 joins", Roster(ANN), ANN | BOB, False, RosterChanges(joined=BOB)),
+    ("2 back", Roster(ANN | BOB, BOB), ANN | BOB, False, RosterChanges(back=BOB)),
+    ("3 leaves", Roster(ANN | BOB), ANN, False, RosterChanges(left=BOB)),
+    ("3 four of ten leave", Roster(TEN), TEN - set(names(0, 4)), False, RosterChanges(left=frozenset(names(0, 4)))),
     (
         "3 who is missing stays",
         Roster(TEN, frozenset({"u0"})),
         TEN - {"u0", "u1"},
         False,
-        Moves(left=frozenset({"u1"})),
+        RosterChanges(left=frozenset({"u1"})),
     ),
-    ("4 five of ten", Roster(TEN), TEN - FIVE, False, Moves(newly_missing=FIVE)),
-    ("4 nobody is left", Roster(ANN), frozenset(), False, Moves(newly_missing=ANN)),
+    ("4 five of ten", Roster(TEN), TEN - FIVE, False, RosterChanges(newly_missing=FIVE)),
+    ("4 nobody is left", Roster(ANN), frozenset(), False, RosterChanges(newly_missing=ANN)),
     (
         "4 with those missing",
         Roster(TEN, frozenset(names(0, 4))),
         TEN - FIVE,
         False,
-        Moves(newly_missing=frozenset({"u4"})),
+        RosterChanges(newly_missing=frozenset({"u4"})),
     ),
-    ("4 and somebody joins", Roster(TEN), (TEN - FIVE) | ANN, False, Moves(joined=ANN, newly_missing=FIVE)),
-    ("5 a person says so", Roster(TEN, FIVE), TEN - FIVE, True, Moves(left=FIVE)),
-    ("nothing", Roster(ANN), ANN, False, Moves()),
+    ("4 and somebody joins", Roster(TEN), (TEN - FIVE) | ANN, False, RosterChanges(joined=ANN, newly_missing=FIVE)),
+    ("5 a person says so", Roster(TEN, FIVE), TEN - FIVE, True, RosterChanges(left=FIVE)),
+    ("nothing", Roster(ANN), ANN, False, RosterChanges()),
 ]
 
 
 @pytest.mark.parametrize(("listed", "answered", "approved", "moves"), [m[1:] for m in MOVES], ids=[m[0] for m in MOVES])
 def test_who_joins_and_leaves_is_as_the_table_says(
-    listed: Roster, answered: frozenset[str], approved: bool, moves: Moves
+    listed: Roster, answered: frozenset[str], approved: bool, moves: RosterChanges
 ) -> None:
     assert compared(listed, answered, LIMITS, approved=approved) == moves
 
