@@ -25,7 +25,7 @@ def main() -> None:
         from etl.cli import main as run
 
         run()
-    except (MemoryError, ImportError, OSError) as error:
+    except (MemoryError, ImportError, OSError, SystemError) as error:
         if not _is_lack_of_memory(error):
             raise
         sys.stderr.write("This process gets too little memory: see `ulimit -v`, or the limit of its container.\n")
@@ -33,8 +33,11 @@ def main() -> None:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """A library that cannot be loaded for it is an ImportError, with the words of the dynamic linker."""
-    lacking = ("failed to map segment", "annot allocate memory")
+    """A library that cannot be loaded for it is an ImportError, with the words of the dynamic linker.
+
+    The interpreter itself may fail to say why: a SystemError, "error return without exception set".
+    """
+    lacking = ("failed to map segment", "annot allocate memory", "without exception set")
     return isinstance(error, MemoryError) or any(words in str(error) for words in lacking)
 
 

@@ -150,8 +150,8 @@ class Service:
         it opened. (Python removes its handlers as it exits, and SIGTERM would then kill it.)
         """
         handlers = {
-            signal.SIGTERM: lambda *_: self.stop(),
-            signal.SIGINT: lambda *_: self.stop(),
+            signal.SIGTERM: self._stop_on_signal,
+            signal.SIGINT: self._stop_on_signal,
             signal.SIGHUP: lambda *_: self.reload(),
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -160,6 +160,12 @@ class Service:
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self._stopping.is_set() else handler)
+
+    def _stop_on_signal(self, *_: object) -> None:
+        """Of many signals the first is enough; each of the others would interrupt the handling of the one before."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        self.stop()
 
     def stop(self) -> None:
         """Ask the service to stop; safe in a signal handler."""
