@@ -324,23 +324,33 @@ class _Target:
         return all(made.run_id in self.runs for made in self.sets)
 
     def _delivered(self, guarded: bool) -> None:
-        """Each version is an answer that came after the one before it (but for what the guard kept)."""
-        position, before = 0, State()
-        earlier: list[_Answer] = []
+        """Each version is an answer that came after the one before it (but for what the guard kept).
+
+        Where the guard works, a version that loses something is the second answer that lacked something. The first one
+        may have been asked before another run made the version before.
+        """
+        before_last, position, before = 0, 0, State()
         for made, state in zip(self.sets, self.states, strict=True):
-            guarded = made.run_id in self.held_in or made.run_id not in self.runs
-            rest = [i for i in range(position, len(self.answers)) if not self.answers[i].kept_open]
-            found = next((i for i in rest if _fits(state, self.answers[i].state, before, guarded)), None)
+            partly = made.run_id in self.held_in or made.run_id not in self.runs
+            rest = range(position, len(self.answers))
+            fitting = [i for i in rest if self._may_make(i, state, before, partly)]
+            found = next(iter(fitting), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
-            if guarded and found is not None and made.approved_by is None:
-                # The first of the two may have been asked before another run made the version before.
-                asked = [*earlier, *self.answers[position:found]]
-                hasty = _loses(made, before, state) and not any(_loses(made, before, each.state) for each in asked)
-                self._say(hasty, f"version {made.version} loses something after a single answer")
-            earlier = self.answers[position:found] if found is not None else []
-            position, before = position if found is None else found + 1, state
+            if guarded and fitting and made.approved_by is None and _loses(made, before, state):
+                lacking = (
+                    i for i in range(before_last, len(self.answers)) if _loses(made, before, self.answers[i].state)
+                )
+                first = next(lacking, len(self.answers))
+                found = next((i for i in fitting if i > first), None)
+                self._say(found is None, f"version {made.version} loses something after a single answer")
+            before = state
+            before_last, position = position, position if found is None else found + 1
         seen = sum(span.observations for span in self.spans)
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
+
+    def _may_make(self, number: int, state: State, before: State, partly: bool) -> bool:
+        answer = self.answers[number]
+        return not answer.kept_open and _fits(state, answer.state, before, partly)
 
     def _last_answer(self) -> None:
         last, at, kept_open = self.answers[-1]
