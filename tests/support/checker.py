@@ -324,29 +324,44 @@ class _Target:
         return all(made.run_id in self.runs for made in self.sets)
 
     def _delivered(self, guarded: bool) -> None:
-        """Each version is an answer that came after the one before it (but for what the guard kept).
-
-        Where the guard works, a version that loses something is the second answer that lacked something. The first one
-        may have been asked before another run made the version before.
-        """
-        before_last, position, before = 0, 0, State()
-        for made, state in zip(self.sets, self.states, strict=True):
+        """Each version is an answer that came after the one before it (but for what the guard kept)."""
+        position, before = 0, State()
+        for number, (made, state) in enumerate(zip(self.sets, self.states, strict=True)):
             partly = made.run_id in self.held_in or made.run_id not in self.runs
             rest = range(position, len(self.answers))
             fitting = [i for i in rest if self._may_make(i, state, before, partly)]
             found = next(iter(fitting), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
-            if guarded and fitting and made.approved_by is None and _loses(made, before, state):
-                lacking = (
-                    i for i in range(before_last, len(self.answers)) if _loses(made, before, self.answers[i].state)
-                )
-                first = next(lacking, len(self.answers))
+            if guarded and fitting and made.approved_by is None and _loses(made.version, before, state):
+                first = self._first_that_loses(number)
                 found = next((i for i in fitting if i > first), None)
                 self._say(found is None, f"version {made.version} loses something after a single answer")
-            before = state
-            before_last, position = position, position if found is None else found + 1
+            position, before = position if found is None else found + 1, state
         seen = sum(span.observations for span in self.spans)
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
+
+    def _first_that_loses(self, number: int) -> int:
+        """The first answer in the run of a change set (by its place) that lacks something of what was then on record.
+
+        That may be an older version than the one before: other runs write meanwhile. Where nothing does so, this is
+        the number of all answers.
+        """
+        made = self.sets[number]
+        run = self.runs.get(made.run_id)
+        began = run.started_at if run else 0
+        known = [] if number else [State()]
+        for state, following in zip(self.states[:number], self.sets[1:], strict=False):
+            ended_by = self.runs.get(following.run_id)
+            over = ended_by.finished_at if ended_by else None
+            known += [state] if over is None or over >= began else []
+        return next(
+            (
+                i
+                for i, each in enumerate(self.answers)
+                if (each.at is None or each.at >= began) and any(_loses(made.version, old, each.state) for old in known)
+            ),
+            len(self.answers),
+        )
 
     def _may_make(self, number: int, state: State, before: State, partly: bool) -> bool:
         answer = self.answers[number]
@@ -396,9 +411,9 @@ class _Target:
         self._say(seen != counted, f"{counted} answers made {seen} observations")
 
 
-def _loses(made: Row, before: State, answer: State) -> bool:
+def _loses(version: int, before: State, answer: State) -> bool:
     """Whether an answer lacks something of the version before, or is a first list and empty."""
-    return not answer if made.version == 1 else bool(before.keys() - answer.keys())
+    return not answer if version == 1 else bool(before.keys() - answer.keys())
 
 
 def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
