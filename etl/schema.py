@@ -603,9 +603,10 @@ verification: Final = Table(
     _time("ended_at"),
     _count("targets"),
     _count("change_sets"),
+    _count("last_seal", big=True),
     _count("findings"),
     _string("finding"),
-    comment="The service's last check of the trail, of each kind, and what it found.",
+    comment="The service's last check of the trail, of each kind, up to which seal, and what it found.",
 )
 
 lease: Final = Table(

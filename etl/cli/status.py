@@ -16,7 +16,7 @@ from etl.cli.queries import time_zone_named
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
-from etl.report.conditions import Condition, Trouble
+from etl.report.conditions import Condition, Trouble, counted
 from etl.report.fetch import short_transaction
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
@@ -206,9 +206,8 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
 
 
 def _checked(check: LastCheck, zone: dt.tzinfo) -> str:
-    result = f"{check.findings} findings" if check.findings else "everything holds"
-    read = f"{check.targets} targets, {check.change_sets} change sets"
-    return f"Trail: verified at {console.cell(check.ended_at, zone)}, {read}: {result}."
+    result = counted(check.findings, "finding") if check.findings else "everything holds"
+    return f"Trail: verified at {console.cell(check.ended_at, zone)}, up to seal {check.last_seal}: {result}."
 
 
 def _more(left_out: int) -> None:

@@ -71,7 +71,7 @@ _STORED: Final = text("""
 
 
 _VERIFIED: Final = text("""
-    SELECT kind, ended_at, targets, change_sets, findings, finding FROM verification ORDER BY ended_at DESC
+    SELECT kind, ended_at, targets, change_sets, last_seal, findings, finding FROM verification ORDER BY ended_at DESC
     """).columns(ended_at=UtcTime)
 
 
@@ -81,6 +81,8 @@ class LastCheck(NamedTuple):
     ended_at: dt.datetime
     targets: int
     change_sets: int
+    last_seal: int
+    """Up to which seal the trail has been read."""
     findings: int
     finding: str
 

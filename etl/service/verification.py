@@ -1,4 +1,4 @@
-"""The service checks its own trail: `[verify] every`, and every page of an SQLite file with it, `full`."""
+"""The service checks its own trail: what is new `[verify] every`, and all of it, with every page of a file, `full`."""
 
 from __future__ import annotations
 
@@ -78,12 +78,21 @@ class Verification:
         """Check what is due, if anything."""
         if not self._active():
             return
-        done, now = {each.kind: each.ended_at for each in self._store.verified()}, self._clock()
-        self._checked_at = max([*done.values(), *([self._checked_at] if self._checked_at else [])], default=now)
+        now, done = self._clock(), {each.kind: each for each in self._store.verified()}
+        latest = max(done.values(), key=lambda each: each.ended_at, default=None)
+        known = [at for at in (latest and latest.ended_at, self._checked_at) if at is not None]
+        self._checked_at = max(known, default=now)
         if _is_due(done.get("full"), self._full, now):
             self._check("full")
-        elif _is_due(max(done.values(), default=None), self._every, now):
-            self._check("trail")
+        elif _is_due(latest, self._every, now):
+            self._check_what_is_new(latest)
+
+    def _check_what_is_new(self, latest: Verified | None) -> None:
+        """After a finding everything is read again, as it was then: what is new cannot tell that it is mended."""
+        if latest is not None and latest.findings:
+            self._check(latest.kind)
+        else:
+            self._check("trail", latest.last_seal if latest else 0)
 
     def trouble(self) -> Trouble | None:
         """A check is long overdue."""
@@ -95,26 +104,35 @@ class Verification:
         )
         return Trouble("verify_overdue", said, since=at)
 
-    def _check(self, kind: str) -> None:
+    def _check(self, kind: str, since: int = 0) -> None:
+        """Read the trail after the seal ``since``; write down what was found, and up to which seal."""
         began, pace = self._clock(), _Pace(self._goes_on, self._loop.wait)
-        through = [verify.Progress(0, 0, 0, 0)]
+        through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
 
         def moved(progress: verify.Progress) -> None:
             through[0] = progress
             pace.rest()
 
-        findings = [str(finding) for finding in verify.verify(self._engine, progress=moved)]
+        found = verify.verify(self._engine, since=since, progress=moved, sealing=sealing)
+        findings = [str(finding) for finding in found]
         if kind == "full":
             whole = database.integrity(self._engine)
             findings += [f"the file is damaged: {said}" for said in whole.damage]
         done = through[0]
+        sums = {"targets": done.targets, "change_sets": done.change_sets, "last_seal": sealing.last}
         self._store.keep_verified(
-            Verified(kind, began, self._clock(), done.targets, done.change_sets, len(findings), "".join(findings[:1]))
+            Verified(
+                kind=kind,
+                began_at=began,
+                ended_at=self._clock(),
+                **sums,
+                findings=len(findings),
+                finding="".join(findings[:1]),
+            )
         )
         for finding in findings[:10]:
             self._log.error("trail_broken", finding=finding, remedy=_REMEDY)
-        sums = {"targets": done.targets, "change_sets": done.change_sets, "findings": len(findings)}
-        self._log.info("verified", kind=kind, **sums)
+        self._log.info("verified", kind=kind, after_seal=since, **sums, findings=len(findings))
 
     def _goes_on(self) -> bool:
         return self._active() and not self._loop.stopping
@@ -138,6 +156,6 @@ class _Pace:
             self._since = time.monotonic()
 
 
-def _is_due(done_at: dt.datetime | None, every: dt.timedelta | None, now: dt.datetime) -> bool:
+def _is_due(done: Verified | None, every: dt.timedelta | None, now: dt.datetime) -> bool:
     """A check that ended ahead of now was dated by a clock that was wrong."""
-    return every is not None and (done_at is None or not now - every < done_at <= now)
+    return every is not None and (done is None or not now - every < done.ended_at <= now)

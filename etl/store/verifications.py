@@ -12,13 +12,18 @@ from etl.schema import verification
 
 
 class Verified(NamedTuple):
-    """A check that came to its end. ``kind``: "trail", or "full", which has read every page of an SQLite file, too."""
+    """A check that came to its end.
+
+    ``kind``: "trail", from the last verified seal on, or "full": everything, and every page of an SQLite file.
+    """
 
     kind: str
     began_at: dt.datetime
     ended_at: dt.datetime
     targets: int
     change_sets: int
+    last_seal: int
+    """The number of the last seal that it read; 0 where there was none."""
     findings: int
     finding: str
     """The first of them."""

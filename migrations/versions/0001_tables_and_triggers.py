@@ -675,11 +675,13 @@ def verification() -> None:
         key("kind"),
         time("began_at"),
         time("ended_at"),
-        *counts("targets", "change_sets", "findings"),
+        *counts("targets", "change_sets"),
+        *counts("last_seal", big=True),
+        *counts("findings"),
         text("finding"),
         primary("verification", "kind"),
         checks={},
-        comment="The service's last check of the trail, of each kind, and what it found.",
+        comment="The service's last check of the trail, of each kind, up to which seal, and what it found.",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +13,14 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from etl.config.units import interval_or_off
-from etl.database import writing
+from etl.database import reading, writing
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.report import health
 from etl.report.conditions import Trouble
 from etl.service.verification import Verification
 from etl.service.watch import Watch
-from etl.store import Store
+from etl.store import NewRun, Store
 from tests.support.builders import START, Diary, numbered
 from tests.support.program import ORG
 
@@ -177,6 +178,42 @@ def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds
         connection.execute(text("UPDATE workflow SET flow_name = 'one'"))
     Store(engine).keep_verified(checked._replace(ended_at=NOW + dt.timedelta(days=2)))
     assert "trail_broken" not in [code for code, _ in codes(engine)]
+
+
+def sealed_run(engine: Engine) -> int:
+    """A run that asked nobody and ended; the number of its seal."""
+    store = Store(engine)
+    run_id = store.begin_run(NewRun(origin="command", host="here", pid=1, targets=0), NOW)
+    assert run_id is not None
+    store.finish_run(run_id, "succeeded", Counter(), NOW)
+    with reading(engine) as connection:
+        return int(connection.execute(text("SELECT max(id) FROM run_seal")).scalar_one())
+
+
+def test_a_check_of_what_is_new_begins_at_the_last_verified_seal_and_after_a_finding_with_the_first(
+    engine: Engine,
+) -> None:
+    day, week = dt.timedelta(days=1), dt.timedelta(days=7)
+
+    def checked(days: int) -> tuple[str, int, int]:
+        now = NOW + days * day
+        verification(engine, now, full=week).look()
+        [done] = [each for each in Store(engine).verified() if each.ended_at == now]
+        return done.kind, done.last_seal, done.findings
+
+    sealed_run(engine)
+    assert checked(0) == ("full", 1, 0)
+    alter = "UPDATE sync_run SET missed = :missed WHERE id = (SELECT run_id FROM run_seal WHERE id = 1)"
+    with writing(engine) as connection:
+        connection.execute(text(alter), {"missed": 9})
+    assert sealed_run(engine) == 2
+    assert checked(1) == ("trail", 2, 0), "seal 1 was verified before it was altered"
+    assert checked(7)[::2] == ("full", 1)
+    assert checked(8)[::2] == ("full", 1), "what was found is looked for until it is mended"
+    with writing(engine) as connection:
+        connection.execute(text(alter), {"missed": 0})
+    assert checked(9) == ("full", 2, 0)
+    assert checked(10) == ("trail", 2, 0)
 
 
 @pytest.mark.parametrize(("every", "hours", "checks"), [("1d", 23, 0), ("1d", 24, 1), ("off", 9999, 0), ("1d", -30, 1)])

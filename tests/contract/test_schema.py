@@ -47,7 +47,7 @@ CONTRACT = {
     "org_state": "id org_id expression flow_id valid_from valid_from_after valid_to flow_name cycle from_kind certain",
     "org_step": "id run_id org_id expression decided_at versions heard",
     "overdue_notice": "target_id notified_at",
-    "verification": "kind began_at ended_at targets change_sets findings finding",
+    "verification": "kind began_at ended_at targets change_sets last_seal findings finding",
     "condition": "code cause since subjects named said remedy begin_told_at ended_at",
     "organisation": "org_id",
     "workflow_detail": "id org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
