@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 Severity = Literal["down", "degraded", "notice"]
@@ -164,11 +164,47 @@ def by_cause(failing: Iterable[Failing]) -> list[Failing]:
 
 def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Trouble:
     """A cause for which targets fail."""
-    code = "gateway_down" if cause.error_code == "gateway_down" else "targets_refused" if refused else "targets_failing"
-    message = cause.message.rstrip(".")
-    said = f"{counted(cause.targets, 'target')}: {cause.error_code} ({message})"
-    named = "" if code == "gateway_down" else f"{cause.error_code} {message_class(cause.message)}"
-    return Trouble(code, said, named, since, cause.targets, cause.first)
+    code = "targets_refused" if refused else "targets_failing"
+    named = f"{cause.error_code} {message_class(cause.message)}"
+    return Trouble(code, _said(cause), named, since, cause.targets, cause.first)
+
+
+_NOT_ASKED: Final = "gateway_down"
+"""The error code of targets that a run did not ask any more, after many in a row without an answer."""
+_NO_ANSWER: Final = frozenset(
+    {
+        *("connection", "dns", "http_429", "http_500", "http_502", "http_503", "http_504"),
+        *("protocol", "proxy", "timeout", "tls", "tls_certificate"),
+    }
+)
+_NO_TOKEN: Final = frozenset({"1001", "1002", "1003", "1004", "1005", "1202", "1203", "http_401", "secret"})
+
+
+def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[str]:
+    """The error codes whose targets fail for one cause: nobody gets an answer.
+
+    ``targets``: how many fail with each code; ``asked``: how many there are that EnOS does not refuse for good. The
+    gateway counts as down where not one of them got an answer, or where a run has stopped asking.
+    """
+    if targets.get(_NOT_ASKED):
+        return frozenset({_NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN} & targets.keys())
+    silent = _NO_ANSWER & targets.keys()
+    return silent if 0 < asked <= sum(targets[code] for code in silent) else frozenset()
+
+
+def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | None) -> Trouble:
+    """``targets`` get no answer, for these causes; the sentence tells the one that most of those have that were asked.
+
+    Where no token was to be had, the remedy is that of the error.
+    """
+    told = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
+    first = sorted(name for cause in causes for name in cause.first)
+    remedy = CODES["targets_failing"].remedy if told.error_code in _NO_TOKEN else ""
+    return Trouble("gateway_down", _said(told._replace(targets=targets)), "", since, targets, first, remedy)
+
+
+def _said(cause: Failing) -> str:
+    return f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"
 
 
 def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence[str]) -> Trouble:

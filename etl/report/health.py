@@ -183,7 +183,7 @@ def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
         *([damage] if damage else troubles.of_the_disk(connection.engine)),
         *stored.of_the_service,
         *troubles.of_the_trail(check),
-        *troubles.of_targets(connection, found.held, held_removals),
+        *troubles.of_targets(connection, found.targets - found.refused, found.held, held_removals),
     ]
     return {
         **found._mapping,

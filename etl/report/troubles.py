@@ -19,8 +19,10 @@ from etl.report.conditions import (
     Failing,
     Trouble,
     by_cause,
+    codes_of_gateway_down,
     counted,
     failing,
+    gateway_down,
     held,
     roster_failing,
     unscheduled,
@@ -106,9 +108,9 @@ def read_stored(connection: Connection, now: dt.datetime) -> Stored:
     return Stored({(code, cause): since for code, cause, since, *_ in rows}, troubles)
 
 
-def of_targets(connection: Connection, held_targets: int, held_removals: int) -> Iterator[Trouble]:
-    """What is wrong with targets and rosters, by cause."""
-    yield from _failing(connection)
+def of_targets(connection: Connection, asked: int, held_targets: int, held_removals: int) -> Iterator[Trouble]:
+    """What is wrong with targets and rosters, by cause; ``asked``: the targets that are not refused for good."""
+    yield from _failing(connection, asked)
     if held_targets:
         first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
         since = first[0].held_since if first else None
@@ -117,7 +119,7 @@ def of_targets(connection: Connection, held_targets: int, held_removals: int) ->
         yield roster_failing(org_id, code, message, since)
 
 
-def _failing(connection: Connection) -> Iterator[Trouble]:
+def _failing(connection: Connection, asked: int) -> Iterator[Trouble]:
     totals: dict[str, int] = {row[0]: row[1] for row in connection.execute(_FAILING_BY_CODE)}
     parts: dict[tuple[str, str], Failing] = {}
     longest: dict[str, Target] = {}
@@ -127,10 +129,18 @@ def _failing(connection: Connection) -> Iterator[Trouble]:
         parts[code, message] = part._replace(first=[*part.first, str(target)])
         longest.setdefault(str(target), target)
     causes = sorted(by_cause(parts.values()), key=lambda cause: -cause.targets)
-    for cause in causes[:_MOST_CAUSES]:
+
+    def since(*some: Failing) -> dt.datetime | None:
+        began = (_fails_since(connection, longest[name]) for cause in some for name in cause.first)
+        return min(began, key=_first, default=None)
+
+    down = codes_of_gateway_down(totals, asked)
+    silent = [cause for cause in causes if cause.error_code in down][:_MOST_CAUSES]
+    if silent:
+        yield gateway_down(silent, sum(totals.pop(code) for code in down), since(*silent))
+    for cause in [each for each in causes if each.error_code not in down][:_MOST_CAUSES]:
         totals[cause.error_code] -= cause.targets
-        since = min((_fails_since(connection, longest[name]) for name in cause.first), key=_first, default=None)
-        yield failing(cause, since, refused=cause.error_code in REFUSED_FOR_GOOD)
+        yield failing(cause, since(cause), refused=cause.error_code in REFUSED_FOR_GOOD)
     for code, left in totals.items():
         if left > 0:
             yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)

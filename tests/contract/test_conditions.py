@@ -65,6 +65,32 @@ def test_failing_targets_are_grouped_by_cause_and_refused_ones_are_their_own(eng
     assert found[0].first[0] == f"{ORG}/u000"
 
 
+REFUSES = "the connection is refused"
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([("connection", 5), ("http_503", 2)], [("gateway_down", 7, f"7 targets: connection ({REFUSES})")]),
+        ([("connection", 1), ("62101", 1)], [("gateway_down", 1, None), ("targets_refused", 1, None)]),
+        ([("connection", 1), ("malformed", 1)], [("targets_failing", 1, None)] * 2),
+        (
+            [("connection", 2), ("gateway_down", 5), ("malformed", 1)],
+            [("gateway_down", 7, f"7 targets: connection ({REFUSES})"), ("targets_failing", 1, None)],
+        ),
+    ],
+)
+def test_the_gateway_is_down_where_nobody_gets_an_answer_and_that_is_one_condition(
+    engine: Engine, failures: list[tuple[str, int]], expected: list[tuple[str, int, str | None]]
+) -> None:
+    """Whether a run gave up asking, or had too few targets for that."""
+    for code, number in failures:
+        fail(engine, [f"{code}-{n}" for n in range(number)], code, REFUSES)
+    found = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
+    assert [(each.code, each.subjects) for each in found] == [each[:2] for each in expected]
+    assert all(said in (None, each.said) for each, (_, _, said) in zip(found, expected, strict=True))
+
+
 def test_a_target_of_no_schedule_that_was_not_retired_is_said(engine: Engine) -> None:
     fail(engine, ["gone"], "malformed", HTML)
     assert ("targets_unscheduled", 1) in codes(engine)
