@@ -23,6 +23,7 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Target
 from etl.gateway import errors, faults
+from etl.report.conditions import CODES as CONDITIONS
 from etl.report.health import HealthSnapshot
 from etl.report.overdue import Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
@@ -291,6 +292,20 @@ def test_every_alert_says_what_is_wrong_and_has_a_runbook() -> None:
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}
         assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
     assert headings - {"access"} == {rule["alert"].lower() for rule in rules()}
+
+
+def test_every_condition_has_an_alert_or_a_reason_why_not() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\w+) \|[^|]*\| (.*) \|$", page, re.MULTILINE)
+    told = {code: (severity, alert) for codes, severity, alert in rows for code in re.findall(r"`(\w+)`", codes)}
+    severities = {code: rule.severity for code, rule in CONDITIONS.items()}
+    assert {code: severity for code, (severity, _) in told.items()} == severities
+    expressions = {rule["alert"]: rule["expr"] for rule in rules()}
+    for code, (_, alert) in told.items():
+        named = re.match(r"\[(\w+)\]", alert)
+        assert alert.startswith("none: ") if named is None else named[1] in expressions, code
+    asked = {code: name for name, expr in expressions.items() for code in re.findall(r'condition{code="(\w+)"}', expr)}
+    assert {code: told[code][1].startswith(f"[{name}]") for code, name in asked.items()} == dict.fromkeys(asked, True)
 
 
 def test_the_dashboard_is_one_that_grafana_can_show() -> None:
