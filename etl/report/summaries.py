@@ -15,10 +15,11 @@ from sqlalchemy import Connection, bindparam, text
 from etl.domain.holds import code, held_set
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS, Target
-from etl.report import WorkflowEvent, statements
+from etl.report import statements
 from etl.report.fetch import fetch, with_times
-from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern, with_ids
-from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged, Position
+from etl.report.names import with_ids
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged
+from etl.report.trail_page import KIND_SQL
 from etl.schema import UtcTime
 
 
@@ -99,7 +100,7 @@ def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str
     FROM (SELECT s.observed_at, s.id, {", ".join(counted)}
           FROM change_set s CROSS JOIN workflow_change c
           WHERE s.observed_at >= :since AND c.change_set_id = s.id
-            AND {_KIND} IN ('baseline', 'added', 'removed', 'cycle_changed')
+            AND {KIND_SQL} IN ('baseline', 'added', 'removed', 'cycle_changed')
           GROUP BY s.observed_at, s.id) one_each
     GROUP BY 1
     """
@@ -127,7 +128,7 @@ def _absences(connection: Connection, since: dt.date) -> Iterator[Any]:
     FROM ({_AWAY}) away
     JOIN change_set s ON s.target_id = away.target_id AND s.observed_at <= away.back_at
     JOIN workflow_change c ON c.change_set_id = s.id
-    WHERE {_KIND} IN ('baseline', 'added', 'removed', 'cycle_changed')
+    WHERE {KIND_SQL} IN ('baseline', 'added', 'removed', 'cycle_changed')
     GROUP BY 1, 2
     """
     return ((left, _as_date(back), *rest) for left, back, *rest in _by_day(connection, sql, since))
@@ -243,68 +244,6 @@ def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, lis
     return missing
 
 
-def trail(
-    connection: Connection,
-    *,
-    org: str = "",
-    user: str = "",
-    flow: str = "",
-    name: str = "",
-    kinds: Sequence[str] = DELTA_KINDS,
-    since: dt.datetime | None = None,
-    until: dt.datetime | None = None,
-    after: Position | None = None,
-    limit: int,
-) -> list[WorkflowEvent]:
-    """``workflow_event``, the newest first, after ``after``; ``since`` is included, ``until`` is not. An id is a part
-    of one, or a whole one with ``names.WHOLE`` in front.
-
-    The change sets are picked first, by their own counts: each has a row that is wanted unless a workflow or a name is
-    asked for, so that ``limit`` of them are enough.
-    """
-    sets = f"({' OR '.join(f's.{kind} > 0' for kind in kinds)})"
-    times = [("s.observed_at >= :since", since), ("s.observed_at < :until", until)]
-    sets += "".join(f" AND {condition}" for condition, value in times if value is not None)
-    sets += " AND (s.observed_at, s.id) <= (:after_at, :after_id)" if after else ""
-    rows = f"{_KIND} IN ({', '.join(map(repr, kinds))})"
-    rows += f" AND {_OLDER}" if after else ""
-    dialect = connection.dialect.name
-    rows += f" AND {id_sql(dialect, 'c.flow_id', 'flow', flow)}" if flow else ""
-    named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
-    rows += f" AND ({named})" if name else ""
-    whole = flow.startswith(WHOLE)
-    sets += " AND s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)" if whole else ""
-    ids = {column: asked for column, asked in (("org_id", org), ("user_id", user)) if asked}
-    sets += "".join(f" AND {id_sql(dialect, f't.{column}', column, asked)}" for column, asked in ids.items())
-    given = {column: id_value(asked) for column, asked in ids.items()}
-    sql = f"""
-    SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
-           c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
-    FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
-          FROM change_set s JOIN target t ON t.id = s.target_id
-          WHERE {sets}
-          ORDER BY s.observed_at DESC, s.id DESC{"" if flow or name else " LIMIT :limit"}) p
-    CROSS JOIN workflow_change c
-    WHERE c.change_set_id = p.id AND {rows}
-    ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
-    """
-    bound: dict[str, Any] = {
-        "since": since,
-        "until": until,
-        **given,
-        **_given(flow=flow and id_value(flow), name=name and pattern(name)),
-    }
-    if after:
-        at, change_set_id, flow_id, kind = after
-        bound |= {"after_at": at, "after_id": change_set_id, "after_flow": flow_id, "after_kind": kind}
-    return fetch(connection, WorkflowEvent, sql, limit=limit, **{k: v for k, v in bound.items() if v is not None})
-
-
-_KIND: Final = "c.kind || ''"
-"""As a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
-_OLDER: Final = "(p.observed_at, p.id, c.flow_id, c.kind) < (:after_at, :after_id, :after_flow, :after_kind)"
-
-
 def most_changed(connection: Connection, since: dt.date, limit: int) -> list[MostChanged]:
     """The workflows that changed most often since then, counted over all who see them, without baselines."""
     sql = """
@@ -323,10 +262,6 @@ def _by_day(connection: Connection, sql: str, since: dt.date) -> Iterator[Any]:
     """Rows whose first column is a day, of a statement with ``:since``."""
     parameters = {"since": _midnight(since)}
     return ((_as_date(day), *rest) for day, *rest in connection.execute(with_times(sql, parameters), parameters))
-
-
-def _given(**values: str) -> dict[str, str]:
-    return {column: value for column, value in values.items() if value}
 
 
 def _sums() -> str:

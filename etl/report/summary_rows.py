@@ -90,12 +90,3 @@ class MostChanged(NamedTuple):
     org_id: str
     flow_id: str
     changes: int
-
-
-class Position(NamedTuple):
-    """A row's place in the trail; the page after it begins with the next older one."""
-
-    observed_at: dt.datetime
-    change_set_id: int
-    flow_id: str
-    kind: str

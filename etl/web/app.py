@@ -18,10 +18,11 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries
+from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries, trail_page
 from etl.report.fetch import short_transaction
 from etl.report.names import with_ids
-from etl.report.summary_rows import Gap, Position
+from etl.report.summary_rows import Gap
+from etl.report.trail_page import Position
 from etl.timeparse import parse_moment
 from etl.web import events, overview, targets, workflows
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
@@ -66,7 +67,7 @@ def trail(site: Site, request: Request) -> Response:
         return rows_file("trail", columns_of(WorkflowEvent), _every_event(site, {**filters, "kinds": kinds}), fmt)
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
-        shown = summaries.trail(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
+        shown = trail_page.newest(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
     last = shown[PAGE_ROWS - 1] if len(shown) > PAGE_ROWS else None
     pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
     older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
@@ -80,7 +81,7 @@ def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[WorkflowEve
     after: Position | None = None
     while True:
         with short_transaction(site.engine) as connection:
-            piece = summaries.trail(connection, **filters, after=after, limit=_PIECE_ROWS)
+            piece = trail_page.newest(connection, **filters, after=after, limit=_PIECE_ROWS)
         yield from piece
         if len(piece) < _PIECE_ROWS:
             return

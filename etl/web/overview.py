@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 
-from etl.report import SyncRun, statements, summaries
+from etl.report import SyncRun, statements, summaries, trail_page
 from etl.report.fetch import page
 from etl.report.health import TargetSummary
 from etl.report.queries import causes
@@ -59,7 +59,7 @@ def gather(
         "causes": causes(connection),
         "holds": summaries.holds(connection, limit=_SHOWN) if health.held else [],
         "open_gaps": open_gaps,
-        "latest": summaries.trail(connection, limit=events),
+        "latest": trail_page.newest(connection, limit=events),
     }
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import WorkflowAsOf, WorkflowHistory, summaries, workflow_page
+from etl.report import WorkflowAsOf, WorkflowHistory, trail_page, workflow_page
 from etl.report.details import latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
@@ -117,5 +117,5 @@ def _about(
         "story": tables["story"].page(connection, EVENTS),
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
         "seen": tables["seen"].page(connection, STATES_AT_MOST),
-        "events": summaries.trail(connection, org=WHOLE + org, flow=WHOLE + flow, limit=PAGE_ROWS),
+        "events": trail_page.newest(connection, org=WHOLE + org, flow=WHOLE + flow, limit=PAGE_ROWS),
     }

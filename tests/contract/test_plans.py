@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from etl.database import reading
-from etl.report import Report, summaries
+from etl.report import Report, summaries, trail_page
 from etl.report.asof import Way
 from tests.support.builders import flow
 from tests.support.newsroom import ANN, BOB, Newsroom
@@ -54,7 +54,7 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
     for way in get_args(Way):
         assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
     with reading(engine) as connection:
-        assert summaries.trail(connection, org="o1", kinds=("removed",), limit=10)
+        assert trail_page.newest(connection, org="o1", kinds=("removed",), limit=10)
         assert summaries.day_snapshots(connection, LONG_AGO.date(), dt.datetime.now(dt.UTC).date())
         for view, condition in VIEWS.items():
             assert connection.execute(text(f"SELECT * FROM {view} WHERE {condition}")).all()

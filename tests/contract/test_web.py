@@ -29,8 +29,9 @@ from etl.domain.holds import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
-from etl.report import Report, summaries
-from etl.report.summary_rows import CYCLES, OTHER, Position
+from etl.report import Report, summaries, trail_page
+from etl.report.summary_rows import CYCLES, OTHER
+from etl.report.trail_page import Position
 from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
@@ -208,7 +209,7 @@ def test_paging_through_the_trail_gives_every_change_once(engine: Engine, world:
         assert expected or kinds == ("renamed",)
         found, after = [], None
         with reading(engine) as connection:
-            while page := summaries.trail(connection, **filters, **times, kinds=kinds, after=after, limit=7):
+            while page := trail_page.newest(connection, **filters, **times, kinds=kinds, after=after, limit=7):
                 found += page
                 assert len(found) <= len(expected), (filters, kinds)
                 last = page[-1]

@@ -1,0 +1,115 @@
+"""The trail a page at a time, the newest change first, for readers who look at its end.
+
+``Report.changes`` gives the same rows from the view, all of one moment, for those who read a trail whole. A page is
+picked otherwise because it must cost what is shown and not what is there: the newest change sets first, by their own
+counts and an index, and only then their changes. A test compares the two.
+"""
+
+# ruff: noqa: S608 - every piece of a statement is a constant of this file; what comes from outside is bound
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection
+
+from etl.domain.kinds import DELTA_KINDS
+from etl.report.fetch import fetch
+from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern
+from etl.report.rows import WorkflowEvent
+
+KIND_SQL: Final = "c.kind || ''"
+"""The kind of a change as a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
+_Conditions = dict[str, dict[str, Any]]
+"""Conditions of a statement, each with the values that are bound to it."""
+
+
+class Position(NamedTuple):
+    """A row's place in the trail; the page after it begins with the next older one."""
+
+    observed_at: dt.datetime
+    change_set_id: int
+    flow_id: str
+    kind: str
+
+
+def newest(
+    connection: Connection,
+    *,
+    org: str = "",
+    user: str = "",
+    flow: str = "",
+    name: str = "",
+    kinds: Sequence[str] = DELTA_KINDS,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    after: Position | None = None,
+    limit: int,
+) -> list[WorkflowEvent]:
+    """The newest ``limit`` changes that are older than ``after``; ``since`` is included, ``until`` is not.
+
+    ``org``, ``user`` and ``flow`` are parts of ids, or whole ids with ``names.WHOLE`` in front; ``name`` is a part of
+    the old or the new name.
+    """
+    dialect = connection.dialect.name
+    sets = _of_kinds(kinds) | _of_targets(dialect, org, user) | _of_times(since, until, after) | _with_workflow(flow)
+    changes = _of_changes(dialect, kinds, flow, name, after)
+    # Each change set that is picked has a change that is wanted, so that ``limit`` of them are enough. Where a workflow
+    # or a name is asked for, it may have none.
+    most = "" if flow or name else " LIMIT :limit"
+    sql = f"""
+    SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
+           c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
+    FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
+          FROM change_set s JOIN target t ON t.id = s.target_id
+          WHERE {" AND ".join(sets)}
+          ORDER BY s.observed_at DESC, s.id DESC{most}) p
+    CROSS JOIN workflow_change c
+    WHERE c.change_set_id = p.id AND {" AND ".join(changes)}
+    ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
+    """
+    bound = {name: value for values in (*sets.values(), *changes.values()) for name, value in values.items()}
+    return fetch(connection, WorkflowEvent, sql, limit=limit, **bound)
+
+
+def _of_kinds(kinds: Sequence[str]) -> _Conditions:
+    return {f"({' OR '.join(f's.{kind} > 0' for kind in kinds)})": {}}
+
+
+def _of_targets(dialect: str, org: str, user: str) -> _Conditions:
+    ids = {column: asked for column, asked in (("org_id", org), ("user_id", user)) if asked}
+    return {id_sql(dialect, f"t.{column}", column, asked): {column: id_value(asked)} for column, asked in ids.items()}
+
+
+def _of_times(since: dt.datetime | None, until: dt.datetime | None, after: Position | None) -> _Conditions:
+    found: _Conditions = {}
+    if since is not None:
+        found["s.observed_at >= :since"] = {"since": since}
+    if until is not None:
+        found["s.observed_at < :until"] = {"until": until}
+    if after is not None:
+        place = {"after_at": after.observed_at, "after_id": after.change_set_id}
+        found["(s.observed_at, s.id) <= (:after_at, :after_id)"] = place
+    return found
+
+
+def _with_workflow(flow: str) -> _Conditions:
+    """By the index on workflows, where a whole id is asked for."""
+    if not flow.startswith(WHOLE):
+        return {}
+    return {"s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)": {"flow": id_value(flow)}}
+
+
+def _of_changes(dialect: str, kinds: Sequence[str], flow: str, name: str, after: Position | None) -> _Conditions:
+    found: _Conditions = {f"{KIND_SQL} IN ({', '.join(map(repr, kinds))})": {}}
+    if after is not None:
+        place = {"after_flow": after.flow_id, "after_kind": after.kind}
+        found["(p.observed_at, p.id, c.flow_id, c.kind) < (:after_at, :after_id, :after_flow, :after_kind)"] = place
+    if flow:
+        found[id_sql(dialect, "c.flow_id", "flow", flow)] = {"flow": id_value(flow)}
+    if name:
+        named = " OR ".join(contains_sql(dialect, column, "name") for column in ("c.old_name", "c.new_name"))
+        found[f"({named})"] = {"name": pattern(name)}
+    return found
