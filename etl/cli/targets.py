@@ -76,7 +76,7 @@ def _rows(app: Application) -> Iterator[Row]:
     """By organisation, user and expression."""
     configured, listed = app.schedules, app.listed_schedules()
     stored_rosters = Store(app.engine, app.stop).rosters(organisations(configured))
-    known = {Target(*each[:3]): each for each in known_targets(app.engine)}
+    known = {each.target: each for each in known_targets(app.engine)}
     targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
     for target in sorted(targets | known.keys()):
         yield _row(target, known.get(target), _source(target, configured, listed), stored_rosters)

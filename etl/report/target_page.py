@@ -23,24 +23,7 @@ from etl.report.rows import (
     TargetVersion,
     view,
 )
-from etl.schema import UtcTime, change_set, observation, sync_issue, sync_run, target
-
-
-class KnownTarget(NamedTuple):
-    """A target that was ever configured, and the ends of what is known of it."""
-
-    id: int
-    org_id: str
-    user_id: str
-    expression: str
-    version: int
-    retired_at: dt.datetime | None
-    first_at: dt.datetime | None
-    """The first observation; None: there was none yet."""
-
-    @property
-    def target(self) -> Target:
-        return Target(self.org_id, self.user_id, self.expression)
+from etl.schema import UtcTime, change_set, observation, sync_issue, sync_run
 
 
 class Tick(NamedTuple):
@@ -57,18 +40,6 @@ class Tick(NamedTuple):
     """A verdict, or ``unseen``: the run says nothing of this target."""
     changes: int
     error_code: str | None
-
-
-def of_user(connection: Connection, org: str, user: str) -> list[KnownTarget]:
-    """The targets of a user, the one without a search expression first."""
-    first = select(change_set.c.observed_at).where(change_set.c.target_id == target.c.id, change_set.c.version == 1)
-    columns = (target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version)
-    chosen = (
-        select(*columns, target.c.retired_at, first.scalar_subquery())
-        .where(target.c.org_id == org, target.c.user_id == user)
-        .order_by(target.c.expression)
-    )
-    return [KnownTarget(*row) for row in connection.execute(chosen)]
 
 
 def health_of(connection: Connection, known: Target) -> TargetHealth:
