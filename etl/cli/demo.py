@@ -46,8 +46,8 @@ def demo(
             settings_file = story.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
         with Application(config.load(settings_file, {})) as app:
             app.ready(upgrade=True)
-            for number, scene in enumerate(story.scenes(gateway), 1):
-                _act(app, number, scene)
+            for number, act in enumerate(story.acts(gateway), 1):
+                _perform(app, number, act)
             _show_trail(app)
             _show_what_next(settings_file)
             if serve:
@@ -59,9 +59,9 @@ def register(page: typer.Typer) -> None:
     page.command()(demo)
 
 
-def _act(app: Application, number: int, scene: story.Scene) -> None:
-    console.say(f"\n{number}. {scene.title}", "bold cyan")
-    console.say(scene.told, "dim")
+def _perform(app: Application, number: int, act: story.Act) -> None:
+    console.say(f"\n{number}. {act.title}", "bold cyan")
+    console.say(act.told, "dim")
     targets = app.schedules[0].targets
     report = sync.run(
         app.run_context(),

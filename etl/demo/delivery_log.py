@@ -16,7 +16,7 @@ from etl.demo.faults import Endpoint
 from etl.domain.model import Flow
 
 
-class Entry(msgspec.Struct):
+class Delivery(msgspec.Struct):
     """One request, and what was really answered. Times are UTC.
 
     ``flows`` is there only if a complete list went out in a whole answer of code 0 (``fault`` says whether it was
@@ -54,7 +54,7 @@ class DeliveryLog:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._entries: list[Entry] = []
+        self._entries: list[Delivery] = []
         self._file: IO[bytes] | None = None
 
     def keep(self, path: Path) -> None:
@@ -67,7 +67,7 @@ class DeliveryLog:
                 self._file.close()
             self._file = None
 
-    def put(self, entry: Entry, sent: bool, flows: tuple[Flow, ...] | None) -> None:
+    def put(self, entry: Delivery, sent: bool, flows: tuple[Flow, ...] | None) -> None:
         """Writes down a new entry, or what has become of one; nothing if that is known already."""
         with self._changed:
             if entry.number and entry.sent == sent:
@@ -81,12 +81,12 @@ class DeliveryLog:
                 self._file.flush()
             self._changed.notify_all()
 
-    def entries(self, after: int = 0) -> list[Entry]:
+    def entries(self, after: int = 0) -> list[Delivery]:
         """The entries whose number is greater than ``after``."""
         with self._changed:
             return [copy.copy(entry) for entry in self._entries[after:]]
 
-    def wait_until(self, happened: Callable[[Sequence[Entry]], bool], timeout_seconds: float = 30) -> bool:
+    def wait_until(self, happened: Callable[[Sequence[Delivery]], bool], timeout_seconds: float = 30) -> bool:
         """Waits for something to have been delivered; False if it was not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: happened(self._entries), timeout_seconds)

@@ -26,7 +26,7 @@ import msgspec
 
 from etl.demo import admin as door
 from etl.demo.auth import Request, TokenService, Verdict
-from etl.demo.delivery_log import DeliveryLog, Entry
+from etl.demo.delivery_log import Delivery, DeliveryLog
 from etl.demo.details import flow_reply
 from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
 from etl.demo.incoming import asked_for, asks_for_the_end, read_request
@@ -236,7 +236,7 @@ class DemoGateway:
         asked = asked_for(request)
         if endpoint == "flows" and asked.get("action") == "get":
             endpoint = "details"
-        entry = Entry(
+        entry = Delivery(
             received_at=dt.datetime.now(dt.UTC),
             endpoint=endpoint,
             path=f"{request.path}?{request.query}" if request.query else request.path,
@@ -257,7 +257,9 @@ class DemoGateway:
         entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code
         return self._deliver(request, connection, entry, reply, fault)
 
-    def _deliver(self, request: Request, connection: socket.socket, entry: Entry, reply: Reply, fault: Fault) -> bool:
+    def _deliver(
+        self, request: Request, connection: socket.socket, entry: Delivery, reply: Reply, fault: Fault
+    ) -> bool:
         def note(sent: bool) -> None:
             if not entry.number:
                 self._leaves(entry)
@@ -294,7 +296,7 @@ class DemoGateway:
             counted.in_flight += 1
             counted.max_in_flight = max(counted.max_in_flight, counted.in_flight)
 
-    def _leaves(self, entry: Entry) -> None:
+    def _leaves(self, entry: Delivery) -> None:
         with self._lock:
             self._counters.in_flight -= 1
             self._counters.bad_signatures += entry.verdict in _CLIENTS_FAULT
@@ -306,7 +308,7 @@ class DemoGateway:
 
     # What is true, and honestly said
 
-    def _honest(self, request: Request, asked: dict[str, str], entry: Entry, fault: Fault) -> Reply:
+    def _honest(self, request: Request, asked: dict[str, str], entry: Delivery, fault: Fault) -> Reply:
         match entry.endpoint, request.method:
             case "token", "POST":
                 return self._token(request, entry)
@@ -322,7 +324,7 @@ class DemoGateway:
                 return refusal("other", 404, "no such service", 404)
         return refusal(entry.endpoint, 405, "method not allowed", 405)
 
-    def _token(self, request: Request, entry: Entry) -> Reply:
+    def _token(self, request: Request, entry: Delivery) -> Reply:
         entry.verdict, token, seconds = self.desk.issue(request.body, time.time())
         if entry.verdict in _REFUSALS:
             return refusal("token", *_REFUSALS[entry.verdict])
@@ -330,7 +332,7 @@ class DemoGateway:
         answer = {"status": 0, "msg": "SUCCESS", "business": "apim-token-service", "data": data}
         return Reply(200, msgspec.json.encode(answer), 0)
 
-    def _my_flows(self, request: Request, asked: dict[str, str], entry: Entry, fault: Fault) -> Reply:
+    def _my_flows(self, request: Request, asked: dict[str, str], entry: Delivery, fault: Fault) -> Reply:
         if refused := self._refused(request, entry):
             return refused
         if asked.get("action") != "getMyFlow" or not (entry.org and entry.user):
@@ -347,7 +349,7 @@ class DemoGateway:
         body = b'{%b,"requestId":"%b","data":[%b]}' % (said_so, uuid.uuid4().hex.encode(), data)
         return Reply(200, body, 0, flows)
 
-    def _refused(self, request: Request, entry: Entry) -> Reply | None:
+    def _refused(self, request: Request, entry: Delivery) -> Reply | None:
         """A refusal where the request does not prove who asks."""
         entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
         if entry.verdict not in _REFUSALS:

@@ -1,4 +1,4 @@
-"""The story that ``flowtrail demo`` tells: what happens upstream, scene by scene, while Flowtrail looks on."""
+"""The story that ``flowtrail demo`` tells: what happens upstream, act by act, while Flowtrail looks on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ACCESS_KEY = "demo-access-key"
 SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for this story
 
 
-class Scene(NamedTuple):
-    """What a newcomer is told before the sync of a scene."""
+class Act(NamedTuple):
+    """What a newcomer is told before the sync of an act."""
 
     title: str
     told: str
@@ -45,28 +45,26 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
     return settings
 
 
-def scenes(gateway: DemoGateway) -> Iterator[Scene]:
+def acts(gateway: DemoGateway) -> Iterator[Act]:
     """Each scene changes the world or the gateway, and wants one sync before the next."""
     org, user, other = _cast(gateway.world)
-    yield Scene("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
-    yield Scene(
-        "Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span."
-    )
+    yield Act("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
+    yield Act("Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span.")
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
     gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
     gateway.world.remove_flow(org, gone.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
-    yield Scene("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    yield Act("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
     gateway.order(Fault("outage", times=None, endpoint="any"))
-    yield Scene("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
+    yield Act("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
     gateway.clear_faults()
     gateway.order(Fault("empty", org=org, user=other, times=None))
-    yield Scene(
+    yield Act(
         "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
     )
     gateway.clear_faults()
-    yield Scene("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
+    yield Act("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
 
 
 def _cast(world: World) -> tuple[str, str, str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from etl.domain.story import Event, Judgement, Listed, Opening
 
 
-class State(NamedTuple):
+class WorkflowState(NamedTuple):
     """A state of a workflow in its organisation, since ``valid_from``."""
 
     valid_from: dt.datetime
@@ -24,13 +24,13 @@ class State(NamedTuple):
 class EndedState(NamedTuple):
     """A state that lasted until ``valid_to``."""
 
-    state: State
+    state: WorkflowState
     valid_to: dt.datetime
 
 
 def states_after(
-    state: State | None, judgement: Judgement, retired_at: dt.datetime | None
-) -> tuple[State | None, list[EndedState]]:
+    state: WorkflowState | None, judgement: Judgement, retired_at: dt.datetime | None
+) -> tuple[WorkflowState | None, list[EndedState]]:
     """The state that a step leaves, and those that ended with it.
 
     ``retired_at``: when the last of its users retired, if all of them did; nobody sees it from then on.
@@ -64,12 +64,12 @@ def _moment(happened: Event | Opening) -> dt.datetime:
     return happened.at if isinstance(happened, Opening) else happened.observed_at
 
 
-def _state_of(happened: Event | Opening) -> State | None:
+def _state_of(happened: Event | Opening) -> WorkflowState | None:
     if isinstance(happened, Opening):
-        return State(happened.at, None, _named(happened.listed), "baseline", True)
+        return WorkflowState(happened.at, None, _named(happened.listed), "baseline", True)
     if happened.new is None:
         return None
-    return State(
+    return WorkflowState(
         happened.observed_at, happened.last_unchanged_at, _named(happened.new), happened.kind, happened.certain
     )
 
@@ -78,6 +78,6 @@ def _named(listed: Listed) -> Listed:
     return listed._replace(editable=None)
 
 
-def _end(state: State | None, at: dt.datetime, ended: list[EndedState]) -> None:
+def _end(state: WorkflowState | None, at: dt.datetime, ended: list[EndedState]) -> None:
     if state is not None and state.valid_from < at:
         ended.append(EndedState(state, at))

@@ -30,7 +30,7 @@ _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 _by_flow_id = attrgetter("flow_id")
 
 
-class _Envelope(msgspec.Struct, rename="camel", gc=False):
+class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
     code: msgspec.Raw = msgspec.Raw()
     status: msgspec.Raw = msgspec.Raw()
     data: msgspec.Raw = msgspec.Raw()
@@ -63,13 +63,13 @@ class _EdgeItem(msgspec.Struct, gc=False):
     editable: bool | None = None
 
 
-_envelopes = msgspec.json.Decoder(_Envelope)
+_envelopes = msgspec.json.Decoder(_RawEnvelope)
 _lists = msgspec.json.Decoder(list[_Item])
 _whole_lists = msgspec.json.Decoder(list[_Whole])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 
 
-class Answer(NamedTuple):
+class Envelope(NamedTuple):
     """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and what was said with it."""
 
     code: int
@@ -81,7 +81,7 @@ class Answer(NamedTuple):
     """How many different keys the envelope has, of those that the documentation names."""
 
 
-class Listed(NamedTuple):
+class FlowList(NamedTuple):
     """The workflows of an answer, sorted by flow_id in code-point order."""
 
     flows: tuple[Flow, ...]
@@ -89,7 +89,7 @@ class Listed(NamedTuple):
     """How many keys its objects have, each key of each object counted once; None where some lack one."""
 
 
-def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Answer:
+def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
     """Raises Malformed where the body is no JSON object with an integer ``code``, or ``status`` in version 2.0."""
     try:
         envelope = _envelopes.decode(body)
@@ -99,13 +99,13 @@ def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Answer:
     if code is None:
         raise _malformed(_bad_code(envelope, body, quote, api))
     if code:
-        return Answer(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
+        return Envelope(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
     data_hash = hashlib.sha256(envelope.data).hexdigest()
     keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
-    return Answer(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
+    return Envelope(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
 
 
-def _code(envelope: _Envelope, api: Api) -> int | None:
+def _code(envelope: _RawEnvelope, api: Api) -> int | None:
     """What the answer says it is: 0 where it is a success, None where it does not say."""
     code = as_integer(envelope.code)
     if not api.is_older or code or (code is None and bytes(envelope.code)):
@@ -113,15 +113,15 @@ def _code(envelope: _Envelope, api: Api) -> int | None:
     return as_integer(envelope.status)
 
 
-def has_each_key_once(body: bytes, answer: Answer, listed: Listed) -> bool:
+def has_each_key_once(body: bytes, envelope: Envelope, listed: FlowList) -> bool:
     """Whether no object of the body can have a key twice: it has only as many colons as the different keys need.
 
     A key that the documentation does not name, or a colon in a text, and this is not known.
     """
-    return listed.keys is not None and body.count(b":") == answer.keys + listed.keys
+    return listed.keys is not None and body.count(b":") == envelope.keys + listed.keys
 
 
-def read_flows(data: msgspec.Raw, api: Api = LATEST) -> Listed:
+def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
     """The flows in ``data``; identical duplicates once.
 
     Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
@@ -135,7 +135,7 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> Listed:
     if len({flow.flow_id for flow in flows}) < len(flows):
         flows = _distinct(flows)
     flows.sort(key=_by_flow_id)
-    return Listed(tuple(flows), keys)
+    return FlowList(tuple(flows), keys)
 
 
 def _items(data: msgspec.Raw, api: Api) -> tuple[Sequence[_Item | _Whole | _EdgeItem], int | None]:
@@ -225,7 +225,7 @@ def _plainly(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ").lower()
 
 
-def _bad_code(envelope: _Envelope, body: bytes, quote: Quote, api: Api) -> str:
+def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> str:
     said_as = {"code": envelope.code, "status": envelope.status} if api.is_older else {"code": envelope.code}
     for name, raw in said_as.items():
         if bytes(raw) and as_integer(raw) is None:

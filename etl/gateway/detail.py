@@ -42,13 +42,13 @@ _datas = msgspec.json.Decoder(_Data)
 
 def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Detail:
     """Raises by the error code, or Malformed: where the answer is of another workflow, too."""
-    answer = read_envelope(answered.reply.body, answered.quote, api)
-    if answer.code:
-        raise code_error(answer.code, answer.said, answer.request_id)
-    if not bytes(answer.data):
+    envelope = read_envelope(answered.reply.body, answered.quote, api)
+    if envelope.code:
+        raise code_error(envelope.code, envelope.said, envelope.request_id)
+    if not bytes(envelope.data):
         raise _malformed("it has no data")
     try:
-        data = _datas.decode(answer.data)
+        data = _datas.decode(envelope.data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed(_place_of(error)) from None
     if str(data.flow_id) != flow_id:
@@ -73,8 +73,8 @@ def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Deta
         active=data.active,
         type=data.type,
         locked=data.locked,
-        detail_hash=hashlib.sha256(answer.data).hexdigest(),
-        body=bytes(answer.data),
+        detail_hash=hashlib.sha256(envelope.data).hexdigest(),
+        body=bytes(envelope.data),
     )
 
 

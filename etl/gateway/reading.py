@@ -29,21 +29,21 @@ def read_snapshot(target: Target, answered: Answered, known_data_hash: str | Non
     """The target's list; ``flows`` is None where the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
     code, or Malformed."""
     reply = answered.reply
-    answer = read_envelope(reply.body, answered.quote, api)
-    if answer.code:
-        raise code_error(answer.code, answer.said, answer.request_id)
+    envelope = read_envelope(reply.body, answered.quote, api)
+    if envelope.code:
+        raise code_error(envelope.code, envelope.said, envelope.request_id)
     try:
-        listed = None if answer.data_hash == known_data_hash else read_flows(answer.data, api)
+        listed = None if envelope.data_hash == known_data_hash else read_flows(envelope.data, api)
     except GatewayError as error:
-        error.request_id = answer.request_id
+        error.request_id = envelope.request_id
         raise
     return Snapshot(
         target=target,
         flows=None if listed is None else listed.flows,
-        data_hash=answer.data_hash,
+        data_hash=envelope.data_hash,
         asked_at=answered.asked_at,
         observed_at=reply.arrived_at,
         attempts=answered.attempts,
-        body=b"" if listed is None or has_each_key_once(reply.body, answer, listed) else reply.body,
+        body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
         sole_answer=reply.is_sole,
     )

@@ -361,7 +361,7 @@ class Store:
         return done
 
     def _prune(
-        self, run_id: int, batches: Iterable[retention.Batch], now: dt.datetime, go_on: Callable[[], bool]
+        self, run_id: int, batches: Iterable[retention.PrunableRuns], now: dt.datetime, go_on: Callable[[], bool]
     ) -> Pruned:
         done = Pruned(0, 0)
         for batch in batches:

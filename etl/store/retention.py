@@ -30,7 +30,7 @@ class Pruned(NamedTuple):
         return Pruned(self.runs + other.runs, self.issues + other.issues)
 
 
-class Batch(NamedTuple):
+class PrunableRuns(NamedTuple):
     """Runs whose issues are deleted in one transaction."""
 
     run_ids: Sequence[int]
@@ -42,7 +42,7 @@ Read = Callable[[Callable[[Connection], T]], T]
 """Runs a function in a reading transaction of its own."""
 
 
-def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator[Batch]:
+def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator[PrunableRuns]:
     """The runs whose issues may go, a transaction's worth at a time; each look is a short transaction of its own.
 
     Those of a run may go that ended before ``before``, and is neither one that says why removals are held, nor news
@@ -59,17 +59,17 @@ def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator
         after = found[-1].id
 
 
-def _batches(found: Sequence[Any]) -> Iterator[Batch]:
+def _batches(found: Sequence[Any]) -> Iterator[PrunableRuns]:
     """As many runs as have ``ISSUES_AT_ONCE`` issues in all, but one at least."""
     some, issues = list[int](), 0
     for run_id, count in map(tuple, found):
         if some and issues + count > ISSUES_AT_ONCE:
-            yield Batch(some, issues)
+            yield PrunableRuns(some, issues)
             some, issues = [], 0
         some.append(run_id)
         issues += count
     if some:
-        yield Batch(some, issues)
+        yield PrunableRuns(some, issues)
 
 
 def _numbers(query: Executable, connection: Connection) -> Sequence[int]:

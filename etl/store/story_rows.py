@@ -16,7 +16,7 @@ from sqlalchemy import Boolean, Connection, column, text
 from sqlalchemy.sql.selectable import TextualSelect
 
 from etl.domain.pending import ListEntry, Member, Version
-from etl.domain.states import State
+from etl.domain.states import WorkflowState
 from etl.domain.story import Answer, Known, Listed, Loss, Story
 from etl.schema import COMING, LEAVING, UtcTime
 from etl.store.bulk import BulkValues, stamp
@@ -49,7 +49,7 @@ class Kept(msgspec.Struct, frozen=True):
     awaited: int
     users: int
     editors: int
-    state: State | None
+    state: WorkflowState | None
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -357,7 +357,7 @@ def _kept(values: Sequence[Any]) -> Kept:
     first_of_cycle = first_of_name if cycle_first is None else Answer(cycle_first_asked, cycle_first)
     name = Known(flow_name, first_of_name, first_of_name if name_last is None else Answer(name_last_asked, name_last))
     last_of_cycle = first_of_cycle if cycle_last is None else Answer(cycle_last_asked, cycle_last)
-    state = None if kind is None else State(valid_from, after, Listed(flow_name, cycle, None), kind, certain)
+    state = None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, certain)
     story = Story(since, name, Known(cycle, first_of_cycle, last_of_cycle), gone_at)
     return Kept(story, is_open, awaited, users, editors, state)
 

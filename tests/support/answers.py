@@ -16,11 +16,11 @@ NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 def read(body: bytes) -> tuple[Flow, ...]:
     """As the client does: envelope, code, flows, and the strict second reading."""
-    answer = read_envelope(body, excerpt)
-    if answer.code:
-        raise code_error(answer.code, answer.said, answer.request_id)
-    listed = read_flows(answer.data)
-    if not has_each_key_once(body, answer, listed):
+    envelope = read_envelope(body, excerpt)
+    if envelope.code:
+        raise code_error(envelope.code, envelope.said, envelope.request_id)
+    listed = read_flows(envelope.data)
+    if not has_each_key_once(body, envelope, listed):
         reread_strictly(snapshot(body, listed.flows))
     return listed.flows
 

@@ -24,7 +24,7 @@ import msgspec
 import pytest
 
 from etl.demo.auth import signature_of
-from etl.demo.delivery_log import DeliveryLog, Entry
+from etl.demo.delivery_log import Delivery, DeliveryLog
 from etl.demo.faults import Fault
 from etl.demo.gateway import FLOWS_PATH, TOKEN_PATH, DemoGateway
 from etl.demo.world import UnknownOrg, UnknownUser, World
@@ -555,11 +555,11 @@ def test_the_ledger_file_has_an_answer_before_the_client_has_it_whole(world: Wor
             asker.my_flow().read()
             lines = path.read_bytes().splitlines()
             assert len(lines) == count
-        entries = [msgspec.json.decode(line, type=Entry) for line in lines]
+        entries = [msgspec.json.decode(line, type=Delivery) for line in lines]
         assert entries == gateway.ledger.entries()
         gateway.order(Fault("drip_body", seconds=0))
         asker.my_flow().read()
-        last, final = (msgspec.json.decode(line, type=Entry) for line in path.read_bytes().splitlines()[-2:])
+        last, final = (msgspec.json.decode(line, type=Delivery) for line in path.read_bytes().splitlines()[-2:])
         assert (last.number, last.sent, final.number, final.sent) == (20, False, 20, True)
         asker.connection.close()
 
@@ -567,7 +567,7 @@ def test_the_ledger_file_has_an_answer_before_the_client_has_it_whole(world: Wor
 def test_one_can_wait_for_a_delivery(gateway: DemoGateway, asker: Asker) -> None:
     looked = threading.Event()
 
-    def both_went_out(entries: Sequence[Entry]) -> bool:
+    def both_went_out(entries: Sequence[Delivery]) -> bool:
         looked.set()
         return len(entries) == 2
 
@@ -580,7 +580,7 @@ def test_one_can_wait_for_a_delivery(gateway: DemoGateway, asker: Asker) -> None
 
 def test_an_entry_changes_only_when_its_fate_does() -> None:
     ledger = DeliveryLog()
-    entry = Entry(received_at=dt.datetime.now(dt.UTC), endpoint="flows", path="/")
+    entry = Delivery(received_at=dt.datetime.now(dt.UTC), endpoint="flows", path="/")
     flows = (Flow("1", "a", "D", True),)
     ledger.put(entry, True, flows)
     ledger.put(entry, True, None)
