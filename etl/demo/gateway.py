@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime as dt
-import itertools
-import random
-import re
 import socket
 import socketserver
 import threading
@@ -20,7 +17,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -30,15 +27,13 @@ from etl.demo.delivery_log import Delivery, DeliveryLog
 from etl.demo.details import flow_reply
 from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
 from etl.demo.incoming import asked_for, asks_for_the_end, read_request
+from etl.demo.lists import EncodedLists, Release
 from etl.demo.roster import OLDER_ROSTER_PATH, ROSTER_PATH, roster_page
-from etl.demo.world import UnknownOrg, UnknownUser, World, matches
-from etl.domain.model import Flow
+from etl.demo.world import UnknownOrg, UnknownUser, World
 
 TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105
 FLOWS_PATH: Final = "/batch-processing-service/v2.1/flows"
 OLDER_FLOWS_PATH: Final = "/dataflow-batch-service/v2.0/flows"
-Release = Literal["v2.1", "v2.0", "edge"]
-"""EnOS since 2.1.2, before it, and EnOS Edge, which spells ``flow_id``."""
 
 _REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
     "repeated": (1001, "repeated request: this encryption was used before"),
@@ -64,14 +59,6 @@ class Counters(msgspec.Struct):
     in_flight: int = 0
     max_in_flight: int = 0
     bad_signatures: int = 0
-
-
-class _Listed(NamedTuple):
-    """A user's whole list, encoded once; ``before`` is the one that was served before it changed."""
-
-    flows: tuple[Flow, ...]
-    items: list[bytes]
-    before: _Listed | None
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -119,20 +106,20 @@ class DemoGateway:
         admin: bool = False,
     ) -> None:
         self.world = world
-        self.desk = TokenService(access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds)
+        self.tokens = TokenService(
+            access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds
+        )
         self.ledger = DeliveryLog()
         self.date_offset_seconds = date_offset_seconds
         self._address = (host, port)
         self._signed = auth == "token"
-        self._release = release
         self._older = release != "v2.1"
         self._search = "searchValue" if self._older else "expression"
         flows = OLDER_FLOWS_PATH if self._older else FLOWS_PATH
         roster = OLDER_ROSTER_PATH if self._older else ROSTER_PATH
         self._endpoints: dict[str, Endpoint] = {TOKEN_PATH: "token", flows: "flows", roster: "roster"}
         self._roster_page = roster_page_size
-        self._shuffle = shuffle
-        self._random = random.Random(seed)
+        self._lists = EncodedLists(world, release, shuffle=shuffle, seed=seed)
         self._ledger_file = ledger_file
         self._admin = admin
         self._faults = FaultBook()
@@ -142,7 +129,6 @@ class DemoGateway:
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._strays: dict[socket.socket, tuple[bytes, float]] = {}
         """What comes before the next answer of a connection, and how long before."""
-        self._listed: dict[tuple[str, str], _Listed] = {}
         self._server: _Server | None = None
 
     # Life
@@ -194,7 +180,7 @@ class DemoGateway:
 
     def expire_token(self) -> None:
         """The live token dies: the next call gets 1203."""
-        self.desk.expire()
+        self.tokens.expire()
 
     def drop_connections(self) -> list[threading.Thread]:
         """Ends every connection, idle ones too; gives the threads that served them."""
@@ -255,11 +241,9 @@ class DemoGateway:
         if not entry.kept_open:
             reply = reply._replace(headers={"Connection": "close", **reply.headers})
         entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code
-        return self._deliver(request, connection, entry, reply, fault)
+        return self._deliver(connection, entry, reply, fault)
 
-    def _deliver(
-        self, request: Request, connection: socket.socket, entry: Delivery, reply: Reply, fault: Fault
-    ) -> bool:
+    def _deliver(self, connection: socket.socket, entry: Delivery, reply: Reply, fault: Fault) -> bool:
         def note(sent: bool) -> None:
             if not entry.number:
                 self._leaves(entry)
@@ -325,7 +309,7 @@ class DemoGateway:
         return refusal(entry.endpoint, 405, "method not allowed", 405)
 
     def _token(self, request: Request, entry: Delivery) -> Reply:
-        entry.verdict, token, seconds = self.desk.issue(request.body, time.time())
+        entry.verdict, token, seconds = self.tokens.issue(request.body, time.time())
         if entry.verdict in _REFUSALS:
             return refusal("token", *_REFUSALS[entry.verdict])
         data = {"accessToken": token, "expire": seconds}
@@ -338,20 +322,18 @@ class DemoGateway:
         if asked.get("action") != "getMyFlow" or not (entry.org and entry.user):
             return self._no(99400, "action, userId and orgId are required")
         try:
-            listed = self._encoded(entry.org, entry.user)
+            flows, items = self._lists.answer(entry.org, entry.user, entry.expression, fault)
         except UnknownOrg:
             return self._no(99404, "organization not found")
         except UnknownUser:
             return self._no(62101, "user does not exist or is not in the organization")
-        flows, items = self._chosen(listed, entry.expression, fault)
-        data = b",".join(self._dealt(items) if self._shuffle else items)
         said_so = b'"status":0,"msg":"Success"' if self._older else b'"code":0,"msg":"OK"'
-        body = b'{%b,"requestId":"%b","data":[%b]}' % (said_so, uuid.uuid4().hex.encode(), data)
+        body = b'{%b,"requestId":"%b","data":[%b]}' % (said_so, uuid.uuid4().hex.encode(), items)
         return Reply(200, body, 0, flows)
 
     def _refused(self, request: Request, entry: Delivery) -> Reply | None:
         """A refusal where the request does not prove who asks."""
-        entry.verdict = self.desk.check(request, time.time()) if self._signed else "unsigned"
+        entry.verdict = self.tokens.check(request, time.time()) if self._signed else "unsigned"
         if entry.verdict not in _REFUSALS:
             return None
         status = 401 if entry.verdict == "unknown_token" else 200
@@ -359,47 +341,3 @@ class DemoGateway:
 
     def _no(self, code: int, message: str, status: int = 200) -> Reply:
         return refusal("flows", code, message, status, older=self._older)
-
-    def _encoded(self, org: str, user: str) -> _Listed:
-        flows = self.world.flows(org, user)
-        listed = self._listed.get((org, user))
-        if listed is None or listed.flows is not flows:
-            integer = self.world.has_integer_ids(org, user)
-            before = listed and listed._replace(before=None)
-            listed = _Listed(flows, [_item(flow, integer, self._release) for flow in flows], before)
-            self._listed[org, user] = listed
-        return listed
-
-    def _chosen(self, listed: _Listed, expression: str, fault: Fault) -> tuple[tuple[Flow, ...], list[bytes]]:
-        if fault.kind == "stale" and listed.before:
-            listed = listed.before
-        if not expression and fault.kind not in ("empty", "partial"):
-            return listed.flows, listed.items
-        pairs = [pair for pair in zip(listed.flows, listed.items, strict=True) if matches(pair[0], expression)]
-        if fault.kind in ("empty", "partial"):
-            kept = int(len(pairs) * fault.share) if fault.kind == "partial" else 0
-            with self._lock:
-                pairs = self._random.sample(pairs, kept)
-        return tuple(flow for flow, _ in pairs), [item for _, item in pairs]
-
-    def _dealt(self, items: list[bytes]) -> list[bytes]:
-        """Cut at random and dealt on a random number of heaps: another order, much cheaper than a shuffle."""
-        if len(items) < 2:
-            return items
-        with self._lock:
-            cut, heaps = self._random.randrange(len(items)), self._random.randrange(1, 8)
-        turned = items[cut:] + items[:cut]
-        return list(itertools.chain.from_iterable(turned[heap::heaps] for heap in range(heaps)))
-
-
-def _item(flow: Flow, integer_id: bool, release: Release) -> bytes:
-    decimal = re.fullmatch("0|[1-9][0-9]*", flow.flow_id) if integer_id else None
-    flow_id, flow_name = ("flow_id", "flow_name") if release == "edge" else ("flowId", "flowName")
-    return msgspec.json.encode(
-        {
-            flow_id: msgspec.Raw(flow.flow_id.encode()) if decimal else flow.flow_id,
-            "editable": flow.editable,
-            flow_name: flow.flow_name,
-            "cycle": flow.cycle,
-        }
-    )

@@ -184,7 +184,7 @@ def found_on_the_wire(site: Site, *secrets: str) -> list[str]:
 def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator: Application) -> None:
     """Not even where the gateway repeats what it was sent."""
     Run(coordinator).ended()
-    token = site.gateway.desk._token
+    token = site.gateway.tokens._token
     said = json.dumps({"code": 62103, "msg": f"no: {token}, {KEY}, {SECRET}"}).encode()
     site.gateway.order(Fault("raw", body=said, status=200, user="user-canary-3", times=None))
     site.gateway.order(Fault("html", user="user-canary-4", times=None))

@@ -452,7 +452,7 @@ def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: DemoGatew
     gateway.order(Fault("code", code=62103, times=None, user=BOB))
     outputs = [flowtrail(command, FLOWTRAIL_LOG__LEVEL="DEBUG") for command in ("check", "sync", "plan", "status")]
     said = "".join(done.stdout + done.stderr for done in outputs)
-    token = gateway.desk._token
+    token = gateway.tokens._token
     assert token
     for hidden in (SECRET, token):
         assert hidden not in said

@@ -46,7 +46,7 @@ def test_no_secret_and_no_token_in_any_byte_that_the_program_leaves(
         (flowtrail.folder / f"{command[0]}.txt").write_text(done.stdout + done.stderr)
     left = {path: path.read_bytes() for path in flowtrail.folder.rglob("*") if path.is_file()}
     assert len(left) > 6
-    for secret in (CANARY, gateway.desk._token):
+    for secret in (CANARY, gateway.tokens._token):
         for kind, disguise in disguises(secret).items():
             assert [path.name for path, content in left.items() if disguise in content] == [], kind
 
