@@ -21,15 +21,14 @@ from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem
 from etl.gateway import request as requests
 from etl.gateway import roster
 from etl.gateway.api import APIS
+from etl.gateway.clock import GatewayClock
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.detail import read_detail
 from etl.gateway.excerpt import Hidden, excerpt
 from etl.gateway.faults import (
     RENEWING,
-    http_date,
     meaning_of,
     retry_after_seconds,
-    skew_seconds,
     status_error,
 )
 from etl.gateway.reading import Answered, read_snapshot
@@ -114,11 +113,10 @@ class Gateway:
     ) -> None:
         _refuse_plain_http(settings)
         origin = urlsplit(settings.url)
-        self.clock_skew: dt.timedelta | None = None
         self._settings = settings
         self._api = APIS[settings.api]
         self._key = Hidden(settings.access_key)
-        self._clock = clock
+        self._gateway_clock = GatewayClock(settings.max_clock_skew)
         self._stop = stop or threading.Event()
         self._exchanged = exchanged or (lambda call, attempt, seconds, error_code: None)
         self._desynced = desynced or (lambda: None)
@@ -150,6 +148,11 @@ class Gateway:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def clock_skew(self) -> dt.timedelta | None:
+        """How far the gateway's clock was ahead of ours in its latest answer; None: not known yet."""
+        return self._gateway_clock.skew
 
     def close(self) -> None:
         """Ends what is under way (with Interrupted), and closes all connections."""
@@ -348,30 +351,11 @@ class Gateway:
     def _refuse(self, reply: Reply, asked_at: dt.datetime, shown: Callable[[bytes | str], str]) -> None:
         """Raises for a status that is no answer, and for clocks that are too far apart to trust one."""
         status = reply.status
-        skew = self._skew(reply, asked_at)
+        skew = self._gateway_clock.measure(reply, asked_at)
         if meaning_of(status) != "retry":
-            self._refuse_skew(skew)
+            self._gateway_clock.refuse(skew)
         if status != 200:
             raise status_error(status, reply.headers, reply.body, shown)
-
-    def _skew(self, reply: Reply, asked_at: dt.datetime) -> float:
-        date = http_date(reply.headers.get("Date", ""))
-        if date is None:
-            return 0.0
-        seconds = skew_seconds(date, asked_at, reply.headers_at)
-        self.clock_skew = dt.timedelta(seconds=seconds)
-        return seconds
-
-    def _refuse_skew(self, seconds: float) -> None:
-        limit = self._settings.max_clock_skew.total_seconds()
-        if limit <= 0 or abs(seconds) <= limit:
-            return
-        way = "ahead of" if seconds > 0 else "behind"
-        raise PermanentGatewayError(
-            f"the gateway's clock (its Date header) is {abs(seconds):.0f} s {way} this machine's: set the clock right,"
-            " or allow more by [gateway] max_clock_skew",
-            code="clock_skew",
-        )
 
 
 def _refuse_plain_http(settings: GatewaySettings) -> None:

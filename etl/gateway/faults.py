@@ -143,11 +143,3 @@ def http_date(value: str) -> dt.datetime | None:
         return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-
-
-def skew_seconds(date: dt.datetime, asked_at: dt.datetime, headers_at: dt.datetime) -> float:
-    """How far the gateway's clock is ahead of ours (negative: behind), beyond what the request itself took."""
-    if date > headers_at:
-        return (date - headers_at).total_seconds()
-    behind = (date - asked_at).total_seconds() + 1  # the header has whole seconds, rounded down
-    return min(behind, 0.0)
