@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import typer
@@ -29,6 +28,18 @@ Output = Annotated[
 ]
 
 
+AfterSeal = Annotated[
+    int | None,
+    typer.Option(
+        "--after-seal",
+        min=0,
+        help="changes, org-events: what the runs brought that were sealed after this one; 0 for all. The manifest "
+        "has the last_seal to go on from.",
+        show_default=False,
+    ),
+]
+
+
 class Format(StrEnum):
     """What `export` writes."""
 
@@ -37,6 +48,14 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+FormatOption = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        help="CSV for spreadsheets, JSON lines, or Parquet.",
+        show_default="by the suffix of the file, else csv",
+    ),
+]
 _SUFFIXES: Final = {
     ".csv": Format.csv,
     ".jsonl": Format.jsonl,
@@ -52,6 +71,16 @@ class What(StrEnum):
     flows = "flows"
     history = "history"
     org_events = "org-events"
+
+
+class _Filters(NamedTuple):
+    """What was asked for, as it was typed."""
+
+    org: str | None
+    user: str | None
+    since: str | None
+    until: str | None
+    as_of: str | None
 
 
 def register(app: typer.Typer) -> None:
@@ -175,14 +204,7 @@ def export_rows(
     what: Annotated[
         What, typer.Argument(help="The trail, the current list, the validity spans, or organisations' events.")
     ],
-    fmt: Annotated[
-        Format | None,
-        typer.Option(
-            "--format",
-            help="CSV for spreadsheets, JSON lines, or Parquet.",
-            show_default="by the suffix of the file, else csv",
-        ),
-    ] = None,
+    fmt: FormatOption = None,
     output: Output = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     since: Annotated[
@@ -191,16 +213,7 @@ def export_rows(
     until: Annotated[
         str | None, typer.Option("--until", help="changes, org-events: before then.", show_default=False)
     ] = None,
-    after_seal: Annotated[
-        int | None,
-        typer.Option(
-            "--after-seal",
-            min=0,
-            help="changes, org-events: what the runs brought that were sealed after this one; 0 for all. The manifest "
-            "has the last_seal to go on from.",
-            show_default=False,
-        ),
-    ] = None,
+    after_seal: AfterSeal = None,
     as_of: Annotated[
         str | None, typer.Option("--as-of", help="flows: the list at that time.", show_default=False)
     ] = None,
@@ -221,28 +234,13 @@ def export_rows(
         raise UsageError(f"{output} exists already: --force replaces it.")
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
-        given = {"org": org, "user": user, "since": since, "until": until, "as_of": as_of}
+        filters = _Filters(org, user, since, until, as_of)
         seals = None if after_seal is None else stories.seals_after(app.engine, after_seal)
-        now = utc_now()
-        origin = Origin(
-            what=what.value,
-            filter={name: value for name, value in given.items() if value is not None}
-            | ({} if seals is None else {"after_seal": seals.after}),
-            taken_at=now,
-            flowtrail=__version__,
-            chain_heads=verify.heads(app.engine, now),
-            last_seal=None if seals is None else seals.last,
-        )
-        times = {name: moment(text, timezone) for name, text in given.items() if name not in ("org", "user") and text}
-        row_type, rows = _rows(app, what, org, user, times, seals)
-        count = export(
-            rows,
-            columns_of(row_type),
-            chosen.value,
-            output or console.sink(),
-            origin=origin if output else None,
-            by_month_of="observed_at" if partition_by else None,
-        )
+        origin = _origin(app, what, filters, seals)
+        row_type, rows = _rows(app, what, filters, timezone, seals)
+        columns, month_of = columns_of(row_type), "observed_at" if partition_by else None
+        given = origin if output else None
+        count = export(rows, columns, chosen.value, output or console.sink(), origin=given, by_month_of=month_of)
     if output:
         console.complain(f"{count} rows in {output}.", "green")
 
@@ -279,25 +277,34 @@ def _check_export(
         raise UsageError("--partition-by month belongs to `export changes --format parquet -o FOLDER`.")
 
 
+def _origin(app: Application, what: What, filters: _Filters, seals: stories.Seals | None) -> Origin:
+    """What the manifest says of the rows."""
+    now = utc_now()
+    given: dict[str, Any] = {name: value for name, value in filters._asdict().items() if value is not None}
+    return Origin(
+        what=what.value,
+        filter=given if seals is None else given | {"after_seal": seals.after},
+        taken_at=now,
+        flowtrail=__version__,
+        chain_heads=verify.heads(app.engine, now),
+        last_seal=None if seals is None else seals.last,
+    )
+
+
 def _rows(
-    app: Application,
-    what: What,
-    org: str | None,
-    user: str | None,
-    times: dict[str, dt.datetime],
-    seals: stories.Seals | None,
+    app: Application, what: What, filters: _Filters, timezone: str, seals: stories.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
-    report = Report(app.engine)
+    report, org, user = Report(app.engine), filters.org, filters.user
+    typed = (filters.since, filters.until, filters.as_of)
+    since, until, as_of = (moment(text, timezone) if text else None for text in typed)
     if what is What.org_events:
-        return OrgWorkflowEvent, stories.events(
-            app.engine, since=times.get("since"), until=times.get("until"), org=org, user=user, seals=seals
-        )
+        return OrgWorkflowEvent, stories.events(app.engine, since=since, until=until, seals=seals, org=org, user=user)
     if what is What.changes and seals is not None:
         return WorkflowEvent, stories.changes_of(app.engine, seals, org=org, user=user)
     if what is What.changes:
-        return WorkflowEvent, report.changes(since=times.get("since"), until=times.get("until"), org=org, user=user)
+        return WorkflowEvent, report.changes(since=since, until=until, org=org, user=user)
     if what is What.history:
         return WorkflowHistory, report.history(org=org, user=user)
-    if "as_of" in times:
-        return WorkflowAsOf, report.flows_as_of(times["as_of"], org=org, user=user)
+    if as_of is not None:
+        return WorkflowAsOf, report.flows_as_of(as_of, org=org, user=user)
     return CurrentWorkflow, report.flows(org=org, user=user)

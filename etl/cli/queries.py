@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -22,6 +22,12 @@ from etl.report import Report, WorkflowEvent, stories
 from etl.report.details import FlowDetail, any_details, details_of_changes, details_of_flow, with_details
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
+
+_TARGET: Final = ("org_id", "user_id", "expression")
+_WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")
+_NOW: Final = (*_WORKFLOW, "changed_at", "last_observed_at", "missing_since")
+_THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
+_TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
 
 
 def register(app: typer.Typer) -> None:
@@ -57,30 +63,18 @@ def flows(
     at = moment(as_of, timezone) if as_of else None
     with options.open_application(context, config_file, logs=False) as app:
         report = _report(app)
-        columns: tuple[str, ...] = ("org_id", "user_id", "expression")
+        columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
             most = needed(limit, as_json)
-            rows = report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
-            columns += ("flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
-            columns += ("missing_since",)
+            columns, rows = _NOW, report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
         elif targets:
-            rows = report.targets_as_of(at, org=org, user=user)
-            columns += ("coverage", "observed_before", "observed_after", "flow_count")
+            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=org, user=user)
         else:
-            rows = report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
-            columns += ("flow_id", "flow_name", "cycle_label", "editable", "coverage", "observed_before")
-            columns += ("observed_after",)
+            columns, rows = _THEN, report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
         narrowed = (flow, name, cycle) != (None, None, None)
-        question = Question(
-            "such workflows" if narrowed else "workflows",
-            org,
-            user,
-            at or utc_now(),
-            zone,
-            narrowed=narrowed,
-            then=at is not None,
-        )
+        what = "such workflows" if narrowed else "workflows"
+        question = Question(what, org, user, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
         any_found = print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
         if any_found and at is not None and not targets:
             lacking = not_observed_then(looks(app.engine, at, org=org, user=user), zone)

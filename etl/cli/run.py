@@ -31,6 +31,7 @@ from etl.gateway import Recorder
 from etl.service.replica import Identity, Service
 from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
+from etl.sync.dispatch import RemoteExecutor
 
 if TYPE_CHECKING:
     from etl.service.metrics import Metrics
@@ -213,23 +214,7 @@ def serve(
             own.finished(report, schedule)
             notifications.finished(report, schedule)
 
-        service = Service(
-            app.run_context(store),
-            Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
-            lambda: _load_schedules(app, metrics),
-            coverage_gap=app.settings.coverage_gap,
-            grace=app.settings.service.grace,
-            max_retired_share=app.settings.guard.max_emptied_share,
-            batches=app.batches,
-            clock=utc_now,
-            started=notifications.started,
-            finished=finished,
-            crashed=notifications.crashed,
-            became=notifications.became,
-            remote=own.remote,
-            rosters=app.rosters(store),
-            details=lambda schedule: app.details([schedule]),
-        )
+        service = _replica(app, store, metrics, notifications, finished, own.remote)
         own.service, own.verification = service, verification_of(app, store, service)
         watch = Watch(
             store,
@@ -254,6 +239,33 @@ def serve(
     if not served:
         console.complain("Another replica is active, and --no-standby was given.")
         raise typer.Exit(4)
+
+
+def _replica(
+    app: Application,
+    store: Store,
+    metrics: Metrics,
+    notifications: Notifications,
+    finished: Callable[[RunReport, Schedule], None],
+    remote: Callable[[], RemoteExecutor | None],
+) -> Service:
+    return Service(
+        app.run_context(store),
+        Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
+        lambda: _load_schedules(app, metrics),
+        coverage_gap=app.settings.coverage_gap,
+        grace=app.settings.service.grace,
+        max_retired_share=app.settings.guard.max_emptied_share,
+        batches=app.batches,
+        clock=utc_now,
+        started=notifications.started,
+        finished=finished,
+        crashed=notifications.crashed,
+        became=notifications.became,
+        remote=remote,
+        rosters=app.rosters(store),
+        details=lambda schedule: app.details([schedule]),
+    )
 
 
 def _end_in_time(service: Service, grace: dt.timedelta) -> None:
