@@ -38,7 +38,7 @@ def why_empty(
     return f"No {found}{' then' if then else ''}: {_targets(seen.observed)} observed, each with an empty list."
 
 
-def not_observed_then(seen: Looks, zone: dt.tzinfo) -> str | None:
+def not_observed_then(seen: Looks) -> str | None:
     """What a list of a moment lacks because nobody had looked yet."""
     missing = seen.targets - seen.observed
     if not missing or not seen.observed:

@@ -77,7 +77,7 @@ def flows(
         question = Question(what, org, user, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
         any_found = print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
         if any_found and at is not None and not targets:
-            lacking = not_observed_then(looks(app.engine, at, org=org, user=user), zone)
+            lacking = not_observed_then(looks(app.engine, at, org=org, user=user))
             if lacking:
                 console.complain(lacking, "yellow")
 

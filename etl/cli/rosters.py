@@ -37,9 +37,9 @@ def refreshed(
         return
     refresh = _Refresh(app.rosters(store), orgs, accept=accept)
     try:
-        refresh.wait(_patience(store, orgs, accept=accept), app.stop)
+        refresh.wait(_patience(store, orgs, accept=accept))
         expanded = app.rosters(store).expand(schedules)
-        _refuse_nothing(expanded, store)
+        _refuse_nothing(expanded)
         yield expanded
     finally:
         refresh.end(app.stop)
@@ -63,8 +63,8 @@ class _Refresh:
         except FlowtrailError as error:
             self._error = error
 
-    def wait(self, seconds: float | None, stop: threading.Event) -> None:
-        """For so long at most (None: until they are there), and no longer than until a stop."""
+    def wait(self, seconds: float | None) -> None:
+        """Wait so long at most (None: until they are there). A stop cuts the requests off, and so ends the wait."""
         self._thread.join(seconds)
         if self._thread.is_alive():
             console.complain(f"The roster did not come within {seconds:g} s; the last one stands.", "yellow")
@@ -93,7 +93,7 @@ def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
     return _PATIENCE_SECONDS if stand and not accept else None
 
 
-def _refuse_nothing(schedules: Sequence[Schedule], store: Store) -> None:
+def _refuse_nothing(schedules: Sequence[Schedule]) -> None:
     unlisted = {roster.org_id for schedule in schedules for roster in schedule.unlisted}
     for org in sorted(unlisted):
         console.complain(f"Nothing is known of the users of {org}: nobody of them is asked for.", "red")

@@ -100,14 +100,10 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
 
 
 class DatabaseSettings(Section, frozen=True, kw_only=True):
-    """Where the trail is kept. ``url`` is for the engine alone; print ``shown_url``."""
+    """Where the trail is kept. ``url`` is for the engine alone; ``repr`` hides its password."""
 
     url: Text = "sqlite:///flowtrail.db"
     url_file: Text = ""
-
-    @property
-    def shown_url(self) -> str:
-        return without_password(self.url)
 
 
 class GuardSettings(Section, frozen=True, kw_only=True):

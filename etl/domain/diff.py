@@ -1,4 +1,4 @@
-"""Two states of a target to the changes between them, and back. Pure: no clock, no database."""
+"""From two states of a target to the changes between them. Pure: no clock, no database."""
 
 from __future__ import annotations
 
@@ -40,23 +40,6 @@ def diff(old: Flows, new: Flows) -> list[Change]:
     return sorted(changes, key=_chain_order)
 
 
-def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
-    """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
-    state = dict(old)
-    afters: dict[str, Flow | None] = {}
-    for change in changes:
-        if _before(change) != old.get(change.flow_id):
-            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
-        after = _after(change)
-        if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
-            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
-        if after is None:
-            del state[change.flow_id]
-        else:
-            state[change.flow_id] = after
-    return state
-
-
 def _attribute_changes(before: Flow, after: Flow) -> list[Change]:
     kinds: list[ChangeKind] = []
     if before.cycle != after.cycle:
@@ -81,18 +64,6 @@ def _change(kind: ChangeKind, old: Flow | None, new: Flow | None) -> Change:
         old.editable if old else None,
         new.editable if new else None,
     )
-
-
-def _before(change: Change) -> Flow | None:
-    if change.kind in ("added", "baseline"):
-        return None
-    return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
-
-
-def _after(change: Change) -> Flow | None:
-    if change.kind == "removed":
-        return None
-    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
 
 
 def _chain_order(change: Change) -> tuple[str, str]:

@@ -15,12 +15,12 @@ import msgspec
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.parquet import ParquetFile, require_pyarrow
-from etl.export.text import csv_pages, disarm, harmless, jsonl_pages, rearm
+from etl.export.text import csv_pages, disarm, harmless, jsonl_pages
 from etl.printable import printable_lines
 from etl.report import Column
 from etl.system import disk
 
-__all__ = ["FORMATS", "Format", "Origin", "disarm", "export", "rearm"]
+__all__ = ["FORMATS", "Format", "Origin", "disarm", "export"]
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)

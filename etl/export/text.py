@@ -13,19 +13,17 @@ from etl.printable import printable
 from etl.report import Column
 
 _FORMULA: Final = re.compile(r"""[\s'"\ufeff\u200b]*[=+\-@＝＋－＠]|'*[\t\r\n]""")
-"""What a spreadsheet may take for a formula. With a ``'`` in front it matches still, so that ``rearm`` can be sure."""
+"""What a spreadsheet may take for a formula. It still matches with a ``'`` in front: so disarming can be undone."""
 
 _MUST_BE_QUOTED: Final = re.compile(r'[",;\t\r\n]|^\s|\s$|^$')
 
 
 def disarm(text: str) -> str:
-    """``text`` with a ``'`` in front if a spreadsheet could take it for a formula; ``rearm`` takes it off again."""
+    """``text`` with a ``'`` in front if a spreadsheet could take it for a formula.
+
+    To undo it, drop a leading ``'`` wherever this function would put it back.
+    """
     return f"'{text}" if _FORMULA.match(text) else text
-
-
-def rearm(text: str) -> str:
-    """The text that ``disarm`` was given."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text, 1) else text
 
 
 def harmless(page: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:

@@ -113,12 +113,6 @@ class Scheduler:
     def resume(self) -> None:
         self._paused = False
 
-    def fire(self, name: str) -> None:
-        """Run a schedule now, for its newest slot, unless it is running."""
-        with self._lock:
-            if name in self._plans and self._jobs.running:
-                self._jobs.modify_job(_schedule_id(name), next_run_time=utc_now())
-
     def next_fire_times(self) -> dict[str, dt.datetime]:
         """The next slot of each schedule, without its jitter."""
         now = self._clock()

@@ -48,7 +48,6 @@ class Judged(NamedTuple):
 
     flow: FlowKey
     kept: Kept
-    was_kept: bool
     events: list[Event]
     waiting: Mapping[str, Loss]
     waited: bool
@@ -199,7 +198,7 @@ def _judged(
     kept = Kept(judgement.story, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
     if kept == before and not judgement.events and judgement.waiting == waited:
         return None
-    return Judged(flow, kept, before is not None, list(judgement.events), judgement.waiting, bool(waited), ended)
+    return Judged(flow, kept, list(judgement.events), judgement.waiting, bool(waited), ended)
 
 
 class _Reading:

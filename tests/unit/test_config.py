@@ -443,7 +443,7 @@ def test_secrets_and_passwords_print_as_stars(tmp_path: Path) -> None:
     found = settings(tmp_path, text, {**SECRET, "FLOWTRAIL_DATABASE__URL": url})
     console = Console(file=StringIO(), width=500)
     console.print(found)
-    shown = [repr(found), str(found), f"{found.gateway}", str(found.gateway.secret_key), found.database.shown_url]
+    shown = [repr(found), str(found), f"{found.gateway}", str(found.gateway.secret_key), repr(found.database)]
     for text in [*shown, console.file.getvalue()]:  # type: ignore[attr-defined]
         assert CANARY not in text
         assert "***" in text

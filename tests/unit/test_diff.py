@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.domain.diff import baseline, diff, replay
+from etl.domain.diff import baseline, diff
 from etl.domain.model import Change
 from tests.support.builders import STEADY, by_id, flow, states
+from tests.support.replay import replay
 
 
 @STEADY

@@ -221,17 +221,6 @@ def test_housekeeping_survives_its_exceptions_and_may_be_added_later(bench: Benc
     assert any(each["job"] == "heartbeat" for each in logs)
 
 
-def test_a_schedule_can_be_fired_by_hand_for_its_newest_slot(bench: Bench) -> None:
-    hourly = Every(dt.timedelta(hours=1))
-    bench.start(plan("a", hourly))
-    before = utc_now()
-    bench.scheduler.fire("a")
-    bench.scheduler.fire("unknown")
-    _, slot = bench.next_run()
-    assert slot in (hourly.latest_until(before), hourly.latest_until(utc_now()))
-    assert bench.scheduler.next_fire_times()["a"] == hourly.next_after(slot)
-
-
 @pytest.mark.parametrize("slots", [Every(dt.timedelta(days=1)), Cron("* * * * *"), Every(dt.timedelta(seconds=30))])
 def test_ten_years_ahead_are_one_run_for_the_newest_slot(bench: Bench, slots: Slots) -> None:
     with capture_logs() as logs:
@@ -299,7 +288,6 @@ def test_shutdown_waits_for_what_is_running_and_starts_nothing_more(bench: Bench
     assert bench.runs.empty()
     bench.scheduler.replace([plan("c")])
     bench.scheduler.every(0.01, bench.stop.set, "late")
-    bench.scheduler.fire("b")
     bench.scheduler.start()
     assert not bench.stop.wait(0.2)
     assert bench.runs.empty()

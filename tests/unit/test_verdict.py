@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from etl.domain import verdict
 from etl.domain.chain import change_set_hash, state_digest
-from etl.domain.diff import replay
 from etl.domain.guard import Decision, hold
 from etl.domain.holds import Approval, held_set
 from etl.domain.model import Fence, Span, State
@@ -30,6 +29,7 @@ from tests.support.builders import (
     span,
     states,
 )
+from tests.support.replay import replay
 
 TICK = dt.timedelta(microseconds=1)
 TWENTY = numbered(1, 20)

@@ -1,0 +1,37 @@
+"""From a state and the changes of a trail to the state that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from etl.domain.diff import Flows
+from etl.domain.model import Change, Flow
+
+
+def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
+    """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
+    state = dict(old)
+    afters: dict[str, Flow | None] = {}
+    for change in changes:
+        if _before(change) != old.get(change.flow_id):
+            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
+        after = _after(change)
+        if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
+            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
+        if after is None:
+            del state[change.flow_id]
+        else:
+            state[change.flow_id] = after
+    return state
+
+
+def _before(change: Change) -> Flow | None:
+    if change.kind in ("added", "baseline"):
+        return None
+    return Flow(change.flow_id, change.old_name, change.old_cycle, change.old_editable)
+
+
+def _after(change: Change) -> Flow | None:
+    if change.kind == "removed":
+        return None
+    return Flow(change.flow_id, change.new_name, change.new_cycle, change.new_editable)
