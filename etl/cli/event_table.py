@@ -27,8 +27,20 @@ def event_table(
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
         for e, told in zip(events, chain(said, repeat("")), strict=False)
     ]
-    used = [at for at, name in enumerate(_COLUMNS) if name not in _IF_ANY or any(row[at] for row in rows)]
-    console.table(title, [_COLUMNS[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
+    _without_empty(title, _COLUMNS, _IF_ANY, rows, zone, empty)
+
+
+def _without_empty(
+    title: str,
+    columns: Sequence[str],
+    if_any: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    zone: dt.tzinfo,
+    empty: str = "none",
+) -> None:
+    """The table without the columns ``if_any`` that have no value in any row."""
+    used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in rows)]
+    console.table(title, [columns[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
 
 
 def what_happened(event: Any) -> str:
@@ -56,8 +68,7 @@ def story_table(title: str, events: Iterable[Any], *, zone: dt.tzinfo = dt.UTC) 
     columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users", "certain",
                "changed by")  # fmt: skip
     optional = ("expression", "certain", "changed by")
-    used = [at for at, name in enumerate(columns) if name not in optional or any(row[at] for row in rows)]
-    console.table(title, [columns[at] for at in used], ([row[at] for at in used] for row in rows), zone=zone)
+    _without_empty(title, columns, optional, rows, zone)
 
 
 def what_happened_to_all(event: Any) -> str:

@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import pytest
-import requests
-from requests import Response
 from sqlalchemy import Engine, text
 
 from etl.database import reading
 from etl.report import Report
-from etl.web import HttpServer
-from tests.support.browser import Told, site, told
 from tests.support.builders import after
+from tests.support.told_pages import engine, get, rows, server, told
 
-__all__ = ["told"]
-
-
-@pytest.fixture
-def engine(dialect: str, told: Told) -> Engine:
-    return told.engine(dialect)
-
-
-@pytest.fixture
-def server(engine: Engine) -> Iterator[HttpServer]:
-    with site(engine) as running:
-        yield running
-
-
-def get(server: HttpServer, path: str, **query: object) -> Response:
-    return requests.get(server.url + path, params=query, timeout=30)
-
-
-def rows(server: HttpServer, path: str, **query: object) -> list[dict[str, Any]]:
-    answer = get(server, path, format="json", **query)
-    assert answer.ok, answer.text
-    found: list[dict[str, Any]] = answer.json()
-    return found
+__all__ = ["engine", "server", "told"]
 
 
 def ids(engine: Engine, condition: str) -> list[int]:

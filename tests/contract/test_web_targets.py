@@ -7,11 +7,8 @@ import csv
 import datetime as dt
 import io
 import json
-from collections.abc import Iterator
 
 import pytest
-import requests
-from requests import Response
 from sqlalchemy import Engine, text
 from starlette.responses import StreamingResponse
 
@@ -20,38 +17,16 @@ from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow, Target
 from etl.report import Report, columns_of
 from etl.report.rows import ListDifference
-from etl.web import HttpServer
 from etl.web.answers import rows_file
 from etl.web.labels import target_path
-from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, Told, site, told
+from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG
 from tests.support.builders import after
+from tests.support.told_pages import engine, get, rows, server, told
 
 MOMENTS = [after(days=9), after(days=10), after(days=15), after(days=20, hours=3), after(days=37), after(days=40)]
 
 
-__all__ = ["told"]
-
-
-@pytest.fixture
-def engine(dialect: str, told: Told) -> Engine:
-    return told.engine(dialect)
-
-
-@pytest.fixture
-def server(engine: Engine) -> Iterator[HttpServer]:
-    with site(engine) as running:
-        yield running
-
-
-def get(server: HttpServer, path: str, **query: object) -> Response:
-    return requests.get(server.url + path, params=query, timeout=30)
-
-
-def rows(server: HttpServer, path: str, **query: object) -> list[dict[str, object]]:
-    answer = get(server, path, format="json", **query)
-    assert answer.ok, answer.text
-    found: list[dict[str, object]] = answer.json()
-    return found
+__all__ = ["engine", "server", "told"]
 
 
 def flows_of(found: list[dict[str, object]]) -> list[Flow]:

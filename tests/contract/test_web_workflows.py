@@ -6,44 +6,18 @@ import datetime as dt
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import requests
-from requests import Response
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from etl.database import reading
 from etl.report import Report, WorkflowAsOf
-from etl.web import HttpServer
 from etl.web.labels import workflow_path
-from tests.support.browser import HOSTILE_ORG, Told, site, told
+from tests.support.browser import HOSTILE_ORG
 from tests.support.builders import after
+from tests.support.told_pages import engine, get, rows, server, told
 
-__all__ = ["told"]
-
-
-@pytest.fixture
-def engine(dialect: str, told: Told) -> Engine:
-    return told.engine(dialect)
-
-
-@pytest.fixture
-def server(engine: Engine) -> Iterator[HttpServer]:
-    with site(engine) as running:
-        yield running
-
-
-def get(server: HttpServer, path: str, **query: object) -> Response:
-    return requests.get(server.url + path, params=query, timeout=30)
-
-
-def rows(server: HttpServer, path: str, **query: object) -> list[dict[str, Any]]:
-    answer = get(server, path, format="json", **query)
-    assert answer.ok, answer.text
-    found: list[dict[str, Any]] = answer.json()
-    return found
+__all__ = ["engine", "server", "told"]
 
 
 def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:

@@ -1,0 +1,38 @@
+"""The pages over the story of ``tests.support.browser``, asked over HTTP; a module of tests imports the fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from requests import Response
+from sqlalchemy import Engine
+
+from etl.web import HttpServer
+from tests.support.browser import Told, site, told
+
+__all__ = ["engine", "get", "rows", "server", "told"]
+
+
+@pytest.fixture
+def engine(dialect: str, told: Told) -> Engine:
+    return told.engine(dialect)
+
+
+@pytest.fixture
+def server(engine: Engine) -> Iterator[HttpServer]:
+    with site(engine) as running:
+        yield running
+
+
+def get(server: HttpServer, path: str, **query: Any) -> Response:
+    return requests.get(server.url + path, params=query, timeout=30)
+
+
+def rows(server: HttpServer, path: str, **query: Any) -> list[dict[str, Any]]:
+    answer = get(server, path, format="json", **query)
+    assert answer.ok, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    return found
