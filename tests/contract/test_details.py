@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import threading
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from etl import sync
-from etl.config import GatewaySettings, Secret
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
-from etl.gateway import Gateway, utc_now
 from etl.notify.news import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow
-from etl.store import NewRun, Store
+from etl.store import Store
 from etl.sync import DetailLimits, RunReport
-from tests.support.builders import GAP, LIMITS
+from tests.support.house import House
 
 ORG = "o1"
 USERS = ("alice", "bob", "carol")
@@ -35,81 +30,50 @@ EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 LIMIT = DetailLimits(most=1000, within=dt.timedelta(seconds=20), keep_body=True)
 
 
-class House:
-    """A gateway and a database; ``sync`` runs once over all users."""
+class DetailHouse(House):
+    """``ask_all`` is one run over all users."""
 
-    def __init__(self, engine: Engine, local: DemoGateway) -> None:
-        self.engine = engine
-        self.local = local
-        self.world = local.world
-        self.stop = threading.Event()
-
-    def sync(self, limits: DetailLimits | None = LIMIT, store: Store | None = None, **settings: float) -> RunReport:
-        seconds = {name: dt.timedelta(seconds=value) for name, value in settings.items()}
-        given = GatewaySettings(
-            url=self.local.url, access_key="demo-access-key", secret_key=Secret("demo-secret-key"), **seconds
-        )
-        with (
-            Gateway(given, stop=self.stop) as gateway,
-            ThreadPoolExecutor(4) as fetchers,
-            ThreadPoolExecutor(2) as writers,
-            ThreadPoolExecutor(2) as batches,
-        ):
-            context = sync.RunContext(
-                store=store or Store(self.engine),
-                gateway=gateway,
-                fetchers=fetchers,
-                writers=writers,
-                in_flight=4,
-                limits=LIMITS,
-                down_after=12,
-                stop=self.stop,
-            )
-            begun = NewRun(origin="command", host="here", pid=1, targets=len(TARGETS))
-            report = sync.run(context, begun, TARGETS, GAP, batches, clock=utc_now, details=limits)
+    def ask_all(self, limits: DetailLimits | None = LIMIT, store: Store | None = None) -> RunReport:
+        report = self.run(*TARGETS, details=limits, store=store)
         assert report is not None
         return report
 
-    def rows(self, select: str) -> list[tuple[Any, ...]]:
-        with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(text(select))]
-
 
 @pytest.fixture
-def house(engine: Engine) -> Iterator[House]:
+def house(engine: Engine, database_url: str) -> Iterator[DetailHouse]:
     world = World(orgs=0)
     for user in USERS:
         world.set_flows(ORG, user, [Flow(str(number), f"flow {number}", "D", True) for number in range(1, 21)])
     with DemoGateway(world) as local:
-        house = House(engine, local)
-        house.sync()
+        house = DetailHouse(engine, database_url, local, concurrency=4)
+        house.ask_all()
         yield house
 
 
-def test_a_changed_workflow_is_asked_for_once_however_many_users_see_it(house: House) -> None:
-    assert house.local.counters.detail_calls == 0, "a baseline is no change"
+def test_a_changed_workflow_is_asked_for_once_however_many_users_see_it(house: DetailHouse) -> None:
+    assert house.upstream.counters.detail_calls == 0, "a baseline is no change"
     house.world.set_cycle(ORG, "3", "H")
     house.world.rename(ORG, "4", "another")
     house.world.remove_flow(ORG, "5")
     house.world.say_of(ORG, "3", updateUser="mallory", freq="0 0 * * * ? *")
-    report = house.sync()
+    report = house.ask_all()
     assert (report.status, report.details and report.details.asked) == ("succeeded", 2)
-    assert house.local.counters.detail_calls == 2
+    assert house.upstream.counters.detail_calls == 2
     rows = house.rows("SELECT flow_id, run_id, update_user, freq FROM workflow_detail ORDER BY flow_id")
     assert [row[0] for row in rows] == ["3", "4"], "what is gone cannot be asked for"
     assert rows[0][1:] == (report.run_id, "mallory", "0 0 * * * ? *")
     body = house.rows("SELECT body FROM workflow_detail WHERE flow_id = '3'")[0][0]
     assert json.loads(zlib.decompress(body))["flowId"] == 3
-    assert house.sync().details == sync.Details()
-    assert house.local.counters.detail_calls == 2, "a quiet run asks for none"
+    assert house.ask_all().details == sync.Details()
+    assert house.upstream.counters.detail_calls == 2, "a quiet run asks for none"
 
 
-def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(house: House) -> None:
+def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
-    house.sync()
+    house.ask_all()
     house.world.set_cycle(ORG, "3", "W")
     house.world.set_cycle(ORG, "4", "W")
-    house.sync()
+    house.ask_all()
     events = [event for event in Report(house.engine).changes(kinds=["cycle_changed"]) if event.user_id == "bob"]
     said = {
         (event.flow_id, event.new_cycle): each
@@ -125,12 +89,12 @@ def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(hous
     ]
 
 
-def test_the_organisations_events_and_a_notification_have_it_beside_them(house: House) -> None:
+def test_the_organisations_events_and_a_notification_have_it_beside_them(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
-    house.sync()
+    house.ask_all()
     house.world.set_cycle(ORG, "3", "W")
     house.world.say_of(ORG, "3", updateUser="mallory", updateTime="2026-11-24 09:12:03.0")
-    report = house.sync()
+    report = house.ask_all()
     assert house.rows("SELECT update_user, old_freq, new_freq FROM org_workflow_event ORDER BY event_id") == [
         ("updater-1", None, "0 0 * * * ? *"),
         ("mallory", "0 0 * * * ? *", "0 0 0 ? * 2 *"),
@@ -143,9 +107,9 @@ def test_the_organisations_events_and_a_notification_have_it_beside_them(house: 
 
 
 @pytest.mark.parametrize("statement", ["UPDATE workflow_detail SET update_user = 'x'", "DELETE FROM workflow_detail"])
-def test_what_enos_said_cannot_be_rewritten(house: House, statement: str) -> None:
+def test_what_enos_said_cannot_be_rewritten(house: DetailHouse, statement: str) -> None:
     house.world.set_cycle(ORG, "3", "H")
-    house.sync()
+    house.ask_all()
     with pytest.raises(Exception, match="append-only"), house.engine.begin() as connection:
         connection.execute(text(statement))
 
@@ -164,11 +128,11 @@ def test_what_enos_said_cannot_be_rewritten(house: House, statement: str) -> Non
     ],
     ids=lambda fault: f"{fault.kind} {fault.code}" if fault.kind == "code" else fault.kind,
 )
-def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: House, fault: Fault) -> None:
+def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: DetailHouse, fault: Fault) -> None:
     for number in range(1, 21):
         house.world.set_cycle(ORG, str(number), "H")
-    house.local.order(fault)
-    report = house.sync(DetailLimits(most=1000, within=dt.timedelta(seconds=1), keep_body=True))
+    house.upstream.order(fault)
+    report = house.ask_all(DetailLimits(most=1000, within=dt.timedelta(seconds=1), keep_body=True))
     assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 3})
     assert report.details is not None
     assert report.details.asked + report.details.left_out == 20
@@ -176,38 +140,38 @@ def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: House,
     assert house.rows("SELECT count(*) FROM workflow_detail") == [(0,)]
     committed = house.rows("SELECT max(observed_at) FROM change_set")[0][0]
     assert house.rows("SELECT count(*) FROM sync_run WHERE status = 'succeeded' AND finished_at IS NOT NULL") == [(2,)]
-    house.local.clear_faults()
+    house.upstream.clear_faults()
     house.world.set_cycle(ORG, "7", "W")
-    again = house.sync()
+    again = house.ask_all()
     assert again.details is not None
     assert (again.details.asked, again.details.failed) == (1, 0), "it is asked for again with its next change"
     assert house.rows("SELECT max(observed_at) FROM change_set")[0][0] > committed
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_no_more_are_asked_for_than_allowed(house: House) -> None:
+def test_no_more_are_asked_for_than_allowed(house: DetailHouse) -> None:
     for number in range(1, 21):
         house.world.set_cycle(ORG, str(number), "H")
-    report = house.sync(DetailLimits(most=5, within=dt.timedelta(seconds=20), keep_body=False))
+    report = house.ask_all(DetailLimits(most=5, within=dt.timedelta(seconds=20), keep_body=False))
     assert report.details == sync.Details(asked=5, capped=True)
-    assert house.local.counters.detail_calls == 5
+    assert house.upstream.counters.detail_calls == 5
     assert house.rows("SELECT count(*), count(body) FROM workflow_detail") == [(5, 0)]
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_database_that_takes_no_detail_changes_no_end(house: House) -> None:
+def test_a_database_that_takes_no_detail_changes_no_end(house: DetailHouse) -> None:
     class Refusing(Store):
         def add_details(self, *_: object, **__: object) -> None:
             raise DatabaseError("disk full")
 
     house.world.set_cycle(ORG, "3", "H")
-    report = house.sync(store=Refusing(house.engine))
+    report = house.ask_all(store=Refusing(house.engine))
     assert report.status == "succeeded"
     assert report.details == sync.Details(failed=1)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_nobody_asks_where_nobody_wants_details(house: House) -> None:
+def test_nobody_asks_where_nobody_wants_details(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
-    assert house.sync(None).details is None
-    assert house.local.counters.detail_calls == 0
+    assert house.ask_all(None).details is None
+    assert house.upstream.counters.detail_calls == 0

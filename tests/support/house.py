@@ -90,13 +90,15 @@ class House:
         by: str | None = None,
         scopes: dict[Target, str] | None = None,
         store: Store | None = None,
+        details: sync.DetailLimits | None = None,
         **new: Any,
     ) -> sync.RunReport | None:
         known: dict[str, Any] = {"origin": "command" if by is None else "approval", "host": "here", "pid": 1, **new}
         with self.run_context(store) as (context, batches):
             begun = NewRun(targets=len(targets), **known)
             approval = None if by is None else Approval(by, scopes)
-            return sync.run(context, begun, targets, GAP, batches, clock=self.now, approval=approval)
+            gap, clock = GAP, self.now
+            return sync.run(context, begun, targets, gap, batches, clock=clock, approval=approval, details=details)
 
     def sync(
         self, *targets: Target, by: str | None = None, scopes: dict[Target, str] | None = None, **verdicts: int
