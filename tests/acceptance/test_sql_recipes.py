@@ -129,7 +129,7 @@ ANSWERS: Mapping[str, Rows] = {
         ("1", "map"),
         ("2", "reduce"),
     ],
-    "Which workflows hang on a single user?": [
+    "Which workflows does only one user still see?": [
         ("o-solar", "2", "reduce", "alice"),
         ("o-wind", "7", "load", "dora"),
     ],
