@@ -1,1 +1,1 @@
-"""Values and rules of what is recorded: pure, and importing nothing else of Flowtrail."""
+"""The values that are recorded, and the rules for them: pure, without an import from elsewhere in Flowtrail."""

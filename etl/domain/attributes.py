@@ -21,7 +21,7 @@ class Look(NamedTuple):
 
 
 class ValueChange(NamedTuple):
-    """The value was another after ``last_unchanged_at``, and ``new`` before ``answer`` had arrived."""
+    """The value changed to ``new`` after ``last_unchanged_at`` and before ``answer`` had arrived."""
 
     answer: Answer
     new: str | None
@@ -29,7 +29,7 @@ class ValueChange(NamedTuple):
 
 
 def attribute_events(scene: Scene, story: Story) -> tuple[list[Event], Story]:
-    """What the answers prove of name and cycle. What one answer proves of both has the same before and after."""
+    """The changes of name and cycle that the answers prove. Two that one answer proves have the same interval."""
     looks = [(answer, listed) for _, answer, listed in scene.looks()]
     renamed, name = value_changes(story.name, [Look(answer, listed.name) for answer, listed in looks])
     cycled, cycle = value_changes(story.cycle, [Look(answer, listed.cycle) for answer, listed in looks])
@@ -65,7 +65,7 @@ def _last_unchanged(known: Known, looks: Iterable[Look], asked_at: dt.datetime) 
 
 
 def _remember(known: Known, left: Iterable[Look]) -> Known:
-    """Keep the latest answer with the known value, of those whose users have something else by now."""
+    """Keep the latest answer with the known value, among users who have another value by now."""
     last = max((known.last, *(look.answer for look in left if look.value == known.value)))
     return known._replace(last=last)
 

@@ -3,7 +3,7 @@
 Everything hashed is JSON without spaces, in UTF-8, its strings escaped as RFC 8785 does (which is what msgspec
 writes), its times integer microseconds since the epoch, or null. ``docs/verify.md`` gives the rules.
 
-What a format hashes to never changes: a new field makes a new format, with a tag of its own in front.
+The hashes of a format never change: a new field makes a new format, with its own tag in front.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _change_order = attrgetter("flow_id", "kind")
 _first_at = attrgetter("first_at")
 
 encode: Final = msgspec.json.Encoder().encode
-"""A value as the bytes that are hashed. Raises UnicodeEncodeError on a lone surrogate, which no text may hold."""
+"""A value as the bytes that are hashed. Raises UnicodeEncodeError on a lone surrogate, which no text may contain."""
 
 
 def microseconds(instant: dt.datetime) -> int:
@@ -64,7 +64,7 @@ def approved_scope(target: Target, flow_ids: Iterable[str]) -> str:
 
 
 def change_set_content(change_set: ChangeSet) -> bytes:
-    """What is hashed of a change set, after its parent's hash."""
+    """The bytes of a change set that are hashed after its parent's hash."""
     return encode(
         (
             TAG,

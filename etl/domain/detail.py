@@ -1,12 +1,12 @@
-"""What EnOS said of one workflow when it was asked for its details, and how that is told beside an event. Pure.
+"""What EnOS said about a workflow when asked for its details, and how that is shown next to an event. Pure.
 
-A detail is evidence of what EnOS said at that moment, never more: somebody may have updated the workflow once more
-between the change and the question. Where the time zone of EnOS's server is configured, ``update_time`` is compared
-with the interval in which the change lies:
+A detail only proves what EnOS said at that moment: somebody may have updated the workflow again between the change and
+the request. If the time zone of EnOS's server is configured, ``update_time`` is compared with the interval in which the
+change lies:
 
-| ``update_time`` is | told as |
+| ``update_time`` is | shown as |
 |---|---|
-| within the interval, or not to be read, or its zone is not known | who updated it last, and when |
+| within the interval, or unreadable, or its zone is not known | who updated it last, and when |
 | before the interval | the same, "before this change": EnOS does not count it as an update |
 | after the interval | the same, "after this change was seen": perhaps somebody else's |
 """
@@ -22,7 +22,7 @@ _SECOND = dt.timedelta(seconds=1)
 
 
 class Detail(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One valid answer of Get Flow. EnOS's own times stay the text that they are."""
+    """One valid answer of Get Flow. EnOS's own times are kept as text."""
 
     org_id: str
     flow_id: str
@@ -51,7 +51,7 @@ def sentence(
     interval: tuple[dt.datetime | None, dt.datetime],
     zone: dt.tzinfo | None,
 ) -> str:
-    """What EnOS said, in a sentence; "" where it said nothing of it."""
+    """What EnOS said, in a sentence; "" where it said nothing about it."""
     parts = []
     if update_user or update_time:
         by, at = f" by {update_user}" if update_user else "", f" at {update_time}" if update_time else ""
@@ -74,7 +74,7 @@ def _relation(update_time: str | None, interval: tuple[dt.datetime | None, dt.da
 
 
 def moment(text: str, zone: dt.tzinfo) -> dt.datetime | None:
-    """EnOS's ``2019-07-22 08:56:58.0`` as a time, if it is one. In the hour that a clock repeats, the earlier one."""
+    """EnOS's ``2019-07-22 08:56:58.0`` as a time, if it is one; the earlier of two when clocks are put back."""
     readings: tuple[Callable[[str], dt.datetime], ...] = (dt.datetime.fromisoformat, _with_fraction)
     for read in readings:
         try:
@@ -89,7 +89,7 @@ def moment(text: str, zone: dt.tzinfo) -> dt.datetime | None:
 
 
 def _with_fraction(text: str) -> dt.datetime:
-    """Python 3.11 takes a fraction of 3 or 6 digits only."""
+    """Python 3.11 only reads fractions of 3 or 6 digits."""
     whole, _, fraction = text.partition(".")
     if not fraction.isdecimal():
         raise ValueError(text)

@@ -16,7 +16,7 @@ def by_id(flows: Iterable[Flow]) -> dict[str, Flow]:
 
 
 def baseline(new: Flows) -> list[Change]:
-    """The first observation of a target: one ``baseline`` a workflow, sorted by flow_id."""
+    """The first observation of a target: one ``baseline`` for each workflow, sorted by flow_id."""
     flows = [new[flow_id] for flow_id in sorted(new)]
     return [Change(f.flow_id, "baseline", None, f.flow_name, None, f.cycle, None, f.editable) for f in flows]
 

@@ -1,4 +1,4 @@
-"""The removal guard: what of an answer is believed, and what waits for a person. Pure.
+"""The removal guard: which part of an answer is believed, and which waits for a person. Pure.
 
 A removal that is large in number and in share is more often a mistake upstream than the truth, so it is held: the
 workflows stay, marked as missing, until they come back or a person approves their removal. Nothing approves itself.
@@ -29,10 +29,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What of an answer is believed.
+    """How much of an answer is believed.
 
     ``held`` are the workflows that stay although the answer lacks them. ``whole``: the answer looks like another
-    list, and nothing of it is applied. ``removes``: so many workflows would go, and nothing in the list itself speaks
+    list, and nothing of it is applied. ``removes``: how many workflows would go, with nothing in the list itself
     against it. ``uncertain``: the target is asked a second time at the end of the run, and that answer counts.
     """
 
@@ -87,10 +87,10 @@ Stance = Literal["believe", "wait", "hold"]
 
 
 class Sum(msgspec.Struct, frozen=True):
-    """How much of something there is in a run: removals of an organisation, or lists that emptied.
+    """A sum over a run: the removals of an organisation, or the lists that emptied.
 
-    From ``limit`` on it is too much, of ``whole``. ``before``: what others committed within the window. ``seen``: what
-    answers of this run say that count. ``expected``: what first answers say of targets that are to be asked again.
+    ``limit`` or more, out of ``whole``, is too much. ``before``: what others committed within the window. ``seen``:
+    from the answers of this run that count. ``expected``: from first answers of targets that are to be asked again.
     """
 
     limit: int
@@ -104,29 +104,29 @@ class Sum(msgspec.Struct, frozen=True):
 
     @property
     def of_run(self) -> int:
-        """Of this run, as far as that is known."""
+        """The part of this run, as far as it is known."""
         return self.seen + self.expected
 
     @property
     def stance(self) -> Stance:
-        """Whether what belongs to it is believed, held, or waits for the answers of the others."""
+        """Whether the removals in this sum are believed, held, or wait for further answers."""
         if self.before + self.seen >= self.limit:
             return "hold"
         return "wait" if self.before + self.of_run >= self.limit else "believe"
 
 
 def removals_of_organisation(had: int, before: int, limits: Limits) -> Sum:
-    """The removals of an organisation whose lists ``had`` so many at the window's start."""
+    """The removals of an organisation whose lists ``had`` this many workflows at the window's start."""
     return Sum(max(limits.min_removed, _at_least(limits.max_org_removed_share, had)), had, before)
 
 
 def emptied_targets(targets: int, limits: Limits) -> Sum:
-    """The targets, of a run's, that lose all they have."""
+    """The targets of a run whose lists become empty."""
     return Sum(max(limits.max_emptied_targets, _at_least(limits.max_emptied_share, targets)), targets)
 
 
 def hold_with_others(known: Set[str], answered: Set[str], limits: Limits, reason: str) -> Decision:
-    """Keep everything that an answer lacks, since it lacks it together with others."""
+    """Keep everything that an answer lacks, because too much is missing in several answers together."""
     absent = known - answered
     brought = len(answered - known)
     whole = brought > 0 and brought >= share_of(limits.max_removed_share, len(known))
@@ -147,7 +147,7 @@ def reason_of_emptied(emptied: Sum) -> str:
 
 
 def share_of(share: float, total: int) -> Fraction:
-    """Exactly the part of ``total`` that the decimal number in the settings means: 0.07 of 100 is 7."""
+    """Exactly the share that the decimal number in the settings means: 0.07 of 100 is 7."""
     return Fraction(str(share)) * total
 
 
@@ -160,11 +160,11 @@ def _hours(window: dt.timedelta) -> str:
     return f"{hours} h" if not rest else f"{window / dt.timedelta(minutes=1):.0f} min"
 
 
-# ------------------------------------------------------------------------------------------------- what a person says
+# ----------------------------------------------------------------------------------------------- a person's decision
 
 
 def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
-    """A person said that the held removals are true: believe them, unless something else is missing too."""
+    """A person approved the held removals: believe them, unless something else is missing too."""
     absent = known - answered
     unheld = absent - missing
     if not unheld:
@@ -173,7 +173,7 @@ def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
 
 
 def refuse_approval(known: Set[str], answered: Set[str], code: str) -> Decision:
-    """What a person approved is not what is held now: nothing of the answer is applied while anything is missing."""
+    """A person approved another set than is held now: apply nothing of the answer while anything is missing."""
     absent = known - answered
     reason = f"not approved: another set is held now, with the code {code}"
     return Decision(absent, whole=True, reason=reason) if absent else Decision()

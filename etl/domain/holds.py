@@ -12,13 +12,13 @@ from etl.domain import chain
 from etl.domain.model import Target
 
 SHOWN_DIGITS: Final = 12
-"""As many hex digits of a digest are shown: two sets that a person meets share them once in 280 million million."""
+"""Hex digits of a digest that are shown: two sets share them by chance once in 280 million million."""
 FEWEST_DIGITS: Final = 8
 _CODE: Final = re.compile(rf"[0-9a-f]{{{FEWEST_DIGITS},64}}")
 
 
 class HeldSet(NamedTuple):
-    """What is held of one target; ``scope`` is the digest that goes into the trail when it is approved."""
+    """The held removals of one target; ``scope`` is the digest that goes into the trail when they are approved."""
 
     target: Target
     scope: str
@@ -26,13 +26,13 @@ class HeldSet(NamedTuple):
 
 
 class Approval(msgspec.Struct, frozen=True):
-    """A person says that held removals are true: those of ``scopes``, or whatever is held where it is None."""
+    """A person's approval of held removals: those of ``scopes``, or whatever is held if it is None."""
 
     by: str
     scopes: Mapping[Target, str] | None
 
     def covers(self, target: Target, scope: str) -> bool:
-        """Whether this person approved just this set of this target."""
+        """Whether the approval is for exactly this set of this target."""
         return self.scopes is None or self.scopes.get(target) == scope
 
 
@@ -43,17 +43,17 @@ def held_set(target: Target, flow_ids: Iterable[str]) -> HeldSet:
 
 
 def scope_of_all(held_sets: Iterable[HeldSet]) -> str:
-    """The digest of several targets' held sets, which must come by target."""
+    """The digest of several targets' held sets, which must be sorted by target."""
     return chain.digest([each.scope for each in held_sets])
 
 
 def code(scope: str) -> str:
-    """What a person is shown of a digest, and gives back."""
+    """The part of a digest that a person is shown, and types to approve it."""
     return scope[:SHOWN_DIGITS]
 
 
 def is_code(text: str) -> bool:
-    """Whether ``text`` may be a code, or more of its digest."""
+    """Whether ``text`` can be a code, or a longer part of its digest."""
     return _CODE.fullmatch(text) is not None
 
 

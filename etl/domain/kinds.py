@@ -1,4 +1,4 @@
-"""The kinds of changes, of an organisation's events and of news, and how each is called in front of people."""
+"""The kinds of changes, of an organisation's events and of trouble, and the label of each."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Final, Literal, NamedTuple, get_args
 
 ChangeKind = Literal["baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed"]
 CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = get_args(ChangeKind)
-"""What a row of the trail may be, in the order of the trail's columns."""
+"""The kinds of rows of the trail, in the order of the trail's columns."""
 DELTA_KINDS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
-"""Those that say that something changed: a baseline is a target's first list."""
+"""Those that report a change; a baseline is a target's first list."""
 
 EventKind = Literal[
     "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
 ]
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
-"""What may happen to a workflow in its organisation, in the order in which a run's events are told."""
+"""What can happen to a workflow in its organisation, in the order in which messages list them."""
 
 STORY_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
-"""Those that no user's list says by itself."""
+"""Those that no single user's list shows."""
 
 TroubleKind = Literal["held", "failed", "overdue"]
 TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
-"""What may happen to a target, and somebody should look at."""
+"""What can happen to a target that somebody should look at."""
 
 
 class Label(NamedTuple):
-    """A kind behind a number (1, and others), and above a list."""
+    """The label of a kind after the number 1, after other numbers, and above a list."""
 
     one: str
     many: str
@@ -50,4 +50,4 @@ LABELS: Final[Mapping[str, Label]] = {
     "overdue": Label("overdue", "overdue", "Overdue: not observed for three due slots"),
     "recovered": Label("recovered", "recovered", "Recovered"),
 }
-"""Every kind, in the order in which a message has them."""
+"""Every kind, in the order in which a message lists them."""

@@ -1,4 +1,4 @@
-"""Rules 3 to 5 of ``docs/organisation.md``: who loses a workflow has lost it alone, or with everybody. Pure."""
+"""Rules 3 to 5 of ``docs/organisation.md``: whether a user lost a workflow alone, or everybody did. Pure."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Losses(NamedTuple):
     gone_at: dt.datetime | None = None
     """Everybody was without it at some moment since then."""
     back: Sequence[Entry] = ()
-    """Who lists it after that, by the same answers."""
+    """Users whose answers in the same step list it again after that."""
     waiting: Mapping[str, Loss] = {}
     awaited: int = 0
 
 
 def losses(scene: Scene) -> Losses:
-    """Tell of each user who lost it, now or before, what is known; who can be told nothing of waits."""
+    """What is known of each user who lost it, now or earlier; users of whom nothing is known yet wait."""
     lost = {**scene.waiting, **_lost_now(scene)}
     if not lost:
         return Losses()
@@ -50,12 +50,12 @@ def _lost_now(scene: Scene) -> dict[str, Loss]:
 
 
 def _is_back(scene: Scene) -> bool:
-    """Rule 3a: nobody listed it any more, and only users who waited list it again."""
+    """Rule 3a: nobody listed it any more, and now only users who waited list it again."""
     return not scene.before and bool(scene.entries) and all(e.user_id in scene.waiting for e in scene.entries)
 
 
 def _lost_alone(scene: Scene, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> Iterator[Event]:
-    """Rule 4: an answer with it was requested (before ``until``) when a user was without it already."""
+    """Rule 4: an answer with it was requested (before ``until``) when the user was already without it."""
     shown = [showing for showing in scene.showings() if until is None or showing[2] < until]
     latest = max((asked_at for _, _, asked_at in shown), default=None)
     for user_id, loss in sorted(lost.items(), key=lambda item: (item[1].without.arrived_at, item[0])):
@@ -78,8 +78,8 @@ def _lost_alone(scene: Scene, lost: Mapping[str, Loss], until: dt.datetime | Non
 class _Absence:
     """Rule 3: whether everybody was without it at one moment.
 
-    That moment is ``at``, when the last loser's first answer without it had arrived, or, if all others had lost it
-    before that was requested, the moment when that answer was read.
+    That moment is ``at``, the arrival of the first answer without it of the user who lost it last; or, if all others
+    had lost it before that answer was requested, the moment when EnOS read that answer.
     """
 
     def __init__(self, scene: Scene, lost: Mapping[str, Loss]) -> None:
@@ -90,11 +90,11 @@ class _Absence:
         others = (loss.without for user_id, loss in lost.items() if user_id != self._last)
         self._needs_last = any(without.arrived_at > last.asked_at for without in others)
         self.since = self.at if self._needs_last else last.asked_at
-        """Not later than that moment."""
+        """A moment not later than that one."""
         shown = [answer.asked_at for _, answer, _ in scene.looks() if answer.asked_at < self.at]
         self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
         self.awaited = [user_id for user_id in scene.active() if not self._was_without(user_id)]
-        """The active users who may have had it still, or again."""
+        """The active users who may still, or again, have had it."""
         self.back = [entry for entry in scene.entries if entry.answer.asked_at >= self.at]
 
     @property
@@ -104,7 +104,7 @@ class _Absence:
         return self.at if goes_on else max(self.at, self._scene.audience.last_arrival)
 
     def is_certain(self) -> bool:
-        """Nobody had it still so far as is known, though he fell silent, or retired, or its removal is held."""
+        """Whether nobody can still have had it, not even a user who is silent, retired, or whose removal is held."""
         audience = self._scene.audience
         others = {*self._scene.counting(), *self._scene.after, *audience.left_since(self._shown_asked_at)}
         return all(map(self._was_without, others)) and not audience.has_ended_stays(self._shown_asked_at)

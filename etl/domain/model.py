@@ -1,4 +1,4 @@
-"""The values that everything else speaks in: frozen, without behaviour that touches the world."""
+"""The values that all other modules use: frozen, without side effects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
-"""EnOS says no to these targets until somebody changes a right or the schedule: named, but no reason to page."""
+"""EnOS refuses these targets until somebody changes a right or the schedule: reported, but no reason to page."""
 
 Origin = Literal["schedule", "command", "catch_up", "approval", "maintenance"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
@@ -70,7 +70,7 @@ class Span(msgspec.Struct, frozen=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):
-    """One whole, valid answer. There is no partial snapshot: what is not whole is a GatewayError.
+    """One complete, valid answer. There is no partial snapshot: an incomplete answer is a GatewayError.
 
     ``flows`` is sorted by flow_id in code-point order, and is None when the bytes of ``data`` hash to the
     ``known_data_hash`` that the caller gave: then the answer is the known one, and was not decoded.
@@ -90,11 +90,11 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     that is spared."""
     sole_answer: bool = False
     """Whether it is the only answer that its connection ever carried. Nothing in an answer names its user, so only
-    such a one may change a list or a hold."""
+    such an answer may change a list or a hold."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One version of a target: what its hash proves."""
+    """One version of a target, with everything that its hash covers."""
 
     target: Target
     version: int
@@ -120,8 +120,8 @@ class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What the database said of a target before it was asked. If it has moved when the answer is to be written,
-    somebody committed another observation meanwhile, and the answer is stale."""
+    """The state of a target in the database before the request. If it differs when the answer is written, somebody
+    committed another observation meanwhile, and the answer is stale."""
 
     target: Target
     target_id: int = 0
@@ -144,9 +144,9 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     held_at: dt.datetime | None = None
     """The last answer that was believed but for some removals: when it was requested, and had arrived."""
     latest_missing_at: dt.datetime | None = None
-    """When the latest of the held removals was noticed."""
+    """When the latest of the held removals was first seen."""
     run_began_at: dt.datetime | None = None
-    """When the run began that asks: what it observes lies in its time, whatever another machine's clock says."""
+    """When the asking run began: no observation is dated before, whatever another machine's clock says."""
 
     @property
     def latest_at(self) -> dt.datetime | None:
@@ -157,7 +157,7 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class State(msgspec.Struct, frozen=True):
-    """A target's workflows by flow_id, those of them whose removal is held, and the spans of its version."""
+    """A target's workflows by flow_id, the ones whose removal is held, and the spans of its version."""
 
     flows: Mapping[str, Flow]
     missing: frozenset[str] = frozenset()
@@ -179,12 +179,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     fence: Fence
     verdict: Verdict
     asked_at: dt.datetime | None = None
-    """When the answer was requested; None where nothing of it is believed."""
+    """When the answer was requested; None if nothing of it is believed."""
     observed_at: dt.datetime | None = None
     span: Span | None = None
-    """The open span as it is to be; None: no span is open afterwards."""
+    """The open span afterwards; None: no span is open."""
     extends: bool = False
-    """Whether ``span`` is the open span, seen once more, or a new one."""
+    """Whether ``span`` extends the open span; otherwise it is a new one."""
     answer_digest: str | None = None
     data_hash: str | None = None
     change_set: ChangeSet | None = None
@@ -198,5 +198,5 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def only_extends(self) -> bool:
-        """Whether the open span, seen once more, is all that there is to write."""
+        """Whether extending the open span is all that there is to write."""
         return self.extends and self.answer_digest is None

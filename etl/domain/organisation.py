@@ -50,7 +50,7 @@ def _rounds(sightings: Iterable[Sighting]) -> Iterator[tuple[list[Sighting], dic
 
 
 class _Told(NamedTuple):
-    """What a round makes of a workflow; events in the order in which they happened."""
+    """The result of a round for a workflow; events in the order in which they happened."""
 
     events: list[Event]
     story: Story | None
@@ -99,14 +99,14 @@ def _gone(scene: Scene, story: Story, lost: Losses, end: Event) -> _Told:
 
 
 def _while_gone(scene: Scene) -> _Told:
-    """Nobody lists it, unless he has been silent since before it was told as disappeared."""
+    """Nobody lists it, except users who have been silent since before its ``disappeared``."""
     if not scene.entries:
         return _Told([], _still_gone(scene))
     return _coming_into_sight(scene, scene.entries[0], scene.story, is_proven_gone=not scene.before)
 
 
 def _still_gone(scene: Scene) -> Story | None:
-    """Who was silent, or away, may have been heard without it only now."""
+    """Users who were silent or away may have been heard without it only now."""
     if scene.story is None:
         return None
     without = [sighting.answer.arrived_at for sighting in scene.sightings if sighting.after is None]
@@ -114,7 +114,7 @@ def _still_gone(scene: Scene) -> Story | None:
 
 
 def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_proven_gone: bool) -> _Told:
-    """Rule 1, and what else the same answers say. A user's first answer makes no event by itself."""
+    """Rule 1, and what else the same answers show. A user's first answer makes no event on its own."""
     name, cycle = (Known(value, first.answer, first.answer) for value in first.listed[:2])
     changed, story = attribute_events(scene, Story(first.at, name, cycle))
     rest = [*_grants(scene, first.at), *changed]
@@ -153,7 +153,7 @@ def _absent_at(scene: Scene, gone: Story | None) -> dt.datetime | None:
 
 
 def _grants(scene: Scene, since: dt.datetime) -> Iterator[Event]:
-    """Rule 2; a gain whose request before came earlier is a late first sight (2a), and no event."""
+    """Rule 2. A gain whose previous answer was requested before ``since`` is a late first sight (2a), and no event."""
     shown = list(scene.showings())
     for gain in scene.gains:
         if gain.asked_before >= since:
@@ -173,7 +173,7 @@ def _grants(scene: Scene, since: dt.datetime) -> Iterator[Event]:
 
 
 def _is_unsettled(scene: Scene, story: Story | None) -> bool:
-    """Whether somebody's last answer still says something else than the story: another value, or that it is there."""
+    """Whether somebody's last answer still contradicts the story: another value, or that it is there."""
     if story is None:
         return False
     if story.gone_at is not None:

@@ -1,4 +1,4 @@
-"""What a user's versions say of one workflow since the last step: the sightings that a step judges. Pure.
+"""What a user's versions say about one workflow since the last step: the sightings that a step judges. Pure.
 
 ``docs/organisation.md`` has the terms.
 """
@@ -14,7 +14,7 @@ import msgspec
 from etl.domain.story import Answer, Listed, Showing, Sighting, User
 
 Changes = Mapping[str, tuple[Listed | None, Listed | None]]
-"""By workflow: as it was listed before, and as it is listed after."""
+"""By workflow: how it was listed before and after."""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,16 +24,16 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     answer: Answer
     previous: Answer | None
-    """The user's answer before; None: it is his first."""
+    """The user's previous answer; None: this is the first."""
     whole: Answer | None
-    """His last answer before it in which nothing was held; the same as ``previous`` if that was one."""
+    """The user's last answer before it in which nothing was held; may be ``previous``."""
     shown: Mapping[str, Answer] = msgspec.field(default_factory=dict)
-    """By workflow that changed while something was held: the last answer since ``whole`` that changed it."""
+    """By workflow that changed while something was held: the last answer after ``whole`` that changed it."""
     changes: Changes
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A user of a story as the database knows him when a step is judged."""
+    """A user of a story, as the database has it when a step is judged."""
 
     target_id: int
     user_id: str
@@ -42,14 +42,14 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """The last version that a step has judged."""
     counts_since: dt.datetime | None
     away_since: dt.datetime | None
-    """When he retired, if he has come back, or if a step has noted that he retired."""
+    """When the user retired: set if the user came back, or if a step has recorded the retirement."""
     retired_at: dt.datetime | None
     is_held: bool
     held_at: dt.datetime | None
     latest: Answer | None
-    """His latest answer."""
+    """The user's latest answer."""
     whole: Answer | None
-    """His latest answer in which nothing was held."""
+    """The user's latest answer in which nothing was held."""
 
     @property
     def is_known(self) -> bool:
@@ -57,22 +57,22 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def joins(self) -> bool:
-        """No step has judged anything of his list yet."""
+        """Whether no step has judged this user's list yet."""
         return self.projected_version == 0
 
     @property
     def counts(self) -> bool:
-        """Whether he counted until the last step, and has not been away since."""
+        """Whether the user counted until the last step, and has not been away since."""
         return self.counts_since is not None and (self.away_since is None or self.away_since < self.counts_since)
 
     @property
     def leaves(self) -> bool:
-        """He was retired, and no step has noted it."""
+        """Whether the user was retired, and no step has recorded it."""
         return self.retired_at is not None and (self.away_since is None or self.away_since < self.retired_at)
 
     @property
     def returns(self) -> bool:
-        """He was heard since he is configured again, and nothing of his list is held."""
+        """Whether the user was heard after being configured again, and nothing of the list is held."""
         return (
             self.retired_at is None
             and not self.joins
@@ -84,11 +84,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_judged(self) -> bool:
-        """Whether the step looks at what his versions say."""
+        """Whether the step judges this user's versions."""
         return self.is_known and (self.joins or self.counts or self.returns)
 
     def user(self, coverage_gap: dt.timedelta, began: dt.datetime) -> User:
-        """The user as the judgement sees him in a run that ``began`` then; one who is away has retired."""
+        """The user as a judgement sees it in a run that ``began`` then; a user who is away has retired."""
         assert self.latest is not None  # noqa: S101 - he is known
         away = None if self.joins or self.counts or self.returns else self.away_since
         return User(
@@ -107,9 +107,9 @@ class ListEntry(NamedTuple):
 
 
 def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, int]:
-    """The answer from which on a user who returns counts, and the number of versions that it comes after.
+    """The answer from which a returning user counts, and how many versions come before it.
 
-    Where an answer was followed by one that said the same, the later one is taken; where something was held since he
+    If an answer was followed by one that said the same, the later one is taken; if something was held since the user
     returned, the latest.
     """
     assert member.latest is not None  # noqa: S101 - he is known
@@ -126,7 +126,7 @@ def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, i
 
 
 def sightings(member: Member, versions: Sequence[Version], flow_id: str, listed: Listed | None) -> Iterator[Sighting]:
-    """What the versions of a user say of a workflow, which he ``listed`` so before them."""
+    """What the versions of a user say about a workflow that was ``listed`` so before them."""
     coming, after = first_answer(member, versions) if member.returns else (None, 0)
     stayed = listed
     for number, version in enumerate(versions):
@@ -153,14 +153,14 @@ def _first_sighting(
 
 
 def _previous(version: Version, flow_id: str, before: Listed | None) -> Answer | None:
-    """His last answer that listed it, so far as is known; where he did not list it, his last answer."""
+    """The user's last known answer that listed it; if it was not listed, the user's last answer."""
     if before is None or version.previous == version.whole:
         return version.previous
     return max((a for a in (version.whole, version.shown.get(flow_id)) if a is not None), key=lambda a: a.arrived_at)
 
 
 def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None) -> tuple[Listed | None, int | None]:
-    """As a user listed a workflow before the versions; with the number of the first one that took it away, if any."""
+    """How a user listed a workflow before the versions, and the number of the first version that removed it, if any."""
     removed = None
     changed = False
     before = now
@@ -176,7 +176,7 @@ def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None)
 
 
 def showing(member: Member, entry: ListEntry) -> Showing:
-    """Since when a user shows a workflow: not longer than he counts."""
+    """Since when a user shows a workflow: not from before the user counts."""
     since = entry.since
     if member.counts_since is not None and not member.joins:
         since = max(since, member.counts_since)

@@ -1,12 +1,12 @@
-"""Who joins and leaves an organisation, from two answers to the question who its users are. Pure.
+"""Who joins and leaves an organisation, from its roster and a new answer. Pure.
 
 | # | of the users | then |
 |---|---|---|
 | 1 | the answer has some that were not listed | they join |
-| 2 | the answer has some that were missing | they are missing no longer |
-| 3 | the answer lacks some, within the limits | they leave, but for those that were missing already |
+| 2 | the answer has some that were missing | they are no longer missing |
+| 3 | the answer lacks some, within the limits | they leave, except those that were missing already |
 | 4 | the answer lacks some, over the limits | nobody leaves: they are *missing*, and stay targets |
-| 5 | the answer lacks some, and a person has said that it is right | they leave, those that were missing as well |
+| 5 | the answer lacks some, and a person has confirmed it | they leave, including those that were missing |
 
 Over the limits: nobody is left, or at least ``max_emptied_targets`` users and more than ``max_emptied_share`` of those
 listed are absent, those missing already included. A first answer without any user is over the limits, too: row 6.
@@ -24,7 +24,7 @@ from etl.domain.guard import Limits, share_of
 
 
 class Roster(msgspec.Struct, frozen=True):
-    """The users of an organisation as they are listed, and those of them that the latest answers lacked."""
+    """The listed users of an organisation, and those of them that the latest answers lacked."""
 
     users: Set[str] = frozenset()
     missing: Set[str] = frozenset()

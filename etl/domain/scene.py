@@ -1,4 +1,4 @@
-"""A workflow as the rules of ``docs/organisation.md`` look at it: who listed it before, who lists it now. Pure."""
+"""A workflow as the rules of ``docs/organisation.md`` see it: who listed it before, and who lists it now. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etl.domain.story import Answer, Audience, Listed, Showing, Sighting, Workfl
 
 
 class Entry(NamedTuple):
-    """The first answer with which a user lists the workflow, after he did not or was not known to."""
+    """The first answer in which a user lists the workflow, after not listing it or not being known to."""
 
     at: dt.datetime
     """Its arrival."""
@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """A user lists it whose answer before, requested at ``asked_before``, did not."""
+    """A user lists it whose previous answer, requested at ``asked_before``, did not."""
 
     user_id: str
     asked_before: dt.datetime
@@ -58,11 +58,11 @@ class Scene:
             if s.previous is not None and s.before is None and s.after is not None
         ]
         self.came_at = {s.user_id: s.answer.arrived_at for s in sightings if s.previous is None}
-        """When users who come (back) in this round began to count."""
+        """When users who join or come back in this round began to count."""
         self._asked_before = {gain.user_id: gain.asked_before for gain in self.gains}
 
     def _list(self, showing: Mapping[str, Showing]) -> None:
-        """Who listed it before the round, who does now, and who did until he retired."""
+        """Who listed it before the round, who does now, and who did until retirement."""
         coming = {s.user_id for s in self.sightings if s.previous is None}
         coming |= {user_id for user_id, answer in self._later.items() if answer is None}
         kept = {user_id: shown for user_id, shown in showing.items() if user_id not in coming}
@@ -72,7 +72,7 @@ class Scene:
         self.after = {u: shown for u, shown in self.listing.items() if u not in self.retired}
 
     def latest(self, user_id: str) -> Answer | None:
-        """The user's latest answer that says something of the workflow; None: in this round he does not count yet."""
+        """The user's latest answer about the workflow; None: the user does not count yet in this round."""
         if user_id in self._later:
             return self._later[user_id] or self._answers.get(user_id)
         return self._held.get(user_id) or self.audience.users[user_id].latest
@@ -82,12 +82,12 @@ class Scene:
         return (user_id for user_id in self.audience.active if self.latest(user_id) is not None)
 
     def active(self) -> Iterator[str]:
-        """Those of them who were heard of this workflow within ``coverage_gap``: whose removal is held was not."""
+        """Those of them who were heard within ``coverage_gap``; not those whose removal of this workflow is held."""
         return filter(self._is_active, self.counting())
 
     def asked_without(self, user_id: str) -> dt.datetime | None:
-        """The request of the user's latest answer without it, so far as is known and before he lists it in this round;
-        None where he has listed it all along, or from his first answer, or does not count in this round."""
+        """The request of the user's latest known answer without it, before the user lists it in this round; None if the
+        user has listed it all along or from the first answer, or does not count in this round."""
         if user_id in self._asked_before:
             return self._asked_before[user_id]
         if user_id in self.listing:
@@ -108,7 +108,7 @@ class Scene:
                 yield user_id, latest, showing.listed
 
     def showings(self) -> Iterator[tuple[str, dt.datetime, dt.datetime]]:
-        """Each user who lists it, or did before: since when, and his last request that was answered with it."""
+        """Each user who lists it, or did before: since when, and the user's last request that was answered with it."""
         for user_id, shown in self.listing.items():
             latest = self.latest(user_id)
             if latest is not None:
@@ -127,7 +127,7 @@ class Scene:
                 yield Entry(sighting.answer.arrived_at, sighting.user_id, sighting.answer, sighting.after)
 
     def _back_from_silence(self) -> Iterator[Entry]:
-        """Users who were silent when it was told as disappeared, and still list it."""
+        """Users who were silent at its ``disappeared``, and still list it."""
         if self.story is None or self.story.gone_at is None:
             return
         for user_id in self.before.keys() & self.after.keys():

@@ -1,4 +1,4 @@
-"""The states of a workflow in its organisation, as events follow each other. Pure."""
+"""The states of a workflow in its organisation, from its events. Pure."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def states_after(
 
 
 def _in_order(judgement: Judgement) -> Iterator[Event | Opening]:
-    """Openings come before what happens later; other than that, as the judgement has them."""
+    """Openings come before later events; otherwise in the judgement's order."""
     openings = list(judgement.openings)
     for event in judgement.events:
         while openings and openings[0].at < event.observed_at:

@@ -1,4 +1,4 @@
-"""The values in which an organisation's story is judged: what its users' answers said, and what became of it.
+"""The values of an organisation's story: what its users' answers said, and what was concluded.
 
 ``docs/organisation.md`` has the terms and the rules.
 """
@@ -15,7 +15,7 @@ from etl.domain.kinds import EventKind
 
 
 class Answer(NamedTuple):
-    """When an answer was requested, and when all of it had arrived. EnOS read its list at a moment between the two."""
+    """When an answer was requested, and when all of it had arrived. EnOS read the list at some moment in between."""
 
     asked_at: dt.datetime
     arrived_at: dt.datetime
@@ -40,7 +40,7 @@ class User(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def left_at(self) -> dt.datetime:
-        """From when on he is spoken of no more: silent for longer than ``coverage_gap``, or retired."""
+        """When nothing can be said of the user any more: silent for longer than ``coverage_gap``, or retired."""
         silent_at = self.latest.arrived_at + self.coverage_gap
         return silent_at if self.retired_at is None else min(silent_at, self.retired_at)
 
@@ -54,10 +54,10 @@ class Showing(NamedTuple):
 
 
 class Sighting(NamedTuple):
-    """What one answer changed of one workflow, for one user. ``previous`` is his answer before.
+    """What one answer changed about one workflow, for one user. ``previous`` is the answer before it.
 
-    ``previous`` None: his first answer since he joined or came back. It lists the workflow, or, where he was known to
-    list it before he retired, no longer does.
+    ``previous`` None: the user's first answer after joining or coming back. It lists the workflow; or it no longer
+    does, although the user was known to list it before retiring.
     """
 
     user_id: str
@@ -68,18 +68,18 @@ class Sighting(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A user who lost the workflow; it waits to be told whether it has left him alone, or everybody."""
+    """A user who lost the workflow, while it is not known yet whether everybody did."""
 
     listed: Listed
     shown_asked_at: dt.datetime
-    """Request of his last answer that listed it."""
+    """Request of the user's last answer that listed it."""
     without: Answer
-    """His first answer that did not."""
+    """The user's first answer that did not."""
 
 
 class Known(NamedTuple):
-    """The last known name, or cycle, with the first answer that had it, and the latest of those that had it and whose
-    user has something else by now."""
+    """The last known name (or cycle), the first answer that had it, and the latest such answer of a user who has
+    another value by now."""
 
     value: str | None
     first: Answer
@@ -87,32 +87,32 @@ class Known(NamedTuple):
 
 
 class Story(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a workflow that somebody of the story has ever shown."""
+    """What is stored of a workflow that some user of the story has shown."""
 
     since: dt.datetime
     """Arrival of the first answer that listed it, since it (re)appeared."""
     name: Known
     cycle: Known
     gone_at: dt.datetime | None = None
-    """Told as disappeared: everybody was without it at some moment since then. None while somebody may have it."""
+    """Set by ``disappeared``: everybody was without it at some moment since then. None while somebody may have it."""
 
     @property
     def listed(self) -> Listed:
-        """As it was last known; editability is a matter between a workflow and a user."""
+        """As it was last known. Editability belongs to a workflow and a user, so it is None."""
         return Listed(self.name.value, self.cycle.value, None)
 
 
 class Workflow(msgspec.Struct, frozen=True):
-    """A workflow that a step must judge: what was known of it before, and what the step's answers changed."""
+    """A workflow that a step must judge: what was known before, and what the step's answers changed."""
 
     flow_id: str
     story: Story | None = None
     showing: Mapping[str, Showing] = msgspec.field(default_factory=dict)
-    """By user; those who retired while their last answer listed it are among them."""
+    """By user, including those who retired while their last answer listed it."""
     waiting: Mapping[str, Loss] = msgspec.field(default_factory=dict)
     sightings: Sequence[Sighting] = ()
     held: Mapping[str, Answer] = msgspec.field(default_factory=dict)
-    """By user whose removal of it is held when the step is judged: his last answer that listed it."""
+    """By user whose removal of it is held at this step: the user's last answer that listed it."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -124,25 +124,25 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     observed_at: dt.datetime
     certain: bool
     user_id: str | None = None
-    """Whose access it was."""
+    """The user whose access changed; None for other kinds."""
     old: Listed | None = None
     new: Listed | None = None
     users_before: int = 0
-    """How many users showed it, or were waited for, before the step."""
+    """How many users showed it or waited before the step."""
     users_after: int = 0
     unheard: int = 0
     """How many active users were not heard in the run that decided."""
 
 
 class Opening(NamedTuple):
-    """A workflow that nobody showed is known from a user's first answer: no event, but a state of the history."""
+    """A workflow that nobody showed is known from a user's first answer: no event, but a state in the history."""
 
     listed: Listed
     at: dt.datetime
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What a step made of a workflow: its events, and what is to be kept of it."""
+    """The result of a step for a workflow: its events, and what is to be stored."""
 
     flow_id: str
     events: Sequence[Event]
@@ -150,9 +150,9 @@ class Judgement(msgspec.Struct, frozen=True):
     showing: Mapping[str, Showing]
     waiting: Mapping[str, Loss]
     awaited: int
-    """How many users must still be heard before what waits can be told."""
+    """How many users must still be heard before the users who wait can be judged."""
     is_open: bool
-    """Whether the next step must look at it although no answer changes it."""
+    """Whether the next step must judge it even if no answer changes it."""
     openings: Sequence[Opening] = ()
 
 
@@ -185,7 +185,7 @@ class Audience:
         self.last_end: Final = max(ended_stays, default=None)
 
     def left_since(self, moment: dt.datetime) -> Iterator[str]:
-        """Those who fell silent or retired at ``moment`` or later."""
+        """The users who fell silent or retired at ``moment`` or later."""
         return (user_id for left_at, user_id in self._left if left_at >= moment)
 
     def has_ended_stays(self, moment: dt.datetime) -> bool:

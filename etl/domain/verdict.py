@@ -1,4 +1,4 @@
-"""From an answer to a verdict, and to everything that is to be written for it. Pure: the middle of the recipe."""
+"""From an answer to a verdict, and to everything that must be written for it. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Failure(Protocol):
 
 
 class Seen(NamedTuple):
-    """When an answer was asked for and observed, in times that never go back within a target."""
+    """When an answer was requested and observed; within a target these times never decrease."""
 
     asked_at: dt.datetime
     observed_at: dt.datetime
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
 
 def seen(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> Seen:
-    """The times of an observation: as measured, or just after the latest recorded one where the clock went back."""
+    """The times of an observation: as measured, or just after the latest recorded time if the clock went back."""
     latest = fence.latest_at
     observed_at = max(observed_at, fence.run_began_at or observed_at)
     earliest = asked_at if latest is None else latest + RESOLUTION
@@ -43,7 +43,7 @@ def seen(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> Seen:
 
 
 def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> Outcome:
-    """The answer is the one before, and nothing is held: its span goes on, or a new one opens."""
+    """The answer is the known one, and nothing is held: extend its span, or open a new one."""
     times = seen(fence, snapshot.asked_at, snapshot.observed_at)
     extended = _extended(fence, times, coverage_gap)
     return Outcome(
@@ -59,7 +59,7 @@ def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> O
 
 
 def failed(fence: Fence, error: Failure) -> Outcome:
-    """No valid answer: the span ends, and nothing else is said of the target."""
+    """No valid answer: the span ends, and nothing else changes."""
     return Outcome(fence=fence, verdict="failed", issue=Issue(error.code, error.message, error.attempts))
 
 
@@ -150,7 +150,7 @@ def _next_span(fence: Fence, times: Seen, coverage_gap: dt.timedelta, *, new_ver
 
 
 def _extended(fence: Fence, times: Seen, coverage_gap: dt.timedelta) -> Span | None:
-    """The open span, seen once more; None where none is open or the silence since was too long."""
+    """The open span, extended; None if none is open or the silence since was too long."""
     span = fence.span
     if span is None or fence.observation_id is None:
         return None
