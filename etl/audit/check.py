@@ -1,6 +1,6 @@
 """Check a Flowtrail audit bundle: a zip file with a part of a trail and with what proves it.
 
-    python check.py FILE.zip [--seal ID:HASH] [--kept FILE] [--public-key FILE]
+    python check.py FILE.zip [--seal ID:HASH]... [--kept FILE] [--public-key FILE]...
 
 It needs Python 3.9 or newer and nothing else: no package, no network, no Flowtrail. Exit code 0: everything holds;
 1: something does not, a sentence for each thing; 2: the command line or a file cannot be used.
@@ -926,23 +926,24 @@ class Check:
                 f"altered, or restored from before seal {number}"
             )
 
-    def check_signatures(self, public_key: Optional[bytes]) -> None:
-        """No unsigned seal after a signed one; with the public key, every signature is its owner's."""
+    def check_signatures(self, public_keys: List[bytes]) -> None:
+        """No unsigned seal after a signed one; with public keys, every signature is of the owner of one of them."""
         signed = False
-        key_id = sha256(public_key) if public_key else None
+        keys = {sha256(public_key): public_key for public_key in public_keys}
         for seal in self.trail.seals:
             place = f"seal {seal['id']}"
             if (seal["signature"] is None) != (seal["key_id"] is None) or (signed and seal["signature"] is None):
                 self.findings.append(f"{place}: is not signed, though a seal before it was")
             signed = signed or seal["signature"] is not None
-            if public_key is None or seal["signature"] is None:
+            if not keys or seal["signature"] is None:
                 continue
             message = signed_bytes(self.trail.trail_of(seal["id"])["trail_id"], seal)
-            if seal["key_id"] != key_id or not is_signed(public_key, message, seal["signature"]):
+            key = keys.get(seal["key_id"])
+            if key is None or not is_signed(key, message, seal["signature"]):
                 self.findings.append(f"{place}: signature is not that of this public key over {shown(seal['seal'])}")
-        if public_key is not None and not signed:
+        if keys and not signed:
             self.findings.append("no seal is signed, though a public key was given")
-        if public_key is None and signed:
+        if not keys and signed:
             self.notes.append("The seals are signed; --public-key FILE checks the signatures.")
 
     def check_timestamps(self) -> None:
@@ -1093,14 +1094,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("file", help="the bundle, a zip file")
     parser.add_argument("--seal", action="append", default=[], metavar="ID:HASH", help="a seal that was kept elsewhere")
     parser.add_argument("--kept", metavar="FILE", help="a file of seals that were kept elsewhere, a JSON object a line")
-    parser.add_argument("--public-key", metavar="FILE", help="the public key of whoever signs the seals, in PEM")
+    key_help = "the public key of whoever signs the seals, in PEM; may be given again, where it was replaced"
+    parser.add_argument("--public-key", action="append", default=[], metavar="FILE", help=key_help)
     given = parser.parse_args(arguments)
     try:
         seals = [(int(number), seal) for number, _, seal in (each.partition(":") for each in given.seal)]
         kept = list(kept_lines(read_file(given.kept))) if given.kept else []
-        public_key = public_key_in(read_file(given.public_key)) if given.public_key else None
+        public_keys = [public_key_in(read_file(name)) for name in given.public_key]
         with zipfile.ZipFile(given.file) as archive:
-            return checked(archive, seals, kept, public_key)
+            return checked(archive, seals, kept, public_keys)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         print(f"{given.file}: cannot be checked: {printable(error)}", file=sys.stderr)
         return 2
@@ -1114,7 +1116,7 @@ def read_file(name: str) -> bytes:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_key: Optional[bytes]) -> int:
+def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_keys: List[bytes]) -> int:
     """Check, and print what was found."""
     findings: List[str] = []
     through = "Nothing"
@@ -1126,13 +1128,13 @@ def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_
             check.compare(number, seal, None, None, "--seal")
         for where, (number, seal, trail_id, sealed_at) in kept:
             check.compare(number, seal, trail_id, sealed_at, where)
-        check.check_signatures(public_key)
+        check.check_signatures(public_keys)
         check.check_timestamps()
         counts = f"{check.targets} targets, {check.versions} change sets, {check.changes} changes"
         through = f"{len(check.trail.seals)} seals, {counts}"
         for note in check.notes:
             print(note)
-        if not (seals or kept or public_key):
+        if not (seals or kept or public_keys):
             print("Compared with no kept seal and no public key, so a trail that was rewritten whole would pass.")
     except Broken as broken:
         findings.append(str(broken))

@@ -30,7 +30,7 @@ _MODULES: Final = {
     "changes": "queries",
     "history": "queries",
     "export": "export",
-    "verify": "export",
+    "verify": "verification",
     "report": "export",
     "notify": "notify",
     "backup": "maintenance",
@@ -38,6 +38,7 @@ _MODULES: Final = {
     "init": "admin",
     "db": "admin",
     "guard": "holds",
+    "seal": "seals",
 }
 """Every command, in the order of ``--help``, and the module that has it."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a co
     from etl.domain.guard import Limits
     from etl.domain.model import Origin
     from etl.gateway import Exchange, Exchanged, Gateway
+    from etl.signing import SigningKey
     from etl.store import NewRun, Store
     from etl.sync import DetailLimits, Rosters, RunContext
     from etl.sync.cluster import Cluster
@@ -114,6 +116,28 @@ class Application:
             database.upgrade(self.engine)
         database.require_current(self.engine, create_if_empty_sqlite=True)
         return self.engine
+
+    @cached_property
+    def signing_key(self) -> SigningKey | None:
+        """What signs seals; None where [seal] key_file is not set. Raises SigningError where it cannot be used."""
+        if not self.settings.seal.key_file:
+            return None
+        from etl.signing import load_signing_key
+
+        return load_signing_key(Path(self.settings.seal.key_file))
+
+    def sealing_store(
+        self, engine: Engine | None = None, applied: Callable[[float], None] = lambda seconds: None
+    ) -> Store:
+        """What runs are written, ended and sealed with; a process makes its first one on ``engine``, unless it is given
+        another. Raises SigningError where the seals cannot be signed as they must be."""
+        from etl.store import Store
+
+        sign = None if self.signing_key is None else self.signing_key.sign
+        store = Store(engine or self.engine, self.stop, applied, sign)
+        if engine is None:
+            store.require_signing()
+        return store
 
     def rosters(self, store: Store) -> Rosters:
         """The rosters that schedules want."""

@@ -33,6 +33,7 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield from (CheckResult("settings", False, warning) for warning in app.settings.warnings)
     yield CheckResult("schedules", True, _counted(schedules))
     yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in understood(app.settings))
+    yield from _signing(app)
     yield _database(app)
     yield from _cluster(app)
     token = list(_token(app))
@@ -81,6 +82,15 @@ def _rosters(
             yield CheckResult(f"roster {org}", False, str(error))
         else:
             yield CheckResult(f"roster {org}", bool(users[org]), f"{len(users[org])} users")
+
+
+def _signing(app: Application) -> Iterator[CheckResult]:
+    """Whether seals can be signed, where they are to be."""
+    try:
+        if app.signing_key is not None:
+            yield CheckResult("signing", True, f"seals are signed with the key {app.signing_key.public.key_id}")
+    except FlowtrailError as error:
+        yield CheckResult("signing", False, str(error))
 
 
 def _database(app: Application) -> CheckResult:

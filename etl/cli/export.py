@@ -1,15 +1,12 @@
-"""The commands that take the trail elsewhere, or prove it: verify, export, report."""
+"""The commands that take the trail elsewhere: export, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
-import msgspec
 import typer
 
 from etl import __version__, database, verify
@@ -17,11 +14,10 @@ from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.cli.queries import moment
 from etl.cli.status import configured_schedules
-from etl.errors import DatabaseError, UsageError
+from etl.errors import UsageError
 from etl.export import Origin, export
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
 from etl.report.rows import OrgWorkflowEvent
-from etl.system.regular_files import open_regular
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="A file; standard output if omitted.", show_default=False)
@@ -86,100 +82,7 @@ class _Filters(NamedTuple):
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command(name="export")(export_rows)
-    app.command(name="verify")(verify_trail)
     app.command()(report)
-
-
-def verify_trail(
-    context: typer.Context,
-    head: Annotated[
-        bool,
-        typer.Option("--head", help="Print the chain heads, open spans and the last seal as JSON lines, and stop."),
-    ] = False,
-    since: Annotated[
-        int, typer.Option("--since", min=0, metavar="SEAL", help="Check only the runs sealed after this one.")
-    ] = 0,
-    against: Annotated[
-        Path | None,
-        typer.Option("--against", help="Prove that the heads in this file, as --head printed them, are still there."),
-    ] = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
-    """Replay every target, check digests and hashes, and report the first broken link of each."""
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
-        if head:
-            lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
-            console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
-            return
-        found, through = _findings(app, against, since, hidden=as_json)
-    if as_json:
-        console.json([finding.as_object() for finding in found])
-    else:
-        for finding in found:
-            console.say(str(finding), "red")
-        console.say(f"{through}: {f'{len(found)} findings' if found else 'everything holds'}.", "bold")
-    if found:
-        raise typer.Exit(1)
-
-
-def _findings(app: Application, against: Path | None, since: int, *, hidden: bool) -> tuple[list[verify.Finding], str]:
-    reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
-    sealing = verify.Sealing()
-    with console.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
-
-        def tell(progress: verify.Progress) -> None:
-            reached[:] = [progress]
-            moved(progress.targets, progress.of_targets)
-
-        cut: list[int] = []
-        kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing))
-        found += _damage(app) + _schema(app)
-        if kept is not None:
-            found += verify.against(app.engine, kept, is_whole=lambda: not cut)
-        for line in cut:
-            console.complain(
-                f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
-                "yellow",
-            )
-    done = reached[0]
-    through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
-    through += f", {sealing.seals} seals"
-    if sealing.unsealed_runs:
-        through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"
-    return found, through + (f"; compared with {against}" if against else "")
-
-
-def _opened(path: Path, files: ExitStack, cut: Callable[[int], None]) -> Iterable[bytes]:
-    try:
-        return verify.whole_lines(files.enter_context(open_regular(path)), cut)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _schema(app: Application) -> list[verify.Finding]:
-    """What other commands show comes from the views: an altered one would tell another story than the trail."""
-    try:
-        differences = database.check(app.engine)
-    except DatabaseError as error:
-        console.complain(f"The schema was not compared with what the migrations make: {error}", "yellow")
-        return []
-    made = "as the migrations made it"
-    return [verify.Finding(what="the schema", expected=made, found=f"not: {said}") for said in differences]
-
-
-def _damage(app: Application) -> list[verify.Finding]:
-    """An SQLite file's own account: a damaged index may have led the replay past rows."""
-    found = database.integrity(app.engine)
-    for table in found.unfinished:
-        console.complain(
-            f"The indexes of {table} were not checked completely, because writers were waiting: "
-            "`flowtrail db check` does it while the service is stopped.",
-            "yellow",
-        )
-    return [verify.Finding(what="the file", expected="whole", found=f"damaged: {said}") for said in found.damage]
 
 
 def report(

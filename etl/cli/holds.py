@@ -24,7 +24,6 @@ from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, s
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.report import HeldRemoval, Report
-from etl.store import Store
 from etl.sync import RunReport
 
 _ANY: Final = "any"
@@ -175,7 +174,7 @@ def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, a
 
 def _approve(app: Application, targets: Sequence[Target], approval: Approval) -> RunReport | None:
     return sync.run(
-        app.run_context(Store(app.engine, app.stop)),
+        app.run_context(app.sealing_store()),
         a_run("approval", len(targets)),
         targets,
         app.settings.coverage_gap,

@@ -72,7 +72,7 @@ def prune(
         limit = _limit(app, before, keep, timezone)
         database.require_current(app.engine, create_if_empty_sqlite=False)
         database.require_sound(app.engine)
-        gone = Store(app.engine, app.stop).prune_runs(limit, utc_now(), dry_run=dry_run)
+        gone = app.sealing_store().prune_runs(limit, utc_now(), dry_run=dry_run)
     if as_json:
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
@@ -149,7 +149,7 @@ def maintenance_running(app: Application, service: Service) -> Iterator[None]:
         return
     engine = app.another_engine(app.settings.database.url, _CONNECTIONS)
     maintenance = Maintenance(
-        Store(engine, app.stop),
+        app.sealing_store(engine),
         active=lambda: service.role == "active",
         clock=utc_now,
         keep_runs=kept.keep_runs,

@@ -72,7 +72,7 @@ def sync_now(
         app.ready(upgrade=upgrade)
         if app.cluster is not None:
             app.cluster.connect()
-        store = Store(app.engine, app.stop)
+        store = app.sealing_store()
         store.abort_abandoned_runs(utc_now())
         with refreshed(app, store, named, accept=retire) as chosen:
             targets = options.matching(chosen, org, user)
@@ -205,7 +205,7 @@ def serve(
         app.ready(upgrade=upgrade)
         metrics = Metrics()
         app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
-        store = Store(app.engine, app.stop, metrics.applied)
+        store = app.sealing_store(applied=metrics.applied)
         notifications = Notifications(app, store)
         own = OwnTroubles(app, notifications)
 

@@ -16,6 +16,7 @@ _PATHS: Final = (
     "gateway.secret_key_file",
     "database.url_file",
     "retention.heads_file",
+    "seal.key_file",
     "schedules_dir",
 )
 

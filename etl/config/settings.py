@@ -152,6 +152,12 @@ class VerifySettings(Section, frozen=True, kw_only=True):
     """With every page of an SQLite file."""
 
 
+class SealSettings(Section, frozen=True, kw_only=True):
+    """How seals are signed; ``key_file`` is absolute, or "": they are not."""
+
+    key_file: Text = ""
+
+
 class LogSettings(Section, frozen=True, kw_only=True):
     """What is logged, and how."""
 
@@ -183,6 +189,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     guard: GuardSettings
     service: ServiceSettings
     retention: RetentionSettings
+    seal: SealSettings
     verify: VerifySettings
     log: LogSettings
     scale: ScaleSettings

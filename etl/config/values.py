@@ -23,6 +23,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "guard": shape.GuardSettings,
     "service": shape.ServiceSettings,
     "retention": shape.RetentionSettings,
+    "seal": shape.SealSettings,
     "verify": shape.VerifySettings,
     "log": shape.LogSettings,
     "scale": shape.ScaleSettings,

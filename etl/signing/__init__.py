@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from etl.signing.keys import PublicKey, SigningKey
     from etl.signing.timestamps import Authorities, TimeStamp
 
+__all__ = ["Authorities", "PublicKey", "SigningKey", "TimeStamp", "generate_key", "load_authorities",
+           "load_public_key", "load_signing_key", "request_timestamp"]  # fmt: skip
+
 
 def generate_key(file: Path) -> PublicKey:
     """Make a key pair: ``file`` (mode 0600) and ``file``.pub. Raises SigningError where either is there already."""

@@ -19,7 +19,7 @@ from etl.domain.detail import Detail
 from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, RunStatus, State, Target
 from etl.domain.roster import RosterChanges, compared
-from etl.errors import DatabaseUnreachable
+from etl.errors import DatabaseUnreachable, SigningError
 from etl.store import (
     commit,
     details,
@@ -91,7 +91,7 @@ class Store:
     ) -> None:
         """``applied`` is called with the seconds that each ``apply`` took, retries included, however it ended.
 
-        ``sign`` signs the seals.
+        ``sign`` signs the seals; see ``require_signing``.
         """
         self._engine = engine
         self._sign = sign
@@ -102,6 +102,16 @@ class Store:
         self._stop = stop or threading.Event()
         self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
         """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
+
+    def require_signing(self) -> None:
+        """Raise SigningError where the last seal is signed and this store signs none: the next one would be a finding
+        for ever."""
+        key_id = None if self._sign else self._read(seals.last_key_id)
+        if key_id is not None:
+            raise SigningError(
+                f"The seals of this database are signed (key {key_id[:16]}), and a later one without a signature would "
+                "be a finding for ever: set [seal] key_file, to this key or to a new one."
+            )
 
     def fences(self, targets: Sequence[Target], *, register: bool = True, run: RunBegun | None = None) -> list[Fence]:
         """The fence of each of ``targets``; new ones get a row if ``register``, and a ``run`` calls retired ones back.

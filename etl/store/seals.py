@@ -295,6 +295,13 @@ def _seal(
     connection.execute(moved.values(last_seal=number, head=own, sealed_at=sealed_at))
 
 
+def last_key_id(connection: Connection) -> str | None:
+    """The key that the last seal is signed with; None where it is not signed, or there is none."""
+    last = select(run_seal.c.key_id).order_by(run_seal.c.id.desc()).limit(1)
+    key_id: str | None = connection.execute(last).scalar_one_or_none()
+    return key_id
+
+
 def _head(connection: Connection, now: dt.datetime) -> _Head:
     """The head, locked until the transaction ends; the first seal of a database makes its trail."""
     row = connection.execute(_HEAD).first()

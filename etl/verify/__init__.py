@@ -7,7 +7,7 @@ for finding in verify(engine):
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import Engine, func, select
@@ -26,7 +26,9 @@ from etl.verify.kept import against
 from etl.verify.kept_seals import latest_seal_line, seal_lines
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
-from etl.verify.seals import Sealing, last_seal, seals
+from etl.verify.sealing import Sealing
+from etl.verify.seals import last_seal, seals
+from etl.verify.signatures import PublicKey
 from etl.verify.times import RunTimes, run_times
 
 __all__ = [
@@ -73,11 +75,13 @@ def verify(
     since: int = 0,
     progress: Callable[[Progress], None] | None = None,
     sealing: Sealing | None = None,
+    keys: Sequence[PublicKey] = (),
 ) -> Iterator[Finding]:
     """Replay every target in one pass; yield the first broken link of each, then orphans, then what the seals deny.
 
     Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, and their runs.
-    ``progress`` is called after every target; ``sealing`` counts the seals. Each target and each run is read as of one
+    ``progress`` is called after every target; ``sealing`` counts the seals; ``keys`` are those that seals may be signed
+    with (none: only that no signature is missing is checked). Each target and each run is read as of one
     moment; the service may go on writing. Raises DatabaseError where the database cannot be read.
     """
     one_pass = _Pass(engine, progress or _ignore)
@@ -87,7 +91,7 @@ def verify(
             sound = False
             yield finding
     yield from orphans(engine)
-    yield from _of_runs(itertools.chain(history(engine), seals(engine, since=since, went=sealing)), sound)
+    yield from _of_runs(itertools.chain(history(engine), seals(engine, since=since, went=sealing, keys=keys)), sound)
 
 
 def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ SECTIONS = {
     "service": shape.ServiceSettings,
     "notify": shape.NotifySettings,
     "retention": shape.RetentionSettings,
+    "seal": shape.SealSettings,
     "verify": shape.VerifySettings,
     "log": shape.LogSettings,
     "scale": shape.ScaleSettings,
@@ -62,7 +63,7 @@ def test_every_query_runs_on_both_databases(engine: Engine, place: str, sql: str
 def commands() -> set[str]:
     """Every `flowtrail ...` that a page names, without its arguments."""
     named = re.findall(r"flowtrail((?: [a-z][a-z-]*)+)", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))
-    known = {"db", "guard", "targets"}
+    known = {"db", "guard", "seal", "targets"}
     words = (name.split() for name in named)
     return {" ".join(w[:2] if w[0] in known and len(w) > 1 else w[:1]) for w in words if w}
 

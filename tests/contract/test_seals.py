@@ -2,100 +2,26 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, event
 
-from etl import sync
 from etl.database import connect, upgrade
-from etl.domain.guard import Limits
 from etl.domain.model import Flow, Outcome, Target
-from etl.errors import Refused, RunClosed
+from etl.errors import RunClosed
 from etl.store import NewRun, Store, copy
 from etl.verify import HeadsFile, Sealing, against, latest_seal_line, seal_lines, seals, verify
-from tests.support.builders import GAP, flow, numbered
-from tests.support.questions import Runs, Upstream, now, users
-
-ANN, BEN, CAT, DAN = users(4)
-Lists = dict[str, Sequence[Target]]
-
-
-class House(Runs):
-    """Runs of schedules, whose lists may change between them."""
-
-    def __init__(self, engine: Engine) -> None:
-        first: dict[Target, Sequence[Flow]] = {target: numbered(1, 6) for target in (ANN, BEN, CAT, DAN)}
-        super().__init__(engine, Upstream(first), Limits(min_removed=3))
-        self.store = Store(engine)
-
-    def serve(self, lists: Lists, *, by: str | None = None, org: str | None = None) -> sync.RunReport:
-        self.upstream.asked.clear()
-        self.upstream.stop.clear()
-        targets = sorted({target for listed in lists.values() for target in listed})
-        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, org_id=org)
-        with self.run_context() as (context, batches):
-            report = sync.run(context, new, targets, GAP, batches, clock=now)
-        assert report is not None
-        return report
-
-    def approve(self, target: Target) -> sync.RunReport:
-        return self.run([target], by="ada")
+from tests.support.builders import numbered
+from tests.support.questions import now
+from tests.support.trails import ANN, BEN, DAN, House, Intruder, Lists, change, die, findings, live, other
 
 
 @pytest.fixture
 def house(engine: Engine) -> House:
     return House(engine)
-
-
-def live(house: House) -> None:
-    """Joins, leaves, a failure, a hold that ends and one that is approved, a retirement and a return, a dead run."""
-    lists = house.upstream.lists
-    house.serve({"plants": [ANN, BEN], "wind": [CAT]})
-    house.serve({"plants": [ANN, BEN], "wind": [CAT]})
-    lists[ANN] = [*numbered(1, 5), flow(7)]
-    house.upstream.says = lambda target, n: Refused("no", code="62101") if target == BEN else lists[target]
-    house.serve({"plants": [ANN, BEN]})
-    house.upstream.says = lambda target, n: lists[target]
-    lists[BEN] = numbered(1, 2)
-    house.serve({"plants": [ANN, BEN, DAN]})
-    lists[BEN] = numbered(1, 3)
-    house.serve({"plants": [ANN, BEN, DAN]})
-    house.approve(BEN)
-    house.store.retire_others([ANN, BEN, CAT], now(), None)
-    house.serve({"plants": [ANN, BEN, DAN]})
-    die(house)
-    house.serve({"plants": [ANN, BEN, DAN]})
-    house.store.retire_others([ANN, BEN, DAN], now(), None)
-    house.store.prune_runs(now() + dt.timedelta(days=1), now() + dt.timedelta(days=30))
-
-
-def die(house: House) -> int:
-    """A run that begins and is never heard of again is declared dead."""
-    run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
-    assert run_id is not None
-    long_ago = now() - dt.timedelta(hours=1)
-    change(house.engine, "UPDATE sync_run SET heartbeat_at = :at WHERE id = :id", at=stamp(house, long_ago), id=run_id)
-    assert house.store.abort_abandoned_runs(now()) == [run_id]
-    return run_id
-
-
-def stamp(house: House, moment: dt.datetime) -> Any:
-    on_sqlite = house.engine.dialect.name == "sqlite"
-    return moment.replace(tzinfo=None).isoformat(" ", "microseconds") if on_sqlite else moment
-
-
-def change(engine: Engine, statement: str, **values: Any) -> None:
-    with engine.begin() as connection:
-        connection.execute(text(statement), values)
-
-
-def findings(engine: Engine) -> list[str]:
-    return [str(finding) for finding in verify(engine)]
 
 
 def test_an_untouched_trail_verifies_and_every_ended_run_has_its_seal(house: House) -> None:
@@ -178,43 +104,12 @@ UNPROTECTED = {
 """What docs/formats.md calls shape or rights, or proves by its order. A scope may be spelt otherwise."""
 
 
-class Intruder:
-    """Writes past every trigger."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = create_engine(engine.url)
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql("PRAGMA writable_schema = ON")
-            for (name,) in connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").all():
-                connection.exec_driver_sql(f"DROP TRIGGER {name}")
-
-    def run(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        with self.engine.begin() as connection:
-            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
-            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
-            result = connection.execute(text(statement), values)
-            return [dict(row) for row in result.mappings()] if result.returns_rows else []
-
-
 @pytest.fixture
 def intruder(house: House) -> Iterator[Intruder]:
     live(house)
     intruder = Intruder(house.engine)
     yield intruder
     intruder.engine.dispose()
-
-
-def other(value: Any) -> Any:
-    """Nearly the same value."""
-    if value is None:
-        return 1
-    if isinstance(value, int):
-        return value + 1000
-    if len(value) == 26 and value[4] == "-":
-        return value[:-1] + ("1" if value[-1] == "0" else "0")
-    if value.startswith("["):
-        return '["99"]'
-    return value[:-1] + ("0" if value[-1] != "0" else "1")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

@@ -19,6 +19,7 @@ from etl.domain.holds import Approval
 from etl.domain.model import Flow, Outcome, Snapshot, Target
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
+from etl.store.seals import Sign
 from tests.support.builders import GAP, LIMITS
 
 Lists = dict[Target, Sequence[Flow]]
@@ -62,10 +63,11 @@ class Upstream:
 class Runs:
     """Runs over an upstream, on a database."""
 
-    def __init__(self, engine: Engine, upstream: Upstream, limits: Limits = LIMITS) -> None:
+    def __init__(self, engine: Engine, upstream: Upstream, limits: Limits = LIMITS, sign: Sign | None = None) -> None:
         self.engine = engine
         self.upstream = upstream
         self.limits = limits
+        self.sign = sign
 
     @contextlib.contextmanager
     def run_context(self, in_flight: int = 4) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
@@ -76,7 +78,7 @@ class Runs:
         ):
             yield (
                 sync.RunContext(
-                    store=Store(self.engine),
+                    store=Store(self.engine, sign=self.sign),
                     gateway=self.upstream,  # type: ignore[arg-type]
                     fetchers=fetchers,
                     writers=writers,

@@ -1,0 +1,115 @@
+"""The commands about the seals of runs: seal keygen, seal list, seal show."""
+
+from __future__ import annotations
+
+import base64
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from etl import database, signing
+from etl.cli import console, options
+from etl.cli.queries import time_zone_named
+from etl.domain.seal import kept_line
+from etl.errors import UsageError
+from etl.report import seals
+
+_COLUMNS = ("id", "run_id", "schedule", "origin", "status", "sealed_at", "seal", "key")
+_SHOWN = 20
+_KEY_SHOWN = 16
+
+_seal = typer.Typer(help="The seals of runs, and the key that signs them.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.add_typer(_seal, name="seal")
+
+
+@_seal.command()
+def keygen(
+    file: Annotated[Path, typer.Argument(help="The private key; FILE.pub gets the public one.")],
+    as_json: options.Json = False,
+) -> None:
+    """Make a key pair (Ed25519) that signs seals; never overwrite one."""
+    public = signing.generate_key(file)
+    if as_json:
+        console.json({"file": str(file), "public_file": f"{file}.pub", "key_id": public.key_id})
+        return
+    console.say(f"{file} holds the private key, for its owner alone (0600): [seal] key_file names it.")
+    console.say(
+        f"{file}.pub holds the public key: hand it to whoever checks the trail (`flowtrail verify --public-key`)."
+    )
+    console.say(f"Key {public.key_id}")
+
+
+@_seal.command("list")
+def list_seals(
+    context: typer.Context,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", min=0, max=options.MOST, help=f"At most this many; {_SHOWN} by default, 0 shows all.",
+            show_default=False,
+        ),
+    ] = None,
+    timezone: options.Zone = "UTC",
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:  # fmt: skip
+    """Show the latest seals, each with its run and the key that signed it."""
+    zone = time_zone_named(timezone)
+    with options.open_application(context, config_file, logs=False) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        found = islice(seals.seals(app.engine), (_SHOWN if limit is None else limit) or None)
+        if as_json:
+            console.json_list(each._asdict() for each in found)
+            return
+        rows = ((*each[:5], each.sealed_at, each.seal, (each.key_id or "")[:_KEY_SHOWN]) for each in found)
+        console.table("", _COLUMNS, rows, "no run has ended yet", zone=zone)
+
+
+@_seal.command()
+def show(
+    context: typer.Context,
+    number: Annotated[int, typer.Argument(metavar="ID", min=1, help="The number of the seal.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Write what was signed, and the signature, into files there.", show_default=False),
+    ] = None,
+    config_file: options.Config = None,
+) -> None:
+    """Print a seal as it is kept elsewhere; with --to, write what `openssl` needs to check it."""
+    with options.open_application(context, config_file, logs=False) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        found = seals.seal(app.engine, number)
+    if found is None:
+        raise UsageError(f"There is no seal {number}: `flowtrail seal list` shows the latest.")
+    kept = kept_line(found.trail_id, found.id, found.seal, found.sealed_at)
+    console.data(msgspec.json.encode(kept) + b"\n")
+    if to is not None:
+        for name in _write(found, to):
+            console.complain(f"{to / name} written.", "green")
+
+
+def _write(found: seals.Seal, folder: Path) -> list[str]:
+    files = {f"seal-{found.id}.message": found.message}
+    if found.signature is not None:
+        files[f"seal-{found.id}.signature"] = _bytes_of(found.signature)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be written: {error.strerror}.") from error
+    return list(files)
+
+
+def _bytes_of(signature: str) -> bytes:
+    try:
+        return base64.b64decode(signature)
+    except ValueError:  # somebody altered it, which is for `verify` to say
+        return signature.encode("utf-8", "surrogatepass")

@@ -1,0 +1,75 @@
+"""The seals of runs, as a person looks at them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from sqlalchemy import Engine, select
+
+from etl.domain.seal import signed_bytes
+from etl.report.fetch import short_transaction
+from etl.schema import run_seal, sync_run, trail
+
+_AT_ONCE: Final = 500
+
+
+class Seal(NamedTuple):
+    """A seal, and the run that it is of."""
+
+    id: int
+    run_id: int
+    schedule: str | None
+    origin: str
+    status: str
+    finished_at: dt.datetime
+    sealed_at: dt.datetime
+    trail_id: str
+    seal: str
+    key_id: str | None
+    signature: str | None
+
+    @property
+    def message(self) -> bytes:
+        """What a signature and a time stamp are made over."""
+        return signed_bytes(self.trail_id, self.id, self.seal)
+
+
+_TRAIL: Final = (
+    select(trail.c.trail_id)
+    .where(trail.c.first_seal <= run_seal.c.id)
+    .order_by(trail.c.id.desc())
+    .limit(1)
+    .correlate(run_seal)
+)
+"""The last one that had begun."""
+_SEALS: Final = (
+    select(
+        *(run_seal.c.id, run_seal.c.run_id, sync_run.c.schedule, sync_run.c.origin, sync_run.c.status),
+        *(sync_run.c.finished_at, run_seal.c.sealed_at, _TRAIL.scalar_subquery(), run_seal.c.seal),
+        *(run_seal.c.key_id, run_seal.c.signature),
+    )
+    .join(sync_run, sync_run.c.id == run_seal.c.run_id)
+    .order_by(run_seal.c.id.desc())
+)
+
+
+def seals(engine: Engine) -> Iterator[Seal]:
+    """All of them, the newest first. Raises DatabaseError where the database refuses."""
+    before: int | None = None
+    while True:
+        some = _SEALS if before is None else _SEALS.where(run_seal.c.id < before)
+        with short_transaction(engine) as connection:
+            found = [Seal(*row) for row in connection.execute(some.limit(_AT_ONCE))]
+        yield from found
+        if len(found) < _AT_ONCE:
+            return
+        before = found[-1].id
+
+
+def seal(engine: Engine, number: int) -> Seal | None:
+    """The seal with this number; None where there is none. Raises DatabaseError where the database refuses."""
+    with short_transaction(engine) as connection:
+        row = connection.execute(_SEALS.where(run_seal.c.id == number)).first()
+    return None if row is None else Seal(*row)

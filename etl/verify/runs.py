@@ -1,0 +1,263 @@
+"""The way through all runs, beside everything that names one: versions, issues, memberships, holds, pruned issues."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, Row, bindparam, select, text
+
+from etl.database import reading
+from etl.domain import seal
+from etl.domain.chain import encode
+from etl.domain.kinds import CHANGE_KINDS
+from etl.domain.model import Target
+from etl.schema import UtcTime, org_event, run_seal, sync_run, workflow_detail
+from etl.verify.finding import Broken, Finding, Verbatim, require
+from etl.verify.rows import any_time
+from etl.verify.scopes import Asked, Scopes
+from etl.verify.sealing import Sealing
+
+_RUNS_AT_ONCE: Final = 500
+_HIGHEST: Final = 2**63 - 1
+_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+_RUNS: Final = (
+    select(
+        sync_run,
+        run_seal.c.id.label("seal_id"),
+        *(run_seal.c[f"{name}_digest"].label(f"sealed_{name}") for name in seal.Digests.__struct_fields__),
+    )
+    .outerjoin(run_seal, run_seal.c.run_id == sync_run.c.id)
+    .where(sync_run.c.id > bindparam("after"))
+    .order_by(sync_run.c.id)
+    .limit(_RUNS_AT_ONCE)
+)
+_OF_TARGET: Final = "t.org_id, t.user_id, t.expression"
+_FROM: Final = "FROM {table} e JOIN target t ON t.id = e.target_id WHERE e.run_id BETWEEN :low AND :high"
+_VERSIONS: Final = text(
+    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.version, e.observed_at, e.hash, e.baseline, e.added, e.removed, "
+    f"e.cycle_changed, e.renamed, e.editable_changed {_FROM.format(table='change_set')} "
+    f"ORDER BY e.run_id, {_OF_TARGET}, e.version"
+).columns(observed_at=UtcTime())
+_ISSUES: Final = text(
+    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.verdict, e.error_code, e.missing "
+    f"{_FROM.format(table='sync_issue')} ORDER BY e.run_id, {_OF_TARGET}, e.id"
+)
+_MEMBERSHIPS: Final = text(
+    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.schedule, e.kind, e.at "
+    f"{_FROM.format(table='target_membership')} ORDER BY e.run_id, e.id"
+).columns(at=UtcTime())
+_HOLDS: Final = text(
+    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.kind, e.at, e.flow_ids, e.data_hash "
+    f"{_FROM.format(table='hold_event')} ORDER BY e.run_id, e.id"
+).columns(at=UtcTime())
+_PRUNED: Final = text(
+    "SELECT e.run_id, e.run_id, e.pruned_run_id, e.at FROM pruned_issues e "
+    "WHERE e.run_id BETWEEN :low AND :high ORDER BY e.run_id, e.id"
+).columns(at=UtcTime())
+_WERE_PRUNED: Final = text(
+    "SELECT DISTINCT pruned_run_id FROM pruned_issues WHERE pruned_run_id BETWEEN :low AND :high"
+)
+_OF_ORGANISATION: Final = (
+    select(org_event.c.run_id.label("of_run"), *(org_event.c[name] for name in seal.OrganisationEvent._fields))
+    .where(org_event.c.run_id.between(bindparam("low"), bindparam("high")))
+    .order_by(org_event.c.run_id, org_event.c.event_id)
+)
+_DETAILS: Final = (
+    select(workflow_detail.c.run_id.label("of_run"), *(workflow_detail.c[name] for name in seal.DetailEvent._fields))
+    .where(workflow_detail.c.run_id.between(bindparam("low"), bindparam("high")))
+    .order_by(workflow_detail.c.run_id, workflow_detail.c.id)
+)
+_EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
+"""In the order of the rules."""
+_FLOW_IDS: Final = 6
+"""Which of the columns of a hold is an array, not text."""
+
+
+class Runs:
+    """The way through all runs, beside what names them."""
+
+    def __init__(self, engine: Engine, since: int, went: Sealing) -> None:
+        self._engine = engine
+        self._since = since
+        self._went = went
+        self._scopes = Scopes()
+
+    def compare(self) -> Iterator[Finding]:
+        after, more = -_HIGHEST, True
+        while more:
+            with reading(self._engine) as connection, any_time(connection), ExitStack() as opened:
+                runs = connection.execute(_RUNS, {"after": after}).all()
+                more = len(runs) == _RUNS_AT_ONCE
+                high = runs[-1].id if more else _HIGHEST
+                yield from self._compare_some(connection, opened, runs, after + 1, high)
+            after = high
+
+    def _compare_some(
+        self, connection: Connection, opened: ExitStack, runs: Sequence[Row[Any]], low: int, high: int
+    ) -> Iterator[Finding]:
+        span = {"low": low, "high": high}
+
+        def by_run(query: Any) -> _ByRun:
+            found = connection.execute(query, span, execution_options=_STREAMED)
+            opened.callback(found.close)
+            return _ByRun(found)
+
+        pruned = set(connection.execute(_WERE_PRUNED, span).scalars())
+        versions, issues = by_run(_VERSIONS), by_run(_ISSUES)
+        events = [by_run(query) for query in _EVENTS]
+        for run in runs:
+            strange = [each for each in (versions, issues, *events) if each.passed_over(run.id)]
+            yield from (each.finding() for each in strange)
+            found = _Found(run, versions.take(run.id), issues.take(run.id), [each.take(run.id) for each in events])
+            if run.seal_id is None or run.seal_id > self._since:
+                yield from self._compare_run(connection, found, was_pruned=run.id in pruned)
+        for each in (versions, issues, *events):
+            if each.passed_over(_HIGHEST):
+                yield each.finding()
+
+    def _compare_run(self, connection: Connection, found: _Found, *, was_pruned: bool) -> Iterator[Finding]:
+        run = found.run
+        try:
+            if run.status == "running":
+                self._require_unsealed(found)
+            else:
+                self._require_sealed(found, self._scopes.asked(connection, run.scope), was_pruned=was_pruned)
+        except Broken as broken:
+            yield broken.of_run(run.id, run.seal_id)
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            yield Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}")).of_run(run.id, run.seal_id)
+
+    def _require_unsealed(self, found: _Found) -> None:
+        self._went.unsealed_runs += 1
+        self._went.unsealed_versions += sum(1 for _ in found.versions)
+        for name in ("finished_at", "seal_id"):
+            if getattr(found.run, name) is not None:
+                place = "run_seal" if name == "seal_id" else f"sync_run.{name}"
+                raise Broken(place, Verbatim("null, since the run has not ended"), getattr(found.run, name))
+
+    def _require_sealed(self, found: _Found, asked: Asked, *, was_pruned: bool) -> None:
+        run = found.run
+        if run.seal_id is None:
+            raise Broken("run_seal", Verbatim("a seal, since the run has ended"), Verbatim("missing"))
+        if run.closed_at is None:
+            raise Broken("sync_run.closed_at", Verbatim("a time, since the run has ended"), None)
+        require("sync_run.targets_digest", asked.digest, run.targets_digest)
+        require("run_seal.targets_digest", asked.digest, run.sealed_targets)
+        sums = _Sums(run, asked)
+        issues = seal.digest_of(map(sums.issue, found.issues))
+        versions = seal.digest_of(map(sums.version, found.versions))
+        sums.require(was_pruned=was_pruned)
+        require("run_seal.change_sets_digest", versions, run.sealed_change_sets)
+        if not was_pruned:
+            require("run_seal.issues_digest", issues, run.sealed_issues)
+        events = seal.digest_of_lists(map(_event, rows) for rows in found.events)
+        require("run_seal.events_digest", events, run.sealed_events)
+
+
+class _Found(NamedTuple):
+    """A run, and the rows that name it."""
+
+    run: Row[Any]
+    versions: Iterable[Row[Any]]
+    issues: Iterable[Row[Any]]
+    events: Sequence[Iterable[Row[Any]]]
+
+
+class _ByRun:
+    """Rows in the order of the runs that they name, which is their first column."""
+
+    def __init__(self, rows: Iterable[Row[Any]]) -> None:
+        self._groups = groupby(rows, itemgetter(0))
+        self._passed: int | None = None
+        self._advance()
+
+    def take(self, run_id: int) -> Iterator[Row[Any]]:
+        """The rows of a run, to be read before those of the next one are taken."""
+        if self._run_id != run_id:
+            return iter(())
+        self._is_taken = True
+        return self._rows
+
+    def passed_over(self, run_id: int) -> bool:
+        """Whether there are rows of a run that is not there, before this one; ``finding`` tells of the last."""
+        self._passed = None
+        while self._run_id is not None and self._run_id < run_id:
+            if not self._is_taken:
+                self._passed = self._run_id
+            self._advance()
+        return self._passed is not None
+
+    def finding(self) -> Finding:
+        nothing = f"without rows of run {self._passed}, which does not exist"
+        return Finding(run_id=self._passed, what="run_id", expected=nothing, found="with some")
+
+    def _advance(self) -> None:
+        self._is_taken = False
+        self._run_id: int | None
+        self._rows: Iterator[Row[Any]]
+        self._run_id, self._rows = next(self._groups, (None, iter(())))
+
+
+class _Sums:
+    """What the rows of a run add up to, one row after the other; each is where it must be, and gives its bytes."""
+
+    def __init__(self, run: Row[Any], asked: Asked) -> None:
+        self._run = run
+        self._asked = asked
+        self._with_issue = set[int]()
+        self._counts: Counter[str] = Counter()
+
+    def issue(self, row: Row[Any]) -> bytes:
+        """Those of a run come before its versions."""
+        self._require_asked("sync_issue", row, None)
+        self._with_issue.add(row.target_id)
+        self._counts[row.verdict] += 1
+        return encode(list(row)[2:])
+
+    def version(self, row: Row[Any]) -> bytes:
+        run = self._run
+        if not run.started_at <= row.observed_at <= run.finished_at:
+            within = Verbatim(f"in the time of its run, {run.started_at} to {run.finished_at}")
+            raise Broken("change_set.observed_at", within, row.observed_at, row.version, _target(row))
+        self._require_asked("change_set", row, row.version)
+        self._counts["changed"] += row.target_id not in self._with_issue
+        for kind in CHANGE_KINDS:
+            self._counts[kind] += getattr(row, kind)
+        return encode(row.hash)
+
+    def require(self, *, was_pruned: bool) -> None:
+        """The sums of the run are those; what was unchanged left no row, and is the rest."""
+        run = self._run
+        if was_pruned:
+            require("sync_issue", 0, len(self._with_issue))
+        by_issues = () if was_pruned else ("changed", "held", "failed", "stale")
+        for name in (*by_issues, *CHANGE_KINDS):
+            require(f"sync_run.{name}", self._counts[name], getattr(run, name))
+        others = run.changed + run.held + run.failed + run.stale
+        require("sync_run.unchanged", 0 if run.status == "aborted" else run.targets - others, run.unchanged)
+        if run.status != "aborted":
+            trouble = run.failed + run.held
+            status = "succeeded" if not trouble else "failed" if run.failed == run.targets else "partial"
+            require("sync_run.status", status, run.status)
+
+    def _require_asked(self, table: str, row: Row[Any], version: int | None) -> None:
+        if row.target_id not in self._asked.target_ids:
+            none = Verbatim("a run that was to ask this target")
+            raise Broken(f"{table}.run_id", none, self._run.id, version, _target(row))
+
+
+def _target(row: Row[Any]) -> Target:
+    return Target(row.org_id, row.user_id, row.expression)
+
+
+def _event(row: Row[Any]) -> bytes:
+    values: list[Any] = list(row[1:])
+    if "flow_ids" in row._mapping:
+        values[_FLOW_IDS] = json.loads(row.flow_ids)
+    return seal.encoded_event(values)

@@ -1,0 +1,90 @@
+"""Which targets a run was to ask: what its scope names, by the memberships that it saw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, select, text
+
+from etl.domain import seal
+from etl.domain.chain import encode
+from etl.domain.model import Target
+from etl.schema import DIGEST_OF_NONE, target
+
+_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+
+
+class Asked(NamedTuple):
+    """The targets that a run was to ask."""
+
+    digest: str
+    target_ids: frozenset[int]
+
+
+class Scopes:
+    """Remembers what the scopes of schedules named, since most runs name what the run before did."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[int, Asked]] = {}
+
+    def asked(self, connection: Connection, text_of_scope: str) -> Asked:
+        """The targets that a run with this scope was to ask. Raises ValueError, LookupError or TypeError where it is
+        no scope."""
+        scope = json.loads(text_of_scope)
+        seen = scope.pop("membership_id")
+        if scope.keys() == {"targets"}:
+            return _by_name(connection, [Target(*each) for each in scope["targets"]])
+        key = encode(scope)
+        known = self._known.get(key)
+        if known is None or known[0] != seen:
+            known = self._known[key] = (seen, _by_membership(connection, scope, seen))
+        return known[1]
+
+
+_KEYS: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_TARGETS_OF: Final = """
+    SELECT DISTINCT t.id, t.org_id, t.user_id, t.expression
+    FROM target_membership m JOIN target t ON t.id = m.target_id
+    WHERE m.schedule IN :schedules AND m.kind = 'joined' AND m.id <= :seen
+      AND m.id = (SELECT max(l.id) FROM target_membership l
+                  WHERE l.schedule = m.schedule AND l.target_id = m.target_id AND l.id <= :seen)
+      {only}
+    ORDER BY t.org_id, t.user_id, t.expression
+"""
+
+
+def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) -> Asked:
+    schedules, given = scope["schedules"], {"seen": seen}
+    if not schedules:
+        return Asked(DIGEST_OF_NONE, frozenset())
+    only = ""
+    for name in ("org_id", "user_id"):
+        if scope[name] is not None:
+            only, given[name] = f"{only} AND t.{name} = :{name}", scope[name]
+    query = text(_TARGETS_OF.format(only=only)).bindparams(bindparam("schedules", expanding=True))
+    with connection.execute(query, {**given, "schedules": schedules}, execution_options=_STREAMED) as rows:
+        return _asked(rows)
+
+
+def _by_name(connection: Connection, targets: Sequence[Target]) -> Asked:
+    ids = set[int]()
+    for each in targets:
+        mine = zip(_KEYS, each, strict=True)
+        ids |= set(
+            connection.execute(select(target.c.id).where(*(column == value for column, value in mine))).scalars()
+        )
+    return Asked(seal.targets_digest(targets), frozenset(ids))
+
+
+def _asked(rows: Iterable[Row[Any]]) -> Asked:
+    ids = list[int]()
+
+    def keys() -> Iterator[bytes]:
+        for row in rows:
+            ids.append(row[0])
+            yield encode(list(row[1:]))
+
+    digest = seal.digest_of(keys())
+    return Asked(digest, frozenset(ids))

@@ -1,0 +1,87 @@
+"""Signed seals, from the key file to the auditor, with the commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from etl.cli import app
+from etl.errors import SigningError
+from tests.support.program import SECRET, Program
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def run(flowtrail: Program) -> Command:
+    """The commands in this process; a refusal is the exception that would be printed."""
+    settings = str(flowtrail.folder / "flowtrail.toml")
+    environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET}
+    return lambda *arguments: CliRunner().invoke(app, ["--config", settings, *arguments], env=environment)
+
+
+def test_a_signed_trail_is_checked_by_others_with_the_public_key_alone(
+    flowtrail: Program, run: Command, tmp_path: Path
+) -> None:
+    key = tmp_path / "seal.pem"
+    made = run("seal", "keygen", str(key), "--json")
+    assert (made.exit_code, key.stat().st_mode & 0o777) == (0, 0o600)
+    key_id = json.loads(made.stdout)["key_id"]
+    flowtrail.configure(rest=f'[seal]\nkey_file = "{key.name}"')
+    assert run("sync").exit_code == 0
+    assert f"seals are signed with the key {key_id}" in run("check").stdout
+    key.unlink()
+    checked = run("verify", "--public-key", f"{key}.pub")
+    assert (checked.exit_code, "1 seals (1 signed): everything holds" in checked.stdout) == (0, True)
+    assert "1 signed; --public-key FILE checks the signatures" in run("verify").stdout
+    run("seal", "keygen", str(tmp_path / "other.pem"))
+    checked = run("verify", "--public-key", str(tmp_path / "other.pem.pub"), "--json")
+    assert (checked.exit_code, json.loads(checked.stdout)[0]["what"]) == (1, "run_seal 1.key_id")
+
+
+def test_openssl_checks_what_show_writes(flowtrail: Program, run: Command, tmp_path: Path) -> None:
+    run("seal", "keygen", str(tmp_path / "seal.pem"))
+    flowtrail.configure(rest=f'[seal]\nkey_file = "{tmp_path / "seal.pem"}"')
+    run("sync")
+    shown = run("seal", "show", "1", "--to", str(tmp_path / "evidence"))
+    assert json.loads(shown.stdout)["id"] == 1
+    (listed,) = json.loads(run("seal", "list", "--json").stdout)
+    assert (listed["seal"], listed["status"]) == (json.loads(shown.stdout)["seal"], "succeeded")
+    files = ["-in", "evidence/seal-1.message", "-sigfile", "evidence/seal-1.signature"]
+    asked = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "seal.pem.pub", "-rawin", *files]
+    assert subprocess.run(asked, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda key: key.chmod(0o640), "is open to others (mode 0640): chmod 600"),
+        (lambda key: key.unlink(), "cannot be read: No such file or directory."),
+        (lambda key: key.write_text("x"), "is not a private key in PEM"),
+        (None, "set [seal] key_file, to this key or to a new one."),
+    ],
+    ids=["open to others", "not there", "no key", "no longer configured"],
+)
+@pytest.mark.parametrize("command", ["sync", "prune"])
+def test_nothing_is_done_where_the_seal_could_not_be_signed(
+    flowtrail: Program, run: Command, tmp_path: Path, spoil: Callable[[Path], None] | None, sentence: str, command: str
+) -> None:
+    key = tmp_path / "seal.pem"
+    run("seal", "keygen", str(key))
+    flowtrail.configure(rest=f'[seal]\nkey_file = "{key}"')
+    run("sync")
+    spoil(key) if spoil is not None else flowtrail.configure()
+    refused = run(command)
+    assert isinstance(refused.exception, SigningError)
+    assert (sentence in str(refused.exception), refused.exception.exit_code) == (True, 2)
+    assert flowtrail.rows("SELECT count(*) FROM sync_run") == [(1,)]
+
+
+def test_a_seal_that_is_not_there_is_one_sentence(run: Command) -> None:
+    run("sync")
+    assert str(run("seal", "show", "7").exception) == "There is no seal 7: `flowtrail seal list` shows the latest."
