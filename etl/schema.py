@@ -373,6 +373,15 @@ run_seal: Final = Table(
     comment="The seal of a run that has ended, chained to the seal before. Append-only.",
 )
 
+seal_timestamp: Final = Table(
+    "seal_timestamp",
+    metadata,
+    Column("seal_id", _BIG, primary_key=True, autoincrement=False),
+    _time("stamped_at"),
+    Column("token", LargeBinary, nullable=False),
+    comment="What an authority (RFC 3161) said of when it was shown a seal: its token, in DER. Append-only.",
+)
+
 trail: Final = Table(
     "trail",
     metadata,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a co
     from etl.domain.guard import Limits
     from etl.domain.model import Origin
     from etl.gateway import Exchange, Exchanged, Gateway
-    from etl.signing import SigningKey
+    from etl.signing.keys import SigningKey
     from etl.store import NewRun, Store
     from etl.sync import DetailLimits, Rosters, RunContext
     from etl.sync.cluster import Cluster

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
-from etl import database
+from etl import database, signing
 from etl.cli.application import Application
 from etl.cli.notify import understood
 from etl.config import Schedule, TargetList
@@ -85,12 +85,18 @@ def _rosters(
 
 
 def _signing(app: Application) -> Iterator[CheckResult]:
-    """Whether seals can be signed, where they are to be."""
+    """Whether seals can be signed and stamped, where they are to be."""
     try:
         if app.signing_key is not None:
             yield CheckResult("signing", True, f"seals are signed with the key {app.signing_key.public.key_id}")
     except FlowtrailError as error:
         yield CheckResult("signing", False, str(error))
+    if url := app.settings.seal.timestamp_url:
+        try:
+            stamp = signing.request_timestamp(url, b"flowtrail check")
+            yield CheckResult("time stamps", True, f"{url} answers; its clock says {stamp.at:%Y-%m-%d %H:%M:%S} UTC")
+        except FlowtrailError as error:
+            yield CheckResult("time stamps", False, str(error))
 
 
 def _database(app: Application) -> CheckResult:

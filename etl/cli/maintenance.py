@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from etl import config, database
+from etl import config, database, signing
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.cli.queries import moment
@@ -18,6 +18,7 @@ from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
 from etl.service.replica import LEASE, Service
+from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification
 from etl.store import Store, copy
 from etl.verify import HeadsFile
@@ -169,6 +170,21 @@ def verification_of(app: Application, store: Store, service: Service) -> Verific
         clock=utc_now,
         every=app.settings.verify.every,
         full=app.settings.verify.full,
+    )
+
+
+def timestamps_of(app: Application, store: Store, service: Service) -> TimeStamps | None:
+    """What has seals stamped while the service is the active one; None where nobody is to stamp them. Raises UsageError
+    where the extra is not installed."""
+    settings = app.settings.seal
+    if not settings.timestamp_url:
+        return None
+    return TimeStamps(
+        store,
+        signing.timestamps_by(settings.timestamp_url),
+        active=lambda: service.role == "active",
+        clock=utc_now,
+        every=settings.timestamp_every,
     )
 
 

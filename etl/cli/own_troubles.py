@@ -10,6 +10,7 @@ from etl.cli.notify import Notifications
 from etl.config import Schedule
 from etl.report.conditions import Trouble, counted
 from etl.service.replica import Service
+from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification
 from etl.sync import RemoteExecutor, RunReport
 
@@ -22,6 +23,8 @@ class OwnTroubles:
         """Set once there is one."""
         self.verification: Verification | None = None
         """Set where the service checks its trail."""
+        self.timestamps: TimeStamps | None = None
+        """Set where the service has seals stamped."""
         self._app = app
         self._notifications = notifications
         self._cluster_lost_at: dt.datetime | None = None
@@ -52,8 +55,10 @@ class OwnTroubles:
             yield Trouble("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
         yield from self._notifications.failing()
         yield from list(self._details.values())
-        if self.verification is not None:
-            yield from (each for each in [self.verification.trouble()] if each is not None)
+        for each in (self.verification, self.timestamps):
+            trouble = each.trouble() if each is not None else None
+            if trouble is not None:
+                yield trouble
         yield from self._clock()
 
     def _clock(self) -> Iterator[Trouble]:

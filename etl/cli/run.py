@@ -20,7 +20,7 @@ from etl import __version__, config, log
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
 from etl.cli.checks import CheckResult, run_checks
-from etl.cli.maintenance import maintenance_running, verification_of
+from etl.cli.maintenance import maintenance_running, timestamps_of, verification_of
 from etl.cli.notify import Notifications
 from etl.cli.rosters import refreshed
 from etl.config import Configured, Schedule
@@ -216,6 +216,7 @@ def serve(
 
         service = _replica(app, store, metrics, notifications, finished, own.remote)
         own.service, own.verification = service, verification_of(app, store, service)
+        own.timestamps = timestamps_of(app, store, service)
         watch = Watch(
             store,
             active=lambda: service.role == "active",
@@ -231,6 +232,7 @@ def serve(
             notifications.of(service),
             watch.running(),
             own.verification.running(),
+            own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
             maintenance_running(app, service),
         ):
             served = service.serve(standby=not no_standby)

@@ -1,4 +1,4 @@
-"""The commands about the seals of runs: seal keygen, seal list, seal show."""
+"""The commands about the seals of runs: seal keygen, seal list, seal show, seal timestamp."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from etl.cli.queries import time_zone_named
 from etl.domain.seal import kept_line
 from etl.errors import UsageError
 from etl.report import seals
+from etl.store import Store
 
-_COLUMNS = ("id", "run_id", "schedule", "origin", "status", "sealed_at", "seal", "key")
+_COLUMNS = ("id", "run_id", "schedule", "origin", "status", "sealed_at", "seal", "key", "stamped_at")
 _SHOWN = 20
 _KEY_SHOWN = 16
 
@@ -60,7 +61,7 @@ def list_seals(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:  # fmt: skip
-    """Show the latest seals, each with its run and the key that signed it."""
+    """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
     zone = time_zone_named(timezone)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
@@ -68,7 +69,9 @@ def list_seals(
         if as_json:
             console.json_list(each._asdict() for each in found)
             return
-        rows = ((*each[:5], each.sealed_at, each.seal, (each.key_id or "")[:_KEY_SHOWN]) for each in found)
+        rows = (
+            (*each[:5], each.sealed_at, each.seal, (each.key_id or "")[:_KEY_SHOWN], each.stamped_at) for each in found
+        )
         console.table("", _COLUMNS, rows, "no run has ended yet", zone=zone)
 
 
@@ -78,7 +81,9 @@ def show(
     number: Annotated[int, typer.Argument(metavar="ID", min=1, help="The number of the seal.")],
     to: Annotated[
         Path | None,
-        typer.Option("--to", help="Write what was signed, and the signature, into files there.", show_default=False),
+        typer.Option(
+            "--to", help="Write what was signed, the signature and the time stamp into files there.", show_default=False
+        ),
     ] = None,
     config_file: options.Config = None,
 ) -> None:
@@ -86,19 +91,46 @@ def show(
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         found = seals.seal(app.engine, number)
+        token = seals.token(app.engine, number)
     if found is None:
         raise UsageError(f"There is no seal {number}: `flowtrail seal list` shows the latest.")
     kept = kept_line(found.trail_id, found.id, found.seal, found.sealed_at)
     console.data(msgspec.json.encode(kept) + b"\n")
     if to is not None:
-        for name in _write(found, to):
+        for name in _write(found, token, to):
             console.complain(f"{to / name} written.", "green")
 
 
-def _write(found: seals.Seal, folder: Path) -> list[str]:
+@_seal.command()
+def timestamp(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+    """Have the last seal stamped now by [seal] timestamp_url, unless it is; the service does so by itself."""
+    with options.open_application(context, config_file) as app:
+        url = app.settings.seal.timestamp_url
+        if not url:
+            raise UsageError("There is no authority: set [seal] timestamp_url to the address of one (RFC 3161).")
+        request = signing.timestamps_by(url)
+        app.ready(upgrade=False)
+        store = Store(app.engine, app.stop)
+        last = store.last_seal()
+        if last is None:
+            raise UsageError("There is no seal yet: the first run that ends makes one.")
+        stamped_at = last.stamped_at
+        if last.stamped_seal != last.seal_id:
+            stamp = request(last.message)
+            store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
+            stamped_at = stamp.at
+    if as_json:
+        console.json({"id": last.seal_id, "stamped_at": stamped_at})
+        return
+    console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)} UTC.")
+
+
+def _write(found: seals.Seal, token: bytes | None, folder: Path) -> list[str]:
     files = {f"seal-{found.id}.message": found.message}
     if found.signature is not None:
         files[f"seal-{found.id}.signature"] = _bytes_of(found.signature)
+    if token is not None:
+        files[f"seal-{found.id}.token"] = token
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

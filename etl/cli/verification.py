@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import typer
@@ -16,6 +16,13 @@ from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.errors import DatabaseError, UsageError
 from etl.system.regular_files import open_regular
+
+
+class _Trusted(NamedTuple):
+    """Whose signatures and time stamps are believed."""
+
+    keys: Sequence[verify.PublicKey]
+    authorities: verify.Authorities | None
 
 
 def register(app: typer.Typer) -> None:
@@ -44,18 +51,29 @@ def verify_trail(
             show_default=False,
         ),
     ] = None,
+    tsa: Annotated[
+        Path | None,
+        typer.Option(
+            "--tsa",
+            help="Every time stamp must be of an authority whose root certificate is in this PEM file.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Replay every target, check digests and hashes, and report the first broken link of each."""
-    keys = [signing.load_public_key(each) for each in public_key or ()]
+    trusted = _Trusted(
+        [signing.load_public_key(each) for each in public_key or ()],
+        None if tsa is None else signing.load_authorities(tsa),
+    )
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, keys, hidden=as_json)
+        found, through = _findings(app, against, since, trusted, hidden=as_json)
     if as_json:
         console.json([finding.as_object() for finding in found])
     else:
@@ -67,7 +85,7 @@ def verify_trail(
 
 
 def _findings(
-    app: Application, against: Path | None, since: int, keys: Sequence[signing.PublicKey], *, hidden: bool
+    app: Application, against: Path | None, since: int, trusted: _Trusted, *, hidden: bool
 ) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
     sealing = verify.Sealing()
@@ -79,7 +97,7 @@ def _findings(
 
         cut: list[int] = []
         kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing, keys=keys))
+        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing, **trusted._asdict()))
         found += _damage(app) + _schema(app)
         if kept is not None:
             found += verify.against(app.engine, kept, is_whole=lambda: not cut)
@@ -88,17 +106,21 @@ def _findings(
                 f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
                 "yellow",
             )
-    through = _through(reached[0], sealing, checked_signatures=bool(keys))
+    through = _through(reached[0], sealing, trusted)
     return found, through + (f"; compared with {against}" if against else "")
 
 
-def _through(done: verify.Progress, sealing: verify.Sealing, *, checked_signatures: bool) -> str:
+def _through(done: verify.Progress, sealing: verify.Sealing, trusted: _Trusted) -> str:
     """What the check went through, in words."""
     through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
     through += f", {sealing.seals} seals"
     if sealing.signed:
-        unchecked = "" if checked_signatures else "; --public-key FILE checks the signatures"
+        unchecked = "" if trusted.keys else "; --public-key FILE checks the signatures"
         through += f" ({sealing.signed} signed{unchecked})"
+    if sealing.last_stamp:
+        seal, at = sealing.last_stamp
+        unchecked = "" if trusted.authorities else "; --tsa FILE checks whose they are"
+        through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)} UTC{unchecked})"
     if sealing.unsealed_runs:
         through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"
     return through

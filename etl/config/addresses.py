@@ -1,4 +1,4 @@
-"""Which addresses the settings accept: of the gateway, a proxy, the page, a Dask scheduler and the database."""
+"""The addresses that settings accept: of the gateway, a proxy, a time-stamp authority, the page, Dask, a database."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def ping_url(value: object) -> str:
 
 def proxy_url(value: object) -> str:
     """The address of an HTTP proxy, or ""."""
+    return "" if value == "" else _web_address(value)[0]
+
+
+def timestamp_url(value: object) -> str:
+    """The address of a time-stamp authority, or ""."""
     return "" if value == "" else _web_address(value)[0]
 
 

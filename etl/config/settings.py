@@ -153,9 +153,12 @@ class VerifySettings(Section, frozen=True, kw_only=True):
 
 
 class SealSettings(Section, frozen=True, kw_only=True):
-    """How seals are signed; ``key_file`` is absolute, or "": they are not."""
+    """How seals are signed and time-stamped; ``key_file`` is absolute. "": they are not."""
 
     key_file: Text = ""
+    timestamp_url: Annotated[str, Meta(extra={"read": addresses.timestamp_url})] = ""
+    """A time-stamp authority (RFC 3161)."""
+    timestamp_every: Duration = dt.timedelta(days=1)
 
 
 class LogSettings(Section, frozen=True, kw_only=True):

@@ -39,6 +39,7 @@ CODES: Final[dict[str, Rule]] = {
     "cluster_lost": Rule("degraded", "Start the scheduler and its workers; the work is done here meanwhile."),
     "receiver_failing": Rule("degraded", "`flowtrail notify --test` tries each; what it misses is told for a day."),
     "details_failing": Rule("notice", "They are asked for again with the next change."),
+    "timestamps_failing": Rule("notice", "See whether [seal] timestamp_url answers; no run and no seal waits for it."),
     "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
     "targets_held": Rule("notice", "`flowtrail guard list` shows the removals, and how to approve them."),
     "targets_unscheduled": Rule("notice", "Put them into a schedule, or retire them: `flowtrail sync --retire`."),
@@ -52,7 +53,10 @@ OF_THE_DATABASE: Final = frozenset(
 )
 """What a replica knows of itself: nobody can write it down."""
 OF_THE_SERVICE: Final = frozenset(
-    {"schedules_broken", "cluster_lost", "receiver_failing", "details_failing", "verify_overdue"}
+    {
+        *("schedules_broken", "cluster_lost", "receiver_failing"),
+        *("details_failing", "timestamps_failing", "verify_overdue"),
+    }
 )
 """What only the active service knows; others read what it has written down."""
 TOLD_BY_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})

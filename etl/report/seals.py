@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Select, select
 
 from etl.domain.seal import signed_bytes
 from etl.report.fetch import short_transaction
-from etl.schema import run_seal, sync_run, trail
+from etl.schema import run_seal, seal_timestamp, sync_run, trail
 
 _AT_ONCE: Final = 500
 
@@ -29,6 +29,8 @@ class Seal(NamedTuple):
     seal: str
     key_id: str | None
     signature: str | None
+    stamped_at: dt.datetime | None
+    """When an authority stamped it, by that one's clock."""
 
     @property
     def message(self) -> bytes:
@@ -44,13 +46,14 @@ _TRAIL: Final = (
     .correlate(run_seal)
 )
 """The last one that had begun."""
-_SEALS: Final = (
+_SEALS: Final[Select[Any]] = (
     select(
         *(run_seal.c.id, run_seal.c.run_id, sync_run.c.schedule, sync_run.c.origin, sync_run.c.status),
         *(sync_run.c.finished_at, run_seal.c.sealed_at, _TRAIL.scalar_subquery(), run_seal.c.seal),
-        *(run_seal.c.key_id, run_seal.c.signature),
+        *(run_seal.c.key_id, run_seal.c.signature, seal_timestamp.c.stamped_at),
     )
     .join(sync_run, sync_run.c.id == run_seal.c.run_id)
+    .outerjoin(seal_timestamp, seal_timestamp.c.seal_id == run_seal.c.id)
     .order_by(run_seal.c.id.desc())
 )
 
@@ -73,3 +76,10 @@ def seal(engine: Engine, number: int) -> Seal | None:
     with short_transaction(engine) as connection:
         row = connection.execute(_SEALS.where(run_seal.c.id == number)).first()
     return None if row is None else Seal(*row)
+
+
+def token(engine: Engine, number: int) -> bytes | None:
+    """The time stamp of a seal (a CMS ContentInfo in DER); None where it has none."""
+    with short_transaction(engine) as connection:
+        found = connection.execute(select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == number)).scalar()
+    return None if found is None else bytes(found)

@@ -6,8 +6,9 @@ What is signed is ``etl.domain.seal.signed_bytes``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,6 @@ from etl.errors import UsageError
 if TYPE_CHECKING:
     from etl.signing.keys import PublicKey, SigningKey
     from etl.signing.timestamps import Authorities, TimeStamp
-
-__all__ = ["Authorities", "PublicKey", "SigningKey", "TimeStamp", "generate_key", "load_authorities",
-           "load_public_key", "load_signing_key", "request_timestamp"]  # fmt: skip
 
 
 def generate_key(file: Path) -> PublicKey:
@@ -44,9 +42,14 @@ def load_public_key(file: Path) -> PublicKey:
 
 def request_timestamp(url: str, message: bytes) -> TimeStamp:
     """Ask a time-stamp authority (RFC 3161) for a token over ``message``. Raises SigningError with one sentence."""
+    return timestamps_by(url)(message)
+
+
+def timestamps_by(url: str) -> Callable[[bytes], TimeStamp]:
+    """What asks that authority, as ``request_timestamp`` does."""
     with _extra():
         from etl.signing.timestamps import request
-    return request(url, message)
+    return partial(request, url)
 
 
 def load_authorities(file: Path) -> Authorities:

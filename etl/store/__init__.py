@@ -35,6 +35,7 @@ from etl.store import (
     seals,
     story_rows,
     story_writes,
+    timestamps,
     turnover,
     verifications,
 )
@@ -50,6 +51,7 @@ from etl.store.retirement import Retirement
 from etl.store.rosters import StoredRoster
 from etl.store.runs import Begun, Due, Marks, NewRun, Written
 from etl.store.story_rows import FlowKey, StoryKey
+from etl.store.timestamps import LastSeal
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 from etl.store.verifications import Verified
 
@@ -58,6 +60,7 @@ __all__ = [
     "STALE",
     "Changed",
     "Due",
+    "LastSeal",
     "NewRun",
     "NotifiableTarget",
     "Pruned",
@@ -434,6 +437,17 @@ class Store:
     def mark_conditions_told(self, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
         """Note that every receiver knows of these."""
         self._write(lambda connection: open_conditions.mark_told(connection, told, now))
+
+    def last_seal(self) -> LastSeal | None:
+        """The last seal, and when one was last stamped; None where no run has ended yet."""
+        return self._read(timestamps.last_seal)
+
+    def keep_timestamp(self, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
+        """Write down what an authority said of a seal; False where another process was faster."""
+        return self._write(
+            lambda connection: timestamps.keep(connection, seal_id, stamped_at, token),
+            lambda _, connection: timestamps.is_kept(connection, seal_id, token),
+        )
 
     def verified(self) -> list[Verified]:
         """The service's last check of the trail, of each kind."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, select, text, update
+from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, insert, select, text, update
+from sqlalchemy.dialects import postgresql
 
 from etl.domain.model import Outcome
 from etl.schema import observation, sync_run
@@ -70,7 +71,7 @@ def _extend(dialect: str) -> Any:
 
 
 _EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
-_TYPES: Final = {int: "int8", str: "text", bool: "bool", dt.datetime: "timestamptz"}
+_TYPES: Final = {int: "int8", str: "text", bool: "bool", bytes: "bytea", dt.datetime: "timestamptz"}
 """PostgreSQL's, so that the driver need not look at each value."""
 _VALUES_A_STATEMENT: Final = 3_000
 """On SQLite, where a statement a row costs more than its row: the driver gives up the interpreter's lock each time."""
@@ -125,3 +126,19 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
     ]
     given = {**_SEEN.bound(connection, rows), "run_id": run_id}
     return set(connection.execute(_EXTEND[connection.dialect.name], given).scalars())
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Insert those of ``rows`` whose key is not there yet, in the order given; return how many were.
+
+    The tables are append-only: on SQLite a trigger refuses a key that is there, before ON CONFLICT is looked at.
+    """
+    (key,) = table.primary_key.columns
+    if connection.dialect.name == "postgresql":
+        added = postgresql.insert(table).on_conflict_do_nothing(index_elements=[key])
+        return sum(connection.execute(added, row).rowcount for row in rows)
+    known = set(connection.execute(select(key).where(key.in_([row[key.name] for row in rows]))).scalars())
+    new = {row[key.name]: row for row in rows if row[key.name] not in known}
+    if new:
+        connection.execute(insert(table), list(new.values()))
+    return len(new)

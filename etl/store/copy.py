@@ -29,6 +29,7 @@ from etl.schema import (
     roster,
     roster_user,
     run_seal,
+    seal_timestamp,
     sync_issue,
     sync_run,
     target,
@@ -43,7 +44,7 @@ from etl.store.bulk import insert_rows, stamp
 
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
-    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, trail),
+    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail),
     *(organisation, org_turnover, roster, roster_user),
     *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )

@@ -30,11 +30,14 @@ from etl.verify.sealing import Sealing
 from etl.verify.seals import last_seal, seals
 from etl.verify.signatures import PublicKey
 from etl.verify.times import RunTimes, run_times
+from etl.verify.timestamps import Authorities, timestamps
 
 __all__ = [
+    "Authorities",
     "Finding",
     "HeadsFile",
     "Progress",
+    "PublicKey",
     "Sealing",
     "against",
     "heads",
@@ -76,13 +79,15 @@ def verify(
     progress: Callable[[Progress], None] | None = None,
     sealing: Sealing | None = None,
     keys: Sequence[PublicKey] = (),
+    authorities: Authorities | None = None,
 ) -> Iterator[Finding]:
     """Replay every target in one pass; yield the first broken link of each, then orphans, then what the seals deny.
 
     Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, and their runs.
-    ``progress`` is called after every target; ``sealing`` counts the seals; ``keys`` are those that seals may be signed
-    with (none: only that no signature is missing is checked). Each target and each run is read as of one
-    moment; the service may go on writing. Raises DatabaseError where the database cannot be read.
+    ``progress`` is called after every target; ``sealing`` counts the seals. ``keys`` are those that seals may be signed
+    with (none: only that no signature is missing is checked), ``authorities`` those whose time stamps are believed.
+    Each target and each run is read as of one moment; the service may go on writing. Raises DatabaseError where the
+    database cannot be read.
     """
     one_pass = _Pass(engine, progress or _ignore)
     sound = True
@@ -91,7 +96,9 @@ def verify(
             sound = False
             yield finding
     yield from orphans(engine)
-    yield from _of_runs(itertools.chain(history(engine), seals(engine, since=since, went=sealing, keys=keys)), sound)
+    of_seals = seals(engine, since=since, went=sealing, keys=keys)
+    stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
+    yield from _of_runs(itertools.chain(history(engine), of_seals, stamps), sound)
 
 
 def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:

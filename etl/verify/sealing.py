@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import msgspec
 
 
@@ -11,6 +13,9 @@ class Sealing(msgspec.Struct):
     seals: int = 0
     last: int = 0
     signed: int = 0
+    stamped: int = 0
+    last_stamp: tuple[int, dt.datetime] | None = None
+    """The latest seal that was stamped, and when, by its authority's clock."""
     unsealed_runs: int = 0
     """Those that have not ended."""
     unsealed_versions: int = 0

@@ -402,6 +402,18 @@ def run_seal() -> None:
     )
 
 
+def seal_timestamp() -> None:
+    create(
+        "seal_timestamp",
+        sa.Column("seal_id", BIG, autoincrement=False, nullable=False),
+        time("stamped_at"),
+        sa.Column("token", sa.LargeBinary(), nullable=False),
+        primary("seal_timestamp", "seal_id"),
+        checks={"seal_id": "seal_id >= 1"},
+        comment="What an authority (RFC 3161) said of when it was shown a seal: its token, in DER. Append-only.",
+    )
+
+
 def trail() -> None:
     create(
         "trail",
@@ -705,6 +717,7 @@ TRAIL = {
     "workflow_detail": "id = NEW.id",
     "pruned_issues": "id = NEW.id",
     "run_seal": "id = NEW.id OR run_id = NEW.run_id",
+    "seal_timestamp": "seal_id = NEW.seal_id",
     "trail": "id = NEW.id OR trail_id = NEW.trail_id",
     "org_event": "event_id = NEW.event_id",
     "org_step": "id = NEW.id",
@@ -757,7 +770,7 @@ def append_only_on_postgresql() -> None:
 
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
-    history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, trail)
+    history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail)
     story = (org_event, org_flow, org_loss, org_state, org_step)
     notes = (overdue_notice, condition, verification, lease)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):

@@ -34,6 +34,7 @@ TRAIL = {
         "org_step",
         "pruned_issues",
         "run_seal",
+        "seal_timestamp",
         "trail",
     ),
 }

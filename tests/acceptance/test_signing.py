@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from etl.cli import app
 from etl.errors import SigningError
+from tests.support.authority import Authority, served
 from tests.support.program import SECRET, Program
 
 Command = Callable[..., Result]
@@ -85,3 +86,26 @@ def test_nothing_is_done_where_the_seal_could_not_be_signed(
 def test_a_seal_that_is_not_there_is_one_sentence(run: Command) -> None:
     run("sync")
     assert str(run("seal", "show", "7").exception) == "There is no seal 7: `flowtrail seal list` shows the latest."
+
+
+def test_the_last_seal_is_stamped_on_demand_and_the_stamp_is_checked(
+    flowtrail: Program, run: Command, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "tsa")
+    with served(authority.answer) as url:
+        flowtrail.configure(rest=f'[seal]\ntimestamp_url = "{url}"')
+        assert "the first run that ends makes one" in str(run("seal", "timestamp").exception)
+        run("sync")
+        told = [json.loads(run("seal", "timestamp", "--json").stdout) for _ in range(2)]
+        assert told[0] == told[1]
+        assert "answers; its clock says" in run("check").stdout
+    assert run("seal", "show", "1", "--to", str(tmp_path / "evidence")).exit_code == 0
+    token, message = (tmp_path / "evidence" / f"seal-1.{name}" for name in ("token", "message"))
+    assert authority.confirms(token.read_bytes(), message.read_bytes())
+    checked = run("verify", "--tsa", str(authority.root))
+    assert (checked.exit_code, "1 time stamps (the last of seal 1," in checked.stdout) == (0, True)
+    assert "--tsa FILE checks whose they are" in run("verify").stdout
+    run("sync")
+    refused = run("seal", "timestamp")
+    assert isinstance(refused.exception, SigningError)
+    assert "cannot be reached" in str(refused.exception)

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from etl import signing
 from etl.errors import SigningError
+from etl.signing.keys import PublicKey, SigningKey
 from etl.store import NewRun, Store
 from etl.verify import Sealing, verify
 from tests.support.questions import now
@@ -16,21 +17,21 @@ from tests.support.trails import ANN, House, Intruder, findings, live
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> signing.SigningKey:
+def key(tmp_path: Path) -> SigningKey:
     signing.generate_key(tmp_path / "seal.pem")
     return signing.load_signing_key(tmp_path / "seal.pem")
 
 
 @pytest.fixture
-def house(engine: Engine, key: signing.SigningKey) -> House:
+def house(engine: Engine, key: SigningKey) -> House:
     return House(engine, key.sign)
 
 
-def found(engine: Engine, *keys: signing.PublicKey, since: int = 0) -> list[str]:
+def found(engine: Engine, *keys: PublicKey, since: int = 0) -> list[str]:
     return [str(finding) for finding in verify(engine, keys=keys, since=since)]
 
 
-def test_every_way_in_which_a_run_ends_is_signed(house: House, key: signing.SigningKey) -> None:
+def test_every_way_in_which_a_run_ends_is_signed(house: House, key: SigningKey) -> None:
     live(house)
     went = Sealing()
     assert list(verify(house.engine, keys=[key.public], sealing=went)) == []
@@ -38,14 +39,14 @@ def test_every_way_in_which_a_run_ends_is_signed(house: House, key: signing.Sign
     assert house.rows("SELECT DISTINCT key_id FROM run_seal") == [(key.public.key_id,)]
 
 
-def test_another_public_key_is_named_for_each_seal(house: House, key: signing.SigningKey, tmp_path: Path) -> None:
+def test_another_public_key_is_named_for_each_seal(house: House, key: SigningKey, tmp_path: Path) -> None:
     house.serve({"plants": [ANN]})
     other = signing.generate_key(tmp_path / "other.pem")
     [line] = found(house.engine, other)
     assert line.startswith(f"run 1 (seal 1): run_seal 1.key_id should be '{other.key_id}', the public key that was")
 
 
-def test_a_key_may_be_replaced_and_then_both_are_needed(house: House, key: signing.SigningKey, tmp_path: Path) -> None:
+def test_a_key_may_be_replaced_and_then_both_are_needed(house: House, key: SigningKey, tmp_path: Path) -> None:
     house.serve({"plants": [ANN]})
     signing.generate_key(tmp_path / "next.pem")
     house.sign = signing.load_signing_key(tmp_path / "next.pem").sign
@@ -56,7 +57,7 @@ def test_a_key_may_be_replaced_and_then_both_are_needed(house: House, key: signi
     assert found(house.engine, following, since=1) == []
 
 
-def test_a_signature_over_another_seal_is_found(house: House, key: signing.SigningKey) -> None:
+def test_a_signature_over_another_seal_is_found(house: House, key: SigningKey) -> None:
     house.serve({"plants": [ANN]})
     house.serve({"plants": [ANN]})
     first = "SELECT signature FROM run_seal WHERE id = 1"
@@ -74,7 +75,7 @@ def test_an_unsigned_seal_after_a_signed_one_is_found_without_any_key(house: Hou
     assert found(house.engine, since=1) == findings(house.engine)
 
 
-def test_a_public_key_for_a_trail_without_signatures_is_a_finding(engine: Engine, key: signing.SigningKey) -> None:
+def test_a_public_key_for_a_trail_without_signatures_is_a_finding(engine: Engine, key: SigningKey) -> None:
     House(engine).serve({"plants": [ANN]})
     assert found(engine, key.public) == [
         "run_seal.signature should be on some seal, since a public key was given, but is on none of 1"
@@ -89,7 +90,7 @@ def test_a_process_without_the_key_does_not_begin_what_it_could_not_sign(house: 
     house.store.require_signing()
 
 
-def test_a_dead_run_is_signed_by_whoever_finds_it(house: House, key: signing.SigningKey) -> None:
+def test_a_dead_run_is_signed_by_whoever_finds_it(house: House, key: SigningKey) -> None:
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
     house.store.close_run(run_id, now())
