@@ -398,6 +398,17 @@ trail: Final = Table(
     "hash (what the next one has as parent) and its time.",
 )
 
+answer: Final = Table(
+    "answer",
+    metadata,
+    Column("data_hash", _BYTEWISE, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    _string("encoding"),
+    Column("length", _BIG, nullable=False),
+    Column("first_run_id", _BIG, nullable=False),
+    comment="The bytes of data of an answer, which hash to data_hash, compressed; kept once. Append-only.",
+)
+
 organisation: Final = Table(
     "organisation",
     metadata,

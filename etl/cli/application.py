@@ -195,6 +195,7 @@ class Application:
             down_after=_DOWN_AFTER * concurrency,
             stop=self.stop,
             arrived=arrived,
+            keeps_answers=self.settings.archive.answers == "changed",
         )
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:

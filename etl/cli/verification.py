@@ -18,11 +18,13 @@ from etl.errors import DatabaseError, UsageError
 from etl.system.regular_files import open_regular
 
 
-class _Trusted(NamedTuple):
-    """Whose signatures and time stamps are believed."""
+class _Asked(NamedTuple):
+    """Whose signatures and time stamps are believed, and whether answers are read."""
 
     keys: Sequence[verify.PublicKey]
     authorities: verify.Authorities | None
+    answers: verify.Answers | None
+    """Counts the kept answers, where they are to be read."""
 
 
 def register(app: typer.Typer) -> None:
@@ -59,13 +61,17 @@ def verify_trail(
             show_default=False,
         ),
     ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that names it.")
+    ] = False,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """Replay every target, check digests and hashes, and report the first broken link of each."""
-    trusted = _Trusted(
+    asked = _Asked(
         [signing.load_public_key(each) for each in public_key or ()],
         None if tsa is None else signing.load_authorities(tsa),
+        verify.Answers() if answers else None,
     )
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
@@ -73,7 +79,7 @@ def verify_trail(
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, trusted, hidden=as_json)
+        found, through = _findings(app, against, since, asked, hidden=as_json)
     if as_json:
         console.json([finding.as_object() for finding in found])
     else:
@@ -85,7 +91,7 @@ def verify_trail(
 
 
 def _findings(
-    app: Application, against: Path | None, since: int, trusted: _Trusted, *, hidden: bool
+    app: Application, against: Path | None, since: int, asked: _Asked, *, hidden: bool
 ) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
     sealing = verify.Sealing()
@@ -97,7 +103,7 @@ def _findings(
 
         cut: list[int] = []
         kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing, **trusted._asdict()))
+        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing, **asked._asdict()))
         found += _damage(app) + _schema(app)
         if kept is not None:
             found += verify.against(app.engine, kept, is_whole=lambda: not cut)
@@ -106,21 +112,23 @@ def _findings(
                 f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
                 "yellow",
             )
-    through = _through(reached[0], sealing, trusted)
+    through = _through(reached[0], sealing, asked)
     return found, through + (f"; compared with {against}" if against else "")
 
 
-def _through(done: verify.Progress, sealing: verify.Sealing, trusted: _Trusted) -> str:
+def _through(done: verify.Progress, sealing: verify.Sealing, asked: _Asked) -> str:
     """What the check went through, in words."""
     through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
     through += f", {sealing.seals} seals"
     if sealing.signed:
-        unchecked = "" if trusted.keys else "; --public-key FILE checks the signatures"
+        unchecked = "" if asked.keys else "; --public-key FILE checks the signatures"
         through += f" ({sealing.signed} signed{unchecked})"
     if sealing.last_stamp:
         seal, at = sealing.last_stamp
-        unchecked = "" if trusted.authorities else "; --tsa FILE checks whose they are"
+        unchecked = "" if asked.authorities else "; --tsa FILE checks whose they are"
         through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)} UTC{unchecked})"
+    if (read := asked.answers) is not None:
+        through += f", {read.kept} answers ({read.bytes} bytes; {read.proven} of {read.versions} versions have theirs)"
     if sealing.unsealed_runs:
         through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"
     return through

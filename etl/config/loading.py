@@ -106,6 +106,7 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         guard=values.section("guard", shape.GuardSettings),
         service=values.section("service", shape.ServiceSettings),
         retention=values.section("retention", shape.RetentionSettings),
+        archive=values.section("archive", shape.ArchiveSettings),
         seal=values.section("seal", shape.SealSettings),
         verify=values.section("verify", shape.VerifySettings),
         log=values.section("log", shape.LogSettings),

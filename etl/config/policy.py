@@ -7,26 +7,28 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.config.settings import GuardSettings, Settings
+from etl.config.settings import ArchiveSettings, GuardSettings, Settings
 
 _STAYS: Final = frozenset({"access_key", "secret_key", "secret_key_file", "ca_bundle", "proxy"})
 """Of [gateway]: the credentials, and what describes a machine."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """[guard], and [gateway] without its credentials."""
+    """[guard], [archive], and [gateway] without its credentials."""
 
     guard: GuardSettings
+    archive: ArchiveSettings
     gateway: Mapping[str, Any]
 
 
 def policy_of(settings: Settings) -> Policy:
     """What of ``settings`` goes to the workers."""
     gateway = msgspec.structs.asdict(settings.gateway)
-    return Policy(guard=settings.guard, gateway={name: value for name, value in gateway.items() if name not in _STAYS})
+    travels = {name: value for name, value in gateway.items() if name not in _STAYS}
+    return Policy(guard=settings.guard, archive=settings.archive, gateway=travels)
 
 
 def with_policy(settings: Settings, policy: Policy) -> Settings:
     """A worker's own ``settings``, with those of a run in their place."""
     gateway = msgspec.structs.replace(settings.gateway, **policy.gateway)
-    return msgspec.structs.replace(settings, guard=policy.guard, gateway=gateway)
+    return msgspec.structs.replace(settings, guard=policy.guard, archive=policy.archive, gateway=gateway)

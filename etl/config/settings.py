@@ -144,6 +144,13 @@ class RetentionSettings(Section, frozen=True, kw_only=True):
     heads_file: Text = ""
 
 
+class ArchiveSettings(Section, frozen=True, kw_only=True):
+    """What is kept of the answers themselves."""
+
+    answers: Annotated[Literal["none", "changed"], Meta(description='"none" or "changed"')] = "none"
+    """Those that made a version or were held."""
+
+
 class VerifySettings(Section, frozen=True, kw_only=True):
     """How often the service checks its own trail; None: never."""
 
@@ -192,6 +199,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     guard: GuardSettings
     service: ServiceSettings
     retention: RetentionSettings
+    archive: ArchiveSettings
     seal: SealSettings
     verify: VerifySettings
     log: LogSettings

@@ -23,6 +23,7 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "guard": shape.GuardSettings,
     "service": shape.ServiceSettings,
     "retention": shape.RetentionSettings,
+    "archive": shape.ArchiveSettings,
     "seal": shape.SealSettings,
     "verify": shape.VerifySettings,
     "log": shape.LogSettings,

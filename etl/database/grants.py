@@ -10,7 +10,7 @@ from etl.errors import UsageError
 
 _TRAIL: Final = (
     "change_set, workflow_change, target_membership, hold_event, workflow_detail, org_event, org_step, pruned_issues, "
-    "run_seal, seal_timestamp, trail"
+    "run_seal, seal_timestamp, trail, answer"
 )
 _HEAD: Final = "last_seal, head, sealed_at"
 """Of `trail`, what moves with each seal."""

@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
 
+from etl.domain.answers import KeptAnswer
 from etl.domain.kinds import ChangeKind
 
 CYCLE_LABELS: Final = {"M": "month", "W": "week", "D": "day", "H": "hour", "mi": "minute"}
@@ -91,6 +92,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     sole_answer: bool = False
     """Whether it is the only answer that its connection ever carried. Nothing in an answer names its user, so only
     such an answer may change a list or a hold."""
+    data: bytes | msgspec.Raw = b""
+    """The bytes that ``data_hash`` is of, where ``flows`` is there; empty once they are kept, or need not be."""
+    kept: KeptAnswer | None = None
+    """The same as they are to be archived, where they are."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -195,6 +200,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     missing_before: Set[str] = frozenset()
     issue: Issue | None = None
     clock_went_back: bool = False
+    kept: KeptAnswer | None = None
+    """The answer, where it made a version or belongs to a hold, and answers are archived."""
 
     @property
     def only_extends(self) -> bool:

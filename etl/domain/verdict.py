@@ -104,6 +104,7 @@ def judged(
         missing_before=state.missing,
         issue=Issue("guard", decision.reason, snapshot.attempts, len(decision.held)) if held else None,
         clock_went_back=times.clock_went_back,
+        kept=snapshot.kept if held or change_set or state.missing else None,
     )
 
 

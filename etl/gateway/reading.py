@@ -46,4 +46,5 @@ def read_snapshot(target: Target, answered: Answered, known_data_hash: str | Non
         attempts=answered.attempts,
         body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
         sole_answer=reply.is_sole,
+        data=b"" if listed is None else envelope.data,
     )

@@ -128,17 +128,16 @@ def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome
     return set(connection.execute(_EXTEND[connection.dialect.name], given).scalars())
 
 
-def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Insert those of ``rows`` whose key is not there yet, in the order given; return how many were.
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert those of ``rows``, which have different keys, whose key is not there yet, in the order given.
 
     The tables are append-only: on SQLite a trigger refuses a key that is there, before ON CONFLICT is looked at.
     """
     (key,) = table.primary_key.columns
     if connection.dialect.name == "postgresql":
-        added = postgresql.insert(table).on_conflict_do_nothing(index_elements=[key])
-        return sum(connection.execute(added, row).rowcount for row in rows)
+        connection.execute(postgresql.insert(table).on_conflict_do_nothing(index_elements=[key]), list(rows))
+        return
     known = set(connection.execute(select(key).where(key.in_([row[key.name] for row in rows]))).scalars())
-    new = {row[key.name]: row for row in rows if row[key.name] not in known}
+    new = [row for row in rows if row[key.name] not in known]
     if new:
-        connection.execute(insert(table), list(new.values()))
-    return len(new)
+        connection.execute(insert(table), new)

@@ -13,7 +13,7 @@ from etl.domain.chain import FORMAT, GENESIS, encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
-from etl.store import turnover
+from etl.store import answers, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
@@ -131,6 +131,7 @@ def apply(
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
+    answers.keep(connection, run_id, won)
     return Applied(lost, issue_id)
 
 

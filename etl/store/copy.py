@@ -14,6 +14,7 @@ from etl.errors import FlowtrailError, UsageError
 from etl.schema import (
     GAPS_IN_NUMBERS,
     UtcTime,
+    answer,
     change_set,
     hold_event,
     observation,
@@ -44,7 +45,7 @@ from etl.store.bulk import insert_rows, stamp
 
 TABLES: Final = (
     *(target, workflow, change_set, workflow_change, observation, sync_run, sync_issue),
-    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail),
+    *(target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer),
     *(organisation, org_turnover, roster, roster_user),
     *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )

@@ -47,10 +47,12 @@ def last_seal(connection: Connection) -> LastSeal | None:
 def keep(connection: Connection, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
     """Write a stamp down; False where another process was faster."""
     row = {"seal_id": seal_id, "stamped_at": stamped_at, "token": token}
-    return insert_new(connection, seal_timestamp, [row]) == 1
+    insert_new(connection, seal_timestamp, [row])
+    return is_kept(connection, seal_id, token)
 
 
 def is_kept(connection: Connection, seal_id: int, token: bytes) -> bool:
-    """Whether the row that ``keep`` made was committed."""
+    """Whether this stamp is the one that is there."""
     mine = select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == seal_id)
-    return connection.execute(mine).scalar() == token
+    found: bytes | None = connection.execute(mine).scalar()
+    return found is not None and bytes(found) == token

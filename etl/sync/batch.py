@@ -13,7 +13,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from etl.domain import verdict
+from etl.domain import answers, verdict
+from etl.domain.answers import KeptAnswer
 from etl.domain.chain import state_digest
 from etl.domain.guard import Limits
 from etl.domain.model import Fence, Issue, Outcome, Snapshot, State, Target
@@ -57,6 +58,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     stop: threading.Event
     arrived: Callable[[], None] = lambda: None
     """Called once for every answer, from several threads."""
+    keeps_answers: bool = False
+    """Whether answers that make a version, or are held, are archived."""
     planned: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
     """Called with the outcomes of a plan, which writes nothing; from several threads."""
 
@@ -175,7 +178,7 @@ class Batch:
         snapshot = fetch(fence.target, known, own_connection=own_connection)
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
             if len(snapshot.flows or ()) < fence.flow_count:
-                return Fetched(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
+                return Fetched(fence, _without_bytes(snapshot), differs=True)
             del snapshot  # a second list of the same size may follow
             snapshot = fetch(fence.target, known, own_connection=True)
         return self._compare(fence, snapshot)
@@ -183,9 +186,10 @@ class Batch:
     def _compare(self, fence: Fence, snapshot: Snapshot) -> Fetched:
         """Compare the answer with the known one. One that differs is read a second time, strictly. Raises Malformed."""
         if _is_as_before(fence, snapshot):
-            return Fetched(fence, msgspec.structs.replace(snapshot, flows=None, body=b""))
+            return Fetched(fence, _without_bytes(msgspec.structs.replace(snapshot, flows=None)))
         reread_strictly(snapshot)
-        return Fetched(fence, msgspec.structs.replace(snapshot, body=b""), differs=True)
+        kept = answers.kept(snapshot.data_hash, bytes(snapshot.data)) if self._context.keeps_answers else None
+        return Fetched(fence, _without_bytes(snapshot, kept), differs=True)
 
     def _judge_group(self, group: Sequence[Fetched]) -> list[Outcome]:
         self._tally.interrupted += sum(fetched.answer is None for fetched in group)
@@ -239,6 +243,11 @@ class Batch:
             self._apply([verdict.failed(outcomes[0].fence, refused)])
         else:
             raise error
+
+
+def _without_bytes(snapshot: Snapshot, kept: KeptAnswer | None = None) -> Snapshot:
+    """What is to be judged: many of them are in memory at once."""
+    return msgspec.structs.replace(snapshot, body=b"", data=b"", kept=kept)
 
 
 def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:

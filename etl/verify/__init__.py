@@ -16,6 +16,7 @@ from etl.database import reading
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import target
+from etl.verify.answers import Answers, TargetAnswers, bodies
 from etl.verify.chain import Chain
 from etl.verify.current import Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
@@ -33,6 +34,7 @@ from etl.verify.times import RunTimes, run_times
 from etl.verify.timestamps import Authorities, timestamps
 
 __all__ = [
+    "Answers",
     "Authorities",
     "Finding",
     "HeadsFile",
@@ -80,21 +82,25 @@ def verify(
     sealing: Sealing | None = None,
     keys: Sequence[PublicKey] = (),
     authorities: Authorities | None = None,
+    answers: Answers | None = None,
 ) -> Iterator[Finding]:
     """Replay every target in one pass; yield the first broken link of each, then orphans, then what the seals deny.
 
     Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, and their runs.
     ``progress`` is called after every target; ``sealing`` counts the seals. ``keys`` are those that seals may be signed
     with (none: only that no signature is missing is checked), ``authorities`` those whose time stamps are believed.
+    ``answers`` has the kept answers checked, and counts them.
     Each target and each run is read as of one moment; the service may go on writing. Raises DatabaseError where the
     database cannot be read.
     """
-    one_pass = _Pass(engine, progress or _ignore)
+    one_pass = _Pass(engine, progress or _ignore, answers)
     sound = True
     while one_pass.after is not None:
         for finding in one_pass.go_on(one_pass.after):
             sound = False
             yield finding
+    if answers is not None:
+        yield from bodies(engine, answers)
     yield from orphans(engine)
     of_seals = seals(engine, since=since, went=sealing, keys=keys)
     stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
@@ -121,11 +127,12 @@ def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Fi
 class _Pass:
     """One pass over all targets, in several short transactions on SQLite."""
 
-    def __init__(self, engine: Engine, progress: Callable[[Progress], None]) -> None:
+    def __init__(self, engine: Engine, progress: Callable[[Progress], None], answers: Answers | None) -> None:
         self.after: int | None = BEFORE_ALL
         """The last target that was replayed; None when all were."""
         self._engine = engine
         self._progress = progress
+        self._answers = answers
         self._budget = _ROWS_A_TRANSACTION if engine.dialect.name == "sqlite" else None
         self._any_bytes = False
         with reading(engine) as connection:
@@ -147,7 +154,7 @@ class _Pass:
     def _replay_some(self, rows: Rows, times: RunTimes) -> Iterator[Finding]:
         began = sum(self._done)
         for row in rows.targets:
-            chain, finding = _replay(rows, row, times)
+            chain, finding = _replay(rows, row, times, self._answers)
             self.after = row[0]
             self._done = self._done.plus(chain)
             self._progress(self._done)
@@ -158,11 +165,11 @@ class _Pass:
         self.after = None
 
 
-def _replay(rows: Rows, row: Row, times: RunTimes) -> tuple[Chain, Finding | None]:
+def _replay(rows: Rows, row: Row, times: RunTimes, answers: Answers | None) -> tuple[Chain, Finding | None]:
     """Follow a target to its end, or to its first broken link."""
     chain = Chain(Target(*row[1:4]), times)
     try:
-        _follow(rows, row, chain)
+        _follow(rows, row, chain, answers)
     except Broken as broken:
         return chain, broken.of(chain.target)
     except _UNREADABLE as error:
@@ -172,15 +179,20 @@ def _replay(rows: Rows, row: Row, times: RunTimes) -> tuple[Chain, Finding | Non
     return chain, None
 
 
-def _follow(rows: Rows, row: Row, chain: Chain) -> None:
+def _follow(rows: Rows, row: Row, chain: Chain, answers: Answers | None) -> None:
     target_id = row[0]
+    own = None if answers is None else TargetAnswers(rows.connection, target_id, answers)
     for change_set in rows.change_sets.take(target_id):
         chain.link(change_set, rows.changes_of(target_id, change_set.version))
         chain.see(rows.spans.take_all((target_id, change_set.version)))
+        if own is not None:
+            own.require_version(chain, change_set)
     beside = rows.spans.left_over(target_id)
     if beside is not None:
         raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), beside[1])
     missing = require_workflows(chain, rows.workflows.take(target_id))
+    if own is not None:
+        own.require_holds()
     require_target(chain, rows.target(row), Missing(missing, rows.last_hold(target_id) if missing else None))
 
 

@@ -175,7 +175,8 @@ class Rows:
     """All that is known of the targets above an id, as of one moment."""
 
     def __init__(self, connection: Connection, after: int, opened: ExitStack) -> None:
-        self._connection = connection
+        self.connection = connection
+        """For what only some checks want to know."""
         self._after = after
         self._opened = opened
         self.time = _time_of_sqlite if connection.dialect.name == "sqlite" else _time_of_postgresql
@@ -192,7 +193,7 @@ class Rows:
 
     def last_hold(self, target_id: int) -> int | None:
         """How many workflows were missing at the latest hold of a target; None where no issue tells."""
-        missing: int | None = self._connection.execute(text(_LAST_HOLD), {"target_id": target_id}).scalar()
+        missing: int | None = self.connection.execute(text(_LAST_HOLD), {"target_id": target_id}).scalar()
         return missing
 
     def target(self, row: Row) -> TargetRow:
@@ -200,8 +201,8 @@ class Rows:
         return TargetRow._make((number, Target(org_id, user_id, expression), *rest, self.time(held_since)))
 
     def _query(self, statement: str) -> Iterable[Row]:
-        result = self._connection.execute(
-            text(_in_dialect(statement, self._connection.dialect.name)),
+        result = self.connection.execute(
+            text(_in_dialect(statement, self.connection.dialect.name)),
             {"after": self._after},
             execution_options={"stream_results": True, "yield_per": _AT_ONCE},
         )

@@ -438,6 +438,20 @@ def trail() -> None:
     )
 
 
+def answer() -> None:
+    create(
+        "answer",
+        key("data_hash"),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        text("encoding"),
+        number("length"),
+        number("first_run_id"),
+        primary("answer", "data_hash"),
+        checks={"digests": sha256("data_hash"), "length": "length >= 0"},
+        comment="The bytes of data of an answer, which hash to data_hash, compressed; kept once. Append-only.",
+    )
+
+
 def organisation() -> None:
     create(
         "organisation",
@@ -719,6 +733,7 @@ TRAIL = {
     "run_seal": "id = NEW.id OR run_id = NEW.run_id",
     "seal_timestamp": "seal_id = NEW.seal_id",
     "trail": "id = NEW.id OR trail_id = NEW.trail_id",
+    "answer": "data_hash = NEW.data_hash",
     "org_event": "event_id = NEW.event_id",
     "org_step": "id = NEW.id",
 }
@@ -770,7 +785,7 @@ def append_only_on_postgresql() -> None:
 
 def upgrade() -> None:
     tables = (target, workflow, change_set, workflow_change, observation, sync_run, sync_issue, organisation)
-    history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail)
+    history = (target_membership, hold_event, workflow_detail, pruned_issues, run_seal, seal_timestamp, trail, answer)
     story = (org_event, org_flow, org_loss, org_state, org_step)
     notes = (overdue_notice, condition, verification, lease)
     for make in (*tables, *history, org_turnover, *story, roster, roster_user, *notes):

@@ -29,6 +29,7 @@ SECTIONS = {
     "service": shape.ServiceSettings,
     "notify": shape.NotifySettings,
     "retention": shape.RetentionSettings,
+    "archive": shape.ArchiveSettings,
     "seal": shape.SealSettings,
     "verify": shape.VerifySettings,
     "log": shape.LogSettings,

@@ -36,6 +36,7 @@ TRAIL = {
         "run_seal",
         "seal_timestamp",
         "trail",
+        "answer",
     ),
 }
 REWRITES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -109,3 +110,16 @@ def test_the_last_seal_is_stamped_on_demand_and_the_stamp_is_checked(
     refused = run("seal", "timestamp")
     assert isinstance(refused.exception, SigningError)
     assert "cannot be reached" in str(refused.exception)
+
+
+def test_the_answer_of_a_version_is_printed_as_it_came(flowtrail: Program, run: Command) -> None:
+    run("sync")
+    refused = str(run("answer", "o1", "ann").exception)
+    assert refused.startswith("The answer that made version 1 of o1/ann was not kept: [archive] answers was not")
+    assert str(run("answer", "o1", "ann", "--version", "7").exception).startswith("There is no version 7 of o1/ann")
+    (flowtrail.folder / "flowtrail.db").unlink()
+    flowtrail.configure(rest='[archive]\nanswers = "changed"')
+    run("sync")
+    printed = run("answer", "o1", "ann").stdout_bytes
+    assert flowtrail.rows("SELECT data_hash FROM change_set") == [(hashlib.sha256(printed).hexdigest(),)]
+    assert "1 of 1 versions have theirs" in run("verify", "--answers").stdout

@@ -38,6 +38,7 @@ CONTRACT = {
     "run_seal": "id format run_id parent seal sealed_at targets_digest change_sets_digest issues_digest events_digest "
     "signature key_id",
     "seal_timestamp": "seal_id stamped_at token",
+    "answer": "data_hash body encoding length first_run_id",
     "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
     "org_event": "event_id run_id org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle "
     "old_editable new_editable last_unchanged_at observed_at users_before users_after certain unheard decided_at",

@@ -71,7 +71,7 @@ def test_a_seal_is_stamped_once_whoever_is_faster(house: House, authority: Autho
 
 def test_a_time_stamp_can_be_neither_altered_nor_deleted(house: House, authority: Authority) -> None:
     stamped(house, authority)
-    for statement in ("UPDATE seal_timestamp SET token = ''", "DELETE FROM seal_timestamp"):
+    for statement in ("UPDATE seal_timestamp SET seal_id = 9", "DELETE FROM seal_timestamp"):
         with pytest.raises(Exception, match="append-only"):
             change(house.engine, statement)
 

@@ -39,6 +39,7 @@ class House:
         self.offset = dt.timedelta(0)
         self.arrived: Callable[[], None] = lambda: None
         self.concurrency = concurrency
+        self.keeps_answers = False
         self.settings = GatewaySettings(
             url=upstream.url,
             access_key="demo-access-key",
@@ -81,6 +82,7 @@ class House:
                 down_after=3 * self.concurrency,
                 stop=self.stop,
                 arrived=self.arrived,
+                keeps_answers=self.keeps_answers,
             )
             yield context, batches
 

@@ -23,7 +23,7 @@ def test_the_reference_names_every_command_option_and_variable() -> None:
 
 
 COMPLETED = {
-    ("flowtrail", "s"): "serve status sync",
+    ("flowtrail", "s"): "seal serve status sync",
     ("flowtrail", "sync", ""): "plants sites",
     ("flowtrail", "changes", "--kind", "re"): "removed renamed",
 }

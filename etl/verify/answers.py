@@ -1,0 +1,145 @@
+"""The kept answers: each is the bytes that its hash says, and gives the version, and the holds, that name it.
+
+A version is what its answer lists, and besides that only workflows whose removal was held at the time.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Engine, Row, Select, bindparam, select
+
+from etl.database import reading
+from etl.domain import answers
+from etl.domain.model import Flow
+from etl.errors import GatewayError
+from etl.schema import answer, hold_event
+from etl.verify.chain import Chain
+from etl.verify.finding import Broken, Finding, Verbatim
+from etl.verify.rows import ChangeSetRow
+
+_AT_ONCE: Final = 200
+_COLUMNS: Final = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
+_ANSWERS: Final[Select[Any]] = (
+    select(*_COLUMNS).where(answer.c.data_hash > bindparam("after")).order_by(answer.c.data_hash).limit(_AT_ONCE)
+)
+_ANSWER: Final[Select[Any]] = select(*_COLUMNS).where(answer.c.data_hash == bindparam("data_hash"))
+_HOLDS: Final[Select[Any]] = (
+    select(hold_event.c.kind, hold_event.c.at, hold_event.c.flow_ids, hold_event.c.data_hash)
+    .where(hold_event.c.target_id == bindparam("target_id"))
+    .order_by(hold_event.c.id)
+)
+
+
+class Answers(msgspec.Struct):
+    """What a check of the answers went through."""
+
+    kept: int = 0
+    bytes: int = 0
+    """Of the kept ones, as they came."""
+    versions: int = 0
+    proven: int = 0
+    """Versions whose answer is kept, and gives them."""
+
+
+def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
+    """The kept answers that are not what their rows say. Raises DatabaseError."""
+    after, more = "", True
+    while more:
+        with reading(engine) as connection:
+            rows = connection.execute(_ANSWERS, {"after": after}).all()
+        more = len(rows) == _AT_ONCE
+        for row in rows:
+            after = row.data_hash
+            went.kept += 1
+            try:
+                went.bytes += len(_data(row))
+            except Broken as broken:
+                yield broken.of_run(None)
+
+
+class TargetAnswers:
+    """Beside the replay of one target: the answers of its versions and of its holds."""
+
+    def __init__(self, connection: Connection, target_id: int, went: Answers) -> None:
+        self._connection = connection
+        self._went = went
+        self._holds = [_Hold(row) for row in connection.execute(_HOLDS, {"target_id": target_id})]
+        self._next = 0
+        self._held: set[str] = set()
+
+    def require_version(self, chain: Chain, row: ChangeSetRow) -> None:
+        """Raise Broken where the answer of the version that was linked last is kept, and does not give it."""
+        self._went.versions += 1
+        self._hold_until(row.observed_at)
+        listed = self._listed(row.data_hash, row.version)
+        if listed is None:
+            return
+        flows = chain.listing.flows
+        for flow_id in sorted(listed.keys() | flows.keys()):
+            if listed.get(flow_id) == flows.get(flow_id) or (flow_id not in listed and flow_id in self._held):
+                continue
+            told = f"{_told(listed.get(flow_id))}, as its answer has it"
+            raise Broken("workflow", Verbatim(told), Verbatim(_told(flows.get(flow_id))), row.version)
+        self._went.proven += 1
+
+    def require_holds(self) -> None:
+        """Raise Broken where the answer of a hold is kept, and does not show what began or ended."""
+        for hold in self._holds:
+            listed = self._listed(hold.data_hash, None)
+            if listed is None:
+                continue
+            for flow_id in hold.flow_ids:
+                if (flow_id in listed) != (hold.kind == "back"):
+                    wanted = Verbatim(f"{hold.kind!r} at {hold.at} only of what its answer shows so")
+                    raise Broken("hold_event", wanted, flow_id)
+
+    def _hold_until(self, at: dt.datetime) -> None:
+        while self._next < len(self._holds) and self._holds[self._next].at <= at:
+            hold = self._holds[self._next]
+            (self._held.update if hold.kind == "held" else self._held.difference_update)(hold.flow_ids)
+            self._next += 1
+
+    def _listed(self, data_hash: str, version: int | None) -> Mapping[str, Flow] | None:
+        row = self._connection.execute(_ANSWER, {"data_hash": data_hash}).first()
+        if row is None:
+            return None
+        return _read(_data(row, version), data_hash, version)
+
+
+class _Hold:
+    def __init__(self, row: Row[Any]) -> None:
+        self.kind: str = row.kind
+        self.at: dt.datetime = row.at
+        self.data_hash: str = row.data_hash
+        self.flow_ids: Sequence[str] = json.loads(row.flow_ids)
+
+
+def _data(row: Row[Any], version: int | None = None) -> bytes:
+    kept = answers.KeptAnswer(row.data_hash, bytes(row.body), row.length, row.encoding)
+    try:
+        return answers.data_of(kept)
+    except ValueError as error:
+        right = Verbatim(f"the {row.length} bytes of '{row.data_hash}'")
+        raise Broken("answer.body", right, Verbatim(str(error)), version) from None
+
+
+def _read(data: bytes, data_hash: str, version: int | None) -> Mapping[str, Flow]:
+    """What the client reads in these bytes, whichever version of the API they came from."""
+    from etl.gateway.answer import read_flows  # a check without answers need not load the client
+    from etl.gateway.api import APIS
+
+    for api in APIS.values():
+        try:
+            return {flow.flow_id: flow for flow in read_flows(msgspec.Raw(data), api).flows}
+        except GatewayError as error:
+            problem = str(error)
+    raise Broken("answer.body", Verbatim(f"a list, under '{data_hash}'"), Verbatim(problem), version)
+
+
+def _told(flow: Flow | None) -> str:
+    return "nothing" if flow is None else msgspec.json.encode(flow).decode()
