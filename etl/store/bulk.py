@@ -1,4 +1,4 @@
-"""The bulk paths: COPY on PostgreSQL, many rows a statement on SQLite."""
+"""Bulk writes: COPY on PostgreSQL, many rows per statement on SQLite."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from etl.schema import observation, sync_run
 
 
 class BulkValues:
-    """Rows that a statement is given as one value: arrays on PostgreSQL, JSON on SQLite.
+    """Rows that a statement gets as one value: arrays on PostgreSQL, JSON on SQLite.
 
-    Five hundred keys in a list cost PostgreSQL more to plan than to answer, and a statement for each row costs both
-    databases more than the row.
+    PostgreSQL needs longer to plan a list of five hundred keys than to answer it, and on both databases a statement per
+    row costs more than the row.
     """
 
     def __init__(self, **types: str) -> None:
-        """Columns, with the types that PostgreSQL must be told."""
+        """The columns, each with its PostgreSQL type."""
         self._types = types
 
     def select(self, dialect: str) -> TextualSelect:
-        """The rows, in their order."""
+        """A SELECT of the rows, in their order."""
         return text(self.sql(dialect)).columns(*map(column, self._types))
 
     def sql(self, dialect: str) -> str:
-        """The same as text, to stand in a statement that is text."""
+        """The same as SQL text, for use inside another statement."""
         if dialect == "postgresql":
             arrays = ", ".join(f"CAST(:given_{name} AS {type_}[])" for name, type_ in self._types.items())
             return f"SELECT * FROM unnest({arrays}) AS given ({', '.join(self._types)})"  # noqa: S608 - our own names
@@ -39,7 +39,7 @@ class BulkValues:
         return f"SELECT {values} FROM json_each(:rows) WHERE true"  # noqa: S608
 
     def bound(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-        """The parameters that are ``rows``; times as ``stamp`` makes them."""
+        """The parameters that hold ``rows``; times are made by ``stamp``."""
         if connection.dialect.name == "postgresql":
             return {f"given_{name}": [row[n] for row in rows] for n, name in enumerate(self._types)}
         return {"rows": msgspec.json.encode(rows).decode()}
@@ -72,9 +72,10 @@ def _extend(dialect: str) -> Any:
 
 _EXTEND: Final = {dialect: _extend(dialect) for dialect in ("postgresql", "sqlite")}
 _TYPES: Final = {int: "int8", str: "text", bool: "bool", bytes: "bytea", dt.datetime: "timestamptz"}
-"""PostgreSQL's, so that the driver need not look at each value."""
+"""PostgreSQL's types, so that the driver need not inspect each value."""
 _VALUES_A_STATEMENT: Final = 3_000
-"""On SQLite, where a statement a row costs more than its row: the driver gives up the interpreter's lock each time."""
+"""On SQLite. One statement per row would cost more than the row: the driver releases the interpreter's lock each
+time."""
 
 
 def insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -93,7 +94,7 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
             for row in rows:
                 copy.write_row(row)
         return
-    # FAIL: what a refused row leaves behind is rolled back with the transaction, so SQLite need not prepare for it.
+    # FAIL: the transaction is rolled back after a refused row, so SQLite need not keep copies of pages to undo it.
     start = f"INSERT OR FAIL INTO {table.name} ({names}) VALUES "  # noqa: S608
     marks = f"({', '.join('?' * len(columns))})"
     while some := list(islice(rows, _VALUES_A_STATEMENT // len(columns))):
@@ -101,17 +102,17 @@ def insert_rows(connection: Connection, table: Table, columns: Sequence[str], ro
 
 
 def stamp(connection: Connection, instant: dt.datetime) -> Any:
-    """A time as the driver takes it, without SQLAlchemy's types: once a target, not once a row."""
+    """A time as the driver takes it, past SQLAlchemy's types; called once per target instead of once per row."""
     if connection.dialect.name == "postgresql":
         return instant
     return instant.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def extend_spans(connection: Connection, run_id: int, outcomes: Sequence[Outcome]) -> set[int]:
-    """Extend the open spans in one statement; return the ids of the targets whose span was as their fence says.
+    """Extend the open spans in one statement; return the ids of the targets whose span still was as in their fence.
 
-    Their rows are locked by id: two processes that extend the same spans must not wait for each other. None is extended
-    where the run is closed; it cannot be closed then until the transaction ends.
+    The rows are locked by id, so that two processes that extend the same spans cannot deadlock. If the run is closed,
+    none is extended; otherwise it cannot be closed until the transaction ends.
     """
     rows = [
         (

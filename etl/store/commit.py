@@ -1,4 +1,4 @@
-"""One transaction that writes the outcomes of a batch; ``locking`` says how two of them meet."""
+"""One transaction that writes the outcomes of a batch; ``locking`` has the protocol between two of them."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ _FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
 class Applied(NamedTuple):
-    """What became of outcomes."""
+    """The result of ``apply``."""
 
     stale: set[int]
-    """The ids of the targets that had moved."""
+    """The ids of the targets whose fence had changed."""
     issue_id: int | None
-    """The first issue that was written."""
+    """The id of the first issue that was written."""
 
 
 def apply(
@@ -117,9 +117,9 @@ def apply(
 ) -> Applied:
     """Write what ``outcomes`` say, in the caller's transaction. Raises RunClosed where the run is closed.
 
-    Raises FenceConflict where the transaction must be rolled back and begun again, with those targets as ``suspects``,
-    and TooManyRemovals where it must be rolled back: with what others have committed meanwhile, ``removals`` are too
-    many.
+    Raises FenceConflict if the transaction must be rolled back and repeated, with those targets as ``suspects``, and
+    TooManyRemovals if it must be rolled back because ``removals`` are too many together with what others have
+    committed.
     """
     won = winners(connection, run_id, outcomes, suspects)
     lost = {outcome.fence.target_id for outcome in outcomes} - {outcome.fence.target_id for outcome in won}
@@ -183,7 +183,7 @@ def _answers(connection: Connection, outcome: Outcome) -> Iterator[Any]:
 
 
 def _latest_ids(connection: Connection, table: Table, outcomes: Iterable[Outcome]) -> dict[int, int]:
-    """The id of each target's latest row: the one just inserted, since the target's row is locked."""
+    """The id of each target's latest row, which is the one just inserted, because the target's row is locked."""
     ids = [outcome.fence.target_id for outcome in outcomes]
     if not ids:
         return {}
@@ -199,7 +199,7 @@ def _insert_changes(connection: Connection, numbered: Iterable[tuple[int, Outcom
 
 
 def _replay(connection: Connection, numbered: Iterable[tuple[int, Outcome, ChangeSet]]) -> None:
-    """Do to ``workflow`` what the trail now says: the database reads the changes that it has just been given."""
+    """Apply the new changes to ``workflow``; the database reads them from the rows that were just inserted."""
     baselines: list[int] = []
     deltas: list[int] = []
     for number, _, made in numbered:
@@ -212,7 +212,7 @@ def _replay(connection: Connection, numbered: Iterable[tuple[int, Outcome, Chang
 
 
 def _upsert(connection: Connection) -> Any:
-    """Two changes of a workflow say the same of what it became: DISTINCT makes them one row."""
+    """Two changes of a workflow have the same values after it: DISTINCT makes them one row."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = _NEW_ROWS.where(workflow_change.c.kind != "removed").distinct()
     statement = dialect.insert(workflow).from_select(_COLUMNS, rows)
@@ -229,7 +229,7 @@ def _upsert(connection: Connection) -> Any:
 
 
 def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """Mark what is held from now on, and clear what came back (a removed row is gone: clearing it finds nothing)."""
+    """Mark what is held from now on, and clear what came back. (Rows of removed workflows are gone already.)"""
     return [
         {"of_target": outcome.fence.target_id, "of_flow": flow_id, "since": since}
         for outcome in outcomes
@@ -242,7 +242,7 @@ def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 
 def _hold_events(run_id: int, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
-    """What began to be held, and how what was held ended."""
+    """The holds that began, and how earlier ones ended."""
     return [
         {
             "target_id": outcome.fence.target_id,

@@ -1,4 +1,4 @@
-"""Whether a transaction was committed whose COMMIT got no answer."""
+"""Whether a transaction was committed if its COMMIT got no answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from etl.store.commit import Applied
 def was_committed(connection: Connection, outcomes: Sequence[Outcome], applied: Applied) -> bool:
     """Whether the transaction in which ``outcomes`` were ``applied`` was committed: looked up, not guessed.
 
-    It is all there or not at all, so one trace is enough, but it must be this transaction's own: a batch that was
-    settled twice, since its worker was thought dead, leaves issues of the same run for the same targets twice.
+    A transaction is there completely or not at all, so one trace is enough. But it must be a trace of this transaction:
+    a batch that was settled twice, because its worker was thought dead, leaves two issues of one run for the same
+    targets.
 
-    | what the transaction wrote | its trace | which nobody else leaves, since |
+    | what the transaction wrote | its trace | why nobody else leaves it |
     |---|---|---|
     | a version | its hash | it covers the time of the answer |
-    | an issue | its id | an id is given once |
-    | nothing but spans | the times of one of them | both are those of one answer |
+    | an issue | its id | an id is assigned once |
+    | only spans | the times of one of them | both times belong to one answer |
     """
     won = [outcome for outcome in outcomes if outcome.fence.target_id not in applied.stale]
     return connection.execute(_trace(won, applied).limit(1)).first() is not None

@@ -1,4 +1,4 @@
-"""Copies one database into another, row by row with every id: from SQLite to PostgreSQL, and back."""
+"""Copies one database into another, row by row and with every id: from SQLite to PostgreSQL, or back."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ TABLES: Final = (
     *(organisation, org_turnover, roster, roster_user),
     *(org_event, org_flow, org_loss, org_state, org_step, overdue_notice),
 )
-"""All but ``lease``, ``condition`` and ``verification``, which are of a service and its place; in an order in which
-what a row refers to is there before it."""
+"""All tables except ``lease``, ``condition`` and ``verification``, which belong to a service at its place. Each comes
+after the tables that it refers to."""
 _NUMBERED: Final = (
     *(target, change_set, observation, sync_run, sync_issue, org_turnover),
     *(target_membership, hold_event, workflow_detail, pruned_issues, trail, org_event, org_state, org_step),
 )
-"""Those whose ids the database gives."""
+"""The tables whose ids the database assigns."""
 _ROWS_AT_ONCE: Final = 10_000
 
 Row = Sequence[Any]
 Progress = Callable[[int, int], None]
-"""Rows that are done, of all; each is written and read again."""
+"""Called with the rows done and the rows in all; each row is written and then read again."""
 
 
 class Copied(NamedTuple):
-    """How many rows a table has in both databases now."""
+    """A table, and how many rows it now has in both databases."""
 
     table: str
     rows: int
@@ -75,10 +75,9 @@ def copy(
 ) -> list[Copied]:
     """Copy every row of ``source`` as it is at one moment, in one transaction, and compare before it is committed.
 
-    Both have the current schema. ``destination`` must have no rows; it has none again where anything fails, at whatever
-    moment. Rows are streamed. Unless
-    ``may_be_written``, a ``source`` that was written to meanwhile fails as well.
-    Raises UsageError, FlowtrailError where the copy differs, DatabaseError.
+    Both have the current schema. ``destination`` must be empty, and is empty again if anything fails at any moment.
+    Rows are streamed. A ``source`` that was written to meanwhile is an error too, unless ``may_be_written``.
+    Raises UsageError, FlowtrailError if the copy differs, DatabaseError.
     """
     with database.reading(source) as there, database.writing(destination) as here:
         _require_empty(here)
@@ -106,7 +105,7 @@ def copy(
 
 
 def _require_empty(here: Connection) -> None:
-    """Also lock it until the end; an SQLite file is locked by the transaction itself."""
+    """Raise if it has rows; lock it until the end. (An SQLite file is locked by the transaction itself.)"""
     if here.dialect.name == "postgresql":
         here.execute(text("LOCK TABLE target, sync_run IN EXCLUSIVE MODE"))
     for table in TABLES:
@@ -116,7 +115,7 @@ def _require_empty(here: Connection) -> None:
 
 
 def _never_time_out(connection: Connection) -> None:
-    """Switch off the timeouts of idle transactions: while one database works, the other waits in its transaction."""
+    """Switch off the timeouts for idle transactions: while one database works, the other one waits in its own."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
@@ -146,14 +145,14 @@ def _digest_of(connection: Connection, table: Table, move: Callable[[int], None]
 
 
 def _partitions(connection: Connection, table: Table) -> Iterator[Sequence[Row]]:
-    """All rows in the order of their key, which is the same on both: text goes byte by byte."""
+    """All rows by key. The order is the same on both databases: text is compared byte by byte."""
     ordered = select(table).order_by(*table.primary_key.columns)
     with connection.execute(ordered, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
         yield from result.partitions()
 
 
 def _encoded(rows: Sequence[Row]) -> bytes:
-    """Row for row, whatever the size of a partition: text with its quotes, times in UTC to the microsecond."""
+    """The rows as bytes that do not depend on the size of a partition; times in UTC to the microsecond."""
     return "".join(f"{tuple(row)!r}\n" for row in rows).encode("utf-8", "surrogatepass")
 
 
@@ -185,7 +184,7 @@ def _number_on(there: Connection, here: Connection) -> None:
 
 
 def _key(table: Table) -> Column[int]:
-    """Its number."""
+    """The column with the row's number."""
     (column,) = table.primary_key.columns
     return column
 
@@ -210,7 +209,7 @@ def _last_given(connection: Connection, table: Table) -> int:
 
 
 def _require_unmoved(source: Engine, there: Connection) -> None:
-    """Compare with a later look, which a run that began, lived or ended meanwhile has changed."""
+    """Raise if a later look differs: a run that began, lived or ended meanwhile has changed it."""
     with database.reading(source) as later:
         if _marks(later) != _marks(there):
             raise FlowtrailError(

@@ -1,4 +1,4 @@
-"""Which workflows a run found changed, and what EnOS said of them when it was asked for their details."""
+"""Which workflows a run found changed, and what EnOS said when asked for their details."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.schema import CHANGE_KIND, change_set, target, workflow_change, workflo
 from etl.store import seals
 
 CHANGES_WITH_DETAILS: Final = ("added", "cycle_changed", "renamed", "editable_changed")
-"""After these a user sees the workflow, so that it can be asked for."""
+"""After these changes a user sees the workflow, so that details can be asked for."""
 
 
 class Changed(NamedTuple):
@@ -26,7 +26,7 @@ class Changed(NamedTuple):
 
 
 def changed_workflows(connection: Connection, run_id: int, most: int) -> list[Changed]:
-    """The first ``most`` of those that the run's versions show changed, each once, however many users see it."""
+    """The first ``most`` workflows that the run's versions changed, each once, however many users see it."""
     found = (
         select(target.c.org_id, workflow_change.c.flow_id, func.min(target.c.user_id))
         .join_from(change_set, target, target.c.id == change_set.c.target_id)
@@ -47,7 +47,7 @@ def are_there(connection: Connection, run_id: int, found: Sequence[Detail]) -> b
 
 
 def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_body: bool) -> None:
-    """Append what EnOS said, in the order in which it is given. Raises RunClosed where the run is sealed already."""
+    """Append what EnOS said, in the given order. Raises RunClosed if the run is sealed already."""
     seals.require_unsealed(connection, run_id)
     rows = [
         {

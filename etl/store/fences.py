@@ -1,4 +1,4 @@
-"""What a batch reads before it asks: its targets' fences, and the states of those whose answer differs."""
+"""What a batch reads: the fences of its targets, and the states of those whose answer differs."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def read_fences(connection: Connection, targets: Sequence[Target]) -> dict[Targe
 def register(
     connection: Connection, targets: Sequence[Target], new: Collection[Target], run: RunBegun | None
 ) -> dict[Target, Fence]:
-    """Make rows for ``new`` targets, call back retired ones for a ``run``, and return the fences of all ``targets``.
+    """Insert ``new`` targets, resume retired ones for a ``run``, and return the fences of all ``targets``.
 
-    Somebody else may have made a row meanwhile. Raises RunClosed.
+    Another process may have inserted a target meanwhile. Raises RunClosed.
     """
     if run is not None:
         seals.require_open(connection, run.run_id)
@@ -138,7 +138,7 @@ def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, 
 
 
 def _workflows(connection: Connection, target_ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-    """Past SQLAlchemy, whose row objects cost as much as all the rest; so a truth value is 0 or 1 on SQLite."""
+    """Past SQLAlchemy, whose row objects cost as much as everything else; so booleans are 0 or 1 on SQLite."""
     dialect = connection.dialect.name
     driver = connection.connection.driver_connection
     assert driver is not None  # noqa: S101 - it is checked out

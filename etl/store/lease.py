@@ -4,7 +4,7 @@
 |---|---|---|
 | before now | free | its holder has not renewed it |
 | from now on, at most ``LASTS`` later | held | |
-| later than that | free | nobody can have taken it yet: the clock was ahead then, and went back |
+| later than that | free | nobody can have taken it now: the clock was ahead then, and has gone back |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LASTS: Final = dt.timedelta(seconds=20)
 def take(connection: Connection, name: str, holder: str) -> bool:
     """Take or renew a lease; False while it is held by another.
 
-    The clock is read when the row is ours: to a reading from before, one that was taken meanwhile would lie ahead.
+    The clock is read once the row is locked: by an earlier reading, a lease taken meanwhile would seem to lie ahead.
     """
     connection.execute(select(lease.c.name).where(lease.c.name == name).with_for_update())
     now = connection.execute(select(database_now(connection))).scalar_one()

@@ -1,34 +1,34 @@
 """How transactions that write to the same targets see each other: locks in one order, and fences compared.
 
 Two kinds of writers meet at a target. One *writes the target*: a version, a hold, a failure, a first or a new span. The
-other only *extends* the open span, since the answer was the known one, as most answers are. On PostgreSQL a row lock is
-a write, so the second kind does not lock the target. (SQLite has one writer at a time: there nobody can meet.)
+other only *extends* the open span, because the answer was the known one, as most answers are. On PostgreSQL a row lock
+is a write, so the second kind does not lock the target. (SQLite has one writer at a time: nobody can meet there.)
 
 The protocol. Each step is a statement of its own, so it sees whatever was committed before it got its locks:
 
-0. ``require_open``: the run's row is locked, shared, so that the run is not closed meanwhile; RunClosed where it is. A
-   transaction that only extends does so in step 3, in the same statement.
+0. ``require_open``: a shared lock on the run's row keeps the run from being closed meanwhile; RunClosed if it is closed
+   already. A transaction that only extends does this in step 3, in the same statement.
 1. ``_lock``: a writer of targets locks their rows, by id, and then the latest spans of all targets of the transaction,
    by id.
 2. ``winners``: it drops the targets whose fence is not the one that was read before the request. They are *stale*.
-3. ``extend_spans``: whoever extends locks the spans, by id, and extends those that have as many observations as were
-   read. The others are stale.
-4. ``_check_unmoved``: whoever extended without the lock of step 1 reads the targets. Where one has another fence or
-   another open span by now, FenceConflict is raised: the transaction is rolled back, and tried again as a writer of
-   that target.
+3. ``extend_spans``: an extending transaction locks the spans, by id, and extends those that still have as many
+   observations as were read. The others are stale.
+4. ``_check_unmoved``: a transaction that extended without the lock of step 1 reads the targets. If one has another
+   fence or another open span by now, FenceConflict is raised: the transaction is rolled back, and repeated as a writer
+   of that target.
 5. ``_latest_spans``: a writer that does not extend drops the targets whose latest span is not as it was read. They are
    stale.
 6. ``turnover.count``: the organisations are locked last, by id.
 
 | two transactions meet at a target | the first has locked | the second |
 |---|---|---|
-| both write it | the target, in step 1 | waits in step 1; finds another fence in step 2, or, after a failure, that the span has ended, and opens one of its own (``_after_a_failure``) |
+| both write it | the target, in step 1 | waits in step 1; finds another fence in step 2; or, after a failure, finds the span ended, and opens its own (``_after_a_failure``) |
 | both extend it | the span, in step 3 | waits in step 3, and finds one observation more |
 | one writes, one extends | as the writer, target and span, in step 1 | waits for the span in step 3, and finds the target changed in step 4 |
 | one writes, one extends | as the extender, the span, in step 3 | waits for the span in step 1, and finds one observation more in step 5 |
 
-So of two that meet, the second always sees what the first one did. And no two wait for each other: everybody locks
-the run, then targets, then spans, then organisations, each by id, then the trail.
+So of two that meet, the second always sees what the first one did. And no two wait for each other: every transaction
+locks the run, then targets, then spans, then organisations, each by id, then the trail.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _LATEST: Final = (
 
 
 class FenceConflict(Exception):
-    """Targets whose spans were extended in vain: something else of theirs was committed in the same moment."""
+    """Targets whose spans were extended in vain: another change to them was committed at the same moment."""
 
     def __init__(self, target_ids: Set[int]) -> None:
         super().__init__(f"{len(target_ids)} targets have moved")
@@ -118,7 +118,7 @@ def _check_unmoved(connection: Connection, quiet: Sequence[Outcome]) -> None:
 
 
 def _after_a_failure(outcome: Outcome) -> Outcome:
-    """Whoever failed meanwhile has ended the span, so what was observed opens one of its own, an interrupted one."""
+    """A failure in between has ended the span, so the observation opens a new one, marked as interrupted."""
     span = outcome.span
     if span is None or outcome.fence.observation_id is None:
         return outcome

@@ -1,14 +1,13 @@
-"""Which targets a schedule lists, as history: what joined and left it, was retired and came back.
+"""Which targets a schedule lists, as history: joined, left, retired and resumed.
 
-| what is read | what is recorded, in the run that finds it |
+| what a run finds | what it records |
 |---|---|
 | a schedule lists a target that is no member of it | `joined` |
-| a member is not in its schedule's list any more | `left` |
-| a target is in no schedule any more | `left`, of each schedule that it is a member of, and `retired` |
+| a member is no longer in its schedule's list | `left` |
+| a target is in no schedule any more | `left`, for each schedule that it was a member of, and `retired` |
 | a retired target is in a list again, or is asked again | `resumed` |
 
-Whoever records waits for those who record at the moment, so that ids are committed in their order: a run that has seen
-the event N has seen every event before it.
+Writers take turns, so that ids are committed in order: a run that has seen event N has seen every event before it.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ _STREAMED: Final = {"stream_results": True, "yield_per": 2000}
 
 
 def latest(connection: Connection) -> int:
-    """The highest id; 0 where nothing was recorded."""
+    """The highest id; 0 if nothing was recorded."""
     highest: int = connection.execute(select(func.coalesce(func.max(target_membership.c.id), 0))).scalar_one()
     return highest
 
@@ -100,7 +99,7 @@ def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: 
 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
-    """Retire targets: they leave each schedule that has them, and are asked no more."""
+    """Retire targets: they leave each schedule that has them, and are no longer asked for."""
     wait_for_turn(connection)
     for some in _chunks(targets):
         wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
@@ -124,7 +123,7 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
 
 
 def wait_for_turn(connection: Connection) -> None:
-    """Until nobody else records; SQLite has one writer anyway."""
+    """Wait until no other transaction records; SQLite has only one writer anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(text(_IN_TURN))
 

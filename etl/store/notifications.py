@@ -1,4 +1,4 @@
-"""What receivers have been told: ``sync_run.notified_at``, and ``overdue_notice`` for what no run says."""
+"""What receivers have been told: ``sync_run.notified_at``, and ``overdue_notice`` for overdue targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.schema import overdue_notice, sync_run, target
 
 
 class UnnotifiedRun(NamedTuple):
-    """A run that has ended, and that not every receiver is known to have heard of."""
+    """A run that has ended without all receivers being known to have heard of it."""
 
     id: int
     schedule: str | None
@@ -33,7 +33,7 @@ class NotifiableTarget(NamedTuple):
 
 
 def unnotified_runs(connection: Connection, since: dt.datetime) -> list[UnnotifiedRun]:
-    """Those that finished ``since`` then, in the order in which they did; whatever order their ids committed in."""
+    """The runs that finished ``since`` then, in that order, whatever the order of their ids."""
     columns = [sync_run.c[name] for name in UnnotifiedRun._fields]
     untold = (sync_run.c.notified_at.is_(None), sync_run.c.finished_at >= since)
     found = select(*columns).where(*untold).order_by(sync_run.c.finished_at, sync_run.c.id)
@@ -41,13 +41,13 @@ def unnotified_runs(connection: Connection, since: dt.datetime) -> list[Unnotifi
 
 
 def mark_notified(connection: Connection, run_id: int, now: dt.datetime) -> bool:
-    """Note that every receiver was told of the run; False where somebody else has noted it."""
+    """Record that every receiver was told of the run; False if another process has done so."""
     mine = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.notified_at.is_(None))
     return connection.execute(mine.values(notified_at=now)).rowcount == 1
 
 
 def known_targets(connection: Connection) -> list[NotifiableTarget]:
-    """Every target that is not retired, and the retired ones that are known to be overdue."""
+    """Every target that is not retired, and retired ones that receivers know to be overdue."""
     listed = (
         select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, overdue_notice.c.notified_at)
         .join_from(target, overdue_notice, overdue_notice.c.target_id == target.c.id, isouter=True)
@@ -57,13 +57,13 @@ def known_targets(connection: Connection) -> list[NotifiableTarget]:
 
 
 def mark_overdue(connection: Connection, target_ids: Sequence[int], now: dt.datetime) -> None:
-    """Note that receivers know these targets to be overdue."""
+    """Record that receivers know these targets to be overdue."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     rows = [{"target_id": target_id, "notified_at": now} for target_id in sorted(target_ids)]
     connection.execute(dialect.insert(overdue_notice).on_conflict_do_nothing(), rows)
 
 
 def clear_overdue(connection: Connection, target_ids: Sequence[int]) -> None:
-    """Note that these targets are overdue no longer."""
+    """Record that these targets are no longer overdue."""
     rows = [{"gone": target_id} for target_id in sorted(target_ids)]
     connection.execute(delete(overdue_notice).where(overdue_notice.c.target_id == bindparam("gone")), rows)

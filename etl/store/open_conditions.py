@@ -1,4 +1,4 @@
-"""What is wrong, as the active service writes it down: each condition begins once and ends once."""
+"""The conditions that the active service stores: each begins once and ends once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl.schema import condition
 
 
 class OpenCondition(NamedTuple):
-    """Something that is wrong; ``code`` and ``cause`` tell it from any other, ``named`` is a JSON list of subjects."""
+    """Something that is wrong. ``code`` and ``cause`` identify it; ``named`` is a JSON list of subjects."""
 
     code: str
     cause: str
@@ -24,14 +24,14 @@ class OpenCondition(NamedTuple):
 
 
 class ConditionChanges(NamedTuple):
-    """What has begun and what has ended since it was written down last."""
+    """The conditions that began and ended since the last call of ``keep``."""
 
     began: Sequence[OpenCondition]
     ended: Sequence[OpenCondition]
 
 
 class UntoldCondition(NamedTuple):
-    """One that receivers do not know of yet, or of whose end they do not."""
+    """A condition whose beginning, or end, receivers do not know yet."""
 
     condition: OpenCondition
     ended_at: dt.datetime | None
@@ -41,12 +41,12 @@ _COLUMNS = tuple(condition.c[name] for name in OpenCondition._fields)
 
 
 def listed(connection: Connection) -> list[OpenCondition]:
-    """Those that have not ended."""
+    """The conditions that have not ended."""
     return [OpenCondition(*row) for row in connection.execute(select(*_COLUMNS).where(condition.c.ended_at.is_(None)))]
 
 
 def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
-    """Write down what is wrong now. One that comes back before receivers knew of its end has never ended."""
+    """Store what is wrong now. A condition that comes back before receivers knew of its end has never ended."""
     rows = {row[:2]: row for row in connection.execute(select(*_COLUMNS, condition.c.ended_at))}
     known = {key: OpenCondition(*row[:-1]) for key, row in rows.items() if row.ended_at is None}
     wrong = {each[:2]: each for each in found}
@@ -69,14 +69,14 @@ def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetim
 
 
 def untold(connection: Connection) -> list[UntoldCondition]:
-    """What receivers do not know yet: a beginning, or an end."""
+    """The beginnings and ends that receivers do not know yet."""
     owed = or_(condition.c.begin_told_at.is_(None), condition.c.ended_at.is_not(None))
     rows = connection.execute(select(*_COLUMNS, condition.c.ended_at).where(owed).order_by(*condition.primary_key))
     return [UntoldCondition(OpenCondition(*row[:-1]), row.ended_at) for row in rows]
 
 
 def mark_told(connection: Connection, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
-    """Note that every receiver knows of these; what has ended is forgotten."""
+    """Record that every receiver knows of these; ended ones are deleted."""
     for each in told:
         if each.ended_at is not None:
             connection.execute(delete(condition).where(_is(each.condition), condition.c.ended_at.is_not(None)))

@@ -1,10 +1,10 @@
 """The organisation's story, judged at a run's end: read, judged, and written if no other step came between.
 
-1. One transaction reads the users of some stories, their versions that no step has judged, and what is kept.
+1. One transaction reads the users of some stories, the versions that no step has judged, and what is stored.
 2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation``).
 3. One transaction locks the targets whose versions were judged, by id, then the organisations, by id. If another step
-   of one of the stories has been written since (1), it gives up, and all begins anew. Else it writes what was judged.
-   Versions that were committed since (1) are left to the next step.
+   of one of the stories has been written since (1), it gives up, and everything begins again. Otherwise it writes the
+   result. Versions that were committed since (1) are left to the next step.
 
 So a version is judged once, whichever run made it, and a crash leaves it to the next step. Stories are taken a few at a
 time, so that many small ones cost few statements; a first list of a whole organisation is judged by one statement.
@@ -30,9 +30,9 @@ from etl.store.story_rows import ChangeRows, FlowKey, Kept, Members, StoryKey, c
 
 GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000
-"""Users whose stories are judged together, unless one story has more."""
+"""How many users are judged together, unless one story has more."""
 _SHOWINGS_AT_ONCE: Final = 200_000
-"""Times users, so many workflows are in memory at once."""
+"""Workflows in memory at once, times the users of their story."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Judged(NamedTuple):
-    """What is to be written of a workflow."""
+    """What must be written for a workflow."""
 
     flow: FlowKey
     kept: Kept
@@ -55,21 +55,21 @@ class Judged(NamedTuple):
 
 
 class StoryStep(msgspec.Struct):
-    """What is known of a story at a step, and what is to be written of it."""
+    """What is known of a story at a step, and what must be written for it."""
 
     key: StoryKey
     members: Members
     versions: Mapping[int, list[Version]]
     audience: Audience
     moved: list[Member]
-    """The users whose versions are judged, or who begin or cease to count."""
+    """The users whose versions are judged, or who begin or stop counting."""
     is_held: bool
-    """Whether a removal of one of its users is held."""
+    """Whether a removal is held for one of its users."""
     judged: list[Judged] = msgspec.field(default_factory=list)
 
     @property
     def is_new(self) -> bool:
-        """No step of it has been written yet."""
+        """Whether no step of it has been written yet."""
         return self.members.last_step is None
 
     @property
@@ -78,7 +78,7 @@ class StoryStep(msgspec.Struct):
 
     @property
     def first_lists(self) -> list[tuple[Member, Version]]:
-        """The first lists of a new story, in the order of their arrival: one statement judges what is only in them."""
+        """The first lists of a new story, by arrival: one statement judges what occurs only in them."""
         if not self.is_new:
             return []
         joining = (m for m in self.members.by_id.values() if m.is_judged and m.joins)
@@ -87,7 +87,7 @@ class StoryStep(msgspec.Struct):
 
 
 def batches(due: Sequence[tuple[StoryKey, int]]) -> Iterator[list[StoryKey]]:
-    """Stories, with the number of their users, in groups that are judged together."""
+    """The stories (given with their numbers of users) in groups that are judged together."""
     group: list[StoryKey] = []
     room = MEMBERS_AT_ONCE
     for story, users in due:
@@ -150,7 +150,7 @@ def _audience(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> Aud
 
 
 def _touched(connection: Connection, steps: Mapping[StoryKey, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
-    """The workflows that a step must look at: what changed, what waits, and what users who come or go list."""
+    """The workflows that a step must judge: changed, waiting, or listed by users who come or go."""
     story_of = {target_id: key for key, step in steps.items() for target_id in step.members.by_id}
     for (target_id, _), flows in changes.items():
         for flow_id in flows:
@@ -187,7 +187,7 @@ def _judge(
 def _judged(
     step: StoryStep, flow: FlowKey, judgement: Judgement, before: Kept | None, waited: Mapping[str, Loss]
 ) -> Judged | None:
-    """None where the step changes nothing that is kept of it."""
+    """None if the step changes nothing that is stored."""
     if judgement.story is None:
         return None
     users = step.audience.users
@@ -202,7 +202,7 @@ def _judged(
 
 
 class _Reading:
-    """What the judgement of some workflows needs."""
+    """Everything that is needed to judge some workflows."""
 
     def __init__(
         self,
@@ -269,7 +269,7 @@ class _Reading:
                 yield from sightings(member, versions, flow.flow_id, before.get(target_id))
 
     def _held_of(self, step: StoryStep, flow: FlowKey) -> Iterator[tuple[str, Answer]]:
-        """The last answer that listed what is held now, so far as is known."""
+        """The last known answers that listed what is held now."""
         for target_id in self._entries[flow.flow_id]:
             member = step.members.by_id.get(target_id)
             if member is None or (target_id, flow.flow_id) not in self._held:

@@ -13,15 +13,15 @@ from etl.schema import pruned_issues, sync_issue, sync_run, target
 from etl.store import seals
 
 ISSUES_AT_ONCE: Final = 5_000
-"""Rows that a transaction deletes: a writer of SQLite waits for it some 50 ms."""
+"""Rows deleted per transaction: another writer of SQLite waits some 50 ms for it."""
 _ROWS_AT_ONCE: Final = 50_000
-"""Rows that a transaction looks through."""
+"""Rows read per transaction."""
 UNNOTIFIED_FOR: Final = dt.timedelta(days=7)
 """How long a run without a notification is kept, whatever the setting."""
 
 
 class Pruned(NamedTuple):
-    """How many runs lost their issues, or would, and how many these were."""
+    """How many runs lost their issues (or would lose them), and how many issues these were."""
 
     runs: int
     issues: int
@@ -43,11 +43,11 @@ Read = Callable[[Callable[[Connection], T]], T]
 
 
 def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator[PrunableRuns]:
-    """The runs whose issues may go, a transaction's worth at a time; each look is a short transaction of its own.
+    """The runs whose issues may be deleted, one transaction's worth at a time; each look is a short transaction.
 
-    Those of a run may go that ended before ``before``, and is neither one that says why removals are held, nor news
-    that nobody was told within ``UNNOTIFIED_FOR`` of ``now``. One that ended ahead of ``now``, since the clock was
-    wrong then, ended before the runs that began after it.
+    A run's issues may go if it ended before ``before``, unless they say why removals are held, or receivers have not
+    been told of the run within ``UNNOTIFIED_FOR`` of ``now``. A run that ended ahead of ``now``, because the clock was
+    wrong then, counts as ended before the runs that began after it.
     """
     kept = set(read(partial(_numbers, _HOLDS)))
     after = 0
@@ -60,7 +60,7 @@ def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator
 
 
 def _batches(found: Sequence[Any]) -> Iterator[PrunableRuns]:
-    """As many runs as have ``ISSUES_AT_ONCE`` issues in all, but one at least."""
+    """Groups of runs with at most ``ISSUES_AT_ONCE`` issues together, at least one run each."""
     some, issues = list[int](), 0
     for run_id, count in map(tuple, found):
         if some and issues + count > ISSUES_AT_ONCE:
@@ -77,7 +77,7 @@ def _numbers(query: Executable, connection: Connection) -> Sequence[int]:
 
 
 def delete_issues(connection: Connection, run_id: int, run_ids: Sequence[int], now: dt.datetime) -> int:
-    """Delete all issues of some runs, and record that ``run_id`` did; how many they were. Raises RunClosed."""
+    """Delete all issues of some runs, record that ``run_id`` did so, and return their number. Raises RunClosed."""
     seals.require_open(connection, run_id)
     rows = [{"run_id": run_id, "pruned_run_id": pruned, "at": now} for pruned in run_ids]
     connection.execute(insert(pruned_issues), rows)
@@ -85,7 +85,7 @@ def delete_issues(connection: Connection, run_id: int, run_ids: Sequence[int], n
 
 
 def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after: int) -> Sequence[Any]:
-    """Runs with issues and how many these are, by id: the order in which runs began."""
+    """Runs with the number of their issues, by id, which is the order in which runs began."""
     ended_at = func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type)
     told = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNNOTIFIED_FOR)
     old = and_(sync_run.c.status != "running", ended_at < before, told)

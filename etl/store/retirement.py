@@ -1,4 +1,4 @@
-"""Targets that are configured no longer: their history stays, and nothing of theirs is called removed."""
+"""Targets that are no longer configured: their history stays, and no workflow is recorded as removed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STREAMED: Final = {"stream_results": True, "yield_per": 2000}
 
 
 class Retirement(msgspec.Struct, frozen=True):
-    """What was retired, or what was not since it would have been too much at once."""
+    """The targets that were retired, or that were not because they would have been too many at once."""
 
     retired: tuple[Target, ...] = ()
     refused: tuple[Target, ...] = ()
 
 
 def others(connection: Connection, configured: Container[Target], max_share: float | None) -> Retirement:
-    """The targets outside ``configured``: to be retired, unless they exceed ``max_share`` of all (None: 1)."""
+    """The targets outside ``configured``, to be retired unless they exceed ``max_share`` of all (None: no limit)."""
     known = select(target.c.org_id, target.c.user_id, target.c.expression).where(target.c.retired_at.is_(None))
     gone, count = list[Target](), 0
     with connection.execute(known.order_by(target.c.id), execution_options=_STREAMED) as rows:
@@ -39,6 +39,6 @@ def others(connection: Connection, configured: Container[Target], max_share: flo
 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
-    """Retire ``targets``, as a run writes it. Raises RunClosed."""
+    """Retire ``targets`` in the name of a run. Raises RunClosed."""
     seals.require_open(connection, run_id)
     membership.retire(connection, run_id, targets, now)

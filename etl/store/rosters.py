@@ -1,6 +1,6 @@
-"""The rosters of organisations as they stand: whose lists are targets where ``users = "all"``.
+"""The stored rosters of organisations: the users that are targets where ``users = "all"``.
 
-Nothing of a user but the id is kept. A roster that fails changes no user: the last one stands, over any restart.
+Of a user only the id is stored. A failed request changes no user: the last roster stays in force, also after a restart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _AT_ONCE = 500
 
 
 class StoredRoster(msgspec.Struct, frozen=True):
-    """A roster as it stands, and how well it is known. ``answered_at`` is None where none ever came."""
+    """A stored roster, and how well it is known. ``answered_at`` is None if no answer ever came."""
 
     org_id: str
     roster: Roster
@@ -33,7 +33,7 @@ class StoredRoster(msgspec.Struct, frozen=True):
 
 
 def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, StoredRoster]:
-    """Those of ``org_ids`` that were ever asked for."""
+    """The rosters of those ``org_ids`` that were ever asked for."""
     users: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
     missing: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
     ours = select(roster_user).where(roster_user.c.org_id.in_(org_ids))
@@ -57,8 +57,8 @@ def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, St
 
 
 def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
-    """Whether the roster is due and the caller is to ask: of several processes one gets it. One that never came is
-    always due; a time ahead of now is that of a clock that was wrong."""
+    """Whether the roster is due and the caller must ask for it; of several processes only one gets True. A roster that
+    never came is always due. A time ahead of now comes from a clock that was wrong."""
     due = or_(roster.c.answered_at.is_(None), roster.c.asked_at <= now - every, roster.c.asked_at > now)
     claimed = update(roster).where(roster.c.org_id == org_id, due).values(asked_at=now)
     if connection.execute(claimed).rowcount:
@@ -69,7 +69,7 @@ def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timed
 
 
 def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.datetime) -> None:
-    """Write what an answer changed. Joins and leaves of the trail's own record belong here, too: one place."""
+    """Write what an answer changed."""
     answered = {"answered_at": now, "failing_since": None, "error_code": None, "error": None}
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(answered))
     if moves.joined:
@@ -87,19 +87,19 @@ def lock(connection: Connection, org_id: str) -> None:
 
 
 def fail(connection: Connection, org_id: str, code: str, message: str, now: dt.datetime) -> None:
-    """Note that the roster could not be had; since when it cannot, stays."""
+    """Record that the request failed. The time of the first failure in a row stays."""
     since = update(roster).where(roster.c.org_id == org_id, roster.c.failing_since.is_(None))
     connection.execute(since.values(failing_since=now))
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(error_code=code, error=message))
 
 
 def organisations(connection: Connection) -> set[str]:
-    """Those that were ever asked for."""
+    """The organisations whose rosters were ever asked for."""
     return set(connection.execute(select(roster.c.org_id)).scalars())
 
 
 def forget(connection: Connection, wanted: Collection[str]) -> None:
-    """Delete the rosters of all other organisations: nobody asks for them any more."""
+    """Delete the rosters of all organisations outside ``wanted``."""
     for org_id in sorted(organisations(connection) - set(wanted)):
         connection.execute(delete(roster_user).where(roster_user.c.org_id == org_id))
         connection.execute(delete(roster).where(roster.c.org_id == org_id))

@@ -1,4 +1,4 @@
-"""The rows of ``sync_run``: that a run began, its heartbeat, and how it ended."""
+"""The rows of ``sync_run``: how a run began, its heartbeat, and what it has written."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, targ
 from etl.store import membership
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
-"""A run whose heartbeat is older than this is abandoned: its process has died."""
+"""A run with an older heartbeat is abandoned: its process has died."""
 
 _TICK: Final = dt.timedelta(microseconds=1)
 _ONE_SLOT: Final = dt.timedelta(milliseconds=100)
-"""The shortest interval of a schedule: nothing nearer to a slot is another one."""
+"""The shortest interval of a schedule: a time closer to a slot belongs to that slot."""
 
 Marks = tuple[int | None, ...]
-"""Only to be compared with an earlier one."""
+"""Only useful to compare with earlier marks."""
 
 
 class NewRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,28 +53,29 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     scheduled_for: dt.datetime | None = None
     missed: int = 0
     lists: membership.Lists = {}
-    """All the targets of the schedules that it serves; empty for a run that was given its targets by name."""
+    """All the targets of its schedules; empty for a run whose targets were given by name."""
     org_id: str | None = None
-    """Given where it asks this organisation's targets only."""
+    """Set if it only asks for this organisation's targets."""
     user_id: str | None = None
 
 
 class Begun(NamedTuple):
-    """A run that has its row, and the highest membership that it saw."""
+    """A run whose row is written, and the highest membership id that it saw."""
 
     run_id: int
     membership_id: int
 
 
 class Due(NamedTuple):
-    """What the runs of a schedule say when a slot is due."""
+    """What earlier runs of a schedule say when a slot is due."""
 
     served: dt.datetime | None
     """As ``served_until``."""
     before: dt.datetime | None
     """The nearest earlier slot that was served, whenever that was."""
     free: dt.datetime
-    """The slot, or the first moment after it that no run has: one may have it that began while the clock was wrong."""
+    """The slot, or the first moment after it that no run has. (A run from when the clock was wrong may have the
+    slot.)"""
 
 
 class Written(NamedTuple):
@@ -86,16 +87,16 @@ class Written(NamedTuple):
 
 
 def database_now(connection: Connection) -> ColumnElement[dt.datetime]:
-    """This moment by the database's clock, which all replicas share."""
+    """The current time of the database's clock, which all replicas share."""
     if connection.dialect.name == "postgresql":
         return func.clock_timestamp(type_=UtcTime())
     return literal_column("(strftime('%Y-%m-%d %H:%M:%f', 'now') || '000')", UtcTime())
 
 
 def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]) -> Begun | None:
-    """Insert the row of a run that starts; None where its slot is another run's already.
+    """Insert the row of a run that starts; None if another run has its slot already.
 
-    ``digest`` is that of the targets that it is to ask, ``asked`` those of a run that was given them by name.
+    ``digest`` is the digest of the targets to ask; ``asked`` are these targets for a run that got them by name.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {name: getattr(run, name) for name in _OF_NEW_RUN} | {"status": "running", "started_at": now}
@@ -110,7 +111,7 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
 
 
 def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.datetime) -> Begun:
-    """Bring the memberships up to date with the run's lists, and note in the run that it saw them."""
+    """Bring the memberships up to date with the run's lists, and record in the run that it saw them."""
     membership.record(connection, begun.run_id, run.lists, now)
     seen = membership.latest(connection)
     if seen != begun.membership_id:
@@ -120,7 +121,7 @@ def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.date
 
 
 def digest_of_targets(targets: Sequence[Target]) -> str:
-    """What is recorded of the targets that a run is to ask."""
+    """The digest of the targets that a run asks for."""
     return targets_digest(targets)
 
 
@@ -129,7 +130,7 @@ _LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> str:
-    """The beginning of a run's scope, up to the number of the membership that it saw."""
+    """The beginning of a run's scope, up to the membership id that it saw."""
     named = {"schedules": sorted(run.lists), "org_id": run.org_id, "user_id": run.user_id}
     by_name = not run.lists and run.origin != "maintenance"
     scope: dict[str, Any] = {"targets": sorted(asked)} if by_name else named
@@ -152,13 +153,13 @@ def is_there(connection: Connection, run_id: int | None, run: NewRun, now: dt.da
 
 
 def is_running(connection: Connection, run_id: int, host: str, pid: int) -> bool:
-    """Whether this run of that process is under way here."""
+    """Whether this run of that process is under way in this database."""
     mine = (sync_run.c.id == run_id, sync_run.c.host == host, sync_run.c.pid == pid, sync_run.c.status == "running")
     return connection.execute(select(sync_run.c.id).where(*mine)).first() is not None
 
 
 def written_by(connection: Connection, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
-    """What a run has written of ``targets``: change sets and issues, while they are the latest of their target."""
+    """What a run has written for ``targets``: change sets and issues, if they are the latest of their target."""
     rows = connection.execute(_WRITTEN, {"run_id": run_id, "targets": targets})
     return {Target(*row[:3]): _written(row) for row in rows}
 
@@ -197,17 +198,17 @@ def _written(row: Sequence[Any]) -> Written:
 
 
 def beat(connection: Connection, run_id: int) -> None:
-    """Say that the run lives; one that has ended does not any more."""
+    """Renew the heartbeat of a run that has not ended."""
     lives = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.status == "running")
     connection.execute(lives.values(heartbeat_at=database_now(connection)))
 
 
 def close_abandoned(connection: Connection, now: dt.datetime) -> list[int]:
-    """Close the runs that beat no more, and those that died after they were closed; return their ids.
+    """Close the runs whose heartbeat has stopped, and find those that died after they were closed; return their ids.
 
-    A heartbeat that lies ahead of the database's clock was written before that went back. It says nothing of when it
-    was, so it counts from now on: whoever is alive writes another one in time. A run that is being written for at this
-    moment is left for the next time.
+    A heartbeat ahead of the database's clock was written before the clock went back. It does not say when that was, so
+    it is replaced by now: a live run writes another one in time. A run that a transaction is writing for at this moment
+    is left for the next time.
     """
     database_time = connection.execute(select(database_now(connection))).scalar_one()
     running = update(sync_run).where(sync_run.c.status == "running")
@@ -230,10 +231,10 @@ def marks(connection: Connection) -> Marks:
 
 
 def served_until(connection: Connection, schedule: str) -> dt.datetime | None:
-    """The slot of the latest run of a schedule, which served it or is serving it: an aborted run served none.
+    """The slot of the latest run of a schedule, which served it or is serving it. Aborted runs serve none.
 
-    The latest is the one that began last, not the one with the latest slot, since the clock may have gone back.
-    None where the schedule never ran; just before its first slot where every run was aborted.
+    The latest run is the one that began last, not the one with the latest slot, because the clock may have gone back.
+    None if the schedule never ran; just before its first slot if every run was aborted.
     """
     of_schedule = select(sync_run.c.scheduled_for).where(
         sync_run.c.schedule == schedule, sync_run.c.scheduled_for.is_not(None)
@@ -247,7 +248,7 @@ def served_until(connection: Connection, schedule: str) -> dt.datetime | None:
 
 
 def due(connection: Connection, schedule: str, slot: dt.datetime) -> Due:
-    """What a run for ``slot`` has to know of the runs before."""
+    """What a run for ``slot`` must know about earlier runs."""
     served = select(func.max(sync_run.c.scheduled_for)).where(OWN_SLOT)
     earlier = served.where(sync_run.c.schedule == schedule, sync_run.c.scheduled_for < slot)
     taken: dt.datetime | None = connection.execute(served.where(_of_slot(schedule, slot))).scalar_one()
@@ -259,7 +260,7 @@ def due(connection: Connection, schedule: str, slot: dt.datetime) -> Due:
 
 
 def was_aborted(connection: Connection, schedule: str, slot: dt.datetime) -> bool:
-    """Whether a run for just this slot was aborted."""
+    """Whether a run for exactly this slot was aborted."""
     aborted = select(sync_run.c.id).where(_of_slot(schedule, slot), sync_run.c.status == "aborted")
     return connection.execute(aborted.limit(1)).first() is not None
 

@@ -1,6 +1,6 @@
-"""What a step reads of organisations' stories: their users, what changed in their lists, and what is kept.
+"""What a step reads of organisations' stories: their users, what changed in their lists, and what is stored.
 
-All of it is read in one transaction, so it is of one moment.
+It is read in one transaction, so all of it is from the same moment.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FlowKey(NamedTuple):
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A row of ``org_flow``: what is kept of a workflow, and its present state, if it has one."""
+    """A row of ``org_flow``: what is stored of a workflow, and its present state, if it has one."""
 
     story: Story
     is_open: bool
@@ -53,7 +53,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Members(msgspec.Struct, frozen=True):
-    """The users of a story, and the last step that is written of it."""
+    """The users of a story, and its last step."""
 
     by_id: dict[int, Member]
     last_step: int | None
@@ -88,7 +88,7 @@ def _statement(dialect: str, given: BulkValues, columns: str, source: str) -> Te
 
 
 def typed(statement: str, *names: str) -> TextualSelect:
-    """A statement that is text, and the columns that it gives: times and truth values have one type on both."""
+    """A textual statement with typed columns: times and booleans are the same on both databases."""
     types = (UtcTime() if name in _TIMES else Boolean() if name in _FLAGS else None for name in names)
     return text(statement).columns(*map(column, names, types))
 
@@ -109,16 +109,16 @@ _BY_DEAD_RUNS: Final = """
     SELECT DISTINCT t.org_id, t.expression FROM {given}
     JOIN sync_run r ON r.id < given.run_id AND r.id >= given.run_id - 100 AND r.status = 'aborted'
     JOIN change_set s ON s.run_id = r.id JOIN target t ON t.id = s.target_id AND t.projected_version < s.version"""
-"""What a run left that died before it judged it; a hundred runs have made up for it."""
+"""What a run left unjudged when it died. A hundred later runs have certainly made up for it."""
 _WHERE: Final = "SELECT org_id, expression FROM target WHERE {} AND version > 0"
 _DUE: Final = f"""(
     {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION SELECT org_id, expression FROM org_flow WHERE is_open
     UNION {_WHERE.format(COMING.text)} UNION {_WHERE.format(LEAVING.text)}) due"""  # noqa: S608 - our own words
-"""Each part by an index that is empty where nothing happened."""
+"""Each part uses an index that is empty if nothing happened."""
 
 
 def due_stories(connection: Connection, run_id: int) -> list[tuple[StoryKey, int]]:
-    """The stories that the end of a run must judge, with the number of their users."""
+    """The stories that the end of a run must judge, with their numbers of users."""
     found = _select(connection, "due.org_id, due.expression", _DUE, _RUNS, [(run_id,)])
     stories = sorted(StoryKey(*row) for row in found)
     counted = _select(
@@ -152,7 +152,7 @@ def last_steps(connection: Connection, stories: Sequence[StoryKey]) -> dict[Stor
 
 
 def read_members(connection: Connection, stories: Sequence[StoryKey]) -> dict[StoryKey, Members]:
-    """The users of ``stories``, as they are now."""
+    """The users of ``stories``."""
     steps = last_steps(connection, stories)
     found = {story: Members({}, steps.get(story)) for story in stories}
     for org_id, expression, *values in _select(connection, _MEMBER, _MEMBERS, STORIES, stories):
@@ -202,11 +202,11 @@ _BASELINES_ROWS: Final = """{given}
     JOIN workflow_change c ON c.change_set_id = s.id AND c.flow_id = given.flow_id"""
 
 ChangeRows = dict[tuple[int, int], dict[str, tuple[Listed | None, Listed | None]]]
-"""By target and version, what changed."""
+"""What changed, by target and version."""
 
 
 def read_versions(connection: Connection, target_ids: Sequence[int], changes: ChangeRows) -> dict[int, list[Version]]:
-    """The versions of the targets that no step has judged, in order; ``changes`` are what they changed."""
+    """The versions of the targets that no step has judged, in order. ``changes`` is what they changed."""
     rows = [(target_id,) for target_id in target_ids]
     found: dict[int, list[Any]] = defaultdict(list)
     for row in _select(connection, _VERSION, _OF_TARGETS, _TARGETS, rows):
@@ -219,7 +219,7 @@ def read_versions(connection: Connection, target_ids: Sequence[int], changes: Ch
 
 
 def read_changes(connection: Connection, target_ids: Sequence[int], first_lists_of: Sequence[int]) -> ChangeRows:
-    """What the versions of the targets that no step has judged changed; first lists only of ``first_lists_of``."""
+    """What unjudged versions of the targets changed; first lists are only read for ``first_lists_of``."""
     changes: ChangeRows = defaultdict(dict)
     whole = set(first_lists_of)
     for source, ids in ((_DELTAS, set(target_ids) - whole), (_ALL_CHANGES, whole)):
@@ -229,7 +229,7 @@ def read_changes(connection: Connection, target_ids: Sequence[int], first_lists_
 
 
 def read_baselines(connection: Connection, flows: Sequence[FlowKey], changes: ChangeRows) -> None:
-    """Add what first lists that no step has judged say of ``flows``."""
+    """Add what unjudged first lists say about ``flows``."""
     for row in _select(connection, _CHANGE, _BASELINES_ROWS, FLOWS, flows):
         changes[row[0], row[1]][row[2]] = _before_and_after(row)
 
@@ -261,7 +261,7 @@ _WHILE_HELD: Final = """{given}
 
 
 def _shown_while_held(connection: Connection, found: dict[int, list[Any]]) -> dict[tuple[int, int], dict[str, Answer]]:
-    """By version that follows a hold: the workflows that changed while it lasted, and by which answer."""
+    """By version after a hold: the workflows that changed while it lasted, each with the answer that changed it."""
     held = [
         (row.target_id, row.version, stamp(connection, row.previous_at))
         for rows in found.values()
@@ -302,18 +302,18 @@ _LOSS: Final = (
 
 
 def read_open(connection: Connection, stories: Sequence[StoryKey]) -> set[FlowKey]:
-    """The workflows that the next step must look at although no answer changes them."""
+    """The workflows that the next step must judge even if no answer changes them."""
     return {FlowKey(*row) for row in _select(connection, "f.org_id, f.expression, f.flow_id", _OPEN, STORIES, stories)}
 
 
 def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
-    """What these targets list."""
+    """The workflows that these targets list."""
     rows = [(target_id,) for target_id in target_ids]
     return ((row[0], row[1]) for row in _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, rows))
 
 
 def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
-    """Of each workflow the targets that list it; by workflow id, since a target is of one story."""
+    """By workflow id, the entries of the targets that list it. (A target belongs to one story.)"""
     columns = "w.flow_id, w.target_id, w.first_seen_at, w.flow_name, w.cycle, w.editable"
     entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
@@ -322,7 +322,7 @@ def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, 
 
 
 def read_held(connection: Connection, flows: Sequence[FlowKey]) -> dict[tuple[int, str], Answer | None]:
-    """By target and workflow whose removal is held: the answer that changed it last, if it is a version's."""
+    """By target and workflow whose removal is held: the last answer that changed it, if that made a version."""
     columns = "t.id, w.flow_id, s.asked_at, s.observed_at"
     rows = _select(connection, columns, _HELD_FLOWS, FLOWS, flows)
     return {(target_id, flow_id): Answer(*at) if at[1] is not None else None for target_id, flow_id, *at in rows}
@@ -338,13 +338,13 @@ _SINCE: Final = """(
 
 
 def read_since(connection: Connection, lost: Sequence[tuple[int, str, int]]) -> dict[tuple[int, str], dt.datetime]:
-    """By target and workflow that a version took away: the first answer of that showing."""
+    """By target and workflow that a version removed: the first answer of that showing."""
     rows = _select(connection, "found.target_id, found.flow_id, found.since", _SINCE, _LOST, lost)
     return {(target_id, flow_id): since for target_id, flow_id, since in rows if since is not None}
 
 
 def read_kept(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, Kept]:
-    """What is kept of these workflows."""
+    """The rows of these workflows in ``org_flow``."""
     rows = _select(connection, _KEPT, _OF_FLOWS % "org_flow", FLOWS, flows)
     return {FlowKey(*row[:3]): _kept(row[3:]) for row in rows}
 
@@ -363,7 +363,7 @@ def _kept(values: Sequence[Any]) -> Kept:
 
 
 def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dict[str, Loss]]:
-    """By workflow, the users who wait."""
+    """The users who wait, by workflow."""
     waiting: dict[FlowKey, dict[str, Loss]] = defaultdict(dict)
     for row in _select(connection, _LOSS, _OF_FLOWS % "org_loss", FLOWS, flows):
         waiting[FlowKey(*row[:3])][row[3]] = Loss(Listed(*row[4:7]), row[7], Answer(*row[8:10]))
@@ -371,7 +371,7 @@ def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowK
 
 
 def chunks(flows: Iterable[FlowKey], weight: dict[StoryKey, int], most: int) -> Iterator[list[FlowKey]]:
-    """``flows`` in groups that have at most so many users among them, where one alone has no more."""
+    """``flows`` in groups with at most ``most`` users together, unless one workflow alone has more."""
     group: list[FlowKey] = []
     room = most
     for flow in flows:

@@ -1,4 +1,4 @@
-"""What a step writes of organisations' stories, in one transaction."""
+"""What a step writes for organisations' stories, in one transaction."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from etl.store.story_rows import FLOWS, FlowKey
 
 
 class StoryMoved(Exception):
-    """Another step, or a user who came or went, was committed since the stories were read."""
+    """Another step, or a change of users, was committed since the stories were read."""
 
 
 class FirstListsDiffer(Exception):
-    """The first lists of a new story do not agree about these workflows: they must be judged one by one."""
+    """The first lists of a new story disagree about these workflows: they must be judged one by one."""
 
     def __init__(self, flows: set[FlowKey]) -> None:
         super().__init__(f"first lists do not agree about {len(flows)} workflows")
@@ -39,7 +39,7 @@ _FIRST: Final = BulkValues(org_id="text", expression="text", change_set_id="bigi
 
 
 def _lock_moved(dialect: str) -> str:
-    """What the targets are now; on SQLite there is one writer at a time."""
+    """Reads the targets as they are now, with a lock; SQLite has one writer at a time."""
     locked = " ORDER BY t.id FOR UPDATE OF t" if dialect == "postgresql" else ""
     return f"""
         SELECT t.id, t.projected_version, t.retired_at, t.away_since
@@ -61,7 +61,7 @@ def _differ(column: str) -> str:
 
 
 def _first_lists(dialect: str) -> str:
-    """``times``: of each list the arrival of its answer, its place among them, and when it was requested."""
+    """``times`` gives for each list the arrival of its answer, its place in that order, and when it was requested."""
     at, asked = (_AS_TIME[dialect].format(f"substr(first, {start}, 26)") for start in (1, 35))
     bytewise = ' COLLATE "C"' if dialect == "postgresql" else ""
     return f"""
@@ -86,7 +86,7 @@ _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("pos
 def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) -> None:
     """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back.
 
-    Raises RunClosed where the step's run is sealed: nothing of it may follow.
+    Raises RunClosed if the step's run is sealed already.
     """
     seals.require_unsealed(connection, step.run_id)
     steps = [each for each in steps if each.changes_something]
@@ -115,7 +115,8 @@ def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step)
 
 
 def _lock(connection: Connection, steps: Sequence[StoryStep], moved: Sequence[Sequence[Any]]) -> None:
-    """Targets by id, then organisations by id; and nothing may have been written of the stories since."""
+    """Lock targets by id, then organisations by id. Raises StoryMoved if the stories have changed since they were
+    read."""
     if moved:
         rows = connection.execute(
             story_rows.typed(
@@ -246,7 +247,7 @@ _EVENT: Final = tuple(column.name for column in org_event.columns if column.name
 
 
 def _write_events(connection: Connection, judged: Iterable[Judged], step: Step) -> None:
-    """In the order in which they were observed."""
+    """Write the events in the order in which they were observed."""
     events = [
         (event.observed_at, each.flow, number, event) for each in judged for number, event in enumerate(each.events)
     ]
@@ -277,7 +278,7 @@ def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[
 
 
 def _heard(of_story: StoryStep) -> Mapping[str, Any]:
-    """By target: the latest answer's times, whether of this run, the coverage gap and when retired, in microseconds."""
+    """By target: the latest answer's times, whether it is of this run, coverage gap, retirement; in microseconds."""
     users = of_story.audience.users
     return {
         "targets": [

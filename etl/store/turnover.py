@@ -2,8 +2,8 @@
 
 | a transaction | does, in this order, after its targets and spans are locked |
 |---|---|
-| that removes without an approval | locks the organisation's row, adds up what was removed within the window, and gives up (TooManyRemovals) where that is too much; else a row of ``org_turnover`` counts what it adds and removes |
-| that removes what a person approved | locks the organisation's row and deletes its counts: the window starts anew |
+| that removes without an approval | locks the organisation's row, adds up what was removed within the window, and gives up (TooManyRemovals) if that is too much; otherwise a row of ``org_turnover`` counts what it adds and removes |
+| that removes what a person approved | locks the organisation's row and deletes its counts: the window starts again |
 | that only adds | counts it, without a lock |
 
 The row's lock is held until the COMMIT, so of two transactions that remove in one organisation the later one sees what
@@ -45,7 +45,7 @@ NO_REMOVALS: Final = Removals(dt.timedelta(0), {})
 
 
 class TooManyRemovals(Exception):
-    """With what others have committed meanwhile it is too much: the removals of these organisations must be held."""
+    """Too much, together with what others have committed meanwhile: hold the removals of these organisations."""
 
     def __init__(self, sums: Mapping[str, Sum]) -> None:
         super().__init__(f"too much was removed in {', '.join(sorted(sums))}")
@@ -53,7 +53,7 @@ class TooManyRemovals(Exception):
 
 
 class _Removed(NamedTuple):
-    """Within the window."""
+    """What was removed in an organisation within the window."""
 
     in_all: int = 0
     by_others: int = 0
@@ -62,7 +62,7 @@ class _Removed(NamedTuple):
 def removal_sums(
     connection: Connection, run_id: int | None, org_ids: Collection[str], limits: Limits
 ) -> dict[str, Sum]:
-    """What is known of each organisation's removals before those of a run; in one transaction that reads."""
+    """What is known of each organisation's removals before those of a run; read in the caller's transaction."""
     now = connection.execute(select(database_now(connection))).scalar_one()
     listed = select(target.c.org_id, func.sum(target.c.flow_count)).where(target.c.org_id.in_(org_ids))
     lists = dict(_rows(connection, listed.where(target.c.retired_at.is_(None)).group_by(target.c.org_id)))
@@ -78,7 +78,7 @@ def removal_sums(
 def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> None:
     """Count what ``outcomes`` add and remove, as the last thing before a COMMIT. Raises TooManyRemovals.
 
-    ``removals`` must know every organisation in which something is removed that nobody approved.
+    ``removals`` must have every organisation in which something is removed without an approval.
     """
     turnover = _turnover(outcomes)
     losing = {org for org, changes in turnover.items() if changes["removed"]}
@@ -99,14 +99,14 @@ def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], remo
 
 
 def delete_old(connection: Connection) -> int:
-    """Delete counts that no window reaches; how many: ``DELETED_AT_ONCE`` until fewer are left."""
+    """Delete counts that no window reaches, at most ``DELETED_AT_ONCE``; return how many."""
     now = connection.execute(select(database_now(connection))).scalar_one()
     old = select(org_turnover.c.id).where(org_turnover.c.counted_at < now - KEPT).order_by(org_turnover.c.id)
     return connection.execute(delete(org_turnover).where(org_turnover.c.id.in_(old.limit(DELETED_AT_ONCE)))).rowcount
 
 
 def _turnover(outcomes: Iterable[Outcome]) -> dict[str, Counter[str]]:
-    """How much is added and removed in each organisation, without what a person approved."""
+    """How much is added and removed in each organisation, except by approvals."""
     turnover: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         made = outcome.change_set
@@ -135,7 +135,7 @@ def lock_organisations(connection: Connection, org_ids: Sequence[str]) -> None:
 def _check(
     connection: Connection, run_id: int, removed: Mapping[str, int], removals: Removals, now: dt.datetime
 ) -> None:
-    """A statement of its own after the lock, which sees what was committed until then."""
+    """Raise TooManyRemovals if needed. A separate statement after the lock sees everything committed until then."""
     of_window = _within(removals.window, now, removed, run_id, org_turnover.c.removed)
     found = {org: _Removed(int(in_all), int(by_others)) for org, _, in_all, by_others in _rows(connection, of_window)}
     over = {}
@@ -151,7 +151,7 @@ def _check(
 def _within(
     window: dt.timedelta, now: dt.datetime, org_ids: Collection[str], run_id: int | None, net: ColumnElement[int]
 ) -> Any:
-    """Of each organisation, summed over the window: ``net``, all that was removed, and what other runs removed."""
+    """For each organisation, summed over the window: ``net``, all removals, and the removals of other runs."""
     own = case((org_turnover.c.run_id == run_id, 0), else_=org_turnover.c.removed)
     sums = (func.sum(net), func.sum(org_turnover.c.removed), func.sum(own))
     of_window = select(org_turnover.c.org_id, *sums).where(

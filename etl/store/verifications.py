@@ -26,7 +26,7 @@ class Verified(NamedTuple):
     """The number of the last seal that it read; 0 where there was none."""
     findings: int
     finding: str
-    """The first of them."""
+    """The first finding."""
 
 
 _COLUMNS = tuple(verification.c[name] for name in Verified._fields)
@@ -38,7 +38,7 @@ def latest(connection: Connection) -> list[Verified]:
 
 
 def keep(connection: Connection, done: Verified) -> None:
-    """Write a check down, in the place of the last one of its kind."""
+    """Store a check in place of the last one of its kind."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     values = done._asdict()
     connection.execute(
