@@ -36,9 +36,9 @@ from etl.sync.removals import PendingAnswer
 from etl.sync.result import Tally
 
 BATCH_SIZE: Final = 500
-"""Targets of a batch: their fences are read in one statement."""
+"""Targets per batch: their fences are read in one statement."""
 _WRITTEN_AT_ONCE: Final = 2
-"""Groups of a batch that are written at once: one waits for the disk while the database takes the next one."""
+"""Groups of a batch that are written at once: while one waits for the disk, the database takes the next."""
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,17 +51,17 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     writers: Executor
     """Threads that wait for the database to write."""
     in_flight: int
-    """How many requests may be in flight: there are as many ``fetchers``."""
+    """How many requests may be in flight; the number of ``fetchers``."""
     limits: Limits
     down_after: int
-    """After so many targets in a row without an answer the gateway counts as down."""
+    """How many targets in a row without an answer mean that the gateway is down."""
     stop: threading.Event
     arrived: Callable[[], None] = lambda: None
     """Called once for every answer, from several threads."""
     keeps_answers: bool = False
     """Whether answers that make a version, or are held, are archived."""
     planned: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
-    """Called with the outcomes of a plan, which writes nothing; from several threads."""
+    """Called with the outcomes of a plan, which are not written; from several threads."""
 
 
 class CircuitBreaker:
@@ -91,7 +91,7 @@ class Batch:
     def settle(self, targets: Sequence[Target]) -> BatchResult:
         """Ask for each of ``targets`` and write the outcome, except for those that are deferred or pending.
 
-        Raises DatabaseUnreachable where the database has gone for good; what was applied before stays.
+        Raises DatabaseUnreachable if the database has gone for good; what was applied before stays.
         """
         with structlog.contextvars.bound_contextvars(run_id=self._options.run_id):
             fences = self._fences(targets)
@@ -138,7 +138,7 @@ class Batch:
         return Fetcher(self._fetch_safely, fences, self._context.fetchers, self._context.in_flight)
 
     def _fetch_safely(self, fence: Fence) -> Fetched:
-        """Fetch without ever raising: whoever waits for the answer would wait for ever.
+        """Fetch without ever raising: the consumer would wait for the answer for ever.
 
         The target is bound to the log context of this call.
         """
@@ -166,10 +166,10 @@ class Batch:
         return fetched
 
     def _fetch_confirmed(self, fence: Fence) -> Fetched:
-        """Ask over a kept connection, and, if the list is not the known one, over a connection of its own.
+        """Ask over a kept connection; if the list is not the known one, ask again over a separate connection.
 
-        An answer that is shorter than the known list is asked for again at the end of the run anyway: until then it is
-        only counted.
+        A target whose answer is shorter than the known list is asked again at the end of the run anyway: until then the
+        answer is only counted.
         """
         fetch = self._context.gateway.fetch
         judged_anyway = fence.held or not fence.version or self._options.approval is not None
@@ -233,7 +233,7 @@ class Batch:
                 self._tally.add([_as_stale(o) if o.fence.target_id in stale else o for o in outcomes])
 
     def _apply_apart(self, outcomes: Sequence[Outcome], error: DatabaseError) -> None:
-        """The database refused a group: halve it until the target that it refuses is alone, and write the others."""
+        """The database refused a group: halve it until the refused target is alone, and write the others."""
         if len(outcomes) > 1:
             half = len(outcomes) // 2
             self._apply(outcomes[:half])

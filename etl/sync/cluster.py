@@ -1,8 +1,7 @@
-"""A Dask cluster: batches travel to its workers as plain values, and come back settled.
+"""A Dask cluster: batches go to its workers as plain values, and their results come back.
 
-The coordinator sends targets, what the run wants of them, and the settings that are no credentials. Each worker
-process builds a run context of its own from its own configuration and environment, once for each coordinator; see
-``etl.sync.worker`` for that side.
+The coordinator sends targets, the options of the run, and the settings except credentials. Each worker process builds
+its own run context from its own configuration and environment, once per coordinator: see ``etl.sync.worker``.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from etl.sync.messages import BatchResult, RunOptions
 
 _CONNECT_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.25
-"""How soon a stop reaches the workers."""
+"""How often to look for a stop, to pass it on to the workers."""
 _COUNT_SECONDS: Final = 2.0
 """How often the workers are counted."""
 _WORKER_TIMEOUT_SECONDS: Final = 30.0
 """How long a run waits for a worker to appear before it continues on this machine."""
 _A_THREAD: Final = 2
-"""Batches under way for each thread of the workers: one at work, one on its way."""
+"""Batches under way per worker thread: one in work, one in transit."""
 
 
 class WorkerApplication(Protocol):
@@ -50,13 +49,13 @@ class WorkerApplication(Protocol):
 
 
 class Build(Protocol):
-    """A function of a module, because it travels by its name. Raises FlowtrailError."""
+    """A module-level function, because it is sent by name. Raises FlowtrailError."""
 
     def __call__(self, policy: Policy) -> WorkerApplication: ...
 
 
 class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
-    """The process that sends batches, and the settings by which they are to be settled."""
+    """The process that sends batches, and the settings to settle them with."""
 
     token: str
     host: str
@@ -66,7 +65,7 @@ class Coordinator(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchTask(msgspec.Struct, frozen=True):
-    """What a worker is asked: to get ready (no options), or to settle a batch."""
+    """A request to a worker: get ready (without options), or settle a batch."""
 
     version: str
     coordinator: Coordinator
@@ -77,7 +76,7 @@ class BatchTask(msgspec.Struct, frozen=True):
 class Cluster:
     """The workers that a scheduler knows. Safe to use from several threads.
 
-    When ``stop`` is set, the workers stop, too: complete answers are committed, the rest is left alone.
+    When ``stop`` is set, the workers stop too: complete answers are committed, the rest is abandoned.
     """
 
     def __init__(self, address: str, build: Build, policy: Policy, stop: threading.Event) -> None:
@@ -114,7 +113,7 @@ class Cluster:
         return f"{self._address}, {len(found)} workers with {self._threads} threads"
 
     def _check_workers(self) -> dict[str, Any]:
-        """The error of each worker, or None; connects first if need be."""
+        """The error of each worker, or None; connects first if necessary."""
         if self._client is None or self._client.status != "running":
             self._disconnect()
             self._client = self._connect_client()
@@ -128,10 +127,10 @@ class Cluster:
         if strange:
             return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in strange.items()}
         answers = self._client.run(self._worker.get_ready, self._task(), on_error="return")
-        return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it has just gone
+        return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it is gone
 
     def connect_if_reachable(self) -> Cluster | None:
-        """The cluster, connected; None, and a warning in the log, if it cannot be used now."""
+        """The connected cluster; or None, with a warning in the log, if it cannot be used now."""
         log = structlog.get_logger(__name__)
         try:
             found = self.connect()
@@ -142,7 +141,7 @@ class Cluster:
         return self
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[BatchResult]:
-        """Have a worker settle a batch. Dask gives the batches of a killed worker to another one."""
+        """Have a worker settle a batch. Dask gives the batches of a killed worker to another."""
         future: Future[BatchResult]
         try:
             future = self._client.get_executor(pure=False).submit(
@@ -155,7 +154,7 @@ class Cluster:
         return future
 
     def result(self, future: Future[BatchResult]) -> BatchResult:
-        """The result of a batch. Raises ClusterError where it is lost."""
+        """The result of a batch. Raises ClusterError if it was lost."""
         try:
             return future.result()
         except CancelledError:
@@ -164,7 +163,7 @@ class Cluster:
             raise ClusterError(f"A worker of {self._address} gave up: {_first_line(error)}") from error
 
     def window(self) -> int:
-        """How many batches keep all threads of all workers busy."""
+        """How many batches keep all worker threads busy."""
         return max(2, _A_THREAD * self._threads)
 
     def close(self) -> None:
@@ -176,7 +175,7 @@ class Cluster:
         self._disconnect()
 
     def _task(self, options: RunOptions | None = None, targets: Sequence[Target] = ()) -> BatchTask:
-        """Everything that is sent to a worker."""
+        """The message to a worker."""
         return BatchTask(self._worker.our_version(), self._coordinator, options, targets)
 
     def _connect_client(self) -> Any:
@@ -212,7 +211,7 @@ class Cluster:
         self._threads = sum(client.nthreads().values())
 
     def _watch(self, client: Any, pending: WeakSet[Future[BatchResult]]) -> None:
-        """Pass a stop on to the workers, count them, and cancel batches when the scheduler or all workers are gone."""
+        """Pass a stop on to the workers, count them, and cancel batches once the scheduler or all workers are gone."""
         counted_at = alive_at = time.monotonic()
         told = False
         while not self._closed.wait(_LOOK_SECONDS) and client is self._client:

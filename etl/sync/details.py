@@ -1,7 +1,7 @@
-"""Asking for the details of what a run found changed: after its last commit, before its end, and never in its way.
+"""Asks for details of the workflows that a run found changed: after its last commit and before its end.
 
-What fails is counted and asked for again with the workflow's next change: neither a verdict nor the end of the run
-depends on any of it.
+A failure is counted, and the workflow is asked for again with its next change: neither a verdict nor the end of the run
+depends on details.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CODES_TOLD: Final = 5
 
 
 class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much may be asked for at the end of a run."""
+    """How many details may be asked for at the end of a run, and how."""
 
     most: int
     within: dt.timedelta
@@ -36,8 +36,8 @@ class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> Details:
-    """Ask for each workflow that the run found changed, once; keep what came, and say how it went. Raises RunClosed
-    where somebody has declared the run dead, and sealed it, meanwhile."""
+    """Ask once for each workflow that the run found changed, store the answers, and return how it went. Raises
+    RunClosed if the run was declared dead and sealed meanwhile."""
     give_up_at = time.monotonic() + limits.within.total_seconds()
     log = structlog.get_logger(__name__)
     try:
@@ -67,7 +67,7 @@ class _Asking:
         self._breaker = CircuitBreaker(context.down_after)
 
     def all_of(self, changed: Sequence[Changed]) -> Details:
-        """In groups of as many as may be in flight; each is written as it has come."""
+        """Ask in groups of as many as may be in flight; each group is written when it has come."""
         kept, codes, left_out = 0, Counter[str](), 0
         size = self._context.in_flight
         for group in (changed[start : start + size] for start in range(0, len(changed), size)):
@@ -89,7 +89,7 @@ class _Asking:
         return [each.result() for each in work]
 
     def _one(self, changed: Changed) -> Detail | str | None:
-        """What came, the code of the error, or None where nobody was asked."""
+        """The detail, the code of the error, or None if nothing was asked."""
         left = self._give_up_at - time.monotonic()
         if left <= 0 or self._breaker.is_open or self._context.stop.is_set():
             return None

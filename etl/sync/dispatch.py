@@ -1,4 +1,4 @@
-"""Where the batches of a run are worked on: in threads of this process, or on a cluster while it can be reached."""
+"""Where the batches of a run are settled: in threads of this process, or on a cluster while it is reachable."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.result import TargetIssue
 
 _WINDOW: Final = 3
-"""Batches given to the executor at once: enough to keep it busy, few enough to bound memory."""
+"""Batches given to the executor at once: enough to keep it busy, and few enough to bound memory."""
 
 
 class RemoteExecutor(Protocol):
-    """Other processes, which settle batches with a run context of their own."""
+    """Other processes that settle batches with their own run context."""
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[Any]:
         """Have a batch settled."""
 
     def result(self, future: Future[Any]) -> BatchResult:
-        """The result of a batch. Raises ClusterError where it is lost."""
+        """The result of a batch. Raises ClusterError if it was lost."""
 
     def window(self) -> int:
-        """How many batches keep all of them busy."""
+        """How many batches keep them all busy."""
 
 
 class Dispatcher:
@@ -55,7 +55,7 @@ class Dispatcher:
 
     @property
     def was_lost(self) -> bool:
-        """Whether batches were lost with the cluster. Its workers may have written for the run even so."""
+        """Whether batches were lost with the cluster. Its workers may still have written for the run."""
         return self._is_again and self._remote is None
 
     def window(self) -> int:

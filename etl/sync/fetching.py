@@ -1,4 +1,4 @@
-"""Fetches the answers of a batch: bounded requests in flight, and bounded answers in memory."""
+"""Fetches the answers of a batch, with bounded requests in flight and bounded answers in memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FLOWS_A_GROUP: Final = 10_000
 """Workflows, in answers that differ, that are written in one transaction. While so many wait to be judged, nothing more
 is asked for, to bound memory."""
 _LULL_SECONDS: Final = 1.0
-"""A group that is not full is written when nothing has arrived for so long."""
+"""After this long without an answer, a group is written although it is not full."""
 
 
 class Fetched(NamedTuple):
-    """A target's answer: a snapshot (``differs``: from the last one), an error, or None for an interruption."""
+    """A target's answer: a snapshot (``differs``: from the known one), an error, or None after an interruption."""
 
     fence: Fence
     answer: Snapshot | GatewayError | None
@@ -28,14 +28,14 @@ class Fetched(NamedTuple):
 
     @property
     def flows(self) -> int:
-        """How many workflows it holds in memory."""
+        """How many workflows it keeps in memory."""
         return len(self.answer.flows or ()) if self.differs and isinstance(self.answer, Snapshot) else 0
 
 
 class Fetcher:
     """Asks for each of ``fences`` once, with ``fetch_one``, which must not raise, in the threads of ``fetchers``.
 
-    A thread takes one fence after the other by itself, and the consumer is woken once a group: with a fast gateway,
+    Each thread takes one fence after the other, and the consumer is woken once per group: with a fast gateway,
     switching to another thread costs as much as an answer.
     """
 
@@ -59,7 +59,7 @@ class Fetcher:
         self._flows_in_hand = 0
 
     def groups(self) -> Generator[list[Fetched]]:
-        """The answers, in groups that are worth a transaction. Taking the next group means that the one before is done.
+        """The answers, in groups that are worth a transaction. Taking the next group means that the last one is done.
 
         Closing the generator stops the fetching.
         """
@@ -108,7 +108,7 @@ class Fetcher:
             fetched = self._fetch_one(fence)
 
     def _next_fence(self, fetched: Fetched | None) -> Fence | None:
-        """Hand in an answer, and get the next target to ask for, or None."""
+        """Hand in an answer, and take the next target to ask for, if any."""
         with self._lock:
             if fetched is not None:
                 self._take(fetched)

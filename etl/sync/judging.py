@@ -1,4 +1,4 @@
-"""Turns answers that differ into outcomes: first answers one by one, second answers together at the end of the run."""
+"""Turns answers that differ into outcomes: first answers one by one, second answers together at the run's end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAns
 
 
 class AssessedAnswer(NamedTuple):
-    """An answer, and what the guard makes of it by itself."""
+    """An answer, and the guard's decision about it alone."""
 
     fence: Fence
     state: State
@@ -29,12 +29,12 @@ class AssessedAnswer(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """How many workflows it lacks that were not missing before."""
+        """How many workflows it newly lacks."""
         return self.decision.removes + len(self.decision.held - self.state.missing)
 
     @property
     def emptied(self) -> bool:
-        """Whether those are all that the target had."""
+        """Whether the target loses all its workflows."""
         return self.missing > 0 and not self.snapshot.flows
 
     @property
@@ -43,7 +43,7 @@ class AssessedAnswer(NamedTuple):
 
 
 class Judge:
-    """Judges the answers of a batch: first ones, or second ones where the options say so."""
+    """Judges the answers of a batch: first ones, or second ones if the options say so."""
 
     def __init__(self, options: RunOptions, limits: Limits) -> None:
         self._missing: Counter[str] = Counter()
@@ -54,12 +54,12 @@ class Judge:
         self._limits = limits
         self._together = None if options.second is None else RemovalSums(options.second)
         self._removing: dict[int, AssessedAnswer] = {}
-        """Answers whose removals are believed but not written yet: until then, other runs may remove too much."""
+        """Answers whose removals are believed but not written yet: other runs may still remove too much before that."""
         self._waiting_flows = 0
 
     @property
     def removals(self) -> Removals:
-        """What a transaction that removes something compares itself with."""
+        """The sums that a transaction that removes something is checked against."""
         return Removals(self._limits.window, {} if self._together is None else self._together.orgs)
 
     def found(self) -> BatchRemovals:
@@ -67,7 +67,7 @@ class Judge:
         return BatchRemovals(self._missing, self._emptied, self._deferred, self._undecided)
 
     def answered(self, targets: Iterable[Target]) -> None:
-        """These targets were asked; with whatever result."""
+        """Note that these targets were asked, with whatever result."""
         if self._together is not None:
             for target in targets:
                 self._together.answered(target)
@@ -91,7 +91,8 @@ class Judge:
             yield self._believed(each) if believed else self._held(each, self._together, undecided.emptied)
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
-        """The outcomes, with the removals in these organisations held: other runs have removed too much meanwhile."""
+        """The outcomes with the removals in these organisations held, because other runs have removed too much
+        meanwhile."""
         return [
             self._outcome(each, self._hold(each, guard.reason_of_organisation(sums[each.org_id], self._limits.window)))
             if (each := self._removing.get(outcome.fence.target_id)) and each.org_id in sums
@@ -123,7 +124,7 @@ class Judge:
                 yield self._outcome(each, each.decision)
 
     def _judge_second(self, assessed: Sequence[AssessedAnswer], together: RemovalSums) -> Iterator[Outcome]:
-        """All are counted before the first is judged."""
+        """Count all of them before judging the first."""
         for each in assessed:
             self._count(each)
             together.saw(each.fence.target, each.missing, each.emptied)

@@ -1,4 +1,4 @@
-"""What a run sends to its batches, and what it gets back; also between machines."""
+"""What a run sends with its batches, and what comes back; also between machines."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from etl.sync.result import Tally
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run wants of its batches."""
+    """How the batches of a run are to be settled."""
 
     run_id: int | None
     """None: judge only, write nothing."""
     began_at: dt.datetime | None = None
-    """When the run began: nothing that it observes is dated before."""
+    """When the run began: no observation is dated earlier."""
     coverage_gap: dt.timedelta
-    """A longer silence ends a span; ``gaps`` has the targets whose schedule says otherwise."""
+    """A longer silence ends a span; ``gaps`` has targets whose schedule sets another one."""
     gaps: Mapping[Target, dt.timedelta] = {}
     approval: Approval | None = None
-    """Who approves which held removals; None in every run but an approval."""
+    """Who approves which held removals; None except in an approval."""
     second: SecondRound | None = None
-    """Set where the targets are asked a second time."""
+    """Set if the targets are asked a second time."""
 
     def gap_of(self, fence: Fence) -> dt.timedelta:
         return self.gaps.get(fence.target, self.coverage_gap)

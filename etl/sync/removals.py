@@ -1,11 +1,11 @@
 """The removals of a run, judged together at its end, in memory that does not grow with the targets.
 
-1. First answers: of a target whose answer is uncertain (it removes something, or is a first list and empty) nothing is
-   kept but how much it would remove: four bytes a target, and two numbers an organisation.
-2. Second answers: those targets are asked again, in batches. An answer that removes something is believed, or held, as
-   soon as the sums say so, whatever the targets say that are still to be asked (``Sum.stance``).
-3. Only where it depends on those does an answer wait in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows;
-   what waits beyond that is held.
+1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
+   would remove is kept: four bytes per target, and two numbers per organisation.
+2. Second answers: those targets are asked again, in batches. An answer that removes something is believed or held as
+   soon as the sums decide it, whatever the remaining targets may answer (``Sum.stance``).
+3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
+   beyond that, removals are held.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from etl.domain.guard import Limits, Stance, Sum
 from etl.domain.model import Fence, Snapshot, Target
 
 WAITING_FLOWS: Final = 50_000
-"""Workflows of pending answers that are kept in memory: some 15 MB."""
+"""Workflows of pending answers in memory: some 15 MB."""
 _FLOWS_A_TARGET: Final = 10
 """The overhead of an answer, in workflows."""
 
 
 class Deferred(NamedTuple):
-    """A target that is to be asked again, and what its first answer would have removed."""
+    """A target to ask again, and what its first answer would have removed."""
 
     target: Target
     removes: int
     emptied: bool
-    """Whether that would be all it has."""
+    """Whether that is all it has."""
 
 
 class SecondRound(msgspec.Struct, frozen=True, kw_only=True):
-    """What a batch that asks again knows of its run."""
+    """What a batch of second answers knows about its run."""
 
     first: Mapping[Target, Deferred]
-    """The targets of the batch; ``orgs`` and ``emptied`` still include what their first answers said."""
+    """The targets of the batch; ``orgs`` and ``emptied`` still include their first answers."""
     orgs: Mapping[str, Sum]
     emptied: Sum
 
 
 class PendingAnswer(NamedTuple):
-    """A second answer that removes something, and cannot be decided before others have come."""
+    """A second answer that removes something and cannot be decided before others have come."""
 
     fence: Fence
     snapshot: Snapshot
@@ -64,7 +64,7 @@ class BatchRemovals(NamedTuple):
     missing: Mapping[str, int] = {}
     """How many workflows its answers newly lack, by organisation; deferred answers are not counted."""
     emptied: int = 0
-    """How many targets lose all that they have, counted likewise."""
+    """How many targets lose all they have, counted the same way."""
     deferred: Sequence[Deferred] = ()
     undecided: Sequence[PendingAnswer] = ()
 
@@ -82,18 +82,18 @@ class RemovalSums:
         self.emptied = look.emptied
 
     def answered(self, target: Target) -> None:
-        """A target was asked again: its first answer no longer counts."""
+        """Drop the first answer of a target that was asked again."""
         first = self._first[target]
         self.emptied = self.emptied.plus(expected=-int(first.emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(expected=-first.removes)
 
     def saw(self, target: Target, missing: int, emptied: bool) -> None:
-        """Count the workflows that its second answer newly lacks."""
+        """Count the workflows that a second answer newly lacks."""
         self.emptied = self.emptied.plus(seen=int(emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
 
     def stance(self, org_id: str, emptied: bool) -> Stance:
-        """Whether a second answer that removes something is believed, held, or has to wait."""
+        """Whether a second answer that removes something is believed, held, or must wait."""
         return stance(self.orgs[org_id], self.emptied if emptied else None)
 
     def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
@@ -105,7 +105,7 @@ class RemovalSums:
 
 
 def stance(of_org: Sum, emptied: Sum | None) -> Stance:
-    """The stricter of the two rules."""
+    """The stricter of the two stances."""
     stances = {of_org.stance, emptied.stance if emptied else "believe"}
     return "hold" if "hold" in stances else "wait" if "wait" in stances else "believe"
 
@@ -119,7 +119,7 @@ class RunRemovals:
         limits: Limits,
         removal_sums: Callable[[Collection[str]], Mapping[str, Sum]],
     ) -> None:
-        """``removal_sums`` tells what was removed in organisations before the run."""
+        """``removal_sums`` returns what was removed in organisations before the run."""
         self._targets = targets
         self._standings = removal_sums
         self._first = array("I", bytes(4 * len(targets)))
@@ -146,7 +146,7 @@ class RunRemovals:
         self._count(found)
 
     def batches(self, size: int) -> Iterator[tuple[list[Target], SecondRound]]:
-        """The targets to be asked again, in batches, each with the sums at the moment when it is taken."""
+        """The targets to ask again, in batches, each with the sums at the moment when it is taken."""
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
             first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
@@ -159,7 +159,7 @@ class RunRemovals:
         self._undecided += found.undecided
 
     def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
-        """The pending answers that can be decided, and the sums now; all of them where too many are pending."""
+        """The pending answers that can be decided now, and the sums; all pending answers if there are too many."""
         look = self._look({}, {each.fence.target.org_id for each in self._undecided})
         settled = [each for each in self._undecided if _stance_of(each, look) != "wait"]
         waiting = [each for each in self._undecided if _stance_of(each, look) == "wait"]

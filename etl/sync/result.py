@@ -13,11 +13,11 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import CYCLE_LABELS, VERDICTS, Issue, Outcome, RunStatus, Target, Verdict
 
 MOST_ISSUES: Final = 1_000
-"""As many issues of a run are kept to be told; the table ``sync_issue`` has all."""
+"""Issues of a run that are kept in memory; the table ``sync_issue`` has all of them."""
 
 
 class TargetIssue(msgspec.Struct, frozen=True):
-    """A target that did not go through."""
+    """A target that did not succeed, and why."""
 
     target: Target
     verdict: Verdict
@@ -35,15 +35,15 @@ class Tally(msgspec.Struct):
     """All issues: failures by error code, the others by verdict."""
     unknown_cycles: set[str] = msgspec.field(default_factory=set)
     asked_again: int = 0
-    """Targets that were asked a second time, since their answer removed something or was empty."""
+    """Targets that were asked a second time, because their answer removed something or was empty."""
     clock_went_back: int = 0
     latest_at: dt.datetime | None = None
-    """The latest time that was recorded: a run cannot have ended before, whatever the clock says."""
+    """The latest recorded time: the run cannot have ended before, whatever the clock says."""
     interrupted: int = 0
-    """Targets that a stop came before: no attempts."""
+    """Targets that were not attempted because of a stop."""
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Count what became of ``outcomes``."""
+        """Count ``outcomes``."""
         for outcome in outcomes:
             self.verdicts[outcome.verdict] += 1
             self.clock_went_back += outcome.clock_went_back
@@ -67,7 +67,7 @@ class Tally(msgspec.Struct):
         self.interrupted += other.interrupted
 
     def tell(self, issues: Sequence[TargetIssue]) -> None:
-        """Count issues, and keep them as far as there is room."""
+        """Count issues, and keep as many as there is room for."""
         self.causes.update(_cause(each) for each in issues)
         self._keep(issues)
 
@@ -76,12 +76,12 @@ class Tally(msgspec.Struct):
 
     @property
     def issues_left_out(self) -> int:
-        """How many were counted and not kept."""
+        """How many issues were counted and not kept."""
         return self.causes.total() - len(self.issues)
 
     @property
     def causes_left_out(self) -> Counter[str]:
-        """``causes`` of those that were not kept."""
+        """``causes`` of the issues that were not kept."""
         return self.causes - Counter(_cause(each) for each in self.issues)
 
     def sorted_issues(self) -> list[TargetIssue]:
@@ -103,25 +103,25 @@ class Tally(msgspec.Struct):
         return "failed" if self.verdicts["failed"] == self.settled else "partial"
 
     def recount(self, written: Mapping[str, int], targets: int) -> None:
-        """Take the sums from the rows that the run has written; the rest of its ``targets`` were unchanged."""
+        """Take the sums from the rows that the run has written; its other ``targets`` were unchanged."""
         verdicts: dict[str, int] = {name: written[name] for name in VERDICTS if name != "unchanged"}
         self.verdicts = +Counter[str]({**verdicts, "unchanged": targets - sum(verdicts.values())})
         self.changes = +Counter[str]({str(kind): written[kind] for kind in CHANGE_KINDS})
 
     def sums(self) -> dict[str, int]:
-        """The columns of ``sync_run`` that count."""
+        """The columns of ``sync_run`` with counts."""
         return {name: self.verdicts[name] for name in VERDICTS} | {kind: self.changes[kind] for kind in CHANGE_KINDS}
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of asking for the details of the workflows that a run found changed."""
+    """The result of asking for details of the workflows that a run found changed."""
 
     asked: int = 0
     failed: int = 0
     left_out: int = 0
-    """For lack of time, or since the service is down."""
+    """Not asked for, for lack of time or because the service is down."""
     capped: bool = False
-    """Whether there were more than may be asked for."""
+    """Whether there were more workflows than may be asked for."""
     codes: Mapping[str, int] = {}
     """The most common error codes."""
 
@@ -137,7 +137,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     details: Details | None = None
     """None where nobody asked for details."""
     notes: tuple[str, ...] = ()
-    """What a person should know beside the issues; a sentence each."""
+    """What a person should know besides the issues; one sentence each."""
 
     def summary(self) -> dict[str, Any]:
         """The object that ``sync --json`` prints; the issues are the first MOST_ISSUES, the causes count all."""

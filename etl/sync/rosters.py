@@ -1,4 +1,4 @@
-"""Who the users of an organisation are, where ``users = "all"``: asked for rarely, and never in a run's way."""
+"""Who the users of an organisation are, for ``users = "all"``: asked for rarely, and without delaying a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from etl.errors import DatabaseError, GatewayError, Interrupted
 from etl.store import Store, StoredRoster
 
 _AT_ONCE: Final = 4
-"""Organisations that are asked for at the same time."""
+"""Organisations asked for at the same time."""
 _EMPTY: Final = "the organisation has no users, by its roster: nothing is known of whom to ask"
 _STANDS: Final = "the last roster stands: its users are asked for as before"
 
 
 class Refreshed(msgspec.Struct, frozen=True):
-    """What came of asking for one roster: ``moves``, or ``error`` (a sentence)."""
+    """The result of asking for one roster: ``moves``, or ``error`` (a sentence)."""
 
     org_id: str
     moves: RosterChanges = RosterChanges()
@@ -33,7 +33,7 @@ class Refreshed(msgspec.Struct, frozen=True):
 
 
 class Rosters:
-    """The rosters that schedules want, in the database and as EnOS has them. Safe to use from several threads."""
+    """The rosters that schedules use, as stored and as EnOS has them. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Rosters:
         every: dt.timedelta,
         clock: Callable[[], dt.datetime],
     ) -> None:
-        """``ask`` gives the ids of an organisation's users, within the deadline; it raises GatewayError."""
+        """``ask`` returns the ids of an organisation's users, within the deadline, or raises GatewayError."""
         self._store = store
         self._ask = ask
         self._limits = limits
@@ -53,14 +53,14 @@ class Rosters:
         self._log = structlog.get_logger("etl.rosters")
 
     def expand(self, schedules: Iterable[Schedule]) -> tuple[Schedule, ...]:
-        """The schedules with the users of every roster that is known as targets."""
+        """The schedules, with the users of every known roster as targets."""
         schedules = tuple(schedules)
         return expanded(schedules, self._store.rosters(organisations(schedules)))
 
     def refresh(self, org_ids: Collection[str], *, accept: bool = False) -> list[Refreshed]:
-        """Ask for the rosters that are due, and write what they changed; those that are not due are left out.
+        """Ask for the rosters that are due, and write the changes; rosters that are not due are left out.
 
-        ``accept``: a person has said that the answer is right, so it is asked for now, and whoever it lacks leaves.
+        ``accept``: a person has confirmed the answer, so it is asked for now, and users that it lacks leave.
         """
         every = dt.timedelta(0) if accept else self._every
         due = [org for org in sorted(org_ids) if self._store.claim_roster(org, self._clock(), every)]
@@ -70,7 +70,7 @@ class Rosters:
             return [done for done in pool.map(lambda org: self._refreshed(org, accept), due) if done is not None]
 
     def keep_only(self, schedules: Iterable[Schedule]) -> None:
-        """Forget the rosters that none of all the schedules wants any more."""
+        """Delete the rosters that none of ``schedules`` (all of them) uses any more."""
         wanted = organisations(schedules)
         if self._store.roster_organisations() - wanted:
             self._store.forget_rosters(wanted)
@@ -103,11 +103,11 @@ class Rosters:
 
 
 def organisations(schedules: Iterable[Schedule]) -> set[str]:
-    """The organisations whose rosters are wanted."""
+    """The organisations whose rosters ``schedules`` use."""
     return {roster.org_id for schedule in schedules for roster in schedule.rosters}
 
 
 def expanded(schedules: Sequence[Schedule], stored_rosters: Mapping[str, StoredRoster]) -> tuple[Schedule, ...]:
-    """The schedules with the users of ``listings`` as targets; an organisation that never answered stays unlisted."""
+    """The schedules with the users of ``stored_rosters`` as targets; organisations without an answer stay unlisted."""
     users = {org: stored.roster.users for org, stored in stored_rosters.items() if stored.answered_at is not None}
     return tuple(schedule.with_users(users) for schedule in schedules)

@@ -1,4 +1,4 @@
-"""Logs the result of a run: one line, at WARNING unless all went well, and one for each target in trouble."""
+"""Logs the result of a run: one line, at WARNING unless all went well, and one line per target in trouble."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from etl.store import NewRun
 from etl.sync.result import RunReport, TargetIssue
 
 _NAMED_AT_MOST: Final = 20
-"""Targets of one run that get a line of their own; the rest are counted."""
+"""Targets of one run that get their own line; the others are only counted."""
 _WITHOUT_TROUBLE: Final = ("succeeded", "aborted")
-"""A run that was stopped is caught up later: nobody need look at it."""
+"""An aborted run is caught up later, so nobody needs to look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
 _REFUSED: Final = (
@@ -58,7 +58,7 @@ class RunLogger:
             self._log.warning("note", run_id=report.run_id, note=note)
 
     def _news(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
-        """The issues that have not been logged yet. A stale target is no issue: a newer observation won."""
+        """The issues that have not been logged yet. A stale target is not an issue: a newer observation won."""
         problems = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
         known = self._refused.get(schedule, set())
         refused = {_refusal(each) for each in problems if each.issue.error_code in REFUSED_FOR_GOOD}

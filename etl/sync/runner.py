@@ -1,4 +1,4 @@
-"""A run: its row first, then batches (read fences, ask, judge, apply), then again the targets that lose something."""
+"""A run: its row first, then its batches, then the targets that lose something once more."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def run(
     remote: RemoteExecutor | None = None,
     details: DetailLimits | None = None,
 ) -> RunReport | None:
-    """One run over ``targets``, each once; None where its slot has been taken by another run.
+    """One run over ``targets``, each once; None if another run has its slot already.
 
-    ``details``: how many of the workflows that it finds changed are asked for once more (None: none).
-    ``own_gap`` knows the targets whose coverage gap is not ``coverage_gap``. Batches run in ``executor``, or
-    ``remote``; if that is lost on the way, the rest runs here.
-    Raises DatabaseUnreachable where the database has gone for good: whatever was applied stays, and the run is
-    declared dead by the next one.
+    ``details`` limits the details that are asked for workflows that changed (None: none). ``own_gap`` returns the
+    coverage gap of targets that do not have ``coverage_gap``. Batches run in ``executor``, or on ``remote``; if that is
+    lost, the rest runs here.
+    Raises DatabaseUnreachable if the database has gone for good: whatever was applied stays, and the next run declares
+    this one dead.
     """
     began, began_at = time.monotonic(), clock()
     run_id = context.store.begin_run(new_run, began_at, targets)
@@ -79,7 +79,7 @@ def run(
 
 
 def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: Callable[[], dt.datetime]) -> RunStatus:
-    """End a closed run. It cannot have ended before the latest time that it recorded, whatever the clock says."""
+    """End a closed run: not before the latest time that it recorded, whatever the clock says."""
     status = tally.status(aborted=context.stop.is_set() and tally.settled < targets)
     now = clock()
     sealed = context.store.seal_run(run_id, status, tally.sums(), max(now, tally.latest_at or now))
@@ -89,7 +89,7 @@ def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: C
 def _judge_stories(
     context: RunContext, options: RunOptions, began_at: dt.datetime, clock: Callable[[], dt.datetime], own_gap: _OwnGap
 ) -> None:
-    """What the run's versions say of organisations. A fault in it fails no run: the next one judges them as well."""
+    """Derive the organisations' events. An error here fails no run: the next run judges the versions too."""
     assert options.run_id is not None  # noqa: S101 - it is no plan
     try:
         context.store.project(options.run_id, began_at, clock, lambda target: own_gap(target) or options.coverage_gap)
@@ -100,7 +100,7 @@ def _judge_stories(
 
 
 def _details(context: RunContext, run_id: int, tally: Tally, limits: DetailLimits | None) -> Details | None:
-    """After the run is closed, before its seal: what EnOS says of the workflows that changed."""
+    """After closing and before the seal: ask what EnOS says about the workflows that changed."""
     if limits is None:
         return None
     if context.stop.is_set() or not any(tally.changes[kind] for kind in CHANGES_WITH_DETAILS):
@@ -124,12 +124,12 @@ def plan(
 
 
 class _Work(NamedTuple):
-    """A batch, with what is wanted of it."""
+    """A batch, and the options to settle it with."""
 
     options: RunOptions
     targets: Sequence[Target]
     start: int = 0
-    """The number of its first target among the run's, where all are asked for the first time."""
+    """The index of its first target in the run, for a batch of first answers."""
 
 
 def _settle(
@@ -140,7 +140,7 @@ def _settle(
     dispatcher: Dispatcher,
     tally: Tally,
 ) -> None:
-    """Ask for all targets, then once more for those whose answer is uncertain; second answers are judged together."""
+    """Ask for all targets, then again for those with an uncertain answer; second answers are judged together."""
     removals = RunRemovals(
         targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
     )
@@ -176,7 +176,7 @@ def _second_works(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) 
 def _with_gaps(
     options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondRound | None = None
 ) -> RunOptions:
-    """The options for these targets: small, however many targets the run has."""
+    """The options for these targets only: small, however many targets the run has."""
     gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
     return msgspec.structs.replace(options, gaps=gaps, second=look)
 
@@ -184,7 +184,7 @@ def _with_gaps(
 def _in_window(
     dispatcher: Dispatcher, works: Iterable[_Work], stop: threading.Event
 ) -> Iterator[tuple[_Work, BatchResult]]:
-    """Results as they come, with at most a window of batches under way; after a stop no more are begun."""
+    """The results as they come, with at most a window of batches under way; after a stop no more begin."""
     pending: dict[Future[Any], _Work] = {}
     try:
         for work in works:
@@ -196,7 +196,7 @@ def _in_window(
         while pending:
             yield from _completed(dispatcher, pending)
     finally:
-        # Nobody goes on writing for a run that has ended, however it did.
+        # No batch may go on writing for a run that has ended, however it ended.
         wait([future for future in pending if not future.cancel()])
 
 
@@ -213,7 +213,7 @@ def _completed(dispatcher: Dispatcher, pending: dict[Future[Any], _Work]) -> Ite
 
 @contextlib.contextmanager
 def _heartbeat(context: RunContext, run_id: int) -> Iterator[None]:
-    """Renew the heartbeat of the run while the block runs, however slow the gateway is."""
+    """Renew the heartbeat of the run while the block runs."""
 
     def beat() -> float:
         with contextlib.suppress(DatabaseError):

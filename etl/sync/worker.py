@@ -25,15 +25,15 @@ from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.result import Tally
 
 _RUNS_KEPT: Final = 100
-"""The circuit breakers of so many runs are kept."""
+"""How many runs' circuit breakers are kept."""
 _IDLE_SECONDS: Final = 600.0
-"""How long a worker keeps what it built for a coordinator that has gone silent: one that was killed cannot say so."""
+"""How long a worker keeps what it built for a coordinator that has gone silent and may have been killed."""
 
 
 class CoordinatorPlugin(WorkerPlugin):
     """What a worker keeps for one coordinator: an application of its own, built when it is first needed.
 
-    Dask holds it in ``worker.plugins`` under the coordinator's token, and tears it down with the worker. It is not
+    Dask keeps it in ``worker.plugins`` under the coordinator's token, and tears it down with the worker. It is not
     registered with the scheduler, which would keep it for ever if the coordinator were killed.
     """
 
@@ -49,7 +49,7 @@ class CoordinatorPlugin(WorkerPlugin):
         self._timer: asyncio.TimerHandle | None = None
 
     def setup(self, worker: Any) -> None:
-        """Look from time to time whether the coordinator still asks for anything."""
+        """Check from time to time whether the coordinator still asks for anything."""
         self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._leave_if_idle, worker)
 
     async def teardown(self, worker: Any) -> None:
@@ -58,7 +58,7 @@ class CoordinatorPlugin(WorkerPlugin):
         await asyncio.to_thread(self.close)
 
     def build(self) -> RunContext:
-        """What batches are worked on with. Raises ClusterError, in one sentence, where this machine lacks something."""
+        """The context for batches. Raises ClusterError, in one sentence, if this machine lacks something."""
         with self._lock:
             if self._context is None:
                 with _one_sentence():
@@ -77,7 +77,7 @@ class CoordinatorPlugin(WorkerPlugin):
             return settle_remaining(context, options, self._breaker_of(context, options.run_id), targets)
 
     def stop(self) -> None:
-        """Stop as the coordinator does: what is whole is committed, the rest is left alone."""
+        """Stop as the coordinator does: complete answers are committed, the rest is abandoned."""
         self._stopped = True
         if (app := self._app) is not None:
             app.stop.set()
@@ -132,26 +132,26 @@ def settle(task: BatchTask) -> BatchResult:
 
 
 async def get_ready(task: BatchTask, dask_worker: Any) -> None:
-    """Build what a batch needs, so that whatever is wrong is said before a run begins. Raises ClusterError."""
+    """Build what a batch needs, so that problems are reported before a run begins. Raises ClusterError."""
     require_our_version(task)
     plugin = await _plugin_of(dask_worker, task.coordinator)
     await asyncio.to_thread(plugin.build)
 
 
 async def stop(coordinator: Coordinator, dask_worker: Any) -> None:
-    """The coordinator stops; a worker that has not begun for it must not begin."""
+    """The coordinator stops; a worker that has not begun to work for it must not begin."""
     (await _plugin_of(dask_worker, coordinator)).stop()
 
 
 async def forget(coordinator: Coordinator, dask_worker: Any) -> None:
-    """The coordinator has ended."""
+    """Drop everything of a coordinator that has ended."""
     if coordinator.token in dask_worker.plugins:
         await dask_worker.plugin_remove(coordinator.token)
 
 
 async def _plugin_of(worker: Any, coordinator: Coordinator) -> CoordinatorPlugin:
-    """The coordinator's plugin on this worker. All callers are on the worker's event loop, and nothing here waits, so
-    there is one."""
+    """The coordinator's plugin on this worker. There is only one: all callers are on the worker's event loop, and
+    nothing here waits."""
     if coordinator.token not in worker.plugins:
         await worker.plugin_add(CoordinatorPlugin(coordinator), coordinator.token, catch_errors=False)
     plugin: CoordinatorPlugin = worker.plugins[coordinator.token]
@@ -164,14 +164,14 @@ def our_version() -> str:
 
 
 def require_our_version(task: BatchTask) -> None:
-    """Raises ClusterError where the coordinator runs another release."""
+    """Raises ClusterError if the coordinator runs another release."""
     if task.version != our_version():
         raise ClusterError(f"it has Flowtrail {our_version()}, not {task.version}: install the same.")
 
 
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
-    """One sentence travels back, and nothing of what is behind it."""
+    """Send an error back as one sentence, without its cause."""
     try:
         yield
     except FlowtrailError as error:
