@@ -1,4 +1,4 @@
-"""The only importer of requests: asks EnOS for a target's list, and returns a whole snapshot or a GatewayError."""
+"""The only importer of requests: asks EnOS for a target's list, and returns a complete snapshot or a GatewayError."""
 
 from etl.gateway.client import Exchanged, Gateway, TokenCheck, utc_now
 from etl.gateway.recording import Exchange, Recorder

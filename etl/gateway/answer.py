@@ -1,8 +1,7 @@
 """From the bytes of a Get My Flow answer to flows: one fast pass, strict about what the documentation promises.
 
 A success is a JSON object whose ``code`` (in version 2.0: ``status``) is the integer 0 and whose ``data`` is a list of
-workflows; nothing else.
-Where the fast pass stumbles, the strict reader looks again and names the item and the field.
+workflows; nothing else. If the fast pass fails, the strict reader looks again and names the item and the field.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from etl.gateway.faults import Quote
 from etl.gateway.strict import field_problem, first_problem, half_character_in
 
 _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
-"""Up to this size a malformed answer is looked at again for a better message; beyond it, memory counts more."""
+"""Malformed answers up to this size are read again for a better message; beyond it, memory matters more."""
 
 _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 
@@ -46,7 +45,7 @@ class _Item(msgspec.Struct, rename="camel", gc=False):
 
 
 class _Whole(msgspec.Struct, rename="camel", gc=False):
-    """A workflow with every key that the documentation names, as EnOS sends it."""
+    """A workflow with every documented key, as EnOS sends it."""
 
     flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
     flow_name: str | None
@@ -70,7 +69,7 @@ _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 
 
 class Envelope(NamedTuple):
-    """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and what was said with it."""
+    """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and its message."""
 
     code: int
     data: msgspec.Raw
@@ -78,7 +77,7 @@ class Envelope(NamedTuple):
     said: str
     request_id: str | None
     keys: int = 0
-    """How many different keys the envelope has, of those that the documentation names."""
+    """How many of the documented keys the envelope has."""
 
 
 class FlowList(NamedTuple):
@@ -86,11 +85,11 @@ class FlowList(NamedTuple):
 
     flows: tuple[Flow, ...]
     keys: int | None
-    """How many keys its objects have, each key of each object counted once; None where some lack one."""
+    """How many keys its objects have, each key of each object counted once; None if one is missing somewhere."""
 
 
 def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
-    """Raises Malformed where the body is no JSON object with an integer ``code``, or ``status`` in version 2.0."""
+    """Raises Malformed if the body is not a JSON object with an integer ``code``, or ``status`` in version 2.0."""
     try:
         envelope = _envelopes.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -106,7 +105,7 @@ def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
 
 
 def _code(envelope: _RawEnvelope, api: Api) -> int | None:
-    """What the answer says it is: 0 where it is a success, None where it does not say."""
+    """The code of the answer: 0 for a success, None if it has none."""
     code = as_integer(envelope.code)
     if not api.is_older or code or (code is None and bytes(envelope.code)):
         return code
@@ -114,15 +113,15 @@ def _code(envelope: _RawEnvelope, api: Api) -> int | None:
 
 
 def has_each_key_once(body: bytes, envelope: Envelope, listed: FlowList) -> bool:
-    """Whether no object of the body can have a key twice: it has only as many colons as the different keys need.
+    """Whether no object of the body can have a key twice, because it has only as many colons as different keys need.
 
-    A key that the documentation does not name, or a colon in a text, and this is not known.
+    False also if there is an undocumented key or a colon in a text: then counting proves nothing.
     """
     return listed.keys is not None and body.count(b":") == envelope.keys + listed.keys
 
 
 def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
-    """The flows in ``data``; identical duplicates once.
+    """The flows in ``data``, identical duplicates only once.
 
     Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
     """
@@ -139,7 +138,7 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
 
 
 def _items(data: msgspec.Raw, api: Api) -> tuple[Sequence[_Item | _Whole | _EdgeItem], int | None]:
-    """The objects in ``data``, and how many keys they have where they have them all."""
+    """The objects in ``data``, and the number of their keys if all have all keys."""
     with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         whole = _whole_lists.decode(data)
         return whole, len(_Whole.__struct_fields__) * len(whole)
@@ -199,7 +198,7 @@ def _malformed(problem: str) -> Malformed:
 
 
 def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
-    """Why the body is no JSON object, in the words of somebody who looks at it."""
+    """Why the body is not a JSON object, in words that help a person."""
     text = body.strip()
     if not text:
         return "its body is empty"
@@ -238,7 +237,7 @@ def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> st
 
 
 def _problem_in(data: msgspec.Raw, error: Exception) -> str:
-    """Item and field of what is wrong in ``data``: the strict reader's word, or else msgspec's."""
+    """Item and field of what is wrong in ``data``, from the strict reader or else from msgspec."""
     if not bytes(data):
         return "it has no data"
     if isinstance(error, RecursionError):

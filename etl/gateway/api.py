@@ -1,4 +1,4 @@
-"""The two documented versions of the workflow calls: where they are, and how their answers say what they are.
+"""The two documented versions of the workflow calls: their paths, parameters and answers.
 
 | | ``v2.1`` | ``v2.0`` |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Reading a body to its end: at once where its length is known, else in pieces; capped on the wire and decoded."""
+"""Reads a body to its end: at once if its length is known, otherwise in pieces; both sizes are limited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GZIP_WBITS: Final = 31
 
 
 def read_body(answer: StrictResponse, max_bytes: int) -> bytes:
-    """The whole decoded body. Raises Malformed over the cap, GatewayUnreachable or IncompleteRead where it ends too
+    """The whole decoded body. Raises Malformed over the limit, GatewayUnreachable or IncompleteRead if it ends too
     early."""
     if (answer.announced_bytes or 0) > max_bytes:
         raise _too_large(max_bytes)
@@ -37,7 +37,7 @@ def read_body(answer: StrictResponse, max_bytes: int) -> bytes:
 
 
 def _unframed(answer: StrictResponse) -> bool:
-    """A 200 whose headers announce no body: perhaps it ends where it was cut off."""
+    """Whether a 200 has no headers that announce a body: it may have been cut off."""
     return answer.status == 200 and answer.announced_bytes is None and not answer.chunked
 
 
@@ -62,7 +62,7 @@ class _Gzip:
         self._stream = zlib.decompressobj(_GZIP_WBITS)
 
     def decoded(self, data: bytes) -> Iterator[bytes]:
-        """What the bytes decode to, a bounded step at a time; several members in a row count as one body."""
+        """The decoded bytes, in steps of bounded size; several gzip members in a row count as one body."""
         try:
             while data:
                 if self._stream.eof:

@@ -1,4 +1,4 @@
-"""The calls of EnOS: token, signature, retries, and a whole answer or an error that says what to do."""
+"""The calls to EnOS: token, signature, retries, and a complete answer or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ _DESYNC: Final = (
 )
 
 Exchanged = Callable[[str, int, float, str | None], None]
-"""Told of each request: what it is, the attempt (from 1), the seconds until its answer was read, and the error code, or
-None where it was a valid answer."""
+"""Called after each request with the call's name, the attempt (from 1), the seconds until the answer was read, and the
+error code (None: a valid answer)."""
 
 
 def utc_now() -> dt.datetime:
@@ -66,7 +66,7 @@ def utc_now() -> dt.datetime:
 
 
 class TokenCheck(NamedTuple):
-    """What `check_token` found. ``clock_skew`` is how far the gateway's clock is ahead of ours; None: not seen."""
+    """The result of `check_token`. ``clock_skew`` is how far the gateway's clock is ahead of ours; None: unknown."""
 
     expires_in: dt.timedelta | None
     clock_skew: dt.timedelta | None
@@ -79,15 +79,15 @@ class TokenCheck(NamedTuple):
 
 
 class _Call(Generic[T]):
-    """One request on its way to an answer: what was tried so far."""
+    """One request until its answer, and what was tried so far."""
 
     def __init__(
-        self, request: Request, read: Callable[[Answered], T], watch: Deadline, *, own_connection: bool = False
+        self, request: Request, read: Callable[[Answered], T], deadline: Deadline, *, own_connection: bool = False
     ) -> None:
         self.request = request
         self.read = read
         self.own_connection = own_connection
-        self.watch = watch
+        self.deadline = deadline
         self.attempts = 0
         self.refused_token: Token | None = None
         self.last_error: GatewayError | None = None
@@ -97,8 +97,8 @@ class Gateway:
     """The EnOS gateway as one set of settings describes it. Thread-safe; a context manager.
 
     ``clock`` gives the wall clock (UTC) for timestamps and observations; deadlines go by the monotonic clock.
-    When ``stop`` is set, everything that waits or is under way ends soon, with Interrupted. ``desynced`` is called
-    from any thread when a connection carried something that nobody had asked for, ``recorded`` with each reply.
+    When ``stop`` is set, everything that waits or is under way soon ends with Interrupted. ``desynced`` is called from
+    any thread when a connection carried bytes that belong to no request, ``recorded`` with each reply.
     """
 
     def __init__(
@@ -171,28 +171,28 @@ class Gateway:
             return read_snapshot(target, answered, known_data_hash, self._api)
 
         request = requests.my_flows(self._api, target)
-        with self._watchdog.watch(self._deadline_seconds) as watch:
-            return self._completed(_Call(request, read, watch, own_connection=own_connection))
+        with self._watchdog.watch(self._deadline_seconds) as deadline:
+            return self._completed(_Call(request, read, deadline, own_connection=own_connection))
 
     def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
-        """What EnOS says of a workflow, asked for as a user who sees it, within that time and ``deadline``. Raises
+        """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises
         GatewayError, or Interrupted."""
 
         def read(answered: Answered) -> Detail:
             return read_detail(org_id, flow_id, answered, self._api)
 
         request = requests.flow(self._api, org_id, flow_id, user_id)
-        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as watch:
-            return self._completed(_Call(request, read, watch))
+        with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
+            return self._completed(_Call(request, read, deadline))
 
     def roster(self, org_id: str) -> frozenset[str]:
-        """The ids of all users of an organisation, within ``deadline``, whatever its pages. Raises GatewayError, or
+        """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or
         Interrupted."""
-        with self._watchdog.watch(self._deadline_seconds) as watch:
+        with self._watchdog.watch(self._deadline_seconds) as deadline:
 
             def page(number: int) -> roster.Page:
                 request = requests.roster_page(self._api, org_id, number)
-                return self._completed(_Call(request, roster.read_page, watch, own_connection=True))
+                return self._completed(_Call(request, roster.read_page, deadline, own_connection=True))
 
             return roster.collected(page)
 
@@ -200,13 +200,13 @@ class Gateway:
         """Asks for a token, without a retry; for `flowtrail check`. Raises GatewayError, or Interrupted."""
         if self._tokens is None:
             return TokenCheck(None, self.clock_skew)
-        with self._watchdog.watch(self._deadline_seconds) as watch:
-            token = self._tokens.current(watch)
+        with self._watchdog.watch(self._deadline_seconds) as deadline:
+            token = self._tokens.current(deadline)
         return TokenCheck(dt.timedelta(seconds=token.expires_at - time.monotonic()), self.clock_skew)
 
     def _completed(self, call: _Call[T]) -> T:
         try:
-            call.watch.check()
+            call.deadline.check()
             return self._tried(call)
         except GatewayError as error:
             _complete(error, call)
@@ -216,10 +216,10 @@ class Gateway:
         try:
             return self._once(call)
         except TransientGatewayError as error:
-            return persist(lambda: self._once(call), error, call.watch, self._stop)
+            return persist(lambda: self._once(call), error, call.deadline, self._stop)
 
     def _once(self, call: _Call[T]) -> T:
-        """One attempt; where the token is not accepted, one more with a new one, once a target."""
+        """One attempt. If the token is not accepted, one more with a new token, once per target."""
         try:
             token = self._token(call)
             try:
@@ -239,13 +239,13 @@ class Gateway:
         if self._tokens is None:
             return None
         try:
-            return self._tokens.current(call.watch, call.refused_token)
+            return self._tokens.current(call.deadline, call.refused_token)
         except GatewayError:
             call.attempts += 1
             raise
 
     def _ask(self, call: _Call[T], token: Token | None) -> T:
-        """A refusal over a kept connection may be meant for somebody else: it is asked for once more, at once."""
+        """A refusal over a kept connection may be meant for another request: ask again at once, over a separate one."""
         try:
             return self._asked(call, token)
         except GatewayError as error:
@@ -255,7 +255,7 @@ class Gateway:
             return self._asked(call, token)
 
     def _asked(self, call: _Call[T], token: Token | None) -> T:
-        self._pace.wait_for_turn(call.watch)
+        self._pace.wait_for_turn(call.deadline)
         call.attempts += 1
         return self._told(call.request.call, call.attempts, lambda: self._answer(call, token))
 
@@ -267,7 +267,7 @@ class Gateway:
             self._path + request.address,
             _HEADERS | request.headers | signed,
             request.body.encode() or None,
-            call.watch,
+            call.deadline,
             own_connection=call.own_connection,
         )
         hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
@@ -282,7 +282,7 @@ class Gateway:
         return self._read(read, reply, request, call.attempts)
 
     def _read(self, read: Callable[[], T], reply: Reply, request: Request, attempt: int) -> T:
-        """What a reply says, or the error that it means; either is told to whoever records."""
+        """The content of a reply, or the error that it means; both are recorded."""
         code: str | None = None
         try:
             return read()
@@ -294,10 +294,10 @@ class Gateway:
             if self._recorded is not None:
                 self._recorded(_exchange(request, reply, attempt, code))
 
-    def _obtain_token(self, watch: Deadline) -> Issued:
-        """One call of the token service, with the secret as it is now."""
-        self._pace.wait_for_turn(watch)
-        return self._told("token", 1, lambda: self._issue(watch))
+    def _obtain_token(self, deadline: Deadline) -> Issued:
+        """One call to the token service, with the secret as it is now."""
+        self._pace.wait_for_turn(deadline)
+        return self._told("token", 1, lambda: self._issue(deadline))
 
     def _told(self, call: str, attempt: int, work: Callable[[], T]) -> T:
         began = time.monotonic()
@@ -309,7 +309,7 @@ class Gateway:
         self._exchanged(call, attempt, time.monotonic() - began, None)
         return found
 
-    def _issue(self, watch: Deadline) -> Issued:
+    def _issue(self, deadline: Deadline) -> Issued:
         key, secret = self._key, self._read_secret()
         moment = self._stamps.next(TOKEN_PATH)
         proof = encryption(key, moment.timestamp_ms, secret)
@@ -320,7 +320,7 @@ class Gateway:
             self._path + TOKEN_PATH,
             _HEADERS | request.headers,
             request.body.encode(),
-            watch,
+            deadline,
             own_connection=True,
         )
 
@@ -334,7 +334,7 @@ class Gateway:
         return self._read(read, reply, request, 1)
 
     def _desync_seen(self) -> None:
-        """Count it, and warn of it once a run."""
+        """Count a desynchronised connection, and warn once per run."""
         self._desynced()
         run_id = structlog.contextvars.get_contextvars().get("run_id")
         if run_id not in self._warned_in:
@@ -349,7 +349,7 @@ class Gateway:
             raise PermanentGatewayError(f"the secret key cannot be read: {reason}", code="secret") from None
 
     def _refuse(self, reply: Reply, asked_at: dt.datetime, shown: Callable[[bytes | str], str]) -> None:
-        """Raises for a status that is no answer, and for clocks that are too far apart to trust one."""
+        """Raises for a status that is not a success, and for clocks that are too far apart."""
         status = reply.status
         skew = self._gateway_clock.measure(reply, asked_at)
         if meaning_of(status) != "retry":
@@ -372,14 +372,14 @@ def _exchange(request: Request, reply: Reply, attempt: int, code: str | None) ->
 
 
 def _is_doubtful(error: GatewayError, token: Token | None) -> bool:
-    """Whether another connection may tell otherwise; what is tried again anyway, or with a new token, is not."""
+    """Whether a separate connection may bring another answer. Errors that are retried anyway are not doubtful."""
     if error.transient:
         return error.code == "desync"
     return token is None or error.code not in RENEWING
 
 
 def _complete(error: GatewayError, call: _Call[T]) -> None:
-    """What only the whole call knows: how often it was tried, and what came before the last try."""
+    """Add what only the whole call knows: the number of attempts, and the error before the last one."""
     error.attempts = call.attempts
     if error.code == "deadline" and call.last_error is not None:
         error.message += f"; before that: {call.last_error.message}"

@@ -1,4 +1,4 @@
-"""Connections that the watchdog can end at any moment, and that carry only what was asked for over them."""
+"""Connections that the watchdog can end at any moment, and that carry only answers to their own requests."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Address = tuple[Any, ...]
 _END_SECONDS: Final = 3.0
 """How long to wait for the gateway to close a connection that it was asked to close."""
 _PROMPT_SECONDS: Final = 0.3
-"""A gateway that takes longer is not waited for again within ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
+"""A gateway that takes longer is not waited for again during ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
 _SLOW_CLOSE_REMEMBERED_SECONDS: Final = 60.0
 _END_IF_TOLD_SECONDS: Final = 1.0
-"""How long to wait once it has read that nothing more will be asked."""
+"""How long to wait once it has been told that no further request comes."""
 
 
 class ConnectionUnusable(Exception):
-    """Nothing was sent: a kept connection had ended, or carried what nobody had asked for. Another one will do."""
+    """Nothing was sent: a kept connection had ended, or carried bytes of no request. Use another one."""
 
 
 class SharedConnectionState:
-    """What the connections of one gateway share."""
+    """State that the connections to one gateway share."""
 
     def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
         self.watchdog = watchdog
@@ -51,12 +51,12 @@ class SharedConnectionState:
         return time.monotonic() - self._slow_close_at > _SLOW_CLOSE_REMEMBERED_SECONDS
 
     def closed_after(self, seconds: float) -> None:
-        """The gateway took so long to close a connection, or did not."""
+        """Record how long the gateway took to close a connection, or that it did not."""
         if seconds > _PROMPT_SECONDS:
             self._slow_close_at = time.monotonic()
 
     def desync(self, when: str) -> GatewayUnreachable:
-        """The error of an exchange over a connection that carried something that nobody had asked for; counted."""
+        """The error of an exchange over a connection that carried bytes of no request; counts it."""
         self.desynced()
         return GatewayUnreachable(
             f"bytes that belong to no request came {when}: the gateway or a proxy in front of it mixes up answers",
@@ -65,9 +65,9 @@ class SharedConnectionState:
 
 
 class WatchedConnection(HTTPConnection):
-    """urllib3's connection, whose socket is held by the watch of the thread that uses it.
+    """urllib3's connection, whose socket is held by the Deadline of the thread that uses it.
 
-    With ``own`` it is for one exchange: its answer counts only if nothing else comes before the gateway closes it.
+    With ``own`` it is for one exchange only: the answer counts if nothing else comes before the gateway closes it.
     """
 
     def __init__(self, *args: Any, shared: SharedConnectionState, own: bool, **kwargs: Any) -> None:
@@ -81,11 +81,11 @@ class WatchedConnection(HTTPConnection):
         self._begins = False
 
     def _new_conn(self) -> socket.socket:
-        watch = self._watchdog.current
+        deadline = self._watchdog.current
         failure: OSError | None = None
-        for address in self._addresses(watch):
+        for address in self._addresses(deadline):
             try:
-                return self._connected(address, watch)
+                return self._connected(address, deadline)
             except OSError as error:
                 failure = error
                 self._retire_line()
@@ -93,24 +93,24 @@ class WatchedConnection(HTTPConnection):
             raise ConnectTimeoutError(self, "no connection in time") from failure
         raise NewConnectionError(self, "no connection") from failure
 
-    def _addresses(self, watch: Deadline) -> Sequence[Address]:
+    def _addresses(self, deadline: Deadline) -> Sequence[Address]:
         lookup = _Lookup(self._dns_host, self.port)
         try:
-            return lookup.addresses(watch, float(self.timeout or watch.remaining()))
+            return lookup.addresses(deadline, float(self.timeout or deadline.remaining()))
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "the name was not resolved in time") from error
 
-    def _connected(self, address: Address, watch: Deadline) -> socket.socket:
+    def _connected(self, address: Address, deadline: Deadline) -> socket.socket:
         family, kind, protocol, _, where = address
         connecting = socket.socket(family, kind, protocol)
         try:
             self._line = CancellableSocket(connecting)
-            watch.hold(self._line)
+            deadline.hold(self._line)
             for option in self.socket_options or ():
                 connecting.setsockopt(*option)
-            connecting.settimeout(min(float(self.timeout or watch.seconds), max(watch.remaining(), 0.001)))
+            connecting.settimeout(min(float(self.timeout or deadline.seconds), max(deadline.remaining(), 0.001)))
             connecting.connect(where)
         except BaseException:
             connecting.close()
@@ -124,14 +124,14 @@ class WatchedConnection(HTTPConnection):
         super().request(*args, **kwargs)
 
     def send(self, data: Any) -> None:
-        """Sends, where nothing has come on the connection just before the first byte of a request goes out."""
+        """Sends, if nothing has arrived just before the first byte of a request goes out."""
         if self._begins:
             self._begins = False
             self._require_silence()
         try:
             super().send(data)
         except (BrokenPipeError, ConnectionResetError) as error:
-            # urllib3 would read on, and an answer that came before its question would count.
+            # urllib3 would read on, and an answer that came before its request would count.
             raise RemoteDisconnected("the request did not go out") from error
 
     def _require_silence(self) -> None:
@@ -150,7 +150,7 @@ class WatchedConnection(HTTPConnection):
 
     @property
     def reader(self) -> ConnectionReader:
-        """Of the socket as it is now; TLS puts another one in the place of the first."""
+        """The reader of the current socket; TLS replaces the first one."""
         if self._reader is None or self._reader.connected is not self.sock:
             if self._reader is not None and self._reader.holds_more():
                 raise self._shared.desync("before the TLS handshake")
@@ -158,13 +158,13 @@ class WatchedConnection(HTTPConnection):
         return self._reader
 
     def response_class(self, _: object, method: str | None = None) -> StrictResponse:  # type: ignore[override]
-        """What http.client calls for something to read an answer with."""
+        """http.client calls this to get a reader for an answer."""
         return StrictResponse(self.reader, method)
 
     def finish(self, answer: StrictResponse) -> bool:
-        """Behind a whole answer: whether it is the only one that this connection will ever have carried.
+        """After a complete answer: whether it is the only one that this connection will ever have carried.
 
-        Raises GatewayUnreachable ("desync") where something came behind it: nobody can tell which of the two is meant.
+        Raises GatewayUnreachable ("desync") if more came after it: nobody can tell which of the two is meant.
         """
         is_followed = self._end() == "stray" if self.own else self.reader.is_followed()
         if is_followed:
@@ -176,10 +176,10 @@ class WatchedConnection(HTTPConnection):
         return is_sole
 
     def _end(self) -> IdleState:
-        """Sees the gateway close the connection; who closes first keeps the port in TIME_WAIT, and it has more of them.
+        """Waits for the gateway to close the connection: the port of who closes first stays in TIME_WAIT.
 
-        One that keeps the connection open is told that nothing more will be asked, which makes it close. If it does not
-        do that either, the connection is left, as long as nothing has come.
+        A gateway that keeps the connection open is told that no further request comes, which should make it close. If
+        it still does not, the connection counts as quiet, provided that nothing has arrived.
         """
         idle_state = self._awaited_end() if self._shared.closes_promptly() else "quiet"
         if idle_state == "quiet" and self._line is not None:
@@ -199,7 +199,7 @@ class WatchedConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Looked at when a request is about to go out, not before."""
+        """Whether it can be used; evaluated when a request is about to go out."""
         return self.sock is not None
 
     def close(self) -> None:
@@ -235,7 +235,7 @@ class WatchedTLSPool(HTTPSConnectionPool):
 
 
 class _NoPool(HTTPConnectionPool):
-    """Every request gets a connection of its own, which ends with it."""
+    """Every request gets a new connection, which ends with it."""
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         return self._new_conn()
@@ -254,7 +254,7 @@ class OwnTLSPool(_NoPool, WatchedTLSPool):
 
 
 class _Lookup:
-    """A name resolution in a thread of its own, as nothing can interrupt the system's resolver."""
+    """A name resolution in a separate thread, because nothing can interrupt the system's resolver."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -262,16 +262,16 @@ class _Lookup:
         self._found: Sequence[Address] = ()
         self._error: OSError | UnicodeError | None = None
 
-    def addresses(self, watch: Deadline, seconds: float) -> Sequence[Address]:
-        """Raises socket.gaierror, or TimeoutError when it takes too long or the watch is cut."""
+    def addresses(self, deadline: Deadline, seconds: float) -> Sequence[Address]:
+        """Raises socket.gaierror, or TimeoutError if it takes too long or the deadline passes."""
         try:
             return self._resolved(socket.AI_NUMERICHOST)
         except socket.gaierror:
             pass
-        watch.hold(self)
+        deadline.hold(self)
         threading.Thread(target=self._run, name="gateway-lookup", daemon=True).start()
         self._done.wait(seconds)
-        watch.release()
+        deadline.release()
         if self._error is not None:
             raise self._error
         if not self._found:
@@ -290,10 +290,10 @@ class _Lookup:
         return socket.getaddrinfo(host, self._port, allowed_gai_family(), socket.SOCK_STREAM, 0, flags)
 
     def take(self, user: Deadline) -> None:
-        """A Line: nothing to take."""
+        """Cancellable: nothing to take."""
 
     def drop(self, user: Deadline) -> None:
-        """A Line: nothing to drop; the thread ends by itself."""
+        """Cancellable: nothing to drop; the thread ends by itself."""
 
     def shut(self, user: Deadline) -> None:
         self._done.set()

@@ -1,4 +1,4 @@
-"""What has come over one connection, and whether anything came that nobody had asked for."""
+"""Reads one connection, and notices bytes that belong to no request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from urllib3.util.ssltransport import SSLTransport
 
 Connected = socket.socket | SSLTransport
 IdleState = Literal["quiet", "closed", "stray"]
-"""A connection on which nothing is expected: nothing came, or its end, or bytes that belong to no request."""
+"""The state of an idle connection: nothing came, its end came, or bytes that belong to no request."""
 
 _BUFFER_BYTES: Final = 16 * 1024
 _NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
 
 
 class NotHTTP(HTTPException):
-    """What came is no answer, or could be read as more than one; the message is ours."""
+    """The bytes are not an answer, or could be read as more than one; the message is ours."""
 
 
 class _Source(io.RawIOBase):
@@ -29,9 +29,9 @@ class _Source(io.RawIOBase):
     def __init__(self, connected: Connected) -> None:
         self.connected = connected
         self.shut = False
-        """Says that nothing is there, without looking."""
+        """Report that nothing is there, without reading."""
         self.emptied = False
-        """The last read got less than it asked for: by then nothing else had come."""
+        """The last read got less than it asked for, so nothing else had arrived by then."""
 
     def readable(self) -> bool:
         return True
@@ -47,7 +47,7 @@ class _Source(io.RawIOBase):
 class ConnectionReader(io.BufferedReader):
     """Reads a connection from its first byte to its last. Not thread-safe.
 
-    http.client takes a new buffer for every answer, and throws away with it whatever had come behind the answer.
+    http.client uses a new buffer for every answer, and would discard with it whatever came after the answer.
     """
 
     def __init__(self, connected: Connected) -> None:
@@ -62,14 +62,14 @@ class ConnectionReader(io.BufferedReader):
         return self._source.connected
 
     def makefile(self, *_: object) -> Self:
-        """What http.client asks a socket for."""
+        """http.client calls this on a socket."""
         return self
 
     def close(self) -> None:
-        """What http.client does with its file behind an answer: the next one is read from here, too."""
+        """http.client calls this after an answer; do nothing, because the next one is read from here too."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """A whole line of a head or of chunks. Raises IncompleteRead where the connection ends in it."""
+        """A whole line of a head or of chunks. Raises IncompleteRead if the connection ends within it."""
         line = super().readline(size)
         if not line.endswith(b"\n"):
             raise LineTooLong("line") if len(line) == size else IncompleteRead(line)
@@ -78,30 +78,30 @@ class ConnectionReader(io.BufferedReader):
         return line
 
     def exactly(self, count: int) -> bytes:
-        """So many bytes. Raises IncompleteRead where the connection ends before."""
+        """Exactly ``count`` bytes. Raises IncompleteRead if the connection ends before."""
         found = self.read(count)
         if len(found) < count:
             raise IncompleteRead(found, count - len(found))
         return found
 
     def is_followed(self) -> bool:
-        """Whether anything has come behind what was read; asks the system only where the last read leaves that open."""
+        """Whether anything has come after what was read; asks the system only if the last read leaves that open."""
         if self._source.emptied and self._is_plain:
             return self.holds_more()
         return self.idle_state() == "stray"
 
     def idle_state(self) -> IdleState:
-        """What has come while nothing is expected. Never waits."""
+        """What has arrived while nothing is expected. Never waits."""
         if self.holds_more():
             return "stray"
         return "quiet" if self._nothing_arrived() else self._within(0)
 
     def end(self, seconds: float) -> IdleState:
-        """Waits for the connection to end; "quiet" where it has not within ``seconds``."""
+        """Waits for the connection to end; "quiet" if it does not within ``seconds``."""
         return "stray" if self.holds_more() else self._within(seconds)
 
     def holds_more(self) -> bool:
-        """Whether bytes have been received that nobody has read."""
+        """Whether received bytes are still unread."""
         self._source.shut = True
         try:
             return bool(self.peek(1))
@@ -109,7 +109,7 @@ class ConnectionReader(io.BufferedReader):
             self._source.shut = False
 
     def _nothing_arrived(self) -> bool:
-        """In TLS what has arrived may be a session ticket: then its library has to look."""
+        """With TLS, what has arrived may be a session ticket, so its library has to look."""
         if isinstance(self.connected, SSLTransport):
             return False
         pending = isinstance(self.connected, ssl.SSLSocket) and self.connected.pending()

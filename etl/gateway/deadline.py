@@ -1,7 +1,7 @@
-"""One deadline for everything that a target costs, and an end to waiting when a stop comes.
+"""One deadline for everything that is done for a target, and an end to waiting when a stop comes.
 
-Timeouts of a socket start anew with every byte; so a thread of its own looks at the clock, and shuts the
-connection that a late target is using. Whoever reads from it then sees its end, and asks the watch why.
+A socket's timeout starts again with every byte. So a separate thread watches the clock, and shuts the connection that a
+late target is using. The reader then sees its end, and asks the Deadline why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TICK_SECONDS: Final = 0.05
 
 
 class Cancellable(Protocol):
-    """Something that a thread waits on, and that another one can end."""
+    """Something that a thread waits for, and that another thread can end."""
 
     def take(self, user: Deadline) -> None: ...
     def drop(self, user: Deadline) -> None: ...
@@ -28,7 +28,7 @@ class Cancellable(Protocol):
 class CancellableSocket:
     """A second handle on a connection's socket: it stays valid while TLS takes the first one over.
 
-    It is closed when the connection is (``retire``) and nobody uses it any more, whichever comes last.
+    It is closed once the connection is closed (``retire``) and nobody uses it any more.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -70,19 +70,19 @@ def _shut(connected: socket.socket) -> None:
     try:
         connected.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # not connected any more: what waits on it has woken already
+        return  # no longer connected: its reader has woken already
 
 
 class Deadline:
-    """The deadline of one target, and the line that it uses at the moment. A context manager."""
+    """The deadline of one target, and what it waits for at the moment (its line). A context manager."""
 
-    __slots__ = ("_line", "_watchdog", "cut", "deadline", "seconds")
+    __slots__ = ("_line", "_watchdog", "cut", "ends_at", "seconds")
 
     def __init__(self, watchdog: Watchdog, seconds: float) -> None:
         self._watchdog = watchdog
         self._line: Cancellable | None = None
         self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self.ends_at = time.monotonic() + seconds
         self.cut: Literal["", "deadline", "stop"] = ""
 
     def __enter__(self) -> Deadline:
@@ -94,10 +94,10 @@ class Deadline:
         self.release()
 
     def remaining(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.ends_at - time.monotonic()
 
     def hold(self, line: Cancellable) -> None:
-        """From now on this line is the one to shut; at once, when the watch has been cut before."""
+        """From now on this line is the one to shut; at once, if the deadline has passed before."""
         if line is not self._line:
             self.release()
             self._line = line
@@ -116,11 +116,11 @@ class Deadline:
             line.shut(self)
 
     def pause(self, seconds: float) -> None:
-        """Waits, but not beyond the deadline, and returns early when the stop comes."""
+        """Waits, but not beyond the deadline; returns early when the stop comes."""
         self._watchdog.wait(max(0.0, min(seconds, self.remaining())))
 
     def check(self) -> None:
-        """Raises Interrupted when a stop came, GatewayUnreachable ("deadline") when the time is over."""
+        """Raises Interrupted if a stop came, GatewayUnreachable ("deadline") if the time is over."""
         if self._watchdog.stopping():
             raise Interrupted("stopped before the answer came")
         if self.cut or self.remaining() <= 0:
@@ -134,7 +134,7 @@ class Watchdog:
         self._stop = stop
         self._closing = threading.Event()
         self._busy = threading.Event()
-        self._watches: set[Deadline] = set()
+        self._deadlines: set[Deadline] = set()
         self._local = threading.local()
         self._start = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -144,26 +144,26 @@ class Watchdog:
 
     @property
     def current(self) -> Deadline:
-        """The watch of the calling thread."""
-        watch: Deadline = self._local.watch
-        return watch
+        """The deadline of the calling thread."""
+        deadline: Deadline = self._local.deadline
+        return deadline
 
-    def add(self, watch: Deadline) -> None:
-        self._local.watch = watch
-        self._watches.add(watch)
+    def add(self, deadline: Deadline) -> None:
+        self._local.deadline = deadline
+        self._deadlines.add(deadline)
         if self._thread is None:
             self._begin()
         if not self._busy.is_set():
             self._busy.set()
 
-    def discard(self, watch: Deadline) -> None:
-        self._watches.discard(watch)
+    def discard(self, deadline: Deadline) -> None:
+        self._deadlines.discard(deadline)
 
     def stopping(self) -> bool:
         return self._stop.is_set() or self._closing.is_set()
 
     def wait(self, seconds: float) -> None:
-        """Waits, or returns early when the stop comes; the caller's next ``check`` says so."""
+        """Waits; returns early when the stop comes, which the caller's next ``check`` reports."""
         self._stop.wait(seconds)
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            if not self._watches:
+            if not self._deadlines:
                 self._park()
             elif self._stop.is_set():
                 self._end_all()
@@ -189,19 +189,20 @@ class Watchdog:
 
     def _park(self) -> None:
         self._busy.clear()
-        if not self._watches and not self._closing.is_set():
+        if not self._deadlines and not self._closing.is_set():
             self._busy.wait()
 
     def _until_next(self, now: float) -> float:
-        """Ends what is late; how long the next look can wait (an event of the caller's cannot wake us to close)."""
+        """Ends what is late; returns how long the next look can wait (the stop event cannot wake this thread on
+        close)."""
         next_deadline = now + _TICK_SECONDS
-        for watch in self._watches.copy():
-            if watch.deadline <= now:
-                watch.end("deadline")
+        for deadline in self._deadlines.copy():
+            if deadline.ends_at <= now:
+                deadline.end("deadline")
             else:
-                next_deadline = min(next_deadline, watch.deadline)
+                next_deadline = min(next_deadline, deadline.ends_at)
         return next_deadline - now
 
     def _end_all(self) -> None:
-        for watch in self._watches.copy():
-            watch.end("stop")
+        for deadline in self._deadlines.copy():
+            deadline.end("stop")

@@ -1,8 +1,8 @@
-"""From a *Get Flow* answer to what EnOS says of one workflow: who updated it last, when, and its exact schedule.
+"""From a *Get Flow* answer to what EnOS says about one workflow: who updated it last, when, and its exact schedule.
 
-Only ``action=get`` is ever asked: ``loadForEdit`` would make a temporary workflow. ``graph`` is a text that is kept as
-it is, since the documentation's own samples of it are not valid JSON. EnOS's times are texts in the server's time zone,
-which it does not say.
+Only ``action=get`` is used: ``loadForEdit`` would create a temporary workflow. ``graph`` is kept as text, because the
+documentation's own samples of it are not valid JSON. EnOS's times are texts in the server's time zone, which the answer
+does not name.
 
 Source: EnOS API documentation, "Get Flow" of both versions.
 """
@@ -41,7 +41,7 @@ _datas = msgspec.json.Decoder(_Data)
 
 
 def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Detail:
-    """Raises by the error code, or Malformed: where the answer is of another workflow, too."""
+    """Raises by the error code, or Malformed, also if the answer is about another workflow."""
     envelope = read_envelope(answered.reply.body, answered.quote, api)
     if envelope.code:
         raise code_error(envelope.code, envelope.said, envelope.request_id)

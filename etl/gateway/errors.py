@@ -1,6 +1,6 @@
-"""The one door through which exceptions of requests, urllib3, ssl, http.client and socket become ours.
+"""Translates the exceptions of requests, urllib3, ssl, http.client and socket into ours; nothing else does.
 
-The messages say what happened and where to look, and never quote a foreign text: it holds the URL with its query.
+The messages say what happened and where to look. They never quote a foreign message, which contains the URL and query.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ FOREIGN: Final = (
 _NOT_REACHED: Final = "check [gateway] url and the network"
 
 
-def translated(error: BaseException, watch: Deadline, seconds: float) -> FlowtrailError:
-    """The error of ours that a foreign one means; where the watch was cut, that is the reason of either.
+def translated(error: BaseException, deadline: Deadline, seconds: float) -> FlowtrailError:
+    """Our error for a foreign one; after the deadline or a stop, that is the reason for any error.
 
-    ``seconds`` is the time that the socket was given for connecting and for each read.
+    ``seconds`` is the timeout that the socket had for connecting and for each read.
     """
-    if watch.cut or watch.remaining() <= 0:
+    if deadline.cut or deadline.remaining() <= 0:
         try:
-            watch.check()
+            deadline.check()
         except FlowtrailError as reason:
             return reason
     return error if isinstance(error, FlowtrailError) else explained(error, seconds)
@@ -118,7 +118,7 @@ _MEANINGS: Final[tuple[tuple[_Kinds, str, str], ...]] = (
 
 
 def _causes(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
-    """The error, and whatever it wraps in its reason, its arguments or its cause."""
+    """The error, and the errors that it wraps in its reason, its arguments or its cause."""
     yield error
     if depth == 0:
         return
@@ -129,7 +129,7 @@ def _causes(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
 
 
 def _reason(causes: list[BaseException]) -> str:
-    """The system's own words for what failed innermost, or the name of its kind."""
+    """The system's message for the innermost error, or the name of its type."""
     for cause in reversed(causes):
         if isinstance(cause, NotHTTP):
             return str(cause)

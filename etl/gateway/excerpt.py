@@ -1,4 +1,4 @@
-"""How foreign text enters our messages: short, on one line, and without a secret in it."""
+"""Foreign text as our messages quote it: short, on one line, and without secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an HTTP status or an EnOS code that is no success means, and what to do about it.
+"""What an HTTP status or EnOS code other than success means, and what to do about it.
 
 | HTTP status | meaning | what follows |
 |---|---|---|
@@ -7,7 +7,7 @@
 | 429, 500-599 | busy or down | retried within the deadline |
 | 300-399 | a redirect | refused: a signed request never goes to another address |
 | 400-499 otherwise | no | refused |
-| the rest | not what the documentation promises | malformed |
+| any other | not what the documentation promises | malformed |
 
 | code inside HTTP 200 | what follows |
 |---|---|
@@ -74,7 +74,7 @@ _STATUSES: Final = {
 
 
 def meaning_of(status: int) -> Meaning:
-    """The table above, for any number."""
+    """The table above, for any status."""
     if status == 200:
         return "answer"
     if status == 401:
@@ -87,7 +87,7 @@ def meaning_of(status: int) -> Meaning:
 
 
 def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Quote) -> GatewayError:
-    """The error that a status other than 200 means."""
+    """The error for a status other than 200."""
     meaning, code = meaning_of(status), f"http_{status}"
     said = f", and said {quote(body)}" if body.strip() else ""
     if meaning == "retry":
@@ -114,7 +114,7 @@ def _whither(headers: Mapping[str, str]) -> str:
 
 
 def code_error(code: int, said: str, request_id: str | None = None) -> GatewayError:
-    """The error that a well-formed envelope with a code other than 0 means; ``said`` is quoted already."""
+    """The error for a well-formed envelope with a code other than 0; ``said`` is quoted already."""
     text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {said}' if said else ''}"
     kind: type[GatewayError] = Refused
     if code in _HICCUPS:
@@ -127,7 +127,7 @@ def code_error(code: int, said: str, request_id: str | None = None) -> GatewayEr
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: dt.datetime) -> float | None:
-    """``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, never negative; None where it is junk or missing."""
+    """``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, never negative; None if it is nonsense or missing."""
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", value):
         return max(float(value), 0.0)
@@ -137,7 +137,7 @@ def retry_after_seconds(headers: Mapping[str, str], now: dt.datetime) -> float |
 
 @lru_cache(maxsize=64)
 def http_date(value: str) -> dt.datetime | None:
-    """A date of an HTTP header in UTC, or None where there is none that can be read."""
+    """The date in an HTTP header, in UTC; None if it cannot be read."""
     try:
         date = parsedate_to_datetime(value)
         return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)

@@ -1,4 +1,4 @@
-"""One answer as HTTP frames it. What could be read in two ways is no answer."""
+"""One answer as HTTP frames it. Bytes that could be read in two ways are not an answer."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\n]*)?\r\n")
 
 
 class StrictResponse(HTTPResponse):
-    """http.client's response, read from the connection's one inbox, strict about where it begins and ends.
+    """http.client's response, read through the connection's only buffer, strict about where it begins and ends.
 
-    ``ends_connection``: the gateway will close the connection behind it, or nobody could tell what comes next.
+    ``ends_connection``: the gateway will close the connection after it, or it is unclear what would come next.
     """
 
     ends_connection = False
@@ -35,7 +35,7 @@ class StrictResponse(HTTPResponse):
         self._reader = reader
 
     def begin(self) -> None:
-        """Reads status line and headers. Raises HTTPException where they are not clear."""
+        """Reads status line and headers. Raises HTTPException if they are ambiguous."""
         version, self.status, self.reason = self._read_status()
         self.code, self.version = self.status, 10 if version == "HTTP/1.0" else 11
         self.headers = self.msg = self._read_headers()
@@ -46,7 +46,7 @@ class StrictResponse(HTTPResponse):
         self.will_close = False  # http.client would close the socket before the body is read
 
     def _read_status(self) -> tuple[str, int, str]:
-        """The first status line that is a final one's, also of the proxy that a tunnel begins at."""
+        """The first status line that is not interim; also used for the proxy of a tunnel."""
         for _ in range(_MOST_INTERIM + 1):
             if not self._reader.peek(1):
                 raise RemoteDisconnected("no answer")
@@ -60,7 +60,7 @@ class StrictResponse(HTTPResponse):
         raise NotHTTP(f"more than {_MOST_INTERIM} interim answers")
 
     def _read_headers(self) -> HTTPMessage:
-        """Without the parser of e-mails that http.client has: it ends where a line is no header, and hides the rest."""
+        """Without http.client's e-mail parser, which stops at a line that is not a header, and hides the rest."""
         lines: list[tuple[str, str]] = []
         for _ in range(_MOST_LINES):
             line = self._reader.readline(_LONGEST_LINE)
@@ -77,15 +77,15 @@ class StrictResponse(HTTPResponse):
 
     @property
     def announced_bytes(self) -> int | None:
-        """How long the body is; None where only its end will tell."""
+        """The length of the body; None if only its end will tell."""
         return None if self.chunked else self.length
 
     def whole(self) -> bytes:
-        """The body, whose length is announced."""
+        """The body, if its length is announced."""
         return self._reader.exactly(self.announced_bytes or 0)
 
     def pieces(self) -> Iterator[bytes]:
-        """The body as it comes. Raises IncompleteRead where the connection ends too early."""
+        """The body as it comes. Raises IncompleteRead if the connection ends too early."""
         if self.chunked:
             return self._chunks()
         if self.length is not None:
@@ -112,7 +112,7 @@ class StrictResponse(HTTPResponse):
         return int(found[1], 16)
 
     def _skip_lines(self) -> None:
-        """Headers of an interim answer, or the trailers behind the last chunk, to the empty line."""
+        """Skips the headers of an interim answer, or the trailers after the last chunk, up to the empty line."""
         for _ in range(_MOST_LINES):
             if self._reader.readline(_LONGEST_LINE) in (b"\r\n", b"\n"):
                 return
@@ -135,8 +135,8 @@ def _closes(headers: HTTPMessage, version: int) -> bool:
     return "close" in options or (version == 10 and "keep-alive" not in options)
 
 
-# RFC 9112, section 6.3: whoever reads a contradictory head otherwise than its sender takes a part of the body for the
-# next answer, or the next answer for a part of the body.
+# RFC 9112, section 6.3: a reader who understands a contradictory head differently from its sender takes a part of the
+# body for the next answer, or the next answer for a part of the body.
 
 
 def _is_chunked(headers: HTTPMessage, version: int) -> bool:
@@ -148,7 +148,7 @@ def _is_chunked(headers: HTTPMessage, version: int) -> bool:
 
 
 def _length(headers: HTTPMessage, chunked: bool) -> int | None:
-    """What Content-Length says, once or several times the same; raises NotHTTP where it says anything else."""
+    """Content-Length, which may be repeated with the same value; raises NotHTTP if it says anything else."""
     lengths = {length.strip(" \t") for value in headers.get_all("Content-Length", []) for length in value.split(",")}
     if lengths and chunked:
         raise NotHTTP("both Content-Length and Transfer-Encoding")

@@ -1,4 +1,4 @@
-"""What a reader of answers is given, and the reader of Get My Flow."""
+"""The input of readers of answers, and the reader of Get My Flow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.gateway.transport import Reply
 
 
 class Answered(NamedTuple):
-    """A reply with status 200, and what its reader may need."""
+    """A reply with status 200, and what its reader needs."""
 
     reply: Reply
     asked_at: dt.datetime
@@ -26,7 +26,7 @@ class Answered(NamedTuple):
 
 
 def read_snapshot(target: Target, answered: Answered, known_data_hash: str | None, api: Api) -> Snapshot:
-    """The target's list; ``flows`` is None where the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
+    """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
     code, or Malformed."""
     reply = answered.reply
     envelope = read_envelope(reply.body, answered.quote, api)

@@ -1,14 +1,14 @@
-"""What a gateway answered, written down so that it can be shown to others: statuses, headers, shapes and lengths.
+"""Records what a gateway answered, so that it can be shown to others: statuses, headers, shapes and lengths.
 
-| of an exchange | is written |
+| of an exchange | is recorded |
 |---|---|
-| the request | which call, method, path, and the names of its parameters |
-| the status, how often it was tried, and the error code that we made of the answer | as they are |
-| headers | those of HTTP itself as they are; of all others the name and the length |
-| the body, if it is JSON | its shape: keys, types and lengths; of a list one shape for each kind of item |
+| the request | the call, the method, the path, and the names of its parameters |
+| the status, the number of the attempt, and our error code for the answer | as they are |
+| headers | HTTP's own as they are; of all others the name and the length |
+| the body, if it is JSON | its shape: keys, types and lengths; for a list, one shape per kind of item |
 | ``code``, ``status``, ``stauts``, ``totalElements``, ``pageNo``, ``pageSize``, ``expire`` | as they are, if numbers |
-| ids (``flowId``, ``flow_id``, ``userId``, ``requestId``) | the first of a hash, salted anew with each recording |
-| texts, tokens, whatever else | their length |
+| ids (``flowId``, ``flow_id``, ``userId``, ``requestId``) | the first digits of a hash, salted per recording |
+| texts, tokens, everything else | their length |
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Exchange(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     error_code: str | None
-    """What the client made of it; None: a valid answer."""
+    """The client's error code; None: a valid answer."""
 
 
 class Recorder:
-    """Collects exchanges without what they said; the first few hundred. Safe to call from several threads."""
+    """Collects the first few hundred exchanges without their contents. Safe to call from several threads."""
 
     def __init__(self) -> None:
         self._salt = secrets.token_bytes(16)
@@ -122,7 +122,7 @@ class Recorder:
         return {"list": len(items), "different": same, "of": kinds[:_SHAPES_OF_A_LIST]}
 
     def _kinds(self, shape: Any) -> Any:
-        """A shape without lengths and hashes, so that items of a kind are one."""
+        """A shape without lengths and hashes, so that items of the same kind are equal."""
         if isinstance(shape, dict):
             return {name: self._kinds(each) for name, each in shape.items()}
         return shape.partition("(")[0].partition(" #")[0] if isinstance(shape, str) else shape
@@ -139,7 +139,7 @@ def _header(name: str, value: str) -> str:
 
 
 def _name(name: str) -> str:
-    """A key or a header's name: one that is no name, or very long, could be what somebody typed."""
+    """A key or a header's name, masked if it is very long or not a name: somebody may have typed it."""
     plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
     return name if plain and len(name) <= _LONGEST_NAME else f"({len(name)})"
 

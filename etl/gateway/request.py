@@ -1,4 +1,4 @@
-"""What is asked of EnOS: the documented requests, in one place."""
+"""The documented requests to EnOS, in one place."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from etl.gateway.token import Token
 Call = Literal["details", "flows", "roster", "token"]
 
 ROSTER_PAGE: Final = 1000
-"""Users asked for at once: what the documentation names as its default."""
+"""Users per page: the documented default."""
 
 
 NOT_QUOTED: Final = '"***"'
-"""In place of what an answer about people says."""
+"""Stands for any content of an answer about people."""
 
 
 class Request(NamedTuple):
@@ -32,7 +32,7 @@ class Request(NamedTuple):
     params: Mapping[str, str]
     """Decoded, in ASCII order of name."""
     asker: Hashable
-    """Timestamps of the same asker strictly increase."""
+    """Requests with the same asker get strictly increasing timestamps."""
     body: str = ""
 
     @property
@@ -43,18 +43,18 @@ class Request(NamedTuple):
 
     @property
     def is_personal(self) -> bool:
-        """Whether its answer is about people: no word of it may get into a message or a log."""
+        """Whether its answer is about people: nothing of it may get into a message or a log."""
         return self.call == "roster"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a body needs."""
+        """The headers that a body needs."""
         if not self.body:
             return {}
         return {"Content-Type": "application/json", "Content-Length": str(len(self.body.encode()))}
 
     def signed(self, token: Token | None, timestamp_ms: int) -> dict[str, str]:
-        """The headers that prove who asks; none where the gateway wants no key."""
+        """The headers that authenticate the request; none if the gateway needs no key."""
         if token is None:
             return {}
         proof = signature(token.value, self.params, timestamp_ms, token.secret, self.body)

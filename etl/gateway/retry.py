@@ -28,7 +28,7 @@ _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
 class RequestPacing:
-    """At most so many requests a second, evenly spaced, by all threads together; 0 means no limit."""
+    """Limits the requests per second of all threads together, evenly spaced; 0 means no limit."""
 
     def __init__(self, requests_per_second: float, watchdog: Watchdog) -> None:
         self._interval = 1 / requests_per_second if requests_per_second > 0 else 0.0
@@ -36,25 +36,25 @@ class RequestPacing:
         self._lock = threading.Lock()
         self._next = 0.0
 
-    def wait_for_turn(self, watch: Deadline) -> None:
-        """Waits for this request's turn; raises when the deadline would pass before it, or a stop comes."""
+    def wait_for_turn(self, deadline: Deadline) -> None:
+        """Waits for this request's turn; raises if the deadline would pass before it, or a stop comes."""
         if self._interval:
-            self._watchdog.wait(self._seconds_to_turn(watch))
-        watch.check()
+            self._watchdog.wait(self._seconds_to_turn(deadline))
+        deadline.check()
 
-    def _seconds_to_turn(self, watch: Deadline) -> float:
+    def _seconds_to_turn(self, deadline: Deadline) -> float:
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
-            if turn >= watch.deadline:
-                raise _no_turn(watch)
+            if turn >= deadline.ends_at:
+                raise _no_turn(deadline)
             self._next = turn + self._interval
         return turn - now
 
 
-def _no_turn(watch: Deadline) -> GatewayUnreachable:
+def _no_turn(deadline: Deadline) -> GatewayUnreachable:
     error = GatewayUnreachable(
-        f"no turn within the deadline of {watch.seconds:g} s: [gateway] requests_per_second is too low for its"
+        f"no turn within the deadline of {deadline.seconds:g} s: [gateway] requests_per_second is too low for its"
         " concurrency",
         code="deadline",
     )
@@ -62,10 +62,10 @@ def _no_turn(watch: Deadline) -> GatewayUnreachable:
     return error
 
 
-def persist(work: Callable[[], T], first: TransientGatewayError, watch: Deadline, stop: threading.Event) -> T:
-    """Goes on after a first failure: full jitter, ``Retry-After`` with a floor, no pause past the deadline.
+def persist(work: Callable[[], T], first: TransientGatewayError, deadline: Deadline, stop: threading.Event) -> T:
+    """Retries after a first failure: full jitter, ``Retry-After`` with a minimum, no pause beyond the deadline.
 
-    Raises the last error when the next pause would end after the deadline, and at once what is not transient.
+    Raises the last error if the next pause would end after the deadline, and errors that are not transient at once.
     """
     failed = [first]
 
@@ -75,7 +75,7 @@ def persist(work: Callable[[], T], first: TransientGatewayError, watch: Deadline
         return work()
 
     retrying = Retrying(
-        stop=stop_before_delay(max(watch.remaining(), 0)),
+        stop=stop_before_delay(max(deadline.remaining(), 0)),
         wait=pause_seconds,
         retry=retry_if_exception(helps_to_retry),
         sleep=sleep_using_event(stop),
@@ -85,7 +85,7 @@ def persist(work: Callable[[], T], first: TransientGatewayError, watch: Deadline
 
 
 def helps_to_retry(error: BaseException) -> bool:
-    """Transient; but the certificate will be the same one a second later, and no time comes back."""
+    """Whether it is transient; a bad certificate stays bad, and a deadline that has passed stays passed."""
     return isinstance(error, TransientGatewayError) and error.code not in (CERTIFICATE, "deadline")
 
 

@@ -1,13 +1,13 @@
-"""From the pages of *Get Organization User List* to the ids of an organisation's users. Nothing else of it is read.
+"""From the pages of *Get Organization User List* to the ids of an organisation's users. Nothing else is read.
 
-A roster is whole or it is an error:
+A roster is complete, or it is an error:
 
 | what the pages say | then |
 |---|---|
-| as many different users as ``totalElements`` says, in the pages that this takes | the roster |
+| as many different users as ``totalElements`` says, in as many pages as that takes | the roster |
 | the same user twice | counts once |
-| a page is another than the one that was asked for, or brings no new user while some are missing | malformed |
-| ``totalElements`` differs between two pages, or is less than the users | malformed |
+| a page is not the one that was asked for, or brings no new user while some are missing | malformed |
+| ``totalElements`` differs between two pages, or is less than the number of users | malformed |
 | more than ``MOST_USERS`` are announced | malformed |
 | ``code`` is 0, or 200 as in the older sample | a success of this call; any other code is an error |
 
@@ -33,7 +33,7 @@ _LONGEST_ID: Final = 255
 
 
 class _User(msgspec.Struct, rename="camel", gc=False):
-    """Of a user only the id is decoded: name, mail address and telephone number never become values here."""
+    """Only the id of a user is decoded: name, mail address and telephone number never become values here."""
 
     user_id: Annotated[str, msgspec.Meta(min_length=1, max_length=_LONGEST_ID)] | int
 
@@ -60,7 +60,7 @@ _pages = msgspec.json.Decoder(_Data)
 
 
 class Page(NamedTuple):
-    """One page: its users, what it says its number is (None: nothing), and how many users there are in all."""
+    """One page: its users, its own number (None: not given), and the number of all users."""
 
     users: tuple[str, ...]
     number: int | None
@@ -91,7 +91,7 @@ def read_page(answered: Answered) -> Page:
 
 
 def collected(page: Callable[[int], Page]) -> frozenset[str]:
-    """All users of the pages that ``page`` brings, by the table above. Raises Malformed, and whatever ``page`` does."""
+    """All users of the pages that ``page`` returns, by the table above. Raises Malformed, and what ``page`` raises."""
     first = page(0)
     users: set[str] = set()
     number, found = 0, first
@@ -119,7 +119,7 @@ def _id_problem(user: str) -> str:
 
 
 def _what_it_is(body: bytes) -> str:
-    """What came instead of a page; without a word of it, as it may hold names."""
+    """What came instead of a page, without quoting it: it may contain names."""
     return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is no JSON object"
 
 

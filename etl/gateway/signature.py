@@ -1,4 +1,4 @@
-"""How a request proves who asks (EnOS API documentation, "Get Access Token" and "Signature")."""
+"""How a request is authenticated (EnOS API documentation, "Get Access Token" and "Signature")."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Moment(NamedTuple):
 class Timestamps:
     """Timestamps that strictly increase for each asker, in constant memory (askers share 4096 buckets).
 
-    A wall clock set back by less than a minute is waited out in steps of 1 ms; one set back by more is followed.
+    If the wall clock is set back by less than a minute, timestamps go on in steps of 1 ms; if by more, they follow it.
     """
 
     def __init__(self, clock: Callable[[], dt.datetime]) -> None:

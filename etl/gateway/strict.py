@@ -1,8 +1,8 @@
-"""The second reading of an answer that would change something, by the standard library's own reader.
+"""The second reading of an answer that would change something, with the standard library's JSON reader.
 
-It shares no code with the first one, refuses a key that stands twice in one object (of which the first reader
-keeps the last), and must come to the same flows. It is slow, and is spared where counting proves as much
-(``has_each_key_once``): an answer whose objects have each key once has exactly one colon a key outside its texts.
+It shares no code with the first reader, refuses a key that occurs twice in one object (the first reader keeps the last
+one), and must find the same flows. It is slow, and is skipped if counting colons proves as much
+(``has_each_key_once``): an answer whose objects have each key once has exactly one colon per key outside its texts.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class _Digits(str):
 
 
 class _Twice:
-    """An object in which a key stands twice."""
+    """An object in which a key occurs twice."""
 
     def __init__(self, key: str) -> None:
         self.key = printable(key)[:80]
 
 
 def reread_strictly(snapshot: Snapshot) -> None:
-    """Raises Malformed where the body has a key twice in one object, or reads otherwise than ``snapshot.flows``."""
+    """Raises Malformed if the body has a key twice in one object, or does not say the same as ``snapshot.flows``."""
     if not snapshot.body:
         return
     try:
@@ -54,7 +54,7 @@ def reread_strictly(snapshot: Snapshot) -> None:
 
 
 def first_problem(data: bytes) -> str | None:
-    """The first thing wrong in the bytes of ``data``, with item and field; None where this reader finds nothing."""
+    """The first problem in the bytes of ``data``, with item and field; None if this reader finds none."""
     try:
         for _ in _rows(_parsed(data)):
             pass
@@ -64,7 +64,7 @@ def first_problem(data: bytes) -> str | None:
 
 
 def half_character_in(body: bytes) -> str | None:
-    """Where a body, that is JSON to a lenient reader, has half a character; None where it is no JSON at all."""
+    """Where a body that a lenient reader accepts as JSON has half a character; None if it is not JSON at all."""
     try:
         parsed = _parsed(body)
         for _ in _rows(parsed["data"] if isinstance(parsed, dict) and "data" in parsed else []):
@@ -75,7 +75,7 @@ def half_character_in(body: bytes) -> str | None:
 
 
 def field_problem(text: str) -> str | None:
-    """What makes a text unfit to be kept: a NUL character, or half a character."""
+    """What makes a text unfit to be stored: a NUL character, or half a character."""
     if "\0" in text:
         return "holds a NUL character"
     if not text.isascii() and _HALF_CHARACTER.search(text):
@@ -153,7 +153,7 @@ def _row(item: Any, index: int) -> Row:
 
 
 def _as_edge_spells(item: dict[str, Any], index: int) -> tuple[Any, Any]:
-    """``flow_id`` and ``flow_name``, as EnOS Edge documents them; the two spellings in one object are one too many."""
+    """``flow_id`` and ``flow_name``, as EnOS Edge documents them; both spellings in one object are a problem."""
     if "flowId" in item or "flowName" in item:
         raise _Problem(f"data[{index}] spells some of its keys as flowId, some as flow_id")
     return item.get("flow_id"), item.get("flow_name")
@@ -178,7 +178,7 @@ def _check_text(found: Any, index: int, field: str, wanted: str = "a string") ->
 
 
 def _same(rows: Iterator[Row], flows: tuple[Flow, ...]) -> bool:
-    """Whether both readings hold the same flows (that equal ids have equal values, the first reader has made sure)."""
+    """Whether both readings have the same flows. (The first reader has ensured that equal ids have equal values.)"""
     known = {flow.flow_id: flow for flow in flows}
     seen = set()
     for flow_id, name, cycle, editable in rows:

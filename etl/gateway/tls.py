@@ -1,4 +1,4 @@
-"""TLS as every connection to the gateway has it: verified, 1.2 or newer, and resumed where the server allows it."""
+"""TLS for every connection to the gateway: verified, 1.2 or newer, and resumed if the server allows it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _Verified(NamedTuple):
 
 
 class ResumingContext(ssl.SSLContext):
-    """Offers a server the session of an earlier connection to the same name, which spares both a full handshake.
+    """Offers a server the session of an earlier connection to the same name, which saves both a full handshake.
 
-    A resumed session shows no certificate, so each name has to show it again every hour. A server that does not know
-    the session goes through a full handshake. Thread-safe.
+    A resumed session shows no certificate, so each name must show it again every hour. A server that does not know the
+    session makes a full handshake. Thread-safe.
     """
 
     _sessions: dict[str | None, _Verified]
@@ -43,7 +43,7 @@ class ResumingContext(ssl.SSLContext):
         return options | {"session": known.session}
 
     def remember(self, connected: ssl.SSLSocket | SSLTransport) -> None:
-        """Keep the session of a connection over which something has been read: TLS 1.3 hands it out late."""
+        """Keep the session of a connection that something has been read from: TLS 1.3 sends it late."""
         secured = connected.sslobj if isinstance(connected, SSLTransport) else connected
         known, session = self._sessions.get(secured.server_hostname), secured.session
         if session is not None:
@@ -54,7 +54,7 @@ class ResumingContext(ssl.SSLContext):
 def verifying(ca_bundle: str) -> ResumingContext:
     """Certificates and host names are verified, TLS is 1.2 or newer, and SSLKEYLOGFILE is not looked at.
 
-    Raises ConfigError where ``ca_bundle`` (empty: the one of requests) cannot be used.
+    Raises ConfigError if ``ca_bundle`` (empty: the bundle of requests) cannot be used.
     """
     context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
     context._sessions = {}

@@ -1,16 +1,16 @@
 """The access token: fetched once, shared by all threads, renewed early, never by two threads at once.
 
-Source: EnOS API documentation, "Get Access Token". While a token lives, ``get`` returns the same one with the
-seconds that are left; Flowtrail never calls ``refresh``, which may kill the token that a sibling uses.
+Source: EnOS API documentation, "Get Access Token". While a token is valid, ``get`` returns the same one with the
+seconds that are left. Flowtrail never calls ``refresh``, which may end a token that another process uses.
 
-A token that the gateway refused, and what the service gives for it:
+After the gateway has refused a token:
 
-| the service gives | which lives | then |
+| the token service returns | valid | then |
 |---|---|---|
 | another value, or was asked with another secret key | | it is used |
-| the same | beyond the deadline | it is tried once more, since no waiting helps |
+| the same | beyond the deadline | it is tried once more, because waiting does not help |
 | the same, before the refusal came | until before the deadline | it is asked again: the token was at its end |
-| the same, after the refusal came | until before the deadline | that end is waited for, and then it is asked again |
+| the same, after the refusal came | until before the deadline | its end is waited for, and then it is asked again |
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _MARGIN_MAX_SECONDS: Final = 60.0
 _LIFE_MIN_SECONDS: Final = 1.0
 _LIFE_MAX_SECONDS: Final = 7200.0
 _LOOK_SECONDS: Final = 0.25
-"""How soon who waits for another token sees that somebody else got one."""
+"""How soon a thread that waits for another token sees that one has come."""
 
 
 class Issued(NamedTuple):
-    """What the token service gave, and the secret that it was asked with."""
+    """An answer of the token service, and the secret that it was asked with."""
 
     value: Hidden
     expire_seconds: float
@@ -48,7 +48,7 @@ class Issued(NamedTuple):
 
 
 class Token(NamedTuple):
-    """A token in use; ``number`` counts the renewals, as the same value may come back. Times are monotonic."""
+    """A token in use; ``number`` counts the renewals, because a value may come back. Times are monotonic."""
 
     number: int
     value: Hidden
@@ -58,15 +58,15 @@ class Token(NamedTuple):
     expires_at: float
 
     def is_the_same_as(self, other: Token) -> bool:
-        """Whether the gateway would judge both alike."""
+        """Whether the gateway would treat both alike."""
         return (self.value, self.secret) == (other.value, other.secret)
 
 
 def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
     """The token in an answer of ``token/get``; raises by its error code, or Malformed.
 
-    A success needs a usable ``data.accessToken`` and ``data.expire``, and no ``status`` other than 0: the
-    documentation's own sample misspells that key as ``stauts``.
+    A success needs a usable ``data.accessToken`` and ``data.expire``, and no ``status`` other than 0. (The
+    documentation's own sample misspells that key as ``stauts``.)
     """
     envelope = _fields(body, "the answer", quote)
     for key in ("status", "stauts", "code"):
@@ -105,59 +105,59 @@ def _malformed(problem: str) -> Malformed:
 
 
 class TokenKeeper:
-    """The one token of a gateway. ``obtain`` calls the token service once, within the watch that it is given."""
+    """The one token of a gateway. ``obtain`` calls the token service once, within the given deadline."""
 
     def __init__(self, obtain: Callable[[Deadline], Issued]) -> None:
         self._obtain = obtain
         self._token: Token | None = None
         self._flights = SingleFlight[None]()
 
-    def current(self, watch: Deadline, refused: Token | None = None) -> Token:
-        """A token; where the gateway refused one, what the table above says.
+    def current(self, deadline: Deadline, refused: Token | None = None) -> Token:
+        """A token; after a refusal, by the table above.
 
-        Of all threads that need one, one calls; the others wait for it, and share its error. While a token is
-        old but alive, they go on with it, and a renewal that fails does no harm yet.
+        Of all threads that need one, one calls the service; the others wait, and share its error. While a token is old
+        but valid, they continue with it, and a failed renewal does no harm yet.
         """
         token = self._token
         if token is not None and refused is None and time.monotonic() < token.refresh_at:
             return token
         refused_at, after = time.monotonic(), 0 if refused is None else refused.number
         while True:
-            watch.check()
-            token = self._renewed(watch, after)
+            deadline.check()
+            token = self._renewed(deadline, after)
             left = token.expires_at - time.monotonic()
-            if refused is None or not token.is_the_same_as(refused) or left >= watch.remaining():
+            if refused is None or not token.is_the_same_as(refused) or left >= deadline.remaining():
                 return token
             if token.asked_at < refused_at:
                 after = token.number
             else:
-                watch.pause(min(left, _LOOK_SECONDS))
+                deadline.pause(min(left, _LOOK_SECONDS))
 
-    def _renewed(self, watch: Deadline, after: int) -> Token:
-        """A living token with a number above ``after``, whatever its value."""
+    def _renewed(self, deadline: Deadline, after: int) -> Token:
+        """A valid token with a number above ``after``, whatever its value."""
         while True:
             alive = self._alive(after)
             if alive is not None and time.monotonic() < alive.refresh_at:
                 return alive
             flight, leads = self._flights.join()
             if leads:
-                return self._lead(flight, after, watch)
+                return self._lead(flight, after, deadline)
             if alive is not None:
                 return alive
             with contextlib.suppress(TimeoutError):
-                _await(flight, max(watch.remaining(), 0))
-            watch.check()
+                _await(flight, max(deadline.remaining(), 0))
+            deadline.check()
 
     def _alive(self, after: int) -> Token | None:
         """The token, if it can still be used and has a number above ``after``."""
         token = self._token
         return token if token and token.number > after and time.monotonic() < token.expires_at else None
 
-    def _lead(self, flight: Future[None], after: int, watch: Deadline) -> Token:
-        """Get a token for all who wait. An error is theirs, too, unless only the time of this target is up."""
+    def _lead(self, flight: Future[None], after: int, deadline: Deadline) -> Token:
+        """Get a token for all who wait. They share the error too, unless only this target's deadline has passed."""
         shared: GatewayError | None = None
         try:
-            self._token = token = self._obtained(after, watch)
+            self._token = token = self._obtained(after, deadline)
         except GatewayError as error:
             shared = None if error.code == "deadline" else error
             raise
@@ -165,12 +165,12 @@ class TokenKeeper:
             self._flights.end(flight, shared)
         return token
 
-    def _obtained(self, after: int, watch: Deadline) -> Token:
+    def _obtained(self, after: int, deadline: Deadline) -> Token:
         alive, began = self._alive(after), time.monotonic()
         if alive is not None and began < alive.refresh_at:
-            return alive  # somebody has just got it
+            return alive  # another thread has just got it
         try:
-            return self._dated(self._obtain(watch), began)
+            return self._dated(self._obtain(deadline), began)
         except GatewayError as error:
             if alive is not None:
                 return _postponed(alive)
@@ -178,7 +178,8 @@ class TokenKeeper:
             raise
 
     def _dated(self, issued: Issued, began: float) -> Token:
-        """Refreshed early by a share of the life that is left, so that a short rest of one token makes no loop."""
+        """The token with its times. It is renewed early by a share of its remaining life, so that a short one makes no
+        loop."""
         number = self._token.number + 1 if self._token else 1
         expires_at = max(began + issued.expire_seconds, time.monotonic() + _LIFE_MIN_SECONDS)
         margin = min((expires_at - began) * _MARGIN_SHARE, _MARGIN_MAX_SECONDS)
@@ -200,7 +201,7 @@ def _postponed(token: Token) -> Token:
 
 
 def _same(error: GatewayError) -> GatewayError:
-    """The error once more, for another thread to raise."""
+    """A copy of the error, for another thread to raise."""
     twin = type(error)(
         error.message,
         code=error.code,

@@ -1,4 +1,4 @@
-"""One HTTP exchange: requests' own adapter over watched connections; a whole body, or an error of ours.
+"""One HTTP exchange: requests' own adapter over watched connections; a complete body, or one of our errors.
 
 Nothing here retries, follows a redirect, keeps a cookie, or reads the environment.
 """
@@ -46,7 +46,7 @@ _TALKATIVE_LOGGERS: Final = (
 
 
 class Reply(NamedTuple):
-    """A whole answer, whatever its status. Times are the client's clock."""
+    """A complete answer, whatever its status. Times are by the client's clock."""
 
     status: int
     headers: Mapping[str, str]
@@ -54,13 +54,13 @@ class Reply(NamedTuple):
     headers_at: dt.datetime
     arrived_at: dt.datetime
     is_sole: bool
-    """The only answer that its connection ever carried."""
+    """Whether it is the only answer that its connection ever carried."""
 
 
 class Transport:
     """Exchanges requests with one origin, over at most ``connections`` kept-alive connections or one for each exchange.
 
-    ``desynced`` is called, from any thread, when something came on a connection that nobody had asked for.
+    ``desynced`` is called, from any thread, when a connection carried bytes that belong to no request.
     Thread-safe.
     """
 
@@ -95,7 +95,7 @@ class Transport:
         path: str,
         headers: dict[str, str],
         body: bytes | None,
-        watch: Deadline,
+        deadline: Deadline,
         *,
         own_connection: bool = False,
     ) -> Reply:
@@ -103,19 +103,19 @@ class Transport:
 
         With ``own_connection`` nothing else has been sent or received over its connection, and nothing will be.
         """
-        seconds = min(self._timeout_seconds, watch.remaining())
+        seconds = min(self._timeout_seconds, deadline.remaining())
         adapter = self._own if own_connection else self._kept
         asked = headers | {"Connection": "close"} if own_connection else headers
         try:
             if seconds > 0:
-                return self._exchanged(adapter, _prepared(method, self._origin + path, asked, body), seconds, watch)
+                return self._exchanged(adapter, _prepared(method, self._origin + path, asked, body), seconds, deadline)
         except (*FOREIGN, GatewayError) as error:
-            raise translated(error, watch, seconds) from None
+            raise translated(error, deadline, seconds) from None
         finally:
-            watch.release()
-        raise translated(TimeoutError(), watch, seconds)
+            deadline.release()
+        raise translated(TimeoutError(), deadline, seconds)
 
-    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, watch: Deadline) -> Reply:
+    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, deadline: Deadline) -> Reply:
         response = adapter.sent(request, seconds)
         headers_at = self._clock()
         try:
@@ -129,8 +129,8 @@ class Transport:
             response.release_conn()
             raise
         response.release_conn()
-        if watch.cut:
-            watch.check()
+        if deadline.cut:
+            deadline.check()
         return Reply(response.status, response.headers, body, headers_at, arrived_at, is_sole)
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Transport:
 
 
 def _prepared(method: str, url: str, headers: dict[str, str], body: bytes | None) -> PreparedRequest:
-    """By hand: the URL is sent as it was signed, and nothing of a session or the environment comes in."""
+    """Built by hand, so that the URL is sent as it was signed, without anything from a session or the environment."""
     request = PreparedRequest()
     request.method, request.url, request.body = method, url, body
     request.headers = cast("CaseInsensitiveDict[str]", headers)
@@ -147,9 +147,9 @@ def _prepared(method: str, url: str, headers: dict[str, str], body: bytes | None
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter with one pool, made once, instead of a search for it on every call.
+    """requests' adapter with one fixed pool instead of a search for it on every call.
 
-    ``send`` returns urllib3's response as it is: nobody reads cookies, history or text here.
+    ``sent`` returns urllib3's response as it is: cookies, history and text are not used.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class _Adapter(HTTPAdapter):
         return plain(host, port, **options)
 
     def sent(self, request: PreparedRequest, seconds: float) -> HTTPResponse:
-        """urllib3's response, its body unread. A kept connection that turns out unusable is exchanged for another."""
+        """urllib3's response with its body unread. A kept connection that turns out to be unusable is replaced."""
         while True:
             with suppress(ConnectionUnusable):
                 return cast(HTTPResponse, self.send(request, stream=True, timeout=(seconds, seconds)))
@@ -194,7 +194,7 @@ class _Adapter(HTTPAdapter):
         return self._pool
 
     def cert_verify(self, *_: Any, **__: Any) -> None:
-        """The pool's SSLContext verifies; nothing per request can switch that off."""
+        """The pool's SSLContext verifies; no request can switch that off."""
 
     def request_url(self, request: PreparedRequest, proxies: object) -> str:
         url = request.url or ""
@@ -209,7 +209,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _silence_libraries() -> None:
-    """urllib3 logs URLs with their queries; whatever it has to say about a failure is in our error already."""
+    """urllib3 logs URLs with their queries; our errors already say what failed."""
     for name in _TALKATIVE_LOGGERS:
         logging.getLogger(name).addFilter(_nothing)
 

@@ -57,7 +57,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     """How many targets in a row without an answer mean that the gateway is down."""
     stop: threading.Event
     arrived: Callable[[], None] = lambda: None
-    """Called once for every answer, from several threads."""
+    """Called once per answer, from several threads."""
     keeps_answers: bool = False
     """Whether answers that make a version, or are held, are archived."""
     planned: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
@@ -179,7 +179,7 @@ class Batch:
         if not snapshot.sole_answer and not _is_as_before(fence, snapshot):
             if len(snapshot.flows or ()) < fence.flow_count:
                 return Fetched(fence, _without_bytes(snapshot), differs=True)
-            del snapshot  # a second list of the same size may follow
+            del snapshot  # another list of the same size may follow
             snapshot = fetch(fence.target, known, own_connection=True)
         return self._compare(fence, snapshot)
 
