@@ -1,4 +1,4 @@
-"""Settings and schedules: what people wrote in files and in the environment, as values. The only reader of both."""
+"""Settings and schedules: what files and the environment say, as values. The only reader of both."""
 
 from etl.config.loading import another_database, load, load_all, load_schedules, may_colour, schedule_names
 from etl.config.policy import Policy, policy_of, with_policy

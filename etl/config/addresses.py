@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from etl.config.units import shown
 
-# Services that hand credentials to whoever asks from inside a cloud's machine.
+# Services that give credentials to anybody who asks from inside a cloud machine.
 _METADATA_HOSTS: Final = frozenset(
     {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
 )
@@ -24,7 +24,7 @@ _ODD: Final = re.compile(r"[\x00-\x20\x7f-\xa0\\\u2028\u2029\ud800-\udfff]")
 
 
 def gateway_url(value: object) -> str:
-    """The gateway's address without a slash at its end; ValueError says what is wrong with it."""
+    """The gateway's address without a trailing slash; ValueError says what is wrong with it."""
     text, parts = _web_address(value)
     if parts.username is not None or "@" in parts.netloc:
         raise ValueError("must not contain a user name or password: put the keys in access_key and secret_key_file")
@@ -34,7 +34,7 @@ def gateway_url(value: object) -> str:
 
 
 def ping_url(value: object) -> str:
-    """The address that hears of a schedule's runs, without a slash at the end of its path."""
+    """The address that is pinged about a schedule's runs, without a trailing slash."""
     text, _ = _web_address(value)
     if "#" in text:
         raise ValueError("must not have a fragment (#...)")
@@ -73,7 +73,7 @@ def listen(value: object) -> str:
 
 
 def host_names(value: object) -> tuple[str, ...]:
-    """Names without a port: a list, or text with commas."""
+    """Host names without a port: a list, or text separated by commas."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f'must be a list of names such as ["flowtrail.example.com"], not {shown(value)}')
@@ -134,7 +134,7 @@ def _web_address(value: object) -> tuple[str, SplitResult]:
 
 
 def _ascii_host(host: str) -> str:
-    """The host as it goes to the resolver, so that no other spelling of an address hides it."""
+    """The host as the resolver gets it, so that no other spelling can hide an address."""
     if ":" in host:
         return str(ipaddress.ip_address(host))
     ascii_host = host.encode("idna").decode("ascii").lower().rstrip(".")

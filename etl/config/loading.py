@@ -21,8 +21,8 @@ from etl.errors import ConfigError, Problem
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None, *, asks_gateway: bool = True) -> Settings:
     """The settings of ``path`` (None: FLOWTRAIL_CONFIG, else ./flowtrail.toml), overridden by ``environ``.
 
-    ``environ`` None is the environment of this process. What only the gateway needs may be missing unless
-    ``asks_gateway``. Raises ConfigError with every problem there is.
+    ``environ`` None is the environment of this process. Settings that only the gateway needs may be missing unless
+    ``asks_gateway``. Raises ConfigError with every problem.
     """
     values = _read(path, environ)
     warnings = apply_rules(values, asks_gateway=asks_gateway)
@@ -50,7 +50,7 @@ def load_schedules(settings: Settings) -> tuple[Schedule, ...]:
 
 
 def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None = None) -> list[str]:
-    """What the schedules are called, for a shell to complete: no file is judged, and what is wrong gives no name."""
+    """The names of the schedules, for shell completion: files are not checked, and errors give no names."""
     try:
         values = _read(path, environ)
         files = (values.folder / values["schedules_dir"]).glob("[!.]*.toml")
@@ -66,7 +66,7 @@ def may_colour(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def another_database(url: str | None, file: Path | None) -> str:
-    """The database that a command line names beside the configured one: by its URL, or by a file that holds it.
+    """The second database that a command line names, by its URL or by a file that contains it.
 
     A relative SQLite path is relative to the working directory. Raises ConfigError, which shows no password: one in
     ``url`` is refused, since other users can read the arguments of a process.

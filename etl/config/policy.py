@@ -1,4 +1,4 @@
-"""What a run is done by, wherever it is done: the settings that travel to other processes, and no credential."""
+"""The settings that are sent to other processes that work for a run; no credentials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from etl.config.settings import ArchiveSettings, GuardSettings, Settings
 
 _STAYS: Final = frozenset({"access_key", "secret_key", "secret_key_file", "ca_bundle", "proxy"})
-"""Of [gateway]: the credentials, and what describes a machine."""
+"""Settings of [gateway] that are not sent: credentials, and what depends on the machine."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,13 +22,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What of ``settings`` goes to the workers."""
+    """The part of ``settings`` that goes to the workers."""
     gateway = msgspec.structs.asdict(settings.gateway)
     travels = {name: value for name, value in gateway.items() if name not in _STAYS}
     return Policy(guard=settings.guard, archive=settings.archive, gateway=travels)
 
 
 def with_policy(settings: Settings, policy: Policy) -> Settings:
-    """A worker's own ``settings``, with those of a run in their place."""
+    """A worker's own ``settings``, with those of the run's policy in their place."""
     gateway = msgspec.structs.replace(settings.gateway, **policy.gateway)
     return msgspec.structs.replace(settings, guard=policy.guard, archive=policy.archive, gateway=gateway)

@@ -1,4 +1,4 @@
-"""What ``[[notify]]`` and ``ping_url`` may say. Their addresses carry keys: no message repeats one."""
+"""Values of ``[[notify]]`` and ``ping_url``. Their addresses contain keys, so no message repeats one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
 
 def receiver_urls(value: object) -> tuple[Secret, ...]:
-    """Addresses of receivers: a list, or text with white space between them."""
+    """Addresses of receivers: a list, or text separated by white space."""
     return tuple(_receiver_url(text) for text in dict.fromkeys(names(value)))
 
 
 def receiver_urls_file(path: Path) -> tuple[Secret, ...]:
-    """Those of a file, one a line; lines that begin with ``#`` are for people."""
+    """Addresses in a file, one per line; lines that begin with ``#`` are comments."""
     lines = read_secret_lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: write one address per line")
@@ -43,7 +43,7 @@ def _receiver_url(text: str) -> Secret:
 
 
 def kinds(value: object) -> tuple[str, ...]:
-    """What a receiver is told of."""
+    """The kinds that a receiver is notified of."""
     chosen = tuple(dict.fromkeys(names(value)))
     for name in chosen:
         if name not in KINDS:
@@ -54,7 +54,7 @@ def kinds(value: object) -> tuple[str, ...]:
 
 
 def names(value: object) -> tuple[str, ...]:
-    """A list of texts that are not empty, or one text with white space between them."""
+    """A list of texts that are not empty, or one text separated by white space."""
     parts: Sequence[object] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
     if not isinstance(value, str | list) or not all(isinstance(part, str) and part.strip() for part in parts):
         raise ValueError('must be a list of strings, such as ["one", "another"]')
@@ -62,7 +62,7 @@ def names(value: object) -> tuple[str, ...]:
 
 
 def ping_url(value: object) -> Secret:
-    """Where a schedule's runs are reported to; its path is as good as a password."""
+    """Where a schedule's runs are reported; the path is as secret as a password."""
     try:
         return Secret(addresses.ping_url(value))
     except ValueError:

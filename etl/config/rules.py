@@ -1,4 +1,4 @@
-"""What must be right between settings, and outside of them: addresses together with files, secrets, permissions."""
+"""Rules that span several settings, or what they name: addresses, files, secrets, permissions."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _LARGEST_BUNDLE: Final = 64 * MIB
 
 
 def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]:
-    """Add what is wrong to ``values.problems``, make paths absolute, and return the warnings.
+    """Add problems to ``values.problems``, make paths absolute, and return the warnings.
 
-    Whoever only reads the database (``asks_gateway`` False) may lack the gateway's address, its key and its files.
+    A command that only reads the database (``asks_gateway`` False) may lack the gateway's address, key and files.
     """
     for name in _PATHS:
         if values[name]:
@@ -50,7 +50,7 @@ def _address(values: Values) -> None:
 
 
 def _gateway(values: Values) -> None:
-    """What has to be there to ask the gateway."""
+    """Require everything that is needed to ask the gateway."""
     name = "gateway.url"
     if not values[name] and not values.is_faulty(name):
         values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
@@ -62,7 +62,7 @@ def _gateway(values: Values) -> None:
 
 
 def _readable(file: Path) -> None:
-    """Raise ValueError where a file of certificates cannot be read."""
+    """Raise ValueError if a file of certificates cannot be read."""
     try:
         open_regular(file, _LARGEST_BUNDLE).close()
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def _readable(file: Path) -> None:
 
 
 def _access(values: Values) -> None:
-    """The key and the secret that auth = "token" needs; the secret file is read, to know that it can be."""
+    """Require the key and the secret for auth = "token"; the secret file is read to check that it can be."""
     key, secret, file = "gateway.access_key", "gateway.secret_key", "gateway.secret_key_file"
     if not values[key] and not values.is_faulty(key):
         values.fault(key, 'is missing: the access key of the EnOS application (or set auth = "none")')
@@ -85,7 +85,7 @@ def _access(values: Values) -> None:
 
 
 def _database(values: Values) -> list[Path]:
-    """Settle which of url and url_file counts, and read it; return the files that hold its password."""
+    """Decide between url and url_file, and read it; return the files that contain its password."""
     url, file = "database.url", "database.url_file"
     if values.is_faulty(url) or values.is_faulty(file):
         return []
@@ -104,7 +104,7 @@ def _database(values: Values) -> list[Path]:
 
 
 def _receivers(values: Values, section: str) -> list[Path]:
-    """Settle which of urls and urls_file counts, and read it; return the files that hold addresses."""
+    """Decide between urls and urls_file, and read it; return the files that contain addresses."""
     urls, file = f"{section}.urls", f"{section}.urls_file"
     if values.is_faulty(urls) or values.is_faulty(file):
         return []

@@ -1,4 +1,4 @@
-"""Schedule files: when which targets are synced."""
+"""Schedule files: which targets are synced, and when."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     jitter: dt.timedelta = ZERO
     """Each run starts up to this much after its slot."""
     coverage_gap: dt.timedelta | None = None
-    """None: that of the settings."""
+    """None: as in the settings."""
     details: bool | None = None
-    """Whether the workflows that it finds changed are asked for with Get Flow; None: as the settings say."""
+    """Whether to ask Get Flow about the workflows that changed; None: as in the settings."""
     ping_url: Secret | None = None
-    """Hears of each run's start and end; None: nobody does."""
+    """Pinged at each run's start and end; None: no pings."""
     targets: Sequence[Target] = ()
-    """Each once. Those of ``rosters`` are among them once ``with_users`` has added them."""
+    """Each target once; those of ``rosters`` only after ``with_users``."""
     rosters: tuple[RosterOf, ...] = ()
-    """The organisations all of whose users are targets."""
+    """The organisations whose users are all targets."""
     unlisted: tuple[RosterOf, ...] = ()
-    """Those of ``rosters`` whose users are not known: nothing is known of who is no target there."""
+    """Those of ``rosters`` whose users are unknown: any user there may be a target."""
 
     def with_users(self, users: Mapping[str, Collection[str]]) -> Schedule:
-        """The schedule with the users of each organisation as its targets; ``self`` has the configured ones alone."""
+        """The schedule with each organisation's users as targets; ``self`` only has the configured ones."""
         if not self.rosters:
             return self
         listed = (
@@ -62,7 +62,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configured(Container[Target]):
-    """The targets of some schedules; what may be one, as far as is known, counts as one."""
+    """The targets of some schedules; targets that may belong to an unknown roster count as contained."""
 
     def __init__(self, schedules: Sequence[Schedule]) -> None:
         self._targets = TargetList.union([schedule.targets for schedule in schedules])
@@ -89,7 +89,7 @@ def read_schedules(folder: Path) -> tuple[tuple[Schedule, ...], list[Problem]]:
 
 
 def is_schedule_name(name: str) -> bool:
-    """Whether a schedule may be called so."""
+    """Whether this is a valid name for a schedule."""
     return re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None
 
 
@@ -100,7 +100,7 @@ class _ScheduleFile:
         self._is_read = not self.problems
 
     def schedule(self) -> Schedule:
-        """What the file says; of use only if ``problems`` is empty."""
+        """The schedule; only useful if ``problems`` is empty."""
         if not self._is_read:
             return self._empty()
         self._check_names()

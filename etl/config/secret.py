@@ -14,7 +14,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class Secret:
-    """Text that shows itself to nobody but the caller of ``reveal``."""
+    """Text that only ``reveal`` shows."""
 
     __slots__ = ("_text",)
 
@@ -38,7 +38,7 @@ class Secret:
 
 
 def clean_secret(value: object) -> Secret:
-    """``value`` without the white space around it; ValueError, which does not repeat it, where it is no secret."""
+    """``value`` without surrounding white space; ValueError, which does not repeat it, if it is not a secret."""
     text = value.strip() if isinstance(value, str) else ""
     if not text:
         raise ValueError("is empty: write the secret in it")
@@ -48,7 +48,7 @@ def clean_secret(value: object) -> Secret:
 
 
 def read_secret_file(path: Path) -> Secret:
-    """What the file holds, read anew; ValueError names the file and says what is wrong."""
+    """The content of the file, read each time; ValueError names the file and says what is wrong."""
     text = _text_of(path)
     try:
         return clean_secret(text)
@@ -72,9 +72,9 @@ def _text_of(path: Path) -> str:
 
 
 def openness(path: Path) -> str | None:
-    """A warning where others than we may read or write ``path``; None where all is well or it is not there.
+    """A warning if other users may read or write ``path``; None if all is well or it does not exist.
 
-    A file of another owner that our group may read is how systemd and Kubernetes hand a secret to us alone.
+    A file of another owner that our group may read is fine: systemd and Kubernetes hand over secrets that way.
     """
     try:
         found = path.stat()

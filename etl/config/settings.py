@@ -1,7 +1,7 @@
 """The settings as the rest of Flowtrail receives them. Field names are setting names.
 
-Durations are timedeltas, sizes are bytes. The ``read`` of a field's Meta turns what people write into its value,
-with ValueError where it cannot; the ``description`` is what an error message says that the value must be.
+Durations are timedeltas, sizes are bytes. The ``read`` of a field's Meta turns what people write into its value, or
+raises ValueError; the ``description`` completes "must be" in an error message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AtLeastOne = Annotated[int, Meta(ge=1, le=10**9, description="a whole number, 1 
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A section of the settings, which prints without passwords."""
+    """A section of the settings; ``repr`` hides passwords."""
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -56,7 +56,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewaySettings(Section, frozen=True, kw_only=True):
-    """How EnOS is asked. ``url`` is without a slash at its end; paths are absolute, or ""."""
+    """How to ask EnOS. ``url`` has no trailing slash; paths are absolute, or ""."""
 
     url: Annotated[str, Meta(extra={"read": addresses.gateway_url})] = ""
     allow_http: Flag = False
@@ -74,20 +74,20 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     ca_bundle: Text = ""
     proxy: Annotated[str, Meta(extra={"read": addresses.proxy_url})] = ""
     details: Annotated[Literal["off", "changed"], Meta(description='"off" or "changed"')] = "off"
-    """Whether changed workflows are asked for with Get Flow."""
+    """Whether to ask Get Flow about changed workflows."""
     max_details: AtLeastOne = 1000
     details_within: Duration = dt.timedelta(minutes=1)
-    """For all of a run's, and not longer: what is left is asked for with its next change."""
+    """For all details of a run; what is left over is asked for with its next change."""
     keep_detail_body: Flag = True
     enos_timezone: Annotated[str, Meta(extra={"read": _zone})] = ""
-    """The zone of EnOS's own times; "": it is not known."""
+    """The zone of EnOS's own times; "": unknown."""
     roster_every: Duration = dt.timedelta(hours=1)
-    """How often, at most, an organisation is asked who its users are."""
+    """How often, at most, to ask who an organisation's users are."""
 
     def read_secret(self) -> str:
         """The secret key: from the environment as it was at the start, or from its file as it is now.
 
-        Raises ConfigError, in one sentence, where the file cannot be read or is empty, or nothing was configured.
+        Raises ConfigError, in one sentence, if the file cannot be read or is empty, or if nothing was configured.
         """
         if self.secret_key is not None:
             return self.secret_key.reveal()
@@ -123,12 +123,12 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
     listen: Annotated[str, Meta(extra={"read": addresses.listen})] = "127.0.0.1:8787"
     page: Flag = True
     hosts: Annotated[tuple[str, ...], Meta(extra={"read": addresses.host_names})] = ()
-    """Names beside that of ``listen`` that requests may be for: those of a proxy, of a service in a cluster."""
+    """Further host names that requests may use, such as those of a proxy or of a cluster's service."""
     grace: Duration = dt.timedelta(seconds=25)
 
 
 class NotifySettings(Section, frozen=True, kw_only=True):
-    """Who is told of what: one ``[[notify]]``. Without ``orgs``, of every organisation."""
+    """One ``[[notify]]``: who is notified of what. Without ``orgs``, about every organisation."""
 
     urls: Annotated[tuple[Secret, ...], Meta(extra={"read": receivers.receiver_urls})] = ()
     urls_file: Text = ""
@@ -137,10 +137,10 @@ class NotifySettings(Section, frozen=True, kw_only=True):
 
 
 class RetentionSettings(Section, frozen=True, kw_only=True):
-    """What is kept how long. The trail is kept for ever; ``heads_file`` is absolute, or ""."""
+    """How long things are kept. The trail is kept for ever; ``heads_file`` is absolute, or ""."""
 
     keep_runs: Annotated[dt.timedelta | None, Meta(extra={"read": keeping})] = dt.timedelta(days=400)
-    """Runs that changed nothing; None: for ever."""
+    """How long issues of runs are kept; None: for ever."""
     heads_file: Text = ""
 
 
@@ -206,4 +206,4 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     scale: ScaleSettings
     notify: tuple[NotifySettings, ...] = ()
     warnings: tuple[str, ...] = ()
-    """What a person should mend, though Flowtrail runs: a sentence each."""
+    """Problems that a person should fix although Flowtrail runs; one sentence each."""

@@ -1,4 +1,4 @@
-"""When a schedule is due: values that turn instants into slots, and the only importer of cronsim.
+"""When a schedule is due; the only importer of cronsim.
 
 A slot is an instant at which a schedule should run. Slots lie on whole minutes for Cron and on multiples of the
 interval since the epoch for Every; they strictly increase in every time zone, whatever its clocks do.
@@ -21,9 +21,9 @@ from cronsim.cronsim import Field
 UTC: Final = dt.UTC
 EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=UTC)
 LEEWAY: Final = dt.timedelta(seconds=2)
-"""By so much a clock may be steered back while a slot is due; more than that, and it has been set."""
+"""How far a clock may be slewed back while a slot is due; beyond that it counts as set."""
 MOST_COUNTED: Final = 10_000
-"""Slots are counted up to this number, a week of minutes: how many more there were helps nobody."""
+"""Slots are counted up to this number, a week of minutes; a higher count helps nobody."""
 
 _CRON_FIELDS: Final = {
     "minute": "0-59",
@@ -38,7 +38,7 @@ _NOTHING: Final = dt.timedelta(0)
 _SECOND: Final = dt.timedelta(seconds=1)
 _MINUTE: Final = dt.timedelta(minutes=1)
 _DAY: Final = dt.timedelta(days=1)
-# Every calendar there is: in these years 29 February falls on each day of the week.
+# All possible calendars: in these years 29 February falls on each day of the week.
 _ALL_CALENDARS: Final = dt.datetime(2000, 1, 1), dt.datetime(2028, 1, 1)  # noqa: DTZ001 - clocks on a wall
 
 
@@ -50,16 +50,16 @@ class Slots(Protocol):
         ...
 
     def latest_until(self, instant: dt.datetime) -> dt.datetime | None:
-        """The latest slot at or before ``instant``; None where there was none."""
+        """The latest slot at or before ``instant``, if any."""
         ...
 
     def count_between(self, after: dt.datetime, until: dt.datetime) -> int:
-        """How many slots lie between ``after`` and ``until``, both exclusive, up to MOST_COUNTED; 0 where ``until``
-        is earlier."""
+        """How many slots lie between ``after`` and ``until``, both exclusive, up to MOST_COUNTED; 0 if ``until`` is
+        earlier."""
         ...
 
     def shortest_gap(self) -> dt.timedelta:
-        """The shortest time between two slots, but for clocks that are put forward."""
+        """The shortest time between two slots, apart from clocks that are put forward."""
         ...
 
 
@@ -70,14 +70,14 @@ def is_served(slot: dt.datetime, latest: dt.datetime | None, now: dt.datetime) -
     |---|---|---|
     | none, or an earlier slot | not served | |
     | this slot, or a later one until now | served | |
-    | a slot that lies ahead of now | not served | the clock went back since |
+    | a slot that lies ahead of now | not served | the clock has gone back since |
     """
     return latest is not None and slot <= latest <= now + LEEWAY
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Slots at the multiples of ``interval`` since 1970-01-01 00:00 UTC, so that a restart moves nothing."""
+    """Slots at multiples of ``interval`` since 1970-01-01 00:00 UTC, so that a restart does not move them."""
 
     interval: dt.timedelta
 
@@ -104,16 +104,16 @@ class Every:
 class Cron:
     """Slots of a five-field cron ``expression`` on the clocks of ``timezone`` (an IANA name).
 
-    Fields mean what they mean to Debian's cron: Sunday is 0 or 7; names, lists, ranges and steps; day of month and
-    day of week must both match if either starts with ``*``, otherwise one of them is enough. Beyond it, ``9/5`` is
-    9-59/5. Where clocks change, again as Debian does it: with fixed times (neither minute nor hour starts with ``*``)
-    what a gap swallows is due at its end, and what comes twice is due the first time only; otherwise slots follow
-    the real time.
+    Fields mean the same as in Debian's cron: Sunday is 0 or 7; names, lists, ranges and steps; day of month and day of
+    week must both match if either starts with ``*``, otherwise one of them is enough. In addition, ``9/5`` is 9-59/5.
+    Clock changes are handled as in Debian's cron: with fixed times (neither minute nor hour starts with ``*``), slots
+    in a gap are due at its end, and slots that come twice are due the first time only. Otherwise slots follow the real
+    time.
 
-    cronsim finds the times on the clock, without a zone; which instants these are is decided here. Given a zone, it
-    leaves slots out where clocks are put back by half an hour (Lord Howe), and, backwards, over midnight.
+    cronsim finds the times on the clock, without a zone; the instants are decided here. Given a zone, cronsim leaves
+    slots out where clocks are put back by half an hour (Lord Howe), and, backwards, over midnight.
 
-    Raises ValueError, with one clear sentence, for what is no cron expression, never fires, or no time zone.
+    Raises ValueError, with one clear sentence, if this is not a cron expression, never fires, or has no such time zone.
     """
 
     expression: str
@@ -156,7 +156,7 @@ class Cron:
         return len(found)
 
     def shortest_gap(self) -> dt.timedelta:
-        """As it is on a clock that nobody sets."""
+        """On a clock that is never changed."""
         first, last = _ALL_CALENDARS
         minute, hour, days = self._cron.split(maxsplit=2)
         times = _clock_times(f"{minute} {hour} * * *", first, first + _DAY)
@@ -165,29 +165,29 @@ class Cron:
         return min(_gaps(times) + over_night, default=_DAY)
 
     def _forwards(self, instant: dt.datetime) -> Iterator[list[dt.datetime]]:
-        """The slots of each time on the clock, from those on that may be after ``instant``; see ``_slots``.
+        """The slots for each time on the clock, from the first that may be after ``instant``; see ``_slots``.
 
-        The first slots of these lists increase, and so do the last ones. Times that come twice overlap: where clocks
-        are soon put back, an earlier time on the clock comes again after ``instant``.
+        The first slots of these lists increase, and so do the last ones. Times that come twice overlap: if clocks are
+        soon put back, an earlier time on the clock comes again after ``instant``.
         """
         here, tomorrow = (at.astimezone(self._zone) for at in (instant, instant + _DAY))
         start = here.replace(tzinfo=None) - _put_back(here, tomorrow)
         return filter(None, map(self._slots, CronSim(self._cron, start)))
 
     def _backwards(self, instant: dt.datetime) -> Iterator[list[dt.datetime]]:
-        """The same backwards, from those on that may be at or before ``instant``."""
+        """The same backwards, from the last that may be at or before ``instant``."""
         here, yesterday = (at.astimezone(self._zone) for at in (instant, instant - _DAY))
         start = here.replace(tzinfo=None, microsecond=0) + _put_back(yesterday, here)
         return filter(None, map(self._slots, CronSim(self._cron, start + _SECOND, reverse=True)))
 
     def _slots(self, clock: dt.datetime) -> list[dt.datetime]:
-        """The instants, in order, at which the zone's clocks show ``clock`` and that are slots.
+        """The slots, in order, at which the zone's clocks show ``clock``.
 
         | the clocks show it | with fixed times | otherwise |
         |---|---|---|
         | once | that instant | that instant |
-        | twice, since they are put back | the first | both |
-        | never, since they are put forward | when they are | none |
+        | twice, because they are put back | the first | both |
+        | never, because they are put forward | the moment of the change | none |
         """
         first, second = (clock.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
         if first == second:
@@ -197,14 +197,14 @@ class Cron:
         return [self._end_of_gap(second, first)] if self._fixed else []
 
     def _end_of_gap(self, before: dt.datetime, after: dt.datetime) -> dt.datetime:
-        """The instant between the two, a whole number of minutes after ``before``, at which clocks are put forward."""
+        """The instant between the two, whole minutes after ``before``, at which clocks are put forward."""
         then = after.astimezone(self._zone).utcoffset()
         minutes = (before + number * _MINUTE for number in count())
         return next(at for at in minutes if at.astimezone(self._zone).utcoffset() == then)
 
 
 def _clock_times(cron: str, first: dt.datetime, end: dt.datetime) -> list[dt.datetime]:
-    """What a clock shows when it is time, from ``first`` on and before ``end``."""
+    """The times on the clock that match, from ``first`` on and before ``end``."""
     return [*takewhile(lambda time: time < end, CronSim(cron, first - _SECOND))]
 
 
@@ -213,12 +213,12 @@ def _gaps(times: list[dt.datetime]) -> list[dt.timedelta]:
 
 
 def _put_back(earlier: dt.datetime, later: dt.datetime) -> dt.timedelta:
-    """By how much the clocks are put back between two times of a zone."""
+    """How far the clocks are put back between two times of a zone."""
     return max(_NOTHING, (earlier.utcoffset() or _NOTHING) - (later.utcoffset() or _NOTHING))
 
 
 def _fields(expression: str) -> list[str]:
-    """The five fields as cronsim reads them right."""
+    """The five fields, written so that cronsim reads them correctly."""
     fields = expression.split()
     if len(fields) != len(_CRON_FIELDS):
         names = ", ".join(_CRON_FIELDS).replace("-", " ")
@@ -240,7 +240,7 @@ def _never_fires(expression: str) -> str:
 
 
 def _readable(fields: list[str]) -> list[str] | None:
-    """The fields without what cronsim misreads; None where it refuses them."""
+    """The fields without what cronsim misreads; None if it refuses them."""
     try:
         plain = [_without_idle_steps(text, field) for text, field in zip(fields, _CRONSIM_FIELDS, strict=True)]
         CronSim(" ".join(plain), EPOCH)
@@ -250,7 +250,7 @@ def _readable(fields: list[str]) -> list[str] | None:
 
 
 def _without_idle_steps(text: str, field: Field) -> str:
-    """A step through a range of one value goes nowhere: cronsim takes ``9-9/5`` for ``9/5``, and goes on to the end."""
+    """Drop a step through a range of one value: cronsim takes ``9-9/5`` for ``9/5``."""
     return ",".join(
         found[1] if (found := _STEPPED_RANGE.fullmatch(term)) and field.int(found[1]) == field.int(found[2]) else term
         for term in text.upper().split(",")
@@ -258,7 +258,7 @@ def _without_idle_steps(text: str, field: Field) -> str:
 
 
 def time_zone(name: str) -> ZoneInfo:
-    """The zone of an IANA name; ValueError names one that looks like it."""
+    """The zone with this IANA name; ValueError names a similar one."""
     try:
         return ZoneInfo(name)
     except (LookupError, ValueError, OSError):

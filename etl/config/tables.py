@@ -1,4 +1,4 @@
-"""Reading TOML files and the fields of a section, so that one mistake never hides another."""
+"""Reads TOML files and the fields of a section, so that one mistake never hides another."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from etl.errors import Problem
 from etl.system.regular_files import MIB, read_regular
 
 _LARGEST: Final = 16 * MIB
-"""Of a file of settings or of a schedule; many targets belong in a targets_file."""
+"""The largest settings or schedule file; many targets belong in a targets_file."""
 
 Read = Callable[[object, bool], Any]
-"""(value, is_text) to the value that the code receives, or ValueError; is_text: from the environment."""
+"""From (value, is_text) to the value that the code receives, or ValueError; is_text: from the environment."""
 
 
 def read_toml(path: Path, if_missing: str = "") -> tuple[dict[str, Any], list[Problem]]:
-    """The table that a file holds; or {} and the one problem that it cannot be read (``if_missing``: the remedy)."""
+    """The table in a file; or {} and the problem why it cannot be read (``if_missing``: the remedy)."""
     try:
         return tomllib.loads(read_regular(path, _LARGEST).decode("utf-8-sig")), []
     except UnicodeDecodeError:

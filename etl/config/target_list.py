@@ -1,4 +1,4 @@
-"""All the targets of a schedule in as little memory as a million of them deserve."""
+"""All the targets of a schedule in little memory: there may be a million."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROWTH: Final = 4
 class TargetList(Sequence[Target]):
     """Targets, each once, in the order in which they were added; about 60 bytes each, and ``in`` takes microseconds.
 
-    The texts lie behind each other in one array of bytes, and a hash table of their numbers finds them. A target is
+    The texts lie one after the other in one array of bytes, and a hash table of their numbers finds them. A Target is
     made when it is asked for.
     """
 
@@ -26,7 +26,7 @@ class TargetList(Sequence[Target]):
         self._text = bytearray()
         self._ends = array("Q", [0])
         self._slots = array("I", bytes(4 * _FIRST_SLOTS))
-        """The number of a target, counted from 1, near where its hash says; 0 is free."""
+        """The numbers of targets, counted from 1, at or after the place that the hash gives; 0 is free."""
         self._last_slot = _FIRST_SLOTS - 1
         self._room = _FIRST_SLOTS // 2
         for target in targets:
@@ -38,7 +38,7 @@ class TargetList(Sequence[Target]):
         return rosters[0] if len(rosters) == 1 else cls(itertools.chain.from_iterable(rosters))
 
     def add(self, org: str, user: str, expression: str) -> bool:
-        """Add a target at the end; False where it is there already."""
+        """Add a target at the end; False if it is there already."""
         key = f"{org}{_BETWEEN}{user}{_BETWEEN}{expression}".encode()
         slot = hash(key) & self._last_slot
         if self._slots[slot]:
@@ -53,7 +53,7 @@ class TargetList(Sequence[Target]):
         return True
 
     def index(self, target: Target, start: int = 0, stop: int | None = None) -> int:
-        """Where a target stands. Raises ValueError where it does not."""
+        """The index of a target. Raises ValueError if it is not there."""
         number = self._slots[self._slot(_BETWEEN.join(target).encode())]
         if not number:
             raise ValueError(f"{target} is no target here")
@@ -84,7 +84,7 @@ class TargetList(Sequence[Target]):
         return bytes(self._text[self._ends[number] : self._ends[number + 1]])
 
     def _slot(self, key: bytes) -> int:
-        """Where the number of ``key`` is, or belongs."""
+        """The slot where the number of ``key`` is, or belongs."""
         slot = hash(key) & self._last_slot
         while (number := self._slots[slot]) and self._key(number - 1) != key:
             slot = slot + 1 & self._last_slot

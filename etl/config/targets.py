@@ -18,7 +18,7 @@ from etl.errors import Problem
 from etl.system.regular_files import MIB, open_regular
 
 ALL_USERS: Final = "all"
-"""What ``users`` is where the organisation's own roster says who they are."""
+"""The value of ``users`` for all users on the organisation's roster."""
 _COLUMNS: Final = ("org", "user", "expression")
 _KEYS: Final = ("org", "users", "expression", "targets_file")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -26,14 +26,14 @@ _LONGEST_ID: Final = 255
 _MOST_BYTES: Final = 3 * _LONGEST_ID
 """In UTF-8: PostgreSQL indexes no more than some 2,700 bytes, and a target's three parts are one entry."""
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.@-]{1,255}").fullmatch
-"""What nearly every user is; the rest is looked at closer."""
+"""The form of nearly every user id; others are checked more closely."""
 _LARGEST: Final = 512 * MIB
-"""Of a targets_file: some ten million rows."""
+"""The largest targets_file: some ten million rows."""
 _MOST_PROBLEMS: Final = 20
 
 
 class RosterOf(NamedTuple):
-    """Whose users are targets, as EnOS lists them: all of an organisation's, each with this search expression."""
+    """An organisation whose users are all targets, each with this search expression."""
 
     org_id: str
     expression: str = ""
@@ -44,15 +44,15 @@ class RosterOf(NamedTuple):
 
 
 class Targets:
-    """Collects targets; what is wrong goes to ``problems``, with the place of each.
+    """Collects targets; errors go to ``problems``, each with its place.
 
-    Made for a million rows: beside the roster, only the place of each target is kept, in eight bytes.
+    Made for a million rows: besides the list, only the place of each target is kept, in eight bytes.
     """
 
     def __init__(self, schedule_file: Path) -> None:
         self.problems: list[Problem] = []
         self.rosters: dict[RosterOf, str] = {}
-        """With the place of each."""
+        """Each with its place."""
         self._file = schedule_file
         self._roster = TargetList()
         self._known_orgs: set[str] = set()
@@ -68,7 +68,7 @@ class Targets:
         return self._roster
 
     def add_table(self, value: object) -> None:
-        """The value of ``targets`` in the schedule file."""
+        """Add the value of ``targets`` in the schedule file."""
         if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
             self._complain(f"{self._file}: targets", "must be written as [[targets]], with org and users below it")
             return
@@ -76,7 +76,7 @@ class Targets:
             self._add_entry(f"{self._file}: [[targets]] #{number}", each)
 
     def add_file(self, value: object, place: str) -> None:
-        """The value of ``targets_file``: a CSV file beside the schedule file, read row by row."""
+        """Add the value of ``targets_file``: a CSV file next to the schedule file, read row by row."""
         if not isinstance(value, str) or not value or _CONTROL.search(value):
             self._complain(place, f'must be the name of a CSV file, such as "plants.csv", not {shown(value)}')
             return
@@ -158,7 +158,7 @@ class Targets:
                 self._complain(f"{path}:{rows.line_num}", f"has {len(row)} fields where the header has {len(order)}")
 
     def _columns(self, path: Path, header: list[str]) -> list[int] | None:
-        """Where org, user and, if it is there, expression stand; None, and a problem, if the header is no header."""
+        """The positions of org, user and expression (if present); None, and a problem, if the header is wrong."""
         names = [name.strip() for name in header]
         if {"org", "user"} <= set(names) <= set(_COLUMNS) and len(set(names)) == len(names):
             return [names.index(column) for column in _COLUMNS if column in names]

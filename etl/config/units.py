@@ -23,7 +23,7 @@ _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def duration(value: object) -> dt.timedelta:
-    """A length of time longer than nothing, from text such as "90s" or "1h30m"; ValueError says what is wrong."""
+    """A duration longer than zero, from text such as "90s" or "1h30m"; ValueError says what is wrong."""
     length = duration_or_zero(value)
     if length <= ZERO:
         raise ValueError('must be longer than zero: a duration such as "90s", "15m" or "1h30m"')
@@ -31,7 +31,7 @@ def duration(value: object) -> dt.timedelta:
 
 
 def duration_or_zero(value: object) -> dt.timedelta:
-    """As ``duration``, but 0 (as text or number) is one too."""
+    """As ``duration``, but 0 (as text or number) is allowed."""
     if isinstance(value, int | float | str) and not isinstance(value, bool) and str(value).strip() in ("0", "0.0"):
         return ZERO
     length = _sum_of_parts(value) if isinstance(value, str) else None
@@ -45,7 +45,7 @@ def duration_or_zero(value: object) -> dt.timedelta:
 
 
 def guard_window(value: object) -> dt.timedelta:
-    """How far back removals are added up: counts are kept for no longer than a month."""
+    """How far back removals are added up; at most a month, because counts are kept no longer."""
     length = duration(value)
     if not _UNITS["m"] <= length <= _LONGEST_WINDOW:
         raise ValueError(f'must be from "1m" to "30d", not {shown(value)}')
@@ -53,7 +53,7 @@ def guard_window(value: object) -> dt.timedelta:
 
 
 def keeping(value: object) -> dt.timedelta | None:
-    """How long something is kept, a day at least; None, which is for ever, from "" or "forever"."""
+    """How long something is kept, at least a day; None (for ever) from "" or "forever"."""
     if isinstance(value, str) and value.strip().lower() in ("", "forever"):
         return None
     length = duration_or_zero(value)
@@ -63,7 +63,7 @@ def keeping(value: object) -> dt.timedelta | None:
 
 
 def interval_or_off(value: object) -> dt.timedelta | None:
-    """How often something is done, a minute at least; None, which is never, from "off"."""
+    """How often something is done, at least a minute; None (never) from "off"."""
     if isinstance(value, str) and value.strip().lower() == "off":
         return None
     length = duration_or_zero(value)
@@ -111,17 +111,17 @@ def shown(value: object) -> str:
 
 _SENSITIVE: Final = r"[a-z_]*(?:pass|secret|token|key)[a-z_]*"
 _FILES: Final = r"(?:passfile|sslkey|sslkeylogfile)="
-"""Parameters of libpq that name the file of a secret."""
+"""Parameters of libpq that name a file with a secret."""
 
 
 def without_password(text: str) -> str:
-    """``text`` with ``***`` for every password, secret and key of a URL in it, and for any user that is not one of a
-    database: that may be a token."""
+    """``text`` with ``***`` for every password, secret and key of a URL in it, and for the user unless it is a
+    database's URL: it may be a token."""
     return _masked(text, _SENSITIVE)
 
 
 def holds_password(text: str) -> bool:
-    """Whether a URL in ``text`` has a password or a secret; the name of a file that has one is none."""
+    """Whether a URL in ``text`` has a password or a secret (the name of a file with one does not count)."""
     return _masked(text, rf"(?!{_FILES}){_SENSITIVE}") != text
 
 

@@ -1,4 +1,4 @@
-"""One pass over a settings file and an environment: the values that are valid, and what is wrong with the rest."""
+"""One pass over a settings file and an environment: the valid values, and the problems of the others."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "scale": shape.ScaleSettings,
 }
 _LIST: Final = "notify"
-"""The section that may be given more than once; the environment speaks of it where there is one or none."""
+"""The section that may be given more than once; the environment can only set it if there is at most one."""
 
 
 class Values:
-    """Settings by their dotted name ("gateway.url"); those before the first section by their bare name."""
+    """Settings by dotted name ("gateway.url"); those before the first section by their bare name."""
 
     def __init__(self, path: Path, table: Mapping[str, Any], environ: Mapping[str, str]) -> None:
         self.folder = path.absolute().parent
@@ -54,7 +54,7 @@ class Values:
         self._take_environment()
 
     def _open(self, section: str, kind: type[msgspec.Struct]) -> None:
-        """Take settings for a section from now on."""
+        """Begin to take settings for a section."""
         self._kinds[section] = kind
         defaults = {each.name: each.default for each in msgspec.structs.fields(kind)}
         self._read |= {_name(section, key): read for key, read in readers(kind).items()}
@@ -79,12 +79,12 @@ class Values:
         return self._places.get(name, "").startswith(_PREFIX)
 
     def fault(self, name: str, message: str) -> None:
-        """Note what is wrong with a setting, at the place where it was given or should be."""
+        """Record a problem with a setting, at the place where it was given or should be."""
         self._faulty.add(name)
         self.problems.append(Problem(self._places.get(name, self._in_file(name)), message))
 
     def attempt(self, name: str, step: Callable[[], Any]) -> Any:
-        """What ``step`` returns; None, and a fault of ``name``, where it raises ValueError."""
+        """The result of ``step``; None, and a fault of ``name``, if it raises ValueError."""
         try:
             return step()
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Rows to files that other programs read: CSV, JSON lines, Parquet, each with a manifest that proves what it holds."""
+"""Rows to files for other programs: CSV, JSON lines, Parquet, each with a manifest that proves its content."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _HEADS_IN_MEMORY_BYTES: Final = 16 * 2**20
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """What a manifest says of where the rows come from.
+    """Where the rows come from, for the manifest.
 
-    ``chain_heads`` are JSON-able values, of a moment not later than that of the rows; they are read first.
+    ``chain_heads`` are JSON-able values that are read first, so they are not newer than the rows.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     flowtrail: str
     chain_heads: Iterable[Any] = ()
     last_seal: int | None = None
-    """The last seal whose run the rows come from, for whoever takes what came after it next time."""
+    """The last seal whose run the rows come from, to continue after it next time."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -104,7 +104,7 @@ def _refuse_terminal(file: BinaryIO) -> None:
 
 
 def _encoded(pages: Pages, columns: Sequence[Column], fmt: Format, *, for_terminal: bool) -> Iterator[bytes]:
-    """The file as it is; for a terminal, without what a name could tell it to do."""
+    """The file's bytes; for a terminal, with control characters escaped."""
     if fmt == "csv":
         return csv_pages(columns, map(harmless, pages) if for_terminal else pages)
     encoded = jsonl_pages(columns, pages)
@@ -147,7 +147,7 @@ def _export_by_month(
 def _write_months(
     rows: Iterable[Sequence[Any]], columns: Sequence[Column], position: int, folder: Path
 ) -> Iterator[File]:
-    """A file for each run of rows of one month; one that comes again gets a second part."""
+    """One file per run of rows of the same month; a month that comes again gets a second part."""
     parts: dict[str, int] = {}
     for month, of_month in _runs(rows, position):
         number = parts[month] = parts.get(month, -1) + 1
@@ -164,7 +164,7 @@ def _runs(rows: Iterable[Sequence[Any]], position: int) -> Iterator[tuple[str, I
 
 @contextlib.contextmanager
 def _spooled(heads: Iterable[Any]) -> Iterator[Iterator[bytes]]:
-    """The chain heads as they are before the rows are read: encoded, one a line, and out of memory."""
+    """The chain heads from before the rows are read, encoded one per line in a temporary file."""
     with tempfile.SpooledTemporaryFile(max_size=_HEADS_IN_MEMORY_BYTES) as file:
         with disk.temporary_files():
             for head in heads:

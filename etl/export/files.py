@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from etl.errors import UsageError
 from etl.system.disk import errors_named, part_file, part_folder, sync_folder
 
 _errors_named: Final = functools.partial(errors_named, but=BrokenPipeError)
-"""A reader that went away is for the command to judge."""
+"""A reader that went away is handled by the command."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends, on the disk by then; nothing is left of it when the block raises.
+    """A file that gets its name, synced to the disk, when the block ends; nothing is left if the block raises.
 
-    A new file is for its owner only (0600), as the database is; one that is replaced keeps its mode. What is no
-    regular file (a pipe, a device) is written to as it is. Raises UsageError where the place cannot be used.
+    A new file is for its owner only (0600), like the database; a replaced one keeps its mode. Anything but a regular
+    file (a pipe, a device) is written directly. Raises UsageError if the place cannot be used.
     """
     path = path.resolve()
     mode = _mode_of(path)
@@ -44,7 +44,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes its name when the block ends; raises UsageError where there is one already."""
+    """A new folder that gets its name when the block ends; raises UsageError if it exists already."""
     path = path.resolve()
     if path.exists():
         raise UsageError(f"{path} already exists: name a new folder for an export by month.")

@@ -11,13 +11,13 @@ from etl.errors import UsageError
 from etl.report import Column
 
 ROW_GROUP: Final = 32_768
-"""Rows a row group: what is held in memory, and what a reader can skip."""
+"""Rows per row group: the unit that is held in memory and that a reader can skip."""
 
 
 class ParquetFile:
     """A Parquet file that is written to ``file``, page by page; complete after the ``with`` block.
 
-    Texts are dictionary-encoded, times are ``timestamp[us, UTC]``. Raises UsageError where pyarrow is missing.
+    Texts are dictionary-encoded, times are ``timestamp[us, UTC]``. Raises UsageError if pyarrow is missing.
     """
 
     def __init__(self, file: BinaryIO, columns: Sequence[Column]) -> None:
@@ -63,7 +63,7 @@ class ParquetFile:
 
 
 class _Sink:
-    """Where pyarrow writes to. It ends every file with a footer, a broken one too, which would then look whole."""
+    """Where pyarrow writes to. It writes a footer even after an error, so that a broken file would look complete."""
 
     closed = False
 
@@ -79,7 +79,7 @@ class _Sink:
 
 
 def require_pyarrow() -> None:
-    """Raise UsageError, which says what to install, where pyarrow is missing."""
+    """Raise UsageError, which says what to install, if pyarrow is missing."""
     _import("pyarrow")
 
 

@@ -27,7 +27,7 @@ def disarm(text: str) -> str:
 
 
 def harmless(page: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
-    """The rows with their texts as a terminal may show them: each on one line, and commanding nothing."""
+    """The rows with their texts safe for a terminal: on one line, control characters escaped."""
     return [[printable(value) if isinstance(value, str) else value for value in row] for row in page]
 
 

@@ -1,4 +1,4 @@
-"""Threads beside the main one: a loop that can be woken and stopped, and work that one thread does for all."""
+"""Background threads: a loop that can be woken and stopped, and work that one thread does for all."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BackgroundLoop:
         self._wake.set()
 
     def wait(self, seconds: float) -> None:
-        """Block until somebody wakes the loop, or for so long: for a caller that takes its steps itself."""
+        """Block until somebody wakes the loop, or for this long; for a caller that makes its own steps."""
         self._wake.wait(seconds)
         self._wake.clear()
 
@@ -58,7 +58,7 @@ class BackgroundLoop:
         return self._stop.is_set()
 
     def stop(self, within_seconds: float | None = None) -> None:
-        """Ask the loop to stop, and wait until it has, at most so long."""
+        """Ask the loop to stop, and wait for that, at most this long."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -75,15 +75,15 @@ class BackgroundLoop:
 
 
 class SingleFlight(Generic[T]):
-    """Of all threads that want the same thing at once, one gets it; the others wait for what comes of that."""
+    """Of all threads that want the same thing at once, one does the work; the others wait for its result."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flight: Future[T] | None = None
 
     def join(self) -> tuple[Future[T], bool]:
-        """What is under way, and False; or, where nothing is, a new future, and True: then it is the caller who has to
-        do the work, and to call ``end``. Whoever leads looks once more whether the work has just been done."""
+        """The future under way, and False; or, if there is none, a new future, and True: then the caller has to do the
+        work and call ``end``. The caller should first check whether the work has just been done."""
         with self._lock:
             if self._flight is not None:
                 return self._flight, False
@@ -91,7 +91,7 @@ class SingleFlight(Generic[T]):
             return self._flight, True
 
     def end(self, flight: Future[T], error: BaseException | None = None, result: T | None = None) -> None:
-        """Give those who wait the result, or the error; the next one who joins begins anew."""
+        """Give those who wait the result or the error; the next ``join`` begins a new flight."""
         with self._lock:
             self._flight = None
         if error is not None:

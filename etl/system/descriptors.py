@@ -1,6 +1,6 @@
 """File descriptors: how many the process may open, and how many of them the page may use.
 
-Each connection to the page takes a descriptor. Those that the database and the gateway need are kept in reserve.
+Each connection to the page takes one. Enough for the database and the gateway are kept in reserve.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _FEWEST_HTTP_CONNECTIONS: Final = 8
 _RESERVE: Final = 100
 """For connections to the database (three files each on SQLite), notifications, the log and what libraries open."""
 _MOST: Final = 65_536
-"""The limit is raised no further, since some programs loop over all descriptors that they may have."""
+"""The limit is raised no further, because some programs loop over all possible descriptors."""
 
 
 class Descriptors(NamedTuple):
-    """``allowed`` by the system, ``wanted`` for all that the service does, and the share of the page."""
+    """``allowed`` by the system, ``wanted`` for everything that the service does, and the page's share."""
 
     allowed: int
     wanted: int
@@ -41,7 +41,7 @@ def raise_limit() -> int:
 
 
 def none_left() -> bool:
-    """Whether nothing more can be opened at this moment, whatever it is."""
+    """Whether nothing more can be opened at this moment."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -50,7 +50,7 @@ def none_left() -> bool:
 
 
 def allocate(allowed: int, requests_in_flight: int) -> Descriptors:
-    """How many of ``allowed`` the page may take, beside ``requests_in_flight`` to the gateway."""
+    """How many of ``allowed`` the page may use, besides ``requests_in_flight`` to the gateway."""
     reserve = _RESERVE + requests_in_flight
     http = max(_FEWEST_HTTP_CONNECTIONS, min(MOST_HTTP_CONNECTIONS, allowed - reserve))
     return Descriptors(allowed, reserve + MOST_HTTP_CONNECTIONS, http)

@@ -1,4 +1,4 @@
-"""Files that must survive a crash: written beside their place, synced with their folder, and then renamed."""
+"""Files that must survive a crash: written next to their place, synced with their folder, and then renamed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _OLD_SECONDS: Final = 60
 
 @contextlib.contextmanager
 def part_file(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path`` that is to take its name when it is whole; gone when the block ends otherwise.
+    """An empty file next to ``path``, to be renamed to it when complete; removed if it is still there at the block's
+    end.
 
-    What a killed process left in that folder is removed first.
+    What killed processes left in that folder is removed first.
     """
     remove_abandoned(path.parent)
     part = _part_of(path)
@@ -38,7 +39,7 @@ def part_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def part_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside ``path``, as ``part_file`` makes a file."""
+    """An empty folder next to ``path``, like ``part_file``."""
     remove_abandoned(path.parent)
     part = _part_of(path)
     part.mkdir(mode=0o700)
@@ -47,14 +48,14 @@ def part_folder(path: Path) -> Iterator[Path]:
 
 
 def beside(database: Path) -> Iterator[Path]:
-    """The files that SQLite may have beside a database."""
+    """The files that SQLite may have next to a database."""
     return (database.with_name(database.name + suffix) for suffix in ("-journal", "-wal", "-shm"))
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove our own unfinished files and folders in ``folder`` that no process works on any more.
+    """Remove our unfinished files and folders in ``folder`` that no process works on any more.
 
-    Whoever works on one has it locked; the minute is for the moment between making and locking it.
+    A process keeps its own locked; the minute covers the moment between creating and locking it.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -73,7 +74,7 @@ def _part_of(path: Path) -> Path:
 def _held(part: Path) -> Iterator[None]:
     descriptor = os.open(part, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some file systems have no locks: there nothing is ever removed later
+        with contextlib.suppress(OSError):  # some file systems have no locks: there nothing is removed later
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Files that people name to be read: regular ones of a sane size. A pipe would block, a device would never end."""
+"""Reads files that people name, if they are regular and not too large: a pipe would block, a device never end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _KINDS: Final = {
     stat.S_IFBLK: "a device",
 }
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Should the file become a pipe between two looks, opening it still does not block."""
+"""If the file becomes a pipe between the check and the opening, opening it still does not block."""
 
 
 def open_regular(path: Path, most_bytes: int | None = None) -> BinaryIO:
     """The file at ``path``, open for reading. Raises OSError, whose strerror a person understands, for anything but a
     regular file, and for one that is larger than ``most_bytes``."""
-    _require_regular(path.stat())  # before it is opened: some devices act on that alone
+    _require_regular(path.stat())  # before opening: some devices act on being opened
     file = open(os.open(path, _FLAGS), "rb")  # noqa: SIM115 - the caller closes it
     try:
         found = os.fstat(file.fileno())
@@ -43,7 +43,7 @@ def read_regular(path: Path, most_bytes: int) -> bytes:
         read = bytearray()
         while some := file.read(_AT_ONCE):
             read += some
-            if len(read) > most_bytes:  # some files, as those in /proc, do not tell their size
+            if len(read) > most_bytes:  # some files, such as those in /proc, do not have a size
                 raise _too_large(most_bytes)
     return bytes(read)
 

@@ -12,18 +12,18 @@ import time
 from typing import Any, Final, TextIO
 
 _AT_ONCE: Final = 4096
-"""A pipe that polls as writable takes so many bytes without blocking (PIPE_BUF)."""
+"""A pipe that polls as writable takes this many bytes without blocking (PIPE_BUF)."""
 _NEWLINE: Final = ord("\n")
 _LOG_PATIENCE_SECONDS: Final = 5.0
 """How long a full pipe behind standard error may hold up the program before lines are dropped."""
 
 
 class OutputLost(Exception):
-    """Nobody takes the rest of what a command streams to standard output. Not an error by itself: see ``finish``."""
+    """Nobody reads the rest of a command's standard output. Not an error by itself: see ``finish``."""
 
 
 class Output(io.FileIO):
-    """A standard stream whose writes never raise: after the first that fails, everything else is discarded."""
+    """A standard stream whose writes never raise: after the first failure, everything else is discarded."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -40,7 +40,7 @@ class Output(io.FileIO):
     def _write_some(self, data: memoryview) -> int:
         try:
             return os.write(self.fileno(), data)
-        except BlockingIOError:  # whoever shares the descriptor made it non-blocking
+        except BlockingIOError:  # another process that shares the descriptor made it non-blocking
             _is_writable(self.fileno(), None)
         except OSError as error:
             self.lost = error
@@ -48,9 +48,9 @@ class Output(io.FileIO):
 
 
 class LogOutput(io.FileIO):
-    """Standard error: what cannot be written is dropped, and a pipe that nobody reads holds nobody up for long.
+    """Standard error: what cannot be written is dropped, and a pipe that nobody reads only delays for a short time.
 
-    A stream that failed once is tried again with every write: a disk that was full has room later.
+    After a failure, every write tries again: a full disk may have room later.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -95,8 +95,8 @@ class LogOutput(io.FileIO):
 def claim() -> None:
     """Take the three streams over, first thing in a process: no file may be opened before.
 
-    A descriptor that came closed is opened on /dev/null, or the next file, such as the database, would become
-    standard error, and the log would be written into it.
+    A closed descriptor is opened on /dev/null. Otherwise the next file, such as the database, would become standard
+    error, and the log would be written into it.
     """
     for descriptor in range(3):
         try:
@@ -117,7 +117,7 @@ def is_lost(stream: TextIO) -> bool:
 def finish(code: int) -> tuple[int, str | None]:
     """The exit code of a command that ended with ``code``, once its output is flushed, and a complaint, if any.
 
-    A reader that went away (``| head``) is none; a full disk is, and no success.
+    A reader that went away (``| head``) is fine. A full disk is a failure and a complaint.
     """
     sys.stdout.flush()
     loss = _loss(sys.stdout)
@@ -136,7 +136,7 @@ def dropped(stream: TextIO) -> int:
 
 
 def _open_null(descriptor: int) -> None:
-    """Those below are open, so this is the lowest one that is free."""
+    """All lower descriptors are open, so this is the lowest free one."""
     opened = os.open(os.devnull, os.O_RDWR)
     if opened != descriptor:
         os.dup2(opened, descriptor)
@@ -145,7 +145,7 @@ def _open_null(descriptor: int) -> None:
 
 
 def _text(binary: io.BufferedWriter, before: TextIO | None, line_buffering: bool | None = None) -> TextIO:
-    """What a terminal cannot show is written as its escape, and stops no command."""
+    """A text stream that writes characters the terminal cannot show as escapes."""
     return io.TextIOWrapper(
         binary,
         encoding=before.encoding if before is not None else "utf-8",
@@ -164,7 +164,7 @@ def _raw(stream: TextIO) -> object:
 
 
 def _is_writable(descriptor: int, seconds: float | None) -> bool:
-    """Whether a write would not block, or fails at once; waits so long for it (None: for ever)."""
+    """Whether a write would not block (it may fail); waits this long for that (None: for ever)."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(None if seconds is None else seconds * 1000))
