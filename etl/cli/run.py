@@ -28,7 +28,8 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
 from etl.errors import UsageError
 from etl.gateway import Recorder
-from etl.service.replica import Identity, Service
+from etl.service.replica import Service
+from etl.service.runs import Identity
 from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
 from etl.sync.dispatch import RemoteExecutor

@@ -12,19 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
-import msgspec
 import structlog
 
-from etl import sync
 from etl.config import Configured, Schedule
-from etl.config.slots import is_served
-from etl.domain.model import Origin, Target
+from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.report.conditions import Trouble
+from etl.service.runs import Identity, ScheduleRuns
 from etl.service.scheduler import Scheduler
 from etl.service.schedules import KnownSchedules
-from etl.store import NewRun
-from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunLogger, RunReport
+from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunReport
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -41,18 +38,6 @@ _LAST_WORDS_SECONDS: Final = 5.0
 """The end of the grace period: requests have been cut off, and what has arrived is committed."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
 _LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """How this replica is known to the others and in ``sync_run``."""
-
-    host: str
-    pid: int
-    token: str
-    """Distinguishes this process from an earlier one with the same host and pid."""
-
-    def __str__(self) -> str:
-        return f"{self.host}/{self.pid}/{self.token}"
 
 
 class Service:
@@ -83,28 +68,32 @@ class Service:
         self._context = context
         self._identity = identity
         self._schedules = KnownSchedules(load, rosters)
-        self._coverage_gap = coverage_gap
         self._grace_seconds = grace.total_seconds()
         self._max_retired_share = max_retired_share
-        self._batches = batches
         self._clock = clock
-        self._started = started
-        self._finished = finished
-        self._crashed = crashed
         self._became = became
-        self._remote = remote
-        self._details = details
         self._loop_alive_at = time.monotonic()
         self._scheduler_alive_at = math.inf
         self._waits_for_database = False
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._wake = threading.Event()
-        self._busy: dict[str, threading.Lock] = {}
-        self._running: dict[str, Schedule] = {}
-        """The schedules of the runs under way, as they were when those began."""
         self._sweep_at = 0.0
         self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
+        self._runs = ScheduleRuns(
+            context,
+            identity,
+            coverage_gap=coverage_gap,
+            batches=batches,
+            clock=clock,
+            stopping=self._stopping.is_set,
+            started=started,
+            finished=finished,
+            crashed=crashed,
+            ended=self._retire_after_reload,
+            remote=remote,
+            details=details,
+        )
         self.role = "starting"
         """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
         self.trouble: Trouble | None = None
@@ -116,7 +105,6 @@ class Service:
         self.ended = True
         """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service.replica")
-        self._run_logger = RunLogger(self.log)
 
     # ------------------------------------------------------------------------------------------- start and stop
 
@@ -208,7 +196,7 @@ class Service:
     @property
     def runs_under_way(self) -> int:
         """Runs of this process at this moment."""
-        return sum(busy.locked() for busy in list(self._busy.values()))
+        return self._runs.under_way
 
     @contextlib.contextmanager
     def _waiting_for_database(self) -> Iterator[None]:
@@ -244,11 +232,11 @@ class Service:
             self._abort_abandoned_runs()
             self._expand_again()
             self._retire()
-            self._catch_up()
+            self._runs.catch_up(self.schedules)
             self._scheduler.resume()
             threading.Thread(target=self._look_at_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
-            self._catch_up()
+            self._runs.catch_up(self.schedules)
 
     def _take_lease(self) -> bool:
         return self._context.store.take_lease(LEASE, str(self._identity))
@@ -284,23 +272,14 @@ class Service:
         began = time.monotonic()
         self.log.info("stopping", grace_seconds=self._grace_seconds)
         patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
-        ended = self._scheduler.shutdown(patience) and self._wait_for_runs(patience - (time.monotonic() - began))
+        ended = self._scheduler.shutdown(patience) and self._runs.wait(patience - (time.monotonic() - began))
         self._context.stop.set()
         if not ended:
-            ended = self._wait_for_runs(self._grace_seconds - (time.monotonic() - began))
+            ended = self._runs.wait(self._grace_seconds - (time.monotonic() - began))
         with contextlib.suppress(DatabaseError):
             self._context.store.release_lease(LEASE, str(self._identity))
         self.ended = ended
         self.log.info("stopped", runs_ended=ended, seconds=round(time.monotonic() - began, 1))
-
-    def _wait_for_runs(self, within_seconds: float) -> bool:
-        """Wait until no run is under way; return whether that was within the time."""
-        give_up = time.monotonic() + max(0.0, within_seconds)
-        for busy in list(self._busy.values()):
-            if not busy.acquire(timeout=max(0.0, give_up - time.monotonic())):
-                return False
-            busy.release()
-        return True
 
     # --------------------------------------------------------------------------------------------- the schedules
 
@@ -334,11 +313,11 @@ class Service:
             self._expand_again()
             self._retire()
             if lacked:
-                self._catch_up()
+                self._runs.catch_up(self.schedules)
 
     def _retire(self) -> None:
         """Retire the targets that are in no schedule, nor in a run under way: those are retired when it ends."""
-        configured = Configured([*self.schedules, *list(self._running.values())])
+        configured = Configured([*self.schedules, *self._runs.running])
         done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_sample(done.retired))
@@ -358,96 +337,15 @@ class Service:
             self.log.warning("run_aborted", run_id=run_id, why="its heartbeat stopped", remedy="its slot is caught up")
         return bool(dead)
 
-    def _catch_up(self) -> None:
-        """Catch up on slots that passed while no replica was active: one run a schedule, however many slots."""
-        for schedule in self.schedules:
-            served = self._context.store.served_until(schedule.name)
-            now = self._clock()
-            due = schedule.slots.latest_until(now)
-            if served is not None and due is not None and not is_served(due, served, now):
-                threading.Thread(
-                    target=self._run_alone, args=(schedule, due, "catch_up"), name=f"catch-up-{schedule.name}"
-                ).start()
-
-    def _fire(self, schedule: Schedule, slot: dt.datetime) -> None:
-        if self.role == "active":
-            self._run_alone(schedule, slot, "schedule")
-
-    def _lock(self, schedule: Schedule) -> threading.Lock:
-        return self._busy.setdefault(schedule.name, threading.Lock())
-
-    def _run_alone(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
-        lock = self._lock(schedule)
-        if not lock.acquire(blocking=False):
-            return
-        try:
-            if not self._stopping.is_set():
-                self._running[schedule.name] = schedule
-                self._run(schedule, slot, origin)
-                self._retire_after_reload(schedule)
-        except DatabaseError as error:
-            self.log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
-            self._crashed(schedule, str(error))
-        except Exception:
-            self.log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
-            self._crashed(schedule, "the run crashed: the log says how")
-        finally:
-            self._running.pop(schedule.name, None)
-            lock.release()
-
     def _retire_after_reload(self, schedule: Schedule) -> None:
-        """If the schedules were reloaded during the run, retire the targets that only this run still had."""
-        del self._running[schedule.name]
+        """If the schedules were reloaded during a run of this one, retire the targets that only the run still had."""
         if self.role == "active" and all(schedule is not known for known in self.schedules):
             with contextlib.suppress(DatabaseError):  # the loop says so, and retires when it is active again
                 self._retire()
 
-    def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
-        if not schedule.targets:
-            self.log.warning("no_roster", schedule=schedule.name, remedy="its slot is caught up when one has come")
-            return
-        due = self._context.store.due(schedule.name, slot)
-        if is_served(slot, due.served, self._clock()):
-            return
-        self._warn_if_clock_went_back(schedule, slot, due.served)
-        new_run = NewRun(
-            origin=origin,
-            host=self._identity.host,
-            pid=self._identity.pid,
-            targets=len(schedule.targets),
-            lists={schedule.name: schedule.targets},
-            schedule=schedule.name,
-            scheduled_for=due.free,
-            missed=self._missed(schedule, due.before or due.served, slot),
-        )
-        self._started(schedule)
-        with structlog.contextvars.bound_contextvars(schedule=schedule.name):
-            report = sync.run(
-                self._context,
-                new_run,
-                schedule.targets,
-                schedule.coverage_gap or self._coverage_gap,
-                self._batches,
-                clock=self._clock,
-                remote=self._remote(),
-                details=self._details(schedule),
-            )
-            if report is not None:
-                self._run_logger.tell(report, new_run)
-                self._finished(report, schedule)
-
-    def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
-        if served is not None and served > slot:
-            remedy = "make sure that the clock is right (NTP); slots from now on are served anyway"
-            self.log.warning(
-                "clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served), remedy=remedy
-            )
-
-    def _missed(self, schedule: Schedule, before: dt.datetime | None, slot: dt.datetime) -> int:
-        if before is None or slot <= before:
-            return 0
-        aborted = self._context.store.was_aborted(schedule.name, slot)
-        return schedule.slots.count_between(before, slot) + int(aborted)
+    def _fire(self, schedule: Schedule, slot: dt.datetime) -> None:
+        if self.role == "active":
+            self._runs.run(schedule, slot, "schedule")
 
 
 def _sample(targets: Sequence[Target], most: int = 5) -> list[str]:

@@ -34,7 +34,8 @@ from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseUnreachable
 from etl.service import replica as service_module
-from etl.service.replica import Identity, Service
+from etl.service.replica import Service
+from etl.service.runs import Identity
 from etl.store import NewRun, Store, commit
 from etl.sync import RunContext
 from etl.verify import verify

@@ -32,7 +32,8 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.domain.guard import Limits
 from etl.domain.model import Target
-from etl.service.replica import STUCK_SECONDS, Identity, Service
+from etl.service.replica import STUCK_SECONDS, Service
+from etl.service.runs import Identity
 from etl.store import Store
 from etl.sync import RunContext
 from etl.web import HttpServer

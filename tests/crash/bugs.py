@@ -499,7 +499,7 @@ BUGS = (
     ),
     _bug(
         "a service serves two slots that it missed",
-        "etl/service/replica.py",
+        "etl/service/runs.py",
         "        if is_served(slot, due.served, self._clock()):\n            return\n",
         '        if origin == "catch_up":\n'
         '            self._run(schedule, slot - dt.timedelta(hours=1), "schedule")\n'

@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 from etl.config import Schedule
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Snapshot, Target
-from etl.service.replica import Identity, Service
+from etl.service.replica import Service
+from etl.service.runs import Identity
 from etl.store import Store
 from etl.sync import RunContext, RunReport
 

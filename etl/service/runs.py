@@ -1,0 +1,169 @@
+"""The runs of schedules: each for its slot, and of one schedule never two at once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import msgspec
+import structlog
+
+from etl import sync
+from etl.config import Schedule
+from etl.config.slots import is_served
+from etl.domain.model import Origin
+from etl.errors import DatabaseError
+from etl.store import NewRun
+from etl.sync import DetailLimits, RemoteExecutor, RunContext, RunLogger, RunReport
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """How this replica is known to the others and in ``sync_run``."""
+
+    host: str
+    pid: int
+    token: str
+    """Distinguishes this process from an earlier one with the same host and pid."""
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.pid}/{self.token}"
+
+
+class ScheduleRuns:
+    """Runs schedules, each in the thread that asks for it."""
+
+    def __init__(
+        self,
+        context: RunContext,
+        identity: Identity,
+        *,
+        coverage_gap: dt.timedelta,
+        batches: Executor,
+        clock: Callable[[], dt.datetime],
+        stopping: Callable[[], bool],
+        started: Callable[[Schedule], None],
+        finished: Callable[[RunReport, Schedule], None],
+        crashed: Callable[[Schedule, str], None],
+        ended: Callable[[Schedule], None],
+        remote: Callable[[], RemoteExecutor | None],
+        details: Callable[[Schedule], DetailLimits | None],
+    ) -> None:
+        """``finished`` is told of a run that wrote its report; ``ended`` of every run that did not crash."""
+        self._context = context
+        self._identity = identity
+        self._coverage_gap = coverage_gap
+        self._batches = batches
+        self._clock = clock
+        self._stopping = stopping
+        self._started = started
+        self._finished = finished
+        self._crashed = crashed
+        self._ended = ended
+        self._remote = remote
+        self._details = details
+        self._busy: dict[str, threading.Lock] = {}
+        self._running: dict[str, Schedule] = {}
+        self._log: Any = structlog.get_logger("etl.service.runs")
+        self._run_logger = RunLogger(self._log)
+
+    @property
+    def under_way(self) -> int:
+        """How many there are at this moment."""
+        return sum(busy.locked() for busy in list(self._busy.values()))
+
+    @property
+    def running(self) -> Sequence[Schedule]:
+        """The schedules of the runs under way, as they were when those began."""
+        return list(self._running.values())
+
+    def wait(self, within_seconds: float) -> bool:
+        """Wait until no run is under way; return whether that was within the time."""
+        give_up = time.monotonic() + max(0.0, within_seconds)
+        for busy in list(self._busy.values()):
+            if not busy.acquire(timeout=max(0.0, give_up - time.monotonic())):
+                return False
+            busy.release()
+        return True
+
+    def catch_up(self, schedules: Iterable[Schedule]) -> None:
+        """Catch up on slots that passed while no replica was active: one run a schedule, however many slots."""
+        for schedule in schedules:
+            served = self._context.store.served_until(schedule.name)
+            now = self._clock()
+            due = schedule.slots.latest_until(now)
+            if served is not None and due is not None and not is_served(due, served, now):
+                threading.Thread(
+                    target=self.run, args=(schedule, due, "catch_up"), name=f"catch-up-{schedule.name}"
+                ).start()
+
+    def run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        """Run a schedule for a slot, unless a run of it is under way; what goes wrong is logged and told."""
+        lock = self._busy.setdefault(schedule.name, threading.Lock())
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if not self._stopping():
+                self._running[schedule.name] = schedule
+                self._run(schedule, slot, origin)
+                del self._running[schedule.name]
+                self._ended(schedule)
+        except DatabaseError as error:
+            self._log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
+            self._crashed(schedule, str(error))
+        except Exception:
+            self._log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
+            self._crashed(schedule, "the run crashed: the log says how")
+        finally:
+            self._running.pop(schedule.name, None)
+            lock.release()
+
+    def _run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
+        if not schedule.targets:
+            self._log.warning("no_roster", schedule=schedule.name, remedy="its slot is caught up when one has come")
+            return
+        due = self._context.store.due(schedule.name, slot)
+        if is_served(slot, due.served, self._clock()):
+            return
+        self._warn_if_clock_went_back(schedule, slot, due.served)
+        new_run = NewRun(
+            origin=origin,
+            host=self._identity.host,
+            pid=self._identity.pid,
+            targets=len(schedule.targets),
+            lists={schedule.name: schedule.targets},
+            schedule=schedule.name,
+            scheduled_for=due.free,
+            missed=self._missed(schedule, due.before or due.served, slot),
+        )
+        self._started(schedule)
+        with structlog.contextvars.bound_contextvars(schedule=schedule.name):
+            report = sync.run(
+                self._context,
+                new_run,
+                schedule.targets,
+                schedule.coverage_gap or self._coverage_gap,
+                self._batches,
+                clock=self._clock,
+                remote=self._remote(),
+                details=self._details(schedule),
+            )
+            if report is not None:
+                self._run_logger.tell(report, new_run)
+                self._finished(report, schedule)
+
+    def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
+        if served is not None and served > slot:
+            remedy = "make sure that the clock is right (NTP); slots from now on are served anyway"
+            self._log.warning(
+                "clock_went_back", schedule=schedule.name, slot=str(slot), latest=str(served), remedy=remedy
+            )
+
+    def _missed(self, schedule: Schedule, before: dt.datetime | None, slot: dt.datetime) -> int:
+        if before is None or slot <= before:
+            return 0
+        aborted = self._context.store.was_aborted(schedule.name, slot)
+        return schedule.slots.count_between(before, slot) + int(aborted)
