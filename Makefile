@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check crash organisation bench bench-setup dist docs lock clean
+.PHONY: help demo test check crash organisation bench bench-setup dist docs lock plotly clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,16 @@ check: $(VENV)/.dev ## ruff and mypy
 # What is written from the program: docs/cli.md.
 docs: $(VENV)/.dev ## write docs/cli.md from the program
 	@$(BIN)/python -m tests.support.cli_reference
+
+# What draws the plots of the page: a built file, kept here, so that nobody who reads a page needs a network.
+PLOTLY := 4.1.1
+PLOTLY_SHA256 := 99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba
+STATIC := etl/web/static
+plotly: ## bring the page's plot library anew (needs npm)
+	@rm -rf build/plotly && mkdir -p build/plotly
+	@cd build/plotly && npm pack --silent plotly.js-basic-dist-min@$(PLOTLY) >/dev/null && tar -xzf *.tgz
+	@echo "$(PLOTLY_SHA256)  build/plotly/package/plotly-basic.min.js" | sha256sum --check --quiet
+	@cp build/plotly/package/plotly-basic.min.js $(STATIC)/ && cp build/plotly/package/LICENSE $(STATIC)/plotly-basic.LICENSE
 
 # Wheel and source archive in dist/, the same bytes whoever builds them: every file gets the moment of the last commit,
 # and an unpacked source archive knows it by its own files.

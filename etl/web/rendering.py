@@ -6,7 +6,6 @@ import functools
 import gzip
 import hashlib
 import html
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -14,13 +13,14 @@ from typing import Any, Final, NamedTuple
 
 import jinja2
 import msgspec
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.summary_rows import CYCLES
 from etl.web import figures, labels
 
+PLOTLY: Final = "plotly-basic.min.js"
+"""A built file of plotly.js, which `make plotly` brings; its licence lies beside it."""
 _ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -57,6 +57,7 @@ def environment() -> jinja2.Environment:
     made.globals |= {
         "ago": labels.ago,
         "approval": labels.approval,
+        "PLOTLY": PLOTLY,
         "asset": _address,
         "count": labels.count,
         "figures": figures,
@@ -102,16 +103,16 @@ def labelled(rows: str, columns: Sequence[str]) -> str:
 
 @functools.cache
 def asset(name: str) -> Asset | None:
-    """style.css, app.js, icon.svg, and plotly.js from the installed package; None for anything else."""
+    """One of the page's own files; None for anything else."""
     if name not in _MEDIA_TYPES:
         return None
-    body = get_plotlyjs().encode() if name == "plotly.js" else (files("etl.web") / "static" / name).read_bytes()
+    body = (files("etl.web") / "static" / name).read_bytes()
     return Asset(_MEDIA_TYPES[name], body, gzip.compress(body, mtime=0))
 
 
 _MEDIA_TYPES: Final = {
     "app.js": "text/javascript; charset=utf-8",
-    "plotly.js": "text/javascript; charset=utf-8",
+    PLOTLY: "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
@@ -120,14 +121,15 @@ _MEDIA_TYPES: Final = {
 @functools.cache
 def plotly_sheets() -> tuple[str, ...]:
     """The ids of the style elements that Plotly's script would add to a page that has no element with that id."""
-    return ("plotly.js-style-global", *re.findall(r'getElementById\("([0-9a-f]{64})"\)', get_plotlyjs()))
+    known = asset(PLOTLY)
+    assert known is not None  # noqa: S101 - it ships with the package
+    found = re.findall(rb'getElementById\("([0-9a-f]{64})"\)', known.body)
+    return ("plotly.js-style-global", *(each.decode() for each in found))
 
 
 @functools.cache
 def _address(name: str) -> str:
     """With the version in it, so that a browser may keep the file for ever."""
-    if name == "plotly.js":
-        return f"/static/plotly.js?v={importlib.metadata.version('plotly')}"
     known = asset(name)
     assert known is not None  # noqa: S101 - the templates name what there is
     return f"/static/{name}?v={hashlib.sha256(known.body).hexdigest()[:12]}"

@@ -17,7 +17,7 @@ from etl.export.files import whole_file
 from etl.report import Report, health, summaries
 from etl.report.fetch import short_transaction
 from etl.web import overview
-from etl.web.rendering import asset, render
+from etl.web.rendering import PLOTLY, asset, render
 
 EVENTS_AT_MOST: Final = 1000
 """Rows of the trail in a report; the newest are kept."""
@@ -50,7 +50,7 @@ def write(
         for each in most_changed
     ]
     latest = found.pop("latest")
-    inline = {name.partition(".")[0]: _inline(name) for name in ("style.css", "app.js", "plotly.js")}
+    inline = {"style": _inline("style.css"), "app": _inline("app.js"), "plotly": _inline(PLOTLY)}
     values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
     html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})
     with whole_file(file) as out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -107,6 +108,15 @@ def test_the_wheel_has_all_that_runs_and_nothing_else(handed_out: dict[str, Path
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == {_in_wheel(path) for path in files_of("etl", "migrations", "schedules")}
     assert {"etl/py.typed", "etl/migrations/env.py", "etl/schedules/example.toml", "etl/cli/flowtrail.toml"} <= held
+
+
+def test_the_plot_library_is_the_one_that_make_brings_with_its_licence(handed_out: dict[str, Path]) -> None:
+    """And it is in the wheel, so that the page needs nothing from elsewhere."""
+    [known] = re.findall(r"^PLOTLY_SHA256 := (\w+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    with zipfile.ZipFile(handed_out["wheel"]) as archive:
+        assert hashlib.sha256(archive.read("etl/web/static/plotly-basic.min.js")).hexdigest() == known
+        licences = [name for name in archive.namelist() if ".dist-info/licenses/" in name]
+    assert {name.partition("/licenses/")[2] for name in licences} == {"LICENSE", "etl/web/static/plotly-basic.LICENSE"}
 
 
 def test_the_source_archive_has_all_that_builds_and_tests(handed_out: dict[str, Path]) -> None:
