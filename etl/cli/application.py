@@ -17,6 +17,7 @@ import msgspec
 
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
+from etl.config.slots import time_zone
 
 if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a command that reads needs none of it
     from sqlalchemy import Engine
@@ -65,6 +66,12 @@ class Application:
     def schedules(self) -> tuple[Schedule, ...]:
         """The schedules as their files are now. Raises ConfigError with every problem."""
         return load_schedules(self.settings)
+
+    @property
+    def enos_zone(self) -> dt.tzinfo | None:
+        """Where EnOS's own times are from, if that is known."""
+        name = self.settings.gateway.enos_timezone
+        return time_zone(name) if name else None
 
     @cached_property
     def engine(self) -> Engine:

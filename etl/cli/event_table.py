@@ -8,6 +8,8 @@ from itertools import chain, repeat
 from typing import Any, Final
 
 from etl.cli import console
+from etl.report.details import said_beside_event
+from etl.report.rows import OrgWorkflowEvent
 
 _COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name", "EnOS")
 _IF_ANY: Final = ("expression", "EnOS")
@@ -58,16 +60,18 @@ def what_happened(event: Any) -> str:
             return f"{kind}, cycle {_shown(event.new_cycle)}"
 
 
-def story_table(title: str, events: Iterable[Any], *, zone: dt.tzinfo = dt.UTC) -> None:
-    """A table of an organisation's events: rows with the columns of ``org_workflow_event``."""
+def story_table(
+    title: str, events: Iterable[OrgWorkflowEvent], *, zone: dt.tzinfo = dt.UTC, enos_zone: dt.tzinfo | None = None
+) -> None:
+    """A table of an organisation's events."""
     rows = [
         (e.observed_at, e.org_id, e.expression, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
-         e.users_after, "" if e.certain else "not proven", e.update_user)
+         e.users_after, "" if e.certain else "not proven", said_beside_event(e, enos_zone))
         for e in events
     ]  # fmt: skip
     columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users", "certain",
-               "changed by")  # fmt: skip
-    optional = ("expression", "certain", "changed by")
+               "EnOS")  # fmt: skip
+    optional = ("expression", "certain", "EnOS")
     _without_empty(title, columns, optional, rows, zone)
 
 

@@ -111,6 +111,7 @@ def _application(
                 read_health=lambda connection, at: read_within(connection, service.schedules, at, service.known_since),
                 routes=routes,
                 hosts=hosts,
+                enos_zone=app.enos_zone,
             )
         except UsageError as error:
             why_no_page = str(error)

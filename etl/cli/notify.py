@@ -104,6 +104,7 @@ def _told(app: Application) -> str | None:
         freshness=lambda: _freshness(app, app.listed_schedules(), {}),
         clock=utc_now,
         timing=Timing(overdue_after_seconds=0),
+        enos_zone=app.enos_zone,
     )
     told = notifier.flush(_PATIENCE_SECONDS)
     return next(iter(unusable), None if told else "not every receiver could be notified: the log says why")
@@ -234,6 +235,7 @@ class Notifications:
             freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
             clock=utc_now,
             alarm=lambda: _alarm(self._app.engine, service, self._told),
+            enos_zone=self._app.enos_zone,
         )
 
 

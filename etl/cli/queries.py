@@ -15,11 +15,19 @@ from etl.cli.application import Application, utc_now
 from etl.cli.emptiness import not_observed_then, why_empty
 from etl.cli.event_table import event_table, story_table
 from etl.config.slots import time_zone
-from etl.domain.detail import sentence
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
-from etl.report import Report, WorkflowEvent, stories
-from etl.report.details import FlowDetail, any_details, details_of_changes, details_of_flow, with_details
+from etl.report import Report, WorkflowEvent, WorkflowHistory, stories
+from etl.report.details import (
+    FlowDetail,
+    any_details,
+    details_of_changes,
+    details_of_flow,
+    said_beside,
+    schedule_in_words,
+    states_with_details,
+    with_details,
+)
 from etl.report.looks import looks
 from etl.timeparse import parse_moment
 
@@ -137,21 +145,25 @@ def history(
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(app).history(flow=flow_id, org=org, user=user)
         question = Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
-        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
+
+        def objects(states: Iterator[WorkflowHistory]) -> Iterator[dict[str, Any]]:
+            return states_with_details(app.engine, flow_id, states)
+
+        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json, objects)
         if not as_json and (happened := list(stories.events(app.engine, flow=flow_id, org=org))):
-            story_table("\nWhat happened to it in its organisation", happened, zone=zone)
+            title = "\nWhat happened to it in its organisation"
+            story_table(title, happened, zone=zone, enos_zone=app.enos_zone)
         if not as_json and (said := details_of_flow(app.engine, flow_id, org)):
-            console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, said, zone=zone)
+            told = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in said]
+            console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, told, zone=zone)
 
 
 def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
     """What EnOS said beside each change, in a sentence; nothing where nobody ever asked."""
     if not any_details(app.engine):
         return []
-    enos = app.settings.gateway.enos_timezone
-    zone = time_zone(enos) if enos else None
     return [
-        sentence(*said, (event.last_unchanged_at, event.observed_at), zone)
+        said_beside(said, event.last_unchanged_at, event.observed_at, app.enos_zone)
         for event, said in zip(events, details_of_changes(app.engine, events), strict=True)
     ]
 

@@ -56,7 +56,11 @@ def events(
             limit=needed(limit, as_json),
         )
         question = Question("such events", org, None, utc_now(), zone, narrowed=True)
-        print_rows(app, question, rows, lambda found: story_table("", found, zone=zone), limit, as_json)
+
+        def table(found: list[Any]) -> None:
+            story_table("", found, zone=zone, enos_zone=app.enos_zone)
+
+        print_rows(app, question, rows, table, limit, as_json)
 
 
 def workflows(

@@ -50,16 +50,17 @@ def sentence(
     new_freq: str | None,
     interval: tuple[dt.datetime | None, dt.datetime],
     zone: dt.tzinfo | None,
+    in_words: Callable[[str], str] = "`{}`".format,
 ) -> str:
-    """What EnOS said, in a sentence; "" where it said nothing about it."""
+    """What EnOS said, in a sentence; "" where it said nothing about it. ``in_words``: a schedule for people."""
     parts = []
     if update_user or update_time:
         by, at = f" by {update_user}" if update_user else "", f" at {update_time}" if update_time else ""
         parts.append(f"last updated{by}{at}{_relation(update_time, interval, zone)}")
     if new_freq and old_freq and old_freq != new_freq:
-        parts.append(f"cron `{new_freq}`, was `{old_freq}`")
+        parts.append(f"cron {in_words(new_freq)}, was {in_words(old_freq)}")
     elif new_freq:
-        parts.append(f"cron `{new_freq}`")
+        parts.append(f"cron {in_words(new_freq)}")
     return f"EnOS: {'; '.join(parts)}" if parts else ""
 
 

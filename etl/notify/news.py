@@ -8,12 +8,14 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
 
+from etl.config.quartz import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
 from etl.domain.kinds import DELTA_KINDS, STORY_KINDS
 from etl.domain.model import Target
 from etl.notify import digest
 from etl.notify.digest import Digest
+from etl.report.details import ChangeDetail, freq_before
 from etl.report.stream import stream
 from etl.schema import (
     CHANGE_KIND,
@@ -29,7 +31,6 @@ from etl.schema import (
 from etl.store import UnnotifiedRun
 
 TROUBLES: Final = ("failed", "held")
-_NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
@@ -46,18 +47,18 @@ class _Change(NamedTuple):
     new_editable: bool | None
     users: int
     user_id: str
+    last_unchanged_at: dt.datetime | None
+    observed_at: dt.datetime
     update_user: str | None
     update_time: str | None
+    old_freq: str | None
+    new_freq: str | None
 
-    def __str__(self) -> str:
+    def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = digest.quoted(self.old_name if self.kind == "removed" else self.new_name)
         who = digest.quoted(self.user_id) if self.users == 1 else f"{self.users} users"
-        return f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who}){self._said()}"
-
-    def _said(self) -> str:
-        """What EnOS said of it, where it was asked."""
-        said = sentence(self.update_user, self.update_time, None, None, (None, _NEVER), None)
-        return f"; {digest.quoted(said)}" if said else ""
+        what = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who})"
+        return what + _said(self, enos_zone)
 
     def _what(self) -> str:
         match self.kind:
@@ -82,17 +83,36 @@ class _Event(NamedTuple):
     users_before: int
     users_after: int
     certain: bool
+    last_unchanged_at: dt.datetime | None
+    observed_at: dt.datetime
+    update_user: str | None
+    update_time: str | None
+    old_freq: str | None
+    new_freq: str | None
 
-    def __str__(self) -> str:
+    def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = digest.quoted(self.new_name or self.old_name)
         said = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
-        return said if self.certain else f"{said}, not proven"
+        return f"{said}{'' if self.certain else ', not proven'}{_said(self, enos_zone)}"
 
     def _who(self) -> str:
         if self.user_id is not None:
             return f": {digest.quoted(self.user_id)}"
         users = self.users_before if self.kind == "disappeared" else self.users_after
         return f", seen by {users} user{'' if users == 1 else 's'}{' before' if self.kind == 'disappeared' else ''}"
+
+
+def _said(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
+    """What EnOS said of it, where it was asked; ``zone``: EnOS's."""
+    detail = ChangeDetail(of.update_user, of.update_time, of.old_freq, of.new_freq)
+    said = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
+    return f"; {digest.cut(said)}" if said else ""
+
+
+def _schedule(freq: str) -> str:
+    """Without quotation marks that a chat takes for markup."""
+    words = quartz_in_words(freq)
+    return f"{freq} ({words})" if words else freq
 
 
 class _Trouble(NamedTuple):
@@ -132,12 +152,18 @@ class _Period(NamedTuple):
     finished_at: dt.datetime | None
 
 
-def digest_of(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str]) -> Digest | None:
+def digest_of(
+    engine: Engine,
+    run: UnnotifiedRun,
+    on: Sequence[str],
+    orgs: Sequence[str],
+    enos_zone: dt.tzinfo | None = None,
+) -> Digest | None:
     """The digest of ``run`` for a subscription to these kinds and organisations (none: all); None if there is no news.
 
     Trouble is news when it begins: not for a target that failed, or was held, at its previous attempt as well.
     """
-    found = digest.gather(_found(engine, run, on, orgs))
+    found = digest.gather(_found(engine, run, on, orgs, enos_zone))
     if not found:
         return None
     name = run.schedule or _ORIGINS.get(run.origin, run.origin)
@@ -146,13 +172,17 @@ def digest_of(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Seque
     return Digest(name=name, said=said, parts=found, changes_between=(_moment(run.started_at), _moment(until)))
 
 
-def _found(engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _found(
+    engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str], enos_zone: dt.tzinfo | None
+) -> Iterator[tuple[str, str]]:
     of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
     kinds, troubles = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in TROUBLES]
     if kinds:
-        yield from ((change.kind, str(change)) for change in stream(engine, _changes(run, kinds, of_orgs), _Change))
+        changes = stream(engine, _changes(run, kinds, of_orgs), _Change)
+        yield from ((change.kind, change.line(enos_zone)) for change in changes)
     if told := [kind for kind in on if kind in STORY_KINDS]:
-        yield from ((event.kind, str(event)) for event in stream(engine, _events(run, told, orgs), _Event))
+        events = stream(engine, _events(run, told, orgs), _Event)
+        yield from ((event.kind, event.line(enos_zone)) for event in events)
     for kind in troubles:
         yield from ((kind, str(each)) for each in stream(engine, _new_trouble(run, kind, of_orgs), _Trouble))
     if troubles:
@@ -168,7 +198,9 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnE
             *what,
             func.count(distinct(target.c.user_id)).label("users"),
             func.min(target.c.user_id).label("user_id"),
-            *(_said_by_enos(run, name) for name in ("update_user", "update_time")),
+            func.min(change_set.c.last_unchanged_at).label("last_unchanged_at"),
+            func.max(change_set.c.observed_at).label("observed_at"),
+            *_said_by_enos(run.id, target.c.org_id, workflow_change.c.flow_id),
         )
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
@@ -181,14 +213,20 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnE
 def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Select[Any]:
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
-    return select(*(org_event.c[name] for name in _Event._fields)).where(*found).order_by(org_event.c.event_id)
+    columns = [org_event.c[name] for name in _Event._fields if name in org_event.c]
+    said = _said_by_enos(run.id, org_event.c.org_id, org_event.c.flow_id)
+    return select(*columns, *said).where(*found).order_by(org_event.c.event_id)
 
 
-def _said_by_enos(run: UnnotifiedRun, column: str) -> ColumnElement[Any]:
-    """What EnOS said of a changed workflow at the end of the run."""
-    mine = (workflow_detail.c.org_id == target.c.org_id, workflow_detail.c.flow_id == workflow_change.c.flow_id)
-    said = select(workflow_detail.c[column]).where(*mine, workflow_detail.c.run_id == run.id).limit(1)
-    return said.correlate(target, workflow_change).scalar_subquery()
+def _said_by_enos(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElement[str]) -> list[ColumnElement[Any]]:
+    """The columns of ChangeDetail: what EnOS said of a changed workflow at the end of the run."""
+    detail = workflow_detail
+    mine = (detail.c.org_id == org_id, detail.c.flow_id == flow_id, detail.c.run_id == run_id)
+    told = (detail.c.update_user, detail.c.update_time, freq_before(detail), detail.c.freq)
+    return [
+        select(column).select_from(detail).where(*mine).limit(1).scalar_subquery().label(name)
+        for name, column in zip(ChangeDetail._fields, told, strict=True)
+    ]
 
 
 def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:

@@ -74,6 +74,7 @@ class Notifier:
         clock: Callable[[], dt.datetime],
         alarm: Callable[[], Alarm | None] = lambda: None,
         timing: Timing = _USUAL,
+        enos_zone: dt.tzinfo | None = None,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -81,6 +82,7 @@ class Notifier:
         self._is_active = is_active
         self._clock = clock
         self._alarm = alarm
+        self._enos_zone = enos_zone
         self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UnnotifiedRun] = {}
         self._late = LateTargets(store, freshness, clock, timing)
@@ -196,7 +198,7 @@ class Notifier:
         for run in owed[:_MOST_AT_ONCE]:
             question = (run.id, tuple(wants.on), tuple(wants.orgs))
             if question not in digests:
-                digests[question] = digest_of(self._engine, run, wants.on, wants.orgs)
+                digests[question] = digest_of(self._engine, run, wants.on, wants.orgs, self._enos_zone)
             told = digests[question]
             if told is None:
                 state.acknowledged.add(("run", run.id))

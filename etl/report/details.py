@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, FromClause, ScalarSelect, func, select
 
+from etl.config.quartz import quartz_in_words
 from etl.database import reading
-from etl.report.rows import WorkflowEvent
-from etl.schema import workflow_detail
+from etl.domain.detail import sentence
+from etl.report.rows import OrgWorkflowEvent, WorkflowEvent, WorkflowHistory
+from etl.schema import change_set, target, workflow_detail
 
 _AT_ONCE: Final = 500
 
@@ -26,6 +28,23 @@ class ChangeDetail(NamedTuple):
 
 
 NOTHING: Final = ChangeDetail()
+
+
+def schedule_in_words(freq: str) -> str:
+    """An EnOS schedule as it is, with its meaning where that is certain."""
+    words = quartz_in_words(freq)
+    return f"`{freq}` ({words})" if words else f"`{freq}`"
+
+
+def said_beside(detail: ChangeDetail, since: dt.datetime | None, until: dt.datetime, zone: dt.tzinfo | None) -> str:
+    """What EnOS said beside a change between ``since`` and ``until``; "" where it said nothing. ``zone``: EnOS's."""
+    return sentence(*detail, (since, until), zone, schedule_in_words)
+
+
+def said_beside_event(event: OrgWorkflowEvent, zone: dt.tzinfo | None) -> str:
+    """The same of an organisation's event."""
+    said = ChangeDetail(event.update_user, event.update_time, event.old_freq, event.new_freq)
+    return said_beside(said, event.last_unchanged_at, event.observed_at, zone)
 
 
 class FlowDetail(NamedTuple):
@@ -47,21 +66,65 @@ def any_details(engine: Engine) -> bool:
         return connection.execute(select(func.max(workflow_detail.c.id))).scalar() is not None
 
 
+def beside(connection: Connection, events: Sequence[WorkflowEvent], zone: dt.tzinfo | None) -> list[str]:
+    """What EnOS said beside each of ``events``, in a sentence or ""; ``zone``: EnOS's."""
+    return [
+        said_beside(said, event.last_unchanged_at, event.observed_at, zone)
+        for event, said in zip(events, details_within(connection, events), strict=True)
+    ]
+
+
 def details_of_changes(engine: Engine, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
     """What EnOS said beside each of ``events``."""
-    found: dict[tuple[int, str, str], ChangeDetail] = {}
-    detail, before = workflow_detail, workflow_detail.alias("before")
-    same = (before.c.org_id == detail.c.org_id, before.c.flow_id == detail.c.flow_id, before.c.id < detail.c.id)
-    last = select(func.max(before.c.id)).where(*same).correlate(detail).scalar_subquery()
-    old = select(before.c.freq).where(before.c.id == last).correlate(detail).scalar_subquery()
-    columns = (detail.c.run_id, detail.c.org_id, detail.c.flow_id, detail.c.update_user, detail.c.update_time)
-    runs = {event.run_id for event in events}
-    flows = {event.flow_id for event in events}
-    asked = select(*columns, old, detail.c.freq).where(detail.c.run_id.in_(runs), detail.c.flow_id.in_(flows))
     with reading(engine) as connection:
-        for run_id, org, flow, *said in connection.execute(asked):
-            found[run_id, org, flow] = ChangeDetail(*said)
+        return details_within(connection, events)
+
+
+def details_within(connection: Connection, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
+    """The same, within a transaction that reads more."""
+    found: dict[tuple[int, str, str], ChangeDetail] = {}
+    detail = workflow_detail
+    runs, flows = {event.run_id for event in events}, {event.flow_id for event in events}
+    asked = select(detail.c.run_id, detail.c.org_id, detail.c.flow_id, *_SAID)
+    for run_id, org, flow, *said in connection.execute(
+        asked.where(detail.c.run_id.in_(runs), detail.c.flow_id.in_(flows))
+    ):
+        found[run_id, org, flow] = ChangeDetail(*said)
     return [found.get((event.run_id, event.org_id, event.flow_id), NOTHING) for event in events]
+
+
+def freq_before(detail: FromClause) -> ScalarSelect[Any]:
+    """The schedule that EnOS had named for the workflow of ``detail`` when it was asked before."""
+    before = workflow_detail.alias("before")
+    same = (before.c.org_id == detail.c.org_id, before.c.flow_id == detail.c.flow_id, before.c.id < detail.c.id)
+    latest = select(before.c.freq).where(*same).order_by(before.c.id.desc()).limit(1)
+    return latest.correlate(detail).scalar_subquery()
+
+
+_SAID: Final = (
+    workflow_detail.c.update_user,
+    workflow_detail.c.update_time,
+    freq_before(workflow_detail),
+    workflow_detail.c.freq,
+)
+
+
+def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowHistory]) -> Iterator[dict[str, Any]]:
+    """The states of one workflow with what EnOS said at the end of the run that began each."""
+    found: dict[tuple[Any, ...], ChangeDetail] = {}
+    if any_details(engine):
+        key = (target.c.org_id, target.c.user_id, target.c.expression, change_set.c.observed_at)
+        asked = (
+            select(*key, *_SAID)
+            .join_from(workflow_detail, change_set, change_set.c.run_id == workflow_detail.c.run_id)
+            .join(target, (target.c.id == change_set.c.target_id) & (target.c.org_id == workflow_detail.c.org_id))
+            .where(workflow_detail.c.flow_id == flow_id)
+        )
+        with reading(engine) as connection:
+            found = {tuple(row[:4]): ChangeDetail(*row[4:]) for row in connection.execute(asked)}
+    for state in states:
+        said = found.get((state.org_id, state.user_id, state.expression, state.valid_from), NOTHING)
+        yield state._asdict() | said._asdict()
 
 
 def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[dict[str, Any]]:

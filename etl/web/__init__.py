@@ -35,6 +35,7 @@ def create_app(
     read_health: Callable[[Connection, dt.datetime], TargetSummary] = summary_within,
     routes: Sequence[BaseRoute] = (),
     hosts: Collection[str] = (),
+    enos_zone: dt.tzinfo | None = None,
 ) -> Starlette:
     """The pages over a database whose schema is current; they only read.
 
@@ -43,12 +44,13 @@ def create_app(
     ``coverage_gap`` the page says so. ``routes`` come first, and do not get the pages' headers. Everything answers to
     addresses, to localhost and to ``hosts`` only (the name that is listened on, and those of the settings). The pages
     take connections from the pool of ``engine``: give them an engine of their own, so that no page keeps a run waiting.
+    EnOS's own times are compared with ours where ``enos_zone`` says where they are from.
 
     Raises UsageError where the extra is missing.
     """
     app = _part("app")
     application: Starlette = app.application(
-        app.Site(engine, now, next_fire_times, role, read_health, coverage_gap), routes, hosts
+        app.Site(engine, now, next_fire_times, role, read_health, coverage_gap, enos_zone), routes, hosts
     )
     return application
 

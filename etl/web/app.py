@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
 from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries, trail_page
+from etl.report.details import beside
 from etl.report.fetch import short_transaction
 from etl.report.names import with_ids
 from etl.report.summary_rows import Gap
@@ -68,11 +69,19 @@ def trail(site: Site, request: Request) -> Response:
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
         shown = trail_page.newest(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
+        told = beside(connection, shown[:PAGE_ROWS], site.enos_zone)
     last = shown[PAGE_ROWS - 1] if len(shown) > PAGE_ROWS else None
     pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
     older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
     newest = "?" + urlencode(pairs) if after else ""
-    values = {"wanted": wanted, "kinds": kinds, "error": "", "events": shown[:PAGE_ROWS], "asked": asked}
+    values = {
+        "wanted": wanted,
+        "kinds": kinds,
+        "error": "",
+        "events": shown[:PAGE_ROWS],
+        "beside": told,
+        "asked": asked,
+    }
     return html(request, "trail.html", {**values, "older": older, "newest": newest})
 
 

@@ -35,7 +35,7 @@ def events(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
         behind = event_page.behind(connection, shown["rows"])
-    values = {"asked": asked, "kinds": kinds, "behind": behind}
+    values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
     return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
 
 

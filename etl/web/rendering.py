@@ -14,8 +14,10 @@ from typing import Any, Final, NamedTuple
 import jinja2
 import msgspec
 
+from etl.config.quartz import quartz_in_words
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
+from etl.report.details import said_beside_event
 from etl.report.summary_rows import CYCLES
 from etl.web import figures, labels
 
@@ -46,6 +48,7 @@ def environment() -> jinja2.Environment:
     made.filters |= {
         "foreign": labels.foreign,
         "cycle": labels.cycle_label,
+        "in_words": quartz_in_words,
         "kind": labels.kind_label,
         "role": labels.role_label,
         "utc": labels.utc,
@@ -62,6 +65,7 @@ def environment() -> jinja2.Environment:
         "count": labels.count,
         "figures": figures,
         "plotly_sheets": plotly_sheets,
+        "said_beside_event": said_beside_event,
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),

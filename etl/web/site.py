@@ -20,3 +20,4 @@ class Site(NamedTuple):
     role: Callable[[], str]
     read_health: Callable[[Connection, dt.datetime], TargetSummary]
     coverage_gap: dt.timedelta
+    enos_zone: dt.tzinfo | None = None

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.report import WorkflowAsOf, WorkflowHistory, trail_page, workflow_page
-from etl.report.details import latest_details_of_flow
+from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
@@ -94,20 +94,19 @@ def one(site: Site, request: Request) -> Response:
             ),
         }
         if not fmt:
-            values = _about(connection, org, flow, tables, now)
+            values = _about(site, connection, org, flow, tables)
     if fmt:
         return listing_file(site, tables[table or "states"], fmt)
     return html(request, "workflow.html", {**values, "asked": asked, "at": at, "now": now, "org": org, "flow": flow})
 
 
-def _about(
-    connection: Connection, org: str, flow: str, tables: dict[str, TableQuery], now: dt.datetime
-) -> dict[str, Any]:
+def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict[str, TableQuery]) -> dict[str, Any]:
     states = tables["states"].page(connection, STATES_AT_MOST + 1)
     if not states:
         raise HTTPException(404, "No list of this organisation ever showed a workflow with this id.")
     shown = states[:STATES_AT_MOST]
     users = list(dict.fromkeys(state.user_id for state in shown))
+    events = trail_page.newest(connection, org=WHOLE + org, flow=WHOLE + flow, limit=PAGE_ROWS)
     return {
         "states": shown,
         "cut": len(states) > STATES_AT_MOST,
@@ -117,5 +116,7 @@ def _about(
         "story": tables["story"].page(connection, EVENTS),
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
         "seen": tables["seen"].page(connection, STATES_AT_MOST),
-        "events": trail_page.newest(connection, org=WHOLE + org, flow=WHOLE + flow, limit=PAGE_ROWS),
+        "events": events,
+        "beside": beside(connection, events, site.enos_zone),
+        "enos_zone": site.enos_zone,
     }

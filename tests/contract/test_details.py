@@ -18,7 +18,7 @@ from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
 from etl.notify.news import digest_of
 from etl.report import Report
-from etl.report.details import details_of_changes, details_of_flow
+from etl.report.details import details_of_changes, details_of_flow, states_with_details
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
 from tests.support.house import House
@@ -103,7 +103,31 @@ def test_the_organisations_events_and_a_notification_have_it_beside_them(house: 
     told = digest_of(house.engine, run, ["cycle_changed"], [])
     assert told is not None
     (line,) = told.parts["cycle_changed"].lines
-    assert line.endswith("; EnOS: last updated by mallory at 2026-11-24 09:12:03.0")
+    assert line.endswith(
+        "; EnOS: last updated by mallory at 2026-11-24 09:12:03.0; "
+        "cron 0 0 0 ? * 2 * (at 00:00 on Monday), was 0 0 * * * ? * (at the start of every hour)"
+    )
+
+
+def test_a_workflow_that_appears_is_told_with_who_made_it(house: DetailHouse) -> None:
+    house.world.add_flow(ORG, Flow("77", "late", "D", True))
+    report = house.ask_all()
+    (run,) = [each for each in Store(house.engine).unnotified_runs(EPOCH) if each.id == report.run_id]
+    told = digest_of(house.engine, run, ["appeared"], [])
+    assert told is not None
+    (line,) = told.parts["appeared"].lines
+    assert "EnOS: last updated by updater-1 at" in line
+
+
+def test_the_history_of_a_workflow_has_what_enos_said_of_each_state(house: DetailHouse) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    house.ask_all()
+    states = list(states_with_details(house.engine, "3", Report(house.engine).history(flow="3")))
+    assert {(each["from_kind"], each["update_user"], each["new_freq"]) for each in states} == {
+        ("baseline", None, None),
+        ("cycle_changed", "updater-1", "0 0 * * * ? *"),
+    }
+    assert len(states) == 6
 
 
 @pytest.mark.parametrize("statement", ["UPDATE workflow_detail SET update_user = 'x'", "DELETE FROM workflow_detail"])
