@@ -1,4 +1,4 @@
-"""A copy of the whole database in one file, made while the service runs; on PostgreSQL the words that make one."""
+"""Copies the whole database into one file while the service runs; on PostgreSQL, the commands for that."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from etl.errors import DatabaseError, FlowtrailError, UsageError
 from etl.system.disk import beside, errors_named, part_file, sync, sync_folder
 
 FIRST_PAGES: Final = 2_000
-"""So many pages (8 MB) are read at once, for some 20 ms in which no writer can commit."""
+"""Pages read at once (8 MB), for some 20 ms in which no writer can commit."""
 _MORE: Final = 4
-"""So many times more after a writer came between: then SQLite begins anew."""
+"""Factor by which they grow after a writer came in between, because SQLite then begins again."""
 _AT_ONCE: Final = 2_000_000
-"""From so many pages on (8 GB), all of them: a writer waits, but the copy ends."""
+"""Above this number of pages (8 GB), all are read at once: a writer waits, but the copy ends."""
 _SECURED: Final = ("ssl", "gss", "krb", "channel_binding", "require_auth")
 
 Progress = Callable[[int, int], None]
-"""Pages that are copied, of all."""
+"""Called with the pages copied and the pages in all."""
 
 
 class Dump(NamedTuple):
@@ -33,14 +33,14 @@ class Dump(NamedTuple):
 
     backup: str
     restore: str
-    """Into a new, empty database, whose name stands for NEW."""
+    """Restores into a new, empty database, whose name replaces NEW."""
 
 
 def backup(engine: Engine, file: Path, *, force: bool = False, progress: Progress = lambda done, total: None) -> None:
     """Write the SQLite database as it is at one moment into ``file``, checked, for its owner only (0600).
 
-    The file takes its name only when it is whole and on the disk. Writers are held up for moments. Raises UsageError
-    where the place cannot be used, FlowtrailError where the copy failed or is not sound, DatabaseError.
+    The file gets its name only when it is complete and on the disk. Writers are delayed for moments. Raises UsageError
+    if the place cannot be used, FlowtrailError if the copy failed or is not sound, DatabaseError.
     """
     file = file.resolve()
     _refuse(engine, file, force=force)
@@ -52,9 +52,9 @@ def backup(engine: Engine, file: Path, *, force: bool = False, progress: Progres
 
 @contextlib.contextmanager
 def snapshot(engine: Engine) -> Iterator[Engine]:
-    """The database as it is at one moment, for a block that reads it for long; an SQLite file is copied beside itself.
+    """The database as it is at one moment, for a block that reads for long; an SQLite file is copied next to itself.
 
-    Where there is no WAL, a long read of the file itself would keep every writer waiting, and after a minute fail it.
+    Without WAL, a long read of the file itself would keep every writer waiting, and make it fail after a minute.
     """
     file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is None:
@@ -81,7 +81,7 @@ def dump_of(engine: Engine, file: Path) -> Dump:
 
 
 def _place(engine: Engine) -> tuple[list[str], str | None]:
-    """Host, port and user as options of PostgreSQL's tools, and the schema that the tables lie in."""
+    """Host, port and user as options of PostgreSQL's tools, and the schema of the tables."""
     with database.reading(engine) as connection:
         schema = connection.exec_driver_sql("SELECT current_schema()").scalar()
         driver: Any = connection.connection.driver_connection
@@ -91,7 +91,7 @@ def _place(engine: Engine) -> tuple[list[str], str | None]:
 
 
 def _named_database(engine: Engine) -> str:
-    """The database's name, with what the URL says of encryption, which the tools have no options for; they ask for
+    """The database's name, with the URL's parameters for encryption, for which the tools have no options. They ask for
     secrets."""
     from psycopg.conninfo import make_conninfo
 
@@ -100,7 +100,7 @@ def _named_database(engine: Engine) -> str:
 
 
 def _is_for_tools(parameter: str) -> bool:
-    """``sslkey`` is the name of a file, without which they would not be let in."""
+    """Whether the tools need this parameter. ``sslkey`` is the name of a file that they need to be let in."""
     return parameter.startswith(_SECURED) and (parameter == "sslkey" or not database.is_secret(parameter))
 
 
@@ -136,7 +136,7 @@ def _copy(engine: Engine, part: Path, progress: Progress) -> None:
 
 
 def _from_snapshot(source: sqlite3.Connection, copy: sqlite3.Connection, progress: Progress) -> None:
-    """With WAL a reader holds up nobody, and what it reads stays as it was."""
+    """With WAL a reader delays nobody, and what it reads stays as it was."""
     source.execute("BEGIN")
     try:
         source.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -146,11 +146,11 @@ def _from_snapshot(source: sqlite3.Connection, copy: sqlite3.Connection, progres
 
 
 class _Again(Exception):
-    """A writer came between two steps."""
+    """A writer came in between two steps."""
 
 
 def _in_steps(source: sqlite3.Connection, copy: sqlite3.Connection, progress: Progress) -> None:
-    """A few pages at a time, more of them each time that a writer made SQLite begin anew, so that it ends."""
+    """A few pages at a time; more after each writer that made SQLite begin again, so that it ends."""
     pages = FIRST_PAGES
     while True:
         try:
@@ -175,7 +175,7 @@ def _watched(progress: Progress) -> Callable[[int, int, int], None]:
 
 
 def _check(part: Path, original: Engine) -> None:
-    """The copy is whole, and its schema the one that this program knows."""
+    """Raise unless the copy is intact and has the schema that this program knows."""
     engine = database.connect(f"sqlite:///{part}")
     try:
         found = database.integrity(engine, limit_seconds=0)
@@ -196,7 +196,7 @@ def _check(part: Path, original: Engine) -> None:
 
 
 def _take_name(part: Path, file: Path, *, force: bool) -> None:
-    """On the disk first, then the name; a file that came into being meanwhile is left alone."""
+    """Sync to the disk, then rename; a file that has appeared meanwhile is left alone."""
     sync(part)
     if force:
         part.replace(file)

@@ -1,4 +1,4 @@
-"""What a database says of its own schema, and how two such accounts differ."""
+"""What a database says about its own schema, and how two schemas differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 
 
 class SchemaPart(NamedTuple):
-    """One thing of a schema: a table, a view, or what belongs to a table."""
+    """One part of a schema: a table, a view, or something that belongs to a table."""
 
     kind: str
     table: str
@@ -19,7 +19,7 @@ class SchemaPart(NamedTuple):
 
 
 Catalog = dict[SchemaPart, str]
-"""Every thing, and how it is defined."""
+"""Every part, and its definition."""
 
 
 def of_sqlite(connection: Connection) -> Catalog:
@@ -47,12 +47,12 @@ def _columns_of_sqlite(connection: Connection, table: str) -> Catalog:
 
 
 def of_postgresql(connection: Connection) -> Catalog:
-    """The schema in which the search path finds ``alembic_version``, but for partitions; only it stays on the path."""
+    """The schema in which the search path finds ``alembic_version``, without partitions; only it stays on the path."""
     return _of_postgresql(connection, partitions=False)
 
 
 def partitions(connection: Connection) -> dict[str, Catalog]:
-    """Each partition of that schema by name, in the words of ``of_postgresql``, with ``*`` for the name."""
+    """Each partition of that schema by name, defined as in ``of_postgresql``, with ``*`` in place of the name."""
     found: dict[str, Catalog] = {}
     for part, definition in _of_postgresql(connection, partitions=True).items():
         anonymous = SchemaPart(part.kind, "*", part.name.replace(part.table, "*"))
@@ -146,7 +146,7 @@ def gaps(connection: Connection) -> list[str]:
 
 
 def reworded(connection: Connection, expected: Catalog, live: Catalog) -> Catalog:
-    """``expected`` with the views as a backup brings them back: PostgreSQL words a view anew when it reads its words.
+    """``expected`` with the views as a restore makes them: PostgreSQL rewrites a view's text when it reads it back.
 
     For the connection on which ``expected`` was read, whose search path still leads to its tables.
     """
@@ -162,7 +162,7 @@ def reworded(connection: Connection, expected: Catalog, live: Catalog) -> Catalo
 
 
 def differences(expected: Catalog, live: Catalog) -> list[str]:
-    """A line for each thing that is missing, altered or extra; a whole table speaks for its parts."""
+    """A line for each part that is missing, altered or extra; a whole table stands for its parts."""
     missing, extra = expected.keys() - live.keys(), live.keys() - expected.keys()
     whole = {part.table for part in missing | extra if not part.name}
     altered = {part for part in expected.keys() & live.keys() if expected[part] != live[part]}

@@ -1,4 +1,4 @@
-"""The cursor of a streamed read on PostgreSQL. Needs the driver: import it where a connection is there."""
+"""The cursor of a streamed read on PostgreSQL. Needs the driver: import it only where there is a connection."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import psycopg
 
 
 class StreamCursor(psycopg.ServerCursor[Any]):
-    """Ends with its connection, in silence: the statement or the COMMIT that misses the connection says it.
+    """Closes silently when the connection is lost: the next statement or COMMIT reports that.
 
-    The server keeps the cursor, so nothing of it is left to close. But SQLAlchemy never closes the cursor of a
-    statement that loses the connection, and psycopg fails where the answer to its CLOSE is lost.
+    The server keeps the cursor, so nothing is left to close. But SQLAlchemy never closes the cursor of a statement that
+    loses the connection, and psycopg fails if the answer to its CLOSE is lost.
     """
 
     def close(self) -> None:
-        """As psycopg's, and done too when the connection is lost on the way."""
+        """As psycopg's, but also succeeds if the connection is lost."""
         try:
             super().close()
         except psycopg.OperationalError:

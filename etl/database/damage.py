@@ -1,13 +1,13 @@
-"""One finding of damage stops all writing, in every process, until `flowtrail db check` finds the database whole.
+"""One finding of damage stops all writing, in every process, until `flowtrail db check` finds the database intact.
 
 | damage | is kept | and ends |
 |---|---|---|
-| in an SQLite file | beside it, as ``NAME.damaged`` | when `db check` is content, or another file has its name |
+| in an SQLite file | next to it, as ``NAME.damaged`` | when `db check` succeeds, or another file has its name |
 | the same, in a folder that may only be read | in this process, which writes nothing there | with the process |
 | that PostgreSQL reports (XX001, XX002) | in this process | after ``LOOK_AGAIN_SECONDS`` |
 
-PostgreSQL looks after its files itself, and tells everybody who reads what is damaged. Each transaction that writes
-asks here before it begins and again before it commits: for SQLite that is one look for a file.
+PostgreSQL looks after its files itself, and reports damage to everybody who reads it. Each writing transaction checks
+here before it begins and again before it commits; for SQLite that is one check whether a file exists.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SUFFIX: Final = ".damaged"
 LOOK_AGAIN_SECONDS: Final = 600.0
 _LONGEST: Final = 300
 _UNFINISHED: Final = ".flowtrail-part"
-"""How the name of a copy ends that is not whole yet (see `etl.system.disk`): whoever made it throws it away."""
+"""The suffix of an incomplete copy (see `etl.system.disk`), which its maker removes."""
 _REMEDY: Final = "nothing is written to it until `flowtrail db check` finds it intact. Restore a backup, and run that"
 _REMEDY_FOR_POSTGRESQL: Final = (
     "this process writes nothing to it for ten minutes. Repair it with PostgreSQL's own tools, or restore a backup"
@@ -44,7 +44,7 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     said: str
     found_at: dt.datetime
     file: tuple[int, int] | None = None
-    """Device and number of the file: another file of this name is not this one."""
+    """Device and inode of the file: another file of this name is not this one."""
     told_at: dt.datetime | None = None
     """When all receivers had been notified."""
 
@@ -60,7 +60,7 @@ _kept: Final[dict[str, _Kept]] = {}
 
 
 def note_damage(engine: Engine, said: str) -> None:
-    """Record damage, unless there is a finding already. Never raises: the caller has an error of its own to report."""
+    """Record damage, unless there is a finding already. Never raises: the caller has its own error to report."""
     file = _file(engine)
     if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
         return
@@ -75,7 +75,7 @@ def note_damage(engine: Engine, said: str) -> None:
 
 
 def damage_of(engine: Engine) -> Damage | None:
-    """The finding that keeps this database from being written to, if there is one."""
+    """The finding that stops writing to this database, if any."""
     file = _file(engine)
     kept = _kept.get(_name(engine))
     found = kept.finding if kept is not None and time.monotonic() < kept.until else None
@@ -87,9 +87,9 @@ def damage_of(engine: Engine) -> Damage | None:
 
 
 def require_sound(engine: Engine) -> None:
-    """Raise DatabaseDamaged, with the remedy, where damage was found.
+    """Raise DatabaseDamaged, with the remedy, if damage was found.
 
-    Connections that are idle are closed: what they remember is of the damaged file.
+    Idle connections are closed, because their caches are of the damaged file.
     """
     found = damage_of(engine)
     if found is not None:
@@ -108,7 +108,7 @@ def damage_sentence(engine: Engine, found: Damage) -> str:
 
 
 def note_whole(engine: Engine) -> None:
-    """Forget the finding: everything has been looked at. Raises DatabaseError where it cannot be taken away."""
+    """Remove the finding, once everything has been checked. Raises DatabaseError if it cannot be removed."""
     _kept.pop(_name(engine), None)
     file = _file(engine)
     if file is None:
@@ -138,7 +138,7 @@ def _name(engine: Engine) -> str:
 
 
 def _file(engine: Engine) -> Path | None:
-    """Where it really lies: SQLite, too, keeps what belongs to a file beside what a link leads to."""
+    """The real path: SQLite also keeps a file's companions next to the target of a link."""
     file = file_of(engine.url) if engine.dialect.name == "sqlite" else None
     return None if file is None else Path(os.path.realpath(file))
 
@@ -152,8 +152,8 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 
 def _read(marker: Path) -> Damage | None:
-    """A marker that cannot be read is one all the same. To see that there is none takes no file descriptor: a process
-    that has none left does not take its database for damaged."""
+    """The finding in a marker; an unreadable marker counts too. Checking that there is none takes no file descriptor,
+    so a process without free ones does not take its database for damaged."""
     try:
         marker.lstat()
         return msgspec.json.decode(marker.read_bytes(), type=Damage)
@@ -164,7 +164,7 @@ def _read(marker: Path) -> Damage | None:
 
 
 def _discard(marker: Path, file: Path) -> None:
-    """Remove the marker of another file, but not one that was just written for this one."""
+    """Remove a marker that is of another file, but not one that was just written for this file."""
     aside = marker.with_name(f".{marker.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     with contextlib.suppress(OSError):
         marker.rename(aside)
@@ -176,7 +176,7 @@ def _discard(marker: Path, file: Path) -> None:
 
 
 def _write(file: Path, finding: Damage) -> None:
-    """Whole or not at all, for whoever may read the database."""
+    """Write the marker, completely or not at all, readable for everybody who may read the database."""
     marker = _marker(file)
     part = marker.with_name(f".{marker.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     about = file.stat()

@@ -1,4 +1,4 @@
-"""Engines: how a connection is opened on either database, and how each of its transactions begins."""
+"""Engines: how a connection is opened on either database, and how each transaction begins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUSY_TIMEOUT_SECONDS: Final = 60.0
 _POOL_TIMEOUT_SECONDS: Final = 30.0
 
 OLDEST_SQLITE: Final = (3, 37, 0)
-"""The first with STRICT tables."""
+"""The first version with STRICT tables."""
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "application_name": "flowtrail",
@@ -35,18 +35,18 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "tcp_user_timeout": 60_000,
     "options": "",
 }
-"""Parameters of libpq, where the URL does not give its own. ``options`` are empty: a pooler takes none, and libpq would
+"""Parameters of libpq, unless the URL sets them. ``options`` are empty because a pooler accepts none, and libpq would
 take them from the environment."""
 _ALWAYS: Final[dict[str, Any]] = {"client_encoding": "UTF8", "autocommit": True}
-"""Every BEGIN is our own, see ``session``."""
+"""We send every BEGIN ourselves: see ``session``."""
 _SETTINGS: Final = "flowtrail_settings"
 
 
 def connect(url: str, *, pool_size: int = 5, patience_seconds: float = BUSY_TIMEOUT_SECONDS) -> Engine:
     """An engine that opens at most ``pool_size`` connections, when they are needed; several threads may use it.
 
-    ``patience_seconds``: how long a transaction waits for its turn on a locked SQLite file, and a thread for a
-    connection (30 s at most). Raises ConfigError for a URL that cannot be used. Nothing is opened or created yet.
+    ``patience_seconds``: how long a transaction waits for a locked SQLite file, and a thread for a connection (30 s at
+    most). Raises ConfigError for a URL that cannot be used. Nothing is opened or created yet.
     """
     parsed = _parse(url)
     if parsed.drivername == "sqlite":
@@ -61,7 +61,7 @@ def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         pool_timeout=min(patience_seconds, _POOL_TIMEOUT_SECONDS),
         max_overflow=0,
         pool_pre_ping=True,
-        use_native_hstore=False,  # or else it is looked for with each first connection, in a transaction
+        use_native_hstore=False,  # otherwise each first connection looks for it, in a transaction
         hide_parameters=True,
         connect_args=_connection_parameters(url),
     )
@@ -77,7 +77,7 @@ def _postgresql(url: URL, pool_size: int, patience_seconds: float) -> Engine:
 
 
 def _settled(connection: Any, url: URL, *, prepares: bool) -> str:
-    """What follows each BEGIN on a new connection; ``prepares``: the URL says when, be there a pooler or not."""
+    """The statement that follows each BEGIN on a new connection. ``prepares``: the URL sets prepare_threshold."""
     from etl.database.cursor import StreamCursor
 
     try:
@@ -87,7 +87,7 @@ def _settled(connection: Any, url: URL, *, prepares: bool) -> str:
         raise
     connection.server_cursor_factory = StreamCursor
     if found.pooled and not prepares:
-        connection.prepare_threshold = None  # what was prepared is another session's with the next transaction
+        connection.prepare_threshold = None  # the next transaction may be in another session
     return found.settings
 
 
@@ -114,19 +114,19 @@ def _threshold(value: str) -> int | None:
 
 
 _SECRET: Final = re.compile("pass|secret|key", re.IGNORECASE)
-"""In the name of every parameter that libpq calls a password, a secret or a key, or the file of one."""
+"""Matches the names of libpq's parameters for passwords, secrets and keys, and for files with them."""
 _FILES: Final = frozenset({"passfile", "sslkey", "sslkeylogfile"})
 
 
 def describe(url: str | URL) -> str:
-    """The URL with everything masked that is a secret, for messages and logs."""
+    """The URL with all secrets masked, for messages and logs."""
     parsed = _parse(url) if isinstance(url, str) else url
     masked = parsed.update_query_dict({name: "***" for name in parsed.query if is_secret(name)})
     return masked.render_as_string(hide_password=True).replace(quote("***"), "***")
 
 
 def secrets_of(url: URL) -> Iterator[str]:
-    """What ``describe`` masks, but for the names of files, which libpq's own messages need."""
+    """What ``describe`` masks, except the names of files, which libpq's messages need."""
     given = [value for name, value in url.query.items() if is_secret(name) and name not in _FILES]
     for value in (url.password, *given):
         if value:
@@ -177,13 +177,13 @@ def _sqlite(url: URL, pool_size: int, patience_seconds: float) -> Engine:
 
 
 def _require_same_file(record: ConnectionPoolEntry, file: Path) -> None:
-    """A backup that was put in the file's place is another file: a connection to the old one would write to nothing."""
+    """Drop a connection whose file was replaced, as by a backup: what it wrote would be lost."""
     if record.info.get("file") != identity(file):
         raise InvalidatePoolError(f"{file} is another file now")
 
 
 def identity(file: Path) -> tuple[int, int] | None:
-    """Device and number of a file, whatever its name; None where there is none."""
+    """Device and inode of a file, whatever its name; None if it does not exist."""
     try:
         found = file.stat()
     except OSError:
@@ -192,17 +192,17 @@ def identity(file: Path) -> tuple[int, int] | None:
 
 
 def file_of(url: URL) -> Path | None:
-    """The file of an SQLite URL, or None where it is in memory."""
+    """The file of an SQLite URL; None if it is in memory."""
     return None if url.database in {None, "", ":memory:"} else Path(str(url.database)).absolute()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """The driver's own lazy BEGIN loses updates: two readers that go on to write overwrite each other."""
+    """The driver's own lazy BEGIN loses updates: two transactions that read and then write overwrite each other."""
     connection.exec_driver_sql(connection.get_execution_options().get("flowtrail_begin", "BEGIN IMMEDIATE"))
 
 
 class _PatientConnection(sqlite3.Connection):
-    """COMMIT finds a reader in its way where there is no WAL; the transaction stays open for another try."""
+    """Retries COMMIT: without WAL a reader can block it, and the transaction stays open for another try."""
 
     def commit(self) -> None:
         give_up = time.monotonic() + BUSY_TIMEOUT_SECONDS
@@ -220,7 +220,7 @@ def _open(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
 
 
 def _connected(file: Path | None, patience_seconds: float) -> sqlite3.Connection:
-    """``mode=rw``: a missing file is an error; only ``creating`` makes one."""
+    """Open with ``mode=rw``: a missing file is an error; only ``creating`` makes one."""
     connection = sqlite3.connect(
         ":memory:" if file is None else f"file://{quote(str(file))}?mode=rw",
         uri=file is not None,
@@ -239,7 +239,7 @@ def _connected(file: Path | None, patience_seconds: float) -> sqlite3.Connection
 
 
 def _in_utf8(connection: sqlite3.Connection, file: Path) -> sqlite3.Connection:
-    """In UTF-16 ids would be sorted in another order."""
+    """Require UTF-8: in UTF-16, ids would be sorted in another order."""
     try:
         (encoding,) = connection.execute("PRAGMA encoding").fetchone()
         if encoding != "UTF-8":

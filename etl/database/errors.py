@@ -1,4 +1,4 @@
-"""Turns a driver's error into one sentence: the place and the remedy, without password or bound values."""
+"""Turns a driver's error into one sentence: the place and the remedy, without passwords or bound values."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def translated(engine: Engine) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _explained(error.orig, engine) from error
-    except engine.dialect.loaded_dbapi.Error as error:  # by a statement that went past SQLAlchemy
+    except engine.dialect.loaded_dbapi.Error as error:  # from a statement that bypassed SQLAlchemy
         raise _explained(error, engine) from error
-    except UnicodeDecodeError as error:  # bytes that are no text, which the drivers' own complaints quote
+    except UnicodeDecodeError as error:  # bytes that are not text, which the drivers' own messages quote
         note_damage(engine, NO_TEXT)
         raise _unreadable(engine) from error
-    except (UnicodeEncodeError, OverflowError) as error:  # of a driver, before the database has seen the value
+    except (UnicodeEncodeError, OverflowError) as error:  # from a driver, before the database has seen the value
         what = "text that is not Unicode" if isinstance(error, UnicodeEncodeError) else "a number that is too large"
         raise DatabaseError(f"The database {describe(engine.url)} cannot take {what}.") from error
     except PoolTimeout as error:
@@ -52,7 +52,7 @@ def _explained(error: BaseException | None, engine: Engine) -> DatabaseError:
 
 
 def is_no_text(error: BaseException | None) -> bool:
-    """Whether a value was read whose bytes are no text: the driver, not SQLite, says so, and quotes them."""
+    """Whether a value was read whose bytes are not text. The driver, not SQLite, reports it, and quotes them."""
     return isinstance(error, UnicodeDecodeError) or str(error).startswith("Could not decode to UTF-8")
 
 
@@ -63,7 +63,7 @@ def _unreadable(engine: Engine) -> DatabaseError:
 
 
 def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
-    """The sentence for an error of the driver itself."""
+    """The sentence for a driver's error."""
     if isinstance(error, KeptOpen):
         return DatabaseUnreachable(f"The database {describe(engine.url)} {error}.")
     if isinstance(error, sqlite3.Error):
@@ -146,15 +146,15 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
 
 
 _NO_CONNECTION: Final = "08000"
-"""libpq gives no SQLSTATE where there was no connection, or no longer one."""
+"""Stands for errors without a connection, for which libpq gives no SQLSTATE."""
 _DAMAGED: Final = {"XX001", "XX002"}
 _BUSY: Final = {"40001", "40P01", "55P03", "57014"}
 _LACKING: Final = {"42P01", "42703", "3F000"}
 _AWAY: Final = {"08", "28", "3D", "53", "57"}
 _TIMED_OUT: Final = {"25P03", "25P04"}
-"""A session that was in its transaction for too long: the server has ended it."""
+"""The server ended a session whose transaction took too long."""
 _TAKEN: Final = {"42P07", "42710", "42723"}
-"""A table, a trigger or a function of the same name is there."""
+"""A table, a trigger or a function of the same name exists."""
 _REFUSED_PARAMETER: Final = "unsupported startup parameter"
 
 

@@ -24,11 +24,11 @@ _ROLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 def grants(owner: str, writer: str, reader: str) -> Iterator[str]:
     """Statements for a superuser, to be run in the schema of Flowtrail after every `db upgrade`.
 
-    ``owner`` owns everything and runs the migrations; ``writer`` is the service, which may read and append the trail
-    but neither change nor empty it, nor touch its triggers (its partitions are made by a trigger, with the rights of
-    the owner); ``reader`` reads. Both may make a backup of everything, so they read sequences and each partition, a new
-    one as well (its trigger hands the rights on). Roles that do not exist are made, without the right to log in. Raises
-    UsageError for a name that needs quoting.
+    ``owner`` owns everything and runs the migrations. ``writer`` is the service: it may read and append the trail, but
+    not change or empty it or touch its triggers (a trigger makes partitions, with the owner's rights). ``reader`` only
+    reads. Both may back up everything, so they read sequences and each partition, also new ones (their trigger passes
+    the rights on). Missing roles are created, without the right to log in. Raises UsageError for a name that needs
+    quoting.
     """
     for role in (owner, writer, reader):
         if not _ROLE.fullmatch(role):

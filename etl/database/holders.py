@@ -1,4 +1,4 @@
-"""Who has locks on an SQLite file, as far as the operating system tells."""
+"""Which processes have locks on an SQLite file, as far as the operating system tells."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Final
 from etl.printable import printable
 
 _LOCKS: Final = Path("/proc/locks")
-"""On Linux, a lock a line: number, kind, mode, access, process, major:minor:inode, first and last byte."""
+"""On Linux, one lock per line: number, kind, mode, access, process, major:minor:inode, first and last byte."""
 _MOST: Final = 3
 
 
 def holders(file: Path) -> str:
     """The processes that hold a lock on ``file`` or its shared memory, such as "sqlite3 (process 1152)".
 
-    "another process" where the system does not say. This process is left out.
+    "another process" if the system does not say. This process is left out.
     """
     named = [f"{_name(pid)} (process {pid})" for pid in sorted(set(_processes(file)) - {os.getpid()})]
     more = ["others"] if len(named) > _MOST else []

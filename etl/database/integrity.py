@@ -1,4 +1,4 @@
-"""Whether an SQLite file is whole: what `verify` cannot see, since a query may be led past rows by a damaged index."""
+"""Whether an SQLite file is intact. `verify` cannot tell: a damaged index may lead a query past rows."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from etl.errors import DatabaseDamaged
 from etl.printable import printable
 
 LIMIT_SECONDS: Final = 30.0
-"""Half of what a writer waits for its turn."""
+"""Half of the time that a writer waits for its turn."""
 _STEPS: Final = 100_000
-"""Of SQLite's machine between two looks at the clock."""
+"""Instructions of SQLite's virtual machine between two looks at the clock."""
 _FINE: Final = "ok"
 _MOST: Final = 20
 
 
 class Integrity(NamedTuple):
-    """What a check found."""
+    """The result of a check."""
 
     damage: tuple[str, ...]
-    """A sentence of SQLite each."""
+    """One sentence of SQLite each."""
     unfinished: tuple[str, ...]
-    """Tables whose check took longer than the limit, and was given up."""
+    """Tables whose check took longer than the limit and was stopped."""
 
 
 WHOLE: Final = Integrity((), ())
-"""Looked at to the end, and nothing found."""
+"""Everything was checked, and nothing found."""
 
 
 def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everything: bool = False) -> Integrity:
-    """Compare every table of an SQLite file with its indexes, and look at every page that they use.
+    """Compare every table of an SQLite file with its indexes, and check every page that they use.
 
-    It reads all of the file. Where there is no WAL a reader keeps writers from committing, so the tables are checked
-    one by one and none for longer than ``limit_seconds``; 0 is without end, and WAL needs no limit. ``everything``:
-    every value and every page that is not in use, too, without a limit. Damage that is found stops all writing. Nothing
-    is found on PostgreSQL, which has its own means. Raises DatabaseError where the file cannot be read at all.
+    It reads the whole file. Without WAL a reader keeps writers from committing, so the tables are checked one by one,
+    and none for longer than ``limit_seconds`` (0: no limit; with WAL there is none either). ``everything``: also every
+    value and every unused page, without a limit. Damage stops all writing. On PostgreSQL, which has its own means,
+    nothing is checked. Raises DatabaseError if the file cannot be read at all.
     """
     if engine.dialect.name != "sqlite":
         return WHOLE
@@ -69,7 +69,7 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
 
 
 def _said(error: Exception, engine: Engine) -> str:
-    """Of damage what SQLite says; of anything else the sentence with the remedy."""
+    """SQLite's message for damage; for any other error, the sentence with the remedy."""
     if is_no_text(error):
         return NO_TEXT
     explained = explain(error, engine)
@@ -86,7 +86,7 @@ def _quoted(table: str) -> str:
 
 
 def _tables(driver: sqlite3.Connection) -> list[str]:
-    """And the one in which SQLite keeps their definitions."""
+    """All tables, and the one in which SQLite keeps their definitions."""
     found = driver.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
     return ["sqlite_master", *(name for (name,) in found)]
 

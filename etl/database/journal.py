@@ -1,4 +1,4 @@
-"""The journal mode of an SQLite file, and who keeps it from being changed."""
+"""The journal mode of an SQLite file, and which process prevents a change."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from etl.database.holders import holders
 WAL_IS_SAFE_FROM: Final = (3, 51, 3)
 """Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
 PATIENCE_SECONDS: Final = 1.0
-"""How long another process may keep the file open in the other mode: it may be one that is just starting."""
+"""How long another process may keep the file open in the wrong mode: it may be one that is just starting."""
 
 
 class KeptOpen(sqlite3.OperationalError):
-    """Another process has the file open in a journal mode that is not ours; the message says who, and the remedy."""
+    """Another process has the file open in the wrong journal mode; the message names it, and the remedy."""
 
 
 def in_our_mode(connect: Callable[[], sqlite3.Connection], file: Path) -> sqlite3.Connection:
     """A connection made by ``connect`` to ``file``, which is in the right journal mode from now on.
 
-    The mode can be changed only while nobody else has the file open, so two processes that want to must let go in
-    turn. Raises KeptOpen when somebody does not.
+    The mode can only be changed while no other process has the file open, so two processes that both want to change it
+    must let go in turn. Raises KeptOpen if one does not.
     """
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
@@ -48,7 +48,7 @@ def _wanted() -> str:
 
 
 def _is_changed(connection: sqlite3.Connection) -> bool:
-    """Whether the file is in the right mode, or may only be read, and is taken as it is; False: it is kept open."""
+    """Whether the file is in the right mode (or read-only, and used as it is); False: it is kept open."""
     wanted = (_wanted(),)
     if connection.execute("PRAGMA journal_mode").fetchone() == wanted:
         return True

@@ -1,4 +1,4 @@
-"""The schema: which revision a database is at, which one it should be at, and how it gets there."""
+"""The schema: which revision a database has, which one it should have, and how to get there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expected() -> str:
 
 
 def current(engine: Engine) -> str | None:
-    """The revision that the database is at; None where there is no schema, or no SQLite file yet."""
+    """The revision of the database; None if it has no schema, or the SQLite file does not exist yet."""
     if _is_missing(engine):
         return None
     with reading(engine) as connection:
@@ -36,9 +36,9 @@ def current(engine: Engine) -> str | None:
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema to ``expected()``, whole or not at all; any number of processes may do so at once.
+    """Bring the schema to ``expected()``, completely or not at all; any number of processes may do so at once.
 
-    Raises SchemaMismatch where the database is newer than this program.
+    Raises SchemaMismatch if the database is newer than this program.
     """
     found = current(engine)
     if found == expected():
@@ -49,9 +49,9 @@ def upgrade(engine: Engine) -> None:
 
 
 def require_current(engine: Engine, *, create_if_empty_sqlite: bool) -> None:
-    """Raise SchemaMismatch, which says what to do, unless the database is at ``expected()``.
+    """Raise SchemaMismatch, which says what to do, unless the database has ``expected()``.
 
-    With ``create_if_empty_sqlite`` an SQLite file that is missing or empty gets its schema instead.
+    With ``create_if_empty_sqlite``, a missing or empty SQLite file gets its schema instead.
     """
     found = current(engine)
     if found is None and create_if_empty_sqlite and _is_empty_sqlite(engine):
@@ -77,11 +77,11 @@ def _refuse_unknown(engine: Engine, found: str | None) -> None:
 
 
 def check(engine: Engine) -> list[str]:
-    """How the live schema differs from the one that the migrations make; empty when it does not.
+    """How the live schema differs from the one that the migrations make; empty if it does not.
 
-    Tables, columns, indexes, constraints, triggers and views: missing, altered and extra ones, a sentence each; on
-    PostgreSQL each partition of the trail too, and the change sets that have none.
-    PostgreSQL builds the expected one as temporary objects, so it asks for the privilege TEMPORARY only.
+    One sentence for each missing, altered or extra table, column, index, constraint, trigger and view; on PostgreSQL
+    also for each partition of the trail, and for change sets without one.
+    On PostgreSQL the expected schema is built from temporary objects, which needs only the privilege TEMPORARY.
     """
     found = current(engine)
     if found != expected():
@@ -135,12 +135,12 @@ def _config(connection: Connection) -> Config:
 
 
 def _revisions() -> list[str]:
-    """From the oldest to the newest: each is a file, NNNN_what_it_does.py, and follows the one before."""
+    """The revisions from oldest to newest: each is a file, NNNN_what_it_does.py, and follows the one before."""
     return sorted(script.name.partition("_")[0] for script in (_folder() / "versions").glob("[0-9]*_*.py"))
 
 
 def _folder() -> Path:
-    """In a checkout the migrations lie beside ``etl/``; the wheel carries them inside."""
+    """In a checkout the migrations are next to ``etl/``; in the wheel they are inside."""
     here = Path(__file__).parents[1]
     inside = here / "migrations"
     return inside if inside.is_dir() else here.parent / "migrations"

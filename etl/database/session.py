@@ -1,7 +1,7 @@
-"""What a session of PostgreSQL must be like, whatever the server, the database and the role have as defaults.
+"""The session settings that we need on PostgreSQL, whatever defaults the server, the database and the role have.
 
-Nothing is set for longer than a transaction: behind a pooler the next transaction may have another session, and what
-this one is left with goes to a stranger. So each BEGIN brings its settings along, in the same message.
+Nothing is set for longer than a transaction: behind a pooler the next transaction may have another session, and a
+stranger would get ours with its settings. So each BEGIN sends the settings along, in the same message.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sqlalchemy import URL
 from etl.errors import DatabaseError
 
 WRITE: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-"""Each statement sees what was committed before it: whoever waited for a lock must see what the other one wrote."""
+"""Each statement sees what was committed before it: after waiting for a lock, it must see what its holder wrote."""
 READ: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 """All statements see the same moment."""
 TRY: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE"
-"""The same, for what is made and thrown away again."""
+"""The same, for a transaction that writes and is rolled back."""
 
 _NEEDED: Final = {
     "client_encoding": "UTF8",
@@ -34,26 +34,26 @@ _NEEDED: Final = {
     "row_security": "off",
     "exit_on_error": "off",
 }
-"""How values are written and read; a policy that would hide rows is an error, not a shorter list, and an error of one
-statement does not look like a lost connection."""
+"""How values are written and read. A policy that would hide rows must be an error, not a shorter list, and an error of
+one statement must not look like a lost connection."""
 _PATIENCE: Final = {
     "lock_timeout": "60s",
     "idle_in_transaction_session_timeout": "10min",
     "statement_timeout": "0",
     "transaction_timeout": "0",
 }
-"""How long is waited, unless ``options`` in the URL says otherwise: what a role has is meant for people."""
+"""Timeouts, unless ``options`` in the URL sets them: those of a role are meant for people."""
 _SINCE: Final = {"transaction_timeout": 170_000}
 _DURABLE: Final = (
     "pg_catalog.set_config('synchronous_commit', "
     "coalesce(nullif(pg_catalog.current_setting('synchronous_commit'), 'off'), 'on'), true)"
 )
-"""What is reported as committed outlives a crash; anything stricter is left as it is."""
+"""What is reported as committed must survive a crash; a stricter setting is left as it is."""
 _TRIGGERS: Final = (
     "CASE WHEN pg_catalog.current_setting('session_replication_role') <> 'origin' "
     "THEN pg_catalog.set_config('session_replication_role', 'origin', true) END"
 )
-"""Only a superuser may set it, so it is left alone where it is right."""
+"""Only a superuser may set it, so it is left alone if it is right."""
 _OPTION: Final = re.compile(r"(?:-c\s*|--)([A-Za-z_.\-]+)\s*=")
 
 _LOOK: Final = """
@@ -73,16 +73,16 @@ _LOOK: Final = """
 
 
 class Session(NamedTuple):
-    """What a new connection has led to."""
+    """What a new connection leads to."""
 
     settings: str
     """The statement that follows each BEGIN."""
     pooled: bool
-    """Whether a pooler stands between: it gives out process ids of its own."""
+    """Whether a pooler is in between; it has its own process ids."""
 
 
 def inspect(connection: Any, url: URL, name: str) -> Session:
-    """Look at a new connection of psycopg. Raises DatabaseError where Flowtrail cannot work with what it leads to."""
+    """Inspect a new psycopg connection. Raises DatabaseError if Flowtrail cannot work with what it leads to."""
     process, encoding, without_triggers, schema = connection.execute(_LOOK).fetchone()
     if encoding != "UTF8":
         raise DatabaseError(

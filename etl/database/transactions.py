@@ -20,8 +20,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes: committed at the end of the block, rolled back when it raises.
 
     On SQLite it holds the write lock from its first moment (BEGIN IMMEDIATE), on PostgreSQL it is READ COMMITTED.
-    When the answer to its COMMIT is lost, DatabaseUnreachable is raised although the rows may be there.
-    Raises DatabaseDamaged, and writes nothing, where damage has been found, be it by another process and meanwhile.
+    If the answer to its COMMIT is lost, DatabaseUnreachable is raised although the rows may be there.
+    Raises DatabaseDamaged, and writes nothing, if damage has been found, even by another process and meanwhile.
     """
     require_sound(engine)
     with _transaction(engine, "BEGIN IMMEDIATE", session.WRITE) as connection:
@@ -54,7 +54,7 @@ def _transaction(engine: Engine, sqlite: str, postgresql: str) -> Iterator[Conne
 
 @contextmanager
 def creating(engine: Engine) -> Iterator[Connection]:
-    """As ``writing``, and an SQLite file that is missing is made first, for its owner only (0600)."""
+    """As ``writing``, but first creates a missing SQLite file, for its owner only (0600)."""
     file = file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is not None:
         _create(file, engine)
