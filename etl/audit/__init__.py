@@ -1,1 +1,6 @@
-"""What an auditor is given: ``check.py`` checks a bundle alone, without the package around it."""
+"""A part of a trail for somebody else, with what proves it; and the checker, one file that imports nothing of ours."""
+
+from etl.audit.bundle import Bundle, write_bundle
+from etl.audit.extent import Extent
+
+__all__ = ["Bundle", "Extent", "write_bundle"]

@@ -37,6 +37,7 @@ _MODULES: Final = {
     "prune": "maintenance",
     "init": "admin",
     "db": "admin",
+    "audit": "audit",
     "answer": "answers",
     "guard": "holds",
     "seal": "seals",

@@ -17,10 +17,10 @@ from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
+from etl.report.scopes import Asked, Scopes
 from etl.schema import UtcTime, org_event, run_seal, sync_run, workflow_detail
 from etl.verify.finding import Broken, Finding, Verbatim, require
 from etl.verify.rows import any_time
-from etl.verify.scopes import Asked, Scopes
 from etl.verify.sealing import Sealing
 
 _RUNS_AT_ONCE: Final = 500

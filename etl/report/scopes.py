@@ -21,6 +21,8 @@ class Asked(NamedTuple):
 
     digest: str
     target_ids: frozenset[int]
+    org_ids: frozenset[str] = frozenset()
+    """Of which organisations they are."""
 
 
 class Scopes:
@@ -75,16 +77,18 @@ def _by_name(connection: Connection, targets: Sequence[Target]) -> Asked:
         ids |= set(
             connection.execute(select(target.c.id).where(*(column == value for column, value in mine))).scalars()
         )
-    return Asked(seal.targets_digest(targets), frozenset(ids))
+    return Asked(seal.targets_digest(targets), frozenset(ids), frozenset(each.org_id for each in targets))
 
 
 def _asked(rows: Iterable[Row[Any]]) -> Asked:
-    ids = list[int]()
+    ids, org_ids = list[int](), set[str]()
 
     def keys() -> Iterator[bytes]:
         for row in rows:
-            ids.append(row[0])
-            yield encode(list(row[1:]))
+            cells: list[Any] = list(row)
+            ids.append(cells[0])
+            org_ids.add(cells[1])
+            yield encode(cells[1:])
 
     digest = seal.digest_of(keys())
-    return Asked(digest, frozenset(ids))
+    return Asked(digest, frozenset(ids), frozenset(org_ids))

@@ -1,0 +1,190 @@
+"""Writes an audit bundle: the part of a trail that somebody is to check, what proves it, and the checker itself.
+
+docs/audit.md has the format. ``check.py``, which goes into the bundle as it is, knows it by heart: its ``FILES`` are
+the keys of each file, in their order.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, exists, select
+
+from etl.audit import check
+from etl.audit.extent import Contents, Extent, contents
+from etl.audit.rows import FILES, answers
+from etl.database import reading
+from etl.domain.answers import KeptAnswer, data_of
+from etl.errors import FlowtrailError
+from etl.schema import answer, run_seal, sync_run
+
+_PAGE: Final = "README.txt"
+_CHECKER: Final = "check.py"
+_MANIFEST: Final = "manifest.json"
+
+Progress = Callable[[str], None]
+"""Told the name of each file that is begun."""
+
+
+class Bundle(NamedTuple):
+    """What was written."""
+
+    extent: Extent
+    """The time may end earlier than it was asked for; see ``extent.Contents``."""
+    seals: int
+    runs: int
+    """Those that are opened whole."""
+    targets: int
+    change_sets: int
+    changes: int
+    answers: int
+
+
+def write_bundle(
+    engine: Engine, file: BinaryIO, extent: Extent, now: dt.datetime, begun: Progress = lambda name: None
+) -> Bundle:
+    """Write what ``extent`` names, as it is at one moment, in memory that grows by some bytes a target.
+
+    ``engine`` is read in one long transaction: give it a copy where that would keep writers waiting. Raises
+    DatabaseError, and FlowtrailError where a kept answer is damaged.
+    """
+    with reading(engine) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        found = contents(connection, extent, now)
+        writer = _Writer(archive, found.made_at)
+        for name, rows in FILES.items():
+            begun(name)
+            writer.lines(name, rows(connection, found))
+        begun("answers")
+        kept = writer.answers(connection, answers(connection, found))
+        writer.add(_CHECKER, files("etl.audit").joinpath(_CHECKER).read_bytes())
+        writer.add(_PAGE, _page(found).encode())
+        writer.manifest(_manifest(connection, found, writer))
+    told = writer.told
+    return Bundle(
+        found.extent,
+        seals=told["seals"],
+        runs=len(found.whole),
+        targets=len(found.ranges),
+        change_sets=told["change_sets"],
+        changes=told["changes"],
+        answers=kept,
+    )
+
+
+class _Writer:
+    """Puts files into the archive, and remembers their sizes and hashes."""
+
+    def __init__(self, archive: zipfile.ZipFile, made_at: dt.datetime) -> None:
+        self._archive = archive
+        self._moment = made_at.astimezone(dt.UTC).timetuple()[:6]
+        self.files: dict[str, dict[str, Any]] = {}
+        self.told: dict[str, int] = {}
+        """The lines of each file."""
+        self.last: dict[str, Any] = {"id": 0, "seal": None}
+        """The newest seal."""
+
+    def lines(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Write a file of one JSON object a row."""
+        columns = [column.partition(":")[::2] for column in check.FILES[name].split()]
+        self.told[name] = 0
+
+        def lines() -> Iterator[bytes]:
+            for row in rows:
+                self.told[name] += 1
+                line = {key: _written(kind, value) for (key, kind), value in zip(columns, row, strict=True)}
+                if name == "seals":
+                    self.last = {key: line[key] for key in self.last}
+                yield msgspec.json.encode(line) + b"\n"
+
+        self._write(f"{name}.jsonl", lines())
+
+    def answers(self, connection: Connection, hashes: Iterable[str]) -> int:
+        """Write the kept ones of these answers, each once; return how many there are."""
+        columns = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
+        written: set[str] = set()
+        for data_hash in hashes:
+            row = None
+            if data_hash not in written:
+                row = connection.execute(select(*columns).where(answer.c.data_hash == data_hash)).first()
+            if row is not None:
+                written.add(data_hash)
+                self.add(f"answers/{data_hash}", _data(KeptAnswer(row[0], bytes(row[1]), row[2], row[3])))
+        return len(written)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        self._write(name, [content])
+
+    def manifest(self, content: Mapping[str, Any]) -> None:
+        """The last file; it names all others."""
+        with self._archive.open(self._info(_MANIFEST), "w") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+
+    def _write(self, name: str, pieces: Iterable[bytes]) -> None:
+        computed, size = hashlib.sha256(), 0
+        with self._archive.open(self._info(name), "w", force_zip64=True) as file:
+            for piece in pieces:
+                computed.update(piece)
+                size += len(piece)
+                file.write(piece)
+        self.files[name] = {"bytes": size, "sha256": computed.hexdigest()}
+
+    def _info(self, name: str) -> zipfile.ZipInfo:
+        info = zipfile.ZipInfo(name, self._moment)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        info.external_attr = 0o644 << 16
+        return info
+
+
+def _written(kind: str, value: Any) -> Any:
+    """A value as a line has it."""
+    if isinstance(value, dt.datetime):
+        return _moment(value)
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _moment(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _data(kept: KeptAnswer) -> bytes:
+    try:
+        return data_of(kept)
+    except ValueError as error:
+        raise FlowtrailError(
+            f"The kept answer {kept.data_hash} is {error}: no bundle was written. Run `flowtrail verify --answers`."
+        ) from None
+
+
+def _manifest(connection: Connection, found: Contents, writer: _Writer) -> dict[str, Any]:
+    unsealed = select(sync_run.c.started_at).where(~exists().where(run_seal.c.run_id == sync_run.c.id))
+    since, until = found.extent.since, found.extent.until
+    return {
+        "bundle": check.BUNDLE,
+        "made_at": _moment(found.made_at),
+        "since": None if since is None else _moment(since),
+        "until": None if until is None else _moment(until),
+        "org_id": found.extent.org_id,
+        "last_seal": writer.last,
+        "unsealed": sorted(map(_moment, connection.execute(unsealed).scalars())),
+        "files": writer.files,
+    }
+
+
+def _page(found: Contents) -> str:
+    """The page of explanation."""
+    since, until, org_id = found.extent
+    about = (
+        "all of it" if since is None and until is None else f"{since or 'the first run'} to {until or 'the last run'}"
+    )
+    text = files("etl.audit").joinpath("bundle.txt").read_text("utf-8")
+    org = f"the organisation {json.dumps(org_id, ensure_ascii=False)}" if org_id is not None else "all organisations"
+    return text.format(made_at=found.made_at, about=about, org=org)

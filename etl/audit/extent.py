@@ -1,0 +1,234 @@
+"""What a bundle is about, and what has to be in it so that this is proven: which runs, which versions of which targets.
+
+| runs | are opened |
+|---|---|
+| in the time of the bundle | `whole`; with an organisation, only those that asked and wrote of nobody else |
+| others that made a version of the bundle | `hashes`: their list of hashes alone |
+| the rest | `no` |
+
+A target begins with the version that was in force when the time began, and ends with the last one sealed in it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, and_, case, exists, func, select, union
+
+from etl.report.scopes import Scopes
+from etl.schema import (
+    UtcTime,
+    change_set,
+    hold_event,
+    observation,
+    org_event,
+    run_seal,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+    workflow_detail,
+)
+from etl.store.bulk import BulkValues
+
+_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+_AT_ONCE: Final = 500
+"""Targets whose versions are read in one query."""
+_NAMES_A_TARGET: Final = (change_set, sync_issue, target_membership, hold_event)
+_NAMES_AN_ORGANISATION: Final = (workflow_detail, org_event)
+
+
+class Extent(NamedTuple):
+    """The runs that were sealed at or after ``since`` and before ``until``; None: from the first, to the last."""
+
+    since: dt.datetime | None = None
+    until: dt.datetime | None = None
+    org_id: str | None = None
+    """Only this organisation."""
+
+
+class Range(NamedTuple):
+    """Some versions of a target, both ends included."""
+
+    target_id: int
+    first: int
+    last: int
+
+    @property
+    def opens(self) -> bool:
+        """Whether it begins with a list, and not with the baseline."""
+        return self.first > 1
+
+
+GIVEN: Final = BulkValues(target_id="bigint", first="int", last="int")
+"""Ranges, in a statement."""
+
+
+def given(connection: Connection, ranges: Sequence[Range]) -> dict[str, Any]:
+    """The parameters of ``GIVEN``."""
+    return GIVEN.bound(connection, [tuple(each) for each in ranges])
+
+
+class Ranges:
+    """The versions of each target, by organisation, user and expression: 24 bytes a target."""
+
+    def __init__(self) -> None:
+        self._columns = (array("q"), array("q"), array("q"))
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def add(self, each: Range) -> None:
+        for column, value in zip(self._columns, each, strict=True):
+            column.append(value)
+
+    def chunks(self) -> Iterator[list[Range]]:
+        """All of them, some at a time."""
+        for start in range(0, len(self), _AT_ONCE):
+            yield [Range(*row) for row in zip(*(c[start : start + _AT_ONCE] for c in self._columns), strict=True)]
+
+
+class Contents(NamedTuple):
+    """What is in a bundle."""
+
+    extent: Extent
+    """Its ``until`` may be earlier than what was asked for, where a run has not ended that others followed upon."""
+    made_at: dt.datetime
+    ranges: Ranges
+    whole: frozenset[int]
+    """Runs."""
+    hashes: frozenset[int]
+
+    def opened(self, run_id: int) -> str:
+        """How much of a run is there."""
+        return "whole" if run_id in self.whole else "hashes" if run_id in self.hashes else "no"
+
+
+def contents(connection: Connection, extent: Extent, now: dt.datetime) -> Contents:
+    """Decide what is in a bundle; ``now`` is a moment before the transaction began."""
+    extent = extent._replace(until=_provable_until(connection, extent))
+    ranges = _ranges(connection, extent)
+    whole = _whole(connection, extent)
+    makers = _makers(connection, ranges) - whole
+    return Contents(extent, _made_at(connection, now), ranges, frozenset(whole), frozenset(makers))
+
+
+def _made_at(connection: Connection, now: dt.datetime) -> dt.datetime:
+    """The latest moment that is known to lie before the reading: no seal that is not there is older."""
+    latest: list[dt.datetime | None] = [
+        connection.execute(select(func.max(column, type_=UtcTime()))).scalar()
+        for column in (observation.c.last_at, run_seal.c.sealed_at)
+    ]
+    return max([now, *(at for at in latest if at is not None)])
+
+
+def _provable_until(connection: Connection, extent: Extent) -> dt.datetime | None:
+    """Before the first seal whose run rests on what a run wrote that has not ended."""
+    running = select(sync_run.c.id).where(~exists().where(run_seal.c.run_id == sync_run.c.id))
+    unsealed = connection.execute(running).scalars().all()
+    if not unsealed:
+        return extent.until
+    earlier, later = change_set.alias("earlier"), change_set.alias("later")
+    follows = and_(later.c.target_id == earlier.c.target_id, later.c.version > earlier.c.version)
+    after_version = (
+        select(func.min(run_seal.c.sealed_at, type_=UtcTime()))
+        .join_from(earlier, later, follows)
+        .join(run_seal, run_seal.c.run_id == later.c.run_id)
+        .where(earlier.c.run_id.in_(unsealed))
+    )
+    seen = select(func.min(target_membership.c.id)).where(target_membership.c.run_id.in_(unsealed))
+    first_membership = connection.execute(seen).scalar()
+    found = [extent.until, connection.execute(after_version).scalar()]
+    if first_membership is not None:
+        found.append(_first_that_saw(connection, first_membership))
+    return min((at for at in found if at is not None), default=None)
+
+
+def _first_that_saw(connection: Connection, membership_id: int) -> dt.datetime | None:
+    rows = connection.execute(
+        select(sync_run.c.scope, run_seal.c.sealed_at)
+        .join(run_seal, run_seal.c.run_id == sync_run.c.id)
+        .order_by(run_seal.c.id.desc()),
+        execution_options=_STREAMED,
+    )
+    first = None
+    with rows:
+        for scope, sealed_at in rows:
+            if int(scope.rpartition(":")[2].removesuffix("}")) < membership_id:
+                break
+            first = sealed_at
+    return first
+
+
+# -------------------------------------------------------------------------------------------------------- versions
+
+
+def _ranges(connection: Connection, extent: Extent) -> Ranges:
+    sealed_at, version = run_seal.c.sealed_at, change_set.c.version
+    before_end = sealed_at.is_not(None) if extent.until is None else sealed_at < extent.until
+    inside = before_end if extent.since is None else and_(before_end, sealed_at >= extent.since)
+    key = (target.c.org_id, target.c.user_id, target.c.expression)
+    query = (
+        select(
+            target.c.id,
+            func.min(case((inside, version))).label("first_inside"),
+            func.max(case((before_end, version))).label("last"),
+        )
+        .join_from(target, change_set, change_set.c.target_id == target.c.id)
+        .outerjoin(run_seal, run_seal.c.run_id == change_set.c.run_id)
+        .group_by(target.c.id, *key)
+        .order_by(*key)
+    )
+    if extent.org_id is not None:
+        query = query.where(target.c.org_id == extent.org_id)
+    ranges = Ranges()
+    with connection.execute(query, execution_options=_STREAMED) as rows:
+        for target_id, first_inside, last in rows:
+            if last is not None:
+                first = last if first_inside is None else max(1, first_inside - 1)
+                ranges.add(Range(target_id, first, last))
+    return ranges
+
+
+def _makers(connection: Connection, ranges: Ranges) -> set[int]:
+    """The runs that made the versions."""
+    found: set[int] = set()
+    for chunk in ranges.chunks():
+        own = GIVEN.select(connection.dialect.name).subquery("given").c
+        query = select(change_set.c.run_id).where(
+            change_set.c.target_id == own.target_id, change_set.c.version.between(own.first, own.last)
+        )
+        found |= set(connection.execute(query.distinct(), given(connection, chunk)).scalars())
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def _whole(connection: Connection, extent: Extent) -> set[int]:
+    query = select(run_seal.c.run_id, sync_run.c.scope).join(sync_run, sync_run.c.id == run_seal.c.run_id)
+    if extent.since is not None:
+        query = query.where(run_seal.c.sealed_at >= extent.since)
+    if extent.until is not None:
+        query = query.where(run_seal.c.sealed_at < extent.until)
+    rows = connection.execute(query.order_by(run_seal.c.id)).all()
+    if extent.org_id is None:
+        return {run_id for run_id, _ in rows}
+    others, scopes = _of_others(connection, extent.org_id), Scopes()
+    mine = {extent.org_id}
+    return {
+        run_id for run_id, scope in rows if run_id not in others and scopes.asked(connection, scope).org_ids <= mine
+    }
+
+
+def _of_others(connection: Connection, org_id: str) -> set[int]:
+    """The runs that wrote something of another organisation."""
+    queries: list[Any] = [
+        select(table.c.run_id).join(target, target.c.id == table.c.target_id).where(target.c.org_id != org_id)
+        for table in _NAMES_A_TARGET
+    ]
+    queries += [select(table.c.run_id).where(table.c.org_id != org_id) for table in _NAMES_AN_ORGANISATION]
+    return set(connection.execute(union(*queries)).scalars())

@@ -1,0 +1,65 @@
+"""The command that writes an audit bundle: audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etl import database
+from etl.audit import Extent, write_bundle
+from etl.cli import console, options
+from etl.cli.application import utc_now
+from etl.cli.queries import moment
+from etl.database import backup
+from etl.errors import UsageError
+from etl.export.files import whole_file
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="audit")(audit)
+
+
+def audit(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, a zip archive.")],
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", help="Runs sealed from then on: 2026-03-01, '7 days ago'.", show_default="the first run"
+        ),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Runs sealed before then.", show_default="the last run")
+    ] = None,
+    org: options.Org = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    timezone: options.Zone = "UTC",
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Write a bundle for an auditor: the trail of that time, what proves it, and a checker that needs nothing else."""
+    if output.is_file() and not force:
+        raise UsageError(f"{output} exists already: --force replaces it.")
+    begin, end = (None if text is None else moment(text, timezone) for text in (since, until))
+    extent = Extent(begin, end, org)
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError("--since must lie before --until.")
+    with options.open_application(context, config_file) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        now = utc_now()
+        with backup.snapshot(app.engine) as engine, whole_file(output) as file:
+            done = write_bundle(engine, file, extent, now)
+    if as_json:
+        console.json({"file": str(output), **done._asdict(), "extent": done.extent._asdict()})
+        return
+    if done.extent.until != extent.until:
+        ends = console.cell(done.extent.until)
+        console.complain(
+            f"A run is under way that later ones followed upon: the bundle ends before {ends} UTC.", "yellow"
+        )
+    counts = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes, {done.answers} answers"
+    console.say(f"{output}: {done.runs} runs of {done.seals} sealed ones, {counts}.", "bold")
+    console.say(f"Check it anywhere: unzip {output} check.py, read it, and run `python check.py {output}`.")

@@ -1,0 +1,273 @@
+"""A bundle of a real trail, written from either database, passes the stand-alone checker; one of a trail that somebody
+has altered does not, and the checker names the place."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Engine
+
+from etl import signing
+from etl.audit import Bundle, Extent, check, write_bundle
+from etl.domain.model import Target
+from etl.errors import Refused
+from etl.store import NewRun
+from etl.verify import seal_lines, verify
+from tests.support.authority import Authority, served
+from tests.support.builders import flow, numbered
+from tests.support.questions import now
+from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, live
+
+EVE = Target("o2", "eve")
+Said = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def house(engine: Engine) -> House:
+    house = House(engine)
+    house.upstream.lists[EVE] = numbered(1, 4)
+    return house
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Said:
+    """Checks a bundle: the exit code, and what was printed."""
+
+    def checked(bundle: bytes, *options: object) -> tuple[int, str]:
+        (tmp_path / "bundle.zip").write_bytes(bundle)
+        code = check.main([str(tmp_path / "bundle.zip"), *map(str, options)])
+        return code, capsys.readouterr().out
+
+    return checked
+
+
+def written(house: House, **extent: object) -> tuple[bytes, Bundle]:
+    file = io.BytesIO()
+    done = write_bundle(house.engine, file, Extent(**extent), now())  # type: ignore[arg-type]
+    return file.getvalue(), done
+
+
+def lines(bundle: bytes, name: str) -> list[dict[str, object]]:
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        return [json.loads(line) for line in archive.read(f"{name}.jsonl").splitlines()]
+
+
+def test_the_bundle_of_a_whole_trail_passes(house: House, said: Said, tmp_path: Path) -> None:
+    live(house)
+    bundle, done = written(house)
+    kept = tmp_path / "kept.jsonl"
+    kept.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in seal_lines(house.engine)))
+    code, printed = said(bundle, "--kept", kept)
+    assert code == 0, printed
+    assert f"{done.seals} seals, {done.targets} targets, {done.change_sets} change sets" in printed
+    assert done.runs == done.seals
+    assert done.change_sets == len(house.rows("SELECT id FROM change_set"))
+
+
+def test_the_bundle_of_every_part_of_the_time_passes(house: House, said: Said) -> None:
+    live(house)
+    moments = [line["sealed_at"] for line in seal_lines(house.engine)]
+    seals = [dt.datetime.fromisoformat(moment) for moment in moments]
+    for since, until in [(seals[n], seals[n + 3]) for n in range(0, len(seals) - 3, 2)] + [(seals[-2], None)]:
+        bundle, done = written(house, since=since, until=until)
+        code, printed = said(bundle)
+        assert code == 0, (since, until, printed)
+        assert 0 < done.runs < done.seals
+
+
+def test_the_bundle_of_one_organisation_tells_nothing_of_others(house: House, said: Said) -> None:
+    house.serve({"plants": [ANN, EVE], "wind": [BEN]})
+    house.serve({"wind": [BEN]})
+    house.upstream.lists[EVE] = numbered(1, 5)
+    house.upstream.lists[ANN] = numbered(1, 8)
+    house.serve({"plants": [ANN, EVE]})
+    house.serve({"other": [EVE]})
+    bundle, done = written(house, org_id="o1")
+    code, printed = said(bundle)
+    assert code == 0, printed
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        told = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".jsonl"))
+    assert (b'"ann"' in told.replace(b"u000", b"ann"), b'"o2"' in told, b'"eve"' in told) == (True, False, False)
+    opened = {row["id"]: row["opened"] for row in lines(bundle, "runs")}
+    assert list(opened.values()) == ["hashes", "whole", "hashes", "no"]
+    assert (done.targets, done.change_sets) == (2, 3)
+
+
+def test_a_run_under_way_ends_the_bundle_before_what_rests_on_it(house: House, said: Said) -> None:
+    house.serve({"plants": [ANN]})
+    run_id = house.store.begin_run(
+        NewRun(origin="command", host="h", pid=1, targets=1, lists={"wind": [BEN]}), now(), []
+    )
+    assert run_id is not None
+    bundle, done = written(house)
+    assert (said(bundle)[0], done.extent.until) == (0, None)
+    assert "1 runs had not ended" in said(bundle)[1]
+    house.serve({"wind": [BEN, CAT]})
+    bundle, done = written(house)
+    assert done.extent.until is not None
+    code, printed = said(bundle)
+    assert (code, done.runs, done.seals) == (0, 1, 2), printed
+    house.store.finish_run(run_id, "succeeded", {}, now())
+    bundle, done = written(house)
+    assert done.extent.until is None
+
+
+def test_signatures_time_stamps_and_the_checker_are_in_it(engine: Engine, said: Said, tmp_path: Path) -> None:
+    signing.generate_key(tmp_path / "seal.pem")
+    house = House(engine, signing.load_signing_key(tmp_path / "seal.pem").sign)
+    house.serve({"plants": [ANN]})
+    last = house.store.last_seal()
+    assert last is not None
+    with served(Authority(tmp_path / "tsa").answer) as url:
+        stamp = signing.request_timestamp(url, last.message)
+    house.store.keep_timestamp(1, stamp.at, stamp.token)
+    bundle, _ = written(house)
+    code, printed = said(bundle, "--public-key", tmp_path / "seal.pem.pub")
+    assert (code, "1 time stamps name their seals" in printed) == (0, True)
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        assert archive.read("check.py") == Path(check.__file__).read_bytes()
+        assert b"python check.py" in archive.read("README.txt")
+
+
+def test_a_python_without_any_package_checks_it(house: House, tmp_path: Path) -> None:
+    house.serve({"plants": [ANN, BEN]})
+    bundle, _ = written(house)
+    (tmp_path / "bundle.zip").write_bytes(bundle)
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        archive.extract("check.py", tmp_path)
+    bare = [sys.executable, "-I", "-S", "check.py", "bundle.zip"]
+    done = subprocess.run(bare, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, "everything holds" in done.stdout, done.stderr) == (0, True, "")
+
+
+# ------------------------------------------------------------------------------- what both must find, in the database
+
+AT = "'2026-01-01 00:00:00.000000'"
+LATER = "'2027-01-31 00:00:00.000000'"
+TAMPERINGS = {
+    "all failures deleted, and runs called well": (
+        "DELETE FROM sync_issue;"
+        "UPDATE sync_run SET status = 'succeeded', failed = 0, unchanged = unchanged + failed WHERE status <> 'aborted'"
+    ),
+    "runs of versions exchanged": (
+        "UPDATE change_set SET run_id = (SELECT max(run_id) FROM change_set) WHERE version = 1"
+    ),
+    "a retirement moved by months": f"UPDATE target_membership SET at = {AT} WHERE kind = 'retired'",
+    "a version with an earlier date": f"UPDATE change_set SET observed_at = {AT} WHERE version = 1",
+    "a run without its seal": "DELETE FROM run_seal WHERE id = 2",
+    "the last run gone with its seal": (
+        "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);"
+        "DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)"
+    ),
+    "a run gone with its seal": "DELETE FROM sync_run WHERE id = 2;DELETE FROM run_seal WHERE id = 2",
+    "a user that was never to be asked": "UPDATE sync_run SET scope = replace(scope, 'null', '\"o9\"') WHERE id = 1",
+    "an invented member": (
+        "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');"
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
+        " SELECT 99, run_id, schedule, kind, at FROM target_membership WHERE id = 1"
+    ),
+    "a hold that began earlier": f"UPDATE hold_event SET at = {AT} WHERE kind = 'held'",
+    "a hold of less": "UPDATE hold_event SET flow_ids = '[\"3\"]' WHERE kind = 'held'",
+    "pruned issues are not told": "DELETE FROM pruned_issues",
+    "another reason for a failure": "UPDATE sync_issue SET error_code = 'timeout'",
+    "fewer missing": "UPDATE sync_issue SET missing = missing + 1",
+    "an issue invented": (
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) SELECT run_id, target_id, 'failed', 'x'"
+        " FROM change_set WHERE version = 1"
+    ),
+    "another name in a change": "UPDATE workflow_change SET new_name = 'other' WHERE change_set_id = 1",
+    "a change deleted": "DELETE FROM workflow_change WHERE flow_id = '1' AND change_set_id = 1",
+    "a change added": (
+        "INSERT INTO workflow_change (change_set_id, flow_id, kind, new_name) VALUES (1, 'x', 'baseline', 'y')"
+    ),
+    "a version deleted": "DELETE FROM change_set WHERE version = 2; DELETE FROM observation WHERE version = 2",
+    "the approver renamed": "UPDATE change_set SET approved_by = 'somebody' WHERE approved_by IS NOT NULL",
+    "the approval taken away": "UPDATE change_set SET approved_by = NULL, approved_scope = NULL",
+    "another approved set": "UPDATE change_set SET approved_scope = data_hash WHERE approved_scope IS NOT NULL",
+    "another answer": "UPDATE change_set SET data_hash = state_digest WHERE version = 2;"
+    "UPDATE change_set SET data_hash = replace(data_hash, 'a', 'b')",
+    "another parent": "UPDATE change_set SET parent_hash = hash WHERE version = 2",
+    "a change made to look faster": f"UPDATE change_set SET last_unchanged_at = {AT} WHERE version = 2",
+    "one observation more, sealed": "UPDATE observation SET observations = observations + 1 WHERE version = 1",
+    "an open span that is stretched by months": (
+        f"UPDATE observation SET last_at = {LATER}, last_asked_at = {LATER}, observations = observations + 1,"
+        " longest_gap_seconds = 5000000 WHERE id = (SELECT observation_id FROM target WHERE user_id = 'u000')"
+    ),
+    "an outage denied": "UPDATE observation SET interrupted = 0 WHERE interrupted = 1",
+    "a span deleted": "DELETE FROM observation WHERE version = 1",
+    "a run moved": f"UPDATE sync_run SET started_at = {AT} WHERE id = 3",
+    "a run ended earlier": "UPDATE sync_run SET finished_at = started_at WHERE id = 3",
+    "missed slots forgotten": "UPDATE sync_run SET missed = missed + 1 WHERE id = 3",
+    "an approval called a command": "UPDATE sync_run SET origin = 'command' WHERE origin = 'approval'",
+    "another schedule": "UPDATE sync_run SET schedule = 'other' WHERE id = 2",
+    "an aborted run called succeeded": "UPDATE sync_run SET status = 'succeeded' WHERE status = 'aborted'",
+    "a member who joined earlier": f"UPDATE target_membership SET at = {AT} WHERE id = 1",
+    "a member of another schedule": "UPDATE target_membership SET schedule = 'other' WHERE id = 1",
+    "a membership deleted": "DELETE FROM target_membership WHERE id = 2",
+    "two users exchanged": "UPDATE target SET user_id = 'x' WHERE user_id = 'u000'",
+    "a seal with another time": f"UPDATE run_seal SET sealed_at = {AT} WHERE id = 3",
+    "a seal of another run": "UPDATE run_seal SET run_id = 990 WHERE run_id = 2",
+    "a trail that began earlier": f"UPDATE trail SET created_at = {AT}",
+    "a trail with another name": "UPDATE trail SET trail_id = 'another'",
+    "an event of the organisation made certain": "UPDATE org_event SET certain = 1 - certain",
+    "an event of the organisation deleted": "DELETE FROM org_event WHERE event_id = 1",
+    "counts of a version": "UPDATE change_set SET added = added + 1 WHERE version = 2",
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("what", TAMPERINGS)
+def test_what_is_altered_in_the_database_is_found_by_verify_and_by_the_checker(
+    lived: Path, engine: Engine, said: Said, what: str
+) -> None:
+    intruder = Intruder(engine)
+    for statement in TAMPERINGS[what].split(";"):
+        intruder.run(statement)
+    intruder.engine.dispose()
+    assert [str(finding) for finding in verify(engine)]
+    file = io.BytesIO()
+    write_bundle(engine, file, Extent(), now())
+    code, printed = said(file.getvalue(), "--kept", lived)
+    assert code == 1, printed
+
+
+@pytest.fixture
+def lived(engine: Engine, database_url: str, trail_and_seals: tuple[Path, Path]) -> Path:
+    """The trail is there; where its seals were kept."""
+    database, kept = trail_and_seals
+    engine.dispose()
+    Path(database_url.removeprefix("sqlite:///")).write_bytes(database.read_bytes())
+    return kept
+
+
+@pytest.fixture(scope="module")
+def trail_and_seals(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A trail with everything in it, made once."""
+    from etl.database import connect, upgrade
+
+    folder = tmp_path_factory.mktemp("lived")
+    engine = connect(f"sqlite:///{folder / 'flowtrail.db'}")
+    upgrade(engine)
+    house = House(engine)
+    live(house)
+    house.upstream.lists[ANN] = [*numbered(1, 5), flow(9)]
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.says = lambda target, n: Refused("no", code="62101")
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.says = lambda target, n: house.upstream.lists[target]
+    house.serve({"plants": [ANN, BEN, DAN]})
+    house.upstream.lists[DAN] = numbered(1, 2)
+    house.serve({"plants": [ANN, BEN, DAN]})
+    kept = folder / "kept.jsonl"
+    kept.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in seal_lines(engine)))
+    engine.dispose()
+    return folder / "flowtrail.db", kept
