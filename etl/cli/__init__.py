@@ -37,6 +37,7 @@ _MODULES: Final = {
     "prune": "maintenance",
     "init": "admin",
     "db": "admin",
+    "coverage": "coverage",
     "audit": "audit",
     "answer": "answers",
     "guard": "holds",

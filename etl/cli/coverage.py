@@ -1,0 +1,82 @@
+"""The command that says how complete a trail is: coverage."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Any, Final
+
+import typer
+
+from etl import database
+from etl.cli import console, options
+from etl.cli.application import utc_now
+from etl.cli.queries import moment, time_zone_named
+from etl.errors import UsageError
+from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
+
+_TARGETS: Final = CoveredTarget._fields
+_HOLDS: Final = (*Hold._fields[:-1], "workflows")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command(name="coverage")(show_coverage)
+
+
+def show_coverage(
+    context: typer.Context,
+    org: options.Org = None,
+    user: options.User = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    timezone: options.Zone = "UTC",
+    as_json: options.Json = False,
+    config_file: options.Config = None,
+) -> None:
+    """Show how complete the trail is: who was to be asked, who answered, where nobody was looking; with the seals."""
+    zone = time_zone_named(timezone)
+    begin, end = (None if text is None else moment(text, timezone) for text in (since, until))
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError("--since must lie before --until.")
+    with options.open_application(context, config_file, logs=False) as app:
+        database.require_current(app.engine, create_if_empty_sqlite=False)
+        found = coverage(app.engine, utc_now(), since=begin, until=end, org=org, user=user)
+    if as_json:
+        console.json(_as_object(found))
+    else:
+        _show(found, zone)
+
+
+def _as_object(found: Coverage) -> dict[str, Any]:
+    """Its lists as lists of objects, and the seals."""
+    lists = {name: value for name, value in found._asdict().items() if isinstance(value, list)}
+    rest = {name: value for name, value in found._asdict().items() if name not in lists}
+    return rest | {"seals": found.seals} | {name: [each._asdict() for each in value] for name, value in lists.items()}
+
+
+def _show(found: Coverage, zone: dt.tzinfo) -> None:
+    if found.seals is None:
+        console.say("No run that has a seal was to ask anybody in that time.")
+        return
+    _rows("Who was to be asked", _TARGETS, found.targets, zone)
+    _rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
+    _rows("\nNobody was looking", Gap._fields, found.gaps, zone)
+    holds = [(*each[:-1], len(each.flow_ids)) for each in found.holds]
+    _rows("\nHeld removals", _HOLDS, holds, zone)
+    _rows("\nCame and went", Membership._fields, found.memberships, zone)
+    asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
+    first, last = found.seals
+    told = f"{found.runs} runs were to ask {len(found.targets)} targets: {answered} of {asked} times one answered."
+    console.say(f"\n{told} The seals {first} to {last} prove it; `flowtrail verify` proves the seals.", "bold")
+    if found.unsealed_runs:
+        console.say(f"{found.unsealed_runs} runs are under way: they count once they have a seal.", "yellow")
+
+
+def _rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], zone: dt.tzinfo) -> None:
+    """Without the columns in which nothing is; of many rows the first."""
+    shown = rows[: options.SHOWN]
+    used = [n for n in range(len(columns)) if any(row[n] not in (None, "", 0) for row in shown)]
+    console.table(title, [columns[n] for n in used], ([row[n] for n in used] for row in shown), zone=zone)
+    if len(rows) > len(shown):
+        console.complain(f"And {len(rows) - len(shown)} more: --json has all.", "dim")

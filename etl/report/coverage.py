@@ -1,0 +1,354 @@
+"""How complete a trail is: who was to be asked, who answered, where nobody was looking, what was held; each with the
+seal that proves it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, Select, bindparam, column, func, or_, select, table
+
+from etl.database import reading
+from etl.domain.model import Target
+from etl.report.scopes import Scopes
+from etl.schema import (
+    UtcTime,
+    change_set,
+    hold_event,
+    pruned_issues,
+    run_seal,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+)
+
+_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_GAPS: Final = table(
+    "coverage_gap",
+    *(column(name) for name in ("org_id", "user_id", "expression")),
+    *(column(name, UtcTime) for name in ("gap_from", "gap_to")),
+    column("changed_inside"),
+)
+
+
+class CoveredTarget(NamedTuple):
+    """What the sealed runs of a time say of a target that they were to ask."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    schedules: str
+    """Those that listed it in that time."""
+    asked: int
+    """Runs that were to ask it."""
+    answered: int
+    held: int
+    """Runs whose answer was doubted, wholly or in part."""
+    failed: int
+    stale: int
+    unknown: int
+    """Runs of which nobody can say it: they were aborted, or their issues were deleted."""
+    unobserved_seconds: int
+    """How long nobody was looking, as ``Gap`` has it, within the time."""
+    first_seal: int
+    last_seal: int
+
+
+class Unanswered(NamedTuple):
+    """A target that did not go through in a run."""
+
+    seal_id: int
+    run_id: int
+    started_at: dt.datetime
+    org_id: str
+    user_id: str
+    expression: str
+    verdict: str
+    error_code: str | None
+
+
+class Gap(NamedTuple):
+    """A time in which nobody was looking at a target; ``gap_to`` is None while it lasts."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    gap_from: dt.datetime
+    gap_to: dt.datetime | None
+    changed_inside: bool | None
+    before_seal: int | None
+    """Of the run that saw it last."""
+    after_seal: int | None
+    """Of the run that saw it again."""
+
+
+class Hold(NamedTuple):
+    """Removals that began to wait for a person, or how that ended."""
+
+    seal_id: int
+    run_id: int
+    at: dt.datetime
+    org_id: str
+    user_id: str
+    expression: str
+    kind: str
+    flow_ids: Sequence[str]
+
+
+class Membership(NamedTuple):
+    """A target that came into a schedule or left it, was retired or came back."""
+
+    seal_id: int
+    run_id: int
+    at: dt.datetime
+    org_id: str
+    user_id: str
+    expression: str
+    kind: str
+    schedule: str | None
+
+
+class Coverage(NamedTuple):
+    """The answer for a time: runs that were sealed at or after ``since`` and before ``until``."""
+
+    since: dt.datetime | None
+    until: dt.datetime
+    runs: int
+    """Those that were to ask any of the targets."""
+    unsealed_runs: int
+    """Those under way, of which nothing is said."""
+    targets: Sequence[CoveredTarget]
+    unanswered: Sequence[Unanswered]
+    gaps: Sequence[Gap]
+    holds: Sequence[Hold]
+    memberships: Sequence[Membership]
+
+    @property
+    def seals(self) -> tuple[int, int] | None:
+        """The first and the last one that prove it; None where no run asked anybody."""
+        if not self.targets:
+            return None
+        return min(each.first_seal for each in self.targets), max(each.last_seal for each in self.targets)
+
+
+def coverage(
+    engine: Engine,
+    now: dt.datetime,
+    *,
+    since: dt.datetime | None = None,
+    until: dt.datetime | None = None,
+    org: str | None = None,
+    user: str | None = None,
+) -> Coverage:
+    """How complete the trail of that time is, of an organisation, a user or all. Raises DatabaseError."""
+    with reading(engine) as connection:
+        return _Reading(connection, since, until or now, org, user).coverage()
+
+
+class _Asking(NamedTuple):
+    """A run that asked some of the targets."""
+
+    seal_id: int
+    started_at: dt.datetime
+    finished_at: dt.datetime
+    certain: bool
+    """Whether each target that it has no issue of was observed in it."""
+    inside: bool
+    """Whether it was sealed in the time."""
+    targets: frozenset[int]
+
+
+class _Reading:
+    """What is asked of the database, at one moment."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        since: dt.datetime | None,
+        until: dt.datetime,
+        org: str | None,
+        user: str | None,
+    ) -> None:
+        self._connection = connection
+        self._since = since
+        self._until = until
+        self._names = {target.c.org_id: org, target.c.user_id: user}
+        rows = connection.execute(self._mine(select(target.c.id, *_KEY)))
+        self._targets = {number: Target(*key) for number, *key in rows}
+        self._asking = list(self._runs())
+
+    def coverage(self) -> Coverage:
+        """All of it."""
+        gaps = list(self._gaps())
+        ended = select(func.count()).where(sync_run.c.status == "running")
+        return Coverage(
+            since=self._since,
+            until=self._until,
+            runs=sum(run.inside for run in self._asking),
+            unsealed_runs=self._connection.execute(ended).scalar_one(),
+            targets=list(self._covered(gaps)),
+            unanswered=[Unanswered(*row) for row in self._rows(_UNANSWERED)],
+            gaps=gaps,
+            holds=[Hold._make((*row[:-1], json.loads(row[-1]))) for row in self._rows(_HELD)],
+            memberships=[Membership(*row) for row in self._rows(_MOVED)],
+        )
+
+    def _mine(self, query: Select[Any]) -> Select[Any]:
+        return query.where(*(column == name for column, name in self._names.items() if name is not None))
+
+    def _rows(self, query: Select[Any]) -> Iterator[Any]:
+        """Rows of sealed runs of the time."""
+        query = self._mine(query).where(run_seal.c.sealed_at < self._until)
+        if self._since is not None:
+            query = query.where(run_seal.c.sealed_at >= self._since)
+        with self._connection.execute(query, execution_options=_STREAMED) as found:
+            yield from found
+
+    def _runs(self) -> Iterator[_Asking]:
+        """Every sealed run until the end of the time that asked any of the targets, by its seal."""
+        pruned = set(self._connection.execute(select(pruned_issues.c.pruned_run_id).distinct()).scalars())
+        scopes, known = Scopes(), dict[str, frozenset[int]]()
+        columns = (run_seal.c.id, run_seal.c.run_id, run_seal.c.sealed_at)
+        of_run = (sync_run.c.scope, sync_run.c.status, sync_run.c.started_at, sync_run.c.finished_at)
+        query = select(*columns, *of_run).join(sync_run, sync_run.c.id == run_seal.c.run_id)
+        rows = self._connection.execute(query.where(run_seal.c.sealed_at < self._until).order_by(run_seal.c.id)).all()
+        for seal_id, run_id, sealed_at, scope, status, started_at, finished_at in rows:
+            asked = scopes.asked(self._connection, scope)
+            if asked.digest not in known:
+                known[asked.digest] = asked.target_ids & self._targets.keys()
+            if mine := known[asked.digest]:
+                inside = self._since is None or sealed_at >= self._since
+                certain = status != "aborted" and run_id not in pruned
+                yield _Asking(seal_id, started_at, finished_at, certain, inside, mine)
+
+    # ------------------------------------------------------------------------------------------- target by target
+
+    def _covered(self, gaps: Sequence[Gap]) -> Iterator[CoveredTarget]:
+        certain, unknown = Counter[int](), Counter[int]()
+        first, last = dict[int, int](), dict[int, int]()
+        for run in self._asking:
+            if run.inside:
+                (certain if run.certain else unknown).update(run.targets)
+                for number in run.targets:
+                    first.setdefault(number, run.seal_id)
+                    last[number] = run.seal_id
+        issues = self._counted_issues()
+        made = self._made_by_uncertain()
+        silent = self._unobserved(gaps)
+        schedules = self._schedules()
+        for number, key in sorted(self._targets.items(), key=lambda each: each[1]):
+            if number not in first:
+                continue
+            held, failed, stale = (issues[number, verdict] for verdict in ("held", "failed", "stale"))
+            yield CoveredTarget(
+                *key,
+                schedules=", ".join(sorted(schedules.get(number, ()))),
+                asked=certain[number] + unknown[number],
+                answered=certain[number] + made[number] - held - failed - stale,
+                held=held,
+                failed=failed,
+                stale=stale,
+                unknown=unknown[number] - made[number],
+                unobserved_seconds=silent[key],
+                first_seal=first[number],
+                last_seal=last[number],
+            )
+
+    def _counted_issues(self) -> Counter[tuple[int, str]]:
+        """Of runs of which everything is known."""
+        counted = Counter[tuple[int, str]]()
+        certain = select(sync_issue.c.target_id, sync_issue.c.verdict, func.count()).where(
+            sync_run.c.status != "aborted"
+        )
+        for number, verdict, count in self._rows(_joined(certain, sync_issue).group_by(*certain.selected_columns[:2])):
+            counted[number, verdict] += count
+        return counted
+
+    def _made_by_uncertain(self) -> Counter[int]:
+        """Versions of runs that were aborted, or whose issues were deleted, prove an answer in each."""
+        gone = select(pruned_issues.c.pruned_run_id)
+        query = select(change_set.c.target_id, func.count(change_set.c.run_id.distinct())).where(
+            or_(sync_run.c.status == "aborted", sync_run.c.id.in_(gone))
+        )
+        counted = Counter[int]()
+        counted.update(dict(map(tuple, self._rows(_joined(query, change_set).group_by(change_set.c.target_id)))))
+        return counted
+
+    def _schedules(self) -> Mapping[int, Collection[str]]:
+        """Those that listed each target in the time."""
+        found: defaultdict[int, set[str]] = defaultdict(set)
+        columns = (target_membership.c.target_id, target_membership.c.schedule)
+        moves = select(*columns, target_membership.c.kind, target_membership.c.at).where(columns[1].is_not(None))
+        moves = self._mine(moves.join(target, target.c.id == target_membership.c.target_id))
+        rows: Iterator[Any] = iter(self._connection.execute(moves.order_by(target_membership.c.id)))
+        for number, schedule, kind, at in rows:
+            if kind == "joined" and at < self._until:
+                found[number].add(schedule)
+            elif kind == "left" and self._since is not None and at < self._since:
+                found[number].discard(schedule)
+        return found
+
+    # ------------------------------------------------------------------------------------------------------- gaps
+
+    def _gaps(self) -> Iterator[Gap]:
+        """Those that reach into the time."""
+        query = select(_GAPS).where(_GAPS.c.gap_from < bindparam("until", self._until, UtcTime))
+        if self._since is not None:
+            ends = or_(_GAPS.c.gap_to.is_(None), _GAPS.c.gap_to > bindparam("since", self._since, UtcTime))
+            query = query.where(ends)
+        names = zip((_GAPS.c.org_id, _GAPS.c.user_id), self._names.values(), strict=True)
+        query = query.where(*(column == name for column, name in names if name is not None))
+        ids = {key: number for number, key in self._targets.items()}
+        for *key, gap_from, gap_to, changed in self._connection.execute(
+            query.order_by(_GAPS.c.org_id, _GAPS.c.user_id, _GAPS.c.expression, _GAPS.c.gap_from)
+        ):
+            number = ids[Target(*key)]
+            seals = [None if at is None else self._seal_of(number, at) for at in (gap_from, gap_to)]
+            yield Gap._make((*key, gap_from, gap_to, None if changed is None else bool(changed), *seals))
+
+    def _seal_of(self, number: int, at: dt.datetime) -> int | None:
+        """Of the run that asked a target then."""
+        found = (run for run in self._asking if run.started_at <= at <= run.finished_at and number in run.targets)
+        return next((run.seal_id for run in found), None)
+
+    def _unobserved(self, gaps: Sequence[Gap]) -> Counter[Target]:
+        seconds = Counter[Target]()
+        for gap in gaps:
+            begin = max(gap.gap_from, self._since or gap.gap_from)
+            end = min(gap.gap_to or self._until, self._until)
+            seconds[Target(*gap[:3])] += max(0, (end - begin) // dt.timedelta(seconds=1))
+        return seconds
+
+
+def _joined(query: Select[Any], of: Any) -> Select[Any]:
+    """With the run, its seal and the target of each row."""
+    return (
+        query.join_from(of, target, target.c.id == of.c.target_id)
+        .join(run_seal, run_seal.c.run_id == of.c.run_id)
+        .join(sync_run, sync_run.c.id == of.c.run_id)
+    )
+
+
+_UNANSWERED: Final = _joined(
+    select(
+        *(run_seal.c.id, sync_issue.c.run_id, sync_run.c.started_at, *_KEY),
+        *(sync_issue.c.verdict, sync_issue.c.error_code),
+    ),
+    sync_issue,
+).order_by(run_seal.c.id, *_KEY, sync_issue.c.id)
+_HELD: Final = _joined(
+    select(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *_KEY, hold_event.c.kind, hold_event.c.flow_ids),
+    hold_event,
+).order_by(run_seal.c.id, hold_event.c.id)
+_MOVED: Final = _joined(
+    select(
+        *(run_seal.c.id, target_membership.c.run_id, target_membership.c.at, *_KEY),
+        *(target_membership.c.kind, target_membership.c.schedule),
+    ),
+    target_membership,
+).order_by(run_seal.c.id, target_membership.c.id)
