@@ -1,9 +1,9 @@
 """What a target saw at a moment T, and how well that is known; docs/asof.md explains the rules and gives recipes.
 
-Two ways lead to the list at T, and both give the same. *Replay* takes the latest change of each workflow until T;
-*undo* takes the list of now, and for each workflow that changed since T what the first such change says was before.
-The cheaper one is taken, so that neither the history before T nor the one after it is read for nothing. (CROSS JOIN
-is SQLite's way to be told the order of a join; to PostgreSQL it is a join like any other.)
+Two ways lead to the list at T, and both give the same result. *Replay* takes the latest change of each workflow until
+T. *Undo* takes the current list, and for each workflow that changed since T the old values of its first change after T.
+The cheaper way is used, so that neither the history before T nor the one after it is read for nothing. (CROSS JOIN
+tells SQLite the order of a join; for PostgreSQL it is an ordinary join.)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from etl.schema import UtcTime
 Way = Literal["replay", "undo"]
 
 UNDO_COSTS: Final = 16
-"""To undo a change set costs as much as to replay so many, or less."""
+"""Undoing a change set costs at most as much as replaying this many."""
 
 _SEEN: Final = """
 known AS MATERIALIZED (
@@ -144,8 +144,8 @@ _THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY
 def targets_statement(
     filters: Mapping[str, Any], condition: str = "", *parameters: BindParameter[Any]
 ) -> TextualSelect:
-    """One row a target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``.
-    ``condition`` is one more, on the table ``target t``, with its ``parameters``."""
+    """One row for each target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``.
+    ``condition`` is a further condition on the table ``target t``, with its ``parameters``."""
     chosen = _where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}")
     sql = f"WITH {_SEEN}{_TARGETS}".format(targets=chosen)
     return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(TargetAsOf))
@@ -154,7 +154,7 @@ def targets_statement(
 def flows_statement(way: Way, filters: Mapping[str, Any], name_filter: str) -> TextualSelect:
     """The list of each target at ``:at``.
 
-    ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle`` to be found, and the statement's
+    ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle``, which are also the statement's
     parameters; ``name_filter`` is a condition on ``flow_name``, or empty.
     """
     sql = f"WITH {_SEEN},{_REPLAYED if way == 'replay' else _UNDONE}{_FLOWS}".format(
@@ -167,7 +167,7 @@ def flows_statement(way: Way, filters: Mapping[str, Any], name_filter: str) -> T
 
 
 def cheaper_way(connection: Connection, at: dt.datetime) -> Way:
-    """By how many change sets there are before and after ``at``, which their ids tell well enough."""
+    """By the number of change sets before and after ``at``, estimated from their ids."""
     newest: int = connection.execute(_NEWEST).scalar() or 0
     then: int = connection.execute(_timed(_THEN), {"at": at}).scalar() or 0
     return "undo" if (newest - then) * UNDO_COSTS < then else "replay"

@@ -1,4 +1,4 @@
-"""One list of what is wrong: a pure function of what is known, and the only place that words it.
+"""One list of what is wrong: a pure function of what is known, and the only place with its wording.
 
 `/readyz`, `/freshness`, `/metrics`, `status`, the page, the log and notifications show the same conditions. A cause is
 one condition, however many targets it has; ``CODES`` has every code, how bad it is, and what to do about it.
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 Severity = Literal["down", "degraded", "notice"]
-"""``down``: nothing can be recorded. ``degraded``: something is not. ``notice``: a person should look at it."""
+"""``down``: nothing can be recorded. ``degraded``: something is not recorded. ``notice``: a person should look."""
 
 SUBJECTS_NAMED: Final = 3
 
 
 class Rule(NamedTuple):
-    """What holds of every condition of a code."""
+    """What all conditions of a code have in common."""
 
     severity: Severity
     remedy: str
@@ -46,7 +46,7 @@ CODES: Final[dict[str, Rule]] = {
     "verify_overdue": Rule("notice", "Run `flowtrail verify`."),
     "clock_off": Rule("notice", "See that the clock of this machine is right (NTP). If it is, nothing else is to do."),
 }
-"""Every code there is, the worst first."""
+"""Every code, the worst first."""
 CONDITIONS: Final = tuple(CODES)
 OF_THE_DATABASE: Final = frozenset(
     {"database_unreachable", "database_full", "database_read_only", "database_damaged", "schema_behind"}
@@ -58,25 +58,25 @@ OF_THE_SERVICE: Final = frozenset(
         *("details_failing", "timestamps_failing", "verify_overdue"),
     }
 )
-"""What only the active service knows; others read what it has written down."""
+"""Codes that only the active service knows; others read what it has stored."""
 TOLD_BY_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})
-"""Receivers hear of these target by target."""
+"""Codes that receivers are told of target by target."""
 _SEVERITIES: Final = ("down", "degraded", "notice")
 
 
 class Trouble(NamedTuple):
-    """Something that is wrong, as whoever found it knows it."""
+    """Something that is wrong, as its finder describes it."""
 
     code: str
     said: str
-    """A sentence without its full stop."""
+    """A sentence without a full stop."""
     cause: str = ""
     """Tells conditions of one code apart."""
     since: dt.datetime | None = None
     subjects: int = 0
     first: Sequence[str] = ()
     remedy: str = ""
-    """Where it says more than that of the code."""
+    """The remedy, if it says more than that of the code."""
 
 
 class Condition(NamedTuple):
@@ -86,19 +86,19 @@ class Condition(NamedTuple):
     cause: str
     severity: str
     since: dt.datetime | None
-    """When it began, as far as that is known."""
+    """When it began, if known."""
     subjects: int
     """How many targets, organisations or receivers it concerns; 0: it concerns the service as a whole."""
     first: Sequence[str]
     """The first few of them."""
     said: str
-    """The sentence without the time and its full stop."""
+    """The sentence without the time and without a full stop."""
     sentence: str
     remedy: str
 
     @property
     def key(self) -> tuple[str, str]:
-        """What makes two the same condition."""
+        """Two conditions with the same key are the same."""
         return self.code, self.cause
 
     def as_object(self) -> dict[str, object]:
@@ -107,7 +107,7 @@ class Condition(NamedTuple):
 
 
 def conditions(troubles: Iterable[Trouble], since: dict[tuple[str, str], dt.datetime] | None = None) -> list[Condition]:
-    """The list, the worst first and each once; ``since``: when those began that do not say it themselves."""
+    """The list, the worst first and each once. ``since``: when troubles began that do not say so themselves."""
     known = since or {}
     found = {(each.code, each.cause): each for each in reversed(list(troubles))}
     made = [_condition(each, each.since or known.get(key)) for key, each in found.items()]
@@ -143,17 +143,17 @@ class Failing(NamedTuple):
 
 
 _VARIES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\S*\d\S*")
-"""What makes messages of one cause differ: names, ids, numbers."""
+"""Parts that differ between messages of one cause: names, ids, numbers."""
 _LONGEST_CAUSE: Final = 100
 
 
 def message_class(message: str) -> str:
-    """``message`` without what differs from target to target."""
+    """``message`` without the parts that differ from target to target."""
     return " ".join(_VARIES.sub("…", message).split())[:_LONGEST_CAUSE]
 
 
 def by_cause(failing: Iterable[Failing]) -> list[Failing]:
-    """One for each cause, which is a code and a class of messages; the message is that of the largest part."""
+    """One for each cause (a code and a class of messages), with the message that most of its targets have."""
     causes: dict[tuple[str, str], list[Failing]] = {}
     for each in failing:
         causes.setdefault((each.error_code, message_class(each.message)), []).append(each)
@@ -167,7 +167,7 @@ def by_cause(failing: Iterable[Failing]) -> list[Failing]:
 
 
 def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Trouble:
-    """A cause for which targets fail."""
+    """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
     named = f"{cause.error_code} {message_class(cause.message)}"
     return Trouble(code, _said(cause), named, since, cause.targets, cause.first)
@@ -218,12 +218,12 @@ def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence
 
 
 def overdue(targets: int, first: Sequence[str]) -> Trouble:
-    """Nobody has observed targets for three of their slots."""
+    """Targets were not observed for three of their slots."""
     return Trouble("targets_overdue", f"{counted(targets, 'target')} overdue", "", None, targets, first)
 
 
 def unscheduled(targets: int, first: Sequence[str]) -> Trouble:
-    """Targets that no schedule asks for, and that were not retired."""
+    """Targets are in no schedule, and were not retired."""
     said = f"{counted(targets, 'target')} in no schedule, and not retired: nobody asks for them"
     return Trouble("targets_unscheduled", said, "", None, targets, first)
 
@@ -235,7 +235,7 @@ def roster_failing(org_id: str, code: str, message: str, since: dt.datetime | No
 
 
 def clock_went_back(targets: int, until: dt.datetime) -> Trouble:
-    """``targets`` have observations that lie ahead of now, the latest at ``until``."""
+    """Targets have observations ahead of now, the latest at ``until``."""
     who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
     return Trouble(
         "clock_off",

@@ -1,4 +1,4 @@
-"""What EnOS said of workflows when it was asked for their details, beside the changes that it was asked for."""
+"""What EnOS said when asked for details of workflows, next to the changes that led to the requests."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def beside(connection: Connection, events: Sequence[WorkflowEvent], zone: dt.tzi
 
 
 def details_of_changes(engine: Engine, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
-    """What EnOS said beside each of ``events``."""
+    """What EnOS said about each of ``events``."""
     with reading(engine) as connection:
         return details_within(connection, events)
 
@@ -128,7 +128,7 @@ def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowH
 
 
 def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[dict[str, Any]]:
-    """The events with what EnOS said, a few hundred at a time; just the events where nobody ever asked."""
+    """The events with what EnOS said, a few hundred at a time; only the events if details were never asked for."""
     if not any_details(engine):
         yield from (event._asdict() for event in events)
         return
@@ -139,7 +139,7 @@ def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[di
 
 
 def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowDetail]:
-    """Every answer of Get Flow for a workflow, oldest first."""
+    """Every answer of Get Flow for a workflow, the oldest first."""
     columns = [workflow_detail.c[name] for name in FlowDetail._fields]
     found = select(*columns).where(workflow_detail.c.flow_id == flow_id).order_by(workflow_detail.c.id)
     if org is not None:
@@ -149,7 +149,7 @@ def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowD
 
 
 def latest_details_of_flow(connection: Connection, org: str, flow_id: str, most: int) -> list[FlowDetail]:
-    """The last answers of Get Flow for a workflow, newest first."""
+    """The latest answers of Get Flow for a workflow, the newest first."""
     columns = [workflow_detail.c[name] for name in FlowDetail._fields]
     ours = (workflow_detail.c.org_id == org, workflow_detail.c.flow_id == flow_id)
     found = select(*columns).where(*ours).order_by(workflow_detail.c.id.desc()).limit(most)

@@ -1,4 +1,4 @@
-"""What happened in the organisations, and the users behind each event."""
+"""The events of organisations, and the users behind each event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from etl.schema import UtcTime
 
 
 class Behind(NamedTuple):
-    """A user whose list showed an event, and as what."""
+    """A user whose list showed an event, and the kind of its change."""
 
     user_id: str
     expression: str
@@ -24,7 +24,7 @@ class Behind(NamedTuple):
 
 
 class Filters(NamedTuple):
-    """Which events are asked for; an id is a part of one, or a whole one with ``names.WHOLE`` in front."""
+    """Which events to show. An id is a part of one, or a whole one after ``names.WHOLE``."""
 
     org: str = ""
     user: str = ""
@@ -36,7 +36,7 @@ class Filters(NamedTuple):
 
 
 def events(dialect: str, asked: Filters) -> Select[Any]:
-    """``OrgWorkflowEvent``, the one decided last first."""
+    """``OrgWorkflowEvent``, the latest decision first."""
     event = view("org_workflow_event", OrgWorkflowEvent)
     ids = ((event.c.org_id, asked.org), (event.c.user_id, asked.user), (event.c.flow_id, asked.flow))
     found: list[ColumnElement[bool]] = [id_contains(dialect, column, part) for column, part in ids if part]
@@ -57,11 +57,11 @@ SHOWN_AS: Final = {
     "renamed": "renamed",
     "cycle_changed": "cycle_changed",
 }
-"""As what change a user's list shows an event."""
+"""The kinds of changes by which a user's list can show an event."""
 
 
 def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[Behind]]:
-    """By the number of an event, the users whose lists showed it in its interval."""
+    """By event id, the users whose lists showed the event in its interval."""
     if not shown:
         return {}
     asked = {

@@ -18,8 +18,8 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 @contextmanager
 def short_transaction(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads. PostgreSQL gives up a statement after 30 s, and does not compile queries, which
-    takes longer than most of ours run."""
+    """A transaction that only reads. PostgreSQL stops a statement after 30 s, and does not compile queries, which would
+    take longer than most of ours run."""
     with reading(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL jit = off; SET LOCAL statement_timeout = '30s'")
@@ -45,6 +45,6 @@ def page(
 
 
 def with_times(sql: str, parameters: Mapping[str, Any]) -> TextClause:
-    """The statement; its parameters that are times are bound as both databases store them."""
+    """The statement, with times among its parameters bound as each database stores them."""
     times = [name for name, value in parameters.items() if isinstance(value, dt.datetime)]
     return text(sql).bindparams(*(bindparam(name, type_=UtcTime()) for name in times))

@@ -1,9 +1,9 @@
-"""The state of the targets and of the service's work: who fails, is refused, held or overdue, and what ran last.
+"""The state of the targets and of the service: which targets fail, are refused, held or overdue, and what ran last.
 
-The only reading of these facts. `/freshness`, `/metrics`, `status`, the page and the report show it, so they cannot
-disagree. Whatever is recorded ahead of now was recorded while a clock was ahead. It counts as no observation, no change
-and no success: a target that was last observed then is judged like one that was never observed, by its failures and by
-whether the runs of its schedule end.
+Only this module reads these facts. `/freshness`, `/metrics`, `status`, the page and the report show its result, so they
+cannot disagree. A time ahead of now was recorded while a clock was ahead. It counts neither as an observation, nor as a
+change or a success: a target that was last observed then is judged like one that was never observed, by its failures
+and by whether the runs of its schedule end.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from etl.schema import UtcTime
 
 REFUSED_NAMED_AT_MOST: Final = 100
 CLOCKS_DIFFER_BY: Final = dt.timedelta(minutes=1)
-"""How far ahead of now a time may lie before anything is said: machines that share a database differ a little."""
+"""How far ahead of now a time may lie without being reported: the clocks of machines differ a little."""
 
 
 class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the database alone says of the targets that are not retired. Times are aware, in UTC.
+    """What the database alone says about the targets that are not retired. Times are aware, in UTC.
 
-    ``failing``, ``refused`` and neither are three sets without a common member; a target of any may be held as well.
+    No target is both ``failing`` and ``refused``; any target may be held as well.
     """
 
     targets: int
     never_observed: int
     failing: int
-    """The last attempt got no valid answer, and the next one may."""
+    """Targets whose last attempt got no valid answer, but whose next one may."""
     refused: int
-    """EnOS refuses these until somebody changes a right or the schedule."""
+    """Targets that EnOS refuses until somebody changes a right or the schedule."""
     held: int
     held_removals: int
     listed: int
@@ -48,19 +48,19 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     checked: troubles.LastCheck | None = None
     """The service's last check of the trail."""
     troubles: Sequence[Trouble] = ()
-    """What is wrong, with the targets and beside them."""
+    """What is wrong with the targets and in general."""
     began: Mapping[tuple[str, str], dt.datetime] = {}
-    """When conditions began, by code and cause, where the active service has written it down."""
+    """When conditions began, by code and cause, as the active service has stored it."""
     ahead: int
     """Targets whose latest observation lies ahead of now, by more than clocks differ."""
     ahead_until: dt.datetime | None
     """The latest of those observations."""
     last_observation_at: dt.datetime | None
     oldest_observation_at: dt.datetime | None
-    """The last observation of the target that has waited longest for the next one."""
+    """The latest observation of the target that was observed least recently."""
 
     def conditions(self, own: Sequence[Trouble] = ()) -> list[Condition]:
-        """What is wrong, the worst first; ``own``: what the asking process knows itself."""
+        """What is wrong, the worst first; ``own``: what only the calling process knows."""
         return conditions([*own, *self._troubles()], dict(self.began))
 
     def _troubles(self) -> list[Trouble]:
@@ -69,7 +69,7 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
-    """The same, and what only the schedules can tell: which targets are overdue."""
+    """The same, plus what needs the schedules: which targets are overdue."""
 
     last_change_at: dt.datetime | None
     overdue: tuple[Overdue, ...]
@@ -84,7 +84,7 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
 
     @property
     def fresh(self) -> bool:
-        """Whether no target is overdue. A refused target never is: it is named, but nobody is paged for it."""
+        """Whether no target is overdue. A refused target never is: it is reported, but pages nobody."""
         return not self.overdue
 
     @property
@@ -140,8 +140,8 @@ def read(
 ) -> HealthSnapshot:
     """The health of ``schedules`` at ``now``, in one short transaction.
 
-    ``known_since``: since when the asking service has known each schedule; it counts where one never ran at all.
-    Raises DatabaseError.
+    ``known_since``: since when the service has known each schedule; used for schedules that never ran. Raises
+    DatabaseError.
     """
     with short_transaction(engine) as connection:
         return read_within(connection, schedules, now, known_since)
@@ -153,7 +153,7 @@ def read_within(
     now: dt.datetime,
     known_since: Mapping[str, dt.datetime] | None = None,
 ) -> HealthSnapshot:
-    """The same, within a transaction that reads more."""
+    """The same, within the caller's transaction."""
     records = records_of(connection, schedules, now)
     summary = _summary(connection, now)
     summary["troubles"] += troubles.of_schedules(connection, schedules, summary["targets"])
@@ -169,7 +169,7 @@ def read_within(
 
 
 def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
-    """What can be said without the schedules. Raises DatabaseError."""
+    """The part that needs no schedules. Raises DatabaseError."""
     return TargetSummary(**_summary(connection, now))
 
 

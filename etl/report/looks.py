@@ -1,4 +1,4 @@
-"""What was looked at, and when: why a list is empty, or lacks those whom nobody had asked for by then."""
+"""Which targets had been observed at a moment: why a list is empty, or incomplete."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _NAMES: Final = {
 
 
 class Looks(NamedTuple):
-    """What is known of the targets that a question is about, at the moment that it is about."""
+    """What was known about some targets at a moment."""
 
     targets: int
-    """However many there are, retired ones too."""
+    """How many there are, including retired ones."""
     observed: int
-    """Those of them that had been observed by then."""
+    """How many had been observed by then."""
     retired: int
-    """Those of them that were retired by then."""
+    """How many were retired by then."""
     first_at: dt.datetime | None
-    """The first look at any of them."""
+    """The first observation of any of them."""
     last_at: dt.datetime | None
-    """The last look that is recorded, by now."""
+    """The last observation that is recorded now."""
 
 
 class Unknown(NamedTuple):
@@ -50,17 +50,17 @@ class Unknown(NamedTuple):
     """``org_id`` or ``user_id``."""
     name: str
     similar: str | None
-    """One that a target has, and that may be meant."""
+    """A similar name that a target has."""
 
 
 def looks(engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None) -> Looks:
-    """What was looked at until ``at`` (aware): of an organisation, of a user, or of all. Raises DatabaseError."""
+    """What was known at ``at`` (aware) of an organisation, a user, or all targets. Raises DatabaseError."""
     with reading(engine) as connection:
         return _looks(connection, at, org_id=org, user_id=user)
 
 
 def unknown(engine: Engine, *, org: str | None = None, user: str | None = None) -> Unknown | None:
-    """The first of the names that no target has; of a user who is of another organisation only, his. Raises
+    """The first of the names that no target has, also if the user is only in another organisation. Raises
     DatabaseError."""
     now = dt.datetime.max.replace(tzinfo=dt.UTC)
     with reading(engine) as connection:

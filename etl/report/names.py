@@ -1,4 +1,4 @@
-"""Finds a name by a part of it: a-z in either case, everything else exactly, the same on both databases."""
+"""Finds names by a part of them: a-z in either case, everything else exactly, the same on both databases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pattern(part: str) -> str:
 
 def contains(dialect: str, name: ColumnElement[Any], part: str) -> ColumnElement[bool]:
     """The column ``name`` contains ``part``."""
-    # both databases fold a-z only: SQLite knows no others, PostgreSQL does so in collation C
+    # only a-z are folded: SQLite knows no others, PostgreSQL does the same in collation C
     folded = func.lower(name if dialect == "sqlite" else collate(name, "C"))
     return folded.like(pattern(part), escape=_ESCAPE)
 
@@ -29,25 +29,25 @@ def contains_sql(dialect: str, name: str, parameter: str) -> str:
 
 
 WHOLE: Final = "="
-"""In front of an id that is asked for: the whole id, and not a part of one."""
+"""In front of an id in a search: the whole id, not a part of one."""
 
 
 def id_contains(dialect: str, column: ColumnElement[Any], asked: str) -> ColumnElement[bool]:
-    """The id in ``column`` contains what is asked for, or is it, where ``WHOLE`` stands in front."""
+    """The id in ``column`` contains ``asked``, or is equal to what follows ``WHOLE``."""
     return column == asked[len(WHOLE) :] if asked.startswith(WHOLE) else contains(dialect, column, asked)
 
 
 def with_ids(dialect: str, chosen: Select[Any], org: str, user: str) -> Select[Any]:
-    """Those rows whose ``org_id`` and ``user_id`` contain what is asked for, if anything is."""
+    """The rows whose ``org_id`` and ``user_id`` contain ``org`` and ``user``, if given."""
     ids = ((chosen.selected_columns.org_id, org), (chosen.selected_columns.user_id, user))
     return chosen.where(*(id_contains(dialect, column, asked) for column, asked in ids if asked))
 
 
 def id_sql(dialect: str, name: str, parameter: str, asked: str) -> str:
-    """The same in words, for a statement to which ``id_value`` is bound as ``parameter``."""
+    """``id_contains`` as SQL text, for a statement that binds ``id_value`` as ``parameter``."""
     return f"{name} = :{parameter}" if asked.startswith(WHOLE) else contains_sql(dialect, name, parameter)
 
 
 def id_value(asked: str) -> str:
-    """What is bound to ``id_sql``."""
+    """The value to bind for ``id_sql``."""
     return asked[len(WHOLE) :] if asked.startswith(WHOLE) else pattern(asked)

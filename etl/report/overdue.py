@@ -1,4 +1,4 @@
-"""Which targets are overdue: nobody has observed them for the last three due slots of one of their schedules."""
+"""Which targets are overdue: they were not observed for the last three due slots of one of their schedules."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.schema import UtcTime
 
 SLOTS_ALLOWED: Final = 3
-"""A target is overdue once this many due slots in a row have passed without an observation of it."""
+"""A target is overdue once this many due slots in a row have passed without an observation."""
 RESOLUTION: Final = dt.timedelta(microseconds=1)
 _TIME_TO_START: Final = dt.timedelta(minutes=1)
-"""How long a run may take to start before its slot has passed; half the time to the next slot, if that is shorter."""
+"""How long a run may take to start before its slot counts as passed; at most half the time to the next slot."""
 
 
 class Overdue(NamedTuple):
-    """A target that nobody has observed for the last three due slots of one of its schedules."""
+    """A target that was not observed for the last three due slots of one of its schedules."""
 
     schedule: str
     target: Target
     last_observed_at: dt.datetime | None
     last_error_code: str | None = None
     held_since: dt.datetime | None = None
-    """While a person has to decide, answers are no observations."""
+    """Set while removals are held: then answers do not count as observations."""
 
 
 class RunRecord(NamedTuple):
-    """What ``sync_run`` knows of a schedule."""
+    """What ``sync_run`` says about a schedule."""
 
     succeeded_at: dt.datetime | None
     asked_at: dt.datetime | None
-    """When its latest run that came to an end began; where none did, its first one; None where it never ran."""
+    """When its latest ended run began; if none has ended, when its first run began; None if it never ran."""
     under_way: bool
 
 
 class _Known(NamedTuple):
-    """What ``target_health`` knows of a target."""
+    """What ``target_health`` says about a target."""
 
     last_observed_at: dt.datetime | None
     last_error_code: str | None
@@ -62,7 +62,7 @@ _REGISTERED: Final = text("SELECT org_id, user_id, expression FROM target WHERE 
 
 
 def _latest(column: str, condition: str) -> str:
-    """A time, not ahead of now, of the schedule's own run that began last; of ``asked.value``, one of many names."""
+    """A time (not ahead of now) of the latest own run of a schedule; ``asked.value`` is the schedule's name."""
     return f"""(
     SELECT {column} FROM sync_run
      WHERE schedule = asked.value AND origin IN ('schedule', 'catch_up') AND status <> 'aborted' AND {condition}
@@ -87,7 +87,7 @@ _UNDER_WAY: Final = text("SELECT DISTINCT schedule FROM sync_run WHERE status = 
 
 
 def records_of(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, RunRecord]:
-    """The record of each schedule, by its name; one statement for all, since one for each of 10,000 took seconds."""
+    """The record of each schedule, by name; one statement for all, because one for each of 10,000 took seconds."""
     under_way = set(connection.scalars(_UNDER_WAY))
     names = msgspec.json.encode([each.name for each in schedules]).decode()
     found = connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
@@ -128,7 +128,7 @@ def _not_ahead(known: _Known, now: dt.datetime) -> _Known:
 
 
 def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
-    """One that was never observed is overdue after three failed attempts, or if no run has ended for three slots."""
+    """A target that was never observed is overdue after three failures, or if no run has ended for three slots."""
     if known.last_error_code in REFUSED_FOR_GOOD:
         return False
     if known.last_observed_at is None:
@@ -152,10 +152,10 @@ def _limits(
 
 
 def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: bool = False) -> dt.datetime | None:
-    """The third last of the slots that have passed.
+    """The third-last slot that has passed.
 
-    A slot has passed once its run has had its time to start. A run under way may still observe, so it excuses one
-    slot; no more, so that a run that hangs is noticed.
+    A slot has passed once its run has had time to start. A run under way may still observe, so it excuses one slot;
+    only one, so that a run that hangs is noticed.
     """
     now -= schedule.jitter
     slot = schedule.slots.latest_until(now)

@@ -1,4 +1,4 @@
-"""What is read from the database for people and files: the views, the list as of a moment, the runs, the problems."""
+"""What people and files read: the views, the list as of a moment, the runs, the problems."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from etl.report.stream import stream
 class Report:
     """The reading side of a database whose schema is current. Safe to use from several threads.
 
-    Every method gives its rows as they are read, all of one moment, in constant memory, as NamedTuples whose fields
-    are the columns of the view behind them. A filter left out finds everything; ``org``, ``user`` and ``flow`` are
-    whole ids, ``name`` is a part of the name (a-z and A-Z are the same), ``cycle`` is EnOS's code or its label
-    ("D" or "day"). Every method raises DatabaseError where the database refuses.
+    Every method returns its rows as they are read, all from one moment, in constant memory, as NamedTuples whose fields
+    are the columns of the view behind them. Without a filter it finds everything. ``org``, ``user`` and ``flow`` are
+    whole ids, ``name`` is a part of the name (a-z and A-Z are the same), ``cycle`` is EnOS's code or its label ("D" or
+    "day"). Every method raises DatabaseError if the database refuses.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -90,9 +90,9 @@ class Report:
     def targets_as_of(
         self, at: dt.datetime, *, org: str | None = None, user: str | None = None
     ) -> Iterator[TargetAsOf]:
-        """One row for each target that was not retired by ``at``, an empty one too.
+        """One row for each target that was not retired by ``at``, also with an empty list.
 
-        One that had not been observed by then is ``unobserved``, with no ``observed_before`` and no ``flow_count``:
+        A target that had not been observed by then is ``unobserved``, without ``observed_before`` and ``flow_count``:
         nobody knows what it saw.
         """
         filters = {column: value for column, value in {"org_id": org, "user_id": user}.items() if value is not None}
@@ -113,7 +113,7 @@ class Report:
     ) -> Iterator[WorkflowEvent]:
         """``workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of the trail.
 
-        ``name`` finds the old and the new name. ``limit`` keeps the first so many, of the order that is asked for.
+        ``name`` finds the old and the new name. ``limit`` keeps the first rows in the order that is asked for.
         """
         event = view("workflow_event", WorkflowEvent)
         found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
@@ -128,22 +128,22 @@ class Report:
     def history(
         self, *, flow: str | None = None, org: str | None = None, user: str | None = None
     ) -> Iterator[WorkflowHistory]:
-        """``workflow_history``: each state of each workflow with the time that it lasted, by target and flow_id."""
+        """``workflow_history``: each state of each workflow and how long it lasted, by target and flow_id."""
         state = view("workflow_history", WorkflowHistory)
         found = statements.equal(state, org_id=org, user_id=user, flow_id=flow)
         key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
         return stream(self._engine, select(state).where(*found).order_by(*key), WorkflowHistory)
 
     def health(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
-        """``target_health``, retired targets left out, by organisation, user and expression."""
+        """``target_health`` without retired targets, by organisation, user and expression."""
         return stream(self._engine, statements.targets(org=org, user=user), TargetHealth)
 
     def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
-        """Those of ``health`` whose last attempt failed, or whose removals are held; the first so many."""
+        """The first ``limit`` rows of ``health`` whose last attempt failed, or whose removals are held."""
         return stream(self._engine, statements.targets("problems").limit(limit), TargetHealth)
 
     def causes(self) -> list[ProblemCause]:
-        """What ``problems`` come from, the most frequent first; a target that fails and is held counts in both."""
+        """The causes of ``problems``, the most frequent first; a target that fails and is held counts in both."""
         with reading(self._engine) as connection:
             return causes(connection)
 
@@ -155,7 +155,7 @@ class Report:
         return stream(self._engine, statements.held_removals(org=org), HeldRemoval)
 
     def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
-        """What is held of each target, by organisation, user and expression."""
+        """The held removals of each target, by organisation, user and expression."""
         for key, removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2)):
             yield held_set(Target(*key), (removal.flow_id for removal in removals))
 
@@ -174,7 +174,7 @@ class Report:
 
 
 def causes(connection: Connection) -> list[ProblemCause]:
-    """``Report.causes``, within a transaction that reads more."""
+    """``Report.causes``, within the caller's transaction."""
     return [ProblemCause._make(row) for row in connection.execute(_CAUSES)]
 
 

@@ -1,4 +1,4 @@
-"""What the reports give: a row type a view, with exactly the names of its columns. Times are aware, in UTC."""
+"""The rows of reports: one row type per view, with the names of its columns. Times are aware, in UTC."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CurrentWorkflow(NamedTuple):
 
 
 class WorkflowAsOf(NamedTuple):
-    """A workflow that a target saw then, and how well that is known."""
+    """A workflow that a target saw at a moment, and how well that is known."""
 
     org_id: str
     user_id: str
@@ -53,7 +53,7 @@ class WorkflowAsOf(NamedTuple):
 
 
 class TargetAsOf(NamedTuple):
-    """A target, how well it was known then, and how many workflows it saw; all null before its first observation."""
+    """A target at a moment: how well its list was known, and its length; null before the first observation."""
 
     org_id: str
     user_id: str
@@ -128,11 +128,11 @@ class OrgWorkflowAsOf(NamedTuple):
     editors: int
     first_seen_at: dt.datetime
     unobserved: int
-    """Of the users, those whose list at that moment nobody observed: their last one is counted."""
+    """How many of the users were not observed at that moment; their last list is counted."""
 
 
 class OrgWorkflowEvent(NamedTuple):
-    """What happened to a workflow in its organisation, once however many users saw it."""
+    """An event of a workflow in its organisation: one row, however many users saw it."""
 
     org_id: str
     expression: str
@@ -162,7 +162,7 @@ class OrgWorkflowEvent(NamedTuple):
 
 
 class RunIssue(NamedTuple):
-    """A target that did not go through in a run."""
+    """A target that failed or was held or stale in a run."""
 
     org_id: str
     user_id: str
@@ -243,18 +243,18 @@ class TargetHealth(NamedTuple):
 
 
 class ProblemCause(NamedTuple):
-    """What keeps targets from being observed: an error code, or ``held``; and one of its messages, as an example."""
+    """A cause of problems: an error code or ``held``, with one of its messages as an example."""
 
     cause: str
     targets: int
     organisations: int
     most_failures: int
-    """The longest row of failures of one of them."""
+    """The most consecutive failures of one of these targets."""
     example: str | None
 
 
 class HeldRemoval(NamedTuple):
-    """A workflow that the last answers lack, and that stays until a person approves its removal."""
+    """A workflow that the last answers lack, and that stays until it is back or a person approves its removal."""
 
     org_id: str
     user_id: str

@@ -1,4 +1,4 @@
-"""The runs, and one of them: what it found, what failed by cause, what it wrote."""
+"""The list of runs, and one run: what it found, what failed (by cause), and what it wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etl.schema import change_set, sync_issue, target
 
 
 class IssueCause(NamedTuple):
-    """Why targets did not go through in a run."""
+    """Why targets had an issue in a run."""
 
     verdict: str
     error_code: str | None
@@ -35,7 +35,7 @@ def one(connection: Connection, run_id: int) -> SyncRun | None:
 
 
 def causes(connection: Connection, run_id: int) -> list[IssueCause]:
-    """The most frequent first."""
+    """The causes of a run's issues, the most frequent first."""
     return [IssueCause(*row) for row in connection.execute(_CAUSES, {"run": run_id})]
 
 

@@ -12,17 +12,17 @@ from etl.schema import target
 
 
 class Found(NamedTuple):
-    """At most so many of each as were asked for."""
+    """What a search found, at most ``most`` of each."""
 
     orgs: list[str]
     users: list[tuple[str, str]]
     """Organisation and user."""
     workflows: list[OrgWorkflow]
-    """Of those that users see now."""
+    """Only workflows that users see now."""
 
 
 def search(connection: Connection, part: str, most: int) -> Found:
-    """What has ``part`` in its id or its name; a to z in either case. An id that is the whole of it comes first."""
+    """Finds ``part`` in ids and names, a-z in either case. An id that is equal to it comes first."""
     dialect, whole = connection.dialect.name, part.removeprefix("=")
     org, user = target.c.org_id, target.c.user_id
     orgs = select(org).where(id_contains(dialect, org, part)).group_by(org).order_by((org == whole).desc(), org)

@@ -1,4 +1,4 @@
-"""The questions that files, tables and pages ask alike: each a SELECT whose columns are the fields of one row type."""
+"""Queries that files, tables and pages share: each is a SELECT whose columns are the fields of one row type."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from etl.report.rows import SyncRun, TargetHealth, view
 from etl.schema import sync_issue, target, workflow
 
 Show = Literal["", "problems", "never_observed", "empty", "retired"]
-"""Which targets: every configured one, those with problems, those that nobody has observed yet, those whose list is
-empty, those retired."""
+"""Which targets: all configured ones, or those with problems, not observed yet, with an empty list, or retired."""
 
 HELD = and_(target.c.held_since.is_not(None), target.c.retired_at.is_(None))
 """Removals of the target wait for a person."""
@@ -34,7 +33,7 @@ def targets(which: Show = "", *, org: str | None = None, user: str | None = None
 
 
 def show(asked: str) -> Show:
-    """What is asked for; every configured target where there is no such choice."""
+    """The choice with this name; all configured targets if there is none."""
     return next((known for known in get_args(Show) if known == asked), "")
 
 
@@ -47,7 +46,7 @@ def held_targets() -> Select[Any]:
 
 
 def held_removals(*, org: str | None = None) -> Select[Any]:
-    """``HeldRemoval``: a row a workflow whose removal is held, by organisation, user, expression and flow_id."""
+    """``HeldRemoval``: one row per workflow whose removal is held, by organisation, user, expression and flow_id."""
     key = (target.c.org_id, target.c.user_id, target.c.expression)
     missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
     return (
@@ -59,7 +58,7 @@ def held_removals(*, org: str | None = None) -> Select[Any]:
 
 
 def _latest_reason() -> ColumnElement[str | None]:
-    """What the guard said when it last held removals of the target."""
+    """The guard's reason when it last held removals of the target."""
     said = sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held"
     latest = select(sync_issue.c.message).where(*said).order_by(sync_issue.c.id.desc()).limit(1)
     return latest.scalar_subquery().label("reason")

@@ -1,4 +1,4 @@
-"""What happens in organisations, for people and files: events, lists, and what sealed runs brought."""
+"""Organisations, for people and files: events, lists, and what sealed runs brought."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.schema import run_seal
 
 
 class OrgWorkflowState(NamedTuple):
-    """A workflow of the organisation in the state that it had then."""
+    """A workflow of an organisation, and its state at a moment."""
 
     org_id: str
     expression: str
@@ -32,14 +32,14 @@ class OrgWorkflowState(NamedTuple):
 
 
 class Seals(NamedTuple):
-    """The runs whose seals come after ``after``, up to ``last``: they write nothing more."""
+    """The runs with seals after ``after``, up to ``last``; such runs write nothing more."""
 
     after: int
     last: int
 
 
 def seals_after(engine: Engine, after: int) -> Seals:
-    """The seals after ``after`` that there are now."""
+    """The existing seals after ``after``."""
     with reading(engine) as connection:
         last = connection.execute(select(func.max(run_seal.c.id))).scalar()
     return Seals(after, max(after, last or 0))
@@ -61,7 +61,7 @@ def events(
 ) -> Iterator[OrgWorkflowEvent]:
     """``org_workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of its numbers.
 
-    ``user`` finds that user's access; ``name`` the old and the new name; ``seals`` what those runs brought.
+    ``user`` finds that user's access events, ``name`` the old and the new name, ``seals`` the events of those runs.
     """
     event = view("org_workflow_event", OrgWorkflowEvent)
     found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
@@ -100,7 +100,7 @@ def workflows_as_of(
     name: str | None = None,
     cycle: str | None = None,
 ) -> Iterator[OrgWorkflowState]:
-    """The states of ``org_workflow_history`` at ``at``: one a workflow, by organisation, expression and flow_id."""
+    """The states of ``org_workflow_history`` at ``at``, one per workflow, by organisation, expression and flow_id."""
     state = view("org_workflow_history", OrgWorkflowState)
     found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
     found += _named(engine, name, state.c.flow_name)

@@ -1,4 +1,4 @@
-"""Streams rows in constant memory, without blocking writers for as long as the reader takes."""
+"""Streams rows in constant memory, without blocking writers while the reader works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAGE_ROWS: Final = 1000
 _IN_MEMORY_BYTES: Final = 16 * 2**20
 _LENGTH_BYTES: Final = 4
 _FOR_WHOLE_RESULTS: Final = "SET LOCAL cursor_tuple_fraction = 1; SET LOCAL jit = off"
-"""By default a cursor is planned for its first tenth; and compiling a query takes longer than most of ours run."""
+"""By default a cursor is planned for its first tenth, and compiling a query takes longer than most of ours run."""
 
 
 def stream(
@@ -28,7 +28,7 @@ def stream(
     """The rows of ``statement``, all from one moment. Raises DatabaseError.
 
     On PostgreSQL a cursor keeps the snapshot and blocks nobody. On SQLite a slow reader would keep writers from
-    committing: there the rows are spooled to a temporary file first, and the lock is released.
+    committing, so the rows are first spooled to a temporary file, and the lock is released.
     """
     pages = _spooled if engine.dialect.name == "sqlite" else _from_cursor
     with closing(pages(engine, statement, parameters or {})) as read:

@@ -1,4 +1,4 @@
-"""Sums and short lists for the page and the report, never all rows. Each function takes the page's transaction."""
+"""Sums and short lists for the page and the report, never all rows. Each function reads in the page's transaction."""
 
 # ruff: noqa: S608 - every piece of a statement is a constant of this file; what comes from outside is bound
 
@@ -24,7 +24,7 @@ from etl.schema import UtcTime
 
 
 def state(connection: Connection) -> tuple[int, int, int]:
-    """What moves whenever a sum of this module may: the newest version, the newest span, and how many are retired."""
+    """A value that changes whenever a sum of this module may: newest version, newest span, and a count of targets."""
     row = connection.execute(text(_STATE)).one()
     return int(row[0]), int(row[1]), int(row[2])
 
@@ -36,7 +36,7 @@ SELECT coalesce((SELECT max(id) FROM change_set), 0), coalesce((SELECT max(id) F
 
 
 def workflows(connection: Connection) -> int:
-    """How many workflows exist: each counts once in its organisation."""
+    """How many workflows exist; each counts once in its organisation."""
     return int(connection.execute(text(_WORKFLOWS)).scalar_one())
 
 
@@ -48,7 +48,7 @@ SELECT count(*) FROM (SELECT DISTINCT t.org_id, w.flow_id
 
 
 def days(connection: Connection, since: dt.date, until: dt.date) -> list[Day]:
-    """Every day from ``since`` to ``until``, both included; what ``daily_change`` says, for all organisations."""
+    """Every day from ``since`` to ``until`` (inclusive): ``daily_change``, for all organisations together."""
     sql = f"""
     SELECT {_day(connection, "observed_at")} AS day, {_sums()} FROM change_set
     WHERE observed_at >= :since GROUP BY 1
@@ -58,7 +58,7 @@ def days(connection: Connection, since: dt.date, until: dt.date) -> list[Day]:
 
 
 def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
-    """The organisations whose lists changed most since then, in whatever way, and how long their lists are now."""
+    """The organisations whose lists changed most since then, and how long their lists are now."""
     sql = f"""
     SELECT c.org_id, {", ".join(DELTA_KINDS)},
            coalesce((SELECT sum(flow_count) FROM target n WHERE n.org_id = c.org_id AND n.retired_at IS NULL), 0), orgs
@@ -75,8 +75,8 @@ def churn(connection: Connection, since: dt.date, limit: int) -> list[Churn]:
 def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> list[DaySnapshot]:
     """The end of every day from ``since`` to ``until`` (today: now), as ``flows --as-of`` would count it.
 
-    Reckoned back from now: what there was before a day is what there was after it without the changes of the day.
-    A retired target took its whole list away at that time, and brought it back when it came back.
+    Calculated back from now: the state before a day is the state after it without the changes of the day. A target that
+    was retired took its whole list away then, and brought it back if it came back.
     """
     gained = _gained(connection, since)
     unobserved, targets = _unobserved(connection, since, until), _targets(connection, since, until)
@@ -89,8 +89,8 @@ def day_snapshots(connection: Connection, since: dt.date, until: dt.date) -> lis
 
 
 def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str]]:
-    """By how much the lists of each day grew, for each cycle. Summed up by change set first, in the order of an index:
-    that spares a database the sorting of all changes."""
+    """By how much the lists grew on each day, for each cycle. Summed by change set first, in the order of an index,
+    which saves the database from sorting all changes."""
     gained: dict[dt.date, Counter[str]] = {}
     known = [f"sum({_step(cycle)})" for cycle in CYCLE_LABELS]
     counted = [f"{step} AS n{number}" for number, step in enumerate((_STEP, *known))]
@@ -121,7 +121,7 @@ def _gained(connection: Connection, since: dt.date) -> dict[dt.date, Counter[str
 
 
 def _absences(connection: Connection, since: dt.date) -> Iterator[Any]:
-    """Of targets that retired and came back: both days, the workflows they had, and those of each known cycle."""
+    """For targets that retired and came back: both days, how many workflows they had, and how many of each cycle."""
     known = ", ".join(f"CAST(sum({_step(cycle)}) AS bigint)" for cycle in CYCLE_LABELS)
     sql = f"""
     SELECT {_day(connection, _GONE)} AS day, {_day(connection, "away.back_at")}, CAST({_STEP} AS bigint), {known}
@@ -135,18 +135,18 @@ def _absences(connection: Connection, since: dt.date) -> Iterator[Any]:
 
 
 _GONE: Final = "(CASE WHEN s.observed_at > away.left_at THEN s.observed_at ELSE away.left_at END)"
-"""A clock that went back may have answers dated into an absence."""
+"""The start of an absence. (After a clock went back, answers may be dated into an absence.)"""
 _AWAY: Final = """
 SELECT target_id, at AS left_at, back_at
 FROM (SELECT target_id, kind, at, lead(at) OVER (PARTITION BY target_id ORDER BY at, id) AS back_at
       FROM target_membership WHERE schedule IS NULL) memberships
 WHERE kind = 'retired' AND back_at >= :since
 """
-"""When targets were retired that came back."""
+"""The absences of targets that were retired and came back."""
 
 
 def _unobserved(connection: Connection, since: dt.date, until: dt.date) -> Counter[dt.date]:
-    """How many gaps reach over the end of each day, those left out that show the same list on both sides."""
+    """How many gaps cover the end of each day, except those with the same list on both sides."""
     sql = f"""
     SELECT {_day(connection, "gap_from")} AS day, {_day(connection, "gap_to")}, count(*)
     FROM coverage_gap WHERE gap_to IS NULL OR (changed_inside AND gap_to >= :since) GROUP BY 1, 2
@@ -196,7 +196,7 @@ def _summed(steps: Counter[dt.date], since: dt.date, until: dt.date) -> Counter[
 
 
 def gaps(connection: Connection, limit: int, offset: int = 0) -> list[Gap]:
-    """Those that last first, then the latest."""
+    """Open gaps first, then the latest."""
     sql = f"""
     SELECT {", ".join(Gap._fields)} FROM coverage_gap
     ORDER BY CASE WHEN gap_to IS NULL THEN 0 ELSE 1 END, gap_from DESC, org_id, user_id, expression
@@ -206,13 +206,13 @@ def gaps(connection: Connection, limit: int, offset: int = 0) -> list[Gap]:
 
 
 def gap_counts(connection: Connection) -> tuple[int, int]:
-    """How many gaps there are, and how many of them last."""
+    """How many gaps there are, and how many of them are open."""
     row = connection.execute(text("SELECT count(*), count(*) - count(gap_to) FROM coverage_gap")).one()
     return int(row[0]), int(row[1])
 
 
 def open_gap_count(connection: Connection) -> int:
-    """How many gaps last, without looking at those that ended."""
+    """How many gaps are open, without reading those that have ended."""
     return int(connection.execute(text(_OPEN_GAPS)).scalar_one())
 
 
@@ -236,7 +236,7 @@ def _hold(row: Any, missing: Sequence[str]) -> Hold:
 
 
 def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[str]]:
-    """The workflows whose removal is held, of each of these targets."""
+    """The workflows whose removal is held, for each of these targets."""
     sql = text("SELECT target_id, flow_id FROM workflow WHERE target_id IN :ids AND missing_since IS NOT NULL")
     missing: dict[int, list[str]] = {target_id: [] for target_id in target_ids}
     for target_id, flow_id in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
@@ -245,7 +245,7 @@ def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, lis
 
 
 def most_changed(connection: Connection, since: dt.date, limit: int) -> list[MostChanged]:
-    """The workflows that changed most often since then, counted over all who see them, without baselines."""
+    """The workflows that changed most often since then, over all users, without baselines."""
     sql = """
     SELECT t.org_id, c.flow_id, count(*)
     FROM change_set s CROSS JOIN workflow_change c CROSS JOIN target t
@@ -255,11 +255,11 @@ def most_changed(connection: Connection, since: dt.date, limit: int) -> list[Mos
     return fetch(connection, MostChanged, sql, since=_midnight(since), limit=limit)
 
 
-# --------------------------------------------------------------------------------------------------- how it is said
+# ---------------------------------------------------------------------------------------------------- pieces of SQL
 
 
 def _by_day(connection: Connection, sql: str, since: dt.date) -> Iterator[Any]:
-    """Rows whose first column is a day, of a statement with ``:since``."""
+    """The rows of a statement with ``:since`` whose first column is a day."""
     parameters = {"since": _midnight(since)}
     return ((_as_date(day), *rest) for day, *rest in connection.execute(with_times(sql, parameters), parameters))
 
@@ -277,11 +277,11 @@ def _cycle(column: str) -> str:
 
 
 _STEP: Final = "sum(CASE c.kind WHEN 'removed' THEN -1 WHEN 'cycle_changed' THEN 0 ELSE 1 END)"
-"""By how much the changes of a change set make its list grow."""
+"""By how much a change set's changes make the list grow."""
 
 
 def _step(cycle: str) -> str:
-    """By how much one change makes the number of workflows with this cycle grow."""
+    """By how much one change increases the number of workflows with this cycle."""
     gains = f"CASE WHEN c.new_cycle = '{cycle}' AND c.kind <> 'removed' THEN 1 ELSE 0 END"
     loses = f"CASE WHEN c.old_cycle = '{cycle}' AND c.kind IN ('removed', 'cycle_changed') THEN 1 ELSE 0 END"
     return f"{gains} - {loses}"

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from etl.domain.model import CYCLE_LABELS
 
 OTHER: Final = "other"
-"""Stands for every cycle that EnOS does not document, and for none."""
+"""Stands for every cycle that EnOS does not document, and for no cycle."""
 CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)
 
 
@@ -33,11 +33,11 @@ class DaySnapshot(NamedTuple):
 
     day: dt.date
     by_cycle: Mapping[str, int]
-    """Workflows in the targets' lists, a count for each of ``CYCLES``."""
+    """How many workflows the targets' lists have, for each of ``CYCLES``."""
     unobserved: int
-    """Targets whose list then is not known: in a coverage gap that had changes inside, or has not ended."""
+    """Targets whose list is not known: in a coverage gap with changes inside, or in an open one."""
     targets: int
-    """Targets that had been observed by then, and were not retired."""
+    """Targets that had been observed by then and were not retired."""
 
     @property
     def share_unobserved(self) -> float:
@@ -60,7 +60,7 @@ class Churn(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A time in which nobody was looking at a target."""
+    """A time without an observation of a target."""
 
     org_id: str
     user_id: str
@@ -81,7 +81,7 @@ class Hold(NamedTuple):
     flow_count: int
     reason: str | None
     code: str
-    """What ``guard approve`` is given to approve just this."""
+    """The code that ``guard approve`` takes to approve exactly this."""
 
 
 class MostChanged(NamedTuple):

@@ -1,4 +1,4 @@
-"""One target, or a page of them: the list now or at a moment, its versions, and what each run made of it."""
+"""One target, or a page of them: the list now or at a moment, its versions, and its verdict in each run."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from etl.schema import UtcTime, change_set, observation, sync_issue, sync_run
 
 
 class Tick(NamedTuple):
-    """What a run made of a target."""
+    """The verdict of a run for a target."""
 
     run_id: int
     started_at: dt.datetime
     schedule: str | None
     missed: int
-    """Slots of the schedule before this run in which nothing ran."""
+    """How many slots of the schedule were missed before this run."""
     silent: bool
-    """Nobody looked for longer than the coverage gap before this run."""
+    """Whether there was no observation for longer than the coverage gap before this run."""
     verdict: str
-    """A verdict, or ``unseen``: the run says nothing of this target."""
+    """A verdict, or ``unseen``: the run says nothing about this target."""
     changes: int
     error_code: str | None
 
 
 def health_of(connection: Connection, known: Target) -> TargetHealth:
-    """What is known of a target now."""
+    """The current health of a target."""
     health = view("target_health", TargetHealth)
     values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
     return TargetHealth(*connection.execute(select(health).where(*statements.equal(health, **values))).one())
@@ -89,7 +89,7 @@ def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf 
 def difference(
     connection: Connection, known: Target, old: dt.datetime, new: dt.datetime | None
 ) -> list[ListDifference]:
-    """What leads from the list at one moment to that of another, or of now (None), whatever happened in between."""
+    """The changes from the list at one moment to that at another, or now (None), whatever happened in between."""
     before, after = (by_id(_flows(connection, known, at)) for at in (old, new))
     return [ListDifference(*msgspec.structs.astuple(change)) for change in diff(before, after)]
 
@@ -128,8 +128,8 @@ def ticks(
 ) -> list[Tick]:
     """The latest runs that concern a target, the oldest first.
 
-    Which targets a run asked is kept only where it found something: of a quiet target it is known from its spans. So
-    the runs are those of the schedules that observed the target, and those that left something of it.
+    A run only records a target if it found something; for a quiet target, spans tell. So these are the runs of
+    schedules that observed the target, and the runs that recorded something for it.
     """
     runs = _runs_about(connection, target_id, until, most)
     if not runs:
@@ -187,7 +187,7 @@ def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silen
 
 
 HELD: Final = "held"
-"""What stands for an error code where removals are held."""
+"""Stands for an error code if removals are held."""
 
 
 def chosen_targets(

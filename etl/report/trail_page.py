@@ -1,7 +1,7 @@
-"""The trail a page at a time, the newest change first, for readers who look at its end.
+"""The trail page by page, the newest change first.
 
-``Report.changes`` gives the same rows from the view, all of one moment, for those who read a trail whole. A page is
-picked otherwise because it must cost what is shown and not what is there: the newest change sets first, by their own
+``Report.changes`` streams the same rows from the view, all from one moment, for readers of the whole trail. A page is
+selected differently, so that it costs what it shows and not what there is: first the newest change sets, by their own
 counts and an index, and only then their changes. A test compares the two.
 """
 
@@ -56,8 +56,8 @@ def newest(
     dialect = connection.dialect.name
     sets = _of_kinds(kinds) | _of_targets(dialect, org, user) | _of_times(since, until, after) | _with_workflow(flow)
     changes = _of_changes(dialect, kinds, flow, name, after)
-    # Each change set that is picked has a change that is wanted, so that ``limit`` of them are enough. Where a workflow
-    # or a name is asked for, it may have none.
+    # Each selected change set has a wanted change, so ``limit`` of them are enough. Not so if a workflow or a name is
+    # asked for: then it may have none.
     most = "" if flow or name else " LIMIT :limit"
     sql = f"""
     SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
@@ -96,7 +96,7 @@ def _of_times(since: dt.datetime | None, until: dt.datetime | None, after: Posit
 
 
 def _with_workflow(flow: str) -> _Conditions:
-    """By the index on workflows, where a whole id is asked for."""
+    """Use the index on workflows if a whole id is asked for."""
     if not flow.startswith(WHOLE):
         return {}
     return {"s.id IN (SELECT change_set_id FROM workflow_change WHERE flow_id = :flow)": {"flow": id_value(flow)}}

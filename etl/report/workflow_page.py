@@ -24,20 +24,20 @@ from etl.report.summary_rows import Gap
 from etl.schema import target
 
 Which = Literal["", "uneditable", "single"]
-"""All workflows, those that nobody may edit, those that a single user sees."""
+"""All workflows, those that nobody may edit, or those that only one user sees."""
 Order = Literal["", "newest"]
-"""By id, or the ones first seen last come first."""
+"""By id, or the most recently appeared first."""
 
 
 class Organisation(NamedTuple):
-    """An organisation, and how many targets of it are configured."""
+    """An organisation, and how many of its targets are configured."""
 
     org_id: str
     targets: int
 
 
 class Sought(NamedTuple):
-    """Which workflows of an organisation are asked for."""
+    """Which workflows of an organisation to show."""
 
     org: str
     part: str = ""
@@ -50,7 +50,7 @@ class Sought(NamedTuple):
 
 
 def organisations(connection: Connection, asked: str, most: int) -> list[Organisation]:
-    """Those whose id contains what is asked for, by id. The one whose whole id it is comes alone."""
+    """The organisations whose id contains ``asked``, by id; only one if ``asked`` is a whole id."""
     found = [id_contains(connection.dialect.name, target.c.org_id, asked)] if asked else []
     chosen = select(target.c.org_id, func.sum(case((target.c.retired_at.is_(None), 1), else_=0)))
     rows = connection.execute(chosen.where(*found).group_by(target.c.org_id).order_by(target.c.org_id).limit(most))
@@ -74,7 +74,7 @@ def list_now(dialect: str, sought: Sought) -> Select[Any]:
 
 
 def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:
-    """``OrgWorkflowAsOf``, what every user's list then amounts to; the parameters are ``parameters_then``.
+    """``OrgWorkflowAsOf``, from every user's list at that moment; the parameters are ``parameters_then``.
 
     The name and the cycle are those of the list that changed last, as in ``org_workflow``. A user with several search
     expressions counts once.
@@ -93,7 +93,7 @@ def parameters_then(org: str, at: dt.datetime, flow: str = "") -> dict[str, Any]
 
 
 def _once_a_user(flows: Subquery) -> Subquery:
-    """The rows of the lists, one for each user and workflow: the editable one, where the user has several."""
+    """One row per user and workflow: the editable one, if the user has several."""
     key = (flows.c.flow_id, flows.c.user_id)
     first = func.row_number().over(partition_by=key, order_by=(_flag(flows.c.editable).desc(), flows.c.expression))
     numbered = select(flows, first.label("nth_of_user")).subquery("numbered")
@@ -101,7 +101,7 @@ def _once_a_user(flows: Subquery) -> Subquery:
 
 
 def _once_a_workflow(users: Subquery, theirs: ColumnElement[bool]) -> Subquery:
-    """``nth`` = 1 is the row that counts; ``theirs``: how many of the users are asked for."""
+    """``nth`` = 1 is the row that counts; ``theirs``: how many of the wanted users see it."""
     flow = users.c.flow_id
     known = users.c.coverage.in_(("observed", "unchanged_across_gap"))
     latest = func.row_number().over(partition_by=flow, order_by=(users.c.changed_at.desc(), users.c.user_id))
@@ -163,7 +163,7 @@ def story(org: str, flow: str) -> Select[Any]:
 
 
 def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]:
-    """When nobody looked at the targets of these users."""
+    """The coverage gaps of these users' targets."""
     gap = view("coverage_gap", Gap)
     chosen = select(gap).where(gap.c.org_id == org, gap.c.user_id.in_(users)).order_by(gap.c.gap_from)
     return [Gap(*row) for row in connection.execute(chosen)]
