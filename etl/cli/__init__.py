@@ -43,11 +43,11 @@ _MODULES: Final = {
     "guard": "holds",
     "seal": "seals",
 }
-"""Every command, in the order of ``--help``, and the module that has it."""
+"""Every command, in the order of ``--help``, and its module."""
 
 
 class _Loaded(Mapping[str, Any]):
-    """Every command by its name; its module is loaded when it is first asked for."""
+    """Every command by name; a module is loaded when its command is first used."""
 
     def __init__(self) -> None:
         self._commands: dict[str, Any] = {}
@@ -67,7 +67,7 @@ class _Loaded(Mapping[str, Any]):
 
 
 class _Commands(typer.core.TyperGroup):
-    """None waits for the libraries of the others."""
+    """The commands; none waits until the libraries of the others are loaded."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -93,7 +93,7 @@ def _with_all_below(command: Any) -> Iterator[Any]:
 
 
 def _without_type(parameters: Any) -> Any:
-    """A flag takes no value, so that its help need not say ``<bool>``."""
+    """A flag takes no value, so its help need not say ``<bool>``."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
@@ -144,7 +144,7 @@ def _complain(sentence: str) -> None:
 
 
 def _run() -> int:
-    """Run a command; every one ends here, whatever its streams are, and with one sentence where it cannot go on."""
+    """Run a command. Every command ends here, whatever its streams are, with one sentence if it failed."""
     try:
         app()
     except SystemExit as ended:
@@ -157,7 +157,7 @@ def _run() -> int:
         _complain(str(error))
         return error.exit_code
     except (BrokenPipeError, streams.OutputLost):
-        return 0  # whoever read our output has gone (`| head`), or `finish` says what happened to it
+        return 0  # the reader of our output has gone (`| head`), or `finish` reports what happened
     except RuntimeError as error:
         if str(error) != _NO_THREAD:
             raise

@@ -1,4 +1,4 @@
-"""The commands of whoever keeps Flowtrail running: init, db."""
+"""The commands for setting Flowtrail up and keeping it running: init, db."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def init(
 
 
 def _shipped(folder: str) -> Path:
-    """In a checkout it lies beside ``etl/``; the wheel carries it inside."""
+    """In a checkout it is next to ``etl/``; in the wheel it is inside."""
     package = Path(str(files("etl")))
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
@@ -110,8 +110,8 @@ def check_schema(
 
 
 def _integrity(app: Application, *, after_damage: bool) -> list[str]:
-    """While a service is active, no table is held longer than its writers wait. After damage nobody writes: then
-    everything is looked at, and what is whole may be written to again."""
+    """While a service is active, no table is locked longer than its writers wait. After damage nobody writes: then
+    everything is checked, and an intact file may be written to again."""
     if database.current(app.engine) is None:
         return []
     active = Store(app.engine).lease_holder(LEASE) is not None and not after_damage

@@ -1,4 +1,4 @@
-"""Builds everything once from the settings, and takes it down again: the only place that does."""
+"""Builds everything once from the settings, and closes it again; the only place that does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
 
-if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a command that reads needs none of it
+if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command that only reads needs neither
     from sqlalchemy import Engine
 
     from etl.domain.guard import Limits
@@ -31,19 +31,19 @@ if TYPE_CHECKING:  # what asks the gateway, or writes, is slow to load, and a co
     from etl.sync.cluster import Cluster
 
 _BATCHES_AT_ONCE = 2
-"""While one batch is written, the next one is asked for."""
+"""While one batch is written, the next one is fetched."""
 _WRITERS = 2
 _DOWN_AFTER = 3
-"""So many times ``concurrency`` targets without an answer in a row mean that the gateway is down."""
+"""This many times ``concurrency`` targets in a row without an answer mean that the gateway is down."""
 
 
 def utc_now() -> dt.datetime:
-    """This moment, by this machine's clock."""
+    """The current time of this machine's clock."""
     return dt.datetime.now(dt.UTC)
 
 
 class Application:
-    """What the commands work with; each part is made when it is first asked for, and closed at the end."""
+    """What the commands work with; each part is built when it is first used, and closed at the end."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -64,7 +64,7 @@ class Application:
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
-        """The schedules as their files are now. Raises ConfigError with every problem."""
+        """The schedules in their files now. Raises ConfigError with every problem."""
         return load_schedules(self.settings)
 
     @property
@@ -80,7 +80,7 @@ class Application:
         return engine
 
     def another_engine(self, url: str, pool_size: int = 5) -> Engine:
-        """An engine beside ``engine``, closed with it."""
+        """A second engine, which is closed with ``engine``."""
         engine = database.connect(url, pool_size=pool_size)
         self._closing.callback(engine.dispose)
         return engine
@@ -101,7 +101,7 @@ class Application:
 
     @cached_property
     def cluster(self) -> Cluster | None:
-        """The cluster that the settings name, not connected yet. Raises UsageError where Dask is not installed."""
+        """The cluster in the settings, not connected yet. Raises UsageError if Dask is not installed."""
         if not self.settings.scale.dask:
             return None
         from etl.sync.cluster import Cluster
@@ -117,7 +117,7 @@ class Application:
 
     def ready(self, *, upgrade: bool) -> Engine:
         """The engine, once its schema is current. Raises SchemaMismatch with the command that helps, and
-        DatabaseDamaged where nothing may be written."""
+        DatabaseDamaged if nothing may be written."""
         database.require_sound(self.engine)
         if upgrade:
             database.upgrade(self.engine)
@@ -147,7 +147,7 @@ class Application:
         return store
 
     def rosters(self, store: Store) -> Rosters:
-        """The rosters that schedules want."""
+        """The rosters that schedules use."""
         from etl.sync import Rosters
 
         return Rosters(
@@ -159,7 +159,7 @@ class Application:
         )
 
     def listed_schedules(self) -> tuple[Schedule, ...]:
-        """The schedules with their targets as far as the database knows whom the rosters list."""
+        """The schedules with the users of all stored rosters as targets."""
         from etl.store import Store
         from etl.sync import organisations
 
@@ -168,7 +168,7 @@ class Application:
         return self.rosters(Store(self.engine, self.stop)).expand(self.schedules)
 
     def details(self, schedules: Iterable[Schedule]) -> DetailLimits | None:
-        """How many details a run of these schedules asks for; None where none of them wants any."""
+        """How many details a run of these schedules asks for; None if none of them asks for any."""
         settings = self.settings.gateway
         default = settings.details == "changed"
         if not any(default if each.details is None else each.details for each in schedules):
@@ -212,7 +212,7 @@ class Application:
 
 
 def worker_application(policy: Policy) -> Application:
-    """What a worker of a cluster works with: its own settings and credentials, and the policy of the run."""
+    """The application of a cluster worker: its own settings and credentials, and the policy of the run."""
     settings = with_policy(load(), policy)
     log.configure(settings.log.level, settings.log.format)
     app = Application(settings)
@@ -228,7 +228,7 @@ def a_run(
     org_id: str | None = None,
     user_id: str | None = None,
 ) -> NewRun:
-    """The row of a run that a person asked for on this machine; of ``schedules``, where it was given no targets."""
+    """The row of a run that a person started on this machine; of ``schedules``, unless targets were given."""
     from etl.store import NewRun
 
     return NewRun(

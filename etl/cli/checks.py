@@ -1,4 +1,4 @@
-"""What `flowtrail check` looks at, one finding each; nothing that is wrong hides the next thing."""
+"""The checks of `flowtrail check`, one result each; no problem hides another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from etl.sync import organisations
 
 _DETAIL_SECONDS: Final = 60.0
 _HANDED_OUT: Final = 1000
-"""Targets that wait for a thread at once, to bound memory."""
+"""Targets that wait for a thread at any time, to bound memory."""
 
 
 class CheckResult(NamedTuple):
@@ -28,7 +28,7 @@ class CheckResult(NamedTuple):
 
 
 def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[CheckResult]:
-    """Settings and schedules were read; look at the database, the token, the clock and every target."""
+    """Check the database, the token, the clock and every target, after settings and schedules were read."""
     yield CheckResult("settings", True, str(app.settings.path))
     yield from (CheckResult("settings", False, warning) for warning in app.settings.warnings)
     yield CheckResult("schedules", True, _counted(schedules))
@@ -49,7 +49,7 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
 def _detail(
     app: Application, schedules: Sequence[Schedule], seen: Sequence[tuple[Target, str]]
 ) -> Iterator[CheckResult]:
-    """Where details are wanted: whether Get Flow answers, asked once, for a workflow that a target shows."""
+    """If details are wanted: whether Get Flow answers, asked once, for a workflow that a target shows."""
     if app.details(schedules) is None or not seen:
         return
     target, flow_id = seen[0]
@@ -72,7 +72,7 @@ def _counted(schedules: Sequence[Schedule]) -> str:
 def _rosters(
     app: Application, schedules: Sequence[Schedule], users: dict[str, frozenset[str]]
 ) -> Iterator[CheckResult]:
-    """Whether the application may see who the users are, and how many each organisation has; ``users`` gets them."""
+    """Whether the application may list each organisation's users, and how many there are; ``users`` receives them."""
     for org in sorted(organisations(schedules)):
         try:
             users[org] = app.gateway.roster(org)
@@ -131,7 +131,7 @@ def _token(app: Application) -> Iterator[CheckResult]:
 
 
 def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[CheckResult]:
-    """Every target, asked once; ``seen`` gets a workflow that one of them shows."""
+    """Every target, asked once; ``seen`` receives a workflow that one of them shows."""
     with ThreadPoolExecutor(app.settings.gateway.concurrency) as pool:
         for start in range(0, len(targets), _HANDED_OUT):
             yield from pool.map(lambda target: _target(app, target, seen), targets[start : start + _HANDED_OUT])

@@ -1,4 +1,4 @@
-"""What a person sees: tables and sentences on stdout, progress and trouble on stderr; JSON where it was asked for."""
+"""Output for people: tables and sentences on stdout, progress and errors on stderr; or JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from etl.cli.layout import cell
 from etl.printable import printable, printable_lines
 from etl.system import streams
 
-if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs all of it
+if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs it
     from rich.progress import Progress
 
 __all__ = ["JsonList", "cell", "complain", "counted", "data", "encoded", "json", "json_list", "progress", "rows", "say",
@@ -28,14 +28,14 @@ _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow":
 
 
 def say(sentence: str, style: str = "") -> None:
-    """A sentence on stdout; lines of it stay lines."""
+    """Print a sentence on stdout, keeping its line breaks."""
     for line in sentence.split("\n"):
         _print(printable(line), style, sys.stdout)
     sys.stdout.flush()
 
 
 def complain(sentence: str, style: str = "red") -> None:
-    """A sentence on stderr; lines of it stay lines."""
+    """Print a sentence on stderr, keeping its line breaks."""
     for line in sentence.splitlines():
         _print(printable(line), style, sys.stderr)
 
@@ -46,7 +46,7 @@ def _print(line: str, style: str, stream: TextIO) -> None:
 
 
 def json(value: object) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     data(encoded(value))
 
 
@@ -56,8 +56,8 @@ def encoded(value: object) -> bytes:
 
 
 def json_list(rows: Iterable[Mapping[str, Any]]) -> bool:
-    """A JSON list on stdout, an object a line, without holding them all; whether it has any. Raises OutputLost as
-    `stream` does."""
+    """Print a JSON list on stdout, one object per line, in constant memory; return whether it has any. Raises
+    OutputLost as `stream` does."""
     printed = JsonList()
     for row in rows:
         printed.add(row)
@@ -66,7 +66,7 @@ def json_list(rows: Iterable[Mapping[str, Any]]) -> bool:
 
 
 class JsonList:
-    """A JSON list on stdout, an object a line, printed as they are added; its writes raise OutputLost."""
+    """A JSON list on stdout, one object per line, printed as they are added; its writes raise OutputLost."""
 
     def __init__(self, opening: bytes = b"[") -> None:
         self._opening = self._before = opening
@@ -80,12 +80,12 @@ class JsonList:
         self._before = b","
 
     def close(self, closing: bytes = b"]\n") -> None:
-        """End the list, which may be a part of something that ``closing`` ends."""
+        """End the list; ``closing`` may also end what the list is a part of."""
         stream([(self._opening if self.empty else b"\n") + closing])
 
 
 def stream(pieces: Iterable[bytes]) -> None:
-    """Bytes for another program on stdout, as long as somebody takes them. Raises OutputLost when nobody does."""
+    """Write bytes for another program to stdout. Raises OutputLost when nobody reads them any more."""
     for piece in pieces:
         data(piece)
         if streams.is_lost(sys.stdout):
@@ -93,7 +93,8 @@ def stream(pieces: Iterable[bytes]) -> None:
 
 
 def data(encoded: bytes) -> None:
-    """Bytes for another program on stdout: UTF-8, whatever the terminal speaks. A terminal gets them harmless."""
+    """Write bytes for another program to stdout: UTF-8, whatever the terminal uses, with control characters escaped for
+    a terminal."""
     if sys.stdout.isatty():
         encoded = printable_lines(encoded.decode(errors="backslashreplace")).encode()
     sys.stdout.flush()
@@ -114,7 +115,7 @@ class _Sink(io.RawIOBase):
 
 
 def sink() -> BinaryIO:
-    """Standard output as a binary file, for whoever writes to one; its writes raise OutputLost as `stream` does."""
+    """Standard output as a binary file; its writes raise OutputLost as `stream` does."""
     return cast("BinaryIO", _Sink())
 
 
@@ -126,9 +127,9 @@ def table(
     *,
     zone: dt.tzinfo = dt.UTC,
 ) -> None:
-    """A table that fits the terminal, with a title above; foreign text in it stays text.
+    """Print a table that fits the terminal, with a title above; control characters are escaped.
 
-    In a pipe every row is one line, as long as it is. Times are shown in ``zone``.
+    In a pipe every row is one line, however long. Times are shown in ``zone``.
     """
     shown = [[cell(value, zone) for value in row] for row in rows]
     if not shown:
@@ -152,7 +153,7 @@ def rows(
     *,
     zone: dt.tzinfo = dt.UTC,
 ) -> None:
-    """A table of rows, without the columns in which none of them has anything."""
+    """Print a table of rows, without the columns that are empty in all of them."""
     listed = list(found)
     used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
     table(title, used, ([getattr(row, column) for column in used] for row in listed), empty, zone=zone)
@@ -172,7 +173,7 @@ def _ellipsis() -> str:
 
 @contextmanager
 def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr; gives the function that is told what is done, of all."""
+    """A progress bar on a terminal's stderr; yields a function that takes what is done, and the total."""
     if hidden or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -183,7 +184,7 @@ def counted(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def progress(what: str, total: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal's stderr; gives the function that moves it on by one, from any thread."""
+    """A progress bar on a terminal's stderr; yields a function that advances it by one, from any thread."""
     if hidden or not sys.stderr.isatty():
         yield lambda: None
         return

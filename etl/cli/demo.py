@@ -1,4 +1,4 @@
-"""``flowtrail demo``: the story of etl.demo, with the real program in the leading part."""
+"""``flowtrail demo``: plays the story of etl.demo with the real program."""
 
 from __future__ import annotations
 

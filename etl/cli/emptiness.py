@@ -23,7 +23,7 @@ def why_empty(
 ) -> str:
     """Why there are no ``found`` ("workflows") at ``at``.
 
-    ``narrowed``: other filters were given, too. ``then``: the question is about a moment, not about now.
+    ``narrowed``: other filters were given too. ``then``: the question is about a past moment.
     """
     wrong = unknown(engine, org=org, user=user)
     if wrong is not None:
@@ -39,7 +39,7 @@ def why_empty(
 
 
 def not_observed_then(seen: Looks) -> str | None:
-    """What a list of a moment lacks because nobody had looked yet."""
+    """A sentence about the targets that a past list lacks because they had not been observed yet."""
     missing = seen.targets - seen.observed
     if not missing or not seen.observed:
         return None

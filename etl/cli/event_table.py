@@ -1,4 +1,4 @@
-"""A change as a person reads it: when, whose, which workflow, and what happened to it."""
+"""Tables of changes and events for people: when, whose, which workflow, and what happened."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def event_table(
     zone: dt.tzinfo = dt.UTC,
     said: Sequence[str] = (),
 ) -> None:
-    """A table of events: rows with the columns of ``workflow_event``. Times are shown in ``zone``; ``said`` is what
-    EnOS said beside each."""
+    """Print a table of events, which have the columns of ``workflow_event``. Times are shown in ``zone``; ``said`` is
+    what EnOS said about each."""
     rows = [
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
         for e, told in zip(events, chain(said, repeat("")), strict=False)
@@ -40,7 +40,7 @@ def _without_empty(
     zone: dt.tzinfo,
     empty: str = "none",
 ) -> None:
-    """The table without the columns ``if_any`` that have no value in any row."""
+    """Print the table without those columns of ``if_any`` that have no value in any row."""
     used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in rows)]
     console.table(title, [columns[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
 

@@ -37,7 +37,7 @@ AfterSeal = Annotated[
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """The formats that `export` writes."""
 
     csv = "csv"
     jsonl = "jsonl"
@@ -61,7 +61,7 @@ _SUFFIXES: Final = {
 
 
 class What(StrEnum):
-    """What `export` reads."""
+    """The rows that `export` writes."""
 
     changes = "changes"
     flows = "flows"
@@ -70,7 +70,7 @@ class What(StrEnum):
 
 
 class _Filters(NamedTuple):
-    """What was asked for, as it was typed."""
+    """The filters, as they were typed."""
 
     org: str | None
     user: str | None
@@ -149,7 +149,7 @@ def export_rows(
 
 
 def _format(asked: Format | None, output: Path | None) -> Format:
-    """The format that was asked for, or the one that the file's suffix names. Raises UsageError where they differ."""
+    """The format that was asked for, or that the file's suffix names. Raises UsageError if they differ."""
     named = _SUFFIXES.get(output.suffix.lower()) if output else None
     if asked and named and asked is not named:
         raise UsageError(f"{output} would hold {asked}, and its suffix says {named}: name it otherwise.")
@@ -181,7 +181,7 @@ def _check_export(
 
 
 def _origin(app: Application, what: What, filters: _Filters, seals: stories.Seals | None) -> Origin:
-    """What the manifest says of the rows."""
+    """What the manifest says about the rows."""
     now = utc_now()
     given: dict[str, Any] = {name: value for name, value in filters._asdict().items() if value is not None}
     return Origin(

@@ -147,7 +147,7 @@ def _check_expected(expect: str | None) -> None:
 
 
 def _check_seen(report: Report, wanted: _Wanted, held: Sequence[HeldSet], expect: str | None, *, as_json: bool) -> None:
-    """Whether this very set is approved. Raises UsageError, or Exit where a person says no."""
+    """Require that exactly this set is approved. Raises UsageError, or Exit if a person says no."""
     scope = held[0].scope if wanted.target else scope_of_all(held)
     removals = sum(each.removals for each in held)
     if expect is None:
@@ -185,7 +185,7 @@ def _approve(app: Application, targets: Sequence[Target], approval: Approval) ->
 
 
 def _signature(by: str | None) -> str:
-    """The name that goes into the trail: whatever a person says, and the login that the system knows."""
+    """The name that goes into the trail: the one that the person gives, and the login that the system knows."""
     login = f"{_login()}@{socket.gethostname()}"
     if not by:
         return login
@@ -195,7 +195,7 @@ def _signature(by: str | None) -> str:
 
 
 def _login() -> str:
-    """By the process's user id: the environment may say anything."""
+    """The login of the process's user id; the environment could be set to any name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -206,7 +206,7 @@ def _login() -> str:
 
 
 class _Codes(NamedTuple):
-    """The codes over several targets."""
+    """The codes that cover several targets."""
 
     of_all: str
     by_org: Mapping[str, str]
@@ -224,7 +224,7 @@ def _codes(held_sets: Iterable[HeldSet]) -> _Codes:
 
 
 def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
-    """Each with the code of its target's held set."""
+    """Each removal with the code of its target's held set."""
     for key, of_target in groupby(removals, key=itemgetter(0, 1, 2)):
         listed = list(of_target)
         own = code(held_set(Target(*key), (removal.flow_id for removal in listed)).scope)

@@ -1,4 +1,4 @@
-"""How a table fits a terminal: ids, times and numbers are shown whole, and what is worth least gives way first."""
+"""Fits tables to a terminal: ids, times and numbers are shown whole, and the least important columns go first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NARROWEST_NAME: Final = 12
 _NARROWEST_SENTENCE: Final = 24
 
 _SENTENCES: Final = frozenset({"why", "last_error", "example", "reason"})
-"""Columns whose text continues on the next line where it is long."""
+"""Columns whose long texts continue on the next line."""
 _NAMES: Final = frozenset({"name", "what happened", "flow_name", "expression", "schedule", "cause"})
-"""Columns whose text is cut, with an ellipsis, where it is long."""
+"""Columns whose long texts are cut, with an ellipsis."""
 _LEAST_FIRST: Final = (
     *("missed", "stale", "origin", "editable", "most_failures", "organisations", "consecutive_failures"),
     *("last_observed_at", "observed_after", "observed_before", "last_seen_at", "held_since", "changed_at"),
@@ -27,12 +27,12 @@ _LEAST_FIRST: Final = (
     *("missing_since", "cycle", "cycle_label", "flow_count", "overdue", "coverage", "flow_name", "last_error_code"),
     *("why", "what happened"),
 )
-"""The columns that may be left out where a terminal is narrow, by what they are worth. No other ever is: what names a
+"""The columns that may be left out on a narrow terminal, the least important first. No others are: what identifies a
 row always stays."""
 
 
 class Table(NamedTuple):
-    """A heading and rows of cells, each row as the lines that it takes."""
+    """A heading and rows, each row as the lines that it takes."""
 
     heading: str
     rows: list[list[str]]
@@ -41,8 +41,8 @@ class Table(NamedTuple):
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, ellipsis: str = ELLIPSIS) -> Table:
     """Lay ``rows`` out in ``width`` cells (None: as wide as they are).
 
-    Columns that were left out leave an ellipsis at the end of the heading. Where what names a row is wider than the
-    terminal, lines are longer: an id that was cut would be another id.
+    If columns were left out, an ellipsis ends the heading. If what identifies a row is wider than the terminal, lines
+    are longer: a cut id would be another id.
     """
     natural = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
     widths = _fitting(columns, natural, width, cell_len(ellipsis)) if width is not None else list(natural)
@@ -55,10 +55,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
 
 
 def _fitting(columns: Sequence[str], natural: Sequence[int], width: int, ellipsis: int) -> list[int]:
-    """The width of each column; 0 where it is left out.
+    """The width of each column; 0 if it is left out.
 
-    The columns that stay are those that fit once every text is as short as it may be; the longest texts are then
-    shortened no more than is needed.
+    The columns that stay are those that fit if every text is as short as allowed. Then the longest texts are shortened
+    only as much as needed.
     """
     least = [_least(name, wide) for name, wide in zip(columns, natural, strict=True)]
     for name in _LEAST_FIRST:
@@ -76,7 +76,7 @@ def _fitting(columns: Sequence[str], natural: Sequence[int], width: int, ellipsi
 
 
 def _least(name: str, natural: int) -> int:
-    """How narrow a column may become: a text, as wide as its heading at least; any other, not at all."""
+    """How narrow a column may become: a text at least as wide as its heading; others must keep their width."""
     if name not in _SENTENCES | _NAMES:
         return natural
     return min(natural, max(cell_len(name), _NARROWEST_SENTENCE if name in _SENTENCES else _NARROWEST_NAME))
@@ -108,7 +108,7 @@ def _cut(text: str, width: int, ellipsis: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells, broken between words; a longer word is broken where it must be."""
+    """Lines of at most ``width`` cells, broken between words; longer words are broken too."""
     lines, line = [], ""
     for word in text.split(" "):
         joined = f"{line} {word}" if line else word
@@ -126,7 +126,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _head(text: str, width: int) -> str:
-    """The longest beginning that fits, one character at least."""
+    """The longest beginning that fits, at least one character."""
     end = 1
     while end < len(text) and cell_len(text[: end + 1]) <= width:
         end += 1

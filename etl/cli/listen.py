@@ -1,4 +1,4 @@
-"""What ``serve`` listens for: health and metrics always, the page where it is wanted and its extra is there."""
+"""The HTTP server of ``serve``: health and metrics, and the page if it is wanted and its extra is installed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from etl.web.health import Health, health_only, health_routes, metrics_route
 _TRY_AGAIN_SECONDS = 15
 _FEW_DESCRIPTORS = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit"
 _PATIENCE_SECONDS = 5.0
-"""How long a page waits for the database; then it says that it cannot be read."""
+"""How long a page waits for the database before it says that it cannot be read."""
 _PAGE_CONNECTIONS = 5
 _HEALTH_CONNECTIONS = 2
-"""One for `/readyz`, one for `/freshness` and `/metrics`: each looks by one thread at a time."""
+"""One for `/readyz`, one for `/freshness` and `/metrics`: each reads with one thread at a time."""
 
 
 @contextmanager
 def listening(
     app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Trouble]]
 ) -> Iterator[None]:
-    """Serve HTTP beside the service. An address that is taken stops no sync: it is said, and tried again."""
+    """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
     connections = _connections(app)
     host, _, port = app.settings.service.listen.rpartition(":")
     if not port:
@@ -57,7 +57,7 @@ def listening(
 
 
 def _connections(app: Application) -> Connections:
-    """As many as leave the descriptors that database and gateway need."""
+    """As many connections as leave enough descriptors for the database and the gateway."""
     found = descriptors.allocate(descriptors.raise_limit(), app.settings.gateway.concurrency)
     if found.allowed < found.wanted:
         structlog.get_logger("etl.service.replica").warning(
@@ -67,7 +67,7 @@ def _connections(app: Application) -> Connections:
 
 
 def _start(server: HttpServer) -> float | None:
-    """Listen; where that cannot be, after how many seconds to try again."""
+    """Listen; if that fails, return after how many seconds to try again."""
     log = structlog.get_logger("etl.http")
     try:
         server.start()

@@ -1,4 +1,4 @@
-"""The commands that keep what is there, elsewhere or not for ever: backup, db copy, prune; and the service's share."""
+"""The commands backup, db copy and prune, and the maintenance that the service does."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _refuse_active(store: Store, name: str, allowed: bool) -> None:
 
 @contextmanager
 def maintenance_running(app: Application, service: Service) -> Iterator[None]:
-    """Let the active service keep the heads and forget old runs, on connections of their own."""
+    """Let the active service keep chain heads and prune old runs, on separate connections."""
     kept = app.settings.retention
     if kept.keep_runs is None and not kept.heads_file:
         yield
@@ -189,7 +189,7 @@ def timestamps_of(app: Application, store: Store, service: Service) -> TimeStamp
 
 
 def _clock_is_right(app: Application) -> bool | None:
-    """Whether the gateway's clock says so; None where it has said nothing yet."""
+    """Whether the gateway's clock confirms ours; None if no answer has come yet."""
     skew, limit = app.gateway.clock_skew, app.settings.gateway.max_clock_skew
     if not limit:
         return True

@@ -16,13 +16,13 @@ from etl.sync import RemoteExecutor, RunReport
 
 
 class OwnTroubles:
-    """Gathers them whenever somebody asks; from any thread."""
+    """Gathers these troubles on request; from any thread."""
 
     def __init__(self, app: Application, notifications: Notifications) -> None:
         self.service: Service | None = None
-        """Set once there is one."""
+        """Set once the service exists."""
         self.verification: Verification | None = None
-        """Set where the service checks its trail."""
+        """Set if the service checks its trail."""
         self.timestamps: TimeStamps | None = None
         """Set where the service has seals stamped."""
         self._app = app

@@ -60,7 +60,7 @@ def plan(
 
 @contextlib.contextmanager
 def _a_database(app: Application) -> Iterator[Store]:
-    """The database as it is; where there is none yet, an empty one that is thrown away."""
+    """The database; if there is none yet, a temporary empty one."""
     if database.current(app.engine) is not None or app.engine.dialect.name != "sqlite":
         database.require_current(app.engine, create_if_empty_sqlite=False)
         yield Store(app.engine, app.stop)
@@ -77,7 +77,7 @@ def _a_database(app: Application) -> Iterator[Store]:
 
 
 class _First:
-    """Keeps the first changes, by target and workflow, for a table; memory holds no more than twice as many."""
+    """Keeps the first changes, by target and workflow, for a table; at most twice as many are in memory."""
 
     def __init__(self, limit: int, zone: dt.tzinfo) -> None:
         self._limit = limit
@@ -107,7 +107,7 @@ class _First:
 
 
 class _Stream:
-    """Prints changes as they come, in one JSON object with the sums behind them, and keeps none."""
+    """Prints changes as they come, in one JSON object that ends with the sums, and keeps none."""
 
     def __init__(self, app: Application, limit: int | None) -> None:
         self._app = app
@@ -132,7 +132,7 @@ class _Stream:
 
     @contextlib.contextmanager
     def _stopping(self) -> Iterator[None]:
-        """Whoever read this has gone: nobody else need be asked."""
+        """Stop the plan when the reader of the output has gone."""
         try:
             yield
         except BaseException:
@@ -145,7 +145,7 @@ def _place(event: WorkflowEvent) -> tuple[str, ...]:
 
 
 def _events(outcomes: Iterable[Outcome]) -> Iterator[WorkflowEvent]:
-    """What the outcomes would add to the trail, without the numbers that only a commit gives."""
+    """What the outcomes would add to the trail, without the ids that only a commit assigns."""
     for made in (outcome.change_set for outcome in outcomes):
         for change in made.changes if made else ():
             assert made is not None  # noqa: S101 - it has changes

@@ -159,7 +159,7 @@ def history(
 
 
 def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
-    """What EnOS said beside each change, in a sentence; nothing where nobody ever asked."""
+    """What EnOS said about each change, in a sentence; empty if details were never asked for."""
     if not any_details(app.engine):
         return []
     return [
@@ -169,7 +169,7 @@ def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
 
 
 class Question(NamedTuple):
-    """What was asked for, in case that there is none."""
+    """What was asked for, to explain an empty result."""
 
     found: str
     org: str | None
@@ -198,7 +198,7 @@ def _report(app: Application) -> Report:
 
 
 def moment(text: str, zone: str) -> dt.datetime:
-    """The moment that a person typed. Raises UsageError in one sentence."""
+    """The moment that a person typed. Raises UsageError with one sentence."""
     try:
         return parse_moment(text, utc_now(), time_zone(zone))
     except ValueError as error:
@@ -206,7 +206,7 @@ def moment(text: str, zone: str) -> dt.datetime:
 
 
 def time_zone_named(name: str) -> dt.tzinfo:
-    """The time zone of this name. Raises UsageError in one sentence."""
+    """The time zone with this name. Raises UsageError with one sentence."""
     try:
         return time_zone(name)
     except ValueError as error:
@@ -226,7 +226,7 @@ def print_rows(
     as_json: bool,
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
-    """Print the rows, or why there are none; whether there are any."""
+    """Print the rows, or why there are none; return whether there are any."""
     most = (None if as_json else options.SHOWN) if limit is None else limit or None
     if as_json:
         printed = console.json_list(objects(islice(rows, most)))
@@ -246,7 +246,8 @@ def print_rows(
 
 
 def needed(limit: int | None, as_json: bool) -> int | None:
-    """So many rows does ``print_rows`` read, for a table one more than it shows: so many need be sorted. None: all."""
+    """How many rows ``print_rows`` reads (for a table, one more than it shows), so that only these are sorted. None:
+    all."""
     if as_json or limit == 0:
         return limit or None
     return (options.SHOWN if limit is None else limit) + 1

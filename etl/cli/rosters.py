@@ -16,20 +16,20 @@ from etl.store import Store
 from etl.sync import Refreshed, Rosters, organisations
 
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a sync waits for rosters of which a last one stands; what comes later counts for the next one."""
+"""How long a sync waits for rosters if older ones are stored; a later answer counts for the next sync."""
 _LAST_WORDS_SECONDS: Final = 5.0
 _NAMED: Final = 10
-"""So many users are named in a sentence."""
+"""How many users a sentence names."""
 
 
 @contextlib.contextmanager
 def refreshed(
     app: Application, store: Store, schedules: Sequence[Schedule], *, accept: bool
 ) -> Iterator[Sequence[Schedule]]:
-    """The schedules with the users of their rosters as targets, asked for anew where that is due.
+    """The schedules with the users of their rosters as targets; rosters that are due are asked for first.
 
-    A roster that fails or is slow leaves the last one standing. Raises FlowtrailError where none ever came and nothing
-    else is to be asked. At the block's end whatever still waits for a roster is cut off.
+    If a roster fails or is slow, the last one stays in force. Raises FlowtrailError if none ever came and there is
+    nothing else to ask. Requests for rosters that are still under way are cut off at the block's end.
     """
     orgs = organisations(schedules)
     if not orgs:
@@ -46,7 +46,7 @@ def refreshed(
 
 
 class _Refresh:
-    """Rosters on their way, in a thread that nobody has to wait for."""
+    """Asks for rosters in a thread that nobody has to wait for."""
 
     def __init__(self, rosters: Rosters, orgs: set[str], *, accept: bool) -> None:
         self._rosters = rosters
@@ -64,7 +64,7 @@ class _Refresh:
             self._error = error
 
     def wait(self, seconds: float | None) -> None:
-        """Wait so long at most (None: until they are there). A stop cuts the requests off, and so ends the wait."""
+        """Wait at most this long (None: until they are there). A stop cuts the requests off, which ends the wait."""
         self._thread.join(seconds)
         if self._thread.is_alive():
             console.complain(f"The roster did not come within {seconds:g} s; the last one stands.", "yellow")
@@ -87,7 +87,7 @@ class _Refresh:
 
 
 def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
-    """None where there is nothing to ask for without the answer, or a person waits for it."""
+    """How long to wait; None if there is nothing to do without the answer, or a person waits for it."""
     stored_rosters = store.rosters(orgs)
     stand = all(org in stored_rosters and stored_rosters[org].answered_at is not None for org in orgs)
     return _PATIENCE_SECONDS if stand and not accept else None
@@ -108,7 +108,7 @@ def planned_rosters(
 ) -> tuple[Sequence[Schedule], list[Refreshed]]:
     """The schedules with the users that their rosters have now, and what that would change; nothing is written.
 
-    A roster that does not come leaves the last one standing.
+    If a roster does not come, the last one stays in force.
     """
     users, found = {}, []
     stored_rosters = store.rosters(organisations(schedules))
@@ -127,7 +127,7 @@ def planned_rosters(
 
 
 def show_moves(rosters: Sequence[Refreshed]) -> None:
-    """A sentence on who would join and leave each organisation."""
+    """Print a sentence on who would join and leave each organisation."""
     for each in rosters:
         if each.error:
             console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
@@ -138,7 +138,7 @@ def show_moves(rosters: Sequence[Refreshed]) -> None:
 
 
 def moves_of(each: Refreshed) -> dict[str, object]:
-    """The same for a program."""
+    """The same as JSON values."""
     moves = each.moves
     return {
         "org_id": each.org_id,

@@ -43,7 +43,7 @@ Schedules = Annotated[
 ]
 _ISSUES_SHOWN = 50
 _LAST_SECONDS = 1.0
-"""Once the grace period is over, for closing what was opened."""
+"""Time after the grace period for closing what was opened."""
 
 
 def register(app: typer.Typer) -> None:
@@ -112,7 +112,7 @@ def _run(
 
 
 def _own_gap(schedules: Sequence[Schedule]) -> Callable[[Target], dt.timedelta | None]:
-    """The coverage gap that a target's schedule sets; the longest, where several do."""
+    """The coverage gap that a target's schedule sets; the longest, if several do."""
     own = [(each.coverage_gap, each.targets) for each in schedules if each.coverage_gap is not None]
     return lambda target: max((gap for gap, targets in own if target in targets), default=None)
 
@@ -132,7 +132,8 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
 
 @contextlib.contextmanager
 def interruptible(app: Application) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the run cleanly: what is whole is committed, the rest is left alone. See ``end_as``."""
+    """Ctrl-C and SIGTERM stop the run cleanly: complete answers are committed, the rest is abandoned. See
+    ``end_as``."""
 
     def stop(number: int, _: object) -> None:
         app.stopped_by = number
@@ -148,7 +149,7 @@ def interruptible(app: Application) -> Iterator[None]:
 
 
 def end_as(app: Application, code: int) -> None:
-    """End with ``code``, or, where a signal stopped the command, with the one that shells know for the signal."""
+    """Exit with ``code``; or, if a signal stopped the command, with the usual exit code for that signal."""
     if app.stopped_by is not None:
         raise typer.Exit(128 + app.stopped_by)
     if code:
@@ -166,7 +167,7 @@ def show_report(report: RunReport, as_json: bool) -> None:
 
 
 def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = None) -> None:
-    """Print the sums of a run or a plan, and the targets that did not go through."""
+    """Print the sums of a run or a plan, and the targets with issues."""
     verdicts = ", ".join(f"{tally.verdicts[name]} {name}" for name in VERDICTS if tally.verdicts[name])
     timing = "" if seconds is None else f" in {seconds:.1f} s"
     console.say(f"{head}: {targets} targets{timing}; {verdicts or 'none was asked'}.", "bold")
@@ -202,7 +203,7 @@ def serve(
     from etl.service.watch import Watch
 
     with options.open_application(context, config_file, asks_gateway=True) as app:
-        app.schedules  # noqa: B018 - a broken schedule is said before the database is touched
+        app.schedules  # noqa: B018 - a broken schedule is reported before the database is touched
         app.ready(upgrade=upgrade)
         metrics = Metrics()
         app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
@@ -272,7 +273,7 @@ def _replica(
 
 
 def _end_in_time(service: Service, grace: dt.timedelta) -> None:
-    """A database that is silent holds up whatever asks it, for longer than anybody waits for a service to end."""
+    """End the process after the grace period, even if a silent database blocks its threads."""
     service.wait_for_stop()
     time.sleep(grace.total_seconds() + _LAST_SECONDS)
     service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
@@ -336,7 +337,7 @@ def check(
 
 
 def _write_new(path: Path, content: bytes) -> None:
-    """A file that was not there, for its owner alone. Raises UsageError where it cannot be written."""
+    """Write a new file, for its owner only. Raises UsageError if it cannot be written."""
     try:
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(content)

@@ -1,4 +1,4 @@
-"""The command `status`: whether all is well, by cause, and the first of what is not. However many targets there are."""
+"""The command `status`: problems by cause, and the first targets that have them, however many there are."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def register(app: typer.Typer) -> None:
 
 
 class _Found(NamedTuple):
-    """What there is to say; the lists have at most as many rows as were asked for."""
+    """What `status` shows; the lists have at most as many rows as were asked for."""
 
     active: str | None
     conditions: Sequence[Condition]
     checked: LastCheck | None
     vitals: HealthSnapshot | None
-    """None where the schedules are not known."""
+    """None if the schedules are not known."""
     schedules: Sequence[dict[str, Any]]
     runs: Sequence[SyncRun]
     causes: Sequence[ProblemCause]
@@ -86,7 +86,7 @@ def status(
 
 
 def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
-    """The schedules, or None where they cannot be known, and the error if that is why."""
+    """The schedules, or None if they are not known, with the error if there is one."""
     folder = app.settings.schedules_dir
     if not folder.exists():
         console.complain(
@@ -133,7 +133,7 @@ def _broken(error: ConfigError | None) -> list[Trouble]:
 
 
 def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:
-    """Those with most overdue targets first."""
+    """The schedules, those with most overdue targets first."""
     overdue = found.overdue_by_schedule
     for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name)):
         yield {
@@ -146,19 +146,19 @@ def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.da
 
 
 def _freshness(found: HealthSnapshot) -> dict[str, Any]:
-    """What ``/freshness`` says, without the names: the problems have them."""
+    """What ``/freshness`` says, without the names, which the problems have."""
     counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
     return {"status": found.freshness, "overdue": len(found.overdue), **counts}
 
 
 def _named(overdue: Overdue) -> dict[str, Any]:
-    """One flat object; ``Overdue`` has a target in it."""
+    """An overdue target as one flat object."""
     columns = overdue._asdict()
     return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}
 
 
 def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) -> None:
-    """One JSON object, of which the last list, the longest, is printed as it is read."""
+    """Print one JSON object; its last list, the longest, is printed as it is read."""
     head = {
         "active": found.active,
         "conditions": [each.as_object() for each in found.conditions],

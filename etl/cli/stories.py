@@ -1,4 +1,4 @@
-"""The commands that speak of organisations, not of users' lists: events, workflows."""
+"""The commands about organisations instead of users' lists: events, workflows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def events(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show what happened in organisations, each thing once, however many users see it."""
+    """Show what happened in organisations: each event once, however many users saw it."""
     kinds = options.require_kinds(kind, EVENT_KINDS)
     zone = time_zone_named(timezone)
     since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))

@@ -1,4 +1,4 @@
-"""The command `targets list`: every target, whence it comes, and since when."""
+"""The command `targets list`: every target, where it comes from, and since when."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _COLUMNS: Final = (
 class Row(NamedTuple):
     """A target, configured or known to the database.
 
-    ``source``: the schedules that have it, "(roster)" behind those that have it by ``users = "all"``; "" where none
-    has. ``since``: by the roster, since when the user is listed; else ``first_observed_at``. ``missing_since``: since
-    when the roster lacks the user, where that is not believed.
+    ``source``: the schedules that have it, with "(roster)" after those that have it by ``users = "all"``; "" if none
+    has. ``since``: for a roster, since when it lists the user; otherwise ``first_observed_at``. ``missing_since``:
+    since when the roster lacks the user, if that is not believed.
     """
 
     org_id: str
@@ -57,7 +57,7 @@ def list_targets(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show all targets, whence each comes (a list, a file, the organisation's roster), and since when."""
+    """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
     most = limit if limit is not None else None if as_json else options.SHOWN
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
