@@ -10,16 +10,16 @@ from etl.system import streams
 
 
 def main() -> None:
-    """The command line. It may be told to stop at any moment: also while it loads, and before a service serves."""
+    """Run the command line. A stop may come at any moment, also while it loads, or before a service serves."""
     streams.claim()
     if "serve" in sys.argv:
         signal.signal(signal.SIGTERM, _nothing_to_finish_yet)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whatever it would reload has yet to be read
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     else:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and goes on doing so
+            if signal.getsignal(number) is signal.SIG_DFL:  # under `nohup`, SIGHUP stays ignored
                 signal.signal(number, _end)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what a shell starts with `&` ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job that a shell starts with `&` ignores it
         signal.signal(signal.SIGINT, _end)
     try:
         from etl.cli import main as run
@@ -33,21 +33,21 @@ def main() -> None:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """A library that cannot be loaded for it is an ImportError, with the words of the dynamic linker.
+    """Whether memory was lacking. A library that cannot be loaded then raises ImportError with the linker's message.
 
-    The interpreter itself may fail to say why: a SystemError, "error return without exception set".
+    The interpreter itself may fail to say why: SystemError, "error return without exception set".
     """
     lacking = ("failed to map segment", "annot allocate memory", "without exception set")
     return isinstance(error, MemoryError) or any(words in str(error) for words in lacking)
 
 
 def _nothing_to_finish_yet(*_: object) -> None:
-    """Ends the process with 0, what a transaction has in hand is rolled back; until the service takes its signals."""
+    """Ends the process with 0 until the service handles signals; open transactions are rolled back."""
     raise SystemExit(0)
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Ends a command with the exit code that shells know for the signal, and removes what is half written."""
+    """Ends a command with the usual exit code for the signal, and removes half-written files."""
     raise SystemExit(128 + number)
 
 

@@ -10,7 +10,7 @@ FlowtrailError                     exit code
 |     `- SchemaAhead               3   a newer release has migrated already
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
 |- RunClosed                       1   the run was declared dead meanwhile, or has ended: nothing more is written for it
-|- ClusterError                    2   the workers elsewhere cannot be used; nothing was done with them
+|- ClusterError                    2   the workers of the cluster cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
    |- TransientGatewayError            the same request may succeed later: retried within the deadline
    |  |- GatewayUnreachable            connection, TLS, timeout, 429, 5xx, 1001, 1005
@@ -19,8 +19,8 @@ FlowtrailError                     exit code
       |- Refused                       an error code or HTTP status that says no
       `- Malformed                     not the answer that the documentation promises
 
-Beside the tree runs one flag, ``gateway_down_evidence``: true for every GatewayUnreachable, and for whatever kept
-the token away, be it permanent (a revoked key is refused at once, and still stops the run).
+In addition there is one flag, ``gateway_down_evidence``. It is true for every GatewayUnreachable, and for every error
+of the token, even a permanent one (a revoked key is refused at once, and still stops the run).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class DatabaseError(FlowtrailError):
 
     exit_code = 3
     condition: str = "database_unreachable"
-    """The code of the condition that this is while it lasts."""
+    """The code of the condition while this error lasts."""
 
 
 class DatabaseUnreachable(DatabaseError):
@@ -90,13 +90,13 @@ class SchemaAhead(SchemaMismatch):
 
 
 class ClusterError(FlowtrailError):
-    """The Dask cluster cannot be used: no scheduler, no worker, or one that is set up otherwise."""
+    """The Dask cluster cannot be used: no scheduler, no worker, or one that is set up differently."""
 
     exit_code = 2
 
 
 class RunClosed(FlowtrailError):
-    """A run that is closed writes nothing more: it has ended, or was declared dead since its heart had stopped."""
+    """A closed run writes nothing more: it has ended, or was declared dead because its heartbeat had stopped."""
 
     def __init__(self, run_id: int) -> None:
         super().__init__(f"run {run_id} is closed: it has ended, or was declared dead meanwhile")

@@ -13,11 +13,11 @@ from etl.printable import printable
 from etl.system import streams
 
 _FOREIGN_LEVEL: Final = logging.WARNING
-"""Libraries are heard from WARNING on: their DEBUG lines carry queries and headers."""
+"""Libraries are logged from WARNING on: their DEBUG lines contain queries and headers."""
 REPEAT_SECONDS: Final = 60.0
 _MOST_REMEMBERED: Final = 1000
 _VARYING: Final = {"timestamp", "path"}
-"""What may differ between records that say the same."""
+"""Fields that may differ between records that say the same."""
 
 
 def configure(level: str, style: Literal["auto", "console", "json"], stream: TextIO | None = None) -> None:
@@ -56,13 +56,13 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
 
 
 def configure_for_libraries(level: str, style: Literal["auto", "console", "json"]) -> None:
-    """For a command that logs nothing of its own: what shapes the log is loaded when a library warns of something."""
+    """For a command that logs nothing itself: the log is only configured when a library logs a warning."""
     logging.getLogger().handlers[:] = [_Unloaded(level, style)]
     logging.getLogger().setLevel(_FOREIGN_LEVEL)
 
 
 class _Unloaded(logging.Handler):
-    """Configures the log with the first record, which is then said like any other."""
+    """Configures the log at the first record, which is then logged like any other."""
 
     def __init__(self, level: str, style: Literal["auto", "console", "json"]) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Unloaded(logging.Handler):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Says how much of the log was dropped, once there is room again."""
+    """Logs how much of the log was dropped, once there is room again."""
 
     def emit(self, record: logging.LogRecord) -> None:
         dropped = streams.dropped(self.stream)
@@ -88,8 +88,8 @@ class _Handler(logging.StreamHandler[TextIO]):
 class Repeats(logging.Filter):
     """Lets the same warning or error pass once a minute; the next one that passes says how many were ``left_out``.
 
-    So neither a client that sends nonsense nor anything that fails in a loop fills the disk of the log. What is said
-    of a run passes: each says a limited number of things, and the next one is another.
+    So neither a client that sends nonsense nor a failure in a loop fills the log's disk. Records about runs pass: each
+    run logs a limited number.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Repeats(logging.Filter):
         return left_out is not None
 
     def _left_out_before(self, complaint: Hashable, now: float) -> int | None:
-        """How many were left out since one passed; None where this one is to be left out, too."""
+        """How many were left out since one passed; None if this one is left out too."""
         before = self._passed.get(complaint)
         if before is not None and now < before.at + REPEAT_SECONDS:
             self._passed[complaint] = _Passed(before.at, before.left_out + 1)
@@ -124,7 +124,7 @@ class _Passed(NamedTuple):
 
 
 def _complaint(record: logging.LogRecord) -> Hashable:
-    """What makes two records the same: who says what; a foreign one, of whatever it says it."""
+    """Equal for records that say the same. (Of a library, the text without its arguments counts.)"""
     if isinstance(record.msg, dict):
         said = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
         return record.name, record.levelno, said
@@ -153,7 +153,7 @@ def _final(as_console: bool, stream: TextIO) -> list[Any]:
 
 
 def _on_one_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Nothing that comes from outside can begin a line of its own or speak to the terminal."""
+    """Escape foreign text, so that it can neither begin a new line nor control the terminal."""
     if "exception" in event:
         event["traceback"] = " | ".join(str(event.pop("exception")).splitlines())
     for key, value in event.items():

@@ -1,4 +1,4 @@
-"""Foreign text made harmless for a terminal or a line of a log."""
+"""Foreign text made safe for a terminal or a line of a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 _HARMFUL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
-"""Control characters, line separators, and what hides text or turns its direction round."""
+"""Control characters, line separators, and characters that hide text or change its direction."""
 
 
 def printable(text: str) -> str:

@@ -120,7 +120,7 @@ def _ago(now: dt.datetime, count: int, unit: str, zone: dt.tzinfo) -> dt.datetim
 
 
 def _first_moment(day: dt.date, zone: dt.tzinfo) -> dt.datetime:
-    """Midnight, the first of two; where the clocks skip it, the moment at which they do."""
+    """Midnight (the first, if there are two); if clocks skip it, the moment of the change."""
     midnight = dt.datetime.combine(day, dt.time())
     early, late = _readings(midnight, zone)
     if early.utcoffset() == late.utcoffset() or _is_repeated(early, late):
@@ -158,7 +158,7 @@ def _readings(wall: dt.datetime, zone: dt.tzinfo) -> tuple[dt.datetime, dt.datet
 
 
 def _is_repeated(early: dt.datetime, late: dt.datetime) -> bool:
-    """Of two readings that differ: whether both came, or neither did (PEP 495)."""
+    """For two readings of a time that differ: True if both occurred, False if neither did (PEP 495)."""
     return early.astimezone(dt.UTC) < late.astimezone(dt.UTC)
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     """Serves until SIGTERM or Ctrl-C."""
     given = _arguments()
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):  # said outright: a shell's background job would ignore Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGINT):  # set explicitly: a background job of a shell would ignore Ctrl-C
         signal.signal(number, lambda *_: stopped.set())
     with _gateway(given) as gateway:
         sys.stdout.write(f"{gateway.url}\n")

@@ -1,4 +1,4 @@
-"""The door of the local gateway for tests in another process: ``/_demo/...``, for loopback clients only."""
+"""The control endpoints of the local gateway for tests in another process: ``/_demo/...``, loopback clients only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EDITS: Final = (
 
 
 def administer(gateway: DemoGateway, request: Request) -> Reply:
-    """Does what the request wants; 400 with the reason where it wants nothing that can be done."""
+    """Carries out the request; 400 with the reason if that is impossible."""
     try:
         return Reply(200, msgspec.json.encode(_administered(gateway, request)))
     except (msgspec.MsgspecError, LookupError, TypeError, ValueError) as error:

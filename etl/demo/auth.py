@@ -1,4 +1,4 @@
-"""The token desk of the local gateway: issues tokens, and judges encryptions and signatures."""
+"""The token service of the local gateway: issues tokens, and checks encryptions and signatures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 Verdict = Literal[
     "ok", "unsigned", "missing", "malformed", "far", "unknown_key", "bad", "repeated", "expired", "unknown_token"
 ]
-"""What the check of a token request or a signature found; "unsigned" is a gateway that asks for none."""
+"""The result of checking a token request or a signature; "unsigned": the gateway asks for none."""
 
 
 class Request(NamedTuple):
@@ -35,7 +35,7 @@ def signature_of(token: str, query: str, body: str, timestamp: str, secret_key: 
 
 
 class _Seen:
-    """Remembers values for at least ``seconds``, and no longer than twice that."""
+    """Remembers values for at least ``seconds`` and at most twice that."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -44,7 +44,7 @@ class _Seen:
         self._older: set[int] = set()
 
     def repeated(self, signature: str, now: float) -> bool:
-        """Whether it was seen before; from now on it was."""
+        """Whether it was seen before; remembers it."""
         if now - self._turned_at > self._seconds:
             self._turned_at, self._recent, self._older = now, set(), self._recent
         key = int(signature[:16], 16)
@@ -70,7 +70,7 @@ class TokenService:
         self._expires_at = -math.inf
 
     def issue(self, body: bytes, now: float) -> tuple[Verdict, str, int]:
-        """The live token, or a new one, and the whole seconds that it has left."""
+        """The valid token, or a new one, and the whole seconds that it has left."""
         verdict = self._check_asked(body, now)
         with self._lock:
             if verdict == "ok" and now >= self._expires_at:
@@ -94,7 +94,7 @@ class TokenService:
         return self._judge(encryption, expected, str(timestamp), now)
 
     def check(self, request: Request, now: float) -> Verdict:
-        """Whether the request bears a live token, a fresh timestamp and the right signature, never used before."""
+        """Whether the request has a valid token, a recent timestamp and the right signature, never used before."""
         token, timestamp, signature = (
             request.headers.get(f"apim-{name}", "") for name in ("accesstoken", "timestamp", "signature")
         )
@@ -120,6 +120,6 @@ class TokenService:
             return "repeated" if self._seen.repeated(expected, now) else "ok"
 
     def expire(self) -> None:
-        """The live token dies now; the next ``get`` returns another."""
+        """Ends the valid token; the next ``get`` returns another."""
         with self._lock:
             self._expires_at = -math.inf

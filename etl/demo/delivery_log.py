@@ -1,4 +1,4 @@
-"""The ledger of what the local gateway delivered: what a checker compares a database with."""
+"""The log of what the local gateway delivered, with which a checker compares a database."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from etl.domain.model import Flow
 
 
 class Delivery(msgspec.Struct):
-    """One request, and what was really answered. Times are UTC.
+    """One request, and the answer that was really sent. Times are UTC.
 
-    ``flows`` is there only if a complete list went out in a whole answer of code 0 (``fault`` says whether it was
-    a true one); ``status`` and ``code`` are what was said, or was about to be said when ``sent`` is false.
+    ``flows`` is only set if a complete list went out in a whole answer with code 0 (``fault`` says whether it was a
+    true one). ``status`` and ``code`` are those of the answer, also if it was not ``sent``.
     """
 
     received_at: dt.datetime
     endpoint: Endpoint
     path: str
-    """With the query, as it came."""
+    """With the query, as received."""
     org: str = ""
     user: str = ""
     expression: str = ""
     kept_open: bool = False
     """Whether the client wanted to use the connection again."""
     timestamp: str = ""
-    """apim-timestamp, as it came."""
+    """apim-timestamp, as received."""
     number: int = 0
     answered_at: dt.datetime | None = None
-    """Just before the last byte, or when it broke off."""
+    """Just before the last byte, or when it was cut off."""
     verdict: Verdict = "unsigned"
     fault: str = "none"
     status: int = 0
@@ -48,8 +48,8 @@ class Delivery(msgspec.Struct):
 class DeliveryLog:
     """What was delivered, in order; thread-safe.
 
-    With a file, each entry is a JSON line there before the client has the whole answer; when a later line has
-    the same ``number``, it holds instead (a drip that ended, an answer that the client did not wait for).
+    With a file, each entry is a JSON line there before the client has the whole answer. A later line with the same
+    ``number`` replaces it (a drip that ended, an answer that the client did not wait for).
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class DeliveryLog:
             self._file = None
 
     def put(self, entry: Delivery, sent: bool, flows: tuple[Flow, ...] | None) -> None:
-        """Writes down a new entry, or what has become of one; nothing if that is known already."""
+        """Records a new entry, or a new result of one; does nothing if that is known already."""
         with self._changed:
             if entry.number and entry.sent == sent:
                 return
@@ -87,6 +87,6 @@ class DeliveryLog:
             return [copy.copy(entry) for entry in self._entries[after:]]
 
     def wait_until(self, happened: Callable[[Sequence[Delivery]], bool], timeout_seconds: float = 30) -> bool:
-        """Waits for something to have been delivered; False if it was not in time."""
+        """Waits until the condition holds for the entries; False if it does not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: happened(self._entries), timeout_seconds)

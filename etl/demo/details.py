@@ -13,7 +13,7 @@ from etl.demo.world import UnknownOrg, UnknownUser, World
 from etl.domain.model import Flow
 
 ZONE: Final = ZoneInfo("Asia/Shanghai")
-"""In which this gateway says its times."""
+"""The time zone of this gateway's answers."""
 _FREQS: Final = {
     "M": "0 0 0 1 * ? *",
     "W": "0 0 0 ? * 2 *",
@@ -38,7 +38,7 @@ def flow_reply(world: World, asked: dict[str, str], *, older: bool) -> Reply:
 
 
 def _data(world: World, org: str, flow: Flow) -> dict[str, Any]:
-    """The keys and quirks of the documentation's sample: an integer id, and a graph that is no JSON inside."""
+    """With the keys and quirks of the documentation's sample: an integer id, and a graph that is not valid JSON."""
     updated_at, update = world.update_of(org, flow.flow_id)
     return {
         "virtual": False,

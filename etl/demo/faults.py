@@ -1,4 +1,4 @@
-"""What the local gateway is told to do wrong, and how an answer goes on the wire."""
+"""The faults that the local gateway is told to make, and how it sends answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _INTERIM: Final = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nL
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One misbehaviour, for the next ``times`` requests that match (None: until cleared).
+    """One fault, for the next ``times`` requests that match (None: until cleared).
 
     | kind | what the client meets | fields |
     |---|---|---|
@@ -56,7 +56,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     | drip_head, drip_body | the honest answer, from there on a byte at a time | seconds (between bytes) |
     | cut | part of the body, then the end | share (sent), reset |
     | code | an EnOS error inside HTTP 200 | code |
-    | expired | 1203, and the live token is really dead | |
+    | expired | 1203, and the token has really ended | |
     | status | an HTTP status (503) | status, retry_after (seconds, date or junk) |
     | redirect | 302 | location, status |
     | html | a page instead of JSON | status |
@@ -97,7 +97,7 @@ HONEST: Final = Fault("none")
 
 
 class Order:
-    """A fault that was ordered: ``reached`` is set as soon as a request has met it, ``met`` counts them."""
+    """A fault that was ordered: ``reached`` is set once a request has met it, ``met`` counts these requests."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -106,7 +106,7 @@ class Order:
 
 
 class FaultBook:
-    """The orders that are open, oldest first; thread-safe."""
+    """The open orders, oldest first; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class FaultBook:
             self._open.clear()
 
     def take(self, endpoint: Endpoint, org: str, user: str) -> Fault:
-        """The fault that this request meets: of the oldest order that concerns it, else HONEST."""
+        """The fault that this request meets: that of the oldest matching order, or HONEST."""
         with self._lock:
             for order in self._open:
                 if order.fault.concerns(endpoint, org, user):
@@ -136,7 +136,7 @@ class FaultBook:
 
 
 class Reply(NamedTuple):
-    """An answer before it goes on the wire; ``flows`` is what it lists, ``code`` its EnOS code."""
+    """An answer before it is sent; ``flows`` is what it lists, ``code`` its EnOS code."""
 
     status: int
     body: bytes
@@ -153,7 +153,7 @@ def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, o
 
 
 def said(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool = False) -> Reply:
-    """What is said instead of the honest answer; the faults that concern only its delivery leave it as it is."""
+    """The answer instead of the honest one; faults that only concern delivery leave it as it is."""
     status = fault.status if fault.status is not None else _STATUS.get(fault.kind, 200)
     reply = honest
     match fault.kind:
@@ -182,7 +182,7 @@ def _inflated(honest: Reply, size_bytes: int) -> Reply:
 
 
 def head(reply: Reply, date: str) -> bytes:
-    """Status line and headers, the reply's own headers winning; nothing at all for status 0."""
+    """Status line and headers, where the reply's own headers take precedence; nothing for status 0."""
     if not reply.status:
         return b""
     headers: dict[str, str | None] = {
@@ -198,7 +198,7 @@ def head(reply: Reply, date: str) -> bytes:
 class Wire(NamedTuple):
     """The client's end of one exchange.
 
-    ``note`` writes down, before the client can know it, whether the answer goes out whole.
+    ``note`` records, before the client can know it, whether the answer is sent completely.
     """
 
     connection: socket.socket
@@ -208,7 +208,7 @@ class Wire(NamedTuple):
     def deliver(self, start: bytes, body: bytes, fault: Fault) -> None:
         """Sends head and body in one piece, or as the fault wants it.
 
-        Raises OSError when the connection is of no more use: the fault broke it, the client went away, or the
+        Raises OSError if the connection cannot be used any more: the fault broke it, the client went away, or the
         gateway closes.
         """
         match fault.kind:

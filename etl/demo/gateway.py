@@ -1,4 +1,4 @@
-"""A local EnOS gateway: the token service and Get My Flow to the letter, or as wrong as it is told to be.
+"""A local EnOS gateway: the token service and Get My Flow exactly as documented, or with ordered faults.
 
 It shares no code with Flowtrail's client, so that neither can hide the other's mistakes.
 """
@@ -49,8 +49,8 @@ _CLIENTS_FAULT: Final[set[Verdict]] = {"missing", "malformed", "far", "unknown_k
 
 
 class Counters(msgspec.Struct):
-    """Since the start. ``bad_signatures`` counts what is the client's mistake: a signature or encryption that is
-    wrong, missing, too old or used before; ``in_flight`` what has not begun to be answered."""
+    """Counts since the start. ``bad_signatures`` are the client's mistakes: a signature or encryption that is wrong,
+    missing, too old or used before. ``in_flight`` are requests whose answer has not begun."""
 
     token_calls: int = 0
     flow_calls: int = 0
@@ -128,7 +128,7 @@ class DemoGateway:
         self._closing = threading.Event()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._strays: dict[socket.socket, tuple[bytes, float]] = {}
-        """What comes before the next answer of a connection, and how long before."""
+        """By connection: stray bytes to send before its next answer, and how long before."""
         self._server: _Server | None = None
 
     # Life
@@ -168,22 +168,22 @@ class DemoGateway:
         """What to put in ``[gateway] url``."""
         return "http://{}:{}".format(*self._address)
 
-    # What a test does with it
+    # For tests
 
     def order(self, fault: Fault) -> Order:
-        """From now on the gateway misbehaves so; the order tells when a request met the fault."""
+        """Makes this fault from now on; the order tells when a request met it."""
         return self._faults.order(fault)
 
     def clear_faults(self) -> None:
-        """No request meets a fault any more; what hangs already goes on hanging."""
+        """Clears all faults for new requests; what hangs already stays hanging."""
         self._faults.clear()
 
     def expire_token(self) -> None:
-        """The live token dies: the next call gets 1203."""
+        """Ends the valid token: the next call gets 1203."""
         self.tokens.expire()
 
     def drop_connections(self) -> list[threading.Thread]:
-        """Ends every connection, idle ones too; gives the threads that served them."""
+        """Ends every connection, also idle ones; returns the threads that served them."""
         with self._lock:
             for connection in self._connections:
                 with contextlib.suppress(OSError):
@@ -290,7 +290,7 @@ class DemoGateway:
             return refusal("other", 404, "no such service", 404)
         return door.administer(self, request)
 
-    # What is true, and honestly said
+    # Honest answers
 
     def _honest(self, request: Request, asked: dict[str, str], entry: Delivery, fault: Fault) -> Reply:
         match entry.endpoint, request.method:
@@ -332,7 +332,7 @@ class DemoGateway:
         return Reply(200, body, 0, flows)
 
     def _refused(self, request: Request, entry: Delivery) -> Reply | None:
-        """A refusal where the request does not prove who asks."""
+        """A refusal, unless the request is authenticated."""
         entry.verdict = self.tokens.check(request, time.time()) if self._signed else "unsigned"
         if entry.verdict not in _REFUSALS:
             return None

@@ -33,7 +33,7 @@ def asks_for_the_end(request: Request) -> bool:
 
 
 def asked_for(request: Request) -> dict[str, str]:
-    """The parameters of a request; of one with a body, its organisation."""
+    """The parameters of a request; for one with a body, only its organisation."""
     asked = dict(parse_qsl(request.query, keep_blank_values=True))
     if request.body and request.method == "POST":
         try:

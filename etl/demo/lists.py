@@ -1,4 +1,4 @@
-"""Users' lists as they go into answers: encoded once, then chosen and dealt for each answer."""
+"""Users' lists for answers: encoded once, then filtered and shuffled for each answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Encoded(NamedTuple):
 
 
 class EncodedLists:
-    """The lists of a world. ``shuffle`` deals the items of each answer in another order (seeded). Thread-safe."""
+    """The lists of a world. ``shuffle`` gives each answer another order of items (seeded). Thread-safe."""
 
     def __init__(self, world: World, release: Release, *, shuffle: bool, seed: int) -> None:
         self._world = world
@@ -38,7 +38,7 @@ class EncodedLists:
         self._encoded: dict[tuple[str, str], _Encoded] = {}
 
     def answer(self, org: str, user: str, expression: str, fault: Fault) -> tuple[tuple[Flow, ...], bytes]:
-        """What a user's answer lists, and the same as the items of a JSON array. Raises UnknownOrg, UnknownUser."""
+        """The flows of a user's answer, and the same as items of a JSON array. Raises UnknownOrg, UnknownUser."""
         flows, items = self._chosen(self._of(org, user), expression, fault)
         return flows, b",".join(self._dealt(items) if self._shuffle else items)
 
@@ -65,7 +65,7 @@ class EncodedLists:
         return tuple(flow for flow, _ in pairs), [item for _, item in pairs]
 
     def _dealt(self, items: list[bytes]) -> list[bytes]:
-        """Cut at random and dealt on a random number of heaps: another order, much cheaper than a shuffle."""
+        """Another order, by a random cut dealt on a random number of heaps: much cheaper than a shuffle."""
         if len(items) < 2:
             return items
         with self._lock:

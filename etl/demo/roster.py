@@ -13,7 +13,7 @@ ROSTER_PATH: Final = "/app-portal-service/v2.2/user/organization/roster"
 OLDER_ROSTER_PATH: Final = "/app-portal-service/v2.0/user/organization/roster"
 _OK: Final = (0, "OK")
 _OLDER_OK: Final = (200, "")
-"""What the documentation of version 2.0 has for a success."""
+"""The code and message of a success in the documentation of version 2.0."""
 
 
 class _Pagination(msgspec.Struct, rename="camel"):

@@ -17,7 +17,7 @@ SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for this story
 
 
 class Act(NamedTuple):
-    """What a newcomer is told before the sync of an act."""
+    """The title of an act, and the explanation before its sync."""
 
     title: str
     told: str
@@ -46,7 +46,7 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
 
 
 def acts(gateway: DemoGateway) -> Iterator[Act]:
-    """Each scene changes the world or the gateway, and wants one sync before the next."""
+    """The acts. Each changes the world or the gateway, and expects one sync before the next."""
     org, user, other = _cast(gateway.world)
     yield Act("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
     yield Act("Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span.")

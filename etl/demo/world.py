@@ -47,8 +47,8 @@ def matches(flow: Flow, expression: str) -> bool:
 class World:
     """Thread-safe; the same ``seed``, sizes, edits and number of steps give the same world on every machine.
 
-    ``flows`` is the length of each user's list at the start: a sample of the workflows of the organisation,
-    which are half as many again, so that the users of an organisation overlap. ``World(orgs=0)`` is empty.
+    ``flows`` is the initial length of each user's list: a sample of the organisation's workflows, of which there are
+    half as many again, so that users overlap. ``World(orgs=0)`` is empty.
     """
 
     def __init__(self, seed: int = 0, *, orgs: int = 1, users: int = 2, flows: int = 50) -> None:
@@ -78,7 +78,7 @@ class World:
             return list(self._users(org))
 
     def flows(self, org: str, user: str, expression: str = "") -> tuple[Flow, ...]:
-        """What Get My Flow tells this user, in no particular order; UnknownOrg, UnknownUser.
+        """What Get My Flow lists for this user, in no particular order. Raises UnknownOrg, UnknownUser.
 
         Without an expression it is the same object until something about the list changes.
         """
@@ -94,7 +94,7 @@ class World:
         return (org, user) in self._integer_ids
 
     def update_of(self, org: str, flow_id: str) -> tuple[dt.datetime, dict[str, Any]]:
-        """When a workflow was last updated, and what Get Flow says otherwise than usual."""
+        """When a workflow was last updated, and values of Get Flow that differ from the usual ones."""
         with self._lock:
             key = (org, flow_id)
             return self._updated_at.get(key, self._began_at), self._updates.get(key, {})
@@ -102,18 +102,18 @@ class World:
     # Edits
 
     def say_of(self, org: str, flow_id: str, **said: Any) -> None:
-        """What Get Flow says of a workflow from now on, by EnOS's names: updateUser="u1", freq="0 0 2 * * ? *"."""
+        """Sets what Get Flow says about a workflow, by EnOS's names: updateUser="u1", freq="0 0 2 * * ? *"."""
         with self._lock:
             self._updates[org, flow_id] = self._updates.get((org, flow_id), {}) | said
 
     def set_flows(self, org: str, user: str, flows: Iterable[Flow]) -> None:
-        """The whole list of one user; organisation and user come into being where they are missing."""
+        """Sets the whole list of one user; adds the organisation and the user if they are missing."""
         with self._lock:
             self._lists.setdefault(org, {})[user] = {flow.flow_id: flow for flow in flows}
             self._snapshots.pop((org, user), None)
 
     def add_user(self, org: str, user: str, flows: Iterable[Flow] = ()) -> None:
-        """A new user, in an organisation that may be new too."""
+        """Adds a user, in an organisation that may be new too."""
         self.set_flows(org, user, flows)
 
     def remove_user(self, org: str, user: str) -> None:
@@ -124,47 +124,47 @@ class World:
             self._snapshots.pop((org, user), None)
 
     def add_flow(self, org: str, flow: Flow, users: Sequence[str] | None = None) -> None:
-        """A workflow for these users (None: every user of the organisation)."""
+        """Adds a workflow for these users (None: all users of the organisation)."""
         with self._lock:
             for user in self._users(org) if users is None else users:
                 self._put(org, user, flow)
 
     def remove_flow(self, org: str, flow_id: str, users: Sequence[str] | None = None) -> None:
-        """Takes a workflow away from these users (None: from all who see it); KeyError if nobody sees it."""
+        """Removes a workflow for these users (None: all who see it); KeyError if nobody sees it."""
         with self._lock:
             for user in self._viewers(org, flow_id) if users is None else users:
                 del self._list(org, user)[flow_id]
                 self._snapshots.pop((org, user), None)
 
     def rename(self, org: str, flow_id: str, name: str | None) -> None:
-        """A new name, for everyone who sees the workflow; KeyError if nobody does."""
+        """Sets the name for everybody who sees the workflow; KeyError if nobody does."""
         self._replace(org, flow_id, flow_name=name)
 
     def set_cycle(self, org: str, flow_id: str, cycle: str | None) -> None:
-        """A new cycle, for everyone who sees the workflow; KeyError if nobody does."""
+        """Sets the cycle for everybody who sees the workflow; KeyError if nobody does."""
         self._replace(org, flow_id, cycle=cycle)
 
     def set_editable(self, org: str, user: str, flow_id: str, editable: bool | None) -> None:
-        """Whether this user may edit the workflow; KeyError if the user does not see it."""
+        """Sets whether this user may edit the workflow; KeyError if the user does not see it."""
         with self._lock:
             shown = self._list(org, user)[flow_id]
             self._put(org, user, msgspec.structs.replace(shown, editable=editable))
 
     def set_integer_ids(self, org: str, user: str, on: bool = True) -> None:
-        """flowId as a JSON integer for this user, as EnOS' sibling calls send it (decimal ids only)."""
+        """Sends flowId as a JSON integer to this user, as related EnOS calls do (decimal ids only)."""
         with self._lock:
             (self._integer_ids.add if on else self._integer_ids.discard)((org, user))
             self._snapshots.pop((org, user), None)
 
     def evolve(self, steps: int = 1) -> None:
-        """Time passes: in each organisation every kind of change happens, in a small part of the lists."""
+        """Lets time pass: in each organisation every kind of change happens, in a small part of the lists."""
         with self._lock:
             for _ in range(steps):
                 self._steps += 1
                 for org in self._lists:
                     self._step(org)
 
-    # How it is done
+    # Implementation
 
     def _users(self, org: str) -> dict[str, dict[str, Flow]]:
         try:
