@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -46,21 +45,22 @@ class Maintenance:
         self._keep_runs = keep_runs
         self._heads = heads
         self._clock_is_right = clock_is_right
-        self._loop = BackgroundLoop("maintenance", self._step, first_after_seconds=TICK_SECONDS, last_step=True)
+        self._loop = BackgroundLoop(
+            "maintenance",
+            self._step,
+            first_after_seconds=TICK_SECONDS,
+            last_step=True,
+            stop_within_seconds=_LAST_WORDS_SECONDS,
+        )
         self._seen: object = None
         self._active_since: float | None = None
         self._prune_at = self._look_at = 0.0
         self._troubles: dict[str, str] = {}
         self._log = structlog.get_logger("etl.service.maintenance")
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> BackgroundLoop:
         """Work while the block runs, and once more at its end, for the last runs."""
-        self._loop.start()
-        try:
-            yield
-        finally:
-            self._loop.stop(_LAST_WORDS_SECONDS)
+        return self._loop
 
     def _step(self) -> float:
         self._tick()

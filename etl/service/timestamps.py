@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -42,17 +41,14 @@ class TimeStamps:
         self._clock = clock
         self._every = every
         self._failing: Trouble | None = None
-        self._loop = BackgroundLoop("timestamps", self._step, first_after_seconds=LOOK_SECONDS)
+        self._loop = BackgroundLoop(
+            "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
+        )
         self._log: Any = structlog.get_logger("etl.service.timestamps")
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> BackgroundLoop:
         """Ask when a stamp is due, while the block runs."""
-        self._loop.start()
-        try:
-            yield
-        finally:
-            self._loop.stop(_LAST_WORDS_SECONDS)
+        return self._loop
 
     def trouble(self) -> Trouble | None:
         """The last request failed."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
@@ -51,19 +50,16 @@ class Verification:
         self._clock = clock
         self._every = every
         self._full = full
-        self._loop = BackgroundLoop("verification", self._step, first_after_seconds=LOOK_SECONDS)
+        self._loop = BackgroundLoop(
+            "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
+        )
         self._checked_at: dt.datetime | None = None
         """The last check, or, before the first, since when this replica has been active."""
         self._log: Any = structlog.get_logger("etl.service.verification")
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> BackgroundLoop:
         """Check when a check is due, while the block runs."""
-        self._loop.start()
-        try:
-            yield
-        finally:
-            self._loop.stop(_LAST_WORDS_SECONDS)
+        return self._loop
 
     def _step(self) -> float:
         try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -48,15 +47,11 @@ class Watch:
         """What is wrong with the database: nobody can write that down."""
         self._log: Any = structlog.get_logger("etl.service.conditions")
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> BackgroundLoop:
         """Watch while the block runs."""
-        loop = BackgroundLoop("conditions", self._step, first_after_seconds=TICK_SECONDS)
-        loop.start()
-        try:
-            yield
-        finally:
-            loop.stop(TICK_SECONDS)
+        return BackgroundLoop(
+            "conditions", self._step, first_after_seconds=TICK_SECONDS, stop_within_seconds=TICK_SECONDS
+        )
 
     def _step(self) -> float:
         try:

@@ -14,7 +14,8 @@ class BackgroundLoop:
     """Calls ``step`` again and again in a daemon thread, until it is stopped.
 
     ``step`` returns the seconds until its next call, or None to end the loop; it must not raise. The first call comes
-    after ``first_after_seconds``. With ``last_step``, one more call follows a stop.
+    after ``first_after_seconds``. With ``last_step``, one more call follows a stop. As a context manager it runs during
+    the block, and waits at most ``stop_within_seconds`` for its end.
     """
 
     def __init__(
@@ -24,8 +25,10 @@ class BackgroundLoop:
         *,
         first_after_seconds: float = 0.0,
         last_step: bool = False,
+        stop_within_seconds: float | None = None,
     ) -> None:
         self._step = step
+        self._stop_within_seconds = stop_within_seconds
         self._first_after_seconds = first_after_seconds
         self._last_step = last_step
         self._wake = threading.Event()
@@ -37,7 +40,7 @@ class BackgroundLoop:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.stop()
+        self.stop(self._stop_within_seconds)
 
     def start(self) -> None:
         """Begin; once."""
