@@ -184,6 +184,10 @@ _NO_ANSWER: Final = frozenset(
 _NO_TOKEN: Final = frozenset({"1001", "1002", "1003", "1004", "1005", "1202", "1203", "http_401", "secret"})
 
 
+WITHOUT_AN_ANSWER: Final = frozenset({_NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN})
+"""The error codes of targets that got no answer, rather than one that is no list."""
+
+
 def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[str]:
     """The error codes whose targets fail for one cause: nobody gets an answer.
 
@@ -191,7 +195,7 @@ def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[s
     gateway counts as down where not one of them got an answer, or where a run has stopped asking.
     """
     if targets.get(_NOT_ASKED):
-        return frozenset({_NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN} & targets.keys())
+        return WITHOUT_AN_ANSWER & targets.keys()
     silent = _NO_ANSWER & targets.keys()
     return silent if 0 < asked <= sum(targets[code] for code in silent) else frozenset()
 

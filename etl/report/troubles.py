@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, column, text
+from sqlalchemy import Connection, Engine, bindparam, column, text
 
 from etl import database
 from etl.config import Schedule, TargetList
@@ -16,6 +16,7 @@ from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.report.conditions import (
     OF_THE_SERVICE,
     SUBJECTS_NAMED,
+    WITHOUT_AN_ANSWER,
     Failing,
     Trouble,
     by_cause,
@@ -49,10 +50,21 @@ _FAILING_BY_CODE: Final = text("""
     SELECT last_error_code, count(*) FROM target
      WHERE retired_at IS NULL AND consecutive_failures > 0 AND last_error_code IS NOT NULL GROUP BY last_error_code
     """)
-_FAILS_SINCE: Final = text("""
-    SELECT r.started_at FROM sync_issue i JOIN sync_run r ON r.id = i.run_id
-     WHERE i.verdict = 'failed' AND i.target_id = :target_id ORDER BY i.id DESC LIMIT 1 OFFSET :before
-    """).columns(started_at=UtcTime)
+_FAILS_SINCE: Final = (
+    text("""
+    WITH row_of_failures AS (
+        SELECT id, run_id, error_code FROM sync_issue
+         WHERE verdict = 'failed' AND target_id = :target_id ORDER BY id DESC LIMIT :failures
+    ), other AS (SELECT max(id) AS id FROM row_of_failures WHERE error_code NOT IN :codes)
+    SELECT r.started_at FROM row_of_failures f JOIN sync_run r ON r.id = f.run_id
+     WHERE f.id > (SELECT coalesce(id, 0) FROM other)
+       AND ((SELECT id FROM other) IS NOT NULL OR (SELECT count(*) FROM row_of_failures) = :failures)
+     ORDER BY f.id LIMIT 1
+    """)
+    .bindparams(bindparam("codes", expanding=True))
+    .columns(started_at=UtcTime)
+)
+"""The first failure in a row with one of these codes; none where the issues before it have been pruned."""
 _ONE_TARGET: Final = text("""
     SELECT id, consecutive_failures FROM target
      WHERE org_id = :org_id AND user_id = :user_id AND expression = :expression
@@ -130,17 +142,17 @@ def _failing(connection: Connection, asked: int) -> Iterator[Trouble]:
         longest.setdefault(str(target), target)
     causes = sorted(by_cause(parts.values()), key=lambda cause: -cause.targets)
 
-    def since(*some: Failing) -> dt.datetime | None:
-        began = (_fails_since(connection, longest[name]) for cause in some for name in cause.first)
+    def since(codes: Collection[str], *some: Failing) -> dt.datetime | None:
+        began = (_fails_since(connection, longest[name], codes) for cause in some for name in cause.first)
         return min(began, key=_first, default=None)
 
     down = codes_of_gateway_down(totals, asked)
     silent = [cause for cause in causes if cause.error_code in down][:_MOST_CAUSES]
     if silent:
-        yield gateway_down(silent, sum(totals.pop(code) for code in down), since(*silent))
+        yield gateway_down(silent, sum(totals.pop(code) for code in down), since(WITHOUT_AN_ANSWER, *silent))
     for cause in [each for each in causes if each.error_code not in down][:_MOST_CAUSES]:
         totals[cause.error_code] -= cause.targets
-        yield failing(cause, since(cause), refused=cause.error_code in REFUSED_FOR_GOOD)
+        yield failing(cause, since({cause.error_code}, cause), refused=cause.error_code in REFUSED_FOR_GOOD)
     for code, left in totals.items():
         if left > 0:
             yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
@@ -150,13 +162,13 @@ def _first(at: dt.datetime | None) -> dt.datetime:
     return at or dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
-def _fails_since(connection: Connection, target: Target) -> dt.datetime | None:
-    """When the run began in which a target failed for the first time in a row."""
+def _fails_since(connection: Connection, target: Target, codes: Collection[str]) -> dt.datetime | None:
+    """When the run began in which a target failed for the first time in a row with one of these codes."""
     found = connection.execute(_ONE_TARGET, target._asdict()).one_or_none()
     if found is None:
         return None
     at: dt.datetime | None = connection.execute(
-        _FAILS_SINCE, {"target_id": found.id, "before": max(0, found.consecutive_failures - 1)}
+        _FAILS_SINCE, {"target_id": found.id, "failures": max(1, found.consecutive_failures), "codes": sorted(codes)}
     ).scalar_one_or_none()
     return at
 

@@ -14,14 +14,15 @@ from structlog.testing import capture_logs
 
 from etl.config.units import interval_or_off
 from etl.database import reading, writing
+from etl.domain import verdict
 from etl.domain.model import Target
-from etl.errors import DatabaseError
+from etl.errors import DatabaseError, Refused
 from etl.report import health
 from etl.report.conditions import Trouble
 from etl.service.verification import Verification
 from etl.service.watch import Watch
-from etl.store import NewRun, Store
-from tests.support.builders import START, Diary, numbered
+from etl.store import NewRun, RunBegun, Store
+from tests.support.builders import START, UNCHECKED, Diary, numbered
 from tests.support.program import ORG
 
 NOW = START + dt.timedelta(days=1)
@@ -89,6 +90,23 @@ def test_the_gateway_is_down_where_nobody_gets_an_answer_and_that_is_one_conditi
     found = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
     assert [(each.code, each.subjects) for each in found] == [each[:2] for each in expected]
     assert all(said in (None, each.said) for each, (_, _, said) in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("codes", "began"),
+    [(["malformed"] * 3, 0), (["62109", "malformed", "malformed"], 1), (["dns", "timeout", "http_503"], 0)],
+)
+def test_a_cause_began_with_its_own_first_failure_in_a_row(engine: Engine, codes: list[str], began: int) -> None:
+    """What kept the target from being observed before was another one."""
+    store = Store(engine)
+    for hour, code in enumerate(codes):
+        at = START + dt.timedelta(hours=hour)
+        run_id = store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), at)
+        assert run_id is not None
+        [fence] = store.fences([FRESH], run=RunBegun(run_id, at))
+        store.apply(run_id, [verdict.failed(fence, Refused("it failed", code=code))], UNCHECKED)
+    [found] = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
+    assert found.since == START + dt.timedelta(hours=began)
 
 
 def test_a_target_of_no_schedule_that_was_not_retired_is_said(engine: Engine) -> None:
