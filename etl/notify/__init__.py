@@ -1,4 +1,4 @@
-"""After the commit: notifications of what a run found, and pings that show that the service still runs."""
+"""After the commit: notifications about what a run found, and pings that show that the service still runs."""
 
 from etl.notify.delivery import Subscription, Timing
 from etl.notify.digest import Message

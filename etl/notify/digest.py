@@ -1,4 +1,4 @@
-"""The text of a notification: a title with the sums, a few lines of each kind, commands that show the rest. Pure."""
+"""The text of a notification: a title with the sums, a few lines per kind, commands that show the rest. Pure."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
 LINES: Final = 20
-"""How many lines a message has; where several kinds share them, each has at least a few."""
+"""Lines per message; if several kinds share them, each has at least a few."""
 _FEWEST_LINES: Final = 3
 _LONGEST_NAME: Final = 80
 _LONGEST_MESSAGE: Final = 200
 _MARKUP: Final = re.compile(
-    r"@(?=everyone|here|channel|all\b|room\b)"  # calls people, also in the middle of a word
-    r"|(?<!\w)@|@(?!\w)"  # calls somebody, or a role: an address as in a@b stays
-    r"|<(?=[A-Za-z/@!#:])"  # a tag, a call or a link in chats and in HTML
+    r"@(?=everyone|here|channel|all\b|room\b)"  # mentions people, also in the middle of a word
+    r"|(?<!\w)@|@(?!\w)"  # mentions somebody, or a role; an address such as a@b stays
+    r"|<(?=[A-Za-z/@!#:])"  # a tag, a mention or a link in chats and in HTML
     r"|(?<=\])\("  # a link whose text hides where it leads
     r"|`|\|(?=\|)|~(?=~)",  # code, and what hides or strikes out other lines
     re.IGNORECASE,
 )
-"""What some chat would render as markup or a mention. Single ``_`` and ``*`` are common in names, and harmless."""
+"""What a chat could render as markup or a mention. Single ``_`` and ``*`` are common in names, and harmless."""
 _MORE: Final = "\nTo see more:"
 _CUT: Final = "  and more than fits here"
 
 
 class DigestPart(NamedTuple):
-    """One kind of news: how many in all, and the first lines."""
+    """One kind of news: its number, and the first lines."""
 
     total: int
     lines: tuple[str, ...]
@@ -41,7 +41,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
     """What happened in a run (or since the last check), as far as one receiver subscribes to it."""
 
     name: str
-    """What ran: a schedule, "sync" or "approval"; or "" where it was no run."""
+    """What ran: a schedule, "sync" or "approval"; "" if it was not a run."""
     said: str
     """A sentence about the run."""
     parts: Mapping[str, DigestPart]
@@ -59,7 +59,7 @@ class Message(NamedTuple):
 
 
 def gather(found: Iterable[tuple[str, str]]) -> dict[str, DigestPart]:
-    """Parts from (kind, line), in the order of LABELS; memory holds the first lines of each, however many come."""
+    """Parts from (kind, line), in the order of LABELS; only the first lines of each are kept in memory."""
     counts = dict.fromkeys(LABELS, 0)
     lines: dict[str, list[str]] = {kind: [] for kind in LABELS}
     for kind, line in found:
@@ -76,7 +76,7 @@ def message(digest: Digest) -> Message:
 
 
 def together(digests: Sequence[Digest]) -> Message:
-    """One message for many runs, so that no receiver gets a hundred after an outage."""
+    """One message for many runs, so that a receiver does not get a hundred after an outage."""
     found: dict[str, DigestPart] = {}
     for kind in LABELS:
         parts = [digest.parts[kind] for digest in digests if kind in digest.parts]
@@ -102,18 +102,18 @@ def shortened(told: Message, fits: Callable[[str], bool]) -> Message:
 
 
 def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:
-    """A foreign name as plain text: on one line, cut to length, with markup and mentions escaped."""
+    """A foreign name as plain text: on one line, shortened, with markup and mentions escaped."""
     text = _MARKUP.sub(lambda match: f"\\x{ord(match[0]):02x}", printable(foreign or ""))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def cut(said: str) -> str:
-    """A sentence that may quote foreign text, escaped likewise."""
+    """A sentence that may quote foreign text, escaped the same way."""
     return quoted(said, _LONGEST_MESSAGE)
 
 
 def cycle(code: str | None) -> str:
-    """A cycle for people: "day"; what EnOS does not document stays as it is."""
+    """A cycle for people: "day"; undocumented cycles stay as they are."""
     return "none" if code is None else CYCLE_LABELS.get(code) or quoted(code)
 
 

@@ -1,4 +1,4 @@
-"""The news of a run, read from the trail: the same result whenever, and however often, it is read."""
+"""The news of a run, read from the trail: the same whenever, and however often, it is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
 class _Change(NamedTuple):
-    """A change of one workflow of an organisation, and how many of its users saw it."""
+    """A change of one workflow of an organisation, and how many users saw it."""
 
     kind: str
     org_id: str
@@ -135,7 +135,7 @@ class _Recovery(NamedTuple):
     verdict: str
     since: dt.datetime
     schedule: str | None
-    """The schedule of the run in which there was trouble last."""
+    """The schedule of the last run with this trouble."""
     at: dt.datetime
 
     def __str__(self) -> str:
@@ -144,7 +144,7 @@ class _Recovery(NamedTuple):
 
 
 class _Period(NamedTuple):
-    """When a run was under way; without an end it still is."""
+    """The time of a run; without an end it is still under way."""
 
     id: int
     schedule: str | None
@@ -232,8 +232,8 @@ def _said_by_enos(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElemen
 def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """The run's issues of one kind whose target was not in this trouble before.
 
-    A valid answer that nobody doubted always opens a span after a failure or a hold: so a span since the issue before
-    says that there was one. Failures do not end a hold; a held answer is a valid one, and ends a row of failures.
+    After a failure or a hold, a valid answer that is not doubted always opens a span: so a span since the previous
+    issue shows that there was one. Failures do not end a hold; a held answer is valid, and ends a series of failures.
     """
     before, its_run = sync_issue.alias("before"), sync_run.alias("its_run")
     known = (kind,) if kind == "held" else TROUBLES
@@ -273,7 +273,7 @@ def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[
 def _recoveries(
     engine: Engine, run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
 ) -> Iterator[_Recovery]:
-    """Targets whose trouble ended while the run was under way, and not in another run at the same time."""
+    """Targets whose trouble ended during the run, except those that a concurrent run reports."""
     found = list(stream(engine, _ended_trouble(run, troubles, of_orgs), _Recovery))
     if not found:
         return
@@ -321,7 +321,7 @@ def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequenc
         earlier.c.target_id == target.c.id,
         earlier.c.id < opened.c.id,
         earlier.c.first_at
-        > its_run.c.heartbeat_at,  # not finished_at: for an abandoned run, that is only when it was noticed
+        > its_run.c.heartbeat_at,  # not finished_at: for an abandoned run, that is when it was noticed
     )
     return (
         select(

@@ -22,12 +22,12 @@ from etl.store.open_conditions import UntoldCondition
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
-"""Runs that finished longer ago are not sent any more: for so long a receiver may be away."""
+"""Runs that finished longer ago are no longer sent; so this is how long a receiver may be away."""
 _LOOK_SECONDS: Final = 30.0
 _STANDING_BY_SECONDS: Final = 2.0
 _LAST_WORDS_SECONDS: Final = 2.0
 _MOST_MESSAGES: Final = 10
-"""Where more messages wait for one receiver, they become one."""
+"""More messages than this for one receiver are combined into one."""
 _MOST_AT_ONCE: Final = 500
 _USUAL: Final = Timing()
 
@@ -90,11 +90,11 @@ class Notifier:
         self._log = structlog.get_logger("etl.notify")
 
     def start(self) -> None:
-        """Begin to look, and to send."""
+        """Begin to look for news, and to send them."""
         self._loop.start()
 
     def look(self) -> None:
-        """Look now: a run has finished. From any thread."""
+        """Look for news now, after a run. From any thread."""
         self._loop.wake()
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class Notifier:
         return [(m.wants.sender.name, m.why, m.failing_since) for m in self._receivers if m.failing_since is not None]
 
     def flush(self, within_seconds: float) -> bool:
-        """Send what there is to send, in this thread; return whether every receiver has accepted it in time."""
+        """Send what is due, in this thread; return whether every receiver has accepted it in time."""
         give_up = time.monotonic() + within_seconds
         self._turn()
         while any(state.delivery for state in self._receivers) and time.monotonic() < give_up:

@@ -1,4 +1,4 @@
-"""Pings for a dead man's switch: an outside service expects one from each run, and raises the alarm when none comes.
+"""Pings for a dead man's switch: an external service expects one from each run, and raises an alarm if none comes.
 
 The convention is that of healthchecks.io: ``POST url/start``, ``url`` for success, ``url/fail``; a short text as body.
 """
@@ -32,9 +32,9 @@ class _Ping(NamedTuple):
 
 
 class Pinger:
-    """Sends pings in their order from a thread of its own: nothing that happens to one stops or delays a run.
+    """Sends pings in order from a separate thread, so that no ping stops or delays a run.
 
-    A ping that fails is logged. While a receiver hangs, pings wait; when too many do, further ones are dropped.
+    A failed ping is logged. While a receiver hangs, pings wait; if too many wait, further ones are dropped.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Pinger:
         self._add(schedule, "/fail", said)
 
     def stop(self) -> None:
-        """Send the pings that wait, for a few seconds at most."""
+        """Send the waiting pings, for a few seconds at most."""
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         if self._thread is not None:
@@ -95,7 +95,7 @@ class Pinger:
 
 
 def _ping_with_retries(pool: urllib3.PoolManager, ping: _Ping) -> str | None:
-    """What went wrong, without the address."""
+    """Send a ping; return what went wrong, without the address."""
     try:
         answer = pool.request("POST", ping.url, body=ping.body.encode()[:_LONGEST_BODY])
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Receivers: an address each, reached through apprise. No address ever leaves this module."""
+"""Receivers: one address each, reached through apprise. No address ever leaves this module."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from etl.printable import printable
 
 _LOGGER: Final = "apprise"
 _ROOM_FOR_MARKUP: Final = 64
-"""What a plugin may add around title and body."""
+"""Characters that a plugin may add around title and body."""
 _TELLING: Final = 4
-"""Shorter parts of an address are common words: only longer ones are masked in what a receiver answers."""
+"""Only parts of an address longer than this are masked in a receiver's answer: shorter ones are common words."""
 
 
 class Sender(Protocol):
-    """What can be given a message."""
+    """Something that can send a message."""
 
     name: str
 

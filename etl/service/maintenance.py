@@ -1,4 +1,4 @@
-"""What the active replica does besides its runs: it keeps the chain heads in a file, and deletes old runs."""
+"""What the active replica does besides its runs: keep the chain heads in a file, and delete issues of old runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PRUNE_SECONDS: Final = 3600.0
 UNSURE_SECONDS: Final = 300.0
 """How long to wait for a gateway's `Date` before pruning without it; some gateways never send one."""
 _SHARE: Final = 20
-"""Reading the heads of all targets takes at most this part (a twentieth) of the time."""
+"""Reading the heads of all targets takes at most one twentieth of the time."""
 _LAST_WORDS_SECONDS: Final = 3.0
 
 
 class Maintenance:
-    """Runs in a thread of its own, so that a slow or full disk delays no run. It works while ``active``."""
+    """Runs in a separate thread, so that a slow or full disk delays no run. It works while ``active``."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Maintenance:
         heads: HeadsFile | None,
         clock_is_right: Callable[[], bool | None] = lambda: True,
     ) -> None:
-        """``clock_is_right``: None while it is not known; no run is deleted while it is False."""
+        """``clock_is_right``: None while unknown; nothing is deleted while it is False."""
         self._store = store
         self._active = active
         self._clock = clock
@@ -77,7 +77,7 @@ class Maintenance:
             self._attempt("pruning", self._prune, remedy="it is tried again")
 
     def _attempt(self, what: str, work: Callable[[], None], remedy: str) -> None:
-        """Log a failure once, and the recovery. That the database is away is logged by the service."""
+        """Log a failure once, and the recovery. The service itself logs that the database is away."""
         try:
             work()
         except DatabaseError:
@@ -91,7 +91,7 @@ class Maintenance:
                 self._log.info(f"{what}_works_again")
 
     def _keep_heads(self) -> None:
-        """Only runs move heads: there is nothing to do until one has begun, written or ended."""
+        """Append the heads. Only runs change them: there is nothing to do until one has begun, written or ended."""
         assert self._heads is not None  # noqa: S101 - the caller looked
         began = time.monotonic()
         marks = self._store.marks()

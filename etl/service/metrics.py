@@ -52,12 +52,12 @@ _OWN: Final = (
     *("not_stored", "protocol", "proxy", "secret", "timeout", "tls", "tls_certificate", "truncated"),
 )
 CODES: Final = frozenset([*map(str, _ENOS), *(f"http_{status}" for status in _HTTP), *_OWN])
-"""The error codes with a series of their own; every other one is ``other``."""
+"""The error codes with their own series; all others are ``other``."""
 
 MOST_SCHEDULES: Final = 1_000
-"""Schedules with series of their own, the first by name. The client takes 30 µs a sample, and a schedule has eight."""
+"""Schedules with their own series, the first by name. The client takes 30 µs per sample, and a schedule has eight."""
 OTHERS: Final = "(others)"
-"""The label of all further schedules together; no schedule can have this name."""
+"""The label of all further schedules together; not a possible name of a schedule."""
 
 _Samples = Mapping[tuple[str, ...], float]
 _REQUEST_SECONDS: Final = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -73,11 +73,11 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     database_up: bool
     runs_under_way: int
     clock_skew_seconds: float | None
-    """How far the gateway's clock is ahead of ours; None: not seen yet."""
+    """How far the gateway's clock is ahead of ours; None: unknown."""
     conditions: Mapping[str, bool]
-    """Each condition that may be wrong beside the targets, and whether it is; unknown ones are left out."""
+    """Whether each condition that is not about targets holds; unknown ones are left out."""
     vitals: HealthSnapshot | None
-    """None while the database cannot be read: then its metrics are left out."""
+    """None while the database cannot be read: its metrics are then left out."""
 
 
 class Metrics:
@@ -188,7 +188,7 @@ class Metrics:
             self._failures.labels(_bounded(code)).inc(count)
 
     def watch(self, status_now: Callable[[], ServiceStatus]) -> None:
-        """Call ``status_now`` at every scrape, and expose what it returns. It must not raise. To be called once."""
+        """Call ``status_now`` at every scrape, and expose its result. It must not raise. Call this once."""
         self._registry.register(_ScrapeCollector(status_now, self._label))
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -256,7 +256,7 @@ def _of_vitals(vitals: HealthSnapshot | None) -> Iterator[Metric]:
 
 
 def _of_schedules(vitals: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
-    """For schedules that share a label: the sum of their overdue targets, and the oldest of their last successes."""
+    """For schedules with the same label: the sum of their overdue targets, and the oldest of their last successes."""
     overdue: dict[tuple[str, ...], float] = {}
     succeeded: dict[tuple[str, ...], float] = {}
     for name, count in vitals.overdue_by_schedule.items() if vitals else ():

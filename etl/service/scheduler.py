@@ -1,8 +1,8 @@
 """Runs a function at the slots of schedules, and others at intervals; the only importer of APScheduler.
 
-APScheduler keeps the jobs in memory and calls them. When a schedule is due, its Slots and the given clock decide:
+APScheduler keeps the jobs in memory and calls them. Its Slots and the given clock decide when a schedule is due:
 APScheduler is told "now, plus the time until the slot by the given clock". So it never steps through years of slots
-when a clock jumps ahead; a clock that is set is noticed, and all jobs are planned anew.
+when a clock jumps ahead. If the clock is set, that is noticed, and all jobs are planned again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def utc_now() -> dt.datetime:
 class Scheduler:
     """Calls ``run(schedule, slot)`` when a slot of a schedule is due, each schedule in a thread of its own.
 
-    ``slot`` is the newest slot at that moment. A schedule never runs twice at once: slots that fall due meanwhile are
-    skipped. An exception of ``run`` is logged, and the schedule goes on. Nothing starts once ``stop`` is set.
+    ``slot`` is the newest slot at that moment. A schedule never runs twice at once: slots that become due meanwhile are
+    skipped. An exception of ``run`` is logged, and the schedule continues. Nothing starts once ``stop`` is set.
     All methods may be called from any thread, before ``start`` and after ``shutdown`` too.
     """
 
@@ -73,13 +73,13 @@ class Scheduler:
             executors={"default": self._threads},
             jobstores={"default": MemoryJobStore()},
         )
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # what it would say is said here
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # we log the same ourselves
         self._jobs.add_listener(self._log_skipped, EVENT_JOB_MAX_INSTANCES)
 
     def replace(self, schedules: Iterable[Schedule]) -> None:
         """Replace the schedules: new ones are added, missing ones removed, the others left as they are.
 
-        Only a schedule whose slots or jitter changed is planned anew. A run under way finishes as it began.
+        Only a schedule whose slots or jitter changed is planned again. A run under way finishes as it began.
         """
         wanted = {schedule.name: schedule for schedule in schedules}
         with self._lock:
@@ -92,7 +92,7 @@ class Scheduler:
                 self._plan(name, schedule)
 
     def every(self, seconds: float, function: Callable[[], object], name: str) -> None:
-        """Call ``function`` every ``seconds``, paused or not, first after ``seconds``; its exceptions are logged."""
+        """Call ``function`` every ``seconds``, even when paused, first after ``seconds``; its exceptions are logged."""
         work = partial(_log_exceptions, function, name)
         with self._lock:
             if not self._closed.is_set():
@@ -122,7 +122,7 @@ class Scheduler:
     def shutdown(self, wait_seconds: float) -> bool:
         """Start nothing more, and wait up to ``wait_seconds`` for what is running; True if all of it has finished.
 
-        What has not finished goes on in daemon threads, which do not keep the process alive.
+        Unfinished work continues in daemon threads, which do not keep the process alive.
         """
         with self._lock:
             first = not self._closed.is_set()
@@ -179,7 +179,7 @@ class Scheduler:
 
 
 class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
-    """When a schedule is due next: ``slot`` by the given clock, the fire time by APScheduler's."""
+    """When a schedule is due next: ``slot`` by the given clock, the fire time by APScheduler's clock."""
 
     def __init__(self, schedule: Schedule, clock: Clock) -> None:
         self.schedule = schedule
@@ -187,14 +187,14 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
         self.jitter = schedule.jitter
         self.slot: dt.datetime | None = None
         self.due: dt.datetime | None = None
-        """The slot that fell due last; None where a person or a jump of the clock fired the job."""
+        """The slot that became due last; None if a jump of the clock fired the job."""
         self._clock = clock
         self._fired_at: dt.datetime | None = None
         self._fires_at: dt.datetime | None = None
 
     def get_next_fire_time(self, previous: dt.datetime | None, now: dt.datetime) -> dt.datetime:
         if previous is not None and previous == self._fired_at and self._fires_at:
-            return self._fires_at  # APScheduler asks twice for what comes after a fire time
+            return self._fires_at  # APScheduler asks twice for the time after a fire time
         clock = self._clock()
         self.due = self.slot if previous is not None and previous == self._fires_at else None
         self.slot = self.slots.next_after(_not_before(self.due, clock))
@@ -208,7 +208,7 @@ class _SlotTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
-    """Due every so many seconds by the monotonic clock."""
+    """Due at fixed intervals by the monotonic clock."""
 
     due = None
 
@@ -223,7 +223,7 @@ class _IntervalTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
-    """Runs each job in a daemon thread: a pool could be full, be closed too early, or keep the process from exiting."""
+    """Runs each job in a daemon thread. A pool could be full, be closed too early, or keep the process from exiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _ThreadPerRun(BaseExecutor):  # type: ignore[misc]
 
 
 def _not_before(planned: dt.datetime | None, now: dt.datetime) -> dt.datetime:
-    """``now``, or ``planned`` if that is at most LEEWAY later: a clock may be slewed back while a slot is due."""
+    """``now``, or ``planned`` if it is at most LEEWAY later: a clock may be slewed back while a slot is due."""
     return planned if planned is not None and now < planned <= now + LEEWAY else now
 
 

@@ -1,4 +1,4 @@
-"""The schedules that a service works by: as their files say, with whom the rosters of organisations list."""
+"""The schedules of a service: from their files, with the users of organisations' rosters."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class KnownSchedules:
         self._rosters = rosters
         self._configured: Sequence[Schedule] = ()
         self._known_at: Mapping[str, float] = {}
-        """When this process met each of the schedules, by the clock that nobody sets."""
+        """When this process first read each schedule, by the monotonic clock."""
         self._lock = threading.Lock()
         self.current: Sequence[Schedule] = ()
 
     def load(self) -> None:
-        """Read the files. Raises ConfigError, and leaves the schedules as they were, where one is broken."""
+        """Read the files. If one is broken, raises ConfigError and leaves the schedules as they were."""
         self._configured = self._load()
         self.expand()
 
     def expand(self) -> None:
-        """Take the users that the rosters list now; where the database is away, those known so far have to do."""
+        """Take the users that the rosters list now; if the database is away, keep the known ones."""
         with self._lock:
             expanded = self._configured
             if self._rosters is not None and organisations(expanded):
@@ -42,7 +42,7 @@ class KnownSchedules:
             self.current = expanded
 
     def refresh_rosters(self) -> bool:
-        """Ask for the rosters that are due, and whether one changed what `expand` gives. Raises DatabaseError."""
+        """Ask for the rosters that are due; return whether one changed the result of `expand`. Raises DatabaseError."""
         orgs = organisations(self._configured)
         if self._rosters is None:
             return False
@@ -57,6 +57,6 @@ class KnownSchedules:
         return any(schedule.unlisted for schedule in self.current)
 
     def since(self, now: dt.datetime) -> Mapping[str, dt.datetime]:
-        """Since when this process has known each of the schedules, by the clock that says ``now``."""
+        """Since when this process has known each schedule, in terms of the clock that says ``now``."""
         started = now - dt.timedelta(seconds=time.monotonic())
         return {name: started + dt.timedelta(seconds=at) for name, at in self._known_at.items()}

@@ -20,18 +20,18 @@ from etl.system.background import BackgroundLoop
 LOOK_SECONDS: Final = 60.0
 _REMEDY: Final = "keep a copy of the database as it is, then run `flowtrail verify`"
 _REST_SHARE: Final = 1.0
-"""It rests as long as it has worked, so that half of a processor is the most it takes."""
+"""It rests as long as it has worked, so it takes at most half of a processor."""
 _OVERDUE: Final = 2
-"""So many times ``every`` may pass before anybody is told."""
+"""This many times ``every`` may pass before it is reported."""
 _LAST_WORDS_SECONDS: Final = 3.0
 
 
 class _Stopped(Exception):
-    """The service ends, or is no longer the active one; the check begins again with the next one."""
+    """The service ends, or is no longer active; the next active one begins the check again."""
 
 
 class Verification:
-    """A thread of its own. A finding stops nothing: it is a condition, and the log names it."""
+    """Runs in a separate thread. A finding stops nothing: it becomes a condition, and is logged."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Verification:
         every: dt.timedelta | None,
         full: dt.timedelta | None,
     ) -> None:
-        """``every`` and ``full``: how often; None is never."""
+        """``every`` and ``full``: how often; None: never."""
         self._engine = engine
         self._store = store
         self._active = active
@@ -54,7 +54,7 @@ class Verification:
             "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
         )
         self._checked_at: dt.datetime | None = None
-        """The last check, or, before the first, since when this replica has been active."""
+        """The time of the last check; before the first one, since when this replica has been active."""
         self._log: Any = structlog.get_logger("etl.service.verification")
 
     def running(self) -> BackgroundLoop:
@@ -91,7 +91,7 @@ class Verification:
             self._check("trail", latest.last_seal if latest else 0)
 
     def trouble(self) -> Trouble | None:
-        """A check is long overdue."""
+        """The trouble of a check that is long overdue."""
         at, every = self._checked_at, self._every
         if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
             return None
@@ -143,7 +143,7 @@ class _Pace:
         self._since = time.monotonic()
 
     def rest(self) -> None:
-        """Raises _Stopped where nobody wants to go on."""
+        """Rest. Raises _Stopped if the check is to end."""
         if not self._goes_on():
             raise _Stopped
         worked = time.monotonic() - self._since
@@ -153,5 +153,5 @@ class _Pace:
 
 
 def _is_due(done: Verified | None, every: dt.timedelta | None, now: dt.datetime) -> bool:
-    """A check that ended ahead of now was dated by a clock that was wrong."""
+    """Whether a check is due. One that ended ahead of now was dated by a wrong clock, and does not count."""
     return every is not None and (done is None or not now - every < done.ended_at <= now)

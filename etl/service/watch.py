@@ -1,4 +1,4 @@
-"""Watches what is wrong: the log says when a condition begins and ends, and the active replica writes it down."""
+"""Watches conditions: their beginnings and ends are logged, and the active replica stores them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from etl.system.background import BackgroundLoop
 
 TICK_SECONDS: Final = 5.0
 _SHARE: Final = 20
-"""Reading the state of all targets takes at most this part (a twentieth) of the time."""
+"""Reading the state of all targets takes at most one twentieth of the time."""
 
 
 class Watch:
-    """A thread of its own, so that nothing that is slow holds up a run."""
+    """Runs in a separate thread, so that nothing slow delays a run."""
 
     def __init__(
         self,
@@ -35,7 +35,8 @@ class Watch:
         clock: Callable[[], dt.datetime],
         moved: Callable[[], None] = lambda: None,
     ) -> None:
-        """``read``: what the database knows; ``own``: what only this process knows; ``moved`` is told of news."""
+        """``read``: what the database knows; ``own``: what only this process knows; ``moved`` is called after
+        changes."""
         self._store = store
         self._active = active
         self._read = read
@@ -44,7 +45,7 @@ class Watch:
         self._moved = moved
         self._not_before = 0.0
         self._unwritten: dict[tuple[str, str], Condition] = {}
-        """What is wrong with the database: nobody can write that down."""
+        """Conditions of the database itself, which cannot be stored."""
         self._log: Any = structlog.get_logger("etl.service.conditions")
 
     def running(self) -> BackgroundLoop:
@@ -56,7 +57,7 @@ class Watch:
     def _step(self) -> float:
         try:
             self.look()
-        except DatabaseError:  # the service itself says that it cannot write
+        except DatabaseError:  # the service itself reports that it cannot write
             return TICK_SECONDS
         except Exception:
             self._log.exception("conditions_not_read")
@@ -72,7 +73,7 @@ class Watch:
         found = self._read().conditions(own)
         mine = {(each.code, each.cause) for each in own}
         now = self._clock()
-        # what an active replica wrote down of itself ends with its cause, not with what it reads back
+        # what an active replica stored about itself ends with its cause, not with what it reads back
         wrong = [each for each in found if each.code not in OF_THE_DATABASE]
         wrong = [each for each in wrong if each.code not in OF_THE_SERVICE or each.key in mine]
         news = self._store.keep_conditions([_written(each, now) for each in wrong], now)

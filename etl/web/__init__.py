@@ -1,4 +1,4 @@
-"""The page, and the server that serves it beside health and metrics.
+"""The page, and the server for page, health and metrics.
 
 The server is part of the core. The pages and the report need what the extra ``flowtrail[web]`` brings, and say so in
 one UsageError where it is missing.

@@ -1,4 +1,4 @@
-"""What a page answers with: HTML, or the rows of its table as a file."""
+"""Responses of a page: HTML, or the rows of its table as a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS_AT_ONCE: Final = 1000
 
 
 class TableQuery(NamedTuple):
-    """A table as it is read: its name for a file, its row type, and the statement behind it."""
+    """A table: its name for a file, its row type, and its statement."""
 
     name: str
     row_type: type[tuple[Any, ...]]
@@ -55,7 +55,7 @@ def listing_file(site: Site, listing: TableQuery, fmt: Format) -> Response:
 def rows_file(name: str, columns: Sequence[Column], rows: Iterable[Sequence[Any]], fmt: Format) -> Response:
     """Rows as CSV, or as a JSON array of objects whose keys are the columns.
 
-    The first rows are read before anything is sent, so that a database that refuses is still a status.
+    The first rows are read before anything is sent, so that a database error still gives an error status.
     """
     pages = _in_pages(rows)
     first = next(pages, [])
@@ -88,7 +88,7 @@ def _json_array(columns: Sequence[Column], pages: Iterator[list[Sequence[Any]]])
 
 
 def _whole(body: Iterator[bytes]) -> Iterator[bytes]:
-    """A database that goes away in the middle cuts the response off, so that nobody takes a part for the whole."""
+    """If the database goes away in the middle, cut the response off, so that nobody takes a part for the whole."""
     try:
         yield from body
     except DatabaseError as error:

@@ -1,4 +1,4 @@
-"""The pages: what each asks for, and what it answers."""
+"""The pages: their parameters, and their responses."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from etl.web.security import KnownHosts, SecurityHeaders
 from etl.web.site import Site
 
 PAGES_AT_ONCE: Final = 16
-"""Requests of pages that are worked on at a time; threads are left for health and metrics, which come in others."""
+"""Requests for pages handled at a time; further threads are left for health and metrics."""
 _USUAL_SINCE: Final = "90 days ago"
 _PIECE_ROWS: Final = 1000
 _GAPS_AT_MOST: Final = 1_000_000
 _LONGEST_ID: Final = 18
-"""Digits of a number that every database can compare."""
+"""Digits of a number that both databases can compare."""
 
 
 def first(site: Site, request: Request) -> Response:
@@ -86,7 +86,7 @@ def trail(site: Site, request: Request) -> Response:
 
 
 def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[WorkflowEvent]:
-    """The whole trail, piece by piece, so that no transaction lasts as long as somebody reads."""
+    """The whole trail, piece by piece, so that no transaction lasts as long as the client reads."""
     after: Position | None = None
     while True:
         with short_transaction(site.engine) as connection:
@@ -127,7 +127,7 @@ def _every_gap(site: Site) -> list[Gap]:
 
 
 def pages(site: Site) -> list[BaseRoute]:
-    """Where everything is."""
+    """The routes of the pages."""
     return [
         Route("/", partial(first, site)),
         Route("/trail", partial(trail, site)),
@@ -194,7 +194,7 @@ def _moment(text: str, now: dt.datetime) -> dt.datetime | None:
 
 
 def _token(event: Any) -> str:
-    """A place in the trail, for an address."""
+    """A place in the trail, as part of an address."""
     return f"{event.observed_at.isoformat()}~{event.change_set_id}~{event.kind}~{event.flow_id}"
 
 

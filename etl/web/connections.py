@@ -1,13 +1,13 @@
-"""Connections of an HTTP server: how many there may be, and for how long, so that no client can use up the process.
+"""Connections of an HTTP server: how many there may be, and for how long, so that no client can exhaust the process.
 
-uvicorn ends a connection only after a response, when nothing follows; it waits for ever for a request that does not
-come or has no end, and for a client that does not read its response. These rules are added around its protocol:
+uvicorn only ends a connection after a response, when nothing follows. It waits for ever for a request that does not
+come or does not end, and for a client that does not read its response. These rules are added around its protocol:
 
 | a connection | is closed |
 |---|---|
 | that has not sent a whole request | FIRST_REQUEST_SECONDS after it was made |
 | whose last request began REQUEST_SECONDS ago | then, whether its response was read or not |
-| that has waited longest without a request | when there are as many as may be, and another one comes |
+| that has waited longest without a request | when the maximum is reached and another one comes |
 
 uvicorn itself closes a connection that is idle after a response, and answers 400 to headers of more than 16 KiB.
 """
@@ -41,7 +41,7 @@ class Connections:
         self.request_seconds = request_seconds
         self._most = most
         self._waiting: dict[_Connection, None] = {}
-        """Those without a request under way; the one that has waited longest comes first."""
+        """Connections without a request under way, the one that has waited longest first."""
         self._serving: set[_Connection] = set()
 
     def make_room(self) -> bool:
@@ -72,7 +72,7 @@ class Connections:
 
 
 class RequestTimes:
-    """Middleware around the whole application: notes on each connection when a request begins and ends."""
+    """Middleware around the whole application: records for each connection when requests begin and end."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -113,7 +113,7 @@ class _Connection(asyncio.Protocol):
         self._http = http
         self._connections = connections
         self._requests = 0
-        """Under way; two for a moment, where the next one was sent before the response to this one."""
+        """Requests under way; two for a moment if the client sends the next one before the response."""
         self._context = contextvars.copy_context()
         self._context.run(_this_connection.set, self)
         self._transport: asyncio.Transport
@@ -144,7 +144,7 @@ class _Connection(asyncio.Protocol):
         self._http.connection_lost(error)
 
     def cut_off(self) -> None:
-        """Close at once: what was not sent yet is dropped."""
+        """Close at once; unsent bytes are dropped."""
         self._connections.forget(self)
         self._transport.abort()
 

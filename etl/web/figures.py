@@ -1,7 +1,7 @@
-"""What the plots show: figures for Plotly, as plain values.
+"""The plots: figures for Plotly, as plain values.
 
-A colour that begins with ``--`` is the name of a property in the style sheet, so that it follows dark and light; the
-page's script puts its value in. Plotly reads a markup of its own in every text: what comes from outside is escaped.
+A colour that begins with ``--`` names a property of the style sheet, so that it follows dark and light mode; the page's
+script inserts its value. Plotly interprets its own markup in every text, so foreign text is escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def label(words: str) -> str:
 
 
 def changes_by_day(days: Sequence[Day]) -> Figure:
-    """Bars, a stack a day."""
+    """A stacked bar per day."""
     return {
         "data": [
             {
@@ -49,7 +49,7 @@ def changes_by_day(days: Sequence[Day]) -> Figure:
 
 
 def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
-    """Areas, stacked; below them, as a share, the targets whose list was not known. One day alone is a bar."""
+    """Stacked areas; below them, the share of targets whose list was not known. A single day is a bar."""
     days = [evening.day.isoformat() for evening in day_snapshots]
     single = len(days) == 1
     unobserved = [_share_unobserved(days, day_snapshots)] if any(each.unobserved for each in day_snapshots) else []
@@ -107,7 +107,7 @@ def _filled(colour: str, as_bar: bool) -> dict[str, Any]:
 
 
 def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
-    """One bar an organisation, the one with most changes on top."""
+    """One bar per organisation, the one with most changes on top."""
     return {
         "data": [
             {
@@ -131,8 +131,8 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
 
 
 def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap] = ()) -> Figure:
-    """A row a target, a bar a state, coloured by its cycle; a state that lasts ends where it was seen last. A time in
-    which nobody looked lies hatched over its row, one that has not ended like any other."""
+    """One row per target and one bar per state, coloured by cycle; a current state ends where it was last seen. Times
+    without observations are hatched, open ones too."""
     rows = list(dict.fromkeys(_row_of(state) for state in states))
     by_cycle: dict[str, list[WorkflowHistory]] = {cycle: [] for cycle in CYCLES}
     for state in states:

@@ -26,11 +26,11 @@ _AT_WORK: Final = ("active", "standing_by")
 _CANNOT_WRITE: Final = "The service cannot write to the database: its log says why."
 _NAMED_AT_MOST: Final = 100
 _VITALS_GOOD_FOR_SECONDS: Final = 60.0
-"""A reading of a million targets takes a while: the last one is served until the next is there."""
+"""Reading a million targets takes a while: the last result is served until the next one is there."""
 
 
 class Health:
-    """The health of the service at this moment, within a few seconds whatever the database does."""
+    """The current health of the service, within a few seconds whatever the database does."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Health:
         known_since: Callable[[], Mapping[str, dt.datetime]],
         own: Callable[[], Sequence[Trouble]] = lambda: (),
     ) -> None:
-        """``known_since``: since when the service has known each schedule; ``own``: what is wrong with it."""
+        """``known_since``: since when the service has known each schedule; ``own``: its own troubles."""
         self._own = own
         self.alive = is_progressing
         self.role = role
@@ -53,9 +53,9 @@ class Health:
         )
 
     def readiness(self) -> tuple[bool, DatabaseError | None]:
-        """Whether the service can work, and the error of database or schema.
+        """Whether the service can work, and the error of the database or schema.
 
-        Both at once during a rollout whose new release has migrated: this one works on until it is replaced.
+        Both are possible during a rollout whose new release has migrated: this one works on until it is replaced.
         """
         try:
             self._ready()
@@ -68,14 +68,14 @@ class Health:
         return True, None
 
     def conditions(self, vitals: HealthSnapshot | None, error: DatabaseError | None) -> list[Condition]:
-        """What is wrong: of what the database says, if anything, and of what this process knows itself."""
+        """What is wrong according to the database, if it can be read, and to this process."""
         own = list(self._own())
         if error is not None and not any(each.code in OF_THE_DATABASE for each in own):
             own.append(Trouble(error.condition, str(error).removesuffix(".")))
         return conditions(own) if vitals is None else vitals.conditions(own)
 
     def latest(self, error: DatabaseError | None) -> HealthSnapshot | None:
-        """What the database says; it is asked only where it answers at all, so that nobody waits twice."""
+        """What the database says; only asked if it answers at all, so that callers do not wait twice."""
         if error is not None and not isinstance(error, DatabaseDamaged | SchemaAhead):
             return None
         try:
@@ -84,7 +84,7 @@ class Health:
             return None
 
     def vitals(self) -> HealthSnapshot:
-        """Raises DatabaseError where they cannot be read now."""
+        """The health snapshot. Raises DatabaseError if it cannot be read now."""
         return self._vitals()
 
 
@@ -125,8 +125,8 @@ def metrics_route(render: Callable[[str], tuple[bytes, str]]) -> BaseRoute:
 
 
 def health_only(routes: Sequence[BaseRoute], hosts: Sequence[str], why: str | None = None) -> Starlette:
-    """Only ``routes``, which answer to addresses, to localhost and to ``hosts``. ``why`` tells a browser what is
-    missing for the pages, where they are wanted."""
+    """Only ``routes``, which answer to addresses, to localhost and to ``hosts``. ``why`` tells a browser what
+    is missing for the pages, if they are wanted."""
 
     def missing(_: Request) -> Response:
         return PlainTextResponse(f"{why}\n", 501)

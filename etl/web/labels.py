@@ -1,4 +1,4 @@
-"""How values are said to people. Pure."""
+"""Values as texts for people. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def foreign(text: str | None, longest: int = _LONGEST) -> str:
-    """Text from outside, its control characters and direction marks made visible, and cut where it is endless."""
+    """Foreign text, with control characters and direction marks made visible, and cut if it is very long."""
     shown = printable(text or "")
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
@@ -42,7 +42,7 @@ def user_label(user_id: str, expression: str) -> str:
 
 
 def utc(moment: dt.datetime | None) -> str:
-    """To the second."""
+    """A time in UTC, to the second."""
     return "" if moment is None else f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
 
 
@@ -71,14 +71,14 @@ def editable_label(editable: bool | None) -> str:
 
 
 def workflow_path(flow_id: str, org_id: str, as_of: str = "") -> str:
-    """The address of a workflow's page. What cannot stand in a path goes behind the "?"."""
+    """The address of a workflow's page. Ids that cannot be in a path go into the query."""
     if _odd(flow_id, org_id):
         return "/workflow" + _query({"org": org_id, "flow": flow_id, "as_of": as_of})
     return f"/workflows/{quote(org_id, safe='')}/{quote(flow_id, safe='')}" + _query({"as_of": as_of})
 
 
 def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = "") -> str:
-    """The address of a target's page. What cannot stand in a path goes behind the "?"."""
+    """The address of a target's page. Ids that cannot be in a path go into the query."""
     more = {"expression": expression, "as_of": as_of}
     if _odd(org_id, user_id):
         return "/target" + _query({"org": org_id, "user": user_id, **more})
@@ -86,7 +86,7 @@ def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = ""
 
 
 def _odd(*ids: str) -> bool:
-    """A browser takes the id ".." out of a path, and a slash parts it."""
+    """Whether an id cannot be in a path: a browser removes "..", and a slash splits the path."""
     return any("/" in each or each in (".", "..", "") for each in ids)
 
 
@@ -96,12 +96,12 @@ def _query(values: Mapping[str, str]) -> str:
 
 
 def moment(time: dt.datetime | None) -> str:
-    """A moment as an address has it, exact."""
+    """A time for an address, exact."""
     return "" if time is None else time.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
 
 
 def approval(org_id: str, user_id: str, expression: str, code: str) -> str:
-    """The command that approves exactly what is held of a target, to be pasted into a shell."""
+    """The shell command that approves exactly the held removals of a target."""
     option = [f"--expression={expression}"] if expression else []
     ends = ["--"] if org_id.startswith("-") or user_id.startswith("-") else []
     return printable(shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id]))

@@ -1,4 +1,4 @@
-"""What the first page says, and the report: freshness and problems first."""
+"""The content of the first page and of the report: freshness and problems first."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from etl.report.queries import causes
 from etl.web.labels import ago, count
 
 PERIODS: Final = (7, 30, 90, 365)
-"""Days that the plots may reach back."""
+"""Periods of the plots, in days."""
 USUAL_PERIOD: Final = 30
 
 _SHOWN: Final = 20
 _ORGS: Final = 15
 _LATEST: Final = 10
 _RUNS: Final = 20
-"""Among so many there is one that has ended: no more schedules run at once."""
+"""Enough to include one that has ended: fewer schedules run at once."""
 
 
 class ProblemLine(NamedTuple):
@@ -64,7 +64,7 @@ def gather(
 
 
 class _Counted(NamedTuple):
-    """What was counted over everything, for which state of the database, and what that took."""
+    """The sums over everything, the state of the database that they are for, and the time that they took."""
 
     state: tuple[Any, ...]
     values: dict[str, Any]
@@ -75,8 +75,8 @@ class _Counted(NamedTuple):
 _COUNTED: Final[WeakKeyDictionary[Engine, dict[dt.date, _Counted]]] = WeakKeyDictionary()
 _QUICK_SECONDS: Final = 0.25
 _REUSED_FOR: Final = 60
-"""A slow count of a database that has changed since is used for so many times as long as it took, so that counting
-takes a small part of the time however often somebody looks."""
+"""After a slow count, its result is reused for this many times its duration, even if the database has changed, so that
+counting takes a small part of the time however often somebody looks."""
 
 
 def _counted(connection: Connection, since: dt.date, today: dt.date) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _counted(connection: Connection, since: dt.date, today: dt.date) -> dict[str
 
 
 def _count(connection: Connection, since: dt.date, today: dt.date) -> dict[str, Any]:
-    """Plots begin on the day of the first observation: before it there was not nothing, nobody had looked."""
+    """Plots begin on the day of the first observation: what there was before is unknown, not zero."""
     begin = max(since, summaries.first_day(connection) or since)
     return {
         "workflows": summaries.workflows(connection),
@@ -113,7 +113,7 @@ _LINKS: Final = {
     "targets_held": "/held",
     **dict.fromkeys(("targets_failing", "targets_refused", "targets_overdue"), "/targets?show=problems"),
 }
-"""Where a condition's targets are shown."""
+"""The pages that show a condition's targets."""
 
 
 def _problems(

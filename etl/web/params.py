@@ -1,4 +1,4 @@
-"""What a request asks for: texts, choices, moments, pages. What cannot be is answered with 400 and a sentence."""
+"""The parameters of a request: texts, choices, moments, pages. Invalid ones are answered with 400 and a sentence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RequestParams:
         return value
 
     def moment(self, name: str, now: dt.datetime) -> dt.datetime | None:
-        """The moment that was typed, if any was."""
+        """The moment that was typed, if any."""
         value = self.text(name).strip()
         try:
             return parse_moment(value, now) if value else None
@@ -47,28 +47,28 @@ class RequestParams:
         return Paging(int(given), self.others("page"))
 
     def others(self, *names: str) -> list[tuple[str, str]]:
-        """What else was asked for, empty values left out."""
+        """The other parameters, without empty values."""
         return [(name, value) for name, value in self._values.multi_items() if name not in names and value]
 
     def link(self, **changed: str) -> str:
-        """This address with other values; an empty one is left out."""
+        """This address with some values changed; empty ones are left out."""
         return "?" + urlencode([*self.others("page", *changed), *((k, v) for k, v in changed.items() if v)])
 
 
 def path_text(request: Request, name: str) -> str:
-    """An id in the path or, where it could not stand there, in the query."""
+    """An id from the path or, if it cannot be in a path, from the query."""
     return _checked(name, request.path_params.get(name) or request.query_params.get(name, ""))
 
 
 class Paging(NamedTuple):
-    """A window over rows, and the ways to the ones beside it."""
+    """A window over rows, and the links to the previous and next ones."""
 
     number: int
     others: list[tuple[str, str]]
 
     @property
     def window(self) -> tuple[int, int]:
-        """Limit and offset: one row more than a page shows, so that it is known whether another one follows."""
+        """Limit and offset, with one row more than a page shows, to know whether another page follows."""
         return PAGE_ROWS + 1, (self.number - 1) * PAGE_ROWS
 
     def cut(self, rows: Sequence[Any]) -> dict[str, Any]:

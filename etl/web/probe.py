@@ -1,4 +1,4 @@
-"""Checks something that may be slow or unreachable, for many callers at once that cannot wait long."""
+"""Checks something that may be slow or unreachable, for many concurrent callers that cannot wait long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.system.background import SingleFlight
 T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 3.0
-"""How long a caller waits: less than probes and scrapers wait for us."""
+"""How long a caller waits; less than probes and scrapers wait for us."""
 _REST: Final = 10
 _LONGEST_REST_SECONDS: Final = 30.0
 """A check that took a second is not repeated for ten, so that frequent callers do not keep the database busy."""
@@ -23,8 +23,8 @@ _LONGEST_REST_SECONDS: Final = 30.0
 class CachedProbe(Generic[T]):
     """The result or the error of ``look``, called by one thread at a time, within PATIENCE_SECONDS.
 
-    Where a call takes longer, the last result is returned for ``good_for_seconds`` after it; then DatabaseUnreachable
-    is raised. The call goes on in its thread, and no other one is begun meanwhile.
+    If a call takes longer, the last result is returned until it is ``good_for_seconds`` old; then DatabaseUnreachable
+    is raised. The call continues in its thread, and no other one begins meanwhile.
     """
 
     def __init__(self, look: Callable[[], T], *, good_for_seconds: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Templates to HTML: everything escaped, values for scripts as data that no markup can end."""
+"""Renders templates to HTML: everything is escaped, and values for scripts are data that no markup can end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def as_data(value: object) -> str:
-    """JSON for a script element: still the same JSON, and nothing in it means something to HTML."""
+    """JSON for a script element: equal JSON in which nothing has a meaning in HTML."""
     text = msgspec.json.encode(value).decode()
     for char, escape in _ENDS_A_SCRIPT.items():
         text = text.replace(char, escape)
@@ -95,7 +95,7 @@ _CELL: Final = re.compile(r"<t[dh](?![^>]*colspan)")
 
 
 def labelled(rows: str, columns: Sequence[str]) -> str:
-    """Table rows whose cells say their column: on a narrow screen a row becomes a card of such lines."""
+    """Table rows whose cells name their column: on a narrow screen, a row becomes a card of such lines."""
     names = [f' data-label="{html.escape(column.removeprefix("#"))}"' for column in columns]
 
     def row(found: re.Match[str]) -> str:
@@ -133,7 +133,7 @@ def plotly_sheets() -> tuple[str, ...]:
 
 @functools.cache
 def _address(name: str) -> str:
-    """With the version in it, so that a browser may keep the file for ever."""
+    """The address of an asset, with its version, so that a browser may cache it for ever."""
     known = asset(name)
     assert known is not None  # noqa: S101 - the templates name what there is
     return f"/static/{name}?v={hashlib.sha256(known.body).hexdigest()[:12]}"

@@ -1,4 +1,4 @@
-"""The report: the overview in one file that needs nothing else, and allows nothing else."""
+"""The report: the overview in one file that needs, and allows, nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from etl.web import overview
 from etl.web.rendering import PLOTLY, asset, render
 
 EVENTS_AT_MOST: Final = 1000
-"""Rows of the trail in a report; the newest are kept."""
+"""The newest rows of the trail that a report has."""
 _LIVES: Final = 8
 _STATES_OF_A_LIFE: Final = 60
 
@@ -64,7 +64,7 @@ def _inline(name: str) -> str:
 
 
 def _policy(inline: dict[str, str]) -> str:
-    """Nothing from outside, and of what is inside only these very texts."""
+    """A policy that allows nothing from outside, and only exactly these inline texts."""
     scripts = " ".join(_hash(inline[name]) for name in ("plotly", "app"))
     return "; ".join(
         (

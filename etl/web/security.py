@@ -32,7 +32,7 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """Adds ``HEADERS`` to every response; what a response says of its caching stays, ``no-store`` otherwise."""
+    """Adds ``HEADERS`` to every response, and ``no-store`` unless the response sets its caching."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,9 +49,9 @@ class SecurityHeaders:
 
 
 class KnownHosts:
-    """Refuses requests for a name that is not ours, so that no website can make its own name point here
-    (DNS rebinding). Addresses are never refused: a website cannot take one for its name. Nor is a request without a
-    Host header, as some probes send in HTTP/1.0: no browser does."""
+    """Refuses requests for a host name that is not ours, so that no website can make its own name point here
+    (DNS rebinding). Addresses are allowed: a website cannot use one as its name. So are requests without a Host
+    header, which some HTTP/1.0 probes send, but no browser."""
 
     def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""An HTTP server in a thread of its own, which the service starts and stops."""
+"""An HTTP server in a separate thread, which the service starts and stops."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _WHY: Final = {
 class HttpServer:
     """Serves ``app`` on ``host`` and ``port`` (0: any free one) from ``start`` to ``stop``; also a context manager.
 
-    It installs no signal handlers, writes no access log, and believes no header about where a request comes from.
-    ``connections`` says how many clients there may be at once, and for how long.
+    It installs no signal handlers, writes no access log, and trusts no header about where a request comes from.
+    ``connections`` limits how many clients there may be at once, and for how long.
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int, connections: Connections | None = None) -> None:
@@ -61,19 +61,19 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Where it is found; only true after ``start``."""
+        """Its address; only valid after ``start``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     def start(self) -> None:
-        """Listen, then serve. Raises FlowtrailError, which says why, where the address cannot be used."""
+        """Listen, then serve. Raises FlowtrailError, which says why, if the address cannot be used."""
         listening = self._listen()
         self.port = listening.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, args=(listening,), name="http", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the responses under way, within two seconds, and free the port; harmless where nothing serves."""
+        """Finish the responses under way within two seconds, and free the port; does nothing if not started."""
         if self._thread is not None:
             self._stopping.set()
             self._server.should_exit = True
@@ -98,10 +98,10 @@ class HttpServer:
                     self._stopping.wait(_PAUSE_SECONDS)
 
     async def _serve_on(self, listening: socket.socket) -> None:
-        """uvicorn serves the connections, and ends them at the end; only accepting them is done here.
+        """uvicorn serves and closes the connections; only accepting them is done here.
 
-        asyncio's own loop, which uvicorn would use, logs thousands of tracebacks a second when the process has no
-        descriptor left.
+        asyncio's own accept loop, which uvicorn would use, logs thousands of tracebacks a second when the process has
+        no descriptor left.
         """
         server = self._server = uvicorn.Server(self._config)
         server.should_exit = self._stopping.is_set()

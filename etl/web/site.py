@@ -1,4 +1,4 @@
-"""What the pages know: the database, the time, and what the service says of itself."""
+"""What the pages know: the database, the time, and the state of the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from etl.report.health import TargetSummary
 
 
 class Site(NamedTuple):
-    """Handed to every page; see ``etl.web.create_app``."""
+    """Passed to every page; see ``etl.web.create_app``."""
 
     engine: Engine
     now: Callable[[], dt.datetime]

@@ -62,7 +62,7 @@ def _coverage(connection: Connection, rows: Sequence[TargetHealth], at: dt.datet
 
 
 class View(NamedTuple):
-    """What is asked of one target."""
+    """What a target's page shows."""
 
     at: dt.datetime | None
     """None: now."""
@@ -95,7 +95,7 @@ def one(site: Site, request: Request) -> Response:
 
 
 def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
-    """The target with this search expression; without one the first of the user's, which usually has none either."""
+    """The target with this search expression; without one, the user's first target, which usually has none either."""
     found = next((each for each in others if each.expression == expression), None)
     if found is None and others and not expression:
         return others[0]

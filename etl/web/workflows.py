@@ -24,7 +24,7 @@ from etl.web.params import PAGE_ROWS, RequestParams, path_text
 from etl.web.site import Site
 
 STATES_AT_MOST: Final = 1000
-"""States of one workflow that its page shows, over all who see it."""
+"""States of one workflow that its page shows, for all users together."""
 EVENTS: Final = 200
 ORGANISATIONS: Final = 200
 TABLES: Final = ("states", "story", "seen")
@@ -68,7 +68,7 @@ def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> 
 
 
 def _by_cycle(rows: Sequence[Any]) -> list[tuple[str, int]]:
-    """How many workflows have which cycle, the most frequent first."""
+    """How many workflows have each cycle, the most frequent first."""
     return Counter(row.cycle or "" for row in rows).most_common()
 
 
