@@ -21,6 +21,7 @@ class Behind(NamedTuple):
     expression: str
     kind: str
     observed_at: dt.datetime
+    run_id: int
 
 
 class Filters(NamedTuple):
@@ -61,18 +62,19 @@ SHOWN_AS: Final = {
 
 
 def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[Behind]]:
-    """By event id, the users whose lists showed the event in its interval."""
+    """By event id, the users whose lists showed the event in its interval, or in the run that decided it: an interval
+    ends with the first answer, and the others came later in the run."""
     if not shown:
         return {}
     asked = {
         "flows": list({event.flow_id for event in shown}),
         "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
-        "until": max(event.observed_at for event in shown),
+        "until": max(event.decided_at for event in shown),
     }
     changes = defaultdict[tuple[str, str, str, str], list[Behind]](list)
     for row in connection.execute(_BEHIND, asked):
         changes[row.org_id, row.expression, row.flow_id, row.kind].append(
-            Behind(row.user_id, row.expression, row.kind, row.observed_at)
+            Behind(row.user_id, row.expression, row.kind, row.observed_at, row.run_id)
         )
     return {event.event_id: list(_of(event, changes)) for event in shown}
 
@@ -80,13 +82,14 @@ def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[in
 def _of(event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Sequence[Behind]]) -> Iterator[Behind]:
     since = event.last_unchanged_at or event.observed_at
     for each in changes.get((event.org_id, event.expression, event.flow_id, SHOWN_AS[event.kind]), ()):
-        if since < each.observed_at <= event.observed_at and event.user_id in (None, each.user_id):
+        is_of_it = since < each.observed_at <= event.observed_at or each.run_id == event.run_id
+        if is_of_it and event.user_id in (None, each.user_id):
             yield each
 
 
 _BEHIND: Final = (
     text("""
-    SELECT org_id, expression, flow_id, user_id, kind, observed_at FROM workflow_event
+    SELECT org_id, expression, flow_id, user_id, kind, observed_at, run_id FROM workflow_event
      WHERE flow_id IN :flows AND observed_at > :since AND observed_at <= :until ORDER BY user_id
     """)
     .bindparams(

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from etl import sync
+from etl.database import reading
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
@@ -19,6 +20,9 @@ from etl.errors import DatabaseError
 from etl.notify.news import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
+from etl.report.event_page import Filters, behind, events
+from etl.report.fetch import page
+from etl.report.rows import OrgWorkflowEvent
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
 from tests.support.house import House
@@ -117,6 +121,14 @@ def test_a_workflow_that_appears_is_told_with_who_made_it(house: DetailHouse) ->
     assert told is not None
     (line,) = told.parts["appeared"].lines
     assert "EnOS: last updated by updater-1 at" in line
+
+
+def test_an_event_has_behind_it_the_lists_of_all_whose_answers_came_later_in_the_run(house: DetailHouse) -> None:
+    house.world.set_cycle(ORG, "3", "H")
+    house.ask_all()
+    with reading(house.engine) as connection:
+        [event] = page(connection, OrgWorkflowEvent, events(connection.dialect.name, Filters(org=ORG)), 9)
+        assert [each.user_id for each in behind(connection, [event])[event.event_id]] == [*USERS]
 
 
 def test_the_history_of_a_workflow_has_what_enos_said_of_each_state(house: DetailHouse) -> None:
