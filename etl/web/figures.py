@@ -200,8 +200,7 @@ def _silences(
             "hovertemplate": "nobody looked<br>%{customdata[0]} to %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             "marker": {
                 "color": "--surface",
-                "opacity": 0.82,
-                "pattern": {"shape": "/", "fgcolor": "--quiet", "size": 6, "solidity": 0.25},
+                "pattern": {"shape": "/", "bgcolor": "--surface", "fgcolor": "--quiet", "size": 6, "solidity": 0.2},
                 "line": {"width": 1, "color": "--quiet"},
             },
         }

@@ -111,7 +111,9 @@ def _count(connection: Connection, since: dt.date, today: dt.date) -> dict[str, 
 
 _LINKS: Final = {
     "targets_held": "/held",
-    **dict.fromkeys(("targets_failing", "targets_refused", "targets_overdue"), "/targets?show=problems"),
+    **dict.fromkeys(
+        ("gateway_down", "targets_failing", "targets_refused", "targets_overdue"), "/targets?show=problems"
+    ),
 }
 """The pages that show a condition's targets."""
 

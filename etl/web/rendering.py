@@ -92,6 +92,8 @@ def as_data(value: object) -> str:
 
 _ROW: Final = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
 _CELL: Final = re.compile(r"<t[dh](?![^>]*colspan)")
+_NOTHING: Final = re.compile(r"(?<=>)\s+(?=</td>)")
+"""A cell without a value, which a card leaves out."""
 
 
 def labelled(rows: str, columns: Sequence[str]) -> str:
@@ -102,7 +104,7 @@ def labelled(rows: str, columns: Sequence[str]) -> str:
         left = iter(names)
         return _CELL.sub(lambda cell: cell[0] + next(left, ""), found[0])
 
-    return _ROW.sub(row, str(rows))
+    return _ROW.sub(row, _NOTHING.sub("", str(rows)))
 
 
 @functools.cache

@@ -26,6 +26,8 @@ from etl.web.site import Site
 STATES_AT_MOST: Final = 1000
 """States of one workflow that its page shows, for all users together."""
 EVENTS: Final = 200
+_DRAWN: Final = 40
+"""Lists in a timeline, a row each."""
 ORGANISATIONS: Final = 200
 TABLES: Final = ("states", "story", "seen")
 """The tables of a workflow's page; ``?table=`` chooses the one that becomes a file."""
@@ -119,4 +121,6 @@ def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict
         "events": events,
         "beside": beside(connection, events, site.enos_zone),
         "enos_zone": site.enos_zone,
+        "patience": site.coverage_gap,
+        "drawn": _DRAWN,
     }
