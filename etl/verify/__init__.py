@@ -1,4 +1,4 @@
-"""Proof that the trail is whole: every target replayed, every link recomputed, and heads kept elsewhere compared.
+"""Proves that the trail is intact: replays every target, recomputes every link, compares heads kept elsewhere.
 
 for finding in verify(engine):
     print(finding)
@@ -54,13 +54,13 @@ __all__ = [
 _ROWS_A_TRANSACTION: Final = 50_000
 """On SQLite a reader blocks writers, so reading is cut into transactions of about a second."""
 _UNREADABLE: Final = (TypeError, ValueError, LookupError, OverflowError)
-"""What a value that its column does not allow makes of the reading."""
+"""The errors of reading a value that its column does not allow."""
 _NO_TEXT: Final = "Could not decode to UTF-8"
-"""What Python's sqlite3 says of bytes that are no text; it may be those of a target further on."""
+"""The message of Python's sqlite3 for bytes that are not text; they may belong to a later target."""
 
 
 class Progress(NamedTuple):
-    """How far a verification has come; at its end, what it has read."""
+    """How far a verification has come; at the end, what it has read."""
 
     targets: int
     of_targets: int
@@ -68,7 +68,7 @@ class Progress(NamedTuple):
     changes: int
 
     def plus(self, chain: Chain) -> Progress:
-        """One more target."""
+        """The progress after one more target."""
         return Progress(
             self.targets + 1, self.of_targets, self.change_sets + chain.version, self.changes + chain.changes
         )
@@ -108,7 +108,7 @@ def verify(
 
 
 def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:
-    """A value that cannot be read ends the comparison; its target has been named already."""
+    """A value that cannot be read ends the comparison; its target has been reported already."""
     try:
         yield from findings
     except _UNREADABLE as error:
@@ -129,7 +129,7 @@ class _Pass:
 
     def __init__(self, engine: Engine, progress: Callable[[Progress], None], answers: Answers | None) -> None:
         self.after: int | None = BEFORE_ALL
-        """The last target that was replayed; None when all were."""
+        """The last target that was replayed; None once all were."""
         self._engine = engine
         self._progress = progress
         self._answers = answers

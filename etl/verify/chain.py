@@ -1,4 +1,4 @@
-"""One target's history, replayed link by link. Pure: rows in, Broken out where a link does not hold."""
+"""Replays one target's history link by link. Pure; raises Broken if a link does not hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESOLUTION: Final = dt.timedelta(microseconds=1)
 
 
 class ReplayedState:
-    """The workflows of a target, kept in the order and the bytes of their digest, which then costs one hash."""
+    """The workflows of a target in the order and encoding of their digest, which then costs only one hash."""
 
     def __init__(self) -> None:
         self.flows: dict[str, Flow] = {}
@@ -44,7 +44,7 @@ class ReplayedState:
         del self._ids[at], self._encoded[at], self.flows[flow_id]
 
     def digest(self) -> str:
-        """What ``state_digest`` gives for the same workflows."""
+        """The ``state_digest`` of the workflows."""
         return hashlib.sha256(b"[%b]" % b",".join(self._encoded)).hexdigest()
 
 
@@ -56,7 +56,7 @@ class Since(msgspec.Struct, gc=False):
 
 
 class Chain:
-    """The state of a target after the links so far; ``version`` 0: none yet."""
+    """The state of a target after the links so far; ``version`` 0: no link yet."""
 
     def __init__(self, target: Target, run_times: RunTimes = NO_RUNS_KNOWN) -> None:
         self.target = target
@@ -77,7 +77,7 @@ class Chain:
         self._spans: list[Span] = []
 
     def link(self, row: ChangeSetRow, changes: Sequence[Change]) -> None:
-        """Add the next change set. Raises Broken where it does not follow from what is there."""
+        """Add the next change set. Raises Broken if it does not follow from the state."""
         version = self.version + 1
         require("change_set.version", version, row.version, version)
         require("change_set.format", FORMAT, row.format, version)
@@ -98,9 +98,9 @@ class Chain:
         self.changes += len(changes)
 
     def see(self, rows: Iterable[SpanRow]) -> None:
-        """Add the spans of the version that was linked last, by id, which is by time.
+        """Add the spans of the version that was linked last, by id, which is also by time.
 
-        Raises Broken where they cannot have been so.
+        Raises Broken if they are impossible.
         """
         self._spans = []
         for row in rows:
@@ -200,7 +200,7 @@ def _told(change: Change | None) -> Verbatim:
 
 
 def _require_possible(row: SpanRow) -> None:
-    """Whether the columns of one span agree with each other."""
+    """Raise Broken unless the columns of a span agree with each other."""
     span, more = row.span, row.span.observations - 1
     lasted = span.last_at - span.first_at
     if more == 0:

@@ -16,13 +16,13 @@ class Missing(NamedTuple):
 
     since: Sequence[dt.datetime]
     at_last_hold: int | None
-    """How many the issue row of the latest hold counts; None where there is none."""
+    """The number in the issue row of the latest hold; None if there is none."""
 
 
 def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> list[dt.datetime]:
-    """Raise Broken unless ``rows`` are the replayed workflows; return the times since when some are missing.
+    """Raise Broken unless ``rows`` are the replayed workflows; return since when the held ones are missing.
 
-    It uses the chain's workflows up.
+    This empties the chain's workflows.
     """
     missing = []
     for row in rows:
@@ -35,7 +35,7 @@ def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> list[dt.date
 
 
 def require_target(chain: Chain, row: TargetRow, missing: Missing) -> None:
-    """Raise Broken unless the row of a target says what its history does."""
+    """Raise Broken unless the row of a target agrees with its history."""
     require("target.version", chain.version, row.version)
     require("target.state_digest", chain.state_digest, row.state_digest)
     require("target.flow_count", chain.flow_count, row.flow_count)
@@ -68,7 +68,7 @@ def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
 
 
 def _seen_until(chain: Chain, changed_at: dt.datetime) -> dt.datetime:
-    """No span is open during a hold, so what is missing was there until the end of the latest one."""
+    """The end of the latest span: none is open during a hold, so missing workflows were there until then."""
     return max(changed_at, chain.latest.span.last_at) if chain.latest else changed_at
 
 
@@ -81,7 +81,7 @@ def _require_failures(row: TargetRow) -> None:
 
 
 def _require_open_span(chain: Chain, row: TargetRow) -> None:
-    """A span is open unless the latest attempt failed or was held, and then it is the latest one."""
+    """Raise Broken unless the latest span is open, or the latest attempt failed or was held."""
     latest = chain.latest
     is_open = latest is not None and not row.consecutive_failures and row.held_since is None
     expected = latest.id if latest is not None and is_open else None

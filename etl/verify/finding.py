@@ -11,16 +11,16 @@ from etl.printable import printable
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is not as it must be: the place, what the rules ask for, and what is there."""
+    """Something that is not as it must be: the place, what the rules require, and what is there."""
 
     target: Target | None = None
-    """None: it belongs to no target."""
+    """None: it is not about a target."""
     version: int | None = None
     run_id: int | None = None
-    """None: it belongs to no run."""
+    """None: it is not about a run."""
     seal_id: int | None = None
     what: str
-    """The table and column, or the thing, that is wrong: ``change_set.hash``."""
+    """The table and column, or the object, that is wrong: ``change_set.hash``."""
     expected: str
     found: str
 
@@ -56,7 +56,7 @@ class Broken(Exception):
         return Finding(target=target, version=self.version, what=self.what, expected=self.expected, found=self.found)
 
     def of_run(self, run_id: int | None, seal_id: int | None = None) -> Finding:
-        """The finding about a run; it may be about a target of it."""
+        """The finding about a run, or about a target of it."""
         return Finding(
             target=self.target,
             version=self.version,
@@ -75,13 +75,13 @@ class Verbatim(str):
 
 
 def require(what: str, expected: Any, found: Any, version: int | None = None) -> None:
-    """Raise Broken where ``found`` is not ``expected``."""
+    """Raise Broken if ``found`` is not ``expected``."""
     if found != expected:
         raise Broken(what, expected, found, version)
 
 
 def shown(value: Any) -> str:
-    """A value of a column, on one line that no terminal can be fooled with."""
+    """A value of a column on one line, with control characters escaped."""
     if isinstance(value, Verbatim):
         return printable(value)
     if value is None:

@@ -1,4 +1,4 @@
-"""The ends of the chains, to be kept where nobody who can alter the database can alter them, and compared later."""
+"""The ends of the chains, to be kept where nobody who can change the database can change them, and compared later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Time = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 
 class KeptSpan(msgspec.Struct, frozen=True, kw_only=True):
-    """A span as it was when the head was taken."""
+    """A span at the time when the head was taken."""
 
     first_at: Time
     last_asked_at: Time
@@ -33,7 +33,7 @@ class KeptSpan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a target's chain: what a line of ``flowtrail verify --head`` holds."""
+    """The end of a target's chain: the content of a line of ``flowtrail verify --head``."""
 
     org_id: str
     user_id: str
@@ -42,7 +42,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     hash: Digest
     state_digest: Digest
     spans: list[KeptSpan]
-    """Those of the version, by ``first_at``, which no hash proves yet."""
+    """The spans of the version, by ``first_at``; no hash covers them yet."""
     open: bool
     """Whether the last of the spans was still open."""
     taken_at: Time
@@ -101,7 +101,7 @@ Version = tuple[int, int]
 def heads(engine: Engine, now: dt.datetime) -> Iterator[dict[str, Any]]:
     """The head of every target that was ever observed, ready to be printed as a line of JSON.
 
-    Times are RFC 3339 in UTC; ``taken_at`` is ``now``. Raises DatabaseError where the database cannot be read.
+    Times are RFC 3339 in UTC; ``taken_at`` is ``now``. Raises DatabaseError if the database cannot be read.
     """
     after = BEFORE_ALL
     while True:
@@ -116,7 +116,7 @@ def heads(engine: Engine, now: dt.datetime) -> Iterator[dict[str, Any]]:
 
 
 def heads_of(engine: Engine, target_ids: Sequence[int], now: dt.datetime) -> dict[int, dict[str, Any]]:
-    """As ``heads``, of some targets, by their ids; those without a version are left out."""
+    """As ``heads``, for some targets, by their ids; targets without a version are left out."""
     with reading(engine) as connection:
         found = rows_of(connection, _HEADS_OF, ids=list(target_ids))
         spans = spans_of(connection, [(row.id, row.version) for row in found])
@@ -172,7 +172,7 @@ def spans_of(connection: Connection, versions: Sequence[Version]) -> Mapping[Ver
 
 
 def rows_of(connection: Connection, statement: Executable, **values: Any) -> Sequence[Row[Any]]:
-    """All rows of ``statement``. Raises DatabaseError where a value cannot be read."""
+    """All rows of ``statement``. Raises DatabaseError if a value cannot be read."""
     try:
         return connection.execute(statement, values).all()
     except ValueError as error:

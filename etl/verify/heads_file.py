@@ -1,4 +1,4 @@
-"""The file to which the service appends the ends of chains that moved, so that nobody has to remember to keep them."""
+"""The file to which the service appends the ends of chains, so that nobody has to remember to keep them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from etl.verify.kept_seals import KeptSeal, seal_lines
 
 _AT_ONCE: Final = 500
 _LONGEST_LINE: Final = 64 * MIB
-"""What is longer is no head: a span takes some 200 bytes."""
+"""A longer line is not a head: a span takes some 200 bytes."""
 
 
 class _Named(msgspec.Struct, frozen=True):
-    """What is read of a line again."""
+    """The part of a line that is read again."""
 
     org_id: str
     user_id: str
@@ -43,12 +43,12 @@ _decode_seal: Final = msgspec.json.Decoder(KeptSeal).decode
 
 
 class Appended(NamedTuple):
-    """What ``catch_up`` found."""
+    """The result of ``catch_up``."""
 
     heads: int
-    """Lines of heads that were written."""
+    """The number of heads that were appended."""
     set_back: int
-    """Targets of which the file knew a later version than the database has: as after restoring an old backup."""
+    """Targets of which the file has a later version than the database, as after restoring an old backup."""
 
 
 class HeadsFile:
@@ -56,8 +56,8 @@ class HeadsFile:
     appended since.
 
     Each line is as ``flowtrail verify --head`` prints it. The file is for its owner only (0600), locked while it is
-    written, and on the disk when ``catch_up`` returns. A last line that was cut short is taken back. A file that
-    was moved away is begun anew, with every head.
+    written, and on the disk when ``catch_up`` returns. A truncated last line is removed. If the file was moved away, a
+    new one begins with every head.
     """
 
     def __init__(self, path: Path, engine: Engine) -> None:
@@ -66,7 +66,8 @@ class HeadsFile:
         self._forget()
 
     def catch_up(self, now: dt.datetime) -> Appended:
-        """Append the heads that moved since the file's last ones. Raises OSError and DatabaseError; then try again."""
+        """Append the heads that have changed since the file's last ones. Raises OSError and DatabaseError; then try
+        again."""
         with self._opened() as file:
             self._take_in(file)
             heads = set_back = 0
@@ -96,7 +97,7 @@ class HeadsFile:
             yield file
 
     def _take_in(self, file: io.FileIO) -> None:
-        """Read what was appended since the last time, by this process or by another."""
+        """Read what this or another process has appended since the last time."""
         status = os.fstat(file.fileno())
         if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read_to:
             self._forget()
@@ -114,7 +115,7 @@ class HeadsFile:
             self._take_back(file)
 
     def _take_back(self, file: io.FileIO) -> None:
-        """Cut what is behind the last whole line off; where the file may only grow, end the line."""
+        """Remove what follows the last complete line; if the file may only grow, end the line instead."""
         try:
             os.ftruncate(file.fileno(), self._read_to)
         except PermissionError:
@@ -133,7 +134,7 @@ class HeadsFile:
         return len(taken)
 
     def _append_seals(self, file: io.FileIO) -> None:
-        """Every seal since the last one that the file has."""
+        """Append every seal after the last one that the file has."""
         new = seal_lines(self._engine, after=self._known_seal)
         while chunk := list(islice(new, _AT_ONCE)):
             self._append(file, b"".join(msgspec.json.encode(each) + b"\n" for each in chunk))
@@ -153,7 +154,7 @@ class HeadsFile:
 
 
 def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
-    """The lines of a file of heads, but a last one that was cut short; ``cut`` is told its number."""
+    """The lines of a file of heads, without a truncated last one; ``cut`` is called with its number."""
     lines = iter(partial(file.readline, _LONGEST_LINE), b"")
     for number, line in enumerate(lines, 1):
         if line.endswith(b"\n") or any(True for _ in _read(line)) or any(True for _ in _read_seal(line)):
@@ -167,13 +168,13 @@ def _whole(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _read(line: bytes) -> Iterator[_Named]:
-    """What a line names; nothing where it is no head, which is for ``against`` to say."""
+    """What a line names; nothing if it is not a head, which ``against`` reports."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         yield _decode(line)
 
 
 def _read_seal(line: bytes) -> Iterator[KeptSeal]:
-    """The seal that a line keeps; nothing where it keeps none."""
+    """The seal in a line, if any."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         yield _decode_seal(line)
 

@@ -1,4 +1,4 @@
-"""What a target is now, against the history of its memberships and holds."""
+"""Compares each target with the history of its memberships and holds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MISSING: Final = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.mi
 
 
 def history(engine: Engine) -> Iterator[Finding]:
-    """The first thing of each target that its memberships and holds deny. Raises DatabaseError."""
+    """The first contradiction of each target to its memberships and holds. Raises DatabaseError."""
     for query, compare in ((_MEMBERS, _retirements), (_HOLDS, _holds)):
         after, more = -(2**63), True
         while more:

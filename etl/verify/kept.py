@@ -1,15 +1,15 @@
-"""Heads that were kept elsewhere, compared with the trail: what was there is there, and nothing came before it since.
+"""Compares heads that were kept elsewhere with the trail: everything is still there, and nothing was inserted before.
 
 | against a head of version N, taken at T | |
 |---|---|
-| version N has another hash, or is missing | exchanged, or cut off |
-| a span of version N is not as it was, or, where it was open, has not grown as spans do | altered |
+| version N has another hash, or is missing | replaced, or cut off |
+| a span of version N is not as it was, or was open and has not grown as spans do | altered |
 | version N+1, a new span of N, or the new end of its open span is dated T or before | inserted: at T it was not there |
 | the version after the last one that the file names (of a target that it does not name: the first) is dated before the
   last T of the whole file | inserted, or invented: at T it would have been named |
 
-What is dated before T may have been on its way: observed, and not committed yet. So the last two need that no run was
-under way from the date to T.
+What is dated before T may have been observed and not committed yet. So the last two cases require that no run was under
+way from that date to T.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Kept(NamedTuple):
 
 
 class _Difference(NamedTuple):
-    """What is wrong with a head: the version and the thing, what was kept of it, what is there."""
+    """What is wrong with a head: the version, the object, what was kept, and what is there."""
 
     version: int
     what: str
@@ -79,11 +79,11 @@ _TARGETS: Final = (
 def against(
     engine: Engine, lines: Iterable[str | bytes], *, is_whole: Callable[[], bool] = lambda: True
 ) -> Iterator[Finding]:
-    """Prove that what ``heads`` printed once is still there, and that nothing was inserted before it since; yield what
-    is not so, and the lines that are no heads.
+    """Prove that what ``heads`` once printed is still there, and that nothing was inserted before it since; yield what
+    is wrong, and lines that are not heads.
 
-    ``is_whole`` is asked at the end: of a file whose end is missing nobody can say which targets it lacks. Whether the
-    hashes are true is for ``verify`` to say. Raises DatabaseError where the database cannot be read.
+    ``is_whole`` is called at the end: if the end of the file is missing, it is unknown which targets it lacks.
+    ``verify`` checks the hashes. Raises DatabaseError if the database cannot be read.
     """
     comparison = _Comparison(engine)
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -104,12 +104,12 @@ class _Comparison:
         self._named: dict[int, int] = {}
         """The last version of each target, by its id."""
         self._doubted: set[int] = set()
-        """Targets of which something was found already."""
+        """Targets with a finding."""
         self._taken_at = _NEVER
-        """The latest moment at which a head was kept."""
+        """The latest time at which a head was taken."""
 
     def take(self, chunk: Sequence[tuple[int, str | bytes]]) -> Iterator[Finding]:
-        """What is wrong with these lines, or with what they keep."""
+        """What is wrong with these lines, or with what they name."""
         self.lines += len(chunk)
         kept: list[_Kept] = []
         seals: list[tuple[int, KeptSeal]] = []
@@ -129,7 +129,7 @@ class _Comparison:
         yield from findings
 
     def unnamed(self) -> Iterator[Finding]:
-        """Versions that the file would name, had they been there at its last moment; the first one of each target."""
+        """The first version of each target that the file would name if it had been there at its last time."""
         after: int | None = BEFORE_ALL
         expected = f"after {self._taken_at}, since nothing that was kept until then names the version"
         while after is not None:
@@ -177,7 +177,7 @@ class _Comparison:
 
 
 def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Difference | None:
-    """Whether the version, or a span of it, is not as it was kept."""
+    """How the version, or a span of it, differs from what was kept."""
     if row is None:
         return _Difference(head.version, "change_set", f"there with hash '{head.hash}'", "missing")
     if (row.hash, row.state_digest) != (head.hash, head.state_digest):
@@ -193,7 +193,7 @@ def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Differ
 
 
 def _inserted(connection: Connection, head: Head, spans: Sequence[Span]) -> _Difference | None:
-    """Whether what is new in the spans of the version is dated before it was kept."""
+    """Whether something new in the version's spans is dated before the head was taken."""
     for number, span in enumerate(spans[: len(head.spans) + 1]):
         is_new = number == len(head.spans)
         if not is_new and span.observations == head.spans[number].observations:
@@ -205,7 +205,7 @@ def _inserted(connection: Connection, head: Head, spans: Sequence[Span]) -> _Dif
 
 
 def _inserted_version(connection: Connection, head: Head, follower: Row[Any] | None) -> _Difference | None:
-    """Whether a version that follows is dated before it was kept; where the next one is not, no other can be."""
+    """Whether the next version is dated before the head was taken; if it is not, no later one can be."""
     if follower is None or follower.observed_at > head.taken_at:
         return None
     place = {"target_id": follower.target_id, "version": head.version, "taken_at": head.taken_at}
@@ -217,7 +217,7 @@ def _inserted_version(connection: Connection, head: Head, follower: Row[Any] | N
 
 
 def _is_early(connection: Connection, at: dt.datetime, taken_at: dt.datetime) -> bool:
-    """Whether what is dated ``at`` should have been there at ``taken_at``; a run that was under way explains it."""
+    """Whether what is dated ``at`` should have been there at ``taken_at``, unless a run was under way in between."""
     if at > taken_at:
         return False
     return not rows_of(connection, _UNDER_WAY, claimed_at=at, taken_at=taken_at)

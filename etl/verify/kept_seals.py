@@ -1,4 +1,4 @@
-"""Seals that were kept elsewhere: a line each, and what the trail says of them later."""
+"""Seals that were kept elsewhere, one per line, and their comparison with the trail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KeptSeal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def seal_lines(engine: Engine, *, after: int = 0) -> Iterator[dict[str, Any]]:
-    """Each seal after number ``after`` as a line keeps it, by number. Raises DatabaseError."""
+    """Each seal after number ``after`` as a line to keep, by number. Raises DatabaseError."""
     while True:
         with reading(engine) as connection:
             rows = connection.execute(_SEALS, {"after": after}).all()
@@ -49,14 +49,14 @@ def seal_lines(engine: Engine, *, after: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def latest_seal_line(engine: Engine) -> Iterator[dict[str, Any]]:
-    """The last seal as a line keeps it; nothing where there is none."""
+    """The last seal as a line to keep, if there is one."""
     with reading(engine) as connection:
         last = connection.execute(select(run_seal.c.id).order_by(run_seal.c.id.desc()).limit(1)).scalar()
     yield from () if last is None else seal_lines(engine, after=last - 1)
 
 
 def altered_seals(connection: Connection, kept: Sequence[tuple[int, KeptSeal]]) -> Iterator[Finding]:
-    """What differs from the seals that lines keep, each given with its line's number."""
+    """Differences from the kept seals, which are given with their line numbers."""
     trails = _trails(connection)
     found = {row.id: row for row in connection.execute(_THESE, {"ids": sorted({each.id for _, each in kept})})}
     for line, each in kept:
@@ -77,6 +77,6 @@ def _trails(connection: Connection) -> Sequence[tuple[str, int]]:
 
 
 def _trail_of(trails: Sequence[tuple[str, int]], number: int) -> str:
-    """The trail that a seal was made in: the last one that had begun."""
+    """The trail in which a seal was made: the last one that had begun."""
     begun = [trail_id for trail_id, first in trails if first <= number]
     return begun[-1] if begun else ""

@@ -1,4 +1,4 @@
-"""Rows that belong to nothing, and numbers that were never given: what no replay of a target comes across."""
+"""Rows that belong to nothing, and ids that were never assigned: what no replay of a target finds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OF_NO_TARGET: Final = """
     )
     SELECT id FROM parent WHERE id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM target t WHERE t.id = parent.id)
 """
-"""One step of the index a target, however many rows it has."""
+"""One step in the index per target, however many rows it has."""
 _NEXT_CHANGED: Final = "SELECT min(change_set_id) FROM workflow_change WHERE change_set_id >= :low"
 _OF_NO_CHANGE_SET: Final = """
     SELECT DISTINCT c.change_set_id FROM workflow_change c
@@ -35,11 +35,11 @@ _LAST_GIVEN: Final = """
     SELECT last_value FROM pg_sequences
     WHERE quote_ident(schemaname) || '.' || quote_ident(sequencename) = pg_get_serial_sequence(:table, 'id')
 """
-"""Null where none was given yet, or where we may not know."""
+"""Null if none was assigned yet, or if we lack the permission."""
 
 
 def orphans(engine: Engine) -> Iterator[Finding]:
-    """A finding for every parent that rows name and that does not exist, and for numbers that cannot be."""
+    """A finding for every missing parent that rows name, and for impossible ids."""
     for table in _OF_TARGETS:
         with reading(engine) as connection:
             for (number,) in connection.execute(text(_OF_NO_TARGET.format(table=table))):
@@ -51,7 +51,7 @@ def orphans(engine: Engine) -> Iterator[Finding]:
 
 
 def _changes_without_change_set(engine: Engine) -> Iterator[Finding]:
-    """In short transactions, since a reader of SQLite may keep writers waiting."""
+    """In short transactions, because a reader of SQLite may keep writers waiting."""
     low: int | None = -_HIGHEST
     while low is not None:
         with reading(engine) as connection:
@@ -68,9 +68,9 @@ def _orphan(table: str, parent: str, number: object) -> Finding:
 
 
 def _impossible_numbers(connection: Connection, table: str) -> Iterator[Finding]:
-    """SQLite numbers rows without a gap, and none is ever deleted; PostgreSQL tells the last number that it gave.
+    """SQLite assigns ids without gaps, and no row is ever deleted; PostgreSQL tells the last id that it assigned.
 
-    A file into which `db copy` brought PostgreSQL's numbers has gaps, and says so in its header.
+    A file into which `db copy` copied PostgreSQL's ids has gaps, and says so in its header.
     """
     if connection.dialect.name == "sqlite":
         if connection.exec_driver_sql("PRAGMA user_version").scalar() == GAPS_IN_NUMBERS:

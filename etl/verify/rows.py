@@ -21,7 +21,7 @@ Row = Sequence[Any]
 BEFORE_ALL: Final = -(2**63)
 _AT_ONCE: Final = 2000
 _WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\d (?!24)\d\d:\d\d:\d\d\.\d{6}", re.ASCII).fullmatch
-"""How a time is written on SQLite: Python reads more."""
+"""The only format of times on SQLite; Python reads others too."""
 _NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - PostgreSQL is asked for times without a zone, in UTC
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _FLAGS: Final[dict[Any, bool]] = {0: False, 1: True}
@@ -29,7 +29,7 @@ _BOOLEANS: Final[dict[Any, bool | None]] = {**_FLAGS, None: None}
 
 
 class TargetRow(NamedTuple):
-    """A row of ``target``, but for what nothing can be said of."""
+    """A row of ``target``, without columns that cannot be checked."""
 
     id: int
     target: Target
@@ -47,7 +47,7 @@ class TargetRow(NamedTuple):
 
 
 class ChangeSetRow(msgspec.Struct, frozen=True, gc=False):
-    """A row of ``change_set``, but for its run."""
+    """A row of ``change_set``, without its run."""
 
     target_id: int
     version: int
@@ -125,11 +125,11 @@ _TIME_IN_UTC: Final = r"""
     CASE WHEN \1 NOT BETWEEN '0001-01-02T00:00Z' AND '9999-12-30T00:00Z' THEN '9999-12-31'
     ELSE \1 AT TIME ZONE 'UTC' END
 """
-"""What no datetime can hold becomes a day that no trail has."""
+"""A time that no datetime can represent becomes a day that no trail has."""
 
 
 class Stream(Generic[T]):
-    """Rows in the order of a key, which are its first columns. What is passed over is not read into values."""
+    """Rows in the order of a key, which is in their first columns. Skipped rows are not converted."""
 
     _key: Any
     _rows: Iterator[Row]
@@ -155,7 +155,7 @@ class Stream(Generic[T]):
         return rows
 
     def left_over(self, target_id: int) -> Any:
-        """Pass over what is left of a target; return the last key of it that nobody took, if there is one."""
+        """Skip the remaining rows of a target; return the last of their keys, if any."""
         while self._key is not None and self._key[0] <= target_id:
             self._passed = self._key
             self._advance()
@@ -172,11 +172,11 @@ class Stream(Generic[T]):
 
 
 class Rows:
-    """All that is known of the targets above an id, as of one moment."""
+    """Everything about the targets above an id, from one moment."""
 
     def __init__(self, connection: Connection, after: int, opened: ExitStack) -> None:
         self.connection = connection
-        """For what only some checks want to know."""
+        """For queries of single checks."""
         self._after = after
         self._opened = opened
         self.time = _time_of_sqlite if connection.dialect.name == "sqlite" else _time_of_postgresql
@@ -192,7 +192,7 @@ class Rows:
         return msgspec.convert(self.changes.take_all((target_id, version)), list[Change])
 
     def last_hold(self, target_id: int) -> int | None:
-        """How many workflows were missing at the latest hold of a target; None where no issue tells."""
+        """How many workflows were missing at the latest hold of a target; None if no issue says."""
         missing: int | None = self.connection.execute(text(_LAST_HOLD), {"target_id": target_id}).scalar()
         return missing
 
@@ -249,9 +249,9 @@ class Rows:
 
 @contextmanager
 def opened(connection: Connection, after: int, *, any_bytes: bool) -> Iterator[Rows]:
-    """The rows of the targets whose id is above ``after``; on leaving nothing of the database is held any more.
+    """The rows of the targets whose id is above ``after``; the transaction ends with the block.
 
-    SQLite may hold texts that are no UTF-8, which end the reading unless it is told to expect ``any_bytes``.
+    SQLite may contain texts that are not UTF-8; they end the reading unless ``any_bytes``.
     """
     with ExitStack() as stack:
         if any_bytes:
@@ -261,7 +261,7 @@ def opened(connection: Connection, after: int, *, any_bytes: bool) -> Iterator[R
 
 @contextmanager
 def any_time(connection: Connection) -> Iterator[None]:
-    """On PostgreSQL a time that no datetime can hold is read as the last day of the calendar, not as an error."""
+    """On PostgreSQL, read a time that no datetime can represent as the last day of the calendar, not as an error."""
     if connection.dialect.name == "sqlite":
         yield
         return
@@ -269,7 +269,7 @@ def any_time(connection: Connection) -> Iterator[None]:
     usual = adapters.get_loader(_TIMESTAMPTZ, 0)
 
     class Tolerant:
-        """Around the driver's own, which cannot be derived from where it is compiled."""
+        """Wraps the driver's own, which cannot be subclassed when it is compiled."""
 
         format = usual.format
 
@@ -297,14 +297,15 @@ _LAST_DAY: Final = dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
 
 
 def _tolerate_broken_text(connection: Connection, stack: ExitStack) -> None:
-    """Bytes that are no UTF-8 become lone surrogates, which no digest accepts. It costs a tenth of the speed."""
+    """Read bytes that are not UTF-8 as lone surrogates, which no digest accepts. This costs a tenth of the speed."""
     driver: Any = connection.connection.driver_connection
     stack.callback(setattr, driver, "text_factory", driver.text_factory)
     driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def _in_dialect(statement: str, dialect: str) -> str:
-    """``@column`` is a time. SQLite is told the order of its joins, PostgreSQL what a datetime can hold."""
+    """``@column`` is a time. Tells SQLite the order of joins, and limits PostgreSQL's times to what a datetime can
+    hold."""
     if dialect == "sqlite":
         return statement.replace("@", "").replace(" JOIN ", " CROSS JOIN ")
     return re.sub(r"@([a-z_.]+)", _TIME_IN_UTC, statement)

@@ -1,4 +1,4 @@
-"""When runs were under way: only then was anything observed."""
+"""When runs were under way: only then can anything have been observed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _TIMES: Final = select(sync_run.c.started_at, sync_run.c.finished_at).order_by(s
 
 
 class RunTimes:
-    """The times of all runs, those that overlap as one: memory grows with the pauses between runs."""
+    """The times of all runs, with overlapping ones merged: memory grows with the pauses between runs."""
 
     def __init__(self, times: Iterable[tuple[dt.datetime, dt.datetime | None]]) -> None:
-        """Times from begin to end (None: still under way), by their beginnings."""
+        """Times from beginning to end (None: still under way), sorted by beginning."""
         self._starts: list[dt.datetime] = []
         self._ends: list[dt.datetime] = []
         for started_at, finished_at in times:
@@ -36,11 +36,11 @@ class RunTimes:
 
 
 NO_RUNS_KNOWN: Final = RunTimes([(dt.datetime.min.replace(tzinfo=dt.UTC), None)])
-"""Where nothing is known of them: whatever is said may have been."""
+"""Used if nothing is known about runs: every time is possible."""
 
 
 def run_times(connection: Connection) -> RunTimes:
-    """Those of a database, as one transaction sees them; a time that cannot be read is for the seals to name."""
+    """The run times in a database. Times that cannot be read are left to the check of the seals."""
     try:
         with connection.execute(_TIMES, execution_options={"stream_results": True, "yield_per": 2_000}) as rows:
             return RunTimes((row.started_at, row.finished_at) for row in rows)
