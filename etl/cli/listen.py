@@ -132,5 +132,5 @@ def _service_status(app: Application, service: Service, health: Health) -> Servi
         runs_under_way=service.runs_under_way,
         clock_skew_seconds=None if skew is None else skew.total_seconds(),
         conditions={code: code in wrong for code in CONDITIONS if found is not None or code in wrong},
-        vitals=found,
+        snapshot=found,
     )

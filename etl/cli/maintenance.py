@@ -88,7 +88,7 @@ def _limit(app: Application, before: str | None, keep: str | None, timezone: str
     if before is not None:
         return moment(before, timezone)
     try:
-        length = app.settings.retention.keep_runs if keep is None else config.keeping(keep)
+        length = app.settings.retention.keep_runs if keep is None else config.retention_period(keep)
     except ValueError as error:
         raise UsageError(f"--keep {error}.") from None
     if length is None:

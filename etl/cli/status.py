@@ -55,7 +55,7 @@ class _Found(NamedTuple):
     active: str | None
     conditions: Sequence[Condition]
     checked: LastCheck | None
-    vitals: HealthSnapshot | None
+    snapshot: HealthSnapshot | None
     """None if the schedules are not known."""
     schedules: Sequence[dict[str, Any]]
     runs: Sequence[SyncRun]
@@ -118,7 +118,7 @@ def _find(
         active=Store(app.engine).lease_holder(LEASE),
         conditions=summary.conditions(_broken(broken)),
         checked=summary.checked,
-        vitals=found,
+        snapshot=found,
         schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
         runs=list(report.runs(limit=_RUNS)),
         causes=report.causes(),
@@ -163,9 +163,9 @@ def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) ->
         "active": found.active,
         "conditions": [each.as_object() for each in found.conditions],
         "verified": found.checked and found.checked._asdict(),
-        "freshness": found.vitals and _freshness(found.vitals),
+        "freshness": found.snapshot and _freshness(found.snapshot),
         "schedules": found.schedules,
-        "overdue": [_named(each) for each in found.vitals.overdue[:most]] if found.vitals else [],
+        "overdue": [_named(each) for each in found.snapshot.overdue[:most]] if found.snapshot else [],
         "runs": [run._asdict() for run in found.runs],
         "causes": [cause._asdict() for cause in found.causes],
     }
@@ -180,13 +180,13 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
         console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
-    if found.vitals is not None:
-        overdue = found.vitals.overdue
-        said = {name: count for name, count in _freshness(found.vitals).items() if count and name != "status"}
+    if found.snapshot is not None:
+        overdue = found.snapshot.overdue
+        said = {name: count for name, count in _freshness(found.snapshot).items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
-        fresh = found.vitals.fresh
+        fresh = found.snapshot.fresh
         console.say(
-            f"Targets: {found.vitals.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",
+            f"Targets: {found.snapshot.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",
             "" if fresh else "red",
         )
     if found.checked is not None:

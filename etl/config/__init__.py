@@ -19,7 +19,7 @@ from etl.config.settings import (
 )
 from etl.config.target_list import TargetList
 from etl.config.targets import RosterOf
-from etl.config.units import keeping
+from etl.config.units import retention_period
 
 __all__ = [
     "ApiVersion",
@@ -40,12 +40,12 @@ __all__ = [
     "TargetList",
     "VerifySettings",
     "another_database",
-    "keeping",
     "load",
     "load_all",
     "load_schedules",
     "may_colour",
     "policy_of",
+    "retention_period",
     "schedule_names",
     "with_policy",
 ]

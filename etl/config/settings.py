@@ -16,7 +16,15 @@ from msgspec import Meta
 from etl.config import addresses, receivers
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.config.slots import time_zone
-from etl.config.units import duration, duration_or_zero, guard_window, interval_or_off, keeping, size, without_password
+from etl.config.units import (
+    duration,
+    duration_or_zero,
+    guard_window,
+    interval_or_off,
+    retention_period,
+    size,
+    without_password,
+)
 from etl.errors import ConfigError, Problem
 
 
@@ -139,7 +147,7 @@ class NotifySettings(Section, frozen=True, kw_only=True):
 class RetentionSettings(Section, frozen=True, kw_only=True):
     """How long things are kept. The trail is kept for ever; ``heads_file`` is absolute, or ""."""
 
-    keep_runs: Annotated[dt.timedelta | None, Meta(extra={"read": keeping})] = dt.timedelta(days=400)
+    keep_runs: Annotated[dt.timedelta | None, Meta(extra={"read": retention_period})] = dt.timedelta(days=400)
     """How long issues of runs are kept; None: for ever."""
     heads_file: Text = ""
 

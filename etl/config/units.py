@@ -52,7 +52,7 @@ def guard_window(value: object) -> dt.timedelta:
     return length
 
 
-def keeping(value: object) -> dt.timedelta | None:
+def retention_period(value: object) -> dt.timedelta | None:
     """How long something is kept, at least a day; None (for ever) from "" or "forever"."""
     if isinstance(value, str) and value.strip().lower() in ("", "forever"):
         return None

@@ -76,7 +76,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How far the gateway's clock is ahead of ours; None: unknown."""
     conditions: Mapping[str, bool]
     """Whether each condition that is not about targets holds; unknown ones are left out."""
-    vitals: HealthSnapshot | None
+    snapshot: HealthSnapshot | None
     """None while the database cannot be read: its metrics are then left out."""
 
 
@@ -219,7 +219,7 @@ class _ScrapeCollector(Collector):
             {
                 ("alive",): status_now.alive,
                 ("ready",): status_now.ready,
-                ("fresh",): status_now.vitals is not None and status_now.vitals.fresh,
+                ("fresh",): status_now.snapshot is not None and status_now.snapshot.fresh,
             },
         )
         yield _gauge("database_up", "Whether the database answers.", (), {(): status_now.database_up})
@@ -228,8 +228,8 @@ class _ScrapeCollector(Collector):
         yield _gauge("gateway_clock_skew_seconds", "How far the gateway's clock is ahead of ours.", (), skew)
         conditions: _Samples = {(code,): float(is_so) for code, is_so in status_now.conditions.items()}
         yield _gauge("condition", "1 for a problem that concerns no single target.", ("code",), conditions)
-        yield from _of_vitals(status_now.vitals)
-        yield from _of_schedules(status_now.vitals, self._label)
+        yield from _of_snapshot(status_now.snapshot)
+        yield from _of_schedules(status_now.snapshot, self._label)
 
 
 _PLAIN: Final = {
@@ -247,22 +247,22 @@ _TIMES: Final = {
 }
 
 
-def _of_vitals(vitals: HealthSnapshot | None) -> Iterator[Metric]:
+def _of_snapshot(snapshot: HealthSnapshot | None) -> Iterator[Metric]:
     for name, (field, said) in _PLAIN.items():
-        yield _gauge(name, said, (), {} if vitals is None else {(): getattr(vitals, field)})
+        yield _gauge(name, said, (), {} if snapshot is None else {(): getattr(snapshot, field)})
     for name, (field, said) in _TIMES.items():
-        at = vitals and getattr(vitals, field)
+        at = snapshot and getattr(snapshot, field)
         yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
 
 
-def _of_schedules(vitals: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
+def _of_schedules(snapshot: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
     """For schedules with the same label: the sum of their overdue targets, and the oldest of their last successes."""
     overdue: dict[tuple[str, ...], float] = {}
     succeeded: dict[tuple[str, ...], float] = {}
-    for name, count in vitals.overdue_by_schedule.items() if vitals else ():
+    for name, count in snapshot.overdue_by_schedule.items() if snapshot else ():
         key = (label(name),)
         overdue[key] = overdue.get(key, 0) + count
-    for name, at in vitals.last_success_at.items() if vitals else ():
+    for name, at in snapshot.last_success_at.items() if snapshot else ():
         if at:
             key = (label(name),)
             succeeded[key] = min(at.timestamp(), succeeded.get(key, math.inf))

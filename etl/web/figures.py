@@ -50,7 +50,7 @@ def changes_by_day(days: Sequence[Day]) -> Figure:
 
 def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
     """Stacked areas; below them, the share of targets whose list was not known. A single day is a bar."""
-    days = [evening.day.isoformat() for evening in day_snapshots]
+    days = [day.day.isoformat() for day in day_snapshots]
     single = len(days) == 1
     unobserved = [_share_unobserved(days, day_snapshots)] if any(each.unobserved for each in day_snapshots) else []
     return {
@@ -61,11 +61,11 @@ def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
                     **({} if single else {"mode": "lines", "stackgroup": "cycle"}),
                     "name": cycle_label(cycle),
                     "x": days,
-                    "y": [evening.by_cycle[cycle] for evening in day_snapshots],
+                    "y": [day.by_cycle[cycle] for day in day_snapshots],
                     **_filled(_cycle_colour(cycle), single),
                 }
                 for cycle in CYCLES
-                if any(evening.by_cycle[cycle] for evening in day_snapshots)
+                if any(day.by_cycle[cycle] for day in day_snapshots)
             ),
             *unobserved,
         ],
@@ -96,7 +96,7 @@ def _share_unobserved(days: Sequence[str], day_snapshots: Sequence[DaySnapshot])
         "type": "bar",
         "name": "targets not observed",
         "x": list(days),
-        "y": [round(evening.share_unobserved, 4) for evening in day_snapshots],
+        "y": [round(day.share_unobserved, 4) for day in day_snapshots],
         "yaxis": "y2",
         "marker": {"color": "--kind-baseline"},
     }

@@ -25,7 +25,7 @@ from etl.web.security import KnownHosts
 _AT_WORK: Final = ("active", "standing_by")
 _CANNOT_WRITE: Final = "The service cannot write to the database: its log says why."
 _NAMED_AT_MOST: Final = 100
-_VITALS_GOOD_FOR_SECONDS: Final = 60.0
+_SNAPSHOT_GOOD_FOR_SECONDS: Final = 60.0
 """Reading a million targets takes a while: the last result is served until the next one is there."""
 
 
@@ -48,8 +48,8 @@ class Health:
         self.alive = is_progressing
         self.role = role
         self._ready = CachedProbe(lambda: _ready(engine))
-        self._vitals = CachedProbe(
-            lambda: health.read(engine, schedules(), now(), known_since()), good_for_seconds=_VITALS_GOOD_FOR_SECONDS
+        self._snapshot = CachedProbe(
+            lambda: health.read(engine, schedules(), now(), known_since()), good_for_seconds=_SNAPSHOT_GOOD_FOR_SECONDS
         )
 
     def readiness(self) -> tuple[bool, DatabaseError | None]:
@@ -67,25 +67,25 @@ class Health:
             return False, DatabaseError(_CANNOT_WRITE)
         return True, None
 
-    def conditions(self, vitals: HealthSnapshot | None, error: DatabaseError | None) -> list[Condition]:
+    def conditions(self, snapshot: HealthSnapshot | None, error: DatabaseError | None) -> list[Condition]:
         """What is wrong according to the database, if it can be read, and to this process."""
         own = list(self._own())
         if error is not None and not any(each.code in OF_THE_DATABASE for each in own):
             own.append(Trouble(error.condition, str(error).removesuffix(".")))
-        return conditions(own) if vitals is None else vitals.conditions(own)
+        return conditions(own) if snapshot is None else snapshot.conditions(own)
 
     def latest(self, error: DatabaseError | None) -> HealthSnapshot | None:
         """What the database says; only asked if it answers at all, so that callers do not wait twice."""
         if error is not None and not isinstance(error, DatabaseDamaged | SchemaAhead):
             return None
         try:
-            return self.vitals()
+            return self.snapshot()
         except DatabaseError:
             return None
 
-    def vitals(self) -> HealthSnapshot:
+    def snapshot(self) -> HealthSnapshot:
         """The health snapshot. Raises DatabaseError if it cannot be read now."""
-        return self._vitals()
+        return self._snapshot()
 
 
 def health_routes(health: Health) -> list[BaseRoute]:
@@ -105,7 +105,7 @@ def health_routes(health: Health) -> list[BaseRoute]:
 
     def freshness(request: Request) -> JSONResponse:
         try:
-            found = health.vitals()
+            found = health.snapshot()
         except DatabaseError as error:
             wrong = _listed(health.conditions(None, error))
             return _answer(False, {"status": "unknown", "error": str(error), "conditions": wrong})

@@ -102,7 +102,7 @@ def _count(connection: Connection, since: dt.date, today: dt.date) -> dict[str, 
     return {
         "workflows": summaries.workflows(connection),
         "days": summaries.days(connection, begin, today),
-        "evenings": summaries.day_snapshots(connection, begin, today),
+        "day_snapshots": summaries.day_snapshots(connection, begin, today),
         "churn": summaries.churn(connection, since, _ORGS),
         "gaps": summaries.gaps(connection, _SHOWN),
         "gap_count": summaries.gap_counts(connection)[0],

@@ -177,10 +177,10 @@ def status_now(**known: Any) -> ServiceStatus:
         "runs_under_way": 0,
         "conditions": {},
     }
-    return ServiceStatus(**{**nothing, "clock_skew_seconds": None, "vitals": None, **known})
+    return ServiceStatus(**{**nothing, "clock_skew_seconds": None, "snapshot": None, **known})
 
 
-def vitals(**known: Any) -> HealthSnapshot:
+def snapshot(**known: Any) -> HealthSnapshot:
     counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
     times = ("last_observation_at", "oldest_observation_at", "last_change_at", "ahead_until")
     return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
@@ -201,7 +201,7 @@ def test_the_schedules_beyond_a_thousand_are_told_together() -> None:
     late = tuple(Overdue(name, Target("o1", "ann"), None, None, None) for name in (names[0], *names[-2:]))
     metrics = Metrics()
     metrics.know(names)
-    metrics.watch(lambda: status_now(vitals=vitals(last_success_at=success, overdue=late)))
+    metrics.watch(lambda: status_now(snapshot=snapshot(last_success_at=success, overdue=late)))
     for name in names:
         metrics.run_ended(name, "succeeded", 1.0, verdicts={}, changes={}, failures={})
     samples = of(metrics.render("")[0].decode())

@@ -88,7 +88,7 @@ def of_metrics(engine: Engine, schedules: tuple[Schedule, ...], health: Health) 
         runs_under_way=0,
         clock_skew_seconds=None,
         conditions={},
-        vitals=health.vitals(),
+        snapshot=health.snapshot(),
     )
     metrics = Metrics()
     metrics.watch(lambda: status)
