@@ -17,6 +17,7 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import target
 from etl.verify.answers import Answers, TargetAnswers, bodies
+from etl.verify.attendance import attendance
 from etl.verify.chain import Chain
 from etl.verify.current import Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
@@ -104,7 +105,7 @@ def verify(
     yield from orphans(engine)
     of_seals = seals(engine, since=since, went=sealing, keys=keys)
     stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
-    yield from _of_runs(itertools.chain(history(engine), of_seals, stamps), sound)
+    yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, attendance(engine)), sound)
 
 
 def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:

@@ -44,6 +44,7 @@ from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.served import wait_until
 from tests.support.verify_story import DOUBTED, OTHER_LIST
 
+pytestmark = pytest.mark.usefixtures("one_run_for_all")
 NOW = after(days=800)
 OLD = NOW - dt.timedelta(days=400)
 

@@ -39,6 +39,7 @@ STORY = {"asked_at", "previous_at", "held_asked_at", "held_at", "counts_since", 
 """What the judgement of organisations keeps for itself."""
 PROVEN = ("change_set", "workflow_change", "observation", "workflow", "target")
 NOW = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
+pytestmark = pytest.mark.usefixtures("one_run_for_all")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "verify.md"
 Row = dict[str, Any]
 

@@ -22,7 +22,7 @@ from etl.domain.chain import GENESIS, change_set_hash
 from etl.domain.diff import baseline, diff
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
-from etl.schema import change_set, observation, sync_run, target, workflow, workflow_change
+from etl.schema import change_set, observation, sync_run, target, target_membership, workflow, workflow_change
 from etl.store.bulk import insert_rows, stamp
 from etl.verify import Progress, verify
 from etl.verify.chain import ReplayedState
@@ -79,9 +79,11 @@ def _verify(url: str) -> None:
 
 
 def begin_run(connection: Connection) -> None:
-    """The run that made it all, and still runs."""
-    row = {"id": 1, "origin": "command", "status": "running", "started_at": START, "heartbeat_at": START}
-    connection.execute(sync_run.insert(), {**row, "host": "h", "pid": 1})
+    """The runs that made it all, and still run: one for each observation of a span."""
+    scope = '{"schedules":["all"],"org_id":null,"user_id":null,"membership_id":1000000000}'
+    row = {"origin": "command", "status": "running", "started_at": START, "heartbeat_at": START, "scope": scope}
+    runs = [{**row, "id": number, "host": "h", "pid": 1} for number in range(1, _span(START).observations + 1)]
+    connection.execute(sync_run.insert(), runs)
 
 
 class Made:
@@ -104,6 +106,8 @@ class Made:
         head = (self._number, *name, len(made), len(made), ids[-1], *[last[0].state_digest] * 3)
         columns = "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
         self._insert(target, f"{columns} flow_count", [(*head, len(self._listing.flows))])
+        member = (self._number, self._number, 1, "all", "joined", stamp(self._connection, START))
+        self._insert(target_membership, "id target_id run_id schedule kind at", [member])
         self._insert(change_set, _CHANGE_SET, [self._row(*each) for each in zip(ids, made, strict=True)])
         spans = [
             (number, self._number, c.version, *self._span(c.observed_at))

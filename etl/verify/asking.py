@@ -1,0 +1,212 @@
+"""Which runs were to ask a target, and when: counted without going through them.
+
+Runs are kept by what they name (``_Line``), those of one line in the order in which they saw the memberships, which is
+that of their beginnings: a target that was listed from one membership to another was asked by a stretch of them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Row, bindparam, exists, or_, select
+
+from etl.domain.chain import encode
+from etl.domain.model import Target
+from etl.schema import pruned_issues, run_seal, sync_run
+
+_NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
+_LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+_BY_NAME: Final = "targets"
+_RUNS: Final[Any] = select(
+    *(sync_run.c.id, sync_run.c.scope, sync_run.c.status, sync_run.c.started_at, sync_run.c.finished_at),
+    exists().where(run_seal.c.run_id == sync_run.c.id).label("sealed"),
+    exists().where(pruned_issues.c.pruned_run_id == sync_run.c.id).label("pruned"),
+).where(or_(sync_run.c.id > bindparam("after"), sync_run.c.id.in_(bindparam("again", expanding=True))))
+
+
+class Span(NamedTuple):
+    """A span of time, and where its neighbours end and begin."""
+
+    first: dt.datetime
+    last: dt.datetime
+    before: dt.datetime
+    after: dt.datetime
+
+
+class Run(NamedTuple):
+    """When a run was, and what it knew."""
+
+    seen: int
+    """The highest membership that it saw."""
+    start: dt.datetime
+    end: dt.datetime
+    certain: bool
+    """Whether each target that it was to ask, and has no issue of, was observed in it."""
+
+    def meets(self, span: Span) -> bool:
+        """Whether it has a moment in common with a span."""
+        return self.start <= span.last and self.end >= span.first
+
+    def meets_no_other(self, span: Span) -> bool:
+        """Whether it lies between the neighbours of a span."""
+        return self.start > span.before and self.end < span.after
+
+
+class Count(NamedTuple):
+    """How many observations a span may have."""
+
+    least: int
+    most: int
+
+    def less(self, runs: Iterable[Run], span: Span) -> Count:
+        """Without these runs, of which nothing was observed."""
+        met = [run for run in runs if run.meets(span)]
+        sure = sum(run.certain and run.meets_no_other(span) for run in met)
+        return Count(self.least - sure, self.most - len(met))
+
+
+class Listed:
+    """When a target was listed by which schedules, in terms of the memberships' ids."""
+
+    def __init__(self, moves: Iterable[tuple[int, str, bool]]) -> None:
+        """Each with its id, the schedule, and whether it joined; by id."""
+        self._moves = list(moves)
+        self.schedules = frozenset(schedule for _, schedule, _ in self._moves)
+
+    def by(self, schedules: frozenset[str]) -> Iterator[tuple[int, int]]:
+        """From which membership to before which it was listed by any of these."""
+        listed: set[str] = set()
+        since = 0
+        for number, schedule, joined in self._moves:
+            if schedule not in schedules:
+                continue
+            before = bool(listed)
+            (listed.add if joined else listed.discard)(schedule)
+            if listed and not before:
+                since = number
+            elif before and not listed:
+                yield since, number
+        if listed:
+            yield since, 2**63
+
+
+class _Line:
+    """The runs that name the same schedules, of the same organisation and user, and are equally certain."""
+
+    def __init__(self, named: Mapping[str, Any], runs: Iterable[Run], *, certain: bool) -> None:
+        self._certain = certain
+        self.schedules = frozenset(named["schedules"])
+        self._org_id, self._user_id = named["org_id"], named["user_id"]
+        self._runs = sorted(runs)
+        self._seen = [run.seen for run in self._runs]
+        self._starts = [run.start for run in self._runs]
+        self._in_order = all(a <= b for a, b in zip(self._starts, self._starts[1:], strict=False))
+        self._longest = max((run.end - run.start for run in self._runs), default=dt.timedelta(0))
+
+    def names(self, of: Target) -> bool:
+        return self._org_id in (None, of.org_id) and self._user_id in (None, of.user_id)
+
+    def count(self, span: Span, listed: Iterable[tuple[int, int]]) -> Count:
+        """The runs that meet a span, of those that saw a membership from one to before the other."""
+        least = most = 0
+        for begin, end in listed:
+            low, high = bisect_left(self._seen, begin), bisect_left(self._seen, end)
+            meeting, elsewhere = self._count(low, high, span)
+            most += meeting
+            least += meeting - elsewhere if self._certain else 0
+        return Count(least, most)
+
+    def _count(self, low: int, high: int, span: Span) -> tuple[int, int]:
+        """How many of a stretch of runs meet a span, and how many of those meet a neighbour of it, too.
+
+        Whatever began within the span meets it; only those that began just before it, or end just behind it, are
+        looked at.
+        """
+        if not self._in_order:
+            met = [run for run in self._runs[low:high] if run.meets(span)]
+            return len(met), sum(not run.meets_no_other(span) for run in met)
+        first, last = bisect_left(self._starts, span.first), bisect_right(self._starts, span.last)
+        inside_low, inside_high = max(low, first), max(max(low, first), min(high, last))
+        early = self._early(low, min(high, inside_low), span)
+        late = self._late(inside_low, inside_high, span)
+        elsewhere = sum(not run.meets_no_other(span) for run in early) + late
+        return len(early) + inside_high - inside_low, elsewhere
+
+    def _early(self, low: int, high: int, span: Span) -> list[Run]:
+        """Those that began before the span, and meet it."""
+        begun = span.first - self._longest if span.first - _LONG_AGO > self._longest else _LONG_AGO
+        return [run for run in self._runs[max(low, bisect_left(self._starts, begun)) : high] if run.meets(span)]
+
+    def _late(self, low: int, high: int, span: Span) -> int:
+        """How many of those that began within the span reach the next one."""
+        if span.after == _NEVER or not self._certain:
+            return 0
+        begun = max(span.first, span.after - self._longest)
+        return sum(run.end >= span.after for run in self._runs[max(low, bisect_left(self._starts, begun)) : high])
+
+
+class Asking:
+    """What is known of all runs; brought up to date before each look at some targets."""
+
+    def __init__(self) -> None:
+        self._runs: dict[int, tuple[bytes, Run]] = {}
+        self._named: defaultdict[Target, list[int]] = defaultdict(list)
+        self._open: set[int] = set()
+        self._last = -(2**63)
+        self._lines: list[_Line] = []
+
+    def run(self, run_id: int) -> Run | None:
+        """A run, by its id."""
+        found = self._runs.get(run_id)
+        return None if found is None else found[1]
+
+    def update(self, connection: Connection) -> bool:
+        """Take in what began or ended since the last time; False where a run cannot be read."""
+        try:
+            rows = connection.execute(_RUNS, {"after": self._last, "again": sorted(self._open)}).all()
+            for row in rows:
+                self._take(row)
+            if rows:
+                self._lines = list(self._sorted())
+        except (ValueError, LookupError, TypeError):
+            return False
+        return True
+
+    def count(self, of: Target, span: Span, listed: Listed) -> Count:
+        """How many runs were to ask a target in the time of a span."""
+        named = [self._runs[run_id][1] for run_id in self._named.get(of, ())]
+        met = [run for run in named if run.meets(span)]
+        least, most = sum(run.certain and run.meets_no_other(span) for run in met), len(met)
+        for line in self._lines:
+            if line.names(of) and line.schedules & listed.schedules:
+                counted = line.count(span, listed.by(line.schedules))
+                least, most = least + counted.least, most + counted.most
+        return Count(least, most)
+
+    def _take(self, row: Row[Any]) -> None:
+        self._last = max(self._last, row.id)
+        (self._open.discard if row.sealed else self._open.add)(row.id)
+        scope = json.loads(row.scope)
+        seen = int(scope.pop("membership_id"))
+        certain = bool(row.sealed and not row.pruned and row.status != "aborted")
+        run = Run(seen, row.started_at, row.finished_at or _NEVER, certain)
+        if scope.keys() != {_BY_NAME}:
+            self._runs[row.id] = (encode(scope), run)
+            return
+        if row.id not in self._runs:
+            for org_id, user_id, expression in scope[_BY_NAME]:
+                self._named[Target(org_id, user_id, expression)].append(row.id)
+        self._runs[row.id] = (b"", run)
+
+    def _sorted(self) -> Iterator[_Line]:
+        by_line: defaultdict[tuple[bytes, bool], list[Run]] = defaultdict(list)
+        for key, run in self._runs.values():
+            if key:
+                by_line[key, run.certain].append(run)
+        for (key, certain), runs in by_line.items():
+            yield _Line(json.loads(key), runs, certain=certain)

@@ -1,0 +1,134 @@
+"""The spans that no hash covers yet, those of each latest version, against the runs that asked in their time.
+
+Every sealed run that was to ask a target, and has no issue of it, observed it once, in its own time. So a span counts
+as many observations as there are such runs. Those whose time meets a neighbouring span, too, may count in either; runs
+that were aborted, have not ended, or have lost their issues may count or not. The first and the last observation of a
+span each lie in the time of such a run.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, select
+
+from etl.database import reading
+from etl.domain.model import Target
+from etl.schema import observation, sync_issue, sync_run, target, target_membership
+from etl.verify.asking import Asking, Count, Listed, Run, Span
+from etl.verify.finding import Finding
+from etl.verify.rows import any_time
+
+_AT_ONCE: Final = 2_000
+_LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+_NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
+
+_before = observation.alias("before")
+_LAST_BEFORE: Final = (
+    select(_before.c.last_at)
+    .where(_before.c.target_id == target.c.id, _before.c.version < target.c.version)
+    .order_by(_before.c.version.desc(), _before.c.id.desc())
+    .limit(1)
+    .correlate(target)
+    .scalar_subquery()
+)
+_LATEST: Final = and_(observation.c.target_id == target.c.id, observation.c.version == target.c.version)
+_CHUNK: Final[Any] = select(target.c.id).where(target.c.id > bindparam("after")).order_by(target.c.id).limit(_AT_ONCE)
+_SPANS: Final[Any] = (
+    select(
+        *(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version),
+        *(observation.c.first_at, observation.c.last_at, observation.c.observations),
+        _LAST_BEFORE.label("before"),
+    )
+    .join(observation, _LATEST)
+    .where(target.c.id > bindparam("after"), target.c.id <= bindparam("to"))
+    .order_by(target.c.id, observation.c.id)
+)
+_ISSUES: Final[Any] = (
+    select(sync_issue.c.target_id, sync_issue.c.run_id)
+    .join(target, target.c.id == sync_issue.c.target_id)
+    .join(sync_run, sync_run.c.id == sync_issue.c.run_id)
+    .where(
+        sync_issue.c.target_id > bindparam("after"),
+        sync_issue.c.target_id <= bindparam("to"),
+        exists().where(
+            _LATEST,
+            observation.c.last_at >= sync_run.c.started_at,
+            observation.c.first_at <= func.coalesce(sync_run.c.finished_at, observation.c.first_at),
+        ),
+    )
+    .order_by(sync_issue.c.target_id)
+)
+"""Those of runs that meet a span of the latest version."""
+_MOVES: Final[Any] = (
+    select(*(target_membership.c[name] for name in ("target_id", "id", "schedule", "kind")))
+    .where(
+        target_membership.c.target_id > bindparam("after"),
+        target_membership.c.target_id <= bindparam("to"),
+        target_membership.c.schedule.is_not(None),
+    )
+    .order_by(target_membership.c.target_id, target_membership.c.id)
+)
+
+
+def attendance(engine: Engine) -> Iterator[Finding]:
+    """The first span of each target that the runs of its time deny. Raises DatabaseError.
+
+    Nothing is compared where a run cannot be read, which is for the seals to say.
+    """
+    asking, after = Asking(), -(2**63)
+    while True:
+        with reading(engine) as connection, any_time(connection):
+            chunk = connection.execute(_CHUNK, {"after": after}).scalars().all()
+            if not chunk or not asking.update(connection):
+                return
+            within = {"after": after, "to": chunk[-1]}
+            spans, issues, moves = (_by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
+        after = chunk[-1]
+        for number, rows in spans.items():
+            with_issue = [run for each in issues.get(number, ()) if (run := asking.run(each.run_id)) is not None]
+            listed = Listed((move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ()))
+            yield from _compare(rows, with_issue, asking, listed)
+
+
+def _by_target(connection: Connection, query: Any, within: Mapping[str, int]) -> dict[int, list[Row[Any]]]:
+    found: dict[int, list[Row[Any]]] = {}
+    for row in connection.execute(query, within):
+        found.setdefault(row[0], []).append(row)
+    return found
+
+
+def _compare(rows: Sequence[Row[Any]], with_issue: Sequence[Run], asking: Asking, listed: Listed) -> Iterator[Finding]:
+    of = Target(rows[0].org_id, rows[0].user_id, rows[0].expression)
+    befores = [rows[0].before or _LONG_AGO, *(row.last_at for row in rows)]
+    afters = [*(row.first_at for row in rows[1:]), _NEVER]
+    for row, before, after in zip(rows, befores, afters, strict=False):
+        span = Span(row.first_at, row.last_at, before, after)
+        asked = asking.count(of, span, listed).less(with_issue, span)
+        wrong = _wrong(row, span, asked) or _unwitnessed(of, span, with_issue, asking, listed)
+        if wrong is not None:
+            what, expected, found = wrong
+            yield Finding(target=of, version=row.version, what=f"observation.{what}", expected=expected, found=found)
+            return
+
+
+def _wrong(row: Row[Any], span: Span, asked: Count) -> tuple[str, str, str] | None:
+    """The column, what should be there, and what is."""
+    if asked.least <= row.observations <= asked.most:
+        return None
+    wanted = f"{max(asked.least, 1)}" if asked.least == asked.most else f"{max(asked.least, 1)} to {asked.most}"
+    by = f"{wanted}, by the runs that asked from {span.first} to {span.last}"
+    return "observations", by, str(row.observations)
+
+
+def _unwitnessed(
+    of: Target, span: Span, with_issue: Sequence[Run], asking: Asking, listed: Listed
+) -> tuple[str, str, str] | None:
+    for name in ("first", "last"):
+        at = getattr(span, name)
+        moment = Span(at, at, _LONG_AGO, _NEVER)
+        if asking.count(of, moment, listed).less(with_issue, moment).most < 1:
+            return f"{name}_at", "in the time of a run that observed the target", str(at)
+    return None

@@ -1,0 +1,148 @@
+"""A span that no hash covers yet counts exactly the runs that asked in its time, on both databases."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from sqlalchemy import Engine
+
+from etl.domain.model import Target
+from etl.errors import Refused
+from etl.store import NewRun
+from etl.verify.asking import Asking, Count, Listed, Run, Span, _Line
+from etl.verify.attendance import attendance
+from tests.support.builders import flow, numbered
+from tests.support.questions import now
+from tests.support.trails import ANN, BEN, CAT, House, Intruder, die, live
+
+START = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+AGO, NEVER = dt.datetime.min.replace(tzinfo=dt.UTC), dt.datetime.max.replace(tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def house(engine: Engine) -> House:
+    return House(engine)
+
+
+def found(house: House) -> list[str]:
+    return [str(finding) for finding in attendance(house.engine)]
+
+
+def test_trails_with_everything_in_them_hold(house: House) -> None:
+    live(house)
+    assert found(house) == []
+
+
+def test_what_a_run_under_way_and_a_dead_one_observed_may_count(house: House) -> None:
+    house.serve({"plants": [ANN]})
+    run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
+    assert run_id is not None
+    assert found(house) == []
+    die(house)
+    house.serve({"plants": [ANN, BEN], "wind": [ANN]})
+    assert found(house) == []
+
+
+TAMPERINGS = {
+    "an observation more": (
+        "UPDATE observation SET observations = observations + 1",
+        r"observation.observations should be 2, by the runs that asked",
+    ),
+    "an observation less": (
+        "UPDATE observation SET observations = observations - 1",
+        "observation.observations should be 2, by the runs that asked",
+    ),
+    "stretched by two months": (
+        "UPDATE observation SET last_at = '2027-01-31 00:00:00.000000'",
+        "observation.last_at should be in the time of a run that observed the target",
+    ),
+    "begun earlier": (
+        "UPDATE observation SET first_at = '2026-01-01 00:00:00.000000'",
+        "observation.first_at should be in the time of a run that observed the target",
+    ),
+    "cut short": ("UPDATE observation SET last_at = first_at", "observation.observations should be 1, by the runs"),
+    "a failure invented": (
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) VALUES (2, 1, 'failed', 'x')",
+        "observation.observations should be 1, by the runs that asked",
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("what", TAMPERINGS)
+def test_a_span_that_somebody_altered_is_found(house: House, what: str) -> None:
+    house.serve({"plants": [ANN]})
+    house.serve({"plants": [ANN]})
+    statement, sentence = TAMPERINGS[what]
+    intruder = Intruder(house.engine)
+    intruder.run(statement)
+    intruder.engine.dispose()
+    lines = found(house)
+    assert [sentence in line for line in lines] == [True]
+
+
+def test_a_failure_between_two_spans_belongs_to_neither(house: House) -> None:
+    house.serve({"plants": [ANN]})
+    house.upstream.says = lambda target, n: Refused("no", code="62101")
+    house.serve({"plants": [ANN]})
+    house.upstream.says = lambda target, n: numbered(1, 6)
+    house.serve({"plants": [ANN]})
+    assert house.rows("SELECT count(*) FROM observation") == [(2,)]
+    assert found(house) == []
+
+
+def test_a_user_counts_from_the_membership_that_his_run_saw(house: House) -> None:
+    house.serve({"plants": [BEN]})
+    house.serve({"plants": [ANN, BEN]})
+    house.serve({"plants": [BEN]})
+    house.serve({"wind": [ANN, CAT]})
+    house.upstream.lists[BEN] = [*numbered(1, 6), flow(7)]
+    house.serve({"plants": [ANN, BEN], "wind": [ANN, CAT]})
+    house.serve({"plants": [ANN, BEN], "wind": [ANN, CAT]}, org="o1")
+    assert found(house) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- counting
+
+
+def at(minutes: float) -> dt.datetime:
+    return START + dt.timedelta(minutes=minutes)
+
+
+def run(seen: int, start: float, end: float) -> Run:
+    return Run(seen, at(start), at(end), certain=True)
+
+
+def span(first: float, last: float, before: float | None = None, after: float | None = None) -> Span:
+    return Span(at(first), at(last), AGO if before is None else at(before), NEVER if after is None else at(after))
+
+
+NAMED = {"schedules": ["plants"], "org_id": None, "user_id": None}
+
+
+def slowly(runs: list[Run], of: Span, listed: list[tuple[int, int]]) -> Count:
+    met = [each for each in runs if each.meets(of) and any(a <= each.seen < b for a, b in listed)]
+    return Count(sum(each.meets_no_other(of) for each in met), len(met))
+
+
+def test_runs_are_counted_as_if_one_went_through_them_all() -> None:
+    """Runs that overlap, one that lasts for hours, memberships that come and go; and a clock that went back."""
+    steady = [run(n // 4, 15 * n, 15 * n + (200 if n == 7 else 3 + n % 3 * 9)) for n in range(40)]
+    back = [*steady, *(run(20 + n, 15 * n, 15 * n + 2) for n in range(5))]
+    spans = [span(a, b, before, after) for a in range(0, 700, 17) for b in range(a, 720, 83)
+             for before in (None, a - 1, a - 60) for after in (None, b + 1, b + 60)]  # fmt: skip
+    for runs in (steady, back, []):
+        line = _Line(NAMED, runs, certain=True)
+        for listed in ([(0, 2**63)], [(0, 3), (5, 8)], [(4, 25)], []):
+            for each in spans:
+                assert line.count(each, listed) == slowly(runs, each, listed)
+
+
+def test_a_user_is_listed_while_any_of_the_schedules_lists_him() -> None:
+    moves = [(1, "a", True), (3, "b", True), (4, "a", False), (6, "b", False), (7, "c", True), (9, "a", True)]
+    listed = Listed(moves)
+    assert list(listed.by(frozenset({"a", "b"}))) == [(1, 6), (9, 2**63)]
+    assert list(listed.by(frozenset({"c"}))) == [(7, 2**63)]
+    assert list(listed.by(frozenset({"x"}))) == []
+    assert Asking().count(Target("o", "u"), span(0, 1), listed) == Count(0, 0)
