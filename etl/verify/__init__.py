@@ -16,7 +16,7 @@ from etl.database import reading
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import target
-from etl.verify.answers import Answers, TargetAnswers, bodies
+from etl.verify.answers import Answers, TargetAnswers, bodies, details
 from etl.verify.attendance import attendance
 from etl.verify.chain import Chain
 from etl.verify.current import Missing, require_target, require_workflows
@@ -102,6 +102,7 @@ def verify(
             yield finding
     if answers is not None:
         yield from bodies(engine, answers)
+        yield from details(engine)
     yield from orphans(engine)
     of_seals = seals(engine, since=since, went=sealing, keys=keys)
     stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)

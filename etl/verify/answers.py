@@ -6,7 +6,9 @@ A version is what its answer lists, and besides that only workflows whose remova
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,7 +19,7 @@ from etl.database import reading
 from etl.domain import answers
 from etl.domain.model import Flow
 from etl.errors import GatewayError
-from etl.schema import answer, hold_event
+from etl.schema import answer, hold_event, workflow_detail
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken, Finding, Verbatim
 from etl.verify.rows import ChangeSetRow
@@ -28,6 +30,12 @@ _ANSWERS: Final[Select[Any]] = (
     select(*_COLUMNS).where(answer.c.data_hash > bindparam("after")).order_by(answer.c.data_hash).limit(_AT_ONCE)
 )
 _ANSWER: Final[Select[Any]] = select(*_COLUMNS).where(answer.c.data_hash == bindparam("data_hash"))
+_BODIES: Final[Select[Any]] = (
+    select(*(workflow_detail.c[name] for name in ("id", "run_id", "detail_hash", "body")))
+    .where(workflow_detail.c.id > bindparam("after"), workflow_detail.c.body.is_not(None))
+    .order_by(workflow_detail.c.id)
+    .limit(_AT_ONCE)
+)
 _HOLDS: Final[Select[Any]] = (
     select(hold_event.c.kind, hold_event.c.at, hold_event.c.flow_ids, hold_event.c.data_hash)
     .where(hold_event.c.target_id == bindparam("target_id"))
@@ -60,6 +68,24 @@ def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
                 went.bytes += len(_data(row))
             except Broken as broken:
                 yield broken.of_run(None)
+
+
+def details(engine: Engine) -> Iterator[Finding]:
+    """The kept details of workflows that are not the bytes that their hash says. Raises DatabaseError."""
+    after, more = 0, True
+    while more:
+        with reading(engine) as connection:
+            rows = connection.execute(_BODIES, {"after": after}).all()
+        more = len(rows) == _AT_ONCE
+        for row in rows:
+            after = row.id
+            try:
+                right = hashlib.sha256(zlib.decompress(row.body)).hexdigest() == row.detail_hash
+            except zlib.error:
+                right = False
+            if not right:
+                wanted = Verbatim(f"the bytes of '{row.detail_hash}'")
+                yield Broken(f"workflow_detail {row.id}.body", wanted, Verbatim("others")).of_run(row.run_id)
 
 
 class TargetAnswers:

@@ -118,6 +118,21 @@ class Chain:
             raise Broken("change_set.observed_at", later, row.observed_at, row.version)
         asked_at = self.latest.span.last_asked_at if self.latest else None
         require("change_set.last_unchanged_at", asked_at, row.last_unchanged_at, row.version)
+        self._require_answers(row, before)
+
+    def _require_answers(self, row: ChangeSetRow, before: dt.datetime | None) -> None:
+        """What no hash covers: when the answer was asked for, and when the one before it had arrived."""
+        ended = self.latest.span.last_at if self.latest else None
+        require("change_set.previous_at", ended, row.previous_at, row.version)
+        if row.asked_at > row.observed_at or (before is not None and row.asked_at <= before):
+            between = Verbatim(f"after {before}, and not after {row.observed_at}")
+            raise Broken("change_set.asked_at", between, row.asked_at, row.version)
+        if row.held_at is None and row.held_asked_at is None:
+            return
+        asked, held = row.held_asked_at, row.held_at
+        if asked is None or held is None or asked > held or (ended is not None and held <= ended):
+            later = Verbatim(f"asked for at {asked}, and then arrived, after {ended}")
+            raise Broken("change_set.held_at", later, held, row.version)
 
     def _replay(self, version: int, changes: Sequence[Change], at: dt.datetime) -> None:
         """Apply ``changes``, which must be just those that lead from the state before to what they say."""

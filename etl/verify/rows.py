@@ -55,6 +55,10 @@ class ChangeSetRow(msgspec.Struct, frozen=True, gc=False):
     kind: str
     observed_at: dt.datetime
     last_unchanged_at: dt.datetime | None
+    asked_at: dt.datetime
+    previous_at: dt.datetime | None
+    held_asked_at: dt.datetime | None
+    held_at: dt.datetime | None
     flow_count: int
     state_digest: str
     counts: list[int]
@@ -94,7 +98,8 @@ _TARGETS: Final = """
     FROM target t WHERE t.id > :after ORDER BY t.id
 """
 _CHANGE_SETS: Final = """
-    SELECT t.id, s.version, s.id, s.kind, @s.observed_at, @s.last_unchanged_at, s.flow_count, s.state_digest,
+    SELECT t.id, s.version, s.id, s.kind, @s.observed_at, @s.last_unchanged_at, @s.asked_at, @s.previous_at,
+           @s.held_asked_at, @s.held_at, s.flow_count, s.state_digest,
            s.baseline, s.added, s.removed, s.cycle_changed, s.renamed, s.editable_changed,
            s.approved_by, s.approved_scope, s.data_hash, s.format, s.parent_hash, s.hash
     FROM target t JOIN change_set s ON s.target_id = t.id
@@ -210,7 +215,8 @@ class Rows:
         return result
 
     def _change_set(self, row: Row) -> ChangeSetRow:
-        (target_id, version, number, kind, observed_at, last_unchanged_at, flow_count, state_digest, *counts,
+        (target_id, version, number, kind, observed_at, last_unchanged_at, asked_at, previous_at, held_asked_at,
+         held_at, flow_count, state_digest, *counts,
          approved_by, approved_scope, data_hash, chain_format, parent_hash, own_hash) = row  # fmt: skip
         return ChangeSetRow(
             target_id,
@@ -219,6 +225,10 @@ class Rows:
             kind,
             _known(self.time(observed_at)),
             self.time(last_unchanged_at),
+            _known(self.time(asked_at)),
+            self.time(previous_at),
+            self.time(held_asked_at),
+            self.time(held_at),
             flow_count,
             state_digest,
             counts,

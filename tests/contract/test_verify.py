@@ -35,7 +35,7 @@ from tests.support.builders import START, STEADY, Diary, flow, states
 from tests.support.histories import World
 from tests.support.verify_story import APPROVED, DOUBTED, FAILING, OTHER_LIST, PLANT, QUIET, UNKNOWN, Story
 
-STORY = {"asked_at", "previous_at", "held_asked_at", "held_at", "counts_since", "away_since", "projected_version"}
+STORY = {"asked_at", "held_asked_at", "held_at", "counts_since", "away_since", "projected_version"}
 """What the judgement of organisations keeps for itself."""
 PROVEN = ("change_set", "workflow_change", "observation", "workflow", "target")
 NOW = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)

@@ -198,6 +198,7 @@ class Made:
         return (
             number, self._number, content.version, 1, content.kind, stamp(self._connection, content.observed_at),
             unchanged and stamp(self._connection, unchanged), stamp(self._connection, content.observed_at),
+            content.spans[0].last_at and stamp(self._connection, content.spans[0].last_at) if content.spans else None,
             flow_count, content.state_digest,
             *[kinds.count(kind) for kind in CHANGE_KINDS], None, content.data_hash, 1, parent, own,
         )  # fmt: skip
@@ -217,7 +218,7 @@ def _span(at: dt.datetime) -> Span:
 
 
 _CHANGE_SET = (
-    "id target_id version run_id kind observed_at last_unchanged_at asked_at flow_count state_digest "
+    "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at flow_count state_digest "
     f"{' '.join(CHANGE_KINDS)} approved_by data_hash format parent_hash hash"
 )
 _SPAN = "id target_id version first_at last_asked_at last_at observations longest_gap_seconds interrupted"
