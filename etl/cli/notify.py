@@ -63,7 +63,7 @@ def notify(
             rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
             console.json(rows) if as_json else _say(results)
         else:
-            results = [("digests", _told(app))]
+            results = [("digests", _send_owed(app))]
             console.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _say(results)
     if any(wrong is not None for _, wrong in results):
         raise typer.Exit(1)
@@ -85,7 +85,7 @@ def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
         yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
 
 
-def _told(app: Application) -> str | None:
+def _send_owed(app: Application) -> str | None:
     """Send what is owed; why not all of it went."""
     app.ready(upgrade=False)
     store = Store(app.engine, app.stop)
@@ -162,7 +162,7 @@ class Notifications:
         self._pinger = Pinger()
         self._notifier: Notifier | None = None
         self._unusable: list[tuple[str, str]] = []
-        self._told: set[str] = set()
+        self._outages_told: set[str] = set()
         """The codes of outages that receivers know of."""
 
     @contextlib.contextmanager
@@ -214,7 +214,7 @@ class Notifications:
     def became(self, role: str) -> None:
         """The replica has another role."""
         if role in ("active", "standing_by"):
-            self._told.clear()
+            self._outages_told.clear()
         if self._notifier:
             self._notifier.look()
 
@@ -234,7 +234,7 @@ class Notifications:
             is_active=lambda: service.role == "active",
             freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
             clock=utc_now,
-            alarm=lambda: _alarm(self._app.engine, service, self._told),
+            alarm=lambda: _alarm(self._app.engine, service, self._outages_told),
             enos_zone=self._app.enos_zone,
         )
 

@@ -49,7 +49,7 @@ def _rounds(sightings: Iterable[Sighting]) -> Iterator[tuple[list[Sighting], dic
     return zip(rounds, reversed(laters), strict=True)
 
 
-class _Told(NamedTuple):
+class _RoundResult(NamedTuple):
     """The result of a round for a workflow; events in the order in which they happened."""
 
     events: list[Event]
@@ -76,7 +76,7 @@ def _judge_round(scene: Scene) -> Judgement:
     )
 
 
-def _while_visible(scene: Scene) -> _Told:
+def _while_visible(scene: Scene) -> _RoundResult:
     """Rules 2 to 6: somebody lists it, or waits."""
     assert scene.story is not None  # noqa: S101 - who lists it has begun its story
     lost = losses(scene)
@@ -85,23 +85,23 @@ def _while_visible(scene: Scene) -> _Told:
     since = min([scene.story.since, *(entry.at for entry in scene.entries)])
     changed, story = attribute_events(scene, msgspec.structs.replace(scene.story, since=since))
     events = [*_grants(scene, since), *changed, *lost.alone]
-    return _Told(events, story, lost.waiting, lost.awaited)
+    return _RoundResult(events, story, lost.waiting, lost.awaited)
 
 
-def _gone(scene: Scene, story: Story, lost: Losses, end: Event) -> _Told:
+def _gone(scene: Scene, story: Story, lost: Losses, end: Event) -> _RoundResult:
     """Rule 3, and rule 1 where the same answers list it again."""
     ended = msgspec.structs.replace(story, gone_at=lost.gone_at)
     events = [*lost.alone, msgspec.structs.replace(end, old=story.listed)]
     if not lost.back:
-        return _Told(events, ended)
+        return _RoundResult(events, ended)
     back = _coming_into_sight(scene, lost.back[0], ended, is_proven_gone=end.certain)
     return back._replace(events=[*events, *back.events])
 
 
-def _while_gone(scene: Scene) -> _Told:
+def _while_gone(scene: Scene) -> _RoundResult:
     """Nobody lists it, except users who have been silent since before its ``disappeared``."""
     if not scene.entries:
-        return _Told([], _still_gone(scene))
+        return _RoundResult([], _still_gone(scene))
     return _coming_into_sight(scene, scene.entries[0], scene.story, is_proven_gone=not scene.before)
 
 
@@ -113,7 +113,7 @@ def _still_gone(scene: Scene) -> Story | None:
     return msgspec.structs.replace(scene.story, gone_at=_latest([scene.story.gone_at, *without]))
 
 
-def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_proven_gone: bool) -> _Told:
+def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_proven_gone: bool) -> _RoundResult:
     """Rule 1, and what else the same answers show. A user's first answer makes no event on its own."""
     name, cycle = (Known(value, first.answer, first.answer) for value in first.listed[:2])
     changed, story = attribute_events(scene, Story(first.at, name, cycle))
@@ -121,7 +121,7 @@ def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_pro
     asked_before = [gain.asked_before for gain in scene.gains if gain.asked_before < first.at]
     new = first.listed._replace(editable=None)
     if not asked_before and not scene.back:
-        return _Told(rest, story, openings=(Opening(new, first.at),))
+        return _RoundResult(rest, story, openings=(Opening(new, first.at),))
     absent_at = _absent_at(scene, gone) if is_proven_gone else None
     after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
     assert after is not None  # noqa: S101 - who is back comes after it was told as gone
@@ -134,7 +134,7 @@ def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_pro
         old=gone.listed if gone else None,
         new=new,
     )
-    return _Told([appeared, *rest], story)
+    return _RoundResult([appeared, *rest], story)
 
 
 def _absent_at(scene: Scene, gone: Story | None) -> dt.datetime | None:

@@ -98,7 +98,7 @@ def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
     if code is None:
         raise _malformed(_bad_code(envelope, body, quote, api))
     if code:
-        return Envelope(code, envelope.data, "", said(envelope.msg, quote), _request_id(envelope.request_id))
+        return Envelope(code, envelope.data, "", quoted_message(envelope.msg, quote), _request_id(envelope.request_id))
     data_hash = hashlib.sha256(envelope.data).hexdigest()
     keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
     return Envelope(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
@@ -173,7 +173,7 @@ def as_integer(raw: msgspec.Raw | None) -> int | None:
     return int(found[0]) if found else None
 
 
-def said(raw: msgspec.Raw | None, quote: Quote) -> str:
+def quoted_message(raw: msgspec.Raw | None, quote: Quote) -> str:
     """The text of a ``msg`` field, quoted; empty where there is none."""
     text = _text(raw)
     return quote(text) if text else ""

@@ -257,7 +257,7 @@ class Gateway:
     def _asked(self, call: _Call[T], token: Token | None) -> T:
         self._pace.wait_for_turn(call.deadline)
         call.attempts += 1
-        return self._told(call.request.call, call.attempts, lambda: self._answer(call, token))
+        return self._timed(call.request.call, call.attempts, lambda: self._answer(call, token))
 
     def _answer(self, call: _Call[T], token: Token | None) -> T:
         request, moment = call.request, self._stamps.next(call.request.asker)
@@ -297,9 +297,9 @@ class Gateway:
     def _obtain_token(self, deadline: Deadline) -> Issued:
         """One call to the token service, with the secret as it is now."""
         self._pace.wait_for_turn(deadline)
-        return self._told("token", 1, lambda: self._issue(deadline))
+        return self._timed("token", 1, lambda: self._issue(deadline))
 
-    def _told(self, call: str, attempt: int, work: Callable[[], T]) -> T:
+    def _timed(self, call: str, attempt: int, work: Callable[[], T]) -> T:
         began = time.monotonic()
         try:
             found = work()

@@ -22,7 +22,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from etl.errors import Malformed
-from etl.gateway.answer import as_integer, said
+from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.faults import code_error
 from etl.gateway.reading import Answered
 from etl.gateway.strict import field_problem
@@ -78,7 +78,7 @@ def read_page(answered: Answered) -> Page:
     if code is None:
         raise _malformed("it has no code, or one that is no integer")
     if code not in _SUCCESSES:
-        raise code_error(code, said(envelope.message, quote) or said(envelope.msg, quote))
+        raise code_error(code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote))
     try:
         data = _pages.decode(envelope.data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

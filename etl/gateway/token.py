@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etl.errors import GatewayError, Malformed
-from etl.gateway.answer import as_integer, said
+from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.deadline import Deadline
 from etl.gateway.excerpt import Hidden
 from etl.gateway.faults import Quote, code_error
@@ -71,7 +71,7 @@ def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
     envelope = _fields(body, "the answer", quote)
     for key in ("status", "stauts", "code"):
         if code := as_integer(envelope.get(key)):
-            raise code_error(code, said(envelope.get("msg"), quote))
+            raise code_error(code, quoted_message(envelope.get("msg"), quote))
     data = _fields(envelope.get("data", msgspec.Raw()), "data", quote)
     return Issued(_access_token(data.get("accessToken")), _expire(data.get("expire"), quote), secret)
 

@@ -152,7 +152,7 @@ class ScheduleRuns:
                 details=self._details(schedule),
             )
             if report is not None:
-                self._run_logger.tell(report, new_run)
+                self._run_logger.log(report, new_run)
                 self._finished(report, schedule)
 
     def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:

@@ -208,7 +208,7 @@ class Store:
         digest = self._digest(asked)
         begun = self._write(
             lambda connection: self._begin(connection, run, now, digest, asked),
-            lambda begun, connection: runs.is_there(connection, begun and begun.run_id, run, now),
+            lambda begun, connection: runs.was_begun(connection, begun and begun.run_id, run, now),
         )
         if begun is None:
             return None
@@ -308,7 +308,7 @@ class Store:
         """Append what EnOS said of workflows that a run found changed."""
         self._write(
             lambda connection: details.add(connection, run_id, found, keep_body=keep_body),
-            lambda _, connection: details.are_there(connection, run_id, found),
+            lambda _, connection: details.were_added(connection, run_id, found),
         )
 
     def rosters(self, org_ids: Collection[str]) -> dict[str, StoredRoster]:

@@ -38,7 +38,7 @@ def changed_workflows(connection: Connection, run_id: int, most: int) -> list[Ch
     return [Changed(*row) for row in connection.execute(found.limit(most))]
 
 
-def are_there(connection: Connection, run_id: int, found: Sequence[Detail]) -> bool:
+def were_added(connection: Connection, run_id: int, found: Sequence[Detail]) -> bool:
     """Whether the rows that ``add`` made were committed."""
     last = found[-1]
     mine = (workflow_detail.c.run_id == run_id, workflow_detail.c.org_id == last.org_id)

@@ -141,7 +141,7 @@ def _membership_in(scope: str) -> int:
     return int(scope.rpartition(":")[2].removesuffix("}"))
 
 
-def is_there(connection: Connection, run_id: int | None, run: NewRun, now: dt.datetime) -> bool:
+def was_begun(connection: Connection, run_id: int | None, run: NewRun, now: dt.datetime) -> bool:
     """Whether the row that ``begin`` made was committed."""
     mine = select(sync_run.c.id).where(
         sync_run.c.id == run_id,

@@ -93,6 +93,6 @@ def settle_remaining(
         settled.tally.changes.update(written.changes)
         missing[target.org_id] += written.changes.get("removed", 0)
         if written.issue is not None:
-            settled.tally.tell([TargetIssue(target, written.verdict, written.issue)])
+            settled.tally.add_issues([TargetIssue(target, written.verdict, written.issue)])
             missing[target.org_id] += written.issue.missing
     return settled._replace(found=settled.found._replace(missing=missing))

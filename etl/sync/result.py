@@ -49,7 +49,7 @@ class Tally(msgspec.Struct):
             self.clock_went_back += outcome.clock_went_back
             self.latest_at = _later(self.latest_at, outcome.observed_at)
             if outcome.issue is not None:
-                self.tell([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
+                self.add_issues([TargetIssue(outcome.fence.target, outcome.verdict, outcome.issue)])
             if outcome.change_set is not None:
                 self.changes += outcome.change_set.counts
                 self.unknown_cycles |= _unknown_cycles(outcome)
@@ -66,7 +66,7 @@ class Tally(msgspec.Struct):
         self.latest_at = _later(self.latest_at, other.latest_at)
         self.interrupted += other.interrupted
 
-    def tell(self, issues: Sequence[TargetIssue]) -> None:
+    def add_issues(self, issues: Sequence[TargetIssue]) -> None:
         """Count issues, and keep as many as there is room for."""
         self.causes.update(_cause(each) for each in issues)
         self._keep(issues)

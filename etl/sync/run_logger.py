@@ -27,7 +27,7 @@ class RunLogger:
         self._log = log
         self._refused: dict[str | None, set[tuple[Target, str | None]]] = {}
 
-    def tell(self, report: RunReport, new_run: NewRun) -> None:
+    def log(self, report: RunReport, new_run: NewRun) -> None:
         """Log how the run ended, and what a person should look at."""
         say = self._log.info if report.status in _WITHOUT_TROUBLE else self._log.warning
         say(

@@ -109,8 +109,8 @@ class TargetAnswers:
         for flow_id in sorted(listed.keys() | flows.keys()):
             if listed.get(flow_id) == flows.get(flow_id) or (flow_id not in listed and flow_id in self._held):
                 continue
-            told = f"{_told(listed.get(flow_id))}, as its answer has it"
-            raise Broken("workflow", Verbatim(told), Verbatim(_told(flows.get(flow_id))), row.version)
+            told = f"{_described(listed.get(flow_id))}, as its answer has it"
+            raise Broken("workflow", Verbatim(told), Verbatim(_described(flows.get(flow_id))), row.version)
         self._went.proven += 1
 
     def require_holds(self) -> None:
@@ -167,5 +167,5 @@ def _read(data: bytes, data_hash: str, version: int | None) -> Mapping[str, Flow
     raise Broken("answer.body", Verbatim(f"a list, under '{data_hash}'"), Verbatim(problem), version)
 
 
-def _told(flow: Flow | None) -> str:
+def _described(flow: Flow | None) -> str:
     return "nothing" if flow is None else msgspec.json.encode(flow).decode()

@@ -207,10 +207,10 @@ def _require_counts(row: ChangeSetRow, changes: Sequence[Change]) -> None:
 def _raise_first_difference(expected: Sequence[Change], found: Sequence[Change], version: int) -> None:
     for right, there in zip_longest(expected, found):
         if right != there:
-            raise Broken("workflow_change", _told(right), _told(there), version)
+            raise Broken("workflow_change", _described(right), _described(there), version)
 
 
-def _told(change: Change | None) -> Verbatim:
+def _described(change: Change | None) -> Verbatim:
     return Verbatim("nothing" if change is None else _encode(change).decode())
 
 

@@ -187,8 +187,8 @@ def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Differ
         there = spans[number] if number < len(spans) else None
         may_have_grown = head.open and number == len(head.spans) - 1
         if there is None or not _goes_on(kept, there, may_have_grown):
-            found = "missing" if there is None else _told(there)
-            return _Difference(head.version, "observation", f"the span {_told(kept)}", found)
+            found = "missing" if there is None else _described(there)
+            return _Difference(head.version, "observation", f"the span {_described(kept)}", found)
     return None
 
 
@@ -200,7 +200,7 @@ def _inserted(connection: Connection, head: Head, spans: Sequence[Span]) -> _Dif
             continue
         if _is_early(connection, span.first_at if is_new else span.last_at, head.taken_at):
             expected = f"without observations until {head.taken_at} that were not there then"
-            return _Difference(head.version, "observation", expected, f"the span {_told(span)}")
+            return _Difference(head.version, "observation", expected, f"the span {_described(span)}")
     return None
 
 
@@ -234,7 +234,7 @@ def _goes_on(kept: KeptSpan, there: Span, may_have_grown: bool) -> bool:
     return same or (may_have_grown and grew)
 
 
-def _told(span: KeptSpan | Span) -> str:
+def _described(span: KeptSpan | Span) -> str:
     return (
         f"from {span.first_at} to {span.last_at}, last asked at {span.last_asked_at}, {span.observations} observations"
         f", longest gap {span.longest_gap_seconds} s, {'' if span.interrupted else 'not '}interrupted"

@@ -109,7 +109,7 @@ def health_routes(health: Health) -> list[BaseRoute]:
         except DatabaseError as error:
             wrong = _listed(health.conditions(None, error))
             return _answer(False, {"status": "unknown", "error": str(error), "conditions": wrong})
-        return _answer(found.fresh, _told(found, health.conditions(found, None)))
+        return _answer(found.fresh, _freshness_body(found, health.conditions(found, None)))
 
     return [Route("/healthz", healthz), Route("/readyz", readyz), Route("/freshness", freshness)]
 
@@ -141,7 +141,7 @@ def _ready(engine: Engine) -> bool:
     return True
 
 
-def _told(found: HealthSnapshot, wrong: Sequence[Condition]) -> dict[str, Any]:
+def _freshness_body(found: HealthSnapshot, wrong: Sequence[Condition]) -> dict[str, Any]:
     schedules = [
         (name, {"overdue": overdue, "last_success_at": _iso(found.last_success_at[name])})
         for name, overdue in sorted(found.overdue_by_schedule.items(), key=lambda each: (-each[1], each[0]))

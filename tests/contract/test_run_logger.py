@@ -42,15 +42,15 @@ def problem(number: int, verdict: Verdict = "failed", code: str | None = "http_5
 
 def ended(*problems: TargetIssue, status: Any = "partial", run_id: int = 7) -> RunReport:
     tally = Tally(verdicts=Counter(each.verdict for each in problems))
-    tally.tell(problems)
+    tally.add_issues(problems)
     return RunReport(run_id=run_id, status=status, duration_seconds=1.0, targets=1, tally=tally)
 
 
 def told(lines: io.StringIO, *reports: RunReport) -> list[tuple[str, str]]:
     """The events and targets that reports of one process lead to, without the line about each run."""
-    telling = RunLogger(structlog.get_logger("etl.test"))
+    run_logger = RunLogger(structlog.get_logger("etl.test"))
     for report in reports:
-        telling.tell(report, NEW)
+        run_logger.log(report, NEW)
     return [(each["event"], each.get("target", "")) for each in entries(lines) if each["event"] != "run_ended"]
 
 
