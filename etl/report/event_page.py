@@ -49,6 +49,13 @@ def events(dialect: str, asked: Filters) -> Select[Any]:
     return select(event).where(*found).order_by(event.c.event_id.desc())
 
 
+def one(connection: Connection, event_id: int) -> OrgWorkflowEvent | None:
+    """The event with this number."""
+    event = view("org_workflow_event", OrgWorkflowEvent)
+    row = connection.execute(select(event).where(event.c.event_id == event_id)).one_or_none()
+    return None if row is None else OrgWorkflowEvent._make(row)
+
+
 SHOWN_AS: Final = {
     "appeared": "added",
     "reappeared": "added",

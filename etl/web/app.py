@@ -135,6 +135,7 @@ def pages(site: Site) -> list[BaseRoute]:
         Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
         Route("/workflow", partial(workflows.one, site)),
         Route("/events", partial(events.events, site)),
+        Route("/events/{event_id}", partial(events.event, site)),
         Route("/runs", partial(events.runs, site)),
         Route("/runs/{run_id}", partial(events.run, site)),
         Route("/search", partial(events.found, site)),

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.kinds import EVENT_KINDS
-from etl.report import SyncRun, event_page, run_page, search
-from etl.report.event_page import Filters
+from etl.report import SyncRun, columns_of, event_page, run_page, search
+from etl.report.event_page import Behind, Filters
 from etl.report.fetch import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
-from etl.web.answers import TableQuery, html, listing_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams, path_text
 from etl.web.site import Site
 
@@ -21,6 +21,7 @@ _STATUSES: Final = ("running", "succeeded", "partial", "failed", "aborted")
 _LONGEST_NUMBER: Final = 18
 _SHOWN: Final = 100
 _FOUND: Final = 50
+_FEW: Final = 20
 
 
 def events(site: Site, request: Request) -> Response:
@@ -34,9 +35,27 @@ def events(site: Site, request: Request) -> Response:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
-        behind = event_page.behind(connection, shown["rows"])
+        behind = event_page.behind(connection, [event for event in shown["rows"] if _is_of_few(event)])
     values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
     return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
+
+
+def _is_of_few(event: OrgWorkflowEvent) -> bool:
+    """Whether its users are shown beside it; those of others have a page of their own."""
+    return max(event.users_before, event.users_after) <= _FEW
+
+
+def event(site: Site, request: Request) -> Response:
+    asked, fmt = RequestParams(request), wanted_format(request)
+    number = _number(path_text(request, "event_id"), "event")
+    with short_transaction(site.engine) as connection:
+        found = event_page.one(connection, number)
+        if found is None:
+            raise HTTPException(404, "There is no such event.")
+        lists = event_page.behind(connection, [found])[number]
+    if fmt:
+        return rows_file("lists", columns_of(Behind), lists, fmt)
+    return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
 
 
 def runs(site: Site, request: Request) -> Response:
@@ -53,7 +72,7 @@ def runs(site: Site, request: Request) -> Response:
 
 def run(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
-    run_id = _number(path_text(request, "run_id"))
+    run_id = _number(path_text(request, "run_id"), "run")
     tables = {
         "versions": TableQuery("versions", RunVersion, run_page.versions(run_id)),
         "issues": TableQuery("issues", RunIssue, run_page.issues(run_id)),
@@ -79,7 +98,7 @@ def found(site: Site, request: Request) -> Response:
     return html(request, "search.html", {"asked": asked, "q": part, "result": result, "most": _FOUND})
 
 
-def _number(given: str) -> int:
+def _number(given: str, what: str) -> int:
     if not (given.isascii() and given.isdigit() and len(given) <= _LONGEST_NUMBER):
-        raise HTTPException(404, "There is no such run.")
+        raise HTTPException(404, f"There is no such {what}.")
     return int(given)

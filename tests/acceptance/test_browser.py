@@ -38,6 +38,7 @@ PAGES = [
     target_path(*HOSTILE_ORG, as_of="2026-03-20") + "&since=2026-03-15",
     "/gaps",
     "/events",
+    "/events/2",
     "/runs",
     "/runs/5",
     "/search?q=1",

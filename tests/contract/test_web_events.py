@@ -50,6 +50,24 @@ def test_the_users_behind_an_event_are_a_step_away(server, engine) -> None:
     assert ">bob<" in page.partition('<ul class="behind">')[2].partition("</ul>")[0]
 
 
+def test_an_event_has_a_page_with_the_lists_behind_it_also_as_a_file(server, engine) -> None:
+    number = ids(engine, "org_id = 'o1' AND kind = 'disappeared'")[0]
+    page = get(server, f"/events/{number}").text
+    assert ">bob<" in page.partition('<table id="lists">')[2]
+    assert [row["user_id"] for row in rows(server, f"/events/{number}")] == ["bob"]
+    assert {path: get(server, path).status_code for path in ("/events/0", "/events/x", f"/events/{9**30}")} == {
+        "/events/0": 404,
+        "/events/x": 404,
+        f"/events/{9**30}": 404,
+    }
+
+
+def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) -> None:
+    monkeypatch.setattr("etl.web.events._FEW", 0)
+    number = ids(engine, "kind = 'disappeared'")[0]
+    assert f'<a href="/events/{number}">whose</a>' in get(server, "/events", kind="disappeared").text
+
+
 def test_runs_are_the_reports_and_one_tells_what_failed_by_cause(server, engine) -> None:
     known = list(Report(engine).runs())
     assert [row["id"] for row in rows(server, "/runs")] == [run.id for run in known]
