@@ -117,6 +117,19 @@ class OrgWorkflow(NamedTuple):
     unheard: int
 
 
+class OrgWorkflowShown(NamedTuple):
+    """The columns of ``OrgWorkflow`` that need no look at its users."""
+
+    org_id: str
+    expression: str
+    flow_id: str
+    flow_name: str | None
+    cycle: str | None
+    users: int
+    editors: int
+    first_seen_at: dt.datetime
+
+
 class OrgWorkflowAsOf(NamedTuple):
     """A workflow that at least one user saw then, as far as is known."""
 

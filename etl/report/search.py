@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, or_, select
 
 from etl.report.names import contains, id_contains
-from etl.report.rows import OrgWorkflow, view
+from etl.report.rows import OrgWorkflowShown, view
 from etl.schema import target
 
 
@@ -17,7 +17,7 @@ class Found(NamedTuple):
     orgs: list[str]
     users: list[tuple[str, str]]
     """Organisation and user."""
-    workflows: list[OrgWorkflow]
+    workflows: list[OrgWorkflowShown]
     """Only workflows that users see now."""
 
 
@@ -27,11 +27,11 @@ def search(connection: Connection, part: str, most: int) -> Found:
     org, user = target.c.org_id, target.c.user_id
     orgs = select(org).where(id_contains(dialect, org, part)).group_by(org).order_by((org == whole).desc(), org)
     users = select(org, user).where(id_contains(dialect, user, part)).group_by(org, user)
-    seen = view("org_workflow", OrgWorkflow)
+    seen = view("org_workflow", OrgWorkflowShown)
     named = or_(id_contains(dialect, seen.c.flow_id, part), contains(dialect, seen.c.flow_name, part))
     flows = select(seen).where(named).order_by((seen.c.flow_id == whole).desc(), seen.c.org_id, seen.c.flow_id)
     return Found(
         list(connection.execute(orgs.limit(most)).scalars()),
         [(row[0], row[1]) for row in connection.execute(users.order_by((user == whole).desc(), org, user).limit(most))],
-        [OrgWorkflow(*row) for row in connection.execute(flows.limit(most))],
+        [OrgWorkflowShown(*row) for row in connection.execute(flows.limit(most))],
     )

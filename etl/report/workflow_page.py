@@ -16,6 +16,7 @@ from etl.report.rows import (
     OrgWorkflow,
     OrgWorkflowAsOf,
     OrgWorkflowEvent,
+    OrgWorkflowShown,
     WorkflowAsOf,
     WorkflowHistory,
     view,
@@ -62,15 +63,23 @@ def organisations(connection: Connection, asked: str, most: int) -> list[Organis
 # ----------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, sought: Sought) -> Select[Any]:
-    """``OrgWorkflow``."""
-    seen = view("org_workflow", OrgWorkflow)
+def list_now(dialect: str, sought: Sought, row_type: type[tuple[Any, ...]] = OrgWorkflow) -> Select[Any]:
+    """``row_type``, which is ``OrgWorkflow`` or some of its columns."""
+    seen = view("org_workflow", row_type)
     chosen = select(seen).where(seen.c.org_id == sought.org)
     if sought.user:
         listed = view("current_workflow", CurrentWorkflow)
         theirs = select(listed.c.flow_id).where(listed.c.org_id == sought.org)
         chosen = chosen.where(seen.c.flow_id.in_(theirs.where(id_contains(dialect, listed.c.user_id, sought.user))))
     return _filtered(dialect, chosen, seen, sought)
+
+
+def cycles_now(connection: Connection, sought: Sought) -> list[tuple[str, int]]:
+    """How many of the workflows have each cycle, whichever is asked for, the most frequent first."""
+    listed = list_now(connection.dialect.name, sought._replace(cycle=""), OrgWorkflowShown).order_by(None).subquery()
+    number, cycle = func.count(), func.coalesce(listed.c.cycle, "")
+    counted = select(cycle, number).group_by(cycle).order_by(number.desc(), cycle)
+    return [(str(name), int(found)) for name, found in connection.execute(counted)]
 
 
 def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:

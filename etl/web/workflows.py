@@ -13,18 +13,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import WorkflowAsOf, WorkflowHistory, trail_page, workflow_page
+from etl.report import WorkflowAsOf, WorkflowHistory, fetch, trail_page, workflow_page
 from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
-from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent
+from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent, OrgWorkflowShown
 from etl.report.workflow_page import Order, Sought, Which
 from etl.web.answers import TableQuery, html, listing_file, wanted_format
-from etl.web.params import PAGE_ROWS, RequestParams, path_text
+from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
 
-STATES_AT_MOST: Final = 1000
+STATES_AT_MOST: Final = 400
 """States of one workflow that its page shows, for all users together."""
+SEEN_AT_MOST: Final = 200
 EVENTS: Final = 200
 _DRAWN: Final = 40
 """Lists in a timeline, a row each."""
@@ -41,19 +42,31 @@ def index(site: Site, request: Request) -> Response:
         if len(orgs) != 1:
             return _which_organisation(request, asked, orgs, fmt)
         sought = _sought(asked, orgs[0].org_id)
-        listing = _listing(connection, sought if fmt else sought._replace(cycle=""), at)
         if not fmt:
-            every = listing.page(connection, _EVERY)
+            facets, rows = _shown(connection, sought, at, paging)
+        listing = _listing(connection, sought, at)
     if fmt:
         return listing_file(site, listing, fmt)
-    matching = [row for row in every if not sought.cycle or row.cycle == sought.cycle]
-    first = (paging.number - 1) * PAGE_ROWS
-    values = {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now, "found": len(matching)}
-    values |= {"facets": _by_cycle(every), **paging.cut(matching[first : first + PAGE_ROWS + 1])}
-    return html(request, "workflows.html", values)
+    found = sum(number for cycle, number in facets if sought.cycle in ("", cycle))
+    values = {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now, "found": found}
+    return html(request, "workflows.html", {**values, "facets": facets, **paging.cut(rows)})
 
 
 _EVERY: Final = 1_000_000
+
+
+def _shown(
+    connection: Connection, sought: Sought, at: dt.datetime | None, paging: Paging
+) -> tuple[list[tuple[str, int]], Sequence[Any]]:
+    """How many workflows have each cycle, the most frequent first, and the rows of a page and one more."""
+    limit, offset = paging.window
+    if at is None:
+        facets = workflow_page.cycles_now(connection, sought)
+        statement = workflow_page.list_now(connection.dialect.name, sought, OrgWorkflowShown)
+        return facets, fetch.page(connection, OrgWorkflowShown, statement, limit, offset)
+    every = _listing(connection, sought._replace(cycle=""), at).page(connection, _EVERY)
+    matching = [row for row in every if sought.cycle in ("", row.cycle)]
+    return Counter(row.cycle or "" for row in every).most_common(), matching[offset : offset + limit]
 
 
 def _sought(asked: RequestParams, org: str) -> Sought:
@@ -67,11 +80,6 @@ def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> 
         return TableQuery("workflows", OrgWorkflow, workflow_page.list_now(connection.dialect.name, sought))
     statement = workflow_page.list_then(connection, sought, at)
     return TableQuery("workflows", OrgWorkflowAsOf, statement, workflow_page.parameters_then(sought.org, at))
-
-
-def _by_cycle(rows: Sequence[Any]) -> list[tuple[str, int]]:
-    """How many workflows have each cycle, the most frequent first."""
-    return Counter(row.cycle or "" for row in rows).most_common()
 
 
 def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str | None) -> Response:
@@ -117,7 +125,8 @@ def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict
         "gaps": workflow_page.gaps_of(connection, org, users),
         "story": tables["story"].page(connection, EVENTS),
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
-        "seen": tables["seen"].page(connection, STATES_AT_MOST),
+        "seen": tables["seen"].page(connection, SEEN_AT_MOST + 1),
+        "most_seen": SEEN_AT_MOST,
         "events": events,
         "beside": beside(connection, events, site.enos_zone),
         "enos_zone": site.enos_zone,

@@ -38,6 +38,7 @@ from etl.web.rendering import as_data
 from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
 from tests.support.builders import Diary, after, numbered
 from tests.support.histories import World
+from tests.support.served import wait_until
 
 DAY = dt.timedelta(days=1)
 PAGES = [
@@ -244,6 +245,21 @@ def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
         first = get(running, "/").text
     assert "6 targets have observations that lie ahead of now, up to 2026-04-08 12:00:00 UTC" in first
     assert "<dd>not known<small>the clock went back</small></dd>" in first
+
+
+def test_sums_that_take_long_are_counted_in_a_thread_while_pages_say_so(
+    server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = get(server, "/").text
+    monkeypatch.setattr("etl.web.sums.MANY", 0)
+    other = connect(engine.url.render_as_string(hide_password=False))
+    with site(other) as running:
+        first = get(running, "/").text
+        assert "are being counted" in first
+        assert 'http-equiv="refresh"' in first
+        wait_until(lambda: "Changes per day" in get(running, "/").text)
+        assert get(running, "/").text == known
+    other.dispose()
 
 
 def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:

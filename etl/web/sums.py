@@ -1,0 +1,121 @@
+"""The sums of the first page: counted over everything, kept until the database changes, and never waited for long.
+
+Where the lists are many, a thread counts, and a page shows what was counted before, or says that it is being counted.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import structlog
+from sqlalchemy import Connection, Engine
+
+from etl.errors import DatabaseError
+from etl.report import summaries
+from etl.report.fetch import short_transaction
+
+MANY: Final = 50_000
+"""Entries in lists that take about a tenth of a second to count."""
+_QUICK_SECONDS: Final = 0.25
+_REUSED_FOR: Final = 60
+"""After a slow count, its result is reused for this many times its duration, even if the database has changed, so that
+counting takes a small part of the time however often somebody looks."""
+_SHOWN: Final = 20
+_ORGS: Final = 15
+
+
+class Sums(NamedTuple):
+    """What was counted, of which state of the database, and the time that it took."""
+
+    state: tuple[Any, ...]
+    values: dict[str, Any]
+    at: float
+    seconds: float
+
+
+Pieces = dict[str, Callable[[Connection], Any]]
+
+
+class _Known:
+    """What was counted of one database, by the first day of the plots."""
+
+    def __init__(self) -> None:
+        self.sums: dict[dt.date, Sums] = {}
+        self.counting: set[dt.date] = set()
+        self.lock = threading.Lock()
+
+
+_KNOWN: Final[WeakKeyDictionary[Engine, _Known]] = WeakKeyDictionary()
+
+
+def counted(connection: Connection, since: dt.date, today: dt.date, entries: int) -> tuple[dict[str, Any] | None, bool]:
+    """The sums from ``since`` on, and whether they are current; None where they are being counted for the first time.
+
+    ``entries``: how many there are in all lists. Where they are many nothing is counted here.
+    """
+    known = _KNOWN.setdefault(connection.engine, _Known())
+    state, now = (today, *summaries.state(connection)), time.monotonic()
+    for old in [key for key, value in list(known.sums.items()) if value.state[0] != today]:
+        known.sums.pop(old, None)
+    last = known.sums.get(since)
+    if last is not None and (last.state == state or _is_reusable(last, now)):
+        return last.values, True
+    pieces = _pieces(since, today)
+    if entries > MANY:
+        _count_in_a_thread(connection.engine, known, since, state, pieces)
+        return (last.values, False) if last is not None else (None, False)
+    values = {name: piece(connection) for name, piece in pieces.items()}
+    _keep(known, since, state, values, now)
+    return values, True
+
+
+def _is_reusable(last: Sums, now: float) -> bool:
+    return last.seconds > _QUICK_SECONDS and now - last.at < _REUSED_FOR * last.seconds
+
+
+def _pieces(since: dt.date, today: dt.date) -> Pieces:
+    """Plots begin on the day of the first observation: what there was before is unknown, not zero."""
+
+    def begin(connection: Connection) -> dt.date:
+        return max(since, summaries.first_day(connection) or since)
+
+    return {
+        "workflows": summaries.workflows,
+        "days": lambda connection: summaries.days(connection, begin(connection), today),
+        "day_snapshots": lambda connection: summaries.day_snapshots(connection, begin(connection), today),
+        "churn": lambda connection: summaries.churn(connection, since, _ORGS),
+        "gaps": lambda connection: summaries.gaps(connection, _SHOWN),
+        "gap_count": lambda connection: summaries.gap_counts(connection)[0],
+    }
+
+
+def _count_in_a_thread(engine: Engine, known: _Known, since: dt.date, state: tuple[Any, ...], pieces: Pieces) -> None:
+    """Each piece in a transaction of its own, so that on SQLite no writer waits for all of them."""
+
+    def count() -> None:
+        began, values = time.monotonic(), {}
+        try:
+            for name, piece in pieces.items():
+                with short_transaction(engine) as connection:
+                    values[name] = piece(connection)
+            _keep(known, since, state, values, began)
+        except DatabaseError as error:
+            structlog.get_logger("etl.web").warning("sums_not_counted", error=str(error))
+        finally:
+            known.counting.discard(since)
+
+    with known.lock:
+        if since in known.counting:
+            return
+        known.counting.add(since)
+    threading.Thread(target=count, name="sums", daemon=True).start()
+
+
+def _keep(known: _Known, since: dt.date, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
+    ended = time.monotonic()
+    known.sums[since] = Sums(state, values, ended, ended - began)
