@@ -941,7 +941,7 @@ class Check:
             key = keys.get(seal["key_id"])
             if key is None or not is_signed(key, message, seal["signature"]):
                 self.findings.append(f"{place}: signature is not that of this public key over {shown(seal['seal'])}")
-        if keys and not signed:
+        if keys and self.trail.seals and not signed:
             self.findings.append("no seal is signed, though a public key was given")
         if not keys and signed:
             self.notes.append("The seals are signed; --public-key FILE checks the signatures.")

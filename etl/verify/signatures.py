@@ -50,6 +50,6 @@ class Signatures:
 
     def none_at_all(self) -> Iterator[Finding]:
         """A finding where keys were given, and no seal is signed."""
-        if self._keys and not self._signed:
+        if self._keys and self._went.seals and not self._signed:
             wanted = "on some seal, since a public key was given"
             yield Finding(what="run_seal.signature", expected=wanted, found=f"on none of {self._went.seals}")

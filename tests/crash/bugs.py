@@ -70,6 +70,16 @@ BUGS = (
         MODEL,
     ),
     _bug(
+        "a version is committed before its answer is kept",
+        "etl/store",
+        "    answers.keep(connection, run_id, won)",
+        '    sqlite = connection.dialect.name == "sqlite"\n'
+        '    connection.exec_driver_sql("COMMIT")\n'
+        '    connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")\n'
+        "    answers.keep(connection, run_id, won)",
+        "sweep:SQLite, change, kill",
+    ),
+    _bug(
         "BEGIN is deferred on SQLite",
         "etl/database",
         '"BEGIN IMMEDIATE", session.WRITE',

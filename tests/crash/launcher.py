@@ -26,6 +26,7 @@ import sqlalchemy.dialects.sqlite.pysqlite  # noqa: F401
 
 import etl.__main__
 import etl.cli
+import etl.signing.keys
 from etl import database
 from etl.sync import fetching
 from tests.crash import points

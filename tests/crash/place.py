@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from etl import signing
+from etl.database import connect
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
+from etl.verify import Answers, Sealing, verify
 from tests.support import checker, postgres
 from tests.support.program import KEY, SECRET
 
@@ -165,6 +168,7 @@ class Place:
         self.beginning: tuple[str, list[checker.Delivered]] | None = None
         """A database with the first two syncs of the scenarios' world, once it was made, and its ledger."""
         (folder / "schedules").mkdir()
+        self._key = signing.generate_key(folder / "seal.pem")
         self.new_world()
 
     def new_world(self, world: World | None = None) -> World:
@@ -192,6 +196,7 @@ class Place:
             f'[gateway]\nurl = "{self.gateway.url}"\naccess_key = "{KEY}"\nconcurrency = 1\n'
             f'timeout = "10s"\ndeadline = "{deadline}"\n{gateway}\n'
             f'[database]\nurl = "{url}"\n[service]\nlisten = ""\n{rest}\n'
+            f'[archive]\nanswers = "changed"\n[seal]\nkey_file = "seal.pem"\n'
         )
 
     def schedule(self, org: str, users: Sequence[str], when: str = _QUIET) -> None:
@@ -225,7 +230,20 @@ class Place:
         url = url or self.url
         if url.startswith("sqlite") and not file_of(url).exists():
             return []
-        return checker.check(url, self.ledger, settled=settled, guard=checker.Guard())
+        return [*checker.check(url, self.ledger, settled=settled, guard=checker.Guard()), *self._unkept(url)]
+
+    def _unkept(self, url: str) -> Iterator[str]:
+        """Versions without their answer, and seals without a signature: each is written with the other, or not."""
+        engine = connect(url)
+        try:
+            went, sealing = Answers(), Sealing()
+            yield from (f"verify: {each}" for each in verify(engine, keys=[self._key], answers=went, sealing=sealing))
+            if went.proven < went.versions:
+                yield f"{went.versions - went.proven} versions have no answer"
+            if sealing.signed < sealing.seals:
+                yield f"{sealing.seals - sealing.signed} seals are not signed"
+        finally:
+            engine.dispose()
 
     def close(self) -> None:
         self._close_gateway()
