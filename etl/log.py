@@ -138,7 +138,7 @@ def _append(record: logging.LogRecord, left_out: int) -> None:
     if isinstance(record.msg, dict):
         record.msg = {**record.msg, "left_out": left_out}
     else:
-        record.msg, record.args = f"{record.getMessage()} (and {left_out} times more since)", ()
+        record.msg, record.args = f"{record.getMessage()} (and {left_out} more times since)", ()
 
 
 def _final(as_console: bool, stream: TextIO) -> list[Any]:

@@ -40,7 +40,7 @@ class OwnTroubles:
             self._details.pop(schedule.name, None)
             return
         codes = ", ".join(f"{code} ({count})" for code, count in done.codes.items())
-        said = f"Details of {counted(done.failed, 'changed workflow')} were not to be had: {codes or 'see the log'}"
+        said = f"Details of {counted(done.failed, 'changed workflow')} could not be fetched: {codes or 'see the log'}"
         since = self._details[schedule.name].since if schedule.name in self._details else utc_now()
         self._details[schedule.name] = Trouble("details_failing", said, schedule.name, since, done.failed)
 

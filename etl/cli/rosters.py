@@ -67,7 +67,7 @@ class _Refresh:
         """Wait at most this long (None: until they are there). A stop cuts the requests off, which ends the wait."""
         self._thread.join(seconds)
         if self._thread.is_alive():
-            console.complain(f"The roster did not come within {seconds:g} s; the last one stands.", "yellow")
+            console.complain(f"The roster did not come within {seconds:g} s; the last one stays in force.", "yellow")
         elif self._error is not None:
             raise self._error
         for each in self._done:
@@ -76,7 +76,7 @@ class _Refresh:
             if each.moves.newly_missing:
                 console.complain(
                     f"The roster of {each.org_id} lacks {len(each.moves.newly_missing)} users: too many to believe "
-                    "unasked, so they stay. If it is right, run `flowtrail sync --retire`.",
+                    "without confirmation, so they stay. If it is right, run `flowtrail sync --retire`.",
                     "yellow",
                 )
 
@@ -96,10 +96,10 @@ def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
 def _refuse_nothing(schedules: Sequence[Schedule]) -> None:
     unlisted = {roster.org_id for schedule in schedules for roster in schedule.unlisted}
     for org in sorted(unlisted):
-        console.complain(f"Nothing is known of the users of {org}: nobody of them is asked for.", "red")
+        console.complain(f"The users of {org} are not known, so none of them is asked for.", "red")
     if not any(schedule.targets for schedule in schedules):
         raise FlowtrailError(
-            "There is nobody to ask for: no roster has come yet. `flowtrail check` says what is wrong."
+            "There is no target to ask for: no roster has come yet. `flowtrail check` says what is wrong."
         )
 
 

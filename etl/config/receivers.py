@@ -47,7 +47,7 @@ def kinds(value: object) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(names(value)))
     for name in chosen:
         if name not in KINDS:
-            raise ValueError(f"there is no kind {shown(name)}: do you mean {nearest(name, KINDS)}?")
+            raise ValueError(f"there is no kind {shown(name)}: did you mean {nearest(name, KINDS)}?")
     if not chosen:
         raise ValueError(f"must name at least one of {', '.join(KINDS)}")
     return chosen

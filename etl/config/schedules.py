@@ -136,7 +136,7 @@ class _ScheduleFile:
             if key in ("org", "users", "expression"):
                 self._add(key, "belongs below a line [[targets]]")
             elif key not in _KEYS:
-                self._add(key, f"there is no such key: do you mean {nearest(key, _KEYS)}?")
+                self._add(key, f"there is no such key: did you mean {nearest(key, _KEYS)}?")
 
     def _slots(self, timezone: str) -> Cron | Every:
         if len(self._table.keys() & {"cron", "every"}) != 1:

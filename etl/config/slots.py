@@ -228,7 +228,9 @@ def _fields(expression: str) -> list[str]:
         alone[position] = fields[position]
         if _readable(alone) is None:
             spoken = name.replace("-", " ")
-            raise ValueError(f'"{fields[position]}" is no {spoken} of a cron expression: {allowed}, *, lists, steps')
+            raise ValueError(
+                f'"{fields[position]}" is not a valid {spoken} of a cron expression: {allowed}, *, lists, steps'
+            )
     readable = _readable(fields)
     if readable is None:
         raise ValueError(_never_fires(expression))

@@ -91,7 +91,7 @@ class Targets:
 
     def _add_entry(self, place: str, entry: Mapping[str, Any]) -> None:
         for key in sorted(entry.keys() - _KEYS):
-            self._complain(place, f"there is no such key {shown(key)}: do you mean {nearest(key, _KEYS)}?")
+            self._complain(place, f"there is no such key {shown(key)}: did you mean {nearest(key, _KEYS)}?")
         if "targets_file" in entry:
             self.add_file(entry["targets_file"], place)
             if entry.keys() & {"org", "users"}:

@@ -139,7 +139,7 @@ class Values:
                 if known[each] != "gateway.secret_key" or self._environ[each].strip():
                     self._take(known[each], self._environ[each], each, is_text=True)
             elif each.startswith(_PREFIX) and each != FILE_VARIABLE:
-                self._add(each, f"there is no such setting: do you mean {nearest(each, known)}?")
+                self._add(each, f"there is no such setting: did you mean {nearest(each, known)}?")
 
     def _take_for_receiver(self, place: str, key: str) -> None:
         if len(self.receivers) > 1:
@@ -160,7 +160,7 @@ class Values:
         if owners and section not in self.receivers:
             return f"it belongs in [{owners[0]}]" if owners[0] else "it belongs before the first [section]"
         here = list(self._kinds[section].__struct_fields__)
-        return f"do you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), _LIST])}?"
+        return f"did you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), _LIST])}?"
 
     def _add(self, place: str, message: str) -> None:
         self.problems.append(Problem(place, message))

@@ -150,7 +150,7 @@ def _parse(url: str) -> URL:
             raise _unusable(f"needs SQLite 3.37 or newer, and this Python brings {sqlite3.sqlite_version}: use another")
         return parsed
     if parsed.drivername not in {"postgresql", "postgres", "postgresql+psycopg"}:
-        raise _unusable(f"names {parsed.drivername!r}: Flowtrail speaks sqlite and postgresql+psycopg")
+        raise _unusable(f"names {parsed.drivername!r}: Flowtrail supports sqlite and postgresql+psycopg")
     if url.count("@") > 1:
         raise _unusable("has more than one '@': write the one in the password as %40")
     if find_spec("psycopg") is None:

@@ -52,7 +52,7 @@ def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Deta
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed(_place_of(error)) from None
     if str(data.flow_id) != flow_id:
-        raise _malformed("it is of another workflow than the one that was asked for")
+        raise _malformed("it is about another workflow than the one that was asked for")
     for name, value in zip(_TEXTS, _texts(data), strict=True):
         if value is not None and (problem := field_problem(value)):
             raise _malformed(f"data.{name} {problem}")

@@ -76,7 +76,7 @@ def read_page(answered: Answered) -> Page:
         raise _malformed(_what_it_is(body)) from None
     code = as_integer(envelope.code)
     if code is None:
-        raise _malformed("it has no code, or one that is no integer")
+        raise _malformed("it has no code, or one that is not an integer")
     if code not in _SUCCESSES:
         raise code_error(code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote))
     try:
@@ -120,7 +120,7 @@ def _id_problem(user: str) -> str:
 
 def _what_it_is(body: bytes) -> str:
     """What came instead of a page, without quoting it: it may contain names."""
-    return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is no JSON object"
+    return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is not a JSON object"
 
 
 def _place_of(error: Exception) -> str:

@@ -29,22 +29,24 @@ CODES: Final[dict[str, Rule]] = {
     "database_full": Rule("down", "Free some space: it is tried again every few seconds, and nothing is lost."),
     "database_read_only": Rule("down", "Give the service the right to write: it is tried again every few seconds."),
     "database_damaged": Rule("down", "Restore a backup, then run `flowtrail db check`."),
-    "schema_behind": Rule("down", "Run `flowtrail db upgrade`, or replace this replica by the newer release."),
+    "schema_behind": Rule("down", "Run `flowtrail db upgrade`, or replace this replica with the newer release."),
     "trail_broken": Rule("degraded", "Keep a copy of the database as it is, then run `flowtrail verify`."),
-    "gateway_down": Rule("degraded", "See whether EnOS is well; runs go on, and catch up by themselves."),
-    "targets_failing": Rule("degraded", "docs/enos.md says what the code means; they are asked again when due."),
-    "targets_overdue": Rule("degraded", "`flowtrail status` names them, and what their last attempts came to."),
-    "schedules_broken": Rule("degraded", "Mend the files, and send SIGHUP again: the next start would refuse them."),
-    "roster_failing": Rule("degraded", "See whether the application may list users in EnOS; the last roster stands."),
-    "cluster_lost": Rule("degraded", "Start the scheduler and its workers; the work is done here meanwhile."),
-    "receiver_failing": Rule("degraded", "`flowtrail notify --test` tries each; what it misses is told for a day."),
+    "gateway_down": Rule("degraded", "Check whether EnOS works; runs continue, and catch up by themselves."),
+    "targets_failing": Rule("degraded", "docs/enos.md says what the code means; the targets are asked again when due."),
+    "targets_overdue": Rule("degraded", "`flowtrail status` names them, with the results of their last attempts."),
+    "schedules_broken": Rule("degraded", "Fix the files, and send SIGHUP again: the next start would refuse them."),
+    "roster_failing": Rule(
+        "degraded", "Check whether the application may list users in EnOS; the last roster is kept."
+    ),
+    "cluster_lost": Rule("degraded", "Start the scheduler and its workers; meanwhile the work is done here."),
+    "receiver_failing": Rule("degraded", "`flowtrail notify --test` tries each; messages are retried for a day."),
     "details_failing": Rule("notice", "They are asked for again with the next change."),
-    "timestamps_failing": Rule("notice", "See whether [seal] timestamp_url answers; no run and no seal waits for it."),
+    "timestamps_failing": Rule("notice", "Check whether [seal] timestamp_url answers; no run or seal waits for it."),
     "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
     "targets_held": Rule("notice", "`flowtrail guard list` shows the removals, and how to approve them."),
     "targets_unscheduled": Rule("notice", "Put them into a schedule, or retire them: `flowtrail sync --retire`."),
     "verify_overdue": Rule("notice", "Run `flowtrail verify`."),
-    "clock_off": Rule("notice", "See that the clock of this machine is right (NTP). If it is, nothing else is to do."),
+    "clock_off": Rule("notice", "Make sure that this machine's clock is right (NTP). If it is, nothing else to do."),
 }
 """Every code, the worst first."""
 CONDITIONS: Final = tuple(CODES)
@@ -228,7 +230,7 @@ def overdue(targets: int, first: Sequence[str]) -> Trouble:
 
 def unscheduled(targets: int, first: Sequence[str]) -> Trouble:
     """Targets are in no schedule, and were not retired."""
-    said = f"{counted(targets, 'target')} in no schedule, and not retired: nobody asks for them"
+    said = f"{counted(targets, 'target')} in no schedule, and not retired: they are not asked for"
     return Trouble("targets_unscheduled", said, "", None, targets, first)
 
 
@@ -244,10 +246,10 @@ def clock_went_back(targets: int, until: dt.datetime) -> Trouble:
     return Trouble(
         "clock_off",
         f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
-        "and what is seen until then is recorded as seen just after it",
+        "and what is observed until then is recorded as observed just after it",
         subjects=targets,
-        remedy="See that the clock of this machine is right (NTP). If it is, nothing else is to be done: nothing is "
-        "lost, nothing waits, and from that time on what is recorded is right again.",
+        remedy="Make sure that this machine's clock is right (NTP). If it is, there is nothing else to do: nothing is "
+        "lost, nothing waits, and times are recorded correctly again from then on.",
     )
 
 

@@ -95,7 +95,7 @@ class Metrics:
         self._targets = Counter("flowtrail_run_targets", "Targets that got a verdict.", ["verdict"], registry=registry)
         self._asked_again = Counter(
             "flowtrail_run_second_questions",
-            "Targets asked again at the end of a run, since their answer removed something or was a first and empty.",
+            "Targets asked again at the end of a run: their answer removed something or was an empty first list.",
             registry=registry,
         )
         self._failures = Counter(
@@ -115,13 +115,13 @@ class Metrics:
         self._retries = Counter("flowtrail_gateway_retries", "Targets asked for once more.", registry=registry)
         self._desyncs = Counter(
             "flowtrail_gateway_desyncs",
-            "Connections that carried something that nobody had asked for.",
+            "Connections that carried bytes of no request.",
             registry=registry,
         )
         self._renewals = Counter("flowtrail_gateway_token_renewals", "Access tokens obtained.", registry=registry)
         self._apply = Histogram(
             "flowtrail_database_apply_duration_seconds",
-            "Transactions that write what became of targets.",
+            "Transactions that write the outcomes of targets.",
             registry=registry,
             buckets=_APPLY_SECONDS,
         )

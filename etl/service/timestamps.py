@@ -83,7 +83,7 @@ class TimeStamps:
         return stamped_at is None or not now - self._every < stamped_at <= now + self._every
 
     def _fail(self, seal_id: int, error: str) -> None:
-        said = f"No time stamp was to be had of seal {seal_id}: {error.removesuffix('.')}"
+        said = f"No time stamp could be got for seal {seal_id}: {error.removesuffix('.')}"
         since = self._failing.since if self._failing else self._clock()
         if self._failing is None:
             self._log.warning("timestamp_failed", error=error, remedy="it is asked for again; no run waits for it")

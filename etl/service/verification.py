@@ -95,9 +95,7 @@ class Verification:
         at, every = self._checked_at, self._every
         if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
             return None
-        said = (
-            f"The trail was to be checked every {every}, and was not since {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
-        )
+        said = f"The trail should be checked every {every}; last check at {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
         return Trouble("verify_overdue", said, since=at)
 
     def _check(self, kind: str, since: int = 0) -> None:

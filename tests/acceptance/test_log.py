@@ -80,7 +80,7 @@ def test_a_library_that_fails_in_a_loop_is_heard_once_a_minute(
         ("Exception in ASGI application", True),
         ("0 is no request", False),
         ("Exception in ASGI application", True),
-        ("This is no request (and 39 times more since)", False),
+        ("This is no request (and 39 more times since)", False),
     ]
 
 

@@ -140,7 +140,7 @@ def test_an_organisation_without_a_roster_retires_nobody_and_hides_no_other(flow
     schedule(flowtrail, more='[[targets]]\norg = "nowhere"\nusers = "all"\n')
     done = flowtrail("sync", "--json")
     assert done.returncode == 1
-    assert "Nothing is known of the users of nowhere" in done.stderr
+    assert "The users of nowhere are not known" in done.stderr
     assert set(USERS) <= set(active(flowtrail))
 
 

@@ -152,7 +152,7 @@ def test_an_authority_that_fails_is_a_condition_until_it_answers(house: House) -
     trouble = stamps.trouble()
     assert trouble is not None
     assert (trouble.code, trouble.since) == ("timestamps_failing", began)
-    assert trouble.said == "No time stamp was to be had of seal 2: The time-stamp authority answered HTTP 503"
+    assert trouble.said == "No time stamp could be got for seal 2: The time-stamp authority answered HTTP 503"
     asked.refuses = ""
     stamps.look()
     assert stamps.trouble() is None

@@ -220,15 +220,15 @@ level = "loud"
     environ = {"FLOWTRAIL_SERVICE__PAGE": "maybe", "FLOWTRAIL_GATEWAY__CONCURENCY": "3", "OTHER": "x"}
     found = problems(tmp_path, text, environ)
     assert found == {
-        "flowtrail.toml: schedules_dr": "there is no such setting: do you mean schedules_dir?",
+        "flowtrail.toml: schedules_dr": "there is no such setting: did you mean schedules_dir?",
         "flowtrail.toml: coverage_gap": found["flowtrail.toml: coverage_gap"],
         "flowtrail.toml: guard": "must be a section: write [guard] on a line of its own",
-        "flowtrail.toml: gateway.concurency": "there is no such setting: do you mean concurrency?",
+        "flowtrail.toml: gateway.concurency": "there is no such setting: did you mean concurrency?",
         "flowtrail.toml: gateway.concurrency": "must be a whole number from 1 to 1000, not 0",
         "flowtrail.toml: gateway.page": "there is no such setting: it belongs in [service]",
-        "flowtrail.toml: gatway": "there is no such setting: do you mean gateway?",
+        "flowtrail.toml: gatway": "there is no such setting: did you mean gateway?",
         "flowtrail.toml: log.level": "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL",
-        "FLOWTRAIL_GATEWAY__CONCURENCY": ("there is no such setting: do you mean FLOWTRAIL_GATEWAY__CONCURRENCY?"),
+        "FLOWTRAIL_GATEWAY__CONCURENCY": ("there is no such setting: did you mean FLOWTRAIL_GATEWAY__CONCURRENCY?"),
         "FLOWTRAIL_SERVICE__PAGE": 'must be true or false, not "maybe"',
         "flowtrail.toml: gateway.url": (
             "must start with https:// (http only to this machine, or with allow_http = true)"
@@ -674,7 +674,7 @@ def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
         ('cron = "*/15 * * * *"\njitter = "1h"\n' + TARGETS, "s.toml: jitter", "than the 0:15:00 between two slots"),
         ('every = "5m"\ntimezone = "Asia/Shangai"\n' + TARGETS, "s.toml: timezone", "Asia/Shanghai"),
         ('every = "5m"\ncoverage_gap = 5\n' + TARGETS, "s.toml: coverage_gap", "must be a duration"),
-        ('every = "5m"\njiter = "5s"\n' + TARGETS, "s.toml: jiter", "do you mean jitter?"),
+        ('every = "5m"\njiter = "5s"\n' + TARGETS, "s.toml: jiter", "did you mean jitter?"),
         ('every = "5m"\nusers = []\n' + TARGETS, "s.toml: users", "belongs below a line [[targets]]"),
         ('every = "5m"\n', "s.toml", "has no targets"),
         ('every = "5m"\ntargets = []\n', "s.toml", "has no targets"),
@@ -685,7 +685,7 @@ def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
         ('every = "5m"\n[[targets]]\norg = "o"\nusers = "u"\n', "s.toml: [[targets]] #1", "needs users, a list"),
         ('every = "5m"\n[[targets]]\norg = "o"\nusers = [5]\n', "s.toml: [[targets]] #1", "ids in quotes, not 5"),
         ('every = "5m"\n[[targets]]\norg = 5\nusers = ["u"]\n', "s.toml: [[targets]] #1", "org must be text"),
-        ('every = "5m"\n' + TARGETS + "user = 5\n", "s.toml: [[targets]] #1", "do you mean users?"),
+        ('every = "5m"\n' + TARGETS + "user = 5\n", "s.toml: [[targets]] #1", "did you mean users?"),
         ('every = "5m"\n' + TARGETS.replace("u1", " "), "s.toml: [[targets]] #1, users #1", "user is empty"),
         ('every = "5m"\n' + TARGETS.replace("u1", "u1 "), "s.toml: [[targets]] #1, users #1", "white space"),
         ('every = "5m"\n' + TARGETS.replace("o1", ""), "s.toml: [[targets]] #1, users #1", "org is empty"),
