@@ -3,7 +3,7 @@
 A removal that is large in number and in share is more often a mistake upstream than the truth, so it is held: the
 workflows stay, marked as missing, until they come back or a person approves their removal. Nothing approves itself.
 
-``docs/design.md`` has the rules as a table of cases; the numbers in the comments below are those of its rows.
+``docs/guard.md`` has the rules as tables of cases; the numbers in the comments below are those of its rows.
 """
 
 from __future__ import annotations
