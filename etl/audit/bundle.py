@@ -1,7 +1,7 @@
-"""Writes an audit bundle: the part of a trail that somebody is to check, what proves it, and the checker itself.
+"""Writes an audit bundle: a part of a trail for somebody to check, its proof, and the checker itself.
 
-docs/audit.md has the format. ``check.py``, which goes into the bundle as it is, knows it by heart: its ``FILES`` are
-the keys of each file, in their order.
+docs/audit.md has the format. ``check.py``, which is part of the bundle, knows it too: its ``FILES`` has the keys of
+each file, in order.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _CHECKER: Final = "check.py"
 _MANIFEST: Final = "manifest.json"
 
 Progress = Callable[[str], None]
-"""Told the name of each file that is begun."""
+"""Called with the name of each file when it begins."""
 
 
 class Bundle(NamedTuple):
     """What was written."""
 
     extent: Extent
-    """The time may end earlier than it was asked for; see ``extent.Contents``."""
+    """Its end may be earlier than what was asked for; see ``extent.Contents``."""
     seals: int
     runs: int
-    """Those that are opened whole."""
+    """The runs that are opened completely."""
     targets: int
     change_sets: int
     changes: int
@@ -51,10 +51,10 @@ class Bundle(NamedTuple):
 def write_bundle(
     engine: Engine, file: BinaryIO, extent: Extent, now: dt.datetime, begun: Progress = lambda name: None
 ) -> Bundle:
-    """Write what ``extent`` names, as it is at one moment, in memory that grows by some bytes a target.
+    """Write what ``extent`` names, as it is at one moment, in memory that grows by a few bytes per target.
 
-    ``engine`` is read in one long transaction: give it a copy where that would keep writers waiting. Raises
-    DatabaseError, and FlowtrailError where a kept answer is damaged.
+    ``engine`` is read in one long transaction: pass a copy if that would keep writers waiting. Raises DatabaseError,
+    and FlowtrailError if a kept answer is damaged.
     """
     with reading(engine) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         found = contents(connection, extent, now)
@@ -87,12 +87,12 @@ class _Writer:
         self._moment = made_at.astimezone(dt.UTC).timetuple()[:6]
         self.files: dict[str, dict[str, Any]] = {}
         self.told: dict[str, int] = {}
-        """The lines of each file."""
+        """The number of lines of each file."""
         self.last: dict[str, Any] = {"id": 0, "seal": None}
         """The newest seal."""
 
     def lines(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Write a file of one JSON object a row."""
+        """Write a file with one JSON object per row."""
         columns = [column.partition(":")[::2] for column in check.FILES[name].split()]
         self.told[name] = 0
 
@@ -107,7 +107,7 @@ class _Writer:
         self._write(f"{name}.jsonl", lines())
 
     def answers(self, connection: Connection, hashes: Iterable[str]) -> int:
-        """Write the kept ones of these answers, each once; return how many there are."""
+        """Write those of these answers that are kept, each once; return their number."""
         columns = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
         written: set[str] = set()
         for data_hash in hashes:
@@ -124,7 +124,7 @@ class _Writer:
         self._write(name, [content])
 
     def manifest(self, content: Mapping[str, Any]) -> None:
-        """The last file; it names all others."""
+        """Write the last file, which names all others."""
         with self._archive.open(self._info(_MANIFEST), "w") as file:
             file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
 
@@ -145,7 +145,7 @@ class _Writer:
 
 
 def _written(kind: str, value: Any) -> Any:
-    """A value as a line has it."""
+    """A value as it is in a line."""
     if isinstance(value, dt.datetime):
         return _moment(value)
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value

@@ -1,9 +1,9 @@
-"""What a bundle is about, and what has to be in it so that this is proven: which runs, which versions of which targets.
+"""What a bundle is about, and what it must contain to prove that: which runs, and which versions of which targets.
 
 | runs | are opened |
 |---|---|
-| in the time of the bundle | `whole`; with an organisation, only those that asked and wrote of nobody else |
-| others that made a version of the bundle | `hashes`: their list of hashes alone |
+| in the time of the bundle | `whole`; with an organisation, only those that asked for and wrote about no other |
+| others that made a version of the bundle | `hashes`: only their list of hashes |
 | the rest | `no` |
 
 A target begins with the version that was in force when the time began, and ends with the last one sealed in it.
@@ -59,7 +59,7 @@ class Range(NamedTuple):
 
     @property
     def opens(self) -> bool:
-        """Whether it begins with a list, and not with the baseline."""
+        """Whether it begins with a list instead of the baseline."""
         return self.first > 1
 
 
@@ -73,7 +73,7 @@ def given(connection: Connection, ranges: Sequence[Range]) -> dict[str, Any]:
 
 
 class Ranges:
-    """The versions of each target, by organisation, user and expression: 24 bytes a target."""
+    """The versions of each target, by organisation, user and expression; 24 bytes per target."""
 
     def __init__(self) -> None:
         self._columns = (array("q"), array("q"), array("q"))
@@ -95,15 +95,15 @@ class Contents(NamedTuple):
     """What is in a bundle."""
 
     extent: Extent
-    """Its ``until`` may be earlier than what was asked for, where a run has not ended that others followed upon."""
+    """Its ``until`` may be earlier than what was asked for, if a run has not ended that later ones rest on."""
     made_at: dt.datetime
     ranges: Ranges
     whole: frozenset[int]
-    """Runs."""
+    """The runs that are opened completely."""
     hashes: frozenset[int]
 
     def opened(self, run_id: int) -> str:
-        """How much of a run is there."""
+        """How much of a run is in the bundle."""
         return "whole" if run_id in self.whole else "hashes" if run_id in self.hashes else "no"
 
 
@@ -117,7 +117,7 @@ def contents(connection: Connection, extent: Extent, now: dt.datetime) -> Conten
 
 
 def _made_at(connection: Connection, now: dt.datetime) -> dt.datetime:
-    """The latest moment that is known to lie before the reading: no seal that is not there is older."""
+    """The latest time that certainly is before the reading: every older seal is there."""
     latest: list[dt.datetime | None] = [
         connection.execute(select(func.max(column, type_=UtcTime()))).scalar()
         for column in (observation.c.last_at, run_seal.c.sealed_at)
@@ -126,7 +126,7 @@ def _made_at(connection: Connection, now: dt.datetime) -> dt.datetime:
 
 
 def _provable_until(connection: Connection, extent: Extent) -> dt.datetime | None:
-    """Before the first seal whose run rests on what a run wrote that has not ended."""
+    """The time of the first seal whose run rests on a run that has not ended; the bundle ends before it."""
     running = select(sync_run.c.id).where(~exists().where(run_seal.c.run_id == sync_run.c.id))
     unsealed = connection.execute(running).scalars().all()
     if not unsealed:
@@ -225,7 +225,7 @@ def _whole(connection: Connection, extent: Extent) -> set[int]:
 
 
 def _of_others(connection: Connection, org_id: str) -> set[int]:
-    """The runs that wrote something of another organisation."""
+    """The runs that wrote something about another organisation."""
     queries: list[Any] = [
         select(table.c.run_id).join(target, target.c.id == table.c.target_id).where(target.c.org_id != org_id)
         for table in _NAMES_A_TARGET

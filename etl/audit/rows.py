@@ -1,4 +1,4 @@
-"""The rows of a bundle, file by file, as the database has them: tuples in the order of the file's keys."""
+"""The rows of a bundle, file by file, from the database: tuples in the order of the file's keys."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def runs(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 
 def hashes(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """What the runs made that are opened so."""
+    """The hashes of the versions of runs that are opened that way."""
     query = select(change_set.c.hash).join(target, target.c.id == change_set.c.target_id)
     for run_id in sorted(contents.hashes):
         of_run = query.where(change_set.c.run_id == run_id).order_by(*_KEY, change_set.c.version)
@@ -104,7 +104,7 @@ def pruned(connection: Connection, _: Contents) -> Iterator[Row]:
 
 
 def issues(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """Of the runs that are opened, by target."""
+    """The issues of the runs that are opened, by target."""
     names = ("run_id", "verdict", "error_code", "missing")
     columns = (sync_issue.c[name] for name in names)
     query = select(*_KEY, *columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
@@ -179,7 +179,7 @@ def changes(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 
 def spans(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """Their spans, and those of the version before the first, which its hash covers."""
+    """Their spans, and those of the version before, which the first one's hash covers."""
     columns = (observation.c[name] for name in Span.__struct_fields__)
     query = select(*_KEY, observation.c.version, *columns).join_from(
         target, observation, observation.c.target_id == target.c.id
@@ -192,7 +192,7 @@ def spans(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 
 def answers(connection: Connection, contents: Contents) -> Iterator[str]:
-    """The hashes of the answers that made the versions, or that their holds were seen in; each may come again."""
+    """The hashes of the answers that made the versions, or in which holds were seen; may contain repetitions."""
     for chunk in contents.ranges.chunks():
         own = GIVEN.select(connection.dialect.name).subquery("given").c
         made = select(change_set.c.data_hash).where(
@@ -251,4 +251,4 @@ FILES: Final[dict[str, Rows]] = {
     "spans": spans,
     "timestamps": timestamps,
 }
-"""By the name of the file."""
+"""By file name."""

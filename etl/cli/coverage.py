@@ -74,7 +74,7 @@ def _show(found: Coverage, zone: dt.tzinfo) -> None:
 
 
 def _rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], zone: dt.tzinfo) -> None:
-    """Without the columns in which nothing is; of many rows the first."""
+    """Print the first rows, without empty columns."""
     shown = rows[: options.SHOWN]
     used = [n for n in range(len(columns)) if any(row[n] not in (None, "", 0) for row in shown)]
     console.table(title, [columns[n] for n in used], ([row[n] for n in used] for row in shown), zone=zone)

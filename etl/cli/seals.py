@@ -143,5 +143,5 @@ def _write(found: seals.Seal, token: bytes | None, folder: Path) -> list[str]:
 def _bytes_of(signature: str) -> bytes:
     try:
         return base64.b64decode(signature)
-    except ValueError:  # somebody altered it, which is for `verify` to say
+    except ValueError:  # somebody altered it, which `verify` reports
         return signature.encode("utf-8", "surrogatepass")

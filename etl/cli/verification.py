@@ -19,12 +19,12 @@ from etl.system.regular_files import open_regular
 
 
 class _Asked(NamedTuple):
-    """Whose signatures and time stamps are believed, and whether answers are read."""
+    """Whose signatures and time stamps are trusted, and whether answers are read."""
 
     keys: Sequence[verify.PublicKey]
     authorities: verify.Authorities | None
     answers: verify.Answers | None
-    """Counts the kept answers, where they are to be read."""
+    """Counts the kept answers, if they are read."""
 
 
 def register(app: typer.Typer) -> None:
@@ -142,7 +142,7 @@ def _opened(path: Path, files: ExitStack, cut: Callable[[int], None]) -> Iterabl
 
 
 def _schema(app: Application) -> list[verify.Finding]:
-    """What other commands show comes from the views: an altered one would tell another story than the trail."""
+    """Other commands read views; an altered view would contradict the trail."""
     try:
         differences = database.check(app.engine)
     except DatabaseError as error:
@@ -153,7 +153,7 @@ def _schema(app: Application) -> list[verify.Finding]:
 
 
 def _damage(app: Application) -> list[verify.Finding]:
-    """An SQLite file's own account: a damaged index may have led the replay past rows."""
+    """Check an SQLite file: a damaged index may have led the replay past rows."""
     found = database.integrity(app.engine)
     for table in found.unfinished:
         console.complain(

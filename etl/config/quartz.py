@@ -1,6 +1,6 @@
 """EnOS's schedules in words: a Quartz cron (6 or 7 fields, Sunday is 1) as cronsim describes it.
 
-What cronsim does not know, or would read otherwise, is not described at all: no words are better than wrong ones.
+What cronsim does not know, or would read differently, is not described at all: no words are better than wrong ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def quartz_in_words(expression: str) -> str:
 
 
 def _day_of_week(term: str) -> str:
-    """A term of Quartz's day of week, 1 (Sunday) to 7, as cron has it. Raises ValueError where cron has none."""
+    """A term of Quartz's day of week, 1 (Sunday) to 7, in cron's terms. Raises ValueError if cron has no such term."""
     if term.endswith("L") and term[:-1].isdigit():  # the last Friday of the month
         return f"{_number(term[:-1])}L"
     base, mark, rest = term.partition("#")
@@ -54,6 +54,6 @@ def _number(digits: str) -> int:
 
 
 def _ordinal(found: re.Match[str]) -> str:
-    """cronsim writes 21th."""
+    """Correct ordinals: cronsim writes 21th."""
     tens, teen, last = found.groups()
     return found[0] if teen else f"{tens}{last}{_ENDINGS[last]}"

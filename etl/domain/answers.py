@@ -1,4 +1,4 @@
-"""The bytes of ``data`` of an answer as they are kept: compressed, under their hash, once however often they came."""
+"""The bytes of an answer's ``data`` as they are kept: compressed, by their hash, and only once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class KeptAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 def kept(data_hash: str, data: bytes) -> KeptAnswer:
-    """``data``, whose hash is known already, as it is to be kept."""
+    """``data``, with its known hash, in the form in which it is kept."""
     return KeptAnswer(data_hash, zlib.compress(data), len(data))
 
 
 def data_of(answer: KeptAnswer) -> bytes:
-    """The bytes as they came. Raises ValueError, saying what is wrong, where these are others."""
+    """The original bytes. Raises ValueError, which says what is wrong, if these are not they."""
     if answer.encoding != ENCODING:
         raise ValueError(f"encoded as {answer.encoding!r}, which nobody can read")
     if not 0 <= answer.length <= _LONGEST:

@@ -14,7 +14,7 @@ from etl.notify.digest import Message
 from etl.notify.receivers import Sender
 
 _ALARMING: Final = frozenset(("failed", "overdue"))
-"""A subscription to one of these gets alarms, whatever its organisations."""
+"""Subscriptions to one of these kinds get alarms, whatever their organisations."""
 
 Key = tuple[str, int | str]
 """("run", its id), ("overdue", target id), ("observed", target id), ("began" or "ended", a condition), or the alarm."""
@@ -83,7 +83,7 @@ class ReceiverState:
         self.not_before = 0.0
         self.delivery: _Delivery | None = None
         self.alarmed = False
-        """It was told of an alarm, and not that this is over."""
+        """Whether it was told of an alarm, and not yet that it is over."""
         self.why = ""
         """Why the last delivery failed, until one succeeds."""
         self.failing_since: dt.datetime | None = None
@@ -94,7 +94,7 @@ class ReceiverState:
         return self.delivery is None and self.not_before <= now
 
     def send(self, outgoing: Sequence[Outgoing], arrived: Callable[[], None]) -> None:
-        """Send, if there is anything, and call ``arrived`` from another thread when that is over."""
+        """Send the messages, if any, and call ``arrived`` from another thread when that is done."""
         if outgoing:
             self.delivery = _Delivery(self.wants.sender, outgoing, arrived)
 

@@ -15,7 +15,7 @@ from etl.report.overdue import Overdue
 from etl.store import Store
 
 _OVERDUE_SHARE: Final = 20
-"""Looking for overdue targets takes at most this part (a twentieth) of the time, however many there are."""
+"""Looking for overdue targets takes at most one twentieth of the time, however many there are."""
 
 
 class Freshness(NamedTuple):
@@ -52,11 +52,11 @@ class LateTargets:
         return {each.key for each in self._news}
 
     def stand_by(self) -> None:
-        """Another replica looks; begin again when this one is active."""
+        """Forget everything while another replica is active."""
         self._look_at = None
 
     def find(self, now: float) -> None:
-        """Look, where it is time to."""
+        """Look for news, if it is time."""
         if self._look_at is None:
             self._look_at = now + self._timing.overdue_after_seconds
         if now < self._look_at:
@@ -80,7 +80,7 @@ class LateTargets:
         self._look_at = now + max(self._timing.overdue_every_seconds, _OVERDUE_SHARE * took)
 
     def message(self, state: ReceiverState) -> Outgoing | None:
-        """What a receiver is owed; what it does not subscribe to counts as acknowledged."""
+        """The message that a receiver still has to get; what it does not subscribe to counts as acknowledged."""
         owed = [late for late in self._news if late.key not in state.acknowledged]
         mine = [late for late in owed if state.wants_overdue() and state.wants_org(late.target.org_id)]
         keys = {late.key for late in mine}

@@ -1,4 +1,4 @@
-"""The kept answers, as they came."""
+"""The kept answers, in their original bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from etl.schema import answer, change_set, target
 
 
 class VersionAnswer(NamedTuple):
-    """The answer that made a version; ``kept`` is None where it is not archived."""
+    """The answer that made a version; ``kept`` is None if it is not archived."""
 
     version: int
     observed_at: dt.datetime
@@ -23,7 +23,7 @@ class VersionAnswer(NamedTuple):
 
 
 def answer_of(engine: Engine, of: Target, version: int | None = None) -> VersionAnswer | None:
-    """The answer of a version of a target, of its latest one if none is named; None where there is no such version.
+    """The answer that made a version of a target (default: the latest); None if there is no such version.
 
     Raises DatabaseError.
     """

@@ -1,5 +1,5 @@
-"""How complete a trail is: who was to be asked, who answered, where nobody was looking, what was held; each with the
-seal that proves it."""
+"""How complete a trail is: which targets were to be asked, which answered, gaps, and holds, each with the seal that
+proves it."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ _GAPS: Final = table(
 
 
 class CoveredTarget(NamedTuple):
-    """What the sealed runs of a time say of a target that they were to ask."""
+    """What the sealed runs of a period say about a target that they were to ask."""
 
     org_id: str
     user_id: str
     expression: str
     schedules: str
-    """Those that listed it in that time."""
+    """The schedules that listed it in the period."""
     asked: int
-    """Runs that were to ask it."""
+    """How many runs were to ask it."""
     answered: int
     held: int
-    """Runs whose answer was doubted, wholly or in part."""
+    """How many runs doubted its answer, completely or in part."""
     failed: int
     stale: int
     unknown: int
-    """Runs of which nobody can say it: they were aborted, or their issues were deleted."""
+    """How many runs do not tell: they were aborted, or their issues were deleted."""
     unobserved_seconds: int
-    """How long nobody was looking, as ``Gap`` has it, within the time."""
+    """The total length of its gaps within the period."""
     first_seal: int
     last_seal: int
 
 
 class Unanswered(NamedTuple):
-    """A target that did not go through in a run."""
+    """A target that did not succeed in a run."""
 
     seal_id: int
     run_id: int
@@ -73,7 +73,7 @@ class Unanswered(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A time in which nobody was looking at a target; ``gap_to`` is None while it lasts."""
+    """A gap in the observations of a target; ``gap_to`` is None while it is open."""
 
     org_id: str
     user_id: str
@@ -82,13 +82,13 @@ class Gap(NamedTuple):
     gap_to: dt.datetime | None
     changed_inside: bool | None
     before_seal: int | None
-    """Of the run that saw it last."""
+    """The seal of the last run that observed it before."""
     after_seal: int | None
-    """Of the run that saw it again."""
+    """The seal of the first run that observed it again."""
 
 
 class Hold(NamedTuple):
-    """Removals that began to wait for a person, or how that ended."""
+    """The beginning of a hold, or how it ended."""
 
     seal_id: int
     run_id: int
@@ -114,14 +114,14 @@ class Membership(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """The answer for a time: runs that were sealed at or after ``since`` and before ``until``."""
+    """The result for a period: runs that were sealed at or after ``since`` and before ``until``."""
 
     since: dt.datetime | None
     until: dt.datetime
     runs: int
-    """Those that were to ask any of the targets."""
+    """How many runs were to ask any of the targets."""
     unsealed_runs: int
-    """Those under way, of which nothing is said."""
+    """How many runs are under way, about which nothing is said."""
     targets: Sequence[CoveredTarget]
     unanswered: Sequence[Unanswered]
     gaps: Sequence[Gap]
@@ -130,7 +130,7 @@ class Coverage(NamedTuple):
 
     @property
     def seals(self) -> tuple[int, int] | None:
-        """The first and the last one that prove it; None where no run asked anybody."""
+        """The first and the last seal that prove it; None if no run asked for a target."""
         if not self.targets:
             return None
         return min(each.first_seal for each in self.targets), max(each.last_seal for each in self.targets)
@@ -145,7 +145,7 @@ def coverage(
     org: str | None = None,
     user: str | None = None,
 ) -> Coverage:
-    """How complete the trail of that time is, of an organisation, a user or all. Raises DatabaseError."""
+    """How complete the trail of a period is, for an organisation, a user or all. Raises DatabaseError."""
     with reading(engine) as connection:
         return _Reading(connection, since, until or now, org, user).coverage()
 
@@ -157,14 +157,14 @@ class _Asking(NamedTuple):
     started_at: dt.datetime
     finished_at: dt.datetime
     certain: bool
-    """Whether each target that it has no issue of was observed in it."""
+    """Whether it observed each target for which it has no issue."""
     inside: bool
-    """Whether it was sealed in the time."""
+    """Whether it was sealed in the period."""
     targets: frozenset[int]
 
 
 class _Reading:
-    """What is asked of the database, at one moment."""
+    """Reads the database, at one moment."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class _Reading:
         self._asking = list(self._runs())
 
     def coverage(self) -> Coverage:
-        """All of it."""
+        """The whole result."""
         gaps = list(self._gaps())
         ended = select(func.count()).where(sync_run.c.status == "running")
         return Coverage(
@@ -202,7 +202,7 @@ class _Reading:
         return query.where(*(column == name for column, name in self._names.items() if name is not None))
 
     def _rows(self, query: Select[Any]) -> Iterator[Any]:
-        """Rows of sealed runs of the time."""
+        """Rows of runs that were sealed in the period."""
         query = self._mine(query).where(run_seal.c.sealed_at < self._until)
         if self._since is not None:
             query = query.where(run_seal.c.sealed_at >= self._since)
@@ -210,7 +210,7 @@ class _Reading:
             yield from found
 
     def _runs(self) -> Iterator[_Asking]:
-        """Every sealed run until the end of the time that asked any of the targets, by its seal."""
+        """Every run that was sealed before the end of the period and asked for any of the targets, by its seal."""
         pruned = set(self._connection.execute(select(pruned_issues.c.pruned_run_id).distinct()).scalars())
         scopes, known = Scopes(), dict[str, frozenset[int]]()
         columns = (run_seal.c.id, run_seal.c.run_id, run_seal.c.sealed_at)
@@ -260,7 +260,7 @@ class _Reading:
             )
 
     def _counted_issues(self) -> Counter[tuple[int, str]]:
-        """Of runs of which everything is known."""
+        """The issues of runs about which everything is known, counted."""
         counted = Counter[tuple[int, str]]()
         certain = select(sync_issue.c.target_id, sync_issue.c.verdict, func.count()).where(
             sync_run.c.status != "aborted"
@@ -270,7 +270,7 @@ class _Reading:
         return counted
 
     def _made_by_uncertain(self) -> Counter[int]:
-        """Versions of runs that were aborted, or whose issues were deleted, prove an answer in each."""
+        """Versions of runs that were aborted, or whose issues were deleted: each proves an answer."""
         gone = select(pruned_issues.c.pruned_run_id)
         query = select(change_set.c.target_id, func.count(change_set.c.run_id.distinct())).where(
             or_(sync_run.c.status == "aborted", sync_run.c.id.in_(gone))
@@ -280,7 +280,7 @@ class _Reading:
         return counted
 
     def _schedules(self) -> Mapping[int, Collection[str]]:
-        """Those that listed each target in the time."""
+        """The schedules that listed each target in the period."""
         found: defaultdict[int, set[str]] = defaultdict(set)
         columns = (target_membership.c.target_id, target_membership.c.schedule)
         moves = select(*columns, target_membership.c.kind, target_membership.c.at).where(columns[1].is_not(None))
@@ -296,7 +296,7 @@ class _Reading:
     # ------------------------------------------------------------------------------------------------------- gaps
 
     def _gaps(self) -> Iterator[Gap]:
-        """Those that reach into the time."""
+        """The gaps that overlap the period."""
         query = select(_GAPS).where(_GAPS.c.gap_from < bindparam("until", self._until, UtcTime))
         if self._since is not None:
             ends = or_(_GAPS.c.gap_to.is_(None), _GAPS.c.gap_to > bindparam("since", self._since, UtcTime))
@@ -312,7 +312,7 @@ class _Reading:
             yield Gap._make((*key, gap_from, gap_to, None if changed is None else bool(changed), *seals))
 
     def _seal_of(self, number: int, at: dt.datetime) -> int | None:
-        """Of the run that asked a target then."""
+        """The seal of the run that asked for a target then."""
         found = (run for run in self._asking if run.started_at <= at <= run.finished_at and number in run.targets)
         return next((run.seal_id for run in found), None)
 
@@ -326,7 +326,7 @@ class _Reading:
 
 
 def _joined(query: Select[Any], of: Any) -> Select[Any]:
-    """With the run, its seal and the target of each row."""
+    """The query joined with the run, its seal and the target of each row."""
     return (
         query.join_from(of, target, target.c.id == of.c.target_id)
         .join(run_seal, run_seal.c.run_id == of.c.run_id)

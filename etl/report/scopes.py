@@ -1,4 +1,4 @@
-"""Which targets a run was to ask: what its scope names, by the memberships that it saw."""
+"""Which targets a run was to ask: those in its scope, by the memberships that it saw."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Asked(NamedTuple):
     digest: str
     target_ids: frozenset[int]
     org_ids: frozenset[str] = frozenset()
-    """Of which organisations they are."""
+    """Their organisations."""
 
 
 class Scopes:
-    """Remembers what the scopes of schedules named, since most runs name what the run before did."""
+    """Remembers the targets of schedules' scopes, because most runs have the same as the run before."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[int, Asked]] = {}
 
     def asked(self, connection: Connection, text_of_scope: str) -> Asked:
-        """The targets that a run with this scope was to ask. Raises ValueError, LookupError or TypeError where it is
-        no scope."""
+        """The targets that a run with this scope was to ask. Raises ValueError, LookupError or TypeError if it is
+        not a scope."""
         scope = json.loads(text_of_scope)
         seen = scope.pop("membership_id")
         if scope.keys() == {"targets"}:

@@ -1,4 +1,4 @@
-"""The seals of runs, as a person looks at them."""
+"""The seals of runs, for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_ONCE: Final = 500
 
 
 class Seal(NamedTuple):
-    """A seal, and the run that it is of."""
+    """A seal, and its run."""
 
     id: int
     run_id: int
@@ -30,11 +30,11 @@ class Seal(NamedTuple):
     key_id: str | None
     signature: str | None
     stamped_at: dt.datetime | None
-    """When an authority stamped it, by that one's clock."""
+    """When an authority stamped it, by the authority's clock."""
 
     @property
     def message(self) -> bytes:
-        """What a signature and a time stamp are made over."""
+        """The bytes that are signed and stamped."""
         return signed_bytes(self.trail_id, self.id, self.seal)
 
 
@@ -45,7 +45,7 @@ _TRAIL: Final = (
     .limit(1)
     .correlate(run_seal)
 )
-"""The last one that had begun."""
+"""The trail of a seal: the last one that had begun."""
 _SEALS: Final[Select[Any]] = (
     select(
         *(run_seal.c.id, run_seal.c.run_id, sync_run.c.schedule, sync_run.c.origin, sync_run.c.status),
@@ -59,7 +59,7 @@ _SEALS: Final[Select[Any]] = (
 
 
 def seals(engine: Engine) -> Iterator[Seal]:
-    """All of them, the newest first. Raises DatabaseError where the database refuses."""
+    """All seals, the newest first. Raises DatabaseError if the database refuses."""
     before: int | None = None
     while True:
         some = _SEALS if before is None else _SEALS.where(run_seal.c.id < before)
@@ -72,14 +72,14 @@ def seals(engine: Engine) -> Iterator[Seal]:
 
 
 def seal(engine: Engine, number: int) -> Seal | None:
-    """The seal with this number; None where there is none. Raises DatabaseError where the database refuses."""
+    """The seal with this number, if there is one. Raises DatabaseError if the database refuses."""
     with short_transaction(engine) as connection:
         row = connection.execute(_SEALS.where(run_seal.c.id == number)).first()
     return None if row is None else Seal(*row)
 
 
 def token(engine: Engine, number: int) -> bytes | None:
-    """The time stamp of a seal (a CMS ContentInfo in DER); None where it has none."""
+    """The time stamp of a seal (a CMS ContentInfo in DER), if it has one."""
     with short_transaction(engine) as connection:
         found = connection.execute(select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == number)).scalar()
     return None if found is None else bytes(found)

@@ -1,4 +1,4 @@
-"""The runs of schedules: each for its slot, and of one schedule never two at once."""
+"""The runs of schedules: each for its slot, and never two of one schedule at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ScheduleRuns:
         remote: Callable[[], RemoteExecutor | None],
         details: Callable[[Schedule], DetailLimits | None],
     ) -> None:
-        """``finished`` is told of a run that wrote its report; ``ended`` of every run that did not crash."""
+        """``finished`` is called after a run with a report, ``ended`` after every run that did not crash."""
         self._context = context
         self._identity = identity
         self._coverage_gap = coverage_gap
@@ -72,12 +72,12 @@ class ScheduleRuns:
 
     @property
     def under_way(self) -> int:
-        """How many there are at this moment."""
+        """How many runs are under way."""
         return sum(busy.locked() for busy in list(self._busy.values()))
 
     @property
     def running(self) -> Sequence[Schedule]:
-        """The schedules of the runs under way, as they were when those began."""
+        """The schedules of the runs under way, as they were when the runs began."""
         return list(self._running.values())
 
     def wait(self, within_seconds: float) -> bool:
@@ -90,7 +90,7 @@ class ScheduleRuns:
         return True
 
     def catch_up(self, schedules: Iterable[Schedule]) -> None:
-        """Catch up on slots that passed while no replica was active: one run a schedule, however many slots."""
+        """Catch up on slots that passed while no replica was active: one run per schedule, however many slots."""
         for schedule in schedules:
             served = self._context.store.served_until(schedule.name)
             now = self._clock()
@@ -101,7 +101,7 @@ class ScheduleRuns:
                 ).start()
 
     def run(self, schedule: Schedule, slot: dt.datetime, origin: Origin) -> None:
-        """Run a schedule for a slot, unless a run of it is under way; what goes wrong is logged and told."""
+        """Run a schedule for a slot, unless a run of it is under way; errors are logged and reported."""
         lock = self._busy.setdefault(schedule.name, threading.Lock())
         if not lock.acquire(blocking=False):
             return

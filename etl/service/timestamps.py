@@ -1,4 +1,4 @@
-"""The service has its last seal stamped by an authority elsewhere: `[seal] timestamp_url`."""
+"""Has the last seal stamped by an external authority: `[seal] timestamp_url`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:  # its libraries come with an extra
 
 LOOK_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 600.0
-"""How long to wait after a request that failed."""
+"""How long to wait after a failed request."""
 _LAST_WORDS_SECONDS: Final = 3.0
 
 
 class TimeStamps:
-    """A thread of its own: no run and no seal waits for an authority. What fails is a condition."""
+    """Runs in a separate thread: no run or seal waits for an authority. A failure is a condition."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class TimeStamps:
         self._failing = None
 
     def _is_due(self, stamped_at: dt.datetime | None) -> bool:
-        """One that lies ahead of now was made while our clock was wrong, or the authority's is."""
+        """Whether a stamp is due. One ahead of now was made while our clock was wrong, or the authority's clock is."""
         now = self._clock()
         return stamped_at is None or not now - self._every < stamped_at <= now + self._every
 

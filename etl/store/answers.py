@@ -1,4 +1,4 @@
-"""The archive of answers: the bytes that made a version, or that a hold was seen in."""
+"""The archive of answers: the bytes that made a version, or in which a hold was seen."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _KNOWN: Final = select(answer.c.data_hash).where(answer.c.data_hash.in_(bindpara
 def keep(connection: Connection, run_id: int, outcomes: Iterable[Outcome]) -> None:
     """Append those answers of ``outcomes`` that are not there yet.
 
-    The last thing that a transaction locks: two that bring the same answer wait for each other here, in the order of
-    the hashes, and for nothing else.
+    The transaction locks nothing after this: two with the same answer wait for each other here, in the order of the
+    hashes, and for nothing else.
     """
     given = {outcome.kept.data_hash: outcome.kept for outcome in outcomes if outcome.kept is not None}
     if not given:

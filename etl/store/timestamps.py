@@ -1,4 +1,4 @@
-"""Time stamps of seals: which seal is the last, when one was stamped, and what an authority said of it."""
+"""Time stamps of seals: which seal is the last, when one was stamped, and the authority's token."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from etl.store.bulk import insert_new
 
 
 class LastSeal(NamedTuple):
-    """The last seal, and the latest one that was shown to an authority."""
+    """The last seal, and when a seal was last stamped."""
 
     seal_id: int
     message: bytes
-    """What a stamp is made over."""
+    """The bytes that are stamped."""
     stamped_seal: int | None
     stamped_at: dt.datetime | None
     """By the authority's clock."""
@@ -35,7 +35,7 @@ _STAMPED: Final = (
 
 
 def last_seal(connection: Connection) -> LastSeal | None:
-    """None where no run has ended yet."""
+    """The last seal; None if no run has ended yet."""
     last = connection.execute(_LAST).first()
     if last is None:
         return None
@@ -45,14 +45,14 @@ def last_seal(connection: Connection) -> LastSeal | None:
 
 
 def keep(connection: Connection, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
-    """Write a stamp down; False where another process was faster."""
+    """Store a stamp; False if another process was faster."""
     row = {"seal_id": seal_id, "stamped_at": stamped_at, "token": token}
     insert_new(connection, seal_timestamp, [row])
     return is_kept(connection, seal_id, token)
 
 
 def is_kept(connection: Connection, seal_id: int, token: bytes) -> bool:
-    """Whether this stamp is the one that is there."""
+    """Whether this stamp is the stored one."""
     mine = select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == seal_id)
     found: bytes | None = connection.execute(mine).scalar()
     return found is not None and bytes(found) == token

@@ -1,6 +1,6 @@
-"""The kept answers: each is the bytes that its hash says, and gives the version, and the holds, that name it.
+"""Checks the kept answers: each must have its hash, and must show the version and the holds that name it.
 
-A version is what its answer lists, and besides that only workflows whose removal was held at the time.
+A version is what its answer lists, plus workflows whose removal was held at the time.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _HOLDS: Final[Select[Any]] = (
 
 
 class Answers(msgspec.Struct):
-    """What a check of the answers went through."""
+    """What a check of the answers has read."""
 
     kept: int = 0
     bytes: int = 0
-    """Of the kept ones, as they came."""
+    """The total length of the kept answers."""
     versions: int = 0
     proven: int = 0
-    """Versions whose answer is kept, and gives them."""
+    """Versions whose answer is kept and shows them."""
 
 
 def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
-    """The kept answers that are not what their rows say. Raises DatabaseError."""
+    """Kept answers that do not agree with their rows. Raises DatabaseError."""
     after, more = "", True
     while more:
         with reading(engine) as connection:
@@ -71,7 +71,7 @@ def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
 
 
 def details(engine: Engine) -> Iterator[Finding]:
-    """The kept details of workflows that are not the bytes that their hash says. Raises DatabaseError."""
+    """Kept details of workflows that do not have their hash. Raises DatabaseError."""
     after, more = 0, True
     while more:
         with reading(engine) as connection:
@@ -89,7 +89,7 @@ def details(engine: Engine) -> Iterator[Finding]:
 
 
 class TargetAnswers:
-    """Beside the replay of one target: the answers of its versions and of its holds."""
+    """Checks the answers of a target's versions and holds, during its replay."""
 
     def __init__(self, connection: Connection, target_id: int, went: Answers) -> None:
         self._connection = connection
@@ -99,7 +99,7 @@ class TargetAnswers:
         self._held: set[str] = set()
 
     def require_version(self, chain: Chain, row: ChangeSetRow) -> None:
-        """Raise Broken where the answer of the version that was linked last is kept, and does not give it."""
+        """Raise Broken if the answer of the last linked version is kept and does not show it."""
         self._went.versions += 1
         self._hold_until(row.observed_at)
         listed = self._listed(row.data_hash, row.version)
@@ -114,7 +114,7 @@ class TargetAnswers:
         self._went.proven += 1
 
     def require_holds(self) -> None:
-        """Raise Broken where the answer of a hold is kept, and does not show what began or ended."""
+        """Raise Broken if the answer of a hold is kept and does not show what began or ended."""
         for hold in self._holds:
             listed = self._listed(hold.data_hash, None)
             if listed is None:
@@ -155,7 +155,7 @@ def _data(row: Row[Any], version: int | None = None) -> bytes:
 
 
 def _read(data: bytes, data_hash: str, version: int | None) -> Mapping[str, Flow]:
-    """What the client reads in these bytes, whichever version of the API they came from."""
+    """The workflows that the client reads in these bytes, whichever version of the API they are from."""
     from etl.gateway.answer import read_flows  # a check without answers need not load the client
     from etl.gateway.api import APIS
 

@@ -1,7 +1,7 @@
-"""Which runs were to ask a target, and when: counted without going through them.
+"""Counts the runs that were to ask a target in a time, without iterating over them.
 
-Runs are kept by what they name (``_Line``), those of one line in the order in which they saw the memberships, which is
-that of their beginnings: a target that was listed from one membership to another was asked by a stretch of them.
+Runs are grouped by what they name (``_Line``). The runs of a line are in the order in which they saw memberships, which
+is that of their beginnings, so a target that was listed from one membership to another was asked by consecutive runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RUNS: Final[Any] = select(
 
 
 class Span(NamedTuple):
-    """A span of time, and where its neighbours end and begin."""
+    """A span of time, and the end and beginning of its neighbours."""
 
     first: dt.datetime
     last: dt.datetime
@@ -39,21 +39,21 @@ class Span(NamedTuple):
 
 
 class Run(NamedTuple):
-    """When a run was, and what it knew."""
+    """The time of a run, and what it had seen."""
 
     seen: int
     """The highest membership that it saw."""
     start: dt.datetime
     end: dt.datetime
     certain: bool
-    """Whether each target that it was to ask, and has no issue of, was observed in it."""
+    """Whether it observed each target that it was to ask and for which it has no issue."""
 
     def meets(self, span: Span) -> bool:
-        """Whether it has a moment in common with a span."""
+        """Whether it overlaps a span."""
         return self.start <= span.last and self.end >= span.first
 
     def meets_no_other(self, span: Span) -> bool:
-        """Whether it lies between the neighbours of a span."""
+        """Whether it overlaps no neighbour of a span."""
         return self.start > span.before and self.end < span.after
 
 
@@ -64,22 +64,22 @@ class Count(NamedTuple):
     most: int
 
     def less(self, runs: Iterable[Run], span: Span) -> Count:
-        """Without these runs, of which nothing was observed."""
+        """The count without these runs, which observed nothing."""
         met = [run for run in runs if run.meets(span)]
         sure = sum(run.certain and run.meets_no_other(span) for run in met)
         return Count(self.least - sure, self.most - len(met))
 
 
 class Listed:
-    """When a target was listed by which schedules, in terms of the memberships' ids."""
+    """By which schedules a target was listed when, in terms of membership ids."""
 
     def __init__(self, moves: Iterable[tuple[int, str, bool]]) -> None:
-        """Each with its id, the schedule, and whether it joined; by id."""
+        """``moves`` are (id, schedule, whether it joined), by id."""
         self._moves = list(moves)
         self.schedules = frozenset(schedule for _, schedule, _ in self._moves)
 
     def by(self, schedules: frozenset[str]) -> Iterator[tuple[int, int]]:
-        """From which membership to before which it was listed by any of these."""
+        """Ranges of memberships (end exclusive) in which any of these listed it."""
         listed: set[str] = set()
         since = 0
         for number, schedule, joined in self._moves:
@@ -96,7 +96,7 @@ class Listed:
 
 
 class _Line:
-    """The runs that name the same schedules, of the same organisation and user, and are equally certain."""
+    """The runs with the same schedules, organisation, user and certainty."""
 
     def __init__(self, named: Mapping[str, Any], runs: Iterable[Run], *, certain: bool) -> None:
         self._certain = certain
@@ -112,7 +112,7 @@ class _Line:
         return self._org_id in (None, of.org_id) and self._user_id in (None, of.user_id)
 
     def count(self, span: Span, listed: Iterable[tuple[int, int]]) -> Count:
-        """The runs that meet a span, of those that saw a membership from one to before the other."""
+        """Count the runs that overlap a span, of those that saw a membership in one of these ranges."""
         least = most = 0
         for begin, end in listed:
             low, high = bisect_left(self._seen, begin), bisect_left(self._seen, end)
@@ -122,7 +122,7 @@ class _Line:
         return Count(least, most)
 
     def _count(self, low: int, high: int, span: Span) -> tuple[int, int]:
-        """How many of a stretch of runs meet a span, and how many of those meet a neighbour of it, too.
+        """How many of these consecutive runs overlap a span, and how many of those also overlap a neighbour.
 
         Whatever began within the span meets it; only those that began just before it, or end just behind it, are
         looked at.

@@ -1,4 +1,4 @@
-"""The way along the seals: each linked to the one before, and each what the row of its run makes of it."""
+"""Follows the seals: each must link to the one before, and agree with the row of its run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
 class Links:
-    """The way along the seals; it ends with the first one that is missing."""
+    """Follows the seals, up to the first missing one."""
 
     def __init__(self, engine: Engine, since: int, went: Sealing, keys: Sequence[PublicKey] = ()) -> None:
         self._engine = engine
@@ -98,7 +98,7 @@ class Links:
         self._seal, self._sealed_at = row.seal, max(row.sealed_at, self._sealed_at)
 
     def _enter(self, number: int) -> None:
-        """The trails that begin with this seal, one copied from the other."""
+        """Enter the trails that begin with this seal, each copied from the one before."""
         for each in self._trails:
             if each.first_seal == number:
                 self._seal = seal.genesis(each.trail_id, each.created_at, self._seal)
@@ -140,7 +140,7 @@ class Links:
         return seal.seal_hash(row.parent, self._trail_id, row.id, run, digests, row.sealed_at)
 
     def _require_head(self, head: Row[Any]) -> None:
-        """The trail knows its last seal, so that a last one that was cut off is missed."""
+        """Raise Broken unless the trail's head is the last seal: this reveals seals that were cut off."""
         if head.first_seal > self._number:
             self._enter(head.first_seal)
         require("trail.last_seal", self._number, head.last_seal)

@@ -1,4 +1,5 @@
-"""The way through all runs, beside everything that names one: versions, issues, memberships, holds, pruned issues."""
+"""Goes through all runs together with everything that names one: versions, issues, memberships, holds, pruned
+issues."""
 
 from __future__ import annotations
 
@@ -76,11 +77,11 @@ _DETAILS: Final = (
 _EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
 """In the order of the rules."""
 _FLOW_IDS: Final = 6
-"""Which of the columns of a hold is an array, not text."""
+"""The column of a hold that is an array instead of text."""
 
 
 class Runs:
-    """The way through all runs, beside what names them."""
+    """Goes through all runs together with what names them."""
 
     def __init__(self, engine: Engine, since: int, went: Sealing) -> None:
         self._engine = engine
@@ -178,14 +179,14 @@ class _ByRun:
         self._advance()
 
     def take(self, run_id: int) -> Iterator[Row[Any]]:
-        """The rows of a run, to be read before those of the next one are taken."""
+        """The rows of a run; read them before taking those of the next one."""
         if self._run_id != run_id:
             return iter(())
         self._is_taken = True
         return self._rows
 
     def passed_over(self, run_id: int) -> bool:
-        """Whether there are rows of a run that is not there, before this one; ``finding`` tells of the last."""
+        """Whether there are rows of a missing run before this one; ``finding`` is about the last of these."""
         self._passed = None
         while self._run_id is not None and self._run_id < run_id:
             if not self._is_taken:
@@ -205,7 +206,7 @@ class _ByRun:
 
 
 class _Sums:
-    """What the rows of a run add up to, one row after the other; each is where it must be, and gives its bytes."""
+    """Adds up the rows of a run, one after the other, checks their places, and returns their bytes."""
 
     def __init__(self, run: Row[Any], asked: Asked) -> None:
         self._run = run
@@ -214,7 +215,7 @@ class _Sums:
         self._counts: Counter[str] = Counter()
 
     def issue(self, row: Row[Any]) -> bytes:
-        """Those of a run come before its versions."""
+        """Add an issue; the issues of a run come before its versions."""
         self._require_asked("sync_issue", row, None)
         self._with_issue.add(row.target_id)
         self._counts[row.verdict] += 1
@@ -232,7 +233,7 @@ class _Sums:
         return encode(row.hash)
 
     def require(self, *, was_pruned: bool) -> None:
-        """The sums of the run are those; what was unchanged left no row, and is the rest."""
+        """Raise Broken unless these are the run's sums; unchanged targets left no row, and are the rest."""
         run = self._run
         if was_pruned:
             require("sync_issue", 0, len(self._with_issue))

@@ -1,4 +1,4 @@
-"""What a check of the seals went through."""
+"""What a check of the seals has read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Sealing(msgspec.Struct):
-    """What the passes went through."""
+    """What the passes have read."""
 
     seals: int = 0
     last: int = 0
@@ -17,5 +17,5 @@ class Sealing(msgspec.Struct):
     last_stamp: tuple[int, dt.datetime] | None = None
     """The latest seal that was stamped, and when, by its authority's clock."""
     unsealed_runs: int = 0
-    """Those that have not ended."""
+    """Runs that have not ended."""
     unsealed_versions: int = 0

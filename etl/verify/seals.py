@@ -1,8 +1,8 @@
-"""The seals: each linked to the one before, and each what the tables make of its run.
+"""Checks the seals: each must link to the one before, and agree with the tables about its run.
 
-Two passes, in memory that grows with the targets of a run and not with the trail. The first follows the seals by their
-number (``links``). The second goes through the runs by theirs (``runs``), beside everything that names one. Each run is
-compared as of one moment; the service may go on writing.
+Two passes, in memory that grows with the targets of a run and not with the trail. The first follows the seals by number
+(``links``). The second goes through the runs by id (``runs``), with everything that names one. Each run is compared as
+of one moment; the service may continue to write.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def seals(
 ) -> Iterator[Finding]:
     """What is wrong with the seals after number ``since``, and with the runs that they seal. Raises DatabaseError.
 
-    Where ``keys`` are given, every signature must be that of one of them.
+    If ``keys`` are given, every signature must be by one of them.
     """
     went = went if went is not None else Sealing()
     yield from Links(engine, since, went, keys).follow()
@@ -33,7 +33,7 @@ def seals(
 
 
 def last_seal(engine: Engine) -> int:
-    """The number of the latest seal; 0 where there is none."""
+    """The number of the latest seal; 0 if there is none."""
     with reading(engine) as connection:
         latest: int = connection.execute(select(func.coalesce(func.max(run_seal.c.id), 0))).scalar_one()
     return latest

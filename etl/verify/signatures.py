@@ -1,4 +1,4 @@
-"""The signatures of seals: none is missing after the first, and each is that of a key that the caller trusts."""
+"""Checks the signatures of seals: none is missing after the first, and each is by a key that the caller trusts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from etl.verify.sealing import Sealing
 
 
 class PublicKey(Protocol):
-    """What says whether a signature over some bytes is that of a key's owner."""
+    """Checks signatures by the owner of a key."""
 
     key_id: str
 
     def accepts(self, signature: str, message: bytes) -> bool:
-        """Whether ``signature`` (base64) over ``message`` is."""
+        """Whether ``signature`` (base64) over ``message`` is by this key."""
 
 
 class Signatures:
-    """Goes along the seals. Without public keys it sees only whether one is missing."""
+    """Follows the seals. Without public keys it only notices missing signatures."""
 
     def __init__(self, keys: Sequence[PublicKey], went: Sealing, *, signed_before: bool) -> None:
-        """``signed_before``: a seal before the first that ``require`` is given is signed."""
+        """``signed_before``: a seal before the first one passed to ``require`` is signed."""
         self._keys = {key.key_id: key for key in keys}
         self._went = went
         self._signed = signed_before
 
     def require(self, row: Row[Any], trail_id: str) -> None:
-        """Raise Broken where the signature of a seal is missing, or not that of one of the keys."""
+        """Raise Broken if the signature of a seal is missing, or is not by one of the keys."""
         place = f"run_seal {row.id}.signature"
         if row.signature is None or row.key_id is None:
             if self._signed or row.signature is not row.key_id:
@@ -49,7 +49,7 @@ class Signatures:
             raise Broken(place, Verbatim(f"made with the key '{row.key_id}' over '{row.seal}'"), row.signature)
 
     def none_at_all(self) -> Iterator[Finding]:
-        """A finding where keys were given, and no seal is signed."""
+        """A finding if keys were given and no seal is signed."""
         if self._keys and self._went.seals and not self._signed:
             wanted = "on some seal, since a public key was given"
             yield Finding(what="run_seal.signature", expected=wanted, found=f"on none of {self._went.seals}")

@@ -1,5 +1,5 @@
-"""The time stamps of seals: each is of its seal, at the time that its row says; and, where the caller trusts some
-authorities, made by one of them."""
+"""Checks the time stamps of seals: each is for its seal, has the time in its row, and, if the caller trusts some
+authorities, is by one of them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _TRAILS: Final = select(trail.c.trail_id, trail.c.first_seal).order_by(trail.c.i
 
 
 class Authorities(Protocol):
-    """What says whether a token is a trusted authority's over some bytes."""
+    """Checks whether a token over some bytes is by a trusted authority."""
 
     def time_of(self, token: bytes, message: bytes) -> dt.datetime:
-        """When it was made. Raises SigningError where it is not."""
+        """When the token was made. Raises SigningError if it is not by one of them."""
 
 
 def timestamps(
@@ -41,7 +41,7 @@ def timestamps(
 ) -> Iterator[Finding]:
     """What is wrong with the time stamps of the seals after number ``since``. Raises DatabaseError.
 
-    Without ``authorities`` a token is only seen to be of its seal and its time: whose it is remains open.
+    Without ``authorities``, only the seal and the time of a token are checked, not who made it.
     """
     went = went if went is not None else Sealing()
     after, more = since, True
