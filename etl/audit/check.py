@@ -439,8 +439,10 @@ class Trail:
     def _require_sums(run: Run) -> None:
         row, counts = run.row, run.counts
         names = [name for name in SUMS if name not in ("targets", "unchanged")]
-        for name in names if not run.pruned else ("changed", *KINDS):
+        for name in names if not run.pruned else KINDS:
             require(run.place, name, counts[name], row[name])
+        if run.pruned and not row["changed"] <= counts["changed"] <= row["changed"] + row["held"]:
+            raise Broken(run.place, f"changed is {row['changed']}, and it made {counts['changed']} versions")
         require(run.place, "targets", len(run.targets), row["targets"])
         aborted = row["status"] == "aborted"
         others = sum(row[name] for name in VERDICTS if name != "unchanged")

@@ -40,6 +40,7 @@ from etl.verify import HeadsFile, against, heads, verify, whole_lines
 from tests.support import postgres as local_postgres
 from tests.support import verify_story
 from tests.support.builders import START, Diary, after, dump, flow, numbered, run_row, written
+from tests.support.postgres import tools_of
 from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.served import wait_until
 from tests.support.verify_story import DOUBTED, OTHER_LIST
@@ -587,12 +588,6 @@ def test_the_printed_commands_have_what_the_url_says_of_encryption_and_none_of_i
     assert "canary" not in dump.backup + dump.restore
     assert "sslmode=prefer" in dump.backup
     assert "sslkey=/etc/own.key" in dump.backup
-
-
-def tools_of(server: local_postgres.Server) -> Path:
-    """Beside the server that runs: a pg_dump of its own version."""
-    copied = list(server.folder.glob("wheel/*/pginstall*/bin"))
-    return copied[0] if copied else local_postgres._installed() / "bin"
 
 
 # ----------------------------------------------------------------------------------------------------- db copy

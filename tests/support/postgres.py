@@ -164,3 +164,9 @@ def _runs(pid: int) -> bool:
 if __name__ == "__main__":
     sys.stdin.buffer.read()
     remove(Path(sys.argv[1]))
+
+
+def tools_of(server: Server) -> Path:
+    """Beside the server that runs: a pg_dump of its own version."""
+    copied = list(server.folder.glob("wheel/*/pginstall*/bin"))
+    return copied[0] if copied else _installed() / "bin"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 from sqlalchemy import Engine, text
 
 from etl import sync
-from etl.domain.chain import state_digest
 from etl.domain.guard import Limits
 from etl.domain.holds import Approval
 from etl.domain.model import Flow, Outcome, Snapshot, Target
@@ -36,9 +37,10 @@ class Upstream:
         self.says: Callable[[Target, int], Sequence[Flow] | GatewayError | None] = lambda target, n: self.lists[target]
         self.asked: Counter[Target] = Counter()
         self.stop = threading.Event()
+        self.clock: Callable[[], dt.datetime] = now
 
     def fetch(self, target: Target, known_data_hash: str | None = None, *, own_connection: bool = False) -> Snapshot:
-        asked_at = dt.datetime.now(dt.UTC)
+        asked_at = self.clock()
         self.asked[target] += 1
         said = self.says(target, self.asked[target])
         if said is None:
@@ -47,17 +49,23 @@ class Upstream:
         if isinstance(said, GatewayError):
             raise said
         flows = tuple(sorted(said, key=lambda flow: flow.flow_id))
-        digest = state_digest(flows)
+        data = msgspec.json.encode([_item(flow) for flow in flows])
+        digest = hashlib.sha256(data).hexdigest()
         return Snapshot(
             target=target,
             flows=None if digest == known_data_hash else flows,
             data_hash=digest,
             asked_at=asked_at,
-            observed_at=dt.datetime.now(dt.UTC),
+            observed_at=self.clock(),
             attempts=1,
             body=b"",
             sole_answer=own_connection,
+            data=data,
         )
+
+
+def _item(flow: Flow) -> dict[str, Any]:
+    return {"flowId": flow.flow_id, "flowName": flow.flow_name, "cycle": flow.cycle, "editable": flow.editable}
 
 
 class Runs:
@@ -68,6 +76,7 @@ class Runs:
         self.upstream = upstream
         self.limits = limits
         self.sign = sign
+        self.keeps_answers = False
 
     @contextlib.contextmanager
     def run_context(self, in_flight: int = 4) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
@@ -86,6 +95,7 @@ class Runs:
                     limits=self.limits,
                     down_after=9,
                     stop=self.upstream.stop,
+                    keeps_answers=self.keeps_answers,
                 ),
                 batches,
             )
@@ -100,7 +110,13 @@ class Runs:
         new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(targets))
         with self.run_context() as (context, batches):
             report = sync.run(
-                context, new, targets, GAP, batches, clock=now, approval=Approval(by, None) if by else None
+                context,
+                new,
+                targets,
+                GAP,
+                batches,
+                clock=self.upstream.clock,
+                approval=Approval(by, None) if by else None,
             )
         assert report is not None
         return report

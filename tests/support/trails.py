@@ -33,10 +33,11 @@ class House(Runs):
     def serve(self, lists: Lists, *, by: str | None = None, org: str | None = None) -> sync.RunReport:
         self.upstream.asked.clear()
         self.upstream.stop.clear()
-        targets = sorted({target for listed in lists.values() for target in listed})
+        asked = {target for listed in lists.values() for target in listed if org in (None, target.org_id)}
+        targets = sorted(asked)
         new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, org_id=org)
         with self.run_context() as (context, batches):
-            report = sync.run(context, new, targets, GAP, batches, clock=now)
+            report = sync.run(context, new, targets, GAP, batches, clock=self.upstream.clock)
         assert report is not None
         return report
 
