@@ -78,7 +78,7 @@ metadata: Final = MetaData(
 
 _BIG: Final = BigInteger().with_variant(Integer(), "sqlite")
 _BYTEWISE: Final = Text().with_variant(Text(collation="C"), "postgresql")
-"""What is compared or indexed goes byte by byte; SQLite does so by itself."""
+"""Text that is compared or indexed, byte by byte, as SQLite does by default."""
 
 
 def _id() -> Column[int]:
@@ -233,7 +233,7 @@ ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
 DIGEST_OF_NONE: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 """The digest of an empty list."""
 OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
-"""A run that has its slot for itself. Written out, as the index over slots is, it lets SQLite use that."""
+"""A run that has its slot to itself. Written like the index over slots, so that SQLite can use it."""
 
 sync_run: Final = Table(
     "sync_run",
@@ -639,4 +639,4 @@ lease: Final = Table(
 )
 
 GAPS_IN_NUMBERS: Final = 1
-"""``PRAGMA user_version`` of an SQLite file whose numbers came from PostgreSQL, which leaves some out."""
+"""``PRAGMA user_version`` of an SQLite file whose ids came from PostgreSQL, which leaves some out."""

@@ -1,4 +1,4 @@
-"""Seal format 1: what proves a run that has ended, and chains it to the run that was sealed before.
+"""Seal format 1: the proof of a run that has ended, chained to the run that was sealed before.
 
 A seal covers the run's own row and four digests: which targets were to be asked, which versions were made, which
 targets did not go through, and what happened besides. The encoding is that of the chain. ``docs/verify.md`` gives
@@ -26,7 +26,7 @@ SUMS: Final = ("targets", *VERDICTS, *CHANGE_KINDS)
 
 
 class SealedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a seal says of its run. ``sums`` are in the order of ``SUMS``."""
+    """What a seal says about its run. ``sums`` are in the order of ``SUMS``."""
 
     run_id: int
     schedule: str | None
@@ -49,7 +49,7 @@ class Digests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IssueRow(NamedTuple):
-    """A target that did not go through, as the seal has it."""
+    """A target that did not succeed, as the seal covers it."""
 
     org_id: str
     user_id: str
@@ -90,11 +90,11 @@ class HoldEvent(NamedTuple):
     at: dt.datetime
     flow_ids: Sequence[str]
     data_hash: str
-    """Of the answer that showed it."""
+    """The hash of the answer that showed it."""
 
 
 class DetailEvent(NamedTuple):
-    """A row of ``workflow_detail``, without its body. EnOS's own times stay the text that they are."""
+    """A row of ``workflow_detail``, without its body. EnOS's own times are text."""
 
     org_id: str
     flow_id: str
@@ -146,7 +146,7 @@ class PrunedIssues(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What happened in a run besides versions and issues, each kind in the order of its ids."""
+    """What a run wrote besides versions and issues, each kind in the order of its ids."""
 
     memberships: Sequence[MembershipEvent] = ()
     holds: Sequence[HoldEvent] = ()
@@ -186,7 +186,7 @@ def events_digest(events: Events) -> str:
 
 
 def digest_of(encoded: Iterable[bytes]) -> str:
-    """The digest of an array whose values are encoded already, in memory that does not grow with it."""
+    """The digest of an array of encoded values, in constant memory."""
     computed = hashlib.sha256()
     _feed(computed, encoded)
     return computed.hexdigest()
@@ -203,7 +203,7 @@ def digest_of_lists(lists: Iterable[Iterable[bytes]]) -> str:
 
 
 def encoded_event(columns: Iterable[Any]) -> bytes:
-    """The columns of a row that goes into ``events_digest``."""
+    """The bytes of a row in ``events_digest``."""
     return encode(_columns(list(columns)))
 
 
@@ -216,7 +216,7 @@ def _feed(computed: Any, encoded: Iterable[bytes]) -> None:
 
 
 def seal_content(trail_id: str, number: int, run: SealedRun, digests: Digests, sealed_at: dt.datetime) -> bytes:
-    """What is hashed of a seal, after its parent."""
+    """The bytes of a seal that are hashed after its parent."""
     if len(run.sums) != len(SUMS):
         raise ValueError(f"a seal has {len(SUMS)} sums, not {len(run.sums)}")
     return encode(
@@ -248,12 +248,12 @@ def seal_hash(parent: str, trail_id: str, number: int, run: SealedRun, digests: 
 
 
 def signed_bytes(trail_id: str, number: int, seal: str) -> bytes:
-    """What a signature and a time stamp are made over."""
+    """The bytes that are signed and time-stamped."""
     return f"flowtrail-seal-1\n{trail_id}\n{number}\n{seal}".encode()
 
 
 def kept_line(trail_id: str, number: int, seal: str, sealed_at: dt.datetime) -> dict[str, Any]:
-    """A seal as it is kept elsewhere, a JSON object a line."""
+    """A seal as it is kept elsewhere, one JSON object per line."""
     kept: dict[str, Any] = msgspec.to_builtins(
         {"trail_id": trail_id, "id": number, "seal": seal, "sealed_at": sealed_at.astimezone(dt.UTC)}
     )

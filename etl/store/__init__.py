@@ -1,4 +1,4 @@
-"""Everything that is written, and what is read in order to write it: one transaction a batch."""
+"""Everything that is written, and what is read in order to write it, in one transaction per batch."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _REST_SECONDS: Final = 0.11
 class Store:
     """The writing side of a database whose schema is current. Safe to use from several threads.
 
-    Every method raises DatabaseError (DatabaseUnreachable after a few tries) where the database refuses.
+    Every method raises DatabaseError (DatabaseUnreachable after a few tries) if the database refuses.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Store:
         applied: Callable[[float], None] = lambda seconds: None,
         sign: seals.Sign | None = None,
     ) -> None:
-        """``applied`` is called with the seconds that each ``apply`` took, retries included, however it ended.
+        """``applied`` is called with the seconds that each ``apply`` took, including retries, however it ended.
 
         ``sign`` signs the seals; see ``require_signing``.
         """
         self._engine = engine
         self._sign = sign
         self._recorded: dict[str, tuple[Sequence[Target], int]] = {}
-        """The lists of schedules as they were recorded last, and the highest membership then."""
+        """The lists of schedules as last recorded, and the highest membership id then."""
         self._digested: tuple[Sequence[Target], str] = ((), runs.digest_of_targets(()))
         self._applied = applied
         self._stop = stop or threading.Event()
@@ -117,7 +117,7 @@ class Store:
             )
 
     def fences(self, targets: Sequence[Target], *, register: bool = True, run: RunBegun | None = None) -> list[Fence]:
-        """The fence of each of ``targets``; new ones get a row if ``register``, and a ``run`` calls retired ones back.
+        """The fence of each of ``targets``. New ones get a row if ``register``; a ``run`` resumes retired ones.
 
         Raises RunClosed.
         """
@@ -128,19 +128,19 @@ class Store:
         return [known.get(target) or Fence(target=target) for target in targets]
 
     def states(self, target_ids: Sequence[int]) -> dict[int, State]:
-        """The states of ``target_ids`` as they are now."""
+        """The current states of ``target_ids``."""
         return self._read(lambda connection: fences.read_states(connection, target_ids)) if target_ids else {}
 
     def removals(self, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
-        """What is known of each organisation's removals within the window, before those of a run."""
+        """The removals of each organisation within the window, without those of a run."""
         return self._read(lambda connection: turnover.removal_sums(connection, run_id, org_ids, limits))
 
     def apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals = NO_REMOVALS) -> set[int]:
-        """Write ``outcomes`` in one transaction; return the target ids whose fence had moved (``stale``).
+        """Write ``outcomes`` in one transaction; return the target ids whose fence had changed (``stale``).
 
-        What removes something has an approver, or its organisation is one of ``removals``. Raises TooManyRemovals, and
-        writes nothing, where those are too many with what others have committed meanwhile. Raises RunClosed where the
-        run was declared dead.
+        An outcome that removes something has an approver, or its organisation is one of ``removals``. Raises
+        TooManyRemovals, and writes nothing, if these are too many together with what others have committed. Raises
+        RunClosed if the run was declared dead.
         """
         began = time.monotonic()
         try:
@@ -164,7 +164,7 @@ class Store:
     ) -> None:
         """Judge what the end of a run changes in the stories of organisations, and write it; see ``projection``.
 
-        ``began`` is when the run did; ``gap_of`` knows how long a user may not be heard before he counts as silent.
+        ``began`` is when the run began; ``gap_of`` returns how long a user may be unheard before counting as silent.
         """
         due = self._read(lambda connection: story_rows.due_stories(connection, run_id))
         for stories in projection.batches(due):
@@ -176,7 +176,7 @@ class Store:
     def _project(
         self, stories: Sequence[StoryKey], step: projection.Step, gap_of: projection.GapOf, differing: set[FlowKey]
     ) -> bool:
-        """Whether it is done: another step may have come between, or first lists may turn out to differ."""
+        """Whether it is done. If not, another step came in between, or first lists turned out to differ."""
         judged = self._read(lambda connection: projection.read_steps(connection, stories, step, gap_of, differing))
         if not any(story.changes_something for story in judged):
             return True
@@ -197,13 +197,13 @@ class Store:
         return self._read(lambda connection: runs.is_running(connection, run_id, host, pid))
 
     def written_by(self, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
-        """What a run has written already of ``targets``: those that changed, or have an issue."""
+        """What a run has already written for ``targets``: those that changed or have an issue."""
         return self._read(lambda connection: runs.written_by(connection, run_id, targets))
 
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
-        """The id of a run that starts, to ask ``asked``; None where its slot has been taken by another run.
+        """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
 
-        What its schedules list is recorded with it, unless this process knows that it is recorded already.
+        The lists of its schedules are recorded with it, unless this process knows that they are already.
         """
         digest = self._digest(asked)
         begun = self._write(
@@ -226,7 +226,7 @@ class Store:
         return runs.record_lists(connection, begun, run, now)
 
     def _digest(self, asked: Sequence[Target]) -> str:
-        """A schedule has the same list in each of its runs: then there is nothing to sort."""
+        """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""
         known, digest = self._digested
         if known is not asked:
             digest = runs.digest_of_targets(asked)
@@ -238,15 +238,15 @@ class Store:
         self._write(lambda connection: runs.beat(connection, run_id))
 
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
-        """Close a run, write how it ended, and seal it; False where it had been declared dead, which stays."""
+        """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
         return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
 
     def close_run(self, run_id: int, now: dt.datetime) -> bool:
-        """Have nobody write for a run any more; False where somebody else has closed it."""
+        """Let nobody write for a run any more; False if another process has closed it."""
         return self._write(lambda connection: seals.close(connection, run_id, now))
 
     def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
-        """End a closed run: write its status, its sums and its seal; False where that was done already.
+        """End a closed run: write its status, its sums and its seal; False if that was done already.
 
         The sums of an aborted run are counted from what it wrote.
         """
@@ -264,26 +264,26 @@ class Store:
         return self._read(lambda connection: seals.reckon(connection, run_id)).sums
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
-        """Declare dead the runs whose heart has stopped, and seal them; return their ids."""
+        """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""
         dead = self._write(lambda connection: runs.close_abandoned(connection, now))
         return [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
 
     def served_until(self, schedule: str) -> dt.datetime | None:
-        """The slot of the latest run of a schedule, which served it or is serving it; None where it never ran."""
+        """The slot of the latest run of a schedule, which served it or is serving it; None if it never ran."""
         return self._read(lambda connection: runs.served_until(connection, schedule))
 
     def due(self, schedule: str, slot: dt.datetime) -> Due:
-        """What a run for a slot that is due has to know of the runs before; read at one moment."""
+        """What a run for a due slot must know about earlier runs, read at one moment."""
         return self._read(lambda connection: runs.due(connection, schedule, slot))
 
     def was_aborted(self, schedule: str, slot: dt.datetime) -> bool:
-        """Whether a run for just this slot was aborted."""
+        """Whether a run for exactly this slot was aborted."""
         return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
 
     def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
-        """Retire the targets that are configured no longer, unless they are more than ``max_share`` of all.
+        """Retire the targets that are no longer configured, unless they are more than ``max_share`` of all.
 
-        That is done by a run of its own, which asks nobody.
+        A separate run, which asks nobody, does this.
         """
         found = self._read(lambda connection: retirement.others(connection, configured, max_share))
         if found.retired:
@@ -293,7 +293,7 @@ class Store:
 
     @contextlib.contextmanager
     def _maintenance(self, now: dt.datetime) -> Iterator[int]:
-        """A run for what is written outside of one that asks."""
+        """A run for what is written outside of runs that ask."""
         run = NewRun(origin="maintenance", host=socket.gethostname(), pid=os.getpid(), targets=0)
         run_id = self.begin_run(run, now)
         assert run_id is not None  # noqa: S101 - it has no slot that another could have taken
@@ -305,24 +305,24 @@ class Store:
         return self._read(lambda connection: details.changed_workflows(connection, run_id, most))
 
     def add_details(self, run_id: int, found: Sequence[Detail], *, keep_body: bool) -> None:
-        """Append what EnOS said of workflows that a run found changed."""
+        """Append what EnOS said about workflows that a run found changed."""
         self._write(
             lambda connection: details.add(connection, run_id, found, keep_body=keep_body),
             lambda _, connection: details.were_added(connection, run_id, found),
         )
 
     def rosters(self, org_ids: Collection[str]) -> dict[str, StoredRoster]:
-        """The rosters of those organisations that were ever asked for theirs."""
+        """The rosters of those organisations whose rosters were ever asked for."""
         return self._read(lambda connection: rosters.rosters_of(connection, org_ids))
 
     def claim_roster(self, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
-        """Whether an organisation's roster is due, and the caller is the one to ask for it."""
+        """Whether an organisation's roster is due, and the caller is to ask for it."""
         return self._write(lambda connection: rosters.claim(connection, org_id, now, every))
 
     def write_roster(
         self, org_id: str, answered: Set[str], limits: Limits, now: dt.datetime, *, approved: bool = False
     ) -> RosterChanges:
-        """Write what an answer says of an organisation's users, compared with those that are listed at that moment."""
+        """Write an answer about an organisation's users, compared with those that are listed at that moment."""
 
         def written(connection: Connection) -> RosterChanges:
             rosters.lock(connection, org_id)
@@ -334,15 +334,15 @@ class Store:
         return self._write(written)
 
     def roster_organisations(self) -> set[str]:
-        """The organisations that were ever asked for their rosters."""
+        """The organisations whose rosters were ever asked for."""
         return self._read(rosters.organisations)
 
     def forget_rosters(self, wanted: Collection[str]) -> None:
-        """Delete the rosters of organisations that no schedule wants any more."""
+        """Delete the rosters of organisations outside ``wanted``."""
         self._write(lambda connection: rosters.forget(connection, wanted))
 
     def roster_failed(self, org_id: str, code: str, message: str, now: dt.datetime) -> None:
-        """Note that an organisation's roster could not be had; the last one stands."""
+        """Record that the request for a roster failed; the last one stays in force."""
         self._write(lambda connection: rosters.fail(connection, org_id, code, message, now))
 
     def marks(self) -> Marks:
@@ -357,10 +357,10 @@ class Store:
         dry_run: bool = False,
         go_on: Callable[[], bool] = lambda: True,
     ) -> Pruned:
-        """Delete the issues of runs that ended before ``before`` and are needed by nothing; the runs and seals stay.
+        """Delete the issues of runs that ended before ``before`` and that nothing needs; the runs and seals stay.
 
-        A run of its own does that, in many small transactions, which a kill may come between; all issues of a run go in
-        one. ``go_on`` is asked before each of them.
+        A separate run does this in many small transactions, so it may be killed in between; all issues of a run go in
+        one. ``go_on`` is called before each of them.
         """
         found = list(retention.prunable(self._read, before, now))
         if dry_run:
@@ -387,13 +387,13 @@ class Store:
         return done
 
     def _yield_to_writers(self) -> None:
-        """Pause between transactions, or a waiting writer, which tries a locked SQLite file ten times a second, would
-        find it locked each time."""
+        """Pause between transactions: otherwise a waiting writer, which tries a locked SQLite file ten times a second,
+        would find it locked each time."""
         if self._engine.dialect.name == "sqlite":
             self._stop.wait(_REST_SECONDS)
 
     def take_lease(self, name: str, holder: str) -> bool:
-        """Take or renew a lease, by the database's clock; False while it is another's."""
+        """Take or renew a lease, by the database's clock; False while another replica holds it."""
         return self._write(lambda connection: lease.take(connection, name, holder))
 
     def release_lease(self, name: str, holder: str) -> None:
@@ -409,11 +409,11 @@ class Store:
         return self._read(lambda connection: notifications.unnotified_runs(connection, since))
 
     def mark_notified(self, run_id: int, now: dt.datetime) -> bool:
-        """Mark a run as notified; False where another process has done so."""
+        """Mark a run as notified; False if another process has done so."""
         return self._write(lambda connection: notifications.mark_notified(connection, run_id, now))
 
     def known_targets(self) -> list[NotifiableTarget]:
-        """The targets with their ids, and when receivers were notified that one is overdue."""
+        """The targets with their ids, and since when receivers know that one is overdue."""
         return self._read(notifications.known_targets)
 
     def mark_overdue(self, target_ids: Sequence[int], now: dt.datetime) -> None:
@@ -425,17 +425,17 @@ class Store:
         self._write(lambda connection: notifications.clear_overdue(connection, target_ids))
 
     def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
-        """Write down what is wrong now; nothing is written where nothing has moved."""
+        """Store what is wrong now; nothing is written if nothing has changed."""
         if set(self._read(open_conditions.listed)) == set(found):
             return ConditionChanges([], [])
         return self._write(lambda connection: open_conditions.keep(connection, found, now))
 
     def untold_conditions(self) -> list[UntoldCondition]:
-        """What has begun or ended without every receiver knowing it."""
+        """Conditions that have begun or ended without all receivers knowing it."""
         return self._read(open_conditions.untold)
 
     def mark_conditions_told(self, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
-        """Note that every receiver knows of these."""
+        """Record that every receiver knows of these."""
         self._write(lambda connection: open_conditions.mark_told(connection, told, now))
 
     def last_seal(self) -> LastSeal | None:
@@ -454,7 +454,7 @@ class Store:
         return self._read(verifications.latest)
 
     def keep_verified(self, done: Verified) -> None:
-        """Write down a check of the trail."""
+        """Store a check of the trail."""
         self._write(lambda connection: verifications.keep(connection, done))
 
     def _read(self, work: Callable[[Connection], T]) -> T:
@@ -470,8 +470,8 @@ class Store:
     def _write(
         self, work: Callable[[Connection], T], was_committed: Callable[[T, Connection], bool] | None = None
     ) -> T:
-        """Run ``work`` in one transaction, again where the database went away; a lost COMMIT is looked up by
-        ``was_committed``, which is given what ``work`` returned."""
+        """Run ``work`` in one transaction, and again if the database went away. A lost COMMIT is looked up by
+        ``was_committed``, which gets what ``work`` returned."""
         for pause in (*_PAUSES_SECONDS, None):
             result: list[T] = []
             try:

@@ -2,11 +2,11 @@
 
 | step | does | afterwards |
 |---|---|---|
-| close | sets `closed_at`, under the run's lock | nobody writes for the run any more: who tries to is told so |
+| close | sets `closed_at`, under the run's lock | nobody writes for the run any more: RunClosed |
 | judge | writes what follows from it in its organisations (``projection``), while the run is not sealed | |
 | seal | writes status and sums, digests what the run wrote, and seals it under the lock on the trail's head | |
 
-Each step can be repeated: a run that was closed by a process that died is sealed by whoever finds it.
+Each step can be repeated: if a process died after closing a run, the next one that finds it seals it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from etl.schema import (
 from etl.store.runs import database_now
 
 Sign = Callable[[bytes], tuple[str, str]]
-"""Gives the signature over some bytes, in base64, and the key's id."""
+"""Returns the signature over some bytes, in base64, and the key's id."""
 _MAKE_TRAIL: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.trail'))"
 _AT_ONCE: Final = 2_000
 _RUN_ID: Final[BindParameter[int]] = bindparam("run_id")
@@ -51,19 +51,19 @@ _BY_TARGET: Final = _KEY
 
 
 class Reckoned(NamedTuple):
-    """What is known of a run that died."""
+    """What is known about a run that died."""
 
     sums: Mapping[str, int]
-    """Counted from its rows; ``unchanged`` is 0, since those who were leave no row."""
+    """Counted from its rows; ``unchanged`` is 0, because unchanged targets leave no row."""
     latest_at: dt.datetime | None
-    """The latest time that anybody recorded: it cannot have ended before."""
+    """The latest recorded time: the run cannot have ended before."""
 
 
 # ----------------------------------------------------------------------------------------------------------- closing
 
 
 def require_open(connection: Connection, run_id: int) -> None:
-    """Keep the run from being closed until this transaction ends. Raises RunClosed where it is closed already."""
+    """Keep the run from being closed until this transaction ends. Raises RunClosed if it is closed already."""
     row = connection.execute(_OPEN, {"run_id": run_id}).first()
     if row is None or row.closed_at is not None:
         raise RunClosed(run_id)
@@ -73,14 +73,14 @@ _OPEN: Final = select(sync_run.c.closed_at).where(sync_run.c.id == _RUN_ID).with
 
 
 def close(connection: Connection, run_id: int, now: dt.datetime) -> bool:
-    """Have nobody write for the run any more, once those who do have committed; False where another closed it."""
+    """Let nobody write for the run any more, after current writers have committed; False if another closed it."""
     mine = (sync_run.c.id == run_id, sync_run.c.closed_at.is_(None) | (sync_run.c.closed_at == now))
     locked = select(sync_run.c.id).where(*mine).with_for_update()
     return connection.execute(update(sync_run).where(sync_run.c.id.in_(locked)).values(closed_at=now)).rowcount == 1
 
 
 def require_unsealed(connection: Connection, run_id: int) -> None:
-    """Keep a run from being sealed until this transaction ends. Raises RunClosed where it is sealed already."""
+    """Keep a run from being sealed until this transaction ends. Raises RunClosed if it is sealed already."""
     if connection.execute(_UNSEALED, {"run_id": run_id}).scalar() != "running":
         raise RunClosed(run_id)
 
@@ -92,10 +92,10 @@ _UNSEALED: Final = select(sync_run.c.status).where(sync_run.c.id == _RUN_ID).wit
 
 
 class _Source(NamedTuple):
-    """A table whose rows of a run go into a digest, one JSON array each, in an order that the rules give."""
+    """A table whose rows of a run go into a digest, one JSON array each, in the order of the rules."""
 
     has: Any
-    """Whether the run has any: asked of all sources at once."""
+    """Whether the run has any; one query for all sources."""
     rows: Select[Any]
 
 
@@ -156,7 +156,7 @@ EVENTS: Final = (
         .order_by(pruned_issues.c.id),
     ),
 )
-"""Memberships, holds, details, the organisation's events and pruned issues: the order of the rules."""
+"""Memberships, holds, details, the organisation's events and pruned issues, in the order of the rules."""
 _SOURCES: Final = (CHANGE_SETS, ISSUES, *EVENTS)
 _IS_TEXT_OF_JSON: Final = "flow_ids"
 
@@ -172,7 +172,7 @@ _HAS: Final = select(*(source.has.label(f"has_{n}") for n, source in enumerate(_
 
 
 def reckon(connection: Connection, run_id: int) -> Reckoned:
-    """What is known of a run that nobody can be asked about."""
+    """What is known about a run whose process has died."""
     times = connection.execute(select(_LATEST, _OPEN_SPANS), {"run_id": run_id}).one()
     return Reckoned(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
 
@@ -203,7 +203,7 @@ def _rows(connection: Connection, query: Select[Any], run_id: int) -> Iterator[S
 
 
 def _counted(connection: Connection, run_id: int) -> dict[str, int]:
-    """The sums of a run that nobody added up: a version whose target has no issue is ``changed``."""
+    """The sums of a run from its rows: a version whose target has no issue is ``changed``."""
     issue = exists().where(sync_issue.c.run_id == run_id, sync_issue.c.target_id == change_set.c.target_id)
     of_run = change_set.c.run_id == run_id
     sums = (func.coalesce(func.sum(change_set.c[kind]), 0).label(kind) for kind in CHANGE_KINDS)
@@ -243,7 +243,7 @@ def end(
     now: dt.datetime,
     sign: Sign | None = None,
 ) -> bool:
-    """Write how a closed run ended, and its seal; False where that was done already."""
+    """Write how a closed run ended, and its seal; False if that was done already."""
     finished_at = case((sync_run.c.started_at > now, sync_run.c.started_at), else_=now)
     ended = update(sync_run).where(sync_run.c.id == run_id, sync_run.c.status == "running")
     values = {"status": status, "finished_at": finished_at, "heartbeat_at": database_now(connection), **sums}
@@ -267,7 +267,7 @@ def end(
 
 
 def is_sealed(connection: Connection, run_id: int, status: RunStatus) -> bool:
-    """Whether the run ended so, and its seal is there."""
+    """Whether the run has this status and a seal."""
     ended = select(run_seal.c.id).join(sync_run, sync_run.c.id == run_seal.c.run_id)
     return connection.execute(ended.where(sync_run.c.id == run_id, sync_run.c.status == status)).first() is not None
 
@@ -303,7 +303,7 @@ def last_key_id(connection: Connection) -> str | None:
 
 
 def _head(connection: Connection, now: dt.datetime) -> _Head:
-    """The head, locked until the transaction ends; the first seal of a database makes its trail."""
+    """The head, locked until the transaction ends; the first seal of a database begins its trail."""
     row = connection.execute(_HEAD).first()
     if row is None:
         if connection.dialect.name == "postgresql":
@@ -313,7 +313,7 @@ def _head(connection: Connection, now: dt.datetime) -> _Head:
 
 
 def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None = None) -> _Head:
-    """A trail of its own for a database: a new one, or one that goes on after what was ``copied``."""
+    """Begin a trail for a database: a new one, or one that continues what was ``copied``."""
     last, parent = (copied.last_seal, copied.head) if copied else (0, None)
     created_at = max(now, copied.sealed_at) if copied else now
     trail_id = str(uuid.uuid4())
@@ -332,6 +332,6 @@ def begin_trail(connection: Connection, now: dt.datetime, copied: _Head | None =
 
 
 def copied_head(connection: Connection) -> _Head | None:
-    """The head of a trail that was copied; None where nothing was ever sealed."""
+    """The head of a copied trail; None if nothing was ever sealed."""
     row = connection.execute(_HEAD).first()
     return None if row is None else _Head(*row)

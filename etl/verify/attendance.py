@@ -1,9 +1,9 @@
-"""The spans that no hash covers yet, those of each latest version, against the runs that asked in their time.
+"""Compares the spans that no hash covers yet, those of latest versions, with the runs that asked in their time.
 
-Every sealed run that was to ask a target, and has no issue of it, observed it once, in its own time. So a span counts
-as many observations as there are such runs. Those whose time meets a neighbouring span, too, may count in either; runs
-that were aborted, have not ended, or have lost their issues may count or not. The first and the last observation of a
-span each lie in the time of such a run.
+Every sealed run that was to ask a target, and has no issue for it, observed it once, in its own time. So a span has as
+many observations as there are such runs. Runs that also overlap a neighbouring span may count for either; runs that
+were aborted, have not ended, or have lost their issues may count or not. The first and the last observation of a span
+each lie in the time of such a run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _ISSUES: Final[Any] = (
     )
     .order_by(sync_issue.c.target_id)
 )
-"""Those of runs that meet a span of the latest version."""
+"""The issues of runs that overlap a span of the latest version."""
 _MOVES: Final[Any] = (
     select(*(target_membership.c[name] for name in ("target_id", "id", "schedule", "kind")))
     .where(
@@ -74,9 +74,9 @@ _MOVES: Final[Any] = (
 
 
 def attendance(engine: Engine) -> Iterator[Finding]:
-    """The first span of each target that the runs of its time deny. Raises DatabaseError.
+    """The first span of each target that contradicts the runs of its time. Raises DatabaseError.
 
-    Nothing is compared where a run cannot be read, which is for the seals to say.
+    If a run cannot be read, nothing is compared; the check of the seals reports that.
     """
     asking, after = Asking(), -(2**63)
     while True:
@@ -115,7 +115,7 @@ def _compare(rows: Sequence[Row[Any]], with_issue: Sequence[Run], asking: Asking
 
 
 def _wrong(row: Row[Any], span: Span, asked: Count) -> tuple[str, str, str] | None:
-    """The column, what should be there, and what is."""
+    """The column, what it should be, and what it is."""
     if asked.least <= row.observations <= asked.most:
         return None
     wanted = f"{max(asked.least, 1)}" if asked.least == asked.most else f"{max(asked.least, 1)} to {asked.most}"
