@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -56,6 +57,8 @@ class _Loaded(Mapping[str, Any]):
         if name not in self._commands:
             own = typer.Typer()
             import_module(f"etl.cli.{_MODULES[name]}").register(own)
+            gc.freeze()
+            gc.enable()
             self._commands[name] = typer.main.get_group(own).commands[name]
         return self._commands[name]
 
