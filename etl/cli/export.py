@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,10 @@ from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import Origin, export
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
+from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflowEvent
+from etl.report.summary_rows import Scope
+from etl.report.workflow_page import organisations
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="A file; standard output if omitted.", show_default=False)
@@ -52,6 +56,7 @@ FormatOption = Annotated[
         show_default="by the suffix of the file, else csv",
     ),
 ]
+_MOST_DAYS: Final = 3660
 _SUFFIXES: Final = {
     ".csv": Format.csv,
     ".jsonl": Format.jsonl,
@@ -88,18 +93,53 @@ def register(app: typer.Typer) -> None:
 def report(
     context: typer.Context,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    since: Annotated[
+        str | None, typer.Option("--since", help="The first day (UTC) of plots and changes; 30 days ago if omitted.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", help="The last day; today if omitted.")] = None,
+    org: options.Org = None,
     config_file: options.Config = None,
 ) -> None:
     """Write one self-contained HTML page with plots: freshness, changes, holds, coverage, the latest trail."""
     from etl.web import report_html
 
+    scope = _scope(since, until, org)
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine, create_if_empty_sqlite=False)
+        if org is not None:
+            _require_organisation(app, org)
         schedules, broken = configured_schedules(app)
         if broken is not None:
             console.complain(f"Overdue targets are not known: {broken}", "yellow")
-        report_html(app.engine, now=utc_now(), file=output, coverage_gap=app.settings.coverage_gap, schedules=schedules)
+        report_html(
+            app.engine,
+            now=utc_now(),
+            file=output,
+            coverage_gap=app.settings.coverage_gap,
+            schedules=schedules,
+            scope=scope,
+        )
     console.complain(f"{output} written.", "green")
+
+
+def _require_organisation(app: Application, org: str) -> None:
+    with database.reading(app.engine) as connection:
+        if not organisations(connection, WHOLE + org, 1):
+            raise UsageError(f"There is no organisation {org}: no schedule ever named it.")
+
+
+def _scope(since: str | None, until: str | None, org: str | None) -> Scope | None:
+    """What a report is about; None: the usual. Raises UsageError."""
+    if since is None and until is None and org is None:
+        return None
+    today = utc_now().date()
+    last = moment(until, "UTC").date() if until else today
+    first = moment(since, "UTC").date() if since else last - dt.timedelta(days=29)
+    if not first <= last <= today:
+        raise UsageError(f"A report is about days up to today, in their order, and not from {first} to {last}.")
+    if (last - first).days >= _MOST_DAYS:
+        raise UsageError(f"A report is about at most {_MOST_DAYS} days: from {first} to {last} are more.")
+    return Scope(first, last, org or "", everything=False)
 
 
 def export_rows(

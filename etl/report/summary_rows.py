@@ -13,6 +13,19 @@ OTHER: Final = "other"
 CYCLES: Final = (*reversed(CYCLE_LABELS), OTHER)
 
 
+class Scope(NamedTuple):
+    """Which days are summed up, both included, and of which organisation ("": of all)."""
+
+    since: dt.date
+    until: dt.date
+    org: str = ""
+    everything: bool = True
+    """Whether coverage gaps and changes outside these days are listed, too."""
+
+    def __str__(self) -> str:
+        return f"the time from {self.since} to {self.until}"
+
+
 class Day(NamedTuple):
     """The changes of a day (UTC), without baselines."""
 

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from etl.config import Schedule
 from etl.errors import UsageError
 from etl.report.health import TargetSummary, summary_within
+from etl.report.summary_rows import Scope
 from etl.web.connections import Connections
 from etl.web.server import HttpServer
 
@@ -62,14 +63,16 @@ def report_html(
     file: Path,
     coverage_gap: dt.timedelta,
     schedules: Sequence[Schedule] | None = None,
+    scope: Scope | None = None,
 ) -> None:
     """Write the overview and the latest changes as one HTML file that needs no network; it appears whole or not at all.
 
-    Which targets are overdue is said only where the ``schedules`` are given.
+    Which targets are overdue is said only where the ``schedules`` are given. Without a ``scope`` the plots have thirty
+    days of all organisations.
 
     Raises UsageError where the extra is missing or the place cannot be used, DatabaseError where the database refuses.
     """
-    _part("report_file").write(engine, now, file, schedules, coverage_gap)
+    _part("report_file").write(engine, now, file, schedules, coverage_gap, scope)
 
 
 def _part(name: str) -> Any:

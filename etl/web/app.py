@@ -49,7 +49,8 @@ def first(site: Site, request: Request) -> Response:
     now = site.now()
     with short_transaction(site.engine) as connection:
         health = site.read_health(connection, now)
-        found = overview.gather(connection, health, now, coverage_gap=site.coverage_gap, period=int(period), wait=False)
+        scope = overview.period(now, int(period))
+        found = overview.gather(connection, health, now, coverage_gap=site.coverage_gap, scope=scope, wait=False)
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
     return html(request, "overview.html", {**found, **service, "periods": overview.PERIODS})
 

@@ -10,7 +10,9 @@ from sqlalchemy import Connection
 from etl.report import SyncRun, statements, summaries, trail_page
 from etl.report.fetch import page
 from etl.report.health import TargetSummary
+from etl.report.names import WHOLE
 from etl.report.queries import causes
+from etl.report.summary_rows import Scope
 from etl.web import sums
 from etl.web.labels import ago, count
 
@@ -37,21 +39,25 @@ def gather(
     now: dt.datetime,
     *,
     coverage_gap: dt.timedelta,
-    period: int,
+    scope: Scope,
     events: int = _LATEST,
     wait: bool = True,
 ) -> dict[str, Any]:
-    """The values for the templates; plots reach back ``period`` days, today included. Without ``wait`` there are no
-    sums where counting them would take long and they have not been counted before."""
+    """The values for the templates; plots and the latest changes are those of the scope.
+
+    Without ``wait`` there are no sums where counting them would take long and they have not been counted before.
+    """
     today = now.astimezone(dt.UTC).date()
-    since = today - dt.timedelta(days=period - 1)
     last = next((run for run in page(connection, SyncRun, statements.runs(), _RUNS) if run.status != "running"), None)
     open_gaps = summaries.open_gap_count(connection)
-    counted, current = sums.counted(connection, since, today, 0 if wait else health.listed)
+    counted, current = sums.counted(connection, scope, today, 0 if wait else health.listed)
+    days = (scope.until - scope.since).days + 1
+    org, (since, until) = WHOLE + scope.org if scope.org else "", _listed(scope)
     return {
         "now": now,
-        "period": period,
-        "since": since,
+        "period": days,
+        "spoken": f"the last {days} days" if scope.until == today else str(scope),
+        "scope": scope,
         "health": health,
         "last": last,
         **(counted or {}),
@@ -59,10 +65,24 @@ def gather(
         "current": current,
         "problems": _problems(health, last, open_gaps, now, coverage_gap),
         "causes": causes(connection),
-        "holds": summaries.holds(connection, limit=_SHOWN) if health.held else [],
+        "holds": summaries.holds(connection, org=org, limit=_SHOWN) if health.held else [],
         "open_gaps": open_gaps,
-        "latest": trail_page.newest(connection, limit=events),
+        "latest": trail_page.newest(connection, org=org, since=since, until=until, limit=events),
     }
+
+
+def period(now: dt.datetime, days: int) -> Scope:
+    """So many days of all organisations, today included."""
+    today = now.astimezone(dt.UTC).date()
+    return Scope(today - dt.timedelta(days=days - 1), today)
+
+
+def _listed(scope: Scope) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """From when to when changes are listed; the first page lists the latest, however old they are."""
+    if scope.everything:
+        return None, None
+    since, until = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (scope.since, scope.until))
+    return since, until + dt.timedelta(days=1)
 
 
 _LINKS: Final = {

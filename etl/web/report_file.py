@@ -16,19 +16,26 @@ from etl.config import Schedule
 from etl.export.files import whole_file
 from etl.report import Report, health, summaries
 from etl.report.fetch import short_transaction
+from etl.report.summary_rows import Scope
 from etl.web import overview
 from etl.web.rendering import PLOTLY, asset, render
 
-EVENTS_AT_MOST: Final = 1000
+EVENTS_AT_MOST: Final = 400
 """The newest rows of the trail that a report has."""
 _LIVES: Final = 8
-_STATES_OF_A_LIFE: Final = 60
+_STATES_OF_A_LIFE: Final = 30
 
 
 def write(
-    engine: Engine, now: dt.datetime, file: Path, schedules: Sequence[Schedule] | None, coverage_gap: dt.timedelta
+    engine: Engine,
+    now: dt.datetime,
+    file: Path,
+    schedules: Sequence[Schedule] | None,
+    coverage_gap: dt.timedelta,
+    scope: Scope | None,
 ) -> None:
     """One HTML file; see ``etl.web.report_html``."""
+    asked = scope or overview.period(now, overview.USUAL_PERIOD)
     with short_transaction(engine) as connection:
         known = (
             health.summary_within(connection, now)
@@ -40,10 +47,10 @@ def write(
             known,
             now,
             coverage_gap=coverage_gap,
-            period=overview.USUAL_PERIOD,
+            scope=asked,
             events=EVENTS_AT_MOST + 1,
         )
-        most_changed = summaries.most_changed(connection, found["since"], _LIVES)
+        most_changed = summaries.most_changed(connection, asked, _LIVES)
     report = Report(engine)
     lives = [
         (each, list(islice(report.history(flow=each.flow_id, org=each.org_id), _STATES_OF_A_LIFE)))

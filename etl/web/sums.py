@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 from etl.errors import DatabaseError
 from etl.report import summaries
 from etl.report.fetch import short_transaction
+from etl.report.summary_rows import Scope
 
 MANY: Final = 50_000
 """Entries in lists that take about a tenth of a second to count."""
@@ -42,19 +43,19 @@ Pieces = dict[str, Callable[[Connection], Any]]
 
 
 class _Known:
-    """What was counted of one database, by the first day of the plots."""
+    """What was counted of one database, by its scope."""
 
     def __init__(self) -> None:
-        self.sums: dict[dt.date, Sums] = {}
-        self.counting: set[dt.date] = set()
+        self.sums: dict[Scope, Sums] = {}
+        self.counting: set[Scope] = set()
         self.lock = threading.Lock()
 
 
 _KNOWN: Final[WeakKeyDictionary[Engine, _Known]] = WeakKeyDictionary()
 
 
-def counted(connection: Connection, since: dt.date, today: dt.date, entries: int) -> tuple[dict[str, Any] | None, bool]:
-    """The sums from ``since`` on, and whether they are current; None where they are being counted for the first time.
+def counted(connection: Connection, scope: Scope, today: dt.date, entries: int) -> tuple[dict[str, Any] | None, bool]:
+    """The sums of a scope, and whether they are current; None where they are being counted for the first time.
 
     ``entries``: how many there are in all lists. Where they are many nothing is counted here.
     """
@@ -62,15 +63,15 @@ def counted(connection: Connection, since: dt.date, today: dt.date, entries: int
     state, now = (today, *summaries.state(connection)), time.monotonic()
     for old in [key for key, value in list(known.sums.items()) if value.state[0] != today]:
         known.sums.pop(old, None)
-    last = known.sums.get(since)
+    last = known.sums.get(scope)
     if last is not None and (last.state == state or _is_reusable(last, now)):
         return last.values, True
-    pieces = _pieces(since, today)
+    pieces = _pieces(scope, today)
     if entries > MANY:
-        _count_in_a_thread(connection.engine, known, since, state, pieces)
+        _count_in_a_thread(connection.engine, known, scope, state, pieces)
         return (last.values, False) if last is not None else (None, False)
     values = {name: piece(connection) for name, piece in pieces.items()}
-    _keep(known, since, state, values, now)
+    _keep(known, scope, state, values, now)
     return values, True
 
 
@@ -78,23 +79,25 @@ def _is_reusable(last: Sums, now: float) -> bool:
     return last.seconds > _QUICK_SECONDS and now - last.at < _REUSED_FOR * last.seconds
 
 
-def _pieces(since: dt.date, today: dt.date) -> Pieces:
+def _pieces(scope: Scope, today: dt.date) -> Pieces:
     """Plots begin on the day of the first observation: what there was before is unknown, not zero."""
 
-    def begin(connection: Connection) -> dt.date:
-        return max(since, summaries.first_day(connection) or since)
+    def drawn(connection: Connection) -> Scope:
+        first = summaries.first_day(connection) or scope.since
+        return scope._replace(since=min(max(scope.since, first), scope.until))
 
+    of_gaps = None if scope.everything else scope
     return {
-        "workflows": summaries.workflows,
-        "days": lambda connection: summaries.days(connection, begin(connection), today),
-        "day_snapshots": lambda connection: summaries.day_snapshots(connection, begin(connection), today),
-        "churn": lambda connection: summaries.churn(connection, since, _ORGS),
-        "gaps": lambda connection: summaries.gaps(connection, _SHOWN),
-        "gap_count": lambda connection: summaries.gap_counts(connection)[0],
+        "workflows": lambda connection: summaries.workflows(connection, scope.org),
+        "days": lambda connection: summaries.days(connection, drawn(connection)),
+        "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection), today),
+        "churn": lambda connection: summaries.churn(connection, scope, _ORGS),
+        "gaps": lambda connection: summaries.gaps(connection, _SHOWN, scope=of_gaps),
+        "gap_count": lambda connection: summaries.gap_counts(connection, of_gaps)[0],
     }
 
 
-def _count_in_a_thread(engine: Engine, known: _Known, since: dt.date, state: tuple[Any, ...], pieces: Pieces) -> None:
+def _count_in_a_thread(engine: Engine, known: _Known, scope: Scope, state: tuple[Any, ...], pieces: Pieces) -> None:
     """Each piece in a transaction of its own, so that on SQLite no writer waits for all of them."""
 
     def count() -> None:
@@ -103,19 +106,19 @@ def _count_in_a_thread(engine: Engine, known: _Known, since: dt.date, state: tup
             for name, piece in pieces.items():
                 with short_transaction(engine) as connection:
                     values[name] = piece(connection)
-            _keep(known, since, state, values, began)
+            _keep(known, scope, state, values, began)
         except DatabaseError as error:
             structlog.get_logger("etl.web").warning("sums_not_counted", error=str(error))
         finally:
-            known.counting.discard(since)
+            known.counting.discard(scope)
 
     with known.lock:
-        if since in known.counting:
+        if scope in known.counting:
             return
-        known.counting.add(since)
+        known.counting.add(scope)
     threading.Thread(target=count, name="sums", daemon=True).start()
 
 
-def _keep(known: _Known, since: dt.date, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
+def _keep(known: _Known, scope: Scope, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
     ended = time.monotonic()
-    known.sums[since] = Sums(state, values, ended, ended - began)
+    known.sums[scope] = Sums(state, values, ended, ended - began)

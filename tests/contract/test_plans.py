@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event, text
 from etl.database import reading
 from etl.report import Report, summaries, trail_page
 from etl.report.asof import Way
+from etl.report.summary_rows import Scope
 from tests.support.builders import flow
 from tests.support.newsroom import ANN, BOB, Newsroom
 
@@ -55,7 +56,8 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
         assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
     with reading(engine) as connection:
         assert trail_page.newest(connection, org="o1", kinds=("removed",), limit=10)
-        assert summaries.day_snapshots(connection, LONG_AGO.date(), dt.datetime.now(dt.UTC).date())
+        today = dt.datetime.now(dt.UTC).date()
+        assert summaries.day_snapshots(connection, Scope(LONG_AGO.date(), today), today)
         for view, condition in VIEWS.items():
             assert connection.execute(text(f"SELECT * FROM {view} WHERE {condition}")).all()
     conditions = [line for plan in plans.values() for line in plan.splitlines() if "Index Cond" in line]

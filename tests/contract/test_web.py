@@ -30,7 +30,7 @@ from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries, trail_page
-from etl.report.summary_rows import CYCLES, OTHER
+from etl.report.summary_rows import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
 from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import target_path, workflow_path
@@ -97,7 +97,7 @@ def get(server: HttpServer, path: str, **more: object) -> Response:
 def test_workflows_by_cycle_over_time_are_those_of_the_list_as_of_each_evening(engine: Engine, world: World) -> None:
     until = world.now.date()
     with reading(engine) as connection:
-        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
     for evening in found:
         at = dt.datetime.combine(evening.day, dt.time.max, dt.UTC)
         cycles = Counter(
@@ -108,10 +108,45 @@ def test_workflows_by_cycle_over_time_are_those_of_the_list_as_of_each_evening(e
     assert len({tuple(evening.by_cycle.items()) for evening in found}) > 5
 
 
+def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_all(engine: Engine, world: World) -> None:
+    today = world.now.date()
+    orgs = sorted({target.org_id for target in world.oracles})
+    every, past = Scope(today - 20 * DAY, today), Scope(today - 12 * DAY, today - 5 * DAY)
+    with reading(engine) as connection:
+
+        def evenings(scope: Scope) -> list[tuple[object, ...]]:
+            found = summaries.day_snapshots(connection, scope, today)
+            return [(each.day, each.by_cycle, each.unobserved, each.targets) for each in found]
+
+        assert evenings(past) == [each for each in evenings(every) if past.since <= each[0] <= past.until]
+        for number in range(2, 4):
+            parts = zip(*(evenings(past._replace(org=org)) for org in orgs), strict=True)
+            assert [sum(each[number] for each in day) for day in parts] == [day[number] for day in evenings(past)]
+        at = dt.datetime.combine(past.until, dt.time.max, dt.UTC)
+        for org in orgs:
+            cycles = Counter(
+                row.cycle if row.cycle in CYCLE_LABELS else OTHER for row in Report(engine).flows_as_of(at, org=org)
+            )
+            assert evenings(past._replace(org=org))[-1][1] == {cycle: cycles[cycle] for cycle in CYCLES}
+        days = zip(*(summaries.days(connection, past._replace(org=org)) for org in orgs), strict=True)
+        assert [sum(each.total for each in day) for day in days] == [
+            day.total for day in summaries.days(connection, past)
+        ]
+        churn = {each.org_id: each[:6] for each in summaries.churn(connection, past, 9)}
+        assert churn == {
+            org: each[:6] for org in orgs for each in summaries.churn(connection, past._replace(org=org), 9)
+        }
+        assert sum(summaries.workflows(connection, org) for org in orgs) == summaries.workflows(connection)
+        ends = dt.datetime.combine(past.until + DAY, dt.time(), dt.UTC)
+        begins = dt.datetime.combine(past.since, dt.time(), dt.UTC)
+        gaps = [g for g in summaries.gaps(connection, 10_000) if g.gap_from < ends and (g.gap_to or ends) >= begins]
+        assert summaries.gaps(connection, 10_000, scope=past) == gaps != []
+
+
 def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engine, world: World) -> None:
     until = world.now.date()
     with reading(engine) as connection:
-        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
         gaps = summaries.gaps(connection, 10_000)
         open_gaps = sum(gap.gap_to is None for gap in gaps)
         assert summaries.gap_counts(connection) == (len(gaps), open_gaps)
@@ -127,7 +162,7 @@ def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engi
 def test_targets_of_an_evening_are_those_observed_by_then_and_not_retired(engine: Engine, world: World) -> None:
     until = world.now.date()
     with reading(engine) as connection:
-        found = summaries.day_snapshots(connection, until - 20 * DAY, until)
+        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
     for evening in found[:-1]:
         at = dt.datetime.combine(evening.day, dt.time.max, dt.UTC)
         known = [row for row in Report(engine).targets_as_of(at) if row.observed_before]
@@ -172,7 +207,8 @@ def test_a_change_is_seen_on_the_next_look(engine: Engine, diary: Diary) -> None
 def test_changes_and_churn_are_those_of_daily_change(engine: Engine, world: World) -> None:
     since, until = world.now.date() - 6 * DAY, world.now.date()
     with reading(engine) as connection:
-        days, churn = summaries.days(connection, since, until), summaries.churn(connection, since, 2)
+        week = Scope(since, until)
+        days, churn = summaries.days(connection, week), summaries.churn(connection, week, 2)
         by_day, by_org = Counter(), Counter()
         for day, org, kind, changes in connection.execute(text("SELECT * FROM daily_change")):
             if str(day) >= str(since):
@@ -442,6 +478,20 @@ def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, e
     for inline in re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", page, re.DOTALL):
         assert base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode() in policy
     assert BOB.user_id in page
+
+
+def test_a_report_is_of_a_period_and_an_organisation_if_asked(
+    server: HttpServer, engine: Engine, tmp_path: Path
+) -> None:
+    scope = Scope(dt.date(2026, 3, 12), dt.date(2026, 3, 20), "o2", everything=False)
+    report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=tmp_path / "o2.html", scope=scope)
+    written = (tmp_path / "o2.html").read_text("utf-8")
+    assert "The time from 2026-03-12 to 2026-03-20, of organisation <bdi>o2</bdi>" in written
+    trail = written.partition('<table id="events">')[2].partition("</table>")[0]
+    assert "<bdi>o1</bdi>" not in trail
+    seen = set(re.findall(r"<tr>\s*<td[^>]*><time datetime=\"([0-9-]{10})", trail))
+    assert seen
+    assert all("2026-03-12" <= day <= "2026-03-20" for day in seen)
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing_behind(engine: Engine, tmp_path: Path) -> None:
