@@ -84,7 +84,7 @@ def test_only_what_was_sealed_in_the_time_counts_and_gaps_are_cut_to_it(house: H
 
 
 def _parsed(text: str) -> object:
-    from etl.schema import _from_text
+    from etl.schema.columns import _from_text
 
     return _from_text(text)
 

@@ -1,0 +1,78 @@
+"""The tables that the statements are written with.
+
+The Alembic revisions create them, with the checks, triggers and views that queries do not need to know.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from etl.schema.columns import UtcTime, metadata
+from etl.schema.lists import CHANGE_KIND, COMING, LEAVING, change_set, observation, target, workflow, workflow_change
+from etl.schema.organisations import (
+    org_event,
+    org_flow,
+    org_loss,
+    org_state,
+    org_step,
+    org_turnover,
+    organisation,
+    roster,
+    roster_user,
+)
+from etl.schema.proof import answer, run_seal, seal_timestamp, trail
+from etl.schema.runs import (
+    ASKS_NOBODY,
+    DIGEST_OF_NONE,
+    OWN_SLOT,
+    hold_event,
+    pruned_issues,
+    sync_issue,
+    sync_run,
+    target_membership,
+    workflow_detail,
+)
+from etl.schema.service import condition, lease, overdue_notice, verification
+
+__all__ = [
+    "ASKS_NOBODY",
+    "CHANGE_KIND",
+    "COMING",
+    "DIGEST_OF_NONE",
+    "GAPS_IN_NUMBERS",
+    "LEAVING",
+    "OWN_SLOT",
+    "UtcTime",
+    "answer",
+    "change_set",
+    "condition",
+    "hold_event",
+    "lease",
+    "metadata",
+    "observation",
+    "org_event",
+    "org_flow",
+    "org_loss",
+    "org_state",
+    "org_step",
+    "org_turnover",
+    "organisation",
+    "overdue_notice",
+    "pruned_issues",
+    "roster",
+    "roster_user",
+    "run_seal",
+    "seal_timestamp",
+    "sync_issue",
+    "sync_run",
+    "target",
+    "target_membership",
+    "trail",
+    "verification",
+    "workflow",
+    "workflow_change",
+    "workflow_detail",
+]
+
+GAPS_IN_NUMBERS: Final = 1
+"""``PRAGMA user_version`` of an SQLite file whose ids came from PostgreSQL, which leaves some out."""

@@ -1,0 +1,96 @@
+"""What all tables are made of: the metadata, how times are stored, and columns that come again and again."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Identity,
+    Integer,
+    MetaData,
+    Text,
+    text,
+)
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+
+class UtcTime(TypeDecorator[dt.datetime]):
+    """An aware time, given back in UTC: ``timestamptz``, or ``YYYY-MM-DD HH:MM:SS.ffffff`` text on SQLite.
+
+    A naive datetime is refused with a ValueError: nobody knows which moment it means.
+    """
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @property
+    def python_type(self) -> type[dt.datetime]:
+        return dt.datetime
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return Text() if dialect.name == "sqlite" else DateTime(timezone=True)
+
+    def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> dt.datetime | str | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone")
+        utc = value.astimezone(dt.UTC)
+        return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], dt.datetime | None]:
+        return _from_text if dialect.name == "sqlite" else _in_utc
+
+
+def _from_text(value: str | None) -> dt.datetime | None:
+    return None if value is None else dt.datetime.fromisoformat(value + "+00:00")
+
+
+def _in_utc(value: dt.datetime | None) -> dt.datetime | None:
+    return None if value is None else value.astimezone(dt.UTC)
+
+
+metadata: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+BIG: Final = BigInteger().with_variant(Integer(), "sqlite")
+BYTEWISE: Final = Text().with_variant(Text(collation="C"), "postgresql")
+"""Text that is compared or indexed, byte by byte, as SQLite does by default."""
+
+
+def id_column() -> Column[int]:
+    """A number that the database gives."""
+    return Column("id", BIG, Identity(), primary_key=True)
+
+
+def key(name: str) -> Column[str]:
+    """A text that is compared or indexed."""
+    return Column(name, BYTEWISE, nullable=False)
+
+
+def string(name: str) -> Column[str]:
+    """A text."""
+    return Column(name, Text, nullable=False)
+
+
+def time(name: str) -> Column[dt.datetime]:
+    """A moment."""
+    return Column(name, UtcTime, nullable=False)
+
+
+def count(name: str, *, big: bool = False) -> Column[int]:
+    """A number that begins with 0."""
+    return Column(name, BIG if big else Integer, nullable=False, server_default=text("0"))

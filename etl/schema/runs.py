@@ -1,0 +1,170 @@
+"""Runs, what did not go through in them, and what they write besides versions: memberships, holds, pruned issues."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    text,
+)
+
+from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, string, time
+
+ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
+"""The scope of a run that asks no target."""
+DIGEST_OF_NONE: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+"""The digest of an empty list."""
+OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")
+"""A run that has its slot to itself. Written like the index over slots, so that SQLite can use it."""
+
+sync_run: Final = Table(
+    "sync_run",
+    metadata,
+    id_column(),
+    Column("schedule", BYTEWISE),
+    string("origin"),
+    Column("scheduled_for", UtcTime),
+    count("missed"),
+    string("status"),
+    time("started_at"),
+    time("heartbeat_at"),
+    Column("finished_at", UtcTime),
+    Column("closed_at", UtcTime),
+    Column("notified_at", UtcTime),
+    Column("scope", Text, nullable=False, server_default=ASKS_NOBODY),
+    Column("targets_digest", Text, nullable=False, server_default=DIGEST_OF_NONE),
+    string("host"),
+    Column("pid", Integer, nullable=False),
+    count("targets"),
+    count("changed"),
+    count("unchanged"),
+    count("held"),
+    count("failed"),
+    count("stale"),
+    count("baseline", big=True),
+    count("added", big=True),
+    count("removed", big=True),
+    count("cycle_changed", big=True),
+    count("renamed", big=True),
+    count("editable_changed", big=True),
+    Index(
+        "uq_sync_run_slot",
+        "schedule",
+        "scheduled_for",
+        unique=True,
+        postgresql_where=OWN_SLOT,
+        sqlite_where=OWN_SLOT,
+    ),
+    Index(None, "schedule", "id"),
+    Index(
+        "ix_sync_run_running",
+        "heartbeat_at",
+        postgresql_where=text("status = 'running'"),
+        sqlite_where=text("status = 'running'"),
+    ),
+    Index(
+        "ix_sync_run_untold",
+        "finished_at",
+        postgresql_where=text("notified_at IS NULL"),
+        sqlite_where=text("notified_at IS NULL"),
+    ),
+    comment="One run of a schedule, of the command or of an approval, with its sums.",
+)
+
+sync_issue: Final = Table(
+    "sync_issue",
+    metadata,
+    id_column(),
+    Column("run_id", BIG, ForeignKey("sync_run.id", ondelete="CASCADE"), nullable=False),
+    Column("target_id", BIG, nullable=False),
+    string("verdict"),
+    Column("error_code", Text),
+    string("message"),
+    count("attempts"),
+    count("missing"),
+    Index(None, "run_id"),
+    Index(None, "target_id", "id"),
+    comment="A target that did not go through in a run, and why.",
+)
+
+target_membership: Final = Table(
+    "target_membership",
+    metadata,
+    id_column(),
+    Column("target_id", BIG, nullable=False),
+    Column("run_id", BIG, nullable=False),
+    Column("schedule", BYTEWISE),
+    string("kind"),
+    time("at"),
+    Index(None, "schedule", "target_id", "id"),
+    Index(None, "target_id", "id"),
+    Index(None, "run_id", "id"),
+    Index(
+        "ix_target_membership_retired",
+        "target_id",
+        "at",
+        postgresql_where=text("schedule IS NULL"),
+        sqlite_where=text("schedule IS NULL"),
+    ),
+    comment="When a target came into a schedule and left it, was retired and came back. Append-only.",
+)
+
+hold_event: Final = Table(
+    "hold_event",
+    metadata,
+    id_column(),
+    Column("target_id", BIG, nullable=False),
+    Column("run_id", BIG, nullable=False),
+    string("kind"),
+    time("at"),
+    string("flow_ids"),
+    string("data_hash"),
+    Index(None, "target_id", "id"),
+    Index(None, "run_id", "id"),
+    comment="Which workflows' removal was held, since when, and how that ended. Append-only.",
+)
+
+pruned_issues: Final = Table(
+    "pruned_issues",
+    metadata,
+    id_column(),
+    Column("run_id", BIG, nullable=False),
+    Column("pruned_run_id", BIG, nullable=False),
+    time("at"),
+    Index(None, "run_id", "id"),
+    Index(None, "pruned_run_id"),
+    comment="A run whose issues were deleted, and the run that deleted them. Append-only.",
+)
+
+workflow_detail: Final = Table(
+    "workflow_detail",
+    metadata,
+    id_column(),
+    key("org_id"),
+    key("flow_id"),
+    Column("run_id", BIG, nullable=False),
+    time("asked_at"),
+    time("observed_at"),
+    Column("update_user", Text),
+    Column("update_time", Text),
+    Column("creator", Text),
+    Column("create_time", Text),
+    Column("owner", Text),
+    Column("freq", Text),
+    Column("active", Integer),
+    Column("type", Integer),
+    Column("locked", Boolean),
+    string("detail_hash"),
+    Column("body", LargeBinary),
+    Index(None, "org_id", "flow_id", "id"),
+    Index(None, "run_id", "id"),
+    comment="What EnOS said of a workflow when it was asked for its details; body is data, zlib. Append-only.",
+)

@@ -1,0 +1,58 @@
+"""What the service notes for itself: whom it has told what, what is wrong, its checks, and which replica is active."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    Column,
+    Table,
+)
+
+from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, metadata, string, time
+
+overdue_notice: Final = Table(
+    "overdue_notice",
+    metadata,
+    Column("target_id", BIG, primary_key=True, autoincrement=False),
+    time("notified_at"),
+    comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
+)
+
+condition: Final = Table(
+    "condition",
+    metadata,
+    Column("code", BYTEWISE, primary_key=True),
+    Column("cause", BYTEWISE, primary_key=True),
+    time("since"),
+    count("subjects"),
+    string("named"),
+    string("said"),
+    string("remedy"),
+    Column("begin_told_at", UtcTime),
+    Column("ended_at", UtcTime),
+    comment="Something that is wrong, since when, and whether receivers know; until they know that it has ended.",
+)
+
+verification: Final = Table(
+    "verification",
+    metadata,
+    Column("kind", BYTEWISE, primary_key=True),
+    time("began_at"),
+    time("ended_at"),
+    count("targets"),
+    count("change_sets"),
+    count("last_seal", big=True),
+    count("findings"),
+    string("finding"),
+    comment="The service's last check of the trail, of each kind, up to which seal, and what it found.",
+)
+
+lease: Final = Table(
+    "lease",
+    metadata,
+    Column("name", BYTEWISE, primary_key=True),
+    string("holder"),
+    time("expires_at"),
+    comment="Which replica is active, by the database's clock.",
+)
