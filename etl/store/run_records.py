@@ -1,0 +1,144 @@
+"""What is written of a run itself: that it begins, lives, ends and is sealed; and what is asked of runs before."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from sqlalchemy import Connection, Engine
+
+from etl.domain.model import RunStatus, Target
+from etl.errors import SigningError
+from etl.store import (
+    runs,
+    seals,
+)
+from etl.store.runs import Begun, Due, Marks, NewRun, Written
+from etl.store.transactions import Transactions
+
+
+class RunRecords(Transactions):
+    """The part of a ``Store`` that is about runs."""
+
+    def __init__(self, engine: Engine, stop: threading.Event | None = None, sign: seals.Sign | None = None) -> None:
+        """``sign`` signs the seals; see ``require_signing``."""
+        super().__init__(engine, stop)
+        self._sign = sign
+        self._recorded: dict[str, tuple[Sequence[Target], int]] = {}
+        """The lists of schedules as last recorded, and the highest membership id then."""
+        self._digested: tuple[Sequence[Target], str] = ((), runs.digest_of_targets(()))
+
+    def require_signing(self) -> None:
+        """Raise SigningError where the last seal is signed and this store signs none: the next one would be a finding
+        for ever."""
+        key_id = None if self._sign else self._read(seals.last_key_id)
+        if key_id is not None:
+            raise SigningError(
+                f"The seals of this database are signed (key {key_id[:16]}), and a later one without a signature would "
+                "be a finding for ever: set [seal] key_file, to this key or to a new one."
+            )
+
+    def is_running(self, run_id: int, host: str, pid: int) -> bool:
+        """Whether this run of that process is under way in this database."""
+        return self._read(lambda connection: runs.is_running(connection, run_id, host, pid))
+
+    def written_by(self, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
+        """What a run has already written for ``targets``: those that changed or have an issue."""
+        return self._read(lambda connection: runs.written_by(connection, run_id, targets))
+
+    def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
+        """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
+
+        The lists of its schedules are recorded with it, unless this process knows that they are already.
+        """
+        digest = self._digest(asked)
+        begun = self._write(
+            lambda connection: self._begin(connection, run, now, digest, asked),
+            lambda begun, connection: runs.was_begun(connection, begun and begun.run_id, run, now),
+        )
+        if begun is None:
+            return None
+        self._recorded.update({name: (targets, begun.membership_id) for name, targets in run.lists.items()})
+        return begun.run_id
+
+    def _begin(
+        self, connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]
+    ) -> Begun | None:
+        begun = runs.begin(connection, run, now, digest, asked)
+        if begun is None or all(
+            self._recorded.get(name, (None, 0)) == (targets, begun.membership_id) for name, targets in run.lists.items()
+        ):
+            return begun
+        return runs.record_lists(connection, begun, run, now)
+
+    def _digest(self, asked: Sequence[Target]) -> str:
+        """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""
+        known, digest = self._digested
+        if known is not asked:
+            digest = runs.digest_of_targets(asked)
+            self._digested = (asked, digest)
+        return digest
+
+    def beat(self, run_id: int) -> None:
+        """Renew the heartbeat of a run."""
+        self._write(lambda connection: runs.beat(connection, run_id))
+
+    def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
+        return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
+
+    def close_run(self, run_id: int, now: dt.datetime) -> bool:
+        """Let nobody write for a run any more; False if another process has closed it."""
+        return self._write(lambda connection: seals.close(connection, run_id, now))
+
+    def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
+        """End a closed run: write its status, its sums and its seal; False if that was done already.
+
+        The sums of an aborted run are counted from what it wrote.
+        """
+        if status == "aborted":
+            sums, latest_at = self._read(lambda connection: seals.reckon(connection, run_id))
+            now = max(now, latest_at or now)
+        ended = self._write(
+            lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
+            lambda _, connection: seals.is_sealed(connection, run_id, status),
+        )
+        return ended or self._read(lambda connection: seals.is_sealed(connection, run_id, status))
+
+    def recount(self, run_id: int) -> Mapping[str, int]:
+        """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""
+        return self._read(lambda connection: seals.reckon(connection, run_id)).sums
+
+    def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
+        """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""
+        dead = self._write(lambda connection: runs.close_abandoned(connection, now))
+        return [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
+
+    def served_until(self, schedule: str) -> dt.datetime | None:
+        """The slot of the latest run of a schedule, which served it or is serving it; None if it never ran."""
+        return self._read(lambda connection: runs.served_until(connection, schedule))
+
+    def due(self, schedule: str, slot: dt.datetime) -> Due:
+        """What a run for a due slot must know about earlier runs, read at one moment."""
+        return self._read(lambda connection: runs.due(connection, schedule, slot))
+
+    def was_aborted(self, schedule: str, slot: dt.datetime) -> bool:
+        """Whether a run for exactly this slot was aborted."""
+        return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
+
+    def marks(self) -> Marks:
+        """A value that changes whenever any run begins, writes or ends."""
+        return self._read(runs.marks)
+
+    @contextlib.contextmanager
+    def _maintenance(self, now: dt.datetime) -> Iterator[int]:
+        """A run for what is written outside of runs that ask."""
+        run = NewRun(origin="maintenance", host=socket.gethostname(), pid=os.getpid(), targets=0)
+        run_id = self.begin_run(run, now)
+        assert run_id is not None  # noqa: S101 - it has no slot that another could have taken
+        yield run_id
+        self.finish_run(run_id, "succeeded", {}, now)

@@ -1,0 +1,55 @@
+"""One transaction a call, tried again where the database went away."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from etl.database import reading, writing
+from etl.errors import DatabaseUnreachable
+
+T = TypeVar("T")
+_PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
+
+
+class Transactions:
+    """A database that is read and written in short transactions. Safe to use from several threads."""
+
+    def __init__(self, engine: Engine, stop: threading.Event | None = None) -> None:
+        self._engine = engine
+        self._stop = stop or threading.Event()
+        self._turn = threading.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
+        """SQLite takes one writer at a time: waiting here is cheaper than retrying when it is busy."""
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                with reading(self._engine) as connection:
+                    return work(connection)
+            except DatabaseUnreachable:
+                if pause is None or self._stop.wait(pause):
+                    raise
+        raise AssertionError("the last pause raises")
+
+    def _write(
+        self, work: Callable[[Connection], T], was_committed: Callable[[T, Connection], bool] | None = None
+    ) -> T:
+        """Run ``work`` in one transaction, and again if the database went away. A lost COMMIT is looked up by
+        ``was_committed``, which gets what ``work`` returned."""
+        for pause in (*_PAUSES_SECONDS, None):
+            result: list[T] = []
+            try:
+                with self._turn, writing(self._engine) as connection:
+                    result.append(work(connection))
+                return result[0]
+            except DatabaseUnreachable:
+                if result and was_committed is not None and self._read(partial(was_committed, result[0])):
+                    return result[0]
+                if pause is None or self._stop.wait(pause):
+                    raise
+        raise AssertionError("the last pause raises")
