@@ -32,7 +32,7 @@ HASH = "0" * 64
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_list_at_any_moment_is_what_an_independent_oracle_says(engine: Engine, seed: int) -> None:
+def test_the_list_at_any_moment_agrees_with_an_independent_oracle(engine: Engine, seed: int) -> None:
     """Lists, times, coverage and the observations around, by both ways, at boundaries and anywhere between."""
     world = World(engine, seed)
     world.live(60)
@@ -162,7 +162,7 @@ def test_a_gap_in_which_the_list_changed_is_unobserved(life: Life) -> None:
     assert life.at(3) == ("b", "unobserved", 2, 5)
 
 
-def test_an_observed_empty_list_is_told_from_nobody_having_looked(life: Life) -> None:
+def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
     """One that was not observed by then is unobserved, and has no count; the first look at it is told."""
     life.fails()
     assert life.at(0.5) is None

@@ -34,7 +34,7 @@ def test_trails_with_everything_in_them_hold(house: House) -> None:
     assert found(house) == []
 
 
-def test_what_a_run_under_way_and_a_dead_one_observed_may_count(house: House) -> None:
+def test_observations_of_a_running_and_of_a_dead_run_may_count(house: House) -> None:
     house.serve({"plants": [ANN]})
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
@@ -71,7 +71,7 @@ TAMPERINGS = {
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("what", TAMPERINGS)
-def test_a_span_that_somebody_altered_is_found(house: House, what: str) -> None:
+def test_an_altered_span_is_found(house: House, what: str) -> None:
     house.serve({"plants": [ANN]})
     house.serve({"plants": [ANN]})
     statement, sentence = TAMPERINGS[what]

@@ -84,7 +84,7 @@ def test_the_bundle_of_every_part_of_the_time_passes(house: House, said: Said) -
         assert 0 < done.runs < done.seals
 
 
-def test_the_bundle_of_one_organisation_tells_nothing_of_others(house: House, said: Said) -> None:
+def test_the_bundle_of_one_organisation_reveals_nothing_of_others(house: House, said: Said) -> None:
     house.serve({"plants": [ANN, EVE], "wind": [BEN]})
     house.serve({"wind": [BEN]})
     house.upstream.lists[EVE] = numbered(1, 5)

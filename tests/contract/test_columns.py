@@ -116,7 +116,7 @@ EMPTY = {"answer", "roster", "roster_user", "overdue_notice", "condition", "veri
 
 
 @pytest.mark.parametrize("line", [line for line in lines() if line.word.startswith((*PROVEN, *UNPROVEN))], ids=str)
-def test_what_the_table_says_of_a_column_is_true(lived: Lived, line: Line) -> None:
+def test_the_table_describes_each_column_correctly(lived: Lived, line: Line) -> None:
     if line.table in EMPTY:
         pytest.skip("no rows in this trail")
     intruder = Intruder(lived.engine)

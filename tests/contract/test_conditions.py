@@ -81,7 +81,7 @@ REFUSES = "the connection is refused"
         ),
     ],
 )
-def test_the_gateway_is_down_where_nobody_gets_an_answer_and_that_is_one_condition(
+def test_no_answer_for_any_target_is_one_condition_the_gateway_is_down(
     engine: Engine, failures: list[tuple[str, int]], expected: list[tuple[str, int, str | None]]
 ) -> None:
     """Whether a run gave up asking, or had too few targets for that."""
@@ -109,7 +109,7 @@ def test_a_cause_began_with_its_own_first_failure_in_a_row(engine: Engine, codes
     assert found.since == START + dt.timedelta(hours=began)
 
 
-def test_a_target_of_no_schedule_that_was_not_retired_is_said(engine: Engine) -> None:
+def test_a_target_of_no_schedule_that_was_not_retired_is_reported(engine: Engine) -> None:
     fail(engine, ["gone"], "malformed", HTML)
     assert ("targets_unscheduled", 1) in codes(engine)
     with writing(engine) as connection:
@@ -153,7 +153,7 @@ def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engin
     assert told.looks() == []
 
 
-def test_what_cannot_be_written_down_is_told_once_too(engine: Engine) -> None:
+def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) -> None:
     told = Told(engine)
     told.own = [Trouble("database_full", "The disk is full")]
     assert told.looks() == [("condition_began", "database_full")]
@@ -191,7 +191,7 @@ def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None
     assert store.untold_conditions() == []
 
 
-def test_nobody_is_told_of_what_ended_before_it_was_told(engine: Engine) -> None:
+def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
     told = Told(engine)
     told.own = [Trouble("receiver_failing", "mail was not told", "mail")]
     told.looks()
@@ -270,7 +270,7 @@ def test_the_trail_is_checked_when_a_check_is_due(engine: Engine, every: str, ho
     assert (Store(engine).verified()[0].ended_at == later) == bool(checks)
 
 
-def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_said(engine: Engine) -> None:
+def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine: Engine) -> None:
     verification(engine, NOW, active=lambda: False).look()
     assert Store(engine).verified() == []
     now = [NOW]

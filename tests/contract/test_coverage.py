@@ -29,7 +29,7 @@ def of(told: Coverage) -> dict[str, CoveredTarget]:
     return {each.user_id: each for each in told.targets}
 
 
-def test_each_time_that_a_target_was_to_be_asked_is_accounted_for(house: House) -> None:
+def test_every_due_request_of_a_target_is_accounted_for(house: House) -> None:
     live(house)
     told = found(house)
     assert told.runs == house.rows("SELECT count(*) FROM sync_run WHERE targets > 0")[0][0]
@@ -58,7 +58,7 @@ def test_failures_and_holds_are_listed_with_the_seal_that_proves_them(house: Hou
     assert told.seals == (1, 2)
 
 
-def test_of_a_run_that_was_aborted_or_pruned_nobody_can_say_who_answered(house: House) -> None:
+def test_the_answers_of_an_aborted_or_pruned_run_are_unknown(house: House) -> None:
     house.serve({"plants": [ANN]})
     die(house)
     change(house.engine, "INSERT INTO pruned_issues (run_id, pruned_run_id, at) SELECT 9, 1, started_at FROM sync_run")
@@ -89,7 +89,7 @@ def _parsed(text: str) -> object:
     return _from_text(text)
 
 
-def test_who_came_and_went_is_told(house: House) -> None:
+def test_users_that_joined_and_left_are_listed(house: House) -> None:
     house.serve({"plants": [ANN, BEN]})
     house.serve({"plants": [ANN]})
     house.store.retire_others([ANN], now(), None)

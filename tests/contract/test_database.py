@@ -148,7 +148,7 @@ def test_a_connection_that_the_server_dropped_is_reported_once_and_replaced(
 @pytest.mark.parametrize(
     "message", [b"BEGIN", b"DECLARE", b"Pc_", b"FETCH FORWARD 1 ", b"FETCH FORWARD 2 ", b"CLOSE"], ids=bytes.decode
 )
-def test_a_connection_that_is_cut_anywhere_in_a_streamed_read_is_one_error_and_no_other_word(
+def test_a_connection_cut_anywhere_in_a_streamed_read_is_one_error(
     migrated_postgres: str,
     postgres: local_postgres.Server,
     engines: list[Engine],
@@ -177,14 +177,16 @@ def streamed(engine: Engine) -> list[int]:
         return list(result.scalars())
 
 
-def test_the_second_of_two_hosts_is_asked_when_the_first_is_away(
+def test_the_second_of_two_hosts_is_used_when_the_first_is_down(
     migrated_postgres: str, postgres: local_postgres.Server, engines: list[Engine]
 ) -> None:
     hosts = f"host=127.0.0.1:1&host=127.0.0.1:{postgres.port}"
     assert names(opened(engines, f"postgresql://postgres:{postgres.password}@/{migrated_postgres}?{hosts}")) == []
 
 
-def test_a_thread_that_waits_too_long_for_a_connection_is_told_why(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_waiting_too_long_for_a_connection_is_an_error_with_its_reason(
+    sqlite_file: Path, engines: list[Engine]
+) -> None:
     engine = opened(engines, sqlite_file, pool_size=1)
     engine.pool._timeout = 0.01
     with reading(engine), pytest.raises(DatabaseUnreachable, match="came free"), reading(engine):
@@ -257,7 +259,7 @@ only_where_locks_are_listed = pytest.mark.skipif(not Path("/proc/locks").exists(
     [((3, 46, 1), "PRAGMA journal_mode = wal"), ((3, 51, 3), "BEGIN")],
     ids=["in WAL mode, which is not safe", "in a transaction, without WAL"],
 )
-def test_who_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
+def test_the_process_that_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
     sqlite_file: Path,
     engines: list[Engine],
     monkeypatch: pytest.MonkeyPatch,
@@ -276,7 +278,7 @@ def test_who_keeps_a_file_in_the_wrong_journal_mode_is_named_at_once(
 
 
 @only_where_locks_are_listed
-def test_who_has_a_file_locked_is_named(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_the_process_that_has_a_file_locked_is_named(sqlite_file: Path, engines: list[Engine]) -> None:
     with (
         held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process,
         pytest.raises(DatabaseUnreachable, match=rf"is locked by .* \(process {process}\): try again"),
@@ -284,7 +286,7 @@ def test_who_has_a_file_locked_is_named(sqlite_file: Path, engines: list[Engine]
         add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
 
 
-def test_processes_that_all_want_to_change_the_journal_mode_let_each_other(
+def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(
     sqlite_file: Path, engines: list[Engine]
 ) -> None:
     sqlite3.connect(sqlite_file).execute("PRAGMA journal_mode = wal").close()
@@ -311,7 +313,7 @@ def test_wal_is_used_only_where_the_library_is_safe(
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
-def test_every_file_that_is_made_belongs_to_its_owner_alone(
+def test_every_new_file_is_accessible_to_its_owner_only(
     tmp_path: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 51, 3))
@@ -327,7 +329,7 @@ def test_every_file_that_is_made_belongs_to_its_owner_alone(
     assert modes == {"flowtrail.db": 0o600, "flowtrail.db-wal": 0o600, "flowtrail.db-shm": 0o600}
 
 
-def test_the_rights_of_a_file_that_is_there_are_left_alone(tmp_path: Path, engines: list[Engine]) -> None:
+def test_the_permissions_of_an_existing_file_are_unchanged(tmp_path: Path, engines: list[Engine]) -> None:
     file = tmp_path / "flowtrail.db"
     file.touch(0o640)
     upgrade(opened(engines, file))
@@ -350,18 +352,18 @@ def test_a_path_with_strange_characters_is_taken_as_it_is(tmp_path: Path, engine
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
-def test_a_directory_that_is_missing_is_named(tmp_path: Path, engines: list[Engine]) -> None:
+def test_a_missing_directory_is_named(tmp_path: Path, engines: list[Engine]) -> None:
     for act in (names, upgrade):
         with pytest.raises(DatabaseError, match=f"create the directory {tmp_path / 'missing'} first"):
             act(opened(engines, tmp_path / "missing" / "flowtrail.db"))
 
 
-def test_a_directory_in_place_of_the_file_is_said_to_be_one(tmp_path: Path, engines: list[Engine]) -> None:
+def test_a_directory_in_place_of_the_file_is_reported(tmp_path: Path, engines: list[Engine]) -> None:
     with pytest.raises(DatabaseError, match="is a directory"):
         upgrade(opened(engines, tmp_path))
 
 
-def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, engines: list[Engine]) -> None:
+def test_a_file_that_is_not_a_database_is_left_unchanged(tmp_path: Path, engines: list[Engine]) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("remember the milk\n" * 100)
     with pytest.raises(DatabaseError, match="is not a SQLite database and was left unchanged"):
@@ -369,7 +371,7 @@ def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, engines: li
     assert file.read_text() == "remember the milk\n" * 100
 
 
-def test_a_damaged_file_is_said_to_be_damaged(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_a_damaged_file_is_reported_as_damaged(sqlite_file: Path, engines: list[Engine]) -> None:
     content = sqlite_file.read_bytes()
     sqlite_file.write_bytes(content[:100] + b"\xff" * (len(content) - 100))
     with pytest.raises(DatabaseError, match="is damaged and was left unchanged: restore a backup"):
@@ -386,7 +388,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path, engines: list[Eng
             act(opened(engines, tmp_path / "flowtrail.db"))
 
 
-def test_a_full_disk_is_said_to_be_full(sqlite_file: Path, engines: list[Engine]) -> None:
+def test_a_full_disk_is_reported_as_full(sqlite_file: Path, engines: list[Engine]) -> None:
     engine = opened(engines, sqlite_file)
     with writing(engine) as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
@@ -412,7 +414,7 @@ engine.dispose()
 """
 
 
-def test_a_file_that_may_only_be_read_can_be_read_and_says_so_when_written(migrated_sqlite: Path) -> None:
+def test_a_read_only_file_can_be_read_and_is_reported_when_written(migrated_sqlite: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="flowtrail-readonly-"))
     file = folder / "flowtrail.db"
     file.write_bytes(migrated_sqlite.read_bytes())
@@ -561,7 +563,7 @@ def test_a_number_that_is_too_large_is_refused_and_not_repeated(engine: Engine) 
         connection.execute(text("DELETE FROM target WHERE id = CAST(:id AS bigint)"), {"id": 10**30})
 
 
-def test_a_table_that_is_missing_points_to_the_check(engine: Engine) -> None:
+def test_the_error_of_a_missing_table_points_to_the_check(engine: Engine) -> None:
     with pytest.raises(SchemaMismatch, match="`flowtrail db check`"), reading(engine) as connection:
         connection.exec_driver_sql("SELECT * FROM leases")
 
@@ -582,7 +584,7 @@ def test_statements_need_not_be_prepared_where_a_pooler_cannot_have_it(
         engine.dispose()
 
 
-def test_a_file_whose_damaged_bytes_are_no_text_is_named_as_damaged(migrated_sqlite: Path, tmp_path: Path) -> None:
+def test_damaged_bytes_that_are_not_text_are_reported_as_damage(migrated_sqlite: Path, tmp_path: Path) -> None:
     content = bytearray(migrated_sqlite.read_bytes())
     at = content.index(b"CREATE TABLE target")
     content[at : at + 6] = b"\xff\xfe\xfd\xfc\xfb\xfa"

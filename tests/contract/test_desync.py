@@ -111,7 +111,7 @@ def test_no_user_ever_has_an_id_of_another(engine: Engine, lists: dict[str, list
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
-def test_interim_answers_and_odd_splits_fail_nobody(engine: Engine, lists: dict[str, list[str]]) -> None:
+def test_interim_answers_and_odd_splits_fail_no_target(engine: Engine, lists: dict[str, list[str]]) -> None:
     with Mixer(lists, HARMLESS, every=1) as server:
         life = Life(engine, server)
         with life.run_context() as made:

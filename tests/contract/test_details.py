@@ -54,7 +54,7 @@ def house(engine: Engine, database_url: str) -> Iterator[DetailHouse]:
         yield house
 
 
-def test_a_changed_workflow_is_asked_for_once_however_many_users_see_it(house: DetailHouse) -> None:
+def test_the_detail_of_a_changed_workflow_is_requested_once_for_all_its_users(house: DetailHouse) -> None:
     assert house.upstream.counters.detail_calls == 0, "a baseline is no change"
     house.world.set_cycle(ORG, "3", "H")
     house.world.rename(ORG, "4", "another")
@@ -72,7 +72,7 @@ def test_a_changed_workflow_is_asked_for_once_however_many_users_see_it(house: D
     assert house.upstream.counters.detail_calls == 2, "a quiet run asks for none"
 
 
-def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(house: DetailHouse) -> None:
+def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     house.world.set_cycle(ORG, "3", "W")
@@ -93,7 +93,7 @@ def test_what_enos_said_is_told_beside_the_change_and_the_latest_has_a_view(hous
     ]
 
 
-def test_the_organisations_events_and_a_notification_have_it_beside_them(house: DetailHouse) -> None:
+def test_organisation_events_and_notifications_have_the_details_too(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     house.world.set_cycle(ORG, "3", "W")
@@ -113,7 +113,7 @@ def test_the_organisations_events_and_a_notification_have_it_beside_them(house: 
     )
 
 
-def test_a_workflow_that_appears_is_told_with_who_made_it(house: DetailHouse) -> None:
+def test_a_workflow_that_appears_is_reported_with_its_creator(house: DetailHouse) -> None:
     house.world.add_flow(ORG, Flow("77", "late", "D", True))
     report = house.ask_all()
     (run,) = [each for each in Store(house.engine).unnotified_runs(EPOCH) if each.id == report.run_id]
@@ -123,7 +123,7 @@ def test_a_workflow_that_appears_is_told_with_who_made_it(house: DetailHouse) ->
     assert "EnOS: last updated by updater-1 at" in line
 
 
-def test_an_event_has_behind_it_the_lists_of_all_whose_answers_came_later_in_the_run(house: DetailHouse) -> None:
+def test_an_event_rests_on_the_later_answers_of_its_run_too(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     with reading(house.engine) as connection:
@@ -131,7 +131,7 @@ def test_an_event_has_behind_it_the_lists_of_all_whose_answers_came_later_in_the
         assert [each.user_id for each in behind(connection, [event])[event.event_id]] == [*USERS]
 
 
-def test_the_history_of_a_workflow_has_what_enos_said_of_each_state(house: DetailHouse) -> None:
+def test_the_history_of_a_workflow_has_the_details_of_each_state(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     states = list(states_with_details(house.engine, "3", Report(house.engine).history(flow="3")))
@@ -143,7 +143,7 @@ def test_the_history_of_a_workflow_has_what_enos_said_of_each_state(house: Detai
 
 
 @pytest.mark.parametrize("statement", ["UPDATE workflow_detail SET update_user = 'x'", "DELETE FROM workflow_detail"])
-def test_what_enos_said_cannot_be_rewritten(house: DetailHouse, statement: str) -> None:
+def test_details_cannot_be_rewritten(house: DetailHouse, statement: str) -> None:
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     with pytest.raises(Exception, match="append-only"), house.engine.begin() as connection:
@@ -164,7 +164,7 @@ def test_what_enos_said_cannot_be_rewritten(house: DetailHouse, statement: str) 
     ],
     ids=lambda fault: f"{fault.kind} {fault.code}" if fault.kind == "code" else fault.kind,
 )
-def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: DetailHouse, fault: Fault) -> None:
+def test_a_failing_detail_service_changes_neither_verdict_nor_result(house: DetailHouse, fault: Fault) -> None:
     for number in range(1, 21):
         house.world.set_cycle(ORG, str(number), "H")
     house.upstream.order(fault)
@@ -185,7 +185,7 @@ def test_a_detail_service_that_fails_changes_no_verdict_and_no_end(house: Detail
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_no_more_are_asked_for_than_allowed(house: DetailHouse) -> None:
+def test_no_more_details_are_requested_than_allowed(house: DetailHouse) -> None:
     for number in range(1, 21):
         house.world.set_cycle(ORG, str(number), "H")
     report = house.ask_all(DetailLimits(most=5, within=dt.timedelta(seconds=20), keep_body=False))
@@ -195,7 +195,7 @@ def test_no_more_are_asked_for_than_allowed(house: DetailHouse) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_database_that_takes_no_detail_changes_no_end(house: DetailHouse) -> None:
+def test_details_that_cannot_be_written_do_not_change_the_result_of_the_run(house: DetailHouse) -> None:
     class Refusing(Store):
         def add_details(self, *_: object, **__: object) -> None:
             raise DatabaseError("disk full")
@@ -207,7 +207,7 @@ def test_a_database_that_takes_no_detail_changes_no_end(house: DetailHouse) -> N
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_nobody_asks_where_nobody_wants_details(house: DetailHouse) -> None:
+def test_details_are_requested_only_where_they_are_configured(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     assert house.ask_all(None).details is None
     assert house.upstream.counters.detail_calls == 0

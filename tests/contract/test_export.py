@@ -246,7 +246,7 @@ def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Pat
     assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"] == 6
 
 
-def test_a_folder_that_is_there_is_not_written_into(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
     """Old and new months would be read as one."""
     pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
     with pytest.raises(UsageError, match="already exists"):
@@ -391,7 +391,7 @@ def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path: Path, fmt: str) -> Non
 
 
 @pytest.mark.parametrize("fmt", ["csv", "jsonl"])
-def test_a_terminal_is_sent_nothing_that_it_would_obey(fmt: str) -> None:
+def test_no_control_sequence_reaches_a_terminal(fmt: str) -> None:
     """JSON is the same JSON; a file or a pipe gets the bytes as they are."""
     name = "a\x1b]0;pwned\x07\x9b2J\u202eb\nc"
     event = EVENTS[0]._replace(new_name=name)
@@ -423,7 +423,7 @@ def test_parquet_is_not_sent_to_a_terminal() -> None:
     ("place", "said"),
     [("missing/f.csv", "create the folder"), ("", "is a folder"), ("file/f.csv", "create the folder")],
 )
-def test_a_place_that_cannot_be_used_is_named_with_the_remedy(tmp_path: Path, place: str, said: str) -> None:
+def test_an_unusable_path_is_named_with_the_remedy(tmp_path: Path, place: str, said: str) -> None:
     """A UsageError in one sentence."""
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=said):

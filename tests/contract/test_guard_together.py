@@ -46,7 +46,7 @@ def settled(engine: Engine) -> Callable[..., Runs]:
 # What was seen to get past the guard
 
 
-def test_a_lie_that_leaves_every_list_one_workflow_is_held(settled):
+def test_a_false_answer_that_leaves_every_list_one_workflow_is_held(settled):
     """160 users keep one of nine workflows: no list loses as many as a rule for one list would doubt."""
     targets = users(160)
     runs = settled(targets)
@@ -57,7 +57,7 @@ def test_a_lie_that_leaves_every_list_one_workflow_is_held(settled):
     assert "of the 1440 workflows in the organisation's lists 1280 go missing" in report.tally.issues[0].issue.message
 
 
-def test_many_schedules_believe_one_lie_only_up_to_the_share(settled):
+def test_many_schedules_believe_one_false_answer_only_up_to_the_share(settled):
     """Forty schedules of four users, and every answer is empty."""
     targets = users(160)
     runs = settled(targets)
@@ -71,7 +71,7 @@ def test_many_schedules_believe_one_lie_only_up_to_the_share(settled):
     assert "and 396 were removed within the 24 h before" in message
 
 
-def test_the_same_lie_in_one_schedule_is_held_whole(settled):
+def test_the_same_false_answer_in_one_schedule_is_held_whole(settled):
     targets = users(160)
     runs = settled(targets)
     runs.upstream.lists = dict.fromkeys(targets, ())
@@ -107,7 +107,7 @@ def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url
 # What counts
 
 
-def test_a_first_answer_that_lies_removes_nothing_and_holds_nothing(settled):
+def test_a_false_first_answer_removes_nothing_and_holds_nothing(settled):
     targets = users(160)
     runs = settled(targets)
     runs.upstream.says = lambda target, question: () if question == 1 else NINE
@@ -123,7 +123,7 @@ def test_the_second_answer_alone_is_recorded(settled):
     assert runs.rows("SELECT DISTINCT flow_id FROM workflow_change WHERE kind = 'removed'") == [("9",)]
 
 
-def test_a_target_without_removals_is_asked_no_second_question(settled):
+def test_a_target_without_removals_is_not_requested_twice(settled):
     targets = users(3)
     runs = settled(targets)
     runs.upstream.lists[targets[0]] = numbered(1, 10)
@@ -133,7 +133,7 @@ def test_a_target_without_removals_is_asked_no_second_question(settled):
     assert [runs.upstream.asked[target] for target in targets] == [kept_and_own, kept_and_second, kept]
 
 
-def test_answers_that_are_all_asked_for_again_begin_no_transaction(settled, monkeypatch):
+def test_a_batch_that_is_requested_again_as_a_whole_begins_no_transaction(settled, monkeypatch):
     """A disk that fails just then was met with nothing to write, and ended in a traceback."""
     targets = users(4)
     runs = settled(targets)
@@ -148,7 +148,7 @@ def test_answers_that_are_all_asked_for_again_begin_no_transaction(settled, monk
     assert all(written)
 
 
-def test_a_second_answer_that_fails_is_a_failure_and_the_others_are_judged_without_it(settled):
+def test_a_failed_second_answer_is_a_failure_and_the_others_are_judged_without_it(settled):
     targets = users(4)
     runs = settled(targets, numbered(1, 5))
     lists = dict(zip(targets, (3, 3, 3, 3), strict=True))
@@ -190,7 +190,7 @@ def test_counts_from_before_the_clock_was_set_back(settled, hours, verdict):
     assert verdicts(runs.run(targets)) == {verdict: 1, "unchanged": 1}
 
 
-def test_what_a_person_approved_does_not_count_and_starts_the_window_anew(settled):
+def test_approved_removals_do_not_count_and_restart_the_window(settled):
     targets = users(3)
     runs = settled(targets, numbered(1, 30))
     runs.upstream.lists[targets[0]] = numbered(1, 21)
@@ -210,7 +210,7 @@ def test_lists_that_were_first_seen_within_the_window_count_as_they_were_then(se
     assert verdicts(runs.run(targets)) == {"changed": 10}, "10 of 100"
 
 
-def test_what_was_added_within_the_window_dilutes_nothing(settled):
+def test_additions_within_the_window_do_not_dilute_the_share(settled):
     """A list that doubles in the morning and loses ten in the evening has lost half of what it had."""
     targets = users(2)
     runs = settled(targets, numbered(1, 10))
@@ -223,7 +223,7 @@ def test_what_was_added_within_the_window_dilutes_nothing(settled):
     assert verdicts(runs.run(targets)) == {"held": 2}, "nothing approves itself"
 
 
-def test_what_one_list_loses_and_is_held_for_counts_for_the_others_of_its_run(settled):
+def test_removals_held_for_one_list_count_for_the_others_of_its_run(settled):
     """A large list loses most, and small ones a little each: the lie is one."""
     large, small = users(1, "o1"), [Target("o1", f"small{n}") for n in range(5)]
     runs = settled([*large, *small], numbered(1, 9))
@@ -242,7 +242,7 @@ def test_organisations_are_judged_apart(settled):
     assert runs.removed() == 1
 
 
-def test_a_retired_list_is_no_part_of_what_an_organisation_has(settled):
+def test_a_retired_list_does_not_count_for_its_organisation(settled):
     targets = users(20)
     runs = settled(targets)
     with runs.run_context() as (context, _):
@@ -322,7 +322,7 @@ def test_removals_are_judged_together_over_all_batches(settled, small_batches):
     assert verdicts(runs.run(targets)) == {"held": 21, "unchanged": 39}, "168 of 540"
 
 
-def test_removals_that_the_others_withdraw_are_believed(settled, small_batches):
+def test_removals_are_believed_once_the_other_lists_withdraw_theirs(settled, small_batches):
     """Sixty first answers lie; of the second ones two still lack something."""
     targets = users(60)
     runs = settled(targets)
@@ -331,7 +331,7 @@ def test_removals_that_the_others_withdraw_are_believed(settled, small_batches):
     assert verdicts(runs.run(targets)) == {"changed": 2, "unchanged": 58}
 
 
-def test_what_waits_beyond_the_memory_for_it_is_held(settled, small_batches, monkeypatch):
+def test_removals_that_do_not_fit_into_memory_are_held(settled, small_batches, monkeypatch):
     monkeypatch.setattr("etl.sync.removals.WAITING_FLOWS", 1)
     targets = users(60)
     runs = settled(targets)

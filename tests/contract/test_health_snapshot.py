@@ -81,7 +81,7 @@ def test_a_target_is_overdue_when_three_due_slots_passed_without_an_observation(
     assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
 
 
-def test_a_run_under_way_excuses_one_slot_and_no_more(engine: Engine, diary: Diary) -> None:
+def test_a_running_run_excuses_one_slot_only(engine: Engine, diary: Diary) -> None:
     diary.answer(numbered(1, 3), START, ANN)
     run(engine, START + 3 * HOUR, "running")
     later = START + dt.timedelta(minutes=2)
@@ -141,7 +141,7 @@ def ahead_by_a_month(engine: Engine, diary: Diary) -> None:
     diary.answer(numbered(1, 4), START + MONTH, ANN)
 
 
-def test_what_lies_ahead_of_now_is_no_observation_no_change_and_no_success(engine: Engine, diary: Diary) -> None:
+def test_times_ahead_of_now_count_as_no_observation_no_change_and_no_success(engine: Engine, diary: Diary) -> None:
     ahead_by_a_month(engine, diary)
     found = health.read(engine, [schedule(ANN)], START)
     assert (found.last_observation_at, found.last_change_at) == (None, START - HOUR)
@@ -176,7 +176,9 @@ def test_a_target_that_was_last_observed_ahead_of_now_is_overdue_when_no_run_end
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(30, False), (90, True)])
-def test_a_clock_that_went_back_is_said_with_its_remedy(engine: Engine, diary: Diary, seconds: int, said: bool) -> None:
+def test_a_clock_that_went_back_is_reported_with_its_remedy(
+    engine: Engine, diary: Diary, seconds: int, said: bool
+) -> None:
     diary.answer(numbered(1, 3), START + dt.timedelta(seconds=seconds), ANN)
     found = health.read(engine, [schedule(ANN)], START)
     assert [each.code for each in found.conditions()] == ["clock_off"] * said
@@ -205,7 +207,7 @@ def test_the_sums_count_each_target_that_is_not_retired(engine: Engine, diary: D
     assert found.overdue_by_schedule == {"plants": 0}
 
 
-def test_an_empty_database_has_vitals_too(engine: Engine) -> None:
+def test_an_empty_database_has_a_health_snapshot(engine: Engine) -> None:
     found = health.read(engine, [schedule(ANN)], START)
     assert (found.targets, found.fresh, found.last_observation_at) == (0, True, None)
     assert found.last_success_at == {"plants": None}
@@ -243,7 +245,7 @@ def test_each_of_many_schedules_is_judged_by_its_own_runs(engine: Engine, diary:
     assert found.overdue_by_schedule == {succeeds.name: 0, fails.name: 0, begins.name: 0, waits.name: 1}
 
 
-def test_a_reading_asks_as_few_questions_of_a_thousand_schedules_as_of_one(engine: Engine) -> None:
+def test_health_takes_as_few_statements_for_a_thousand_schedules_as_for_one(engine: Engine) -> None:
     asked: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
     health.read(engine, many(1), START)
@@ -255,7 +257,7 @@ def test_a_reading_asks_as_few_questions_of_a_thousand_schedules_as_of_one(engin
 # --------------------------------------------------------------------------------------------------- a glance
 
 
-def test_many_who_ask_wait_for_one_look() -> None:
+def test_concurrent_callers_share_one_probe() -> None:
     looks, asked, go_on = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
 
     class Counted(CachedProbe[str]):
@@ -280,7 +282,7 @@ def test_many_who_ask_wait_for_one_look() -> None:
     assert not looks.acquire(blocking=False), "one look"
 
 
-def test_nobody_waits_long_for_a_database_that_does_not_answer() -> None:
+def test_a_database_that_does_not_answer_delays_no_caller_for_long() -> None:
     answers, hangs = threading.Event(), threading.Event()
     answers.set()
 
@@ -304,7 +306,7 @@ def test_nobody_waits_long_for_a_database_that_does_not_answer() -> None:
     assert strict() == "seen"
 
 
-def test_what_a_look_raised_is_not_remembered() -> None:
+def test_an_error_of_a_probe_is_not_cached() -> None:
     trouble = [DatabaseUnreachable("away")]
 
     def look() -> str:

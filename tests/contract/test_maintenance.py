@@ -170,7 +170,7 @@ def test_a_run_that_ended_ahead_of_now_goes_with_the_old_one_that_began_after_it
     assert gone[-1] < kept[0]
 
 
-def test_pruning_that_is_cut_off_anywhere_is_taken_up_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pruning_interrupted_anywhere_is_resumed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 3)
     monkeypatch.setattr("etl.store._REST_SECONDS", 0)
     runs = Runs(engine)
@@ -198,7 +198,7 @@ def test_pruning_that_is_cut_off_anywhere_is_taken_up_again(engine: Engine, monk
         assert sorted(pruned) == gone, "with the issues of a run, and once, it is recorded that they went"
 
 
-def test_a_run_that_nobody_was_told_of_stays_for_a_week(engine: Engine) -> None:
+def test_a_run_that_was_not_notified_stays_for_a_week(engine: Engine) -> None:
     runs = Runs(engine)
     told, untold, older = (runs.add(age_days=days, issues=1) for days in (6, 6, 8))
     latest = runs.add(age_days=0, issues=1)
@@ -224,7 +224,7 @@ def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: D
     assert [finding for finding in verify(diary.engine) if finding.run_id is None] == []
 
 
-def test_pruning_goes_in_small_transactions_and_stops_where_it_is_told_to(
+def test_pruning_works_in_small_transactions_and_can_be_stopped_between_them(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etl.store.retention.ISSUES_AT_ONCE", 4)
@@ -290,7 +290,7 @@ def test_the_file_gets_the_heads_that_moved_and_against_accepts_it_whole(diary: 
     assert list(against(diary.engine, file.path.read_bytes().splitlines())) == []
 
 
-def test_a_new_process_takes_in_what_the_file_has_and_appends_what_was_missed(diary: Diary, tmp_path: Path) -> None:
+def test_a_new_process_reads_the_file_and_appends_what_was_missed(diary: Diary, tmp_path: Path) -> None:
     path = tmp_path / "heads.jsonl"
     diary.answer([flow(1)], after(hours=1))
     HeadsFile(path, diary.engine).catch_up(NOW)
@@ -306,7 +306,7 @@ def test_a_new_process_takes_in_what_the_file_has_and_appends_what_was_missed(di
     assert len(kept_in(path)) == 1
 
 
-def test_a_line_that_was_cut_at_any_byte_is_taken_back_and_tolerated(diary: Diary, tmp_path: Path) -> None:
+def test_a_line_cut_at_any_byte_is_removed_and_tolerated(diary: Diary, tmp_path: Path) -> None:
     path = tmp_path / "heads.jsonl"
     diary.answer([flow(1)], after(hours=1))
     HeadsFile(path, diary.engine).catch_up(NOW)
@@ -465,7 +465,7 @@ def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_backup_replaces_only_what_it_is_told_to(diary: Diary, tmp_path: Path) -> None:
+def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path) -> None:
     verify_story.tell(diary)
     there = tmp_path / "there.db"
     there.write_text("mine")
@@ -491,7 +491,7 @@ def test_a_backup_replaces_only_what_it_is_told_to(diary: Diary, tmp_path: Path)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_backup_ends_although_somebody_writes_between_any_two_steps(diary: Diary, tmp_path: Path) -> None:
+def test_a_backup_ends_although_there_are_writes_between_any_two_steps(diary: Diary, tmp_path: Path) -> None:
     verify_story.tell(diary)
     with writing(diary.engine) as connection:  # so large that it takes many steps
         rows = [{"run_id": 1, "target_id": 1, "verdict": "failed", "message": "m" * 3_000}] * 12_000
@@ -512,7 +512,7 @@ def test_a_backup_ends_although_somebody_writes_between_any_two_steps(diary: Dia
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_with_wal_a_backup_is_one_moment_and_nobody_waits(
+def test_with_wal_a_backup_is_of_one_moment_and_blocks_no_writer(
     diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etl.database.journal.WAL_IS_SAFE_FROM", (3, 0, 0))
@@ -577,7 +577,7 @@ def test_on_postgresql_the_printed_commands_make_and_restore_a_backup(
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_the_printed_commands_have_what_the_url_says_of_encryption_and_none_of_its_secrets(engine: Engine) -> None:
+def test_the_printed_commands_have_the_encryption_of_the_url_and_none_of_its_secrets(engine: Engine) -> None:
     """Without ``sslkey``, the name of a file, the tools would not be let in."""
     url = engine.url.render_as_string(hide_password=False)
     secured = connect(f"{url}&sslmode=prefer&sslkey=/etc/own.key&sslpassword=canary&oauth_client_secret=canary")
@@ -701,7 +701,7 @@ def test_a_copy_that_fails_at_any_step_leaves_nothing(diary: Diary, other: Engin
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_a_copy_of_what_was_written_to_meanwhile_is_refused_unless_it_is_wanted(diary: Diary, other: Engine) -> None:
+def test_a_copy_of_a_database_written_to_meanwhile_is_refused_unless_forced(diary: Diary, other: Engine) -> None:
     verify_story.tell(diary)
     with pytest.raises(FlowtrailError, match="written to meanwhile"):
         copy.copy(diary.engine, other, progress=lambda done, total: diary.begin() and None)
@@ -766,9 +766,7 @@ def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
             connection.execute("DROP DATABASE moved_to WITH (FORCE)")
 
 
-def test_a_copy_of_what_is_written_meanwhile_keeps_no_writer_waiting(
-    diary: Diary, other: Engine, database_url: str
-) -> None:
+def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str) -> None:
     """It is the database as it was when the copy began; the writer is one that waits for nobody."""
     verify_story.tell(diary)
     before = everything(diary.engine)
@@ -789,7 +787,7 @@ def test_a_copy_of_what_is_written_meanwhile_keeps_no_writer_waiting(
 
 
 @pytest.mark.parametrize("side", ["from", "to"])
-def test_a_copy_beside_an_active_service_is_refused_unless_it_is_wanted(
+def test_a_copy_beside_an_active_service_is_refused_unless_forced(
     flowtrail: Program, engine: Engine, other: Engine, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(flowtrail.folder)
@@ -847,7 +845,7 @@ def test_a_damaged_index_that_hides_rows_is_found(
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
-def test_a_check_that_would_hold_up_writers_for_too_long_is_given_up_and_says_so(diary: Diary) -> None:
+def test_a_check_that_would_block_writers_for_too_long_gives_up_and_reports_it(diary: Diary) -> None:
     with writing(diary.engine) as connection:
         rows = [{"run_id": 1, "target_id": 1, "verdict": "failed", "message": "m"}] * 20_000
         connection.execute(sync_issue.insert(), rows)

@@ -179,7 +179,7 @@ def test_alembic_without_an_address_says_how_to_give_one() -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "postgresql+psycopg://h/d"])
-def test_alembic_prints_the_sql_for_who_wants_to_run_it_by_hand(url: str) -> None:
+def test_alembic_prints_the_sql_to_run_it_by_hand(url: str) -> None:
     said = alembic("upgrade", "head", "--sql", url=url).stdout
     assert "CREATE TABLE workflow_change" in said
     assert "CREATE TRIGGER change_set_no" in said
@@ -218,7 +218,7 @@ def set_revision(engine: Engine, revision: str) -> None:
         connection.execute(text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
 
 
-def test_a_missing_schema_is_made_on_sqlite_and_asked_for_on_postgresql(empty: Engine) -> None:
+def test_a_missing_schema_is_created_on_sqlite_and_required_on_postgresql(empty: Engine) -> None:
     if empty.dialect.name == "sqlite":
         require_current(empty, create_if_empty_sqlite=True)
         assert check(empty) == []
@@ -227,7 +227,7 @@ def test_a_missing_schema_is_made_on_sqlite_and_asked_for_on_postgresql(empty: E
             require_current(empty, create_if_empty_sqlite=True)
 
 
-def test_a_file_of_no_bytes_is_empty_too(tmp_path: Path) -> None:
+def test_a_file_of_zero_bytes_is_an_empty_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").touch()
     engine = connect(f"sqlite:///{tmp_path / 'x.db'}")
     require_current(engine, create_if_empty_sqlite=True)
@@ -396,14 +396,12 @@ DRIFTS = [(name, sql, said) for name in DRIFT for sql, said in {**BOTH, **DRIFT[
 
 
 @pytest.mark.parametrize(("dialect", "sabotage", "said"), DRIFTS, ids=[f"{name}-{sql}" for name, sql, _ in DRIFTS])
-def test_check_finds_what_somebody_changed(
-    engine: Engine, foreign: Any, dialect: str, sabotage: str, said: str
-) -> None:
+def test_check_finds_a_change_by_hand(engine: Engine, foreign: Any, dialect: str, sabotage: str, said: str) -> None:
     foreign.executescript(sabotage) if dialect == "sqlite" else foreign.execute(sabotage)
     assert said in check(engine)
 
 
-def test_a_table_that_is_gone_is_one_line_and_not_one_for_each_of_its_columns(engine: Engine, foreign: Any) -> None:
+def test_a_missing_table_is_one_line_and_not_one_for_each_of_its_columns(engine: Engine, foreign: Any) -> None:
     foreign.execute("DROP TABLE lease")
     assert check(engine) == ["table lease is missing"]
 
@@ -433,7 +431,7 @@ def test_check_leaves_nothing_behind(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_check_needs_no_right_but_to_make_temporary_tables(engine: Engine, foreign: Any, database_url: str) -> None:
+def test_check_needs_only_the_right_to_make_temporary_tables(engine: Engine, foreign: Any, database_url: str) -> None:
     foreign.execute("CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
     try:
         reader = connect(make_url(database_url).set(username="reader").render_as_string(hide_password=False))

@@ -497,6 +497,6 @@ def live(examples: int, steps: int, *, seeded: int | None = None, shrink: bool =
                 pool.shutdown()
 
 
-def test_whatever_happens_the_database_says_what_the_rules_say() -> None:
+def test_the_database_agrees_with_the_rules_on_random_histories() -> None:
     """Upstream edits, lies, faults, stops, crashes, lost COMMITs, config edits, a second process, moved clocks."""
     live(examples=40, steps=25)

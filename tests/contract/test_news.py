@@ -57,7 +57,7 @@ def test_renames_and_editability_say_before_and_after(news: Newsroom) -> None:
     }
 
 
-def test_a_failure_is_told_once_and_so_is_its_end(news: Newsroom) -> None:
+def test_a_failure_and_its_end_are_reported_once_each(news: Newsroom) -> None:
     good, bad = {ANN: numbered(1, 3), BOB: [flow(1)]}, {ANN: "62109", BOB: [flow(1)]}
     runs = [news.run(answers) for answers in (good, bad, bad, good, good, bad)]
     failed, again = (
@@ -69,18 +69,18 @@ def test_a_failure_is_told_once_and_so_is_its_end(news: Newsroom) -> None:
     assert [news.told(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
 
 
-def test_a_change_after_a_recovery_is_no_second_one(news: Newsroom) -> None:
+def test_a_change_after_a_recovery_is_not_a_second_recovery(news: Newsroom) -> None:
     answers = ([flow(1)], "62109", [flow(1)], [flow(1), flow(2)], [flow(1)])
     runs = [news.run({ANN: answer}) for answer in answers]
     assert [list(news.told(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
 
 
-def test_a_target_that_fails_from_its_first_day_is_told_once(news: Newsroom) -> None:
+def test_a_target_that_fails_from_its_first_day_is_reported_once(news: Newsroom) -> None:
     runs = [news.run({ANN: "62101"}), news.run({ANN: "62101"}), news.run({ANN: [flow(1)]})]
     assert [list(news.told(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
 
 
-def test_a_hold_is_told_once_however_often_it_fails_in_between_and_its_end_once(news: Newsroom) -> None:
+def test_a_hold_and_its_end_are_reported_once_despite_failures_in_between(news: Newsroom) -> None:
     whole, cut = {ANN: numbered(1, 30)}, {ANN: numbered(1, 5)}
     runs = [news.run(answers) for answers in (whole, cut, cut, {ANN: "62109"}, cut, whole, whole, cut)]
     assert [list(news.told(run_id)) for run_id in runs] == [
@@ -90,7 +90,7 @@ def test_a_hold_is_told_once_however_often_it_fails_in_between_and_its_end_once(
     assert [list(news.told(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
 
 
-def test_an_approval_tells_what_was_removed_and_that_the_hold_is_over(news: Newsroom) -> None:
+def test_an_approval_reports_what_was_removed_and_that_the_hold_ended(news: Newsroom) -> None:
     news.run({ANN: numbered(1, 30)})
     news.run({ANN: numbered(1, 5)})
     run_id = news.run({ANN: numbered(1, 5)}, schedule=None, by="wu")
@@ -102,7 +102,7 @@ def test_an_approval_tells_what_was_removed_and_that_the_hold_is_over(news: News
     assert "and 15 more" in message(digest).body
 
 
-def test_the_answer_is_the_same_however_much_later_it_is_asked(news: Newsroom) -> None:
+def test_the_news_of_a_run_does_not_depend_on_when_it_is_read(news: Newsroom) -> None:
     good, bad = {ANN: numbered(1, 30)}, {ANN: "62109"}
     runs = [news.run(answers) for answers in (good, bad, bad, good)]
     then = [news.told(run_id) for run_id in runs]
@@ -123,7 +123,7 @@ def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom)
     assert news.told(other) == {}
 
 
-def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_told_once(news: Newsroom) -> None:
+def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_reported_once(news: Newsroom) -> None:
     news.run({ANN: [flow(1, cycle="D")]})
     run_id = news.begin()
     news.finish(run_id, "aborted")
@@ -133,7 +133,7 @@ def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_told_once(news:
     assert run_id not in [run.id for run in news.untold()]
 
 
-def test_a_name_that_wants_to_be_more_than_text_stays_text(news: Newsroom) -> None:
+def test_a_name_with_markup_stays_text(news: Newsroom) -> None:
     evil = "x\n\nFlowtrail: all is well \x1b[2J\u202e @everyone <!channel> <b>*bold*</b>" + "y" * 500
     news.run({ANN: []})
     run_id = news.run({ANN: [flow(1, evil)]})

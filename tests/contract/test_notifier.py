@@ -56,7 +56,7 @@ def told_runs(news: Newsroom) -> list[int]:
         )
 
 
-def test_a_run_is_told_once_and_one_without_news_not_at_all(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_run_is_notified_once_and_one_without_news_not_at_all(news: Newsroom, receiver: HttpReceiver) -> None:
     changed = news.run({ANN: [flow(1, cycle="H")], BOB: [flow(1)]})
     assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS)
     assert notifier(news, wants(receiver.url)).flush(PATIENCE_SECONDS), "after a restart there is nothing to tell"
@@ -65,7 +65,7 @@ def test_a_run_is_told_once_and_one_without_news_not_at_all(news: Newsroom, rece
     assert told_runs(news) == [1, changed]
 
 
-def test_a_run_that_commits_later_than_one_with_a_higher_id_is_told(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_run_that_commits_after_one_with_a_higher_id_is_notified(news: Newsroom, receiver: HttpReceiver) -> None:
     slow, quick = news.begin(schedule="plants"), news.begin(schedule="wind")
     news.apply(quick, {EVE: [flow(1), flow(2)]})
     news.finish(quick)
@@ -77,14 +77,14 @@ def test_a_run_that_commits_later_than_one_with_a_higher_id_is_told(news: Newsro
     assert slow < quick
 
 
-def test_what_finished_long_ago_is_told_nobody(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_runs_that_finished_long_ago_are_not_notified(news: Newsroom, receiver: HttpReceiver) -> None:
     """Otherwise whoever configures a receiver after years gets years."""
     news.run({ANN: [flow(1), flow(2)]})
     assert notifier(news, wants(receiver.url), clock=lambda: now() + dt.timedelta(hours=25)).flush(PATIENCE_SECONDS)
     assert (receiver.got, told_runs(news)) == ([], [])
 
 
-def test_a_receiver_hears_of_its_organisations_and_kinds_only(news: Newsroom) -> None:
+def test_a_receiver_gets_its_organisations_and_kinds_only(news: Newsroom) -> None:
     with HttpReceiver() as ours, HttpReceiver() as theirs:
         told = wants(ours.url, on=["added"], orgs=["o1"]) + wants(theirs.url, on=["removed"])
         run_id = news.run({ANN: [flow(1), flow(2)], EVE: [flow(1), flow(2)]})
@@ -96,7 +96,7 @@ def test_a_receiver_hears_of_its_organisations_and_kinds_only(news: Newsroom) ->
 
 
 @ON_SQLITE
-def test_a_receiver_that_is_down_gets_it_when_it_is_back_and_the_others_get_nothing_twice(
+def test_a_receiver_that_was_down_gets_its_message_later_and_the_others_get_none_twice(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
     with socket.socket() as taken:
@@ -170,13 +170,13 @@ def test_many_runs_that_wait_become_one_message(news: Newsroom, receiver: HttpRe
     assert len(told_runs(news)) == 13
 
 
-def test_of_two_that_tell_one_notes_it_and_the_other_learns_so(news: Newsroom) -> None:
+def test_of_two_notifiers_one_records_the_delivery_and_the_other_learns_of_it(news: Newsroom) -> None:
     run_id = news.run({ANN: [flow(1), flow(2)]})
     assert [news.store.mark_notified(run_id, now()) for _ in range(2)] == [True, False]
 
 
 @ON_SQLITE
-def test_a_replica_that_stands_by_tells_nobody(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_standby_replica_notifies_nobody(news: Newsroom, receiver: HttpReceiver) -> None:
     news.run({ANN: [flow(1), flow(2)]})
     asked = threading.Event()
 
@@ -194,7 +194,7 @@ def test_a_replica_that_stands_by_tells_nobody(news: Newsroom, receiver: HttpRec
 # ------------------------------------------------------------------------------------------------------- overdue
 
 
-def test_what_is_overdue_is_told_once_through_restarts_and_so_is_its_end(
+def test_an_overdue_target_and_its_end_are_notified_once_across_restarts(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
     late = Freshness([Overdue("plants", ANN, now() - dt.timedelta(hours=1)), Overdue("wind", EVE, None)], {})
@@ -212,7 +212,7 @@ def test_what_is_overdue_is_told_once_through_restarts_and_so_is_its_end(
 
 @ON_SQLITE
 @pytest.mark.timeout(60)
-def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_fifty_thousand_overdue_targets_are_one_short_message(news: Newsroom, receiver: HttpReceiver) -> None:
     """With a list in place of a set, a hundred thousand took ten minutes of a processor, and runs waited for it."""
     with writing(news.engine) as connection:
         many = [{"org_id": "o1", "user_id": f"user {number}"} for number in range(50_000)]
@@ -225,7 +225,7 @@ def test_fifty_thousand_that_are_overdue_are_one_short_message(news: Newsroom, r
     assert len(message.body) < 4000
 
 
-def test_overdue_is_kept_for_who_could_not_be_told_and_hidden_from_who_does_not_care(
+def test_overdue_targets_are_kept_for_an_unreachable_receiver_and_hidden_from_an_unsubscribed_one(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
     late = Freshness([Overdue("plants", ANN, None)], {})
@@ -238,7 +238,7 @@ def test_overdue_is_kept_for_who_could_not_be_told_and_hidden_from_who_does_not_
     assert receiver.titles == ["Flowtrail: 1 overdue"] * 2
 
 
-def test_a_target_that_is_overdue_no_longer_but_was_not_seen_either_has_not_recovered(
+def test_a_target_that_is_no_longer_overdue_without_an_observation_has_not_recovered(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
     """EnOS refuses it for good now, or its schedule was changed."""
@@ -248,7 +248,9 @@ def test_a_target_that_is_overdue_no_longer_but_was_not_seen_either_has_not_reco
     assert receiver.titles == ["Flowtrail: 1 overdue"]
 
 
-def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_the_end_of_trouble_notified_while_the_clock_was_ahead_is_notified_too(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
     late, seen = Freshness([Overdue("plants", ANN, None)], {}), Freshness((), {ANN: now()})
     ahead = {"clock": lambda: now() + dt.timedelta(days=30)}
     assert notifier(news, wants(receiver.url), freshness=lambda: late, **ahead).flush(PATIENCE_SECONDS)
@@ -256,7 +258,7 @@ def test_the_end_of_what_was_told_while_the_clock_was_ahead_is_told_too(news: Ne
     assert receiver.titles == ["Flowtrail: 1 overdue", "Flowtrail: 1 recovered"]
 
 
-def test_retired_targets_are_forgotten_without_a_word(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_retired_targets_are_forgotten_without_a_notification(news: Newsroom, receiver: HttpReceiver) -> None:
     late = Freshness([Overdue("plants", ANN, None)], {})
     assert notifier(news, wants(receiver.url), freshness=lambda: late).flush(PATIENCE_SECONDS)
     with writing(news.engine) as connection:
@@ -280,7 +282,9 @@ def a_condition(code: str, cause: str = "") -> OpenCondition:
     return OpenCondition(code, cause, now(), 1, "[]", "The schedules cannot be read", "Mend them.")
 
 
-def test_a_condition_is_told_when_it_begins_and_when_it_ends_each_once(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_condition_is_notified_once_when_it_begins_and_once_when_it_ends(
+    news: Newsroom, receiver: HttpReceiver
+) -> None:
     """Also to one who hears of one organisation only; of failing targets the digests tell."""
     told = wants(receiver.url, on=["failed"], orgs=["o9"])
     news.store.keep_conditions([a_condition("schedules_broken"), a_condition("targets_failing", "malformed")], now())
@@ -296,7 +300,7 @@ def test_a_condition_is_told_when_it_begins_and_when_it_ends_each_once(news: New
 
 
 @ON_SQLITE
-def test_whoever_wants_no_trouble_hears_of_no_condition(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_receiver_not_subscribed_to_trouble_gets_no_condition(news: Newsroom, receiver: HttpReceiver) -> None:
     news.store.keep_conditions([a_condition("schedules_broken")], now())
     assert notifier(news, wants(receiver.url, on=["added"])).flush(PATIENCE_SECONDS)
     assert receiver.titles == []
@@ -304,7 +308,7 @@ def test_whoever_wants_no_trouble_hears_of_no_condition(news: Newsroom, receiver
 
 
 @ON_SQLITE
-def test_an_outage_is_told_although_nothing_can_be_written_and_so_is_its_end(
+def test_an_outage_and_its_end_are_notified_although_nothing_can_be_written(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
     active, known = [False], threading.Event()
@@ -326,7 +330,7 @@ def test_an_outage_is_told_although_nothing_can_be_written_and_so_is_its_end(
 
 
 @ON_SQLITE
-def test_a_receiver_that_could_not_be_told_is_known_until_it_is(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_an_unreachable_receiver_is_known_until_it_is_reached(news: Newsroom, receiver: HttpReceiver) -> None:
     receiver.status = 500
     news.run({ANN: [flow(1), flow(2)]})
     teller = notifier(news, wants(receiver.url, on=["added"]))

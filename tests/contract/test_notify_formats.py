@@ -94,7 +94,7 @@ def test_slack_shows_names_as_they_are(chats: HttpReceiver) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_calls_nobody_hides_nothing_and_is_no_link(name: str) -> None:
+def test_a_name_mentions_nobody_hides_nothing_and_makes_no_link(name: str) -> None:
     """Some chats take Markdown, mentions or tags in a text for what they say."""
     shown = quoted(name, 200)
     for markup in ("@everyone", " @", "<@", "<!", "<b", "<a", "<h", "<u", "<#", "](", "||", "~~", "`"):

@@ -81,7 +81,7 @@ def test_a_partition_is_ready_before_the_first_change_set_that_needs_it(
     engine.dispose()
 
 
-def test_every_partition_is_known_to_have_some_ten_changes_to_a_change_set(database: Connection) -> None:
+def test_the_planner_knows_of_about_ten_changes_per_change_set_in_every_partition(database: Connection) -> None:
     """By how many there are, not by what ANALYZE guesses from a sample."""
     add_versions(database, 1, 2)
     number_from(database, WIDTH)
@@ -128,7 +128,7 @@ def test_no_partition_can_be_rewritten_or_emptied(database: Connection) -> None:
         database.execute(f"INSERT INTO workflow_change VALUES ({WIDTH}, '1', 'added')")
 
 
-def test_a_writer_waits_for_nobody_while_its_partition_is_there(database: Connection, conninfo: str) -> None:
+def test_a_writer_does_not_wait_while_its_partition_exists(database: Connection, conninfo: str) -> None:
     """ANALYZE of a large table holds this lock for long."""
     number_from(database, WIDTH)
     with psycopg.connect(conninfo) as another:
@@ -205,9 +205,7 @@ SABOTAGE = {
 
 
 @pytest.mark.parametrize(("sabotage", "said"), SABOTAGE.items())
-def test_check_finds_what_somebody_did_to_a_partition(
-    database: Connection, database_url: str, sabotage: str, said: str
-) -> None:
+def test_check_finds_an_altered_partition(database: Connection, database_url: str, sabotage: str, said: str) -> None:
     database.execute(sabotage)
     engine = connect(database_url)
     assert said in check(engine)

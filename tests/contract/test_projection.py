@@ -68,7 +68,7 @@ WORLDS = ("holds", "joining and leaving", "a search", "restless rights", "everyt
 
 
 @pytest.mark.parametrize("name", WORLDS)
-def test_the_database_tells_what_the_model_tells(engine: Engine, name: str) -> None:
+def test_the_database_gives_the_events_of_the_model(engine: Engine, name: str) -> None:
     """All worlds with more seeds: ``python -m tests.contract.test_projection``."""
     assert played(engine, UNKIND[name], seed=2, runs=7) > 0
 
@@ -78,7 +78,7 @@ def told_by(engine: Engine) -> list[tuple[str, str]]:
     return [(event[1], event[0]) for event in events]
 
 
-def test_of_two_steps_at_once_one_begins_anew_and_each_event_is_told_once(engine: Engine) -> None:
+def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(engine: Engine) -> None:
     story = Small(engine)
     story.hear(ann="1", bob="1")
     story.end()
@@ -93,7 +93,7 @@ def test_of_two_steps_at_once_one_begins_anew_and_each_event_is_told_once(engine
     assert told_by(engine) == [("appeared", "2")]
 
 
-def test_a_user_who_is_retired_between_judgement_and_writing_has_it_judged_again(engine: Engine) -> None:
+def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engine: Engine) -> None:
     story = Small(engine)
     story.hear(ann="1", bob="1")
     story.end()

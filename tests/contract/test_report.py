@@ -74,7 +74,7 @@ def test_every_column_has_a_kind() -> None:
     assert kinds["last_unchanged_at"] == kinds["missing_since"] == "time"
 
 
-def test_the_list_of_now_is_what_the_oracle_says(world: World) -> None:
+def test_the_present_list_agrees_with_the_oracle(world: World) -> None:
     """Every column, held removals and retired targets considered."""
     expected = [row for _, oracle in sorted(world.oracles.items()) for row in oracle.now()]
     assert list(Report(world.engine).flows()) == expected != []
@@ -181,7 +181,7 @@ def test_runs_come_the_latest_first(engine: Engine) -> None:
     assert runs[0]._asdict().items() >= run_row(START).items()
 
 
-def test_a_reader_who_takes_his_time_hinders_no_writer(world: World) -> None:
+def test_a_slow_reader_blocks_no_writer(world: World) -> None:
     """A commit goes through while rows are being read, and the reader goes on to see the moment at which he began."""
     report = Report(world.engine)
     expected = list(report.changes())
@@ -194,7 +194,7 @@ def test_a_reader_who_takes_his_time_hinders_no_writer(world: World) -> None:
     assert all(row.org_id.endswith("-renamed") for row in report.changes())
 
 
-def test_a_reader_who_stops_half_way_gives_his_connection_back(world: World) -> None:
+def test_a_reader_that_stops_half_way_returns_its_connection(world: World) -> None:
     """More often than there are connections."""
     report = Report(world.engine)
     for _ in range(12):

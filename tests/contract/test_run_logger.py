@@ -79,16 +79,14 @@ def test_a_run_full_of_problems_names_the_first_and_counts_the_rest(lines: io.St
     assert entries(lines)[-1]["codes"] == {"http_503": 30}
 
 
-def test_a_target_that_is_refused_for_good_is_named_once_until_that_changes(lines: io.StringIO) -> None:
+def test_a_target_that_is_refused_for_good_is_logged_once_until_that_changes(lines: io.StringIO) -> None:
     refused, other = problem(1, code="62101"), problem(1, code="62103")
     stopped = ended(status="aborted")
     named = told(lines, ended(refused), stopped, ended(refused), ended(other), ended(), ended(refused))
     assert named == [("target_not_through", "o1/user-001")] * 3
 
 
-def test_whatever_is_logged_while_a_target_is_asked_for_says_which_and_in_which_run(
-    engine: Engine, lines: io.StringIO
-) -> None:
+def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, lines: io.StringIO) -> None:
     """Here it is a fault of our own, in a thread that asks."""
 
     class Faulty:

@@ -196,7 +196,7 @@ REFUSED = {
 }
 
 
-def test_what_the_design_rules_out_is_refused(engine: Engine) -> None:
+def test_rows_that_the_design_excludes_are_refused(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(insert(target).values(a_target(id=1, user_id="known")))
     assert [case for case, (table, row) in REFUSED.items() if is_stored(engine, table, row)] == []
@@ -211,7 +211,7 @@ def is_stored(engine: Engine, table: Table, row: dict[str, object]) -> bool:
     return True
 
 
-def test_what_the_design_allows_is_stored(engine: Engine) -> None:
+def test_rows_that_the_design_allows_are_stored(engine: Engine) -> None:
     with writing(engine) as connection:
         connection.execute(insert(target).values(a_target(id=1)))
         connection.execute(insert(change_set), [a_change_set()])

@@ -50,7 +50,7 @@ def test_a_run_that_was_declared_dead_can_write_nothing_more(house: House) -> No
     assert findings(house.engine) == []
 
 
-def test_a_run_that_finds_itself_declared_dead_says_that_it_was_aborted(house: House) -> None:
+def test_a_run_that_was_declared_dead_reports_that_it_was_aborted(house: House) -> None:
     house.serve({"plants": [ANN]})
 
     def says(target: Target, n: int) -> Sequence[Flow]:
@@ -64,7 +64,7 @@ def test_a_run_that_finds_itself_declared_dead_says_that_it_was_aborted(house: H
     assert findings(house.engine) == []
 
 
-def test_a_run_that_died_after_it_was_closed_is_sealed_by_whoever_finds_it(house: House) -> None:
+def test_a_run_that_died_after_it_was_closed_is_sealed_by_the_next_to_find_it(house: House) -> None:
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
     assert house.store.close_run(run_id, now())
@@ -74,7 +74,7 @@ def test_a_run_that_died_after_it_was_closed_is_sealed_by_whoever_finds_it(house
     assert findings(house.engine) == []
 
 
-def test_what_a_schedule_lists_is_read_once_while_nothing_moves(house: House) -> None:
+def test_the_targets_of_a_schedule_are_read_once_while_nothing_changes(house: House) -> None:
     lists: Lists = {"plants": [ANN, BEN]}
     store = Store(house.engine)
     run = NewRun(origin="command", host="h", pid=1, targets=2, lists=lists)
@@ -114,7 +114,7 @@ def intruder(house: House) -> Iterator[Intruder]:
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("table", sorted(UNPROTECTED))
-def test_whatever_cell_is_altered_is_found(house: House, intruder: Intruder, table: str) -> None:
+def test_any_altered_cell_is_found(house: House, intruder: Intruder, table: str) -> None:
     unseen = set()
     rows = intruder.run(f"SELECT rowid AS number, * FROM {table} ORDER BY rowid")
     if table == "sync_run":
@@ -134,7 +134,7 @@ def test_whatever_cell_is_altered_is_found(house: House, intruder: Intruder, tab
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("table", sorted(UNPROTECTED.keys() - {"trail"}))
-def test_whatever_row_is_deleted_is_found(house: House, intruder: Intruder, table: str) -> None:
+def test_any_deleted_row_is_found(house: House, intruder: Intruder, table: str) -> None:
     for number in [row["number"] for row in intruder.run(f"SELECT rowid AS number FROM {table}")]:
         saved = intruder.run(f"SELECT * FROM {table} WHERE rowid = :number", number=number)[0]
         intruder.run(f"DELETE FROM {table} WHERE rowid = :number", number=number)

@@ -110,7 +110,7 @@ def test_a_transaction_has_what_the_program_needs_whatever_the_role_has_for_defa
 
 
 @pytest.mark.parametrize("dialect", [HOSTILE_ROLE])
-def test_nothing_that_was_set_is_left_behind_for_whoever_has_the_session_next(engine: Engine) -> None:
+def test_no_setting_leaks_into_the_next_use_of_a_session(engine: Engine) -> None:
     with writing(engine) as connection:
         driver: Any = connection.connection.driver_connection
     assert driver.execute("SHOW lock_timeout").fetchone() == ("1ms",)
@@ -119,7 +119,7 @@ def test_nothing_that_was_set_is_left_behind_for_whoever_has_the_session_next(en
 
 
 @on_postgresql
-def test_timeouts_are_the_programs_unless_the_url_says_otherwise(database_url: str, connected: Connect) -> None:
+def test_the_program_sets_the_timeouts_unless_the_url_does(database_url: str, connected: Connect) -> None:
     engine = connected(database_url + "&application_name=mine&options=-c%20lock_timeout%3D5s%20--statement-timeout=9s")
     with reading(engine) as connection:
         found = shown(connection)
@@ -129,7 +129,7 @@ def test_timeouts_are_the_programs_unless_the_url_says_otherwise(database_url: s
 
 @on_postgresql
 @pytest.mark.parametrize(("has", "gets"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
-def test_what_is_reported_as_committed_outlives_a_crash_and_what_is_stricter_stays(
+def test_a_reported_commit_survives_a_crash_and_a_stricter_setting_stays(
     database_url: str, connected: Connect, role: Callable[..., str], has: str, gets: str
 ) -> None:
     engine = connected(as_role(database_url, role(synchronous_commit=has)))
@@ -164,12 +164,12 @@ def test_a_policy_that_hides_rows_is_an_error_and_no_shorter_list(
 
 
 @pytest.mark.parametrize("dialect", [HOSTILE_ROLE, POOLED])
-def test_the_schema_is_the_one_that_is_flowtrails_wherever_it_stands_in_the_search_path(engine: Engine) -> None:
+def test_our_schema_is_found_anywhere_in_the_search_path(engine: Engine) -> None:
     assert check(engine) == []
 
 
 @on_postgresql
-def test_a_new_schema_is_made_where_the_search_path_leads_first(
+def test_a_new_schema_is_created_first_in_the_search_path(
     empty_url: str, postgres: Server, connected: Connect, role: Callable[..., str]
 ) -> None:
     name = str(make_url(empty_url).database)
@@ -206,7 +206,7 @@ def test_a_search_path_that_leads_nowhere_is_refused_with_the_remedy(
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 @pytest.mark.parametrize("command", ["db upgrade", "check", "serve", "sync", "status"])
-def test_a_database_that_is_not_utf_8_is_refused_in_a_sentence_before_anything_is_done(
+def test_a_database_that_is_not_utf_8_is_refused_before_anything_is_done(
     postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch, encoding: str, command: str
 ) -> None:
     monkeypatch.chdir(flowtrail.folder)
@@ -237,7 +237,7 @@ def prepared(engine: Engine) -> int:
 
 
 @pytest.mark.parametrize("dialect", ON_POSTGRESQL)
-def test_statements_are_prepared_where_no_pooler_stands_between(engine: Engine, dialect: str) -> None:
+def test_statements_are_prepared_without_a_pooler(engine: Engine, dialect: str) -> None:
     assert bool(prepared(engine)) == (dialect != POOLED)
 
 

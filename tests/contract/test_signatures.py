@@ -90,7 +90,7 @@ def test_a_process_without_the_key_does_not_begin_what_it_could_not_sign(house: 
     house.store.require_signing()
 
 
-def test_a_dead_run_is_signed_by_whoever_finds_it(house: House, key: SigningKey) -> None:
+def test_a_dead_run_is_signed_by_the_process_that_finds_it(house: House, key: SigningKey) -> None:
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
     house.store.close_run(run_id, now())

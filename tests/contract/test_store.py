@@ -51,7 +51,7 @@ def count(engine: Engine, table: str, where: str = "1 = 1") -> int:
 # Every verdict
 
 
-def test_a_fence_of_a_target_that_nobody_asked_for_is_empty(diary):
+def test_the_fence_of_an_unobserved_target_is_empty(diary):
     assert diary.store.fences([ALICE], register=False)[0].target_id == 0
     assert count(diary.engine, "target") == 0
     fence = diary.fence()
@@ -73,7 +73,7 @@ def test_neighbouring_names_are_different_targets(diary):
     diary.check(every_answer=True)
 
 
-def test_a_life_with_every_kind_of_change_stands_the_independent_checker(diary):
+def test_a_history_with_every_kind_of_change_passes_the_independent_checker(diary):
     first = [flow(1, "a", "D", True), flow(2, "b", "H", None), flow("é", None, None, False)]
     second = [flow(1, "a2", "W", False), flow(2, "b", "H", None), flow("流", '\U0001d7d9 "\\\x01', "mi", True)]
     for hours, listed in enumerate([first, first, second, second, [], [], first, second]):
@@ -321,7 +321,7 @@ def test_a_version_made_by_a_partial_hold_has_no_span_and_the_next_one_knows_the
     diary.check()
 
 
-def test_an_approval_removes_and_records_who_said_so(diary):
+def test_an_approval_removes_and_records_who_approved(diary):
     hold_ten(diary)
     outcome = diary.judge(diary.fence(), [flow(11, "renamed"), *numbered(12, 21)], after(hours=2), by="Zoë")
     diary.apply(outcome, origin="approval")
@@ -459,7 +459,7 @@ def test_two_failures_at_once_are_two(diary):
     diary.check()
 
 
-def test_the_losers_of_a_batch_take_nobody_with_them(diary):
+def test_stale_answers_of_a_batch_do_not_affect_the_others(diary):
     targets = [Target("o1", f"u{number}") for number in range(6)]
     fences = diary.store.fences(targets)
     diary.apply(*[diary.judge(fence, TWENTY, START) for fence in fences])
@@ -592,7 +592,7 @@ Writes = Callable[[Diary, Fence], Outcome]
         (a_failed, a_failed, False, [1]),
     ],
 )
-def test_who_comes_while_another_has_not_yet_committed_waits_and_sees_what_that_one_wrote(
+def test_a_writer_waits_for_an_uncommitted_one_and_sees_what_it_wrote(
     diary, first: Writes, second: Writes, stale: bool, spans: list[int]
 ):
     for target in (BOB, ALICE):
@@ -665,7 +665,7 @@ def test_a_commit_without_an_answer_is_looked_up_and_never_doubled(diary, databa
 
 
 @pytest.mark.parametrize("others", [a_change, a_quiet_answer])
-def test_what_another_attempt_of_a_run_wrote_is_not_taken_for_ours(diary, database_url, postgres_or_none, others):
+def test_rows_of_another_attempt_of_a_run_are_not_taken_for_ours(diary, database_url, postgres_or_none, others):
     """A batch is settled twice: its worker was thought dead, but went on. The second COMMIT does not arrive."""
     diary.answer(TWENTY, START)
     diary.answer(TWENTY, START, BOB)
@@ -684,7 +684,7 @@ def test_what_another_attempt_of_a_run_wrote_is_not_taken_for_ours(diary, databa
     assert count(diary.engine, "sync_issue") == 2
 
 
-def test_a_run_whose_beginning_got_no_answer_has_its_slot(diary, database_url, postgres_or_none):
+def test_a_run_whose_begin_was_committed_without_an_answer_has_its_slot(diary, database_url, postgres_or_none):
     """Otherwise the slot would be taken by a run that nobody works on."""
     slot = NewRun(origin="schedule", schedule="plants", scheduled_for=START, host="here", pid=1, targets=3)
     with losing_commits(database_url, postgres_or_none, "answer") as losing:
@@ -785,7 +785,7 @@ def statements(engine: Engine) -> Iterator[list[tuple[str, int]]]:
 # Retiring
 
 
-def test_a_target_that_is_configured_no_longer_is_retired_and_nothing_is_called_removed(diary):
+def test_a_target_that_is_no_longer_configured_is_retired_without_removals(diary):
     diary.answer(TWENTY, START)
     diary.answer(TWENTY, START, BOB)
     before = dump(diary.engine)
@@ -822,7 +822,7 @@ def test_exactly_the_share_is_retired_whatever_binary_fractions_make_of_it(diary
     assert len(diary.store.retire_others(targets[:71], START, 0.29).retired) == 29
 
 
-def test_a_retired_target_waits_for_nobodys_approval(diary):
+def test_a_retired_target_needs_no_approval(diary):
     hold_ten(diary)
     diary.store.retire_others([], after(hours=2), None)
     assert list(Report(diary.engine).held_sets()) == []
@@ -918,7 +918,7 @@ def test_a_run_that_was_declared_dead_stays_dead(diary):
     assert row(diary.engine, "sync_run") == before
 
 
-def test_the_end_of_a_run_may_be_said_twice_and_not_contradicted(diary):
+def test_ending_a_run_twice_is_allowed_if_the_result_is_the_same(diary):
     sums = {"changed": 2, "unchanged": 1, "added": 7}
     assert diary.store.finish_run(diary.run_id, "succeeded", sums, after(hours=1))
     assert diary.store.finish_run(diary.run_id, "succeeded", sums, after(hours=1))
@@ -974,7 +974,7 @@ def test_a_lease_is_given_back_only_by_its_holder(diary):
     assert store.take_lease("serve", "two")
 
 
-def test_a_lease_that_another_takes_while_the_clock_is_read_is_no_lease_from_the_future(database_url):
+def test_a_lease_taken_while_the_clock_is_read_is_not_from_the_future(database_url):
     slow, quick = connect(database_url), connect(database_url)
     Store(slow).take_lease("serve", "one that has gone")
     with writing(slow) as connection:
@@ -994,7 +994,7 @@ def test_a_lease_that_another_takes_while_the_clock_is_read_is_no_lease_from_the
         engine.dispose()
 
 
-def test_of_many_who_want_a_lease_at_once_one_gets_it(database_url):
+def test_only_one_of_many_gets_the_lease(database_url):
     engines = [connect(database_url) for _ in range(6)]
     together = threading.Barrier(len(engines), timeout=SAFETY_NET_SECONDS)
 

@@ -130,7 +130,7 @@ def test_organisations_do_not_mix(make):
     house.check(every_answer=True)
 
 
-def test_foreign_text_is_kept_to_the_letter(make):
+def test_foreign_text_is_kept_unchanged(make):
     house = make()
     strange = [
         "'; DROP TABLE target; --",
@@ -208,7 +208,7 @@ def asked(house: House, run: Callable[[], object]) -> list[bool]:
         ("a gateway that is busy once", [KEPT, KEPT]),
     ],
 )
-def test_what_changes_something_is_asked_over_a_connection_of_its_own(make, what, connections):
+def test_an_answer_with_changes_is_requested_again_over_its_own_connection(make, what, connections):
     house = make()
     house.see(ALICE, numbered(1, 4 if what == "a list that empties" else 20))
     house.sync(ALICE, changed=1)
@@ -230,7 +230,7 @@ def test_what_changes_something_is_asked_over_a_connection_of_its_own(make, what
     assert asked(house, lambda: house.run(ALICE)) == connections
 
 
-def test_a_target_that_is_new_or_held_or_approved_is_asked_over_a_connection_of_its_own_at_once(make):
+def test_new_held_and_approved_targets_are_requested_over_their_own_connection_at_once(make):
     house = make()
     house.see(ALICE, numbered(1, 20))
     assert asked(house, lambda: house.sync(ALICE, changed=1)) == [OWN]
@@ -305,7 +305,7 @@ def fails_alone(house: House, fault: dict, code: str | None) -> None:
     house.check(every_answer=True)
 
 
-def test_whichever_target_fails_the_others_go_through(make):
+def test_one_failing_target_does_not_stop_the_others(make):
     house = make(concurrency=2)
     targets = [Target(ORG, f"u{number}") for number in range(5)]
     for number, target in enumerate(targets):
@@ -382,7 +382,7 @@ def test_a_gateway_that_is_down_is_left_alone_after_three_times_the_concurrency(
     house.check(every_answer=True)
 
 
-def test_refusals_are_no_sign_that_the_gateway_is_down(make):
+def test_refusals_do_not_mean_that_the_gateway_is_down(make):
     house = make(concurrency=1)
     targets = [Target(ORG, f"u{number}") for number in range(8)]
     house.see(targets[-1], numbered(1, 3))
@@ -462,7 +462,7 @@ def few(house: House, count: int) -> list[Target]:
     return targets
 
 
-def test_a_small_list_that_empties_by_mistake_is_asked_again_and_nothing_changes(make):
+def test_a_small_list_that_empties_by_mistake_is_requested_again_and_nothing_changes(make):
     house = make()
     targets = few(house, 3)
     calls = house.upstream.counters.flow_calls
@@ -484,7 +484,7 @@ def test_a_small_list_that_is_empty_twice_is_believed(make):
     house.check()
 
 
-def test_a_first_answer_that_is_empty_is_asked_again_and_the_second_counts(make):
+def test_an_empty_first_answer_is_requested_again_and_the_second_counts(make):
     house = make()
     house.see(ALICE, numbered(1, 30))
     house.see(BOB, [])
@@ -499,7 +499,7 @@ def test_a_first_answer_that_is_empty_is_asked_again_and_the_second_counts(make)
     house.check()
 
 
-def test_a_first_answer_that_is_empty_and_then_fails_is_no_baseline(make):
+def test_an_empty_first_answer_whose_second_request_fails_is_no_baseline(make):
     house = make()
     house.see(ALICE, numbered(1, 3))
     house.fault("empty", ALICE, times=1)
@@ -510,7 +510,7 @@ def test_a_first_answer_that_is_empty_and_then_fails_is_no_baseline(make):
     house.check()
 
 
-def test_a_small_list_that_is_another_altogether_is_asked_again_and_then_believed(make):
+def test_a_small_list_replaced_as_a_whole_is_requested_again_and_then_believed(make):
     house = make()
     targets = few(house, 2)
     calls = house.upstream.counters.flow_calls
@@ -580,7 +580,7 @@ def test_emptied_targets_are_held_as_soon_as_they_are_too_many(make, monkeypatch
     house.check()
 
 
-def test_a_run_tells_the_first_issues_and_counts_them_all(house, monkeypatch):
+def test_a_run_reports_the_first_issues_and_counts_them_all(house, monkeypatch):
     monkeypatch.setattr("etl.sync.result.MOST_ISSUES", 3)
     unknown = [Target(ORG, f"nobody{n}") for n in range(5)]
     report = house.sync(*unknown, failed=5)
@@ -624,7 +624,7 @@ def test_a_long_list_that_emptied_counts_with_the_short_ones(make):
 # Approval
 
 
-def test_an_approval_asks_once_more_and_removes_what_was_held(house):
+def test_an_approval_requests_the_list_again_and_removes_what_was_held(house):
     house.see(ALICE, numbered(13, 41))
     house.sync(ALICE, held=1)
     house.see(ALICE, [flow(13, "other"), *numbered(14, 42)])
@@ -670,7 +670,7 @@ def test_an_approval_of_another_set_than_is_held_removes_nothing(house):
     house.check()
 
 
-def test_an_approval_removes_nothing_where_the_held_set_grows_while_it_asks(house):
+def test_an_approval_removes_nothing_where_the_held_set_grows_meanwhile(house):
     """The set is compared under the lock under which the removal is written."""
     house.see(ALICE, numbered(13, 40))
     house.sync(ALICE, held=1)
@@ -687,7 +687,7 @@ def test_an_approval_removes_nothing_where_the_held_set_grows_while_it_asks(hous
     house.check()
 
 
-def test_an_approval_of_a_list_that_emptied_is_believed_without_a_second_question(house):
+def test_an_approval_of_an_emptied_list_needs_no_second_answer(house):
     house.see(ALICE, [])
     house.sync(ALICE, held=1)
     calls = house.upstream.counters.flow_calls
@@ -726,7 +726,7 @@ def test_nothing_is_written_for_a_target_that_a_stop_interrupts(house):
     house.check(every_answer=True)
 
 
-def test_what_was_whole_before_a_stop_stays(house):
+def test_work_that_was_complete_before_a_stop_stays(house):
     house.see(BOB, numbered(1, 21))
     hanging = house.fault("hang", ALICE, times=None)
     with ThreadPoolExecutor(1) as thread:
@@ -769,7 +769,7 @@ def test_a_database_that_goes_away_in_mid_run_ends_it_and_the_next_run_goes_on(h
     house.check()
 
 
-def test_a_run_whose_writes_fail_is_no_success_though_everything_else_goes_well(house):
+def test_a_run_whose_writes_fail_is_not_a_success(house):
     house.see(ALICE, numbered(1, 41))
     impatient = threading.Event()
     impatient.set()
@@ -780,7 +780,7 @@ def test_a_run_whose_writes_fail_is_no_success_though_everything_else_goes_well(
     house.check()
 
 
-def test_a_run_that_was_declared_dead_says_so(house):
+def test_a_run_declared_dead_by_another_reports_it(house):
     hanging = house.fault("delay", ALICE, seconds=0.3)
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(house.run, ALICE)

@@ -62,7 +62,7 @@ def test_a_stamped_seal_is_verified_against_its_authority_and_against_no_other(
     )
 
 
-def test_a_seal_is_stamped_once_whoever_is_faster(house: House, authority: Authority) -> None:
+def test_a_seal_is_stamped_once_by_the_faster_of_two(house: House, authority: Authority) -> None:
     stamped(house, authority)
     assert not Store(house.engine).keep_timestamp(2, now(), b"another")
     assert house.rows("SELECT count(*) FROM seal_timestamp") == [(1,)]
@@ -159,7 +159,7 @@ def test_an_authority_that_fails_is_a_condition_until_it_answers(house: House) -
     assert len(house.rows("SELECT * FROM seal_timestamp")) == 1
 
 
-def test_a_replica_that_stands_by_asks_nobody(house: House) -> None:
+def test_a_standby_replica_requests_no_time_stamp(house: House) -> None:
     asked = Asked()
     TimeStamps(house.store, asked, active=lambda: False, clock=now, every=DAY).look()
     assert asked.messages == []

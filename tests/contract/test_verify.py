@@ -176,15 +176,13 @@ def test_no_history_raises_a_false_alarm(engine: Engine, seed: int) -> None:
         assert list(against(engine, lines)) == []
 
 
-def test_a_trail_that_nobody_touched_has_no_findings(engine: Engine, story: Story) -> None:
+def test_an_untouched_trail_has_no_findings(engine: Engine, story: Story) -> None:
     """Neither for us nor for the checker that shares no code with us."""
     assert found(engine) == []
     story.diary.check(settled=False)
 
 
-def test_whatever_is_altered_in_any_column_of_any_row_is_found(
-    engine: Engine, story: Story, intruder: Intruder
-) -> None:
+def test_an_alteration_in_any_column_of_any_row_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
     """Every column of every row on SQLite; on PostgreSQL, which is slower, each column in every sixth row."""
     names = {row["id"]: Target(row["org_id"], row["user_id"], row["expression"]) for row in intruder.rows("target")}
     alterations = itertools.chain.from_iterable(_alterations(intruder, table) for table in PROVEN)
@@ -252,7 +250,7 @@ def _other(column: Column[Any], value: Any, intruder: Intruder) -> Any:
     return (value or "") + "x"
 
 
-def test_whatever_row_is_deleted_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
+def test_any_deleted_row_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
     """But for a target that was never observed."""
     for table in PROVEN:
         for row in intruder.rows(table):
@@ -263,7 +261,7 @@ def test_whatever_row_is_deleted_is_found(engine: Engine, story: Story, intruder
     assert found(engine) == []
 
 
-def test_whatever_row_is_copied_to_another_key_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
+def test_any_row_copied_to_another_key_is_found(engine: Engine, story: Story, intruder: Intruder) -> None:
     for table in ("change_set", "workflow_change", "observation", "workflow"):
         row = intruder.rows(table)[0]
         others: Row = {"id": 1000} if "id" in row else {"flow_id": "copy"}
@@ -328,7 +326,7 @@ def _swap_changes(intruder: Intruder, one: int, other: int) -> None:
         ("UPDATE target SET answer_digest = state_digest WHERE id = 3", "target.answer_digest"),
     ],
 )  # fmt: skip
-def test_what_is_known_of_now_must_agree_with_the_chain(
+def test_the_present_state_must_agree_with_the_chain(
     engine: Engine, story: Story, intruder: Intruder, altered: str, what: str
 ) -> None:
     for statement in altered.split("; "):
@@ -436,7 +434,7 @@ def test_heads_name_each_observed_target_with_its_last_hash_and_the_spans_no_has
     assert (printed["o2", "u1"]["spans"], printed["o3", "u1"]["open"]) == ([], False)
 
 
-def test_what_was_kept_holds_while_the_trail_goes_on(engine: Engine, story: Story) -> None:
+def test_kept_heads_hold_while_the_trail_goes_on(engine: Engine, story: Story) -> None:
     """The open span grows, is sealed by a new version, and later versions follow."""
     lines = kept(engine)
     listed = (flow(10, "reduce all", "H", editable=False), flow(3, "new", "W"), flow("é", None, None, None))
@@ -471,7 +469,7 @@ def test_what_was_kept_holds_while_the_trail_goes_on(engine: Engine, story: Stor
         ("UPDATE target SET user_id = 'somebody' WHERE id = 3", "change_set"),
     ],
 )  # fmt: skip
-def test_what_was_kept_and_is_no_longer_there_is_found(
+def test_a_kept_head_that_is_missing_is_found(
     engine: Engine, story: Story, intruder: Intruder, altered: str, what: str
 ) -> None:
     lines = kept(engine)
@@ -509,7 +507,7 @@ def a_new_target(story: Story) -> Target:
 
 
 @pytest.mark.parametrize("write", [a_new_version, a_longer_span, a_new_span, a_new_target])
-def test_what_is_dated_before_the_heads_were_kept_was_not_there_then(
+def test_a_version_dated_before_the_kept_heads_but_not_in_them_was_inserted(
     engine: Engine, story: Story, intruder: Intruder, write: Callable[[Story], Target]
 ) -> None:
     """A sound trail, whose newest part claims to be older than heads that do not have it."""
@@ -554,7 +552,7 @@ def test_a_version_that_the_next_heads_do_not_name_was_inserted_later(
     assert list(against(engine, lines, is_whole=lambda: False)) == [], "whose end is missing names less"
 
 
-def test_lines_that_are_no_heads_are_named_by_their_number(engine: Engine, story: Story) -> None:
+def test_invalid_lines_of_heads_are_named_by_their_number(engine: Engine, story: Story) -> None:
     line = kept(engine)[0]
     lines = [
         line,
@@ -676,7 +674,7 @@ def test_a_finding_is_one_sentence_that_no_name_can_forge(engine: Engine, story:
 # ----------------------------------------------------------------------------------- progress, cuts, memory
 
 
-def test_progress_ends_with_everything_that_was_gone_through(engine: Engine, story: Story) -> None:
+def test_progress_ends_with_the_total(engine: Engine, story: Story) -> None:
     reports: list[Progress] = []
     assert not list(verify(engine, progress=reports.append))
     assert [report.targets for report in reports] == list(range(1, 8))
@@ -729,7 +727,7 @@ def test_memory_does_not_grow_with_the_length_of_the_trail(engine: Engine) -> No
 
 @STEADY
 @given(states, st.lists(states, max_size=3))
-def test_a_listing_that_is_kept_up_has_the_digest_of_its_workflows(
+def test_a_list_that_is_updated_has_the_digest_of_its_workflows(
     first: dict[str, Flow], others: list[dict[str, Flow]]
 ) -> None:
     listing = ReplayedState()

@@ -338,7 +338,7 @@ def organisation(engine: Engine) -> Engine:
     return engine
 
 
-def test_org_workflow_event_tells_each_thing_once(organisation: Engine) -> None:
+def test_org_workflow_event_has_each_event_once(organisation: Engine) -> None:
     columns = ("kind", "flow_id", "user_id", "new_name", "users_before", "users_after", "certain", "unheard")
     assert rows(organisation, "org_workflow_event", *columns) == [
         ("access_granted", "2", "bob", "name 2", 1, 2, True, 0),
@@ -352,7 +352,7 @@ def test_org_workflow_event_tells_each_thing_once(organisation: Engine) -> None:
     assert [(decided_at > observed_at, seal_id) for decided_at, observed_at, seal_id in last] == [(True, None)]
 
 
-def test_org_workflow_counts_the_users_of_now_and_says_who_was_not_heard(organisation: Engine) -> None:
+def test_org_workflow_counts_present_users_and_those_without_an_answer(organisation: Engine) -> None:
     columns = ("flow_id", "flow_name", "users", "editors", "unheard")
     assert rows(organisation, "org_workflow", *columns) == [
         ("1", "name 1", 1, 1, 0),
@@ -376,7 +376,7 @@ def test_org_workflow_history_has_one_state_at_a_time(organisation: Engine) -> N
     ]
 
 
-def test_org_pending_has_who_waits_and_for_how_many(engine: Engine) -> None:
+def test_org_pending_has_the_workflows_that_wait_and_for_how_many_users(engine: Engine) -> None:
     """Both lost it, and Ann, who was asked first, must be heard once more."""
     story = Small(engine)
     story.hear(ann="1", bob="1")

@@ -187,7 +187,7 @@ def test_one_refused_target_of_six_is_a_sixth_of_a_day(server: HttpServer) -> No
     assert share["y"][-1] == round(2 / 6, 4)
 
 
-def test_problems_are_told_by_cause_and_unfolded_on_demand(server: HttpServer) -> None:
+def test_problems_are_shown_by_cause_and_expanded_on_demand(server: HttpServer) -> None:
     causes = get(server, "/").text.partition('<table id="causes">')[2].partition("</table>")[0]
     links = re.findall(r'href="([^"]+)"', causes)
     assert links == ["/targets?show=problems&amp;cause=62109", "/targets?show=problems&amp;cause=held"]
@@ -195,7 +195,7 @@ def test_problems_are_told_by_cause_and_unfolded_on_demand(server: HttpServer) -
     assert [[row["user_id"] for row in found] for found in users] == [["dave"], ["alice"]]
 
 
-def test_a_change_is_seen_on_the_next_look(engine: Engine, diary: Diary) -> None:
+def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary) -> None:
     """What is counted over everything is counted again when the database has changed."""
     diary.answer(numbered(1, 3), NOW - 2 * DAY)
     with site(engine) as server:
@@ -257,7 +257,7 @@ def test_paging_through_the_trail_gives_every_change_once(engine: Engine, world:
 # ---------------------------------------------------------------------------------------------------- what is shown
 
 
-def test_problems_come_first_and_say_what_they_are(server: HttpServer, engine: Engine) -> None:
+def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine) -> None:
     first, _, _ = get(server, "/").text.partition("Changes per day")
     said = "".join(Reader(first.partition('<ul class="problems">')[2].partition("</ul>")[0]).texts).split("\n")
     assert [line.partition(", since")[0] for line in said if line] == [
@@ -273,7 +273,7 @@ def test_problems_come_first_and_say_what_they_are(server: HttpServer, engine: E
     assert "bob" not in get(server, "/targets?show=problems").text
 
 
-def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
+def test_a_clock_that_went_back_is_a_problem_and_times_ahead_of_now_are_no_observations(
     engine: Engine, database_url: str
 ) -> None:
     tell(engine, database_url)
@@ -283,7 +283,7 @@ def test_a_clock_that_went_back_is_a_problem_and_what_lies_ahead_no_observation(
     assert "<dd>not known<small>the clock went back</small></dd>" in first
 
 
-def test_sums_that_take_long_are_counted_in_a_thread_while_pages_say_so(
+def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
     server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = get(server, "/").text
@@ -337,7 +337,7 @@ def test_hostile_text_makes_no_element_and_no_attribute(server: HttpServer) -> N
     assert "\\u202egnp.exe\\x07" in get(server, "/trail?flow=javascript:alert(1)&since=&kind=baseline").text
 
 
-def test_values_for_scripts_stay_what_they_are_and_cannot_end_the_script() -> None:
+def test_values_in_scripts_are_unchanged_and_cannot_end_the_script() -> None:
     value = ["</script><!--<script>&\u2028\u2029", {"a": 1.5, "b": None}]
     assert json.loads(as_data(value)) == value
     assert not re.search("[<>&\u2028\u2029]", as_data(value))
@@ -377,14 +377,14 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_asked_for_is_refused_in_a_sentence(empty: HttpServer) -> None:
+def test_an_invalid_request_is_refused_in_one_sentence(empty: HttpServer) -> None:
     for path, status in REFUSED.items():
         answer = get(empty, path)
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8"), path
         assert (status == 200) == ('role="alert"' not in answer.text), path
 
 
-def test_a_database_that_is_away_is_said_so(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'nothing.db'}")
     with site(engine) as server:
         answer = get(server, "/")
@@ -433,12 +433,12 @@ def test_the_pages_answer_to_their_own_names_only(empty: HttpServer) -> None:
         assert get(empty, "/static/app.js", headers={"Host": host}).status_code == status, host
 
 
-def test_a_name_that_is_listened_on_is_answered_to(engine: Engine) -> None:
+def test_the_pages_answer_to_the_name_they_listen_on(engine: Engine) -> None:
     with site(engine, hosts=["Flow.example"]) as server:
         assert get(server, "/", headers={"Host": "flow.example:8787"}).ok
 
 
-def test_routes_that_are_brought_along_are_served_as_they_are_to_our_own_names(empty: HttpServer) -> None:
+def test_additional_routes_are_served_to_our_own_names_only(empty: HttpServer) -> None:
     answer = get(empty, "/healthz", headers={"Host": "10.2.3.4:8787"})
     assert (answer.text, answer.headers.get("Content-Security-Policy")) == ("fine", None)
     assert get(empty, "/healthz", headers={"Host": "evil.example:8787"}).status_code == 421
@@ -451,7 +451,7 @@ def test_the_pages_only_read(empty: HttpServer) -> None:
     assert requests.head(empty.url + "/trail", timeout=30).ok
 
 
-def test_nothing_is_written_while_somebody_looks(server: HttpServer, engine: Engine) -> None:
+def test_reading_the_pages_writes_nothing(server: HttpServer, engine: Engine) -> None:
     with reading(engine) as connection:
         before = connection.execute(text("SELECT count(*), max(heartbeat_at) FROM sync_run")).one()
     for path in PAGES:
@@ -463,7 +463,7 @@ def test_nothing_is_written_while_somebody_looks(server: HttpServer, engine: Eng
 # -------------------------------------------------------------------------------------------------------- the report
 
 
-def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, engine, tmp_path) -> None:
+def test_the_report_is_one_private_file_that_loads_nothing_else(server, engine, tmp_path) -> None:
     file = tmp_path / "report.html"
     report_html(engine, now=NOW, coverage_gap=COVERAGE_GAP, file=file)
     page = file.read_text("utf-8")
@@ -480,7 +480,7 @@ def test_the_report_is_one_private_file_that_allows_only_what_is_in_it(server, e
     assert BOB.user_id in page
 
 
-def test_a_report_is_of_a_period_and_an_organisation_if_asked(
+def test_a_report_may_be_limited_to_a_period_and_an_organisation(
     server: HttpServer, engine: Engine, tmp_path: Path
 ) -> None:
     scope = Scope(dt.date(2026, 3, 12), dt.date(2026, 3, 20), "o2", everything=False)
@@ -514,7 +514,7 @@ def test_a_server_frees_its_port_and_can_be_followed_by_another(engine: Engine) 
     second.stop()
 
 
-def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
+def test_a_taken_port_is_reported_in_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(FlowtrailError) as caught:

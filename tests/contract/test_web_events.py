@@ -68,7 +68,7 @@ def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) 
     assert f'<a href="/events/{number}">whose</a>' in get(server, "/events", kind="disappeared").text
 
 
-def test_runs_are_the_reports_and_one_tells_what_failed_by_cause(server, engine) -> None:
+def test_runs_are_those_of_the_report_and_one_shows_its_failures_by_cause(server, engine) -> None:
     known = list(Report(engine).runs())
     assert [row["id"] for row in rows(server, "/runs")] == [run.id for run in known]
     partial = [run.id for run in known if run.status == "partial"]
@@ -106,7 +106,7 @@ def test_trail_held_and_gaps_are_files_too(server, engine) -> None:
     assert len(rows(server, "/gaps")) == count
 
 
-def test_a_run_that_is_not_there_is_said_so(server) -> None:
+def test_a_missing_run_is_reported(server) -> None:
     for path in ("/runs/99999", "/runs/x", "/runs/" + "9" * 30):
         assert get(server, path).status_code == 404, path
     assert get(server, "/runs", status="odd").status_code == 400

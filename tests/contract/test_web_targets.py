@@ -109,7 +109,7 @@ def test_the_versions_are_those_of_the_trail(server, engine) -> None:
     assert [row["version"] for row in until] == [3, 2, 1]
 
 
-def test_targets_are_found_by_a_part_of_an_id_or_by_all_of_it(server) -> None:
+def test_targets_are_found_by_all_or_part_of_an_id(server) -> None:
     def users(**query: object) -> list[object]:
         return [row["user_id"] for row in rows(server, "/targets", **query)]
 
@@ -122,7 +122,7 @@ def test_targets_are_found_by_a_part_of_an_id_or_by_all_of_it(server) -> None:
     assert "No target has such ids" in get(server, "/targets", user="nobody", as_of="yesterday").text
 
 
-def test_targets_at_a_moment_are_the_reports_and_those_not_observed_yet_are_said_so(server, engine) -> None:
+def test_targets_at_a_moment_are_those_of_the_report_with_unobserved_ones_marked(server, engine) -> None:
     at = after(days=21)
     known = [(row.user_id, row.coverage, row.flow_count) for row in Report(engine).targets_as_of(at)]
     found = rows(server, "/targets", as_of=at.isoformat())
@@ -159,7 +159,7 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_asked_of_a_target_is_refused_in_a_sentence(server) -> None:
+def test_an_invalid_question_about_a_target_is_refused_in_one_sentence(server) -> None:
     for path, status in REFUSED.items():
         answer = get(server, path)
         assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), path

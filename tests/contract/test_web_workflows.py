@@ -31,7 +31,7 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
 
 
 @pytest.mark.parametrize("at", [after(days=10), after(days=21), after(days=37)], ids=str)
-def test_an_organisations_list_at_a_moment_is_what_its_users_lists_amount_to(server, engine, at) -> None:
+def test_an_organisations_list_at_a_moment_is_the_union_of_its_users_lists(server, engine, at) -> None:
     for org in ("o1", "o2", HOSTILE_ORG.org_id):
         lists = defaultdict[str, list[WorkflowAsOf]](list)
         for row in Report(engine).flows_as_of(at, org=org):
@@ -104,7 +104,7 @@ def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
         assert sorted(row["kind"] for row in rows(server, path, table="story")) == list(kinds) != []
 
 
-def test_the_timeline_draws_what_nobody_saw_whether_it_has_ended_or_not(server) -> None:
+def test_the_timeline_draws_gaps_that_ended_and_gaps_that_did_not(server) -> None:
     page = get(server, workflow_path("5", "o2")).text
     figure = json.loads(re.search(r'id="life-figure">(.*?)</script>', page)[1])
     (silence,) = (trace for trace in figure["data"] if trace["name"] == "nobody looked")
@@ -127,7 +127,7 @@ REFUSED = {
 }
 
 
-def test_what_cannot_be_asked_of_workflows_is_refused_in_a_sentence(server) -> None:
+def test_an_invalid_question_about_workflows_is_refused_in_one_sentence(server) -> None:
     for path, status in REFUSED.items():
         answer = get(server, path)
         assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), path

@@ -64,7 +64,7 @@ def test_wherever_the_program_dies_nothing_is_lost_or_invented(postgres: local_p
     assert on_both(postgres, die) == []
 
 
-def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(postgres: local_postgres.Server) -> None:
+def test_any_failure_beneath_the_program_ends_in_one_sentence_and_it_goes_on(postgres: local_postgres.Server) -> None:
     """Full disks, I/O errors, deadlocks, cut connections to the database and the gateway, lost answers to a COMMIT."""
 
     def suffer(made: Place, server: local_postgres.Server | None) -> list[str]:
@@ -85,7 +85,7 @@ def test_whatever_fails_beneath_the_program_it_ends_in_a_sentence_and_goes_on(po
     assert on_both(postgres, suffer) == []
 
 
-def test_wherever_a_service_is_told_to_stop_it_ends_in_order_and_its_slot_is_caught_up(
+def test_a_service_stopped_anywhere_ends_in_order_and_its_slot_is_caught_up(
     postgres: local_postgres.Server,
 ) -> None:
     """SIGTERM before or after a statement, a request or a COMMIT, from its start to its end, and again at the end."""

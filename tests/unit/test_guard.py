@@ -205,6 +205,6 @@ def test_an_approval_of_another_set_stands_in_the_way_of_nothing_that_came_back(
     assert refuse_approval(ids(1, 30), ids(1, 31), "3f9a01c277e2") == Decision()
 
 
-def test_an_approval_asks_nothing_twice():
+def test_an_approval_needs_no_second_answer():
     decision = approve(ids(1, 3), ids(1, 3), frozenset())
     assert decision == Decision()

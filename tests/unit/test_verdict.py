@@ -253,7 +253,7 @@ def test_a_hold_that_ends_with_all_coming_back_opens_an_interrupted_span_of_the_
     assert outcome.answer_digest == state_digest(TWENTY)
 
 
-def test_a_hold_that_ends_by_approval_records_who_said_so_in_the_chain():
+def test_a_hold_that_ends_by_approval_records_the_approver_in_the_chain():
     known = fence(TWENTY, HOURLY, held=True)
     state = State(by_id(TWENTY), frozenset({"1", "2"}), (HOURLY,))
     answer = snapshot(numbered(3, 20), after(hours=3))
