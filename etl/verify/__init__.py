@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text, true
 
 from etl.database import reading
 from etl.domain.model import Target
@@ -27,7 +27,7 @@ from etl.verify.history import history
 from etl.verify.kept import against
 from etl.verify.kept_seals import latest_seal_line, seal_lines
 from etl.verify.orphans import orphans
-from etl.verify.rows import BEFORE_ALL, Row, Rows, opened
+from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
 from etl.verify.sealing import Sealing
 from etl.verify.seals import last_seal, seals
 from etl.verify.signatures import PublicKey
@@ -87,14 +87,15 @@ def verify(
 ) -> Iterator[Finding]:
     """Replay every target in one pass; yield the first broken link of each, then orphans, then what the seals deny.
 
-    Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, and their runs.
+    Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, their runs, and the
+    targets that got no version later.
     ``progress`` is called after every target; ``sealing`` counts the seals. ``keys`` are those that seals may be signed
     with (none: only that no signature is missing is checked), ``authorities`` those whose time stamps are believed.
     ``answers`` has the kept answers checked, and counts them.
     Each target and each run is read as of one moment; the service may go on writing. Raises DatabaseError where the
     database cannot be read.
     """
-    one_pass = _Pass(engine, progress or _ignore, answers)
+    one_pass = _Pass(engine, progress or _ignore, answers, since)
     sound = True
     while one_pass.after is not None:
         for finding in one_pass.go_on(one_pass.after):
@@ -129,16 +130,20 @@ def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Fi
 class _Pass:
     """One pass over all targets, in several short transactions on SQLite."""
 
-    def __init__(self, engine: Engine, progress: Callable[[Progress], None], answers: Answers | None) -> None:
+    def __init__(
+        self, engine: Engine, progress: Callable[[Progress], None], answers: Answers | None, since: int
+    ) -> None:
         self.after: int | None = BEFORE_ALL
         """The last target that was replayed; None once all were."""
         self._engine = engine
         self._progress = progress
         self._answers = answers
+        self._since = since
         self._budget = _ROWS_A_TRANSACTION if engine.dialect.name == "sqlite" else None
         self._any_bytes = False
         with reading(engine) as connection:
-            targets = connection.execute(select(func.count()).select_from(target)).scalar_one()
+            those = target.c.id.in_(text(TOUCHED).bindparams(since=since).columns(target.c.id)) if since else true()
+            targets = connection.execute(select(func.count()).select_from(target).where(those)).scalar_one()
         self._done = Progress(0, targets, 0, 0)
 
     def go_on(self, after: int) -> Iterator[Finding]:
@@ -146,7 +151,7 @@ class _Pass:
         try:
             with reading(self._engine) as connection:
                 times = run_times(connection)
-                with opened(connection, after, any_bytes=self._any_bytes) as rows:
+                with opened(connection, after, since=self._since, any_bytes=self._any_bytes) as rows:
                     yield from self._replay_some(rows, times)
         except DatabaseError as error:
             if self._any_bytes or _NO_TEXT not in str(error.__cause__):

@@ -122,6 +122,11 @@ _WORKFLOWS: Final = """
     FROM target t JOIN workflow w ON w.target_id = t.id
     WHERE t.id > :after ORDER BY t.id
 """
+TOUCHED: Final = """
+    SELECT n.target_id FROM run_seal r, change_set n WHERE r.id > :since AND n.run_id = r.run_id
+    UNION SELECT n.target_id FROM sync_run u, change_set n WHERE u.status = 'running' AND n.run_id = u.id
+"""
+"""The targets with a version from a run that was sealed after a seal, or has none yet."""
 _LAST_HOLD: Final = """
     SELECT missing FROM sync_issue WHERE target_id = :target_id AND verdict = 'held' ORDER BY id DESC LIMIT 1
 """
@@ -179,10 +184,11 @@ class Stream(Generic[T]):
 class Rows:
     """Everything about the targets above an id, from one moment."""
 
-    def __init__(self, connection: Connection, after: int, opened: ExitStack) -> None:
+    def __init__(self, connection: Connection, after: int, since: int, opened: ExitStack) -> None:
         self.connection = connection
         """For queries of single checks."""
         self._after = after
+        self._since = since
         self._opened = opened
         self.time = _time_of_sqlite if connection.dialect.name == "sqlite" else _time_of_postgresql
         by_target, by_version = itemgetter(0), itemgetter(0, 1)
@@ -207,8 +213,8 @@ class Rows:
 
     def _query(self, statement: str) -> Iterable[Row]:
         result = self.connection.execute(
-            text(_in_dialect(statement, self.connection.dialect.name)),
-            {"after": self._after},
+            text(_in_dialect(_of_those(statement, self._since), self.connection.dialect.name)),
+            {"after": self._after} | ({"since": self._since} if self._since else {}),
             execution_options={"stream_results": True, "yield_per": _AT_ONCE},
         )
         self._opened.callback(result.close)
@@ -258,15 +264,17 @@ class Rows:
 
 
 @contextmanager
-def opened(connection: Connection, after: int, *, any_bytes: bool) -> Iterator[Rows]:
+def opened(connection: Connection, after: int, *, since: int, any_bytes: bool) -> Iterator[Rows]:
     """The rows of the targets whose id is above ``after``; the transaction ends with the block.
+
+    ``since``: only of targets that got a version from a run that was sealed after this seal, or has no seal yet.
 
     SQLite may contain texts that are not UTF-8; they end the reading unless ``any_bytes``.
     """
     with ExitStack() as stack:
         if any_bytes:
             _tolerate_broken_text(connection, stack)
-        yield Rows(connection, after, stack)
+        yield Rows(connection, after, since, stack)
 
 
 @contextmanager
@@ -311,6 +319,10 @@ def _tolerate_broken_text(connection: Connection, stack: ExitStack) -> None:
     driver: Any = connection.connection.driver_connection
     stack.callback(setattr, driver, "text_factory", driver.text_factory)
     driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+def _of_those(statement: str, since: int) -> str:
+    return statement.replace("t.id > :after", f"t.id > :after AND t.id IN ({TOUCHED})") if since else statement
 
 
 def _in_dialect(statement: str, dialect: str) -> str:

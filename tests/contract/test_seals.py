@@ -13,8 +13,18 @@ from etl.database import connect, upgrade
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import RunClosed
 from etl.store import NewRun, Store, copy
-from etl.verify import HeadsFile, Sealing, against, latest_seal_line, seal_lines, seals, verify
-from tests.support.builders import numbered
+from etl.verify import (
+    HeadsFile,
+    Progress,
+    Sealing,
+    against,
+    last_seal,
+    latest_seal_line,
+    seal_lines,
+    seals,
+    verify,
+)
+from tests.support.builders import flow, numbered
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, DAN, House, Intruder, Lists, change, die, findings, live, other
 
@@ -249,3 +259,22 @@ def test_verify_since_a_seal_leaves_out_what_was_sealed_until_then(house: House)
     assert list(seals(house.engine, since=1, went=went)) == []
     assert (went.seals, went.last) == (1, 2)
     assert [str(each) for each in seals(house.engine, since=9)] == ["run_seal should be a seal 9, but is missing"]
+
+
+def test_a_check_after_a_seal_replays_the_lists_that_got_a_version_since(house: House) -> None:
+    house.serve({"plants": [ANN, BEN]})
+    last, through = last_seal(house.engine), list[Progress]()
+    house.upstream.lists[ANN] = [*numbered(1, 5), flow(7)]
+    house.serve({"plants": [ANN, BEN]})
+
+    def found() -> int:
+        through.clear()
+        return len(list(verify(house.engine, since=last, progress=through.append)))
+
+    assert (found(), [each.targets for each in through], through[-1].of_targets) == (0, [1], 1)
+    forge = "UPDATE workflow SET flow_name = 'forged' WHERE flow_id = '1' AND target_id = (SELECT id FROM target {})"
+    change(house.engine, forge.format("WHERE user_id = :user"), user=BEN.user_id)
+    assert found() == 0
+    assert findings(house.engine)
+    change(house.engine, forge.format("WHERE user_id = :user"), user=ANN.user_id)
+    assert found() == 1
