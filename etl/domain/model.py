@@ -157,7 +157,7 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def latest_at(self) -> dt.datetime | None:
         """The latest time recorded of the target: no later record may lie before it."""
         last_at = None if self.span is None else self.span.last_at
-        recorded = (last_at, self.head_observed_at, self.latest_missing_at)
+        recorded = (last_at, self.head_observed_at, self.held_at, self.latest_missing_at)
         return max((at for at in recorded if at is not None), default=None)
 
 

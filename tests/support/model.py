@@ -47,6 +47,8 @@ class Known:
     answered: Flows | None = None
     head_at: dt.datetime | None = None
     held_since: dt.datetime | None = None
+    held_at: dt.datetime | None = None
+    """When the last answer arrived that was believed but for what is held."""
     failures: int = 0
     error_code: str | None = None
     retired_at: dt.datetime | None = None
@@ -54,8 +56,8 @@ class Known:
     def latest(self) -> dt.datetime | None:
         """The latest time on record: no later one may lie before it."""
         spans = [span.last_at for span in self.spans[-1:]]
-        head = [self.head_at] if self.head_at else []
-        return max([*spans, *head, *self.missing.values()], default=None)
+        others = [at for at in (self.head_at, self.held_at) if at is not None]
+        return max([*spans, *others, *self.missing.values()], default=None)
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ class Run:
             known.version, known.head_at = known.version + 1, at
         if judgement.hold:
             known.is_open = False
+            known.held_at = known.held_at if judgement.whole else at
             return "held"
         self._seen(known, asked_at, at, new_version)
         return "changed" if new_version else "unchanged"

@@ -83,6 +83,13 @@ def test_where_the_clock_went_back_the_time_is_the_latest_one_and_a_microsecond(
     )
 
 
+def test_an_answer_that_was_held_is_recorded_too_and_none_lies_before_it():
+    """It changes no span and no version; the organisation's story dates by it."""
+    held_at = after(hours=30)
+    known = msgspec.structs.replace(fence(TWENTY, HOURLY), held_asked_at=held_at, held_at=held_at)
+    assert verdict.seen(known, held_at - TICK, held_at) == (held_at + TICK, held_at + TICK, True)
+
+
 def test_a_clock_that_goes_back_within_one_request_gives_one_moment():
     assert verdict.seen(NEW, after(seconds=2), START) == (after(seconds=2), after(seconds=2), True)
 
