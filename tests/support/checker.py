@@ -325,43 +325,40 @@ class _Target:
 
     def _delivered(self, guarded: bool) -> None:
         """Each version is an answer that came after the one before it (but for what the guard kept)."""
-        position, before = 0, State()
+        places = [0]
+        """Where the answers begin that may have followed each version, and the first one."""
         for number, (made, state) in enumerate(zip(self.sets, self.states, strict=True)):
+            before = self.states[number - 1] if number else State()
             partly = made.run_id in self.held_in or made.run_id not in self.runs
-            rest = range(position, len(self.answers))
+            rest = range(places[-1], len(self.answers))
             fitting = [i for i in rest if self._may_make(i, state, before, partly)]
             found = next(iter(fitting), None)
             self._say(found is None, f"version {made.version} was never delivered, or not in this order")
-            if guarded and fitting and made.approved_by is None and _loses(made.version, before, state):
-                first = self._first_that_loses(number)
+            if guarded and fitting and made.approved_by is None and _loses(number, before, state):
+                first = self._first_that_loses(number, places)
                 found = next((i for i in fitting if i > first), None)
                 self._say(found is None, f"version {made.version} loses something after a single answer")
-            position, before = position if found is None else found + 1, state
+            places.append(places[-1] if found is None else found + 1)
         seen = sum(span.observations for span in self.spans)
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
 
-    def _first_that_loses(self, number: int) -> int:
-        """The first answer in the run of a change set (by its place) that lacks something of what was then on record.
+    def _first_that_loses(self, number: int, places: Sequence[int]) -> int:
+        """The first answer in the run of a change set that lacks something of what was then on record.
 
         That may be an older version than the one before: other runs write meanwhile. Where nothing does so, this is
         the number of all answers.
         """
-        made = self.sets[number]
-        run = self.runs.get(made.run_id)
+        run = self.runs.get(self.sets[number].run_id)
         began = run.started_at if run else 0
-        known = [] if number else [State()]
-        for state, following in zip(self.states[:number], self.sets[1:], strict=False):
-            ended_by = self.runs.get(following.run_id)
+        lacking = [len(self.answers)]
+        for known in range(number + 1):
+            ended_by = self.runs.get(self.sets[known].run_id)
             over = ended_by.finished_at if ended_by else None
-            known += [state] if over is None or over >= began else []
-        return next(
-            (
-                i
-                for i, each in enumerate(self.answers)
-                if (each.at is None or each.at >= began) and any(_loses(made.version, old, each.state) for old in known)
-            ),
-            len(self.answers),
-        )
+            if known == number or over is None or over >= began:
+                before = self.states[known - 1] if known else State()
+                after = range(places[known], len(self.answers))
+                lacking += [next((i for i in after if _loses(known, before, self.answers[i].state)), len(self.answers))]
+        return min(lacking)
 
     def _may_make(self, number: int, state: State, before: State, partly: bool) -> bool:
         answer = self.answers[number]
@@ -411,9 +408,9 @@ class _Target:
         self._say(seen != counted, f"{counted} answers made {seen} observations")
 
 
-def _loses(version: int, before: State, answer: State) -> bool:
-    """Whether an answer lacks something of the version before, or is a first list and empty."""
-    return not answer if version == 1 else bool(before.keys() - answer.keys())
+def _loses(number: int, before: State, answer: State) -> bool:
+    """Whether an answer lacks something of the version before, or is the first list and empty."""
+    return bool(before.keys() - answer.keys()) if number else not answer
 
 
 def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
