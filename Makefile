@@ -13,7 +13,7 @@ demo: $(VENV)/.core ## the whole story on this machine
 	@$(BIN)/flowtrail demo
 
 test: check ## every check and test; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 # The crash proof for as long as you like: make crash N=1000 SEED=7
 N ?= 100

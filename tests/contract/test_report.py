@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,15 +28,22 @@ from etl.report import (
     columns_of,
 )
 from etl.schema import sync_run
+from etl.store import Store
 from tests.support.builders import run_row
+from tests.support.databases import Fill
 from tests.support.histories import START, TICK, World
 from tests.support.program import SECRET, Program
 
 
 @pytest.fixture
-def world(engine: Engine) -> World:
-    world = World(engine, 7)
-    world.live(30)
+def world(engine: Engine, fill: Fill) -> World:
+    def write(engine: Engine, url: str) -> World:
+        world = World(engine, 7)
+        world.live(30)
+        return world
+
+    world = copy(fill("thirty_rounds", write))
+    world.engine, world.store = engine, Store(engine)
     return world
 
 

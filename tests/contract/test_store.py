@@ -25,13 +25,13 @@ from etl.schema import lease, sync_run
 from etl.store import NewRun, Store, commit
 from etl.store.lease import LASTS
 from etl.store.runs import database_now
-from tests.support import checker
+from tests.support import checker, pooler
 from tests.support.builders import ALICE, GAP, START, UNCHECKED, Diary, after, dump, flow, numbered, snapshot, written
 from tests.support.lossy import LossyProxy
 from tests.support.postgres import Server
 from tests.support.sessions import HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 
-ALSO_MEETS = (HOSTILE_ROLE, POOLED)
+ALSO_MEETS = (POOLED if pooler.installed() else HOSTILE_ROLE,)
 """Further ways to meet PostgreSQL, for every test of this module."""
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -21,6 +22,7 @@ from tests.support.sessions import POOLED
 
 BOTH = ("sqlite", "postgresql")
 TEMPLATE = "template_flowtrail"
+T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
@@ -124,6 +126,56 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+class Fill:
+    """Fills the database of a test with rows that many tests want: they are written once, and then copied."""
+
+    def __init__(self, request: pytest.FixtureRequest, engine: Engine, written: dict[tuple[str, str], Any]) -> None:
+        self._request = request
+        self._engine = engine
+        self._written = written
+
+    def __call__(self, name: str, write: Callable[[Engine, str], T]) -> T:
+        """What ``write`` returned when it wrote the rows called ``name``; it may hold on to no engine."""
+        dialect = self._engine.dialect.name
+        if (dialect, name) not in self._written:
+            url = self._sqlite(name) if dialect == "sqlite" else self._postgres(name)
+            engine = connect(url)
+            self._written[dialect, name] = write(engine, url)
+            engine.dispose()
+        self._engine.dispose()
+        mine = str(self._engine.url.database)
+        if dialect == "sqlite":
+            shutil.copy(self._file(name), mine)
+        else:
+            _replace(self._request.getfixturevalue("postgres"), mine, template=name)
+        return self._written[dialect, name]  # type: ignore[no-any-return]
+
+    def _file(self, name: str) -> Path:
+        migrated: Path = self._request.getfixturevalue("migrated_sqlite")
+        return migrated.with_name(f"{name}.db")
+
+    def _sqlite(self, name: str) -> str:
+        shutil.copy(self._request.getfixturevalue("migrated_sqlite"), self._file(name))
+        return f"sqlite:///{self._file(name)}"
+
+    def _postgres(self, name: str) -> str:
+        server = self._request.getfixturevalue("postgres")
+        _sql(server, f"CREATE DATABASE {name} TEMPLATE {self._request.getfixturevalue('migrated_postgres')}")
+        return str(server.url(name))
+
+
+@pytest.fixture(scope="session")
+def written() -> dict[tuple[str, str], Any]:
+    """What ``Fill`` wrote, by dialect and name."""
+    return {}
+
+
+@pytest.fixture
+def fill(engine: Engine, request: pytest.FixtureRequest, written: dict[tuple[str, str], Any]) -> Fill:
+    """Rows that many tests want."""
+    return Fill(request, engine, written)
+
+
 @pytest.fixture
 def diary(engine: Engine, database_url: str) -> Diary:
     """Answers written to ``engine`` as a run would write them."""
@@ -147,6 +199,11 @@ def _database(server: local_postgres.Server, *, template: str) -> Iterator[str]:
     _sql(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
     yield server.url(name)
     _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _replace(server: local_postgres.Server, name: str, *, template: str) -> None:
+    _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
+    _sql(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
 
 
 def _sql(server: local_postgres.Server, statement: str) -> None:
