@@ -57,9 +57,7 @@ def audit(
         return
     if done.extent.until != extent.until:
         ends = console.cell(done.extent.until)
-        console.complain(
-            f"A run is under way that later ones followed upon: the bundle ends before {ends} UTC.", "yellow"
-        )
+        console.complain(f"A run is under way that later ones followed upon: the bundle ends before {ends}.", "yellow")
     counts = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes, {done.answers} answers"
     console.say(f"{output}: {done.runs} runs of {done.seals} sealed ones, {counts}.", "bold")
     console.say(f"Check it anywhere: unzip {output} check.py, read it, and run `python check.py {output}`.")

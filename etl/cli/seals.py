@@ -122,7 +122,7 @@ def timestamp(context: typer.Context, as_json: options.Json = False, config_file
     if as_json:
         console.json({"id": last.seal_id, "stamped_at": stamped_at})
         return
-    console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)} UTC.")
+    console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)}.")
 
 
 def _write(found: seals.Seal, token: bytes | None, folder: Path) -> list[str]:

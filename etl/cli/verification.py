@@ -126,7 +126,7 @@ def _through(done: verify.Progress, sealing: verify.Sealing, asked: _Asked) -> s
     if sealing.last_stamp:
         seal, at = sealing.last_stamp
         unchecked = "" if asked.authorities else "; --tsa FILE checks whose they are"
-        through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)} UTC{unchecked})"
+        through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)}{unchecked})"
     if (read := asked.answers) is not None:
         through += f", {read.kept} answers ({read.bytes} bytes; {read.proven} of {read.versions} versions have theirs)"
     if sealing.unsealed_runs:

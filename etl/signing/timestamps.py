@@ -100,9 +100,7 @@ def _post(url: str, body: bytes) -> bytes:
             with answer:
                 content = answer.read(_LONGEST_ANSWER + 1)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise SigningError(
-                f"The time-stamp authority cannot be reached ({type(error).__name__}); the next seal tries again."
-            ) from error
+            raise SigningError(f"The time-stamp authority cannot be reached ({type(error).__name__}).") from error
     if answer.status != 200:
         raise SigningError(f"The time-stamp authority answered HTTP {answer.status}.")
     if len(content) > _LONGEST_ANSWER:

@@ -173,6 +173,7 @@ MISSING = {
     "parquet": ["export", "changes", "--format", "parquet", "-o", "changes.parquet"],
     "web": ["report", "-o", "page.html"],
     "notify": ["notify", "--test"],
+    "sign": ["seal", "keygen", "seal.pem"],
 }
 
 

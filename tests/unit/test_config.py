@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from etl.config import Schedule, Settings, TargetList, load, load_all, load_schedules
+from etl.config import Schedule, Settings, TargetList, load, load_all, load_schedules, policy_of, with_policy
 from etl.config.loading import another_database
 from etl.config.slots import Cron, Every
 from etl.config.units import duration, duration_or_zero, size, without_password
@@ -98,7 +98,8 @@ def test_runs_are_kept_a_day_at_least(tmp_path: Path, text: str) -> None:
 
 
 def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
-    found = settings(tmp_path, GATEWAY + '[retention]\nheads_file = "heads.jsonl"\n')
+    found = settings(tmp_path, GATEWAY + '[retention]\nheads_file = "heads.jsonl"\n[seal]\nkey_file = "seal.pem"\n')
+    assert found.seal.key_file == str(tmp_path / "seal.pem")
     assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
 
 
@@ -850,3 +851,19 @@ def test_the_union_of_rosters_has_each_target_once() -> None:
     first, second = TargetList([Target("o", "1"), Target("o", "2")]), TargetList([Target("o", "2"), Target("o", "3")])
     assert [*TargetList.union([first, second])] == [Target("o", "1"), Target("o", "2"), Target("o", "3")]
     assert TargetList.union([first]) is first
+
+
+def test_what_proves_the_trail_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    found = settings(tmp_path)
+    assert (found.archive.answers, found.seal.key_file, found.seal.timestamp_url) == ("none", "", "")
+    assert problem(tmp_path, GATEWAY + '[archive]\nanswers = "all"\n') == (
+        "flowtrail.toml: archive.answers",
+        'must be "none" or "changed", not "all"',
+    )
+    place, said = problem(tmp_path, GATEWAY + '[seal]\ntimestamp_url = "tsa.example.com"\n')
+    assert (place, said.startswith("must be an address such as")) == ("flowtrail.toml: seal.timestamp_url", True)
+
+
+def test_a_worker_keeps_the_answers_that_its_coordinator_wants_kept(tmp_path: Path) -> None:
+    wanted = settings(tmp_path, GATEWAY + '[archive]\nanswers = "changed"\n')
+    assert with_policy(settings(tmp_path), policy_of(wanted)).archive.answers == "changed"
