@@ -38,7 +38,7 @@ def test_a_contender_holds_what_the_gateway_answered_after_each_phase(
     assert measured[0].written_bytes > SHAPE.rows
 
 
-def test_who_did_nothing_is_found_out(asked: gateway.Gateway, tmp_path: Path) -> None:
+def test_an_idle_contender_is_detected(asked: gateway.Gateway, tmp_path: Path) -> None:
     with databases.of_kind("sqlite", tmp_path) as kinds, kinds.fresh() as database:
         idle = Round(CONTENDERS["floor"], SHAPE, asked, database, tmp_path)
         for thoroughly in (True, False):

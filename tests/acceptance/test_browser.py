@@ -171,7 +171,7 @@ def test_filters_find_what_they_name(page, address):
     assert not page.get_by_label("renamed", exact=True).is_checked()
 
 
-def test_a_time_that_means_nothing_is_said_where_it_was_typed(page, looked, address):
+def test_an_invalid_time_is_reported_where_it_was_typed(page, looked, address):
     page.goto(f"{address}/trail")
     page.get_by_label("From").fill("gestern")
     page.get_by_role("button", name="Filter").click()

@@ -158,7 +158,7 @@ def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, 
     assert site.findings() == []
 
 
-def test_a_run_on_a_cluster_ends_as_one_here_and_no_credential_reaches_the_scheduler(
+def test_a_run_on_a_cluster_ends_as_a_local_one_and_no_credential_reaches_the_scheduler(
     site: Site, coordinator: Application
 ) -> None:
     reports = [Run(coordinator).ended(), Run(coordinator).ended()]
@@ -213,7 +213,7 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator:
     assert site.findings() == []
 
 
-def test_a_run_whose_scheduler_vanishes_goes_on_here(site: Site, coordinator: Application) -> None:
+def test_a_run_whose_scheduler_vanishes_goes_on_locally(site: Site, coordinator: Application) -> None:
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
     since = len(site.gateway.ledger.entries())
     run = Run(coordinator)
@@ -249,7 +249,7 @@ def test_without_a_scheduler_a_sync_says_so_and_begins_nothing(site: Site, tmp_p
     assert site.rows("SELECT count(*) FROM sync_run") == runs
 
 
-def test_a_service_works_here_while_the_cluster_is_away_and_goes_back_to_it(site: Site, tmp_path: Path) -> None:
+def test_a_service_works_locally_while_the_cluster_is_down_and_returns_to_it(site: Site, tmp_path: Path) -> None:
     program = site.program(tmp_path / "serve", users=3)
     program.schedule("plants", [("org-serve", [f"user-canary-{n}" for n in range(3)])], when='every = "1s"')
     site.wire.cut()
@@ -304,7 +304,7 @@ def test_a_worker_with_another_database_writes_nothing(site: Site, plugin: worke
     assert site.rows("SELECT count(*) FROM target WHERE org_id = 'o'") == [(0,)]
 
 
-def test_a_worker_that_was_told_to_stop_begins_nothing(plugin: worker.CoordinatorPlugin) -> None:
+def test_a_stopped_worker_begins_nothing(plugin: worker.CoordinatorPlugin) -> None:
     plugin.stop()
     assert plugin.settle(OF_NO_RUN, [Target("o", "u")]).tally.interrupted == 1
 
@@ -327,7 +327,7 @@ def kept_by_workers(app: Application, tokens: Sequence[str]) -> list[str]:
     return [token for token in tokens if all(token in names for names in plugins.values())]
 
 
-def test_a_worker_lets_go_of_a_coordinator_that_has_been_silent_for_long(
+def test_a_worker_drops_a_coordinator_that_has_been_silent_for_long(
     plugin: worker.CoordinatorPlugin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was killed cannot say that it has ended."""

@@ -107,7 +107,7 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
     assert "removed" in flowtrail("changes").stdout
 
 
-def test_events_tell_of_an_organisation_what_its_users_lists_say_many_times(flowtrail: Program, world: World) -> None:
+def test_events_report_once_what_many_lists_of_an_organisation_show(flowtrail: Program, world: World) -> None:
     flowtrail.json("sync")
     before = dt.datetime.now(dt.UTC).isoformat()
     world.set_cycle(ORG, "3", "H")
@@ -133,7 +133,7 @@ def test_events_tell_of_an_organisation_what_its_users_lists_say_many_times(flow
     assert "flow 3" in flowtrail("workflows", "--cycle", "hour").stdout
 
 
-def test_who_takes_what_came_after_a_seal_gets_every_row_once(flowtrail: Program, world: World) -> None:
+def test_exporting_after_a_seal_gives_every_row_once(flowtrail: Program, world: World) -> None:
     taken: list[str] = []
     last = 0
     for number, cycle in enumerate(("D", "H", "W"), 1):
@@ -261,7 +261,7 @@ def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> 
     assert f"{ORG}/{ANN}" in done.stdout
 
 
-def test_every_problem_of_settings_and_schedules_is_said_at_once_with_exit_2(flowtrail: Program) -> None:
+def test_all_problems_of_settings_and_schedules_are_reported_at_once_with_exit_2(flowtrail: Program) -> None:
     flowtrail.configure(gateway="concurency = 3", rest="[guards]\nmin_removed = 1\n")
     flowtrail.schedule("broken", [(ORG, [ANN])], when='cron = "61 * * * *"')
     flowtrail.schedule("twice", [(ORG, [ANN, ANN])])
@@ -274,7 +274,7 @@ def test_every_problem_of_settings_and_schedules_is_said_at_once_with_exit_2(flo
 
 
 @pytest.mark.parametrize("command", ["sync", "status", "flows", "serve", "changes"])
-def test_a_database_that_is_not_there_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
+def test_a_missing_database_is_exit_3_without_a_password(flowtrail: Program, command: str) -> None:
     flowtrail.database_url = "postgresql+psycopg://flowtrail:hush-hush@127.0.0.1:9/flowtrail"
     flowtrail.configure()
     done = flowtrail(command)
@@ -421,7 +421,7 @@ def test_on_a_terminal_the_held_set_is_shown_and_asked_about(held: Program) -> N
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "\x1b[31m", "x" * 201])
-def test_a_name_that_is_no_name_approves_nothing(held: Program, name: str) -> None:
+def test_an_invalid_name_approves_nothing(held: Program, name: str) -> None:
     assert held("guard", "approve", "--all", "--expect", "any", "--by", name).returncode == 2
     assert removed(held) == []
 

@@ -98,7 +98,7 @@ def is_answered(server: HttpServer) -> bool:
 # ------------------------------------------------------------------------------------------------------ how many
 
 
-def test_one_that_asks_gets_its_answer_while_all_others_only_hold_connections(stack: ExitStack) -> None:
+def test_a_request_is_answered_while_all_others_only_hold_connections(stack: ExitStack) -> None:
     """However many there are, whoever comes takes the place of the one that has waited longest."""
     server = stack.enter_context(served(connections(most=5)))
     waiting = [stack.enter_context(connect(server, b"GET / HT")) for _ in range(40)]
@@ -107,7 +107,7 @@ def test_one_that_asks_gets_its_answer_while_all_others_only_hold_connections(st
     assert is_answered(server)
 
 
-def test_a_request_under_way_gives_its_place_to_nobody(stack: ExitStack) -> None:
+def test_a_running_request_keeps_its_place(stack: ExitStack) -> None:
     pages = Pages()
     server = stack.enter_context(served(connections(most=3), pages))
     asking = [stack.enter_context(connect(server, GET.replace(b"/ ", b"/slow ", 1))) for _ in range(3)]
@@ -143,7 +143,7 @@ def test_a_connection_without_a_whole_request_is_closed(begins: bytes) -> None:
         assert answer(connection) == b""
 
 
-def test_a_request_that_drips_does_not_outlive_its_time() -> None:
+def test_a_slow_request_ends_by_its_deadline() -> None:
     def drip(connection: socket.socket) -> None:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         for _ in range(10_000):
@@ -155,14 +155,14 @@ def test_a_request_that_drips_does_not_outlive_its_time() -> None:
             drip(dripping)
 
 
-def test_a_second_request_that_drips_does_not_outlive_its_time_either() -> None:
+def test_a_second_slow_request_ends_by_its_deadline() -> None:
     with served(connections(request_seconds=SOON)) as server, connect(server, GET) as connection:
         assert says(connection, b"here")
         connection.sendall(GET[:-4])
         assert answer(connection) == b""
 
 
-def test_a_response_that_nobody_reads_is_given_up() -> None:
+def test_an_unread_response_is_abandoned() -> None:
     with served(connections(request_seconds=SOON)) as server:
         with connect(server, GET.replace(b"/ ", b"/large ", 1)) as lazy:
             time.sleep(2 * SOON)

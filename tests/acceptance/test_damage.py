@@ -78,7 +78,7 @@ def check_it(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("find", [read_it, check_it])
-def test_whoever_finds_damage_stops_everybody_from_writing(
+def test_the_process_that_finds_damage_stops_all_writers(
     file: Path, engine_of: Callable[[], Engine], find: Callable[[Engine], None]
 ) -> None:
     service, reader = engine_of(), engine_of()
@@ -95,9 +95,7 @@ def test_whoever_finds_damage_stops_everybody_from_writing(
     assert sorted(os.listdir(file.parent)) == ["flowtrail.db", "flowtrail.db.damaged"]
 
 
-def test_text_that_is_none_is_damage_that_a_check_of_everything_finds(
-    file: Path, engine_of: Callable[[], Engine]
-) -> None:
+def test_invalid_text_is_damage_that_a_full_check_finds(file: Path, engine_of: Callable[[], Engine]) -> None:
     engine = engine_of()
     write(engine)
     engine.dispose()
@@ -163,13 +161,13 @@ def test_where_no_marker_can_be_written_the_process_itself_remembers(
     write(engine)
 
 
-def test_a_marker_that_nobody_can_read_is_one_all_the_same(file: Path, engine_of: Callable[[], Engine]) -> None:
+def test_an_unreadable_marker_counts_too(file: Path, engine_of: Callable[[], Engine]) -> None:
     file.with_name("flowtrail.db.damaged").write_text("{")
     with pytest.raises(DatabaseDamaged, match=r"flowtrail\.db\.damaged cannot be read"):
         write(engine_of())
 
 
-def test_a_process_without_file_descriptors_is_told_so_and_takes_nothing_for_damaged(
+def test_a_lack_of_file_descriptors_is_reported_and_not_taken_for_damage(
     engine_of: Callable[[], Engine],
 ) -> None:
     """To see that there is no marker takes none."""
@@ -187,7 +185,7 @@ def test_a_process_without_file_descriptors_is_told_so_and_takes_nothing_for_dam
     write(engine)
 
 
-def test_the_first_finding_stays_and_remembers_that_it_was_told(engine_of: Callable[[], Engine]) -> None:
+def test_the_first_finding_stays_and_remembers_its_notification(engine_of: Callable[[], Engine]) -> None:
     engine, at = engine_of(), dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     note_damage(engine, "the first\nof all")
     note_told(engine, at)
@@ -212,7 +210,7 @@ def test_damage_that_postgresql_reports_stops_this_process_for_a_while(
     write(engine)
 
 
-def test_a_service_stops_and_tells_once_and_goes_on_when_the_file_was_found_whole(
+def test_a_service_stops_notifies_once_and_resumes_when_the_file_was_found_whole(
     flowtrail: Program, receiver: HttpReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(flowtrail.folder)

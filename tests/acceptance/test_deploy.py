@@ -171,7 +171,7 @@ def test_the_unit_stops_in_peace_and_its_settings_are_settings(tmp_path: Path) -
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT CHECKED: only root can give a file away")
 @pytest.mark.parametrize(("mode", "warned"), [(0o440, False), (0o400, False), (0o444, True), (0o460, True)])
-def test_a_secret_that_is_handed_to_our_group_alone_is_not_open(tmp_path: Path, mode: int, warned: bool) -> None:
+def test_a_secret_readable_by_our_group_only_is_not_open(tmp_path: Path, mode: int, warned: bool) -> None:
     """As systemd and Kubernetes do; not so where others may read it, or the group may write."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
@@ -313,7 +313,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_a_deploy_pages_nobody(database_url: str, gateway: DemoGateway, tmp_path: Path) -> None:
+def test_a_deploy_fires_no_alert(database_url: str, gateway: DemoGateway, tmp_path: Path) -> None:
     """SIGTERM reaches the active one in mid-run, the standby takes over, and a new replica joins as standby."""
     flowtrail = Program(tmp_path, gateway.url, database_url)
     flowtrail.configure(listen="127.0.0.1:0", rest='grace = "20s"')
@@ -349,7 +349,7 @@ def test_a_deploy_pages_nobody(database_url: str, gateway: DemoGateway, tmp_path
     assert len(slots) >= 3
 
 
-def test_who_is_to_be_replaced_works_on_beside_a_newer_schema(gateway: DemoGateway, tmp_path: Path) -> None:
+def test_an_old_replica_works_on_beside_a_newer_schema(gateway: DemoGateway, tmp_path: Path) -> None:
     """A rollout migrates first: the old replica stays ready and goes on, and is not started again."""
     flowtrail = Program(tmp_path, gateway.url)
     flowtrail.configure(listen="127.0.0.1:0")

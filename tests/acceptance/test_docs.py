@@ -90,7 +90,7 @@ def test_every_setting_is_explained(page: Path) -> None:
     assert {name for name in names if not re.search(rf"\b{name}\b", content)} == set()
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_lead_to_a_page() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -151,7 +151,7 @@ def script(page: str) -> str:
     return "\n".join(block for _, block in blocks("sh", [ROOT / "docs" / page]))
 
 
-def test_who_starts_comes_to_the_end_and_has_a_trail_that_is_whole(tmp_path: Path) -> None:
+def test_a_beginner_reaches_the_end_with_a_valid_trail(tmp_path: Path) -> None:
     commands = script("start.md").replace("8900", str(free_port()))
     done = subprocess.run(
         ["bash", "-euc", f"trap 'jobs -p | xargs -r kill' EXIT\n{commands}"],

@@ -189,7 +189,7 @@ def nasty() -> list[str]:
     )
 
 
-def test_two_hundred_nasty_strings_are_refused_or_kept_to_the_letter_on_either_database(
+def test_two_hundred_nasty_strings_are_refused_or_kept_unchanged_on_either_database(
     engine: Engine, database_url: str
 ) -> None:
     """What is refused is refused before any database sees it, so both keep the same."""
@@ -402,9 +402,7 @@ READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may mount a folder read-only")
-def test_in_a_read_only_working_directory_all_works_that_writes_nothing_there(
-    tmp_path: Path, upstream: DemoGateway
-) -> None:
+def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, upstream: DemoGateway) -> None:
     """As in a container: the settings beside the program, the database elsewhere."""
     home = tmp_path / "home"
     program = Program(home, upstream.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
@@ -499,7 +497,7 @@ REFUSALS = {
 
 @on_postgresql
 @pytest.mark.parametrize("trouble", REFUSALS)
-def test_what_postgresql_refuses_is_one_sentence_and_exit_3(
+def test_a_refusal_of_postgresql_is_one_sentence_and_exit_3(
     flowtrail: Program, database_url: str, postgres: local_postgres.Server, trouble: str
 ) -> None:
     order, said = REFUSALS[trouble]

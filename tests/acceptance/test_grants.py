@@ -209,9 +209,7 @@ def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) 
         days.admin(f"DROP ROLE {', '.join(roles)}")
 
 
-def test_a_days_work_and_a_backup_need_no_more_than_the_role_of_the_service_may(
-    days: Days, gateway: DemoGateway
-) -> None:
+def test_the_role_of_the_service_suffices_for_its_work_and_a_backup(days: Days, gateway: DemoGateway) -> None:
     """With a partition that comes into being meanwhile; who restores it needs the right to make a database."""
     gateway.world.set_flows(ORG, ANN, numbered(1, 30))
     days.does("sync")

@@ -80,7 +80,7 @@ def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(flowtrail:
     assert service.stop() == 0
 
 
-def test_a_clock_that_went_back_is_said_everywhere_and_failures_are_not_hidden_by_it(
+def test_a_clock_that_went_back_is_reported_everywhere_and_hides_no_failures(
     flowtrail: Program, gateway: DemoGateway
 ) -> None:
     """What was recorded while the clock was a month ahead is no observation, and no slot waits for it."""
@@ -111,7 +111,7 @@ def test_a_clock_that_went_back_is_said_everywhere_and_failures_are_not_hidden_b
     assert "clock_off" in [each["code"] for each in flowtrail.json("status")["conditions"]]
 
 
-def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
+def test_a_target_that_enos_refuses_for_good_is_named_without_an_alert(
     flowtrail: Program, gateway: DemoGateway
 ) -> None:
     service = flowtrail.start("serve")
@@ -127,7 +127,7 @@ def test_a_target_that_enos_refuses_for_good_is_named_but_pages_nobody(
     assert "grant the permission in EnOS" in named[0]["remedy"]
 
 
-def test_an_address_that_is_taken_is_said_and_stops_no_sync(flowtrail: Program) -> None:
+def test_a_taken_address_is_reported_and_stops_no_sync(flowtrail: Program) -> None:
     first = flowtrail.start("serve")
     first.wait_for("listening")
     second = flowtrail.start("serve")
@@ -172,7 +172,7 @@ def raw(service: Running, request: str) -> str:
         return connection.makefile().read()
 
 
-def test_without_the_extra_there_is_no_page_and_log_and_browser_say_what_to_install(
+def test_without_the_extra_log_and_browser_say_what_to_install(
     flowtrail: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError('no jinja2', name='jinja2')")
@@ -216,7 +216,7 @@ def closed_to_all(server: local_postgres.Server, url: str) -> Iterator[None]:
             other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
-def test_a_database_that_is_away_is_said_at_once_and_kills_nobody(
+def test_an_unreachable_database_is_reported_at_once_and_ends_no_process(
     gateway: DemoGateway, tmp_path: Path, database_url: str, away: Callable[[], AbstractContextManager[None]]
 ) -> None:
     program = Program(tmp_path, gateway.url, database_url)
@@ -391,14 +391,14 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_waiting_for_the_database_is_no_standing_still(engine_of_file: Engine) -> None:
+def test_waiting_for_the_database_does_not_count_as_stuck(engine_of_file: Engine) -> None:
     with serving(engine_of_file) as service, locked(str(engine_of_file.url.database)):
         wait_until(lambda: service._waits_for_database)
         service._loop_alive_at -= 2 * STUCK_SECONDS
         assert service.is_progressing
 
 
-def test_a_service_whose_loop_hangs_or_whose_scheduler_starts_nothing_says_that_it_is_stuck(
+def test_a_service_whose_loop_or_scheduler_hangs_reports_that_it_is_stuck(
     engine_of_file: Engine,
 ) -> None:
     goes_on, hangs = threading.Event(), threading.Event()

@@ -51,7 +51,7 @@ def test_a_warning_that_is_repeated_is_logged_once_a_minute_and_counted(
     assert [entry.get("left_out") for entry in entries(lines)] == [None, 49]
 
 
-def test_what_differs_what_belongs_to_a_run_and_what_is_no_complaint_is_logged_each_time(lines: io.StringIO) -> None:
+def test_different_records_those_of_a_run_and_those_below_warning_are_logged_each_time(lines: io.StringIO) -> None:
     mine = structlog.get_logger("etl.service.replica")
     for schedule in ("north", "south"):
         for run_id in (1, 2):
@@ -62,7 +62,7 @@ def test_what_differs_what_belongs_to_a_run_and_what_is_no_complaint_is_logged_e
     assert said == ["run_failed", "target_not_through", "listening", "target_not_through", "listening"] * 2
 
 
-def test_a_library_that_fails_in_a_loop_is_heard_once_a_minute(
+def test_a_library_that_fails_in_a_loop_is_logged_once_a_minute(
     lines: io.StringIO, passed: Callable[[float], None]
 ) -> None:
     theirs = logging.getLogger("uvicorn.error")

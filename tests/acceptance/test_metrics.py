@@ -86,7 +86,7 @@ def names(samples: Samples) -> set[str]:
 # --------------------------------------------------------------------------------------------------- what is told
 
 
-def test_runs_requests_and_what_the_database_says_are_told(service: Running, gateway: DemoGateway) -> None:
+def test_runs_requests_and_the_state_of_the_database_are_exported(service: Running, gateway: DemoGateway) -> None:
     before = scraped(service)
     gateway.order(Fault("code", code=62109, user=ANN, times=1))
     gateway.order(Fault("code", code=4711, user=BOB, times=2))
@@ -124,7 +124,7 @@ def test_no_label_has_a_target_a_user_or_a_workflow_in_it(service: Running) -> N
     assert not re.findall("canary", service.get("/metrics")[1])
 
 
-def test_every_replica_tells_the_same_of_the_database_and_status_agrees(service: Running, flowtrail: Program) -> None:
+def test_every_replica_exports_the_same_of_the_database_and_status_agrees(service: Running, flowtrail: Program) -> None:
     """Also what a `sync` on the command line did, of which the service knows only from the database."""
     flowtrail.configure(listen=f"127.0.0.1:{free_port()}")
     standby = flowtrail.start("serve")
@@ -150,12 +150,12 @@ def _agree_on_overdue(replica: Running, flowtrail: Program) -> bool:
     return value(scraped(replica), "targets_overdue", schedule="plants") == said
 
 
-def test_openmetrics_is_told_to_who_asks_for_it(service: Running) -> None:
+def test_openmetrics_is_served_on_request(service: Running) -> None:
     body = service.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")[1]
     assert body.endswith("# EOF\n")
 
 
-def test_every_code_that_the_gateway_client_gives_is_told_apart() -> None:
+def test_every_code_of_the_gateway_client_has_its_own_label() -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "etl").rglob("*.py") if "demo" not in path.parts)
     literal = {each.value.value for each in ast.walk(ast.parse(source)) if _is_code(each)}
     translated = {code for _, code, _ in errors._MEANINGS}
@@ -186,7 +186,7 @@ def snapshot(**known: Any) -> HealthSnapshot:
     return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
 
-def test_what_the_database_does_not_say_is_left_out() -> None:
+def test_metrics_unknown_to_the_database_are_left_out() -> None:
     metrics = Metrics()
     metrics.watch(lambda: status_now(role="database_unreachable", ready=False, database_up=False))
     told = metrics.render("")[0].decode()
@@ -194,7 +194,7 @@ def test_what_the_database_does_not_say_is_left_out() -> None:
     assert not re.search("^flowtrail_(targets|held_removals|last_observation|gateway_clock_skew)", told, re.MULTILINE)
 
 
-def test_the_schedules_beyond_a_thousand_are_told_together() -> None:
+def test_the_schedules_beyond_a_thousand_are_exported_together() -> None:
     names = [f"s{number:04}" for number in range(MOST_SCHEDULES + 2)]
     at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     success = {name: at + dt.timedelta(minutes=number) for number, name in enumerate(names)}
@@ -233,7 +233,7 @@ def documented() -> dict[str, tuple[str, frozenset[str]]]:
     return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
 
 
-def test_the_documented_metrics_are_those_that_a_service_tells(service: Running) -> None:
+def test_the_documented_metrics_are_those_that_a_service_exports(service: Running) -> None:
     assert documented() == exported(service)
 
 
@@ -263,7 +263,7 @@ def expressions() -> dict[str, str]:
     }
 
 
-def test_alerts_and_dashboard_ask_for_metrics_that_a_service_tells(service: Running) -> None:
+def test_alerts_and_dashboard_use_metrics_that_a_service_exports(service: Running) -> None:
     there = exported(service)
     asked = {place: queried(expression) for place, expression in expressions().items()}
     assert all(asked.values()), asked
@@ -271,7 +271,7 @@ def test_alerts_and_dashboard_ask_for_metrics_that_a_service_tells(service: Runn
     assert set().union(*asked.values()) >= {name for name in there if name.startswith("flowtrail_")}, "none unseen"
 
 
-def test_the_dashboard_picks_labels_that_the_metrics_have() -> None:
+def test_the_dashboard_uses_labels_that_the_metrics_have() -> None:
     of_prometheus = {"job", "instance", "le"}
     known = documented()
     for place, expression in expressions().items():

@@ -89,12 +89,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_with_receivers_is_said_with_its_place(tmp_path: Path, wrong: str) -> None:
+def test_mistakes_in_receivers_are_reported_with_their_place(tmp_path: Path, wrong: str) -> None:
     (tmp_path / "empty").write_text("# nothing\n")
     assert WRONG[wrong] in problems(tmp_path, wrong)
 
 
-def test_a_ping_url_that_is_none_is_not_repeated(tmp_path: Path) -> None:
+def test_an_invalid_ping_url_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "schedules").mkdir()
     file = tmp_path / "schedules" / "plants.toml"
     file.write_text('every = "1h"\nping_url = "hc-ping.com/canary"\n[[targets]]\norg = "o"\nusers = ["u"]\n')
@@ -159,7 +159,7 @@ def test_check_tries_to_understand_the_addresses(flowtrail: Program) -> None:
 # ------------------------------------------------------------------------------------------------------- serve
 
 
-def test_serve_tells_of_a_change_and_pings_start_and_success(
+def test_serve_notifies_a_change_and_pings_start_and_success(
     flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
 ) -> None:
     with HttpReceiver() as outside:
@@ -186,7 +186,7 @@ def test_serve_tells_of_a_change_and_pings_start_and_success(
         assert "canary" not in json.dumps(service.log)
 
 
-def test_what_was_sent_but_not_noted_when_the_process_was_killed_is_sent_again(
+def test_a_message_sent_but_not_recorded_before_a_kill_is_sent_again(
     flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
 ) -> None:
     flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}?rto=60"]\non = ["cycle_changed"]')
@@ -205,7 +205,7 @@ def test_what_was_sent_but_not_noted_when_the_process_was_killed_is_sent_again(
     assert receiver.titles == ["Flowtrail sync: 1 cycle changed"] * 2, "then it was noted, and told nobody again"
 
 
-def test_serve_syncs_without_the_extra_and_says_what_is_missing(flowtrail: Program) -> None:
+def test_serve_syncs_without_the_extra_and_reports_what_is_missing(flowtrail: Program) -> None:
     flowtrail.configure(rest=f'[[notify]]\nurls = ["{URL}"]')
     hidden = flowtrail.folder / "without" / "apprise"
     hidden.mkdir(parents=True)
@@ -245,7 +245,7 @@ def mailbox() -> Iterator[tuple[Mailbox, int]]:
     controller.stop()
 
 
-def test_a_mail_arrives_as_text_whatever_the_names_in_it_would_like_to_be(mailbox: tuple[Mailbox, int]) -> None:
+def test_a_mail_arrives_as_plain_text_whatever_the_names_in_it(mailbox: tuple[Mailbox, int]) -> None:
     handler, port = mailbox
     url = f"mailto://127.0.0.1:{port}?from=flowtrail@example.com&to=ops@example.com&mode=insecure"
     (mail,) = receivers(1, NotifySettings(urls=(Secret(url),)))

@@ -103,7 +103,7 @@ def test_the_source_archive_makes_the_very_same_source_archive(
     assert digest(build(unpacked, tmp_path, "sdist", TZ="Asia/Shanghai", LC_ALL="C")) == digest(handed_out["sdist"])
 
 
-def test_the_wheel_has_all_that_runs_and_nothing_else(handed_out: dict[str, Path]) -> None:
+def test_the_wheel_has_all_that_the_program_needs_and_nothing_else(handed_out: dict[str, Path]) -> None:
     with zipfile.ZipFile(handed_out["wheel"]) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == {_in_wheel(path) for path in files_of("etl", "migrations", "schedules")}
@@ -162,7 +162,7 @@ def test_the_wheel_alone_inits_checks_and_serves(flowtrail: Program) -> None:
     assert service.stop() == 0
 
 
-def test_the_wheel_alone_tells_the_story(flowtrail: Program) -> None:
+def test_the_wheel_alone_runs_the_demo(flowtrail: Program) -> None:
     told = flowtrail("demo", "--folder", "story")
     assert told.returncode == 0, told.stderr
     assert "Run 6 succeeded" in told.stdout

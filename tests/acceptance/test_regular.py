@@ -72,7 +72,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(("make", "said"), MADE, ids=lambda each: getattr(each, "__name__", ""))
 @pytest.mark.parametrize("name", PLACES)
-def test_whatever_stands_in_the_place_of_a_file_is_named_and_not_read(
+def test_a_path_that_is_not_a_file_is_named_and_not_read(
     home: Path, name: str, make: Callable[[Path], None], said: str
 ) -> None:
     (home / name).unlink()
@@ -90,14 +90,16 @@ def test_whatever_stands_in_the_place_of_a_file_is_named_and_not_read(
 @pytest.mark.parametrize(
     ("name", "mebibytes"), [("flowtrail.toml", 17), ("secret", 2), ("schedules/plants.toml", 17), ("bundle", 65)]
 )
-def test_a_file_that_cannot_be_meant_is_not_read(home: Path, name: str, mebibytes: int) -> None:
+def test_a_file_that_is_far_too_large_is_not_read(home: Path, name: str, mebibytes: int) -> None:
     os.truncate(home / name, mebibytes << 20)
     with pytest.raises(ConfigError, match="is larger than"):
         load_schedules(load(home / "flowtrail.toml", {}))
 
 
 @pytest.mark.parametrize("arguments", ["verify --against PIPE", "db copy --to-file PIPE", "--config PIPE status"])
-def test_a_pipe_on_the_command_line_is_a_sentence(flowtrail: Program, migrated_sqlite: Path, arguments: str) -> None:
+def test_a_pipe_on_the_command_line_is_refused_in_one_sentence(
+    flowtrail: Program, migrated_sqlite: Path, arguments: str
+) -> None:
     shutil.copy(migrated_sqlite, flowtrail.folder / "flowtrail.db")
     os.mkfifo(flowtrail.folder / "PIPE")
     done = flowtrail(*arguments.split())

@@ -78,7 +78,7 @@ def test_the_users_of_the_roster_are_the_targets_as_they_join_and_leave(
     assert gateway.counters.roster_calls == 6, "three pages, twice"
 
 
-def test_the_roster_is_asked_for_once_in_its_time(flowtrail: Program, gateway: DemoGateway, world: World) -> None:
+def test_the_roster_is_requested_once_per_interval(flowtrail: Program, gateway: DemoGateway, world: World) -> None:
     flowtrail.configure(NOT_DUE)
     for _ in range(2):
         assert flowtrail("sync").returncode == 0
@@ -94,7 +94,7 @@ def test_the_roster_is_asked_for_once_in_its_time(flowtrail: Program, gateway: D
     ],
     ids=lambda fault: fault.kind,
 )
-def test_a_roster_that_fails_leaves_the_last_one_standing_and_fails_no_run(
+def test_a_failing_roster_leaves_the_last_one_in_place_and_fails_no_run(
     flowtrail: Program, gateway: DemoGateway, fault: Fault
 ) -> None:
     flowtrail("sync")
@@ -111,7 +111,7 @@ def test_a_roster_that_fails_leaves_the_last_one_standing_and_fails_no_run(
         assert flowtrail.json("status")["conditions"] == [], "nobody asks for it any more"
 
 
-def test_a_first_roster_that_fails_leaves_nothing_to_ask(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_first_roster_that_fails_leaves_no_targets(flowtrail: Program, gateway: DemoGateway) -> None:
     gateway.order(Fault("code", endpoint="roster", code=31403, times=2))
     done = flowtrail("sync")
     assert done.returncode == 1
@@ -144,7 +144,7 @@ def test_an_organisation_without_a_roster_retires_nobody_and_hides_no_other(flow
     assert set(USERS) <= set(active(flowtrail))
 
 
-def test_a_roster_that_shrinks_retires_nobody_until_a_person_says_so(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_roster_that_shrinks_retires_nobody_until_approved(flowtrail: Program, gateway: DemoGateway) -> None:
     flowtrail("sync")
     gateway.order(Fault("raw", times=None, endpoint="roster", body=roster_of(ANN, *USERS[7:])))
     plan = flowtrail.json("plan")
@@ -168,14 +168,14 @@ def test_a_plan_says_who_would_join_and_leave_and_writes_nothing(flowtrail: Prog
     assert flowtrail.rows("SELECT * FROM roster_user") == before
 
 
-def test_nothing_of_the_roster_but_ids_is_kept(flowtrail: Program) -> None:
+def test_only_the_ids_of_a_roster_are_kept(flowtrail: Program) -> None:
     flowtrail("sync")
     written = b"".join(path.read_bytes() for path in flowtrail.folder.rglob("*") if path.is_file())
     for personal in (b"people.example", b"5550100", b"Person "):
         assert personal not in written
 
 
-def test_the_service_asks_beside_its_runs_and_goes_on_with_whom_it_lists(
+def test_the_service_requests_rosters_beside_its_runs_and_uses_their_users(
     flowtrail: Program, gateway: DemoGateway, world: World
 ) -> None:
     order = gateway.order(Fault("hang", endpoint="roster"))

@@ -73,7 +73,7 @@ def test_sigterm_in_mid_run_commits_what_is_whole_and_the_next_start_catches_up(
     assert again.stop() == 0
 
 
-def test_whoever_asks_it_to_stop_again_does_not_interrupt_its_end(flowtrail: Program) -> None:
+def test_a_second_signal_does_not_interrupt_the_shutdown(flowtrail: Program) -> None:
     """It was an exception in the middle of closing a connection, and a traceback in the log."""
     service = flowtrail.start("serve")
     service.wait_for("run_ended")
@@ -86,7 +86,9 @@ def test_whoever_asks_it_to_stop_again_does_not_interrupt_its_end(flowtrail: Pro
     assert [entry for entry in service.log if "traceback" in entry or not entry["event"]] == []
 
 
-def test_a_secret_that_cannot_be_read_fails_runs_by_name_until_it_can(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_an_unreadable_secret_fails_runs_with_its_name_until_it_is_readable(
+    flowtrail: Program, gateway: DemoGateway
+) -> None:
     """It is read again for each token; a token that is still good needs none."""
     file = flowtrail.folder / "secret"
     file.write_text(SECRET)
@@ -133,9 +135,7 @@ def test_a_standby_takes_over_from_a_killed_leader(flowtrail: Program) -> None:
     assert standby.stop() == 0
 
 
-def test_a_leader_that_was_frozen_and_wakes_again_writes_nothing_wrong(
-    flowtrail: Program, gateway: DemoGateway
-) -> None:
+def test_a_frozen_leader_that_wakes_up_writes_nothing_wrong(flowtrail: Program, gateway: DemoGateway) -> None:
     frozen = flowtrail.start("serve")
     frozen.wait_for("run_ended")
     held_up = gateway.order(Fault("delay", seconds=1.0, user=BOB))
@@ -154,7 +154,7 @@ def test_a_leader_that_was_frozen_and_wakes_again_writes_nothing_wrong(
     assert flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(1,)]
 
 
-def test_what_is_taken_out_of_the_schedules_in_mid_run_is_retired_when_the_run_has_ended(
+def test_a_target_dropped_from_the_schedules_in_mid_run_is_retired_after_the_run(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last targets are asked when the others would have been retired already, and would come back for ever."""

@@ -70,7 +70,7 @@ def test_openssl_checks_what_show_writes(flowtrail: Program, run: Command, tmp_p
     ids=["open to others", "not there", "no key", "no longer configured"],
 )
 @pytest.mark.parametrize("command", ["sync", "prune"])
-def test_nothing_is_done_where_the_seal_could_not_be_signed(
+def test_nothing_is_done_if_the_seal_could_not_be_signed(
     flowtrail: Program, run: Command, tmp_path: Path, spoil: Callable[[Path], None] | None, sentence: str, command: str
 ) -> None:
     key = tmp_path / "seal.pem"
@@ -84,7 +84,7 @@ def test_nothing_is_done_where_the_seal_could_not_be_signed(
     assert flowtrail.rows("SELECT count(*) FROM sync_run") == [(1,)]
 
 
-def test_a_seal_that_is_not_there_is_one_sentence(run: Command) -> None:
+def test_a_missing_seal_is_reported_in_one_sentence(run: Command) -> None:
     run("sync")
     assert str(run("seal", "show", "7").exception) == "There is no seal 7: `flowtrail seal list` shows the latest."
 

@@ -166,7 +166,7 @@ def test_a_command_does_the_same_whatever_its_streams_are(
 
 
 @pytest.mark.parametrize("command", [("sync",), ("changes",), ("export",), ("plan",), ("db", "grants")], ids=" ".join)
-def test_a_reader_that_goes_away_is_no_failure(
+def test_a_reader_that_goes_away_is_not_a_failure(
     command: tuple[str, ...], forked: Forked, template: Path, tmp_path: Path
 ) -> None:
     case = Case(forked, template, tmp_path, command)
@@ -220,7 +220,7 @@ def _restored_logging() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def test_a_log_that_nobody_reads_holds_nobody_up_and_says_later_what_is_missing(log_pipe: tuple[TextIO, int]) -> None:
+def test_a_log_without_a_reader_blocks_nothing_and_counts_what_was_lost(log_pipe: tuple[TextIO, int]) -> None:
     _, reader = log_pipe
     logger = structlog.get_logger("etl.test")
     logger.info("first")
@@ -266,7 +266,7 @@ def test_output_waits_for_a_reader_whose_pipe_was_made_non_blocking() -> None:
 
 
 @pytest.mark.parametrize("limits", ["-v 40000", "-v 60000", "-v 4000000; ulimit -s 8000000"])
-def test_too_little_memory_is_a_sentence(template: Path, tmp_path: Path, limits: str) -> None:
+def test_too_little_memory_is_reported_in_one_sentence(template: Path, tmp_path: Path, limits: str) -> None:
     """Libraries that cannot be loaded, and threads that cannot be started: with stacks as large as these, none."""
     shutil.copytree(template, tmp_path / "home")
     program = Program(tmp_path / "home", "http://127.0.0.1:9")
@@ -278,7 +278,7 @@ def test_too_little_memory_is_a_sentence(template: Path, tmp_path: Path, limits:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_that_is_told_to_end_ends_with_the_code_that_shells_know(
+def test_a_terminated_command_ends_with_the_usual_exit_code(
     flowtrail: Program, receiver: HttpReceiver, number: int
 ) -> None:
     receiver.hold = True

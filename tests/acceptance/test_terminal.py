@@ -110,13 +110,13 @@ def test_an_empty_answer_says_why_and_json_says_it_on_standard_error(here: Path,
     assert EMPTY[question] in complaint
 
 
-def test_a_database_without_an_observation_says_that_nobody_looked(tmp_path: Path, observed: Program) -> None:
+def test_an_empty_answer_of_an_unobserved_database_says_so(tmp_path: Path, observed: Program) -> None:
     program = Program(tmp_path / "new", observed.gateway_url)
     program("db", "upgrade")
     assert "Nothing was observed yet" in program("flows").stdout
 
 
-def test_before_its_first_look_every_target_is_unobserved(here: Path) -> None:
+def test_before_its_first_observation_every_target_is_unobserved(here: Path) -> None:
     rows = printed("flows", "--as-of", "2020-01-01", "--targets")
     assert [(row["user_id"], row["coverage"], row["observed_before"], row["flow_count"]) for row in rows] == [
         (ANN, "unobserved", None, None),
@@ -152,7 +152,7 @@ def test_an_export_has_the_format_that_its_suffix_names(here: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["flows"], ["changes"], ["history", "1"], ["status"], ["plan"]], ids=" ".join)
-def test_a_limit_that_no_database_can_count_to_is_a_sentence_with_exit_2(here: Path, command: list[str]) -> None:
+def test_an_excessive_limit_is_refused_with_exit_2(here: Path, command: list[str]) -> None:
     code, out, complaint = run(*command, "--limit", "9" * 30)
     assert (code, out) == (2, "")
     assert "--limit" in complaint

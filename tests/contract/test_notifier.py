@@ -128,7 +128,7 @@ def test_an_error_and_a_redirect_of_the_receiver_are_no_receipt(news: Newsroom, 
 
 
 @ON_SQLITE
-def test_one_that_hangs_delays_neither_the_others_nor_the_end(news: Newsroom, receiver: HttpReceiver) -> None:
+def test_a_receiver_that_hangs_delays_neither_the_others_nor_the_end(news: Newsroom, receiver: HttpReceiver) -> None:
     with HttpReceiver() as hanging:
         hanging.hold = True
         news.run({ANN: [flow(1), flow(2)]})
@@ -146,7 +146,7 @@ def test_one_that_hangs_delays_neither_the_others_nor_the_end(news: Newsroom, re
 
 
 @ON_SQLITE
-def test_one_that_hangs_for_too_long_is_tried_again(news: Newsroom) -> None:
+def test_a_receiver_that_hangs_for_too_long_is_tried_again(news: Newsroom) -> None:
     with HttpReceiver() as hanging:
         hanging.hold = True
         news.run({ANN: [flow(1), flow(2)]})

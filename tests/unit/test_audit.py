@@ -92,7 +92,7 @@ def test_a_part_of_the_time_must_be_opened_whole(said: Said) -> None:
     assert (code, "run 7 (seal 7): lies in the time of the bundle, and is not opened" in printed) == (1, True)
 
 
-def test_what_a_run_that_had_not_ended_observed_is_told_and_no_more_than_once(said: Said) -> None:
+def test_observations_of_an_unfinished_run_are_reported_once(said: Said) -> None:
     rows = copy.deepcopy(story().rows)
     span = of(rows, "spans", CAT)[0]
     later = rows["seals"][-1]["sealed_at"] + 60 * MINUTE
@@ -105,7 +105,7 @@ def test_what_a_run_that_had_not_ended_observed_is_told_and_no_more_than_once(sa
     assert "should be 1 to 2, by the sealed runs" in said(rows, unsealed=[later - 5 * MINUTE])[1]
 
 
-def test_without_anything_kept_it_says_what_it_does_not_prove(said: Said) -> None:
+def test_without_kept_seals_it_says_what_it_does_not_prove(said: Said) -> None:
     code, printed = said(story().rows)
     assert code == 0
     assert "a trail that was rewritten whole would pass" in printed
@@ -119,7 +119,7 @@ def test_a_seal_on_the_command_line_is_compared(said: Said) -> None:
         assert (code, "--seal: " in printed) == (1, True)
 
 
-def test_kept_lines_that_are_younger_than_the_bundle_say_nothing(said: Said, kept: Path) -> None:
+def test_kept_lines_that_are_younger_than_the_bundle_prove_nothing(said: Said, kept: Path) -> None:
     young = {"trail_id": "x", "id": 900, "seal": "0" * 64, "sealed_at": "2027-01-01T00:00:00Z"}
     kept = kept.with_name("young.jsonl")
     kept.write_text(json.dumps(young) + "\n")

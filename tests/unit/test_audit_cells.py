@@ -83,7 +83,7 @@ def test_no_row_can_be_left_out_or_be_there_twice(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("column", check.SPAN)
-def test_what_a_next_version_covers_is_proven_of_a_span(tmp_path: Path, column: str) -> None:
+def test_a_span_is_proven_as_far_as_the_next_version_covers_it(tmp_path: Path, column: str) -> None:
     rows = copy.deepcopy(STORY.rows)
     for span in rows["spans"]:
         if span["version"] < max(row["version"] for row in rows["spans"] if same(row, span)):
@@ -98,7 +98,7 @@ def same(row: Row, other: Row) -> bool:
 
 
 @pytest.mark.parametrize("scope", [{}, {"targets": "x"}, {"targets": [["o1"]]}, {"schedules": ["plants"]}, {"x": 1}])
-def test_a_scope_that_is_none_is_named(tmp_path: Path, scope: Row) -> None:
+def test_an_invalid_scope_is_named(tmp_path: Path, scope: Row) -> None:
     rows = copy.deepcopy(STORY.rows)
     rows["runs"][3]["scope"] = scope
     assert findings(rows, tmp_path)[-2].startswith("run 4 (seal 4): scope ")
@@ -106,7 +106,7 @@ def test_a_scope_that_is_none_is_named(tmp_path: Path, scope: Row) -> None:
     assert findings(rows, tmp_path)[-2].startswith("run 4 (seal 4): scope is none")
 
 
-def test_what_a_run_saw_of_the_memberships_is_proven_by_its_targets(tmp_path: Path) -> None:
+def test_the_memberships_of_a_run_are_proven_by_its_targets(tmp_path: Path) -> None:
     rows = copy.deepcopy(STORY.rows)
     rows["runs"][3]["scope"]["membership_id"] = 1
     assert any(line.startswith("run 4 (seal 4): targets_digest") for line in findings(rows, tmp_path))

@@ -66,7 +66,7 @@ def test_the_checker_runs_alone_on_every_python_that_is_here(tmp_path: Path, pyt
 # ---------------------------------------------------------------------------------------------------- hostile archives
 
 
-def test_what_is_no_bundle_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_invalid_bundle_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     for file in ("text", "missing", "."):
         code, printed = checked(capsys, tmp_path / file)
@@ -78,7 +78,7 @@ def test_what_is_no_bundle_is_one_sentence(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.mark.parametrize("option", ["--kept", "--public-key"])
-def test_an_option_that_names_no_such_file_is_one_sentence(
+def test_an_option_that_names_a_missing_file_is_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
 ) -> None:
     file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
@@ -104,7 +104,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda text: text[:30])
-def test_a_manifest_that_is_none_is_one_sentence(
+def test_an_invalid_manifest_is_refused_in_one_sentence(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, manifest: str
 ) -> None:
     with zipfile.ZipFile(tmp_path / "bundle.zip", "w") as archive:
@@ -170,7 +170,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line[:24])
-def test_a_line_that_is_none_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, line: bytes) -> None:
+def test_an_invalid_line_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, line: bytes) -> None:
     files = bundles.files_of(STORY.rows, STORY.answers) | {"hashes.jsonl": line}
     file = bundles.write(tmp_path / "bundle.zip", files, bundles.manifest_of(STORY.rows, files))
     code, printed = checked(capsys, file)
@@ -246,7 +246,7 @@ def test_the_vectors_of_rfc_8032(secret: str, public: str, message: str, signatu
 
 @settings(derandomize=True, deadline=None, database=None, max_examples=40)
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=100), st.integers(0, 511), st.booleans())
-def test_it_says_what_cryptography_says(secret: bytes, message: bytes, bit: int, altered: bool) -> None:
+def test_it_agrees_with_cryptography(secret: bytes, message: bytes, bit: int, altered: bool) -> None:
     key = Ed25519PrivateKey.from_private_bytes(secret)
     public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     number = int.from_bytes(key.sign(message), "little") ^ (altered << bit)
@@ -272,7 +272,7 @@ def test_a_signature_whose_number_is_not_below_the_order_is_refused() -> None:
 
 
 @pytest.mark.parametrize("point", sorted(SMALL_ORDER_POINTS), ids=bytes.hex)
-def test_a_point_of_small_order_is_no_key(point: bytes) -> None:
+def test_a_point_of_small_order_is_not_a_key(point: bytes) -> None:
     """Those that the program lists are those that the arithmetic finds."""
     decoded = check.point_of(point)
     assert decoded is None or check.is_weak(decoded)

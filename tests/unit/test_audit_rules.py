@@ -212,7 +212,7 @@ def a_trail_without_a_beginning(rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_trail_that_cannot_have_been_is_found_though_every_hash_is_right(
+def test_an_impossible_trail_is_found_although_every_hash_is_right(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
 ) -> None:
     case, sentence = RULES[name]

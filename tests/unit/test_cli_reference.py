@@ -11,7 +11,7 @@ from tests.support import cli_reference
 from tests.support.program import Program
 
 
-def test_the_reference_is_what_the_program_says() -> None:
+def test_the_reference_agrees_with_the_program() -> None:
     assert cli_reference.PAGE.read_text("utf-8") == cli_reference.page(), "run `make docs`"
 
 

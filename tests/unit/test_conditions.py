@@ -46,7 +46,7 @@ def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other
     assert message_class(one) != message_class("the connection was refused")
 
 
-def test_the_worst_stands_first_and_each_condition_once() -> None:
+def test_conditions_are_listed_once_with_the_worst_first() -> None:
     troubles = [
         held(2, 9, AT, ["o1/ann"]),
         overdue(3, []),
@@ -65,14 +65,14 @@ def test_the_worst_stands_first_and_each_condition_once() -> None:
     assert conditions(troubles)[1].subjects == 3
 
 
-def test_when_it_began_is_what_the_trouble_says_or_else_what_was_written_down() -> None:
+def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -> None:
     later = AT + dt.timedelta(hours=1)
     known = {("targets_overdue", ""): AT, ("targets_held", ""): AT}
     late, waiting = conditions([overdue(1, []), held(1, 1, later, [])], known)
     assert (late.since, waiting.since) == (AT, later)
 
 
-def test_nothing_wrong_is_no_condition() -> None:
+def test_without_trouble_there_is_no_condition() -> None:
     assert conditions([]) == []
 
 

@@ -103,7 +103,7 @@ def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
     assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
 
 
-def test_who_asks_no_gateway_needs_neither_its_address_nor_its_key_nor_its_files(tmp_path: Path) -> None:
+def test_without_requests_the_gateway_needs_no_address_no_key_and_no_files(tmp_path: Path) -> None:
     assert load(write(tmp_path, ""), {}, asks_gateway=False).gateway.url == ""
     files = GATEWAY + 'secret_key_file = "/not/here"\nca_bundle = "/not/here"\n'
     assert load(write(tmp_path, files), {}, asks_gateway=False).gateway.access_key == "key"
@@ -181,9 +181,7 @@ def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
         (b"a = " + b"[" * 50_000, "flowtrail.toml", "nested too deeply"),
     ],
 )
-def test_a_file_that_is_no_toml_is_named_with_the_line(
-    tmp_path: Path, content: bytes, place: str, message: str
-) -> None:
+def test_an_invalid_toml_file_is_named_with_the_line(tmp_path: Path, content: bytes, place: str, message: str) -> None:
     path = tmp_path / "flowtrail.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -196,7 +194,7 @@ def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
         load(tmp_path, SECRET)
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_allowed(tmp_path: Path) -> None:
     path = tmp_path / "flowtrail.toml"
     path.write_bytes(b"\xef\xbb\xbf" + GATEWAY.encode())
     assert load(path, SECRET).gateway.access_key == "key"
@@ -549,7 +547,7 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "value", ["", "5", "s", "5x", "5 minutes", "1h1h", "m5", "1e3s", "-1s", "5M", "٣s", 5, 1.5, True]
 )
-def test_what_is_no_duration_is_refused(value: object) -> None:
+def test_an_invalid_duration_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match='must be a duration such as "90s"'):
         duration(value)
 
@@ -561,7 +559,7 @@ def test_zero_is_a_duration_only_where_it_has_a_meaning() -> None:
             duration(zero)
 
 
-def test_a_duration_of_ages_is_refused() -> None:
+def test_an_excessive_duration_is_refused() -> None:
     with pytest.raises(ValueError, match="shorter than 100 years"):
         duration("999999999999w")
 
@@ -575,7 +573,7 @@ def test_sizes_as_people_write_them(value: object, expected: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "MB", "5iB", "64XB", "-1MB", "1e9", 1.5, True, None, 0, "0.5b", "2TiB", 2**60])
-def test_what_is_no_size_is_refused(value: object) -> None:
+def test_an_invalid_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="must be"):
         size(value)
 
@@ -652,7 +650,7 @@ def test_schedules_are_named_after_their_files_in_order(tmp_path: Path) -> None:
     assert [*second.targets] == [Target("o1", "u1", "x")]
 
 
-def test_no_folder_and_no_schedule_say_how_to_get_one(tmp_path: Path) -> None:
+def test_a_missing_folder_or_schedule_is_reported_with_its_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"schedules: .*No such file.*`flowtrail init`"):
         load_schedules(settings(tmp_path))
     (tmp_path / "schedules").mkdir()
@@ -727,7 +725,7 @@ def test_a_target_listed_twice_is_an_error_that_names_both_places(tmp_path: Path
     ]
 
 
-def test_a_target_in_two_schedules_or_with_another_expression_is_no_mistake(tmp_path: Path) -> None:
+def test_a_target_may_be_in_two_schedules_or_have_several_expressions(tmp_path: Path) -> None:
     text = f'every = "5m"\n{TARGETS}{TARGETS}expression = "x"\n'
     assert len(schedules(tmp_path, a=text, b=text)) == 2
 

@@ -121,7 +121,7 @@ def test_a_live_token_is_given_to_everyone_until_it_expires(gateway: DemoGateway
     assert asker.ask_token()["data"]["accessToken"] != first["data"]["accessToken"]
 
 
-def test_a_token_lives_as_long_as_it_was_told_to(world: World) -> None:
+def test_a_token_lives_for_its_configured_time(world: World) -> None:
     with DemoGateway(world, access_key=KEY, secret_key=SECRET, token_seconds=0) as gateway:
         asker = Asker(gateway.url)
         assert asker.ask_token()["data"]["expire"] == 0
@@ -240,7 +240,7 @@ def test_an_expression_finds_parts_of_id_and_name_whatever_its_characters(
     assert {flow.flow_id for flow in world.flows(ORG, USER, expression)} == expected
 
 
-def test_who_is_unknown_is_told_so_inside_http_200(world: World, asker: Asker) -> None:
+def test_an_unknown_user_is_an_error_inside_http_200(world: World, asker: Asker) -> None:
     world.set_flows("o2", "u2", [])
     assert asker.code(userId="u2") == 62101
     assert asker.code(orgId="nowhere") == 99404
@@ -256,7 +256,7 @@ def test_ids_are_integers_where_that_was_ordered(world: World, asker: Asker) -> 
     assert set(asker.ids()) == {12, 0, "012", "x"}
 
 
-def test_other_paths_and_methods_are_no_service(asker: Asker) -> None:
+def test_other_paths_and_methods_are_not_served(asker: Asker) -> None:
     responses = [("GET", "/nowhere"), ("GET", "/_demo/ledger"), ("GET", TOKEN_PATH), ("POST", FLOWS_PATH)]
     statuses = []
     for method, path in responses:
@@ -419,7 +419,9 @@ def test_an_interim_answer_is_taken_for_the_final_one_by_a_client_that_does_not_
     asker.connection.close()
 
 
-def test_who_asks_for_the_end_of_the_connection_gets_it_and_is_told_so(gateway: DemoGateway, asker: Asker) -> None:
+def test_a_client_that_asks_to_close_the_connection_has_it_closed_and_announced(
+    gateway: DemoGateway, asker: Asker
+) -> None:
     asker.ask_token()
     query = {"action": "getMyFlow", "userId": USER, "orgId": ORG}
     for kind in ("none", "twice"):
@@ -443,7 +445,7 @@ def test_a_slow_answer_that_is_waited_for_is_whole(gateway: DemoGateway, asker: 
 
 
 @pytest.mark.parametrize("kind", ["hang", "drip_head", "drip_body", "delay"])
-def test_closing_the_gateway_ends_whoever_waits_for_it(gateway: DemoGateway, asker: Asker, kind: Any) -> None:
+def test_closing_the_gateway_ends_all_waiting_clients(gateway: DemoGateway, asker: Asker, kind: Any) -> None:
     asker.ask_token()
     order = gateway.order(Fault(kind, seconds=1000))
     with ThreadPoolExecutor(1) as pool:
@@ -507,7 +509,7 @@ def test_dropped_connections_are_only_connections(gateway: DemoGateway, asker: A
 # Orders
 
 
-def test_a_fault_concerns_only_whom_it_names_and_only_so_often(gateway: DemoGateway, asker: Asker) -> None:
+def test_a_fault_affects_only_its_users_and_only_so_often(gateway: DemoGateway, asker: Asker) -> None:
     other = gateway.world.users(ORG)[1]
     order = gateway.order(Fault("code", code=99500, times=2, org=ORG, user=other))
     gateway.order(Fault("code", code=62103, times=1, org="another"))
@@ -661,7 +663,7 @@ def test_a_few_steps_bring_every_kind_of_change() -> None:
         assert any(getattr(old, field) != getattr(new, field) for old, new in both)
 
 
-def test_edits_reach_those_whom_they_concern() -> None:
+def test_edits_reach_the_users_concerned() -> None:
     world = World(orgs=0)
     world.set_flows("o", "u1", [Flow("1", "a", "D", True)])
     world.add_user("o", "u2", [Flow("1", "a", "D", False)])
@@ -677,7 +679,7 @@ def test_edits_reach_those_whom_they_concern() -> None:
     assert (world.orgs(), world.users("o")) == (["o"], ["u1"])
 
 
-def test_what_is_not_there_cannot_be_edited() -> None:
+def test_a_missing_workflow_cannot_be_edited() -> None:
     world = World()
     with pytest.raises(KeyError):
         world.rename(ORG, "no such workflow", "x")

@@ -51,7 +51,7 @@ def test_the_request_is_that_of_the_documentation_and_never_loads_for_editing(ap
     assert "loadForEdit" not in server.requests[0].target
 
 
-def test_what_is_read_is_what_enos_said() -> None:
+def test_details_are_read_as_they_were_sent() -> None:
     found = detail_of(answer())
     said = (found.update_user, found.update_time, found.creator, found.create_time, found.owner, found.freq)
     assert said == ("bob", "2019-08-08 05:51:43.0", "ann", "2019-07-22 08:56:58.0", ";ann;bob;", "0 0 0 * * ? *")
@@ -81,19 +81,19 @@ def test_an_id_may_be_a_text_or_a_number_and_all_else_may_be_missing(flow_id: ob
         (http("<html>"), "HTML"),
     ],
 )
-def test_what_is_no_answer_of_get_flow_is_malformed_and_named(step: Step, named: str) -> None:
+def test_an_invalid_answer_of_get_flow_is_malformed_and_named(step: Step, named: str) -> None:
     with pytest.raises(Malformed) as caught:
         detail_of(step)
     assert named in str(caught.value)
 
 
-def test_a_refusal_is_one() -> None:
+def test_a_refusal_is_reported_as_a_refusal() -> None:
     with pytest.raises(Refused) as caught:
         detail_of(answer(None, code=62103))
     assert caught.value.code == "62103"
 
 
-def test_it_takes_no_longer_than_it_may() -> None:
+def test_a_detail_request_ends_by_its_deadline() -> None:
     with pytest.raises(GatewayError) as caught:
         detail_of(lambda peer: peer.hang(), within=0.2, deadline=20)
     assert caught.value.code == "deadline"
@@ -114,15 +114,13 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("said", "zone", "expected"), TOLD)
-def test_what_enos_said_is_told_as_what_it_said(
-    said: tuple[str | None, ...], zone: ZoneInfo | None, expected: str
-) -> None:
+def test_details_are_attributed_to_enos(said: tuple[str | None, ...], zone: ZoneInfo | None, expected: str) -> None:
     found = sentence(*said, (SINCE, UNTIL), zone)  # type: ignore[arg-type]
     assert found.endswith(expected)
     assert ("before" in found, "after" in found) == ("before" in expected, "after" in expected)
 
 
 @pytest.mark.parametrize("text", ["", "0", "2026-13-01 00:00:00.0", "0001-01-01 00:00:00.0", "9999-12-31 23:59:59.9"])
-def test_a_time_that_is_none_is_not_compared(text: str) -> None:
+def test_an_invalid_time_is_not_compared(text: str) -> None:
     found = moment(text, SHANGHAI)
     assert found is None or found.tzinfo is dt.UTC

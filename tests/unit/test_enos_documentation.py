@@ -243,7 +243,7 @@ AS_PRINTED = [
 
 
 @pytest.mark.parametrize(("api", "ask", "sample"), [a[1:] for a in AS_PRINTED], ids=[a[0] for a in AS_PRINTED])
-def test_what_is_printed_and_cannot_be_an_answer_is_an_error_and_not_a_guess(api: str, ask: Ask, sample: str) -> None:
+def test_a_printed_sample_that_cannot_be_an_answer_is_an_error_and_not_a_guess(api: str, ask: Ask, sample: str) -> None:
     with enos(*[sample] * 3, api=api) as (gateway, _), pytest.raises(GatewayError):
         ask(gateway)
 

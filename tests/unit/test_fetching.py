@@ -25,14 +25,14 @@ def asking(ask: Callable[[Fence], Fetched], threads: ThreadPoolExecutor) -> Fetc
     return Fetcher(ask, FENCES, threads, IN_FLIGHT)
 
 
-def test_every_target_is_asked_once_and_answered_once() -> None:
+def test_every_target_is_requested_once_and_yielded_once() -> None:
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         groups = list(asking(lambda fence: answer(fence, 3_000), threads).groups())
     assert sorted(asked.fence.target_id for group in groups for asked in group) == list(range(40))
     assert {len(group) for group in groups[:-1]} == {4}, "10,000 workflows or a little more are written together"
 
 
-def test_no_more_is_asked_for_while_what_arrived_is_not_judged() -> None:
+def test_no_more_is_requested_while_arrived_answers_are_not_judged() -> None:
     asked_for: list[int] = []
 
     def ask(fence: Fence) -> Fetched:
@@ -47,7 +47,7 @@ def test_no_more_is_asked_for_while_what_arrived_is_not_judged() -> None:
         assert sum(len(group) for group in groups) == 30
 
 
-def test_nothing_more_is_asked_for_once_nobody_wants_the_answers() -> None:
+def test_nothing_more_is_requested_once_the_caller_stops() -> None:
     asked_for: list[int] = []
     closed = threading.Event()
 
@@ -83,7 +83,7 @@ def test_no_more_requests_are_in_flight_than_allowed() -> None:
     assert most == [IN_FLIGHT]
 
 
-def test_what_has_arrived_is_given_out_when_nothing_more_comes() -> None:
+def test_arrived_answers_are_handed_out_when_nothing_more_comes() -> None:
     written = threading.Event()
 
     def ask(fence: Fence) -> Fetched:

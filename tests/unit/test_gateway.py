@@ -60,7 +60,7 @@ def test_a_fetch_gives_the_whole_list_with_its_times() -> None:
     assert len(found.data_hash) == 64
 
 
-def test_what_is_asked_is_documented_and_says_who_asks() -> None:
+def test_a_request_is_documented_and_names_the_program() -> None:
     with Hostile() as server, gateway(server) as client:
         client.fetch(TARGET)
     (request,) = server.requests
@@ -84,7 +84,7 @@ def test_the_path_of_the_url_comes_before_that_of_the_service() -> None:
 @pytest.mark.parametrize(
     "text", ["a b", "a+b", "100%", "%41", "描述", "a=b&c=d", "x/y?z#w", "é\u0301", "😀", "~-._", "'\"<"]
 )
-def test_whatever_is_asked_for_arrives_as_it_was_meant(text: str) -> None:
+def test_any_parameter_arrives_unchanged(text: str) -> None:
     with Hostile() as server, gateway(server) as client:
         client.fetch(Target(text, text, text))
     query = parse_qsl(urlsplit(server.requests[0].target).query, strict_parsing=True)
@@ -155,7 +155,7 @@ def test_a_connection_that_breaks_on_reuse_costs_a_retry() -> None:
         assert client.fetch(TARGET).attempts == 2
 
 
-def test_left_overs_of_an_answer_never_reach_the_next_one() -> None:
+def test_leftovers_of_an_answer_never_reach_the_next_one() -> None:
     other = answer({"flowId": "of somebody else"})
     with Hostile(answer() + other, answer()) as server, gateway(server) as client:
         assert client.fetch(TARGET).flows == ONE
@@ -228,7 +228,7 @@ def test_a_redirect_is_named_and_never_followed(status: int) -> None:
 
 
 @pytest.mark.parametrize("location", ["", "\x80", "http://[", "//", "/login", "javascript:x", "https://" + "a" * 500])
-def test_a_strange_location_is_no_obstacle(location: str) -> None:
+def test_a_strange_location_is_tolerated(location: str) -> None:
     with Hostile(http("", 302, Location=location)) as server:
         error = failure(server)
     assert (error.code, len(str(error)) < 300) == ("http_302", True)
@@ -243,7 +243,7 @@ def test_a_success_other_than_200_is_malformed(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 407, 408, 413, 414, 422, 451, 499])
-def test_a_status_that_says_no_is_asked_once(status: int) -> None:
+def test_a_final_status_is_not_retried(status: int) -> None:
     with Hostile(http('{"error":"no"}', status)) as server:
         error = failure(server, own_connection=True)
     assert isinstance(error, Refused)
@@ -252,12 +252,12 @@ def test_a_status_that_says_no_is_asked_once(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 501, 502, 503, 504, 521, 599])
-def test_a_status_that_may_pass_is_tried_again(status: int) -> None:
+def test_a_transient_status_is_retried(status: int) -> None:
     with Hostile(http("busy", status), answer()) as server, gateway(server) as client:
         assert client.fetch(TARGET).attempts == 2
 
 
-def test_a_gateway_that_stays_down_fails_with_its_last_word() -> None:
+def test_a_gateway_that_stays_down_fails_with_its_last_answer() -> None:
     down = "maintenance\x1b[2J"
     with Hostile(http(down, 503), http(down, 503), http(down, 503, Retry_After="9999")) as server:
         error = failure(server)
@@ -269,12 +269,12 @@ def test_a_gateway_that_stays_down_fails_with_its_last_word() -> None:
 
 
 @pytest.mark.parametrize("number", [62109, 99500, 1001, 1005])
-def test_a_code_that_may_pass_is_tried_again(number: int) -> None:
+def test_a_transient_code_is_retried(number: int) -> None:
     with Hostile(code(number), code(number), answer()) as server, gateway(server) as client:
         assert client.fetch(TARGET).attempts == 3
 
 
-def test_a_hiccup_that_stays_is_told_from_a_gateway_that_is_down() -> None:
+def test_a_lasting_transient_code_differs_from_a_gateway_that_is_down() -> None:
     with Hostile(code(99500), code(99500, "try later", Retry_After="9999")) as server:
         error = failure(server)
     assert isinstance(error, ServiceHiccup)
@@ -283,7 +283,7 @@ def test_a_hiccup_that_stays_is_told_from_a_gateway_that_is_down() -> None:
 
 
 @pytest.mark.parametrize("number", [62101, 62103, 99400, 99403, 99404, 7])
-def test_a_code_that_says_no_is_asked_once(number: int) -> None:
+def test_a_final_code_is_not_retried(number: int) -> None:
     with Hostile(code(number, "user\r\nnot found")) as server:
         error = failure(server, own_connection=True)
     assert isinstance(error, Refused)
@@ -332,7 +332,7 @@ def test_a_body_over_the_cap_is_not_read() -> None:
         assert "max_body" in str(error)
 
 
-def test_the_cap_holds_where_nobody_tells_the_length() -> None:
+def test_the_cap_holds_without_a_content_length() -> None:
     step = endless(b"x" * 1_000_001)
     with Hostile(lambda peer: (peer.send(step), peer.close())) as server:
         assert failure(server, max_body=1_000_000).code == "body_too_large"
@@ -492,7 +492,7 @@ def _threads() -> int:
     return sum(thread.name.startswith("gateway-") for thread in threading.enumerate())
 
 
-def test_what_a_gateway_prints_about_itself_holds_no_key() -> None:
+def test_the_repr_of_a_gateway_holds_no_key() -> None:
     with Hostile(tokens=(issued(),)) as server, gateway(server, auth="token") as client:
         client.fetch(TARGET)
         assert ACCESS_KEY not in repr(client)

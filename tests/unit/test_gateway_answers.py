@@ -202,7 +202,7 @@ def test_an_error_envelope_is_refused_with_its_code(number: int, kind: type[Gate
 
 
 @pytest.mark.parametrize("msg", [None, 5, {"a": 1}, "x" * 100_000, [[]]])
-def test_a_strange_msg_or_request_id_beside_an_error_code_is_no_obstacle(msg: object) -> None:
+def test_a_strange_msg_or_request_id_beside_an_error_code_is_tolerated(msg: object) -> None:
     with pytest.raises(Refused) as caught:
         read(json.dumps({"code": 62101, "msg": msg, "requestId": msg}).encode())
     assert caught.value.code == "62101"

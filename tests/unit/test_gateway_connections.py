@@ -49,7 +49,7 @@ def test_the_gateway_closes_first() -> None:
 
 
 @pytest.mark.parametrize("step", [answer(), chunked(flows({"flowId": "1"})), answer(Connection="keep-alive")])
-def test_a_gateway_that_does_not_close_is_told_that_nothing_more_comes_and_believed(step: bytes) -> None:
+def test_a_gateway_that_does_not_close_gets_a_half_close_and_is_believed(step: bytes) -> None:
     """It is waited for once, and not again soon."""
     with Hostile(step, obliging=False) as server, gateway(server, deadline=0.8) as client:
         for _ in range(20):
@@ -57,7 +57,7 @@ def test_a_gateway_that_does_not_close_is_told_that_nothing_more_comes_and_belie
     assert server.connections == 20
 
 
-def test_a_gateway_that_keeps_a_connection_open_whatever_it_is_told_is_left() -> None:
+def test_a_gateway_that_keeps_a_connection_open_regardless_is_left() -> None:
     over = threading.Event()
     with Hostile(lambda peer: (peer.send(answer()), over.wait(SAFETY_NET_SECONDS))) as server:
         with gateway(server, deadline=0.8) as client:
@@ -70,14 +70,14 @@ def test_a_gateway_that_keeps_a_connection_open_whatever_it_is_told_is_left() ->
 )
 @pytest.mark.parametrize("behind", [b"\n", b"HTTP/1.1", OTHERS, MINE, INTERIM])
 @pytest.mark.parametrize("own", [True, False])
-def test_an_answer_with_anything_behind_it_is_none(whole: bytes, behind: bytes, own: bool) -> None:
+def test_an_answer_with_trailing_bytes_is_discarded(whole: bytes, behind: bytes, own: bool) -> None:
     with Hostile(whole + behind) as server:
         error = one_exchange(server, own_connection=own)
     assert isinstance(error, GatewayUnreachable)
     assert error.code == "desync"
 
 
-def test_what_comes_later_behind_an_answer_is_seen_until_the_gateway_closes() -> None:
+def test_late_trailing_bytes_are_seen_until_the_gateway_closes() -> None:
     def step(peer: Peer) -> None:
         peer.send(OTHERS)
         select.select([peer.connection], [], [], 0.05)
@@ -87,7 +87,7 @@ def test_what_comes_later_behind_an_answer_is_seen_until_the_gateway_closes() ->
         assert one_exchange(server, own_connection=True).code == "desync"
 
 
-def test_what_was_asked_over_a_desynchronised_connection_is_asked_once_more_at_once() -> None:
+def test_a_request_over_a_desynchronised_connection_is_repeated_at_once() -> None:
     with Hostile(MINE + OTHERS, MINE) as server, gateway(server) as client:
         snapshot = client.fetch(TARGET)
     assert (snapshot.sole_answer, snapshot.attempts) == (True, 2)
@@ -103,7 +103,7 @@ def test_a_gateway_that_always_answers_twice_gets_nothing_recorded_and_is_named(
 @pytest.mark.parametrize(
     "refusal", [code(62101), code(99400), http("no", 404), http("{}"), http("<html>"), b"HTTP/1.1 204 No\r\n\r\n"]
 )
-def test_a_refusal_over_a_kept_connection_is_asked_for_once_more(refusal: bytes) -> None:
+def test_a_request_refused_over_a_kept_connection_is_repeated_once(refusal: bytes) -> None:
     with Hostile(refusal, answer()) as server, gateway(server) as client:
         snapshot = client.fetch(TARGET)
     assert (snapshot.flows, snapshot.sole_answer, snapshot.attempts) == (ONE, True, 2)
@@ -126,7 +126,7 @@ def test_a_token_has_a_connection_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("stray", [OTHERS, INTERIM, b"\r\n"])
-def test_what_comes_while_nobody_asks_fails_nobody(stray: bytes) -> None:
+def test_bytes_without_a_request_fail_no_target(stray: bytes) -> None:
     sent = threading.Event()
 
     def step(peer: Peer) -> None:
@@ -144,12 +144,12 @@ def test_what_comes_while_nobody_asks_fails_nobody(stray: bytes) -> None:
     assert server.connections == 2
 
 
-def test_an_answer_that_is_there_before_its_request_is_nobodys() -> None:
+def test_an_answer_that_precedes_its_request_is_discarded() -> None:
     with Hostile(MINE, greet=OTHERS) as server:
         assert one_exchange(server, own_connection=True).code == "desync"
 
 
-def test_the_answer_to_a_request_that_was_given_up_reaches_nobody() -> None:
+def test_the_answer_to_an_abandoned_request_is_discarded() -> None:
     late = threading.Event()
 
     def step(peer: Peer) -> None:
@@ -165,7 +165,7 @@ def test_the_answer_to_a_request_that_was_given_up_reaches_nobody() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_interim_answers_are_read_past_wherever_they_are_cut(own: bool) -> None:
+def test_interim_answers_are_skipped_wherever_they_are_cut(own: bool) -> None:
     whole = INTERIM + b"HTTP/1.1 102 Processing\r\n\r\n" + answer()
     cuts = range(1, len(whole), 5)
 
@@ -191,7 +191,7 @@ def test_interim_answers_without_end_are_no_answer() -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_length_that_is_too_short_by_any_number_of_bytes_makes_no_answer(own: bool) -> None:
+def test_a_content_length_that_is_too_short_gives_no_answer(own: bool) -> None:
     body = flows({"flowId": "1"})
     steps = [http(body, length=short) for short in range(len(body))]
     with Hostile(*steps) as server:
@@ -200,7 +200,7 @@ def test_a_length_that_is_too_short_by_any_number_of_bytes_makes_no_answer(own: 
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_an_answer_cut_at_any_byte_and_joined_to_the_next_makes_none(own: bool) -> None:
+def test_an_answer_cut_at_any_byte_and_joined_to_the_next_is_discarded(own: bool) -> None:
     cuts = range(1, len(OTHERS))
     with Hostile(*(MINE + OTHERS[:cut] for cut in cuts)) as server:
         assert {one_exchange(server, own_connection=own).code for _ in cuts} == {"desync"}
@@ -241,7 +241,7 @@ UNCLEAR: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize("step", [each[1] for each in UNCLEAR], ids=[each[0] for each in UNCLEAR])
-def test_an_answer_that_can_be_read_in_two_ways_is_none(step: bytes) -> None:
+def test_an_ambiguous_answer_is_discarded(step: bytes) -> None:
     for own in (True, False):
         with Hostile(then(step, "close")) as server:
             assert one_exchange(server, own_connection=own).code == "protocol"
@@ -259,14 +259,14 @@ def test_an_answer_that_can_be_read_in_two_ways_is_none(step: bytes) -> None:
         b"HTTP/1.0 200 OK\n" + LENGTH.replace(b"\r", b"") + b"\n" + BODY,
     ],
 )
-def test_what_is_unusual_but_clear_is_read(step: bytes) -> None:
+def test_an_unusual_but_clear_answer_is_read(step: bytes) -> None:
     for own in (True, False):
         with Hostile(step) as server, gateway(server) as client:
             assert ids(client, own=own) == ["1"]
 
 
 @pytest.mark.parametrize("status", [204, 304])
-def test_a_body_where_there_is_none_belongs_to_nobody(status: int) -> None:
+def test_an_unexpected_body_is_discarded(status: int) -> None:
     with Hostile(http(flows(), status), answer()) as server, gateway(server) as client:
         assert client.fetch(TARGET).flows == ONE
     with Hostile(http(flows(), status)) as server:

@@ -46,7 +46,7 @@ def watchdog() -> Iterator[Watchdog]:
     made.close()
 
 
-def test_a_late_line_is_shut_and_the_reason_is_kept(watchdog: Watchdog, wire: Wire) -> None:
+def test_a_connection_past_its_deadline_is_shut_and_the_reason_kept(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(0.05) as watch:
         watch.hold(wire.line)
         assert wire.far.recv(1) == b""
@@ -61,14 +61,14 @@ def test_the_earliest_of_many_deadlines_is_met(watchdog: Watchdog, wire: Wire) -
         assert wire.far.recv(1) == b""
 
 
-def test_a_line_that_comes_after_the_cut_is_shut_at_once(watchdog: Watchdog, wire: Wire) -> None:
+def test_a_connection_added_after_the_deadline_is_shut_at_once(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000) as watch:
         watch.end("deadline")
         watch.hold(wire.line)
         assert wire.was_shut()
 
 
-def test_a_line_that_somebody_else_uses_by_now_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
+def test_a_reused_connection_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000) as late, watchdog.watch(3000) as other:
         late.hold(wire.line)
         other.hold(wire.line)
@@ -76,7 +76,7 @@ def test_a_line_that_somebody_else_uses_by_now_is_left_alone(watchdog: Watchdog,
         assert not wire.was_shut()
 
 
-def test_a_released_line_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
+def test_a_released_connection_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
     with watchdog.watch(3000) as watch:
         watch.hold(wire.line)
         watch.release()
@@ -84,7 +84,7 @@ def test_a_released_line_is_left_alone(watchdog: Watchdog, wire: Wire) -> None:
     assert not wire.was_shut()
 
 
-def test_a_stop_or_a_close_ends_every_watch(wire: Wire) -> None:
+def test_a_stop_or_a_close_ends_every_deadline(wire: Wire) -> None:
     for finish in ("stop", "close"):
         stop = threading.Event()
         watchdog, other = Watchdog(stop), Wire()
@@ -101,7 +101,7 @@ def test_a_stop_or_a_close_ends_every_watch(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("retired_first", [True, False])
-def test_a_second_handle_is_closed_when_neither_connection_nor_watch_needs_it(
+def test_a_second_handle_is_closed_when_neither_connection_nor_deadline_needs_it(
     watchdog: Watchdog, retired_first: bool
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))

@@ -70,7 +70,7 @@ def test_every_foreign_exception_has_a_meaning(kind: type[BaseException]) -> Non
         (ValueError("/a?userId=u"), "connection", "ValueError"),
     ],
 )
-def test_the_meaning_is_in_words_and_never_in_foreign_ones(foreign: Exception, code: str, words: str) -> None:
+def test_the_meaning_is_in_our_own_words(foreign: Exception, code: str, words: str) -> None:
     wrapped = requests.exceptions.ConnectionError(urllib3.exceptions.MaxRetryError(None, "/a?userId=u", foreign))  # type: ignore[arg-type]
     for each in (foreign, wrapped):
         error = explained(each, 30)
@@ -88,7 +88,7 @@ def test_every_status_has_a_meaning() -> None:
     assert {meaning_of(status) for status in (0, 99, 600, 999, -1)} == {"malformed"}
 
 
-def test_a_retry_is_for_what_may_pass() -> None:
+def test_only_transient_errors_are_retried() -> None:
     assert helps_to_retry(GatewayUnreachable("x", code="http_503"))
     for error in (GatewayUnreachable("x", code="deadline"), Malformed("x", code="malformed"), KeyboardInterrupt()):
         assert not helps_to_retry(error)
@@ -121,7 +121,7 @@ def test_retry_after_is_seconds_from_now_and_never_negative(value: str, expected
     ("asked", "date", "arrived", "expected"),
     [(0, 0, 0, 0), (0, 5, 10, 0), (0.9, 0, 1, 0), (0, 70, 10, 60), (100, 39, 110, -60), (0, -0.5, 1, 0)],
 )
-def test_clocks_are_apart_by_what_the_request_itself_cannot_explain(
+def test_the_skew_of_clocks_excludes_the_time_of_the_request(
     asked: float, date: float, arrived: float, expected: float
 ) -> None:
     moments = [NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived)]
@@ -200,7 +200,7 @@ SCENES: list[tuple[str, Step, Step]] = [
 
 
 @pytest.mark.parametrize(("flows", "tokens"), [each[1:] for each in SCENES], ids=[each[0] for each in SCENES])
-def test_no_secret_gets_out(
+def test_no_secret_is_revealed(
     flows: Step, tokens: Step, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -239,7 +239,7 @@ def test_a_hidden_string_works_like_any_and_prints_like_none() -> None:
         msgspec.json.encode(object())
 
 
-def test_what_is_hidden_is_hidden_before_the_text_is_cut() -> None:
+def test_secrets_are_hidden_before_the_text_is_cut() -> None:
     secret = "S" * 30
     for before in range(60, 130):
         assert "SSSS" not in excerpt("x" * before + secret, (secret,))

@@ -78,7 +78,7 @@ def test_an_edge_item_may_lack_what_another_may_lack() -> None:
         (answer(EDGE | {"flow_name": "\0"}), "NUL"),
     ],
 )
-def test_what_is_no_version_2_0_answer_is_malformed_and_named(body: bytes, named: str) -> None:
+def test_an_invalid_version_2_0_answer_is_malformed_and_named(body: bytes, named: str) -> None:
     with pytest.raises(Malformed) as caught:
         fetched(body)
     assert named in str(caught.value)

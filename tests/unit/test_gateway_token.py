@@ -87,7 +87,7 @@ def test_every_attempt_is_signed_anew_with_a_later_time() -> None:
         verify(request)
 
 
-def test_timestamps_increase_for_each_asker_while_the_clock_stands_still() -> None:
+def test_timestamps_increase_for_each_caller_while_the_clock_stands_still() -> None:
     stamps = Timestamps(lambda: NOW)
     for asker in ("a", "b"):
         seen = [stamps.next(asker).timestamp_ms for _ in range(1000)]
@@ -107,7 +107,7 @@ def test_a_clock_that_is_set_back_a_little_is_waited_out_and_a_lot_is_followed()
     assert stamps.next("a").timestamp_ms == followed + 1
 
 
-def test_timestamps_increase_for_each_asker_from_many_threads() -> None:
+def test_timestamps_increase_for_each_caller_from_many_threads() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     stamps = Timestamps(lambda: NOW)
@@ -119,7 +119,7 @@ def test_timestamps_increase_for_each_asker_from_many_threads() -> None:
 # The token service
 
 
-def test_the_token_is_asked_for_as_documented() -> None:
+def test_the_token_is_requested_as_documented() -> None:
     with Hostile() as server, gateway(server, auth="token") as client:
         client.fetch(TARGET)
     (request,) = server.token_requests
@@ -205,7 +205,7 @@ def test_without_a_token_401_is_final() -> None:
 
 
 @pytest.mark.parametrize("number", [1002, 1003, 1004, 1202, 1203, 1204, 9999])
-def test_a_refused_key_is_asked_once_and_counts_as_the_gateway_being_down(number: int) -> None:
+def test_a_refused_key_is_tried_once_and_counts_as_the_gateway_being_down(number: int) -> None:
     with Hostile(tokens=(token_code(number),)) as server:
         error = failure(server, auth="token")
     assert isinstance(error, Refused)
@@ -214,7 +214,7 @@ def test_a_refused_key_is_asked_once_and_counts_as_the_gateway_being_down(number
 
 
 @pytest.mark.parametrize("failing", [token_code(1001), token_code(1005), http("", 503), http("", 429), b""])
-def test_a_token_service_that_may_recover_is_asked_again_with_a_new_time(failing: bytes) -> None:
+def test_a_token_service_that_may_recover_is_tried_again_with_a_new_time(failing: bytes) -> None:
     step = failing or (lambda peer: peer.reset())
     with Hostile(tokens=(step, step, issued())) as server, gateway(server, auth="token") as client:
         assert client.fetch(TARGET).attempts == 3
@@ -237,7 +237,7 @@ def test_an_error_of_the_token_is_shared_by_those_who_wait_for_it() -> None:
     assert len(server.token_requests) < 20
 
 
-def test_who_waits_for_a_token_is_not_failed_by_the_deadline_of_the_one_who_asks() -> None:
+def test_waiting_for_a_token_is_not_bound_to_the_deadline_of_the_requester() -> None:
     asking = threading.Event()
 
     def hangs_first(peer: Peer) -> None:
@@ -328,7 +328,7 @@ def test_a_usable_token_is_a_success_however_its_status_is_spelt(body: object) -
         (flows({"flowId": "1"}).decode(), "data is not a JSON object"),
     ],
 )
-def test_an_answer_that_is_no_token_is_malformed_named_and_counts(body: str, named: str) -> None:
+def test_an_answer_without_a_token_is_malformed_named_and_counts(body: str, named: str) -> None:
     with Hostile(tokens=(http(body),)) as server:
         error = failure(server, auth="token")
     assert isinstance(error, Malformed)
@@ -404,7 +404,7 @@ def test_a_refused_token_that_the_service_gives_again_until_it_ends_is_waited_ou
     assert desk.calls < 20
 
 
-def test_a_refused_token_that_was_given_again_before_it_died_is_asked_for_anew_at_once(
+def test_a_refused_token_repeated_before_it_expired_is_requested_again_at_once(
     clocked: tuple[Desk, TokenKeeper],
 ) -> None:
     """Another thread renewed it early, and got the same one, before this one's refusal came."""
@@ -438,7 +438,7 @@ def test_a_target_in_flight_when_its_token_ends_gets_through_though_the_service_
         assert client.fetch(TARGET).attempts == 2
 
 
-def test_a_short_rest_of_one_token_makes_no_loop(clocked: tuple[Desk, TokenKeeper]) -> None:
+def test_a_token_about_to_expire_causes_no_loop(clocked: tuple[Desk, TokenKeeper]) -> None:
     desk, keeper = clocked
     while desk.now < 7200 * 3:
         token = keeper.current(Patient())  # type: ignore[arg-type]
@@ -447,7 +447,7 @@ def test_a_short_rest_of_one_token_makes_no_loop(clocked: tuple[Desk, TokenKeepe
     assert 6 <= desk.calls < 30
 
 
-def test_a_token_is_renewed_before_it_dies(clocked: tuple[Desk, TokenKeeper]) -> None:
+def test_a_token_is_renewed_before_it_expires(clocked: tuple[Desk, TokenKeeper]) -> None:
     desk, keeper = clocked
     keeper.current(Patient())  # type: ignore[arg-type]
     desk.now = 7130

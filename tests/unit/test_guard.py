@@ -63,7 +63,7 @@ def test_exactly_the_share_is_held_whatever_binary_fractions_make_of_it(share):
     assert not weighed(100, count - 1, limits=limits).held
 
 
-def test_what_is_held_already_counts_as_removed():
+def test_workflows_held_already_count_as_removed():
     assert weighed(30, 10, held=9).held == ids(1, 10)
     assert weighed(30, 9, held=8).held == ids(1, 8)
 
@@ -79,11 +79,11 @@ def test_an_answer_with_as_many_additions_as_removals_would_need_is_another_list
     assert decision.held == ids(1, 12)
 
 
-def test_many_additions_alone_are_no_other_list():
+def test_many_additions_alone_are_not_another_list():
     assert weighed(40, 11, added=500) == weigh(ids(1, 40), frozenset(), ids(12, 40), LIMITS)
 
 
-def test_once_held_stays_held_however_small_the_rest_is():
+def test_a_held_workflow_stays_held_however_small_the_rest_is():
     """The list grew to 100 meanwhile, so that 10 would not be doubted any more; they still wait for a person."""
     decision = weighed(100, 11, held=10)
     assert decision.held == ids(1, 10)
@@ -91,7 +91,7 @@ def test_once_held_stays_held_however_small_the_rest_is():
     assert decision.removes == 1
 
 
-def test_what_comes_back_is_no_longer_held_and_the_hold_ends_with_the_last():
+def test_workflows_that_come_back_are_released_and_the_hold_ends_with_the_last():
     assert weigh(ids(1, 30), ids(1, 10), ids(5, 30), LIMITS).held == ids(1, 4)
     assert weigh(ids(1, 30), ids(1, 10), ids(1, 30), LIMITS).held == frozenset()
 
@@ -130,12 +130,12 @@ def test_a_target_that_would_lose_all_of_many_is_held_and_not_uncertain():
 
 
 @pytest.mark.parametrize(("removed", "added"), [(9, 1), (8, 0), (1, 0), (1, 50)])
-def test_whatever_a_list_loses_makes_it_uncertain(removed, added):
+def test_any_removal_makes_a_list_uncertain(removed, added):
     decision = weighed(9, removed, added)
     assert (decision.uncertain, decision.removes, decision.held) == (True, removed, frozenset())
 
 
-def test_an_empty_list_that_stays_empty_is_nothing_to_doubt():
+def test_an_empty_list_that_stays_empty_is_certain():
     assert weigh(frozenset(), frozenset(), frozenset(), LIMITS) == Decision()
 
 
@@ -201,7 +201,7 @@ def test_an_approval_of_another_set_applies_nothing_while_anything_is_missing():
     assert "3f9a01c277e2" in decision.reason
 
 
-def test_an_approval_of_another_set_stands_in_the_way_of_nothing_that_came_back():
+def test_an_approval_of_another_set_does_not_prevent_a_complete_return():
     assert refuse_approval(ids(1, 30), ids(1, 31), "3f9a01c277e2") == Decision()
 
 

@@ -47,7 +47,7 @@ def test_a_code_is_eight_to_sixty_four_hex_digits(given_code, may_be):
     assert is_code(given_code) is may_be
 
 
-def test_a_code_fits_as_far_as_it_is_given():
+def test_a_code_is_compared_as_far_as_it_is_given():
     scope = held_set(Target("o1", "ann"), ["1"]).scope
     assert [fits(scope[:digits], scope) for digits in (FEWEST_DIGITS - 1, FEWEST_DIGITS, 12, 64)] == [
         *(False, True, True, True)

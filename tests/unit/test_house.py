@@ -1,4 +1,4 @@
-"""The street: who may import whom, and who owns what from outside. Read from the source, not from what runs."""
+"""Which room may import which, and which may import each library. Read from the source, without running it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ RANKS = {
     "cli": 8,
     "__main__": 9,
 }
+"""A room (a package or module of ``etl``) imports only from rooms of lower rank."""
+
 DEMO = {"cli", "__main__"}
-"""Who may import the demo, which stands beside the street."""
-"""A module imports only from lower ranks, and a package counts as one module."""
+"""The rooms that may import the demo, which has no rank."""
 
 OWNERS = {
     "requests": {"gateway"},
@@ -57,13 +58,13 @@ OWNERS = {
         "web",
     },
 }
-"""What comes from outside, and the only modules that may import it."""
+"""The libraries, each with the only rooms that may import it."""
 
 SOURCES = sorted(ETL.rglob("*.py"))
 
 
-def module_of(path: Path) -> str:
-    """The house on the street: ``etl/store/fences.py`` is ``store``."""
+def room_of(path: Path) -> str:
+    """The room of a file: ``etl/store/fences.py`` is in ``store``."""
     first = path.relative_to(ETL).parts[0]
     return first.removesuffix(".py")
 
@@ -89,30 +90,30 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def neighbours(path: Path) -> set[str]:
-    """The modules of the street that a file imports from."""
+    """The other rooms that a file imports from."""
     names = {name.split(".")[1] for name in imported(path) if name.startswith("etl.")}
-    return {name for name in names if not name.startswith("__")} - {module_of(path)}
+    return {name for name in names if not name.startswith("__")} - {room_of(path)}
 
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("own", sorted({module_of(path) for path in SOURCES} - {"demo"}))
-def test_a_module_imports_only_from_lower_ranks(own):
+@pytest.mark.parametrize("own", sorted({room_of(path) for path in SOURCES} - {"demo"}))
+def test_a_room_imports_only_from_lower_ranks(own):
     if own == "__init__":
         assert not neighbours(ETL / "__init__.py")
         return
     assert own in RANKS, f"{own} has no rank: give it one in {Path(__file__).name}"
-    for path in (path for path in SOURCES if module_of(path) == own):
+    for path in (path for path in SOURCES if room_of(path) == own):
         assert own in DEMO or "demo" not in neighbours(path)
         above = {name for name in neighbours(path) - {"demo"} if RANKS[name] >= RANKS[own]}
         assert not above, f"{named(path)} (rank {RANKS[own]}) imports {sorted(above)}"
 
 
 @pytest.mark.parametrize("path", sorted(ETL.glob("demo/*.py")), ids=named)
-def test_the_demo_stands_beside_the_street(path):
-    """The gateway of the tests shares no code with the client; only the story uses the product, as a user would."""
+def test_the_demo_has_no_rank(path):
+    """The demo gateway shares no code with the client; only story.py uses the program, as a user would."""
     if path.name == "story.py":
         assert neighbours(path) <= {name for name, rank in RANKS.items() if rank < RANKS["cli"]}
     else:
@@ -121,13 +122,13 @@ def test_the_demo_stands_beside_the_street(path):
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_each_outside_library_has_its_owner(library):
-    users = {named(path): module_of(path) for path in SOURCES if library in outside(path)}
+    users = {named(path): room_of(path) for path in SOURCES if library in outside(path)}
     strangers = {path for path, module in users.items() if module not in OWNERS[library]}
     assert not strangers - {"etl/demo/story.py"}
 
 
 def test_only_config_reads_the_environment():
-    """Whoever else needs something of it is given it."""
+    """Other rooms get its values as arguments."""
     assert {named(path) for path in SOURCES if reads_environment(path)} <= {
         named(path) for path in ETL.glob("config/*.py")
     }
@@ -143,11 +144,11 @@ READERS = {"environ", "environb", "getenv", "getenvb"}
 
 @pytest.mark.parametrize("path", sorted((ROOT / "migrations" / "versions").glob("*.py")), ids=named)
 def test_revisions_import_no_application_code(path):
-    """A revision means the same for ever, whatever the program has become."""
+    """A revision must keep its meaning when the program changes."""
     assert not [name for name in imported(path) if name.split(".")[0] == "etl"]
 
 
-def test_nothing_but_what_is_declared_is_imported():
+def test_only_declared_libraries_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     declared = {re.split(r"[^A-Za-z0-9_-]", each)[0].lower().replace("-", "_") for each in wanted}
@@ -157,7 +158,7 @@ def test_nothing_but_what_is_declared_is_imported():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*/test_*.py")), ids=lambda path: path.name)
 def test_no_test_module_imports_another(path):
-    """What two of them need stands in tests/support."""
+    """Shared code belongs to tests/support."""
     names = [name for name in imported(path) if re.match(r"(tests\.\w+\.)?test_", name)]
     assert names == []
 
@@ -166,8 +167,5 @@ def test_the_checker_shares_no_code_with_what_it_checks():
     assert outside(ROOT / "tests" / "support" / "checker.py") <= sys.stdlib_module_names | {"psycopg"}
 
 
-def test_every_rank_on_the_street_is_a_module_or_yet_to_come():
-    """A module that is there has its rank; this list of those to come only ever gets shorter."""
-    there = {module_of(path) for path in SOURCES} - {"__init__", "demo"}
-    assert there <= RANKS.keys()
-    assert RANKS.keys() <= there
+def test_every_room_has_a_rank_and_every_rank_a_room():
+    assert {room_of(path) for path in SOURCES} - {"__init__", "demo"} == RANKS.keys()

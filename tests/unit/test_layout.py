@@ -53,7 +53,7 @@ def test_a_table_in_a_terminal_of_this_width_looks_like_this(name: str, width: i
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_what_names_a_row_is_never_cut_however_narrow_the_terminal(name: str) -> None:
+def test_the_name_of_a_row_is_never_cut_in_a_narrow_terminal(name: str) -> None:
     columns, rows = TABLES[name]
     for width in range(1, 220):
         for row, lines in zip(rows, table(columns, rows, width).rows, strict=True):

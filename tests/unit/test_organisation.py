@@ -27,7 +27,7 @@ GAP = dt.timedelta(hours=36)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=f"{heading} {n}") for n, (heading, case) in enumerate(cases())])
-def test_every_example_of_the_documentation_is_told_as_it_says(case):
+def test_every_example_of_the_documentation_gives_its_events(case):
     assert told(case) == promised(case)
 
 
@@ -172,12 +172,12 @@ SEARCH = {
     ("case", "is_search"),
     [pytest.param(case, cases is SEARCH, id=name) for cases in (MORE, SEARCH) for name, case in cases.items()],
 )
-def test_what_is_told_of_answers(case, is_search):
+def test_the_events_of_given_answers(case, is_search):
     assert told(case.strip(), is_search=is_search) == promised(case.strip())
 
 
 @pytest.mark.parametrize("name", UNKIND)
-def test_no_certain_event_is_wrong_in_an_unkind_world(name):
+def test_no_certain_event_is_wrong_in_a_difficult_world(name):
     assert played(UNKIND[name], seed=1, runs=80).wrong == []
 
 
@@ -217,7 +217,7 @@ def test_no_certain_event_is_wrong_in_any_world(setting, seed):
 
 
 @pytest.mark.parametrize("name", ["everything", "few and busy"])
-def test_the_order_of_what_is_given_changes_nothing_and_judging_twice_tells_nothing_new(name):
+def test_neither_the_order_of_the_input_nor_judging_twice_changes_anything(name):
     chance = random.Random(7)
 
     def checked(audience: Audience, workflow: Workflow) -> Judgement:
@@ -248,7 +248,7 @@ def kept(judgement: Judgement, workflow: Workflow) -> Workflow:
     return Workflow(judgement.flow_id, judgement.story, judgement.showing, judgement.waiting, held=workflow.held)
 
 
-def test_losers_whose_answers_overlap_are_all_heard_again():
+def test_all_users_whose_overlapping_answers_lost_it_are_needed_again():
     """Ann may have it again when Bob's list is read, and Bob while his answer is on its way."""
     listed, first = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=9))
     second = Answer(after(hours=1, minutes=5), after(hours=1, minutes=10))
@@ -273,7 +273,7 @@ def test_losers_whose_answers_overlap_are_all_heard_again():
     assert (told.kind, told.certain, told.observed_at) == ("disappeared", True, second.arrived_at)
 
 
-def test_an_answer_that_is_known_late_still_says_since_when_it_is_there():
+def test_a_late_answer_still_dates_the_workflow():
     """Bob's answer had arrived before Ann's, and is written after the step that told of hers."""
     before, early, late = (Answer(after(hours=h), after(hours=h, minutes=1)) for h in (0, 1, 3))
     again, last = Answer(after(hours=2), after(hours=2, minutes=1)), Answer(after(hours=4), after(hours=4, minutes=1))
@@ -289,7 +289,7 @@ def gain(user: str, previous: Answer, answer: Answer) -> Sighting:
     return Sighting(user, None, LISTED, previous, answer)
 
 
-def test_a_run_in_which_nobody_was_heard_decides_nothing():
+def test_a_run_without_answers_decides_nothing():
     """Everybody is silent by then, so nobody would be waited for."""
     listed, without = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=1))
     users = {"ann": User(without, GAP, heard=False), "bob": User(listed, GAP, heard=False)}
@@ -318,7 +318,7 @@ FALSEHOODS = {
 
 
 @pytest.mark.parametrize("falsify", FALSEHOODS.values(), ids=FALSEHOODS)
-def test_the_oracle_contradicts_what_is_false(falsify):
+def test_the_oracle_contradicts_a_false_event(falsify):
     office = Office(ORDINARY["12 users"], 1)
     liar = Oracle(office)
     for judgements in office.run(START + 40 * HOUR):

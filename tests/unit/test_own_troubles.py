@@ -17,7 +17,7 @@ from tests.support.program import Program
 
 
 @pytest.mark.parametrize("later", [Details(asked=1), None])
-def test_details_that_were_not_to_be_had_are_a_condition_until_some_are(tmp_path: Path, later: Details | None) -> None:
+def test_unavailable_details_are_a_condition_until_some_arrive(tmp_path: Path, later: Details | None) -> None:
     """A run that asks for none says nothing of them."""
     program = Program(tmp_path, "http://127.0.0.1:9")
     program.schedule("plants", [("o1", ["ann"])])

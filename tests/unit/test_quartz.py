@@ -34,7 +34,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("expression", WORDS)
-def test_a_schedule_is_said_as_quartz_means_it(expression: str) -> None:
+def test_a_schedule_is_described_as_quartz_means_it(expression: str) -> None:
     assert quartz_in_words(expression) == WORDS[expression]
 
 
@@ -60,5 +60,5 @@ def test_a_schedule_is_said_as_quartz_means_it(expression: str) -> None:
         "0 0 9 ? * ² *",
     ],
 )
-def test_what_is_not_certain_is_not_said(expression: str) -> None:
+def test_an_uncertain_schedule_is_not_described(expression: str) -> None:
     assert quartz_in_words(expression) == ""

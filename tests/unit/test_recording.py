@@ -70,7 +70,7 @@ def test_shapes_and_lengths_are_written_and_no_text_or_id() -> None:
         (http('{"code":"Ada Lovelace"}'), "malformed", {"code": "string(12)"}),
     ],
 )
-def test_what_is_no_answer_is_written_with_what_was_made_of_it(step: Step, code: str, body: object) -> None:
+def test_an_invalid_answer_is_written_with_its_reading(step: Step, code: str, body: object) -> None:
     found = recorded(step)[-1]
     assert (found["error_code"], found["body"]) == (code, body)
 
@@ -81,7 +81,7 @@ def test_headers_that_are_not_http_s_own_are_written_by_name_and_length() -> Non
     assert headers == {"X-Request-Id": "(12)", "Set-Cookie": "(11)", "Content-Length": "2"}
 
 
-def test_a_roster_is_written_without_anybody_on_it() -> None:
+def test_a_roster_is_written_without_its_users() -> None:
     users = [{"userId": f"user-canary-{number}", "name": "Ada Lovelace"} for number in range(3)]
     data = {"users": users, "pagination": {"totalElements": 3, "pageNo": 0, "pageSize": 1000}}
     body = recorded(http(json.dumps({"code": 200, "data": data})), roster=True)[-1]["body"]

@@ -106,7 +106,7 @@ NO_ROSTER: list[tuple[str, list[Step], str]] = [
 
 
 @pytest.mark.parametrize(("steps", "named"), [each[1:] for each in NO_ROSTER], ids=[each[0] for each in NO_ROSTER])
-def test_what_is_not_whole_is_no_roster(steps: list[Step], named: str) -> None:
+def test_an_incomplete_answer_is_not_a_roster(steps: list[Step], named: str) -> None:
     with pytest.raises(Malformed) as caught:
         roster_of(*steps)
     assert named in str(caught.value)
@@ -117,14 +117,14 @@ def test_what_is_not_whole_is_no_roster(steps: list[Step], named: str) -> None:
     ("code", "word"),
     [(31400, "missing"), (31403, "may not see"), (31404, "no such organisation"), (62103, "privilege")],
 )
-def test_an_error_code_is_said_with_its_remedy(code: int, word: str) -> None:
+def test_an_error_code_is_reported_with_its_remedy(code: int, word: str) -> None:
     with pytest.raises(Refused) as caught:
         roster_of(http(json.dumps({"code": code, "message": "no", "data": None})))
     assert caught.value.code == str(code)
     assert word in str(caught.value)
 
 
-def test_no_word_of_a_roster_service_that_fails_is_repeated() -> None:
+def test_no_text_of_a_failing_roster_service_is_repeated() -> None:
     with pytest.raises(GatewayError) as caught:
         roster_of(http("Ada Lovelace, 5550100", 500), deadline=0.3)
     assert "Ada" not in str(caught.value)
@@ -205,7 +205,7 @@ USERS = st.frozensets(st.sampled_from(names(0, 12)))
 
 
 @given(USERS, USERS, USERS, st.booleans())
-def test_whoever_moves_moves_once_and_an_approved_answer_is_the_roster(
+def test_a_user_that_moves_is_reported_once_and_an_approved_answer_is_the_roster(
     users: frozenset[str], missing: frozenset[str], answered: frozenset[str], approved: bool
 ) -> None:
     listed = Roster(users, users & missing)

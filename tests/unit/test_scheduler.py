@@ -193,7 +193,7 @@ def test_a_running_schedule_finishes_as_it_began_and_is_not_doubled(bench: Bench
     assert bench.next_run()[0] is new
 
 
-def test_a_paused_scheduler_lets_slots_pass_but_goes_on_with_its_housekeeping(bench: Bench) -> None:
+def test_a_paused_scheduler_skips_slots_but_goes_on_with_its_housekeeping(bench: Bench) -> None:
     beats: queue.Queue[int] = queue.Queue()
     bench.scheduler.every(0.05, lambda: beats.put(1), "heartbeat")
     bench.scheduler.pause()

@@ -84,7 +84,7 @@ def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path: Path) -> Non
         signing.generate_key(tmp_path / "seal.pem")
 
 
-def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SigningError, match=r"^\S+\.pub cannot be written: No such file or directory\.$"):
         signing.generate_key(tmp_path / "nowhere" / "seal.pem")
 
@@ -141,7 +141,7 @@ def test_a_public_key_for_which_anybody_can_sign_is_refused(tmp_path: Path, poin
         signing.load_public_key(tmp_path / "key")
 
 
-def test_a_missing_key_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_key_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SigningError, match="cannot be read: No such file"):
         signing.load_signing_key(tmp_path / "none")
 
@@ -238,25 +238,25 @@ WRONG = {
 
 
 @pytest.mark.parametrize("why", WRONG)
-def test_what_is_no_time_stamp_is_refused_in_one_sentence(why: str) -> None:
+def test_an_invalid_time_stamp_is_refused_in_one_sentence(why: str) -> None:
     with served(lambda _: WRONG[why]) as url, pytest.raises(SigningError, match=why) as refused:
         signing.request_timestamp(url, MESSAGE)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("status", [302, 404, 503])
-def test_another_status_is_one_sentence_and_no_redirect_is_followed(status: int) -> None:
+def test_another_status_is_an_error_and_no_redirect_is_followed(status: int) -> None:
     with served(lambda _: b"", status) as url, pytest.raises(SigningError, match=f"HTTP {status}"):
         signing.request_timestamp(url, MESSAGE)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://", "nonsense", "ftp://127.0.0.1/"])
-def test_an_authority_that_cannot_be_reached_is_one_sentence(url: str) -> None:
+def test_an_unreachable_authority_is_reported_in_one_sentence(url: str) -> None:
     with pytest.raises(SigningError, match="cannot be reached"):
         signing.request_timestamp(url, MESSAGE)
 
 
-def test_a_file_without_certificates_is_one_sentence(tmp_path: Path) -> None:
+def test_a_file_without_certificates_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "none").write_text("x")
     with pytest.raises(SigningError, match="no certificates"):
         signing.load_authorities(tmp_path / "none")
@@ -275,7 +275,7 @@ def test_certificates_in_the_order_of_the_chain_are_put_into_that_of_a_set(autho
 
 
 @pytest.mark.parametrize("cut", [b"", b"\x30", b"\x30\x05\x01", b"\x30\x80\x00\x00", b"\x3f\x01\x00"])
-def test_what_is_no_der_is_a_value_error(cut: bytes) -> None:
+def test_invalid_der_is_a_value_error(cut: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         der.with_sorted_certificates(cut)
 

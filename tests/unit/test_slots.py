@@ -82,7 +82,7 @@ def terms(draw: st.DrawFn, low: int, high: int) -> tuple[str, set[int]]:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(terms(0, 59), min_size=1, max_size=3))
-def test_lists_ranges_and_steps_give_the_minutes_that_the_manual_of_cron_says(
+def test_lists_ranges_and_steps_mean_what_the_manual_of_cron_says(
     listed: list[tuple[str, set[int]]],
 ) -> None:
     expression = f"{','.join(term for term, _ in listed)} 8 * * *"
@@ -123,13 +123,13 @@ def test_intervals_are_multiples_since_the_epoch() -> None:
         ("*/30 2 * * *", ["29 02:30 +0100", "31 02:00 +0200", "31 02:30 +0200"]),
     ],
 )
-def test_what_a_gap_swallows_is_due_at_its_end_if_it_has_a_fixed_time(expression: str, expected: list[str]) -> None:
+def test_a_fixed_time_skipped_by_the_clocks_is_due_at_the_end_of_the_gap(expression: str, expected: list[str]) -> None:
     slots = walk(Cron(expression, "Europe/Berlin"), utc("2025-03-29 01:15"), utc("2025-04-01 00:00"))
     found = local(list(slots), "Europe/Berlin")
     assert found[: len(expected)] == expected
 
 
-def test_what_comes_twice_is_due_once_if_it_has_a_fixed_time_and_twice_otherwise() -> None:
+def test_a_repeated_time_is_due_once_if_it_is_fixed_and_twice_otherwise() -> None:
     night = utc("2025-10-25 23:00"), utc("2025-10-26 02:00")
     fixed = local(list(walk(Cron("30 2 * * *", "Europe/Berlin"), *night)), "Europe/Berlin")
     hourly = local(list(walk(Cron("30 * * * *", "Europe/Berlin"), *night)), "Europe/Berlin")
@@ -144,7 +144,7 @@ def test_clocks_put_back_over_midnight_keep_slots_in_order() -> None:
     assert Cron("*/10 * * * *", "America/St_Johns").count_between(first, last) == 7
 
 
-def test_a_day_that_a_zone_skips_is_made_up_for_once() -> None:
+def test_a_day_that_a_zone_skips_is_caught_up_once() -> None:
     daily = Cron("0 0 * * *", "Pacific/Apia")  # 2011-12-30 did not exist
     days = utc("2011-12-28 12:00"), utc("2012-01-02 12:00")
     found = local(list(walk(daily, *days)), "Pacific/Apia")
@@ -289,7 +289,7 @@ def test_slots_are_counted_up_to_a_week_of_minutes() -> None:
         ("1/2/3 * * * *", "is not a valid minute"),
     ],
 )
-def test_what_is_no_cron_expression_is_refused_in_a_sentence(expression: str, message: str) -> None:
+def test_an_invalid_cron_expression_is_refused_in_one_sentence(expression: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Cron(expression)
 
@@ -310,6 +310,6 @@ def test_an_unknown_time_zone_is_refused_by_name(zone: str) -> None:
         Cron("* * * * *", zone)
 
 
-def test_an_interval_must_be_longer_than_nothing() -> None:
+def test_an_interval_must_be_positive() -> None:
     with pytest.raises(ValueError, match="longer than zero"):
         Every(dt.timedelta(0))

@@ -87,7 +87,7 @@ def test_a_moment_is_understood(text: str, zone: dt.tzinfo, expected: dt.datetim
         ("0001-01-01T00:00+08:00", "too far away"),
     ],
 )
-def test_what_is_no_moment_is_refused_in_one_sentence(text: str, said: str) -> None:
+def test_an_invalid_moment_is_refused_in_one_sentence(text: str, said: str) -> None:
     """The sentence quotes what was typed and says what can be."""
     with pytest.raises(ValueError, match=said.replace(".", r"\.").replace("+", r"\+")) as caught:
         parse_moment(text, NOW)
@@ -100,7 +100,7 @@ def test_every_example_of_the_error_message_is_understood() -> None:
         parse_moment(example.strip('"'), NOW)
 
 
-def test_a_typed_time_that_the_clocks_skipped_is_refused_with_the_one_that_is_meant() -> None:
+def test_a_typed_time_that_the_clocks_skipped_is_refused_with_the_next_valid_one() -> None:
     """02:30 never came in Berlin on 29 March 2026."""
     with pytest.raises(ValueError, match=r'02:30 never came in Europe/Berlin.*"2026-03-29T03:30:00\+02:00"'):
         parse_moment("2026-03-29 02:30", NOW, BERLIN)
@@ -114,7 +114,7 @@ def test_a_typed_time_that_came_twice_is_refused_with_both_readings() -> None:
     assert (first, second) == (utc(2025, 10, 26, 0, 30), utc(2025, 10, 26, 1, 30))
 
 
-def test_a_reckoned_time_is_moved_on_or_the_first_of_two() -> None:
+def test_a_computed_time_is_moved_on_or_the_first_of_two() -> None:
     """ "N days ago" never fails over the clocks of a zone."""
     two_thirty = dt.datetime(2026, 3, 31, 2, 30, tzinfo=BERLIN)
     assert parse_moment("2 days ago", two_thirty, BERLIN) == utc(2026, 3, 29, 1, 30)
@@ -149,7 +149,7 @@ def test_a_day_begins_at_its_first_moment(day: str, zone: str, expected: dt.date
     st.datetimes(utc(1900, 1, 1).replace(tzinfo=None), utc(2200, 1, 1).replace(tzinfo=None)),
     st.sampled_from([UTC, BERLIN, SHANGHAI]),
 )
-def test_what_is_written_with_its_offset_is_read_back(naive: dt.datetime, zone: dt.tzinfo) -> None:
+def test_a_time_with_its_offset_is_read_back(naive: dt.datetime, zone: dt.tzinfo) -> None:
     """isoformat and parse_moment are inverse, to the microsecond."""
     moment = naive.replace(tzinfo=zone)
     offset = moment.utcoffset() or dt.timedelta()

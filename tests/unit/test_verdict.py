@@ -44,7 +44,7 @@ def judge(seen_before: Fence, known, answer, decision=BELIEVED, *, at=THREE_O_CL
     return verdict.judged(seen_before, state, snapshot(answer, at), decision, GAP)
 
 
-def test_an_answer_whose_connection_carried_others_is_never_judged():
+def test_an_answer_over_a_shared_connection_is_never_judged():
     """It may be another user's: nothing in it says whose it is."""
     doubtful = msgspec.structs.replace(snapshot([]), sole_answer=False)
     with pytest.raises(ValueError, match="not the only one"):
@@ -212,7 +212,7 @@ def test_a_change_after_a_failure_or_a_silence_opens_an_interrupted_span(known, 
 # Failures
 
 
-def test_a_failure_says_nothing_of_the_target_but_why():
+def test_a_failure_records_only_its_reason():
     outcome = verdict.failed(fence(TWENTY, HOURLY), Refused("denied", code="62103", attempts=2))
     assert (outcome.verdict, outcome.span, outcome.change_set, outcome.answer_digest) == ("failed", None, None, None)
     assert (outcome.issue.error_code, outcome.issue.message, outcome.issue.attempts) == ("62103", "denied", 2)
