@@ -1,4 +1,4 @@
-"""What all tables are made of: the metadata, how times are stored, and columns that come again and again."""
+"""What all tables share: the metadata, how times are stored, and common columns."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ BYTEWISE: Final = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def id_column() -> Column[int]:
-    """A number that the database gives."""
+    """An id that the database assigns."""
     return Column("id", BIG, Identity(), primary_key=True)
 
 
@@ -87,7 +87,7 @@ def string(name: str) -> Column[str]:
 
 
 def time(name: str) -> Column[dt.datetime]:
-    """A moment."""
+    """A time."""
     return Column(name, UtcTime, nullable=False)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import (
 from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, string, time
 
 ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
-"""The scope of a run that asks no target."""
+"""The scope of a run without targets."""
 DIGEST_OF_NONE: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 """The digest of an empty list."""
 OWN_SLOT: Final = text("origin IN ('schedule', 'catch_up') AND status <> 'aborted'")

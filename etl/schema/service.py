@@ -1,4 +1,4 @@
-"""What the service notes for itself: whom it has told what, what is wrong, its checks, and which replica is active."""
+"""The service's own records: notifications, conditions, checks of the trail, and which replica is active."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written of a run itself: that it begins, lives, ends and is sealed; and what is asked of runs before."""
+"""Begin, keep alive, end and seal runs; and read what a new run must know about earlier ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RunRecords(Transactions):
         return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
 
     def close_run(self, run_id: int, now: dt.datetime) -> bool:
-        """Let nobody write for a run any more; False if another process has closed it."""
+        """Close a run, so that nothing more is written for it; False if another process has done so."""
         return self._write(lambda connection: seals.close(connection, run_id, now))
 
     def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
@@ -136,7 +136,7 @@ class RunRecords(Transactions):
 
     @contextlib.contextmanager
     def _maintenance(self, now: dt.datetime) -> Iterator[int]:
-        """A run for what is written outside of runs that ask."""
+        """A run of its own for writes that belong to no run with targets."""
         run = NewRun(origin="maintenance", host=socket.gethostname(), pid=os.getpid(), targets=0)
         run_id = self.begin_run(run, now)
         assert run_id is not None  # noqa: S101 - it has no slot that another could have taken

@@ -1,4 +1,4 @@
-"""What the service writes beside its runs: rosters, its lease, whom it has told of what, its checks, time stamps."""
+"""What the service writes outside runs: rosters, its lease, notifications, checks of the trail, and time stamps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ServiceRecords(Transactions):
     """The part of a ``Store`` that only the service and its commands need."""
 
     def rosters(self, org_ids: Collection[str]) -> dict[str, StoredRoster]:
-        """The rosters of those organisations whose rosters were ever asked for."""
+        """The rosters of all organisations for which one was ever requested."""
         return self._read(lambda connection: rosters.rosters_of(connection, org_ids))
 
     def claim_roster(self, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
@@ -51,7 +51,7 @@ class ServiceRecords(Transactions):
         return self._write(written)
 
     def roster_organisations(self) -> set[str]:
-        """The organisations whose rosters were ever asked for."""
+        """The organisations for which a roster was ever requested."""
         return self._read(rosters.organisations)
 
     def forget_rosters(self, wanted: Collection[str]) -> None:
@@ -113,7 +113,7 @@ class ServiceRecords(Transactions):
         return self._read(timestamps.last_seal)
 
     def keep_timestamp(self, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
-        """Write down what an authority said of a seal; False where another process was faster."""
+        """Store a seal's time stamp; False if another process has stored one already."""
         return self._write(
             lambda connection: timestamps.keep(connection, seal_id, stamped_at, token),
             lambda _, connection: timestamps.is_kept(connection, seal_id, token),

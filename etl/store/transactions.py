@@ -1,4 +1,4 @@
-"""One transaction a call, tried again where the database went away."""
+"""One transaction per call, retried if the database went away."""
 
 from __future__ import annotations
 
