@@ -55,8 +55,11 @@ def runs(connection: Connection, contents: Contents) -> Iterator[Row]:
     names = ("id", "schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at", "scope")
     columns = [sync_run.c[name] for name in (*names, *seal.SUMS)]
     query = select(*columns).join(run_seal, run_seal.c.run_id == sync_run.c.id).order_by(run_seal.c.id)
+    place = names.index("scope")
     for row in _stream(connection, query):
-        yield (*row[: len(names) - 1], json.loads(row[len(names) - 1]), contents.opened(row[0]), *row[len(names) :])
+        opened = contents.opened(row[0])
+        scope = json.loads(row[place]) if opened == "whole" else {}  # it may name users of other organisations
+        yield (*row[:place], scope, opened, *row[place + 1 :])
 
 
 def hashes(connection: Connection, contents: Contents) -> Iterator[Row]:
