@@ -1,4 +1,4 @@
-"""What tests of every level stand on: a gateway, a program, a receiver; and the databases, which unit tests refuse."""
+"""Fixtures for tests of every level: a gateway, a program, a receiver, and the databases, which unit tests refuse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest_plugins = ("tests.support.databases",)
 
 @pytest.fixture
 def gateway() -> Iterator[DemoGateway]:
-    """A gateway at which Ann sees one workflow; a module that needs more of it adds that."""
+    """A gateway at which Ann sees one workflow; a module may add more."""
     world = World(orgs=0)
     world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
     with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
@@ -35,6 +35,6 @@ def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
 
 @pytest.fixture
 def receiver() -> Iterator[HttpReceiver]:
-    """Whoever is notified."""
+    """A receiver of notifications."""
     with HttpReceiver() as receiver:
         yield receiver

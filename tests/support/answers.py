@@ -1,4 +1,4 @@
-"""Reading the bytes of an answer as the client does."""
+"""Read the bytes of an answer as the client does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
 def read(body: bytes) -> tuple[Flow, ...]:
-    """As the client does: envelope, code, flows, and the strict second reading."""
+    """The flows, read as the client does: envelope, code, flows, and the strict second reading."""
     envelope = read_envelope(body, excerpt)
     if envelope.code:
         raise code_error(envelope.code, envelope.said, envelope.request_id)

@@ -34,7 +34,7 @@ ELLIPTIC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
 
 
 class Authority:
-    """A root, an authority under it, and what it answers."""
+    """A root certificate and a time-stamp authority below it."""
 
     def __init__(self, folder: Path, *, key: tuple[str, ...] = ELLIPTIC) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Authority:
         return (self.folder / "reply").read_bytes()
 
     def confirms(self, token: bytes, message: bytes) -> bool:
-        """Whether openssl itself believes a token."""
+        """Whether openssl accepts a token."""
         (self.folder / "token").write_bytes(token)
         (self.folder / "message").write_bytes(message)
         asked = ["openssl", "ts", "-verify", "-token_in", "-in", "token", "-data", "message", "-CAfile", "ca.pem"]
@@ -82,7 +82,7 @@ def served(answer: Callable[[bytes], bytes], status: int = 200) -> Iterator[str]
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Nothing on the terminal."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,4 +1,4 @@
-"""A real browser, a site for it to look at, and the story that the site tells."""
+"""A real browser, a site to open in it, and the history that the site shows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COVERAGE_GAP = dt.timedelta(hours=36)
 ALICE, BOB = Target("o1", "alice"), Target("o1", "bob")
 CAROL, DAVE = Target("o2", "carol"), Target("o2", "dave")
 ERIN = Target("o3", "erin")
-"""Sees the same for ever."""
+"""A target whose list never changes."""
 HOSTILE_NAME = """</script><script>document.title="owned"</script><img src=x onerror="alert(1)">'"{{7*7}}%{y}"""
 HOSTILE_FLOWS = [
     Flow("66", HOSTILE_NAME, "<b>D</b>", True),
@@ -42,7 +42,7 @@ HOSTILE_ORG = Target('</script><b onmouseover="alert(1)">o9</b>', "<i>u</i>", '"
 
 
 def tell(engine: Engine, url: str) -> None:
-    """A month: changes of every kind, hostile names, an outage, a hold that waits, a target that fails."""
+    """Write a month: changes of every kind, hostile names, an outage, a waiting hold, a failing target."""
     diary = Diary(engine, url)
     lists = {ALICE: numbered(1, 40), BOB: numbered(20, 60), CAROL: numbered(1, 15), DAVE: numbered(1, 12)}
     lists[ERIN] = numbered(1, 3)
@@ -75,7 +75,7 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
 
 
 class Told:
-    """The story in a database of each kind, told once; for tests that only read."""
+    """The history in a database of each kind, written once, for tests that only read."""
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
         self._request = request
@@ -116,7 +116,7 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
-    """The pages on a free port; to be started."""
+    """A server of the pages on a free port, not started yet."""
     fires = {"plants": now + dt.timedelta(minutes=7)}
     told = {"coverage_gap": COVERAGE_GAP, **more}
     app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **told)
@@ -124,7 +124,7 @@ def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
 
 
 class Looked(NamedTuple):
-    """What a browser complained of, and what it asked for."""
+    """The complaints of a browser, and its requests."""
 
     complaints: list[str]
     requests: list[str]
@@ -132,7 +132,7 @@ class Looked(NamedTuple):
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. Where there is none, CI fails and a laptop skips, with the remedy."""
+    """A headless Chromium. Without one, CI fails and a laptop skips, with the remedy."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         said = "there is no Chromium: apt-get install chromium"
@@ -149,7 +149,7 @@ def browser() -> Iterator[Browser]:
 
 
 def watch(context: BrowserContext) -> Looked:
-    """Keep what every page of the context complains of (errors, violations of its policy) and asks for."""
+    """Collect the complaints (errors, violations of the policy) and requests of every page of the context."""
     looked = Looked([], [])
     context.expose_function("complain", lambda said: looked.complaints.append(said))
     context.add_init_script(
@@ -168,5 +168,5 @@ def watch(context: BrowserContext) -> Looked:
 
 
 def drawn(page: Page) -> None:
-    """Wait until every plot is there."""
+    """Wait until every plot is drawn."""
     expect(page.locator(".plot:not(:has(.main-svg))")).to_have_count(0)

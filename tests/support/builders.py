@@ -1,4 +1,4 @@
-"""Values for tests: short ways to say a workflow, an answer, a time, and what hypothesis may make of them."""
+"""Short ways to build workflows, answers and times, and strategies of hypothesis for them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 GAP = dt.timedelta(hours=36)
 
 flow_ids = st.sampled_from(["1", "01", "10", "2", "a", "A", "a ", "é", "e\u0301", "流", "\U0001d7d9", "\uffff"])
-"""Few enough to meet again, and such that careless comparing or sorting confuses them."""
+"""Few, so that they repeat, and easily confused by careless comparing or sorting."""
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3)
 cycles = st.sampled_from([None, "M", "W", "D", "H", "mi", "m", ""])
 flows = st.builds(Flow, flow_ids, texts, cycles, st.sampled_from([None, True, False]))
@@ -36,7 +36,7 @@ states = st.lists(flows, unique_by=lambda flow: flow.flow_id, max_size=8).map(la
 
 
 class _Unlimited(dict[str, Sum]):
-    """Every organisation may lose as much as it likes."""
+    """Every organisation may lose any number of workflows."""
 
     def __contains__(self, org_id: object) -> bool:
         return True
@@ -46,7 +46,7 @@ class _Unlimited(dict[str, Sum]):
 
 
 UNCHECKED = Removals(dt.timedelta(hours=24), _Unlimited())
-"""For what is written past the recipe, which would have it judged."""
+"""For outcomes written without the sum over the organisation."""
 
 
 def by_id(listed: Iterable[Flow]) -> dict[str, Flow]:
@@ -63,7 +63,7 @@ def numbered(first: int, last: int) -> list[Flow]:
 
 
 def after(**passed: float) -> dt.datetime:
-    """So long after ``START``; ``after(hours=2)``."""
+    """The time so long after ``START``: ``after(hours=2)``."""
     return START + dt.timedelta(**passed)
 
 
@@ -74,7 +74,7 @@ def snapshot(
     target: Target = ALICE,
     took: dt.timedelta = dt.timedelta(seconds=2),
 ) -> Snapshot:
-    """An answer that was observed ``at``, and asked for ``took`` before; None: the known one."""
+    """An answer observed ``at`` and requested ``took`` before. ``listed`` is None: the known answer."""
     ordered = None if listed is None else tuple(sorted(listed, key=lambda each: each.flow_id))
     return Snapshot(
         target=target,
@@ -116,7 +116,7 @@ def fence(listed: Iterable[Flow], seen: Span | None, *, is_open: bool = True, he
 
 
 def run_row(at: dt.datetime, **own: object) -> dict[str, object]:
-    """A row of ``sync_run``: a command that began ``at`` and succeeded, but for what is its own."""
+    """A row of ``sync_run``: a command that began ``at`` and succeeded; ``own`` overrides its values."""
     times = {"started_at": at, "heartbeat_at": at}
     return {"origin": "command", "status": "succeeded", **times, "host": "h", "pid": 1, **own}
 
@@ -130,7 +130,7 @@ def judged(
     limits: Limits = LIMITS,
     by: str | None = None,
 ) -> Outcome:
-    """What the recipe makes of an answer, given the fence that was read before it."""
+    """The verdict on an answer, given the fence that was read before it."""
     assert answer.flows is not None
     if before.version and not before.held and state_digest(answer.flows) == before.answer_digest:
         return verdict.unchanged(before, answer, gap)
@@ -165,7 +165,7 @@ class Diary:
     def judge(
         self, before: Fence, listed: Iterable[Flow], at: dt.datetime, *, limits: Limits = LIMITS, by: str | None = None
     ) -> Outcome:
-        """What ``judged`` says of a list; the ledger gets it."""
+        """The verdict of ``judged`` on a list, which goes into the ledger."""
         answer = snapshot(listed, at, target=before.target)
         assert answer.flows is not None
         self.ledger.append(checker.Delivered(*before.target, answer.flows, at))
@@ -191,7 +191,7 @@ class Diary:
 
 
 def dump(engine: Engine) -> dict[str, list[str]]:
-    """The contents of every table but those that each run's end writes, as text in a fixed order."""
+    """The contents of every table except those that the end of each run writes, as text in a fixed order."""
     tables = [table for table in checker.TABLES if table not in ("sync_run", "run_seal", "trail")]
     with reading(engine) as connection:
         return {

@@ -1,4 +1,4 @@
-"""A trail of some days in memory, and the audit bundle of it, hashed with the program's own functions."""
+"""A trail of some days in memory, and its audit bundle, hashed with the program's own functions."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Held(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The run was aborted before it asked."""
+    """The run was aborted before its request."""
 
 
 Answer = Sequence[Flow] | Failed | Held | Lost
 
 
 class Seen:
-    """What the story knows of a target."""
+    """The state of a target in the story."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -89,7 +89,7 @@ class Story:
         prunes: int | None = None,
         besides: dict[str, Row] | None = None,
     ) -> int:
-        """A run that asks the keys of ``answers``; returns its id."""
+        """Add a run over the targets of ``answers``; return its id."""
         self.now += 15 * MINUTE
         number, started_at = len(self.rows["runs"]) + 1, self.now
         for kind, targets in (("joined", joins), ("left", leaves), ("retired", leaves)):
@@ -243,7 +243,7 @@ def of_version(rows: Rows, name: str, target: Target, version: int) -> list[Row]
 
 
 def hash_of(rows: Rows, row: Row) -> str:
-    """The hash of a row of ``change_sets``, by the program."""
+    """The hash of a row of ``change_sets``, computed by the program."""
     target, version = target_of(row), row["version"]
     spans = of_version(rows, "spans", target, version - 1)
     changes = of_version(rows, "changes", target, version)
@@ -329,7 +329,7 @@ def asked_by(rows: Rows, run: Row) -> set[Target]:
 
 
 def forge(rows: Rows, sign: Sign | None = None) -> None:
-    """What the owner of a database can do: compute every hash and every seal anew."""
+    """Compute every hash and every seal anew, as the owner of a database can."""
     parents: dict[Target, str] = {}
     for row in sorted(rows["change_sets"], key=lambda row: (target_of(row), row["version"])):
         row["parent_hash"] = parents.get(target_of(row), chain.GENESIS)
@@ -347,7 +347,7 @@ def forge(rows: Rows, sign: Sign | None = None) -> None:
 
 
 def encoded_answer(flows: Iterable[Flow]) -> bytes:
-    """The bytes of ``data`` as EnOS sends them: spaces, a number for an id, fields that nobody asked for."""
+    """The bytes of ``data`` as EnOS sends them: with spaces, a number as an id, and additional fields."""
     listed = [
         {"flowId": int(f.flow_id) if f.flow_id.isdigit() else f.flow_id, "flowName": f.flow_name, "more": 1.5}
         | {"cycle": f.cycle, "editable": f.editable}
@@ -417,7 +417,7 @@ def pack(file: Path, rows: Rows, answers: dict[str, bytes], **fields: Any) -> Pa
 
 
 def between(story: Story, begin: dt.datetime, end: dt.datetime) -> Rows:
-    """The rows of a bundle about a part of the time: each target opens with the version that it had then."""
+    """The rows of a bundle about a period: each target opens with the version that it had then."""
     rows: Rows = copy.deepcopy(story.rows)
     whole = {row["run_id"] for row in rows["seals"] if begin <= row["sealed_at"] < end}
     late = {row["run_id"] for row in rows["seals"] if row["sealed_at"] >= end}
@@ -470,7 +470,7 @@ def kept_lines(rows: Rows) -> bytes:
 
 
 def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
-    """Every kind of thing that can happen to a target and a run, in some twenty runs."""
+    """Everything that can happen to a target and a run, in about twenty runs."""
     one = [Flow("1", "one", "D", True), Flow("2", 'the "two"\n', None, None), Flow("流", "三", "mi", False)]
     two = [Flow("1", "one!", "H", True), *one[1:], Flow("10", None, "M", True)]
     many = [Flow(str(number), f"name {number}", "W", number % 2 == 0) for number in range(100, 112)]

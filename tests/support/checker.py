@@ -30,7 +30,7 @@ Row = SimpleNamespace
 KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
 VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
 NO_ANSWERS = {"date", "bomb"}
-"""Faults of the local gateway that deliver a list which no client may accept."""
+"""Faults of the local gateway that deliver a list that no client may accept."""
 _DAY = 24 * 3600 * 1_000_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -45,11 +45,11 @@ class Delivered(NamedTuple):
     """Each ``(flow_id, flow_name, cycle, editable)``, as a tuple or with these attributes."""
     at: dt.datetime | None = None
     kept_open: bool = False
-    """Whether its connection may have carried other answers, too: then it makes no version."""
+    """Whether its connection may have carried other answers too: then it makes no version."""
 
 
 class Guard(NamedTuple):
-    """What an organisation may lose within a day (or as long as a test lasts) before its removals are held."""
+    """What an organisation may lose within a day (or during a test) before its removals are held."""
 
     min_removed: int = 10
     max_org_removed_share: float = 0.3
@@ -423,7 +423,8 @@ def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
 
 
 def _gap_fits(span: Row) -> bool:
-    """Between the mean and the whole of the span, in whole seconds rounded down; exact for two observations."""
+    """The longest gap lies between the mean and the whole of the span, in whole seconds rounded down; exact for two
+    observations."""
     length = span.last_at - span.first_at
     if span.observations < 2:
         return bool(length == 0 and span.longest_gap_seconds == 0)
@@ -649,11 +650,11 @@ def _grouped(rows: Iterable[Row], column: str) -> defaultdict[Any, list[Row]]:
 
 
 DIRECTLY: dict[str, str] = {}
-"""Another way to the database of a URL: past a pooler, or as a role whose defaults are known."""
+"""Another URL of the same database: without a pooler, or with a role whose defaults are known."""
 
 
 def _connect(url: str) -> Any:
-    """Plain drivers. SQLite may have to roll back what a killed process left, so it is opened to write."""
+    """Connect with a plain driver. SQLite is opened to write, because it may have to roll back a killed process."""
     if url.startswith("sqlite:///"):
         file = Path(url.removeprefix("sqlite:///")).absolute()
         return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=60, isolation_level=None)

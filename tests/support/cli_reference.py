@@ -1,4 +1,4 @@
-"""docs/cli.md, made from the program itself: ``make docs`` writes it, a test holds it current."""
+"""docs/cli.md, generated from the program: ``make docs`` writes it, a test keeps it current."""
 
 from __future__ import annotations
 

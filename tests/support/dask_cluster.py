@@ -1,4 +1,4 @@
-"""Dask's own scheduler and workers, as processes on the loopback, each with an environment of its own."""
+"""Dask's own scheduler and workers, as processes on the loopback, each with its own environment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Dask:
         return f"tcp://127.0.0.1:{self.port}"
 
     def worker(self, through: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a worker, as an operator does; return when it has found its scheduler."""
+        """Start a worker as an operator does; return when it is connected to its scheduler."""
         return self._start(
             *("worker", through or self.address, "--no-nanny", "--nthreads", "2", "--no-dashboard"),
             *("--host", "127.0.0.1", "--local-directory", str(self.folder)),
@@ -68,7 +68,7 @@ class Dask:
 
 
 class Wire(Relay):
-    """The way to the scheduler: writes down every byte, and can be cut and mended."""
+    """A relay to the scheduler: it records every byte, and can be cut and mended."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -80,7 +80,7 @@ class Wire(Relay):
         return f"tcp://127.0.0.1:{self.port}"
 
     def cut(self) -> None:
-        """From now on nobody gets through; who is connected, is so no longer."""
+        """End all connections, and accept no more."""
         self._is_cut = True
         for each in self._sockets:
             end(each)

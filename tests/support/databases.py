@@ -28,7 +28,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[local_postgres.Server]:
-    """A PostgreSQL server of its own. Where it cannot start, CI fails and a laptop skips, with the reason."""
+    """A PostgreSQL server for this session. If it cannot start, CI fails and a laptop skips, with the reason."""
     try:
         server = local_postgres.start()
     except (RuntimeError, OSError, KeyError) as error:
@@ -61,7 +61,7 @@ def hostile_postgres(postgres: local_postgres.Server, migrated_postgres: str) ->
 
 @pytest.fixture(scope="session")
 def pgbouncer(postgres: local_postgres.Server) -> Iterator[local_pooler.Pooler]:
-    """PgBouncer in transaction mode. Where it is not installed, CI fails and a laptop skips, with the reason."""
+    """PgBouncer in transaction mode. If it is not installed, CI fails and a laptop skips, with the reason."""
     try:
         with local_pooler.running(postgres) as pooler:
             yield pooler
@@ -92,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def dialect(request: pytest.FixtureRequest) -> str:
-    """Which database, and how it is met."""
+    """The kind of database, and how it is connected to."""
     return str(request.param)
 
 
@@ -135,7 +135,7 @@ class Fill:
         self._written = written
 
     def __call__(self, name: str, write: Callable[[Engine, str], T]) -> T:
-        """What ``write`` returned when it wrote the rows called ``name``; it may hold on to no engine."""
+        """What ``write`` returned when it wrote the rows called ``name``; it must not keep an engine."""
         dialect = self._engine.dialect.name
         if (dialect, name) not in self._written:
             url = self._sqlite(name) if dialect == "sqlite" else self._postgres(name)
@@ -183,7 +183,7 @@ def diary(engine: Engine, database_url: str) -> Diary:
 
 
 def _met(dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest) -> Iterator[str]:
-    """How the program meets the database at ``url``; the independent checker takes the direct way."""
+    """The URL with which the program connects to the database; the independent checker connects directly."""
     if dialect == "postgresql":
         yield url
         return

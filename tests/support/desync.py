@@ -22,11 +22,11 @@ from tests.support.hostile import chunked, code, flows, http
 SOON = 0.001
 
 Piece = bytes | float
-"""Sent as it is, or a pause in seconds."""
+"""Bytes to send, or a pause in seconds."""
 
 
 class Exchange(NamedTuple):
-    """What a trick is played with: the true answer as HTTP, another user's, and dice."""
+    """The material of a trick: the true answer as HTTP, another user's, and a random generator."""
 
     body: bytes
     true: bytes
@@ -70,7 +70,7 @@ INTERIM = (
     b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 7\r\n\r\n",
 )
 HARMLESS: Sequence[Trick] = (honest, in_pieces, after_interim_answers, in_chunks)
-"""As HTTP allows: nobody may even fail."""
+"""Allowed by HTTP: no target may fail."""
 
 
 def twice_at_once(it: Exchange) -> Iterable[Piece]:

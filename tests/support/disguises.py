@@ -1,4 +1,4 @@
-"""A secret as it might leak."""
+"""The forms in which a secret might leak."""
 
 from __future__ import annotations
 

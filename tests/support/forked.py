@@ -15,7 +15,7 @@ from typing import Any
 
 CLOSED = "closed"
 GONE = "gone"
-"""A pipe whose reader has gone away."""
+"""A pipe whose reader has closed it."""
 HUNG = -1
 _SECONDS = 60
 
@@ -77,7 +77,7 @@ def _set_role(request: dict[str, Any]) -> None:
 
 
 def _open(descriptor: int, stream: str) -> None:
-    """The lowest that is free is ``descriptor``."""
+    """Open a stream as ``descriptor``, which is the lowest free number."""
     if stream == GONE:
         reader, writer = os.pipe()
         os.dup2(writer, 9)

@@ -1,4 +1,4 @@
-"""What the tests of the gateway client share: settings for a server on loopback, and what a call came to."""
+"""Shared by the tests of the gateway client: settings for a server on loopback, and the result of a call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gateway(
 
 
 def failure(server: Hostile, *, own_connection: bool = False, **changes: Any) -> GatewayError:
-    """The error that fetching from this server ends in."""
+    """The error of a fetch from this server."""
     with gateway(server, **changes) as client:
         try:
             snapshot = client.fetch(TARGET, own_connection=own_connection)
@@ -48,7 +48,7 @@ def failure(server: Hostile, *, own_connection: bool = False, **changes: Any) ->
 
 
 def one_exchange(asked: Hostile | GatewaySettings, *, own_connection: bool = False, **changes: Any) -> GatewayError:
-    """The error that a single request ends in, before anybody thinks of trying again."""
+    """The error of a single request, before any retry."""
     given = asked if isinstance(asked, GatewaySettings) else settings_for(asked.url, **changes)
     with Gateway(given) as client, client._watchdog.watch(given.deadline.total_seconds()) as watch:
         try:

@@ -1,4 +1,4 @@
-"""Random histories, written as runs write them, and an oracle that knows every answer and reads no table."""
+"""Random histories, written as runs write them, and an oracle that knows every answer without reading a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS = Limits(min_removed=3, max_removed_share=0.4, max_emptied_targets=99, ma
 
 
 class Entry(NamedTuple):
-    """An attempt: whether it was believed ('seen'), doubted ('held') or got no answer ('failed')."""
+    """An attempt: believed ('seen'), doubted ('held') or without an answer ('failed')."""
 
     what: str
     at: dt.datetime
@@ -45,7 +45,7 @@ class Oracle:
         self.target = target
         self.log: list[Entry] = []
         self.away: list[tuple[dt.datetime, dt.datetime | None]] = []
-        """When it retired, and came back (None: it has not)."""
+        """When it retired, and when it came back (None: not yet)."""
         self.missing: dict[str, dt.datetime] = {}
 
     @property
@@ -124,7 +124,7 @@ class Oracle:
         ]
 
     def _described(self, flow_id: str, flow: Flow) -> tuple[Any, ...]:
-        """The columns that say what it is, and not since when."""
+        """The columns that describe it, without its times."""
         label = CYCLE_LABELS.get(flow.cycle or "", flow.cycle)
         return (*self.target, flow_id, flow.flow_name, flow.cycle, label, flow.editable)
 
@@ -152,7 +152,7 @@ def is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
 
 
 class World:
-    """Targets whose answers are random, written as a run would write them, and told to their oracles."""
+    """Targets with random answers, written as a run would write them and given to their oracles."""
 
     def __init__(self, engine: Engine, seed: int, targets: int = 10) -> None:
         self.random = random.Random(seed)

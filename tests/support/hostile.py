@@ -40,13 +40,13 @@ class Peer:
         self.connection.sendall(data)
 
     def drip(self, data: bytes, seconds: float = 0.005) -> None:
-        """A byte at a time, until the client has had enough (an OSError ends the connection's thread)."""
+        """Send a byte at a time, until the client gives up (an OSError ends the thread of the connection)."""
         for byte in data:
             self.send(bytes([byte]))
             self._closing.wait(seconds)
 
     def hang(self) -> None:
-        """Nothing more, until the client goes away."""
+        """Send nothing more until the client goes away."""
         while not self._closing.is_set():
             if not self.connection.recv(4096):
                 raise ConnectionResetError
@@ -119,7 +119,7 @@ class Hostile:
             thread.join(10)
 
     def drop(self) -> None:
-        """Ends every connection, idle or not."""
+        """End every connection, idle or not."""
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs that a test tells in a line each: who saw what, and when; and what a receiver is told of them."""
+"""Runs described in one line each (who saw what), and what a receiver is notified of."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answer = Sequence[Flow] | str
 
 
 class Newsroom:
-    """A database in which runs happen, a minute after each other; the latest has just ended."""
+    """A database with runs a minute apart; the latest has just ended."""
 
     def __init__(self, engine: Engine, runs: int = 20) -> None:
         self.engine = engine

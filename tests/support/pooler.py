@@ -34,9 +34,9 @@ max_client_conn = 500
 server_login_retry = 0.2
 logfile = {folder}/log
 """
-"""Round robin: whoever counts on the session of the transaction before is wrong as often as can be."""
+"""Round robin: code that relies on the session of its previous transaction fails as often as possible."""
 USERS = (postgres.SUPERUSER, sessions.ROLE, "sweep")
-"""Who may come; no password is asked for."""
+"""The users that may connect, without a password."""
 
 
 class Pooler(NamedTuple):
@@ -46,12 +46,12 @@ class Pooler(NamedTuple):
     port: int
 
     def url(self, database: str) -> str:
-        """By the socket, as the superuser."""
+        """Over the socket, as the superuser."""
         return f"postgresql+psycopg://{postgres.SUPERUSER}@/{database}?host={self.folder}&port={self.port}"
 
 
 def installed() -> str | None:
-    """The program, which lies where only root looks."""
+    """The path of the program, which is in a folder that is only in root's PATH."""
     return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
@@ -64,7 +64,7 @@ def running_if_installed(server: postgres.Server) -> Iterator[Pooler | None]:
 
 @contextlib.contextmanager
 def running(server: postgres.Server) -> Iterator[Pooler]:
-    """While the block runs. Raises RuntimeError that says what is wrong."""
+    """Run PgBouncer while the block lasts. Raises a RuntimeError with what is wrong."""
     program = installed()
     if program is None:
         raise RuntimeError("PgBouncer is not installed: apt-get install pgbouncer")

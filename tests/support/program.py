@@ -20,7 +20,7 @@ from typing import Any
 SECRET = "s3cret-of-the-tests"
 KEY = "access-key-of-the-tests"
 ORG, ANN = "o1", "ann"
-"""Whom the gateway of the fixtures knows."""
+"""The user whom the gateway of the fixtures knows."""
 PATIENCE_SECONDS = 60
 
 
@@ -77,7 +77,7 @@ class Program:
         )
 
     def on_terminal(self, *arguments: str, types: str = "", columns: int = 200) -> tuple[int, str]:
-        """Run to the end on a terminal, where somebody types; the exit code, and what the terminal showed."""
+        """Run to the end on a terminal with input; return the exit code and what the terminal showed."""
         ours, its = os.openpty()
         process = subprocess.Popen(
             [*self.command, *arguments],
@@ -116,7 +116,7 @@ class Program:
         )
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """What the SQLite file says."""
+        """The rows of a query on the SQLite file."""
         connection = sqlite3.connect(f"file:{self.folder / 'flowtrail.db'}?mode=ro", uri=True, timeout=60)
         try:
             return connection.execute(query).fetchall()
@@ -124,7 +124,7 @@ class Program:
             connection.close()
 
     def execute(self, *statements: str, **values: str) -> None:
-        """Do this to the SQLite file, as nobody should."""
+        """Alter the SQLite file by hand."""
         with contextlib.closing(sqlite3.connect(self.folder / "flowtrail.db", timeout=60)) as connection, connection:
             for statement in statements:
                 connection.execute(statement, values)
@@ -163,7 +163,7 @@ class Running:
             return found()[times - 1]
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
-        """What it answers where it listens: the status and the body."""
+        """Its answer over HTTP: the status and the body."""
         request = urllib.request.Request(self.wait_for("listening")["url"] + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:

@@ -1,4 +1,4 @@
-"""A gateway in this process, for runs over many targets: it answers at once, and counts what it was asked."""
+"""A gateway in this process, for runs over many targets: it answers at once and counts requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Lists = dict[Target, Sequence[Flow]]
 
 
 class Upstream:
-    """What each user sees, and what is said instead: ``says(target, n)`` is asked at a user's n-th question of a run.
+    """What each user sees. ``says(target, n)`` may answer the n-th request for a user in a run instead.
 
     An answer of None is a stop.
     """
@@ -106,7 +106,7 @@ class Runs:
         return self.beside(targets, by=by)
 
     def beside(self, targets: Sequence[Target], *, by: str | None = None) -> sync.RunReport:
-        """A run that others may be beside."""
+        """A run that other runs may overlap."""
         new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(targets))
         with self.run_context() as (context, batches):
             report = sync.run(
@@ -138,7 +138,7 @@ class Runs:
         return int(self.rows("SELECT count(*) FROM workflow")[0][0])
 
     def age_counts(self, hours: float) -> None:
-        """Let time pass for the guard's window, which goes by the database's clock."""
+        """Let time pass for the guard's window, which uses the clock of the database."""
         moved = (
             f"strftime('%Y-%m-%d %H:%M:%f', counted_at, '{-hours:+} hours') || '000'"
             if self.engine.dialect.name == "sqlite"

@@ -1,4 +1,4 @@
-"""Whoever is notified: a real HTTP server that remembers what it was sent, and answers as a test wants it to."""
+"""A receiver of notifications: a real HTTP server that records requests and answers as a test wants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PATIENCE_SECONDS = 30
 
 
 class Got(NamedTuple):
-    """A request that arrived whole."""
+    """A complete request."""
 
     path: str
     body: str
@@ -26,7 +26,7 @@ class Got(NamedTuple):
 
 
 class HttpReceiver:
-    """Takes POSTs at any path. ``status``: what it answers; ``hold``: whether it lets them wait until `let_go`."""
+    """Accepts POSTs at any path. ``status``: its answer; ``hold``: whether requests wait until `let_go`."""
 
     def __init__(self, port: int = 0) -> None:
         self.got: list[Got] = []
@@ -68,7 +68,7 @@ class HttpReceiver:
 
     @property
     def url(self) -> str:
-        """Its address for apprise, with a part that nobody may ever read in a log."""
+        """Its address for apprise, with a secret that must never appear in a log."""
         return f"json://someone:pass-canary@127.0.0.1:{self.port}/path-canary"
 
     @property
@@ -97,4 +97,4 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, *_: Any) -> None:
-        """Who was killed or gave up reads no answer."""
+        """Ignore a client that was killed or gave up."""

@@ -1,4 +1,4 @@
-"""What stands between a client and a server on this machine: a port, two sockets a connection, and threads for them."""
+"""A relay between a client and a server on this machine: a port, two sockets per connection, and threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_BYTES = 1 << 20
 
 
 class Relay(abc.ABC):
-    """Takes connections at ``port`` while the block lasts, each with one of its own to the server; then ends them all.
+    """Accepts connections at ``port`` while the block lasts, each joined to one of its own to the server.
 
     What passes between the two, a subclass says. Where the server cannot be reached, the client is sent away.
     """
@@ -40,7 +40,7 @@ class Relay(abc.ABC):
 
     @abc.abstractmethod
     def _join(self, client: socket.socket, server: socket.socket) -> None:
-        """Start what passes bytes between the two, and ends both."""
+        """Start threads that pass bytes between the two, and end both."""
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
@@ -65,7 +65,7 @@ class Relay(abc.ABC):
 
 
 class Cutter(Relay):
-    """A relay that cuts a connection at a question: it never arrives, or its answer does not come back whole."""
+    """A relay that cuts a connection at a request: it never arrives, or its answer is incomplete."""
 
     def __init__(self, server_port: int, *, answered: bool) -> None:
         super().__init__(server_port)
@@ -73,10 +73,10 @@ class Cutter(Relay):
 
     @abc.abstractmethod
     def _watch(self) -> Callable[[bytes], tuple[bytes, bool]]:
-        """For one connection: what of a client's bytes goes on to the server, and whether they are the last."""
+        """For one connection: which of a client's bytes go on to the server, and whether they are the last."""
 
     def _left_of(self, answer: bytes) -> bytes:
-        """What the client still gets of the answer to the last question."""
+        """The part of the last answer that the client still gets."""
         return b""
 
     def _join(self, client: socket.socket, server: socket.socket) -> None:

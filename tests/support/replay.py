@@ -1,4 +1,4 @@
-"""From a state and the changes of a trail to the state that they make."""
+"""Apply the changes of a trail to a state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from etl.domain.model import Change, Flow
 
 
 def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
-    """The state that ``changes`` make of ``old``. Raises ValueError where they do not fit it."""
+    """The state after ``changes``. Raises ValueError if they do not fit ``old``."""
     state = dict(old)
     afters: dict[str, Flow | None] = {}
     for change in changes:

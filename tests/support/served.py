@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 60
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """For what another thread does, and nobody tells."""
+    """Wait for something that another thread does without a signal."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < give_up
@@ -32,7 +32,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 class Clock:
-    """The real time, and what somebody has put it wrong by."""
+    """The real time with an error that a test sets."""
 
     def __init__(self) -> None:
         self.offset = dt.timedelta(0)
@@ -42,7 +42,7 @@ class Clock:
 
 
 class Gateway:
-    """The boundary: always the same list, observed by the given clock. ``asked`` is told of each target first."""
+    """A gateway with always the same list, observed by the given clock; it calls ``asked`` with each target first."""
 
     def __init__(self, clock: Clock, asked: Callable[[Target], object] = lambda target: None) -> None:
         self.clock = clock

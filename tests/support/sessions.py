@@ -1,4 +1,4 @@
-"""Sessions of PostgreSQL that are not what one thinks: a role with every default set against the program."""
+"""Unusual sessions of PostgreSQL: a role with every default set against the program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import postgres
 
 DIRECT, HOSTILE_ROLE, POOLED = "postgresql", "hostile", "pooled"
 ON_POSTGRESQL = (DIRECT, HOSTILE_ROLE, POOLED)
-"""How a test may meet PostgreSQL (the fixture ``dialect``): as a superuser, as a role with every default against us,
+"""How a test may connect to PostgreSQL (the fixture ``dialect``): as a superuser, as a role with hostile defaults,
 and as that role through PgBouncer in transaction mode."""
 
 ROLE = "hostile"
@@ -42,7 +42,7 @@ HOSTILE = {
     "timezone_abbreviations": "India",
     "plpgsql.extra_errors": "all",
 }
-"""What any role may set, or have set for it."""
+"""Settings that any role may have."""
 DECOYS = """
     CREATE SCHEMA decoy;
     CREATE TABLE decoy.alembic_version (version_num text);
@@ -69,7 +69,7 @@ def make_role(conninfo: str, name: str = ROLE, **defaults: str) -> None:
 
 
 def _quoted(parameter: str, value: str) -> str:
-    """A search path is a list of names."""
+    """The value as SQL; a search path is a list of names."""
     return value if parameter == "search_path" else f"'{value}'"
 
 
@@ -82,5 +82,5 @@ class Way(Protocol):
 
 
 def met(server: Way, database: str, role: str = ROLE, pooler: Way | None = None) -> str:
-    """The URL of a database as ``role`` meets it, through a pooler or directly."""
+    """The URL with which ``role`` connects to a database, through a pooler or directly."""
     return (pooler or server).url(database).replace(f"//{postgres.SUPERUSER}@", f"//{role}@")

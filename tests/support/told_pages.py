@@ -1,4 +1,4 @@
-"""The pages over the story of ``tests.support.browser``, asked over HTTP; a module of tests imports the fixtures."""
+"""The pages over the history of ``tests.support.browser``, requested over HTTP; test modules import the fixtures."""
 
 from __future__ import annotations
 

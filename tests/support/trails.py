@@ -1,4 +1,4 @@
-"""Trails with everything in them that a seal covers, and somebody who writes past every trigger."""
+"""Trails with everything that a seal covers, and an intruder who writes past every trigger."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def live(house: House) -> None:
 
 
 def die(house: House) -> int:
-    """A run that begins and is never heard of again is declared dead."""
+    """Begin a run, let its heartbeat stop, and have it declared dead."""
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
     long_ago = now() - dt.timedelta(hours=1)
@@ -110,7 +110,7 @@ class Intruder:
 
 
 def other(value: Any) -> Any:
-    """Nearly the same value."""
+    """A slightly different value."""
     if value is None:
         return 1
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""How fast `verify` is, and how much memory it needs: fills an empty database with a made-up trail, and replays it.
+"""Measure the speed and memory of `verify`: fill an empty database with a made-up trail, and replay it.
 
 python -m tests.support.verify_rows sqlite:////tmp/rows.db --targets 500 --flows 200 --versions 900 --changes 2
 """
@@ -186,7 +186,7 @@ class Made:
         return Flow(flow_id, f"reduce entity {flow_id}", "D", True)
 
     def _next(self, flow_id: str) -> Flow:
-        """As it was, with another cycle."""
+        """The workflow with another cycle."""
         known = self._listing.flows.get(flow_id, self._flow(flow_id))
         cycle = self._random.choice([each for each in CYCLES if each != known.cycle])
         return Flow(flow_id, known.flow_name, cycle, known.editable)

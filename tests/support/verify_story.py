@@ -1,4 +1,4 @@
-"""A history with a little of everything, for tests that look at what is left of it in the database."""
+"""A history with a little of everything, for tests that look at its rows in the database."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ OTHER_LIST = Target("o2", "u2")
 APPROVED = Target("o2", "ü3")
 UNKNOWN = Target("o3", "u9")
 FAILING = Target("o3", "u1")
-"""Also the one that is configured no longer."""
+"""A failing target, which is later no longer configured."""
 LIMITS = Limits(min_removed=3)
 
 
 class Story:
-    """Answers with a quarter of an hour between them, whichever target they are for."""
+    """Answers a quarter of an hour apart, over all targets."""
 
     def __init__(self, diary: Diary, now: dt.datetime = START) -> None:
         self.diary = diary

@@ -1,4 +1,4 @@
-"""A year of runs under a clock that a test moves, with everything in it that goes wrong in a year."""
+"""A year of runs with everything that may go wrong, under a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNS_A_MONTH = 6
 
 
 class Clock:
-    """Goes on by a millisecond with each look, and by as much as it is told."""
+    """A clock that advances by a millisecond per reading, and when told to."""
 
     def __init__(self) -> None:
         self._now = BEGIN
@@ -52,7 +52,7 @@ class Year:
         self._monthly = monthly
 
     def live(self) -> None:
-        """All of it."""
+        """Run the whole year."""
         months = (
             *(self.nothing_special, self.an_outage, self.a_hold_that_comes_back, self.an_approved_hold),
             *(self.a_retirement, self.a_return, self.commands, self.stopped_and_dead_runs),
@@ -119,7 +119,7 @@ class Year:
         self._comes_back_to_life()
 
     def two_replicas(self) -> None:
-        """Both ask everybody at the same time; what one has committed is stale for the other."""
+        """Both request every list at the same time; a commit of one makes the answer of the other stale."""
         self.lists[BEN] = numbered(1, 7)
         other = House(self.house.engine, self.house.sign)
         other.upstream, other.keeps_answers = self.house.upstream, True
@@ -149,7 +149,7 @@ class Year:
         self.house.upstream.says = lambda target, n: self.lists[target]
 
     def _comes_back_to_life(self) -> None:
-        """A run that was declared dead while it waited for an answer wants to write it, and may not."""
+        """A run that was declared dead while it waited for an answer cannot write it."""
         store, new = self.house.store, NewRun(origin="command", host="h", pid=1, targets=1)
         run_id = store.begin_run(new, self.clock(), [ANN])
         assert run_id is not None

@@ -1,4 +1,4 @@
-"""A unit test needs no database: what would make one says where the test belongs."""
+"""Unit tests have no database: the fixtures that would make one fail, and say where such a test belongs."""
 
 from __future__ import annotations
 
