@@ -240,12 +240,98 @@ VIEWS = {
 }
 
 
+_LIST = {
+    "org_id": "the organisation",
+    "user_id": "whose list it is",
+    "expression": "the search by which it was asked for; empty: all workflows",
+}
 _STORY = {
     "org_id": "the organisation",
     "expression": "the search by which it is found; empty: all workflows",
     "flow_id": "the workflow",
 }
+_CHANGE = _LIST | {
+    "change_set_id": "the version of the list that the change belongs to",
+    "run_id": "the run that observed it",
+    "flow_id": "the workflow",
+    "kind": "baseline, added, removed, renamed, cycle_changed or editable_changed",
+    "old_name": "the name before; null if it was not listed",
+    "new_name": "the name after; null if it is not listed",
+    "old_cycle": "the cycle before",
+    "new_cycle": "the cycle after",
+    "old_editable": "whether the user could edit it, before",
+    "new_editable": "whether the user can edit it, after",
+    "last_unchanged_at": "it happened after this; null for a first list",
+    "observed_at": "and not after this",
+}
 COLUMNS = {
+    "current_workflow": _LIST
+    | {
+        "flow_id": "the workflow",
+        "flow_name": "its name; null if EnOS gave none",
+        "cycle": "its cycle as EnOS said it: M, W, D, H or mi",
+        "cycle_label": "the cycle in a word; what EnOS said where none is known",
+        "editable": "whether the user may edit it; null if EnOS did not say",
+        "first_seen_at": "the first answer with it, since it was added last",
+        "changed_at": "the answer that changed it last, or showed it first",
+        "last_observed_at": "the last answer in which nothing was held",
+        "missing_since": "since when its removal is held; null if it is listed",
+    },
+    "workflow_event": _CHANGE,
+    "cycle_change": _CHANGE,
+    "workflow_history": _LIST
+    | {
+        "flow_id": "the workflow",
+        "flow_name": "its name in that state",
+        "cycle": "its cycle in that state",
+        "editable": "whether the user might edit it",
+        "valid_from": "the observation that the state begins with",
+        "valid_to": "the observation that it ends with, or the retirement of the target; null: it lasts",
+        "from_kind": "the kind of change that it began with; resumed after a retirement",
+        "valid_from_after": "it began after this; null: known from a first list",
+        "last_seen_at": "the last answer with it in that state",
+    },
+    "workflow_detail_latest": {
+        "org_id": "the organisation",
+        "flow_id": "the workflow",
+        "run_id": "the run that asked",
+        "asked_at": "when it asked",
+        "observed_at": "when the answer had arrived",
+        "update_user": "who changed the workflow last, as EnOS said",
+        "update_time": "when, by the clock of EnOS, as it was said",
+        "creator": "who made it",
+        "create_time": "when, by the clock of EnOS, as it was said",
+        "owner": "its owners, separated by semicolons",
+        "freq": "its schedule, a Quartz cron expression",
+        "active": "0: paused, 1: started",
+        "type": "0: manual, 1: periodic, 2: temporary",
+        "locked": "whether it is locked, as EnOS said",
+        "detail_hash": "SHA-256 (hex) of what EnOS said",
+    },
+    "target_health": _LIST
+    | {
+        "version": "how many versions of the list are recorded; 0: never observed",
+        "flow_count": "how many workflows it has",
+        "last_observed_at": "the last answer in which nothing was held; null: there was none",
+        "consecutive_failures": "how often in a row it has failed",
+        "last_error_code": "why it failed last; null after a valid answer",
+        "last_error": "the same in a sentence",
+        "held_since": "since when removals are held; null: none are",
+        "held_removals": "how many workflows are held",
+        "retired_at": "when it was retired; null: it is asked",
+    },
+    "coverage_gap": _LIST
+    | {
+        "gap_from": "the last answer before the silence",
+        "gap_to": "the first answer after it; null while it lasts",
+        "changed_inside": "whether the list changed between the two",
+    },
+    "daily_change": {
+        "day": "the day of the observation, in UTC",
+        "org_id": "the organisation",
+        "kind": "the kind of change",
+        "changes": "how many changes of that kind",
+    },
     "org_workflow_event": _STORY
     | {
         "kind": "appeared, disappeared, reappeared, renamed, cycle_changed, access_granted or access_lost",
@@ -299,7 +385,7 @@ COLUMNS = {
         "waits_for": "how many users must still be heard before it can be told",
     },
 }
-"""What the columns of the views of organisations are."""
+"""What the columns are; the view ``column_comment`` says it on both databases."""
 
 
 def upgrade() -> None:
@@ -309,6 +395,11 @@ def upgrade() -> None:
         if dialect == "postgresql":
             for column, what in COLUMNS.get(name, {}).items():
                 op.execute(f"COMMENT ON COLUMN {name}.{column} IS '{what}'")
+    comments = [(name, column, what) for name, columns in COLUMNS.items() for column, what in columns.items()]
+    rows = [f"SELECT '{name}', '{column}', '{what}'" for name, column, what in comments]
+    named = "AS view_name", "AS column_name", "AS comment"
+    first = "SELECT " + ", ".join(f"'{text}' {name}" for text, name in zip(comments[0], named, strict=True))
+    view("column_comment", "What a column of a view is.", "\nUNION ALL ".join([first, *rows[1:]]), dialect)
 
 
 def spelled(select: str, dialect: str) -> str:

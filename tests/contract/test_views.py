@@ -51,6 +51,7 @@ VIEWS = {
     "last_error_code last_error held_since held_removals retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",
     "daily_change": "day org_id kind changes",
+    "column_comment": "view_name column_name comment",
 }
 
 
@@ -387,13 +388,21 @@ def test_org_pending_has_the_workflows_that_wait_and_for_how_many_users(engine: 
     assert waiting == [("1", "ann", 1), ("1", "bob", 1)]
 
 
-@pytest.mark.parametrize("dialect", ["postgresql"])
-def test_the_columns_of_the_organisation_are_explained_in_the_database(engine: Engine) -> None:
-    query = text("SELECT col_description(CAST(:view AS regclass), attnum) FROM pg_attribute "
-                 "WHERE attrelid = CAST(:view AS regclass) AND attnum > 0")  # fmt: skip
+def test_every_column_of_every_view_is_explained_in_the_database(engine: Engine) -> None:
+    expected = {(view, name) for view, names in VIEWS.items() if view != "column_comment" for name in names.split()}
     with reading(engine) as connection:
-        for view in ("org_workflow", "org_workflow_event", "org_workflow_history", "org_pending"):
-            assert all(connection.execute(query, {"view": view}).scalars())
+        rows = connection.execute(text("SELECT view_name, column_name, comment FROM column_comment")).all()
+        explained = {(view, name): comment for view, name, comment in rows}
+        assert (explained.keys(), len(rows)) == (expected, len(expected))
+        for view in sorted({view for view, _ in expected}):
+            if engine.dialect.name == "sqlite":
+                lines = connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = :view"), {"view": view})
+                said = dict(line[3:].split(": ", 1) for line in lines.split("\n")[2:] if line.startswith("-- "))
+            else:
+                query = "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute "
+                query += "WHERE attrelid = CAST(:view AS regclass) AND attnum > 0"
+                said = dict(connection.execute(text(query), {"view": view}).all())
+            assert said == {name: comment for (of, name), comment in explained.items() if of == view}
 
 
 def test_target_health_counts_what_is_held(story: Engine) -> None:
