@@ -1,4 +1,4 @@
-"""The benchmarks still run, and notice who does not do the work. No times are asserted: a busy machine is no defect."""
+"""The benchmarks run, and detect a contender that does no work. No times are asserted: a busy machine is no defect."""
 
 from __future__ import annotations
 

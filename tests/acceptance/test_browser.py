@@ -1,4 +1,4 @@
-"""The page as people meet it: in a real Chromium, with a keyboard, without JavaScript, without a network."""
+"""The pages as people use them: in a real Chromium, with a keyboard, without JavaScript, without a network."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def texts(page: Page, selector: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids=str)
 def test_every_page_loads_and_draws_without_a_complaint(page, looked, address):
-    """And asks its own server only, and everything in it has a name for those who cannot see it."""
+    """It requests its own server only, and every element has a name for screen readers."""
     for path in PAGES:
         answer = page.goto(address + path)
         assert answer is not None

@@ -1,4 +1,4 @@
-"""Batches on Dask's own scheduler and workers: the same result as here, whoever is killed, no secret on the wire."""
+"""Batches on Dask's own scheduler and workers: the same result as locally, whatever dies; no secret on the wire."""
 
 from __future__ import annotations
 

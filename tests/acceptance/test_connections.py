@@ -1,4 +1,4 @@
-"""Clients that connect and send nothing, do not end, do not read, or come in thousands: the server outlives them."""
+"""Clients that send nothing, never end, do not read, or come in thousands: the server survives them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def is_answered(server: HttpServer) -> bool:
 
 
 def test_a_request_is_answered_while_all_others_only_hold_connections(stack: ExitStack) -> None:
-    """However many there are, whoever comes takes the place of the one that has waited longest."""
+    """When all places are taken, a new connection replaces the one that has waited longest."""
     server = stack.enter_context(served(connections(most=5)))
     waiting = [stack.enter_context(connect(server, b"GET / HT")) for _ in range(40)]
     assert is_answered(server)

@@ -1,4 +1,4 @@
-"""The documentation tells the truth: its SQL runs, its commands exist, its settings are all there are."""
+"""The documentation is correct: its SQL runs, its commands exist, and its settings are complete."""
 
 from __future__ import annotations
 

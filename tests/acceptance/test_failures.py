@@ -1,4 +1,4 @@
-"""What breaks beneath, beside or around a whole run or a whole service, and what is left of it: docs/failures.md."""
+"""Failures around a whole run or service, and their consequences: docs/failures.md."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def nasty() -> list[str]:
 def test_two_hundred_nasty_strings_are_refused_or_kept_unchanged_on_either_database(
     engine: Engine, database_url: str
 ) -> None:
-    """What is refused is refused before any database sees it, so both keep the same."""
+    """A refused answer reaches no database, so both store the same."""
     strings = nasty()
     assert len(strings) >= 200
     kept: list[Flow] = []
@@ -417,7 +417,7 @@ def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Pa
 
 
 def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: DemoGateway) -> None:
-    """The only file names are those that a person gave."""
+    """All file names come from a person."""
     program = Program(tmp_path / "home", upstream.url)
     hostile = ["../../x", "/etc/x", "CON", "a" * 255, "..", "~root", "a/b"]
     for user in hostile:

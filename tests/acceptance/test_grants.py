@@ -1,4 +1,4 @@
-"""The roles that `flowtrail db grants` prints: what each may do on PostgreSQL, and what it is refused."""
+"""The roles that `flowtrail db grants` prints: the rights of each on PostgreSQL, and their limits."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_role_of_the_service_suffices_for_its_work_and_a_backup(days: Days, gateway: DemoGateway) -> None:
-    """With a partition that comes into being meanwhile; who restores it needs the right to make a database."""
+    """With a partition created meanwhile; restoring it needs the right to create a database."""
     gateway.world.set_flows(ORG, ANN, numbered(1, 30))
     days.does("sync")
     days.admin(f"ALTER SEQUENCE change_set_id_seq RESTART WITH {PARTITION}", database="day")

@@ -1,4 +1,4 @@
-"""What `serve` says of itself over HTTP: alive, ready, fresh."""
+"""The health of `serve` over HTTP: alive, ready, fresh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log says the same only once a minute, whoever says it, and how often it was left out."""
+"""The log repeats a record only once a minute, whatever its source, and counts those left out."""
 
 from __future__ import annotations
 

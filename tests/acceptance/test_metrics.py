@@ -1,4 +1,4 @@
-"""What `serve` tells Prometheus, and the documentation, alert rules and dashboard that build on it."""
+"""The metrics of `serve`, and the documentation, alert rules and dashboard that use them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notifications and pings as an operator meets them: settings, `check`, `notify --test`, and `serve` as a process."""
+"""Notifications and pings as an operator sees them: settings, `check`, `notify --test`, and `serve` as a process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/notify.md: its settings load, and whoever follows its SQL loses nothing, in whatever order runs commit."""
+"""docs/notify.md: its settings load, and a program that follows its SQL misses nothing in any order of commits."""
 
 from __future__ import annotations
 

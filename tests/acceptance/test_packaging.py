@@ -1,4 +1,4 @@
-"""What is handed out: a wheel and a source archive, the same whoever builds them, and complete without a checkout."""
+"""The wheel and the source archive: reproducible, and complete without a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipe, a device, a socket or an endless file in the place of one that is read: a sentence, at once."""
+"""A pipe, a device, a socket or an endless file in place of a file to read: one sentence, at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``users = "all"``: the organisation's roster says whose lists are asked for, and nothing of it can stop a run."""
+"""``users = "all"``: the organisation's roster gives the targets, and no failure of it can stop a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets stay secret, files stay private, and what comes from outside cannot forge a line of the log."""
+"""Secrets stay secret, files stay private, and foreign text cannot forge a line of the log."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_a_frozen_leader_that_wakes_up_writes_nothing_wrong(flowtrail: Program, 
 def test_a_target_dropped_from_the_schedules_in_mid_run_is_retired_after_the_run(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last targets are asked when the others would have been retired already, and would come back for ever."""
+    """Otherwise its last targets, requested after the retirement, would come back and stay for ever."""
     monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 1)
     gone = [Target(ORG, f"gone{number}") for number in range(6)]
     kept = [Target("o2", f"kept{number}") for number in range(30)]

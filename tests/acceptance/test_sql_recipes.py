@@ -1,4 +1,4 @@
-"""Every question of docs/sql.md gets its exact answer from a known history, wherever people would ask it."""
+"""Every question of docs/sql.md gets its exact answer from a known history, in every program that people use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FLAGS = {"editable": _FLAG, "certain": _FLAG}
 
 
 class Question(NamedTuple):
-    """What the page asks, and how."""
+    """A question of the page, and its SQL."""
 
     title: str
     meaning: str
@@ -347,7 +347,7 @@ def test_each_question_says_in_one_sentence_what_a_row_is() -> None:
 
 
 def test_most_answers_have_rows() -> None:
-    """An empty answer proves little: only the check of the trail is to find nothing."""
+    """An empty answer proves little: only the check of the trail may return nothing."""
     assert [title for title, rows in ANSWERS.items() if not rows] == [
         "Do the change sets say how many changes they have?"
     ]

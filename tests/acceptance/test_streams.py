@@ -1,4 +1,4 @@
-"""What a command does never depends on its standard streams: every command, with every stream closed, full or gone."""
+"""No command depends on its standard streams: every command, with every stream closed, full or gone."""
 
 from __future__ import annotations
 

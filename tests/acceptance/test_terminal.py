@@ -1,4 +1,4 @@
-"""What a person meets at the terminal: tables that fit, answers that say why they are empty, codes that shells know."""
+"""The terminal: tables that fit, empty answers that give their reason, and the usual exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = "ev_charger_energy_settlement_of_the_northern_sites"
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """Two users were looked at twice, with a change between, and the gateway has gone since."""
+    """Two users were observed twice, with a change between; then the gateway went down."""
     world = World(orgs=0)
     for user in (ANN, BOB):
         world.set_flows(ORG, user, [Flow("2818", LONG, "D", True), Flow("9001", "储能电站月度碳账本", "M", True)])

@@ -143,7 +143,7 @@ def test_between_two_versions_seen_one_after_the_other_the_list_is_the_one_befor
 
 
 def test_a_gap_with_the_same_list_on_both_sides_says_so(life: Life) -> None:
-    """Whether an attempt failed in it, or nobody asked for too long."""
+    """Whether an attempt failed in it, or the last one was too long ago."""
     life.answers(1, "a")
     life.fails()
     life.answers(2, "a")
@@ -163,7 +163,7 @@ def test_a_gap_in_which_the_list_changed_is_unobserved(life: Life) -> None:
 
 
 def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
-    """One that was not observed by then is unobserved, and has no count; the first look at it is told."""
+    """A target not observed by then is unobserved and has no count; its first observation is given."""
     life.fails()
     assert life.at(0.5) is None
     life.answers(1)
@@ -174,7 +174,7 @@ def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
 
 
 def test_a_version_of_a_partial_hold_counts_as_an_observation_but_covers_nothing(life: Life) -> None:
-    """What came was believed and is listed from then on, with what is missing; the hold is a gap all the same."""
+    """Additions were believed and are listed from then on, with the missing ones; the hold is still a gap."""
     life.answers(1, "a", "b")
     life.answers(2, "b", "c", held=("a",))
     assert life.at(1.5) == ("ab", "unobserved", 1, 2)

@@ -1,4 +1,4 @@
-"""A span that no hash covers yet counts exactly the runs that asked in its time, on both databases."""
+"""A span that no hash covers yet counts exactly the runs with requests in its time, on both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table at the end of docs/verify.md names every column of every table, and what it says of each is true."""
+"""The table at the end of docs/verify.md names every column of every table, and describes each correctly."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def swap(intruder: Intruder, table: str, keys: list[str], there: dict[str, Any],
 
 
 def nearly(table: str, column: str, value: Any) -> Any:
-    """Another value that the column may hold."""
+    """A different value that the column may hold."""
     if isinstance(value, bytes):
         return value[:-1] + bytes([value[-1] ^ 1])
     if isinstance(metadata.tables[table].c[column].type, Boolean):

@@ -1,4 +1,4 @@
-"""What the database knows of what is wrong, and how it is written down: each condition begins once and ends once."""
+"""The conditions that the database knows, and how they are stored: each begins once and ends once."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ REFUSES = "the connection is refused"
 def test_no_answer_for_any_target_is_one_condition_the_gateway_is_down(
     engine: Engine, failures: list[tuple[str, int]], expected: list[tuple[str, int, str | None]]
 ) -> None:
-    """Whether a run gave up asking, or had too few targets for that."""
+    """Whether a run gave up, or had too few targets for that."""
     for code, number in failures:
         fail(engine, [f"{code}-{n}" for n in range(number)], code, REFUSES)
     found = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
@@ -97,7 +97,7 @@ def test_no_answer_for_any_target_is_one_condition_the_gateway_is_down(
     [(["malformed"] * 3, 0), (["62109", "malformed", "malformed"], 1), (["dns", "timeout", "http_503"], 0)],
 )
 def test_a_cause_began_with_its_own_first_failure_in_a_row(engine: Engine, codes: list[str], began: int) -> None:
-    """What kept the target from being observed before was another one."""
+    """The target was not observed before for another reason."""
     store = Store(engine)
     for hour, code in enumerate(codes):
         at = START + dt.timedelta(hours=hour)
@@ -118,7 +118,7 @@ def test_a_target_of_no_schedule_that_was_not_retired_is_reported(engine: Engine
 
 
 class Told:
-    """A watch over one engine, and the log of what it says."""
+    """A watch over one engine, with its log."""
 
     def __init__(self, engine: Engine) -> None:
         self.own: list[Trouble] = []
@@ -226,7 +226,7 @@ def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds
 
 
 def sealed_run(engine: Engine) -> int:
-    """A run that asked nobody and ended; the number of its seal."""
+    """Write a run without targets; return the number of its seal."""
     store = Store(engine)
     run_id = store.begin_run(NewRun(origin="command", host="here", pid=1, targets=0), NOW)
     assert run_id is not None

@@ -1,4 +1,4 @@
-"""How complete a trail is: every time that a target was to be asked is accounted for, with the seal that proves it."""
+"""How complete a trail is: every due request of a target is accounted for, with the seal that proves it."""
 
 from __future__ import annotations
 

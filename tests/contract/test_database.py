@@ -1,4 +1,4 @@
-"""Connections and transactions: what is promised on both databases, and what is said when one fails."""
+"""Connections and transactions: the guarantees on both databases, and the message when one fails."""
 
 from __future__ import annotations
 

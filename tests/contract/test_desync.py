@@ -1,4 +1,4 @@
-"""Nothing in an answer names its user: whatever a gateway sends when, nobody gets what is another's."""
+"""No answer names its user: whatever a gateway sends and when, no target gets the answer of another."""
 
 from __future__ import annotations
 

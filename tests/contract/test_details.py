@@ -1,4 +1,4 @@
-"""Details of what a run found changed: kept once, told beside the changes, and never in the main job's way."""
+"""Details of changed workflows: stored once, shown beside the changes, and never an obstacle to a run."""
 
 from __future__ import annotations
 

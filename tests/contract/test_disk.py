@@ -1,4 +1,4 @@
-"""Files that take their name when they are whole, and what is left of them when their process is killed."""
+"""Files that get their name when they are complete, and what a killed process leaves of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports: what is read back by other programs equals the table; files appear whole or not at all."""
+"""Exports: other programs read the same rows back; files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_parquet_in_row_groups_is_complete(tmp_path: Path) -> None:
 
 
 def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
-    """It has no footer: whoever reads it is told so."""
+    """It has no footer, so readers refuse it."""
     pyarrow = pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
 

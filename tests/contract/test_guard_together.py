@@ -80,7 +80,7 @@ def test_the_same_false_answer_in_one_schedule_is_held_whole(settled):
 
 
 def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url):
-    """All of them have their second answers before the first one writes."""
+    """All have their second answers before the first run writes."""
     targets = users(160)
     runs = settled(targets)
     runs.upstream.lists = dict.fromkeys(targets, ())
@@ -252,7 +252,7 @@ def test_a_retired_list_does_not_count_for_its_organisation(settled):
 
 
 def test_small_lists_that_are_replaced_altogether_are_held_whole(settled):
-    """Everybody gets somebody else's list: what is new is no more believed than what is missing."""
+    """Every user gets the list of another: additions are believed no more than removals."""
     targets = users(20)
     runs = settled(targets)
     runs.upstream.lists = dict.fromkeys(targets, numbered(101, 109))
@@ -323,7 +323,7 @@ def test_removals_are_judged_together_over_all_batches(settled, small_batches):
 
 
 def test_removals_are_believed_once_the_other_lists_withdraw_theirs(settled, small_batches):
-    """Sixty first answers lie; of the second ones two still lack something."""
+    """Sixty first answers are false; only two of the second answers still lack something."""
     targets = users(60)
     runs = settled(targets)
     true = {targets[0], targets[59]}

@@ -1,4 +1,4 @@
-"""What the database says of the service's work: the same for /freshness, /metrics and `status`."""
+"""The health of the service by its database: the same for /freshness, /metrics and `status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept elsewhere, and what is not kept for ever: heads, backups, copies of the database, old runs."""
+"""Copies elsewhere and retention: heads, backups, copies of the database, old runs."""
 
 from __future__ import annotations
 

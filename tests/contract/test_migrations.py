@@ -1,4 +1,4 @@
-"""Migrations: whole or not at all, one at a time, and nothing that anybody changes in the schema goes unseen."""
+"""Migrations: complete or not at all, one at a time; and every change of the schema by hand is found."""
 
 from __future__ import annotations
 

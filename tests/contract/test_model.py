@@ -71,7 +71,7 @@ faults = st.sampled_from(
 
 
 class Died(BaseException):
-    """The process is gone; nobody catches this."""
+    """The process died; no code catches this."""
 
 
 class Impatient(threading.Event):
@@ -82,7 +82,7 @@ class Impatient(threading.Event):
 
 
 class Clock:
-    """Goes on a millisecond each time somebody looks."""
+    """A clock that advances by a millisecond per reading."""
 
     def __init__(self) -> None:
         self.now = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -93,7 +93,7 @@ class Clock:
 
 
 class Upstream:
-    """EnOS: the lists as they are, and what it is going to say instead, request by request."""
+    """EnOS: the true lists, and the answers to give instead, request by request."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -104,7 +104,7 @@ class Upstream:
 
 
 class Session:
-    """The gateway client of one run, and the log of what it was told. ``meanwhile`` happens at its first request."""
+    """The gateway client of one run, with a log of its answers. ``meanwhile`` happens at its first request."""
 
     def __init__(
         self,
@@ -223,12 +223,12 @@ class Lives(RuleBasedStateMachine):
 
     @rule(flow=flows)
     def hand_out_one(self, flow: Flow) -> None:
-        """Everybody sees one workflow only: so few that the guard alone does not hold them."""
+        """Every list has one workflow only: so few that the guard alone does not hold them."""
         self.upstream.lists = {target: {flow.flow_id: flow} for target in TARGETS}
 
     @rule(of=targets)
     def mistake_for_another(self, of: Target) -> None:
-        """EnOS answers with somebody else's list."""
+        """EnOS answers with the list of another user."""
         self.upstream.lists[of] = by_id(
             Flow(f"{i}0", f.flow_name, f.cycle, None) for i, f in self.upstream.lists[of].items()
         )
@@ -259,7 +259,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule()
     def window_passes(self) -> None:
-        """The guard's window goes by the database's clock, which no test can wait for."""
+        """The guard's window uses the clock of the database, which no test can wait for."""
         with closing(sqlite3.connect(self.url.removeprefix("sqlite:///"))) as connection, connection:
             connection.execute("UPDATE org_turnover SET counted_at = '2026-01-01 00:00:00.000000'")
         self.truth.turnover.clear()
@@ -336,7 +336,7 @@ class Lives(RuleBasedStateMachine):
     # How it is done
 
     def _sync_all(self) -> RunReport:
-        """As the command does: retire first, then ask for everybody."""
+        """As the command does: retire first, then request every list."""
         now, session = self.clock(), Session(self.upstream)
         Store(self.engine).retire_others(self.configured, now, MAX_RETIRED_SHARE)
         before = model.retired(self.truth, self.configured, now, MAX_RETIRED_SHARE)

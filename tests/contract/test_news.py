@@ -1,4 +1,4 @@
-"""What a run is worth telling: changes, each workflow once, and trouble where it begins and where it ends."""
+"""The news of a run: changes, once per workflow, and trouble when it begins and when it ends."""
 
 from __future__ import annotations
 

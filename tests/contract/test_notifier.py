@@ -1,4 +1,4 @@
-"""Receivers are told at least once, in whatever order runs commit, and whatever receivers do meanwhile."""
+"""Receivers are notified at least once, in whatever order runs commit, and whatever receivers do meanwhile."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_run_that_commits_after_one_with_a_higher_id_is_notified(news: Newsroo
 
 
 def test_runs_that_finished_long_ago_are_not_notified(news: Newsroom, receiver: HttpReceiver) -> None:
-    """Otherwise whoever configures a receiver after years gets years."""
+    """Otherwise a receiver configured after years would get messages about years."""
     news.run({ANN: [flow(1), flow(2)]})
     assert notifier(news, wants(receiver.url), clock=lambda: now() + dt.timedelta(hours=25)).flush(PATIENCE_SECONDS)
     assert (receiver.got, told_runs(news)) == ([], [])
@@ -270,7 +270,7 @@ def test_retired_targets_are_forgotten_without_a_notification(news: Newsroom, re
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """Until another thread has written something that this one only sees by asking."""
+    """Wait for a row that another thread writes."""
     for _ in range(PATIENCE_SECONDS * 100):
         if is_so():
             return
@@ -285,7 +285,7 @@ def a_condition(code: str, cause: str = "") -> OpenCondition:
 def test_a_condition_is_notified_once_when_it_begins_and_once_when_it_ends(
     news: Newsroom, receiver: HttpReceiver
 ) -> None:
-    """Also to one who hears of one organisation only; of failing targets the digests tell."""
+    """Also to a receiver of one organisation only; failing targets are in the digests."""
     told = wants(receiver.url, on=["failed"], orgs=["o9"])
     news.store.keep_conditions([a_condition("schedules_broken"), a_condition("targets_failing", "malformed")], now())
     for _ in range(2):

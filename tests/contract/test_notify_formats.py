@@ -1,4 +1,4 @@
-"""What mail, Slack, Telegram, Discord and Mattermost are sent when names would like to be more than text."""
+"""Messages for mail, Slack, Telegram, Discord and Mattermost when names contain markup."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MESSAGE = Message(
 
 
 class Text(HTMLParser):
-    """What somebody reads, and the tags around it."""
+    """The text that a reader sees, and the tags around it."""
 
     def __init__(self, markup: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_an_ordinary_name_stays_as_it_is() -> None:
 @pytest.mark.parametrize(("chat", "limit"), [("telegram", 4096), ("discord", 2000)])
 @pytest.mark.parametrize("name", ["x" * 80, "<&>" * 26, "😀" * 80, " _*" * 26])
 def test_a_long_message_loses_lines_and_not_its_end(chats: HttpReceiver, chat: str, limit: int, name: str) -> None:
-    """A service refuses what is too long, however it counts, and would be tried again for a day."""
+    """A service refuses a message that is too long, however it counts, and would be retried for a day."""
     lines = [f"  o1 {number} {quoted(name)}: day to hour (ann)" for number in range(20)] * 2
     long = Message("Flowtrail plants: 40 cycles changed", "\n".join([*lines, "\nTo see more:", "  flowtrail changes"]))
     payload = sent(chats, ADDRESSES[chat], long)
@@ -127,7 +127,7 @@ def test_a_message_that_fits_is_not_touched() -> None:
 
 
 class Post:
-    """An SMTP server that keeps what it gets, and whom it is for."""
+    """An SMTP server that records messages and recipients."""
 
     def __init__(self) -> None:
         self.got: list[tuple[list[str], EmailMessage]] = []

@@ -1,4 +1,4 @@
-"""Clocks that jump and services that were down: one catch-up, the missed slots counted, and no slot that waits."""
+"""Clocks that jump and services that were down: one catch-up run, missed slots counted, no slot left waiting."""
 
 from __future__ import annotations
 

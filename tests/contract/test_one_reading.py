@@ -1,4 +1,4 @@
-"""Page, /freshness, /metrics and `status` are views of one reading: asked of one database, they say the same."""
+"""Page, /freshness, /metrics and `status` are views of one reading: over one database, they agree."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EXPECTED: Counts = {
 
 @pytest.fixture
 def schedules(engine: Engine, diary: Diary, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A target of each kind, and the hourly schedule that asks for them."""
+    """A target of each kind, and their hourly schedule."""
     for target in (FRESH, FAILING, LATE, REFUSED, HELD):
         diary.answer(numbered(1, 30), START, target)
     for target in (FRESH, FAILING):

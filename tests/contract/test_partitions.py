@@ -1,4 +1,4 @@
-"""The partitions of the trail on PostgreSQL: always there before a row needs them, and as append-only as the whole."""
+"""The partitions of the trail on PostgreSQL: created before a row needs them, and as append-only as the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How PostgreSQL looks for changes: what is right on a small trail must not read all of a large one."""
+"""Query plans of PostgreSQL for changes: a plan that suits a small trail must not read all of a large one."""
 
 from __future__ import annotations
 

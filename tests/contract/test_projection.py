@@ -1,4 +1,4 @@
-"""The organisation's story in the database is what the model tells of the same answers."""
+"""The events of an organisation in the database are those of the model for the same answers."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
 
 
 def main() -> None:
-    """Every world, with one seed after the other, until it is stopped."""
+    """Run every world, seed after seed, until stopped."""
     for seed in itertools.count(1):
         for name, setting in (ORDINARY | UNKIND).items():
             with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The views as the reports give them: rows, filters, order, and readers that hinder nobody."""
+"""The views as the reports give them: rows, filters, order, and readers that block nobody."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_runs_come_the_latest_first(engine: Engine) -> None:
 
 
 def test_a_slow_reader_blocks_no_writer(world: World) -> None:
-    """A commit goes through while rows are being read, and the reader goes on to see the moment at which he began."""
+    """A commit succeeds while rows are being read, and the reader still sees the moment at which it began."""
     report = Report(world.engine)
     expected = list(report.changes())
     rows = report.changes()

@@ -1,4 +1,4 @@
-"""What the log says of a run: one line, problems at WARNING with the remedy, run and target in every line."""
+"""The log of a run: one line, problems at WARNING with the remedy, run and target in every line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables: their names are a contract, and what must not be stored is refused."""
+"""The tables: their names are a contract, and invalid rows are refused."""
 
 from __future__ import annotations
 

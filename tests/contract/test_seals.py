@@ -1,4 +1,4 @@
-"""Every run that ended is sealed, and whatever a seal covers cannot be altered unseen, on both databases."""
+"""Every ended run is sealed, and any alteration of what a seal covers is found, on both databases."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ ALTERED = {
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_the_checker_finds_whatever_is_altered_behind_the_back_of_the_store(diary, tmp_path):
-    """What it does not find, no test that trusts it can. Only the end of an open span is not sealed by anything yet."""
+    """Tests rely on the checker, so it must find everything. Only the end of an open span is not sealed yet."""
     for hours, last in enumerate([3, 3, 4, 2, 2]):
         diary.answer([flow(1, f"v{last}", "D", last % 2 == 0), *numbered(2, last)], after(hours=hours))
         diary.answer([], after(hours=hours), BOB)
@@ -526,7 +526,7 @@ def _findings(diary: Diary) -> list[str]:
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
 def test_a_new_target_that_the_database_cannot_number_is_refused_and_not_taken_for_known(diary):
-    """As where rows were brought in by hand, and the sequence was left behind."""
+    """As after an import by hand that did not advance the sequence."""
     with writing(diary.engine) as connection:
         connection.execute(text("INSERT INTO target (id, org_id, user_id) VALUES (1, 'o9', 'zoe')"))
     with pytest.raises(DatabaseError, match="pk_target"):
@@ -685,7 +685,7 @@ def test_rows_of_another_attempt_of_a_run_are_not_taken_for_ours(diary, database
 
 
 def test_a_run_whose_begin_was_committed_without_an_answer_has_its_slot(diary, database_url, postgres_or_none):
-    """Otherwise the slot would be taken by a run that nobody works on."""
+    """Otherwise the slot would belong to a run that no process works on."""
     slot = NewRun(origin="schedule", schedule="plants", scheduled_for=START, host="here", pid=1, targets=3)
     with losing_commits(database_url, postgres_or_none, "answer") as losing:
         store = Store(losing.engine)
@@ -879,7 +879,7 @@ def test_a_run_that_beats_is_left_alone_and_one_that_stopped_is_aborted(diary):
 
 
 def test_a_heartbeat_from_the_future_counts_from_the_moment_it_is_noticed(diary):
-    """The clock was a month ahead. Whoever lives has two minutes to beat again."""
+    """The clock was a month ahead. A living run has two minutes to renew its heartbeat."""
     store = diary.store
     dead, alive = (store.begin_run(slot(after(hours=n)), START) for n in range(2))
     for run_id in (dead, alive):

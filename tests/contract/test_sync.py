@@ -560,7 +560,7 @@ def test_targets_that_empty_together_are_decided_together(make, targets, emptied
 
 
 def test_emptied_targets_are_held_as_soon_as_they_are_too_many(make, monkeypatch):
-    """What cannot be believed any more is not kept in memory until the end of the run."""
+    """Answers that can no longer be believed are not kept in memory until the end of the run."""
     monkeypatch.setattr("etl.sync.runner.BATCH_SIZE", 10)
     house = make(concurrency=1)
     known = few(house, 30)
@@ -591,7 +591,7 @@ def test_a_run_reports_the_first_issues_and_counts_them_all(house, monkeypatch):
 
 
 def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
-    """Its process was killed after some of its targets were committed: whoever takes over asks only the others."""
+    """Its process was killed after some targets were committed: the retry requests only the others."""
     dave, erin, nobody = (Target(ORG, name) for name in ("dave", "erin", "nobody"))
     house.see(dave, numbered(1, 3))
     house.see(erin, numbered(1, 2))

@@ -1,4 +1,4 @@
-"""Seals are stamped by an authority elsewhere, no run waits for it, and ``verify`` checks the stamps."""
+"""An external authority stamps seals, no run waits for it, and ``verify`` checks the stamps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trail proves itself: whatever is altered, cut or forged is found, on both databases."""
+"""The trail proves itself: every alteration, cut or forgery is found, on both databases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.histories import World
 from tests.support.verify_story import APPROVED, DOUBTED, FAILING, OTHER_LIST, PLANT, QUIET, UNKNOWN, Story
 
 STORY = {"asked_at", "held_asked_at", "held_at", "counts_since", "away_since", "projected_version"}
-"""What the judgement of organisations keeps for itself."""
+"""The tables that judging organisations uses internally."""
 PROVEN = ("change_set", "workflow_change", "observation", "workflow", "target")
 NOW = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
 pytestmark = pytest.mark.usefixtures("one_run_for_all")
@@ -169,7 +169,7 @@ def test_no_history_raises_a_false_alarm(engine: Engine, seed: int) -> None:
 
 
 def test_an_untouched_trail_has_no_findings(engine: Engine, story: Story) -> None:
-    """Neither for us nor for the checker that shares no code with us."""
+    """Neither for `verify` nor for the independent checker."""
     assert found(engine) == []
     story.diary.check(settled=False)
 
@@ -226,7 +226,7 @@ def _alterations(intruder: Intruder, table: str) -> Iterator[tuple[str, Row, str
 
 
 def _other(column: Column[Any], value: Any, intruder: Intruder) -> Any:
-    """Nearly the same value."""
+    """A slightly different value."""
     kind = type(column.type).__name__
     if column.name == "kind":
         return {"delta": "baseline", "removed": "added"}.get(value, "removed")
@@ -384,7 +384,7 @@ def test_a_forged_link_with_a_hash_that_fits_is_found_by_the_next_link(
 
 
 def test_a_forged_last_link_is_found_with_kept_heads_only(engine: Engine, diary: Diary, intruder: Intruder) -> None:
-    """Nothing in a database can tell that its end was written anew."""
+    """A database alone cannot show that its end was rewritten."""
     story = Story(diary)
     story.answer(PLANT, flow(1))
     story.answer(PLANT)
@@ -529,7 +529,7 @@ def test_what_is_dated_after_the_heads_were_kept_is_what_they_wait_for(
 def test_a_version_that_the_next_heads_do_not_name_was_inserted_later(
     engine: Engine, story: Story, intruder: Intruder
 ) -> None:
-    """A file that only gets the heads that moved says of the others that they did not."""
+    """A file that gets only the heads that moved proves that the others did not."""
     later = NOW + dt.timedelta(days=2)
     lines = kept(engine)
     story.now = NOW
@@ -688,7 +688,7 @@ def test_the_reading_may_be_cut_after_any_target(
 def test_a_writer_gets_its_turn_between_two_pieces(
     engine: Engine, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what it adds to targets that come later is no finding."""
+    """And its additions to later targets are no finding."""
     monkeypatch.setattr(etl.verify, "_ROWS_A_TRANSACTION", 1)
     verification = verify(engine)
     assert next(verification, None) is None

@@ -1,4 +1,4 @@
-"""The rules of a chain, each broken in a chain whose hashes are all true: whoever forges must obey them, too."""
+"""The rules of a chain, each broken in a chain whose hashes are all correct: a forger must obey them too."""
 
 from __future__ import annotations
 

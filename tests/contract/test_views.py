@@ -1,4 +1,4 @@
-"""The views for reporting: a small story with known answers, and random histories against an oracle of plain Python."""
+"""The views for reporting: a small history with known answers, and random histories against an oracle in Python."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ VIEWS = {
 
 
 class Report(NamedTuple):
-    """What one target said of one workflow in one change set."""
+    """One workflow of one target in one change set."""
 
     key: Key
     flow_id: str
@@ -78,7 +78,7 @@ class Seen(NamedTuple):
 
 
 class Trail:
-    """Writes histories as runs would, by rules of its own, and remembers them for the oracle."""
+    """Writes histories as runs would, by its own rules, and records them for the oracle."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The page over HTTP: what it says is what the views say, and it gives nothing away to strangers. On both databases."""
+"""The pages over HTTP: they agree with the views, and reveal nothing to strangers. On both databases."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_problems_are_shown_by_cause_and_expanded_on_demand(server: HttpServer) 
 
 
 def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary) -> None:
-    """What is counted over everything is counted again when the database has changed."""
+    """Sums over everything are counted again when the database has changed."""
     diary.answer(numbered(1, 3), NOW - 2 * DAY)
     with site(engine) as server:
         assert "0 removed" in get(server, "/").text
@@ -315,7 +315,7 @@ def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:
 
 
 class Reader(HTMLParser):
-    """What a browser makes of a page: its elements, and the text in them."""
+    """A page as a browser parses it: its elements, and their text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -561,7 +561,7 @@ def test_without_the_extra_a_sentence_says_what_to_install(call: str) -> None:
 
 
 def test_a_page_can_be_made_without_the_database(engine: Engine) -> None:
-    """Nothing is asked of it before somebody looks."""
+    """It is not queried before the first request."""
     create_app(
         connect("sqlite:////nowhere/nothing.db"),
         now=lambda: NOW,

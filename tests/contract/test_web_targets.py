@@ -1,4 +1,4 @@
-"""The pages of the targets over HTTP: their tables are what the report says, on the page and as files."""
+"""The pages of the targets over HTTP: their tables agree with the report, on the page and as files."""
 
 from __future__ import annotations
 

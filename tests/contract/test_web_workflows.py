@@ -1,4 +1,4 @@
-"""The pages of the workflows over HTTP: an organisation's list now and then, and one workflow with its story."""
+"""The pages of the workflows over HTTP: an organisation's list at any time, and one workflow with its history."""
 
 from __future__ import annotations
 

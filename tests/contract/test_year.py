@@ -1,4 +1,4 @@
-"""A year of runs, with everything that goes wrong in one, is sound on both databases, and wherever it is taken."""
+"""A year of runs with everything that goes wrong is sound on both databases, and after every copy and backup."""
 
 from __future__ import annotations
 

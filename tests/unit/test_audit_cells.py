@@ -1,4 +1,4 @@
-"""Cell by cell and row by row: what a bundle holds cannot be altered, left out or added to without a finding."""
+"""Cell by cell and row by row: nothing in a bundle can be altered, left out or added without a finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads beside the main one: a loop that can be woken and stopped, and one thread that does the work of many."""
+"""Background threads: a loop that can be woken and stopped, and single flight."""
 
 from __future__ import annotations
 

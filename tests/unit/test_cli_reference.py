@@ -1,4 +1,4 @@
-"""docs/cli.md says what the program says, and a shell completes it."""
+"""docs/cli.md agrees with the program, and a shell completes it."""
 
 from __future__ import annotations
 

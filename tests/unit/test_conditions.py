@@ -1,4 +1,4 @@
-"""One list of what is wrong: a pure function of what is known, grouped by cause."""
+"""The list of conditions: a pure function of the known trouble, grouped by cause."""
 
 from __future__ import annotations
 

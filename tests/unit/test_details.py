@@ -1,4 +1,4 @@
-"""Get Flow: what is asked, what is read of the answer, and how it is told beside an event."""
+"""Get Flow: the request, the fields that are read, and their text beside an event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two states to changes and back."""
+"""From two states to changes, and back."""
 
 from __future__ import annotations
 

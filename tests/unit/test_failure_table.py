@@ -1,4 +1,4 @@
-"""The page of failures names tests that exist, and every row names one."""
+"""Every row of docs/failures.md names a test, and each test exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests on their way: as many as allowed, none twice, and none while enough is in hand."""
+"""Concurrent requests: as many as allowed, none twice, and none while enough answers wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chain and seal format 1: what they hash to never changes, covers every field, and is ambiguous for no two values."""
+"""Chain and seal format 1: hashes never change, cover every field, and are unambiguous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Get My Flow answer may be, and what it may not."""
+"""Valid and invalid answers of Get My Flow."""
 
 from __future__ import annotations
 

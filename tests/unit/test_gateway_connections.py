@@ -1,4 +1,4 @@
-"""What a connection carries: only answers to what was asked over it, and of those that count only one."""
+"""A connection carries only answers to its own requests, and only one of those that count."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_connection_of_its_own_carries_one_exchange_and_the_client_asks_for_it
 
 
 def test_the_gateway_closes_first() -> None:
-    """Who closes first keeps the port for a minute, and a first load would use all of ours up."""
+    """The side that closes first keeps the port for a minute; a first load would use up all of ours."""
     left_first = []
 
     def step(peer: Peer) -> None:
@@ -50,7 +50,7 @@ def test_the_gateway_closes_first() -> None:
 
 @pytest.mark.parametrize("step", [answer(), chunked(flows({"flowId": "1"})), answer(Connection="keep-alive")])
 def test_a_gateway_that_does_not_close_gets_a_half_close_and_is_believed(step: bytes) -> None:
-    """It is waited for once, and not again soon."""
+    """The client waits for it once, and then not again for a while."""
     with Hostile(step, obliging=False) as server, gateway(server, deadline=0.8) as client:
         for _ in range(20):
             assert client.fetch(TARGET, own_connection=True).sole_answer

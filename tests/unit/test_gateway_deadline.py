@@ -1,4 +1,4 @@
-"""The watchdog alone: what it shuts, when, and what it leaves alone."""
+"""The watchdog: which connections it shuts, when, and which it leaves alone."""
 
 from __future__ import annotations
 

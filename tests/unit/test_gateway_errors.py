@@ -1,4 +1,4 @@
-"""Every foreign exception becomes an error of ours at one door, and no message, log or traceback holds a secret."""
+"""Every foreign exception becomes an error of ours in one place, and no message, log or traceback holds a secret."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def leaks(text: str) -> list[str]:
 
 
 def _tells(peer: Peer) -> None:
-    """A gateway that repeats what it was sent, and what it must not know, in every form there is."""
+    """A gateway that repeats the request and the secrets in every form."""
     assert peer.request is not None
     said = {f"{name} {how}": form for name, c in CANARIES.items() for how, form in forms(c).items()}
     peer.send(http(json.dumps({"sent": peer.request.headers, "told": said}), 400))

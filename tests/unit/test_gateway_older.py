@@ -1,4 +1,4 @@
-"""Version 2.0 of Get My Flow, as EnOS before 2.1.2 and EnOS Edge have it: what is asked, and what is read."""
+"""Version 2.0 of Get My Flow, as in EnOS before 2.1.2 and EnOS Edge: the request, and what is read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answer(*items: object, **envelope: object) -> bytes:
 
 
 def fetched(body: bytes) -> tuple[Flow, ...] | None:
-    """What is read of a version 2.0 answer, the strict second reading included."""
+    """The flows of a version 2.0 answer, with the strict second reading."""
     with Hostile(http(body)) as server, gateway(server, api="v2.0", deadline=2) as client:
         snapshot = client.fetch(TARGET, own_connection=True)
     reread_strictly(snapshot)

@@ -1,4 +1,4 @@
-"""The gateway client and time: deadlines, stops, the limit of our own, and clocks that disagree."""
+"""The gateway client and time: deadlines, stops, our own rate limit, and clocks that disagree."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ FOR_EVER = 3000
 
 
 class Stop(threading.Event):
-    """Tells when somebody waits for it long."""
+    """An event that shows when a thread waits for it for long."""
 
     def __init__(self) -> None:
         super().__init__()

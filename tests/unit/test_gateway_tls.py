@@ -1,4 +1,4 @@
-"""TLS: whoever cannot prove to be the gateway gets nothing, and a handshake cannot outlive the deadline either."""
+"""TLS: a server without proof of its identity gets nothing, and a handshake ends by the deadline too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Certificates:
-    """A certificate authority, and what it (or nobody) vouches for."""
+    """A certificate authority, with certificates that it signed and one that nobody did."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -367,7 +367,7 @@ class Desk:
 
 
 class Patient:
-    """A watch that ends in a minute by the desk's clock, which goes on while somebody waits."""
+    """A deadline in a minute by the clock of the token service, which advances while a thread waits."""
 
     def __init__(self, desk: Desk | None = None) -> None:
         self.desk = desk

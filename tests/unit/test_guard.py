@@ -1,4 +1,4 @@
-"""The removal guard: what of an answer is believed, and what waits for a person."""
+"""The removal guard: which part of an answer is believed, and which waits for a person."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_workflows_that_come_back_are_released_and_the_hold_ends_with_the_last()
 @STEADY
 @given(st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)), st.sets(st.integers(1, 60)), st.booleans())
 def test_nothing_approves_itself(known, missing, answered, whole_again):
-    """What was held and is still missing stays held, by whatever way the answer goes."""
+    """A held workflow that is still missing stays held, whatever the verdict on the answer."""
     known, missing, answered = (frozenset(map(str, each)) for each in (known, missing & known, answered))
     decision = weigh(known, missing, answered, LIMITS)
     assert missing - answered <= decision.held <= known - answered

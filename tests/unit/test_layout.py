@@ -1,4 +1,4 @@
-"""Tables in terminals of 60, 80 and 200 columns: ids, times and numbers whole, what is worth least gives way first."""
+"""Tables in terminals of 60, 80 and 200 columns: ids, times and numbers stay whole, the least important give way."""
 
 from __future__ import annotations
 

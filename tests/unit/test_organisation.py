@@ -1,4 +1,4 @@
-"""What is told of an organisation is true, whatever happens while it is asked. ``make organisation`` goes on."""
+"""The events of an organisation are true, whatever happens during its requests. ``make organisation`` tries more."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def gain(user: str, previous: Answer, answer: Answer) -> Sighting:
 
 
 def test_a_run_without_answers_decides_nothing():
-    """Everybody is silent by then, so nobody would be waited for."""
+    """No user has answered for long by then, so none is needed."""
     listed, without = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=1))
     users = {"ann": User(without, GAP, heard=False), "bob": User(listed, GAP, heard=False)}
     shown = judge(

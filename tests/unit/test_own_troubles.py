@@ -1,4 +1,4 @@
-"""What only the serving process knows to be wrong."""
+"""Trouble that only the serving process knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.program import Program
 
 @pytest.mark.parametrize("later", [Details(asked=1), None])
 def test_unavailable_details_are_a_condition_until_some_arrive(tmp_path: Path, later: Details | None) -> None:
-    """A run that asks for none says nothing of them."""
+    """A run without details reports nothing about them."""
     program = Program(tmp_path, "http://127.0.0.1:9")
     program.schedule("plants", [("o1", ["ann"])])
     settings = load(tmp_path / "flowtrail.toml", {"FLOWTRAIL_GATEWAY__SECRET_KEY": "s"})

@@ -1,4 +1,4 @@
-"""EnOS's Quartz schedules in words, and those of which nothing is said."""
+"""EnOS's Quartz schedules in words, and those that are not described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `flowtrail check --record` writes: enough to make a test case of it, and nothing that is anybody's."""
+"""The file of `flowtrail check --record`: enough for a test case, without personal data."""
 
 from __future__ import annotations
 

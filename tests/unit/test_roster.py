@@ -1,4 +1,4 @@
-"""Who the users of an organisation are: what is asked, what is read of the pages, and who joins and leaves by it."""
+"""The users of an organisation: the request, the pages of the answer, and who joins and leaves."""
 
 from __future__ import annotations
 

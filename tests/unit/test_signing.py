@@ -1,4 +1,4 @@
-"""Signatures and time stamps of seals: made, believed where they may be, and refused in one sentence elsewhere."""
+"""Signatures and time stamps of seals: made, accepted where valid, and refused in one sentence otherwise."""
 
 from __future__ import annotations
 
