@@ -50,6 +50,10 @@ class RunRecords(Transactions):
         """What a run has already written for ``targets``: those that changed or have an issue."""
         return self._read(lambda connection: runs.written_by(connection, run_id, targets))
 
+    def observed_by(self, run_id: int, began_at: dt.datetime, targets: Sequence[Target]) -> set[Target]:
+        """Those of ``targets`` that a run has observed unchanged, as far as that is certain."""
+        return self._read(lambda connection: runs.observed_by(connection, run_id, began_at, targets))
+
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
         """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
 

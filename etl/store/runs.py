@@ -28,7 +28,7 @@ from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
 from etl.domain.model import Issue, Origin, Target, Verdict
 from etl.domain.seal import targets_digest
-from etl.schema import OWN_SLOT, UtcTime, change_set, sync_issue, sync_run, target, target_membership
+from etl.schema import OWN_SLOT, UtcTime, change_set, observation, sync_issue, sync_run, target, target_membership
 from etl.store import membership
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
@@ -164,6 +164,25 @@ def written_by(connection: Connection, run_id: int, targets: Sequence[Target]) -
     return {Target(*row[:3]): _written(row) for row in rows}
 
 
+def observed_by(connection: Connection, run_id: int, began_at: dt.datetime, targets: Sequence[Target]) -> set[Target]:
+    """Those of ``targets`` whose open span was extended since a run began; none if another run may have done it."""
+    others = select(sync_run.c.id).where(
+        sync_run.c.id != run_id, or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= began_at)
+    )
+    if not targets or connection.execute(others.limit(1)).first() is not None:
+        return set()
+    rows = connection.execute(_OBSERVED, {"began_at": began_at, "targets": targets})
+    return {Target(*row) for row in rows}
+
+
+_OBSERVED: Final = (
+    select(target.c.org_id, target.c.user_id, target.c.expression)
+    .join(observation, observation.c.id == target.c.observation_id)
+    .where(
+        tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)),
+        observation.c.last_at >= bindparam("began_at", type_=UtcTime()),
+    )
+)
 _latest_issue: Final = (
     select(func.max(sync_issue.c.id)).where(sync_issue.c.target_id == target.c.id).correlate(target).scalar_subquery()
 )

@@ -83,10 +83,17 @@ def settle_remaining(
     context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
 ) -> BatchResult:
     """Settle a batch that a process may have begun before it was killed. Targets that this run has written are counted
-    as they were written; only the others are asked. (An unchanged one leaves no trace of the run, and is asked again.)
+    as they were written, and those that it has observed unchanged as unchanged; only the others are asked.
+
+    An unchanged target leaves no trace of the run but a longer span. Where another run may have extended that, the
+    target is asked again.
     """
     done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
-    settled = Batch(context, options, breaker).settle([target for target in targets if target not in done])
+    left = [target for target in targets if target not in done]
+    seen = _observed(context, options, left)
+    settled = Batch(context, options, breaker).settle([target for target in left if target not in seen])
+    if seen:
+        settled.tally.verdicts["unchanged"] += len(seen)
     missing = Counter(settled.found.missing)
     for target, written in done.items():
         settled.tally.verdicts[written.verdict] += 1
@@ -96,3 +103,10 @@ def settle_remaining(
             settled.tally.add_issues([TargetIssue(target, written.verdict, written.issue)])
             missing[target.org_id] += written.issue.missing
     return settled._replace(found=settled.found._replace(missing=missing))
+
+
+def _observed(context: RunContext, options: RunOptions, targets: Sequence[Target]) -> set[Target]:
+    """A run observes a target once, which `verify` counts on. A second answer is another matter."""
+    if options.run_id is None or options.began_at is None or options.second is not None:
+        return set()
+    return context.store.observed_by(options.run_id, options.began_at, targets)

@@ -25,6 +25,7 @@ from etl.domain.model import Flow, Outcome, Target
 from etl.errors import DatabaseUnreachable
 from etl.store import NewRun, Store
 from etl.sync import fetching
+from etl.verify import verify
 from tests.support.builders import GAP, dump, flow, numbered, written
 from tests.support.house import House, gone
 from tests.support.sessions import ON_POSTGRESQL
@@ -607,6 +608,24 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
     assert again.tally.causes == first.tally.causes == {"62101": 1}
     assert again.tally.changes["baseline"] == len(house.state(dave)) + len(house.state(erin))
     assert again.tally.issues == first.tally.issues
+
+
+def test_a_batch_that_was_begun_before_does_not_observe_an_unchanged_target_again(house):
+    """A run observes a target once: verify counts the runs behind a span. Where another run may have, it asks again."""
+    with house.run_context() as (context, _):
+        began_at = house.now()
+        run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), began_at, [ALICE])
+        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP, began_at=began_at)
+        for _ in range(2):
+            settled = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [ALICE])
+            assert dict(settled.tally.verdicts) == {"unchanged": 1}
+        context.store.finish_run(run_id, "succeeded", settled.tally.sums(), house.now())
+        assert house.rows("SELECT max(observations) FROM observation") == [(2,)]
+        assert context.store.observed_by(run_id, began_at, [ALICE, BOB]) == {ALICE}
+        other = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=0), house.now())
+        assert context.store.observed_by(run_id, began_at, [ALICE]) == set()
+        context.store.finish_run(other, "succeeded", {}, house.now())
+    assert list(verify(house.engine)) == []
 
 
 def test_a_long_list_that_emptied_counts_with_the_short_ones(make):
