@@ -268,6 +268,8 @@ class Run:
         self.events: List[List[bytes]] = [[] for _ in EVENTS]
         self.hashes: List[str] = []
         self.issues: List[List[Any]] = []
+        self.stale: Dict[Target, None] = {}
+        """Whose answer came too late; it may have been this run's own other process that was faster."""
         self.counts: "Counter[str]" = Counter()
 
     @property
@@ -561,7 +563,7 @@ class Attendance:
         for run in issues:
             start, end = run.row["started_at"], run.row["finished_at"]
             if start <= last and end >= first:
-                most -= 1
+                most -= target not in run.stale
                 least -= run.complete and start > before and end < after
         found, place = span["observations"], f"{name_of(target)}, version {span['version']}"
         if found < least or (found > most and not self.shut.meeting(first, last)):
@@ -572,7 +574,8 @@ class Attendance:
             at = span[name]
             here = self.shut.over(at, at) + self.running.over(at, at)
             here += sum(group.certain.over(at, at) + group.perhaps.over(at, at) for group in groups)
-            here -= sum(run.row["started_at"] <= at <= run.row["finished_at"] for run in issues)
+            failed = (run for run in issues if target not in run.stale)
+            here -= sum(run.row["started_at"] <= at <= run.row["finished_at"] for run in failed)
             if here < 1:
                 raise Broken(place, f"observation.{name} is {moment(at)}, when no sealed run observed it")
 
@@ -892,6 +895,8 @@ class Check:
             run = self.trail.run_of(row, f"{name_of(target)}, issue")
             run.issues.append([*target, row["verdict"], row["error_code"], row["missing"]])
             run.counts[row["verdict"]] += 1
+            if row["verdict"] == "stale":
+                run.stale[target] = None
             if run in runs or (run.opened == "whole" and target not in run.targets):
                 raise Broken(f"{name_of(target)}, {run.place}", "sync_issue: it was not asked, or has two verdicts")
             runs.append(run)

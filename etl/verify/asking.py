@@ -63,11 +63,11 @@ class Count(NamedTuple):
     least: int
     most: int
 
-    def less(self, runs: Iterable[Run], span: Span) -> Count:
-        """The count without these runs, which observed nothing."""
+    def less(self, runs: Iterable[Run], span: Span, *, perhaps: bool = False) -> Count:
+        """Without these runs, of which nothing was observed; ``perhaps``: of which it is not certain."""
         met = [run for run in runs if run.meets(span)]
         sure = sum(run.certain and run.meets_no_other(span) for run in met)
-        return Count(self.least - sure, self.most - len(met))
+        return Count(self.least - sure, self.most if perhaps else self.most - len(met))
 
 
 class Listed:

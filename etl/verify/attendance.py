@@ -9,7 +9,7 @@ each lie in the time of such a run.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, select
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, s
 from etl.database import reading
 from etl.domain.model import Target
 from etl.schema import observation, sync_issue, sync_run, target, target_membership
-from etl.verify.asking import Asking, Count, Listed, Run, Span
+from etl.verify.asking import Asking, Count, Listed, Span
 from etl.verify.finding import Finding
 from etl.verify.rows import any_time
 
@@ -47,7 +47,7 @@ _SPANS: Final[Any] = (
     .order_by(target.c.id, observation.c.id)
 )
 _ISSUES: Final[Any] = (
-    select(sync_issue.c.target_id, sync_issue.c.run_id)
+    select(sync_issue.c.target_id, sync_issue.c.run_id, sync_issue.c.verdict)
     .join(target, target.c.id == sync_issue.c.target_id)
     .join(sync_run, sync_run.c.id == sync_issue.c.run_id)
     .where(
@@ -73,6 +73,23 @@ _MOVES: Final[Any] = (
 )
 
 
+class Issues:
+    """The runs that have an issue of a target.
+
+    Where a run came too late with its answer (``stale``), it may have been itself that was faster: with a cluster, two
+    processes may settle the same batch of a run.
+    """
+
+    def __init__(self, asking: Asking, rows: Iterable[Row[Any]]) -> None:
+        runs = [(row.verdict, run) for row in rows if (run := asking.run(row.run_id)) is not None]
+        self._stale = [run for verdict, run in runs if verdict == "stale"]
+        self._others = [run for verdict, run in runs if verdict != "stale"]
+
+    def taken_from(self, count: Count, span: Span) -> Count:
+        """Without what these runs did not observe."""
+        return count.less(self._others, span).less(self._stale, span, perhaps=True)
+
+
 def attendance(engine: Engine) -> Iterator[Finding]:
     """The first span of each target that contradicts the runs of its time. Raises DatabaseError.
 
@@ -88,7 +105,7 @@ def attendance(engine: Engine) -> Iterator[Finding]:
             spans, issues, moves = (_by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
         after = chunk[-1]
         for number, rows in spans.items():
-            with_issue = [run for each in issues.get(number, ()) if (run := asking.run(each.run_id)) is not None]
+            with_issue = Issues(asking, issues.get(number, ()))
             listed = Listed((move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ()))
             yield from _compare(rows, with_issue, asking, listed)
 
@@ -100,13 +117,13 @@ def _by_target(connection: Connection, query: Any, within: Mapping[str, int]) ->
     return found
 
 
-def _compare(rows: Sequence[Row[Any]], with_issue: Sequence[Run], asking: Asking, listed: Listed) -> Iterator[Finding]:
+def _compare(rows: Sequence[Row[Any]], with_issue: Issues, asking: Asking, listed: Listed) -> Iterator[Finding]:
     of = Target(rows[0].org_id, rows[0].user_id, rows[0].expression)
     befores = [rows[0].before or _LONG_AGO, *(row.last_at for row in rows)]
     afters = [*(row.first_at for row in rows[1:]), _NEVER]
     for row, before, after in zip(rows, befores, afters, strict=False):
         span = Span(row.first_at, row.last_at, before, after)
-        asked = asking.count(of, span, listed).less(with_issue, span)
+        asked = with_issue.taken_from(asking.count(of, span, listed), span)
         wrong = _wrong(row, span, asked) or _unwitnessed(of, span, with_issue, asking, listed)
         if wrong is not None:
             what, expected, found = wrong
@@ -124,11 +141,11 @@ def _wrong(row: Row[Any], span: Span, asked: Count) -> tuple[str, str, str] | No
 
 
 def _unwitnessed(
-    of: Target, span: Span, with_issue: Sequence[Run], asking: Asking, listed: Listed
+    of: Target, span: Span, with_issue: Issues, asking: Asking, listed: Listed
 ) -> tuple[str, str, str] | None:
     for name in ("first", "last"):
         at = getattr(span, name)
         moment = Span(at, at, _LONG_AGO, _NEVER)
-        if asking.count(of, moment, listed).less(with_issue, moment).most < 1:
+        if with_issue.taken_from(asking.count(of, moment, listed), moment).most < 1:
             return f"{name}_at", "in the time of a run that observed the target", str(at)
     return None
