@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import tempfile
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Office
 from tests.organisation.settings import ORDINARY, UNKIND
 from tests.organisation.world import START, Setting
+from tests.support import checker, story_checker
 
 COLUMNS = (
     "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
@@ -61,7 +63,13 @@ def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:
         found, last = recorded(engine, last)
         assert found == expected, f"step {count}"
         count += len(expected)
+    assert contradictions(engine) == []
     return count
+
+
+def contradictions(engine: Engine) -> list[str]:
+    url = engine.url.render_as_string(hide_password=False)
+    return story_checker.check(checker.tables_of(url), settled=True)
 
 
 WORLDS = ("holds", "joining and leaving", "a search", "restless rights", "everything")
@@ -103,6 +111,40 @@ def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engin
     step = projection.Step(story.ledger.run_id, moment(story.at), moment(story.at + 9))
     with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
         story_writes.write_steps(connection, judged, step)
+
+
+@pytest.mark.parametrize(
+    ("forged", "found"),
+    [
+        ("DELETE FROM org_event WHERE kind = 'disappeared'", "was lost by ann, and nothing tells of it or waits"),
+        (
+            "UPDATE org_event SET kind = 'access_lost', user_id = 'bob' WHERE kind = 'disappeared'",
+            "nothing tells of it",
+        ),
+        ("UPDATE org_event SET kind = 'reappeared' WHERE kind = 'appeared'", "reappeared after it None"),
+        ("UPDATE org_event SET new_cycle = 'H' WHERE kind = 'appeared'", "no answer of then says so"),
+        ("UPDATE org_event SET last_unchanged_at = observed_at", "ends before it begins"),
+        ("UPDATE org_flow SET users = 1 WHERE flow_id = '2'", "has 1 users, and 2 list it"),
+        ("UPDATE org_flow SET cycle = 'H' WHERE flow_id = '2'", "is ('name 2', 'D') to everybody, and ('name 2', 'H')"),
+        ("DELETE FROM org_flow WHERE flow_id = '2'", "is listed, and no step has judged it"),
+        ("UPDATE target SET projected_version = 1", "has versions that no step has judged"),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_the_checker_of_stories_finds_what_is_forged(engine: Engine, forged: str, found: str) -> None:
+    story = Small(engine)
+    for ann, bob in (("1", "1"), ("12", "12"), ("2", "2"), ("2", "2")):
+        story.hear(ann=ann, bob=bob)
+        story.end()
+    assert sorted(told_by(engine)) == [("appeared", "2"), ("disappeared", "1")]
+    assert contradictions(engine) == []
+    with sqlite3.connect(str(engine.url.database)) as intruder:
+        for (name,) in intruder.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            intruder.execute(f"DROP TRIGGER {name}")
+        intruder.execute("PRAGMA ignore_check_constraints = on")
+        intruder.execute(forged)
+    intruder.close()
+    assert found in "\n".join(contradictions(engine))
 
 
 def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine: Engine) -> None:

@@ -230,7 +230,10 @@ class Place:
         url = url or self.url
         if url.startswith("sqlite") and not file_of(url).exists():
             return []
-        return [*checker.check(url, self.ledger, settled=settled, guard=checker.Guard()), *self._unkept(url)]
+        return [
+            *checker.check(url, self.ledger, settled=settled, guard=checker.Guard(), story=True),
+            *self._unkept(url),
+        ]
 
     def _unkept(self, url: str) -> Iterator[str]:
         """Versions without their answer, and seals without a signature: each is written with the other, or not."""

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from tests.support import story_checker
+
 Flow = tuple[str, "str | None", "str | None", "bool | None"]
 """flow_id, flow_name, cycle, editable."""
 State = dict[str, Flow]
@@ -62,6 +64,7 @@ def check(
     settled: bool = True,
     every_answer: bool = False,
     guard: Guard | None = None,
+    story: bool = False,
 ) -> list[str]:
     """What is wrong with the database at ``url``, in sentences; empty when all is well.
 
@@ -69,8 +72,9 @@ def check(
     ``settled``: each target's last answer was followed by the end of its run, so that it must be in the database.
     ``every_answer``: besides, no answer was held, superseded or interrupted, so that each different one is a version.
     ``guard``: everything was written by runs with these limits, which ask twice before they remove something.
+    ``story``: every run that ended has judged what its versions mean for organisations.
     """
-    tables = _tables(url)
+    tables = tables_of(url)
     answers: dict[Key, list[_Answer]] = defaultdict(list)
     for org, user, expression, flows, at, *kept_open in ledger:
         at_micros = None if at is None else _micros(at)
@@ -85,6 +89,8 @@ def check(
     findings += _seals(tables)
     if guard is not None:
         findings += _lost_too_much(tables, guard)
+    if story:
+        findings += story_checker.check(tables, settled=settled)
     return findings + [f"run {run.id}: {finding}" for run in tables.sync_run for finding in _run(run, tables)]
 
 
@@ -620,11 +626,11 @@ def _orphans(tables: Row) -> list[str]:
 TABLES = (
     *("target", "workflow", "change_set", "workflow_change", "observation", "sync_run", "sync_issue"),
     *("org_turnover", "target_membership", "hold_event", "pruned_issues", "run_seal", "trail", "org_event"),
-    "workflow_detail",
+    *("workflow_detail", "org_flow", "org_loss"),
 )
 
 
-def _tables(url: str) -> Row:
+def tables_of(url: str) -> Row:
     """Every table as a list of rows, all of one moment; times as microseconds."""
     with contextlib.closing(_connect(url)) as connection:
         cursor = connection.cursor()
