@@ -112,6 +112,7 @@ def _application(
                 routes=routes,
                 hosts=hosts,
                 enos_zone=app.enos_zone,
+                own=own,
             )
         except UsageError as error:
             why_no_page = str(error)

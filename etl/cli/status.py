@@ -191,8 +191,9 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
         )
     if found.checked is not None:
         console.say(_checked(found.checked, zone))
-    names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
-    console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
+    if found.snapshot is not None:  # otherwise nobody knows the schedules
+        names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
+        console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
     _more(schedules - len(found.schedules))
     if overdue:
         rows = [_named(each) for each in overdue[:most]]

@@ -288,7 +288,7 @@ class Service:
             self._schedules.load()
         except ConfigError as error:
             problems = [str(problem) for problem in error.problems]
-            remedy = "the old ones are kept: fix the files, and send SIGHUP again"
+            remedy = "the old ones are kept, and the next start would refuse these: fix them, send SIGHUP again"
             self.log.error("schedules_broken", problems=problems, remedy=remedy)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             said = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute
 
 from etl.config import Schedule
 from etl.errors import UsageError
+from etl.report.conditions import Trouble
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summary_rows import Scope
 from etl.web.connections import Connections
@@ -37,6 +38,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     hosts: Collection[str] = (),
     enos_zone: dt.tzinfo | None = None,
+    own: Callable[[], Sequence[Trouble]] = lambda: (),
 ) -> Starlette:
     """The pages over a database whose schema is current; they only read.
 
@@ -45,13 +47,14 @@ def create_app(
     ``coverage_gap`` the page says so. ``routes`` come first, and do not get the pages' headers. Everything answers to
     addresses, to localhost and to ``hosts`` only (the name that is listened on, and those of the settings). The pages
     take connections from the pool of ``engine``: give them an engine of their own, so that no page keeps a run waiting.
-    EnOS's own times are compared with ours where ``enos_zone`` says where they are from.
+    EnOS's own times are compared with ours where ``enos_zone`` says where they are from. ``own``: what is wrong with
+    the service itself.
 
     Raises UsageError where the extra is missing.
     """
     app = _part("app")
     application: Starlette = app.application(
-        app.Site(engine, now, next_fire_times, role, read_health, coverage_gap, enos_zone), routes, hosts
+        app.Site(engine, now, next_fire_times, role, read_health, coverage_gap, enos_zone, own), routes, hosts
     )
     return application
 

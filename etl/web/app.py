@@ -50,7 +50,9 @@ def first(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         health = site.read_health(connection, now)
         scope = overview.period(now, int(period))
-        found = overview.gather(connection, health, now, coverage_gap=site.coverage_gap, scope=scope, wait=False)
+        found = overview.gather(
+            connection, health, now, coverage_gap=site.coverage_gap, scope=scope, own=site.own(), wait=False
+        )
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
     return html(request, "overview.html", {**found, **service, "periods": overview.PERIODS})
 

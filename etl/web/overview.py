@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 
 from etl.report import SyncRun, statements, summaries, trail_page
+from etl.report.conditions import Trouble
 from etl.report.fetch import page
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
@@ -41,6 +43,7 @@ def gather(
     coverage_gap: dt.timedelta,
     scope: Scope,
     events: int = _LATEST,
+    own: Sequence[Trouble] = (),
     wait: bool = True,
 ) -> dict[str, Any]:
     """The values for the templates; plots and the latest changes are those of the scope.
@@ -63,7 +66,7 @@ def gather(
         **(counted or {}),
         "counted": counted is not None,
         "current": current,
-        "problems": _problems(health, last, open_gaps, now, coverage_gap),
+        "problems": _problems(health, own, last, open_gaps, now, coverage_gap),
         "causes": causes(connection),
         "holds": summaries.holds(connection, org=org, limit=_SHOWN) if health.held else [],
         "open_gaps": open_gaps,
@@ -95,14 +98,19 @@ _LINKS: Final = {
 
 
 def _problems(
-    health: TargetSummary, last: SyncRun | None, open_gaps: int, now: dt.datetime, coverage_gap: dt.timedelta
+    health: TargetSummary,
+    own: Sequence[Trouble],
+    last: SyncRun | None,
+    open_gaps: int,
+    now: dt.datetime,
+    coverage_gap: dt.timedelta,
 ) -> list[ProblemLine]:
     newest, ended = health.last_observation_at, last and (last.finished_at or last.heartbeat_at)
     never = f"{count(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
     candidates = (
-        *((True, f"{each.sentence} {each.remedy}", _LINKS.get(each.code, "")) for each in health.conditions()),
+        *((True, f"{each.sentence} {each.remedy}", _LINKS.get(each.code, "")) for each in health.conditions(own)),
         (newest and now - newest > coverage_gap, silence, ""),
         (health.never_observed, never, "/targets?show=never_observed"),
         (open_gaps, gaps, "/gaps"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine
 
+from etl.report.conditions import Trouble
 from etl.report.health import TargetSummary
 
 
@@ -21,3 +22,4 @@ class Site(NamedTuple):
     read_health: Callable[[Connection, dt.datetime], TargetSummary]
     coverage_gap: dt.timedelta
     enos_zone: dt.tzinfo | None = None
+    own: Callable[[], Sequence[Trouble]] = lambda: ()
