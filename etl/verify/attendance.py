@@ -135,7 +135,10 @@ def _wrong(row: Row[Any], span: Span, asked: Count) -> tuple[str, str, str] | No
     """The column, what it should be, and what it is."""
     if asked.least <= row.observations <= asked.most:
         return None
-    wanted = f"{max(asked.least, 1)}" if asked.least == asked.most else f"{max(asked.least, 1)} to {asked.most}"
+    if asked.most < 1:
+        return "first_at", "in the time of a run that observed the target", str(span.first)
+    least = max(asked.least, 1)
+    wanted = f"{least}" if least == asked.most else f"{least} to {asked.most}"
     by = f"{wanted}, by the runs that asked from {span.first} to {span.last}"
     return "observations", by, str(row.observations)
 

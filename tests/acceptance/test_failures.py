@@ -189,6 +189,7 @@ def nasty() -> list[str]:
     )
 
 
+@pytest.mark.usefixtures("one_run_for_all")
 def test_two_hundred_nasty_strings_are_refused_or_kept_unchanged_on_either_database(
     engine: Engine, database_url: str
 ) -> None:
@@ -521,6 +522,7 @@ def test_a_refusal_of_postgresql_is_one_sentence_and_exit_3(
     assert "hush" not in done.stderr + done.stdout
 
 
+@pytest.mark.usefixtures("one_run_for_all")
 def test_numbers_that_a_failed_transaction_used_up_are_no_gap_in_a_target(engine: Engine, database_url: str) -> None:
     """The ids of PostgreSQL have holes then; the versions of a target have none, and `verify` looks at those."""
     diary = Diary(engine, database_url)
