@@ -935,7 +935,7 @@ class Check:
 
     def check_signatures(self, public_keys: List[bytes]) -> None:
         """No unsigned seal after a signed one; with public keys, every signature is of the owner of one of them."""
-        signed = False
+        signed, stranger = False, None  # of a stretch of seals with a strange key the first is named
         keys = {sha256(public_key): public_key for public_key in public_keys}
         for seal in self.trail.seals:
             place = f"seal {seal['id']}"
@@ -946,7 +946,10 @@ class Check:
                 continue
             message = signed_bytes(self.trail.trail_of(seal["id"])["trail_id"], seal)
             key = keys.get(seal["key_id"])
-            if key is None or not is_signed(key, message, seal["signature"]):
+            before, stranger = stranger, seal["key_id"] if key is None else None
+            if key is None and seal["key_id"] != before:
+                self.findings.append(f"{place}: signature is not that of this public key, from this seal on")
+            if key is not None and not is_signed(key, message, seal["signature"]):
                 self.findings.append(f"{place}: signature is not that of this public key over {shown(seal['seal'])}")
         if keys and self.trail.seals and not signed:
             self.findings.append("no seal is signed, though a public key was given")

@@ -29,6 +29,8 @@ class Signatures:
         self._keys = {key.key_id: key for key in keys}
         self._went = went
         self._signed = signed_before
+        self._stranger: str | None = None
+        """The key of the seal before, where it is none of them: of a stretch of seals the first is named."""
 
     def require(self, row: Row[Any], trail_id: str) -> None:
         """Raise Broken if the signature of a seal is missing, or is not by one of the keys."""
@@ -42,9 +44,13 @@ class Signatures:
         if not self._keys:
             return
         key = self._keys.get(row.key_id)
+        stranger, self._stranger = self._stranger, None if key else row.key_id
         if key is None:
+            if row.key_id == stranger:
+                return
             given = " or ".join(f"'{key_id}'" for key_id in self._keys)
-            raise Broken(f"run_seal {row.id}.key_id", Verbatim(f"{given}, the public key that was given"), row.key_id)
+            wanted = Verbatim(f"{given}, the public key that was given")
+            raise Broken(f"run_seal {row.id}.key_id", wanted, Verbatim(f"'{row.key_id}', from this seal on"))
         if not key.accepts(row.signature, signed_bytes(trail_id, row.id, row.seal)):
             raise Broken(place, Verbatim(f"made with the key '{row.key_id}' over '{row.seal}'"), row.signature)
 

@@ -39,11 +39,17 @@ def test_every_way_in_which_a_run_ends_is_signed(house: House, key: SigningKey) 
     assert house.rows("SELECT DISTINCT key_id FROM run_seal") == [(key.public.key_id,)]
 
 
-def test_another_public_key_is_named_for_each_seal(house: House, key: SigningKey, tmp_path: Path) -> None:
-    house.serve({"plants": [ANN]})
+def test_of_a_stretch_of_seals_with_a_strange_key_the_first_is_named(
+    house: House, key: SigningKey, tmp_path: Path
+) -> None:
     other = signing.generate_key(tmp_path / "other.pem")
-    [line] = found(house.engine, other)
-    assert line.startswith(f"run 1 (seal 1): run_seal 1.key_id should be '{other.key_id}', the public key that was")
+    mine, others = key.sign, signing.load_signing_key(tmp_path / "other.pem").sign
+    for house.sign in (mine, mine, others, mine, mine):
+        house.serve({"plants": [ANN]})
+    lines = found(house.engine, other)
+    assert [line.split(":")[0] for line in lines] == ["run 1 (seal 1)", "run 4 (seal 4)"]
+    wanted = f"run_seal 1.key_id should be '{other.key_id}', the public key that was given"
+    assert f"{wanted}, but is '{key.public.key_id}', from this seal on" in lines[0]
 
 
 def test_a_key_may_be_replaced_and_then_both_are_needed(house: House, key: SigningKey, tmp_path: Path) -> None:
