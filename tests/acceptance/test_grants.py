@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import psycopg
@@ -17,7 +18,9 @@ from etl.database import connect, grants, upgrade
 from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
 from etl.schema import metadata
+from etl.signing import generate_key
 from tests.support import postgres as local_postgres
+from tests.support.authority import Authority, served
 from tests.support.builders import dump, numbered
 from tests.support.postgres import Server
 from tests.support.program import ANN, ORG, SECRET, Program
@@ -150,7 +153,12 @@ DAY = (
     "prune --keep 1d",
     "check",
     "db check",
-    "verify",
+    "verify --answers --public-key seal.pem.pub --tsa tsa/ca.pem",
+    f"answer {ORG} {ANN}",
+    "seal timestamp",
+    "seal list",
+    "coverage",
+    "audit -o bundle.zip --force",
 )
 OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY = "day_owner", "day_writer", "day_reader"
 
@@ -160,6 +168,8 @@ class Days(NamedTuple):
 
     server: Server
     program: Program
+    stamps: str
+    """Where time stamps come from, as a setting."""
 
     def admin(self, *statements: str, database: str = "postgres") -> None:
         with psycopg.connect(self.server.conninfo(database), autocommit=True) as connection:
@@ -168,7 +178,7 @@ class Days(NamedTuple):
 
     def work_as(self, role: str, database: str) -> None:
         self.program.database_url = self.server.url(database).replace("//postgres@", f"//{role}@")
-        self.program.configure()
+        self.program.configure(rest=f'[archive]\nanswers = "changed"\n[seal]\nkey_file = "seal.pem"\n{self.stamps}')
 
     def does(self, command: str, exits: int = 0) -> str:
         done = CliRunner().invoke(app, shlex.split(command))
@@ -190,11 +200,19 @@ class Days(NamedTuple):
 
 
 @pytest.fixture
-def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Days]:
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture
+def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch, stack: ExitStack) -> Iterator[Days]:
     """A database whose roles may do what `flowtrail db grants` says, and the service's role at work."""
     monkeypatch.chdir(flowtrail.folder)
     monkeypatch.setenv("FLOWTRAIL_GATEWAY__SECRET_KEY", SECRET)
-    days = Days(postgres, flowtrail)
+    generate_key(flowtrail.folder / "seal.pem")
+    authority = stack.enter_context(served(Authority(flowtrail.folder / "tsa").answer))
+    days = Days(postgres, flowtrail, f'timestamp_url = "{authority}"')
     roles = (OWNER_OF_DAY, WRITER_OF_DAY, READER_OF_DAY)
     days.admin("CREATE DATABASE day")
     try:
@@ -232,7 +250,9 @@ def test_the_role_of_the_service_suffices_for_its_work_and_a_backup(days: Days, 
         days.does(command)
 
 
-def test_the_reader_may_make_a_backup_too(days: Days) -> None:
+def test_the_reader_may_prove_the_trail_and_make_a_backup_too(days: Days) -> None:
     days.does("sync")
     days.work_as(READER_OF_DAY, "day")
+    for command in ("verify --answers --public-key seal.pem.pub", "coverage", "audit -o bundle.zip", "seal list"):
+        days.does(command)
     days.runs(CliRunner().invoke(app, ["backup", "day.dump"]).stdout.splitlines()[0])
