@@ -21,9 +21,10 @@ from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed
 from etl.gateway import Gateway
+from etl.gateway.clock import _skew_seconds
 from etl.gateway.errors import FOREIGN, explained
 from etl.gateway.excerpt import Hidden, excerpt
-from etl.gateway.faults import meaning_of, retry_after_seconds, skew_seconds
+from etl.gateway.faults import meaning_of, retry_after_seconds
 from etl.gateway.retry import helps_to_retry, pause_seconds
 from etl.gateway.signature import signature
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
@@ -125,7 +126,7 @@ def test_the_skew_of_clocks_excludes_the_time_of_the_request(
     asked: float, date: float, arrived: float, expected: float
 ) -> None:
     moments = [NOW + dt.timedelta(seconds=seconds) for seconds in (date, asked, arrived)]
-    assert skew_seconds(*moments) == expected
+    assert _skew_seconds(*moments) == expected
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [(None, 0.05, 0.25), (0.0, 0.2, 0.4), (7.0, 7.0, 7.2)])
