@@ -329,6 +329,28 @@ BUGS = (
         "tests/unit/test_gateway_connections.py",
     ),
     _bug(
+        "the last event of a step is left out",
+        "etl/store",
+        "    insert_rows(connection, org_event, _EVENT, rows)\n",
+        "    insert_rows(connection, org_event, _EVENT, list(rows)[:-1])\n",
+        "tests/contract/test_projection.py",
+    ),
+    _bug(
+        "a step does not record which versions it judged",
+        "etl/store",
+        "    if moved:\n        connection.execute(text(_update_moved",
+        "    if False:\n        connection.execute(text(_update_moved",
+        "tests/contract/test_projection.py",
+        "sweep:SQLite, change, kill",
+    ),
+    _bug(
+        "a step is written over another one",
+        "etl/store",
+        "for i, m in members.items()):\n            raise StoryMoved\n",
+        "for i, m in members.items()):\n            pass\n",
+        "tests/contract/test_projection.py",
+    ),
+    _bug(
         "a removal is recorded after a single answer",
         "etl/sync",
         "            if each.decision.uncertain or not each.snapshot.sole_answer:\n",

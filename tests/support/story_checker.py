@@ -30,6 +30,13 @@ class _Story:
         self.targets = [t for t in tables.target if (t.org_id, t.expression) == key]
         self.active = [t for t in self.targets if t.retired_at is None and t.version]
         returned = {row.target_id for row in tables.target_membership if row.kind == "resumed"}
+        self.running = {run.id for run in tables.sync_run if run.status == "running"}
+        self.unjudged = [
+            made
+            for target in self.targets
+            for made in tables.by_target["change_set"][target.id]
+            if made.version > target.projected_version
+        ]
         self.stayed = {t.user_id for t in self.active if t.id not in returned}
         self.kept = {row.flow_id: row for row in tables.org_flow if (row.org_id, row.expression) == key}
         self.waiting = {(row.flow_id, row.user_id) for row in tables.org_loss if (row.org_id, row.expression) == key}
@@ -53,12 +60,14 @@ class _Story:
         for flow_id in sorted(self.changes.keys() | self.events.keys() | self.kept.keys()):
             at = f"{'/'.join(filter(None, self.key))}, workflow {flow_id!r}"
             yield from (f"{at}: {finding}" for finding in self._events(flow_id))
-            if settled and self._was_heard():
+            if settled and self.is_judged():
                 yield from (f"{at}: {finding}" for finding in self._state(flow_id))
 
-    def _was_heard(self) -> bool:
-        """If nobody was, nothing is decided."""
-        return any(not target.consecutive_failures for target in self.active)
+    def is_judged(self) -> bool:
+        """Whether everything must have been: if nobody was heard, nothing is decided; and a run that died is waited for
+        until it is declared dead."""
+        heard = any(not target.consecutive_failures for target in self.active)
+        return heard and not any(made.run_id in self.running for made in self.unjudged)
 
     def _events(self, flow_id: str) -> Iterator[str]:
         told = Counter((e.kind, e.user_id, e.last_unchanged_at, e.observed_at) for e in self.events[flow_id])
@@ -103,6 +112,8 @@ class _Story:
         visible = [event.kind for event in self.events[flow_id] if event.kind in (*SEEN, "disappeared")]
         if listed and visible[-1:] == ["disappeared"] and not kept.is_open:
             yield "is listed, and was told as gone"
+        if kept.from_kind not in (None, "baseline", *(event.kind for event in self.events[flow_id])):
+            yield f"its state began with {kept.from_kind}, and nothing tells of it"
         values = set(listed.values())
         if len(values) == 1 and not kept.is_open and values != {(kept.flow_name, kept.cycle)}:
             yield f"is {sorted(values)[0]} to everybody, and ({kept.flow_name!r}, {kept.cycle!r}) in the story"
@@ -123,13 +134,14 @@ class _Story:
 def check(tables: Any, *, settled: bool) -> list[str]:
     """What is wrong with the stories in ``tables``, in sentences.
 
-    ``settled``: a run has ended after every version, so that each must have been judged.
+    ``settled``: a run has ended after every version, so that each must have been judged, unless its run is said to be
+    under way.
     """
     findings: list[str] = []
     for org_id, expression in sorted({(t.org_id, t.expression) for t in tables.target}):
         story = _Story(tables, org_id, expression)
         findings += story.check(settled=settled)
-        if settled and story._was_heard():
+        if settled and story.is_judged():
             behind = [t.user_id for t in story.active if t.projected_version != t.version]
             findings += [f"{org_id}/{user_id} has versions that no step has judged" for user_id in behind]
     return findings
