@@ -9,6 +9,7 @@ FlowtrailError                     exit code
 |  `- SchemaMismatch               3   names the command that helps
 |     `- SchemaAhead               3   a newer release has migrated already
 |- SigningError                    2   a key, a signature or a time stamp that cannot or must not be used
+|  `- NoTimestamp                  1   the time-stamp authority gave none; another attempt can help
 |- RunClosed                       1   the run was declared dead meanwhile, or has ended: nothing more is written for it
 |- ClusterError                    2   the workers of the cluster cannot be used; nothing was done with them
 `- GatewayError                    1   one target (or the token) got no valid answer
@@ -110,6 +111,12 @@ class SigningError(FlowtrailError):
     """A key, a signature or a time stamp that cannot or must not be used; no run depends on any of them."""
 
     exit_code = 2
+
+
+class NoTimestamp(SigningError):
+    """The time-stamp authority is away, refused, or answered with something else."""
+
+    exit_code = 1
 
 
 class GatewayError(FlowtrailError):

@@ -103,7 +103,7 @@ def show(
 
 @_seal.command()
 def timestamp(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
-    """Have the last seal stamped now by [seal] timestamp_url, unless it is; the service does so by itself."""
+    """Have the last seal stamped now by the authority at `seal.timestamp_url`; the service does so by itself."""
     with options.open_application(context, config_file) as app:
         url = app.settings.seal.timestamp_url
         if not url:

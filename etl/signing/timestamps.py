@@ -19,7 +19,7 @@ from rfc3161_client import (
     decode_timestamp_response,
 )
 
-from etl.errors import SigningError
+from etl.errors import NoTimestamp, SigningError
 from etl.signing import der
 from etl.system.regular_files import MIB, read_regular
 
@@ -73,23 +73,27 @@ class Authorities:
 
 def request(url: str, message: bytes) -> TimeStamp:
     """Ask the authority at ``url`` once. What it answers is compared with what was asked; whether the authority is to
-    be believed is for ``Authorities`` to say, at any later time. Raises SigningError."""
+    be believed is for ``Authorities`` to say, at any later time. Raises NoTimestamp."""
     asked = TimestampRequestBuilder().data(message).hash_algorithm(HashAlgorithm.SHA256).build()
-    response = _response(_post(url, asked.as_bytes()))
+    answer = _post(url, asked.as_bytes())
+    try:
+        response = _response(answer)
+    except SigningError as error:
+        raise NoTimestamp(str(error)) from error
     if response.status != _GRANTED:
         said = "; ".join(response.status_string) or f"status {response.status}"
-        raise SigningError(f"The time-stamp authority refused: {said}.")
+        raise NoTimestamp(f"The time-stamp authority refused: {said}.")
     told = response.tst_info
     imprint = asked.message_imprint
     there = told.message_imprint
     if told.nonce != asked.nonce or (there.hash_algorithm, there.message) != (imprint.hash_algorithm, imprint.message):
-        raise SigningError("The time-stamp authority answered another request than ours.")
+        raise NoTimestamp("The time-stamp authority answered another request than ours.")
     return TimeStamp(response.time_stamp_token(), told.gen_time)
 
 
 def _post(url: str, body: bytes) -> bytes:
     if not url.startswith(("http://", "https://")):
-        raise SigningError(
+        raise NoTimestamp(
             "The time-stamp authority cannot be reached: its address must begin with http:// or https://."
         )
     with urllib3.PoolManager(retries=False, timeout=TIMEOUT_SECONDS) as pool:
@@ -100,11 +104,11 @@ def _post(url: str, body: bytes) -> bytes:
             with answer:
                 content = answer.read(_LONGEST_ANSWER + 1)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise SigningError(f"The time-stamp authority cannot be reached ({type(error).__name__}).") from error
+            raise NoTimestamp(f"The time-stamp authority cannot be reached ({type(error).__name__}).") from error
     if answer.status != 200:
-        raise SigningError(f"The time-stamp authority answered HTTP {answer.status}.")
+        raise NoTimestamp(f"The time-stamp authority answered HTTP {answer.status}.")
     if len(content) > _LONGEST_ANSWER:
-        raise SigningError("The time-stamp authority answered with more than a time stamp can be.")
+        raise NoTimestamp("The time-stamp authority answered with more than a time stamp can be.")
     return content
 
 

@@ -37,6 +37,8 @@ COMMANDING = ("\x1b]", "\x07", "\u202e", "\x9b")
 """What a terminal obeys, and nothing of ours writes."""
 HOSTILE = f"{COMMANDING[0]}0;pwned{COMMANDING[1]} {COMMANDING[2]}{COMMANDING[3]}2J"
 CALLS: Mapping[tuple[str, ...], str] = {
+    ("answer",): f"{ORG} ann",
+    ("audit",): "-o bundle.zip",
     ("backup",): "copy.db",
     ("changes",): "--json",
     ("db", "copy"): "--to sqlite:///copy.db --upgrade",
@@ -48,6 +50,8 @@ CALLS: Mapping[tuple[str, ...], str] = {
     ("notify",): "--test",
     ("prune",): "--keep 1d",
     ("report",): "-o report.html",
+    ("seal", "keygen"): "key",
+    ("seal", "show"): "1",
 }
 """What a command needs to be called."""
 RUNS_UNTIL_STOPPED = ("serve",)
@@ -72,7 +76,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     world.set_flows(ORG, "bob", [Flow("1", HOSTILE, HOSTILE, True)])
     with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway, HttpReceiver() as receiver:
         program = Program(tmp_path_factory.mktemp("template"), gateway.url)
-        program.configure(rest=f'[[notify]]\nurls = ["json://127.0.0.1:{receiver.port}"]')
+        told = f'[[notify]]\nurls = ["json://127.0.0.1:{receiver.port}"]\n'
+        program.configure(rest=f'{told}[archive]\nanswers = "changed"\n[seal]\ntimestamp_url = "http://127.0.0.1:9"')
         program.schedule("plants", [(ORG, ["ann", "bob"])])
         program.json("sync")
         world.set_flows(ORG, "ann", [])

@@ -431,8 +431,8 @@ def test_a_read_only_file_can_be_read_and_is_reported_when_written(migrated_sqli
 UNUSABLE = {
     "": "is not a URL",
     "flowtrail.db": "is not a URL",
-    "mysql://u@h/d": "speaks sqlite and postgresql",
-    "postgresql+psycopg2://h/d": "speaks sqlite and postgresql",
+    "mysql://u@h/d": "supports sqlite and postgresql",
+    "postgresql+psycopg2://h/d": "supports sqlite and postgresql",
     "sqlite:///flowtrail.db?timeout=1": "takes none",
     "postgresql+psycopg://u:secret@h:port/d": "is not a URL",
     f"postgresql+psycopg://u:{PASSWORD}@h/d": "write the one in the password as %40",
