@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,23 @@ class Forked:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def __call__(self, arguments: list[str], folder: Path, streams: list[str | Path]) -> int:
+    def __call__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        streams: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
         """The exit code of the program with these arguments, in ``folder``; its streams 0, 1 and 2 are files, closed,
-        or gone."""
+        or gone. What Python itself takes from the environment, it takes from that of the first process."""
         assert self._process.stdin
         assert self._process.stdout
-        request = {"arguments": arguments, "folder": str(folder), "streams": list(map(str, streams))}
+        request = {
+            "arguments": list(arguments),
+            "folder": str(folder),
+            "streams": list(map(str, streams)),
+            "environment": environment,
+        }
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
@@ -46,6 +61,16 @@ class Forked:
         self._process.stdout.close()
 
 
+def _load() -> None:
+    """Everything that any command loads."""
+    import etl
+
+    for module in pkgutil.walk_packages(etl.__path__, "etl."):
+        importlib.import_module(module.name)
+    for name in ("alembic.command", "sqlalchemy.dialects.postgresql.psycopg", "sqlalchemy.dialects.sqlite.pysqlite"):
+        importlib.import_module(name)
+
+
 def _serve() -> None:
     import etl.__main__
     import etl.cli
@@ -53,6 +78,7 @@ def _serve() -> None:
     answers = os.dup(1)
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
+    _load()
     etl.cli.app(["--version"], standalone_mode=False)  # whatever is loaded by the first call
     gc.freeze()  # or each process looks through all of it at its end
     for line in sys.stdin:
@@ -68,6 +94,10 @@ def _serve() -> None:
 def _set_role(request: dict[str, Any]) -> None:
     os.closerange(3, 256)
     os.chdir(request["folder"])
+    if request["environment"] is not None:
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        time.tzset()
     os.closerange(0, 3)
     for descriptor, stream in enumerate(request["streams"]):
         _open(descriptor, stream)
