@@ -1,4 +1,4 @@
-"""Foreign text made safe for a terminal or a line of a log."""
+"""Words for people: foreign text made safe for a terminal or a line of a log, and numbers of things."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def printable_lines(text: str) -> str:
     JSON stays the same JSON: in it such characters stand in strings only.
     """
     return _HARMFUL.sub(lambda match: match[0] if match[0] in "\r\n\t" else f"\\u{ord(match[0]):04x}", text)
+
+
+def counted(number: int, what: str) -> str:
+    """``3,000 targets``, ``1 target``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -15,6 +15,7 @@ from etl.cli.queries import moment
 from etl.database import backup
 from etl.errors import UsageError
 from etl.export.files import whole_file
+from etl.printable import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -58,6 +59,9 @@ def audit(
     if done.extent.until != extent.until:
         ends = console.cell(done.extent.until)
         console.complain(f"A run is under way that later ones followed upon: the bundle ends before {ends}.", "yellow")
-    counts = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes, {done.answers} answers"
+    counts = ", ".join(
+        counted(getattr(done, each.replace(" ", "_") + "s"), each)
+        for each in ("target", "change set", "change", "answer")
+    )
     console.say(f"{output}: {done.runs} runs of {done.seals} sealed ones, {counts}.", "bold")
     console.say(f"Check it anywhere: unzip {output} check.py, read it, and run `python check.py {output}`.")

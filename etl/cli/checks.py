@@ -12,6 +12,7 @@ from etl.cli.notify import understood
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError
+from etl.printable import counted
 from etl.sync import organisations
 
 _DETAIL_SECONDS: Final = 60.0
@@ -66,7 +67,7 @@ def _detail(
 def _counted(schedules: Sequence[Schedule]) -> str:
     targets = TargetList.union([schedule.targets for schedule in schedules])
     rosters = sorted({str(roster) for schedule in schedules for roster in schedule.rosters})
-    return f"{len(schedules)} with {len(targets)} targets{''.join(f', and {each}' for each in rosters)}"
+    return f"{len(schedules)} with {counted(len(targets), 'target')}{''.join(f', and {each}' for each in rosters)}"
 
 
 def _rosters(

@@ -13,6 +13,7 @@ from etl.cli import console, options
 from etl.cli.application import utc_now
 from etl.cli.queries import moment, time_zone_named
 from etl.errors import UsageError
+from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 
 _TARGETS: Final = CoveredTarget._fields
@@ -67,7 +68,8 @@ def _show(found: Coverage, zone: dt.tzinfo) -> None:
     _rows("\nCame and went", Membership._fields, found.memberships, zone)
     asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
     first, last = found.seals
-    told = f"{found.runs} runs were to ask {len(found.targets)} targets: {answered} of {asked} times one answered."
+    told = f"In {counted(found.runs, 'run')}, {counted(len(found.targets), 'target')} had to be asked: "
+    told += f"{answered} of {asked} requests were answered."
     console.say(f"\n{told} The seals {first} to {last} prove it; `flowtrail verify` proves the seals.", "bold")
     if found.unsealed_runs:
         console.say(f"{found.unsealed_runs} runs are under way: they count once they have a seal.", "yellow")

@@ -30,6 +30,7 @@ from etl.notify import (
     UnusableReceiver,
     receivers,
 )
+from etl.printable import counted
 from etl.report import Report, TargetHealth, health
 from etl.report.conditions import Trouble, conditions
 from etl.service.replica import LEASE, Service
@@ -260,4 +261,4 @@ def _alarm(engine: Engine, service: Service, told: set[str]) -> Alarm | None:
 
 def _in_short(report: RunReport) -> str:
     sums = ", ".join(f"{count} {name}" for name, count in report.tally.sums().items() if count)
-    return f"Run {report.run_id} {report.status}: {report.targets} targets; {sums or 'nothing'}."
+    return f"Run {report.run_id} {report.status}: {counted(report.targets, 'target')}; {sums or 'nothing'}."

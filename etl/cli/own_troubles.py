@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from etl.cli.application import Application, utc_now
 from etl.cli.notify import Notifications
 from etl.config import Schedule
-from etl.report.conditions import Trouble, counted
+from etl.printable import counted
+from etl.report.conditions import Trouble
 from etl.service.replica import Service
 from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification

@@ -28,6 +28,7 @@ from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
 from etl.errors import UsageError
 from etl.gateway import Recorder
+from etl.printable import counted
 from etl.service.replica import Service
 from etl.service.runs import Identity
 from etl.store import NewRun, Store
@@ -121,11 +122,11 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
     share = None if everything else app.settings.guard.max_emptied_share
     done = store.retire_others(configured, utc_now(), share)
     if done.retired:
-        console.complain(f"{len(done.retired)} targets are no longer configured and were retired.", "yellow")
+        console.complain(f"No longer configured, and retired: {counted(len(done.retired), 'target')}.", "yellow")
     if done.refused:
         console.complain(
-            f"{len(done.refused)} targets are no longer configured: too many to retire unconfirmed, so they stay. "
-            "Put them back into a schedule, or run `flowtrail sync --retire`.",
+            f"No longer configured: {counted(len(done.refused), 'target')}, too many to retire unconfirmed: nothing is "
+            "retired. Put them back into a schedule, or run `flowtrail sync --retire`.",
             "yellow",
         )
 
@@ -170,7 +171,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
     """Print the sums of a run or a plan, and the targets with issues."""
     verdicts = ", ".join(f"{tally.verdicts[name]} {name}" for name in VERDICTS if tally.verdicts[name])
     timing = "" if seconds is None else f" in {seconds:.1f} s"
-    console.say(f"{head}: {targets} targets{timing}; {verdicts or 'none was asked'}.", "bold")
+    console.say(f"{head}: {counted(targets, 'target')}{timing}; {verdicts or 'none was asked'}.", "bold")
     changes = ", ".join(f"{tally.changes[kind]} {kind}" for kind in CHANGE_KINDS if tally.changes[kind])
     console.say(f"Changes: {changes or 'none'}.")
     if tally.issues:

@@ -15,8 +15,9 @@ from etl.cli.application import Application, utc_now
 from etl.cli.queries import time_zone_named
 from etl.config import Schedule
 from etl.errors import ConfigError
+from etl.printable import counted
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
-from etl.report.conditions import Condition, Trouble, counted
+from etl.report.conditions import Condition, Trouble
 from etl.report.fetch import short_transaction
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue

@@ -15,6 +15,7 @@ from etl import database, signing, verify
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
 from etl.errors import DatabaseError, UsageError
+from etl.printable import counted
 from etl.system.regular_files import open_regular
 
 
@@ -118,8 +119,8 @@ def _findings(
 
 def _through(done: verify.Progress, sealing: verify.Sealing, asked: _Asked) -> str:
     """What the check went through, in words."""
-    through = f"{done.targets} targets, {done.change_sets} change sets, {done.changes} changes replayed"
-    through += f", {sealing.seals} seals"
+    through = f"{counted(done.targets, 'target')}, {counted(done.change_sets, 'change set')}, "
+    through += f"{counted(done.changes, 'change')} replayed, {counted(sealing.seals, 'seal')}"
     if sealing.signed:
         unchecked = "" if asked.keys else "; --public-key FILE checks the signatures"
         through += f" ({sealing.signed} signed{unchecked})"

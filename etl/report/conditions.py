@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
+from etl.printable import counted
+
 Severity = Literal["down", "degraded", "notice"]
 """``down``: nothing can be recorded. ``degraded``: something is not recorded. ``notice``: a person should look."""
 
@@ -251,8 +253,3 @@ def clock_went_back(targets: int, until: dt.datetime) -> Trouble:
         remedy="Make sure that this machine's clock is right (NTP). If it is, there is nothing else to do: nothing is "
         "lost, nothing waits, and times are recorded correctly again from then on.",
     )
-
-
-def counted(number: int, what: str) -> str:
-    """``3,000 targets``, ``1 target``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

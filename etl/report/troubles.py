@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, column, text
 from etl import database
 from etl.config import Schedule, TargetList
 from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.printable import counted
 from etl.report.conditions import (
     OF_THE_SERVICE,
     SUBJECTS_NAMED,
@@ -21,7 +22,6 @@ from etl.report.conditions import (
     Trouble,
     by_cause,
     codes_of_gateway_down,
-    counted,
     failing,
     gateway_down,
     held,

@@ -175,14 +175,14 @@ def test_serve_notifies_a_change_and_pings_start_and_success(
         started, succeeded = outside.wait_for(2)
         assert (started.path, started.body) == ("/ping-canary/start", "")
         assert succeeded.path == "/ping-canary"
-        assert succeeded.body.startswith("Run 1 succeeded: 1 targets; 1 changed, 1 baseline")
+        assert succeeded.body.startswith("Run 1 succeeded: 1 target; 1 changed, 1 baseline")
         gateway.order(Fault("status", status=403, times=None))
         failed = service.wait_for("run_ended", lambda entry: entry["status"] == "failed")
         assert receiver.wait_for(2)[1].title == "Flowtrail plants: 1 failed"
         with pytest.raises(UsageError, match="is active and sends notifications by itself"):
             raise here(flowtrail, "notify").exception or AssertionError
         assert service.stop() == 0
-        assert f"Run {failed['run_id']} failed: 1 targets; 1 failed." in [got.body for got in outside.got]
+        assert f"Run {failed['run_id']} failed: 1 target; 1 failed." in [got.body for got in outside.got]
         assert "canary" not in json.dumps(service.log)
 
 

@@ -39,7 +39,7 @@ def test_a_signed_trail_is_checked_by_others_with_the_public_key_alone(
     assert f"seals are signed with the key {key_id}" in run("check").stdout
     key.unlink()
     checked = run("verify", "--public-key", f"{key}.pub")
-    assert (checked.exit_code, "1 seals (1 signed): everything holds" in checked.stdout) == (0, True)
+    assert (checked.exit_code, "1 seal (1 signed): everything holds" in checked.stdout) == (0, True)
     assert "1 signed; --public-key FILE checks the signatures" in run("verify").stdout
     run("seal", "keygen", str(tmp_path / "other.pem"))
     checked = run("verify", "--public-key", str(tmp_path / "other.pem.pub"), "--json")

@@ -110,6 +110,8 @@ def test_the_command_prints_it_for_people_and_for_programs(
     monkeypatch.chdir(str(tmp_path))
     (tmp_path / "flowtrail.toml").write_text("")  # type: ignore[operator]
     shown = CliRunner().invoke(app, ["coverage", "--org", "o1"])
-    assert "1 runs were to ask 1 targets: 1 of 1 times one answered. The seals 1 to 1 prove it" in shown.stdout
+    assert (
+        "In 1 run, 1 target had to be asked: 1 of 1 requests were answered. The seals 1 to 1 prove it" in shown.stdout
+    )
     told = json.loads(CliRunner().invoke(app, ["coverage", "--json"]).stdout)
     assert (told["seals"], told["targets"][0]["answered"], told["gaps"]) == ([1, 1], 1, [])
