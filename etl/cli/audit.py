@@ -59,9 +59,7 @@ def audit(
     if done.extent.until != extent.until:
         ends = console.cell(done.extent.until)
         console.complain(f"A run is under way that later ones followed upon: the bundle ends before {ends}.", "yellow")
-    counts = ", ".join(
-        counted(getattr(done, each.replace(" ", "_") + "s"), each)
-        for each in ("target", "change set", "change", "answer")
-    )
-    console.say(f"{output}: {done.runs} runs of {done.seals} sealed ones, {counts}.", "bold")
+    counts = f"{counted(done.targets, 'target')}, {counted(done.change_sets, 'change set')}, "
+    counts += f"{counted(done.changes, 'change')}, {counted(done.answers, 'answer')}"
+    console.say(f"{output}: {done.runs} of {counted(done.seals, 'sealed run')}, {counts}.", "bold")
     console.say(f"Check it anywhere: unzip {output} check.py, read it, and run `python check.py {output}`.")

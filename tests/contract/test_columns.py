@@ -111,17 +111,22 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     engine.dispose()
 
 
-EMPTY = {"answer", "roster", "roster_user", "overdue_notice", "condition", "verification", "lease", "org_turnover"}
-"""Of these, tests of their own say the same, or there is nothing to say."""
+EMPTY = {
+    *("answer", "roster", "roster_user", "overdue_notice", "condition", "verification", "lease"),
+    *("organisation", "org_turnover", "org_loss"),
+}
+"""This trail has no rows of these. `answer` has tests of its own; of the others nothing is protected."""
 
 
-@pytest.mark.parametrize("line", [line for line in lines() if line.word.startswith((*PROVEN, *UNPROVEN))], ids=str)
+TRIED = [each for each in lines() if each.word.startswith((*PROVEN, *UNPROVEN)) and each.table not in EMPTY]
+
+
+@pytest.mark.parametrize("line", TRIED, ids=str)
 def test_the_table_describes_each_column_correctly(lived: Lived, line: Line) -> None:
-    if line.table in EMPTY:
-        pytest.skip("no rows in this trail")
     intruder = Intruder(lived.engine)
     found = {column: is_found(lived, intruder, line.table, column) for column in line.columns}
     intruder.engine.dispose()
+    assert any(was is not None for was in found.values()), "the trail has no value to alter"
     assert [column for column, was in found.items() if was is (not line.is_proven)] == []
     assert lived.found() == []
 

@@ -697,10 +697,9 @@ def test_a_run_whose_begin_was_committed_without_an_answer_has_its_slot(diary, d
     assert count(diary.engine, "sync_run", "schedule = 'plants'") == 1
 
 
-def test_a_connection_that_breaks_in_the_middle_of_the_rows_is_tried_again(diary, database_url, postgres_or_none):
-    if postgres_or_none is None:
-        pytest.skip("there is no connection to break")
-    with losing_commits(database_url, postgres_or_none, "COPY") as losing:
+@pytest.mark.parametrize("dialect", ON_POSTGRESQL, indirect=True)
+def test_a_connection_that_breaks_in_the_middle_of_the_rows_is_tried_again(diary, database_url, postgres):
+    with losing_commits(database_url, postgres, "COPY") as losing:
         written_although_lost(losing, diary, a_baseline)
     diary.check(every_answer=True)
 
