@@ -35,6 +35,23 @@ _COLUMNS: Final = (
     *("flow_id", "flow_name", "cycle", "reason"),
 )
 
+WholeOrg = Annotated[
+    str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
+]
+Expect = Annotated[
+    str | None,
+    typer.Option(
+        "--expect",
+        metavar="CODE",
+        help="The code from `guard list`; 'any' approves whatever is held by then.",
+        show_default="asked for on a terminal",
+    ),
+]
+By = Annotated[
+    str | None,
+    typer.Option("--by", help="Who approves; recorded in the trail before your login.", show_default="your login"),
+]
+
 _guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
 
 
@@ -87,23 +104,10 @@ def approve(
     org_id: Annotated[str | None, typer.Argument(metavar="ORG", show_default=False)] = None,
     user_id: Annotated[str | None, typer.Argument(metavar="USER", show_default=False)] = None,
     expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
-    org: Annotated[
-        str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
-    ] = None,
+    org: WholeOrg = None,
     everything: Annotated[bool, typer.Option("--all", help="Every held target.")] = False,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            "--expect",
-            metavar="CODE",
-            help="The code from `guard list`; 'any' approves whatever is held by then.",
-            show_default="asked for on a terminal",
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="Who approves; recorded in the trail before your login.", show_default="your login"),
-    ] = None,
+    expect: Expect = None,
+    by: By = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:

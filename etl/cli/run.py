@@ -30,13 +30,14 @@ from etl.errors import UsageError
 from etl.gateway import Recorder
 from etl.printable import counted
 from etl.service.replica import Service
-from etl.service.runs import Identity
+from etl.service.runs import Identity, RunHooks
 from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
-from etl.sync.dispatch import RemoteExecutor
 
 if TYPE_CHECKING:
+    from etl.cli.own_troubles import OwnTroubles
     from etl.service.metrics import Metrics
+    from etl.system.background import BackgroundLoop
 
 Schedules = Annotated[
     list[str] | None,
@@ -197,63 +198,69 @@ def serve(
     config_file: options.Config = None,
 ) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reloads them."""
-    from etl.cli.listen import listening
-    from etl.cli.own_troubles import OwnTroubles
-    from etl.report import health
-    from etl.service.metrics import Metrics
-    from etl.service.watch import Watch
-
     with options.open_application(context, config_file, asks_gateway=True) as app:
         app.schedules  # noqa: B018 - a broken schedule is reported before the database is touched
         app.ready(upgrade=upgrade)
-        metrics = Metrics()
-        app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
-        store = app.sealing_store(applied=metrics.applied)
-        notifications = Notifications(app, store)
-        own = OwnTroubles(app, notifications)
-
-        def finished(report: RunReport, schedule: Schedule) -> None:
-            _count(metrics, report, schedule)
-            own.finished(report, schedule)
-            notifications.finished(report, schedule)
-
-        service = _replica(app, store, metrics, notifications, finished, own.remote)
-        own.service, own.verification = service, verification_of(app, store, service)
-        own.timestamps = timestamps_of(app, store, service)
-        watch = Watch(
-            store,
-            active=lambda: service.role == "active",
-            read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
-            own=own,
-            clock=utc_now,
-            moved=notifications.look,
-        )
-        threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
-        with (
-            service.signals(),
-            listening(app, service, metrics, own),
-            notifications.of(service),
-            watch.running(),
-            own.verification.running(),
-            own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
-            maintenance_running(app, service),
-        ):
-            served = service.serve(standby=not no_standby)
-        if not service.ended:
-            os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
+        served = _serve(app, standby=not no_standby)
     if not served:
         console.complain("Another replica is active, and --no-standby was given.")
         raise typer.Exit(4)
 
 
+def _serve(app: Application, *, standby: bool) -> bool:
+    """Run the service and all that runs beside it; False where another replica is active and ``standby`` is off."""
+    from etl.cli.listen import listening
+    from etl.cli.own_troubles import OwnTroubles
+    from etl.service.metrics import Metrics
+
+    metrics = Metrics()
+    app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
+    store = app.sealing_store(applied=metrics.applied)
+    notifications = Notifications(app, store)
+    own = OwnTroubles(app, notifications)
+    service = _replica(app, store, metrics, notifications, own)
+    own.service, own.verification = service, verification_of(app, store, service)
+    own.timestamps = timestamps_of(app, store, service)
+    threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
+    with (
+        service.signals(),
+        listening(app, service, metrics, own),
+        notifications.of(service),
+        _watching(app, store, service, notifications, own),
+        own.verification.running(),
+        own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
+        maintenance_running(app, service),
+    ):
+        served = service.serve(standby=standby)
+    if not service.ended:
+        os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
+    return served
+
+
+def _watching(
+    app: Application, store: Store, service: Service, notifications: Notifications, own: OwnTroubles
+) -> BackgroundLoop:
+    from etl.report import health
+    from etl.service.watch import Watch
+
+    return Watch(
+        store,
+        active=lambda: service.role == "active",
+        read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
+        own=own,
+        clock=utc_now,
+        moved=notifications.look,
+    ).running()
+
+
 def _replica(
-    app: Application,
-    store: Store,
-    metrics: Metrics,
-    notifications: Notifications,
-    finished: Callable[[RunReport, Schedule], None],
-    remote: Callable[[], RemoteExecutor | None],
+    app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnTroubles
 ) -> Service:
+    def finished(report: RunReport, schedule: Schedule) -> None:
+        _count(metrics, report, schedule)
+        own.finished(report, schedule)
+        notifications.finished(report, schedule)
+
     return Service(
         app.run_context(store),
         Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
@@ -263,11 +270,9 @@ def _replica(
         max_retired_share=app.settings.guard.max_emptied_share,
         batches=app.batches,
         clock=utc_now,
-        started=notifications.started,
-        finished=finished,
-        crashed=notifications.crashed,
+        hooks=RunHooks(started=notifications.started, finished=finished, crashed=notifications.crashed),
         became=notifications.became,
-        remote=remote,
+        remote=own.remote,
         rosters=app.rosters(store),
         details=lambda schedule: app.details([schedule]),
     )

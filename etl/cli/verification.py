@@ -18,6 +18,36 @@ from etl.errors import DatabaseError, UsageError
 from etl.printable import counted
 from etl.system.regular_files import open_regular
 
+Head = Annotated[
+    bool, typer.Option("--head", help="Print the chain heads, open spans and the last seal as JSON lines, and stop.")
+]
+Since = Annotated[
+    int, typer.Option("--since", min=0, metavar="SEAL", help="Check only the runs sealed after this one.")
+]
+Against = Annotated[
+    Path | None,
+    typer.Option("--against", help="Prove that the heads in this file, as --head printed them, are still there."),
+]
+PublicKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--public-key",
+        help="Every signature must be of this key; may be repeated, where the key was replaced.",
+        show_default=False,
+    ),
+]
+Tsa = Annotated[
+    Path | None,
+    typer.Option(
+        "--tsa",
+        help="Every time stamp must be of an authority whose root certificate is in this PEM file.",
+        show_default=False,
+    ),
+]
+Answers = Annotated[
+    bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that names it.")
+]
+
 
 class _Asked(NamedTuple):
     """Whose signatures and time stamps are trusted, and whether answers are read."""
@@ -35,36 +65,12 @@ def register(app: typer.Typer) -> None:
 
 def verify_trail(
     context: typer.Context,
-    head: Annotated[
-        bool,
-        typer.Option("--head", help="Print the chain heads, open spans and the last seal as JSON lines, and stop."),
-    ] = False,
-    since: Annotated[
-        int, typer.Option("--since", min=0, metavar="SEAL", help="Check only the runs sealed after this one.")
-    ] = 0,
-    against: Annotated[
-        Path | None,
-        typer.Option("--against", help="Prove that the heads in this file, as --head printed them, are still there."),
-    ] = None,
-    public_key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--public-key",
-            help="Every signature must be of this key; may be repeated, where the key was replaced.",
-            show_default=False,
-        ),
-    ] = None,
-    tsa: Annotated[
-        Path | None,
-        typer.Option(
-            "--tsa",
-            help="Every time stamp must be of an authority whose root certificate is in this PEM file.",
-            show_default=False,
-        ),
-    ] = None,
-    answers: Annotated[
-        bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that names it.")
-    ] = False,
+    head: Head = False,
+    since: Since = 0,
+    against: Against = None,
+    public_key: PublicKeys = None,
+    tsa: Tsa = None,
+    answers: Answers = False,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:

@@ -6,7 +6,19 @@ import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, distinct, exists, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Engine,
+    FromClause,
+    ScalarSelect,
+    Select,
+    and_,
+    distinct,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from etl.config.quartz import quartz_in_words
 from etl.database import reading
@@ -296,32 +308,12 @@ def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
 def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """Targets with a span that opened during the run, and an issue since the span before it."""
     opened, earlier = observation.alias("opened"), observation.alias("earlier")
-    issue, its_run, older = sync_issue.alias("issue"), sync_run.alias("its_run"), sync_issue.alias("older")
-    of_target = observation.c.target_id == target.c.id
-    latest_span = (
-        select(observation.c.id)
-        .where(of_target, observation.c.first_at <= run.finished_at)
-        .order_by(observation.c.id.desc())
-        .limit(1)
-        .correlate(target)
-        .scalar_subquery()
-    )
-    older_run = sync_run.alias("older_run")
-    latest_issue = (
-        select(older.c.id)
-        .join_from(older, older_run, older_run.c.id == older.c.run_id)
-        .where(older.c.target_id == target.c.id, older.c.verdict.in_(troubles))
-        .where(older.c.run_id != run.id, older_run.c.started_at < opened.c.first_at)
-        .order_by(older.c.id.desc())
-        .limit(1)
-        .correlate(target, opened)
-        .scalar_subquery()
-    )
+    issue, its_run = sync_issue.alias("issue"), sync_run.alias("its_run")
+    # not finished_at: for an abandoned run, that is when it was noticed
     seen_between = exists().where(
         earlier.c.target_id == target.c.id,
         earlier.c.id < opened.c.id,
-        earlier.c.first_at
-        > its_run.c.heartbeat_at,  # not finished_at: for an abandoned run, that is when it was noticed
+        earlier.c.first_at > its_run.c.heartbeat_at,
     )
     return (
         select(
@@ -333,11 +325,38 @@ def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequenc
             its_run.c.schedule,
             opened.c.first_at,
         )
-        .join_from(target, opened, and_(opened.c.id == latest_span, opened.c.first_at >= run.started_at))
-        .join(issue, issue.c.id == latest_issue)
+        .join_from(target, opened, and_(opened.c.id == _latest_span(run), opened.c.first_at >= run.started_at))
+        .join(issue, issue.c.id == _latest_issue_before(opened, run, troubles))
         .join(its_run, its_run.c.id == issue.c.run_id)
         .where(~seen_between, *of_orgs)
         .order_by(target.c.org_id, target.c.user_id, target.c.expression)
+    )
+
+
+def _latest_span(run: UnnotifiedRun) -> ScalarSelect[int]:
+    """The last span of ``target`` that had opened when the run ended."""
+    return (
+        select(observation.c.id)
+        .where(observation.c.target_id == target.c.id, observation.c.first_at <= run.finished_at)
+        .order_by(observation.c.id.desc())
+        .limit(1)
+        .correlate(target)
+        .scalar_subquery()
+    )
+
+
+def _latest_issue_before(opened: FromClause, run: UnnotifiedRun, troubles: Sequence[str]) -> ScalarSelect[int]:
+    """The last issue of ``target`` from another run, which began before the span ``opened``."""
+    issue, its_run = sync_issue.alias("older"), sync_run.alias("older_run")
+    return (
+        select(issue.c.id)
+        .join_from(issue, its_run, its_run.c.id == issue.c.run_id)
+        .where(issue.c.target_id == target.c.id, issue.c.verdict.in_(troubles))
+        .where(issue.c.run_id != run.id, its_run.c.started_at < opened.c.first_at)
+        .order_by(issue.c.id.desc())
+        .limit(1)
+        .correlate(target, opened)
+        .scalar_subquery()
     )
 
 

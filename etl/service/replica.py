@@ -18,10 +18,10 @@ from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.report.conditions import Trouble
-from etl.service.runs import Identity, ScheduleRuns
+from etl.service.runs import Identity, RunHooks, ScheduleRuns
 from etl.service.scheduler import Scheduler
 from etl.service.schedules import KnownSchedules
-from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext, RunReport
+from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext
 
 LEASE: Final = "service"
 TICK_SECONDS: Final = 4.0
@@ -57,9 +57,7 @@ class Service:
         max_retired_share: float,
         batches: Executor,
         clock: Callable[[], dt.datetime],
-        started: Callable[[Schedule], None] = lambda schedule: None,
-        finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None,
-        crashed: Callable[[Schedule, str], None] = lambda schedule, why: None,
+        hooks: RunHooks = RunHooks(),  # noqa: B008 - a constant
         became: Callable[[str], None] = lambda role: None,
         remote: Callable[[], RemoteExecutor | None] = lambda: None,
         rosters: Rosters | None = None,
@@ -87,9 +85,7 @@ class Service:
             batches=batches,
             clock=clock,
             stopping=self._stopping.is_set,
-            started=started,
-            finished=finished,
-            crashed=crashed,
+            hooks=hooks,
             ended=self._retire_after_reload,
             remote=remote,
             details=details,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,6 +34,17 @@ class Identity(msgspec.Struct, frozen=True):
         return f"{self.host}/{self.pid}/{self.token}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunHooks:
+    """What is called as the runs of schedules start and end, in the thread of the run."""
+
+    started: Callable[[Schedule], None] = lambda schedule: None
+    finished: Callable[[RunReport, Schedule], None] = lambda report, schedule: None
+    """A run ended with a report."""
+    crashed: Callable[[Schedule, str], None] = lambda schedule, why: None
+    """A run ended without a report."""
+
+
 class ScheduleRuns:
     """Runs schedules, each in the thread that asks for it."""
 
@@ -45,23 +57,19 @@ class ScheduleRuns:
         batches: Executor,
         clock: Callable[[], dt.datetime],
         stopping: Callable[[], bool],
-        started: Callable[[Schedule], None],
-        finished: Callable[[RunReport, Schedule], None],
-        crashed: Callable[[Schedule, str], None],
+        hooks: RunHooks,
         ended: Callable[[Schedule], None],
         remote: Callable[[], RemoteExecutor | None],
         details: Callable[[Schedule], DetailLimits | None],
     ) -> None:
-        """``finished`` is called after a run with a report, ``ended`` after every run that did not crash."""
+        """``ended`` is called after every run that did not crash, with or without a report."""
         self._context = context
         self._identity = identity
         self._coverage_gap = coverage_gap
         self._batches = batches
         self._clock = clock
         self._stopping = stopping
-        self._started = started
-        self._finished = finished
-        self._crashed = crashed
+        self._hooks = hooks
         self._ended = ended
         self._remote = remote
         self._details = details
@@ -113,10 +121,10 @@ class ScheduleRuns:
                 self._ended(schedule)
         except DatabaseError as error:
             self._log.error("run_failed", schedule=schedule.name, error=str(error), remedy="it is tried again when due")
-            self._crashed(schedule, str(error))
+            self._hooks.crashed(schedule, str(error))
         except Exception:
             self._log.exception("run_crashed", schedule=schedule.name, remedy="it is tried again when due")
-            self._crashed(schedule, "the run crashed: the log says how")
+            self._hooks.crashed(schedule, "the run crashed: the log says how")
         finally:
             self._running.pop(schedule.name, None)
             lock.release()
@@ -139,7 +147,7 @@ class ScheduleRuns:
             scheduled_for=due.free,
             missed=self._missed(schedule, due.before or due.served, slot),
         )
-        self._started(schedule)
+        self._hooks.started(schedule)
         with structlog.contextvars.bound_contextvars(schedule=schedule.name):
             report = sync.run(
                 self._context,
@@ -153,7 +161,7 @@ class ScheduleRuns:
             )
             if report is not None:
                 self._run_logger.log(report, new_run)
-                self._finished(report, schedule)
+                self._hooks.finished(report, schedule)
 
     def _warn_if_clock_went_back(self, schedule: Schedule, slot: dt.datetime, served: dt.datetime | None) -> None:
         if served is not None and served > slot:

@@ -35,7 +35,7 @@ from etl.domain.model import Flow, Target
 from etl.errors import DatabaseUnreachable
 from etl.service import replica as service_module
 from etl.service.replica import Service
-from etl.service.runs import Identity
+from etl.service.runs import Identity, RunHooks
 from etl.store import NewRun, Store, commit
 from etl.sync import RunContext
 from etl.verify import verify
@@ -255,7 +255,7 @@ def serving(
             max_retired_share=1,
             batches=batches,
             clock=clock,
-            finished=note,
+            hooks=RunHooks(finished=note),
         )
         thread = threading.Thread(target=service.serve)
         thread.start()

@@ -16,7 +16,7 @@ from etl.config import Schedule
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Snapshot, Target
 from etl.service.replica import Service
-from etl.service.runs import Identity
+from etl.service.runs import Identity, RunHooks
 from etl.store import Store
 from etl.sync import RunContext, RunReport
 
@@ -92,7 +92,7 @@ class Served:
             max_retired_share=0.2,
             batches=self._batches,
             clock=clock,
-            finished=self._finished,
+            hooks=RunHooks(finished=self._finished),
         )
         self._thread = threading.Thread(target=self.service.serve, daemon=True)
         self._thread.start()
