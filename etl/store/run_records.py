@@ -57,7 +57,8 @@ class RunRecords(Transactions):
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
         """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
 
-        The lists of its schedules are recorded with it, unless this process knows that they are already.
+        The lists of its schedules are recorded with it, unless they are already: this process knows it, or the run
+        before says so.
         """
         digest = self._digest(asked)
         begun = self._write(
@@ -73,7 +74,9 @@ class RunRecords(Transactions):
         self, connection: Connection, run: NewRun, now: dt.datetime, digest: str, asked: Sequence[Target]
     ) -> Begun | None:
         begun = runs.begin(connection, run, now, digest, asked)
-        if begun is None or all(
+        if begun is None or begun.repeats:
+            return begun
+        if all(
             self._recorded.get(name, (None, 0)) == (targets, begun.membership_id) for name, targets in run.lists.items()
         ):
             return begun

@@ -14,6 +14,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
+    exists,
     func,
     literal,
     literal_column,
@@ -64,6 +65,8 @@ class Begun(NamedTuple):
 
     run_id: int
     membership_id: int
+    repeats: bool = False
+    """Whether the run before it asked the same targets of the same single schedule, with the same memberships."""
 
 
 class Due(NamedTuple):
@@ -106,8 +109,12 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
     statement = dialect.insert(sync_run).values(
         **row, heartbeat_at=database_now(connection), scope=scope, targets_digest=digest
     )
-    made = connection.execute(statement.on_conflict_do_nothing().returning(sync_run.c.id, sync_run.c.scope)).first()
-    return None if made is None else Begun(made.id, _membership_in(made.scope))
+    columns = (sync_run.c.id, sync_run.c.scope, _REPEATS.label("repeats"))
+    made = connection.execute(statement.on_conflict_do_nothing().returning(*columns)).first()
+    if made is None:
+        return None
+    is_whole_schedule = len(run.lists) == 1 and run.org_id is None and run.user_id is None
+    return Begun(made.id, _membership_in(made.scope), is_whole_schedule and bool(made.repeats))
 
 
 def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.datetime) -> Begun:
@@ -127,6 +134,15 @@ def digest_of_targets(targets: Sequence[Target]) -> str:
 
 _OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")
 _LATEST_MEMBERSHIP: Final = select(func.coalesce(func.max(target_membership.c.id), 0)).scalar_subquery()
+_before: Final = sync_run.alias("before")
+_earlier: Final = sync_run.alias("earlier")
+_REPEATS: Final = exists().where(
+    _before.c.id
+    == select(func.max(_earlier.c.id)).where(_earlier.c.id < literal_column("sync_run.id")).scalar_subquery(),
+    _before.c.scope == literal_column("sync_run.scope"),
+    _before.c.targets_digest == literal_column("sync_run.targets_digest"),
+)
+"""Of the row that is inserted. The scope ends with the latest membership id: so no membership was recorded since."""
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 from sqlalchemy import Engine, event
 
-from etl.database import connect, upgrade
+from etl.database import connect, upgrade, writing
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import RunClosed
-from etl.store import NewRun, Store, copy
+from etl.store import NewRun, Store, copy, membership
 from etl.verify import (
     HeadsFile,
     Progress,
@@ -26,7 +27,7 @@ from etl.verify import (
 )
 from tests.support.builders import flow, numbered
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, DAN, House, Intruder, Lists, change, die, findings, live, other
+from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, Lists, change, die, findings, live, other
 
 
 @pytest.fixture
@@ -98,6 +99,95 @@ def test_the_targets_of_a_schedule_are_read_once_while_nothing_changes(house: Ho
     statements = [each for each in sent if not each.startswith(("BEGIN", "SET"))]
     assert len(statements) == 1 + 6, "a quiet run: begin; close, look, end, head, seal, head moved"
     assert findings(house.engine) == []
+
+
+def test_a_run_that_repeats_the_run_before_reads_no_members_in_a_new_process_either(house: House) -> None:
+    house.serve({"plants": [ANN, BEN]})
+    with recorded(house) as sent:
+        house.serve({"plants": [ANN, BEN]})
+    assert not [each for each in sent if "JOIN target_membership" in each]
+    assert findings(house.engine) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "between", "second", "expected"),
+    [
+        pytest.param(
+            {"plants": [ANN, BEN], "wind": [CAT]},
+            lambda house: None,
+            {"plants": [ANN], "wind": [BEN, CAT]},
+            [("plants", "left"), ("wind", "joined")],
+            id="a-target-moves-to-another-schedule",
+        ),
+        pytest.param(
+            {"plants": [ANN, BEN]},
+            lambda house: house.store.retire_others({ANN}, now(), None),
+            {"plants": [ANN, BEN]},
+            [("plants", "left"), ("", "retired"), ("plants", "joined"), ("", "resumed")],
+            id="a-target-was-retired-in-between",
+        ),
+        pytest.param(
+            {"plants": [ANN, BEN]},
+            lambda house: house.serve({"plants": [ANN, BEN, DAN]}),
+            {"plants": [ANN, BEN]},
+            [("plants", "joined"), ("plants", "left")],
+            id="another-run-had-another-list",
+        ),
+        pytest.param(
+            {"plants": [ANN, BEN, CAT]},
+            lambda house: house.serve({"plants": [ANN, BEN]}, org="o2"),
+            {"plants": [ANN, BEN]},
+            [("plants", "left")],
+            id="a-run-of-one-organisation-had-the-list-first",
+        ),
+        pytest.param(
+            {"plants": [ANN]},
+            lambda house: house.run([ANN, BEN]),
+            {"plants": [ANN, BEN]},
+            [("plants", "joined")],
+            id="a-run-asked-the-same-targets-by-name",
+        ),
+        pytest.param(
+            {"plants": [ANN, BEN]},
+            lambda house: retires_while_a_run_begins(house, BEN),
+            {"plants": [ANN, BEN]},
+            [("plants", "left"), ("", "retired"), ("plants", "joined"), ("", "resumed")],
+            id="a-target-was-retired-after-the-run-before-had-begun",
+        ),
+    ],
+)
+def test_what_changed_in_a_list_since_the_run_before_is_recorded(
+    house: House, first: Lists, between: Callable[[House], object], second: Lists, expected: list[tuple[str, str]]
+) -> None:
+    house.serve(first)
+    [(seen,)] = house.rows("SELECT max(id) FROM target_membership")
+    between(house)
+    house.serve(second)
+    recorded = f"SELECT coalesce(schedule, ''), kind FROM target_membership WHERE id > {seen} ORDER BY id"
+    assert house.rows(recorded) == expected
+    assert findings(house.engine) == []
+
+
+def retires_while_a_run_begins(house: House, target: Target) -> None:
+    retiring = house.store.begin_run(NewRun(origin="maintenance", host="h", pid=1, targets=0), now())
+    assert retiring is not None
+    house.serve({"plants": [ANN, BEN]})
+    with writing(house.engine) as connection:
+        membership.retire(connection, retiring, [target], now())
+    house.store.finish_run(retiring, "succeeded", {}, now())
+
+
+@contextmanager
+def recorded(house: House) -> Iterator[list[str]]:
+    """The statements that are sent meanwhile."""
+    sent: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        sent.append(statement)
+
+    event.listen(house.engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(house.engine, "before_cursor_execute", note)
 
 
 # -------------------------------------------------------------------------------------------------------- tampering
