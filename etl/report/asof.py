@@ -9,7 +9,7 @@ tells SQLite the order of a join; for PostgreSQL it is an ordinary join.)
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from sqlalchemy import BindParameter, Connection, TextClause, TextualSelect, bindparam, text
@@ -151,19 +151,25 @@ def targets_statement(
     return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(TargetAsOf))
 
 
-def flows_statement(way: Way, filters: Mapping[str, Any], name_filter: str) -> TextualSelect:
+def flows_statement(
+    way: Way,
+    filters: Mapping[str, Any],
+    name_filter: str = "",
+    condition: str = "",
+    parameters: Sequence[BindParameter[Any]] = (),
+) -> TextualSelect:
     """The list of each target at ``:at``.
 
     ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle``, which are also the statement's
-    parameters; ``name_filter`` is a condition on ``flow_name``, or empty.
+    parameters; ``name_filter`` is a condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
     """
     sql = f"WITH {_SEEN},{_REPLAYED if way == 'replay' else _UNDONE}{_FLOWS}".format(
-        targets=_where("t", filters, "org_id", "user_id"),
+        targets=_where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}"),
         flows=_where("c", filters, "flow_id"),
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
         cycle_label=_cycle_label(),
     )
-    return _timed(text(sql)).columns(*sql_columns(WorkflowAsOf))
+    return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(WorkflowAsOf))
 
 
 def cheaper_way(connection: Connection, at: dt.datetime) -> Way:

@@ -130,18 +130,19 @@ class OrgWorkflowShown(NamedTuple):
     first_seen_at: dt.datetime
 
 
-class OrgWorkflowAsOf(NamedTuple):
-    """A workflow that at least one user saw then, as far as is known."""
+class OrgWorkflowState(NamedTuple):
+    """A workflow of an organisation, and its state at a moment."""
 
     org_id: str
+    expression: str
     flow_id: str
     flow_name: str | None
     cycle: str | None
-    users: int
-    editors: int
-    first_seen_at: dt.datetime
-    unobserved: int
-    """How many of the users were not observed at that moment; their last list is counted."""
+    valid_from: dt.datetime
+    valid_from_after: dt.datetime | None
+    valid_to: dt.datetime | None
+    from_kind: str
+    certain: bool
 
 
 class OrgWorkflowEvent(NamedTuple):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 
-from etl.report.rows import SyncRun, TargetHealth, view
+from etl.report.rows import OrgWorkflowState, SyncRun, TargetHealth, view
 from etl.schema import sync_issue, target, workflow
 
 Show = Literal["", "problems", "never_observed", "empty", "retired"]
@@ -62,6 +63,14 @@ def _latest_reason() -> ColumnElement[str | None]:
     said = sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held"
     latest = select(sync_issue.c.message).where(*said).order_by(sync_issue.c.id.desc()).limit(1)
     return latest.scalar_subquery().label("reason")
+
+
+def org_states_at(at: dt.datetime) -> tuple[Any, Select[Any]]:
+    """``org_workflow_history``, and a SELECT of the states that had begun at ``at`` and had not ended:
+    ``OrgWorkflowState``."""
+    state = view("org_workflow_history", OrgWorkflowState)
+    lasting = or_(state.c.valid_to.is_(None), state.c.valid_to > at)
+    return state, select(state).where(state.c.valid_from <= at, lasting)
 
 
 def runs() -> Select[Any]:

@@ -11,24 +11,9 @@ from sqlalchemy import ColumnElement, Engine, Select, func, or_, select
 from etl.database import reading
 from etl.report import statements
 from etl.report.names import contains
-from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, WorkflowEvent, view
+from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowState, WorkflowEvent, view
 from etl.report.stream import stream
 from etl.schema import run_seal
-
-
-class OrgWorkflowState(NamedTuple):
-    """A workflow of an organisation, and its state at a moment."""
-
-    org_id: str
-    expression: str
-    flow_id: str
-    flow_name: str | None
-    cycle: str | None
-    valid_from: dt.datetime
-    valid_from_after: dt.datetime | None
-    valid_to: dt.datetime | None
-    from_kind: str
-    certain: bool
 
 
 class Seals(NamedTuple):
@@ -101,12 +86,11 @@ def workflows_as_of(
     cycle: str | None = None,
 ) -> Iterator[OrgWorkflowState]:
     """The states of ``org_workflow_history`` at ``at``, one per workflow, by organisation, expression and flow_id."""
-    state = view("org_workflow_history", OrgWorkflowState)
+    state, chosen = statements.org_states_at(at)
     found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
     found += _named(engine, name, state.c.flow_name)
-    found += [state.c.valid_from <= at, or_(state.c.valid_to.is_(None), state.c.valid_to > at)]
     order = (state.c.org_id, state.c.expression, state.c.flow_id)
-    return stream(engine, select(state).where(*found).order_by(*order), OrgWorkflowState)
+    return stream(engine, chosen.where(*found).order_by(*order), OrgWorkflowState)
 
 
 def changes_of(

@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, Subquery, case, func, or_, select, true
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    TextualSelect,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    text,
+    true,
+)
 
 from etl.report import statements
-from etl.report.asof import cheaper_way, flows_statement
+from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.names import contains, id_contains
 from etl.report.rows import (
+    Coverage,
     CurrentWorkflow,
     OrgWorkflow,
-    OrgWorkflowAsOf,
     OrgWorkflowEvent,
-    OrgWorkflowShown,
+    OrgWorkflowState,
     WorkflowAsOf,
     WorkflowHistory,
     view,
 )
 from etl.report.summary_rows import Gap
-from etl.schema import target
+from etl.schema import UtcTime, target
 
 Which = Literal["", "uneditable", "single"]
 """All workflows, those that nobody may edit, or those that only one user sees."""
@@ -50,6 +63,14 @@ class Sought(NamedTuple):
     order: Order = ""
 
 
+USERS_THEN: Final = 20
+"""The list at a moment can be narrowed to what these many users saw then."""
+
+
+class TooManyUsers(ValueError):
+    """More than ``USERS_THEN`` users are like the one that was asked for."""
+
+
 def organisations(connection: Connection, asked: str, most: int) -> list[Organisation]:
     """The organisations whose id contains ``asked``, by id; only one if ``asked`` is a whole id."""
     found = [id_contains(connection.dialect.name, target.c.org_id, asked)] if asked else []
@@ -71,80 +92,87 @@ def list_now(dialect: str, sought: Sought, row_type: type[tuple[Any, ...]] = Org
         listed = view("current_workflow", CurrentWorkflow)
         theirs = select(listed.c.flow_id).where(listed.c.org_id == sought.org)
         chosen = chosen.where(seen.c.flow_id.in_(theirs.where(id_contains(dialect, listed.c.user_id, sought.user))))
-    return _filtered(dialect, chosen, seen, sought)
+    which: dict[Which, ColumnElement[bool]] = {
+        "": true(),
+        "uneditable": seen.c.editors == 0,
+        "single": seen.c.users == 1,
+    }
+    return _filtered(dialect, chosen.where(which[sought.which]), seen, sought, seen.c.first_seen_at)
 
 
-def cycles_now(connection: Connection, sought: Sought) -> list[tuple[str, int]]:
-    """How many of the workflows have each cycle, whichever is asked for, the most frequent first."""
-    listed = list_now(connection.dialect.name, sought._replace(cycle=""), OrgWorkflowShown).order_by(None).subquery()
+def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:
+    """``OrgWorkflowState`` at ``at``. ``sought.which`` is not looked at: how many users saw or might edit each workflow
+    then is not kept. Raises TooManyUsers."""
+    state, chosen = statements.org_states_at(at)
+    chosen = chosen.where(state.c.org_id == sought.org)
+    if sought.user:
+        theirs = _lists_then(connection, sought, at).subquery("theirs")
+        chosen = chosen.where(state.c.flow_id.in_(select(theirs.c.flow_id)))
+    return _filtered(connection.dialect.name, chosen, state, sought, state.c.valid_from)
+
+
+def _lists_then(connection: Connection, sought: Sought, at: dt.datetime) -> TextualSelect:
+    like_this = id_contains(connection.dialect.name, target.c.user_id, sought.user)
+    found = select(target.c.id, target.c.user_id).where(target.c.org_id == sought.org, like_this)
+    ids = dict(tuple(row) for row in connection.execute(found.limit(USERS_THEN * 10)))
+    if len(set(ids.values())) > USERS_THEN:
+        raise TooManyUsers
+    given: BindParameter[Any] = bindparam("ids", list(ids), expanding=True)
+    way = cheaper_way(connection, at)
+    return flows_statement(way, {}, condition="t.id IN :ids", parameters=[given]).bindparams(at=at)
+
+
+def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, int]]:
+    """How many rows of ``list_now`` or ``list_then`` have each cycle, the most frequent first."""
+    listed = listing.order_by(None).subquery()
     number, cycle = func.count(), func.coalesce(listed.c.cycle, "")
     counted = select(cycle, number).group_by(cycle).order_by(number.desc(), cycle)
     return [(str(name), int(found)) for name, found in connection.execute(counted)]
 
 
-def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:
-    """``OrgWorkflowAsOf``, from every user's list at that moment; the parameters are ``parameters_then``.
-
-    The name and the cycle are those of the list that changed last, as in ``org_workflow``. A user with several search
-    expressions counts once.
-    """
-    dialect = connection.dialect.name
-    parameters = parameters_then(sought.org, at)
-    flows = flows_statement(cheaper_way(connection, at), parameters, "").subquery("then_listed")
-    users = _once_a_user(flows)
-    told = _once_a_workflow(users, id_contains(dialect, users.c.user_id, sought.user) if sought.user else true())
-    columns = [told.c[name] for name in OrgWorkflowAsOf._fields]
-    return _filtered(dialect, select(*columns).where(told.c.nth == 1, told.c.theirs > 0), told, sought)
-
-
-def parameters_then(org: str, at: dt.datetime, flow: str = "") -> dict[str, Any]:
-    return {"org_id": org, "at": at} | ({"flow_id": flow} if flow else {})
-
-
-def _once_a_user(flows: Subquery) -> Subquery:
-    """One row per user and workflow: the editable one, if the user has several."""
-    key = (flows.c.flow_id, flows.c.user_id)
-    first = func.row_number().over(partition_by=key, order_by=(_flag(flows.c.editable).desc(), flows.c.expression))
-    numbered = select(flows, first.label("nth_of_user")).subquery("numbered")
-    return select(numbered).where(numbered.c.nth_of_user == 1).subquery("of_users")
-
-
-def _once_a_workflow(users: Subquery, theirs: ColumnElement[bool]) -> Subquery:
-    """``nth`` = 1 is the row that counts; ``theirs``: how many of the wanted users see it."""
-    flow = users.c.flow_id
-    known = users.c.coverage.in_(("observed", "unchanged_across_gap"))
-    latest = func.row_number().over(partition_by=flow, order_by=(users.c.changed_at.desc(), users.c.user_id))
-    return select(
-        users.c.org_id,
-        flow,
-        users.c.flow_name,
-        users.c.cycle,
-        func.count().over(partition_by=flow).label("users"),
-        func.sum(_flag(users.c.editable)).over(partition_by=flow).label("editors"),
-        func.min(users.c.first_seen_at).over(partition_by=flow).label("first_seen_at"),
-        func.sum(case((known, 0), else_=1)).over(partition_by=flow).label("unobserved"),
-        func.sum(case((theirs, 1), else_=0)).over(partition_by=flow).label("theirs"),
-        latest.label("nth"),
-    ).subquery("told")
-
-
-def _flag(condition: ColumnElement[bool]) -> ColumnElement[int]:
-    return case((condition, 1), else_=0)
-
-
-def _filtered(dialect: str, chosen: Select[Any], source: Any, sought: Sought) -> Select[Any]:
-    which: dict[Which, ColumnElement[bool]] = {
-        "": true(),
-        "uneditable": source.c.editors == 0,
-        "single": source.c.users == 1,
-    }
-    found = [which[sought.which]]
+def _filtered(
+    dialect: str, chosen: Select[Any], source: Any, sought: Sought, newest: ColumnElement[Any]
+) -> Select[Any]:
+    found: list[ColumnElement[bool]] = []
     if sought.part:
         found.append(or_(*(contains(dialect, source.c[name], sought.part) for name in ("flow_id", "flow_name"))))
     if sought.cycle:
         found.append(source.c.cycle == sought.cycle)
-    order = [source.c.first_seen_at.desc()] if sought.order == "newest" else []
+    order = [newest.desc()] if sought.order == "newest" else []
     return chosen.where(*found).order_by(*order, source.c.flow_id)
+
+
+# ------------------------------------------------------------------------------------- the users at a moment
+
+
+_TARGETS_THEN: Final = """
+    SELECT t.id FROM target t
+    WHERE t.org_id = :org_id AND t.expression = :expression
+      AND coalesce((SELECT m.kind FROM target_membership m
+                    WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
+                    ORDER BY m.at DESC, m.id DESC LIMIT 1), 'resumed') <> 'retired'"""
+_USERS_THEN: Final = f"""
+    SELECT c.flow_id, sum(CASE c.kind WHEN 'baseline' THEN 1 WHEN 'added' THEN 1 WHEN 'removed' THEN -1 ELSE 0 END)
+    FROM workflow_change c
+    CROSS JOIN change_set s
+    WHERE c.flow_id IN :flows AND s.id = c.change_set_id AND s.observed_at <= :at AND s.target_id IN ({_TARGETS_THEN})
+    GROUP BY c.flow_id"""  # noqa: S608 - our own words
+
+
+def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: dt.datetime) -> list[int]:
+    """For each of these workflows, how many users' latest lists until ``at`` showed it.
+
+    It costs as many rows as there were changes of these workflows until ``at``, so it is asked for a page of them.
+    """
+    counted = text(_USERS_THEN).bindparams(bindparam("at", type_=UtcTime()), bindparam("flows", expanding=True))
+    stories = dict[tuple[str, str], list[str]]()
+    for state in states:
+        stories.setdefault((state.org_id, state.expression), []).append(state.flow_id)
+    found = dict[tuple[str, str, str], int]()
+    for (org, expression), flows in stories.items():
+        given = {"org_id": org, "expression": expression, "at": at, "flows": flows}
+        found |= {(org, expression, flow): int(users) for flow, users in connection.execute(counted, given)}
+    return [found.get(state[:3], 0) for state in states]
 
 
 # ----------------------------------------------------------------------------------------------- one of them
@@ -157,10 +185,22 @@ def states(org: str, flow: str) -> Select[Any]:
     return select(state).where(*statements.equal(state, org_id=org, flow_id=flow)).order_by(*key)
 
 
+def coverage_then(connection: Connection, org: str, at: dt.datetime) -> dict[Coverage, int]:
+    """How many targets of the organisation were known how well at ``at``."""
+    parameters = {"org_id": org, "at": at}
+    targets = targets_statement(parameters).subquery("targets_then")
+    counted = select(targets.c.coverage, func.count()).group_by(targets.c.coverage)
+    return {known: int(number) for known, number in connection.execute(counted, parameters)}
+
+
+def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
+    return {"org_id": org, "at": at, "flow_id": flow}
+
+
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:
     """``WorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
     parameters = parameters_then(org, at, flow)
-    then = flows_statement(cheaper_way(connection, at), parameters, "").subquery("then_listed")
+    then = flows_statement(cheaper_way(connection, at), parameters).subquery("then_listed")
     columns = [then.c[name] for name in WorkflowAsOf._fields]
     return select(*columns).order_by(then.c.user_id, then.c.expression)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final, get_args
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,8 +16,8 @@ from etl.report import WorkflowAsOf, WorkflowHistory, fetch, trail_page, workflo
 from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
-from etl.report.rows import OrgWorkflow, OrgWorkflowAsOf, OrgWorkflowEvent, OrgWorkflowShown
-from etl.report.workflow_page import Order, Sought, Which
+from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowShown, OrgWorkflowState
+from etl.report.workflow_page import USERS_THEN, Order, Sought, TooManyUsers, Which
 from etl.web.answers import TableQuery, html, listing_file, wanted_format
 from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
@@ -42,44 +41,50 @@ def index(site: Site, request: Request) -> Response:
         if len(orgs) != 1:
             return _which_organisation(request, asked, orgs, fmt)
         sought = _sought(asked, orgs[0].org_id)
+        if at and sought.which:
+            raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: leave “As of” empty.")
         if not fmt:
-            facets, rows = _shown(connection, sought, at, paging)
+            values = _shown(connection, sought, at, paging)
         listing = _listing(connection, sought, at)
     if fmt:
         return listing_file(site, listing, fmt)
+    values |= {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now}
+    return html(request, "workflows.html", values)
+
+
+def _shown(connection: Connection, sought: Sought, at: dt.datetime | None, paging: Paging) -> dict[str, Any]:
+    """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
+    row_type = OrgWorkflowState if at else OrgWorkflowShown
+    rows = fetch.page(connection, row_type, _statement(connection, sought, at, row_type), *paging.window)
+    facets = workflow_page.by_cycle(connection, _statement(connection, sought._replace(cycle=""), at, row_type))
     found = sum(number for cycle, number in facets if sought.cycle in ("", cycle))
-    values = {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now, "found": found}
-    return html(request, "workflows.html", {**values, "facets": facets, **paging.cut(rows)})
+    values = paging.cut(rows) | {"facets": facets, "found": found}
+    if at:
+        values["users"] = workflow_page.users_then(connection, values["rows"], at)
+        values["known"] = workflow_page.coverage_then(connection, sought.org, at)
+    return values
 
 
-_EVERY: Final = 1_000_000
+def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> TableQuery:
+    row_type = OrgWorkflowState if at else OrgWorkflow
+    return TableQuery("workflows", row_type, _statement(connection, sought, at, row_type))
 
 
-def _shown(
-    connection: Connection, sought: Sought, at: dt.datetime | None, paging: Paging
-) -> tuple[list[tuple[str, int]], Sequence[Any]]:
-    """How many workflows have each cycle, the most frequent first, and the rows of a page and one more."""
-    limit, offset = paging.window
+def _statement(
+    connection: Connection, sought: Sought, at: dt.datetime | None, row_type: type[tuple[Any, ...]]
+) -> Select[Any]:
     if at is None:
-        facets = workflow_page.cycles_now(connection, sought)
-        statement = workflow_page.list_now(connection.dialect.name, sought, OrgWorkflowShown)
-        return facets, fetch.page(connection, OrgWorkflowShown, statement, limit, offset)
-    every = _listing(connection, sought._replace(cycle=""), at).page(connection, _EVERY)
-    matching = [row for row in every if sought.cycle in ("", row.cycle)]
-    return Counter(row.cycle or "" for row in every).most_common(), matching[offset : offset + limit]
+        return workflow_page.list_now(connection.dialect.name, sought, row_type)
+    try:
+        return workflow_page.list_then(connection, sought, at)
+    except TooManyUsers as error:
+        raise HTTPException(400, f"More than {USERS_THEN} users are like that: name one.") from error
 
 
 def _sought(asked: RequestParams, org: str) -> Sought:
     which: Which = next((each for each in get_args(Which) if each == asked.text("which")), "")
     order: Order = next((each for each in get_args(Order) if each == asked.text("order")), "")
     return Sought(org, asked.text("find"), asked.text("user"), asked.text("cycle"), which, order)
-
-
-def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> TableQuery:
-    if at is None:
-        return TableQuery("workflows", OrgWorkflow, workflow_page.list_now(connection.dialect.name, sought))
-    statement = workflow_page.list_then(connection, sought, at)
-    return TableQuery("workflows", OrgWorkflowAsOf, statement, workflow_page.parameters_then(sought.org, at))
 
 
 def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str | None) -> Response:

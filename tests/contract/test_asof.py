@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from etl.domain.model import Flow, Snapshot, State, Target
 from etl.errors import Refused
 from etl.report import Report, TargetAsOf
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.report.rows import OrgWorkflowState
+from etl.report.workflow_page import users_then
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
 from tests.support.histories import COVERAGE_GAP, START, TICK, World, is_as_before
@@ -43,6 +46,21 @@ def test_the_list_at_any_moment_agrees_with_an_independent_oracle(engine: Engine
         assert list(report.targets_as_of(moment)) == [row for _, (row, _) in known], moment
         assert list(report.flows_as_of(moment, way="replay")) == flows, moment
         assert list(report.flows_as_of(moment, way="undo")) == flows, moment
+
+
+def test_the_number_of_users_of_a_workflow_at_any_moment_agrees_with_the_oracle(engine: Engine) -> None:
+    world = World(engine, 3)
+    world.live(60)
+    states = [OrgWorkflowState(org, expression, flow, *([None] * 7)) for org, expression, flow in _workflows(world)]
+    for moment in world.moments(12):
+        lists = [at[1] for oracle in world.oracles.values() if (at := oracle.at(moment))]
+        known = Counter((row.org_id, row.expression, row.flow_id) for rows in lists for row in rows)
+        with reading(engine) as connection:
+            assert users_then(connection, states, moment) == [known[state[:3]] for state in states], moment
+
+
+def _workflows(world: World) -> list[tuple[str, str, str]]:
+    return sorted({(row.org_id, row.expression, row.flow_id) for row in Report(world.engine).changes()})
 
 
 @pytest.mark.parametrize("way", ["replay", "undo"])

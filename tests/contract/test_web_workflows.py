@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 
 import pytest
 from sqlalchemy import text
 
 from etl.database import reading
-from etl.report import Report, WorkflowAsOf
+from etl.report import Report, stories, workflow_page
 from etl.web.labels import workflow_path
+from etl.web.params import PAGE_ROWS
 from tests.support.browser import HOSTILE_ORG
 from tests.support.builders import after
 from tests.support.told_pages import engine, get, rows, server, told
@@ -30,21 +31,29 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
     assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
 
 
-@pytest.mark.parametrize("at", [after(days=10), after(days=21), after(days=37)], ids=str)
-def test_an_organisations_list_at_a_moment_is_the_union_of_its_users_lists(server, engine, at) -> None:
+@pytest.mark.parametrize("at", [after(days=9), after(days=10, hours=6), after(days=21), after(days=37)], ids=str)
+def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users_of_that_moment(
+    server, engine, at
+) -> None:
     for org in ("o1", "o2", HOSTILE_ORG.org_id):
-        lists = defaultdict[str, list[WorkflowAsOf]](list)
-        for row in Report(engine).flows_as_of(at, org=org):
-            lists[row.flow_id].append(row)
+        known = list(stories.workflows_as_of(engine, at, org=org))
         found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
-        assert [row["flow_id"] for row in found] == sorted(lists)
-        for row in found:
-            seen = lists[row["flow_id"]]
-            latest = min(seen, key=lambda each: (-each.changed_at.timestamp(), each.user_id))
-            doubtful = [each for each in seen if each.coverage not in ("observed", "unchanged_across_gap")]
-            assert (row["flow_name"], row["cycle"]) == (latest.flow_name, latest.cycle)
-            assert (row["users"], row["unobserved"]) == (len(seen), len(doubtful))
-            assert row["editors"] == sum(bool(each.editable) for each in seen)
+        assert [(row["flow_id"], row["cycle"], row["from_kind"], row["certain"]) for row in found] == [
+            (state.flow_id, state.cycle, state.from_kind, state.certain) for state in known
+        ]
+        lists = Counter(row.flow_id for row in Report(engine).flows_as_of(at, org=org))
+        page = get(server, "/workflows", org="=" + org, as_of=at.isoformat()).text
+        shown = re.findall(r'<td data-label="Users" class="number">(\d+)<', page)
+        assert list(map(int, shown)) == [lists[state.flow_id] for state in known[:PAGE_ROWS]]
+
+
+def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, monkeypatch) -> None:
+    then = {"org": "=o2", "as_of": after(days=20).isoformat()}
+    assert len(rows(server, "/workflows", **then, user="a")) == 15
+    monkeypatch.setattr(workflow_page, "USERS_THEN", 1)
+    assert len(rows(server, "/workflows", **then, user="dav")) == 12
+    refused = get(server, "/workflows", **then, user="a")
+    assert (refused.status_code, "name one" in refused.text) == (400, True), "carol and dave"
 
 
 def test_workflows_are_found_by_name_id_user_cycle_and_by_who_may_edit_them(server) -> None:
@@ -124,6 +133,7 @@ REFUSED = {
     workflow_path("5", "o1") + "?format=csv&table=none": 400,
     "/workflows?as_of=gestern": 400,
     "/workflows?org=o1&format=xml": 400,
+    "/workflows?org=o1&which=single&as_of=2026-04-01": 400,
 }
 
 
