@@ -26,7 +26,6 @@ from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.names import contains, id_contains
 from etl.report.rows import (
     Coverage,
-    CurrentWorkflow,
     OrgWorkflow,
     OrgWorkflowEvent,
     OrgWorkflowState,
@@ -35,7 +34,7 @@ from etl.report.rows import (
     view,
 )
 from etl.report.summary_rows import Gap
-from etl.schema import UtcTime, target
+from etl.schema import UtcTime, target, workflow
 
 Which = Literal["", "uneditable", "single"]
 """All workflows, those that nobody may edit, or those that only one user sees."""
@@ -63,12 +62,12 @@ class Sought(NamedTuple):
     order: Order = ""
 
 
-USERS_THEN: Final = 20
-"""The list at a moment can be narrowed to what these many users saw then."""
+LISTS_THEN: Final = 20
+"""The organisation's list at a moment can be narrowed to what was in so many users' lists then."""
 
 
-class TooManyUsers(ValueError):
-    """More than ``USERS_THEN`` users are like the one that was asked for."""
+class TooManyLists(ValueError):
+    """More than ``LISTS_THEN`` lists are of users like the one that was asked for."""
 
 
 def organisations(connection: Connection, asked: str, most: int) -> list[Organisation]:
@@ -89,9 +88,7 @@ def list_now(dialect: str, sought: Sought, row_type: type[tuple[Any, ...]] = Org
     seen = view("org_workflow", row_type)
     chosen = select(seen).where(seen.c.org_id == sought.org)
     if sought.user:
-        listed = view("current_workflow", CurrentWorkflow)
-        theirs = select(listed.c.flow_id).where(listed.c.org_id == sought.org)
-        chosen = chosen.where(seen.c.flow_id.in_(theirs.where(id_contains(dialect, listed.c.user_id, sought.user))))
+        chosen = chosen.where(_listed_by(dialect, sought, seen.c.flow_id))
     which: dict[Which, ColumnElement[bool]] = {
         "": true(),
         "uneditable": seen.c.editors == 0,
@@ -100,24 +97,36 @@ def list_now(dialect: str, sought: Sought, row_type: type[tuple[Any, ...]] = Org
     return _filtered(dialect, chosen.where(which[sought.which]), seen, sought, seen.c.first_seen_at)
 
 
+def _listed_by(dialect: str, sought: Sought, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Some user like ``sought.user`` sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the
+    lists of all of them."""
+    like_this = id_contains(dialect, target.c.user_id, sought.user)
+    ids = select(target.c.id).where(target.c.org_id == sought.org, target.c.retired_at.is_(None), like_this)
+    users = ids.cte("users").prefix_with("MATERIALIZED")
+    listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
+    return listed.limit(1).offset(0).exists()
+
+
 def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:
     """``OrgWorkflowState`` at ``at``. ``sought.which`` is not looked at: how many users saw or might edit each workflow
-    then is not kept. Raises TooManyUsers."""
+    then is not kept. Raises TooManyLists."""
     state, chosen = statements.org_states_at(at)
     chosen = chosen.where(state.c.org_id == sought.org)
     if sought.user:
+        # a list of its own: PostgreSQL would look through all states once for each workflow of a user
+        state = chosen.cte("states").prefix_with("MATERIALIZED")
         theirs = _lists_then(connection, sought, at).subquery("theirs")
-        chosen = chosen.where(state.c.flow_id.in_(select(theirs.c.flow_id)))
+        chosen = select(state).where(state.c.flow_id.in_(select(theirs.c.flow_id)))
     return _filtered(connection.dialect.name, chosen, state, sought, state.c.valid_from)
 
 
 def _lists_then(connection: Connection, sought: Sought, at: dt.datetime) -> TextualSelect:
     like_this = id_contains(connection.dialect.name, target.c.user_id, sought.user)
-    found = select(target.c.id, target.c.user_id).where(target.c.org_id == sought.org, like_this)
-    ids = dict(tuple(row) for row in connection.execute(found.limit(USERS_THEN * 10)))
-    if len(set(ids.values())) > USERS_THEN:
-        raise TooManyUsers
-    given: BindParameter[Any] = bindparam("ids", list(ids), expanding=True)
+    found = select(target.c.id).where(target.c.org_id == sought.org, like_this)
+    ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
+    if len(ids) > LISTS_THEN:
+        raise TooManyLists
+    given: BindParameter[Any] = bindparam("ids", ids, expanding=True)
     way = cheaper_way(connection, at)
     return flows_statement(way, {}, condition="t.id IN :ids", parameters=[given]).bindparams(at=at)
 

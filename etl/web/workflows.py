@@ -17,7 +17,7 @@ from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowShown, OrgWorkflowState
-from etl.report.workflow_page import USERS_THEN, Order, Sought, TooManyUsers, Which
+from etl.report.workflow_page import LISTS_THEN, Order, Sought, TooManyLists, Which
 from etl.web.answers import TableQuery, html, listing_file, wanted_format
 from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
@@ -77,8 +77,8 @@ def _statement(
         return workflow_page.list_now(connection.dialect.name, sought, row_type)
     try:
         return workflow_page.list_then(connection, sought, at)
-    except TooManyUsers as error:
-        raise HTTPException(400, f"More than {USERS_THEN} users are like that: name one.") from error
+    except TooManyLists as error:
+        raise HTTPException(400, f"More than {LISTS_THEN} lists are of users like that: name one.") from error
 
 
 def _sought(asked: RequestParams, org: str) -> Sought:

@@ -50,7 +50,7 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
 def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, monkeypatch) -> None:
     then = {"org": "=o2", "as_of": after(days=20).isoformat()}
     assert len(rows(server, "/workflows", **then, user="a")) == 15
-    monkeypatch.setattr(workflow_page, "USERS_THEN", 1)
+    monkeypatch.setattr(workflow_page, "LISTS_THEN", 1)
     assert len(rows(server, "/workflows", **then, user="dav")) == 12
     refused = get(server, "/workflows", **then, user="a")
     assert (refused.status_code, "name one" in refused.text) == (400, True), "carol and dave"
