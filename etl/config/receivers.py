@@ -11,10 +11,11 @@ from etl.config import addresses
 from etl.config.secret import Secret, read_secret_lines
 from etl.config.tables import nearest
 from etl.config.units import shown
-from etl.domain.kinds import DELTA_KINDS, STORY_KINDS
+from etl.domain.kinds import DELTA_KINDS, STORY_KINDS, TROUBLE_KINDS
 
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
-KINDS: Final = (*USUAL_KINDS, *(kind for kind in DELTA_KINDS if kind not in USUAL_KINDS), *STORY_KINDS)
+KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TROUBLE_KINDS, *STORY_KINDS)))
+"""Every kind of news, those first that receivers get without asking."""
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
 

@@ -23,8 +23,8 @@ from sqlalchemy import (
 from etl.config.quartz import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
-from etl.domain.kinds import DELTA_KINDS, STORY_KINDS
-from etl.domain.model import Target
+from etl.domain.kinds import DELTA_KINDS, STORY_KINDS, TROUBLE_KINDS
+from etl.domain.model import VERDICTS, Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.details import ChangeDetail, freq_before
@@ -42,7 +42,8 @@ from etl.schema import (
 )
 from etl.store import UnnotifiedRun
 
-TROUBLES: Final = ("failed", "held")
+TROUBLES: Final = tuple(kind for kind in TROUBLE_KINDS if kind in VERDICTS)
+"""The troubles that a run finds; the others come from ``late_targets``."""
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 

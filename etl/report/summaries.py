@@ -53,7 +53,7 @@ def days(connection: Connection, scope: Scope) -> list[Day]:
     {of_org}WHERE s.observed_at >= :since{_only(scope.org)} GROUP BY 1
     """
     found = {day: Day(day, *counts) for day, *counts in _by_day(connection, sql, scope)}
-    return [found.get(day, Day(day, 0, 0, 0, 0, 0)) for day in _calendar(scope.since, scope.until)]
+    return [found.get(day, Day(day, *[0] * len(DELTA_KINDS))) for day in _calendar(scope.since, scope.until)]
 
 
 def churn(connection: Connection, scope: Scope, limit: int) -> list[Churn]:

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, or_, select, text
+from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func, or_, select, text
 
 from etl.domain.diff import by_id, diff
+from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Flow, Target
 from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
@@ -157,10 +158,11 @@ def _runs_about(connection: Connection, target_id: int, until: dt.datetime, most
 
 
 _OF_RUNS: Final[Any] = bindparam("ids", expanding=True)
-_CHANGES: Final = text("""
-    SELECT run_id, sum(added + removed + cycle_changed + renamed + editable_changed) AS changes FROM change_set
-     WHERE target_id = :id AND run_id IN :ids GROUP BY run_id
-    """).bindparams(_OF_RUNS)
+_CHANGES: Final = (
+    select(change_set.c.run_id, func.sum(sum(change_set.c[kind] for kind in DELTA_KINDS)).label("changes"))
+    .where(change_set.c.target_id == bindparam("id"), change_set.c.run_id.in_(_OF_RUNS))
+    .group_by(change_set.c.run_id)
+)
 _ISSUES: Final = text("""
     SELECT run_id, verdict, error_code FROM sync_issue WHERE target_id = :id AND run_id IN :ids ORDER BY id
     """).bindparams(_OF_RUNS)

@@ -94,3 +94,9 @@ def time(name: str) -> Column[dt.datetime]:
 def count(name: str, *, big: bool = False) -> Column[int]:
     """A number that begins with 0."""
     return Column(name, BIG if big else Integer, nullable=False, server_default=text("0"))
+
+
+def change_counts(*, big: bool = False) -> list[Column[int]]:
+    """How many changes of each kind there are."""
+    kinds = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
+    return [count(kind, big=big) for kind in kinds]

@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, string, time
+from etl.schema.columns import BIG, BYTEWISE, UtcTime, change_counts, count, id_column, key, metadata, string, time
 
 COMING: Final = text("retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
 """A target that does not count (again) in its organisation's story yet."""
@@ -90,12 +90,7 @@ change_set: Final = Table(
     Column("held_at", UtcTime),
     count("flow_count"),
     string("state_digest"),
-    count("baseline"),
-    count("added"),
-    count("removed"),
-    count("cycle_changed"),
-    count("renamed"),
-    count("editable_changed"),
+    *change_counts(),
     Column("approved_by", Text),
     Column("approved_scope", Text),
     string("data_hash"),

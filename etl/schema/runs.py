@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, string, time
+from etl.schema.columns import BIG, BYTEWISE, UtcTime, change_counts, count, id_column, key, metadata, string, time
 
 ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
 """The scope of a run without targets."""
@@ -49,12 +49,7 @@ sync_run: Final = Table(
     count("held"),
     count("failed"),
     count("stale"),
-    count("baseline", big=True),
-    count("added", big=True),
-    count("removed", big=True),
-    count("cycle_changed", big=True),
-    count("renamed", big=True),
-    count("editable_changed", big=True),
+    *change_counts(big=True),
     Index(
         "uq_sync_run_slot",
         "schedule",

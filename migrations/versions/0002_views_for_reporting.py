@@ -189,17 +189,17 @@ JOIN observation latest ON latest.id = (SELECT max(p.id) FROM observation p WHER
 WHERE t.observation_id IS NULL AND t.retired_at IS NULL
 """
 
-DAILY_CHANGE = """
-SELECT @utc_day AS day, t.org_id, k.kind,
-       sum(CASE k.kind WHEN 'added' THEN s.added WHEN 'removed' THEN s.removed WHEN 'cycle_changed' THEN s.cycle_changed
-                       WHEN 'renamed' THEN s.renamed ELSE s.editable_changed END) AS changes
+KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
+WHENS = " ".join(f"WHEN '{kind}' THEN s.{kind}" for kind in KINDS)
+EACH_KIND = " UNION ALL ".join(f"SELECT '{kind}' AS kind" for kind in KINDS)
+COUNTED = f"sum(CASE k.kind {WHENS} END)"
+DAILY_CHANGE = f"""
+SELECT @utc_day AS day, t.org_id, k.kind, {COUNTED} AS changes
 FROM change_set s
 JOIN target t ON t.id = s.target_id
-CROSS JOIN (SELECT 'added' AS kind UNION ALL SELECT 'removed' UNION ALL SELECT 'cycle_changed'
-            UNION ALL SELECT 'renamed' UNION ALL SELECT 'editable_changed') k
+CROSS JOIN ({EACH_KIND}) k
 GROUP BY @utc_day, t.org_id, k.kind
-HAVING sum(CASE k.kind WHEN 'added' THEN s.added WHEN 'removed' THEN s.removed WHEN 'cycle_changed' THEN s.cycle_changed
-                       WHEN 'renamed' THEN s.renamed ELSE s.editable_changed END) > 0
+HAVING {COUNTED} > 0
 """
 
 VIEWS = {

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import settings as shape
+from etl.config.receivers import KINDS
 from etl.database import reading
 from etl.gateway import faults
 from tests.support.program import SECRET, Program, free_port
@@ -88,6 +89,11 @@ def test_every_setting_is_explained(page: Path) -> None:
     names = {name for section in SECTIONS.values() for name in section.__struct_fields__} - {"secret_key"}
     names |= {"schedules_dir", "coverage_gap"}
     assert {name for name in names if not re.search(rf"\b{name}\b", content)} == set()
+
+
+def test_every_kind_of_news_is_explained() -> None:
+    page = (ROOT / "docs" / "notify.md").read_text(encoding="utf-8")
+    assert {kind for kind in KINDS if f"`{kind}`" not in page} == set()
 
 
 def test_links_between_pages_lead_to_a_page() -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, update
 
 from etl.database import writing
 from etl.domain import verdict
+from etl.domain.kinds import DELTA_KINDS, TROUBLE_KINDS
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
 from etl.notify.digest import Digest
@@ -18,7 +19,7 @@ from etl.schema import sync_run
 from etl.store import NewRun, Store, UnnotifiedRun
 from tests.support.builders import GAP, UNCHECKED, judged, snapshot
 
-ON = ("cycle_changed", "removed", "added", "renamed", "editable_changed", "held", "failed", "overdue")
+ON = (*DELTA_KINDS, *TROUBLE_KINDS)
 ANN, BOB, EVE = Target("o1", "ann"), Target("o1", "bob"), Target("o2", "eve")
 Answer = Sequence[Flow] | str
 """A list, or the code of an error."""
