@@ -32,7 +32,7 @@ def print_answer(
     """Print the bytes of `data` in the answer that made a version, as they came; `archive.answers` keeps them."""
     target = Target(org_id, user_id, expression)
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         found = answer_of(app.engine, target, version)
     if found is None:
         named = "no version" if version is None else f"no version {version}"

@@ -11,7 +11,6 @@ from etl import database
 from etl.audit import Extent, write_bundle
 from etl.cli import console, options
 from etl.cli.application import utc_now
-from etl.cli.queries import moment
 from etl.database import backup
 from etl.errors import UsageError
 from etl.export.files import whole_file
@@ -44,12 +43,12 @@ def audit(
     """Write a bundle for an auditor: the trail of that time, what proves it, and a checker that needs nothing else."""
     if output.is_file() and not force:
         raise UsageError(f"{output} exists already: --force replaces it.")
-    begin, end = (None if text is None else moment(text, timezone) for text in (since, until))
+    begin, end = (None if text is None else options.moment(text, timezone) for text in (since, until))
     extent = Extent(begin, end, org)
     if begin is not None and end is not None and begin >= end:
         raise UsageError("--since must lie before --until.")
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         now = utc_now()
         with backup.snapshot(app.engine) as engine, whole_file(output) as file:
             done = write_bundle(engine, file, extent, now)

@@ -105,7 +105,7 @@ def _database(app: Application) -> CheckResult:
     try:
         if database.current(app.engine) is None and app.engine.dialect.name == "sqlite":
             return CheckResult("database", True, f"{name}, which the first sync or serve creates")
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         differences = database.check(app.engine)
     except FlowtrailError as error:
         return CheckResult("database", False, str(error))

@@ -11,7 +11,6 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import utc_now
-from etl.cli.queries import moment, time_zone_named
 from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
@@ -36,12 +35,12 @@ def show_coverage(
     config_file: options.Config = None,
 ) -> None:
     """Show how complete the trail is: who was to be asked, who answered, where nobody was looking; with the seals."""
-    zone = time_zone_named(timezone)
-    begin, end = (None if text is None else moment(text, timezone) for text in (since, until))
+    zone = options.time_zone_named(timezone)
+    begin, end = (None if text is None else options.moment(text, timezone) for text in (since, until))
     if begin is not None and end is not None and begin >= end:
         raise UsageError("--since must lie before --until.")
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         found = coverage(app.engine, utc_now(), since=begin, until=end, org=org, user=user)
     if as_json:
         console.json(_as_object(found))

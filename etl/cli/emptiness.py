@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import NamedTuple
 
 from sqlalchemy import Engine
 
@@ -10,32 +11,34 @@ from etl.cli.layout import cell
 from etl.report.looks import Looks, Unknown, looks, unknown
 
 
-def why_empty(
-    engine: Engine,
-    found: str,
-    at: dt.datetime,
-    zone: dt.tzinfo,
-    *,
-    org: str | None = None,
-    user: str | None = None,
-    narrowed: bool = False,
-    then: bool = False,
-) -> str:
-    """Why there are no ``found`` ("workflows") at ``at``.
+class Question(NamedTuple):
+    """What was asked for, to explain an empty result."""
 
-    ``narrowed``: other filters were given too. ``then``: the question is about a past moment.
-    """
-    wrong = unknown(engine, org=org, user=user)
-    if wrong is not None:
-        return _no_such_name(wrong)
-    seen = looks(engine, at, org=org, user=user)
-    if not seen.observed:
-        return _not_observed(seen, zone)
-    if seen.retired == seen.targets:
-        return f"No {found}{' then' if then else ''}: {_targets(seen.targets)} retired, and no longer asked for."
-    if narrowed:
-        return f"No {found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, zone)}."
-    return f"No {found}{' then' if then else ''}: {_targets(seen.observed)} observed, each with an empty list."
+    found: str
+    """What is missing: "workflows"."""
+    org: str | None
+    user: str | None
+    at: dt.datetime
+    zone: dt.tzinfo
+    narrowed: bool = False
+    """Whether other filters were given too."""
+    then: bool = False
+    """Whether it is about a past moment."""
+
+    def why_empty(self, engine: Engine) -> str:
+        """Why nothing was found."""
+        wrong = unknown(engine, org=self.org, user=self.user)
+        if wrong is not None:
+            return _no_such_name(wrong)
+        seen = looks(engine, self.at, org=self.org, user=self.user)
+        if not seen.observed:
+            return _not_observed(seen, self.zone)
+        none = f"No {self.found}{' then' if self.then else ''}"
+        if seen.retired == seen.targets:
+            return f"{none}: {_targets(seen.targets)} retired, and no longer asked for."
+        if self.narrowed:
+            return f"No {self.found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, self.zone)}."
+        return f"{none}: {_targets(seen.observed)} observed, each with an empty list."
 
 
 def not_observed_then(seen: Looks) -> str | None:

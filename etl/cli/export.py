@@ -13,7 +13,6 @@ import typer
 from etl import __version__, database, verify
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
-from etl.cli.queries import moment
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import Origin, export
@@ -105,7 +104,7 @@ def report(
 
     scope = _scope(since, until, org)
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         if org is not None:
             _require_organisation(app, org)
         schedules, broken = configured_schedules(app)
@@ -133,8 +132,8 @@ def _scope(since: str | None, until: str | None, org: str | None) -> Scope | Non
     if since is None and until is None and org is None:
         return None
     today = utc_now().date()
-    last = moment(until, "UTC").date() if until else today
-    first = moment(since, "UTC").date() if since else last - dt.timedelta(days=29)
+    last = options.moment(until, "UTC").date() if until else today
+    first = options.moment(since, "UTC").date() if since else last - dt.timedelta(days=29)
     if not first <= last <= today:
         raise UsageError(f"A report is about days up to today, in their order, and not from {first} to {last}.")
     if (last - first).days >= _MOST_DAYS:
@@ -176,7 +175,7 @@ def export_rows(
     if output and output.is_file() and not force:
         raise UsageError(f"{output} exists already: --force replaces it.")
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         filters = _Filters(org, user, since, until, as_of)
         seals = None if after_seal is None else stories.seals_after(app.engine, after_seal)
         origin = _origin(app, what, filters, seals)
@@ -239,7 +238,7 @@ def _rows(
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
     report, org, user = Report(app.engine), filters.org, filters.user
     typed = (filters.since, filters.until, filters.as_of)
-    since, until, as_of = (moment(text, timezone) if text else None for text in typed)
+    since, until, as_of = (options.moment(text, timezone) if text else None for text in typed)
     if what is What.org_events:
         return OrgWorkflowEvent, stories.events(app.engine, since=since, until=until, seals=seals, org=org, user=user)
     if what is What.changes and seals is not None:

@@ -18,7 +18,6 @@ import typer
 from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application, a_run, utc_now
-from etl.cli.queries import time_zone_named
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.model import Target
@@ -83,7 +82,7 @@ def list_held(
     config_file: options.Config = None,
 ) -> None:
     """Show the removals that wait for a person, the reason, and the codes for `guard approve`."""
-    zone = time_zone_named(timezone)
+    zone = options.time_zone_named(timezone)
     with options.open_application(context, config_file) as app:
         report = _report(app)
         codes = _codes(report.held_sets())
@@ -244,5 +243,5 @@ def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo) -> None:
 
 
 def _report(app: Application) -> Report:
-    database.require_current(app.engine, create_if_empty_sqlite=False)
+    database.require_current(app.engine)
     return Report(app.engine)

@@ -13,7 +13,6 @@ import typer
 from etl import config, database, signing
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
-from etl.cli.queries import moment
 from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
@@ -40,7 +39,7 @@ def back_up(
 ) -> None:
     """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         if app.engine.dialect.name != "sqlite":
             dump = backup.dump_of(app.engine, file)
             console.say(f"{dump.backup}\n{dump.restore}")
@@ -71,7 +70,7 @@ def prune(
     """Delete the issues of old runs; the runs and their seals stay, and the trail is never touched."""
     with options.open_application(context, config_file) as app:
         limit = _limit(app, before, keep, timezone)
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         database.require_sound(app.engine)
         gone = app.sealing_store().prune_runs(limit, utc_now(), dry_run=dry_run)
     if as_json:
@@ -86,7 +85,7 @@ def _limit(app: Application, before: str | None, keep: str | None, timezone: str
         raise UsageError("Give either --before or --keep, not both.")
     now = utc_now()
     if before is not None:
-        return moment(before, timezone)
+        return options.moment(before, timezone)
     try:
         length = app.settings.retention.keep_runs if keep is None else config.retention_period(keep)
     except ValueError as error:
@@ -118,11 +117,11 @@ def copy_database(
         other = app.another_engine(url)
         if database.describe(other.url) == database.describe(app.engine.url):
             raise UsageError("Both are the same database: name another one to copy into.")
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         database.require_sound(app.engine)
         if upgrade:
             database.upgrade(other)
-        database.require_current(other, create_if_empty_sqlite=False)
+        database.require_current(other)
         for engine in (app.engine, other):
             _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
         written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,11 +12,13 @@ import typer
 
 from etl import config, log
 from etl.cli import console
-from etl.cli.application import Application
+from etl.cli.application import Application, utc_now
 from etl.config import Schedule, TargetList
+from etl.config.slots import time_zone
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.system import descriptors
+from etl.timeparse import parse_moment
 
 SHOWN = 200
 """Rows of a table on a screen, unless another --limit is asked for."""
@@ -35,6 +38,10 @@ Cycle = Annotated[
 Since = Annotated[
     str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
 ]
+AsOf = Annotated[
+    str | None,
+    typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
+]
 Until = Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)]
 Limit = Annotated[
     int | None,
@@ -48,6 +55,22 @@ Limit = Annotated[
 ]
 Zone = Annotated[str, typer.Option("--timezone", help="The zone of times, typed and shown, such as Asia/Shanghai.")]
 Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
+
+
+def moment(text: str, zone: str) -> dt.datetime:
+    """The moment that a person typed. Raises UsageError with one sentence."""
+    try:
+        return parse_moment(text, utc_now(), time_zone(zone))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def time_zone_named(name: str) -> dt.tzinfo:
+    """The time zone with this name. Raises UsageError with one sentence."""
+    try:
+        return time_zone(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def kind_option(kinds: Sequence[str]) -> Any:

@@ -14,7 +14,6 @@ from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application
 from etl.cli.event_table import event_table
-from etl.cli.queries import time_zone_named
 from etl.cli.rosters import moves_of, planned_rosters, show_moves
 from etl.cli.run import Schedules, end_as, interruptible, show_tally
 from etl.domain.model import Outcome
@@ -40,7 +39,7 @@ def plan(
     config_file: options.Config = None,
 ) -> None:
     """Like sync, but write nothing and show what would change; --json prints each change as it is found."""
-    zone = time_zone_named(timezone)
+    zone = options.time_zone_named(timezone)
     with (
         options.open_application(context, config_file, asks_gateway=True) as app,
         _a_database(app) as store,
@@ -62,7 +61,7 @@ def plan(
 def _a_database(app: Application) -> Iterator[Store]:
     """The database; if there is none yet, a temporary empty one."""
     if database.current(app.engine) is not None or app.engine.dialect.name != "sqlite":
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         yield Store(app.engine, app.stop)
         return
     with disk.temporary_files():

@@ -5,16 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import typer
 
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
-from etl.cli.emptiness import not_observed_then, why_empty
+from etl.cli.emptiness import Question, not_observed_then
 from etl.cli.event_table import event_table, story_table
-from etl.config.slots import time_zone
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import Report, WorkflowEvent, WorkflowHistory, stories
@@ -29,7 +28,6 @@ from etl.report.details import (
     with_details,
 )
 from etl.report.looks import looks
-from etl.timeparse import parse_moment
 
 _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")
@@ -52,10 +50,7 @@ def flows(
     flow: options.Flow = None,
     name: options.Name = None,
     cycle: options.Cycle = None,
-    as_of: Annotated[
-        str | None,
-        typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
-    ] = None,
+    as_of: options.AsOf = None,
     targets: Annotated[
         bool, typer.Option("--targets", help="With --as-of: one row per target, including empty lists.")
     ] = False,
@@ -67,8 +62,8 @@ def flows(
     """List the workflows that exist now or existed at a time, and how well that is known."""
     if targets and not as_of:
         raise UsageError("--targets needs --as-of and a time.")
-    zone = time_zone_named(timezone)
-    at = moment(as_of, timezone) if as_of else None
+    zone = options.time_zone_named(timezone)
+    at = options.moment(as_of, timezone) if as_of else None
     with options.open_application(context, config_file, logs=False) as app:
         report = _report(app)
         columns: tuple[str, ...]
@@ -106,8 +101,8 @@ def changes(
 ) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     kinds = options.require_kinds(kind, CHANGE_KINDS)
-    zone = time_zone_named(timezone)
-    since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
+    zone = options.time_zone_named(timezone)
+    since_at, until_at = (options.moment(typed, timezone) if typed else None for typed in (since, until))
     with options.open_application(context, config_file, logs=False) as app:
         rows = _report(app).changes(
             since=since_at,
@@ -139,7 +134,7 @@ def history(
     config_file: options.Config = None,
 ) -> None:
     """Show one workflow's life, for every user who sees it, and what happened to it in its organisation."""
-    zone = time_zone_named(timezone)
+    zone = options.time_zone_named(timezone)
     with options.open_application(context, config_file, logs=False) as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
@@ -168,49 +163,9 @@ def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
     ]
 
 
-class Question(NamedTuple):
-    """What was asked for, to explain an empty result."""
-
-    found: str
-    org: str | None
-    user: str | None
-    at: dt.datetime
-    zone: dt.tzinfo
-    narrowed: bool = False
-    then: bool = False
-
-    def why_empty(self, app: Application) -> str:
-        return why_empty(
-            app.engine,
-            self.found,
-            self.at,
-            self.zone,
-            org=self.org,
-            user=self.user,
-            narrowed=self.narrowed,
-            then=self.then,
-        )
-
-
 def _report(app: Application) -> Report:
-    database.require_current(app.engine, create_if_empty_sqlite=False)
+    database.require_current(app.engine)
     return Report(app.engine)
-
-
-def moment(text: str, zone: str) -> dt.datetime:
-    """The moment that a person typed. Raises UsageError with one sentence."""
-    try:
-        return parse_moment(text, utc_now(), time_zone(zone))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def time_zone_named(name: str) -> dt.tzinfo:
-    """The time zone with this name. Raises UsageError with one sentence."""
-    try:
-        return time_zone(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
@@ -231,11 +186,11 @@ def print_rows(
     if as_json:
         printed = console.json_list(objects(islice(rows, most)))
         if not printed:
-            console.complain(question.why_empty(app), "yellow")
+            console.complain(question.why_empty(app.engine), "yellow")
         return printed
     listed = list(islice(rows, most and most + 1))
     if not listed:
-        console.say(question.why_empty(app))
+        console.say(question.why_empty(app.engine))
         return False
     more = most is not None and len(listed) > most
     show_table(listed[:most])

@@ -12,7 +12,6 @@ import typer
 
 from etl import database, signing
 from etl.cli import console, options
-from etl.cli.queries import time_zone_named
 from etl.domain.seal import kept_line
 from etl.errors import UsageError
 from etl.report import seals
@@ -62,9 +61,9 @@ def list_seals(
     config_file: options.Config = None,
 ) -> None:  # fmt: skip
     """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
-    zone = time_zone_named(timezone)
+    zone = options.time_zone_named(timezone)
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         found = islice(seals.seals(app.engine), (_SHOWN if limit is None else limit) or None)
         if as_json:
             console.json_list(each._asdict() for each in found)
@@ -89,7 +88,7 @@ def show(
 ) -> None:
     """Print a seal as it is kept elsewhere; with --to, write what `openssl` needs to check it."""
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         found = seals.seal(app.engine, number)
         token = seals.token(app.engine, number)
     if found is None:

@@ -12,7 +12,6 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
-from etl.cli.queries import time_zone_named
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.printable import counted
@@ -71,10 +70,10 @@ def status(
     config_file: options.Config = None,
 ) -> None:
     """Show the last runs, problems by cause, targets with problems, held removals, and the next runs."""
-    zone = time_zone_named(timezone)
+    zone = options.time_zone_named(timezone)
     most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         report = Report(app.engine)
         configured, broken = configured_schedules(app)
         found = _find(app, report, configured, broken, most)

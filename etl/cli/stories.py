@@ -10,8 +10,9 @@ import typer
 from etl import database
 from etl.cli import options
 from etl.cli.application import utc_now
+from etl.cli.emptiness import Question
 from etl.cli.event_table import story_table
-from etl.cli.queries import Question, columns_table, moment, needed, print_rows, time_zone_named
+from etl.cli.queries import columns_table, needed, print_rows
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report import stories
@@ -39,10 +40,10 @@ def events(
 ) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
     kinds = options.require_kinds(kind, EVENT_KINDS)
-    zone = time_zone_named(timezone)
-    since_at, until_at = (moment(typed, timezone) if typed else None for typed in (since, until))
+    zone = options.time_zone_named(timezone)
+    since_at, until_at = (options.moment(typed, timezone) if typed else None for typed in (since, until))
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         rows = stories.events(
             app.engine,
             since=since_at,
@@ -69,21 +70,18 @@ def workflows(
     flow: options.Flow = None,
     name: options.Name = None,
     cycle: options.Cycle = None,
-    as_of: Annotated[
-        str | None,
-        typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
-    ] = None,
+    as_of: options.AsOf = None,
     timezone: options.Zone = "UTC",
     limit: options.Limit = None,
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
-    zone = time_zone_named(timezone)
-    at = moment(as_of, timezone) if as_of else None
+    zone = options.time_zone_named(timezone)
+    at = options.moment(as_of, timezone) if as_of else None
     code = next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)
     with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         rows: Iterator[Any]
         if at is None:
             most = needed(limit, as_json)

@@ -60,7 +60,7 @@ def list_targets(
     """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
     most = limit if limit is not None else None if as_json else options.SHOWN
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         found = (each for each in _rows(app) if org in (None, each.org_id) and user in (None, each.user_id))
         shown = islice(found, most or None)
         if as_json:

@@ -81,7 +81,7 @@ def verify_trail(
         verify.Answers() if answers else None,
     )
     with options.open_application(context, config_file) as app:
-        database.require_current(app.engine, create_if_empty_sqlite=False)
+        database.require_current(app.engine)
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)

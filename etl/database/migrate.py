@@ -48,7 +48,7 @@ def upgrade(engine: Engine) -> None:
         _run_migrations(connection)
 
 
-def require_current(engine: Engine, *, create_if_empty_sqlite: bool) -> None:
+def require_current(engine: Engine, *, create_if_empty_sqlite: bool = False) -> None:
     """Raise SchemaMismatch, which says what to do, unless the database has ``expected()``.
 
     With ``create_if_empty_sqlite``, a missing or empty SQLite file gets its schema instead.

@@ -136,7 +136,7 @@ def health_only(routes: Sequence[BaseRoute], hosts: Sequence[str], why: str | No
 
 
 def _ready(engine: Engine) -> bool:
-    database.require_current(engine, create_if_empty_sqlite=False)
+    database.require_current(engine)
     database.require_sound(engine)
     return True
 

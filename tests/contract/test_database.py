@@ -342,7 +342,7 @@ def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) 
     with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` creates it"):
         names(engine)
     with pytest.raises(SchemaMismatch, match="`flowtrail db upgrade`"):
-        require_current(engine, create_if_empty_sqlite=False)
+        require_current(engine)
     assert list(tmp_path.iterdir()) == []
 
 
