@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from etl.database.holders import holders
 from etl.database.journal import KeptOpen
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
 from etl.system import descriptors
+from etl.system.disk import refusal
 
 NO_TEXT: Final = "bytes that are no text"
 
@@ -113,6 +115,10 @@ def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
         return cannot_open(describe(url), said, file)
     if said.startswith(("no such table", "no such column", "no such view")):
         return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
+    if code == sqlite3.SQLITE_READONLY and file is not None and os.access(file, os.W_OK):
+        refused = refusal(file.parent)
+        if refused is not None:
+            return _cannot_write_beside(describe(url), file.parent, refused)
     kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
     who = holders(file) if file is not None and code == sqlite3.SQLITE_BUSY else ""
     return _known_as(code, kind(f"The database {describe(url)} {what.format(who=who) if who else what}."))
@@ -142,7 +148,28 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
         return DatabaseError(f"{name} cannot be opened: create the directory {file.parent} first.")
     if not file.exists() and os.access(file.parent, os.W_OK | os.X_OK):
         return SchemaMismatch(f"{name} does not exist: `flowtrail db upgrade` creates it.")
+    refused = refusal(file.parent) if file.exists() else None
+    if refused is not None:
+        return _cannot_write_beside(name, file.parent, refused)
     return DatabaseError(f"{name} cannot be opened ({said}): give this user the permission.")
+
+
+def _cannot_write_beside(name: str, folder: Path, refused: OSError) -> DatabaseError:
+    """SQLite calls a file one that it cannot open if it can make no journal beside it."""
+    condition, why = _REFUSED_FILES.get(refused.errno or 0, _NOT_ALLOWED)
+    error = DatabaseError(f"{name} cannot be written: " + why.format(folder=folder, said=refused.strerror))
+    error.condition = condition
+    return error
+
+
+_NOT_ALLOWED: Final = (
+    "database_read_only",
+    "this user can make no file in {folder} ({said}): give the user that permission.",
+)
+_REFUSED_FILES: Final = {
+    errno.EROFS: ("database_read_only", "the disk of {folder} may only be read: make it writable again."),
+    errno.ENOSPC: ("database_full", "the disk of {folder} is full: free some space."),
+}
 
 
 _NO_CONNECTION: Final = "08000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import os
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
@@ -30,6 +31,7 @@ from etl.report.conditions import (
 )
 from etl.report.fetch import with_times
 from etl.schema import UtcTime
+from etl.system.disk import refusal
 
 _MOST_CAUSES: Final = 20
 """Those with most targets; the others of their code are one more."""
@@ -210,7 +212,8 @@ def of_the_disk(engine: Engine) -> Iterator[Trouble]:
         found = os.statvfs(file.parent)
     except OSError:
         return
-    if found.f_flag & os.ST_RDONLY:
+    refused = refusal(file.parent)
+    if found.f_flag & os.ST_RDONLY or (refused is not None and refused.errno == errno.EROFS):
         yield Trouble("database_read_only", f"{file} is on a disk that may only be read")
     elif found.f_bavail * found.f_frsize < _LEAST_ROOM_BYTES:
         yield Trouble("database_full", f"{file} cannot grow: the disk is full")

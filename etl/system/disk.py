@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,18 @@ def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, where the file system can do that."""
     with contextlib.suppress(OSError):
         sync(folder)
+
+
+def refusal(folder: Path) -> OSError | None:
+    """Why this process can make no file in ``folder``; None if it can. It makes one without a name, and drops it.
+
+    A disk that the kernel has stopped writing to after an error may still be called writable by everything else.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,12 @@ from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
 from etl.config.units import interval_or_off
-from etl.database import reading, writing
+from etl.database import file_of, reading, writing
+from etl.database.errors import cannot_open
 from etl.domain import verdict
 from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
-from etl.report import health
+from etl.report import health, troubles
 from etl.report.conditions import Trouble
 from etl.service.verification import Verification
 from etl.service.watch import Watch
@@ -283,6 +285,21 @@ def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine
     found = stuck.trouble()
     assert found is not None
     assert found.code == "verify_overdue"
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_a_disk_that_the_kernel_stopped_writing_to_is_known_to_every_reader(engine: Engine, monkeypatch) -> None:
+    """After an error, ext4 refuses every new file although its mount still counts as writable."""
+    assert list(troubles.of_the_disk(engine)) == []
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("etl.system.disk.tempfile.TemporaryFile", refuse)
+    assert [each.code for each in troubles.of_the_disk(engine)] == ["database_read_only"]
+    known = cannot_open("flowtrail.db", "unable to open database file", file_of(engine.url))
+    assert known.condition == "database_read_only"
+    assert "may only be read" in str(known)
 
 
 @pytest.mark.parametrize(

@@ -409,21 +409,28 @@ try:
     with writing(engine) as connection:
         connection.exec_driver_sql("DELETE FROM lease")
 except Exception as error:
-    print(type(error).__name__, error)
+    print(type(error).__name__, error.condition, error)
 engine.dispose()
 """
 
 
-def test_a_read_only_file_can_be_read_and_is_reported_when_written(migrated_sqlite: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "known"),
+    [(0o444, "is read-only for this user"), (0o666, "cannot be written: this user can make no file in")],
+    ids=["file", "folder"],
+)
+def test_a_read_only_file_can_be_read_and_is_reported_when_written(
+    migrated_sqlite: Path, mode: int, known: str
+) -> None:
     folder = Path(tempfile.mkdtemp(prefix="flowtrail-readonly-"))
     file = folder / "flowtrail.db"
     file.write_bytes(migrated_sqlite.read_bytes())
-    file.chmod(0o444)
+    file.chmod(mode)
     folder.chmod(0o555)
     said = subprocess.run([sys.executable, "-c", AS_NOBODY, file], capture_output=True, text=True, check=True).stdout
     shutil.rmtree(folder)
-    assert said.startswith("DatabaseError The database")
-    assert "is read-only for this user" in said
+    assert said.startswith("DatabaseError database_read_only ")
+    assert known in said
 
 
 # ------------------------------------------------------------------------------------------------ bad addresses
