@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 CODES: Final[dict[str, Rule]] = {
     "database_unreachable": Rule("down", "Bring the database back: it is tried again every few seconds."),
     "database_full": Rule("down", "Free some space: it is tried again every few seconds, and nothing is lost."),
-    "database_read_only": Rule("down", "Make the disk and the file writable for the service: it is tried again every few seconds."),
+    "database_read_only": Rule("down", "Let the service write there: it is tried again every few seconds."),
     "database_damaged": Rule("down", "Restore a backup, then run `flowtrail db check`."),
     "schema_behind": Rule("down", "Run `flowtrail db upgrade`, or replace this replica with the newer release."),
     "trail_broken": Rule("degraded", "Keep a copy of the database as it is, then run `flowtrail verify`."),
