@@ -9,19 +9,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: $(VENV)/.core ## the whole story on this machine
+demo: $(VENV)/.core ## a tour on this machine
 	@$(BIN)/flowtrail demo
 
 test: check ## every check and test; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
-# The crash proof for as long as you like: make crash N=1000 SEED=7
+# The crash tests for as long as you like: make crash N=1000 SEED=7
 N ?= 100
 SEED ?= 1
-crash: $(VENV)/.dev ## kill it N times from SEED, and look what is left
+crash: $(VENV)/.dev ## kill it N times, and check what is left
 	@$(BIN)/python -m tests.crash --count $(N) --seed $(SEED)
 
-# What is told of simulated organisations, whose truth is known: make organisation EVENTS=200000 SEED=7
+# What is reported of simulated organisations, compared with the truth: make organisation EVENTS=200000 SEED=7
 EVENTS ?= 20000
 organisation: $(VENV)/.dev ## EVENTS simulated events from SEED against the known truth
 	@$(BIN)/python -m tests.organisation --events $(EVENTS) --seed $(SEED)

@@ -15,8 +15,8 @@ from etl.domain.story import Answer, Judgement, Listed
 from etl.schema import org_event, org_step, sync_run
 from etl.store import Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
-from tests.organisation.runs import Office
-from tests.organisation.settings import ORDINARY, UNKIND
+from tests.organisation.runs import Simulation
+from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import START, Setting
 from tests.support import checker, story_checker
 
@@ -26,7 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def told(judgements: list[Judgement]) -> list[tuple[Any, ...]]:
+def derived(judgements: list[Judgement]) -> list[tuple[Any, ...]]:
     rows = []
     for judgement in judgements:
         for event in judgement.events:
@@ -47,19 +47,19 @@ def recorded(engine: Engine, after: int) -> tuple[list[tuple[Any, ...]], int]:
     return sorted((tuple(row[name] for name in COLUMNS) for row in rows), key=repr), last
 
 
-class MirrorOffice(Office):
+class MirroredSimulation(Simulation):
     def __init__(self, setting: Setting, seed: int, engine: Engine) -> None:
         super().__init__(setting, seed)
-        ledger = Mirror(self.ledger.gaps, is_search=bool(setting.search))
-        ledger.of(engine, setting.search)
-        self.ledger = ledger
+        state = Mirror(self.state.gaps, is_search=bool(setting.search))
+        state.of(engine, setting.search)
+        self.state = state
 
 
 def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:
-    office = MirrorOffice(setting, seed, engine)
+    simulation = MirroredSimulation(setting, seed, engine)
     last = count = 0
-    for judgements in office.run(START + runs * office.schedules[0].every):
-        expected = told(judgements)
+    for judgements in simulation.run(START + runs * simulation.schedules[0].every):
+        expected = derived(judgements)
         found, last = recorded(engine, last)
         assert found == expected, f"step {count}"
         count += len(expected)
@@ -78,7 +78,7 @@ WORLDS = ("holds", "joining and leaving", "a search", "restless rights", "everyt
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_database_gives_the_events_of_the_model(engine: Engine, name: str) -> None:
     """All worlds with more seeds: ``python -m tests.contract.test_projection``."""
-    assert played(engine, UNKIND[name], seed=2, runs=7) > 0
+    assert played(engine, DIFFICULT[name], seed=2, runs=7) > 0
 
 
 def told_by(engine: Engine) -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(en
     story.end()
     story.hear(ann="12", bob="12")
     one, other = story.judged(), story.judged()
-    step = projection.Step(story.ledger.run_id, moment(story.at), moment(story.at + 9))
+    step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with writing(engine) as connection:
         story_writes.write_steps(connection, one, step)
     with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
@@ -107,8 +107,8 @@ def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engin
     story.end()
     story.hear(ann="12", bob="1")
     judged = story.judged()
-    story.ledger.retire("ann", story.at + 5)
-    step = projection.Step(story.ledger.run_id, moment(story.at), moment(story.at + 9))
+    story.state.retire("ann", story.at + 5)
+    step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
         story_writes.write_steps(connection, judged, step)
 
@@ -155,12 +155,12 @@ def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine
     story.hear(ann="1", bob="1")
     story.end()
     story.hear(ann="12", bob="1")  # and the process is killed
-    store = story.ledger.store
+    store = story.state.store
     with writing(engine) as connection:
         connection.execute(update(sync_run).values(heartbeat_at=EPOCH))
-    assert store.abort_abandoned_runs(moment(story.at)) == [story.ledger.run_id]
-    story.ledger.store = store = Store(engine)  # another process
-    story.ledger.run_id = store.begin_run(RUN, moment(story.at)) or 0
+    assert store.abort_abandoned_runs(moment(story.at)) == [story.state.run_id]
+    story.state.store = store = Store(engine)  # another process
+    story.state.run_id = store.begin_run(RUN, moment(story.at)) or 0
     story.hear(ann="12", bob="1")
     story.end()
     assert told_by(engine) == [("appeared", "2")]
@@ -170,7 +170,7 @@ def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> 
     """Bob was asked after Ann's answer had arrived, so the workflow was renamed in between."""
     story = Small(engine)
     story.hear(ann="1")
-    story.ledger.answered("bob", {"1": Listed("another name", "D", True)}, Answer(story.at + 2, story.at + 3))
+    story.state.answered("bob", {"1": Listed("another name", "D", True)}, Answer(story.at + 2, story.at + 3))
     story.end()
     assert told_by(engine) == [("renamed", "1")]
 
@@ -189,7 +189,7 @@ def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
 def main() -> None:
     """Run every world, seed after seed, until stopped."""
     for seed in itertools.count(1):
-        for name, setting in (ORDINARY | UNKIND).items():
+        for name, setting in (ORDINARY | DIFFICULT).items():
             with tempfile.TemporaryDirectory() as folder:
                 engine = connect(f"sqlite:///{folder}/story.db")
                 upgrade(engine)

@@ -1,7 +1,7 @@
-"""The crash proof: the real program dies, or is refused something, wherever it can; an independent checker judges.
+"""Crash tests: the real program is killed, or gets an error, at every point; an independent checker judges the result.
 
     make crash N=1000 SEED=1        # everything, exhaustively, with N random kills
-    python -m tests.crash --bugs    # every seeded bug is caught by something
+    python -m tests.crash --bugs    # every seeded bug is caught by at least one test
 
-``etl/`` knows nothing of this: a launcher (``launcher.py``) installs its hooks in the libraries below the program.
+``etl/`` has no code for this: ``launcher.py`` installs hooks in the libraries below the program.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.crash``: the crash proof without a clock to mind."""
+"""``python -m tests.crash``: the crash tests, for as long as you like."""
 
 from __future__ import annotations
 

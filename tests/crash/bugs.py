@@ -1,7 +1,7 @@
-"""Bugs that were put in on purpose: each must be caught by at least one measure, or the measures prove nothing.
+"""Seeded bugs: each must be caught by at least one check, or the checks prove nothing.
 
-A bug is a few edits of the source, made in a temporary copy of the tree; there the measures run, which are tests by
-name, or sweeps (``sweep:DATABASE, SCENARIO, DISTURBANCE``).
+A bug is a few edits of the source in a temporary copy of the tree. The checks run there: tests, by name, or sweeps
+(``sweep:DATABASE, SCENARIO, DISTURBANCE``).
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ DOWNTIME = "tests/crash/test_crash.py::test_thirty_days_of_downtime_are_caught_u
 
 
 class Edit(NamedTuple):
-    """``where``: a file or a folder, in which ``old`` stands exactly once."""
+    """Replaces ``old``, which occurs exactly once in the file or folder ``where``."""
 
     where: str
     old: str
     new: str
 
     def apply(self, tree: Path) -> None:
-        """Raises ValueError where the source has moved on, and the bug has to be written anew."""
+        """Raises ValueError if the source has changed, so that the bug must be adapted."""
         files = {file: file.read_text() for file in self._files(tree)}
         found = [file for file, text in files.items() for _ in range(text.count(self.old))]
         if len(found) != 1:
-            raise ValueError(f"{self.where} has {len(found)} times, not once: {self.old!r}")
+            raise ValueError(f"{self.where} contains this {len(found)} times, not once: {self.old!r}")
         found[0].write_text(files[found[0]].replace(self.old, self.new))
 
     def _files(self, tree: Path) -> list[Path]:
@@ -45,15 +45,15 @@ class Edit(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """What is wrong, how it is made, and the measures that are tried."""
+    """What is wrong, the edits that cause it, and the checks that should catch it."""
 
     what: str
     edits: Sequence[Edit]
-    measures: Sequence[str]
+    checks: Sequence[str]
 
 
-def _bug(what: str, where: str, old: str, new: str, *measures: str) -> Bug:
-    return Bug(what, [Edit(where, old, new)], measures)
+def _bug(what: str, where: str, old: str, new: str, *checks: str) -> Bug:
+    return Bug(what, [Edit(where, old, new)], checks)
 
 
 BUGS = (
@@ -87,21 +87,21 @@ BUGS = (
         "tests/contract/test_database.py",
     ),
     _bug(
-        "a writer has the isolation that its role has",
+        "a writer uses the default isolation of its role",
         "etl/database",
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         "BEGIN READ WRITE",
         "tests/contract/test_store.py",
     ),
     _bug(
-        "NULL in an array is what the role says",
+        "array_nulls is left to the role",
         "etl/database",
         '    "array_nulls": "on",\n',
         "",
         "sweep:PostgreSQL, change, hostile",
     ),
     _bug(
-        "settings outlive their transaction, and strangers get them",
+        "settings outlive their transaction, and other clients of the pooler get them",
         "etl/database",
         '.as_string(connection)}, true"',
         '.as_string(connection)}, false"',
@@ -149,7 +149,7 @@ BUGS = (
         "tests/contract/test_store.py",
     ),
     _bug(
-        "a target is not looked at after its span was extended",
+        "a target is not read again after its span was extended",
         "etl/store",
         "    if not quiet:\n        return\n",
         "    return\n",
@@ -249,7 +249,7 @@ BUGS = (
         "tests/contract/test_seals.py",
     ),
     _bug(
-        "a user who is gone has lost everything",
+        "a user who no longer exists is recorded as having lost everything",
         "etl/sync",
         "            fetched = Fetched(fence, error)\n",
         "            now = dt.datetime.now(dt.UTC)\n"
@@ -276,7 +276,7 @@ BUGS = (
         "tests/contract/test_sync.py",
     ),
     Bug(
-        "an answer over a kept connection is judged",
+        "an answer over a reused connection is judged",
         [
             Edit("etl/sync", "if not snapshot.sole_answer and not _is_as_before(fence, snapshot)", "if False"),
             Edit("etl/domain/verdict.py", "if not snapshot.sole_answer", "if False"),
@@ -290,7 +290,7 @@ BUGS = (
         ],
     ),
     _bug(
-        "a refusal over a kept connection is believed",
+        "a refusal over a reused connection is believed",
         "etl/gateway",
         "if call.own_connection or not _is_doubtful(error, token):",
         "if True:",
@@ -298,7 +298,7 @@ BUGS = (
         "tests/contract/test_sync.py",
     ),
     _bug(
-        "what comes behind an answer is not looked for",
+        "bytes after the end of an answer go unnoticed",
         "etl/gateway",
         'is_followed = self._end() == "stray" if self.own else self.reader.is_followed()',
         "is_followed = False",
@@ -306,7 +306,7 @@ BUGS = (
         "tests/unit/test_gateway_connections.py",
     ),
     _bug(
-        "a kept connection is not looked at before it is used again",
+        "a reused connection is not checked for unread bytes",
         "etl/gateway",
         "idle_state = self.reader.idle_state()",
         'idle_state: IdleState = "quiet"',
@@ -344,7 +344,7 @@ BUGS = (
         "sweep:SQLite, change, kill",
     ),
     _bug(
-        "a step is written over another one",
+        "a step overwrites a concurrent one",
         "etl/store",
         "for i, m in members.items()):\n            raise StoryMoved\n",
         "for i, m in members.items()):\n            pass\n",
@@ -382,7 +382,7 @@ BUGS = (
         "tests/contract/test_guard_together.py",
     ),
     _bug(
-        "what a person approved counts against the organisation",
+        "approved removals count against the organisation",
         "etl/store",
         "        connection.execute(delete(org_turnover).where(org_turnover.c.org_id.in_(approved)))",
         "        pass",
@@ -390,7 +390,7 @@ BUGS = (
         MODEL,
     ),
     _bug(
-        "what is counted is not committed with what it counts",
+        "the turnover is not committed with its removals",
         "etl/store",
         "    turnover.count(connection, run_id, won, removals)\n",
         '    sqlite = connection.dialect.name == "sqlite"\n'
@@ -410,7 +410,7 @@ BUGS = (
         MODEL,
     ),
     _bug(
-        "many targets may become empty in one run",
+        "any number of targets may become empty in one run",
         "etl/domain/guard.py",
         "    return Sum(max(limits.max_emptied_targets, _at_least(limits.max_emptied_share, targets)), targets)",
         "    return Sum(10**12, targets)",
@@ -434,7 +434,7 @@ BUGS = (
         MODEL,
     ),
     _bug(
-        "an approval covers what nobody has seen missing",
+        "an approval covers removals that were not held",
         "etl/domain/guard.py",
         "    if not unheld:\n",
         "    if True:\n",
@@ -449,7 +449,7 @@ BUGS = (
         "tests/contract/test_sync.py",
     ),
     _bug(
-        "another list altogether is half believed",
+        "a completely different list is half believed",
         "etl/domain/guard.py",
         "    return Decision(absent, whole=True, reason=reason)\n\n\ndef _missing_of",
         "    return Decision(absent, reason=reason)\n\n\ndef _missing_of",
@@ -544,11 +544,11 @@ BUGS = (
 
 
 class Proof(NamedTuple):
-    """Which measures caught a bug, and which let it pass."""
+    """Which checks caught a bug, and which did not."""
 
     bug: Bug
     caught_by: Sequence[str]
-    passed_by: Sequence[str]
+    missed_by: Sequence[str]
 
 
 @contextmanager
@@ -569,35 +569,35 @@ def seeded(bug: Bug) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def false_alarms(measures: Iterable[str]) -> list[str]:
-    """Those of the measures that catch something where there is no bug: they would prove nothing."""
+def false_alarms(checks: Iterable[str]) -> list[str]:
+    """The checks that fail without a bug: they would prove nothing."""
     with seeded(Bug("none", (), ())) as folder:
-        return [measure for measure in measures if _catches(folder, measure)]
+        return [check for check in checks if _catches(folder, check)]
 
 
 def prove(bug: Bug) -> Proof:
-    """Run the bug's measures."""
+    """Run the bug's checks."""
     with seeded(bug) as folder:
-        caught = {measure: _catches(folder, measure) for measure in bug.measures}
-    return Proof(bug, [m for m in bug.measures if caught[m]], [m for m in bug.measures if not caught[m]])
+        caught = {check: _catches(folder, check) for check in bug.checks}
+    return Proof(bug, [m for m in bug.checks if caught[m]], [m for m in bug.checks if not caught[m]])
 
 
-def _catches(folder: Path, measure: str) -> bool:
+def _catches(folder: Path, check: str) -> bool:
     python = (sys.executable, "-m")
-    if measure.startswith("sweep:"):
+    if check.startswith("sweep:"):
         command = [
             *python,
             "tests.crash",
             "--sweep",
-            measure.removeprefix("sweep:"),
+            check.removeprefix("sweep:"),
             "--every",
-            "4" if "kill" in measure else "1",
+            "4" if "kill" in check else "1",
             "--stop",
         ]
-    elif measure == MODEL:
+    elif check == MODEL:
         command = [*python, "tests.crash", "--only", "model", "--count", "40", "--stop"]
     else:
-        command = [*python, "pytest", "-q", "-x", "-p", "no:cacheprovider", measure]
+        command = [*python, "pytest", "-q", "-x", "-p", "no:cacheprovider", check]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
         command,
@@ -609,20 +609,20 @@ def _catches(folder: Path, measure: str) -> bool:
         check=False,
     )
     if done.returncode not in (0, 1):
-        raise RuntimeError(f"{measure} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(f"{check} could not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode == 1
 
 
 def table(proofs: Sequence[Proof]) -> str:
-    """For docs/reliability.md."""
+    """The table of docs/reliability.md."""
     lines = ["| seeded bug | caught by |", "|---|---|"]
     lines += [f"| {proof.bug.what} | {', '.join(map(_shown, proof.caught_by)) or 'NOTHING'} |" for proof in proofs]
     return "\n".join(lines)
 
 
-def _shown(measure: str) -> str:
-    if measure == MODEL:
+def _shown(check: str) -> str:
+    if check == MODEL:
         return "the model"
-    if measure.startswith("sweep:"):
-        return f"sweep ({measure.removeprefix('sweep:')})"
-    return f"`{Path(measure.partition('::')[0]).stem}`"
+    if check.startswith("sweep:"):
+        return f"sweep ({check.removeprefix('sweep:')})"
+    return f"`{Path(check.partition('::')[0]).stem}`"

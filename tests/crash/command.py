@@ -20,7 +20,7 @@ PARTS = ("sweep", "stops", "kills", "model")
 
 
 def main() -> int:
-    """0 when nothing was found."""
+    """Run the chosen parts; return 0 if nothing was found."""
     given = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that disks are unmounted
     if given.bugs:
@@ -28,7 +28,7 @@ def main() -> int:
     began, found = time.monotonic(), 0
     parts = ["sweep"] if given.sweep else given.only or PARTS
     if pooler.installed() is None:
-        _say("PgBouncer is not installed: nothing goes through it")
+        _say("PgBouncer is not installed: connections through a pooler are not tested")
     if "sweep" in parts:
         found += _sweeps(given.sweep, given.every, given.stop)
     if "stops" in parts:
@@ -43,18 +43,18 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
-    parser.add_argument("--count", type=int, default=200, help="random kills, on each database; lives of the model")
+    parser.add_argument("--count", type=int, default=200, help="random kills per database; examples of the model")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", action="append", choices=PARTS, help="a part of it; more than once if you like")
-    parser.add_argument("--every", type=int, default=1, help="try only every so many points")
-    parser.add_argument("--stop", action="store_true", help="end with the first finding, as it is")
-    parser.add_argument("--sweep", default="", metavar="WORDS", help="only sweeps with these words in their name")
+    parser.add_argument("--only", action="append", choices=PARTS, help="only this part; may be repeated")
+    parser.add_argument("--every", type=int, default=1, help="try only every n-th point")
+    parser.add_argument("--stop", action="store_true", help="stop at the first finding, without shrinking it")
+    parser.add_argument("--sweep", default="", metavar="WORDS", help="only the sweeps whose name contains this")
     parser.add_argument("--bugs", nargs="?", const=True, metavar="WORD", help="prove that seeded bugs are caught")
     return parser.parse_args()
 
 
 def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) -> list[Disturbance]:
-    """All that can be done on this database; a full disk needs a mount, or else SQLite's own limit will do."""
+    """All disturbances for this database. A full disk needs a mount; without it only SQLite's page limit is tried."""
     kinds = [(Reset, "outage"), (Reset, "cut"), (Desync, "interim"), (Desync, "twice")]
     upstream = [made_of(kind, for_good=for_good) for made_of, kind in kinds for for_good in (False, True)]
     if server is not None:
@@ -68,7 +68,7 @@ def disturbances(made: Place, server: postgres.Server | None, stack: ExitStack) 
 
 @contextmanager
 def both(named: str = "") -> Iterator[list[postgres.Server | None]]:
-    """SQLite (None) and a PostgreSQL of our own; without it where only SQLite is named."""
+    """SQLite (None) and a private PostgreSQL server, which is not started if only SQLite is named."""
     if named.startswith("SQLite"):
         yield [None]
         return
@@ -104,26 +104,26 @@ def _stops(every: int, stop: bool) -> int:
     with both() as servers:
         for server in servers:
             with place(server) as made:
-                found += _told(stops.stopped(made, range(1, MOST_POINTS, every)), stop)
+                found += _print_findings(stops.stopped(made, range(1, MOST_POINTS, every)), stop)
     return found
 
 
 def _one_sweep(made: Place, scenario: Scenario, disturbance: Disturbance, every: int, stop: bool) -> int:
-    return _told(swept(made, scenario, disturbance, range(1, MOST_POINTS, every)), stop)
+    return _print_findings(swept(made, scenario, disturbance, range(1, MOST_POINTS, every)), stop)
 
 
-def _told(of: Iterable[Trial], stop: bool) -> int:
-    """Say what the trials of one sweep found, as they find it; how many did."""
-    began, trials, found = time.monotonic(), 0, 0
+def _print_findings(trials: Iterable[Trial], stop: bool) -> int:
+    """Print the findings of one sweep as they come; return how many trials had any."""
+    began, count, found = time.monotonic(), 0, 0
     name = ""
-    for trial in of:
-        name, trials = trial.what, trials + 1
+    for trial in trials:
+        name, count = trial.what, count + 1
         if trial.findings:
             found += 1
             _say(str(trial))
             if stop:
                 break
-    _say(f"{name}: {trials} trials, {found} with findings, {time.monotonic() - began:.0f} s")
+    _say(f"{name}: {count} trials, {found} with findings, {time.monotonic() - began:.0f} s")
     return found
 
 
@@ -158,20 +158,20 @@ def _model(count: int, seed: int, *, shrink: bool) -> int:
         notes = "\n".join(getattr(error, "__notes__", ()))
         _say(f"the model: {type(error).__name__}: {error}\n{notes}")
         return 1
-    _say(f"the model: {count} lives of 50 steps, {time.monotonic() - began:.0f} s")
+    _say(f"the model: {count} examples of 50 steps, {time.monotonic() - began:.0f} s")
     return 0
 
 
 def _bugs(word: str) -> int:
     chosen = [bug for bug in bugs.BUGS if word in bug.what]
-    if alarms := bugs.false_alarms({measure: None for bug in chosen for measure in bug.measures}):
-        print(f"these find something where no bug was put in: {alarms}", file=sys.stderr)
+    if alarms := bugs.false_alarms({check: None for bug in chosen for check in bug.checks}):
+        print(f"these fail without a seeded bug: {alarms}", file=sys.stderr)
         return 1
     proofs = []
     for bug in chosen:
         proofs.append(bugs.prove(bug))
-        _, caught, passed = proofs[-1]
-        print(f"{bug.what}: caught by {caught}, not by {passed}", file=sys.stderr, flush=True)
+        _, caught, missed = proofs[-1]
+        print(f"{bug.what}: caught by {caught}, missed by {missed}", file=sys.stderr, flush=True)
     print(bugs.table(proofs))
     return int(any(not proof.caught_by for proof in proofs))
 

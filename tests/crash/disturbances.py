@@ -1,4 +1,4 @@
-"""What can be done to a run at its n-th point, message, request or page; each says whether the run came so far."""
+"""What can go wrong in a run at its n-th point, message, request or page. Each reports if the run got that far."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Disturbed(NamedTuple):
 
 
 class Disturbance(Protocol):
-    """``name`` for reports; ``dies``: the run is meant to be killed, not to report an error; ``harmless``: it must end
-    as if nothing had been done to it."""
+    """``name`` is for reports. ``dies``: the run is killed, so it reports no error. ``harmless``: it must end as if
+    undisturbed."""
 
     name: str
     dies: bool
@@ -44,7 +44,7 @@ class Disturbance(Protocol):
         ...
 
     def run(self, place: Place, command: Sequence[str], at: int) -> Disturbed:
-        """The command, disturbed at ``at``."""
+        """Run the command, disturbed at ``at``."""
         ...
 
 
@@ -57,7 +57,7 @@ class _Disturbance:
 
 
 class Strike(_Disturbance):
-    """At a point in the program's own process, see ``points.py``."""
+    """At a point in the program's own process; see ``points.py``."""
 
     def __init__(self, how: str) -> None:
         self.name = how
@@ -92,8 +92,8 @@ class Cut(_Disturbance):
 
 
 class Hostile(_Disturbance):
-    """The n-th default of the role is set against the program; behind the last, all of them; and then through PgBouncer
-    as well, where it is installed. What follows meets the same session."""
+    """The role has the n-th hostile default; after the last one, all of them; then all of them through PgBouncer, if it
+    is installed. The commands that follow run in the same kind of session."""
 
     name = "hostile"
     harmless = True
@@ -106,7 +106,7 @@ class Hostile(_Disturbance):
 
     def database(self, place: Place, template: str | None) -> str:
         url = place.databases.new(template)
-        if template is not None:  # into an empty one the program would go where the search path leads first
+        if template is not None:  # in an empty database the search path would send the new schema elsewhere
             with psycopg.connect(self._server.conninfo(name_of(url)), autocommit=True) as admin:
                 admin.execute(DECOYS)
         return url
@@ -121,7 +121,7 @@ class Hostile(_Disturbance):
 
 
 class Reset(_Disturbance):
-    """The gateway resets the connection at a request: before a byte, or in mid-body; once, or from then on."""
+    """The gateway resets the connection at a request, before the first byte or in mid-body; once, or from then on."""
 
     def __init__(self, kind: Literal["outage", "cut"], *, for_good: bool) -> None:
         self.name = f"{kind} {'for good' if for_good else 'once'}"
@@ -132,7 +132,7 @@ class Reset(_Disturbance):
 
 
 def _with_fault(place: Place, command: Sequence[str], at: int, fault: Fault) -> Disturbed:
-    """The command, whose ``at``-th request meets the fault, and, where that is ordered for good, each one after it."""
+    """Run the command; its ``at``-th request gets the fault, and so does each later one if the fault is permanent."""
     if at > 1:
         place.gateway.order(Fault("none", times=at - 1, endpoint="any"))
     order = place.gateway.order(fault)
@@ -145,10 +145,10 @@ def _with_fault(place: Place, command: Sequence[str], at: int, fault: Fault) -> 
 
 
 class Desync(_Disturbance):
-    """The gateway mixes up its answers from a request on, once or for good: interim ones come before the true one, or
-    the true one comes once more, just before the answer to the next question, which is another user's.
+    """The gateway mixes up its answers from a request on, once or for good: interim answers precede the real one, or
+    the real one is sent a second time, just before the answer to the next request, which is for another user.
 
-    Nothing of it may show, but that targets fail where every answer comes twice.
+    The only visible effect allowed: targets fail if every answer comes twice.
     """
 
     def __init__(self, kind: Literal["interim", "twice"], *, for_good: bool) -> None:
@@ -161,7 +161,7 @@ class Desync(_Disturbance):
 
 
 class FullDisk(_Disturbance):
-    """A real disk, in memory, with so many pages left and no more."""
+    """A real file system in memory with n - 1 free pages."""
 
     name = "disk"
 
@@ -188,11 +188,11 @@ class FullDisk(_Disturbance):
 
 
 @contextmanager
-def small_disk(folder: Path, megabytes: int = 4) -> Iterator[Path | None]:
-    """A tmpfs of its own; None for whoever may not mount one."""
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """A new tmpfs; None if we are not allowed to mount one."""
     disk = folder / "disk"
     disk.mkdir()
-    options = ("-t", "tmpfs", "-o", f"size={megabytes}m", "flowtrail-test", str(disk))
+    options = ("-t", "tmpfs", "-o", "size=4m", "flowtrail-test", str(disk))
     mounted = os.geteuid() == 0 and not subprocess.run(["mount", *options], capture_output=True).returncode
     try:
         yield disk if mounted else None

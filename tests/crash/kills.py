@@ -1,8 +1,8 @@
 """Random kills under load: several syncs and a service on one database, the world evolving, the gateway misbehaving.
 
-A round kills (or stops, and resumes a while later) so many processes at random moments; on PostgreSQL the server
-itself is stopped with ``-m immediate`` once a round. Then everything ends, one clean sync follows, and the
-independent checker judges the round.
+A round kills processes (or stops and later resumes them) at random moments; on PostgreSQL the server itself is stopped
+with ``-m immediate`` once a round. Then all processes end, one undisturbed sync follows, and the independent checker
+judges the database.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SYNCS = 2
 _PAUSE_SECONDS = (0.01, 0.35)
 _STOPPED_SECONDS = 0.2
 _MAY_END_WITH = {0, 1, 3, -signal.SIGKILL, -signal.SIGTERM}
-"""A service that is told to stop before it has set its handlers dies of SIGTERM, as any program would."""
+"""A service that gets SIGTERM before it has installed its handlers dies of it, as any program would."""
 _INTERRUPTED_IMPORT = re.compile(
     r"Exception ignored in: <_io\.FileIO name='[^']*\.pyc'.*?\nResourceWarning: unclosed file [^\n]*\n", re.DOTALL
 )
-"""What Python says where a signal ends it while it reads a module, with warnings as errors."""
+"""What Python prints if a signal ends it while it reads a module and warnings are errors."""
 _FAULTS = (
     Fault("empty"),
     Fault("partial"),
@@ -56,7 +56,7 @@ _FAULTS = (
 
 
 class Round(NamedTuple):
-    """What was done in a round, and what was found wrong at its end."""
+    """What a round did, and its findings."""
 
     what: str
     kills: int
@@ -69,7 +69,7 @@ class Round(NamedTuple):
 
 
 class Victim:
-    """One process of the load, started again whenever it ends."""
+    """One process of the load, restarted whenever it ends."""
 
     def __init__(
         self, place: Place, launcher: Launcher, number: int, arguments: Sequence[str], flows_a_group: int | None
@@ -98,14 +98,14 @@ class Victim:
                 self._pid_file = None
 
     def send(self, number: int) -> bool:
-        """Whether there was a process to send it to."""
+        """Send a signal; return whether there was a process."""
         with contextlib.suppress(OSError, TypeError):
             signal.pidfd_send_signal(self._pid_file, number)  # type: ignore[arg-type]
             return True
         return False
 
     def end(self) -> None:
-        """No more after this one; a service is asked to stop."""
+        """Wait for the process to end, and start no other; a service is asked to stop."""
         self._over.set()
         while self._thread.is_alive():
             if self._arguments == ("serve",):
@@ -118,11 +118,10 @@ class Victim:
 
 
 def one_round(place: Place, server: postgres.Server | None, seed: int, launchers: Sequence[Launcher]) -> Round:
-    """Kill, let everything end, and check. ``seed`` decides who is killed when, as far as a clock lets it.
+    """Kill, let everything end, and check. ``seed`` decides what is killed when, as far as timing allows.
 
-    With every other seed each answer is written by itself, two at once, and not in large groups. On PostgreSQL two
-    rounds of three are those of a role with every default against the program, and one of the two goes through
-    PgBouncer, where it is installed.
+    With odd seeds each answer is written in its own transaction, two at a time, instead of in large groups. On
+    PostgreSQL, two rounds in three use a role with hostile defaults, one of them through PgBouncer if it is installed.
     """
     together = 1 if seed % 2 else None
     rng = random.Random(seed)
@@ -131,7 +130,7 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
     place.schedule(org, world.users(org), when='every = "1s"')
     place.use(_new_database(place, server))
     assert place.run("db", "upgrade").code == 0, place.said
-    with _met(place, server, seed % 3) as how:
+    with _connected(place, server, seed % 3) as how:
         with _evolving(place, rng.randrange(1 << 32)):
             arguments = [("sync",)] * SYNCS + [("serve",)]
             victims = [Victim(place, launcher, n, arguments[n], together) for n, launcher in enumerate(launchers)]
@@ -141,9 +140,9 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
             kills += sum(_strike(rng, place, victims) for _ in range(KILLS_A_ROUND // 2))
             for victim in victims:
                 victim.end()
-        findings = [*_ended_badly(victims), *_finally(place)]
+        findings = [*_ended_badly(victims), *_final_findings(place)]
     codes = sum((victim.codes for victim in victims), Counter())
-    what = f"seed {seed}, {_kind(server)}{how}{', each answer by itself' if together else ''}"
+    what = f"seed {seed}, {_kind(server)}{how}{', one answer a transaction' if together else ''}"
     made = Round(what, kills, codes, len(place.ledger), findings)
     place.databases.drop(place.url)
     for file in place.folder.glob("*-std*"):
@@ -163,8 +162,8 @@ def _new_database(place: Place, server: postgres.Server | None) -> str:
 
 
 @contextmanager
-def _met(place: Place, server: postgres.Server | None, way: int) -> Iterator[str]:
-    """From now on the program meets the database in this way, which is named."""
+def _connected(place: Place, server: postgres.Server | None, way: int) -> Iterator[str]:
+    """From now on the program connects in one of three ways; yields its description."""
     with contextlib.ExitStack() as stack:
         url, how, pooler = place.url, "", None
         if server is not None and way:
@@ -182,7 +181,7 @@ def _met(place: Place, server: postgres.Server | None, way: int) -> Iterator[str
 
 @contextmanager
 def _evolving(place: Place, seed: int) -> Iterator[None]:
-    """The world goes on, and the gateway misbehaves now and then, until the end of the block."""
+    """The world changes, and the gateway misbehaves now and then, until the block ends."""
     over = threading.Event()
     rng = random.Random(seed)
 
@@ -203,7 +202,8 @@ def _evolving(place: Place, seed: int) -> Iterator[None]:
 
 
 def _strike(rng: random.Random, place: Place, victims: Sequence[Victim]) -> bool:
-    """At any moment; two times in three just after the gateway has answered somebody, when there is most to lose."""
+    """Kill or stop a process at a random moment; two times in three just after the gateway has sent an answer, when
+    there is most to lose. Return whether one was killed."""
     if rng.random() < 0.67:
         seen = len(place.gateway.ledger.entries())
         place.gateway.ledger.wait_until(lambda entries: len(entries) > seen, timeout_seconds=2)
@@ -227,14 +227,14 @@ def _ended_badly(victims: Sequence[Victim]) -> Iterator[str]:
             yield f"a traceback: {victim.said[-3000:]}"
 
 
-def _finally(place: Place) -> list[str]:
+def _final_findings(place: Place) -> list[str]:
     code = place.run("sync").code
-    findings = [] if code in (0, 1) else [f"the clean sync exits with {code}: {place.said}"]
+    findings = [] if code in (0, 1) else [f"the undisturbed sync exits with {code}: {place.said}"]
     return findings + place.findings(settled=True)
 
 
 def restart(server: postgres.Server, mode: str) -> None:
-    """Stop the server as by a power cut ("immediate") and start it again."""
+    """Stop the server as if by a power cut ("immediate") and start it again."""
     data = server.folder / "data"
     binary = Path((data / "postmaster.opts").read_text().split()[0])
     pg_ctl = (binary.parent / "pg_ctl", "-D", data, "-m", mode, "-w", "-t", "60", "-l", server.folder / "log")

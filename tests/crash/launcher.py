@@ -1,8 +1,8 @@
-"""A process that has the program imported already, and forks for each run: ``python launcher.py``.
+"""A process that has imported the program and forks for each run: ``python launcher.py``.
 
-One JSON line on stdin is an order: arguments, folder, output (a prefix of the files stdout and stderr in it), strike,
-and how many workflows are written together (null: as many as ever).
-Two come back: the process id at once, and at the end the exit code (negative: the signal), how many points were
+A JSON line on stdin starts a run: arguments, folder, output (a prefix for the files stdout and stderr in it), strike,
+and how many workflows are written per transaction (null: the default).
+Two lines come back: the process id at once; at the end the exit code (negative: the signal), how many points were
 passed, and the label of the one that was struck, or else of the last.
 """
 
@@ -35,7 +35,7 @@ _OUTPUT = {1: "stdout", 2: "stderr"}
 
 
 def run(order: dict[str, Any], board: mmap.mmap) -> int:
-    """In the child: be the program, and return its exit code."""
+    """In the child: run the program, and return its exit code."""
     os.setpgid(0, 0)
     folder = Path(order["folder"])
     os.chdir(folder)
@@ -68,7 +68,7 @@ def warm_up() -> None:
 
 
 def serve() -> None:
-    """Until stdin ends."""
+    """Start runs until stdin ends."""
     warm_up()
     board = mmap.mmap(-1, points.BOARD_BYTES)
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:

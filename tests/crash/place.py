@@ -1,4 +1,4 @@
-"""Where a trial happens: a folder with the real program, a local gateway, a database, and the ledger between them."""
+"""Where a trial happens: a folder, the real program, a local gateway with its delivery log, and a database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Ended(NamedTuple):
 
 
 class Launcher:
-    """A process that forks the program on order; one run at a time."""
+    """A process that forks the program on request; one run at a time."""
 
     def __init__(self) -> None:
         tree = HERE.parents[1]
@@ -69,7 +69,7 @@ class Launcher:
         output: str = "",
         flows_a_group: int | None = None,
     ) -> int:
-        """The process id of a run that has begun; ``ended`` waits for it."""
+        """Start a run and return its process id; ``ended`` waits for it."""
         order = {"folder": str(folder), "arguments": list(arguments), "output": output, "strike": strike}
         order["flows_a_group"] = flows_a_group
         assert self._process.stdin is not None
@@ -129,7 +129,7 @@ class Databases:
         return self._server.url(name)
 
     def make_durable(self, url: str) -> None:
-        """The test server forgets commits when it is stopped at once; with this database it does not."""
+        """The test server may lose commits when it is stopped immediately; those of this database it keeps."""
         self._sql(f"ALTER DATABASE {name_of(url)} SET synchronous_commit = on")
         self._sql("CHECKPOINT")
 
@@ -155,7 +155,7 @@ def file_of(url: str) -> Path:
 
 
 class Place:
-    """One launcher, one gateway and one folder; a database is pointed at by ``use``."""
+    """One launcher, one gateway and one folder; ``use`` sets the database."""
 
     def __init__(self, folder: Path, server: postgres.Server | None = None) -> None:
         self.folder = folder
@@ -163,16 +163,16 @@ class Place:
         self.launcher = Launcher()
         self.url = ""
         self.known: list[checker.Delivered] = []
-        """What was delivered into the database before the trial (with its template)."""
+        """What was delivered before the trial, to the database that the template was copied from."""
         self._forgotten = 0
         self.beginning: tuple[str, list[checker.Delivered]] | None = None
-        """A database with the first two syncs of the scenarios' world, once it was made, and its ledger."""
+        """A database with two syncs of the scenarios' world, once it exists, and the deliveries for it."""
         (folder / "schedules").mkdir()
         self._key = signing.generate_key(folder / "seal.pem")
         self.new_world()
 
     def new_world(self, world: World | None = None) -> World:
-        """A gateway of its own for another world."""
+        """Replace the gateway by one for another world."""
         self._close_gateway()
         self.gateway = DemoGateway(world or World(orgs=0), access_key=KEY, secret_key=SECRET)
         self.gateway.start()
@@ -184,14 +184,14 @@ class Place:
             self.gateway.close()
 
     def use(self, url: str, known: Sequence[checker.Delivered] = (), gateway: str = "", rest: str = "") -> None:
-        """From now on the program works on this database, and what was delivered before counts no more."""
+        """From now on the program uses this database, and only deliveries from now on count, besides ``known``."""
         self.url = url
         self.known = list(known)
         self._forgotten = len(self.gateway.ledger.entries())
         self.point_at(url, gateway, rest)
 
     def point_at(self, url: str, gateway: str = "", rest: str = "", deadline: str = "20s") -> None:
-        """Write the settings: the same database may have several URLs."""
+        """Write the settings. The same database may have several URLs."""
         (self.folder / "flowtrail.toml").write_text(
             f'[gateway]\nurl = "{self.gateway.url}"\naccess_key = "{KEY}"\nconcurrency = 1\n'
             f'timeout = "10s"\ndeadline = "{deadline}"\n{gateway}\n'
@@ -200,12 +200,12 @@ class Place:
         )
 
     def schedule(self, org: str, users: Sequence[str], when: str = _QUIET) -> None:
-        """What is configured: these users of one organisation."""
+        """Write the schedule: these users of one organisation."""
         text = f'{when}\n\n[[targets]]\norg = "{org}"\nusers = {json.dumps(list(users))}\n'
         (self.folder / "schedules" / "plants.toml").write_text(text)
 
     def run(self, *arguments: str, strike: dict[str, Any] | None = None) -> Ended:
-        """The real program, to its end."""
+        """Run the real program to its end."""
         for name in ("stdout", "stderr"):
             (self.folder / name).unlink(missing_ok=True)
         self.launcher.start(self.folder, arguments, strike)
@@ -218,7 +218,7 @@ class Place:
 
     @property
     def ledger(self) -> list[checker.Delivered]:
-        """Every complete valid answer that was delivered for this database."""
+        """Every complete, valid answer that was delivered for this database."""
         return self.known + [
             checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
             for entry in self.gateway.ledger.entries(after=self._forgotten)
@@ -226,7 +226,7 @@ class Place:
         ]
 
     def findings(self, *, settled: bool, url: str = "") -> list[str]:
-        """What the independent checker finds in the database; an SQLite file that is not there holds nothing."""
+        """What the independent checker finds in the database; nothing for an SQLite file that does not exist."""
         url = url or self.url
         if url.startswith("sqlite") and not file_of(url).exists():
             return []
@@ -236,13 +236,15 @@ class Place:
         ]
 
     def _unkept(self, url: str) -> Iterator[str]:
-        """Versions without their answer, and seals without a signature: each is written with the other, or not."""
+        """Versions without their answer, and seals without a signature: each pair is written together or not at all."""
         engine = connect(url)
         try:
-            went, sealing = Answers(), Sealing()
-            yield from (f"verify: {each}" for each in verify(engine, keys=[self._key], answers=went, sealing=sealing))
-            if went.proven < went.versions:
-                yield f"{went.versions - went.proven} versions have no answer"
+            answers, sealing = Answers(), Sealing()
+            yield from (
+                f"verify: {each}" for each in verify(engine, keys=[self._key], answers=answers, sealing=sealing)
+            )
+            if answers.proven < answers.versions:
+                yield f"{answers.versions - answers.proven} versions have no answer"
             if sealing.signed < sealing.seals:
                 yield f"{sealing.seals - sealing.signed} seals are not signed"
         finally:
@@ -255,7 +257,7 @@ class Place:
 
 @contextmanager
 def place(server: postgres.Server | None = None) -> Iterator[Place]:
-    """A place in a temporary folder, in memory where there is such a folder."""
+    """A place in a temporary folder, in memory if there is /dev/shm."""
     memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix="flowtrail-crash-", dir=memory))
     made = Place(folder, server)

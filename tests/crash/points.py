@@ -1,13 +1,13 @@
 """The points at which a run can be struck: before and after every SQL statement, HTTP call and COMMIT.
 
-They are set in SQLAlchemy, psycopg and requests, below the program. A strike is ``{"at": n, "how": ...}``:
+They are installed in SQLAlchemy, psycopg and requests, below the program. A strike is ``{"at": n, "how": ...}``:
 
 | how | what happens at the n-th point |
 |---|---|
 | kill | the process kills itself with SIGKILL |
-| stop | the process sends itself SIGTERM, and goes on |
+| stop | the process sends itself SIGTERM and continues |
 | io, busy (SQLite), full, deadlock, shutdown (PostgreSQL) | the statement, COMMIT or call raises such an error |
-| pages | not at a point: the database may grow by n pages and no further (SQLite says that it is full) |
+| pages | not at a point: the database may grow by at most n pages (then SQLite reports it as full) |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LABEL_LENGTH = 60
 
 
 class Counter:
-    """Counts the points that a process passes, on a board that outlives it, and strikes at one of them."""
+    """Counts the points that a process passes, in shared memory that outlives it, and strikes at one of them."""
 
     def __init__(self, board: mmap.mmap, strike: dict[str, Any] | None) -> None:
         self._board = board
@@ -45,12 +45,12 @@ class Counter:
         self._passed = 0
 
     def before(self, what: str) -> None:
-        """Before something is done; an error that is to be raised is raised here."""
+        """Call before an operation. Raises the error if that is how to strike."""
         if self._pass(f"before {what}") and self._how not in ("kill", "stop", "pages"):
             raise _refusal(self._how, what)
 
     def after(self, what: str) -> None:
-        """After it was done."""
+        """Call after it."""
         self._pass(f"after {what}")
 
     def _pass(self, label: str) -> bool:
@@ -97,7 +97,7 @@ _POSTGRESQL = {
 
 
 def install(strike: dict[str, Any] | None, board: mmap.mmap) -> None:
-    """Set the points in this process, for good."""
+    """Install the points in this process, permanently."""
     counter = Counter(board, strike)
     _watch_statements(counter)
     for dialect in (PGDialect_psycopg, SQLiteDialect_pysqlite):
@@ -134,7 +134,7 @@ def _wrap(owner: type, name: str, what: str, counter: Counter) -> None:
 
 
 def _watch_copy(counter: Counter) -> None:
-    """COPY goes past SQLAlchemy."""
+    """COPY bypasses SQLAlchemy."""
     original = psycopg.Cursor.copy
 
     @contextlib.contextmanager
@@ -148,7 +148,7 @@ def _watch_copy(counter: Counter) -> None:
 
 
 def _limit_pages(more: int) -> None:
-    """SQLite refuses to grow the file by more than so many pages; the limit is of a connection, so each gets it."""
+    """SQLite refuses to grow the file by more pages than that. The limit is per connection, so each gets it."""
     allowed: list[int] = []
 
     def limit(connection: sqlite3.Connection, _: object) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that cuts the connection at the n-th message of its clients that wants an answer."""
+"""A TCP proxy in front of PostgreSQL that cuts the connection at the n-th client message that expects an answer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tests.support.relay import Cutter
 
 _ENCRYPTION_REQUESTS = {80877103, 80877104}
 _ANSWERED = b"QSp"
-"""Query, Sync and a password are answered; what comes before a Sync waits for it (PostgreSQL, chapter 54)."""
+"""Query, Sync and a password message are answered; messages before a Sync wait for it (PostgreSQL, chapter 54)."""
 
 
 class Messages:
-    """Cuts the stream of one client into messages, whatever pieces it arrives in; True: it wants an answer."""
+    """Splits the stream of one client into messages; True: the message expects an answer."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._greeting = True
 
     def read(self, piece: bytes) -> Iterator[tuple[bytes, bool]]:
-        """The messages that are whole by now."""
+        """The messages that are complete by now."""
         self._rest += piece
         while (length := self._length()) is not None:
             message, self._rest = self._rest[:length], self._rest[length:]
@@ -33,7 +33,7 @@ class Messages:
                 yield message, message[:1] in _ANSWERED
 
     def _length(self) -> int | None:
-        """How long the first message is, if it is there as a whole."""
+        """The length of the first message, if it is complete."""
         typed = 0 if self._greeting else 1
         if len(self._rest) < typed + 4:
             return None
@@ -44,8 +44,8 @@ class Messages:
 class CuttingProxy(Cutter):
     """Messages are counted over all connections: a statement, a COMMIT, a handshake.
 
-    "before": the server never gets it. "after": the server has answered, and the answer is swallowed. "middle": half
-    of the answer arrives. Then both connections end; later ones pass untouched.
+    "before": the server never gets the message. "after": the server answers, and the answer is dropped. "middle": half
+    of the answer arrives. Then both connections end; later ones are not disturbed.
     """
 
     def __init__(self, server_port: int, at: int, when: Literal["before", "middle", "after"]) -> None:
@@ -69,7 +69,7 @@ class CuttingProxy(Cutter):
         return answer[: len(answer) // 2] if self._when == "middle" else b""
 
     def _passed(self, messages: Iterator[tuple[bytes, bool]]) -> tuple[bytes, bool]:
-        """The bytes that go on to the server, and whether the connection is cut behind them."""
+        """The bytes to forward to the server, and whether to cut the connection after them."""
         passed = b""
         for message, wants_answer in messages:
             if wants_answer and self._is_the_one():

@@ -1,4 +1,4 @@
-"""What happens upstream in a trial, which command meets it, and how a person would go on after a crash."""
+"""What happens upstream in a trial, which command runs then, and what an operator would run after a crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flows(first: int, last: int) -> list[Flow]:
 
 
 def beginning() -> World:
-    """Ann has enough workflows for the guard to hold removals, Bob shares some with her, Cay has few."""
+    """Ann has enough workflows for the guard to hold removals, Bob shares some of them, Cay has few."""
     world = World(orgs=0)
     world.set_flows(ORG, ANN, flows(1, 20))
     world.set_flows(ORG, BOB, flows(15, 25))
@@ -29,10 +29,10 @@ def beginning() -> World:
 
 @dataclass(frozen=True)
 class Scenario:
-    """``before`` brings database and world to where the trial begins; None: there is no schema yet.
+    """``before`` prepares database and world; None: there is no schema yet.
 
-    ``upstream`` happens before ``command``; after a crash, ``recovery`` are the commands of the next day, the last of
-    which exits with ``exits``; ``command`` itself exits with ``undisturbed`` where nothing disturbs it.
+    ``upstream`` happens before ``command``. ``recovery``: the commands to run after a crash, the last of which exits
+    with ``exits``. If nothing disturbs it, ``command`` exits with ``undisturbed``.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _lose_again(world: World) -> None:
 
 
 def _lost(place: Place) -> None:
-    """Nine of Ann's, which is one too few to be held."""
+    """Ann loses nine, one too few to be held."""
     place.gateway.world.set_flows(ORG, ANN, flows(10, 20))
     expect(place, SYNC, 0)
 
@@ -140,7 +140,8 @@ SCENARIOS = (
 
 
 def prepared(place: Place, scenario: Scenario) -> str | None:
-    """The URL of a database as the scenario begins, with the gateway in its world; ``place.ledger`` is its past."""
+    """The URL of a database as the scenario begins, with the gateway in its world; ``place.ledger`` is what was
+    delivered so far."""
     place.new_world(beginning())
     place.schedule(ORG, (ANN, BOB, CAY))
     if scenario.before is None:
@@ -164,6 +165,6 @@ def _begin(place: Place) -> tuple[str, list[Delivered]]:
 
 
 def expect(place: Place, command: Sequence[str], code: int) -> None:
-    """Run a command that must end so."""
+    """Run a command that must exit with ``code``."""
     ended = place.run(*command)
     assert ended.code == code, f"{' '.join(command)} exits with {ended.code}, not {code}: {place.said}"

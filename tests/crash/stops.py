@@ -1,8 +1,8 @@
-"""The sweep of SIGTERM: a service is told to stop at its n-th point, n = 1, 2, 3... until it never comes so far.
+"""A sweep of SIGTERM: a service is asked to stop at its n-th point, n = 1, 2, 3... until it no longer gets that far.
 
-It starts with a slot to catch up, so its life is a start, a run, and an idle moment. Wherever it is stopped it exits
-with 0 within its grace period, leaves no run open and no lease behind, and the next start catches the slot up where
-no run came to its end.
+It starts with a slot to catch up on, so it starts, runs once, and is idle. Wherever it is stopped, it exits with 0
+within its grace period and leaves neither an open run nor a lease; if no run was completed, the next start catches up
+on the slot.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.crash.sweep import MOST_POINTS, Trial
 from tests.support import checker
 
 GRACE_SECONDS = 5
-"""All of which is kept for the last words: a run is told to end as soon as the signal arrives."""
+"""As long as the time that is reserved for the end: a run is cut off as soon as the signal arrives."""
 _SERVE = ("serve",)
 _PATIENCE_SECONDS = 60
 _UNSERVED = (None, "aborted")
 
 
 def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iterator[Trial]:
-    """The trials at ``points``, until one was not reached any more: its service was stopped after its run."""
+    """The trials at ``points``, up to the first point that is not reached: that service is stopped after its run."""
     template = prepared(place, Scenario("stop", _SERVE, before=_leave_a_slot_unserved, upstream=_change))
     assert template is not None
     known = place.ledger
@@ -52,7 +52,7 @@ def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iter
 
 
 def _leave_a_slot_unserved(place: Place) -> None:
-    """The last of the two syncs becomes the run of a schedule, three days ago."""
+    """Turn the last of the two syncs into a scheduled run of three days ago."""
     ago = "datetime('now', '-3 days') || '.000000'" if place.databases.is_sqlite else "now() - interval '3 days'"
     with _connection(place) as connection:
         connection.cursor().execute(
@@ -63,13 +63,13 @@ def _leave_a_slot_unserved(place: Place) -> None:
 
 
 def _findings(place: Place, *, settled: bool) -> list[str]:
-    """Without what is to be found of the run that was altered above, after it was sealed."""
+    """Without the findings about the run that was altered above after it had been sealed."""
     altered = ("seal 2 of run 2 ", "verify: run 2 (seal 2): run_seal 2.seal ")
     return [each for each in place.findings(settled=settled) if not each.startswith(altered)]
 
 
 def _serve(place: Place, at: int = 0) -> Disturbed:
-    """A service that is told to stop at a point, or else when its run has ended."""
+    """Run a service that is asked to stop at a point, or else when its run has ended."""
     for name in ("stdout", "stderr"):
         (place.folder / name).write_text("")
     pid = place.launcher.start(place.folder, _SERVE, {"how": "stop", "at": at})
@@ -101,18 +101,18 @@ def _ended_badly(place: Place, disturbed: Disturbed) -> Iterator[str]:
 
 
 def _catch_up(place: Place) -> Iterator[str]:
-    """The next start runs what was not served, once, and nothing that was."""
+    """The next start serves the slot once if it was not served, and not again if it was."""
     served = _latest_status(place) not in _UNSERVED
     if served:
         return
     _serve(place)
     runs = [json.loads(line) for line in place.said.splitlines() if '"run_ended"' in line]
     if [(run["origin"], run["status"]) for run in runs] != [("catch_up", "succeeded")]:
-        yield f"the next start did not catch the slot up: {place.said}"
+        yield f"the next start did not catch up on the slot: {place.said}"
 
 
 def _latest_status(place: Place) -> str | None:
-    """Of the slot's run; None where there is none."""
+    """The status of the slot's run; None if there is none."""
     rows = _rows(place, "SELECT status FROM sync_run WHERE origin = 'catch_up' ORDER BY id DESC")
     return rows[0][0] if rows else None
 

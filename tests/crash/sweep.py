@@ -1,7 +1,7 @@
-"""The exhaustive sweep: a run is disturbed at its n-th point, n = 1, 2, 3... until a run never comes so far.
+"""The exhaustive sweep: a run is disturbed at its n-th point, n = 1, 2, 3... until a run no longer gets that far.
 
-After each disturbance the database is looked at as it is, then the commands of the next day run, and the independent
-checker compares what is there with what the gateway really delivered.
+After each disturbance the checker reads the database as it was left. Then the recovery commands run, and the checker
+compares the database with what the gateway really delivered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_POINTS = 5_000
 
 
 class Trial(NamedTuple):
-    """One disturbance, and everything that was found wrong afterwards."""
+    """One disturbance, and its findings."""
 
     what: str
     at: int
@@ -34,7 +34,7 @@ class Trial(NamedTuple):
 
 
 class Sweep:
-    """A scenario in a place, to be tried again and again from the same beginning."""
+    """A scenario in a place, tried again and again from the same beginning."""
 
     def __init__(self, place: Place, scenario: Scenario, disturbance: Disturbance) -> None:
         self._place = place
@@ -49,7 +49,7 @@ class Sweep:
         self.name = f"{database}, {scenario.name}, {disturbance.name}"
 
     def trial(self, at: int) -> Trial:
-        """Disturb, look, recover, and look again."""
+        """Disturb, check, recover, and check again."""
         place = self._place
         url = self._disturbance.database(place, self._template)
         place.use(url, self._known)
@@ -72,7 +72,7 @@ class Sweep:
             yield f"undisturbed, and ended with {code}: {said}"
 
     def _at_once(self) -> list[str]:
-        """The database as it was left: SQLite's on a copy, so that recovery is the program's own."""
+        """Check the database as it was left; for SQLite a copy, so that the program itself recovers the original."""
         place = self._place
         if not place.databases.is_sqlite:
             return place.findings(settled=False) if _has_schema(place.url) else []
@@ -96,11 +96,11 @@ class Sweep:
             yield f"recovery exits with {code}, not {self._scenario.exits}: {self._place.said}"
 
     def _badly_signed(self) -> Iterator[str]:
-        """Each request bears a signature of its own, a repeated one too."""
+        """Every request has its own signature, a repeated one too."""
         bad = self._place.gateway.counters.bad_signatures - self._bad_signatures
         self._bad_signatures += bad
         if bad:
-            yield f"{bad} requests were badly signed, or with a signature that was used before"
+            yield f"{bad} requests had a bad signature, or one that was used before"
 
     def close(self) -> None:
         if self._template is not None:
@@ -110,7 +110,7 @@ class Sweep:
 def swept(
     place: Place, scenario: Scenario, disturbance: Disturbance, points: Iterable[int] = range(1, MOST_POINTS)
 ) -> Iterator[Trial]:
-    """The trials at ``points``, until one was not reached any more; that one must have done its work undisturbed."""
+    """The trials at ``points``, up to the first point that is not reached; that run must have succeeded undisturbed."""
     with closing(Sweep(place, scenario, disturbance)) as sweep:
         for at in points:
             trial = sweep.trial(at)
@@ -120,7 +120,7 @@ def swept(
 
 
 def _has_schema(url: str) -> bool:
-    """Whether the schema is there; tables come all together or not at all."""
+    """Whether the schema exists. Its tables are created together or not at all."""
     connection: Any = checker._connect(url)
     with closing(connection):
         cursor = connection.cursor()

@@ -1,6 +1,6 @@
-"""The share of the crash proof that is quick: a few points of each sweep, and a few random kills.
+"""The quick part of the crash tests: a few points of each sweep, and a few random kills.
 
-`make crash N=1000` tries every point of every sweep; docs/reliability.md says what is proven how.
+`make crash N=1000` tries every point of every sweep; docs/reliability.md says what is proven and how.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tests.support.program import KEY, SECRET, Program
 
 LIKELY_POINTS = range(1, 85)
 IN_TURN = tuple(scenario for scenario in SCENARIOS if scenario.name in ("change", "approve", "held"))
-"""The scenarios that meet the other disturbances here, one each; all of them meet death."""
+"""The scenarios for the other disturbances, in turn; every scenario is tried with kills."""
 
 
 def on_both(
     server: local_postgres.Server, work: Callable[[Place, local_postgres.Server | None], list[str]]
 ) -> list[str]:
-    """The same work on SQLite and PostgreSQL at the same time; what was found on either."""
+    """Do the same on SQLite and PostgreSQL at the same time; return the findings of both."""
 
     def there(of: local_postgres.Server | None) -> list[str]:
         with place(of) as made:
@@ -53,7 +53,7 @@ def some_points(rng: random.Random, among: Sequence[int], count: int) -> list[in
 
 
 def test_wherever_the_program_dies_nothing_is_lost_or_invented(postgres: local_postgres.Server) -> None:
-    """It kills itself before or after a statement, a request or a COMMIT; the next run finds everything right."""
+    """It kills itself before or after a statement, a request or a COMMIT; afterwards everything is as it should be."""
 
     def die(made: Place, server: local_postgres.Server | None) -> list[str]:
         rng, count = (random.Random(1), 2) if server is None else (random.Random(2), 1)
@@ -88,7 +88,7 @@ def test_any_failure_beneath_the_program_ends_in_one_sentence_and_it_goes_on(pos
 def test_a_service_stopped_anywhere_ends_in_order_and_its_slot_is_caught_up(
     postgres: local_postgres.Server,
 ) -> None:
-    """SIGTERM before or after a statement, a request or a COMMIT, from its start to its end, and again at the end."""
+    """SIGTERM before or after a statement, a request or a COMMIT, from start to end, and again at the end."""
 
     def stop(made: Place, server: local_postgres.Server | None) -> list[str]:
         rng = random.Random(4)
@@ -99,7 +99,7 @@ def test_a_service_stopped_anywhere_ends_in_order_and_its_slot_is_caught_up(
 
 
 def test_random_kills_under_load_lose_and_invent_nothing(postgres: local_postgres.Server) -> None:
-    """Two syncs and a service on one database, killed or stopped at random, PostgreSQL itself too."""
+    """Two syncs and a service on one database, killed or stopped at random; PostgreSQL itself, too."""
     with kills.launchers() as launchers:
         for server in (None, postgres):
             with place(server) as made:
@@ -109,7 +109,7 @@ def test_random_kills_under_load_lose_and_invent_nothing(postgres: local_postgre
 
 
 def test_thirty_days_of_downtime_are_caught_up_by_one_run(tmp_path: Path) -> None:
-    """However many slots were missed, the service serves the latest one, and counts the others."""
+    """However many slots were missed, the service serves the latest one and counts the others."""
     world = World(orgs=0)
     world.set_flows("o1", "ann", flows(1, 3))
     with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
@@ -130,13 +130,20 @@ def test_thirty_days_of_downtime_are_caught_up_by_one_run(tmp_path: Path) -> Non
 
 
 def test_the_sweep_sees_a_commit_that_was_split() -> None:
-    """The measures measure; `python -m tests.crash --bugs` proves it with every seeded bug."""
-    split = bugs.BUGS[0]._replace(measures=["sweep:SQLite, change, kill"])
-    assert bugs.prove(split).caught_by == split.measures
+    """The checks work; `python -m tests.crash --bugs` proves it with every seeded bug."""
+    split = bugs.BUGS[0]._replace(checks=["sweep:SQLite, change, kill"])
+    assert bugs.prove(split).caught_by == split.checks
+
+
+def test_the_page_lists_every_seeded_bug() -> None:
+    page = (bugs.TREE / "docs" / "reliability.md").read_text("utf-8")
+    _, _, rows = page.partition("| seeded bug |")
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in rows.partition("\n\n")[0].splitlines()[2:]]
+    assert sorted(listed) == sorted(bug.what for bug in bugs.BUGS)
 
 
 @pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.what)
 def test_every_seeded_bug_still_fits_the_source(bug: bugs.Bug) -> None:
-    """A bug that no longer fits is to be written anew in tests/crash/bugs.py."""
+    """If one does not, adapt it in tests/crash/bugs.py."""
     with bugs.seeded(bug) as folder:
         assert (folder / "etl").is_dir()

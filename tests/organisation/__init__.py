@@ -1,1 +1,1 @@
-"""A simulated organisation, whose truth is known, and what is told of it."""
+"""A simulated organisation whose true history is known, and the events that are derived for it."""

@@ -1,10 +1,10 @@
-"""The examples of ``docs/organisation.md``: tables of answers, and what is told of them.
+"""The examples of ``docs/organisation.md``: tables of answers, and the events that follow from them.
 
-Each row is a run. Its users are asked one after the other, two minutes apart, and each answer takes a minute. A cell
-is what a user's list says of one workflow: ``w`` is there, ``w=b`` with the name b, ``w/H`` with the cycle H, ``-`` is
-not there, ``held`` is not there and not believed. ``x`` is a request that failed, ``.`` a user who is not asked,
-``out`` one who is no longer configured. What follows is told at the run's end, unless its time has a ``~``: then there
-is no step.
+Each row is a run. Its users are asked two minutes apart, and each answer takes a minute. A cell is what a user's list
+says about one workflow: ``w`` listed, ``w=b`` with the name b, ``w/H`` with the cycle H, ``-`` not listed, ``held``
+not listed, and its removal held. ``x`` is a failed request, ``.`` a user who is not asked, ``out`` one who is no longer
+configured. The rest of the row are the events derived at the run's end; a time with ``~`` means that the run ends
+without a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from etl.domain.story import Answer, Event, Listed
-from tests.organisation.ledger import DeliveryLog
+from tests.organisation.state import KnownState
 
 PAGE = Path(__file__).parents[2] / "docs" / "organisation.md"
 DAY = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -33,33 +33,33 @@ def cases() -> Iterator[tuple[str, str]]:
 
 
 def promised(case: str) -> list[str]:
-    """For each run of an example, what the page says is told."""
+    """For each run of an example, the events that the page gives."""
     header, *rows = case.splitlines()
     return [" ".join(row.split()[len(header.split()) :]) for row in rows]
 
 
-def told(case: str, *, is_search: bool = False) -> list[str]:
-    """For each run of an example, what is told."""
+def derived(case: str, *, is_search: bool = False) -> list[str]:
+    """For each run of an example, the events that are derived."""
     header, *rows = case.splitlines()
     users = header.split()[1:]
-    ledger = DeliveryLog(dict.fromkeys(users, dt.timedelta(hours=4)), is_search=is_search)
-    return ["; ".join(_run(ledger, users, row.split())) for row in rows]
+    state = KnownState(dict.fromkeys(users, dt.timedelta(hours=4)), is_search=is_search)
+    return ["; ".join(_run(state, users, row.split())) for row in rows]
 
 
-def _run(ledger: DeliveryLog, users: list[str], row: list[str]) -> list[str]:
+def _run(state: KnownState, users: list[str], row: list[str]) -> list[str]:
     hour, minute = row[0].strip("~").split(":")
     at = DAY + dt.timedelta(hours=int(hour), minutes=int(minute))
     for number, (user, cell) in enumerate(zip(users, row[1:], strict=False)):
         asked_at = at + 2 * number * MINUTE
         if cell == "out":
-            ledger.retire(user, asked_at)
+            state.retire(user, asked_at)
         elif cell == "held":
-            ledger.answered(user, {}, Answer(asked_at, asked_at + MINUTE), {"w"})
+            state.answered(user, {}, Answer(asked_at, asked_at + MINUTE), {"w"})
         elif cell not in ("x", "."):
-            ledger.answered(user, _list(cell), Answer(asked_at, asked_at + MINUTE))
+            state.answered(user, _list(cell), Answer(asked_at, asked_at + MINUTE))
     if row[0].startswith("~"):
         return []
-    judgements = ledger.step(at + 2 * len(users) * MINUTE)
+    judgements = state.step(at + 2 * len(users) * MINUTE)
     return [_said(event) for judgement in judgements for event in judgement.events]
 
 

@@ -1,4 +1,4 @@
-"""A ledger whose answers are written into a database, too, and whose steps are judged there as well."""
+"""A delivery log that also writes its answers into a database and has its steps judged there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.domain.story import Answer, Judgement, Listed
 from etl.schema import target
 from etl.store import NewRun, Store, projection
 from etl.store.story_rows import StoryKey
-from tests.organisation.ledger import DeliveryLog
+from tests.organisation.state import KnownState
 from tests.organisation.world import HOUR, START
 from tests.support.builders import UNCHECKED, snapshot
 
@@ -30,8 +30,8 @@ def moment(at: int) -> dt.datetime:
     return EPOCH + at * MICROSECOND
 
 
-class Mirror(DeliveryLog):
-    """A ledger that writes every answer into a database, too, and has each step judged there."""
+class Mirror(KnownState):
+    """Writes every answer into a database, too, and has each step judged there."""
 
     store: Store
     run_id: int
@@ -61,7 +61,7 @@ class Mirror(DeliveryLog):
         assert self.store.apply(self.run_id, [outcome], UNCHECKED) == set()
 
     def fail(self, user: str) -> None:
-        """He is asked in vain."""
+        """A request for the user fails."""
         with writing(self.engine) as connection:
             ended = update(target).where(target.c.user_id == user)
             connection.execute(ended.values(observation_id=None, consecutive_failures=1))
@@ -84,12 +84,12 @@ class Mirror(DeliveryLog):
 
 
 class Small:
-    """Two users of one organisation, and steps of runs over them."""
+    """One organisation with two users."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.ledger = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
-        self.ledger.of(engine, "")
+        self.state = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
+        self.state.of(engine, "")
         self.at = START
 
     def hear(self, **lists: str) -> None:
@@ -98,12 +98,12 @@ class Small:
         for number, (user, flow_ids) in enumerate(lists.items()):
             asked_at = self.at + 2 * number
             flows = {flow_id: Listed(f"name {flow_id}", "D", True) for flow_id in flow_ids if flow_id != "-"}
-            self.ledger.answered(user, flows, Answer(asked_at, asked_at + 1))
+            self.state.answered(user, flows, Answer(asked_at, asked_at + 1))
 
     def judged(self) -> list[projection.StoryStep]:
-        step = projection.Step(self.ledger.run_id, moment(self.at), moment(self.at + 9))
+        step = projection.Step(self.state.run_id, moment(self.at), moment(self.at + 9))
         with reading(self.engine) as connection:
             return projection.read_steps(connection, [StoryKey("o1", "")], step, lambda _: dt.timedelta(days=9))
 
     def end(self) -> None:
-        self.ledger.step(self.at + 10, self.at)
+        self.state.step(self.at + 10, self.at)

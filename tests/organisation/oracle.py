@@ -1,4 +1,4 @@
-"""Whether what is told of an organisation is true, as whoever knows the truth of the simulated organisation sees it."""
+"""Compares the derived events with the true history of the simulated organisation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from etl.domain.story import Event, Judgement
-from tests.organisation.runs import Office
+from tests.organisation.runs import Simulation
 from tests.organisation.world import Moment, Reply
 
 
 @dataclass
 class Oracle:
-    """Checks each event as it is told, and counts."""
+    """Checks and counts each event as it is reported."""
 
-    office: Office
+    simulation: Simulation
     narrow: bool = False
-    """Whether intervals must be the narrowest: they are where no two answers are on their way at once, unless
-    something happens to a workflow twice within a run."""
-    told: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    """Whether intervals must be the narrowest possible. They are where requests do not overlap, unless something
+    happens to a workflow twice within a run."""
+    counts: Counter[tuple[str, bool]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     there: dict[str, bool] = field(default_factory=dict)
-    """By workflow, whether the story says that somebody sees it."""
+    """By workflow, whether the events so far say that somebody sees it."""
 
     def check(self, judgements: Iterable[Judgement]) -> None:
         for judgement in judgements:
@@ -39,14 +39,14 @@ class Oracle:
                 self.there[judgement.flow_id] = True
 
     def _check(self, event: Event, *, narrow: bool) -> None:
-        self.told[event.kind, event.certain] += 1
+        self.counts[event.kind, event.certain] += 1
         fault = self._order(event) or self._fault(event) or (self._width(event) if narrow else None)
         if fault:
             self.wrong.append(f"{fault}: {event}")
 
     def _order(self, event: Event) -> str | None:
-        if event.last_unchanged_at >= event.observed_at or event.observed_at > self.office.now:
-            return "an interval that ends before it begins, or later than now"
+        if event.last_unchanged_at >= event.observed_at or event.observed_at > self.simulation.now:
+            return "an interval that ends before it begins, or in the future"
         there = self.there.get(event.flow_id, False)
         if event.kind == "disappeared":
             self.there[event.flow_id] = False
@@ -56,10 +56,10 @@ class Oracle:
             if there and (event.kind == "appeared" or not self._may_have_retired(event)):
                 return "appeared twice"
             return None
-        return None if there else "a workflow that is not there"
+        return None if there else "a workflow that was not reported as present"
 
     def _may_have_retired(self, event: Event) -> bool:
-        return any(self.office.stays[user] for user in self.office.everybody)
+        return any(self.simulation.stays[user] for user in self.simulation.everybody)
 
     def _fault(self, event: Event) -> str | None:
         match event.kind:
@@ -75,8 +75,8 @@ class Oracle:
                 return self._presence_fault(event, first=False) if event.certain else None
 
     def _access_fault(self, event: Event) -> str | None:
-        """The user's access changed so in the interval; if that is certain, not everybody's at that moment."""
-        workflow = self.office.world.workflows[event.flow_id]
+        """The user's access changed that way in the interval; if certain, not everybody's at the same moment."""
+        workflow = self.simulation.world.workflows[event.flow_id]
         gives = event.kind == "access_granted"
         changes = [
             at
@@ -90,42 +90,42 @@ class Oracle:
         return None
 
     def _value_fault(self, event: Event, attribute: str, old: str, new: str) -> str | None:
-        values = self.office.world.values(event.flow_id, attribute, event.last_unchanged_at, event.observed_at)
+        values = self.simulation.world.values(event.flow_id, attribute, event.last_unchanged_at, event.observed_at)
         if old in values and new in values[values.index(old) :]:
             return None
         return f"it went through {values}"
 
     def _presence_fault(self, event: Event, *, first: bool) -> str | None:
-        """Somebody who counts saw it, and then nobody (``first``); or nobody, and then somebody."""
+        """``first``: some user who counts saw it, then nobody did; otherwise the reverse."""
         moments = sorted({event.last_unchanged_at, event.observed_at, *self._turns(event)})
-        seen = [any(self._sees(user, event, at) for user in self.office.everybody) for at in moments]
+        seen = [any(self._sees(user, event, at) for user in self.simulation.everybody) for at in moments]
         if first in seen and (not first) in seen[seen.index(first) :]:
             return None
         return f"seen by somebody: {seen}"
 
     def _turns(self, event: Event) -> list[Moment]:
-        """When, in the interval, somebody's access changed, or somebody began or ceased to count."""
-        workflow = self.office.world.workflows[event.flow_id]
+        """When, in the interval, any user's access changed, or a user began or ceased to count."""
+        workflow = self.simulation.world.workflows[event.flow_id]
         turns = [at for history in workflow.access.values() for at, _ in history]
-        turns += [at for stays in self.office.stays.values() for stay in stays for at in stay]
-        turns += self.office.counts_since.values()
+        turns += [at for stays in self.simulation.stays.values() for stay in stays for at in stay]
+        turns += self.simulation.counts_since.values()
         return [at for at in turns if event.last_unchanged_at < at < event.observed_at]
 
     def _sees(self, user: str, event: Event, at: Moment) -> bool:
-        """Whether a user who counts, and who is not silent, could see it at that moment."""
-        if not self.office.world.had(event.flow_id, user, at):
+        """Whether the user counted, was not silent, and could see it at that moment."""
+        if not self.simulation.world.had(event.flow_id, user, at):
             return False
-        stays = list(self.office.stays[user])
-        if user in self.office.counts_since:
-            stays.append((self.office.counts_since[user], self.office.now + 1))
+        stays = list(self.simulation.stays[user])
+        if user in self.simulation.counts_since:
+            stays.append((self.simulation.counts_since[user], self.simulation.now + 1))
         if not any(since <= at < until for since, until in stays):
             return False
-        if user in self.office.ledger.audience.active:
+        if user in self.simulation.state.audience.active:
             return True
-        latest = self.office.ledger.latest[user]
-        return latest.arrived_at + self.office.ledger.gaps[user] >= event.last_unchanged_at
+        latest = self.simulation.state.latest[user]
+        return latest.arrived_at + self.simulation.state.gaps[user] >= event.last_unchanged_at
 
-    # How narrow the intervals are, from all answers that ever were
+    # How narrow the intervals are, given all answers
 
     def _width(self, event: Event) -> str | None:
         narrowest = self._narrowest(event)
@@ -141,35 +141,35 @@ class Oracle:
             case "access_lost":
                 return self._turn(event.user_id, event, shows)
             case "appeared" | "reappeared":
-                latest = [self._latest_without(user, event) for user in self.office.replies]
+                latest = [self._latest_without(user, event) for user in self.simulation.replies]
                 first = min(r.arrived_at for r in self._all() if shows(r) and r.arrived_at > min(latest))
                 return min(latest), first
             case "disappeared":
                 latest = max(r.asked_at for r in self._all() if shows(r) and r.asked_at < event.observed_at)
-                lost = [self._first_without(user, event) for user in self.office.replies]
+                lost = [self._first_without(user, event) for user in self.simulation.replies]
                 return latest, max(at for at in lost if at is not None)
             case _:
                 return self._value_turn(event, 0 if event.kind == "renamed" else 1)
 
     def _all(self) -> Iterator[Reply]:
-        return itertools.chain(*self.office.replies.values())
+        return itertools.chain(*self.simulation.replies.values())
 
     def _turn(self, user: str, event: Event, before: Callable[[Reply], bool]) -> tuple[Moment, Moment]:
-        replies = [reply for reply in self.office.replies[user] if reply.arrived_at <= event.observed_at]
+        replies = [reply for reply in self.simulation.replies[user] if reply.arrived_at <= event.observed_at]
         return max(reply.asked_at for reply in replies if before(reply)), replies[-1].arrived_at
 
     def _latest_without(self, user: str, event: Event) -> Moment:
-        """The request of a user's latest answer without it, before he has it as told."""
-        return max(r.asked_at for r in self.office.replies[user] if not _shows(event.flow_id, r))
+        """When a user's latest answer without it was requested."""
+        return max(r.asked_at for r in self.simulation.replies[user] if not _shows(event.flow_id, r))
 
     def _first_without(self, user: str, event: Event) -> Moment | None:
-        """The arrival of a user's first answer without it, after his last with it so far."""
-        replies = [reply for reply in self.office.replies[user] if reply.asked_at < event.observed_at]
+        """When a user's first answer without it arrived, after the last one with it so far."""
+        replies = [reply for reply in self.simulation.replies[user] if reply.asked_at < event.observed_at]
         last = max((number for number, reply in enumerate(replies) if _shows(event.flow_id, reply)), default=None)
         return None if last is None or last + 1 == len(replies) else replies[last + 1].arrived_at
 
     def _value_turn(self, event: Event, field: int) -> tuple[Moment, Moment]:
-        """From the latest request with the old value before the first answer with the new one was requested."""
+        """From the latest request that showed the old value, before the first answer with the new one was requested."""
         old, new = event.old[field], event.new[field]
         values = [
             (r.asked_at, r.arrived_at, r.flows[event.flow_id][field]) for r in self._all() if _shows(event.flow_id, r)
@@ -183,32 +183,32 @@ def _shows(flow_id: str, reply: Reply) -> bool:
     return flow_id in reply.flows
 
 
-def settle(office: Office, oracle: Oracle) -> list[str]:
-    """What is still wrong when everybody has been asked often enough and nothing has changed since."""
-    office.quieten()
-    longest = max(schedule.every + schedule.takes + schedule.answer_takes for schedule in office.schedules)
-    for judgements in office.run(office.now + 4 * longest):
+def settle(simulation: Simulation, oracle: Oracle) -> list[str]:
+    """What is still wrong once all users have been asked often enough and nothing changes any more."""
+    simulation.quieten()
+    longest = max(schedule.every + schedule.takes + schedule.answer_takes for schedule in simulation.schedules)
+    for judgements in simulation.run(simulation.now + 4 * longest):
         oracle.check(judgements)
-    return [*_left_over(office), *_untrue(office, oracle)]
+    return [*_left_over(simulation), *_untrue(simulation, oracle)]
 
 
-def _left_over(office: Office) -> list[str]:
-    if not office.ledger.counts_since:
-        return []  # nobody is left who could be heard
-    return [f"{flow_id} still waits: {waiting}" for flow_id, waiting in office.ledger.waiting.items() if waiting] + [
-        f"{flow_id} is still open" for flow_id in office.ledger.open
+def _left_over(simulation: Simulation) -> list[str]:
+    if not simulation.state.counts_since:
+        return []  # no user is left to hear from
+    return [f"{flow_id} still waits: {waiting}" for flow_id, waiting in simulation.state.waiting.items() if waiting] + [
+        f"{flow_id} is still open" for flow_id in simulation.state.open
     ]
 
 
-def _untrue(office: Office, oracle: Oracle) -> list[str]:
+def _untrue(simulation: Simulation, oracle: Oracle) -> list[str]:
     faults = []
-    for flow_id, workflow in office.world.workflows.items():
-        seen_by = {user for user in office.ledger.counts_since if flow_id in office.world.lists[user]}
-        story = office.ledger.stories.get(flow_id)
+    for flow_id, workflow in simulation.world.workflows.items():
+        seen_by = {user for user in simulation.state.counts_since if flow_id in simulation.world.lists[user]}
+        story = simulation.state.stories.get(flow_id)
         if seen_by and (story is None or story.gone_at is not None):
-            faults.append(f"{flow_id} is seen by {seen_by} and told as gone")
-        if not seen_by and oracle.there.get(flow_id) and not any(office.stays.values()):
-            faults.append(f"{flow_id} is seen by nobody and told as there")
+            faults.append(f"{flow_id} is seen by {seen_by} but reported as gone")
+        if not seen_by and oracle.there.get(flow_id) and not any(simulation.stays.values()):
+            faults.append(f"{flow_id} is seen by nobody but reported as present")
         if seen_by and story and (story.name.value, story.cycle.value) != (workflow.name, workflow.cycle):
-            faults.append(f"{flow_id} is {workflow.name} {workflow.cycle}, and told as {story.listed}")
+            faults.append(f"{flow_id} is {workflow.name} {workflow.cycle}, but reported as {story.listed}")
     return faults

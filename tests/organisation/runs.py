@@ -1,5 +1,5 @@
-"""Runs over the simulated organisation: they ask, fail, hold and commit as the real ones do, and each one's end is a
-step of the judgement."""
+"""Runs over the simulated organisation. They ask, fail, hold and commit as real ones do, and each ends with a step of
+the judgement."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 from etl.domain.organisation import judge
 from etl.domain.story import Answer, Judgement
-from tests.organisation.ledger import DeliveryLog, Judge
+from tests.organisation.state import Judge, KnownState
 from tests.organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
 
 
-class Office:
-    """One organisation, its schedules, and what is told of it."""
+class Simulation:
+    """One organisation, its schedules, and the events that are derived for it."""
 
     def __init__(self, setting: Setting, seed: int, judge: Judge = judge) -> None:
         self.world = World(setting, seed)
@@ -21,21 +21,21 @@ class Office:
         self.setting = setting
         self.everybody = [f"u{number}" for number in range(setting.users)]
         self.schedules = setting.schedules(self.everybody)
-        self.ledger = DeliveryLog(
+        self.state = KnownState(
             {user: s.coverage_gap for s in self.schedules for user in s.users}, judge, is_search=bool(setting.search)
         )
         self.world.watched = set(self.everybody)
         self.counts_since: dict[str, Moment] = {}
-        """When the first answer of each user who counts was read."""
+        """By user who counts, when their first answer was read."""
         self.stays: dict[str, list[tuple[Moment, Moment]]] = defaultdict(list)
-        """From when until when each user counted, so far as that has ended."""
+        """By user, the past periods in which they counted."""
         self.away_until: dict[str, Moment] = {}
         self.replies: dict[str, list[Reply]] = defaultdict(list)
-        """What was believed, with what was held in it."""
+        """The answers that were accepted, including what was held."""
         self.calendar = Calendar()
         self.now = START
         self.is_quiet = False
-        """Nothing changes any more, and nothing fails."""
+        """Whether nothing changes or fails any more."""
         self.world.populate(START, self.everybody)
         for schedule in self.schedules:
             self.calendar.add(START + self.chance.randrange(schedule.every), ("run", schedule))
@@ -44,13 +44,13 @@ class Office:
         self._plan(setting.outages_an_hour, "outage")
 
     def run(self, end: Moment) -> Iterator[list[Judgement]]:
-        """Let time pass; give each step's judgements."""
+        """Let time pass until ``end``; yield the judgements of each step."""
         for now, (what, of) in self.calendar.until(end):
             self.now = now
             if what != "end":
                 getattr(self, f"_{what}")(of)
             elif self.is_quiet or self.chance.random() >= self.setting.skipped:
-                judgements = self.ledger.step(now, of.began_at)
+                judgements = self.state.step(now, of.began_at)
                 self._know_who_counts()
                 yield judgements
 
@@ -85,7 +85,7 @@ class Office:
             self._plan(self.setting.outages_an_hour, "outage")
 
     def _move(self, _: object) -> None:
-        """Somebody retires, or comes (back)."""
+        """A user retires, joins or comes back."""
         if self.is_quiet:
             return
         user = self.chance.choice(self.everybody)
@@ -100,7 +100,7 @@ class Office:
         self.world.blocked = {key for key in self.world.blocked if key[0] != user}
         if user in self.counts_since:
             self.stays[user].append((self.counts_since.pop(user), self.now))
-        self.ledger.retire(user, self.now)
+        self.state.retire(user, self.now)
 
     # What runs do
 
@@ -132,29 +132,29 @@ class Office:
     def _commit(self, of: tuple[Run, Reply]) -> None:
         _, reply = of
         user, answer = reply.user, Answer(reply.asked_at, reply.arrived_at)
-        latest = self.ledger.latest.get(user)
+        latest = self.state.latest.get(user)
         is_stale = latest is not None and latest.arrived_at > reply.asked_at
-        if is_stale or user not in self.world.watched or self.ledger.retired.get(user, 0) > reply.asked_at:
+        if is_stale or user not in self.world.watched or self.state.retired.get(user, 0) > reply.asked_at:
             return
         held = self._held(user, reply)
-        self.ledger.answered(user, reply.flows, answer, held)
+        self.state.answered(user, reply.flows, answer, held)
         self.world.blocked = {key for key in self.world.blocked if key[0] != user} | {(user, each) for each in held}
         self.world.answered(reply)
-        self.replies[user].append(reply._replace(flows=self.ledger.known[user]))
+        self.replies[user].append(reply._replace(flows=self.state.known[user]))
         self._know_who_counts()
 
     def _know_who_counts(self) -> None:
-        """The moment when the answer was read from which on a user counts."""
-        for user, arrived_at in self.ledger.counts_since.items():
+        """Note since when each user counts: the moment when that answer was read."""
+        for user, arrived_at in self.state.counts_since.items():
             if user not in self.counts_since:
                 self.counts_since[user] = next(r.read_at for r in self.replies[user] if r.arrived_at == arrived_at)
 
     def _held(self, user: str, reply: Reply) -> set[str]:
-        """What of the list's removals is not believed; what is held stays held, until somebody approves it."""
-        if user not in self.ledger.counts_since or self.is_quiet:
+        """The removals to hold; what is held already stays held, unless it is approved."""
+        if user not in self.state.counts_since or self.is_quiet:
             return set()
-        absent = self.ledger.known[user].keys() - reply.flows.keys()
-        already = {flow_id for flow_id in absent if (user, flow_id) in self.ledger.held}
+        absent = self.state.known[user].keys() - reply.flows.keys()
+        already = {flow_id for flow_id in absent if (user, flow_id) in self.state.held}
         if absent - already and self.chance.random() < self.setting.held:
             return absent
         return already if self.chance.random() < 0.7 else set()

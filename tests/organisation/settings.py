@@ -1,4 +1,4 @@
-"""The worlds that are tried: ordinary ones, in which the share of certain events is measured, and unkind ones."""
+"""The simulated worlds: ordinary ones, in which the share of certain events is measured, and difficult ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DAY = 24 * HOUR
 
 
 def one_after_the_other(users: list[str]) -> list[Schedule]:
-    """No two requests are on their way at once."""
+    """Requests do not overlap."""
     return [Schedule(tuple(users), HOUR, 5 * SECOND * len(users), 4 * SECOND, 36 * HOUR)]
 
 
@@ -36,7 +36,7 @@ def overlapping(users: list[str]) -> list[Schedule]:
 
 
 def soon_silent(users: list[str]) -> list[Schedule]:
-    """A user who fails twice is silent."""
+    """After two failures a user counts as silent."""
     return [Schedule(tuple(users), HOUR, 10 * MINUTE, MINUTE, 90 * MINUTE)]
 
 
@@ -48,7 +48,7 @@ ORDINARY = {
     "12 users": Setting(users=12, schedules=one_after_the_other),
     "60 users": Setting(users=60, schedules=one_after_the_other),
 }
-UNKIND = {
+DIFFICULT = {
     "a slow run": Setting(schedules=all_day, changes_an_hour=6),
     "two schedules": Setting(schedules=two_by_turns, changes_an_hour=6),
     "overlapping runs": Setting(schedules=overlapping, changes_an_hour=6),

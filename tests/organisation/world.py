@@ -1,5 +1,5 @@
-"""A world with a known truth: workflows, rights and names that change at any moment, also while answers are on their
-way, and runs that look at them through users' lists. It shares no code with the judgement."""
+"""A world with a known history. Workflows, rights and names change at any moment, even while answers are in flight;
+runs see them only through the users' lists. It shares no code with the judgement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 Moment = int
-"""Microseconds; whoever judges only compares and adds them."""
+"""Microseconds; the judgement only compares and adds them."""
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
 START = 1_000 * HOUR
@@ -28,12 +28,12 @@ class Seen(NamedTuple):
 
 @dataclass(slots=True)
 class Workflow:
-    """A workflow as it is, and everything that it has been. ``access`` is when it was in whose list."""
+    """A workflow and its whole history; ``access``: when it entered and left each user's list."""
 
     name: str
     cycle: str
     users: dict[str, bool] = field(default_factory=dict)
-    """Who has a right to it, and whether to edit it."""
+    """The users who may see it, and whether they may edit it."""
     is_alive: bool = True
     turns: set[Moment] = field(default_factory=set)
     """When it came or went for everybody at once."""
@@ -44,7 +44,7 @@ class Workflow:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who is asked how often, and how long a run and an answer take."""
+    """Which users are asked and how often, and how long a run and an answer take."""
 
     users: tuple[str, ...]
     every: Moment
@@ -56,26 +56,26 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a world is like. Shares are of requests, rates are counts an hour."""
+    """The parameters of a world. Shares are of requests, rates per hour."""
 
     users: int = 12
     workflows: int = 30
     schedules: Callable[[list[str]], list[Schedule]] = lambda users: one_schedule(users)
     search: str = ""
-    """The expression: lists have only the workflows whose name has it, so a new name brings or hides one."""
+    """The search expression: lists have only the workflows whose name contains it, so a rename can add or hide one."""
     failing: float = 0.04
     held: float = 0.0
     skipped: float = 0.0
-    """The share of runs that end without a step: the next one's makes up for it."""
+    """The share of runs that end without a step; the next step makes up for it."""
     changes_an_hour: float = 3.0
     moves_an_hour: float = 0.0
     """Users who join, retire, or come back."""
     most_changed: float = 0.0
-    """The share of rights given or taken that are reversed as soon as the assumption lets them be."""
+    """The share of grants and revocations that are reversed as soon as the assumption allows it."""
     outages_an_hour: float = 0.0
-    """A user cannot be asked for a few hours."""
+    """How often a user is unreachable for some hours."""
     audience: float = 0.5
-    """The largest share of users who see a new workflow; a few are seen by everybody."""
+    """The largest share of users who see a new workflow; a few workflows are seen by all."""
 
 
 def one_schedule(users: list[str]) -> list[Schedule]:
@@ -93,9 +93,9 @@ class Reply(NamedTuple):
 
 
 class World:
-    """The truth, and what may change of it.
+    """The true state, and how it changes.
 
-    It keeps the one assumption: between two answers of a user a workflow comes to him or leaves him at most once.
+    It keeps the one assumption: between two answers of a user, a workflow enters or leaves their list at most once.
     """
 
     def __init__(self, setting: Setting, seed: int) -> None:
@@ -106,7 +106,7 @@ class World:
         self.lists: dict[str, dict[str, Seen]] = defaultdict(dict)
         self.changed_at: dict[tuple[str, str], Moment] = {}
         self.read_at: dict[str, Moment] = {}
-        """When each user's latest answer that was believed had been read."""
+        """By user, when their latest accepted answer was read."""
         self.blocked: set[tuple[str, str]] = set()
         """(user, workflow) whose removal is held."""
         self.watched: set[str] = set()
@@ -119,7 +119,7 @@ class World:
             self.create(now, users)
 
     def change(self, now: Moment, users: list[str]) -> None:
-        """One thing happens, if the assumption lets it."""
+        """Make one change, if the assumption allows it."""
         few = len(self.alive) < self.setting.workflows * 0.7
         weights = (5 if few else 2, 2, 4, 4, 3, 3)
         actions = (self.create, self.delete, self.grant, self.revoke, self.rename, self.recycle)
@@ -185,7 +185,7 @@ class World:
         self._show(flow_id)
 
     def reverse(self, now: Moment, flow_id: str, user: str) -> bool:
-        """Give back what was taken, or take back what was given; False where it is too early."""
+        """Undo the last grant or revocation; False if it is too early."""
         workflow = self.workflows[flow_id]
         if workflow.is_alive and self._may(flow_id, user):
             (self._take if user in workflow.users else self._give)(now, flow_id, user)
@@ -193,7 +193,7 @@ class World:
         return not workflow.is_alive
 
     def answered(self, reply: Reply) -> None:
-        """The answer was believed: what changed before it was read may change again."""
+        """An answer was accepted: what changed before it was read may change again."""
         self.read_at[reply.user] = reply.read_at
 
     def had(self, flow_id: str, user: str, at: Moment) -> bool:
@@ -236,7 +236,7 @@ class World:
             del self.lists[user][flow_id]
 
     def _list(self, now: Moment, flow_id: str, user: str) -> None:
-        """It comes into the user's list, or leaves it."""
+        """Record that it enters or leaves the user's list."""
         history = self.workflows[flow_id].access[user]
         history.append((now, not history or not history[-1][1]))
         self.changed_at[user, flow_id] = now
@@ -255,28 +255,28 @@ class World:
 
 @dataclass
 class Run:
-    """A run of a schedule: whom it asks, and when it ends."""
+    """A run of a schedule, and when it ends."""
 
     schedule: Schedule
     began_at: Moment
     ends_at: Moment
 
 
-Happening = tuple[str, object]
+Occurrence = tuple[str, object]
 
 
 class Calendar:
-    """Everything that is to happen, by time."""
+    """Future events, ordered by time."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[Moment, int, Happening]] = []
+        self._heap: list[tuple[Moment, int, Occurrence]] = []
         self._count = 0
 
-    def add(self, at: Moment, happening: Happening) -> None:
+    def add(self, at: Moment, occurrence: Occurrence) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (at, self._count, happening))
+        heapq.heappush(self._heap, (at, self._count, occurrence))
 
-    def until(self, end: Moment) -> Iterator[tuple[Moment, Happening]]:
+    def until(self, end: Moment) -> Iterator[tuple[Moment, Occurrence]]:
         while self._heap and self._heap[0][0] <= end:
-            at, _, happening = heapq.heappop(self._heap)
-            yield at, happening
+            at, _, occurrence = heapq.heappop(self._heap)
+            yield at, occurrence

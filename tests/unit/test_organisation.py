@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.organisation import judge
 from etl.domain.story import Answer, Audience, Judgement, Listed, Sighting, User, Workflow
-from tests.organisation.cases import cases, promised, told
+from tests.organisation.cases import cases, derived, promised
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle
-from tests.organisation.runs import Office
-from tests.organisation.settings import ORDINARY, UNKIND, all_day, one_after_the_other, overlapping, two_by_turns
+from tests.organisation.runs import Simulation
+from tests.organisation.settings import DIFFICULT, ORDINARY, all_day, one_after_the_other, overlapping, two_by_turns
 from tests.organisation.world import HOUR, START, Setting
 from tests.support.builders import STEADY, after
 
@@ -28,7 +28,7 @@ GAP = dt.timedelta(hours=36)
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=f"{heading} {n}") for n, (heading, case) in enumerate(cases())])
 def test_every_example_of_the_documentation_gives_its_events(case):
-    assert told(case) == promised(case)
+    assert derived(case) == promised(case)
 
 
 MORE = {
@@ -110,13 +110,13 @@ MORE = {
         ~2:00 -   -
         3:00  out -   disappeared 1:00..2:01
     """,
-    "what a user saw before he was no longer configured is told": """
+    "what a user saw before he was no longer configured is reported": """
         run   ann bob
         1:00  w   -
         ~2:00 w=b -
         3:00  out -   renamed a->b 1:00..2:01
     """,
-    "nobody's answer changed, but one contradicts what was told": """
+    "nobody's answer changed, but one contradicts what was reported": """
         run   ann bob
         1:00  w   w
         2:00  w=b x   renamed a->b 1:02..2:01
@@ -173,24 +173,24 @@ SEARCH = {
     [pytest.param(case, cases is SEARCH, id=name) for cases in (MORE, SEARCH) for name, case in cases.items()],
 )
 def test_the_events_of_given_answers(case, is_search):
-    assert told(case.strip(), is_search=is_search) == promised(case.strip())
+    assert derived(case.strip(), is_search=is_search) == promised(case.strip())
 
 
-@pytest.mark.parametrize("name", UNKIND)
+@pytest.mark.parametrize("name", DIFFICULT)
 def test_no_certain_event_is_wrong_in_a_difficult_world(name):
-    assert played(UNKIND[name], seed=1, runs=80).wrong == []
+    assert played(DIFFICULT[name], seed=1, runs=80).wrong == []
 
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_in_an_ordinary_world_nearly_everything_is_certain_and_every_interval_the_narrowest(name):
     """4 of 100 requests fail."""
-    told: Counter[tuple[str, bool]] = Counter()
+    counts: Counter[tuple[str, bool]] = Counter()
     for seed in (1, 2):
         oracle = played(ORDINARY[name], seed, runs=100, narrow=True)
         assert oracle.wrong == []
-        told += oracle.told
+        counts += oracle.counts
     for kind in EVENT_KINDS:
-        assert told[kind, True] >= 0.95 * (told[kind, True] + told[kind, False]) > 0
+        assert counts[kind, True] >= 0.95 * (counts[kind, True] + counts[kind, False]) > 0
 
 
 WORLDS = st.builds(
@@ -228,8 +228,8 @@ def test_neither_the_order_of_the_input_nor_judging_twice_changes_anything(name)
         assert (again.story, again.waiting, again.awaited) == (judgement.story, judgement.waiting, judgement.awaited)
         return judgement
 
-    office = Office(UNKIND[name], 3, checked)
-    assert sum(len(judgements) for judgements in office.run(START + 40 * HOUR)) > 50
+    simulation = Simulation(DIFFICULT[name], 3, checked)
+    assert sum(len(judgements) for judgements in simulation.run(START + 40 * HOUR)) > 50
 
 
 def shuffled(workflow: Workflow, chance: random.Random) -> Workflow:
@@ -319,8 +319,8 @@ FALSEHOODS = {
 
 @pytest.mark.parametrize("falsify", FALSEHOODS.values(), ids=FALSEHOODS)
 def test_the_oracle_contradicts_a_false_event(falsify):
-    office = Office(ORDINARY["12 users"], 1)
-    liar = Oracle(office)
-    for judgements in office.run(START + 40 * HOUR):
+    simulation = Simulation(ORDINARY["12 users"], 1)
+    liar = Oracle(simulation)
+    for judgements in simulation.run(START + 40 * HOUR):
         liar.check([msgspec.structs.replace(j, events=[falsify(event) for event in j.events]) for j in judgements])
-    assert len(liar.wrong) > 0.9 * sum(liar.told.values()) > 50
+    assert len(liar.wrong) > 0.9 * sum(liar.counts.values()) > 50

@@ -1,4 +1,5 @@
-"""What is known of one story, as the database would have it: answers come in, and a step judges what they changed."""
+"""What is known of one organisation, as the database would hold it. Answers come in; a step judges what they
+changed."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ Flows = Mapping[str, Listed]
 Judge = Callable[[Audience, Workflow], Judgement]
 
 
-class DeliveryLog:
-    """Times may be any numbers that can be compared and added."""
+class KnownState:
+    """Times may be of any type that can be compared and added."""
 
     def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge, *, is_search: bool = False) -> None:
         self.gaps = gaps
@@ -23,33 +24,33 @@ class DeliveryLog:
         self._is_search = is_search
         self.audience = Audience({}, 0)
         self.known: dict[str, Flows] = {}
-        """By user, the list that his target has: what is held is in it."""
+        """By user, the list of their target, with what is held."""
         self.latest: dict[str, Answer] = {}
         self.counts_since: dict[str, Any] = {}
         self.retired: dict[str, Any] = {}
         self.ended_stays: list[Any] = []
-        """When users retired who have come back."""
+        """When the users who have come back had retired."""
         self.held: set[tuple[str, str]] = set()
-        """Users and workflows whose removal is held."""
+        """(user, workflow) whose removal is held."""
         self.stories: dict[str, Story] = {}
         self.showing: dict[str, Mapping[str, Showing]] = defaultdict(dict)
         self.waiting: dict[str, Mapping[str, Loss]] = defaultdict(dict)
         self.open: set[str] = set()
         self._whole: dict[str, Answer] = {}
-        """By user, his last answer in which nothing was held."""
+        """By user, their last answer in which nothing was held."""
         self._changed: dict[tuple[str, str], Answer] = {}
-        """By user and workflow, the last answer that changed it in his list."""
+        """By user and workflow, the last answer that changed it in their list."""
         self._first_seen: dict[tuple[str, str], Any] = {}
         """By user and workflow, the arrival of the first answer of an unbroken listing."""
         self._counted_since: dict[str, Any] = {}
-        """By user who is away, since when he counted."""
+        """By user who is away, since when they counted."""
         self._returning: dict[str, list[tuple[Answer, Flows, bool]]] = {}
-        """By user who was configured again since the last step: his answers, lists, and whether something was held."""
+        """By user who was configured again since the last step: answers, lists, and whether something was held."""
         self._last_step: Any = None
         self._pending: dict[str, list[Sighting]] = defaultdict(list)
 
     def answered(self, user: str, flows: Flows, answer: Answer, held: Set[str] = frozenset()) -> None:
-        """An answer was believed, but for the removal of the workflows ``held``, which stay."""
+        """Accept an answer; the workflows whose removal is ``held`` stay listed."""
         known = self.known.get(user, {})
         flows = {**flows, **{flow_id: known[flow_id] for flow_id in held}}
         if user in self.counts_since:
@@ -71,7 +72,7 @@ class DeliveryLog:
             self.retired[user] = at
 
     def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
-        """The end of a run that ``began`` then: who answered since was heard in it. None: at the step before."""
+        """The end of a run that ``began`` then (None: at the last step). Users who answered since count as heard."""
         for user in sorted(self._returning):
             self._settle(user)
         self.audience = self._audience(decided_at, self._last_step if began is None else began)
@@ -97,8 +98,8 @@ class DeliveryLog:
         self.known[user] = flows
 
     def _settle(self, user: str) -> None:
-        """He counts again from his first answer; from the last of those that said the same as before he retired, and
-        from the latest where something was held."""
+        """A returning user counts again from their first answer; if that repeats the list from before they retired,
+        from the last answer that does; if something was held, from their latest answer."""
         before, *answers = self._returning[user]
         if any(key[0] == user for key in self.held):
             return
@@ -117,7 +118,7 @@ class DeliveryLog:
             self._note(user, known, flows, answer, previous)
 
     def _show_as_known(self, user: str) -> None:
-        """He came back and left before a step: his latest list stands for what he showed."""
+        """The user came back and left again before a step: their latest list is what they showed."""
         for flow_id in self.showing.keys() | self.known[user].keys():
             others = {each: showing for each, showing in self.showing[flow_id].items() if each != user}
             listed = self.known[user].get(flow_id)
@@ -145,7 +146,7 @@ class DeliveryLog:
                 self._pending[flow_id].append(Sighting(user, before, after, last, answer))
 
     def _listed_in(self, user: str, flow_id: str) -> Answer:
-        """His last answer that listed it, so far as is known while something is held."""
+        """The user's last answer that is known to list it, while something is held."""
         return max(self._whole[user], self._changed[user, flow_id], key=lambda answer: answer.arrived_at)
 
     def _audience(self, decided_at: Any, began: Any) -> Audience:
