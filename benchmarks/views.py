@@ -79,22 +79,27 @@ class Organisation:
 
     def live(self, changes: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Change sets with their changes, about so many of these, in the order of the trail."""
-        for nth in range(WORKFLOWS // 2):
-            self.world[str(self.number * WORKFLOWS + nth)] = self._state()
+        self.begin()
         run = written = 0
         while written < changes:
             run += 1
-            self._change()
+            self.change()
             for nth, user in enumerate(self.users()):
                 for made in self._ask(user, run, START + run * EVERY + dt.timedelta(seconds=nth)):
                     written += len(made[1])
                     yield made
 
+    def begin(self) -> None:
+        """Half of the workflows exist at first."""
+        for nth in range(WORKFLOWS // 2):
+            self.world[str(self.number * WORKFLOWS + nth)] = self._state()
+
     def _state(self) -> State:
         name = self.dice.choice(["reduce", "map", "join", "sort", "load"])
         return f"{name}_entity_{self.dice.randrange(9000)}", self.dice.choice(["D", "H", "W", "mi"]), True
 
-    def _change(self) -> None:
+    def change(self) -> None:
+        """Create, delete or alter twelve workflows."""
         for _ in range(12):
             flow_id = str(self.number * WORKFLOWS + self.dice.randrange(WORKFLOWS))
             if flow_id in self.world and self.dice.random() < 0.3:

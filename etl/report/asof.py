@@ -1,9 +1,11 @@
 """What a target saw at a moment T, and how well that is known; docs/asof.md explains the rules and gives recipes.
 
-Two ways lead to the list at T, and both give the same result. *Replay* takes the latest change of each workflow until
-T. *Undo* takes the current list, and for each workflow that changed since T the old values of its first change after T.
-The cheaper way is used, so that neither the history before T nor the one after it is read for nothing. (CROSS JOIN
-tells SQLite the order of a join; for PostgreSQL it is an ordinary join.)
+Three ways lead to the list at T, and all give the same result. *Replay* takes the latest change of each workflow until
+T, by numbering them. *Group* finds the same by a maximum and looks it up: that takes SQLite half the time, and
+PostgreSQL six times as long. (If several columns changed at once there is a row for each, with the whole state: its
+last conditions leave one of them.) *Undo* takes the current list, and for each workflow that changed since T the old
+values of its first change after T. The cheapest way is used, so that neither the history before T nor the one after it
+is read for nothing. (CROSS JOIN tells SQLite the order of a join; for PostgreSQL it is an ordinary join.)
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from etl.domain.model import CYCLE_LABELS
 from etl.report.rows import TargetAsOf, WorkflowAsOf, sql_columns
 from etl.schema import UtcTime
 
-Way = Literal["replay", "undo"]
+Way = Literal["replay", "group", "undo"]
 
 UNDO_COSTS: Final = 16
 """Undoing a change set costs at most as much as replaying this many."""
@@ -87,6 +89,31 @@ listed AS (
     WHERE nth = 1 AND kind <> 'removed'
 )"""
 
+_GROUPED: Final = """
+grouped AS (
+    SELECT s.target_id, c.flow_id, max(c.change_set_id) AS last_id,
+           max(CASE WHEN c.kind IN ('baseline', 'added') THEN c.change_set_id END) AS first_id
+    FROM seen
+    CROSS JOIN change_set s
+    CROSS JOIN workflow_change c
+    WHERE s.target_id = seen.target_id AND s.version <= seen.version AND c.change_set_id = s.id{flows}
+    GROUP BY s.target_id, c.flow_id
+),
+listed AS (
+    SELECT g.target_id, g.flow_id, c.new_name AS flow_name, c.new_cycle AS cycle, c.new_editable AS editable,
+           first.observed_at AS first_seen_at, last.observed_at AS changed_at
+    FROM grouped g
+    CROSS JOIN workflow_change c
+    CROSS JOIN change_set last
+    CROSS JOIN change_set first
+    WHERE c.change_set_id = g.last_id AND c.flow_id = g.flow_id AND c.kind <> 'removed'
+      AND (c.kind NOT IN ('renamed', 'editable_changed')
+           OR c.old_cycle = c.new_cycle OR (c.old_cycle IS NULL AND c.new_cycle IS NULL))
+      AND (c.kind <> 'editable_changed'
+           OR c.old_name = c.new_name OR (c.old_name IS NULL AND c.new_name IS NULL))
+      AND last.id = g.last_id AND first.id = g.first_id
+)"""
+
 _UNDONE: Final = """
 undone AS (
     SELECT s.target_id, seen.change_set_id, c.flow_id, c.kind, c.old_name, c.old_cycle, c.old_editable,
@@ -115,6 +142,8 @@ listed AS (
     FROM undone u
     WHERE u.nth = 1 AND u.kind NOT IN ('baseline', 'added')
 )"""
+
+_LISTED: Final[Mapping[Way, str]] = {"replay": _REPLAYED, "group": _GROUPED, "undo": _UNDONE}
 
 _FLOWS: Final = """
 SELECT covered.org_id, covered.user_id, covered.expression, listed.flow_id, listed.flow_name, listed.cycle,
@@ -163,7 +192,7 @@ def flows_statement(
     ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle``, which are also the statement's
     parameters; ``name_filter`` is a condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
     """
-    sql = f"WITH {_SEEN},{_REPLAYED if way == 'replay' else _UNDONE}{_FLOWS}".format(
+    sql = f"WITH {_SEEN},{_LISTED[way]}{_FLOWS}".format(
         targets=_where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}"),
         flows=_where("c", filters, "flow_id"),
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
@@ -176,7 +205,9 @@ def cheaper_way(connection: Connection, at: dt.datetime) -> Way:
     """By the number of change sets before and after ``at``, estimated from their ids."""
     newest: int = connection.execute(_NEWEST).scalar() or 0
     then: int = connection.execute(_timed(_THEN), {"at": at}).scalar() or 0
-    return "undo" if (newest - then) * UNDO_COSTS < then else "replay"
+    if (newest - then) * UNDO_COSTS < then:
+        return "undo"
+    return "group" if connection.dialect.name == "sqlite" else "replay"
 
 
 def _timed(statement: TextClause) -> TextClause:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -48,6 +49,7 @@ class UtcTime(TypeDecorator[dt.datetime]):
         return _from_text if dialect.name == "sqlite" else _in_utc
 
 
+@lru_cache(maxsize=4096)
 def _from_text(value: str | None) -> dt.datetime | None:
     return None if value is None else dt.datetime.fromisoformat(value + "+00:00")
 

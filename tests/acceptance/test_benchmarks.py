@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import databases, gateway, show, world
+from benchmarks import databases, gateway, lived, show, world
 from benchmarks.__main__ import app
 from benchmarks.compare import CONTENDERS
 from benchmarks.figures import Figures, goals
 from benchmarks.rounds import PHASES, Round, Wrong, whole_round
+from etl.database import connect, upgrade
 
 SHAPE = world.Shape(4, 100)
 README = Path(__file__).parents[2] / "benchmarks" / "README.md"
@@ -79,6 +80,17 @@ def test_goals_are_judged_by_the_ratios_of_medians() -> None:
     assert reached["A sqlite quiet, bytes written a target"].reached == 299
     table = next(show.comparison({"cells": cells})).markdown()
     assert "| flowtrail | 3 | 0.600 / 0.600 / 0.600 |" in table
+
+
+def test_a_lived_trail_verifies_and_every_question_of_the_page_can_be_asked_of_it(tmp_path: Path) -> None:
+    engine = connect(f"sqlite:///{tmp_path / 'lived.db'}")
+    upgrade(engine)
+    lived.live(engine, 12_000)
+    assert lived.verified(engine).startswith("verify: 0 findings")
+    rows = {each.question: each.rows for each in lived.timings(engine, "")}
+    engine.dispose()
+    assert rows["flows --as-of (all)"] == rows["flows --as-of (one)"] > 10_000
+    assert rows["What was there on 31 March? (one)"] > 400 < rows["workflows --as-of (one)"]
 
 
 def test_the_readme_names_the_commands_there_are() -> None:
