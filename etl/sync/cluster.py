@@ -92,6 +92,7 @@ class Cluster:
         )
         self._turn = threading.Lock()
         self._client: Any = None
+        self._told = ""
         self._threads = 0
         self._closed = threading.Event()
         self._pending: WeakSet[Future[BatchResult]] = WeakSet()
@@ -136,8 +137,11 @@ class Cluster:
             found = self.connect()
         except ClusterError as error:
             log.warning("cluster_unreachable", error=str(error), work="is done here")
+            self._told = ""
             return None
-        log.info("cluster_reached", cluster=found)
+        if found != self._told:
+            log.info("cluster_reached", cluster=found)
+        self._told = found
         return self
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[BatchResult]:
@@ -182,9 +186,8 @@ class Cluster:
         import distributed
 
         client: Any
-        logging.getLogger("distributed").setLevel(
-            logging.CRITICAL
-        )  # it logs tracebacks for errors that we report ourselves
+        for name in ("distributed", "distributed.client"):  # they log tracebacks for errors that we report ourselves
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = distributed.Client(  # type: ignore[no-untyped-call]
                 self._address, timeout=_CONNECT_SECONDS, set_as_default=False

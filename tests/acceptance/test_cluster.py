@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -222,6 +223,10 @@ def test_a_run_whose_scheduler_vanishes_goes_on_locally(site: Site, coordinator:
     site.gateway.clear_faults()
     report = run.ended()
     site.wire.mend()
+    loud = [
+        name for name in ("distributed", "distributed.client") if logging.getLogger(name).isEnabledFor(logging.ERROR)
+    ]
+    assert loud == [], "its tracebacks: we say so ourselves, in one sentence"
     verdicts = dict(report.tally.verdicts)
     assert sum(verdicts.values()) == 60
     assert verdicts.keys() <= {"changed", "unchanged", "stale"}
@@ -261,6 +266,7 @@ def test_a_service_works_locally_while_the_cluster_is_down_and_returns_to_it(sit
     ended = len([entry for entry in service.log if entry["event"] == "run_ended"])
     assert service.wait_for("run_ended", times=ended + 2)["unchanged"] == 3
     assert service.stop() == 0
+    assert [entry["event"] for entry in service.log].count("cluster_reached") == 1, "not with each run"
 
 
 # ------------------------------------------------------------------------------- what a worker says, asked directly
