@@ -1,8 +1,8 @@
 """What a target saw at a moment T, and how well that is known; docs/asof.md explains the rules and gives recipes.
 
 Three ways lead to the list at T, and all give the same result. *Replay* takes the latest change of each workflow until
-T, by numbering them. *Group* finds the same by a maximum and looks it up: that takes SQLite half the time, and
-PostgreSQL six times as long. (If several columns changed at once there is a row for each, with the whole state: its
+T, by numbering them. *Group* finds the same by a maximum and looks it up: that takes SQLite half the time, but
+PostgreSQL half as long again. (If several columns changed at once there is a row for each, with the whole state: its
 last conditions leave one of them.) *Undo* takes the current list, and for each workflow that changed since T the old
 values of its first change after T. The cheapest way is used, so that neither the history before T nor the one after it
 is read for nothing. (CROSS JOIN tells SQLite the order of a join; for PostgreSQL it is an ordinary join.)
@@ -90,7 +90,7 @@ listed AS (
 )"""
 
 _GROUPED: Final = """
-grouped AS (
+grouped AS MATERIALIZED (
     SELECT s.target_id, c.flow_id, max(c.change_set_id) AS last_id,
            max(CASE WHEN c.kind IN ('baseline', 'added') THEN c.change_set_id END) AS first_id
     FROM seen
@@ -106,10 +106,10 @@ listed AS (
     CROSS JOIN workflow_change c
     CROSS JOIN change_set last
     CROSS JOIN change_set first
-    WHERE c.change_set_id = g.last_id AND c.flow_id = g.flow_id AND c.kind <> 'removed'
-      AND (c.kind NOT IN ('renamed', 'editable_changed')
+    WHERE c.change_set_id = g.last_id AND c.flow_id = g.flow_id AND c.kind || '' <> 'removed'
+      AND (c.kind || '' NOT IN ('renamed', 'editable_changed')
            OR c.old_cycle = c.new_cycle OR (c.old_cycle IS NULL AND c.new_cycle IS NULL))
-      AND (c.kind <> 'editable_changed'
+      AND (c.kind || '' <> 'editable_changed'
            OR c.old_name = c.new_name OR (c.old_name IS NULL AND c.new_name IS NULL))
       AND last.id = g.last_id AND first.id = g.first_id
 )"""
