@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from etl.cli import app
 from etl.database import connect, damage_of, integrity, note_damage, note_told, note_whole, reading, writing
 from etl.errors import DatabaseDamaged, DatabaseUnreachable
-from tests.support.program import ANN, ORG, SECRET, Program, free_port
+from tests.support.postgres import free_port
+from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
 A_ROW = text("INSERT INTO lease VALUES ('zzzzzz', '0', '2026-03-01 12:00:00.000000')")

@@ -18,7 +18,8 @@ from etl.config import settings as shape
 from etl.config.receivers import KINDS
 from etl.database import reading
 from etl.gateway import faults
-from tests.support.program import SECRET, Program, free_port
+from tests.support.postgres import free_port
+from tests.support.program import SECRET, Program
 
 ROOT = Path(__file__).parents[2]
 ABOUT_THE_CODE = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]

@@ -30,21 +30,17 @@ from etl.config.slots import Every
 from etl.database import reading, writing
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
-from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseUnreachable
 from etl.service import replica as service_module
-from etl.service.replica import Service
-from etl.service.runs import Identity, RunHooks
-from etl.store import NewRun, Store, commit
-from etl.sync import RunContext
+from etl.store import NewRun, commit
 from etl.verify import verify
 from tests.support import postgres as local_postgres
 from tests.support.answers import outcome
 from tests.support.builders import GAP, START, Diary, after, flow, numbered
 from tests.support.house import House, gone
 from tests.support.program import KEY, SECRET, Program
-from tests.support.served import Clock, Gateway
+from tests.support.served import Clock, Served, wait_until
 
 ROOT = Path(__file__).parents[2]
 ORG, ANN, BOB = "o1", "ann", "bob"
@@ -216,56 +212,6 @@ def test_two_hundred_nasty_strings_are_refused_or_kept_unchanged_on_either_datab
 # -------------------------------------------------------------------------------------------- a whole service
 
 
-@contextlib.contextmanager
-def serving(
-    engine: Engine, schedules: Sequence[Schedule], clock: Clock, store: Store | None = None
-) -> Iterator[tuple[Service, Callable[[int], list[str]]]]:
-    """A service in a thread of this process, and a way to wait until so many runs have ended (their schedules)."""
-    ended: list[str] = []
-    news = threading.Condition()
-
-    def note(_: object, schedule: Schedule) -> None:
-        with news:
-            ended.append(schedule.name)
-            news.notify_all()
-
-    def wait_for(count: int) -> list[str]:
-        with news:
-            assert news.wait_for(lambda: len(ended) >= count, PATIENCE_SECONDS), ended
-            return list(ended)
-
-    stop = threading.Event()
-    with ThreadPoolExecutor(4) as fetchers, ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as batches:
-        context = RunContext(
-            store=store or Store(engine, stop),
-            gateway=Gateway(clock),  # type: ignore[arg-type]
-            fetchers=fetchers,
-            writers=writers,
-            in_flight=fetchers._max_workers,
-            limits=Limits(),
-            down_after=12,
-            stop=stop,
-        )
-        service = Service(
-            context,
-            Identity("here", 1, "test"),
-            lambda: schedules,
-            coverage_gap=GAP,
-            grace=dt.timedelta(seconds=10),
-            max_retired_share=1,
-            batches=batches,
-            clock=clock,
-            hooks=RunHooks(finished=note),
-        )
-        thread = threading.Thread(target=service.serve)
-        thread.start()
-        try:
-            yield service, wait_for
-        finally:
-            service.stop()
-            thread.join(PATIENCE_SECONDS)
-
-
 def a_second_before_midnight() -> dt.timedelta:
     """How far from now the last second of this day is."""
     now = dt.datetime.now(dt.UTC)
@@ -276,21 +222,12 @@ def scheduled(name: str, every: Every = DAILY, user: str = ANN) -> Schedule:
     return Schedule(name=name, path=Path(name), slots=every, targets=(Target(ORG, user),))
 
 
-def wait_until(happened: Callable[[], bool]) -> None:
-    waiting = threading.Event()
-    for _ in range(PATIENCE_SECONDS * 50):
-        if happened():
-            return
-        waiting.wait(0.02)
-    raise AssertionError("it never happened")
-
-
 def test_a_hundred_schedules_due_at_the_same_moment_all_have_their_run(engine: Engine) -> None:
     schedules = [scheduled(f"s{number:02}", user=f"user {number}") for number in range(100)]
     clock = Clock()
     clock.offset = a_second_before_midnight()
-    with serving(engine, schedules, clock) as (_, wait_for):
-        assert sorted(wait_for(100)) == [schedule.name for schedule in schedules]
+    with Served(engine, schedules, clock) as served:
+        assert sorted(served.wait_for_runs(100)) == [schedule.name for schedule in schedules]
     with reading(engine) as connection:
         rows = connection.execute(text("SELECT status, unchanged + changed FROM sync_run")).all()
     assert [tuple(row) for row in rows] == [("succeeded", 1)] * 100
@@ -301,12 +238,13 @@ def test_a_service_that_was_started_again_and_again_runs_each_schedule_once_a_sl
     clock = Clock()
     clock.offset = a_second_before_midnight() - dt.timedelta(hours=6)
     for _ in range(20):
-        with serving(engine, [scheduled("plants")], clock) as (service, _):
+        with Served(engine, [scheduled("plants")], clock) as served:
+            service = served.service
             wait_until(lambda service=service: service.role == "active")
             assert list(service.next_fire_times()) == ["plants"]
     clock.offset = a_second_before_midnight()
-    with serving(engine, [scheduled("plants")], clock) as (_, wait_for):
-        wait_for(1)
+    with Served(engine, [scheduled("plants")], clock) as served:
+        served.wait_for_runs(1)
     with reading(engine) as connection:
         assert connection.execute(text("SELECT count(*), count(DISTINCT scheduled_for) FROM sync_run")).one() == (1, 1)
 
@@ -316,12 +254,12 @@ def test_a_database_that_was_away_is_used_again_when_it_is_back(
 ) -> None:
     monkeypatch.setattr(service_module, "TICK_SECONDS", 0.05)
     monkeypatch.setattr("etl.store.transactions._PAUSES_SECONDS", (0.01,))
-    with serving(engine, [scheduled("plants", Every(dt.timedelta(seconds=1)))], Clock()) as (service, wait_for):
-        ended = len(wait_for(1))
+    with Served(engine, [scheduled("plants", Every(dt.timedelta(seconds=1)))], Clock()) as served:
+        service, ended = served.service, len(served.wait_for_runs(1))
         with gone(engine):
             wait_until(lambda: service.role == "database_unreachable")
             assert service.is_progressing
-        wait_for(ended + 2)
+        served.wait_for_runs(ended + 2)
         assert service.role == "active"
     assert list(verify(engine)) == []
 

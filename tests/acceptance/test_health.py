@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -30,16 +29,14 @@ from etl.config.slots import Every
 from etl.database import connect
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
-from etl.domain.guard import Limits
 from etl.domain.model import Target
-from etl.service.replica import STUCK_SECONDS, Service
-from etl.service.runs import Identity
-from etl.store import Store
-from etl.sync import RunContext
+from etl.service.replica import STUCK_SECONDS
 from etl.web import HttpServer
 from etl.web.health import Health, health_only, health_routes
 from tests.support import postgres as local_postgres
-from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program, Running, free_port
+from tests.support.postgres import free_port
+from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program, Running
+from tests.support.served import Clock, Served, wait_until
 
 
 @pytest.fixture
@@ -350,49 +347,9 @@ def engine_of_file(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-@contextmanager
-def serving(engine: Engine, load: Callable[[], Sequence[Schedule]] = tuple) -> Iterator[Service]:
-    """A service in a thread of its own, which has nothing to ask the gateway."""
-    nobody: Any = None
-    stop = threading.Event()
-    context = RunContext(
-        store=Store(engine, stop),
-        gateway=nobody,
-        fetchers=nobody,
-        writers=nobody,
-        limits=Limits(),
-        in_flight=1,
-        down_after=1,
-        stop=stop,
-    )
-    service = Service(
-        context,
-        Identity("here", 1, "mine"),
-        load,
-        coverage_gap=dt.timedelta(hours=36),
-        grace=dt.timedelta(seconds=5),
-        max_retired_share=1,
-        batches=nobody,
-        clock=utc_now,
-    )
-    thread = threading.Thread(target=service.serve, daemon=True)
-    thread.start()
-    try:
-        yield service
-    finally:
-        service.stop()
-        thread.join(PATIENCE_SECONDS)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    while not is_so():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-
-
 def test_waiting_for_the_database_does_not_count_as_stuck(engine_of_file: Engine) -> None:
-    with serving(engine_of_file) as service, locked(str(engine_of_file.url.database)):
+    with Served(engine_of_file, (), Clock()) as served, locked(str(engine_of_file.url.database)):
+        service = served.service
         wait_until(lambda: service._waits_for_database)
         service._loop_alive_at -= 2 * STUCK_SECONDS
         assert service.is_progressing
@@ -410,7 +367,8 @@ def test_a_service_whose_loop_or_scheduler_hangs_reports_that_it_is_stuck(
             assert goes_on.wait(PATIENCE_SECONDS)
         return ()
 
-    with serving(engine_of_file, load) as service:
+    with Served(engine_of_file, load, Clock()) as served:
+        service = served.service
         wait_until(lambda: service.role == "active")
         assert service.is_progressing
         goes_on.clear()

@@ -28,7 +28,8 @@ from etl.report.health import HealthSnapshot
 from etl.report.overdue import Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
 from tests.support.builders import numbered
-from tests.support.program import KEY, SECRET, Program, Running, free_port
+from tests.support.postgres import free_port
+from tests.support.program import KEY, SECRET, Program, Running
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"

@@ -7,7 +7,6 @@ import datetime as dt
 import signal
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -173,7 +172,7 @@ def test_a_target_dropped_from_the_schedules_in_mid_run_is_retired_after_the_run
             served.service.reload()
             assert reloaded.wait(PATIENCE_SECONDS)
 
-    with closing(Served(engine, [plants, others], Clock(), asked)) as served:
+    with Served(engine, [plants, others], Clock(), asked) as served:
         wait_until(lambda: served.service.schedules == [others])
         known_at = time.monotonic()
         served.service.reload()

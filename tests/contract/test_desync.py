@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from etl.domain.guard import Limits
 from etl.domain.model import Target
 from etl.gateway import Gateway, utc_now
 from etl.store import NewRun, Store
+from tests.support.contexts import run_context
 from tests.support.desync import HARMLESS, HOSTILE, Mixer
 from tests.support.gateways import settings_for
 
@@ -57,23 +57,9 @@ class Life:
         settings = settings_for(self._server.url, concurrency=THREADS, deadline=0.5, timeout=0.5)
         with (
             Gateway(settings, desynced=self._count) as gateway,
-            ThreadPoolExecutor(THREADS) as fetchers,
-            ThreadPoolExecutor(2) as writers,
-            ThreadPoolExecutor(2) as batches,
+            run_context(self._store, gateway, THREADS, limits=BELIEVE_ALL, down_after=1_000_000) as made,
         ):
-            yield (
-                sync.RunContext(
-                    store=self._store,
-                    gateway=gateway,
-                    fetchers=fetchers,
-                    writers=writers,
-                    in_flight=THREADS,
-                    limits=BELIEVE_ALL,
-                    down_after=1_000_000,
-                    stop=threading.Event(),
-                ),
-                batches,
-            )
+            yield made
 
     def _count(self) -> None:
         self.desyncs += 1

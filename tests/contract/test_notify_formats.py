@@ -18,7 +18,8 @@ from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow
 from etl.notify import Message, Receiver, receivers
 from etl.notify.digest import quoted, shortened
-from tests.support.program import ANN, ORG, Program, free_port
+from tests.support.postgres import free_port
+from tests.support.program import ANN, ORG, Program
 from tests.support.receiver import HttpReceiver
 
 ADDRESSES = {

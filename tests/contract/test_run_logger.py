@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,8 +16,9 @@ from sqlalchemy import Engine
 from etl import log, sync
 from etl.domain.model import Issue, Target, Verdict
 from etl.store import NewRun, Store
-from etl.sync import RunContext, RunLogger, RunReport, Tally, TargetIssue
-from tests.support.builders import LIMITS, START
+from etl.sync import RunLogger, RunReport, Tally, TargetIssue
+from tests.support.builders import START
+from tests.support.contexts import run_context
 
 NEW = NewRun(origin="schedule", host="here", pid=1, targets=1, schedule="plants")
 
@@ -94,19 +93,7 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
             raise RuntimeError("a fault of ours")
 
     targets = [Target("o1", "ann"), Target("o1", "bob")]
-    faulty: Any = Faulty()
-    with ThreadPoolExecutor(2) as fetchers, ThreadPoolExecutor(1) as writers, ThreadPoolExecutor(1) as batches:
-        stop = threading.Event()
-        context = RunContext(
-            store=Store(engine),
-            gateway=faulty,
-            fetchers=fetchers,
-            writers=writers,
-            limits=LIMITS,
-            in_flight=2,
-            down_after=9,
-            stop=stop,
-        )
+    with run_context(Store(engine), Faulty()) as (context, batches):
         new = NewRun(origin="command", host="here", pid=1, targets=2)
         report = sync.run(context, new, targets, dt.timedelta(hours=36), batches, clock=lambda: START)
     assert report is not None

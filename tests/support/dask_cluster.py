@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support.program import free_port
+from tests.support.postgres import free_port
 from tests.support.relay import MOST_BYTES, Relay, end
 
 PATIENCE_SECONDS = 60

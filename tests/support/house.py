@@ -23,7 +23,8 @@ from etl.domain.model import Flow, Target
 from etl.gateway import Gateway, utc_now
 from etl.store import NewRun, Store
 from tests.support import checker
-from tests.support.builders import GAP, LIMITS
+from tests.support.builders import GAP
+from tests.support.contexts import run_context
 
 
 class House:
@@ -66,25 +67,14 @@ class House:
 
     @contextlib.contextmanager
     def run_context(self, store: Store | None = None) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
+        given = {"stop": self.stop, "arrived": self.arrived, "keeps_answers": self.keeps_answers}
         with (
             Gateway(self.settings, clock=self.now, stop=self.stop) as gateway,
-            ThreadPoolExecutor(self.concurrency) as fetchers,
-            ThreadPoolExecutor(2) as writers,
-            ThreadPoolExecutor(2) as batches,
+            run_context(
+                store or Store(self.engine), gateway, self.concurrency, down_after=3 * self.concurrency, **given
+            ) as made,
         ):
-            context = sync.RunContext(
-                store=store or Store(self.engine),
-                gateway=gateway,
-                fetchers=fetchers,
-                writers=writers,
-                in_flight=self.concurrency,
-                limits=LIMITS,
-                down_after=3 * self.concurrency,
-                stop=self.stop,
-                arrived=self.arrived,
-                keeps_answers=self.keeps_answers,
-            )
-            yield context, batches
+            yield made
 
     def run(
         self,

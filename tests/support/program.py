@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -37,12 +36,6 @@ def _launcher(**environment: str) -> Forked:
     launcher = Forked({**os.environ, **environment})
     atexit.register(launcher.close)
     return launcher
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Program:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
 from tests.support.builders import GAP, LIMITS
+from tests.support.contexts import run_context
 
 Lists = dict[Target, Sequence[Flow]]
 
@@ -78,27 +79,9 @@ class Runs:
         self.sign = sign
         self.keeps_answers = False
 
-    @contextlib.contextmanager
-    def run_context(self, in_flight: int = 4) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
-        with (
-            ThreadPoolExecutor(in_flight) as fetchers,
-            ThreadPoolExecutor(2) as writers,
-            ThreadPoolExecutor(2) as batches,
-        ):
-            yield (
-                sync.RunContext(
-                    store=Store(self.engine, sign=self.sign),
-                    gateway=self.upstream,  # type: ignore[arg-type]
-                    fetchers=fetchers,
-                    writers=writers,
-                    in_flight=in_flight,
-                    limits=self.limits,
-                    down_after=9,
-                    stop=self.upstream.stop,
-                    keeps_answers=self.keeps_answers,
-                ),
-                batches,
-            )
+    def run_context(self, in_flight: int = 4) -> AbstractContextManager[tuple[sync.RunContext, ThreadPoolExecutor]]:
+        given = {"limits": self.limits, "stop": self.upstream.stop, "keeps_answers": self.keeps_answers}
+        return run_context(Store(self.engine, sign=self.sign), self.upstream, in_flight, **given)
 
     def run(self, targets: Sequence[Target], *, by: str | None = None) -> sync.RunReport:
         self.upstream.asked.clear()

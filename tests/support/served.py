@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import msgspec
 from sqlalchemy import Engine
 
 from etl.config import Schedule
-from etl.domain.guard import Limits
 from etl.domain.model import Flow, Snapshot, Target
 from etl.service.replica import Service
 from etl.service.runs import Identity, RunHooks
 from etl.store import Store
-from etl.sync import RunContext, RunReport
+from etl.sync import RunReport
+from tests.support.contexts import run_context
 
 PATIENCE_SECONDS = 60
 
@@ -58,39 +59,32 @@ class Gateway:
 
 
 class Served:
-    """A service in a thread of this process, and the runs that it ended."""
+    """A service in a thread of this process, until the block ends, and the runs that have ended."""
 
     def __init__(
         self,
         engine: Engine,
-        schedules: Sequence[Schedule],
+        schedules: Sequence[Schedule] | Callable[[], Sequence[Schedule]],
         clock: Clock,
         asked: Callable[[Target], object] = lambda target: None,
     ) -> None:
-        self.clock = clock
+        """``schedules``: what is read at the start and at each reload; ``asked`` is called with each target first."""
         self.schedules = schedules
         self._news = threading.Condition()
-        self._ended: list[RunReport] = []
-        self._fetchers, self._writers, self._batches = (ThreadPoolExecutor(2) for _ in range(3))
+        self._ended: list[str] = []
+        self._resources = contextlib.ExitStack()
         stop = threading.Event()
-        context = RunContext(
-            store=Store(engine, stop),
-            gateway=Gateway(clock, asked),  # type: ignore[arg-type]
-            fetchers=self._fetchers,
-            writers=self._writers,
-            in_flight=self._fetchers._max_workers,
-            limits=Limits(),
-            down_after=6,
-            stop=stop,
+        context, batches = self._resources.enter_context(
+            run_context(Store(engine, stop), Gateway(clock, asked), stop=stop)
         )
         self.service = Service(
             context,
             Identity("here", 1, "test"),
-            lambda: self.schedules,
+            lambda: self.schedules() if callable(self.schedules) else self.schedules,
             coverage_gap=dt.timedelta(hours=36),
             grace=dt.timedelta(seconds=10),
             max_retired_share=0.2,
-            batches=self._batches,
+            batches=batches,
             clock=clock,
             hooks=RunHooks(finished=self._finished),
         )
@@ -99,16 +93,25 @@ class Served:
 
     def _finished(self, report: RunReport, schedule: Schedule) -> None:
         with self._news:
-            self._ended.append(report)
+            self._ended.append(schedule.name)
             self._news.notify_all()
 
-    def wait_for_another_run(self) -> None:
+    def wait_for_runs(self, count: int) -> list[str]:
+        """The schedules of the runs that have ended, once there are so many."""
         with self._news:
-            seen = len(self._ended)
-            assert self._news.wait_for(lambda: len(self._ended) > seen, PATIENCE_SECONDS)
+            assert self._news.wait_for(lambda: len(self._ended) >= count, PATIENCE_SECONDS), self._ended
+            return list(self._ended)
+
+    def wait_for_another_run(self) -> None:
+        self.wait_for_runs(len(self._ended) + 1)
 
     def close(self) -> None:
         self.service.stop()
         self._thread.join(PATIENCE_SECONDS)
-        for pool in (self._fetchers, self._batches, self._writers):
-            pool.shutdown()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
