@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -163,6 +164,10 @@ class _Asking(NamedTuple):
     targets: frozenset[int]
 
 
+def _started_at(run: _Asking) -> dt.datetime:
+    return run.started_at
+
+
 class _Reading:
     """Reads the database, at one moment."""
 
@@ -181,6 +186,8 @@ class _Reading:
         rows = connection.execute(self._mine(select(target.c.id, *_KEY)))
         self._targets = {number: Target(*key) for number, *key in rows}
         self._asking = list(self._runs())
+        self._by_start = sorted(self._asking, key=_started_at)
+        self._longest = max((run.finished_at - run.started_at for run in self._asking), default=dt.timedelta(0))
 
     def coverage(self) -> Coverage:
         """The whole result."""
@@ -220,7 +227,7 @@ class _Reading:
         for seal_id, run_id, sealed_at, scope, status, started_at, finished_at in rows:
             asked = scopes.asked(self._connection, scope)
             if asked.digest not in known:
-                known[asked.digest] = asked.target_ids & self._targets.keys()
+                known[asked.digest] = frozenset(asked.target_ids & self._targets.keys())
             if mine := known[asked.digest]:
                 inside = self._since is None or sealed_at >= self._since
                 certain = status != "aborted" and run_id not in pruned
@@ -231,12 +238,13 @@ class _Reading:
     def _covered(self, gaps: Sequence[Gap]) -> Iterator[CoveredTarget]:
         certain, unknown = Counter[int](), Counter[int]()
         first, last = dict[int, int](), dict[int, int]()
-        for run in self._asking:
-            if run.inside:
-                (certain if run.certain else unknown).update(run.targets)
-                for number in run.targets:
-                    first.setdefault(number, run.seal_id)
-                    last[number] = run.seal_id
+        for targets, runs in self._by_list().items():
+            sure = sum(run.certain for run in runs)
+            for number in targets:
+                certain[number] += sure
+                unknown[number] += len(runs) - sure
+                first[number] = min(first.get(number, runs[0].seal_id), runs[0].seal_id)
+                last[number] = max(last.get(number, 0), runs[-1].seal_id)
         issues = self._counted_issues()
         made = self._made_by_uncertain()
         silent = self._unobserved(gaps)
@@ -258,6 +266,14 @@ class _Reading:
                 first_seal=first[number],
                 last_seal=last[number],
             )
+
+    def _by_list(self) -> Mapping[frozenset[int], Sequence[_Asking]]:
+        """The runs of the period by the targets that they asked: most of them asked the same ones."""
+        found: defaultdict[frozenset[int], list[_Asking]] = defaultdict(list)
+        for run in self._asking:
+            if run.inside:
+                found[run.targets].append(run)
+        return found
 
     def _counted_issues(self) -> Counter[tuple[int, str]]:
         """The issues of runs about which everything is known, counted."""
@@ -313,8 +329,10 @@ class _Reading:
 
     def _seal_of(self, number: int, at: dt.datetime) -> int | None:
         """The seal of the run that asked for a target then."""
-        found = (run for run in self._asking if run.started_at <= at <= run.finished_at and number in run.targets)
-        return next((run.seal_id for run in found), None)
+        begin = bisect_left(self._by_start, at - self._longest, key=_started_at)
+        end = bisect_right(self._by_start, at, key=_started_at)
+        near = (run for run in self._by_start[begin:end] if run.finished_at >= at and number in run.targets)
+        return min((run.seal_id for run in near), default=None)
 
     def _unobserved(self, gaps: Sequence[Gap]) -> Counter[Target]:
         seconds = Counter[Target]()
