@@ -161,7 +161,8 @@ def maintenance_running(app: Application, service: Service) -> Iterator[None]:
 
 
 def verification_of(app: Application, store: Store, service: Service) -> Verification:
-    """What checks the trail while the service is the active one, on a connection of its own."""
+    """What checks the trail while the service is the active one, on a connection of its own. Raises SigningError where
+    a public key cannot be read."""
     return Verification(
         app.another_engine(app.settings.database.url, 1),
         store,
@@ -169,6 +170,7 @@ def verification_of(app: Application, store: Store, service: Service) -> Verific
         clock=utc_now,
         every=app.settings.verify.every,
         full=app.settings.verify.full,
+        keys=[signing.load_public_key(Path(name)) for name in app.settings.verify.public_keys],
     )
 
 

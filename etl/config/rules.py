@@ -32,6 +32,7 @@ def apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]
     for name in _PATHS:
         if values[name]:
             values[name] = str(values.folder / values[name])
+    values["verify.public_keys"] = tuple(str(values.folder / name) for name in values["verify.public_keys"])
     _address(values)
     if asks_gateway:
         _gateway(values)

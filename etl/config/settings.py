@@ -165,6 +165,8 @@ class VerifySettings(Section, frozen=True, kw_only=True):
     every: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=1)
     full: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=7)
     """With every page of an SQLite file."""
+    public_keys: Annotated[tuple[str, ...], Meta(extra={"read": receivers.names})] = ()
+    """Absolute names of PEM files: every signature must be of one of these keys. (): signatures are not checked."""
 
 
 class SealSettings(Section, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -42,14 +42,16 @@ class Verification:
         clock: Callable[[], dt.datetime],
         every: dt.timedelta | None,
         full: dt.timedelta | None,
+        keys: Sequence[verify.PublicKey] = (),
     ) -> None:
-        """``every`` and ``full``: how often; None: never."""
+        """``every`` and ``full``: how often; None: never. ``keys``: whose signatures are right; none: any."""
         self._engine = engine
         self._store = store
         self._active = active
         self._clock = clock
         self._every = every
         self._full = full
+        self._keys = keys
         self._loop = BackgroundLoop(
             "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
         )
@@ -107,7 +109,7 @@ class Verification:
             through[0] = progress
             pace.rest()
 
-        found = verify.verify(self._engine, since=since, progress=moved, sealing=sealing)
+        found = verify.verify(self._engine, since=since, progress=moved, sealing=sealing, keys=self._keys)
         findings = [str(finding) for finding in found]
         if kind == "full":
             whole = database.integrity(self._engine)

@@ -46,6 +46,12 @@ def test_a_signed_trail_is_checked_by_others_with_the_public_key_alone(
     assert (checked.exit_code, json.loads(checked.stdout)[0]["what"]) == (1, "run_seal 1.key_id")
 
 
+def test_a_service_does_not_start_where_a_public_key_cannot_be_read(flowtrail: Program) -> None:
+    flowtrail.configure(rest='[verify]\npublic_keys = ["missing.pub"]')
+    refused = flowtrail("serve")
+    assert (refused.returncode, "missing.pub cannot be read" in refused.stderr) == (2, True), refused.stderr
+
+
 def test_openssl_checks_what_show_writes(flowtrail: Program, run: Command, tmp_path: Path) -> None:
     run("seal", "keygen", str(tmp_path / "seal.pem"))
     flowtrail.configure(rest=f'[seal]\nkey_file = "{tmp_path / "seal.pem"}"')

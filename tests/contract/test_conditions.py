@@ -6,6 +6,7 @@ import datetime as dt
 import errno
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import structlog
 from sqlalchemy import Engine, text
 from structlog.testing import capture_logs
 
+from etl import signing
 from etl.config.units import interval_or_off
 from etl.database import file_of, reading, writing
 from etl.database.errors import cannot_open
@@ -23,12 +25,14 @@ from etl.report import health, troubles
 from etl.report.conditions import Trouble
 from etl.service.verification import Verification
 from etl.service.watch import Watch
+from etl.signing.keys import SigningKey
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import START, UNCHECKED, Diary, numbered
 from tests.support.program import ORG
 
 NOW = START + dt.timedelta(days=1)
 FRESH = Target(ORG, "fresh")
+ONE_COMMAND = NewRun(origin="command", host="here", pid=1, targets=0)
 HTML = "the body is no JSON but HTML"
 
 
@@ -227,10 +231,25 @@ def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds
     assert "trail_broken" not in [code for code, _ in codes(engine)]
 
 
+def test_the_service_checks_signatures_with_the_keys_that_it_was_given(engine: Engine, tmp_path: Path) -> None:
+    own, stranger = (_key(tmp_path / name) for name in ("own.pem", "stranger.pem"))
+    store = Store(engine, sign=stranger.sign)
+    store.finish_run(store.begin_run(ONE_COMMAND, NOW) or 0, "succeeded", Counter(), NOW)
+    checks = [((), 0), ([stranger.public], 0), ([own.public], 1), ([own.public, stranger.public], 0)]
+    for days, (keys, findings) in enumerate(checks):
+        verification(engine, NOW + dt.timedelta(days=days), full=dt.timedelta(days=1), keys=keys).look()
+        assert {each.kind: each.findings for each in Store(engine).verified()}["full"] == findings
+
+
+def _key(file: Path) -> SigningKey:
+    signing.generate_key(file)
+    return signing.load_signing_key(file)
+
+
 def sealed_run(engine: Engine) -> int:
     """Write a run without targets; return the number of its seal."""
     store = Store(engine)
-    run_id = store.begin_run(NewRun(origin="command", host="here", pid=1, targets=0), NOW)
+    run_id = store.begin_run(ONE_COMMAND, NOW)
     assert run_id is not None
     store.finish_run(run_id, "succeeded", Counter(), NOW)
     with reading(engine) as connection:

@@ -98,7 +98,11 @@ def test_runs_are_kept_a_day_at_least(tmp_path: Path, text: str) -> None:
 
 
 def test_the_file_of_heads_is_relative_to_the_settings(tmp_path: Path) -> None:
-    found = settings(tmp_path, GATEWAY + '[retention]\nheads_file = "heads.jsonl"\n[seal]\nkey_file = "seal.pem"\n')
+    proof = (
+        '[retention]\nheads_file = "heads.jsonl"\n[seal]\nkey_file = "seal.pem"\n[verify]\npublic_keys = ["a.pub"]\n'
+    )
+    found = settings(tmp_path, GATEWAY + proof)
+    assert found.verify.public_keys == (str(tmp_path / "a.pub"),)
     assert found.seal.key_file == str(tmp_path / "seal.pem")
     assert found.retention.heads_file == str(tmp_path / "heads.jsonl")
 
