@@ -98,6 +98,8 @@ class Service:
         """Why the last reload failed, until one succeeds."""
         self.was_active = False
         """Whether this replica is active, or was when it could last reach the database."""
+        self._other: str | None = None
+        """The replica that was active when this one last looked."""
         self.ended = True
         """After `serve`: whether every run had ended when the grace period was over."""
         self.log = structlog.get_logger("etl.service.replica")
@@ -223,8 +225,9 @@ class Service:
 
     def _tick(self) -> None:
         if not self._take_lease():
-            self._set_role("standing_by", active=self._context.store.lease_holder(LEASE))
-        elif self._set_role("active", replica=str(self._identity)):
+            self._other = self._context.store.lease_holder(LEASE) or self._other
+            self._set_role("standing_by", active=self._other)
+        elif self._set_role("active", replica=str(self._identity), **self._instead()):
             self._abort_abandoned_runs()
             self._expand_again()
             self._retire()
@@ -233,6 +236,10 @@ class Service:
             threading.Thread(target=self._look_at_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
             self._runs.catch_up(self.schedules)
+
+    def _instead(self) -> dict[str, str]:
+        """Which replica this one took over from, for the log."""
+        return {"instead_of": self._other} if self.role == "standing_by" and self._other else {}
 
     def _take_lease(self) -> bool:
         return self._context.store.take_lease(LEASE, str(self._identity))

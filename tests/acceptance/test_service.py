@@ -123,13 +123,13 @@ def test_sighup_reads_the_schedules_again_and_keeps_the_old_ones_when_a_file_is_
 
 def test_a_standby_takes_over_from_a_killed_leader(flowtrail: Program) -> None:
     leader = flowtrail.start("serve")
-    leader.wait_for("active")
+    first = leader.wait_for("active")["replica"]
     standby = flowtrail.start("serve")
-    standby.wait_for("standing_by")
+    assert standby.wait_for("standing_by")["active"] == first
     refused = flowtrail("serve", "--no-standby")
     assert refused.returncode == 4
     leader.stop(signal.SIGKILL)
-    standby.wait_for("active")
+    assert standby.wait_for("active")["instead_of"] == first
     standby.wait_for("run_ended")
     assert standby.stop() == 0
 
