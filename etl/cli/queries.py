@@ -28,6 +28,7 @@ from etl.report.details import (
     with_details,
 )
 from etl.report.looks import looks
+from etl.report.rows import OrgWorkflowEvent
 
 _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")
@@ -145,12 +146,25 @@ def history(
             return states_with_details(app.engine, flow_id, states)
 
         print_rows(app, question, rows, columns_table(columns, zone), limit, as_json, objects)
-        if not as_json and (happened := list(stories.events(app.engine, flow=flow_id, org=org))):
-            title = "\nWhat happened to it in its organisation"
-            story_table(title, happened, zone=zone, enos_zone=app.enos_zone)
-        if not as_json and (said := details_of_flow(app.engine, flow_id, org)):
-            told = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in said]
-            console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, told, zone=zone)
+        if not as_json:
+            _happened(app, flow_id, org, zone, limit)
+            _answered(app, flow_id, org, zone, limit)
+
+
+def _happened(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, limit: int | None) -> None:
+    def table(events: list[OrgWorkflowEvent]) -> None:
+        story_table("\nWhat happened to it in its organisation", events, zone=zone, enos_zone=app.enos_zone)
+
+    most = needed(limit, as_json=False)
+    print_table(stories.events(app.engine, flow=flow_id, org=org, limit=most), table, limit)
+
+
+def _answered(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, limit: int | None) -> None:
+    def table(said: list[FlowDetail]) -> None:
+        told = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in said]
+        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, told, zone=zone)
+
+    print_table(details_of_flow(app.engine, flow_id, org), table, limit)
 
 
 def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
@@ -182,19 +196,25 @@ def print_rows(
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; return whether there are any."""
-    most = (None if as_json else options.SHOWN) if limit is None else limit or None
     if as_json:
-        printed = console.json_list(objects(islice(rows, most)))
+        printed = console.json_list(objects(islice(rows, limit or None)))
         if not printed:
             console.complain(question.why_empty(app.engine), "yellow")
         return printed
-    listed = list(islice(rows, most and most + 1))
-    if not listed:
+    if not print_table(rows, show_table, limit):
         console.say(question.why_empty(app.engine))
         return False
-    more = most is not None and len(listed) > most
+    return True
+
+
+def print_table(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: int | None) -> bool:
+    """Print the first rows, and whether there are more; return whether there are any."""
+    most = options.SHOWN if limit is None else limit or None
+    listed = list(islice(rows, most and most + 1))
+    if not listed:
+        return False
     show_table(listed[:most])
-    if more:
+    if most is not None and len(listed) > most:
         shown = "this one" if most == 1 else f"these {most}"
         console.complain(f"There are more than {shown}: --limit 0 shows all, --json gives every column.", "dim")
     return True

@@ -22,7 +22,7 @@ LONG = "ev_charger_energy_settlement_of_the_northern_sites"
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """Two users were observed twice, with a change between; then the gateway went down."""
+    """Two users were observed three times, with changes between; then the gateway went down."""
     world = World(orgs=0)
     for user in (ANN, BOB):
         world.set_flows(ORG, user, [Flow("2818", LONG, "D", True), Flow("9001", "储能电站月度碳账本", "M", True)])
@@ -30,8 +30,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Program:
         program = Program(tmp_path_factory.mktemp("observed"), gateway.url)
         program.schedule("plants", [(ORG, [ANN, BOB])])
         program.json("sync")
-        world.set_cycle(ORG, "2818", "H")
-        program.json("sync")
+        for cycle in ("W", "H"):
+            world.set_cycle(ORG, "2818", cycle)
+            program.json("sync")
     return program
 
 
@@ -86,9 +87,18 @@ def test_table_and_json_have_the_same_rows_in_the_same_order(here: Path, command
         assert f"{user}  {flow}" in row
 
 
+def test_every_table_of_a_history_has_at_most_as_many_rows_as_asked_for(here: Path) -> None:
+    _, out, complaints = run("history", "2818", "--limit", "1")
+    lists, happened = out.split("What happened to it in its organisation")
+    assert (lists.count(ORG), happened.count(ORG)) == (1, 1)
+    assert complaints.count("There are more than this one") == 2
+    happened = run("history", "2818", "--limit", "0")[1].split("What happened to it in its organisation")[1]
+    assert happened.count(ORG) == 2
+
+
 def test_the_changes_begin_with_the_latest(here: Path) -> None:
     kinds = [row["kind"] for row in printed("changes")]
-    assert kinds == ["cycle_changed"] * 2 + ["baseline"] * 4
+    assert kinds == ["cycle_changed"] * 4 + ["baseline"] * 4
 
 
 EMPTY = {
