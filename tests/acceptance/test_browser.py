@@ -17,12 +17,12 @@ from tests.support.browser import (
     HOSTILE_NAME,
     HOSTILE_ORG,
     NOW,
-    Looked,
+    Watched,
     browser,
     drawn,
     site,
-    tell,
     watch,
+    write_month,
 )
 
 __all__ = ["browser"]
@@ -73,7 +73,7 @@ def database(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) ->
     file = shutil.copy(migrated_sqlite, tmp_path_factory.mktemp("site") / "flowtrail.db")
     url = f"sqlite:///{file}"
     engine = connect(url)
-    tell(engine, url)
+    write_month(engine, url)
     engine.dispose()
     return url
 
@@ -96,12 +96,12 @@ def report(database: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def looked() -> list[Looked]:
+def looked() -> list[Watched]:
     return []
 
 
 @pytest.fixture
-def page(browser: Browser, looked: list[Looked], request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: Browser, looked: list[Watched], request: pytest.FixtureRequest) -> Iterator[Page]:
     """A new tab. A test fails for whatever the browser complains of; its parameter is for the context."""
     context = browser.new_context(**getattr(request, "param", {}))
     looked.append(watch(context))

@@ -11,16 +11,16 @@ from sqlalchemy import Engine, text
 
 from etl.database import reading
 from etl.report import Report
-from tests.support.browser import BOB, DAVE, Told, browser, drawn, site, told, watch
+from tests.support.browser import BOB, DAVE, Month, browser, drawn, month, site, watch
 
-__all__ = ["browser", "told"]
+__all__ = ["browser", "month"]
 
 MARCH_ENDS = dt.datetime(2026, 4, 1, tzinfo=dt.UTC)
 
 
 @pytest.fixture(scope="module")
-def engine(told: Told) -> Engine:
-    return told.engine("sqlite")
+def engine(month: Month) -> Engine:
+    return month.engine("sqlite")
 
 
 @pytest.fixture(scope="module")

@@ -210,7 +210,7 @@ def test_a_run_that_was_not_notified_stays_for_a_week(engine: Engine) -> None:
 
 
 def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: Diary) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     runs = Runs(diary.engine)
     with writing(diary.engine) as connection:
         connection.execute(sync_run.update().values(status="partial", heartbeat_at=START, finished_at=after(days=30)))
@@ -285,7 +285,7 @@ def test_the_file_gets_the_heads_that_moved_and_against_accepts_it_whole(diary: 
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     printed = {line["user_id"]: line for line in heads(diary.engine, NOW)}
     assert kept_in(file.path)[-1] == msgspec.to_builtins(printed["alice"])
-    verify_story.tell(diary)
+    verify_story.write(diary)
     file.catch_up(NOW)
     assert list(against(diary.engine, file.path.read_bytes().splitlines())) == []
 
@@ -466,7 +466,7 @@ def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     there = tmp_path / "there.db"
     there.write_text("mine")
     for name, force, said in (
@@ -492,7 +492,7 @@ def test_a_backup_replaces_a_file_only_if_told_to(diary: Diary, tmp_path: Path) 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_backup_ends_although_there_are_writes_between_any_two_steps(diary: Diary, tmp_path: Path) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     with writing(diary.engine) as connection:  # so large that it takes many steps
         rows = [{"run_id": 1, "target_id": 1, "verdict": "failed", "message": "m" * 3_000}] * 12_000
         connection.execute(sync_issue.insert(), rows)
@@ -516,7 +516,7 @@ def test_with_wal_a_backup_is_of_one_moment_and_blocks_no_writer(
     diary: Diary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("etl.database.journal.WAL_IS_SAFE_FROM", (3, 0, 0))
-    verify_story.tell(diary)
+    verify_story.write(diary)
     diary.engine.dispose()
     begun: list[int] = []
     backup.backup(diary.engine, tmp_path / "saved.db", progress=lambda done, total: begun.append(diary.begin()))
@@ -533,7 +533,7 @@ def test_with_wal_a_backup_is_of_one_moment_and_blocks_no_writer(
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_backup_of_a_damaged_database_is_refused_and_leaves_nothing(diary: Diary, tmp_path: Path) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     damage_an_index(diary.engine, Path(str(diary.engine.url.database)))
     with pytest.raises(FlowtrailError, match="damaged"):
         backup.backup(diary.engine, tmp_path / "saved.db")
@@ -548,7 +548,7 @@ def test_on_postgresql_the_printed_commands_make_and_restore_a_backup(
     postgres: local_postgres.Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     url = postgres.url(diary.engine.url.database or "", tcp=True)
     Program(tmp_path, gateway.url, url)
     monkeypatch.chdir(tmp_path)
@@ -630,7 +630,7 @@ def test_a_copy_leaves_out_no_table_but_the_lease_and_the_conditions() -> None:
 
 
 def test_a_copy_has_every_row_and_goes_on_with_the_next_number(diary: Diary, other: Engine) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     with diary.engine.connect() as connection:  # rolled back; PostgreSQL leaves such numbers out
         for number in range(3):
             change = {**SOME_CHANGE_SET, "version": 100 + number}
@@ -660,7 +660,7 @@ def test_a_number_that_a_pruned_run_had_is_not_given_again_in_the_copy(engine: E
 
 
 def test_a_copy_back_is_what_it_was(diary: Diary, other: Engine, tmp_path: Path) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     copy.copy(diary.engine, other)
     back = connect(f"sqlite:///{tmp_path / 'back.db'}")
     upgrade(back)
@@ -684,7 +684,7 @@ def test_a_database_that_has_rows_is_not_copied_into(diary: Diary, other: Engine
 
 
 def test_a_copy_that_fails_at_any_step_leaves_nothing(diary: Diary, other: Engine) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     steps: list[int] = []
     for stop_at in range(14):
 
@@ -702,7 +702,7 @@ def test_a_copy_that_fails_at_any_step_leaves_nothing(diary: Diary, other: Engin
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
 def test_a_copy_of_a_database_written_to_meanwhile_is_refused_unless_forced(diary: Diary, other: Engine) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     with pytest.raises(FlowtrailError, match="written to meanwhile"):
         copy.copy(diary.engine, other, progress=lambda done, total: diary.begin() and None)
     assert not everything(other)["target"]
@@ -768,7 +768,7 @@ def test_the_command_copies_to_postgresql_and_a_sync_goes_on_there(
 
 def test_a_copy_blocks_no_writer(diary: Diary, other: Engine, database_url: str) -> None:
     """It is the database as it was when the copy began; the writer is one that waits for nobody."""
-    verify_story.tell(diary)
+    verify_story.write(diary)
     before = everything(diary.engine)
     impatient = connect(database_url, patience_seconds=0.05)
     written: list[int] = []
@@ -831,7 +831,7 @@ def damage_an_index(engine: Engine, file: Path) -> None:
 def test_a_damaged_index_that_hides_rows_is_found(
     diary: Diary, tmp_path: Path, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verify_story.tell(diary)
+    verify_story.write(diary)
     Program(tmp_path, gateway.url)
     monkeypatch.chdir(tmp_path)
     assert command("db", "check").exit_code == 0

@@ -26,13 +26,13 @@ def test_a_change_that_several_users_see_is_one_line(news: Newsroom) -> None:
     before, after = [flow(1, "map", "D"), flow(2, "old", "W")], [flow(1, "map", "H")]
     news.run({ANN: before, BOB: before, EVE: [flow(7)]})
     run_id = news.run({ANN: after, BOB: after, EVE: [flow(7), flow(8, "new", "M", False)]})
-    assert news.told(run_id) == {
+    assert news.lines(run_id) == {
         "cycle_changed": ["o1 1 map: day to hour (2 users)"],
         "removed": ["o1 2 old, cycle: week (2 users)"],
         "added": ["o2 8 new, cycle: month (eve)"],
     }
-    assert news.told(run_id, ["removed", "added"], ["o2"]) == {"added": ["o2 8 new, cycle: month (eve)"]}
-    assert news.told(run_id, ["renamed"]) == {}
+    assert news.lines(run_id, ["removed", "added"], ["o2"]) == {"added": ["o2 8 new, cycle: month (eve)"]}
+    assert news.lines(run_id, ["renamed"]) == {}
     digest = news.digest(run_id)
     assert digest is not None
     assert message(digest).title == "Flowtrail plants: 1 cycle changed, 1 removed, 1 added"
@@ -41,17 +41,17 @@ def test_a_change_that_several_users_see_is_one_line(news: Newsroom) -> None:
 def test_what_happens_in_an_organisation_is_one_line_an_event_with_its_users(news: Newsroom) -> None:
     news.run({ANN: [flow(1, "map")], EVE: [flow(7)]})
     run_id = news.run({ANN: [flow(1, "map"), flow(2, "new")], EVE: []})
-    assert news.told(run_id, ["appeared", "disappeared"]) == {
+    assert news.lines(run_id, ["appeared", "disappeared"]) == {
         "appeared": ["o1 2 new, seen by 1 user"],
         "disappeared": ["o2 7 map, seen by 1 user before"],
     }
-    assert news.told(run_id, ["disappeared"], ["o1"]) == {}
+    assert news.lines(run_id, ["disappeared"], ["o1"]) == {}
 
 
 def test_renames_and_editability_say_before_and_after(news: Newsroom) -> None:
     news.run({ANN: [flow(1, "map"), flow(2, "reduce")]})
     run_id = news.run({ANN: [flow(1, "Map"), flow(2, "reduce", editable=False)]})
-    assert news.told(run_id) == {
+    assert news.lines(run_id) == {
         "renamed": ["o1 1 Map, before: map (ann)"],
         "editable_changed": ["o1 2 reduce: not editable (ann)"],
     }
@@ -64,37 +64,37 @@ def test_a_failure_and_its_end_are_reported_once_each(news: Newsroom) -> None:
         {"failed": ["o1/ann: EnOS said 62109 (62109)"]},
         {"recovered": ["o1/ann: gives valid answers again"]},
     )
-    assert [news.told(run_id) for run_id in runs] == [{}, failed, {}, again, {}, failed]
-    assert [news.told(run_id, ["held"]) for run_id in runs] == [{}] * 6
-    assert [news.told(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
+    assert [news.lines(run_id) for run_id in runs] == [{}, failed, {}, again, {}, failed]
+    assert [news.lines(run_id, ["held"]) for run_id in runs] == [{}] * 6
+    assert [news.lines(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
 
 
 def test_a_change_after_a_recovery_is_not_a_second_recovery(news: Newsroom) -> None:
     answers = ([flow(1)], "62109", [flow(1)], [flow(1), flow(2)], [flow(1)])
     runs = [news.run({ANN: answer}) for answer in answers]
-    assert [list(news.told(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
+    assert [list(news.lines(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
 
 
 def test_a_target_that_fails_from_its_first_day_is_reported_once(news: Newsroom) -> None:
     runs = [news.run({ANN: "62101"}), news.run({ANN: "62101"}), news.run({ANN: [flow(1)]})]
-    assert [list(news.told(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
+    assert [list(news.lines(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
 
 
 def test_a_hold_and_its_end_are_reported_once_despite_failures_in_between(news: Newsroom) -> None:
     whole, cut = {ANN: numbered(1, 30)}, {ANN: numbered(1, 5)}
     runs = [news.run(answers) for answers in (whole, cut, cut, {ANN: "62109"}, cut, whole, whole, cut)]
-    assert [list(news.told(run_id)) for run_id in runs] == [
+    assert [list(news.lines(run_id)) for run_id in runs] == [
         [], ["held"], [], ["failed"], [], ["recovered"], [], ["held"]
     ]  # fmt: skip
-    assert list(news.told(runs[5], ["held"])) == ["recovered"]
-    assert [list(news.told(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
+    assert list(news.lines(runs[5], ["held"])) == ["recovered"]
+    assert [list(news.lines(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
 
 
 def test_an_approval_reports_what_was_removed_and_that_the_hold_ended(news: Newsroom) -> None:
     news.run({ANN: numbered(1, 30)})
     news.run({ANN: numbered(1, 5)})
     run_id = news.run({ANN: numbered(1, 5)}, schedule=None, by="wu")
-    told = news.told(run_id)
+    told = news.lines(run_id)
     assert (list(told), len(told["removed"])) == (["removed", "recovered"], LINES)
     digest = news.digest(run_id)
     assert digest is not None
@@ -105,10 +105,10 @@ def test_an_approval_reports_what_was_removed_and_that_the_hold_ended(news: News
 def test_the_news_of_a_run_does_not_depend_on_when_it_is_read(news: Newsroom) -> None:
     good, bad = {ANN: numbered(1, 30)}, {ANN: "62109"}
     runs = [news.run(answers) for answers in (good, bad, bad, good)]
-    then = [news.told(run_id) for run_id in runs]
+    then = [news.lines(run_id) for run_id in runs]
     for answers in (bad, {ANN: numbered(1, 5)}, good, {ANN: numbered(2, 30)}):
         news.run(answers)
-    assert [news.told(run_id) for run_id in runs] == then
+    assert [news.lines(run_id) for run_id in runs] == then
 
 
 def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom) -> None:
@@ -119,18 +119,18 @@ def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom)
     news.apply(other, {EVE: [flow(1)]})
     news.finish(ours)
     news.finish(other)
-    assert list(news.told(ours)) == ["recovered"]
-    assert news.told(other) == {}
+    assert list(news.lines(ours)) == ["recovered"]
+    assert news.lines(other) == {}
 
 
 def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_reported_once(news: Newsroom) -> None:
     news.run({ANN: [flow(1, cycle="D")]})
     run_id = news.begin()
     news.finish(run_id, "aborted")
-    assert news.store.mark_notified(run_id, news.untold()[-1].finished_at)
+    assert news.store.mark_notified(run_id, news.unnotified()[-1].finished_at)
     with pytest.raises(RunClosed):
         news.apply(run_id, {ANN: [flow(1, cycle="H")]})
-    assert run_id not in [run.id for run in news.untold()]
+    assert run_id not in [run.id for run in news.unnotified()]
 
 
 def test_a_name_with_markup_stays_text(news: Newsroom) -> None:

@@ -31,7 +31,7 @@ from tests.support.lossy import LossyProxy
 from tests.support.postgres import Server
 from tests.support.sessions import HOSTILE_ROLE, ON_POSTGRESQL, POOLED
 
-ALSO_MEETS = (POOLED if pooler.installed() else HOSTILE_ROLE,)
+ALSO_CONNECTS = (POOLED if pooler.installed() else HOSTILE_ROLE,)
 """Further ways to meet PostgreSQL, for every test of this module."""
 BOB = Target("o1", "bob")
 TWENTY = numbered(1, 20)

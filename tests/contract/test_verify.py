@@ -129,7 +129,7 @@ def story(engine: Engine, database_url: str, fill: Fill) -> Story:
     """Everything that can happen, once."""
 
     def write(engine: Engine, url: str) -> tuple[list[checker.Delivered], dt.datetime]:
-        told = verify_story.tell(Diary(engine, url))
+        told = verify_story.write(Diary(engine, url))
         return told.diary.ledger, told.now
 
     ledger, now = fill("verify_story", write)

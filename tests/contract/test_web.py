@@ -36,7 +36,7 @@ from etl.report.trail_page import Position
 from etl.web import HttpServer, create_app, report_html
 from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
-from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, tell
+from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, write_month
 from tests.support.builders import Diary, after, numbered
 from tests.support.databases import Fill
 from tests.support.histories import World
@@ -81,7 +81,7 @@ def now(fill: Fill) -> dt.datetime:
 @pytest.fixture
 def server(engine: Engine, fill: Fill) -> Iterator[HttpServer]:
     """The pages over the story."""
-    fill("month", tell)
+    fill("month", write_month)
     with site(engine) as running:
         yield running
 
@@ -293,7 +293,7 @@ def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -
 def test_a_clock_that_went_back_is_a_problem_and_times_ahead_of_now_are_no_observations(
     engine: Engine, fill: Fill
 ) -> None:
-    fill("month", tell)
+    fill("month", write_month)
     with site(engine, now=after(days=20, hours=1)) as running:
         first = get(running, "/").text
     assert "6 targets have observations that lie ahead of now, up to 2026-04-08 12:00:00 UTC" in first

@@ -7,9 +7,9 @@ from sqlalchemy import Engine, text
 from etl.database import reading
 from etl.report import Report
 from tests.support.builders import after
-from tests.support.told_pages import engine, get, rows, server, told
+from tests.support.month_pages import engine, get, month, rows, server
 
-__all__ = ["engine", "server", "told"]
+__all__ = ["engine", "month", "server"]
 
 
 def ids(engine: Engine, condition: str) -> list[int]:

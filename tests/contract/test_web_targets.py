@@ -21,12 +21,12 @@ from etl.web.answers import rows_file
 from etl.web.labels import target_path
 from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG
 from tests.support.builders import after
-from tests.support.told_pages import engine, get, rows, server, told
+from tests.support.month_pages import engine, get, month, rows, server
 
 MOMENTS = [after(days=9), after(days=10), after(days=15), after(days=20, hours=3), after(days=37), after(days=40)]
 
 
-__all__ = ["engine", "server", "told"]
+__all__ = ["engine", "month", "server"]
 
 
 def flows_of(found: list[dict[str, object]]) -> list[Flow]:

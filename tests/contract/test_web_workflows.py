@@ -16,9 +16,9 @@ from etl.web.labels import workflow_path
 from etl.web.params import PAGE_ROWS
 from tests.support.browser import HOSTILE_ORG
 from tests.support.builders import after
-from tests.support.told_pages import engine, get, rows, server, told
+from tests.support.month_pages import engine, get, month, rows, server
 
-__all__ = ["engine", "server", "told"]
+__all__ = ["engine", "month", "server"]
 
 
 def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:

@@ -19,7 +19,7 @@ from tests.crash.place import Ended, Place, file_of, name_of
 from tests.crash.proxy import CuttingProxy
 from tests.support import postgres
 from tests.support.pooler import Pooler
-from tests.support.sessions import DECOYS, HOSTILE, make_role, met
+from tests.support.sessions import DECOYS, HOSTILE, make_role, url_for
 
 PAGE_BYTES = 4096
 
@@ -116,7 +116,7 @@ class Hostile(_Disturbance):
         reached = at < len(self._defaults) or through is not None
         if reached:
             make_role(self._server.conninfo("postgres"), "sweep", **self._defaults[at - 1])
-            place.point_at(met(self._server, name_of(place.url), "sweep", through))
+            place.point_at(url_for(self._server, name_of(place.url), "sweep", through))
         return Disturbed(place.run(*command), reached)
 
 

@@ -173,7 +173,7 @@ def _connected(place: Place, server: postgres.Server | None, way: int) -> Iterat
             sessions.make_role(server.conninfo("postgres"))
             if way == 2:
                 pooler = stack.enter_context(running_if_installed(server))
-            url = sessions.met(server, name, pooler=pooler)
+            url = sessions.url_for(server, name, pooler=pooler)
             how = ", a hostile role through PgBouncer" if pooler else ", a hostile role"
         place.point_at(url, gateway="requests_per_second = 200", rest='grace = "2s"')
         yield how

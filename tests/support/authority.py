@@ -49,7 +49,7 @@ class Authority:
         self._openssl("x509", "-req", "-in", "tsa.csr", *signed, "-extfile", "openssl.cnf", "-extensions", "tsa")
 
     def answer(self, query: bytes) -> bytes:
-        """The response to a time-stamp request, a refusal included."""
+        """The response to a time-stamp request; it may be a refusal."""
         (self.folder / "query").write_bytes(query)
         reply = ("-reply", "-config", "openssl.cnf", "-section", "authority", "-queryfile", "query", "-out", "reply")
         self._openssl("ts", *reply)

@@ -41,7 +41,7 @@ HOSTILE_FLOWS = [
 HOSTILE_ORG = Target('</script><b onmouseover="alert(1)">o9</b>', "<i>u</i>", '"><script>alert(1)</script>')
 
 
-def tell(engine: Engine, url: str) -> None:
+def write_month(engine: Engine, url: str) -> None:
     """Write a month: changes of every kind, hostile names, an outage, a waiting hold, a failing target."""
     diary = Diary(engine, url)
     lists = {ALICE: numbered(1, 40), BOB: numbered(20, 60), CAROL: numbered(1, 15), DAVE: numbered(1, 12)}
@@ -74,7 +74,7 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
     diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
 
 
-class Told:
+class Month:
     """The history in a database of each kind, written once, for tests that only read."""
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Told:
         if dialect not in self._engines:
             url = self._sqlite() if dialect == "sqlite" else self._postgres()
             self._engines[dialect] = connect(url)
-            tell(self._engines[dialect], url)
+            write_month(self._engines[dialect], url)
         return self._engines[dialect]
 
     def dispose(self) -> None:
@@ -99,7 +99,7 @@ class Told:
 
     def _postgres(self) -> str:
         server = self._request.getfixturevalue("postgres")
-        template, name = self._request.getfixturevalue("migrated_postgres"), f"told_{os.getpid()}_{next(_NUMBERS)}"
+        template, name = self._request.getfixturevalue("migrated_postgres"), f"month_{os.getpid()}_{next(_NUMBERS)}"
         with psycopg.connect(server.conninfo("postgres"), autocommit=True) as admin:
             admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return str(server.url(name))
@@ -109,8 +109,8 @@ _NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    once = Told(request, tmp_path_factory.mktemp("told"))
+def month(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Month]:
+    once = Month(request, tmp_path_factory.mktemp("month"))
     yield once
     once.dispose()
 
@@ -118,12 +118,12 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
     """A server of the pages on a free port, not started yet."""
     fires = {"plants": now + dt.timedelta(minutes=7)}
-    told = {"coverage_gap": COVERAGE_GAP, **more}
-    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **told)
+    given = {"coverage_gap": COVERAGE_GAP, **more}
+    app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **given)
     return HttpServer(app, "127.0.0.1", 0)
 
 
-class Looked(NamedTuple):
+class Watched(NamedTuple):
     """The complaints of a browser, and its requests."""
 
     complaints: list[str]
@@ -148,23 +148,23 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-def watch(context: BrowserContext) -> Looked:
+def watch(context: BrowserContext) -> Watched:
     """Collect the complaints (errors, violations of the policy) and requests of every page of the context."""
-    looked = Looked([], [])
-    context.expose_function("complain", lambda said: looked.complaints.append(said))
+    watched = Watched([], [])
+    context.expose_function("complain", lambda said: watched.complaints.append(said))
     context.add_init_script(
         "addEventListener('securitypolicyviolation', e => complain(e.violatedDirective + ' ' + e.blockedURI))"
     )
-    context.on("console", lambda message: looked.complaints.append(f"{message.type}: {message.text}"))
-    context.on("weberror", lambda error: looked.complaints.append(str(error.error)))
+    context.on("console", lambda message: watched.complaints.append(f"{message.type}: {message.text}"))
+    context.on("weberror", lambda error: watched.complaints.append(str(error.error)))
 
     def dismiss(dialog: Dialog) -> None:
-        looked.complaints.append(f"dialog: {dialog.message}")
+        watched.complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     context.on("dialog", dismiss)
-    context.on("request", lambda request: looked.requests.append(request.url))
-    return looked
+    context.on("request", lambda request: watched.requests.append(request.url))
+    return watched
 
 
 def drawn(page: Page) -> None:

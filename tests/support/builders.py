@@ -28,7 +28,7 @@ START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 GAP = dt.timedelta(hours=36)
 
 flow_ids = st.sampled_from(["1", "01", "10", "2", "a", "A", "a ", "é", "e\u0301", "流", "\U0001d7d9", "\uffff"])
-"""Few, so that they repeat, and easily confused by careless comparing or sorting."""
+"""Few, so that they repeat, and easily confused by careless comparison or sorting."""
 texts = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=3)
 cycles = st.sampled_from([None, "M", "W", "D", "H", "mi", "m", ""])
 flows = st.builds(Flow, flow_ids, texts, cycles, st.sampled_from([None, True, False]))
@@ -46,7 +46,7 @@ class _Unlimited(dict[str, Sum]):
 
 
 UNCHECKED = Removals(dt.timedelta(hours=24), _Unlimited())
-"""For outcomes written without the sum over the organisation."""
+"""For outcomes that are written without checking the organisation's removals."""
 
 
 def by_id(listed: Iterable[Flow]) -> dict[str, Flow]:
@@ -144,7 +144,7 @@ def judged(
 
 
 class Diary:
-    """Answers written through a real store, as a run would write them, and a ledger of them for the checker."""
+    """Answers written through a real store, as a run would write them, and a log of them for the checker."""
 
     def __init__(self, engine: Engine, url: str) -> None:
         self.engine = engine
@@ -165,18 +165,18 @@ class Diary:
     def judge(
         self, before: Fence, listed: Iterable[Flow], at: dt.datetime, *, limits: Limits = LIMITS, by: str | None = None
     ) -> Outcome:
-        """The verdict of ``judged`` on a list, which goes into the ledger."""
+        """The verdict of ``judged`` on a list, which is logged."""
         answer = snapshot(listed, at, target=before.target)
         assert answer.flows is not None
         self.ledger.append(checker.Delivered(*before.target, answer.flows, at))
         return judged(self.store, before, answer, limits=limits, by=by)
 
     def apply(self, *outcomes: Outcome, origin: Origin = "command") -> set[int]:
-        """Write outcomes in a run of their own."""
+        """Write outcomes in a new run."""
         return self.store.apply(self.begin(origin), outcomes, UNCHECKED)
 
     def answer(self, listed: Iterable[Flow], at: dt.datetime, target: Target = ALICE) -> Outcome:
-        """A whole round for one target: fence, answer, verdict, write."""
+        """One target from the fence to the commit."""
         outcome = self.judge(self.fence(target), listed, at)
         assert self.apply(outcome) == set()
         return outcome
@@ -185,7 +185,7 @@ class Diary:
         assert self.apply(verdict.failed(self.fence(target), Refused("it failed", code=code))) == set()
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
-        """The independent checker finds nothing wrong."""
+        """Assert that the independent checker finds nothing wrong."""
         findings = checker.check(self.url, self.ledger, settled=settled, every_answer=every_answer)
         assert not findings, "\n".join(findings)
 

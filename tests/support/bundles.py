@@ -1,4 +1,4 @@
-"""A trail of some days in memory, and its audit bundle, hashed with the program's own functions."""
+"""A trail of some days, built in memory, and its audit bundle, hashed with the program's own functions."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def parent_of(rows: Rows, number: int) -> str:
 
 
 def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
-    """Seal a run (again), with the digests that its rows give."""
+    """Seal a run (again) with the digests of its rows."""
     row = next(each for each in rows["seals"] if each["id"] == number)
     run = next(each for each in rows["runs"] if each["id"] == row["run_id"])
     digests = digests_of(rows, run)
@@ -281,7 +281,7 @@ def seal_from(rows: Rows, number: int, sign: Sign | None) -> None:
 
 
 def reseal(rows: Rows, row: Row, run: Row, sign: Sign | None) -> None:
-    """Compute a seal anew from its row and its run's."""
+    """Recompute a seal from its row and its run."""
     digests = seal.Digests(**{n: row[f"{n}_digest"] for n in ("targets", "change_sets", "issues", "events")})
     names = ("schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at")
     sealed = seal.SealedRun(run_id=run["id"], sums=[run[n] for n in seal.SUMS], **{name: run[name] for name in names})
@@ -328,8 +328,8 @@ def asked_by(rows: Rows, run: Row) -> set[Target]:
     return listed
 
 
-def forge(rows: Rows, sign: Sign | None = None) -> None:
-    """Compute every hash and every seal anew, as the owner of a database can."""
+def forge(rows: Rows) -> None:
+    """Recompute every hash and every seal, as the owner of a database can."""
     parents: dict[Target, str] = {}
     for row in sorted(rows["change_sets"], key=lambda row: (target_of(row), row["version"])):
         row["parent_hash"] = parents.get(target_of(row), chain.GENESIS)
@@ -340,7 +340,7 @@ def forge(rows: Rows, sign: Sign | None = None) -> None:
         trail["first_seal"] = 1 + sum(row["id"] < trail["first_seal"] for row in rows["seals"])
     for number, row in enumerate(rows["seals"], 1):
         row["id"] = number
-        seal_from(rows, number, sign)
+        seal_from(rows, number, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ a bundle
@@ -458,7 +458,7 @@ def state_at(rows: Rows, target: Target, version: int) -> dict[str, Flow]:
 
 
 def kept_lines(rows: Rows) -> bytes:
-    """Every seal, as it is kept elsewhere."""
+    """Every seal as a line of a kept file."""
     kept = (
         seal.kept_line(trail_of(rows, row["id"])["trail_id"], row["id"], row["seal"], row["sealed_at"])
         for row in rows["seals"]

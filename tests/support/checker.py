@@ -1,9 +1,9 @@
 """An independent checker of a Flowtrail database: it shares no code with ``etl/``, only the written rules.
 
-    python -m tests.support.checker URL LEDGER      # LEDGER: JSON lines of what the gateway delivered
+    python -m tests.support.checker URL LEDGER      # LEDGER: the deliveries of the gateway, as JSON lines
 
-It is given what the gateway really delivered (complete valid answers, in order), and says in sentences where the
-database breaks a rule: nothing invented, nothing lost, nothing twice, every digest and hash as an auditor computes it.
+Given what the gateway really delivered (complete, valid answers, in order), it lists in sentences where the database
+breaks a rule: nothing invented, nothing lost, nothing twice, and every digest and hash as an auditor computes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Delivered(NamedTuple):
     """Each ``(flow_id, flow_name, cycle, editable)``, as a tuple or with these attributes."""
     at: dt.datetime | None = None
     kept_open: bool = False
-    """Whether its connection may have carried other answers too: then it makes no version."""
+    """Whether its connection may have carried other answers, too; then it makes no version."""
 
 
 class Guard(NamedTuple):
@@ -66,13 +66,13 @@ def check(
     guard: Guard | None = None,
     story: bool = False,
 ) -> list[str]:
-    """What is wrong with the database at ``url``, in sentences; empty when all is well.
+    """What is wrong with the database at ``url``, in sentences; empty if nothing is.
 
     ``ledger``: ``(org, user, expression, flows, time)`` of every complete valid answer, in order; time may be None.
-    ``settled``: each target's last answer was followed by the end of its run, so that it must be in the database.
-    ``every_answer``: besides, no answer was held, superseded or interrupted, so that each different one is a version.
-    ``guard``: everything was written by runs with these limits, which ask twice before they remove something.
-    ``story``: every run that ended has judged what its versions mean for organisations.
+    ``settled``: the run of each target's last answer has ended, so that answer must be in the database.
+    ``every_answer``: also, no answer was held, superseded or interrupted, so each different one is a version.
+    ``guard``: all was written by runs with these limits, which ask twice before they remove something.
+    ``story``: every run that ended has derived the events of organisations.
     """
     tables = tables_of(url)
     answers: dict[Key, list[_Answer]] = defaultdict(list)
@@ -95,7 +95,8 @@ def check(
 
 
 def load(path: Path) -> list[Delivered]:
-    """The ledger of a local gateway (a JSON object a line), or JSON arrays ``[org, user, expression, flows, time]``."""
+    """The delivery log of a local gateway (JSON objects), or arrays ``[org, user, expression, flows, time]``; one a
+    line."""
     numbered: dict[Any, Delivered | None] = {}
     for line_number, line in enumerate(path.read_text("utf-8").splitlines()):
         entry = json.loads(line)
@@ -134,7 +135,7 @@ class _Answer(NamedTuple):
 
 
 class _Target:
-    """A target with all its rows; ``check`` goes through the rules."""
+    """A target with all its rows; ``check`` applies the rules."""
 
     def __init__(self, row: Row, tables: Row, answers: list[_Answer]) -> None:
         self.row = row
@@ -149,7 +150,7 @@ class _Target:
         self.held_in = {issue.run_id for issue in self.issues if issue.verdict == "held"}
         self.states: list[State] = []
         self.touched: dict[str, tuple[int, int]] = {}
-        """flow_id -> observed_at of the change sets that brought it, and that touched it last."""
+        """By flow_id: observed_at of the change sets that added it and that changed it last."""
 
     def check(self, settled: bool, every_answer: bool, *, guarded: bool) -> list[str]:
         self._replay()
@@ -330,9 +331,9 @@ class _Target:
         return all(made.run_id in self.runs for made in self.sets)
 
     def _delivered(self, guarded: bool) -> None:
-        """Each version is an answer that came after the one before it (but for what the guard kept)."""
+        """Each version is an answer that came after the previous version's (except for what the guard kept)."""
         places = [0]
-        """Where the answers begin that may have followed each version, and the first one."""
+        """Per version, the index of the first answer that may have followed it; initially 0."""
         for number, (made, state) in enumerate(zip(self.sets, self.states, strict=True)):
             before = self.states[number - 1] if number else State()
             partly = made.run_id in self.held_in or made.run_id not in self.runs
@@ -349,10 +350,10 @@ class _Target:
         self._say(seen > len(self.answers), f"{seen} observations of {len(self.answers)} answers")
 
     def _first_that_loses(self, number: int, places: Sequence[int]) -> int:
-        """The first answer in the run of a change set that lacks something of what was then on record.
+        """The index of the first answer in the run of a change set that lacks something recorded at that time.
 
-        That may be an older version than the one before: other runs write meanwhile. Where nothing does so, this is
-        the number of all answers.
+        The record may be older than the previous version, because other runs write meanwhile. Without such an answer:
+        the number of answers.
         """
         run = self.runs.get(self.sets[number].run_id)
         began = run.started_at if run else 0
@@ -386,14 +387,14 @@ class _Target:
         self._say(self.row.answer_digest != digest(last.values()), "answer_digest is not the last answer's")
 
     def _lost_the_race(self, at: int | None) -> bool:
-        """Whether the last answer came in a run in which this target was stale."""
+        """Whether the last answer came during a run in which this target was stale."""
         runs = [self.runs[i.run_id] for i in self.issues if i.verdict == "stale" and i.run_id in self.runs]
         return any(
             at is None or (run.started_at <= at and (run.finished_at is None or at <= run.finished_at)) for run in runs
         )
 
     def _each_answer(self, guarded: bool) -> None:
-        """An answer that removes something, and a first list that is empty, only has its target asked a second time."""
+        """An answer that removes something, or a first list that is empty, only causes a second request."""
         distinct: list[State] = []
         counted, asked_again = 0, False
         for state, _, kept_open in self.answers:
@@ -401,7 +402,7 @@ class _Target:
             is_new = state != before
             if is_new and kept_open:
                 asked_again = before is not None and len(state) < len(before)
-                continue  # it was asked for once more: at the end of the run, where it can only have lost something
+                continue  # it was requested again; at the end of the run if it is shorter
             uncertain = not state if before is None else bool(before.keys() - state.keys())
             if guarded and uncertain and not asked_again:
                 asked_again = True
@@ -429,8 +430,7 @@ def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
 
 
 def _gap_fits(span: Row) -> bool:
-    """The longest gap lies between the mean and the whole of the span, in whole seconds rounded down; exact for two
-    observations."""
+    """The longest gap lies between the mean gap and the length of the span, in whole seconds, rounded down."""
     length = span.last_at - span.first_at
     if span.observations < 2:
         return bool(length == 0 and span.longest_gap_seconds == 0)
@@ -494,7 +494,7 @@ ORG_EVENT = (
 
 
 def _seals(tables: Row) -> Iterator[str]:
-    """Every run that has ended has one seal, each is linked to the one before, and digests what its run wrote."""
+    """Every run that has ended has one seal, linked to the previous one, with the digests of what the run wrote."""
     runs = {run.id: run for run in tables.sync_run}
     targets = {row.id: [row.org_id, row.user_id, row.expression] for row in tables.target}
     ended = {run.id for run in tables.sync_run if run.status != "running"}
@@ -575,7 +575,7 @@ def _digest(value: object) -> str:
 
 
 def _turnover(tables: Row) -> Iterator[str]:
-    """What is counted of a run in an organisation is what its versions say; an approval deletes what is counted."""
+    """The turnover of a run in an organisation is the sum of its versions; an approval deletes the turnover."""
     org = {target.id: target.org_id for target in tables.target}
     approved = {org[made.target_id] for made in tables.change_set if made.approved_by is not None}
     right: Counter[tuple[str, int, str]] = Counter()
@@ -593,7 +593,7 @@ def _turnover(tables: Row) -> Iterator[str]:
 
 
 def _lost_too_much(tables: Row, guard: Guard) -> Iterator[str]:
-    """An organisation lost no more than was allowed, of what its lists had (retired ones make that uncertain)."""
+    """No organisation lost more of its lists than the guard allows (undecidable if targets were retired)."""
     day_ago = _micros(dt.datetime.now(dt.UTC)) - _DAY
     counted = [row for row in tables.org_turnover if row.counted_at > day_ago]
     for org in {row.org_id for row in counted}:
@@ -631,7 +631,7 @@ TABLES = (
 
 
 def tables_of(url: str) -> Row:
-    """Every table as a list of rows, all of one moment; times as microseconds."""
+    """Every table as a list of rows, from one snapshot; times as microseconds."""
     with contextlib.closing(_connect(url)) as connection:
         cursor = connection.cursor()
         cursor.execute("BEGIN" if url.startswith("sqlite") else "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -660,7 +660,7 @@ DIRECTLY: dict[str, str] = {}
 
 
 def _connect(url: str) -> Any:
-    """Connect with a plain driver. SQLite is opened to write, because it may have to roll back a killed process."""
+    """Connect with a plain driver. SQLite is opened for writing: it may have to roll back what a killed process did."""
     if url.startswith("sqlite:///"):
         file = Path(url.removeprefix("sqlite:///")).absolute()
         return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=60, isolation_level=None)
@@ -706,7 +706,7 @@ def _fields(flow: Any) -> Flow:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print every finding; 1 if there is one."""
+    """Print every finding; return 1 if there is one."""
     if len(arguments) != 2:
         print("usage: python -m tests.support.checker URL LEDGER", file=sys.stderr)
         return 2

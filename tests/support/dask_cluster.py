@@ -68,7 +68,7 @@ class Dask:
 
 
 class Wire(Relay):
-    """A relay to the scheduler: it records every byte, and can be cut and mended."""
+    """A relay to the scheduler that records every byte and can be cut and restored."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

@@ -49,7 +49,7 @@ def migrated_postgres(postgres: local_postgres.Server) -> str:
 
 @pytest.fixture(scope="session")
 def hostile_postgres(postgres: local_postgres.Server, migrated_postgres: str) -> str:
-    """The name of such a database in which another program has tables of the same names, and a role that sees these
+    """The name of such a database with another program's tables of the same names, which the hostile role sees
     first."""
     sessions.make_role(postgres.conninfo("postgres"))
     name = f"{migrated_postgres}_hostile"
@@ -81,12 +81,12 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test that uses a fixture below runs once on each database, unless it names its own.
 
-    A module may meet PostgreSQL in more ways than one: ``ALSO_MEETS = (POOLED,)``.
+    A module may add ways of connecting to PostgreSQL: ``ALSO_CONNECTS = (POOLED,)``.
     """
     names = (mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     named = {each for name in names for each in (name.replace(" ", "").split(",") if isinstance(name, str) else name)}
     if "dialect" in metafunc.fixturenames and "dialect" not in named:
-        more = getattr(metafunc.module, "ALSO_MEETS", ())
+        more = getattr(metafunc.module, "ALSO_CONNECTS", ())
         metafunc.parametrize("dialect", (*BOTH, *more), indirect=True)
 
 
@@ -115,7 +115,7 @@ def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -
     server = request.getfixturevalue("postgres")
     template = request.getfixturevalue("migrated_postgres" if dialect == "postgresql" else "hostile_postgres")
     for url in _database(server, template=template):
-        yield from _met(dialect, url, server, request)
+        yield from _connected_as(dialect, url, server, request)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 class Fill:
-    """Fills the database of a test with rows that many tests want: they are written once, and then copied."""
+    """Fills the database of a test with rows that many tests want. They are written once, then copied."""
 
     def __init__(self, request: pytest.FixtureRequest, engine: Engine, written: dict[tuple[str, str], Any]) -> None:
         self._request = request
@@ -135,7 +135,7 @@ class Fill:
         self._written = written
 
     def __call__(self, name: str, write: Callable[[Engine, str], T]) -> T:
-        """What ``write`` returned when it wrote the rows called ``name``; it must not keep an engine."""
+        """Return what ``write`` returned when it wrote the rows called ``name``; it must not keep an engine."""
         dialect = self._engine.dialect.name
         if (dialect, name) not in self._written:
             url = self._sqlite(name) if dialect == "sqlite" else self._postgres(name)
@@ -182,16 +182,18 @@ def diary(engine: Engine, database_url: str) -> Diary:
     return Diary(engine, database_url)
 
 
-def _met(dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest) -> Iterator[str]:
+def _connected_as(
+    dialect: str, url: str, server: local_postgres.Server, request: pytest.FixtureRequest
+) -> Iterator[str]:
     """The URL with which the program connects to the database; the independent checker connects directly."""
     if dialect == "postgresql":
         yield url
         return
     pooler = request.getfixturevalue("pgbouncer") if dialect == POOLED else None
-    met = sessions.met(server, str(make_url(url).database), pooler=pooler)
-    checker.DIRECTLY[met] = url
-    yield met
-    del checker.DIRECTLY[met]
+    connecting = sessions.url_for(server, str(make_url(url).database), pooler=pooler)
+    checker.DIRECTLY[connecting] = url
+    yield connecting
+    del checker.DIRECTLY[connecting]
 
 
 def _database(server: local_postgres.Server, *, template: str) -> Iterator[str]:
@@ -219,5 +221,5 @@ def _migrate(url: str) -> None:
 
 @pytest.fixture
 def one_run_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For histories that one run has written, which observes again and again: a real one observes a target once."""
+    """For histories that one run wrote with many observations of a target; a real run observes a target once."""
     monkeypatch.setattr("etl.verify.attendance", lambda engine: iter(()))

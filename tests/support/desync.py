@@ -1,7 +1,6 @@
-"""A gateway that mixes up answers: beside the true one it sends others, too early, too late, twice or cut anywhere.
+"""A gateway that mixes up answers: besides the right one it sends others, too early, too late, twice or cut anywhere.
 
-It always sends the true answer before it ends a connection. One that only ever sent another user's would be a gateway
-that lies, and no client can tell that.
+It always sends the right answer before it ends a connection. If it sent only another user's, no client could tell.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Piece = bytes | float
 
 
 class Exchange(NamedTuple):
-    """The material of a trick: the true answer as HTTP, another user's, and a random generator."""
+    """What a trick works with: the right answer as HTTP, another user's, and a random generator."""
 
     body: bytes
     true: bytes
@@ -104,7 +103,7 @@ def length_too_short(it: Exchange) -> Iterable[Piece]:
 
 
 def another_within_the_body(it: Exchange) -> Iterable[Piece]:
-    """Its length ends where another whole answer begins."""
+    """The announced length ends where a second, complete answer begins."""
     return [http(it.body + it.other, length=len(it.body))]
 
 
@@ -158,9 +157,9 @@ HOSTILE: Sequence[Trick] = (
 
 
 class Mixer:
-    """Answers Get My Flow on loopback while its block lasts. ``lists``: the ids that each user sees, changed at will.
+    """Answers Get My Flow on loopback while its block lasts. ``lists``: the ids that each user sees; may be changed.
 
-    One exchange in ``every`` is one of ``tricks``; with ``unasked``, another user's answer is sent as often before a
+    One exchange in ``every`` uses one of ``tricks``. With ``unasked``, another user's answer is sent as often before a
     request, on a new connection or between two answers.
     """
 
@@ -171,14 +170,13 @@ class Mixer:
         *,
         every: int = 3,
         unasked: bool = False,
-        seed: int = 0,
     ) -> None:
         self.lists = lists
         self.exchanges = 0
         self._tricks = tricks
         self._every = every
         self._unasked = unasked
-        self._seed = seed
+        self._seed = 0
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)

@@ -8,7 +8,7 @@ import urllib.parse
 
 
 def disguises(secret: str) -> dict[str, bytes]:
-    """As it is, and in four encodings."""
+    """A secret as it is, and in four encodings."""
     raw = secret.encode()
     return {
         "raw": raw,

@@ -1,6 +1,6 @@
-"""The program in a process forked from one that has loaded it: as real as a new one, in a tenth of the time.
+"""The program in a process forked from one that has loaded it: as good as a new process, in a tenth of the time.
 
-`python forked.py` reads one request a line, forks for each, and answers with the process's number when it has ended.
+`python forked.py` reads one request a line, forks for each, and answers with the exit code.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 CLOSED = "closed"
 GONE = "gone"
-"""A pipe whose reader has closed it."""
+"""A pipe whose reader is closed."""
 HUNG = -1
 _SECONDS = 60
 
 
 class Forked:
-    """Starts the program again and again. One call at a time."""
+    """Runs the program, one call at a time."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -39,8 +39,8 @@ class Forked:
         streams: Sequence[str | Path],
         environment: Mapping[str, str] | None = None,
     ) -> int:
-        """The exit code of the program with these arguments, in ``folder``; its streams 0, 1 and 2 are files, closed,
-        or gone. What Python itself takes from the environment, it takes from that of the first process."""
+        """Run the program with these arguments in ``folder``, and return its exit code. Its streams 0, 1 and 2 are
+        files, closed, or gone. Python's own variables are those of the first process."""
         assert self._process.stdin
         assert self._process.stdout
         request = {
@@ -62,7 +62,7 @@ class Forked:
 
 
 def _load() -> None:
-    """Everything that any command loads."""
+    """Import everything that any command imports."""
     import etl
 
     for module in pkgutil.walk_packages(etl.__path__, "etl."):
@@ -79,8 +79,8 @@ def _serve() -> None:
     os.set_inheritable(answers, False)
     os.dup2(2, 1)
     _load()
-    etl.cli.app(["--version"], standalone_mode=False)  # whatever is loaded by the first call
-    gc.freeze()  # or each process looks through all of it at its end
+    etl.cli.app(["--version"], standalone_mode=False)  # what the first call imports
+    gc.freeze()  # or each process would scan it all at its end
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -20,7 +20,7 @@ SAFETY_NET_SECONDS = 30
 
 
 def settings_for(url: str, **changes: Any) -> GatewaySettings:
-    """Durations in seconds."""
+    """Settings for a server; durations in seconds."""
     given: dict[str, Any] = {"auth": "none", "deadline": 20, "timeout": 10} | changes
     seconds = {"deadline", "timeout", "max_clock_skew"}
     values: dict[str, Any] = {name: dt.timedelta(seconds=v) if name in seconds else v for name, v in given.items()}
@@ -59,7 +59,7 @@ def one_exchange(asked: Hostile | GatewaySettings, *, own_connection: bool = Fal
 
 
 def at_once(count: int, work: Callable[[int], object]) -> list[object]:
-    """What ``work(0..count-1)`` returned or raised, all of them started together."""
+    """Call ``work(0..count-1)`` at the same time; return what each returned or raised."""
     results: list[object] = [None] * count
     ready = threading.Barrier(count)
 

@@ -1,4 +1,4 @@
-"""Random histories, written as runs write them, and an oracle that knows every answer without reading a table."""
+"""Random histories, written as runs write them, and an oracle that knows each result without reading a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIMITS = Limits(min_removed=3, max_removed_share=0.4, max_emptied_targets=99, ma
 
 
 class Entry(NamedTuple):
-    """An attempt: believed ('seen'), doubted ('held') or without an answer ('failed')."""
+    """An attempt: accepted ('seen'), held ('held') or without a valid answer ('failed')."""
 
     what: str
     at: dt.datetime
@@ -39,13 +39,13 @@ class Entry(NamedTuple):
 
 
 class Oracle:
-    """What happened to one target, attempt by attempt; its answers come from this alone."""
+    """The log of one target's attempts; all results are derived from it."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.log: list[Entry] = []
         self.away: list[tuple[dt.datetime, dt.datetime | None]] = []
-        """When it retired, and when it came back (None: not yet)."""
+        """When it was retired, and when it came back (None: not yet)."""
         self.missing: dict[str, dt.datetime] = {}
 
     @property
@@ -75,7 +75,7 @@ class Oracle:
         self.log.append(Entry("held" if held else "seen", at, version + changed, listed))
 
     def recorded(self) -> list[dt.datetime]:
-        """The observations whose time is kept: those at the ends of a span, and those that brought a version."""
+        """The observations whose time is stored: those at the ends of a span, and those that made a version."""
         kept = []
         for number, entry in enumerate(self.log):
             if entry.what == "failed":
@@ -87,7 +87,7 @@ class Oracle:
         return kept
 
     def _goes_on(self, first: int, second: int) -> bool:
-        """Whether two attempts, one after the other, lie in one span."""
+        """Whether two consecutive attempts lie in one span."""
         if first < 0 or second >= len(self.log):
             return False
         one, other = self.log[first], self.log[second]
@@ -124,7 +124,7 @@ class Oracle:
         ]
 
     def _described(self, flow_id: str, flow: Flow) -> tuple[Any, ...]:
-        """The columns that describe it, without its times."""
+        """The descriptive columns of a workflow, without its times."""
         label = CYCLE_LABELS.get(flow.cycle or "", flow.cycle)
         return (*self.target, flow_id, flow.flow_name, flow.cycle, label, flow.editable)
 
@@ -147,7 +147,7 @@ class Oracle:
 
 
 def is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
-    """Whether a run would not even judge the answer."""
+    """Whether a run would skip judging the answer."""
     return not fence.held and fence.version > 0 and state_digest(snapshot.flows or ()) == fence.answer_digest
 
 
@@ -249,7 +249,7 @@ class World:
             self.oracles[target].retired(self.now)
 
     def moments(self, count: int) -> Iterator[dt.datetime]:
-        """Random ones, and those at, just before and just after something that happened."""
+        """Random times, and times at, just before and just after an event."""
         oracles = self.oracles.values()
         events = [entry.at for oracle in oracles for entry in oracle.log]
         events += [at for oracle in oracles for both in oracle.away for at in both if at is not None]

@@ -1,6 +1,6 @@
 """A server that misbehaves byte by byte: it answers each request with the next step of a script.
 
-A step is bytes, sent as they are, or a function of the `Peer`. The last step of a script repeats.
+A step is either bytes, sent as they are, or a function of the `Peer`. The last step of a script is repeated.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Peer:
         self.connection.sendall(data)
 
     def drip(self, data: bytes, seconds: float = 0.005) -> None:
-        """Send a byte at a time, until the client gives up (an OSError ends the thread of the connection)."""
+        """Send byte by byte until the client gives up (an OSError ends the connection's thread)."""
         for byte in data:
             self.send(bytes([byte]))
             self._closing.wait(seconds)
 
     def hang(self) -> None:
-        """Send nothing more until the client goes away."""
+        """Send nothing until the client closes the connection."""
         while not self._closing.is_set():
             if not self.connection.recv(4096):
                 raise ConnectionResetError
@@ -65,8 +65,8 @@ Step = bytes | Callable[[Peer], object]
 class Hostile:
     """Listens on loopback while its ``with`` block lasts.
 
-    Where it is ``obliging``, it closes a connection that a client asks it to close. ``left`` is set whenever a client
-    has gone away; ``played`` counts the steps that came to their end, ``resumed`` the TLS sessions that were resumed.
+    ``obliging``: it closes a connection if the client asks for that. ``left`` is set whenever a client has closed a
+    connection; ``played`` counts the completed steps, ``resumed`` the resumed TLS sessions.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def _read(stream: Any, number: int) -> Request | None:
 
 
 def then(data: bytes, end: str) -> Step:
-    """The bytes, and then "close", "reset" or "hang"."""
+    """Send the bytes, then "close", "reset" or "hang"."""
 
     def step(peer: Peer) -> None:
         peer.send(data)

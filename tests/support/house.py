@@ -1,4 +1,4 @@
-"""Whole runs in one process: the real client, the local gateway and a database, judged by the independent checker."""
+"""Whole runs in one process: the real client, the local gateway and a database, checked by the independent checker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.contexts import run_context
 
 
 class House:
-    """A gateway, a client and a database; ``sync`` runs once, ``check`` asks the independent checker."""
+    """A gateway, a client and a database. ``sync`` runs once; ``check`` runs the independent checker."""
 
     def __init__(self, engine: Engine, url: str, upstream: DemoGateway, concurrency: int, **settings: float) -> None:
         seconds = {"deadline": 20.0, "timeout": 10.0} | settings
@@ -51,7 +51,7 @@ class House:
         )
 
     def hurry(self, deadline_seconds: float) -> None:
-        """From now on a target has so long, retries and all."""
+        """From now on a target has this deadline, including retries."""
         deadline = dt.timedelta(seconds=deadline_seconds)
         self.settings = msgspec.structs.replace(self.settings, deadline=deadline)
 
@@ -95,7 +95,7 @@ class House:
     def sync(
         self, *targets: Target, by: str | None = None, scopes: dict[Target, str] | None = None, **verdicts: int
     ) -> sync.RunReport:
-        """One run; the verdicts are as given, and no others."""
+        """Run once; the verdicts must be exactly these."""
         report = self.run(*targets, by=by, scopes=scopes)
         assert report is not None
         assert dict(report.tally.verdicts) == verdicts, report.tally.issues
@@ -128,7 +128,7 @@ class House:
 
 @contextlib.contextmanager
 def gone(engine: Engine, for_statements_with: str = "") -> Iterator[None]:
-    """The database answers no statement, or none with these words."""
+    """The database answers no statement, or none that contains these words."""
     real = engine.dialect.do_execute
 
     def refuse(cursor: Any, statement: str, *rest: Any, **named: Any) -> None:

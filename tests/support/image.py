@@ -1,7 +1,6 @@
-"""deploy/Dockerfile without an engine: its instructions, and the stage that builds replayed in a folder.
+"""deploy/Dockerfile without a container engine: its instructions, and its build stage replayed in a folder.
 
-``python -m tests.support.image`` replays it as it stands, requirements from the package index and all, and runs what
-it made.
+``python -m tests.support.image`` replays it unchanged, with requirements from the package index, and runs the result.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ _REQUIREMENTS = re.compile(r"(\S+/bin/python) -m pip (?:--python (\S+) )?install
 
 
 class Instruction(NamedTuple):
-    """``RUN``, and what stands behind it on one line."""
+    """A keyword such as ``RUN``, and the rest of the line."""
 
     keyword: str
     value: str
 
 
 def stages() -> list[list[Instruction]]:
-    """The instructions from each FROM to the next; what stands before the first is left out."""
+    """The instructions from each FROM to the next, without what precedes the first."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text("utf-8"), flags=re.MULTILINE).replace("\\\n", "")
     found: list[list[Instruction]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -49,7 +48,7 @@ def values(stage: list[Instruction], keyword: str) -> list[str]:
 
 
 def exec_form(stage: list[Instruction], keyword: str) -> list[str]:
-    """The words of a CMD, ENTRYPOINT or HEALTHCHECK; fails where a shell would run it."""
+    """The words of a CMD, ENTRYPOINT or HEALTHCHECK; fails if a shell would run it."""
     (value,) = values(stage, keyword)
     words = json.loads(value[value.index("[") :])
     assert isinstance(words, list)
@@ -57,10 +56,10 @@ def exec_form(stage: list[Instruction], keyword: str) -> list[str]:
 
 
 def replay(folder: Path, installed: str = "") -> Path:
-    """Do what the first stage does, with ``folder`` for ``/``; returns the virtual environment that it makes.
+    """Do what the first stage does, with ``folder`` as ``/``; return the virtual environment that it makes.
 
-    ``installed`` names a list of requirements: then nothing is downloaded, and what is installed here is linked, of
-    that list in the runtime's environment, of build.txt in the one that builds.
+    ``installed`` names a list of requirements. Then nothing is downloaded: the packages of that list are linked from
+    this environment into the runtime's, those of build.txt into the one for building.
     """
     source = folder / "source"
     source.mkdir()
@@ -95,7 +94,7 @@ def _run(command: str, source: Path, installed: str) -> None:
 
 
 def link(python: Path, requirements: Path) -> None:
-    """Put what ``requirements`` lists, as it is installed here, into the environment of ``python``."""
+    """Link what ``requirements`` lists from this environment into that of ``python``."""
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     for line in requirements.read_text("utf-8").splitlines():
         if match := re.match(r"[A-Za-z0-9].*?(?= \\)", line):

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that can lose the answer to a statement, or the statement."""
+"""A TCP proxy in front of PostgreSQL that can lose a statement or its answer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tests.support.relay import Cutter
 
 
 class LossyProxy(Cutter):
-    """Passes everything on, until it is told to lose the next message of a client that contains ``word``.
+    """Forwards everything until it is told to lose the next client message that contains ``word``.
 
-    ``forward``: the server gets it, and its answer is swallowed; otherwise not even the server does. Then both
-    connections end.
+    ``forward``: the server gets the message, and the answer is lost; otherwise the message is. Then both connections
+    end.
     """
 
     def __init__(self, server_port: int, word: bytes, *, forward: bool) -> None:

@@ -1,6 +1,6 @@
-"""The truth as plain dicts: what a database must say after each run, by the written rules alone.
+"""A model in plain dicts: what a database must contain after each run, by the written rules alone.
 
-It shares the values of ``etl.domain.model`` (targets, workflows, errors) and none of the code that judges or writes.
+It uses the values of ``etl.domain.model`` (targets, workflows, errors), but none of the code that judges or writes.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Known:
     head_at: dt.datetime | None = None
     held_since: dt.datetime | None = None
     held_at: dt.datetime | None = None
-    """When the last answer arrived that was believed but for what is held."""
+    """When the last answer arrived that was accepted except for what is held."""
     failures: int = 0
     error_code: str | None = None
     retired_at: dt.datetime | None = None
 
     def latest(self) -> dt.datetime | None:
-        """The latest time on record: no later one may lie before it."""
+        """The latest recorded time: later records must not lie before it."""
         spans = [span.last_at for span in self.spans[-1:]]
         others = [at for at in (self.head_at, self.held_at) if at is not None]
         return max([*spans, *others, *self.missing.values()], default=None)
@@ -62,18 +62,18 @@ class Known:
 
 @dataclass(frozen=True)
 class Answer:
-    """One request of a run: its list, its error, or None where stopped before the answer came."""
+    """One request of a run: its list, its error, or None if it was stopped before the answer came."""
 
     target: Target
     got: Flows | GatewayError | None
     asked_at: dt.datetime
     observed_at: dt.datetime
     kept: bool = False
-    """Over a connection that carried other answers, too."""
+    """Whether its connection carried other answers, too."""
 
 
 class Truth(dict[Target, Known]):
-    """What the database knows: the targets, and what organisations gained and lost within the guard's window."""
+    """The expected contents: the targets, and the organisations' additions and removals in the guard's window."""
 
     def __init__(self, known: Mapping[Target, Known] = {}, turnover: Mapping[str, tuple[int, int]] = {}) -> None:
         super().__init__(known)
@@ -83,7 +83,7 @@ class Truth(dict[Target, Known]):
         return Truth(copy.deepcopy(dict(self)), self.turnover)
 
     def had(self, org_id: str) -> int:
-        """How much an organisation's lists had at the window's start."""
+        """How many workflows an organisation's lists had at the window's start."""
         listed = sum(len(known.flows) for target, known in self.items() if _counts(target, known, org_id))
         added, removed = self.turnover.get(org_id, (0, 0))
         return max(0, listed + removed - added)
@@ -95,7 +95,7 @@ def _counts(target: Target, known: Known, org_id: str) -> bool:
 
 @dataclass
 class Judgement:
-    """The verdict on one target; ``hold`` are the workflows kept, ``whole`` leaves the list as it was."""
+    """The verdict on one target. ``hold``: the workflows kept; ``whole``: the list stays as it was."""
 
     target: Target
     verdict: str
@@ -104,14 +104,14 @@ class Judgement:
     whole: bool = False
     error_code: str = ""
     missing: int = 0
-    """Workflows that no earlier run missed: removed, or held."""
+    """How many workflows are missing for the first time: removed or held."""
     removes: bool = False
-    """Some of them would be removed."""
+    """Whether some of them would be removed."""
     emptied: bool = False
 
 
 class Run:
-    """What one run must have done, stage by stage: each stage is one commit, and a crash leaves one of them."""
+    """What one run must do, stage by stage. Each stage is one commit, so a crash leaves one of them."""
 
     def __init__(
         self,
@@ -148,11 +148,11 @@ class Run:
         return self.stages[-1]
 
     def _settled(self) -> Iterator[Truth]:
-        """Everybody is asked, and what is certain is written; then the others are, and are judged together."""
+        """Ask all targets and write what is certain; then ask the others again and judge them together."""
         try:
             first = [j for target in self.targets if (j := self._asked(target))]
         except StopIteration:
-            return  # the crash came before everybody was asked
+            return  # it crashed before all were asked
         yield self._written([j for j in first if j.verdict != "uncertain"])
         again = [j.target for j in first if j.verdict == "uncertain"]
         if self._stopped or not again:
@@ -166,11 +166,11 @@ class Run:
         yield self._written([self._together(j, *before[j.target.org_id]) for j in second])
 
     def _before(self, org_id: str) -> tuple[int, int]:
-        """What the organisation's lists had at the window's start, and what other runs removed since."""
+        """How much the organisation's lists had at the window's start, and what other runs have removed since."""
         return self._now.had(org_id), self._now.turnover.get(org_id, (0, 0))[1]
 
     def _together(self, judgement: Judgement, had: int, removed: int) -> Judgement:
-        """A second answer that removes something, and everything that the run misses."""
+        """Judge a second answer that removes something, given everything that is missing in the run."""
         if not judgement.removes:
             return judgement
         missing = removed + self._missing[judgement.target.org_id]
@@ -185,7 +185,7 @@ class Run:
             judgement.whole = 0 < brought >= MAX_REMOVED_SHARE * len(known)
         return judgement
 
-    # What the gateway said, and what it means
+    # Answers and their verdicts
 
     def _asked(self, target: Target, *, second: bool = False) -> Judgement | None:
         if self._stopped:
@@ -222,7 +222,7 @@ class Run:
         return bool(fence.version and fence.held_since is None and not self._approved and not second)
 
     def _uncertain(self, target: Target, answer: Answer, got: Flows) -> Judgement:
-        """All but how much it lacks is forgotten; and with so few targets the second answers make that needless."""
+        """A real run remembers only how much is missing; with so few targets the second answers decide anyway."""
         return Judgement(target, "uncertain", answer)
 
     def _weighed(self, target: Target, answer: Answer, got: Flows) -> Judgement:
@@ -306,7 +306,7 @@ class Run:
 
 
 def retired(truth: Truth, configured: Sequence[Target], now: dt.datetime, max_share: float) -> Truth:
-    """Those no longer configured, unless they are too many at once."""
+    """Retire the targets that are no longer configured, unless they are too many at once."""
     after = truth.copy()
     active = [target for target, known in after.items() if known.retired_at is None]
     gone = [target for target in active if target not in configured]
@@ -329,7 +329,7 @@ def _too_many(count: int, total: int) -> bool:
 
 
 def _times(known: Known, answer: Answer) -> tuple[dt.datetime, dt.datetime]:
-    """As they were, or just after the latest on record where the clock went back."""
+    """The times of an answer, or just after the latest record if the clock went back."""
     latest = known.latest()
     asked_at = answer.asked_at if latest is None else max(answer.asked_at, latest + TICK)
     return asked_at, max(answer.observed_at, asked_at)

@@ -1,4 +1,4 @@
-"""Runs described in one line each (who saw what), and what a receiver is notified of."""
+"""Runs described in one line each, and what a receiver is notified of."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Newsroom:
         self._next = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=runs)
 
     def run(self, answers: dict[Target, Answer], *, schedule: str | None = "plants", by: str | None = None) -> int:
-        """A run from its begin to its end."""
+        """A complete run."""
         run_id = self.begin(schedule=schedule, approves=by is not None)
         self.apply(run_id, answers, by)
         self.finish(run_id)
@@ -59,7 +59,7 @@ class Newsroom:
         end = self._next + dt.timedelta(seconds=10)
         self.store.project(run_id, self._next, lambda: end, lambda _: GAP)
         assert self.store.finish_run(run_id, status, {}, end)
-        with writing(self.engine) as connection:  # the database's clock knows nothing of a test's minutes
+        with writing(self.engine) as connection:  # the heartbeat uses the database's clock, not the test's
             connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=end))
 
     def _outcome(self, fence: Any, answer: Answer, at: dt.datetime, by: str | None) -> Outcome:
@@ -67,16 +67,16 @@ class Newsroom:
             return verdict.failed(fence, Refused(f"EnOS said {answer}", code=answer))
         return judged(self.store, fence, snapshot(answer, at, target=fence.target), by=by)
 
-    # ------------------------------------------------------------------------------------------------ what is told
+    # --------------------------------------------------------------------------------------- what receivers get
 
-    def untold(self) -> list[UnnotifiedRun]:
+    def unnotified(self) -> list[UnnotifiedRun]:
         return self.store.unnotified_runs(dt.datetime.now(dt.UTC) - dt.timedelta(days=1))
 
     def digest(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> Digest | None:
-        run = next(run for run in self.untold() if run.id == run_id)
+        run = next(run for run in self.unnotified() if run.id == run_id)
         return digest_of(self.engine, run, on, orgs)
 
-    def told(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> dict[str, list[str]]:
+    def lines(self, run_id: int, on: Sequence[str] = ON, orgs: Sequence[str] = ()) -> dict[str, list[str]]:
         """The lines of each kind."""
         digest = self.digest(run_id, on, orgs)
         return {kind: list(part.lines) for kind, part in digest.parts.items()} if digest else {}

@@ -1,6 +1,6 @@
-"""PgBouncer in transaction mode before the tests' PostgreSQL, as Debian has it.
+"""PgBouncer in transaction mode in front of the tests' PostgreSQL, as packaged by Debian.
 
-It ends with the process that started it, however that ends: a guardian holds the other end of a pipe.
+It ends with the process that started it, even if that is killed: a guardian process waits for a pipe to close.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ max_client_conn = 500
 server_login_retry = 0.2
 logfile = {folder}/log
 """
-"""Round robin: code that relies on the session of its previous transaction fails as often as possible."""
+"""Round robin, so that code fails if it relies on getting the session of its previous transaction."""
 USERS = (postgres.SUPERUSER, sessions.ROLE, "sweep")
 """The users that may connect, without a password."""
 
@@ -51,7 +51,7 @@ class Pooler(NamedTuple):
 
 
 def installed() -> str | None:
-    """The path of the program, which is in a folder that is only in root's PATH."""
+    """The path of the program, in a folder that only root has in its PATH."""
     return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
 
 
@@ -64,7 +64,7 @@ def running_if_installed(server: postgres.Server) -> Iterator[Pooler | None]:
 
 @contextlib.contextmanager
 def running(server: postgres.Server) -> Iterator[Pooler]:
-    """Run PgBouncer while the block lasts. Raises a RuntimeError with what is wrong."""
+    """Run PgBouncer while the block lasts. Raises RuntimeError with the reason if it cannot."""
     program = installed()
     if program is None:
         raise RuntimeError("PgBouncer is not installed: apt-get install pgbouncer")

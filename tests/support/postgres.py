@@ -1,7 +1,7 @@
-"""A real PostgreSQL for the tests, from a wheel: nothing of the system's is needed, and root may run it.
+"""A real PostgreSQL for the tests, from a wheel. It needs nothing installed in the system, and root may run it.
 
-The server ends with the process that started it, however that ends: a guardian holds the other end of a pipe, and
-stops the server when the pipe closes. What a killed guardian left behind is cleaned up by the next start.
+The server ends with the process that started it, even if that is killed: a guardian process stops it when a pipe
+closes. What a killed guardian leaves behind is cleaned up by the next start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PREFIX = "flowtrail-pg-"
-MEMORY, DISK = Path("/dev/shm"), Path("/tmp")  # short, because the path of a socket has 107 bytes at most
+MEMORY, DISK = Path("/dev/shm"), Path("/tmp")  # short: the path of a socket has at most 107 bytes
 FAST = (
     "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c autovacuum=off -c jit=off -c max_connections=60"
 )
@@ -56,7 +56,7 @@ class Server(NamedTuple):
 
 
 def start(options: str = FAST, place: Path | None = None) -> Server:
-    """Make a cluster in a temporary folder and start it. Raises a RuntimeError with what is wrong."""
+    """Make a cluster in a temporary folder and start it. Raises RuntimeError with the reason if it cannot."""
     _clean_up_after_the_killed()
     installed = _installed()
     hidden = os.geteuid() == 0 and not all(path.stat().st_mode & 0o001 for path in installed.parents)
@@ -84,7 +84,7 @@ def _start(server: Server, binaries: Path, settings: str) -> None:
 
 
 def _run(*command: str | Path, user: str | None) -> None:
-    """Run with output into a file: the server would keep a pipe open."""
+    """Run with output to a file, because the server would keep a pipe open."""
     with tempfile.TemporaryFile() as said:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, user=user, cwd="/")
         if done.returncode:
@@ -93,7 +93,7 @@ def _run(*command: str | Path, user: str | None) -> None:
 
 
 def unprivileged(folder: Path) -> str | None:
-    """PostgreSQL refuses to run as root; then ``nobody`` runs it, and owns the folder."""
+    """PostgreSQL refuses to run as root. Then ``nobody`` runs it and owns the folder."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
@@ -119,7 +119,7 @@ def _copied(installed: Path, folder: Path) -> Path:
 
 
 def _roomy_place() -> Path:
-    """In memory a new database takes a tenth of the time."""
+    """In memory, a new database takes a tenth of the time."""
     return MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2 << 30 else DISK
 
 
@@ -130,7 +130,7 @@ def free_port() -> int:
 
 
 def _identity(pid: int) -> str:
-    """The process id with the moment of its start, so that a successor with the same id is not mistaken for it."""
+    """The process id with its start time, so that a later process with the same id is not mistaken for it."""
     with suppress(OSError):
         return f"{pid} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
     return f"{pid}"

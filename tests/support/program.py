@@ -1,4 +1,4 @@
-"""The real program as a user runs it: a folder with settings, and `python -m etl` in a process of its own."""
+"""The real program as a user runs it: a folder with settings, and `python -m etl` in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.forked import Forked
 SECRET = "s3cret-of-the-tests"
 KEY = "access-key-of-the-tests"
 ORG, ANN = "o1", "ann"
-"""The user whom the gateway of the fixtures knows."""
+"""The user that the gateway of the fixtures knows."""
 PATIENCE_SECONDS = 60
 COMMAND = (sys.executable, "-m", "etl")
 _free = threading.Lock()
@@ -56,7 +56,7 @@ class Program:
         self.configure()
 
     def configure(self, gateway: str = 'timeout = "2s"\ndeadline = "2s"', rest: str = "", listen: str = "") -> None:
-        """Write flowtrail.toml anew: with these lines in [gateway], and ``rest`` in [service] and behind it."""
+        """Write flowtrail.toml, with these lines in [gateway], and ``rest`` in [service] and after it."""
         (self.folder / "flowtrail.toml").write_text(
             f'[gateway]\nurl = "{self.gateway_url}"\naccess_key = "{KEY}"\n'
             f"{gateway}\n"
@@ -73,7 +73,7 @@ class Program:
         return {**os.environ, "FLOWTRAIL_GATEWAY__SECRET_KEY": SECRET, "PYTHONWARNINGS": "error", "COLUMNS": "200"}
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run to the end, in a process forked from one that has loaded the program, unless that one is busy."""
+        """Run to the end; in a forked process if the launcher is free, otherwise in a new one."""
         if not environment and self.command == COMMAND and _free.acquire(blocking=False):
             try:
                 return self._forked(arguments)
@@ -99,7 +99,7 @@ class Program:
         return subprocess.CompletedProcess([*self.command, *arguments], code, *said)
 
     def on_terminal(self, *arguments: str, types: str = "", columns: int = 200) -> tuple[int, str]:
-        """Run to the end on a terminal with input; return the exit code and what the terminal showed."""
+        """Run to the end on a terminal that types ``types``; return the exit code and what the terminal showed."""
         ours, its = os.openpty()
         process = subprocess.Popen(
             [*self.command, *arguments],
@@ -112,14 +112,14 @@ class Program:
         os.close(its)
         os.write(ours, types.encode())
         shown = b""
-        with contextlib.suppress(OSError):  # so a terminal ends once nobody has its other side
+        with contextlib.suppress(OSError):  # raised once no process has the other side open
             while piece := os.read(ours, 65536):
                 shown += piece
         os.close(ours)
         return process.wait(PATIENCE_SECONDS), shown.decode()
 
     def json(self, *arguments: str) -> Any:
-        """What the command prints with --json; it must have succeeded."""
+        """What the command prints with --json; it must succeed."""
         done = self(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -146,7 +146,7 @@ class Program:
             connection.close()
 
     def execute(self, *statements: str, **values: str) -> None:
-        """Alter the SQLite file by hand."""
+        """Execute statements on the SQLite file."""
         with contextlib.closing(sqlite3.connect(self.folder / "flowtrail.db", timeout=60)) as connection, connection:
             for statement in statements:
                 connection.execute(statement, values)
@@ -174,7 +174,7 @@ class Running:
     def wait_for(
         self, event: str, matches: Callable[[dict[str, Any]], bool] = lambda entry: True, times: int = 1
     ) -> Any:
-        """The ``times``-th log entry of ``event`` that matches; fails with the log when it never comes."""
+        """The ``times``-th matching log entry of ``event``; fails with the log if it does not come."""
 
         def found() -> list[dict[str, Any]]:
             return [entry for entry in self.log if entry["event"] == event and matches(entry)]
@@ -185,7 +185,7 @@ class Running:
             return found()[times - 1]
 
     def get(self, path: str, **headers: str) -> tuple[int, str]:
-        """Its answer over HTTP: the status and the body."""
+        """Request a path over HTTP; return the status and the body."""
         request = urllib.request.Request(self.wait_for("listening")["url"] + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
@@ -195,7 +195,7 @@ class Running:
                 return error.code, error.read().decode()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, and return the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.ended()
 

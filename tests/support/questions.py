@@ -1,4 +1,4 @@
-"""A gateway in this process, for runs over many targets: it answers at once and counts requests."""
+"""A gateway in this process, for runs over many targets. It answers immediately and counts requests."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ Lists = dict[Target, Sequence[Flow]]
 
 
 class Upstream:
-    """What each user sees. ``says(target, n)`` may answer the n-th request for a user in a run instead.
-
-    An answer of None is a stop.
+    """The list of each user. ``says(target, n)`` may replace the answer to the n-th request for a user in a run; None
+    stops the run.
     """
 
     def __init__(self, lists: Mapping[Target, Sequence[Flow]]) -> None:
@@ -89,7 +88,7 @@ class Runs:
         return self.beside(targets, by=by)
 
     def beside(self, targets: Sequence[Target], *, by: str | None = None) -> sync.RunReport:
-        """A run that other runs may overlap."""
+        """Run, without resetting what other runs use."""
         new = NewRun(origin="approval" if by else "command", host="here", pid=1, targets=len(targets))
         with self.run_context() as (context, batches):
             report = sync.run(
@@ -121,7 +120,7 @@ class Runs:
         return int(self.rows("SELECT count(*) FROM workflow")[0][0])
 
     def age_counts(self, hours: float) -> None:
-        """Let time pass for the guard's window, which uses the clock of the database."""
+        """Let time pass for the guard's window, which uses the database's clock."""
         moved = (
             f"strftime('%Y-%m-%d %H:%M:%f', counted_at, '{-hours:+} hours') || '000'"
             if self.engine.dialect.name == "sqlite"

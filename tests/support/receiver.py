@@ -26,7 +26,7 @@ class Got(NamedTuple):
 
 
 class HttpReceiver:
-    """Accepts POSTs at any path. ``status``: its answer; ``hold``: whether requests wait until `let_go`."""
+    """Accepts POSTs at any path. ``status``: the answer; ``hold``: whether requests wait until `let_go`."""
 
     def __init__(self, port: int = 0) -> None:
         self.got: list[Got] = []
@@ -79,7 +79,7 @@ class HttpReceiver:
         self._let_go.set()
 
     def wait_for(self, count: int) -> list[Got]:
-        """The first ``count`` requests, once there are so many."""
+        """Wait for ``count`` requests, and return them."""
         with self._news:
             assert self._news.wait_for(lambda: len(self.got) >= count, PATIENCE_SECONDS), self.got
             return self.got[:count]

@@ -14,9 +14,9 @@ MOST_BYTES = 1 << 20
 
 
 class Relay(abc.ABC):
-    """Accepts connections at ``port`` while the block lasts, each joined to one of its own to the server.
+    """Accepts connections at ``port`` while the block lasts, and opens a connection to the server for each.
 
-    What passes between the two, a subclass says. Where the server cannot be reached, the client is sent away.
+    A subclass decides what passes between the two. If the server cannot be reached, the client's connection is closed.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -32,7 +32,7 @@ class Relay(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         end(self._listener)
-        self._threads[0].join(PATIENCE_SECONDS)  # so that no connection comes behind the last
+        self._threads[0].join(PATIENCE_SECONDS)  # so that no further connection is accepted
         for each in self._sockets:
             end(each)
         for thread in self._threads:
@@ -40,7 +40,7 @@ class Relay(abc.ABC):
 
     @abc.abstractmethod
     def _join(self, client: socket.socket, server: socket.socket) -> None:
-        """Start threads that pass bytes between the two, and end both."""
+        """Start threads that pass bytes between the two and close both."""
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
@@ -65,7 +65,7 @@ class Relay(abc.ABC):
 
 
 class Cutter(Relay):
-    """A relay that cuts a connection at a request: it never arrives, or its answer is incomplete."""
+    """A relay that cuts a connection at a request: the request is lost, or its answer is incomplete."""
 
     def __init__(self, server_port: int, *, answered: bool) -> None:
         super().__init__(server_port)
@@ -73,7 +73,7 @@ class Cutter(Relay):
 
     @abc.abstractmethod
     def _watch(self) -> Callable[[bytes], tuple[bytes, bool]]:
-        """For one connection: which of a client's bytes go on to the server, and whether they are the last."""
+        """For one connection: which of a client's bytes to forward to the server, and whether they are the last."""
 
     def _left_of(self, answer: bytes) -> bytes:
         """The part of the last answer that the client still gets."""

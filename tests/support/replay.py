@@ -14,10 +14,10 @@ def replay(old: Flows, changes: Iterable[Change]) -> dict[str, Flow]:
     afters: dict[str, Flow | None] = {}
     for change in changes:
         if _before(change) != old.get(change.flow_id):
-            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit what was there before")
+            raise ValueError(f"{change.kind} of workflow {change.flow_id!r} does not fit the state before")
         after = _after(change)
         if afters.setdefault(change.flow_id, after) != after or (after is None and change.flow_id not in state):
-            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about what it became")
+            raise ValueError(f"the changes of workflow {change.flow_id!r} disagree about the state after")
         if after is None:
             del state[change.flow_id]
         else:

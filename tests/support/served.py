@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 60
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that another thread does without a signal."""
+    """Wait for something that another thread does without notice."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while not is_so():
         assert time.monotonic() < give_up
@@ -33,7 +33,7 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 class Clock:
-    """The real time with an error that a test sets."""
+    """The real time, with an offset that a test sets."""
 
     def __init__(self) -> None:
         self.offset = dt.timedelta(0)
@@ -43,7 +43,7 @@ class Clock:
 
 
 class Gateway:
-    """A gateway with always the same list, observed by the given clock; it calls ``asked`` with each target first."""
+    """A gateway with one list for all, observed by the given clock. It calls ``asked`` with each target first."""
 
     def __init__(self, clock: Clock, asked: Callable[[Target], object] = lambda target: None) -> None:
         self.clock = clock

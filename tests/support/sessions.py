@@ -1,4 +1,4 @@
-"""Unusual sessions of PostgreSQL: a role with every default set against the program."""
+"""Unusual sessions of PostgreSQL: a role whose defaults are all hostile to the program."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ DECOYS = """
     CREATE TABLE decoy.lease (another int);
     GRANT ALL ON SCHEMA decoy TO PUBLIC;
 """
-"""Another program's tables, of the same names."""
+"""Another program's tables with the same names."""
 
 
 def make_role(conninfo: str, name: str = ROLE, **defaults: str) -> None:
-    """A role that may do everything but what takes a superuser's session, with just these defaults, or every hostile
-    one; it may be there already."""
+    """Create or alter a role with these defaults, or with every hostile one. It may do everything that does not need a
+    superuser's own session."""
     with psycopg.connect(conninfo, autocommit=True) as admin:
         if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
             admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{name}' IN ROLE {postgres.SUPERUSER}")
@@ -74,13 +74,13 @@ def _quoted(parameter: str, value: str) -> str:
 
 
 class Way(Protocol):
-    """A server, or a pooler before it."""
+    """A server, or a pooler in front of it."""
 
     def url(self, database: str) -> str:
-        """By the socket, as the superuser."""
+        """Over the socket, as the superuser."""
         ...
 
 
-def met(server: Way, database: str, role: str = ROLE, pooler: Way | None = None) -> str:
+def url_for(server: Way, database: str, role: str = ROLE, pooler: Way | None = None) -> str:
     """The URL with which ``role`` connects to a database, through a pooler or directly."""
     return (pooler or server).url(database).replace(f"//{postgres.SUPERUSER}@", f"//{role}@")

@@ -1,7 +1,7 @@
-"""What an organisation's events must agree with, whoever wrote them: the trail of its users, and each other.
+"""Whether an organisation's events agree with each other and with the trails of its users.
 
-It shares no code with ``etl/``. It does not judge again when an event is certain (``tests/organisation`` does); it
-says where something happened twice, was told by nobody, or contradicts what the users' lists say.
+It shares no code with ``etl/``. It does not re-derive whether an event is certain (``tests/organisation`` does); it
+finds events that happen twice, have no cause, or contradict the users' lists.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Change(NamedTuple):
 
 
 class _Story:
-    """An organisation and a search, with all that the database has of it."""
+    """All rows about an organisation and a search expression."""
 
     def __init__(self, tables: Any, org_id: str, expression: str) -> None:
         key = (org_id, expression)
@@ -64,14 +64,13 @@ class _Story:
                 yield from (f"{at}: {finding}" for finding in self._state(flow_id))
 
     def is_judged(self) -> bool:
-        """Whether everything must have been: if nobody was heard, nothing is decided; and a run that died is waited for
-        until it is declared dead."""
+        """Whether all versions must have been judged: not if no user answered, and not while a run is still open."""
         heard = any(not target.consecutive_failures for target in self.active)
         return heard and not any(made.run_id in self.running for made in self.unjudged)
 
     def _events(self, flow_id: str) -> Iterator[str]:
-        told = Counter((e.kind, e.user_id, e.last_unchanged_at, e.observed_at) for e in self.events[flow_id])
-        yield from (f"{kind} is told {count} times" for (kind, *_), count in told.items() if count > 1)
+        recorded = Counter((e.kind, e.user_id, e.last_unchanged_at, e.observed_at) for e in self.events[flow_id])
+        yield from (f"{kind} is recorded {count} times" for (kind, *_), count in recorded.items() if count > 1)
         latest = None
         for event in self.events[flow_id]:
             if event.last_unchanged_at >= event.observed_at:
@@ -82,10 +81,10 @@ class _Story:
                     yield f"{event.kind} after it {latest}"
                 latest = event.kind
             if not self._has_ground(event):
-                yield f"{event.kind} at {event.observed_at}, and no answer of then says so"
+                yield f"{event.kind} at {event.observed_at}, but no answer of that time shows it"
 
     def _has_ground(self, event: Any) -> bool:
-        """Whether a user's list changed so."""
+        """Whether a user's list changed that way."""
         for change in self.changes[event.flow_id]:
             if event.kind == "access_lost" and change[:3] == (event.user_id, event.observed_at, "removed"):
                 return True
@@ -111,17 +110,17 @@ class _Story:
             yield f"has {kept.users} users, and {len(listed)} list it"
         visible = [event.kind for event in self.events[flow_id] if event.kind in (*SEEN, "disappeared")]
         if listed and visible[-1:] == ["disappeared"] and not kept.is_open:
-            yield "is listed, and was told as gone"
+            yield "is listed, but recorded as gone"
         if kept.from_kind not in (None, "baseline", *(event.kind for event in self.events[flow_id])):
-            yield f"its state began with {kept.from_kind}, and nothing tells of it"
+            yield f"its state began with {kept.from_kind}, but there is no such event"
         values = set(listed.values())
         if len(values) == 1 and not kept.is_open and values != {(kept.flow_name, kept.cycle)}:
             yield f"is {sorted(values)[0]} to everybody, and ({kept.flow_name!r}, {kept.cycle!r}) in the story"
         for user_id, change in {change.user_id: change for change in self.changes[flow_id]}.items():
-            if change.kind == "removed" and user_id in self.stayed and not self._is_told(flow_id, change):
-                yield f"was lost by {user_id}, and nothing tells of it or waits"
+            if change.kind == "removed" and user_id in self.stayed and not self._is_recorded(flow_id, change):
+                yield f"was lost by {user_id}, but there is no event and nothing waits"
 
-    def _is_told(self, flow_id: str, change: _Change) -> bool:
+    def _is_recorded(self, flow_id: str, change: _Change) -> bool:
         if (flow_id, change.user_id) in self.waiting:
             return True
         return any(
@@ -132,10 +131,9 @@ class _Story:
 
 
 def check(tables: Any, *, settled: bool) -> list[str]:
-    """What is wrong with the stories in ``tables``, in sentences.
+    """What is wrong with the organisations' events in ``tables``, in sentences.
 
-    ``settled``: a run has ended after every version, so that each must have been judged, unless its run is said to be
-    under way.
+    ``settled``: a run has ended after every version, so each must have been judged, unless its own run is still open.
     """
     findings: list[str] = []
     for org_id, expression in sorted({(t.org_id, t.expression) for t in tables.target}):

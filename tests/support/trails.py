@@ -1,4 +1,4 @@
-"""Trails with everything that a seal covers, and an intruder who writes past every trigger."""
+"""Trails with everything that a seal covers, and an intruder who bypasses every trigger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Lists = dict[str, Sequence[Target]]
 
 
 class House(Runs):
-    """Runs of schedules, whose lists may change between them."""
+    """Runs of schedules whose lists may change in between."""
 
     def __init__(self, engine: Engine, sign: Sign | None = None) -> None:
         first: dict[Target, Sequence[Flow]] = {target: numbered(1, 6) for target in (ANN, BEN, CAT, DAN)}
@@ -68,7 +68,7 @@ def live(house: House) -> None:
 
 
 def die(house: House) -> int:
-    """Begin a run, let its heartbeat stop, and have it declared dead."""
+    """Begin a run whose heartbeat stops, and have it declared dead."""
     run_id = house.store.begin_run(NewRun(origin="command", host="h", pid=1, targets=1), now(), [ANN])
     assert run_id is not None
     long_ago = now() - dt.timedelta(hours=1)
@@ -92,7 +92,7 @@ def findings(engine: Engine) -> list[str]:
 
 
 class Intruder:
-    """Writes past every trigger."""
+    """Writes without triggers, checks or foreign keys (SQLite)."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = create_engine(engine.url)

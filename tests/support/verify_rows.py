@@ -1,4 +1,4 @@
-"""Measure the speed and memory of `verify`: fill an empty database with a made-up trail, and replay it.
+"""Measure the speed and memory of `verify`: fill an empty database with a generated trail and replay it.
 
 python -m tests.support.verify_rows sqlite:////tmp/rows.db --targets 500 --flows 200 --versions 900 --changes 2
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from msgspec.structs import astuple
 from sqlalchemy import Connection
 
 from etl.database import connect, upgrade, writing
@@ -57,7 +58,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
-    parser.add_argument("--only-verify", action="store_true", help="the database is filled already")
+    parser.add_argument("--only-verify", action="store_true", help="the database has been filled")
     for name, standard in (("targets", 500), ("flows", 200), ("versions", 900), ("changes", 2), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=standard)
     return parser.parse_args()
@@ -79,7 +80,7 @@ def _verify(url: str) -> None:
 
 
 def begin_run(connection: Connection) -> None:
-    """The runs that made it all, and still run: one for each observation of a span."""
+    """The runs that made it all and are still open: one for each observation of a span."""
     scope = '{"schedules":["all"],"org_id":null,"user_id":null,"membership_id":1000000000}'
     row = {"origin": "command", "status": "running", "started_at": START, "heartbeat_at": START, "scope": scope}
     runs = [{**row, "id": number, "host": "h", "pid": 1} for number in range(1, _span(START).observations + 1)]
@@ -87,7 +88,7 @@ def begin_run(connection: Connection) -> None:
 
 
 class Made:
-    """One target's made-up history: a version every quarter of an hour, each with one span."""
+    """One target's generated history: a version every quarter of an hour, each with one span."""
 
     def __init__(self, connection: Connection, number: int, asked: argparse.Namespace, numbers: random.Random) -> None:
         self._connection = connection
@@ -115,17 +116,7 @@ class Made:
         ]
         self._insert(observation, _SPAN, spans)
         changes = (
-            (
-                number,
-                c.flow_id,
-                c.kind,
-                c.old_name,
-                c.new_name,
-                c.old_cycle,
-                c.new_cycle,
-                c.old_editable,
-                c.new_editable,
-            )
+            (number, *astuple(c))
             for number, (made_set, _, _, _) in zip(ids, made, strict=True)
             for c in made_set.changes
         )

@@ -1,4 +1,4 @@
-"""A history with a little of everything, for tests that look at its rows in the database."""
+"""A history with a little of everything, for tests that read its rows."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Story:
         return outcome.verdict
 
 
-def tell(diary: Diary) -> Story:
-    """Each verdict and each kind of change, holds that wait, and one that was approved."""
+def write(diary: Diary) -> Story:
+    """Write every verdict and kind of change, holds that wait, and one that was approved."""
     story = Story(diary)
     _plant(story)
     assert [story.answer(QUIET), story.answer(QUIET)] == ["changed", "unchanged"]

@@ -1,4 +1,4 @@
-"""A year of runs with everything that may go wrong, under a clock that a test sets."""
+"""A year of runs with everything that may go wrong, by a clock that a test sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNS_A_MONTH = 6
 
 
 class Clock:
-    """A clock that advances by a millisecond per reading, and when told to."""
+    """A clock that advances by a millisecond per reading, and by ``move``."""
 
     def __init__(self) -> None:
         self._now = BEGIN
@@ -39,7 +39,7 @@ class Clock:
 
 
 class Year:
-    """Twelve months, each with quiet runs and something of its own; ``monthly`` is called at the end of each."""
+    """Twelve months, each with quiet runs and one special event; ``monthly`` is called at the end of each."""
 
     def __init__(self, engine: Engine, sign: Sign, monthly: Callable[[House], None] = lambda house: None) -> None:
         self.house = House(engine, sign)
@@ -119,7 +119,7 @@ class Year:
         self._comes_back_to_life()
 
     def two_replicas(self) -> None:
-        """Both request every list at the same time; a commit of one makes the answer of the other stale."""
+        """Both request every list at the same time; when one commits, the answer of the other is stale."""
         self.lists[BEN] = numbered(1, 7)
         other = House(self.house.engine, self.house.sign)
         other.upstream, other.keeps_answers = self.house.upstream, True

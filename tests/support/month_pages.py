@@ -11,14 +11,14 @@ from requests import Response
 from sqlalchemy import Engine
 
 from etl.web import HttpServer
-from tests.support.browser import Told, site, told
+from tests.support.browser import Month, month, site
 
-__all__ = ["engine", "get", "rows", "server", "told"]
+__all__ = ["engine", "get", "month", "rows", "server"]
 
 
 @pytest.fixture
-def engine(dialect: str, told: Told) -> Engine:
-    return told.engine(dialect)
+def engine(dialect: str, month: Month) -> Engine:
+    return month.engine(dialect)
 
 
 @pytest.fixture
