@@ -81,6 +81,8 @@ class Trouble(NamedTuple):
     first: Sequence[str] = ()
     remedy: str = ""
     """The remedy, if it says more than that of the code."""
+    earlier: bool = False
+    """Some of it may have begun before ``since``: not all its targets were looked at."""
 
 
 class Condition(NamedTuple):
@@ -120,7 +122,8 @@ def conditions(troubles: Iterable[Trouble], since: dict[tuple[str, str], dt.date
 
 def _condition(trouble: Trouble, since: dt.datetime | None) -> Condition:
     rule = CODES[trouble.code]
-    began = f", since {since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
+    when = "at least since" if trouble.earlier else "since"
+    began = f", {when} {since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
     return Condition(
         trouble.code,
         trouble.cause,
@@ -174,7 +177,8 @@ def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Trou
     """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
     named = f"{cause.error_code} {message_class(cause.message)}"
-    return Trouble(code, _said(cause), named, since, cause.targets, cause.first)
+    earlier = cause.targets > len(cause.first)
+    return Trouble(code, _said(cause), named, since, cause.targets, cause.first, earlier=earlier)
 
 
 _NOT_ASKED: Final = "gateway_down"
@@ -212,7 +216,8 @@ def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | N
     told = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
     first = sorted(name for cause in causes for name in cause.first)
     remedy = CODES["targets_failing"].remedy if told.error_code in _NO_TOKEN else ""
-    return Trouble("gateway_down", _said(told._replace(targets=targets)), "", since, targets, first, remedy)
+    said, earlier = _said(told._replace(targets=targets)), targets > len(first)
+    return Trouble("gateway_down", said, "", since, targets, first, remedy, earlier)
 
 
 def _said(cause: Failing) -> str:

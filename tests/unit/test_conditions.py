@@ -17,10 +17,18 @@ def test_targets_that_fail_for_one_cause_are_one_condition_with_their_number_and
     [cause] = by_cause(parts)
     [condition] = conditions([failing(cause, AT, refused=False)])
     assert condition.sentence == (
-        "3,000 targets: malformed (the body of 'u0' is an HTML login page), since 2026-11-24 10:15:00 UTC."
+        "3,000 targets: malformed (the body of 'u0' is an HTML login page), at least since 2026-11-24 10:15:00 UTC."
     )
     assert (condition.code, condition.severity, condition.subjects) == ("targets_failing", "degraded", 3000)
     assert condition.first == ("o1/u0", "o1/u1", "o1/u10")
+
+
+@pytest.mark.parametrize(("targets", "when"), [(3, "since"), (4, "at least since")])
+def test_a_cause_may_have_begun_earlier_if_not_all_its_targets_were_looked_at(targets: int, when: str) -> None:
+    cause = Failing("dns", "no such host", targets, ["o1/u1", "o1/u2", "o1/u3"])
+    troubles = [failing(cause, AT, refused=False), made.gateway_down([cause], targets, AT)]
+    said = f"{targets} targets: dns (no such host), {when} 2026-11-24 10:15:00 UTC."
+    assert [each.sentence for each in conditions(troubles)] == [said, said]
 
 
 def test_another_code_or_another_class_of_messages_is_another_cause() -> None:
