@@ -8,7 +8,7 @@ import tempfile
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, event, func, select, update
 
 from etl.database import connect, reading, upgrade, writing
 from etl.domain.story import Answer, Judgement, Listed
@@ -19,6 +19,8 @@ from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import START, Setting
 from tests.support import checker, story_checker
+from tests.support.builders import flow, numbered
+from tests.support.trails import ANN, BEN, House, findings
 
 COLUMNS = (
     "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
@@ -29,12 +31,12 @@ COLUMNS = (
 def derived(judgements: list[Judgement]) -> list[tuple[Any, ...]]:
     rows = []
     for judgement in judgements:
-        for event in judgement.events:
-            old, new = event.old or Listed(None, None, None), event.new or Listed(None, None, None)
+        for told in judgement.events:
+            old, new = told.old or Listed(None, None, None), told.new or Listed(None, None, None)
             rows.append((
-                event.flow_id, event.kind, event.user_id, old.name, new.name, old.cycle, new.cycle, old.editable,
-                new.editable, moment(event.last_unchanged_at), moment(event.observed_at), event.users_before,
-                event.users_after, event.certain, event.unheard,
+                told.flow_id, told.kind, told.user_id, old.name, new.name, old.cycle, new.cycle, old.editable,
+                new.editable, moment(told.last_unchanged_at), moment(told.observed_at), told.users_before,
+                told.users_after, told.certain, told.unheard,
             ))  # fmt: skip
     return sorted(rows, key=repr)
 
@@ -83,7 +85,7 @@ def test_the_database_gives_the_events_of_the_model(engine: Engine, name: str) -
 
 def told_by(engine: Engine) -> list[tuple[str, str]]:
     events, _ = recorded(engine, 0)
-    return [(event[1], event[0]) for event in events]
+    return [(row[1], row[0]) for row in events]
 
 
 def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(engine: Engine) -> None:
@@ -99,6 +101,35 @@ def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(en
         story_writes.write_steps(connection, other, step)
     story.end()
     assert told_by(engine) == [("appeared", "2")]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "before"),
+    [("sqlite", "SELECT due.org_id"), ("postgresql", "SELECT due.org_id"), ("postgresql", "JOIN org_flow f")],
+    ids=["sqlite-before-it-reads", "postgresql-before-it-reads", "postgresql-while-it-reads"],
+    indirect=["dialect"],
+)
+def test_an_approval_while_a_run_judges_is_told_once(engine: Engine, before: str) -> None:
+    """On SQLite nobody commits while another reads."""
+    house = House(engine)
+    house.serve({"plants": [ANN, BEN]})
+    house.upstream.lists |= {ANN: numbered(1, 2), BEN: numbered(1, 2)}
+    assert house.serve({"plants": [ANN, BEN]}).tally.verdicts["held"] == 2
+    house.approve(ANN)
+    house.upstream.lists[ANN] = [*numbered(1, 2), flow(9)]
+    waiting = [house.approve]
+
+    def approve_first(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        if before in statement and waiting:
+            waiting.pop()(BEN)
+
+    event.listen(engine, "before_cursor_execute", approve_first)
+    house.run([ANN])
+    event.remove(engine, "before_cursor_execute", approve_first)
+    house.serve({"plants": [ANN, BEN]})
+    assert waiting == []
+    assert sorted(told_by(engine)) == [("appeared", "9"), *(("disappeared", str(number)) for number in range(3, 7))]
+    assert contradictions(engine) == findings(engine) == []
 
 
 def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engine: Engine) -> None:
