@@ -17,8 +17,11 @@ from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap
 from etl.web.labels import cycle_label, foreign, kind_label, user_label
 
 Figure = dict[str, Any]
+_Span = tuple[dt.datetime, dt.datetime]
 
 _ROW_PIXELS: Final = 30
+_LEAST_SHARE: Final = 200
+"""A bar in a timeline has at least this part of its length, or it could not be seen."""
 
 
 def label(words: str) -> str:
@@ -132,15 +135,19 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
 
 def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap] = ()) -> Figure:
     """One row per target and one bar per state, coloured by cycle; a current state ends where it was last seen. Times
-    without observations are hatched, open ones too."""
+    without observations, open ones too, interrupt it and are hatched."""
     rows = list(dict.fromkeys(_row_of(state) for state in states))
+    silent: dict[str, list[_Span]] = {row: [] for row in rows}
+    for gap in sorted(gaps, key=lambda gap: gap.gap_from):
+        silent.get(_row_of(gap), []).append((gap.gap_from, gap.gap_to or now))
+    least = (now - _begin(states)) / _LEAST_SHARE
     by_cycle: dict[str, list[WorkflowHistory]] = {cycle: [] for cycle in CYCLES}
     for state in states:
         by_cycle[state.cycle if state.cycle in CYCLE_LABELS else OTHER].append(state)
     return {
         "data": [
-            *(_bars(cycle, mine) for cycle, mine in by_cycle.items() if mine),
             *_silences(rows, states, gaps, now),
+            *(_bars(cycle, mine, silent, least) for cycle, mine in by_cycle.items() if mine),
         ],
         "layout": {
             "barmode": "overlay",
@@ -153,23 +160,44 @@ def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap
     }
 
 
-def _bars(cycle: str, states: Sequence[WorkflowHistory]) -> Mapping[str, Any]:
+def _bars(
+    cycle: str, states: Sequence[WorkflowHistory], silent: Mapping[str, Sequence[_Span]], least: dt.timedelta
+) -> Mapping[str, Any]:
+    """A bar, with a label if there is room, for each time in which a state was seen without interruption; one of the
+    length ``least`` for a state that was only seen at a moment."""
+    parts = [
+        (state, *part)
+        for state in states
+        for part in _without((state.valid_from, _end(state)), silent[_row_of(state)])
+        or [(state.valid_from, state.valid_from + least)]
+    ]
     return {
         "type": "bar",
         "orientation": "h",
         "name": cycle_label(cycle),
-        "y": [_row_of(state) for state in states],
-        "base": [_stamp(state.valid_from) for state in states],
-        "x": [max(1, (_end(state) - state.valid_from) // dt.timedelta(milliseconds=1)) for state in states],
-        "text": [label(state.flow_name or "") for state in states],
+        "y": [_row_of(state) for state, _, _ in parts],
+        "base": [_stamp(begin) for _, begin, _ in parts],
+        "x": [max(1, (end - begin) // dt.timedelta(milliseconds=1)) for _, begin, end in parts],
+        "text": [label(state.flow_name or "") for state, _, _ in parts],
         "textposition": "inside",
         "insidetextanchor": "start",
         "insidetextfont": {"color": f"--on-cycle-{cycle}"},
         "textangle": 0,
-        "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state in states],
+        "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state, _, _ in parts],
         "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
         "marker": {"color": _cycle_colour(cycle), "line": {"width": 1, "color": "--surface"}},
     }
+
+
+def _without(whole: _Span, silent: Sequence[_Span]) -> list[_Span]:
+    """What is left of ``whole``."""
+    begin, end = whole
+    parts = list[_Span]()
+    for since, until in silent:
+        if since < end and until > begin:
+            parts.append((begin, since))
+            begin = until
+    return [(first, last) for first, last in [*parts, (begin, end)] if first < last]
 
 
 def _silences(
@@ -191,6 +219,7 @@ def _silences(
             "type": "bar",
             "orientation": "h",
             "name": "nobody looked",
+            "legendrank": 2000,
             "y": [_row_of(gap) for gap, _, _ in shown],
             "base": [_stamp(since) for _, since, _ in shown],
             "x": [(until - since) // dt.timedelta(milliseconds=1) for _, since, until in shown],
