@@ -51,7 +51,7 @@ target: Final = Table(
     UniqueConstraint("org_id", "user_id", "expression"),
     Index("ix_target_coming", "org_id", "expression", postgresql_where=COMING, sqlite_where=COMING),
     Index("ix_target_leaving", "org_id", "expression", postgresql_where=LEAVING, sqlite_where=LEAVING),
-    comment="One (organisation, user, search expression); version 0 was never observed.",
+    comment="A user of an organisation, with a search expression if any; version 0: never observed.",
 )
 
 workflow: Final = Table(
@@ -71,7 +71,7 @@ workflow: Final = Table(
         postgresql_where=text("missing_since IS NOT NULL"),
         sqlite_where=text("missing_since IS NOT NULL"),
     ),
-    comment="A workflow as its target sees it now; missing_since while its removal is held.",
+    comment="A workflow as its target sees it now; missing_since: since when its removal is held.",
 )
 
 change_set: Final = Table(

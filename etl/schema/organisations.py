@@ -21,7 +21,7 @@ organisation: Final = Table(
     "organisation",
     metadata,
     Column("org_id", BYTEWISE, primary_key=True),
-    comment="An organisation whose lists lost something: its row is locked while its removals are added up.",
+    comment="An organisation whose lists lost workflows; its row is locked while its removals are added up.",
 )
 
 org_turnover: Final = Table(
@@ -35,7 +35,7 @@ org_turnover: Final = Table(
     count("removed"),
     Index(None, "org_id", "counted_at"),
     Index(None, "counted_at"),
-    comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
+    comment="What a transaction added to an organisation's lists and removed from them; for the guard's window.",
 )
 
 roster: Final = Table(
@@ -47,7 +47,7 @@ roster: Final = Table(
     Column("failing_since", UtcTime),
     Column("error_code", Text),
     Column("error", Text),
-    comment="When an organisation was last asked who its users are, and what came of it.",
+    comment="When EnOS was last asked for an organisation's users, and with what result.",
 )
 
 roster_user: Final = Table(
@@ -86,7 +86,7 @@ org_event: Final = Table(
     Index(None, "org_id", "flow_id"),
     Index(None, "org_id", "observed_at"),
     Index(None, "run_id"),
-    comment="Something that happened to a workflow in its organisation. Append-only.",
+    comment="An event of a workflow in its organisation. Append-only.",
 )
 
 org_flow: Final = Table(
@@ -123,7 +123,7 @@ org_flow: Final = Table(
         postgresql_where=text("is_open"),
         sqlite_where=text("is_open"),
     ),
-    comment="What is kept of a workflow that somebody of an organisation has ever seen.",
+    comment="The current state of a workflow that any user of an organisation has ever seen.",
 )
 
 org_loss: Final = Table(
@@ -139,7 +139,7 @@ org_loss: Final = Table(
     time("shown_asked_at"),
     time("without_asked_at"),
     time("without_at"),
-    comment="A user who lost a workflow, while it is not known whether he alone did.",
+    comment="A user who lost a workflow, while it is unknown whether other users did, too.",
 )
 
 org_state: Final = Table(
@@ -157,7 +157,7 @@ org_state: Final = Table(
     string("from_kind"),
     Column("certain", Boolean, nullable=False),
     Index(None, "org_id", "flow_id", "valid_from"),
-    comment="A state of a workflow in its organisation that has ended; the present one is in org_flow.",
+    comment="A past state of a workflow in its organisation; the current one is in org_flow.",
 )
 
 org_step: Final = Table(
@@ -172,5 +172,5 @@ org_step: Final = Table(
     string("heard"),
     Index(None, "org_id", "expression", "id"),
     Index(None, "run_id"),
-    comment="What was known of an organisation's users when a run's end changed its story. Append-only.",
+    comment="What was known of an organisation's users when the end of a run changed its events. Append-only.",
 )

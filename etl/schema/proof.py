@@ -40,7 +40,7 @@ seal_timestamp: Final = Table(
     Column("seal_id", BIG, primary_key=True, autoincrement=False),
     time("stamped_at"),
     Column("token", LargeBinary, nullable=False),
-    comment="What an authority (RFC 3161) said of when it was shown a seal: its token, in DER. Append-only.",
+    comment="The time stamp of a seal by an authority (RFC 3161): its token, in DER. Append-only.",
 )
 
 trail: Final = Table(
@@ -67,5 +67,5 @@ answer: Final = Table(
     string("encoding"),
     Column("length", BIG, nullable=False),
     Column("first_run_id", BIG, nullable=False),
-    comment="The bytes of data of an answer, which hash to data_hash, compressed; kept once. Append-only.",
+    comment="The bytes of data of an answer, compressed, under their hash; kept once. Append-only.",
 )

@@ -87,7 +87,7 @@ sync_issue: Final = Table(
     count("missing"),
     Index(None, "run_id"),
     Index(None, "target_id", "id"),
-    comment="A target that did not go through in a run, and why.",
+    comment="A target that failed, was held or was stale in a run, and why.",
 )
 
 target_membership: Final = Table(
@@ -109,7 +109,7 @@ target_membership: Final = Table(
         postgresql_where=text("schedule IS NULL"),
         sqlite_where=text("schedule IS NULL"),
     ),
-    comment="When a target came into a schedule and left it, was retired and came back. Append-only.",
+    comment="When a target joined or left a schedule, was retired, or came back. Append-only.",
 )
 
 hold_event: Final = Table(
@@ -124,7 +124,7 @@ hold_event: Final = Table(
     string("data_hash"),
     Index(None, "target_id", "id"),
     Index(None, "run_id", "id"),
-    comment="Which workflows' removal was held, since when, and how that ended. Append-only.",
+    comment="Workflows whose removal was held: when that began, and how it ended. Append-only.",
 )
 
 pruned_issues: Final = Table(
@@ -161,5 +161,5 @@ workflow_detail: Final = Table(
     Column("body", LargeBinary),
     Index(None, "org_id", "flow_id", "id"),
     Index(None, "run_id", "id"),
-    comment="What EnOS said of a workflow when it was asked for its details; body is data, zlib. Append-only.",
+    comment="The details of a workflow as EnOS gave them; body: the answer's data, zlib. Append-only.",
 )

@@ -16,7 +16,7 @@ overdue_notice: Final = Table(
     metadata,
     Column("target_id", BIG, primary_key=True, autoincrement=False),
     time("notified_at"),
-    comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
+    comment="A target that receivers know to be overdue, until they are told that it no longer is.",
 )
 
 condition: Final = Table(
@@ -31,7 +31,7 @@ condition: Final = Table(
     string("remedy"),
     Column("begin_told_at", UtcTime),
     Column("ended_at", UtcTime),
-    comment="Something that is wrong, since when, and whether receivers know; until they know that it has ended.",
+    comment="A condition: since when, and whether receivers were told; deleted once they know that it has ended.",
 )
 
 verification: Final = Table(
@@ -45,7 +45,7 @@ verification: Final = Table(
     count("last_seal", big=True),
     count("findings"),
     string("finding"),
-    comment="The service's last check of the trail, of each kind, up to which seal, and what it found.",
+    comment="The service's last check of the trail, for each kind: up to which seal, and its findings.",
 )
 
 lease: Final = Table(

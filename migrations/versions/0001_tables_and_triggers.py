@@ -66,7 +66,7 @@ def refers(table: str, column: str, to: str, **rule: str) -> sa.ForeignKeyConstr
 
 
 def stored_as(column: sa.Column) -> str:
-    """What SQLite has to be told besides a column's type; "" for nothing."""
+    """The check that a column needs on SQLite besides its type; "" for none."""
     if isinstance(column.type, sa.DateTime):
         return f"length({column.name}) = 26"
     return f"{column.name} IN (0, 1)" if isinstance(column.type, sa.Boolean) else ""
@@ -87,7 +87,7 @@ def index(table: str, *columns: str, name: str = "", where: str = "", unique: bo
 
 
 def one_of(column: str, *values: str) -> str:
-    """Not IN: SQLite builds a table of a longer list for every row that it inserts."""
+    """Not IN: for a longer list, SQLite builds a temporary table with every row that it inserts."""
     return " OR ".join(f"{column} = {value!r}" for value in values)
 
 
@@ -100,8 +100,8 @@ def sha256(*columns: str) -> str:
 
 
 ROOM = {"target": {"fillfactor": 75}, "observation": {"fillfactor": 50}}
-"""Percent of a page of PostgreSQL that inserts fill: an update that fits on its row's page touches no index. A quiet
-run updates every open span of a page."""
+"""How much of a PostgreSQL page inserts may fill, in percent. An update that fits on the page of its row touches no
+index, and a quiet run updates every open span."""
 ASKS_NOBODY = '{"targets":[],"membership_id":0}'
 DIGEST_OF_NONE = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 EVENT_KINDS = (*("appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"),)
@@ -139,7 +139,7 @@ def target() -> None:
             "digests": sha256("answer_digest", "data_hash", "state_digest"),
             "observed": "version = 0 OR state_digest IS NOT NULL",
         },
-        comment="One (organisation, user, search expression); version 0 was never observed.",
+        comment="A user of an organisation, with a search expression if any; version 0: never observed.",
         postgresql_with=ROOM["target"],
     )
     coming = "retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
@@ -161,7 +161,7 @@ def workflow() -> None:
         time("missing_since", null=True),
         primary("workflow", "target_id", "flow_id"),
         checks={"flow_id": "flow_id <> ''"},
-        comment="A workflow as its target sees it now; missing_since while its removal is held.",
+        comment="A workflow as its target sees it now; missing_since: since when its removal is held.",
         sqlite_with_rowid=False,
     )
     index("workflow", "target_id", name="ix_workflow_missing", where="missing_since IS NOT NULL")
@@ -287,7 +287,7 @@ def sync_run() -> None:
             "digests": sha256("targets_digest"),
         },
         comment="One run of a schedule, of the command or of an approval, with its sums.",
-        sqlite_autoincrement=True,  # run_id is kept in change_set: an id is never given twice
+        sqlite_autoincrement=True,  # change_set refers to run_id, so an id must never be reused
     )
     own = "origin IN ('schedule', 'catch_up') AND status <> 'aborted'"
     index("sync_run", "schedule", "scheduled_for", name="uq_sync_run_slot", where=own, unique=True)
@@ -312,7 +312,7 @@ def sync_issue() -> None:
             "verdict": one_of("verdict", "failed", "held", "stale"),
             "counts": none_negative("attempts", "missing"),
         },
-        comment="A target that did not go through in a run, and why.",
+        comment="A target that failed, was held or was stale in a run, and why.",
     )
     index("sync_issue", "run_id")
     index("sync_issue", "target_id", "id")
@@ -333,7 +333,7 @@ def target_membership() -> None:
             "kind": one_of("kind", "joined", "left", "retired", "resumed"),
             "schedule": "(kind = 'joined' OR kind = 'left') = (schedule IS NOT NULL)",
         },
-        comment="When a target came into a schedule and left it, was retired and came back. Append-only.",
+        comment="When a target joined or left a schedule, was retired, or came back. Append-only.",
     )
     index("target_membership", "schedule", "target_id", "id")
     index("target_membership", "target_id", "id")
@@ -357,7 +357,7 @@ def hold_event() -> None:
             "kind": one_of("kind", "held", "back", "approved"),
             "digests": sha256("data_hash"),
         },
-        comment="Which workflows' removal was held, since when, and how that ended. Append-only.",
+        comment="Workflows whose removal was held: when that began, and how it ended. Append-only.",
     )
     index("hold_event", "target_id", "id")
     index("hold_event", "run_id", "id")
@@ -410,7 +410,7 @@ def seal_timestamp() -> None:
         sa.Column("token", sa.LargeBinary(), nullable=False),
         primary("seal_timestamp", "seal_id"),
         checks={"seal_id": "seal_id >= 1"},
-        comment="What an authority (RFC 3161) said of when it was shown a seal: its token, in DER. Append-only.",
+        comment="The time stamp of a seal by an authority (RFC 3161): its token, in DER. Append-only.",
     )
 
 
@@ -448,7 +448,7 @@ def answer() -> None:
         number("first_run_id"),
         primary("answer", "data_hash"),
         checks={"digests": sha256("data_hash"), "length": "length >= 0"},
-        comment="The bytes of data of an answer, which hash to data_hash, compressed; kept once. Append-only.",
+        comment="The bytes of data of an answer, compressed, under their hash; kept once. Append-only.",
     )
 
 
@@ -458,7 +458,7 @@ def organisation() -> None:
         key("org_id"),
         primary("organisation", "org_id"),
         checks={"org_id": "org_id <> ''"},
-        comment="An organisation whose lists lost something: its row is locked while its removals are added up.",
+        comment="An organisation whose lists lost workflows; its row is locked while its removals are added up.",
     )
 
 
@@ -472,7 +472,7 @@ def org_turnover() -> None:
         *counts("added", "removed"),
         primary("org_turnover", "id"),
         checks={"org_id": "org_id <> ''", "counts": none_negative("added", "removed")},
-        comment="What one transaction added to an organisation's lists and removed from them; for the guard's window.",
+        comment="What a transaction added to an organisation's lists and removed from them; for the guard's window.",
     )
     index("org_turnover", "org_id", "counted_at")
     index("org_turnover", "counted_at")
@@ -500,7 +500,7 @@ def workflow_detail() -> None:
             "order": "asked_at <= observed_at",
             "digests": sha256("detail_hash"),
         },
-        comment="What EnOS said of a workflow when it was asked for its details; body is data, zlib. Append-only.",
+        comment="The details of a workflow as EnOS gave them; body: the answer's data, zlib. Append-only.",
     )
     index("workflow_detail", "org_id", "flow_id", "id")
     index("workflow_detail", "run_id", "id")
@@ -517,7 +517,7 @@ def roster() -> None:
         text("error", null=True),
         primary("roster", "org_id"),
         checks={"org_id": "org_id <> ''"},
-        comment="When an organisation was last asked who its users are, and what came of it.",
+        comment="When EnOS was last asked for an organisation's users, and with what result.",
     )
 
 
@@ -566,7 +566,7 @@ def org_event() -> None:
             "interval": "last_unchanged_at < observed_at",
             "counts": none_negative("users_before", "users_after", "unheard"),
         },
-        comment="Something that happened to a workflow in its organisation. Append-only.",
+        comment="An event of a workflow in its organisation. Append-only.",
     )
     index("org_event", "org_id", "flow_id")
     index("org_event", "org_id", "observed_at")
@@ -601,7 +601,7 @@ def org_flow() -> None:
         boolean("certain", null=True),
         primary("org_flow", "org_id", "expression", "flow_id"),
         checks={"counts": none_negative("awaited", "users", "editors")},
-        comment="What is kept of a workflow that somebody of an organisation has ever seen.",
+        comment="The current state of a workflow that any user of an organisation has ever seen.",
         sqlite_with_rowid=False,
     )
     index("org_flow", "org_id", "expression", "flow_id", name="ix_org_flow_open", where="is_open")
@@ -622,7 +622,7 @@ def org_loss() -> None:
         time("without_at"),
         primary("org_loss", "org_id", "expression", "flow_id", "user_id"),
         checks={},
-        comment="A user who lost a workflow, while it is not known whether he alone did.",
+        comment="A user who lost a workflow, while it is unknown whether other users did, too.",
         sqlite_with_rowid=False,
     )
 
@@ -643,7 +643,7 @@ def org_state() -> None:
         boolean("certain"),
         primary("org_state", "id"),
         checks={"order": "valid_from < valid_to"},
-        comment="A state of a workflow in its organisation that has ended; the present one is in org_flow.",
+        comment="A past state of a workflow in its organisation; the current one is in org_flow.",
     )
     index("org_state", "org_id", "flow_id", "valid_from")
 
@@ -660,7 +660,7 @@ def org_step() -> None:
         text("heard"),
         primary("org_step", "id"),
         checks={},
-        comment="What was known of an organisation's users when a run's end changed its story. Append-only.",
+        comment="What was known of an organisation's users when the end of a run changed its events. Append-only.",
     )
     index("org_step", "org_id", "expression", "id")
     index("org_step", "run_id")
@@ -673,7 +673,7 @@ def overdue_notice() -> None:
         time("notified_at"),
         primary("overdue_notice", "target_id"),
         checks={},
-        comment="A target whose receivers know that it is overdue, until they know that it no longer is.",
+        comment="A target that receivers know to be overdue, until they are told that it no longer is.",
     )
 
 
@@ -691,7 +691,7 @@ def condition() -> None:
         time("ended_at", null=True),
         primary("condition", "code", "cause"),
         checks={},
-        comment="Something that is wrong, since when, and whether receivers know; until they know that it has ended.",
+        comment="A condition: since when, and whether receivers were told; deleted once they know that it has ended.",
     )
 
 
@@ -707,7 +707,7 @@ def verification() -> None:
         text("finding"),
         primary("verification", "kind"),
         checks={},
-        comment="The service's last check of the trail, of each kind, up to which seal, and what it found.",
+        comment="The service's last check of the trail, for each kind: up to which seal, and its findings.",
     )
 
 
@@ -737,17 +737,17 @@ TRAIL = {
     "org_event": "event_id = NEW.event_id",
     "org_step": "id = NEW.id",
 }
-"""The append-only tables, and what makes a row of theirs one that is there already."""
+"""The append-only tables, and the condition under which a new row would replace an existing one."""
 ALTERED = {"trail": " OF id, trail_id, created_at, reason, first_seal"}
-"""What of a table must not be altered, where that is not everything."""
+"""The columns that must not be altered, for tables where others may be."""
 
 
 def append_only_on_sqlite() -> None:
-    """INSERT OR REPLACE deletes without a DELETE trigger, so an existing key is refused before it gets there.
+    """INSERT OR REPLACE deletes without firing the DELETE trigger, so a BEFORE INSERT trigger refuses existing keys.
 
-    A trigger that may ABORT its statement has SQLite keep a copy of every page that the statement touches: three
-    quarters of what a first load of `workflow_change` wrote. FAIL needs none, and leaves the rows that the statement
-    inserted before the one that is refused: they are new, and the transaction may still be rolled back.
+    If a trigger may ABORT its statement, SQLite keeps a copy of every page that the statement touches: three quarters
+    of what a first load of `workflow_change` wrote. FAIL needs no copies. It leaves the rows that the statement
+    inserted before the refused one, but those are new, and the transaction can still be rolled back.
     """
     for table, same in TRAIL.items():
         refuse = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
@@ -759,9 +759,10 @@ def append_only_on_sqlite() -> None:
 
 
 def append_only_on_postgresql() -> None:
-    """Row triggers reach partitions, TRUNCATE needs its own; ALWAYS: in a replication session too.
+    """Row triggers apply to partitions; TRUNCATE needs its own trigger. ALWAYS: also in a replication session.
 
-    The function is named with its schema, because a temporary one (see `flowtrail db check`) is not looked up.
+    The function is named with its schema, because functions in a temporary one (see `flowtrail db check`) are not found
+    by name.
     """
     op.execute("""
         CREATE FUNCTION flowtrail_append_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,7 +1,7 @@
 """The views for reporting.
 
-Each level of a view has one window, partitioned by the organisation first: so a condition on ``org_id`` reaches the
-tables on SQLite too, which gives up as soon as a level has two.
+Each level of a view has one window, partitioned by the organisation first, so that a condition on ``org_id`` reaches
+the tables on SQLite, too; with two windows in a level, SQLite would not push it down.
 
 Revision ID: 0002
 Revises: 0001
@@ -20,12 +20,12 @@ SPELLED = {
     "sqlite": {"@utc_day": "substr(s.observed_at, 1, 10)", "@kind": "c.kind"},
     "postgresql": {"@utc_day": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)", "@kind": "c.kind || ''"},
 }
-"""All that the two databases spell differently; what SQLite gets, DuckDB reads too, so there is no ``a IS b``.
+"""What the two databases spell differently. DuckDB reads SQLite's views, so they must not contain ``a IS b``.
 
-The kind of a change is the third column of the primary key: PostgreSQL prices an index scan with a condition on it as
-one that skips from workflow to workflow of a change set, dear enough to lose against reading everything. An expression
-is not the column. Measured on fifty million changes with PostgreSQL 18, for an organisation with 100,000 of them: with
-the bare column `cycle_change` took 4 s, since whole partitions were read.
+The kind of a change is the third column of the primary key. For a condition on the bare column, PostgreSQL plans an
+index scan that skips from workflow to workflow, estimates it as more expensive than reading everything, and reads whole
+partitions: with fifty million changes (PostgreSQL 18), `cycle_change` took 4 s for an organisation with 100,000. An
+expression instead of the column avoids that.
 """
 
 
@@ -36,8 +36,8 @@ def same(one: str, other: str) -> str:
 
 ONE_CHANGE = f"""(c.kind NOT IN ('renamed', 'editable_changed') OR {same("c.old_cycle", "c.new_cycle")})
       AND (c.kind <> 'editable_changed' OR {same("c.old_name", "c.new_name")})"""
-"""A workflow that changed its cycle and its name at once has a row for each, with the same before and after: the one
-that is kept is the first of cycle_changed, renamed, editable_changed."""
+"""A workflow that changed its cycle and its name at once has a row for each, with the same before and after. This keeps
+the first of cycle_changed, renamed, editable_changed."""
 
 CURRENT_WORKFLOW = """
 SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
@@ -71,7 +71,7 @@ LAST_SEEN = """
                    AND o.version < coalesce(l.next_version, 2147483647)
                  ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS last_seen_at"""
 
-# A target that was away has a state until it retired, and the same state once more from its return on.
+# A target that was retired has a state until then, and the same state again from its return on.
 UNTIL = """
        coalesce((SELECT min(m.at) FROM target_membership m
                  WHERE m.target_id = l.target_id AND m.schedule IS NULL AND m.kind = 'retired'
@@ -110,7 +110,7 @@ FROM ({STATES.format(**AWAY)}
 WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coalesce(l.next_at, '9999-12-31')
 """
 
-# What an organisation's workflows went through is kept in tables by the end of each run (docs/organisation.md).
+# The end of each run writes the events and states of organisations into tables (docs/organisation.md).
 ORG_WORKFLOW_EVENT = """
 SELECT e.org_id, e.expression, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
        e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after, e.certain,
@@ -126,7 +126,7 @@ LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detai
                                          AND of_run.run_id = e.run_id)
 """
 
-# Subqueries, so that who does not ask for these columns does not pay for them.
+# Subqueries, so that queries without these columns do not pay for them.
 SHOWN_BY = """FROM target t
         JOIN workflow w ON w.target_id = t.id AND w.flow_id = f.flow_id
         {join}WHERE t.org_id = f.org_id AND t.expression = f.expression AND t.retired_at IS NULL"""
@@ -216,7 +216,7 @@ VIEWS = {
         ORG_WORKFLOW,
     ),
     "org_workflow_event": (
-        "Something that happened to a workflow in its organisation, once however many users see it.",
+        "An event of a workflow in its organisation: one row, however many users see it.",
         ORG_WORKFLOW_EVENT,
     ),
     "org_workflow_history": (
@@ -224,15 +224,15 @@ VIEWS = {
         ORG_WORKFLOW_HISTORY,
     ),
     "org_pending": (
-        "A user who lost a workflow, while it is not known whether he or she alone did.",
+        "A user who lost a workflow, while it is unknown whether other users did, too.",
         ORG_PENDING,
     ),
     "workflow_detail_latest": (
-        "What EnOS said of a workflow when it was last asked for its details.",
+        "The latest details of a workflow that EnOS gave.",
         WORKFLOW_DETAIL_LATEST,
     ),
-    "target_health": ("A target, and whether what is known of it can be trusted.", TARGET_HEALTH),
-    "coverage_gap": ("A time in which nobody was looking at a target; gap_to is null while it lasts.", COVERAGE_GAP),
+    "target_health": ("A target, and whether its list can be trusted.", TARGET_HEALTH),
+    "coverage_gap": ("A period without an observation of a target; gap_to is null while it lasts.", COVERAGE_GAP),
     "daily_change": (
         "How many changes of a kind the targets of an organisation showed on a day (UTC), without baselines.",
         DAILY_CHANGE,
@@ -269,13 +269,13 @@ COLUMNS = {
     | {
         "flow_id": "the workflow",
         "flow_name": "its name; null if EnOS gave none",
-        "cycle": "its cycle as EnOS said it: M, W, D, H or mi",
-        "cycle_label": "the cycle in a word; what EnOS said where none is known",
-        "editable": "whether the user may edit it; null if EnOS did not say",
-        "first_seen_at": "the first answer with it, since it was added last",
-        "changed_at": "the answer that changed it last, or showed it first",
-        "last_observed_at": "the last answer in which nothing was held",
-        "missing_since": "since when its removal is held; null if it is listed",
+        "cycle": "its cycle as EnOS gives it: M, W, D, H or mi",
+        "cycle_label": "the cycle as a word; as EnOS gives it if unknown",
+        "editable": "whether the user may edit it; null if EnOS does not say",
+        "first_seen_at": "the first answer with it, since it was last added",
+        "changed_at": "the answer that last changed it, or first showed it",
+        "last_observed_at": "the last answer of which nothing was held",
+        "missing_since": "since when its removal is held; null if none is held",
     },
     "workflow_event": _CHANGE,
     "cycle_change": _CHANGE,
@@ -286,7 +286,7 @@ COLUMNS = {
         "cycle": "its cycle in that state",
         "editable": "whether the user might edit it",
         "valid_from": "the observation that the state begins with",
-        "valid_to": "the observation that it ends with, or the retirement of the target; null: it lasts",
+        "valid_to": "the observation that it ends with, or the retirement of the target; null: it is current",
         "from_kind": "the kind of change that it began with; resumed after a retirement",
         "valid_from_after": "it began after this; null: known from a first list",
         "last_seen_at": "the last answer with it in that state",
@@ -299,7 +299,7 @@ COLUMNS = {
         "observed_at": "when the answer had arrived",
         "update_user": "who changed the workflow last, as EnOS said",
         "update_time": "when, by the clock of EnOS, as it was said",
-        "creator": "who made it",
+        "creator": "who created it",
         "create_time": "when, by the clock of EnOS, as it was said",
         "owner": "its owners, separated by semicolons",
         "freq": "its schedule, a Quartz cron expression",
@@ -314,11 +314,11 @@ COLUMNS = {
         "flow_count": "how many workflows it has",
         "last_observed_at": "the last answer in which nothing was held; null: there was none",
         "consecutive_failures": "how often in a row it has failed",
-        "last_error_code": "why it failed last; null after a valid answer",
-        "last_error": "the same in a sentence",
+        "last_error_code": "the code of its last failure; null after a valid answer",
+        "last_error": "the same as a sentence",
         "held_since": "since when removals are held; null: none are",
         "held_removals": "how many workflows are held",
-        "retired_at": "when it was retired; null: it is asked",
+        "retired_at": "when it was retired; null: it is still asked",
     },
     "coverage_gap": _LIST
     | {
@@ -344,10 +344,10 @@ COLUMNS = {
         "new_editable": "whether the user can edit it; access_granted only",
         "last_unchanged_at": "it happened after this",
         "observed_at": "and not after this",
-        "users_before": "how many users showed it, or were waited for, before",
-        "users_after": "how many do afterwards",
-        "certain": "whether it is proven for everybody",
-        "unheard": "active users who were not heard in the run that decided",
+        "users_before": "how many users had it, or were still to answer, before",
+        "users_after": "the same, after",
+        "certain": "whether it is proven for all users",
+        "unheard": "active users who did not answer in the run that decided",
         "decided_at": "when that run judged it",
         "run_id": "that run",
         "seal_id": "its seal; null until it is sealed",
@@ -366,7 +366,7 @@ COLUMNS = {
         "first_seen_at": "the first answer with it, since it appeared or came back",
         "changed_at": "the first answer with its present name and cycle",
         "last_seen_at": "the latest answer with it",
-        "unheard": "how many of its users were not heard when they were asked last",
+        "unheard": "how many of its users did not answer when last asked",
     },
     "org_workflow_history": _STORY
     | {
@@ -374,18 +374,18 @@ COLUMNS = {
         "cycle": "its cycle in that state",
         "valid_from": "the observation that the state begins with",
         "valid_from_after": "it began after this; null: known from a first answer",
-        "valid_to": "the observation that it ends with, or the retirement of its last user; null: it lasts",
+        "valid_to": "the observation that it ends with, or the retirement of its last user; null: it is current",
         "from_kind": "the kind of event that it began with, or baseline",
-        "certain": "whether that event is proven for everybody",
+        "certain": "whether that event is proven for all users",
     },
     "org_pending": _STORY
     | {
         "user_id": "who lost it",
-        "waiting_since": "his or her first answer without it",
-        "waits_for": "how many users must still be heard before it can be told",
+        "waiting_since": "the first answer of the user without it",
+        "waits_for": "how many users must still answer before it can be decided",
     },
 }
-"""What the columns are; the view ``column_comment`` says it on both databases."""
+"""What each column is; the view ``column_comment`` has it on both databases."""
 
 
 def upgrade() -> None:
@@ -409,7 +409,7 @@ def spelled(select: str, dialect: str) -> str:
 
 
 def view(name: str, row: str, select: str, dialect: str) -> None:
-    """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of the view as it is written."""
+    """``row`` says what a row is: a comment on PostgreSQL; SQLite keeps the text of a view as written."""
     if dialect == "sqlite":
         columns = "".join(f"-- {column}: {what}\n" for column, what in COLUMNS.get(name, {}).items())
         op.execute(f"CREATE VIEW {name} AS\n-- {row}\n{columns}{select}")

@@ -1,7 +1,7 @@
 """On PostgreSQL, the partitions of `workflow_change`, by ranges of `change_set_id`; SQLite has none.
 
-Whoever numbers a change set gets the partitions that the number needs, and a spare one, from a trigger: so no insert
-can come before its partition, whichever program makes it, and no row ever has to move.
+When a change set is inserted, a trigger makes the partition that its id needs, and a spare one. So no insert can come
+before its partition, whichever program makes it, and no row ever has to move.
 
 Revision ID: 0003
 Revises: 0002
@@ -17,14 +17,13 @@ branch_labels = None
 depends_on = None
 
 WIDTH = 5_000_000
-"""Change sets to a partition. At 3 to 10 changes each that is 15 to 50 million rows, 4 to 13 GB with the indexes;
-a billion changes need 20 to 67 partitions, which cost the planner a few milliseconds a query."""
+"""Change sets per partition. With 3 to 10 changes each, that is 15 to 50 million rows, 4 to 13 GB with the indexes; a
+billion changes need 20 to 67 partitions, which cost the planner a few milliseconds per query."""
 
 DISTINCT = -0.1
-"""A change set has some ten changes. ANALYZE guesses this from a sample, in which the changes of a set lie side by
-side, and is wrong by a factor of 25 on a large partition: with fifty million changes, `workflow_history` of an
-organisation took 5 s then. Who has larger ones, in first loads above all, loses nothing: they are read by the same
-index."""
+"""A change set has about ten changes. ANALYZE estimates this from a sample, in which the changes of a set are adjacent,
+and is wrong by a factor of 25 on a large partition: with fifty million changes, `workflow_history` of an organisation
+then took 5 s. Larger change sets, as in first loads, lose nothing: they are read by the same index."""
 
 MAKE_PARTITIONS = f"""
 CREATE FUNCTION flowtrail_make_partitions() RETURNS trigger LANGUAGE plpgsql
@@ -47,7 +46,7 @@ BEGIN
     END IF;
     BEGIN
         EXECUTE 'LOCK TABLE ' || parent || ' IN SHARE UPDATE EXCLUSIVE MODE NOWAIT';
-    EXCEPTION WHEN lock_not_available THEN  -- only who has no partition to write to waits for another that makes one
+    EXCEPTION WHEN lock_not_available THEN  -- wait for another transaction only if there is no partition to write to
         IF EXISTS (SELECT FROM pg_class
                    WHERE oid = to_regclass(parent || '_below_' || wanted - width) AND relispartition) THEN
             RETURN NULL;
@@ -76,8 +75,8 @@ BEGIN
     RETURN NULL;
 END $$
 """
-"""Attached, not created in place: that stops nobody who reads or writes meanwhile. Who may read the whole may read each
-part, too: a backup asks for the parts by name."""
+"""Attached, not created in place, so that concurrent readers and writers are not blocked. Roles that may read the table
+may read each partition, too: a backup names the partitions."""
 
 FROM_NOW_ON = """
 DO $do$ BEGIN EXECUTE format(

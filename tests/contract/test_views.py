@@ -333,7 +333,7 @@ def organisation(engine: Engine) -> Engine:
     story.end()
     story.hear(ann="1", bob="2")
     story.end()
-    story.ledger.fail("bob")
+    story.state.fail("bob")
     story.hear(ann="14")
     story.end()
     return engine
