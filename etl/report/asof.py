@@ -70,14 +70,16 @@ covered AS MATERIALIZED (
     FROM spans
 )"""
 
+_OF_A_TARGET: Final = "seen CROSS JOIN change_set s CROSS JOIN workflow_change c"
+_OF_A_WORKFLOW: Final = "workflow_change c CROSS JOIN change_set s CROSS JOIN seen"
+"""One workflow has few changes, and its users many versions."""
+
 _REPLAYED: Final = """
 replayed AS (
     SELECT s.target_id, c.flow_id, c.kind, c.new_name, c.new_cycle, c.new_editable, s.observed_at AS changed_at,
            row_number() OVER story AS nth,
            max(CASE WHEN c.kind IN ('baseline', 'added') THEN s.observed_at END) OVER story AS first_seen_at
-    FROM seen
-    CROSS JOIN change_set s
-    CROSS JOIN workflow_change c
+    FROM {changes}
     WHERE s.target_id = seen.target_id AND s.version <= seen.version AND c.change_set_id = s.id{flows}
     WINDOW story AS (PARTITION BY s.target_id, c.flow_id ORDER BY c.change_set_id DESC
                      ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
@@ -93,9 +95,7 @@ _GROUPED: Final = """
 grouped AS MATERIALIZED (
     SELECT s.target_id, c.flow_id, max(c.change_set_id) AS last_id,
            max(CASE WHEN c.kind IN ('baseline', 'added') THEN c.change_set_id END) AS first_id
-    FROM seen
-    CROSS JOIN change_set s
-    CROSS JOIN workflow_change c
+    FROM {changes}
     WHERE s.target_id = seen.target_id AND s.version <= seen.version AND c.change_set_id = s.id{flows}
     GROUP BY s.target_id, c.flow_id
 ),
@@ -118,9 +118,7 @@ _UNDONE: Final = """
 undone AS (
     SELECT s.target_id, seen.change_set_id, c.flow_id, c.kind, c.old_name, c.old_cycle, c.old_editable,
            row_number() OVER (PARTITION BY s.target_id, c.flow_id ORDER BY c.change_set_id) AS nth
-    FROM seen
-    CROSS JOIN change_set s
-    CROSS JOIN workflow_change c
+    FROM {changes}
     WHERE s.target_id = seen.target_id AND s.observed_at > :at AND c.change_set_id = s.id{flows}
 ),
 listed AS (
@@ -168,6 +166,7 @@ ORDER BY org_id, user_id, expression"""
 
 _NEWEST: Final = text("SELECT max(id) FROM change_set")
 _THEN: Final = text("SELECT id FROM change_set WHERE observed_at <= :at ORDER BY observed_at DESC LIMIT 1")
+_CHANGED_SINCE: Final = text("SELECT 1 FROM workflow_change WHERE flow_id = :flow_id AND change_set_id > :id LIMIT 1")
 
 
 def targets_statement(
@@ -194,6 +193,7 @@ def flows_statement(
     """
     sql = f"WITH {_SEEN},{_LISTED[way]}{_FLOWS}".format(
         targets=_where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}"),
+        changes=_OF_A_WORKFLOW if "flow_id" in filters else _OF_A_TARGET,
         flows=_where("c", filters, "flow_id"),
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
         cycle_label=_cycle_label(),
@@ -201,10 +201,13 @@ def flows_statement(
     return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(WorkflowAsOf))
 
 
-def cheaper_way(connection: Connection, at: dt.datetime) -> Way:
-    """By the number of change sets before and after ``at``, estimated from their ids."""
-    newest: int = connection.execute(_NEWEST).scalar() or 0
+def cheaper_way(connection: Connection, at: dt.datetime, flow: str | None = None) -> Way:
+    """By the number of change sets before and after ``at``, estimated from their ids. One workflow is replayed unless
+    nothing of it would have to be undone."""
     then: int = connection.execute(_timed(_THEN), {"at": at}).scalar() or 0
+    if flow is not None:
+        return "replay" if connection.execute(_CHANGED_SINCE, {"flow_id": flow, "id": then}).first() else "undo"
+    newest: int = connection.execute(_NEWEST).scalar() or 0
     if (newest - then) * UNDO_COSTS < then:
         return "undo"
     return "group" if connection.dialect.name == "sqlite" else "replay"

@@ -84,7 +84,7 @@ class Report:
         if name is not None:
             condition = contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
             parameter = {"flow_name": pattern(name)}
-        statement = flows_statement(way or self._cheaper_way(at), filters, condition)
+        statement = flows_statement(way or self._cheaper_way(at, flow), filters, condition)
         return stream(self._engine, statement, WorkflowAsOf, {"at": at, **filters, **parameter})
 
     def targets_as_of(
@@ -163,9 +163,9 @@ class Report:
         """``sync_run``, the latest first."""
         return stream(self._engine, statements.runs().limit(limit), SyncRun)
 
-    def _cheaper_way(self, at: dt.datetime) -> Way:
+    def _cheaper_way(self, at: dt.datetime, flow: str | None) -> Way:
         with reading(self._engine) as connection:
-            return cheaper_way(connection, at)
+            return cheaper_way(connection, at, flow)
 
     def _named(self, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
         if part is None:

@@ -209,7 +209,7 @@ def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:
     """``WorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
     parameters = parameters_then(org, at, flow)
-    then = flows_statement(cheaper_way(connection, at), parameters).subquery("then_listed")
+    then = flows_statement(cheaper_way(connection, at, flow), parameters).subquery("then_listed")
     columns = [then.c[name] for name in WorkflowAsOf._fields]
     return select(*columns).order_by(then.c.user_id, then.c.expression)
 

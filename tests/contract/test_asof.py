@@ -385,6 +385,17 @@ def test_the_cheaper_way_is_undoing_what_is_recent_and_replaying_what_is_old(eng
     assert ways == [forward, forward, forward, "undo", "undo", "undo"]
 
 
+def test_one_workflow_is_replayed_unless_it_did_not_change_since(engine: Engine) -> None:
+    """Its changes are found by its id, however many versions its users have."""
+    with writing(engine) as connection:
+        grow(connection, "o1", 1, 200, HOUR)
+    flow = next(iter(Report(engine).flows())).flow_id
+    with reading(engine) as connection:
+        last = max(row.observed_at for row in Report(engine).changes(flow=flow))
+        assert cheaper_way(connection, last - HOUR / 2, flow) == "replay"
+        assert cheaper_way(connection, last + HOUR / 2, flow) == "undo"
+
+
 # ----------------------------------------------------------------------------------------------------- recipes
 
 

@@ -49,7 +49,7 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
     room = Newsroom(engine)
     room.run({ANN: [flow(1), flow(2)], BOB: [flow(1), flow(2)]})
     run_id = room.run({ANN: [flow(1, cycle="H"), flow(3)], BOB: [flow(1, name="other"), flow(3)]})
-    assert {"cycle_changed", "removed", "added", "renamed"} <= room.told(run_id).keys()
+    assert {"cycle_changed", "removed", "added", "renamed"} <= room.lines(run_id).keys()
     report = Report(engine)
     assert [*report.changes(org="o1", kinds=("removed", "cycle_changed"))]
     for way in get_args(Way):
