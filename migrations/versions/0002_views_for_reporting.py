@@ -17,10 +17,23 @@ branch_labels = None
 depends_on = None
 
 SPELLED = {
-    "sqlite": {"@utc_day": "substr(s.observed_at, 1, 10)", "@kind": "c.kind"},
-    "postgresql": {"@utc_day": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)", "@kind": "c.kind || ''"},
+    "sqlite": {
+        "@utc_day": "CAST(substr(s.observed_at, 1, 10) AS TEXT)",
+        "@kind": "c.kind",
+        "AS @time)": "AS TEXT)",
+        "AS @flag)": "AS INTEGER)",
+    },
+    "postgresql": {
+        "@utc_day": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)",
+        "@kind": "c.kind || ''",
+        "AS @time)": "AS timestamptz)",
+        "AS @flag)": "AS boolean)",
+    },
 }
 """What the two databases spell differently. DuckDB reads SQLite's views, so they must not contain ``a IS b``.
+
+On SQLite a column of a view has a type only if it is a column of a table or a CAST: programs that ask for types (an ORM
+that reflects the schema, a BI tool) would otherwise find none.
 
 The kind of a change is the third column of the primary key. For a condition on the bare column, PostgreSQL plans an
 index scan that skips from workflow to workflow, estimates it as more expensive than reading everything, and reads whole
@@ -41,8 +54,8 @@ the first of cycle_changed, renamed, editable_changed."""
 
 CURRENT_WORKFLOW = """
 SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
-       CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
-                    WHEN 'mi' THEN 'minute' ELSE w.cycle END AS cycle_label,
+       CAST(CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
+                         WHEN 'mi' THEN 'minute' ELSE w.cycle END AS TEXT) AS cycle_label,
        w.editable, w.first_seen_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
 FROM target t
 JOIN workflow w ON w.target_id = t.id
@@ -66,16 +79,17 @@ WHERE kind = 'cycle_changed'
 """
 
 LAST_SEEN = """
-       coalesce((SELECT o.last_at FROM observation o
-                 WHERE o.target_id = l.target_id AND o.version >= l.version
-                   AND o.version < coalesce(l.next_version, 2147483647)
-                 ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS last_seen_at"""
+       CAST(coalesce((SELECT o.last_at FROM observation o
+                      WHERE o.target_id = l.target_id AND o.version >= l.version
+                        AND o.version < coalesce(l.next_version, 2147483647)
+                      ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS @time) AS last_seen_at"""
 
 # A target that was retired has a state until then, and the same state again from its return on.
 UNTIL = """
-       coalesce((SELECT min(m.at) FROM target_membership m
-                 WHERE m.target_id = l.target_id AND m.schedule IS NULL AND m.kind = 'retired'
-                   AND m.at > l.{since} AND m.at < coalesce(l.next_at, '9999-12-31')), l.next_at) AS valid_to"""
+       CAST(coalesce((SELECT min(m.at) FROM target_membership m
+                      WHERE m.target_id = l.target_id AND m.schedule IS NULL AND m.kind = 'retired'
+                        AND m.at > l.{since} AND m.at < coalesce(l.next_at, '9999-12-31')), l.next_at)
+            AS @time) AS valid_to"""
 
 STATES = f"""
     SELECT t.id AS target_id, t.org_id, t.user_id, t.expression, c.flow_id, c.kind AS from_kind,
@@ -135,9 +149,10 @@ LATEST = """JOIN observation o ON o.id = (SELECT max(l.id) FROM observation l WH
 
 ORG_WORKFLOW = f"""
 SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_seen_at,
-       CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END AS changed_at,
-       (SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS last_seen_at,
-       (SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS unheard
+       CAST(CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END
+            AS @time) AS changed_at,
+       CAST((SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS @time) AS last_seen_at,
+       CAST((SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS BIGINT) AS unheard
 FROM org_flow f
 WHERE f.users > 0
 """
@@ -170,23 +185,29 @@ WHERE d.id = (SELECT max(latest.id) FROM workflow_detail latest
 TARGET_HEALTH = """
 SELECT t.org_id, t.user_id, t.expression, t.version, t.flow_count, o.last_at AS last_observed_at,
        t.consecutive_failures, t.last_error_code, t.last_error, t.held_since,
-       (SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL) AS held_removals,
+       CAST((SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL)
+            AS BIGINT) AS held_removals,
        t.retired_at
 FROM target t
 LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
 """
 
+# Cast around the union: SQLite gives a CAST in a part of one no type.
 COVERAGE_GAP = """
-SELECT t.org_id, t.user_id, t.expression, before.last_at AS gap_from, o.first_at AS gap_to,
-       o.version <> before.version AS changed_inside
-FROM target t
-JOIN observation o ON o.target_id = t.id AND o.interrupted
-JOIN observation before ON before.id = (SELECT max(p.id) FROM observation p WHERE p.target_id = t.id AND p.id < o.id)
-UNION ALL
-SELECT t.org_id, t.user_id, t.expression, latest.last_at, NULL, t.version <> latest.version
-FROM target t
-JOIN observation latest ON latest.id = (SELECT max(p.id) FROM observation p WHERE p.target_id = t.id)
-WHERE t.observation_id IS NULL AND t.retired_at IS NULL
+SELECT g.org_id, g.user_id, g.expression, g.gap_from, g.gap_to, CAST(g.changed_inside AS @flag) AS changed_inside
+FROM (
+    SELECT t.org_id, t.user_id, t.expression, before.last_at AS gap_from, o.first_at AS gap_to,
+           o.version <> before.version AS changed_inside
+    FROM target t
+    JOIN observation o ON o.target_id = t.id AND o.interrupted
+    JOIN observation before
+         ON before.id = (SELECT max(p.id) FROM observation p WHERE p.target_id = t.id AND p.id < o.id)
+    UNION ALL
+    SELECT t.org_id, t.user_id, t.expression, latest.last_at, NULL, t.version <> latest.version
+    FROM target t
+    JOIN observation latest ON latest.id = (SELECT max(p.id) FROM observation p WHERE p.target_id = t.id)
+    WHERE t.observation_id IS NULL AND t.retired_at IS NULL
+) g
 """
 
 KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
@@ -194,7 +215,7 @@ WHENS = " ".join(f"WHEN '{kind}' THEN s.{kind}" for kind in KINDS)
 EACH_KIND = " UNION ALL ".join(f"SELECT '{kind}' AS kind" for kind in KINDS)
 COUNTED = f"sum(CASE k.kind {WHENS} END)"
 DAILY_CHANGE = f"""
-SELECT @utc_day AS day, t.org_id, k.kind, {COUNTED} AS changes
+SELECT @utc_day AS day, t.org_id, CAST(k.kind AS TEXT) AS kind, CAST({COUNTED} AS BIGINT) AS changes
 FROM change_set s
 JOIN target t ON t.id = s.target_id
 CROSS JOIN ({EACH_KIND}) k
@@ -397,8 +418,10 @@ def upgrade() -> None:
                 op.execute(f"COMMENT ON COLUMN {name}.{column} IS '{what}'")
     comments = [(name, column, what) for name, columns in COLUMNS.items() for column, what in columns.items()]
     rows = [f"SELECT '{name}', '{column}', '{what}'" for name, column, what in comments]
-    named = "AS view_name", "AS column_name", "AS comment"
-    first = "SELECT " + ", ".join(f"'{text}' {name}" for text, name in zip(comments[0], named, strict=True))
+    named = ("view_name", "column_name", "comment")
+    first = "SELECT " + ", ".join(
+        f"CAST('{text}' AS TEXT) AS {name}" for text, name in zip(comments[0], named, strict=True)
+    )
     view("column_comment", "What a column of a view is.", "\nUNION ALL ".join([first, *rows[1:]]), dialect)
 
 

@@ -10,7 +10,22 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import Boolean, Connection, Engine, column, insert, select, table, text, update
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Date,
+    DateTime,
+    Engine,
+    Integer,
+    String,
+    column,
+    insert,
+    inspect,
+    select,
+    table,
+    text,
+    update,
+)
 
 from etl.database import reading, writing
 from etl.schema import UtcTime, metadata, target
@@ -25,9 +40,13 @@ NOTHING: State = (None, None, None)
 TIMES = {
     *("first_seen_at", "changed_at", "last_observed_at", "missing_since", "valid_from", "valid_to", "valid_from_after"),
     *("last_seen_at", "last_unchanged_at", "observed_at", "held_since", "retired_at", "gap_from", "gap_to"),
-    *("decided_at", "waiting_since"),
+    *("decided_at", "waiting_since", "asked_at"),
 }
-FLAGS = {"editable", "old_editable", "new_editable", "changed_inside", "certain"}
+FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "certain"}
+NUMBERS = {
+    *("change_set_id", "run_id", "seal_id", "event_id", "users", "editors", "users_before", "users_after", "unheard"),
+    *("waits_for", "active", "type", "version", "flow_count", "consecutive_failures", "held_removals", "changes"),
+}
 VIEWS = {
     "current_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_seen_at "
     "changed_at last_observed_at missing_since",
@@ -553,3 +572,17 @@ def test_a_condition_on_the_organisation_reaches_the_tables(engine: Engine, view
     steps = [step.detail for step in plan]
     assert any(step.startswith("SEARCH") and "(org_id=?" in step for step in steps)
     assert not [step for step in steps if step.startswith("SCAN") and step.split()[1] in set("tcswef")]
+
+
+def test_programs_that_reflect_the_schema_find_the_type_of_every_column_of_every_view(engine: Engine) -> None:
+    """SQLite has no types for times (text) and flags (integers)."""
+    kinds = {**dict.fromkeys(NUMBERS, Integer), **dict.fromkeys(FLAGS, Boolean), **dict.fromkeys(TIMES, DateTime)}
+    if engine.dialect.name == "sqlite":
+        kinds = dict.fromkeys(NUMBERS | FLAGS, Integer)
+    else:
+        kinds["day"] = Date
+    for view, names in VIEWS.items():
+        found = {each["name"]: each["type"] for each in inspect(engine).get_columns(view)}
+        assert list(found) == names.split()
+        wrong = {name for name, kind in found.items() if not isinstance(kind, kinds.get(name, String))}
+        assert wrong == set(), view
