@@ -22,6 +22,8 @@ from etl.report.rows import WorkflowEvent
 
 KIND_SQL: Final = "c.kind || ''"
 """The kind of a change as a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
+_NEWEST_SETS: Final = (500, 2_500, 12_500)
+"""Where to look for a name: in so many of the newest change sets, then in more. PostgreSQL would read all at once."""
 _Conditions = dict[str, dict[str, Any]]
 """Conditions of a statement, each with the values that are bound to it."""
 
@@ -56,10 +58,19 @@ def newest(
     dialect = connection.dialect.name
     sets = _of_kinds(kinds) | _of_targets(dialect, org, user) | _of_times(since, until, after) | _with_workflow(flow)
     changes = _of_changes(dialect, kinds, flow, name, after)
+    bound = {name: value for values in (*sets.values(), *changes.values()) for name, value in values.items()}
     # Each selected change set has a wanted change, so ``limit`` of them are enough. Not so if a workflow or a name is
-    # asked for: then it may have none.
-    most = "" if flow or name else " LIMIT :limit"
-    sql = f"""
+    # asked for: then it may have none, and older ones are looked at only if the newest ones do not suffice.
+    for most in (*_NEWEST_SETS, None) if flow or name else (limit,):
+        sql = _statement(sets, changes, " LIMIT :sets" if most else "")
+        found = fetch(connection, WorkflowEvent, sql, limit=limit, **bound, **({"sets": most} if most else {}))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _statement(sets: _Conditions, changes: _Conditions, most: str) -> str:
+    return f"""
     SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
            c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
     FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
@@ -70,8 +81,6 @@ def newest(
     WHERE c.change_set_id = p.id AND {" AND ".join(changes)}
     ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
     """
-    bound = {name: value for values in (*sets.values(), *changes.values()) for name, value in values.items()}
-    return fetch(connection, WorkflowEvent, sql, limit=limit, **bound)
 
 
 def _of_kinds(kinds: Sequence[str]) -> _Conditions:
