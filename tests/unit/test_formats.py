@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import random
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -293,6 +294,12 @@ def test_lists_of_targets_have_the_same_digest_exactly_where_they_hold_the_same(
     one: list[Target], other: list[Target]
 ) -> None:
     assert (seal.targets_digest(one) == seal.targets_digest(other)) == (sorted(one) == sorted(other))
+
+
+def test_targets_that_are_sorted_in_parts_have_the_digest_of_the_sorted_list() -> None:
+    targets = [Target(f"o{number % 7}", f"u{number}", "" if number % 3 else "é\n") for number in range(25_000)]
+    random.Random(1).shuffle(targets)
+    assert seal.targets_digest(iter(targets)) == chain.digest(sorted(targets))
 
 
 @STEADY
