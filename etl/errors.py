@@ -114,7 +114,7 @@ class SigningError(FlowtrailError):
 
 
 class NoTimestamp(SigningError):
-    """The time-stamp authority is away, refused, or answered with something else."""
+    """The time-stamp authority cannot be reached, refused, or gave an invalid answer."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""Words for people: foreign text made safe for a terminal or a line of a log, and numbers of things."""
+"""Text for people: foreign text made safe for a terminal or a log line, and counts with their noun."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ class Bundle:
             self.unsealed = [microseconds(started_at) for started_at in self.manifest["unsealed"]]
             self.last_seal = dict(self.manifest["last_seal"])
             self.org_id: Optional[str] = self.manifest["org_id"]
-            if not all(isinstance(told, dict) for told in self.files.values()):
+            if not all(isinstance(entry, dict) for entry in self.files.values()):
                 raise ValueError("files should be objects")
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Broken("manifest.json", f"cannot be read: {printable(error)}") from None
@@ -206,8 +206,8 @@ class Bundle:
             yield Broken(name, "is not both in the manifest and in the archive")
         for name in sorted(set(self.names) & self.files.keys()):
             content = self.archive.getinfo(name)
-            told = self.files[name]
-            if content.file_size != told.get("bytes") or self._sha256(name) != told.get("sha256"):
+            entry = self.files[name]
+            if content.file_size != entry.get("bytes") or self._sha256(name) != entry.get("sha256"):
                 yield Broken(name, "is another file than the manifest says")
 
     def rows(self, name: str) -> Iterator[Row]:
@@ -269,7 +269,7 @@ class Run:
         self.hashes: List[str] = []
         self.issues: List[List[Any]] = []
         self.stale: Dict[Target, None] = {}
-        """Whose answer came too late; it may have been this run's own other process that was faster."""
+        """Targets whose answer came too late; another process of the same run may have been faster."""
         self.counts: "Counter[str]" = Counter()
 
     @property
@@ -533,7 +533,7 @@ class Attendance:
                 groups[run.targets][0 if run.complete else 1].append(run)
         self.groups = [Asked(targets, times_of(some), times_of(others)) for targets, (some, others) in groups.items()]
         self.shut = times_of([run for run in runs if run.opened != "whole"])
-        """Runs that asked nobody knows whom."""
+        """Runs of which it is unknown which targets they asked."""
         self.running = Times([(started_at, bundle.made_at) for started_at in bundle.unsealed])
 
     def require(self, target: Target, spans: List[Row], issues: List[Run]) -> None:
@@ -785,7 +785,7 @@ def kinds_of(before: Optional[Flow], after: Optional[Flow], first: bool) -> List
 
 
 def require_possible(span: Row, at: str) -> None:
-    """One observation has no length; of several the longest gap lies between the mean and the whole."""
+    """One observation has no length; with several, the longest gap lies between the mean and the length."""
     first, last, count, gap = (span[name] for name in ("first_at", "last_at", "observations", "longest_gap_seconds"))
     length = last - first
     if count < 1 or length < 0 or span["last_asked_at"] > last or (length == 0) != (count == 1):
@@ -881,7 +881,7 @@ class Check:
         attendance.require(target, taken["spans"], issues)
 
     def _tell_runs(self, change_sets: List[Row], issues: List[Run]) -> None:
-        """Each run is told which versions name it, whether or not these hold."""
+        """Assign the versions to their runs, whether or not they hold."""
         for row in change_sets:
             run = self.trail.runs.get(row["run_id"])
             if run is not None and run.opened == "whole":
@@ -935,7 +935,7 @@ class Check:
 
     def check_signatures(self, public_keys: List[bytes]) -> None:
         """No unsigned seal after a signed one; with public keys, every signature is of the owner of one of them."""
-        signed, stranger = False, None  # of a stretch of seals with a strange key the first is named
+        signed, stranger = False, None  # of consecutive seals with an unknown key, the first is named
         keys = {sha256(public_key): public_key for public_key in public_keys}
         for seal in self.trail.seals:
             place = f"seal {seal['id']}"

@@ -29,7 +29,7 @@ def print_answer(
     ] = None,
     config_file: options.Config = None,
 ) -> None:
-    """Print the bytes of `data` in the answer that made a version, as they came; `archive.answers` keeps them."""
+    """Print the bytes of `data` in the answer that made a version, as received; `archive.answers` keeps them."""
     target = Target(org_id, user_id, expression)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine)

@@ -34,7 +34,7 @@ def show_coverage(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show how complete the trail is: who was to be asked, who answered, where nobody was looking; with the seals."""
+    """Show how complete the trail is: which targets were to be asked, which answered, and gaps; with the seals."""
     zone = options.time_zone_named(timezone)
     begin, end = (None if text is None else options.moment(text, timezone) for text in (since, until))
     if begin is not None and end is not None and begin >= end:

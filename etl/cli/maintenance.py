@@ -161,8 +161,8 @@ def maintenance_running(app: Application, service: Service) -> Iterator[None]:
 
 
 def verification_of(app: Application, store: Store, service: Service) -> Verification:
-    """What checks the trail while the service is the active one, on a connection of its own. Raises SigningError where
-    a public key cannot be read."""
+    """What checks the trail while this replica is active, on a separate connection. Raises SigningError if a public key
+    cannot be read."""
     return Verification(
         app.another_engine(app.settings.database.url, 1),
         store,
@@ -175,8 +175,8 @@ def verification_of(app: Application, store: Store, service: Service) -> Verific
 
 
 def timestamps_of(app: Application, store: Store, service: Service) -> TimeStamps | None:
-    """What has seals stamped while the service is the active one; None where nobody is to stamp them. Raises UsageError
-    where the extra is not installed."""
+    """What has seals stamped while this replica is active; None if no authority is configured. Raises UsageError if the
+    extra is not installed."""
     settings = app.settings.seal
     if not settings.timestamp_url:
         return None

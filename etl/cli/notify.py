@@ -39,7 +39,7 @@ from etl.sync import RunReport
 
 _PATIENCE_SECONDS = 60.0
 _OUTAGE = dt.timedelta(minutes=1)
-"""A database that is away for less is no news."""
+"""A shorter outage of the database is not reported."""
 _AT_ONCE = 8
 _TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
 
@@ -107,8 +107,8 @@ def _send_owed(app: Application) -> str | None:
         timing=Timing(overdue_after_seconds=0),
         enos_zone=app.enos_zone,
     )
-    told = notifier.flush(_PATIENCE_SECONDS)
-    return next(iter(unusable), None if told else "not every receiver could be notified: the log says why")
+    all_sent = notifier.flush(_PATIENCE_SECONDS)
+    return next(iter(unusable), None if all_sent else "not every receiver could be notified: the log says why")
 
 
 def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:
@@ -155,7 +155,7 @@ def _seen_at(health: TargetHealth, now: dt.datetime) -> dt.datetime | None:
 
 
 class Notifications:
-    """Who hears of what the service does: receivers of a [[notify]], and those of the schedules' pings."""
+    """Those who are notified of what the service does: receivers of a [[notify]], and of the schedules' pings."""
 
     def __init__(self, app: Application, store: Store) -> None:
         self._app = app
@@ -163,12 +163,12 @@ class Notifications:
         self._pinger = Pinger()
         self._notifier: Notifier | None = None
         self._unusable: list[tuple[str, str]] = []
-        self._outages_told: set[str] = set()
-        """The codes of outages that receivers know of."""
+        self._outages_reported: set[str] = set()
+        """The codes of outages that were reported to receivers."""
 
     @contextlib.contextmanager
     def of(self, service: Service) -> Iterator[None]:
-        """Tell, while the block runs. What is wrong with a receiver, or a missing extra, stops no sync: it is said."""
+        """Notify while the block runs. A faulty receiver or a missing extra is reported and stops no sync."""
         self._notifier = self._notifier_of(service)
         if self._notifier:
             self._notifier.start()
@@ -184,7 +184,7 @@ class Notifications:
         self._pinger.started(schedule)
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
-        """A run ended. One that a stop cut short pings nobody: whoever comes next catches up."""
+        """A run ended. One that was cut short by a stop sends no ping: its slot is caught up later."""
         if self._notifier:
             self._notifier.look()
         if report.status == "failed":
@@ -215,7 +215,7 @@ class Notifications:
     def became(self, role: str) -> None:
         """The replica has another role."""
         if role in ("active", "standing_by"):
-            self._outages_told.clear()
+            self._outages_reported.clear()
         if self._notifier:
             self._notifier.look()
 
@@ -235,14 +235,14 @@ class Notifications:
             is_active=lambda: service.role == "active",
             freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
             clock=utc_now,
-            alarm=lambda: _alarm(self._app.engine, service, self._outages_told),
+            alarm=lambda: _alarm(self._app.engine, service, self._outages_reported),
             enos_zone=self._app.enos_zone,
         )
 
 
-def _alarm(engine: Engine, service: Service, told: set[str]) -> Alarm | None:
-    """What the replica that was active has to tell where nothing can be written, once: of damage, even if the replica
-    is started again. ``told`` is kept while it lasts."""
+def _alarm(engine: Engine, service: Service, reported: set[str]) -> Alarm | None:
+    """What the replica that was active reports if nothing can be written; once, damage even across restarts.
+    ``reported`` has the codes of the current outage."""
     trouble = service.trouble
     if trouble is None or not service.was_active:
         return None
@@ -252,11 +252,11 @@ def _alarm(engine: Engine, service: Service, told: set[str]) -> Alarm | None:
             return None
         message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
         return Alarm(message, lambda: database.note_told(engine, utc_now()))
-    if trouble.code in told or trouble.since is None or utc_now() - trouble.since < _OUTAGE:
+    if trouble.code in reported or trouble.since is None or utc_now() - trouble.since < _OUTAGE:
         return None
     [condition] = conditions([trouble])
     message = Message(f"Flowtrail: {condition.code}", f"{condition.sentence} {condition.remedy}")
-    return Alarm(message, lambda: told.add(trouble.code))
+    return Alarm(message, lambda: reported.add(trouble.code))
 
 
 def _in_short(report: RunReport) -> str:

@@ -46,7 +46,7 @@ def refreshed(
 
 
 class _Refresh:
-    """Asks for rosters in a thread that nobody has to wait for."""
+    """Asks for rosters in a separate thread."""
 
     def __init__(self, rosters: Rosters, orgs: set[str], *, accept: bool) -> None:
         self._rosters = rosters

@@ -208,7 +208,7 @@ def serve(
 
 
 def _serve(app: Application, *, standby: bool) -> bool:
-    """Run the service and all that runs beside it; False where another replica is active and ``standby`` is off."""
+    """Run the service and everything beside it; False if another replica is active and ``standby`` is off."""
     from etl.cli.listen import listening
     from etl.cli.own_troubles import OwnTroubles
     from etl.service.metrics import Metrics
@@ -233,7 +233,7 @@ def _serve(app: Application, *, standby: bool) -> bool:
     ):
         served = service.serve(standby=standby)
     if not service.ended:
-        os._exit(0)  # a thread is stuck, and the grace period is over: what it had in hand was not committed
+        os._exit(0)  # a thread is stuck after the grace period: what it was doing was not committed
     return served
 
 

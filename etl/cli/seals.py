@@ -102,7 +102,7 @@ def show(
 
 @_seal.command()
 def timestamp(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
-    """Have the last seal stamped now by the authority at `seal.timestamp_url`; the service does so by itself."""
+    """Have the last seal stamped now by the authority at `seal.timestamp_url`; the service does so regularly."""
     with options.open_application(context, config_file) as app:
         url = app.settings.seal.timestamp_url
         if not url:
@@ -142,5 +142,5 @@ def _write(found: seals.Seal, token: bytes | None, folder: Path) -> list[str]:
 def _bytes_of(signature: str) -> bytes:
     try:
         return base64.b64decode(signature)
-    except ValueError:  # somebody altered it, which `verify` reports
+    except ValueError:  # it was altered, which `verify` reports
         return signature.encode("utf-8", "surrogatepass")

@@ -191,7 +191,7 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
         )
     if found.checked is not None:
         console.say(_checked(found.checked, zone))
-    if found.snapshot is not None:  # otherwise nobody knows the schedules
+    if found.snapshot is not None:  # otherwise the schedules are unknown
         names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
         console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
     _more(schedules - len(found.schedules))

@@ -1,4 +1,4 @@
-"""The command that proves the trail: verify."""
+"""The command that checks the trail: verify."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PublicKeys = Annotated[
     list[Path] | None,
     typer.Option(
         "--public-key",
-        help="Every signature must be of this key; may be repeated, where the key was replaced.",
+        help="Every signature must be by this key; may be repeated if the key was replaced.",
         show_default=False,
     ),
 ]
@@ -40,17 +40,17 @@ Tsa = Annotated[
     Path | None,
     typer.Option(
         "--tsa",
-        help="Every time stamp must be of an authority whose root certificate is in this PEM file.",
+        help="Every time stamp must be from an authority whose root certificate is in this PEM file.",
         show_default=False,
     ),
 ]
 Answers = Annotated[
-    bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that names it.")
+    bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that refers to it.")
 ]
 
 
 class _Asked(NamedTuple):
-    """Whose signatures and time stamps are trusted, and whether answers are read."""
+    """Which signatures and time stamps are trusted, and whether answers are read."""
 
     keys: Sequence[verify.PublicKey]
     authorities: verify.Authorities | None

@@ -15,7 +15,7 @@ from etl.domain.kinds import DELTA_KINDS, STORY_KINDS, TROUBLE_KINDS
 
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
 KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TROUBLE_KINDS, *STORY_KINDS)))
-"""Every kind of news, those first that receivers get without asking."""
+"""Every kind of notification, first those that receivers get by default."""
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
 

@@ -166,7 +166,7 @@ class VerifySettings(Section, frozen=True, kw_only=True):
     full: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=7)
     """With every page of an SQLite file."""
     public_keys: Annotated[tuple[str, ...], Meta(extra={"read": receivers.names})] = ()
-    """Absolute names of PEM files: every signature must be of one of these keys. (): signatures are not checked."""
+    """Absolute names of PEM files: every signature must be by one of these keys. (): signatures are not checked."""
 
 
 class SealSettings(Section, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=UTC)
 LEEWAY: Final = dt.timedelta(seconds=2)
 """How far a clock may be slewed back while a slot is due; beyond that it counts as set."""
 MOST_COUNTED: Final = 10_000
-"""Slots are counted up to this number, a week of minutes; a higher count helps nobody."""
+"""Slots are counted up to this number, a week of minutes; a higher count would be of no use."""
 
 _CRON_FIELDS: Final = {
     "minute": "0-59",

@@ -74,10 +74,10 @@ def dump_of(engine: Engine, file: Path) -> Dump:
     where, schema = _place(engine)
     only = [f"--schema={schema}"] if schema not in ("public", None) else []
     named = f"--dbname={_named_database(engine)}"
-    told = ["pg_dump", *where, named, *only, "--format=custom", f"--file={file}"]
+    dump = ["pg_dump", *where, named, *only, "--format=custom", f"--file={file}"]
     back = ["pg_restore", *where, "--dbname=NEW", "--exit-on-error", "--single-transaction", "--no-owner", str(file)]
     make = ["createdb", *where, "--template=template0", "NEW"]
-    return Dump(shlex.join(told), f"{shlex.join(make)} && {shlex.join(back)}")
+    return Dump(shlex.join(dump), f"{shlex.join(make)} && {shlex.join(back)}")
 
 
 def _place(engine: Engine) -> tuple[list[str], str | None]:

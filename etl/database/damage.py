@@ -124,13 +124,13 @@ def note_told(engine: Engine, now: dt.datetime) -> None:
     found, file = damage_of(engine), _file(engine)
     if found is None:
         return
-    told = msgspec.structs.replace(found, told_at=now)
+    notified = msgspec.structs.replace(found, told_at=now)
     kept = _kept.get(_name(engine))
     if kept is not None:
-        _kept[_name(engine)] = kept._replace(finding=told)
+        _kept[_name(engine)] = kept._replace(finding=notified)
     elif file is not None:
         with contextlib.suppress(OSError):
-            _write(file, told)
+            _write(file, notified)
 
 
 def _name(engine: Engine) -> str:

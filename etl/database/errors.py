@@ -155,7 +155,7 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
 
 
 def _cannot_write_beside(name: str, folder: Path, refused: OSError) -> DatabaseError:
-    """SQLite calls a file one that it cannot open if it can make no journal beside it."""
+    """SQLite says that it cannot open a file if it cannot create the journal next to it."""
     condition, why = _REFUSED_FILES.get(refused.errno or 0, _NOT_ALLOWED)
     error = DatabaseError(f"{name} cannot be written: " + why.format(folder=folder, said=refused.strerror))
     error.condition = condition

@@ -22,7 +22,7 @@ STORY_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KIN
 
 TroubleKind = Literal["held", "failed", "overdue"]
 TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
-"""What can happen to a target that somebody should look at."""
+"""What can happen to a target and needs attention."""
 
 
 class Label(NamedTuple):

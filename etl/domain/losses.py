@@ -17,7 +17,7 @@ class Losses(NamedTuple):
     end: Event | None = None
     """It disappeared."""
     gone_at: dt.datetime | None = None
-    """Everybody was without it at some moment since then."""
+    """All users were without it at some moment since then."""
     back: Sequence[Entry] = ()
     """Users whose answers in the same step list it again after that."""
     waiting: Mapping[str, Loss] = {}
@@ -50,7 +50,7 @@ def _lost_now(scene: Scene) -> dict[str, Loss]:
 
 
 def _is_back(scene: Scene) -> bool:
-    """Rule 3a: nobody listed it any more, and now only users who waited list it again."""
+    """Rule 3a: no user listed it any more, and now only users who were waiting list it again."""
     return not scene.before and bool(scene.entries) and all(e.user_id in scene.waiting for e in scene.entries)
 
 
@@ -76,7 +76,7 @@ def _lost_alone(scene: Scene, lost: Mapping[str, Loss], until: dt.datetime | Non
 
 
 class _Absence:
-    """Rule 3: whether everybody was without it at one moment.
+    """Rule 3: whether all users were without it at one moment.
 
     That moment is ``at``, the arrival of the first answer without it of the user who lost it last; or, if all others
     had lost it before that answer was requested, the moment when EnOS read that answer.
@@ -94,17 +94,17 @@ class _Absence:
         shown = [answer.asked_at for _, answer, _ in scene.looks() if answer.asked_at < self.at]
         self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
         self.awaited = [user_id for user_id in scene.active() if not self._was_without(user_id)]
-        """The active users who may still, or again, have had it."""
+        """The active users who may have had it still, or again."""
         self.back = [entry for entry in scene.entries if entry.answer.asked_at >= self.at]
 
     @property
     def told_at(self) -> dt.datetime:
-        """The last answer that was known when it was told, unless one with it came after that."""
+        """When the last answer arrived that was known when this was reported, unless a later one has the workflow."""
         goes_on = self.back or not self._scene.is_last
         return self.at if goes_on else max(self.at, self._scene.audience.last_arrival)
 
     def is_certain(self) -> bool:
-        """Whether nobody can still have had it, not even a user who is silent, retired, or whose removal is held."""
+        """Whether no user can still have had it, not even one who is silent or retired, or whose removal is held."""
         audience = self._scene.audience
         others = {*self._scene.counting(), *self._scene.after, *audience.left_since(self._shown_asked_at)}
         return all(map(self._was_without, others)) and not audience.has_ended_stays(self._shown_asked_at)

@@ -19,7 +19,7 @@ Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 REFUSED_FOR_GOOD: Final = frozenset({"62101", "62103", "99403", "99404"})
-"""EnOS refuses these targets until somebody changes a right or the schedule: reported, but no reason to page."""
+"""EnOS refuses these targets until a right or the schedule is changed: reported, but no reason to page anybody."""
 
 Origin = Literal["schedule", "command", "catch_up", "approval", "maintenance"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]
@@ -151,7 +151,7 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     latest_missing_at: dt.datetime | None = None
     """When the latest of the held removals was first seen."""
     run_began_at: dt.datetime | None = None
-    """When the asking run began: no observation is dated before, whatever another machine's clock says."""
+    """When the run began: no observation is dated earlier, whatever another machine's clock says."""
 
     @property
     def latest_at(self) -> dt.datetime | None:

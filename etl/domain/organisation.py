@@ -34,7 +34,8 @@ def judge(audience: Audience, workflow: Workflow) -> Judgement:
 
 
 def _rounds(sightings: Iterable[Sighting]) -> Iterator[tuple[list[Sighting], dict[str, Answer | None]]]:
-    """The sightings by arrival, no user twice in a round; with the answer before the next one of who comes again."""
+    """The sightings by arrival, each user at most once per round. With each round: for users who occur again, the
+    answer before their next sighting."""
     rounds: list[list[Sighting]] = [[]]
     seen: set[str] = set()
     for sighting in sorted(sightings, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.user_id)):
@@ -124,7 +125,7 @@ def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_pro
         return _RoundResult(rest, story, openings=(Opening(new, first.at),))
     absent_at = _absent_at(scene, gone) if is_proven_gone else None
     after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
-    assert after is not None  # noqa: S101 - who is back comes after it was told as gone
+    assert after is not None  # noqa: S101 - users come back only after its disappearance was reported
     appeared = Event(
         kind="reappeared" if gone else "appeared",
         flow_id=scene.flow_id,

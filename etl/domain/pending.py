@@ -89,7 +89,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     def user(self, coverage_gap: dt.timedelta, began: dt.datetime) -> User:
         """The user as a judgement sees it in a run that ``began`` then; a user who is away has retired."""
-        assert self.latest is not None  # noqa: S101 - he is known
+        assert self.latest is not None  # noqa: S101 - only known users are judged
         away = None if self.joins or self.counts or self.returns else self.away_since
         return User(
             latest=self.latest,
@@ -112,8 +112,8 @@ def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, i
     If an answer was followed by one that said the same, the later one is taken; if something was held since the user
     returned, the latest.
     """
-    assert member.latest is not None  # noqa: S101 - he is known
-    assert member.away_since is not None  # noqa: S101 - he was away
+    assert member.latest is not None  # noqa: S101 - only known users return
+    assert member.away_since is not None  # noqa: S101 - and only those that were away
     away_since = member.away_since
     if member.held_at is not None and member.held_at > away_since:
         return member.latest, len(versions)

@@ -40,7 +40,7 @@ class User(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def left_at(self) -> dt.datetime:
-        """When nothing can be said of the user any more: silent for longer than ``coverage_gap``, or retired."""
+        """When nothing is known of the user any more: silent for longer than ``coverage_gap``, or retired."""
         silent_at = self.latest.arrived_at + self.coverage_gap
         return silent_at if self.retired_at is None else min(silent_at, self.retired_at)
 

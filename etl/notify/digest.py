@@ -90,15 +90,15 @@ def together(digests: Sequence[Digest]) -> Message:
     return message(Digest(name=f"{len(digests)} runs", said=said, parts=found, changes_between=between))
 
 
-def shortened(told: Message, fits: Callable[[str], bool]) -> Message:
+def shortened(full: Message, fits: Callable[[str], bool]) -> Message:
     """The message with as many lines as fit; the commands that show the rest stay."""
-    if fits(told.body):
-        return told
-    listed, mark, commands = told.body.partition(_MORE)
+    if fits(full.body):
+        return full
+    listed, mark, commands = full.body.partition(_MORE)
     lines = listed.splitlines()
     while len(lines) > 1 and not fits("\n".join([*lines, _CUT, mark + commands])):
         lines.pop()
-    return told._replace(body="\n".join([*lines, _CUT, mark + commands]))
+    return full._replace(body="\n".join([*lines, _CUT, mark + commands]))
 
 
 def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:

@@ -71,7 +71,7 @@ class _Change(NamedTuple):
         name = digest.quoted(self.old_name if self.kind == "removed" else self.new_name)
         who = digest.quoted(self.user_id) if self.users == 1 else f"{self.users} users"
         what = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._what()} ({who})"
-        return what + _said(self, enos_zone)
+        return what + _detail_of(self, enos_zone)
 
     def _what(self) -> str:
         match self.kind:
@@ -106,7 +106,7 @@ class _Event(NamedTuple):
     def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = digest.quoted(self.new_name or self.old_name)
         said = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
-        return f"{said}{'' if self.certain else ', not proven'}{_said(self, enos_zone)}"
+        return f"{said}{'' if self.certain else ', not proven'}{_detail_of(self, enos_zone)}"
 
     def _who(self) -> str:
         if self.user_id is not None:
@@ -115,8 +115,8 @@ class _Event(NamedTuple):
         return f", seen by {users} user{'' if users == 1 else 's'}{' before' if self.kind == 'disappeared' else ''}"
 
 
-def _said(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
-    """What EnOS said of it, where it was asked; ``zone``: EnOS's."""
+def _detail_of(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
+    """What EnOS said about it, if it was asked; ``zone``: EnOS's."""
     detail = ChangeDetail(of.update_user, of.update_time, of.old_freq, of.new_freq)
     said = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
     return f"; {digest.cut(said)}" if said else ""
@@ -193,8 +193,8 @@ def _found(
     if kinds:
         changes = stream(engine, _changes(run, kinds, of_orgs), _Change)
         yield from ((change.kind, change.line(enos_zone)) for change in changes)
-    if told := [kind for kind in on if kind in STORY_KINDS]:
-        events = stream(engine, _events(run, told, orgs), _Event)
+    if story_kinds := [kind for kind in on if kind in STORY_KINDS]:
+        events = stream(engine, _events(run, story_kinds, orgs), _Event)
         yield from ((event.kind, event.line(enos_zone)) for event in events)
     for kind in troubles:
         yield from ((kind, str(each)) for each in stream(engine, _new_trouble(run, kind, of_orgs), _Trouble))
@@ -213,7 +213,7 @@ def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnE
             func.min(target.c.user_id).label("user_id"),
             func.min(change_set.c.last_unchanged_at).label("last_unchanged_at"),
             func.max(change_set.c.observed_at).label("observed_at"),
-            *_said_by_enos(run.id, target.c.org_id, workflow_change.c.flow_id),
+            *_detail_columns(run.id, target.c.org_id, workflow_change.c.flow_id),
         )
         .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
         .join(target, target.c.id == change_set.c.target_id)
@@ -227,18 +227,18 @@ def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Se
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
     columns = [org_event.c[name] for name in _Event._fields if name in org_event.c]
-    said = _said_by_enos(run.id, org_event.c.org_id, org_event.c.flow_id)
+    said = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
     return select(*columns, *said).where(*found).order_by(org_event.c.event_id)
 
 
-def _said_by_enos(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElement[str]) -> list[ColumnElement[Any]]:
-    """The columns of ChangeDetail: what EnOS said of a changed workflow at the end of the run."""
+def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElement[str]) -> list[ColumnElement[Any]]:
+    """The columns of ChangeDetail: what EnOS said about a changed workflow at the end of the run."""
     detail = workflow_detail
     mine = (detail.c.org_id == org_id, detail.c.flow_id == flow_id, detail.c.run_id == run_id)
-    told = (detail.c.update_user, detail.c.update_time, freq_before(detail), detail.c.freq)
+    columns = (detail.c.update_user, detail.c.update_time, freq_before(detail), detail.c.freq)
     return [
         select(column).select_from(detail).where(*mine).limit(1).scalar_subquery().label(name)
-        for name, column in zip(ChangeDetail._fields, told, strict=True)
+        for name, column in zip(ChangeDetail._fields, columns, strict=True)
     ]
 
 

@@ -199,15 +199,15 @@ class Notifier:
             question = (run.id, tuple(wants.on), tuple(wants.orgs))
             if question not in digests:
                 digests[question] = digest_of(self._engine, run, wants.on, wants.orgs, self._enos_zone)
-            told = digests[question]
-            if told is None:
+            digested = digests[question]
+            if digested is None:
                 state.acknowledged.add(("run", run.id))
             else:
-                found.append((("run", run.id), told))
+                found.append((("run", run.id), digested))
         if len(found) > _MOST_MESSAGES:
-            yield Outgoing(digest.together([told for _, told in found]), {key for key, _ in found})
+            yield Outgoing(digest.together([each for _, each in found]), {key for key, _ in found})
         else:
-            yield from (Outgoing(digest.message(told), {key}) for key, told in found)
+            yield from (Outgoing(digest.message(each), {key}) for key, each in found)
 
     # ------------------------------------------------------------------------------------------- what is settled
 

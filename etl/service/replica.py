@@ -33,7 +33,7 @@ PULSE_SECONDS: Final = 15.0
 ROSTERS_SECONDS: Final = 60.0
 """How often to look whether a roster is due."""
 STUCK_SECONDS: Final = 180.0
-"""A loop that has not come round for so long counts as stuck."""
+"""A loop without a turn for this long counts as stuck."""
 _LAST_WORDS_SECONDS: Final = 5.0
 """The end of the grace period: requests have been cut off, and what has arrived is committed."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
@@ -185,7 +185,7 @@ class Service:
 
     @property
     def is_progressing(self) -> bool:
-        """Whether the service's loop and its scheduler have come round lately. Waiting for the database counts as
+        """Whether the service's loop and its scheduler have had a turn lately. Waiting for the database counts as
         progress, however long it takes: a new process would have to wait, too."""
         latest = time.monotonic() - STUCK_SECONDS
         turns = self._loop_alive_at > latest or self._waits_for_database

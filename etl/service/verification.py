@@ -27,7 +27,7 @@ _LAST_WORDS_SECONDS: Final = 3.0
 
 
 class _Stopped(Exception):
-    """The service ends, or is no longer active; the next active one begins the check again."""
+    """The service ends or is no longer active; the next active replica begins the check again."""
 
 
 class Verification:
@@ -44,7 +44,8 @@ class Verification:
         full: dt.timedelta | None,
         keys: Sequence[verify.PublicKey] = (),
     ) -> None:
-        """``every`` and ``full``: how often; None: never. ``keys``: whose signatures are right; none: any."""
+        """``every`` and ``full``: how often; None: never. ``keys``: the keys of valid signatures; empty: not
+        checked."""
         self._engine = engine
         self._store = store
         self._active = active
@@ -86,7 +87,8 @@ class Verification:
             self._check_what_is_new(latest)
 
     def _check_what_is_new(self, latest: Verified | None) -> None:
-        """After a finding everything is read again, as it was then: what is new cannot tell that it is mended."""
+        """Check what is new; after a finding repeat that check instead, because new rows cannot show that it was
+        repaired."""
         if latest is not None and latest.findings:
             self._check(latest.kind)
         else:
@@ -101,7 +103,7 @@ class Verification:
         return Trouble("verify_overdue", said, since=at)
 
     def _check(self, kind: str, since: int = 0) -> None:
-        """Read the trail after the seal ``since``; write down what was found, and up to which seal."""
+        """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
         began, pace = self._clock(), _Pace(self._goes_on, self._loop.wait)
         through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
 

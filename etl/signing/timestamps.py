@@ -1,4 +1,4 @@
-"""Time stamps of RFC 3161: an authority elsewhere says that a seal was there at a time."""
+"""RFC 3161 time stamps: an independent authority confirms that a seal existed at a certain time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Authorities:
             raise SigningError(f"{file} holds no certificates in PEM: ask the authority for its root.") from None
 
     def time_of(self, token: bytes, message: bytes) -> dt.datetime:
-        """When ``message`` was stamped. Raises SigningError where the token is not one of these authorities over it.
+        """When ``message`` was stamped. Raises SigningError if the token does not cover it or is not from these
+        authorities.
 
         A certificate must have been valid at that time; that it has expired since does not matter.
         """
@@ -72,8 +73,8 @@ class Authorities:
 
 
 def request(url: str, message: bytes) -> TimeStamp:
-    """Ask the authority at ``url`` once. What it answers is compared with what was asked; whether the authority is to
-    be believed is for ``Authorities`` to say, at any later time. Raises NoTimestamp."""
+    """Ask the authority at ``url`` once. The answer is compared with the request; ``Authorities`` can tell later
+    whether the authority is to be trusted. Raises NoTimestamp."""
     asked = TimestampRequestBuilder().data(message).hash_algorithm(HashAlgorithm.SHA256).build()
     answer = _post(url, asked.as_bytes())
     try:
@@ -83,12 +84,12 @@ def request(url: str, message: bytes) -> TimeStamp:
     if response.status != _GRANTED:
         said = "; ".join(response.status_string) or f"status {response.status}"
         raise NoTimestamp(f"The time-stamp authority refused: {said}.")
-    told = response.tst_info
+    info = response.tst_info
     imprint = asked.message_imprint
-    there = told.message_imprint
-    if told.nonce != asked.nonce or (there.hash_algorithm, there.message) != (imprint.hash_algorithm, imprint.message):
-        raise NoTimestamp("The time-stamp authority answered another request than ours.")
-    return TimeStamp(response.time_stamp_token(), told.gen_time)
+    there = info.message_imprint
+    if info.nonce != asked.nonce or (there.hash_algorithm, there.message) != (imprint.hash_algorithm, imprint.message):
+        raise NoTimestamp("The time-stamp authority answered a different request.")
+    return TimeStamp(response.time_stamp_token(), info.gen_time)
 
 
 def _post(url: str, body: bytes) -> bytes:

@@ -83,10 +83,10 @@ def settle_remaining(
     context: RunContext, options: RunOptions, breaker: CircuitBreaker, targets: Sequence[Target]
 ) -> BatchResult:
     """Settle a batch that a process may have begun before it was killed. Targets that this run has written are counted
-    as they were written, and those that it has observed unchanged as unchanged; only the others are asked.
+    as written, and those that it has observed unchanged as unchanged; only the others are asked.
 
-    An unchanged target leaves no trace of the run but a longer span. Where another run may have extended that, the
-    target is asked again.
+    Of an unchanged target, the only trace of the run is a longer span. If another run may have extended it, the target
+    is asked again.
     """
     done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
     left = [target for target in targets if target not in done]
@@ -106,7 +106,8 @@ def settle_remaining(
 
 
 def _observed(context: RunContext, options: RunOptions, targets: Sequence[Target]) -> set[Target]:
-    """A run observes a target once, which `verify` counts on. A second answer is another matter."""
+    """The targets that the run has observed unchanged. `verify` relies on a run observing a target once; this does not
+    apply to second answers."""
     if options.run_id is None or options.began_at is None or options.second is not None:
         return set()
     return context.store.observed_by(options.run_id, options.began_at, targets)

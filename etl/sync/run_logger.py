@@ -28,7 +28,7 @@ class RunLogger:
         self._refused: dict[str | None, set[tuple[Target, str | None]]] = {}
 
     def log(self, report: RunReport, new_run: NewRun) -> None:
-        """Log how the run ended, and what a person should look at."""
+        """Log how the run ended, and what needs attention."""
         say = self._log.info if report.status in _WITHOUT_TROUBLE else self._log.warning
         say(
             "run_ended",

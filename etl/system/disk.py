@@ -120,7 +120,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def refusal(folder: Path) -> OSError | None:
-    """Why this process can make no file in ``folder``; None if it can. It makes one without a name, and drops it.
+    """Why this process cannot create a file in ``folder``; None if it can. It creates one without a name and drops it.
 
     A disk that the kernel has stopped writing to after an error may still be called writable by everything else.
     """

@@ -224,7 +224,7 @@ def test_the_answer_to_another_request_is_refused(authority: Authority) -> None:
 
     with served(first_answer_again) as url:
         signing.request_timestamp(url, MESSAGE)
-        with pytest.raises(SigningError, match="another request"):
+        with pytest.raises(SigningError, match="a different request"):
             signing.request_timestamp(url, MESSAGE)
 
 
