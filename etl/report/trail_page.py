@@ -23,7 +23,7 @@ from etl.report.rows import WorkflowEvent
 KIND_SQL: Final = "c.kind || ''"
 """The kind of a change as a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
 _NEWEST_SETS: Final = (500, 2_500, 12_500)
-"""Where to look for a name: in so many of the newest change sets, then in more. PostgreSQL would read all at once."""
+"""Where to look for a name: in so many of the newest change sets, then in more, then in all."""
 _Conditions = dict[str, dict[str, Any]]
 """Conditions of a statement, each with the values that are bound to it."""
 
@@ -62,23 +62,25 @@ def newest(
     # Each selected change set has a wanted change, so ``limit`` of them are enough. Not so if a workflow or a name is
     # asked for: then it may have none, and older ones are looked at only if the newest ones do not suffice.
     for most in (*_NEWEST_SETS, None) if flow or name else (limit,):
-        sql = _statement(sets, changes, " LIMIT :sets" if most else "")
+        sql = _statement(sets, changes, most, each_by_index=dialect == "postgresql" and most is not None)
         found = fetch(connection, WorkflowEvent, sql, limit=limit, **bound, **({"sets": most} if most else {}))
         if len(found) == limit:
             break
     return found
 
 
-def _statement(sets: _Conditions, changes: _Conditions, most: str) -> str:
+def _statement(sets: _Conditions, changes: _Conditions, most: int | None, *, each_by_index: bool) -> str:
+    """``each_by_index``: OFFSET 0 has PostgreSQL look up the changes of each change set. It takes a name for rare, and
+    would read the whole table instead."""
+    theirs = f"workflow_change c WHERE c.change_set_id = p.id AND {' AND '.join(changes)}"
     return f"""
     SELECT p.id, p.run_id, p.org_id, p.user_id, p.expression, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle,
            c.new_cycle, c.old_editable, c.new_editable, p.last_unchanged_at, p.observed_at
     FROM (SELECT s.id, s.run_id, t.org_id, t.user_id, t.expression, s.last_unchanged_at, s.observed_at
           FROM change_set s JOIN target t ON t.id = s.target_id
           WHERE {" AND ".join(sets)}
-          ORDER BY s.observed_at DESC, s.id DESC{most}) p
-    CROSS JOIN workflow_change c
-    WHERE c.change_set_id = p.id AND {" AND ".join(changes)}
+          ORDER BY s.observed_at DESC, s.id DESC{" LIMIT :sets" if most else ""}) p
+    CROSS JOIN {f"LATERAL (SELECT c.* FROM {theirs} OFFSET 0) c" if each_by_index else theirs}
     ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
     """
 
