@@ -41,13 +41,8 @@ def ping_url(value: object) -> str:
     return text.rstrip("/")
 
 
-def proxy_url(value: object) -> str:
-    """The address of an HTTP proxy, or ""."""
-    return "" if value == "" else _web_address(value)[0]
-
-
-def timestamp_url(value: object) -> str:
-    """The address of a time-stamp authority, or ""."""
+def optional_url(value: object) -> str:
+    """The address of a proxy or a time-stamp authority, or ""."""
     return "" if value == "" else _web_address(value)[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from etl.config import settings as shape
 from etl.config.addresses import database_url
@@ -97,20 +98,12 @@ def _read(path: Path | None, environ: Mapping[str, str] | None) -> Values:
 
 
 def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
+    sections: dict[str, Any] = {name: values.section(name, kind) for name, kind in shape.SECTIONS.items()}
     return Settings(
         path=values.path.absolute(),
         schedules_dir=Path(values["schedules_dir"]),
         coverage_gap=values["coverage_gap"],
-        gateway=values.section("gateway", shape.GatewaySettings),
-        database=values.section("database", shape.DatabaseSettings),
-        guard=values.section("guard", shape.GuardSettings),
-        service=values.section("service", shape.ServiceSettings),
-        retention=values.section("retention", shape.RetentionSettings),
-        archive=values.section("archive", shape.ArchiveSettings),
-        seal=values.section("seal", shape.SealSettings),
-        verify=values.section("verify", shape.VerifySettings),
-        log=values.section("log", shape.LogSettings),
-        scale=values.section("scale", shape.ScaleSettings),
         notify=tuple(values.section(each, shape.NotifySettings) for each in values.receivers),
         warnings=warnings,
+        **sections,
     )

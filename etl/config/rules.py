@@ -88,13 +88,8 @@ def _access(values: Values) -> None:
 def _database(values: Values) -> list[Path]:
     """Decide between url and url_file, and read it; return the files that contain its password."""
     url, file = "database.url", "database.url_file"
-    if values.is_faulty(url) or values.is_faulty(file):
+    if not _is_one_given(values, url, file):
         return []
-    if values[file] and values.is_given(url):
-        if values.is_from_environment(url) == values.is_from_environment(file):
-            values.fault(file, "cannot be combined with url: keep one of the two")
-            return []
-        values[url if values.is_from_environment(file) else file] = ""
     if values[file]:
         text = values.attempt(file, lambda: read_secret_file(Path(values[file])).reveal())
         values[url] = text and values.attempt(file, lambda: addresses.database_url(text, values.folder))
@@ -104,17 +99,24 @@ def _database(values: Values) -> list[Path]:
     return [values.path] if in_file and values[url] and holds_password(values[url]) else []
 
 
+def _is_one_given(values: Values, plain: str, file: str) -> bool:
+    """Whether at most one of two settings remains: the one from the environment, if the other is from the file."""
+    if values.is_faulty(plain) or values.is_faulty(file):
+        return False
+    if values[file] and values.is_given(plain):
+        if values.is_from_environment(plain) == values.is_from_environment(file):
+            values.fault(file, f"cannot be combined with {plain.rpartition('.')[2]}: keep one of the two")
+            return False
+        if values.is_from_environment(plain):
+            values[file] = ""
+    return True
+
+
 def _receivers(values: Values, section: str) -> list[Path]:
     """Decide between urls and urls_file, and read it; return the files that contain addresses."""
     urls, file = f"{section}.urls", f"{section}.urls_file"
-    if values.is_faulty(urls) or values.is_faulty(file):
+    if not _is_one_given(values, urls, file):
         return []
-    if values[file] and values.is_given(urls):
-        if values.is_from_environment(urls) == values.is_from_environment(file):
-            values.fault(file, "cannot be combined with urls: keep one of the two")
-            return []
-        if values.is_from_environment(urls):
-            values[file] = ""
     if values[file]:
         values[file] = str(values.folder / values[file])
         values[urls] = values.attempt(file, lambda: receivers.receiver_urls_file(Path(values[file])))

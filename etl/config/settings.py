@@ -7,8 +7,9 @@ raises ValueError; the ``description`` completes "must be" in an error message.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -80,7 +81,7 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     max_body: Size = 64 * 1024**2
     max_clock_skew: DurationOrZero = dt.timedelta(minutes=5)
     ca_bundle: Text = ""
-    proxy: Annotated[str, Meta(extra={"read": addresses.proxy_url})] = ""
+    proxy: Annotated[str, Meta(extra={"read": addresses.optional_url})] = ""
     details: Annotated[Literal["off", "changed"], Meta(description='"off" or "changed"')] = "off"
     """Whether to ask Get Flow about changed workflows."""
     max_details: AtLeastOne = 1000
@@ -173,7 +174,7 @@ class SealSettings(Section, frozen=True, kw_only=True):
     """How seals are signed and time-stamped; ``key_file`` is absolute. "": they are not."""
 
     key_file: Text = ""
-    timestamp_url: Annotated[str, Meta(extra={"read": addresses.timestamp_url})] = ""
+    timestamp_url: Annotated[str, Meta(extra={"read": addresses.optional_url})] = ""
     """A time-stamp authority (RFC 3161)."""
     timestamp_every: Duration = dt.timedelta(days=1)
 
@@ -217,3 +218,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     notify: tuple[NotifySettings, ...] = ()
     warnings: tuple[str, ...] = ()
     """Problems that a person should fix although Flowtrail runs; one sentence each."""
+
+
+SECTIONS: Final[Mapping[str, type[Section]]] = {
+    name: hint
+    for name, hint in get_type_hints(Settings).items()
+    if isinstance(hint, type) and issubclass(hint, Section)
+}
+"""The sections of the file, by name."""

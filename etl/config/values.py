@@ -16,19 +16,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _PREFIX: Final = "FLOWTRAIL_"
 FILE_VARIABLE: Final = "FLOWTRAIL_CONFIG"
-_SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
-    "": shape.TopLevel,
-    "gateway": shape.GatewaySettings,
-    "database": shape.DatabaseSettings,
-    "guard": shape.GuardSettings,
-    "service": shape.ServiceSettings,
-    "retention": shape.RetentionSettings,
-    "archive": shape.ArchiveSettings,
-    "seal": shape.SealSettings,
-    "verify": shape.VerifySettings,
-    "log": shape.LogSettings,
-    "scale": shape.ScaleSettings,
-}
+_SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {"": shape.TopLevel, **shape.SECTIONS}
 _LIST: Final = "notify"
 """The section that may be given more than once; the environment can only set it if there is at most one."""
 

@@ -24,19 +24,7 @@ from tests.support.program import SECRET, Program
 ROOT = Path(__file__).parents[2]
 ABOUT_THE_CODE = [ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 PAGES = [ROOT / "README.md", *ABOUT_THE_CODE, *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
-SECTIONS = {
-    "gateway": shape.GatewaySettings,
-    "database": shape.DatabaseSettings,
-    "guard": shape.GuardSettings,
-    "service": shape.ServiceSettings,
-    "notify": shape.NotifySettings,
-    "retention": shape.RetentionSettings,
-    "archive": shape.ArchiveSettings,
-    "seal": shape.SealSettings,
-    "verify": shape.VerifySettings,
-    "log": shape.LogSettings,
-    "scale": shape.ScaleSettings,
-}
+SECTIONS = {**shape.SECTIONS, "notify": shape.NotifySettings}
 
 
 def blocks(language: str, pages: Sequence[Path] = PAGES) -> list[tuple[str, str]]:
