@@ -40,17 +40,6 @@ def detail_of(step: Step, flow_id: str = "2515", within: float = 5, **changes: o
         return client.detail("org-1", flow_id, "user-1", within)
 
 
-@pytest.mark.parametrize(
-    ("api", "path"),
-    [("v2.1", "/batch-processing-service/v2.1/flows"), ("v2.0", "/dataflow-batch-service/v2.0/flows")],
-)
-def test_the_request_is_that_of_the_documentation_and_never_loads_for_editing(api: str, path: str) -> None:
-    with Hostile(answer(status=0)) as server, gateway(server, api=api) as client:
-        client.detail("org-1", "2515", "user-1", 5)
-    assert server.requests[0].target == f"{path}?action=get&flowId=2515&orgId=org-1&userId=user-1"
-    assert "loadForEdit" not in server.requests[0].target
-
-
 def test_details_are_read_as_they_were_sent() -> None:
     found = detail_of(answer())
     said = (found.update_user, found.update_time, found.creator, found.create_time, found.owner, found.freq)

@@ -230,6 +230,7 @@ def test_the_signature_of_the_documentation_is_ours() -> None:
     body = '{\n  "count": 20,\n  "page": 1,\n  "desc": "描述"\n}'
     found = signature("xxxxaaaxxxx", {"k3": "v3", "k1": "v1", "k2": "v2"}, int(NOW_MS), "xxxappSecretxxx", body)
     assert str(found) == "59828328f6c1f9771015dc74e4929ae30f518a35a3d2353972c2ea46556fc981"
+    assert repr(found) == "'***'"
 
 
 AS_PRINTED = [

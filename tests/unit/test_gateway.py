@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from etl import __version__
 from etl.domain.model import Flow, Target
 from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
 from etl.gateway import Gateway
@@ -58,21 +57,6 @@ def test_a_fetch_gives_the_whole_list_with_its_times() -> None:
     assert (found.target, found.flows, found.attempts) == (TARGET, ONE, 1)
     assert before <= found.asked_at <= found.observed_at <= after
     assert len(found.data_hash) == 64
-
-
-def test_a_request_is_documented_and_names_the_program() -> None:
-    with Hostile() as server, gateway(server) as client:
-        client.fetch(TARGET)
-    (request,) = server.requests
-    assert request.target == "/batch-processing-service/v2.1/flows?action=getMyFlow&orgId=org-1&userId=user-1"
-    expected = {
-        "host": f"127.0.0.1:{server.port}",
-        "accept": "application/json",
-        "accept-encoding": "gzip",
-        "cache-control": "no-cache",
-        "user-agent": f"flowtrail/{__version__}",
-    }
-    assert request.headers == expected
 
 
 def test_the_path_of_the_url_comes_before_that_of_the_service() -> None:

@@ -39,14 +39,6 @@ def test_every_version_that_can_be_set_can_be_asked() -> None:
     assert set(APIS) == set(get_args(ApiVersion))
 
 
-@pytest.mark.parametrize(("expression", "search"), [("", ""), ("a b/描", "&searchValue=a%20b%2F%E6%8F%8F")])
-def test_the_request_is_that_of_the_documentation(expression: str, search: str) -> None:
-    with Hostile(http(answer())) as server, gateway(server, api="v2.0") as client:
-        client.fetch(Target("org-1", "user-1", expression))
-    path = "/dataflow-batch-service/v2.0/flows?action=getMyFlow&orgId=org-1"
-    assert server.requests[0].target == f"{path}{search}&userId=user-1"
-
-
 @pytest.mark.parametrize(
     "body",
     [answer(CAMEL), answer(EDGE), answer(EDGE | {"tags": [1]}), answer(CAMEL, code=0), answer(CAMEL, requestId="r")],

@@ -20,7 +20,7 @@ from etl.demo.world import World
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Malformed, PermanentGatewayError, Refused
 from etl.gateway import Gateway
-from etl.gateway.signature import Timestamps, encryption, signature
+from etl.gateway.signature import Timestamps, encryption
 from etl.gateway.token import TokenKeeper, read_token
 from tests.support.gateways import (
     ACCESS_KEY,
@@ -38,14 +38,6 @@ NOW = dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 
 
 # Signature
-
-
-def test_the_documented_vector() -> None:
-    body = '{\n  "count": 20,\n  "page": 1,\n  "desc": "描述"\n}'
-    query = {"k3": "v3", "k1": "v1", "k2": "v2"}
-    signed = signature("xxxxaaaxxxx", query, 1572574909697, "xxxappSecretxxx", body)
-    assert signed == "59828328f6c1f9771015dc74e4929ae30f518a35a3d2353972c2ea46556fc981"
-    assert repr(signed) == "'***'"
 
 
 def test_encryption_is_the_hash_of_key_time_and_secret() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from etl.domain.roster import Roster, RosterChanges, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
 from tests.support.gateways import ACCESS_KEY, SECRET, gateway, settings_for
-from tests.support.hostile import TOKEN, Hostile, Step, http, issued
+from tests.support.hostile import Hostile, Step, http
 
 LIMITS = Limits()
 PAGE = 1000
@@ -42,27 +41,6 @@ def roster_of(*steps: Step, **changes: Any) -> frozenset[str]:
 
 def names(start: int, end: int) -> list[str]:
     return [f"u{number}" for number in range(start, end)]
-
-
-def test_the_request_is_that_of_the_documentation_and_is_signed_with_its_body() -> None:
-    with (
-        Hostile(page(people("u1"), 1), tokens=(issued(TOKEN),)) as server,
-        gateway(server, auth="token") as client,
-    ):
-        assert client.roster("o-1") == {"u1"}
-    request = server.requests[-1]
-    body = b'{"orgId":"o-1","pagination":{"pageNo":0,"pageSize":1000,"sorters":[]}}'
-    assert (request.method, request.target) == ("POST", "/app-portal-service/v2.2/user/organization/roster")
-    assert request.body == body
-    assert request.headers["content-type"] == "application/json"
-    said = request.headers["apim-accesstoken"] + body.decode() + request.headers["apim-timestamp"] + SECRET
-    assert request.headers["apim-signature"] == hashlib.sha256(said.encode()).hexdigest()
-
-
-def test_the_older_version_has_a_roster_of_its_own_that_says_200() -> None:
-    with Hostile(page(people("u1"), 1, code=200, message="")) as server, gateway(server, api="v2.0") as client:
-        assert client.roster("o-1") == {"u1"}
-    assert server.requests[0].target == "/app-portal-service/v2.0/user/organization/roster"
 
 
 @pytest.mark.parametrize(
