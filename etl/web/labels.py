@@ -12,6 +12,13 @@ from etl.domain.kinds import LABELS
 from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
+COVERAGE: Final = {
+    "observed": "observed",
+    "unchanged_across_gap": "the same before and after",
+    "between": "between two looks that differ",
+    "unobserved": "not observed",
+}
+"""How well the list of a moment is known, after "was" or "were"."""
 _LONGEST: Final = 300
 _UNITS: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 

@@ -69,6 +69,7 @@ def environment() -> jinja2.Environment:
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),
+        "COVERAGE": labels.COVERAGE,
         "CYCLES": CYCLES,
         "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,

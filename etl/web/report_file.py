@@ -6,24 +6,23 @@ import base64
 import datetime as dt
 import hashlib
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from etl.config import Schedule
 from etl.export.files import whole_file
-from etl.report import Report, health, summaries
-from etl.report.fetch import short_transaction
-from etl.report.summary_rows import Scope
+from etl.report import WorkflowHistory, health, summaries, workflow_page
+from etl.report.fetch import page, short_transaction
+from etl.report.summary_rows import Gap, Scope
 from etl.web import overview
 from etl.web.rendering import PLOTLY, asset, render
 
-EVENTS_AT_MOST: Final = 400
+EVENTS_AT_MOST: Final = 250
 """The newest rows of the trail that a report has."""
 _LIVES: Final = 8
-_STATES_OF_A_LIFE: Final = 30
+_STATES_OF_A_LIFE: Final = 20
 
 
 def write(
@@ -51,17 +50,26 @@ def write(
             events=EVENTS_AT_MOST + 1,
         )
         most_changed = summaries.most_changed(connection, asked, _LIVES)
-    report = Report(engine)
-    lives = [
-        (each, list(islice(report.history(flow=each.flow_id, org=each.org_id), _STATES_OF_A_LIFE)))
-        for each in most_changed
-    ]
+        lives = [_life(connection, each.org_id, each.flow_id) for each in most_changed]
     latest = found.pop("latest")
     inline = {"style": _inline("style.css"), "app": _inline("app.js"), "plotly": _inline(PLOTLY)}
     values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
     html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})
     with whole_file(file) as out:
         out.write(html.encode())
+
+
+class _Life(NamedTuple):
+    org_id: str
+    flow_id: str
+    states: Sequence[WorkflowHistory]
+    gaps: Sequence[Gap]
+
+
+def _life(connection: Connection, org: str, flow: str) -> _Life:
+    states = page(connection, WorkflowHistory, workflow_page.states(org, flow), _STATES_OF_A_LIFE)
+    users = list(dict.fromkeys(state.user_id for state in states))
+    return _Life(org, flow, states, workflow_page.gaps_of(connection, org, users))
 
 
 def _inline(name: str) -> str:

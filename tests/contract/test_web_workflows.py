@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from etl.database import reading
 from etl.report import Report, stories, workflow_page
-from etl.web.labels import workflow_path
+from etl.web.labels import COVERAGE, workflow_path
 from etl.web.params import PAGE_ROWS
 from tests.support.browser import HOSTILE_ORG
 from tests.support.builders import after
@@ -45,6 +45,8 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
         page = get(server, "/workflows", org="=" + org, as_of=at.isoformat()).text
         shown = re.findall(r'<td data-label="Users" class="number">(\d+)<', page)
         assert list(map(int, shown)) == [lists[state.flow_id] for state in known[:PAGE_ROWS]]
+        for coverage, number in Counter(row.coverage for row in Report(engine).targets_as_of(at, org=org)).items():
+            assert f"{number} {'was' if number == 1 else 'were'} {COVERAGE[coverage]}" in page
 
 
 def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, monkeypatch) -> None:
