@@ -29,7 +29,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--flows", type=int, default=50, help="that each user sees")
     parser.add_argument("--no-shuffle", action="store_true", help="every answer in the same order")
     parser.add_argument("--evolve-every", type=float, metavar="SECONDS", help="one step of the world, each time")
-    parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON lines of what was delivered")
+    parser.add_argument("--deliveries", type=Path, metavar="FILE", help="JSON lines of what was delivered")
     parser.add_argument("--admin", action="store_true", help="open /_demo/ to this machine")
     return parser.parse_args()
 
@@ -48,7 +48,7 @@ def _gateway(given: argparse.Namespace) -> DemoGateway:
         date_offset_seconds=given.date_offset_seconds,
         shuffle=not given.no_shuffle,
         seed=given.seed,
-        ledger_file=given.ledger,
+        deliveries_file=given.deliveries,
         admin=given.admin,
     )
 

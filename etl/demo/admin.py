@@ -42,8 +42,8 @@ def _administered(gateway: DemoGateway, request: Request) -> object:
             gateway.world.evolve(**msgspec.json.decode(request.body or b"{}", type=dict[str, int]))
         case "POST", "/_demo/edit":
             _edit(gateway.world, **msgspec.json.decode(request.body, type=dict[str, Any]))
-        case "GET", "/_demo/ledger":
-            answer = gateway.ledger.entries(int(dict(parse_qsl(request.query)).get("after", 0)))
+        case "GET", "/_demo/deliveries":
+            answer = gateway.deliveries.entries(int(dict(parse_qsl(request.query)).get("after", 0)))
         case "GET", "/_demo/counters":
             answer = gateway.counters
         case _:

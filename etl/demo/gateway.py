@@ -102,14 +102,14 @@ class DemoGateway:
         shuffle: bool = True,
         seed: int = 0,
         roster_page_size: int = 1000,
-        ledger_file: Path | None = None,
+        deliveries_file: Path | None = None,
         admin: bool = False,
     ) -> None:
         self.world = world
         self.tokens = TokenService(
             access_key, secret_key, token_seconds=token_seconds, max_skew_seconds=max_skew_seconds
         )
-        self.ledger = DeliveryLog()
+        self.deliveries = DeliveryLog()
         self.date_offset_seconds = date_offset_seconds
         self._address = (host, port)
         self._signed = auth == "token"
@@ -120,7 +120,7 @@ class DemoGateway:
         self._endpoints: dict[str, Endpoint] = {TOKEN_PATH: "token", flows: "flows", roster: "roster"}
         self._roster_page = roster_page_size
         self._lists = EncodedLists(world, release, shuffle=shuffle, seed=seed)
-        self._ledger_file = ledger_file
+        self._deliveries_file = deliveries_file
         self._admin = admin
         self._faults = FaultBook()
         self._counters = Counters()
@@ -139,8 +139,8 @@ class DemoGateway:
         host, port = server.server_address[:2]
         self._address = (str(host), int(port))
         self._closing.clear()
-        if self._ledger_file:
-            self.ledger.keep(self._ledger_file)
+        if self._deliveries_file:
+            self.deliveries.keep(self._deliveries_file)
         self._server = server
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True, name="demo-gateway").start()
 
@@ -154,7 +154,7 @@ class DemoGateway:
         self._server = None
         for thread in self.drop_connections():
             thread.join(timeout=10)
-        self.ledger.close()
+        self.deliveries.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -247,7 +247,7 @@ class DemoGateway:
         def note(sent: bool) -> None:
             if not entry.number:
                 self._leaves(entry)
-            self.ledger.put(entry, sent, reply.flows)
+            self.deliveries.put(entry, sent, reply.flows)
 
         offset = self.date_offset_seconds + (fault.seconds if fault.kind == "date" else 0)
         start = head(reply, formatdate(time.time() + offset, usegmt=True))

@@ -144,7 +144,7 @@ class Run(threading.Thread):
 
 
 def asked(site: Site, more_than: int, since: int) -> bool:
-    return site.gateway.ledger.wait_until(lambda entries: len(entries) - since > more_than, SAFETY_NET_SECONDS)
+    return site.gateway.deliveries.wait_until(lambda entries: len(entries) - since > more_than, SAFETY_NET_SECONDS)
 
 
 def test_removals_are_judged_together_over_the_batches_of_a_cluster(site: Site, coordinator: Application) -> None:
@@ -200,7 +200,7 @@ def test_no_credential_is_on_the_wire_when_targets_fail(site: Site, coordinator:
 
 def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator: Application) -> None:
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
-    since = len(site.gateway.ledger.entries())
+    since = len(site.gateway.deliveries.entries())
     run = Run(coordinator)
     assert asked(site, 12, since)
     site.workers[0].kill()
@@ -210,13 +210,13 @@ def test_a_killed_worker_costs_a_retry_and_nothing_else(site: Site, coordinator:
     assert (report.status, dict(report.tally.verdicts)) == ("succeeded", {"changed": 60})
     rows = f"SELECT count(*), sum(baseline) FROM change_set WHERE run_id = {report.run_id}"
     assert site.rows(rows) == [(60, report.tally.changes["baseline"])]
-    assert len(site.gateway.ledger.entries()) - since > 60 + 1
+    assert len(site.gateway.deliveries.entries()) - since > 60 + 1
     assert site.findings() == []
 
 
 def test_a_run_whose_scheduler_vanishes_goes_on_locally(site: Site, coordinator: Application) -> None:
     site.gateway.order(Fault("delay", seconds=0.3, times=None))
-    since = len(site.gateway.ledger.entries())
+    since = len(site.gateway.deliveries.entries())
     run = Run(coordinator)
     assert asked(site, 12, since)
     site.wire.cut()

@@ -298,7 +298,7 @@ def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Progr
         stderr=subprocess.DEVNULL,
     )
     with ended_anyway(outer):
-        assert upstream.ledger.wait_until(delivered(2), PATIENCE_SECONDS)
+        assert upstream.deliveries.wait_until(delivered(2), PATIENCE_SECONDS)
         inner = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
         assert re.search(r"^NSpid:\s+\d+\s+1$", Path(f"/proc/{inner}/status").read_text(), re.MULTILINE)
         os.kill(inner, signal.SIGTERM)
@@ -327,9 +327,9 @@ def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream:
             [sys.executable, "-m", "etl", "serve"], cwd=flowtrail.folder, env=loud, stdout=full, stderr=full
         )
         with ended_anyway(service):
-            assert upstream.ledger.wait_until(delivered(4), PATIENCE_SECONDS)
+            assert upstream.deliveries.wait_until(delivered(4), PATIENCE_SECONDS)
             upstream.world.rename(ORG, "1", "another name")
-            assert upstream.ledger.wait_until(lambda entries: delivered(4)(entries[-4:]), PATIENCE_SECONDS)
+            assert upstream.deliveries.wait_until(lambda entries: delivered(4)(entries[-4:]), PATIENCE_SECONDS)
             wait_until(lambda: flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind = 'renamed'") == [(1,)])
             service.send_signal(signal.SIGTERM)
             service.wait(PATIENCE_SECONDS)

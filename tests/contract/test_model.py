@@ -99,7 +99,7 @@ class Upstream:
         self.clock = clock
         self.lists: dict[Target, Flows] = {target: {} for target in TARGETS}
         self.planned: dict[Target, list[Planned]] = {target: [] for target in TARGETS}
-        self.ledger: list[checker.Delivered] = []
+        self.deliveries: list[checker.Delivered] = []
         self.dealt = random.Random(0)
 
 
@@ -146,7 +146,7 @@ class Session:
         self, target: Target, said: Flows, known: str | None, asked: dt.datetime, at: dt.datetime, own: bool
     ) -> Snapshot:
         listed = sorted(said.values(), key=lambda flow: flow.flow_id)
-        self._upstream.ledger.append(checker.Delivered(*target, listed, at, kept_open=not own))
+        self._upstream.deliveries.append(checker.Delivered(*target, listed, at, kept_open=not own))
         dealt = [
             {"flowId": f.flow_id, "flowName": f.flow_name, "cycle": f.cycle, "editable": f.editable}
             for f in self._upstream.dealt.sample(listed, len(listed))
@@ -395,7 +395,7 @@ class Lives(RuleBasedStateMachine):
                 planned.clear()
             self.configured = list(TARGETS)
             self._sync_all()
-            findings = checker.check(self.url, self.upstream.ledger, settled=True, guard=GUARD)
+            findings = checker.check(self.url, self.upstream.deliveries, settled=True, guard=GUARD)
             findings += map(str, verify(self.engine))
             assert not findings, "\n".join(findings)
         finally:

@@ -210,7 +210,7 @@ def test_the_checker_finds_whatever_is_altered_behind_the_back_of_the_store(diar
     unseen = []
     for table, column, place in [(t, c, place) for t, columns in ALTERED.items() for c in columns for place in (0, -1)]:
         altered = Path(shutil.copy(original, tmp_path / "altered.db"))
-        if alter(altered, table, column, place) and not checker.check(f"sqlite:///{altered}", diary.ledger):
+        if alter(altered, table, column, place) and not checker.check(f"sqlite:///{altered}", diary.deliveries):
             unseen.append(f"{table}.{column}[{place}]")
     assert set(unseen) <= {f"observation.{column}[-1]" for column in ("last_asked_at", "last_at", "interrupted")}
 
@@ -469,7 +469,7 @@ def test_stale_answers_of_a_batch_do_not_affect_the_others(diary):
     answers = [TWENTY, TWENTY, numbered(1, 22), numbered(1, 22), numbered(101, 140), TWENTY]
     outcomes = [diary.judge(fence, listed, after(hours=1)) for fence, listed in zip(fences, answers, strict=True)]
     outcomes[5] = verdict.failed(fences[5], Malformed("no", code="malformed"))
-    diary.ledger.pop()
+    diary.deliveries.pop()
     assert diary.apply(*outcomes) == {fences[1].target_id, fences[3].target_id}
     now = diary.store.fences(targets)
     assert [fence.version for fence in now] == [1, 1, 2, 2, 1, 1]
@@ -504,7 +504,7 @@ def test_ten_writers_in_any_order_neither_deadlock_nor_lose_nor_double(database_
         list(threads.map(write, range(len(diaries))))
     assert errors == []  # not even one that was tried again
     diary = diaries[0]
-    diary.ledger = [each for one in diaries for each in one.ledger]
+    diary.deliveries = [each for one in diaries for each in one.deliveries]
     spans = sum(count(diary.engine, "observation", f"observations = {n}") * n for n in range(1, 50))
     beside = count(diary.engine, "sync_issue")
     held = count(diary.engine, "sync_issue", "verdict = 'held'")
@@ -521,7 +521,7 @@ def _any_outcome(diary: Diary, chance: random.Random, fence, at: dt.datetime) ->
 
 
 def _findings(diary: Diary) -> list[str]:
-    return checker.check(diary.url, diary.ledger, settled=False)
+    return checker.check(diary.url, diary.deliveries, settled=False)
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
@@ -641,9 +641,9 @@ def a_failure(diary: Diary) -> Outcome:
 
 
 def written_although_lost(losing: Losing, diary: Diary, make: Make) -> Outcome:
-    """An outcome that is written while something gets lost, and that the ledger of ``diary`` gets."""
+    """An outcome that is written while something gets lost, and that the log of ``diary`` gets."""
     other = Diary(losing.engine, diary.url)
-    other.ledger = diary.ledger
+    other.deliveries = diary.deliveries
     outcome = make(other)
     losing.lose_next()
     assert other.store.apply(other.run_id, [outcome], UNCHECKED) == set()

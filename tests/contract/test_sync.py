@@ -190,9 +190,9 @@ KEPT, OWN = True, False
 
 def asked(house: House, run: Callable[[], object]) -> list[bool]:
     """For each request for Alice's list in that run: whether its connection was kept open for others."""
-    before = len(house.upstream.ledger.entries())
+    before = len(house.upstream.deliveries.entries())
     run()
-    entries = house.upstream.ledger.entries(after=before)
+    entries = house.upstream.deliveries.entries(after=before)
     return [entry.kept_open for entry in entries if entry.user == "alice"]
 
 
@@ -600,9 +600,9 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
         order = sync.RunOptions(run_id=run_id, coverage_gap=GAP)
         first = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, nobody])
-        asked = len(house.upstream.ledger.entries())
+        asked = len(house.upstream.deliveries.entries())
         again = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
-    assert len(house.upstream.ledger.entries()) == asked + 1
+    assert len(house.upstream.deliveries.entries()) == asked + 1
     assert dict(first.tally.verdicts) == {"changed": 1, "failed": 1}
     assert dict(again.tally.verdicts) == {"changed": 2, "failed": 1}
     assert again.tally.causes == first.tally.causes == {"62101": 1}
@@ -751,7 +751,7 @@ def test_work_that_was_complete_before_a_stop_stays(house):
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(house.run, BOB, ALICE)
         assert hanging.reached.wait(SAFETY_NET_SECONDS)
-        assert house.upstream.ledger.wait_until(lambda entries: len([e for e in entries if e.user == "bob"]) == 3)
+        assert house.upstream.deliveries.wait_until(lambda entries: len([e for e in entries if e.user == "bob"]) == 3)
         house.stop.set()
         report = running.result(SAFETY_NET_SECONDS)
     assert report.status == "aborted"

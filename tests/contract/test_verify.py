@@ -130,11 +130,11 @@ def story(engine: Engine, database_url: str, fill: Fill) -> Story:
 
     def write(engine: Engine, url: str) -> tuple[list[checker.Delivered], dt.datetime]:
         told = verify_story.write(Diary(engine, url))
-        return told.diary.ledger, told.now
+        return told.diary.deliveries, told.now
 
-    ledger, now = fill("verify_story", write)
+    deliveries, now = fill("verify_story", write)
     diary = Diary(engine, database_url)
-    diary.ledger = list(ledger)
+    diary.deliveries = list(deliveries)
     return Story(diary, now)
 
 

@@ -143,7 +143,7 @@ def one_round(place: Place, server: postgres.Server | None, seed: int, launchers
         findings = [*_ended_badly(victims), *_final_findings(place)]
     codes = sum((victim.codes for victim in victims), Counter())
     what = f"seed {seed}, {_kind(server)}{how}{', one answer a transaction' if together else ''}"
-    made = Round(what, kills, codes, len(place.ledger), findings)
+    made = Round(what, kills, codes, len(place.deliveries), findings)
     place.databases.drop(place.url)
     for file in place.folder.glob("*-std*"):
         file.unlink()
@@ -205,8 +205,8 @@ def _strike(rng: random.Random, place: Place, victims: Sequence[Victim]) -> bool
     """Kill or stop a process at a random moment; two times in three just after the gateway has sent an answer, when
     there is most to lose. Return whether one was killed."""
     if rng.random() < 0.67:
-        seen = len(place.gateway.ledger.entries())
-        place.gateway.ledger.wait_until(lambda entries: len(entries) > seen, timeout_seconds=2)
+        seen = len(place.gateway.deliveries.entries())
+        place.gateway.deliveries.wait_until(lambda entries: len(entries) > seen, timeout_seconds=2)
         time.sleep(rng.uniform(0, 0.05))
     else:
         time.sleep(rng.uniform(*_PAUSE_SECONDS))

@@ -187,7 +187,7 @@ class Place:
         """From now on the program uses this database, and only deliveries from now on count, besides ``known``."""
         self.url = url
         self.known = list(known)
-        self._forgotten = len(self.gateway.ledger.entries())
+        self._forgotten = len(self.gateway.deliveries.entries())
         self.point_at(url, gateway, rest)
 
     def point_at(self, url: str, gateway: str = "", rest: str = "", deadline: str = "20s") -> None:
@@ -217,11 +217,11 @@ class Place:
         return "".join((self.folder / name).read_text() for name in ("stderr", "stdout"))
 
     @property
-    def ledger(self) -> list[checker.Delivered]:
+    def deliveries(self) -> list[checker.Delivered]:
         """Every complete, valid answer that was delivered for this database."""
         return self.known + [
             checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
-            for entry in self.gateway.ledger.entries(after=self._forgotten)
+            for entry in self.gateway.deliveries.entries(after=self._forgotten)
             if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
         ]
 
@@ -231,7 +231,7 @@ class Place:
         if url.startswith("sqlite") and not file_of(url).exists():
             return []
         return [
-            *checker.check(url, self.ledger, settled=settled, guard=checker.Guard(), story=True),
+            *checker.check(url, self.deliveries, settled=settled, guard=checker.Guard(), story=True),
             *self._unkept(url),
         ]
 

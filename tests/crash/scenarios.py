@@ -140,7 +140,7 @@ SCENARIOS = (
 
 
 def prepared(place: Place, scenario: Scenario) -> str | None:
-    """The URL of a database as the scenario begins, with the gateway in its world; ``place.ledger`` is what was
+    """The URL of a database as the scenario begins, with the gateway in its world; ``place.deliveries`` is what was
     delivered so far."""
     place.new_world(beginning())
     place.schedule(ORG, (ANN, BOB, CAY))
@@ -161,7 +161,7 @@ def _begin(place: Place) -> tuple[str, list[Delivered]]:
     place.use(place.databases.new())
     for command in (UPGRADE, SYNC, SYNC):
         expect(place, command, 0)
-    return place.url, place.ledger
+    return place.url, place.deliveries
 
 
 def expect(place: Place, command: Sequence[str], code: int) -> None:

@@ -34,7 +34,7 @@ def stopped(place: Place, points: Iterable[int] = range(1, MOST_POINTS)) -> Iter
     """The trials at ``points``, up to the first point that is not reached: that service is stopped after its run."""
     template = prepared(place, Scenario("stop", _SERVE, before=_leave_a_slot_unserved, upstream=_change))
     assert template is not None
-    known = place.ledger
+    known = place.deliveries
     _change(place.gateway.world)
     place.schedule(ORG, (ANN, BOB, CAY), when='every = "24h"')
     name = f"{'SQLite' if place.databases.is_sqlite else 'PostgreSQL'}, stop"

@@ -41,7 +41,7 @@ class Sweep:
         self._scenario = scenario
         self._disturbance = disturbance
         self._template = prepared(place, scenario)
-        self._known = place.ledger if self._template else []
+        self._known = place.deliveries if self._template else []
         self._bad_signatures = 0
         scenario.upstream(place.gateway.world)
         place.schedule(ORG, scenario.configured)

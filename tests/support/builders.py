@@ -150,7 +150,7 @@ class Diary:
         self.engine = engine
         self.url = url
         self.store = Store(engine)
-        self.ledger: list[checker.Delivered] = []
+        self.deliveries: list[checker.Delivered] = []
         self.run_id = self.begin()
 
     def begin(self, origin: Origin = "command") -> int:
@@ -168,7 +168,7 @@ class Diary:
         """The verdict of ``judged`` on a list, which is logged."""
         answer = snapshot(listed, at, target=before.target)
         assert answer.flows is not None
-        self.ledger.append(checker.Delivered(*before.target, answer.flows, at))
+        self.deliveries.append(checker.Delivered(*before.target, answer.flows, at))
         return judged(self.store, before, answer, limits=limits, by=by)
 
     def apply(self, *outcomes: Outcome, origin: Origin = "command") -> set[int]:
@@ -186,7 +186,7 @@ class Diary:
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
         """Assert that the independent checker finds nothing wrong."""
-        findings = checker.check(self.url, self.ledger, settled=settled, every_answer=every_answer)
+        findings = checker.check(self.url, self.deliveries, settled=settled, every_answer=every_answer)
         assert not findings, "\n".join(findings)
 
 

@@ -1,6 +1,6 @@
 """An independent checker of a Flowtrail database: it shares no code with ``etl/``, only the written rules.
 
-    python -m tests.support.checker URL LEDGER      # LEDGER: the deliveries of the gateway, as JSON lines
+    python -m tests.support.checker URL DELIVERIES      # of the gateway, as JSON lines
 
 Given what the gateway really delivered (complete, valid answers, in order), it lists in sentences where the database
 breaks a rule: nothing invented, nothing lost, nothing twice, and every digest and hash as an auditor computes it.
@@ -59,7 +59,7 @@ class Guard(NamedTuple):
 
 def check(
     url: str,
-    ledger: Iterable[Any],
+    deliveries: Iterable[Any],
     *,
     settled: bool = True,
     every_answer: bool = False,
@@ -68,7 +68,7 @@ def check(
 ) -> list[str]:
     """What is wrong with the database at ``url``, in sentences; empty if nothing is.
 
-    ``ledger``: ``(org, user, expression, flows, time)`` of every complete valid answer, in order; time may be None.
+    ``deliveries``: ``(org, user, expression, flows, time)`` of every complete valid answer, in order; time may be None.
     ``settled``: the run of each target's last answer has ended, so that answer must be in the database.
     ``every_answer``: also, no answer was held, superseded or interrupted, so each different one is a version.
     ``guard``: all was written by runs with these limits, which ask twice before they remove something.
@@ -76,7 +76,7 @@ def check(
     """
     tables = tables_of(url)
     answers: dict[Key, list[_Answer]] = defaultdict(list)
-    for org, user, expression, flows, at, *kept_open in ledger:
+    for org, user, expression, flows, at, *kept_open in deliveries:
         at_micros = None if at is None else _micros(at)
         answers[org, user, expression].append(_Answer(_by_id(flows), at_micros, any(kept_open)))
     findings = _orphans(tables)
@@ -708,7 +708,7 @@ def _fields(flow: Any) -> Flow:
 def main(arguments: Sequence[str]) -> int:
     """Print every finding; return 1 if there is one."""
     if len(arguments) != 2:
-        print("usage: python -m tests.support.checker URL LEDGER", file=sys.stderr)
+        print("usage: python -m tests.support.checker URL DELIVERIES", file=sys.stderr)
         return 2
     findings = check(arguments[0], load(Path(arguments[1])))
     print("\n".join(findings) or "nothing invented, nothing lost, nothing twice")

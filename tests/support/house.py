@@ -101,16 +101,16 @@ class House:
         assert dict(report.tally.verdicts) == verdicts, report.tally.issues
         return report
 
-    def ledger(self) -> list[checker.Delivered]:
+    def deliveries(self) -> list[checker.Delivered]:
         return [
             checker.Delivered(entry.org, entry.user, entry.expression, entry.flows, entry.answered_at, entry.kept_open)
-            for entry in self.upstream.ledger.entries()
+            for entry in self.upstream.deliveries.entries()
             if entry.sent and entry.flows is not None and entry.fault not in checker.NO_ANSWERS
         ]
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
         findings = checker.check(
-            self.url, self.ledger(), settled=settled, every_answer=every_answer, guard=checker.Guard()
+            self.url, self.deliveries(), settled=settled, every_answer=every_answer, guard=checker.Guard()
         )
         assert not findings, "\n".join(findings)
 

@@ -1,4 +1,4 @@
-"""The local gateway honours the EnOS API documentation, misbehaves as ordered, and keeps an honest ledger."""
+"""The local gateway honours the EnOS API documentation, misbehaves as ordered, and keeps an honest log."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_a_signature_is_good_for_its_own_parameters_and_only_once(gateway: DemoG
         for asked in (query | {"expression": "x"}, query, query)
     ]
     assert codes == [1003, 0, 1001]
-    assert [entry.verdict for entry in gateway.ledger.entries()] == ["ok", "bad", "ok", "repeated"]
+    assert [entry.verdict for entry in gateway.deliveries.entries()] == ["ok", "bad", "ok", "repeated"]
 
 
 def test_a_dead_token_is_1203(gateway: DemoGateway, asker: Asker) -> None:
@@ -210,7 +210,7 @@ def test_a_gateway_without_auth_needs_no_token(world: World) -> None:
         asker = Asker(gateway.url)
         response = asker.send("GET", f"{FLOWS_PATH}?action=getMyFlow&userId={USER}&orgId={ORG}")
         assert len(json.load(response)["data"]) == 20
-        assert gateway.ledger.entries()[0].verdict == "unsigned"
+        assert gateway.deliveries.entries()[0].verdict == "unsigned"
         asker.connection.close()
 
 
@@ -257,7 +257,7 @@ def test_ids_are_integers_where_that_was_ordered(world: World, asker: Asker) -> 
 
 
 def test_other_paths_and_methods_are_not_served(asker: Asker) -> None:
-    responses = [("GET", "/nowhere"), ("GET", "/_demo/ledger"), ("GET", TOKEN_PATH), ("POST", FLOWS_PATH)]
+    responses = [("GET", "/nowhere"), ("GET", "/_demo/deliveries"), ("GET", TOKEN_PATH), ("POST", FLOWS_PATH)]
     statuses = []
     for method, path in responses:
         response = asker.send(method, path)
@@ -291,7 +291,7 @@ def test_a_fault_is_met_once_and_then_the_gateway_is_honest_again(
     body = response.read()
     assert (response.status, body[: len(start)]) == (status, start)
     assert headers.items() <= dict(response.getheaders()).items()
-    assert gateway.ledger.entries()[-1].fault == fault.kind
+    assert gateway.deliveries.entries()[-1].fault == fault.kind
     assert len(asker.ids()) == 20
 
 
@@ -325,7 +325,7 @@ def test_an_ordered_expiry_kills_the_token_for_everyone(gateway: DemoGateway, as
     assert asker.code() == 0
 
 
-def test_empty_and_partial_lists_are_well_formed_and_in_the_ledger(
+def test_empty_and_partial_lists_are_well_formed_and_among_the_deliveries(
     gateway: DemoGateway, world: World, asker: Asker
 ) -> None:
     gateway.order(Fault("empty"))
@@ -334,7 +334,7 @@ def test_empty_and_partial_lists_are_well_formed_and_in_the_ledger(
     kept = asker.ids()
     assert len(kept) == 6
     assert set(kept) < {flow.flow_id for flow in world.flows(ORG, USER)}
-    _, empty, partial = gateway.ledger.entries()
+    _, empty, partial = gateway.deliveries.entries()
     assert (empty.fault, empty.flows) == ("empty", ())
     assert {flow.flow_id for flow in partial.flows or ()} == set(kept)
 
@@ -380,11 +380,11 @@ def test_an_outage_closes_the_connection_without_a_byte(gateway: DemoGateway, as
     gateway.order(Fault("outage", reset=reset))
     with pytest.raises(ConnectionResetError if reset else http.client.RemoteDisconnected):
         asker.my_flow()
-    assert not gateway.ledger.entries()[-1].sent
+    assert not gateway.deliveries.entries()[-1].sent
     assert asker.code() == 0
 
 
-def test_a_cut_body_ends_too_early_and_is_not_in_the_ledger_as_delivered(gateway: DemoGateway, asker: Asker) -> None:
+def test_a_cut_body_ends_too_early_and_is_not_among_the_deliveries_as_sent(gateway: DemoGateway, asker: Asker) -> None:
     asker.ask_token()
     gateway.order(Fault("cut", share=1))
     with pytest.raises(http.client.IncompleteRead) as failure:
@@ -394,7 +394,7 @@ def test_a_cut_body_ends_too_early_and_is_not_in_the_ledger_as_delivered(gateway
     gateway.order(Fault("cut", share=0.1, reset=True))
     with pytest.raises(ConnectionResetError):
         asker.my_flow().read()
-    assert [(entry.status, entry.sent, entry.flows) for entry in gateway.ledger.entries()[1:]] == [
+    assert [(entry.status, entry.sent, entry.flows) for entry in gateway.deliveries.entries()[1:]] == [
         (200, False, None),
         (200, False, None),
     ]
@@ -407,7 +407,7 @@ def test_an_answer_that_comes_twice_is_taken_for_the_next_one_by_a_client_that_t
     gateway.order(Fault("twice", seconds=0))
     first = asker.my_flow().read()
     assert asker.my_flow(user="nobody").read() == first
-    assert gateway.ledger.wait_until(lambda entries: entries[-1].code == 62101)
+    assert gateway.deliveries.wait_until(lambda entries: entries[-1].code == 62101)
 
 
 def test_an_interim_answer_is_taken_for_the_final_one_by_a_client_that_does_not_know_it(
@@ -433,15 +433,15 @@ def test_a_client_that_asks_to_close_the_connection_has_it_closed_and_announced(
             with connection.makefile("rb") as stream:
                 everything = stream.read()
         assert everything.count(b"Connection: close\r\n") == everything.count(b"HTTP/1.1 200") == 1 + (kind == "twice")
-        assert not gateway.ledger.entries()[-1].kept_open
+        assert not gateway.deliveries.entries()[-1].kept_open
 
 
 @pytest.mark.parametrize("kind", ["drip_head", "drip_body", "delay"])
 def test_a_slow_answer_that_is_waited_for_is_whole(gateway: DemoGateway, asker: Asker, kind: Any) -> None:
     gateway.order(Fault(kind, seconds=0))
     assert len(asker.ids()) == 20
-    assert gateway.ledger.wait_until(lambda entries: entries[-1].sent)
-    assert len(gateway.ledger.entries()[-1].flows or ()) == 20
+    assert gateway.deliveries.wait_until(lambda entries: entries[-1].sent)
+    assert len(gateway.deliveries.entries()[-1].flows or ()) == 20
 
 
 @pytest.mark.parametrize("kind", ["hang", "drip_head", "drip_body", "delay"])
@@ -455,7 +455,7 @@ def test_closing_the_gateway_ends_all_waiting_clients(gateway: DemoGateway, aske
         with pytest.raises((http.client.HTTPException, OSError)):
             waiting.result(20)
     assert no_thread_serves()
-    assert not gateway.ledger.entries()[-1].sent
+    assert not gateway.deliveries.entries()[-1].sent
 
 
 def test_a_hang_ends_when_the_client_leaves(gateway: DemoGateway, asker: Asker) -> None:
@@ -479,8 +479,8 @@ def test_a_client_that_did_not_wait_was_not_served(gateway: DemoGateway, asker: 
     with pytest.raises(TimeoutError):
         asker.my_flow()
     asker.connection.close()
-    assert gateway.ledger.wait_until(lambda entries: len(entries) == 2)
-    assert not gateway.ledger.entries()[-1].sent
+    assert gateway.deliveries.wait_until(lambda entries: len(entries) == 2)
+    assert not gateway.deliveries.entries()[-1].sent
 
 
 def test_a_closed_gateway_refuses_connections_and_opens_again_at_the_same_address(
@@ -532,12 +532,12 @@ def test_a_fault_without_a_number_lasts_until_it_is_cleared(gateway: DemoGateway
     assert asker.code() == 0
 
 
-# Ledger and counters
+# Delivery log and counters
 
 
-def test_the_ledger_says_what_each_request_was_and_got(gateway: DemoGateway, world: World, asker: Asker) -> None:
+def test_the_delivery_log_says_what_each_request_was_and_got(gateway: DemoGateway, world: World, asker: Asker) -> None:
     asker.ids(expression="a")
-    token, flows = gateway.ledger.entries()
+    token, flows = gateway.deliveries.entries()
     assert (token.endpoint, token.path, token.status, token.code) == ("token", TOKEN_PATH, 200, 0)
     assert (flows.org, flows.user, flows.expression) == (ORG, USER, "a")
     assert (flows.number, flows.endpoint, flows.verdict, flows.code) == (2, "flows", "ok", 0)
@@ -545,12 +545,12 @@ def test_the_ledger_says_what_each_request_was_and_got(gateway: DemoGateway, wor
     assert flows.flows == world.flows(ORG, USER, "a")
     assert flows.answered_at is not None
     assert flows.received_at <= flows.answered_at
-    assert gateway.ledger.entries(after=1) == [flows]
+    assert gateway.deliveries.entries(after=1) == [flows]
 
 
-def test_the_ledger_file_has_an_answer_before_the_client_has_it_whole(world: World, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    with DemoGateway(world, auth="none", ledger_file=path) as gateway:
+def test_the_delivery_log_file_has_an_answer_before_the_client_has_it_whole(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "deliveries.jsonl"
+    with DemoGateway(world, auth="none", deliveries_file=path) as gateway:
         asker = Asker(gateway.url)
         asker.token = "not needed"
         for count in range(1, 20):
@@ -558,7 +558,7 @@ def test_the_ledger_file_has_an_answer_before_the_client_has_it_whole(world: Wor
             lines = path.read_bytes().splitlines()
             assert len(lines) == count
         entries = [msgspec.json.decode(line, type=Delivery) for line in lines]
-        assert entries == gateway.ledger.entries()
+        assert entries == gateway.deliveries.entries()
         gateway.order(Fault("drip_body", seconds=0))
         asker.my_flow().read()
         last, final = (msgspec.json.decode(line, type=Delivery) for line in path.read_bytes().splitlines()[-2:])
@@ -574,22 +574,22 @@ def test_one_can_wait_for_a_delivery(gateway: DemoGateway, asker: Asker) -> None
         return len(entries) == 2
 
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(gateway.ledger.wait_until, both_went_out, timeout_seconds=30)
+        waiting = pool.submit(gateway.deliveries.wait_until, both_went_out, timeout_seconds=30)
         assert looked.wait(20)
         asker.my_flow().read()
         assert waiting.result(10)
 
 
 def test_an_entry_changes_only_when_its_fate_does() -> None:
-    ledger = DeliveryLog()
+    deliveries = DeliveryLog()
     entry = Delivery(received_at=dt.datetime.now(dt.UTC), endpoint="flows", path="/")
     flows = (Flow("1", "a", "D", True),)
-    ledger.put(entry, True, flows)
-    ledger.put(entry, True, None)
-    assert ledger.entries()[0].flows == flows
-    ledger.put(entry, False, flows)
-    assert ledger.entries()[0].flows is None
-    assert not ledger.wait_until(lambda entries: len(entries) > 1, timeout_seconds=0)
+    deliveries.put(entry, True, flows)
+    deliveries.put(entry, True, None)
+    assert deliveries.entries()[0].flows == flows
+    deliveries.put(entry, False, flows)
+    assert deliveries.entries()[0].flows is None
+    assert not deliveries.wait_until(lambda entries: len(entries) > 1, timeout_seconds=0)
 
 
 def test_the_counters_know_how_many_were_in_flight_at_once(gateway: DemoGateway, asker: Asker) -> None:
@@ -693,9 +693,9 @@ def test_a_missing_workflow_cannot_be_edited() -> None:
 
 
 def test_as_a_process_it_serves_is_edited_and_stops_on_sigterm(tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger.jsonl"
+    deliveries = tmp_path / "deliveries.jsonl"
     command = [sys.executable, "-m", "etl.demo", "--flows", "5", "--access-key", KEY, "--secret-key", SECRET]
-    command += ["--admin", "--ledger", str(ledger)]
+    command += ["--admin", "--deliveries", str(deliveries)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         asker = Asker(process.stdout.readline().strip())
@@ -715,13 +715,13 @@ def test_as_a_process_it_serves_is_edited_and_stops_on_sigterm(tmp_path: Path) -
         assert asker.code() == 0
         assert admin("POST", "faults", kind="nonsense")[0] == 400
         assert admin("POST", "edit", edit="__init__")[0] == 400
-        assert [entry["code"] for entry in admin("GET", "ledger?after=1")[1]] == [0, 0, 62109, 0]
+        assert [entry["code"] for entry in admin("GET", "deliveries?after=1")[1]] == [0, 0, 62109, 0]
         assert admin("GET", "counters")[1]["flow_calls"] == 4
         asker.connection.close()
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
-    assert len(ledger.read_bytes().splitlines()) == 5
+    assert len(deliveries.read_bytes().splitlines()) == 5
 
 
 def test_a_process_that_evolves_changes_by_itself() -> None:
