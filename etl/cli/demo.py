@@ -1,4 +1,4 @@
-"""``flowtrail demo``: plays the story of etl.demo with the real program."""
+"""``flowtrail demo``: runs the tour of etl.demo with the real program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from etl.cli import console
 from etl.cli.application import Application, a_run, utc_now
 from etl.cli.event_table import event_table
 from etl.cli.run import show_report
-from etl.demo import story
+from etl.demo import tour
 from etl.demo.gateway import DemoGateway
 from etl.domain.kinds import DELTA_KINDS
 from etl.errors import UsageError
@@ -35,19 +35,19 @@ def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page afterwards, until Ctrl-C.")] = False,
     listen: Annotated[str, typer.Option("--listen", help="Address for --serve.")] = "127.0.0.1:8787",
 ) -> None:
-    """Play the whole story on this machine: changes, an outage, a false answer, and the trail they leave."""
+    """Show a day on this machine: changes, an outage, a false answer, and the trail they leave."""
     if folder is not None and (folder / "flowtrail.db").exists():
         raise UsageError(f"{folder} already has a flowtrail.db: name another --folder, the demo starts from nothing.")
     with disk.temporary_files():
         home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
-    world = story.world(seed)
-    with DemoGateway(world, access_key=story.ACCESS_KEY, secret_key=story.SECRET_KEY) as gateway:
+    world = tour.world(seed)
+    with DemoGateway(world, access_key=tour.ACCESS_KEY, secret_key=tour.SECRET_KEY) as gateway:
         with disk.errors_named(home / "flowtrail.toml"):
-            settings_file = story.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
+            settings_file = tour.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
         with Application(config.load(settings_file, {})) as app:
             app.ready(upgrade=True)
-            for number, act in enumerate(story.acts(gateway), 1):
-                _perform(app, number, act)
+            for number, step in enumerate(tour.steps(gateway), 1):
+                _show(app, number, step)
             _show_trail(app)
             _show_what_next(settings_file)
             if serve:
@@ -59,9 +59,9 @@ def register(page: typer.Typer) -> None:
     page.command()(demo)
 
 
-def _perform(app: Application, number: int, act: story.Act) -> None:
-    console.say(f"\n{number}. {act.title}", "bold cyan")
-    console.say(act.told, "dim")
+def _show(app: Application, number: int, step: tour.Step) -> None:
+    console.say(f"\n{number}. {step.title}", "bold cyan")
+    console.say(step.text, "dim")
     targets = app.schedules[0].targets
     report = sync.run(
         app.run_context(),

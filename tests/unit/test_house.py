@@ -113,8 +113,8 @@ def test_a_room_imports_only_from_lower_ranks(own):
 
 @pytest.mark.parametrize("path", sorted(ETL.glob("demo/*.py")), ids=named)
 def test_the_demo_has_no_rank(path):
-    """The demo gateway shares no code with the client; only story.py uses the program, as a user would."""
-    if path.name == "story.py":
+    """The demo gateway shares no code with the client; only tour.py uses the program, as a user would."""
+    if path.name == "tour.py":
         assert neighbours(path) <= {name for name, rank in RANKS.items() if rank < RANKS["cli"]}
     else:
         assert neighbours(path) <= {"domain", "errors"}
@@ -124,7 +124,7 @@ def test_the_demo_has_no_rank(path):
 def test_each_outside_library_has_its_owner(library):
     users = {named(path): room_of(path) for path in SOURCES if library in outside(path)}
     strangers = {path for path, module in users.items() if module not in OWNERS[library]}
-    assert not strangers - {"etl/demo/story.py"}
+    assert not strangers - {"etl/demo/tour.py"}
 
 
 def test_only_config_reads_the_environment():

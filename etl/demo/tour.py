@@ -1,4 +1,4 @@
-"""The story that ``flowtrail demo`` tells: what happens upstream, act by act, while Flowtrail looks on."""
+"""What ``flowtrail demo`` shows: step by step, what happens upstream before each sync."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from etl.demo.world import World
 from etl.domain.model import Flow
 
 ACCESS_KEY = "demo-access-key"
-SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for this story
+SECRET_KEY = "demo-secret-key"  # noqa: S105 - invented for the demo
 
 
-class Act(NamedTuple):
-    """The title of an act, and the explanation before its sync."""
+class Step(NamedTuple):
+    """The title of a step, and the explanation before its sync."""
 
     title: str
-    told: str
+    text: str
 
 
 def world(seed: int) -> World:
@@ -39,32 +39,34 @@ def write_settings(folder: Path, gateway_url: str, schedule: dict[str, list[str]
     settings = folder / "flowtrail.toml"
     settings.write_text(
         f'[gateway]\nurl = "{gateway_url}"\naccess_key = "{ACCESS_KEY}"\nsecret_key_file = "secret"\n'
-        'timeout = "1s"\ndeadline = "1s"      # short, so that the outage in the story is\n',
+        'timeout = "1s"\ndeadline = "1s"      # short, so that the outage is\n',
         encoding="utf-8",
     )
     return settings
 
 
-def acts(gateway: DemoGateway) -> Iterator[Act]:
+def steps(gateway: DemoGateway) -> Iterator[Step]:
     """The acts. Each changes the world or the gateway, and expects one sync before the next."""
     org, user, other = _cast(gateway.world)
-    yield Act("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
-    yield Act("Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span.")
+    yield Step("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
+    yield Step(
+        "Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span."
+    )
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")
     gateway.world.rename(org, renamed.flow_id, f"{renamed.flow_name}_v2")
     gateway.world.remove_flow(org, gone.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
-    yield Act("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
+    yield Step("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
     gateway.order(Fault("outage", times=None, endpoint="any"))
-    yield Act("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
+    yield Step("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
     gateway.clear_faults()
     gateway.order(Fault("empty", org=org, user=other, times=None))
-    yield Act(
+    yield Step(
         "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
     )
     gateway.clear_faults()
-    yield Act("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
+    yield Step("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
 
 
 def _cast(world: World) -> tuple[str, str, str]:
