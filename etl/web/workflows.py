@@ -12,13 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import WorkflowAsOf, WorkflowHistory, fetch, trail_page, workflow_page
+from etl.report import WorkflowAsOf, WorkflowHistory, columns_of, fetch, trail_page, workflow_page
 from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
+from etl.report.org_difference import OrgDifference, difference, first_look
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowShown, OrgWorkflowState
 from etl.report.workflow_page import LISTS_THEN, Order, Sought, TooManyLists, Which
-from etl.web.answers import TableQuery, html, listing_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
 
@@ -26,16 +27,19 @@ STATES_AT_MOST: Final = 400
 """States of one workflow that its page shows, for all users together."""
 SEEN_AT_MOST: Final = 200
 EVENTS: Final = 200
+DIFFERENCES: Final = 200
 _DRAWN: Final = 40
 """Lists in a timeline, a row each."""
 ORGANISATIONS: Final = 200
+LIST_TABLES: Final = ("list", "difference")
 TABLES: Final = ("states", "story", "seen")
 """The tables of a workflow's page; ``?table=`` chooses the one that becomes a file."""
 
 
 def index(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    at, fmt, paging = asked.moment("as_of", now), wanted_format(request), asked.paging()
+    at, since = asked.moment("as_of", now), asked.moment("since", now)
+    fmt, table, paging = wanted_format(request), asked.one_of("table", LIST_TABLES), asked.paging()
     with short_transaction(site.engine) as connection:
         orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
         if len(orgs) != 1:
@@ -43,9 +47,14 @@ def index(site: Site, request: Request) -> Response:
         sought = _sought(asked, orgs[0].org_id)
         if at and sought.which:
             raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: leave “As of” empty.")
+        if since and since > (at or now):
+            raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
+        changes = difference(connection, sought.org, since, at or now) if since else []
         if not fmt:
-            values = _shown(connection, sought, at, paging)
+            values = _shown(connection, sought, at, paging) | _compared(connection, sought.org, since, changes)
         listing = _listing(connection, sought, at)
+    if fmt and table == "difference":
+        return rows_file(table, columns_of(OrgDifference), changes, fmt)
     if fmt:
         return listing_file(site, listing, fmt)
     values |= {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now}
@@ -63,6 +72,15 @@ def _shown(connection: Connection, sought: Sought, at: dt.datetime | None, pagin
         values["users"] = workflow_page.users_then(connection, values["rows"], at)
         values["known"] = workflow_page.coverage_then(connection, sought.org, at)
     return values
+
+
+def _compared(
+    connection: Connection, org: str, since: dt.datetime | None, changes: Sequence[OrgDifference]
+) -> dict[str, Any]:
+    """What the page shows of the comparison with ``since``."""
+    first = first_look(connection, org) if since else None
+    shown, further = changes[:DIFFERENCES], len(changes) - DIFFERENCES
+    return {"since": since, "first_look": first, "changes": shown, "further": further}
 
 
 def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> TableQuery:

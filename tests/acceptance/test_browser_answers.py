@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from sqlalchemy import Engine, text
 
 from etl.database import reading
-from etl.report import Report
+from etl.report import Report, stories
 from tests.support.browser import BOB, DAVE, Month, browser, drawn, month, site, watch
 
 __all__ = ["browser", "month"]
@@ -170,6 +170,19 @@ def test_what_was_there_in_an_organisation_on_31_march(page: Page, engine: Engin
     page.get_by_role("button", name="Show").click()
     known = sorted({row.flow_id for row in Report(engine).flows_as_of(MARCH_ENDS, org="o1")})
     assert column(page, "workflows", "Workflow") == known
+
+
+def test_what_is_different_in_an_organisation_between_two_moments(page: Page, engine: Engine) -> None:
+    open_organisation(page, "o1")
+    page.get_by_label("As of").fill("2026-04-01")
+    page.get_by_label("Compare with").fill("2026-03-20")
+    page.get_by_role("button", name="Show").click()
+    before, then = (
+        {row.flow_id for row in stories.workflows_as_of(engine, at, org="o1")}
+        for at in (dt.datetime(2026, 3, 20, tzinfo=dt.UTC), MARCH_ENDS)
+    )
+    kinds = zip(column(page, "difference", "Workflow"), column(page, "difference", "Kind"), strict=True)
+    assert {flow for flow, kind in kinds if kind in ("appeared", "disappeared")} == before ^ then != set()
 
 
 def test_who_sees_a_workflow_and_what_was_its_life(page: Page, engine: Engine) -> None:

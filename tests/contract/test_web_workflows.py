@@ -58,6 +58,23 @@ def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, m
     assert (refused.status_code, "name one" in refused.text) == (400, True), "carol and dave"
 
 
+def test_two_lists_of_an_organisation_are_compared(server, engine) -> None:
+    old, new = after(days=15), after(days=37)
+    before, then = ({row.flow_id: row for row in stories.workflows_as_of(engine, at, org="o1")} for at in (old, new))
+    moments = {"since": old.isoformat(), "as_of": new.isoformat()}
+    found = rows(server, "/workflows", org="=o1", table="difference", **moments)
+    kinds = {kind: {row["flow_id"] for row in found if row["kind"] == kind} for kind in ("appeared", "disappeared")}
+    assert kinds == {"appeared": then.keys() - before.keys(), "disappeared": before.keys() - then.keys()}
+    assert all(kinds.values())
+    for row in found:
+        sides = [side.get(row["flow_id"]) for side in (before, then)]
+        assert [row["old_cycle"], row["new_cycle"]] == [side and side.cycle for side in sides]
+        assert [row["old_name"], row["new_name"]] == [side and side.flow_name for side in sides]
+    page = get(server, "/workflows", org="=o1", **moments).text
+    assert page.count('<span class="kind kind-disappeared">') == len(kinds["disappeared"])
+    assert "the first look was at" in get(server, "/workflows", org="=o1", since="2026-01-01").text
+
+
 def test_workflows_are_found_by_name_id_user_cycle_and_by_who_may_edit_them(server) -> None:
     def found(**query: object) -> list[str]:
         return [row["flow_id"] for row in rows(server, "/workflows", **query)]
@@ -136,6 +153,7 @@ REFUSED = {
     "/workflows?as_of=gestern": 400,
     "/workflows?org=o1&format=xml": 400,
     "/workflows?org=o1&which=single&as_of=2026-04-01": 400,
+    "/workflows?org=o1&as_of=2026-04-01&since=2026-04-02": 400,
 }
 
 

@@ -1,0 +1,82 @@
+"""What is different in an organisation between two moments, whatever happened in between."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sqlalchemy import Connection, func, select
+
+from etl.report import statements
+from etl.report.rows import OrgWorkflowState
+from etl.schema import change_set, org_event, target
+
+_Key = tuple[str, str]
+"""Search expression and flow_id."""
+_APPEARED = ("appeared", "reappeared")
+
+
+class OrgDifference(NamedTuple):
+    """A difference between an organisation's lists of two moments.
+
+    ``kind`` is that of an event, or what no event proves: ``baseline`` (a first look showed the workflow in between,
+    and nobody knows whether it had been there before) or ``not_asked`` (the last user who showed it was retired).
+    """
+
+    expression: str
+    flow_id: str
+    kind: str
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+
+
+def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
+    """The differences, by expression, flow_id and kind; ``old`` is the earlier moment."""
+    before, after = (_states(connection, org, at) for at in (old, new))
+    events = defaultdict[_Key, set[str]](set)
+    happened = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
+    came_or_went = org_event.c.kind.in_((*_APPEARED, "disappeared"))
+    for expression, flow_id, kind in connection.execute(
+        select(org_event.c.expression, org_event.c.flow_id, org_event.c.kind).where(*happened, came_or_went)
+    ):
+        events[expression, flow_id].add(kind)
+    return [
+        OrgDifference(*key, kind, *_values(before.get(key), after.get(key)))
+        for key in sorted(before.keys() | after.keys())
+        for kind in _kinds(before.get(key), after.get(key), events[key])
+    ]
+
+
+def first_look(connection: Connection, org: str) -> dt.datetime | None:
+    """When a list of the organisation was seen for the first time."""
+    joined = select(func.min(change_set.c.observed_at)).join(target, target.c.id == change_set.c.target_id)
+    found: dt.datetime | None = connection.execute(joined.where(target.c.org_id == org)).scalar()
+    return found
+
+
+def _states(connection: Connection, org: str, at: dt.datetime) -> dict[_Key, OrgWorkflowState]:
+    state, chosen = statements.org_states_at(at)
+    rows = (OrgWorkflowState(*row) for row in connection.execute(chosen.where(state.c.org_id == org)))
+    return {(row.expression, row.flow_id): row for row in rows}
+
+
+def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: set[str]) -> Iterator[str]:
+    if old is None:
+        yield "appeared" if events.intersection(_APPEARED) else "baseline"
+    elif new is None:
+        yield "disappeared" if "disappeared" in events else "not_asked"
+    else:
+        if old.cycle != new.cycle:
+            yield "cycle_changed"
+        if old.flow_name != new.flow_name:
+            yield "renamed"
+
+
+def _values(old: OrgWorkflowState | None, new: OrgWorkflowState | None) -> tuple[str | None, ...]:
+    """Names, then cycles, each before and after."""
+    sides = (old, new)
+    return (*(side and side.flow_name for side in sides), *(side and side.cycle for side in sides))
