@@ -171,6 +171,7 @@ class ScheduleRuns:
             )
 
     def _missed(self, schedule: Schedule, before: dt.datetime | None, slot: dt.datetime) -> int:
+        """How many slots were missed since ``before``; a slot whose run was aborted counts as missed."""
         if before is None or slot <= before:
             return 0
         aborted = self._context.store.was_aborted(schedule.name, slot)
