@@ -25,6 +25,12 @@ Way = Literal["replay", "group", "undo"]
 UNDO_COSTS: Final = 16
 """Undoing a change set costs at most as much as replaying this many."""
 
+CONFIGURED_THEN: Final = """
+          coalesce((SELECT m.kind FROM target_membership m
+                    WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
+                    ORDER BY m.at DESC, m.id DESC LIMIT 1), 'resumed') <> 'retired'"""
+"""A condition on ``target t``: it was not retired at ``:at``."""
+
 _SEEN: Final = """
 known AS MATERIALIZED (
     SELECT t.id AS target_id, t.org_id, t.user_id, t.expression,
@@ -32,9 +38,7 @@ known AS MATERIALIZED (
             WHERE s.target_id = t.id AND s.observed_at <= :at
             ORDER BY s.observed_at DESC LIMIT 1) AS change_set_id
     FROM target t
-    WHERE coalesce((SELECT m.kind FROM target_membership m
-                    WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
-                    ORDER BY m.at DESC, m.id DESC LIMIT 1), 'resumed') <> 'retired'{targets}
+    WHERE {configured}{targets}
 ),
 seen AS MATERIALIZED (
     SELECT known.*, v.version, v.observed_at, v.flow_count,
@@ -175,7 +179,7 @@ def targets_statement(
     """One row for each target that was not retired by ``:at``, observed or not; ``filters`` as in ``flows_statement``.
     ``condition`` is a further condition on the table ``target t``, with its ``parameters``."""
     chosen = _where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}")
-    sql = f"WITH {_SEEN}{_TARGETS}".format(targets=chosen)
+    sql = f"WITH {_SEEN}{_TARGETS}".format(configured=CONFIGURED_THEN, targets=chosen)
     return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(TargetAsOf))
 
 
@@ -192,6 +196,7 @@ def flows_statement(
     parameters; ``name_filter`` is a condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
     """
     sql = f"WITH {_SEEN},{_LISTED[way]}{_FLOWS}".format(
+        configured=CONFIGURED_THEN,
         targets=_where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}"),
         changes=_OF_A_WORKFLOW if "flow_id" in filters else _OF_A_TARGET,
         flows=_where("c", filters, "flow_id"),

@@ -53,8 +53,9 @@ def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datet
 
 def first_look(connection: Connection, org: str) -> dt.datetime | None:
     """When a list of the organisation was seen for the first time."""
-    joined = select(func.min(change_set.c.observed_at)).join(target, target.c.id == change_set.c.target_id)
-    found: dt.datetime | None = connection.execute(joined.where(target.c.org_id == org)).scalar()
+    of_target = select(func.min(change_set.c.observed_at)).where(change_set.c.target_id == target.c.id)
+    of_all = select(func.min(of_target.scalar_subquery())).where(target.c.org_id == org)
+    found: dt.datetime | None = connection.execute(of_all).scalar()
     return found
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from etl.report import statements
-from etl.report.asof import cheaper_way, flows_statement, targets_statement
+from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targets_statement
 from etl.report.names import contains, id_contains
 from etl.report.rows import (
     Coverage,
@@ -154,12 +154,9 @@ def _filtered(
 # ------------------------------------------------------------------------------------- the users at a moment
 
 
-_TARGETS_THEN: Final = """
+_TARGETS_THEN: Final = f"""
     SELECT t.id FROM target t
-    WHERE t.org_id = :org_id AND t.expression = :expression
-      AND coalesce((SELECT m.kind FROM target_membership m
-                    WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
-                    ORDER BY m.at DESC, m.id DESC LIMIT 1), 'resumed') <> 'retired'"""
+    WHERE t.org_id = :org_id AND t.expression = :expression AND {CONFIGURED_THEN}"""  # noqa: S608 - our own words
 _USERS_THEN: Final = f"""
     SELECT c.flow_id, sum(CASE c.kind WHEN 'baseline' THEN 1 WHEN 'added' THEN 1 WHEN 'removed' THEN -1 ELSE 0 END)
     FROM workflow_change c

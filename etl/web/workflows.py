@@ -46,7 +46,7 @@ def index(site: Site, request: Request) -> Response:
             return _which_organisation(request, asked, orgs, fmt)
         sought = _sought(asked, orgs[0].org_id)
         if at and sought.which:
-            raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: leave “As of” empty.")
+            raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: choose all, or empty “As of”.")
         if since and since > (at or now):
             raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
         changes = difference(connection, sought.org, since, at or now) if since else []
