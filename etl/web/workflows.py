@@ -23,9 +23,9 @@ from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_fo
 from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
 
-STATES_AT_MOST: Final = 400
+STATES_AT_MOST: Final = 200
 """States of one workflow that its page shows, for all users together."""
-SEEN_AT_MOST: Final = 200
+SEEN_AT_MOST: Final = 100
 EVENTS: Final = 200
 DIFFERENCES: Final = 200
 _DRAWN: Final = 40
