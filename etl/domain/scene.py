@@ -96,15 +96,16 @@ class Scene:
         return latest and latest.asked_at
 
     def looks(self) -> Iterator[tuple[str, Answer, Listed]]:
-        """Every known answer that lists the workflow, with its user."""
+        """Every known answer that lists the workflow, with its user; not those of a user who has come back and does not
+        count yet."""
         for sighting in self.sightings:
             if sighting.previous is not None and sighting.before is not None:
                 yield sighting.user_id, sighting.previous, sighting.before
             if sighting.after is not None:
                 yield sighting.user_id, sighting.answer, sighting.after
         for user_id, showing in self.listing.items():
-            latest = self.latest(user_id)
-            if latest is not None:
+            latest, retired_at = self.latest(user_id), self.audience.users[user_id].retired_at
+            if latest is not None and (retired_at is None or latest.arrived_at <= retired_at):
                 yield user_id, latest, showing.listed
 
     def showings(self) -> Iterator[tuple[str, dt.datetime, dt.datetime]]:

@@ -21,6 +21,7 @@ from tests.organisation.world import START, Setting
 from tests.support import checker, story_checker
 from tests.support.builders import flow, numbered
 from tests.support.trails import ANN, BEN, House, findings
+from tests.support.years import Clock
 
 COLUMNS = (
     "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
@@ -130,6 +131,26 @@ def test_an_approval_while_a_run_judges_is_told_once(engine: Engine, before: str
     assert waiting == []
     assert sorted(events_in(engine)) == [("appeared", "9"), *(("disappeared", str(number)) for number in range(3, 7))]
     assert contradictions(engine) == findings(engine) == []
+
+
+def test_a_disappearance_begins_with_the_last_answer_of_a_user_who_counts(engine: Engine) -> None:
+    """Ben came back with removals that are held, so he does not count yet, and his list shows it all the time."""
+    house, clock = House(engine), Clock()
+    house.upstream.clock = clock
+    house.upstream.lists |= {ANN: [*numbered(1, 6), flow(50)], BEN: numbered(1, 6)}
+    house.serve({"plants": [ANN, BEN]})
+    house.store.retire_others([ANN], clock(), None)
+    house.serve({"plants": [ANN]})
+    house.upstream.lists[BEN] = [*numbered(1, 2), flow(50)]
+    assert house.serve({"plants": [ANN, BEN]}).tally.verdicts["held"] == 1
+    lost_at = clock()
+    house.upstream.lists[ANN] = numbered(1, 6)
+    clock.move(hours=1)
+    house.serve({"plants": [ANN, BEN]})
+    with reading(engine) as connection:
+        [told] = connection.execute(select(org_event)).all()
+    assert (told.kind, told.flow_id, told.certain) == ("disappeared", "50", True)
+    assert told.last_unchanged_at < lost_at < told.observed_at
 
 
 def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engine: Engine) -> None:
