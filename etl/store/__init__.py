@@ -162,7 +162,7 @@ class Store(RunRecords, ServiceRecords):
     def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
         """Retire the targets that are no longer configured, unless they are more than ``max_share`` of all.
 
-        A separate run, which asks nobody, does this.
+        A separate run, which asks for no target, does this.
         """
         found = self._read(lambda connection: retirement.others(connection, configured, max_share))
         if found.retired:

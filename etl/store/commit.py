@@ -89,6 +89,7 @@ _REMOVE: Final = delete(workflow).where(
     )
 )
 _HOLD_ENDED: Final = update(target).where(target.c.id == bindparam("target_id")).values(held_since=None)
+"""Clears a hold."""
 _MISSING: Final = (
     update(workflow)
     .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))

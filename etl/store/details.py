@@ -10,11 +10,12 @@ import msgspec
 from sqlalchemy import Connection, func, insert, select
 
 from etl.domain.detail import Detail
+from etl.domain.kinds import DELTA_KINDS
 from etl.schema import CHANGE_KIND, change_set, target, workflow_change, workflow_detail
 from etl.store import seals
 
-CHANGES_WITH_DETAILS: Final = ("added", "cycle_changed", "renamed", "editable_changed")
-"""After these changes a user sees the workflow, so that details can be asked for."""
+CHANGES_WITH_DETAILS: Final = tuple(kind for kind in DELTA_KINDS if kind != "removed")
+"""After these changes a user sees the workflow, so details can be asked for."""
 
 
 class Changed(NamedTuple):

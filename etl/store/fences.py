@@ -70,11 +70,10 @@ _FENCES_OF: Final = {
     dialect: _FENCES.where(tuple_(*_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
 }
 _ROWS_AT_ONCE: Final = 1000
+_WORKFLOWS: Final = "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"
 _WORKFLOWS_OF: Final = {
-    "postgresql": "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"
-    " WHERE target_id = ANY(%s)",
-    "sqlite": "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"
-    " WHERE target_id IN (SELECT value FROM json_each(?))",
+    "postgresql": _WORKFLOWS + " WHERE target_id = ANY(%s)",
+    "sqlite": _WORKFLOWS + " WHERE target_id IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
 }
 _SPANS: Final = (
     select(observation.c.target_id, *SPAN_COLUMNS)

@@ -51,7 +51,7 @@ class RunRecords(Transactions):
         return self._read(lambda connection: runs.written_by(connection, run_id, targets))
 
     def observed_by(self, run_id: int, began_at: dt.datetime, targets: Sequence[Target]) -> set[Target]:
-        """Those of ``targets`` that a run has observed unchanged, as far as that is certain."""
+        """The ``targets`` that a run has certainly observed unchanged."""
         return self._read(lambda connection: runs.observed_by(connection, run_id, began_at, targets))
 
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:

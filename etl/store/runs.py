@@ -66,7 +66,7 @@ class Begun(NamedTuple):
     run_id: int
     membership_id: int
     repeats: bool = False
-    """Whether the run before it asked the same targets of the same single schedule, with the same memberships."""
+    """Whether the previous run asked the same targets of the same single schedule, with the same memberships."""
 
 
 class Due(NamedTuple):
@@ -104,7 +104,7 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     row = {name: getattr(run, name) for name in _OF_NEW_RUN} | {"status": "running", "started_at": now}
     if run.origin == "maintenance":
-        row["notified_at"] = now  # nobody is told of it
+        row["notified_at"] = now  # receivers are not notified of it
     scope = literal(_scope(run, asked), Text()) + cast(_LATEST_MEMBERSHIP, Text()) + "}"
     statement = dialect.insert(sync_run).values(
         **row, heartbeat_at=database_now(connection), scope=scope, targets_digest=digest
@@ -142,7 +142,7 @@ _REPEATS: Final = exists().where(
     _before.c.scope == literal_column("sync_run.scope"),
     _before.c.targets_digest == literal_column("sync_run.targets_digest"),
 )
-"""Of the row that is inserted. The scope ends with the latest membership id: so no membership was recorded since."""
+"""Of the inserted row. The scope ends with the latest membership id, so no membership was recorded since."""
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> str:
@@ -181,7 +181,7 @@ def written_by(connection: Connection, run_id: int, targets: Sequence[Target]) -
 
 
 def observed_by(connection: Connection, run_id: int, began_at: dt.datetime, targets: Sequence[Target]) -> set[Target]:
-    """Those of ``targets`` whose open span was extended since a run began; none if another run may have done it."""
+    """The ``targets`` whose open span was extended since a run began; none if another run may have done that."""
     others = select(sync_run.c.id).where(
         sync_run.c.id != run_id, or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= began_at)
     )

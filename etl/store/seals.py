@@ -73,7 +73,7 @@ _OPEN: Final = select(sync_run.c.closed_at).where(sync_run.c.id == _RUN_ID).with
 
 
 def close(connection: Connection, run_id: int, now: dt.datetime) -> bool:
-    """Let nobody write for the run any more, after current writers have committed; False if another closed it."""
+    """Close a run once current writers have committed: no further writes for it. False if another process closed it."""
     mine = (sync_run.c.id == run_id, sync_run.c.closed_at.is_(None) | (sync_run.c.closed_at == now))
     locked = select(sync_run.c.id).where(*mine).with_for_update()
     return connection.execute(update(sync_run).where(sync_run.c.id.in_(locked)).values(closed_at=now)).rowcount == 1

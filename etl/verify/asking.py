@@ -64,7 +64,7 @@ class Count(NamedTuple):
     most: int
 
     def less(self, runs: Iterable[Run], span: Span, *, perhaps: bool = False) -> Count:
-        """Without these runs, of which nothing was observed; ``perhaps``: of which it is not certain."""
+        """Without these runs, which observed nothing; ``perhaps``: runs for which that is not certain."""
         met = [run for run in runs if run.meets(span)]
         sure = sum(run.certain and run.meets_no_other(span) for run in met)
         return Count(self.least - sure, self.most if perhaps else self.most - len(met))
@@ -124,8 +124,8 @@ class _Line:
     def _count(self, low: int, high: int, span: Span) -> tuple[int, int]:
         """How many of these consecutive runs overlap a span, and how many of those also overlap a neighbour.
 
-        Whatever began within the span meets it; only those that began just before it, or end just behind it, are
-        looked at.
+        Runs that began within the span overlap it; only those that began just before it or end just after it are looked
+        at.
         """
         if not self._in_order:
             met = [run for run in self._runs[low:high] if run.meets(span)]

@@ -86,7 +86,7 @@ class Issues:
         self._others = [run for verdict, run in runs if verdict != "stale"]
 
     def taken_from(self, count: Count, span: Span) -> Count:
-        """Without what these runs did not observe."""
+        """Without the runs that did not observe the target."""
         return count.less(self._others, span).less(self._stale, span, perhaps=True)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 import msgspec
 from sqlalchemy import Connection, text
 
+from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, Span, Target
 
 T = TypeVar("T")
@@ -97,14 +98,14 @@ _TARGETS: Final = """
            @t.held_since
     FROM target t WHERE t.id > :after ORDER BY t.id
 """
-_CHANGE_SETS: Final = """
+_CHANGE_SETS: Final = f"""
     SELECT t.id, s.version, s.id, s.kind, @s.observed_at, @s.last_unchanged_at, @s.asked_at, @s.previous_at,
            @s.held_asked_at, @s.held_at, s.flow_count, s.state_digest,
-           s.baseline, s.added, s.removed, s.cycle_changed, s.renamed, s.editable_changed,
+           {", ".join(f"s.{kind}" for kind in CHANGE_KINDS)},
            s.approved_by, s.approved_scope, s.data_hash, s.format, s.parent_hash, s.hash
     FROM target t JOIN change_set s ON s.target_id = t.id
     WHERE t.id > :after ORDER BY t.id, s.version
-"""
+"""  # noqa: S608 - the kinds are ours
 _CHANGES: Final = """
     SELECT t.id, s.version, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle,
            c.old_editable, c.new_editable

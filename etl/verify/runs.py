@@ -41,8 +41,8 @@ _RUNS: Final = (
 _OF_TARGET: Final = "t.org_id, t.user_id, t.expression"
 _FROM: Final = "FROM {table} e JOIN target t ON t.id = e.target_id WHERE e.run_id BETWEEN :low AND :high"
 _VERSIONS: Final = text(
-    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.version, e.observed_at, e.hash, e.baseline, e.added, e.removed, "
-    f"e.cycle_changed, e.renamed, e.editable_changed {_FROM.format(table='change_set')} "
+    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.version, e.observed_at, e.hash, "
+    f"{', '.join(f'e.{kind}' for kind in CHANGE_KINDS)} {_FROM.format(table='change_set')} "
     f"ORDER BY e.run_id, {_OF_TARGET}, e.version"
 ).columns(observed_at=UtcTime())
 _ISSUES: Final = text(

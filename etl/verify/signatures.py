@@ -30,7 +30,8 @@ class Signatures:
         self._went = went
         self._signed = signed_before
         self._stranger: str | None = None
-        """The key of the seal before, where it is none of them: of a stretch of seals the first is named."""
+        """The key of the previous seal if it is none of them: of consecutive seals with one unknown key, only the first
+        is reported."""
 
     def require(self, row: Row[Any], trail_id: str) -> None:
         """Raise Broken if the signature of a seal is missing, or is not by one of the keys."""
