@@ -18,7 +18,6 @@ _IF_ANY: Final = ("expression", "EnOS")
 def event_table(
     title: str,
     events: Iterable[Any],
-    empty: str = "no changes",
     *,
     zone: dt.tzinfo = dt.UTC,
     said: Sequence[str] = (),
@@ -29,7 +28,7 @@ def event_table(
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
         for e, told in zip(events, chain(said, repeat("")), strict=False)
     ]
-    _without_empty(title, _COLUMNS, _IF_ANY, rows, zone, empty)
+    _without_empty(title, _COLUMNS, _IF_ANY, rows, zone, "no changes")
 
 
 def _without_empty(

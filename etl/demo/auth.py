@@ -56,9 +56,7 @@ class _Seen:
 class TokenService:
     """Issues tokens and checks signatures as the EnOS API documentation says; thread-safe. ``now`` is epoch seconds."""
 
-    def __init__(
-        self, access_key: str, secret_key: str, *, token_seconds: float = 7200, max_skew_seconds: float = 300
-    ) -> None:
+    def __init__(self, access_key: str, secret_key: str, *, token_seconds: float, max_skew_seconds: float) -> None:
         self._access_key = access_key
         self._secret_key = secret_key
         self._token_seconds = token_seconds

@@ -339,5 +339,5 @@ class DemoGateway:
         status = 401 if entry.verdict == "unknown_token" else 200
         return refusal(entry.endpoint, *_REFUSALS[entry.verdict], status, older=self._older)
 
-    def _no(self, code: int, message: str, status: int = 200) -> Reply:
-        return refusal("flows", code, message, status, older=self._older)
+    def _no(self, code: int, message: str) -> Reply:
+        return refusal("flows", code, message, 200, older=self._older)

@@ -150,10 +150,10 @@ class World:
             shown = self._list(org, user)[flow_id]
             self._put(org, user, msgspec.structs.replace(shown, editable=editable))
 
-    def set_integer_ids(self, org: str, user: str, on: bool = True) -> None:
+    def set_integer_ids(self, org: str, user: str) -> None:
         """Sends flowId as a JSON integer to this user, as related EnOS calls do (decimal ids only)."""
         with self._lock:
-            (self._integer_ids.add if on else self._integer_ids.discard)((org, user))
+            self._integer_ids.add((org, user))
             self._snapshots.pop((org, user), None)
 
     def evolve(self, steps: int = 1) -> None:

@@ -23,13 +23,13 @@ class Hidden(str):
         return "'***'"
 
 
-def excerpt(found: bytes | str, hidden: Iterable[str] = (), limit: int = EXCERPT_CHARACTERS) -> str:
+def excerpt(found: bytes | str, hidden: Iterable[str] = ()) -> str:
     """The beginning of foreign text, quoted; ``hidden`` strings in it, in any usual encoding, become ``***``."""
     if isinstance(found, bytes):
         found = found[:_LOOKED_AT_CHARACTERS].decode("utf-8", "replace")
     text = _without(found[:_LOOKED_AT_CHARACTERS].strip(), hidden)
-    shown = printable(text[: limit + 1])
-    return f'"{shown[:limit]}…"' if len(shown) > limit else f'"{shown}"'
+    shown = printable(text[: EXCERPT_CHARACTERS + 1])
+    return f'"{shown[:EXCERPT_CHARACTERS]}…"' if len(shown) > EXCERPT_CHARACTERS else f'"{shown}"'
 
 
 def _without(text: str, hidden: Iterable[str]) -> str:

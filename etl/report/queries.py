@@ -134,9 +134,9 @@ class Report:
         key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
         return stream(self._engine, select(state).where(*found).order_by(*key), WorkflowHistory)
 
-    def health(self, *, org: str | None = None, user: str | None = None) -> Iterator[TargetHealth]:
+    def health(self) -> Iterator[TargetHealth]:
         """``target_health`` without retired targets, by organisation, user and expression."""
-        return stream(self._engine, statements.targets(org=org, user=user), TargetHealth)
+        return stream(self._engine, statements.targets(), TargetHealth)
 
     def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
         """The first ``limit`` rows of ``health`` whose last attempt failed, or whose removals are held."""

@@ -17,7 +17,7 @@ HELD = and_(target.c.held_since.is_not(None), target.c.retired_at.is_(None))
 """Removals of the target wait for a person."""
 
 
-def targets(which: Show = "", *, org: str | None = None, user: str | None = None) -> Select[Any]:
+def targets(which: Show = "") -> Select[Any]:
     """``TargetHealth``, by organisation, user and expression. A target has a problem if its last attempt failed or
     was refused, or if removals are held."""
     health = view("target_health", TargetHealth)
@@ -30,7 +30,7 @@ def targets(which: Show = "", *, org: str | None = None, user: str | None = None
     }
     retired = health.c.retired_at.is_not(None) if which == "retired" else health.c.retired_at.is_(None)
     key = (health.c.org_id, health.c.user_id, health.c.expression)
-    return select(health).where(retired, chosen[which], *equal(health, org_id=org, user_id=user)).order_by(*key)
+    return select(health).where(retired, chosen[which]).order_by(*key)
 
 
 def show(asked: str) -> Show:

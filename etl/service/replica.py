@@ -351,5 +351,5 @@ class Service:
             self._runs.run(schedule, slot, "schedule")
 
 
-def _sample(targets: Sequence[Target], most: int = 5) -> list[str]:
-    return [str(target) for target in targets[:most]]
+def _sample(targets: Sequence[Target]) -> list[str]:
+    return [str(target) for target in targets[:5]]
