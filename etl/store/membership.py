@@ -7,6 +7,9 @@
 | a target is in no schedule any more | `left`, for each schedule that it was a member of, and `retired` |
 | a retired target is in a list again, or is asked again | `resumed` |
 
+Of one target, no event is dated before an earlier one, even where the clock went back: so their order is proven by the
+times, which the seals of their runs cover.
+
 Writers take turns, so that ids are committed in order: a run that has seen event N has seen every event before it.
 """
 
@@ -17,7 +20,20 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Select, bindparam, func, insert, literal, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.config.target_list import TargetList
@@ -32,6 +48,7 @@ Lists = Mapping[str, Sequence[Target]]
 _AT_ONCE: Final = 5_000
 _IN_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.target_membership'))"
 _KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+_NUMBERS: Final = BulkValues(target_id="bigint")
 _WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
 _DIALECTS: Final = (postgresql, sqlite)
 REGISTER: Final = {
@@ -47,6 +64,12 @@ _IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
     target_membership.c.id
     == select(func.max(_last.c.id))
     .where(_last.c.schedule == target_membership.c.schedule, _last.c.target_id == target_membership.c.target_id)
+    .scalar_subquery()
+)
+_LATEST_AT: Final = (
+    select(func.max(_last.c.at, type_=UtcTime()))
+    .where(_last.c.target_id == target.c.id)
+    .correlate(target)
     .scalar_subquery()
 )
 _MEMBERS: Final = (
@@ -95,11 +118,12 @@ def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: 
             .scalars()
             .all()
         )
-        _insert_numbered(connection, run_id, sorted(found), "resumed", now)
+        _insert_numbered(connection, run_id, found, "resumed", now)
 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
-    """Retire targets: they leave each schedule that has them, and are no longer asked for."""
+    """Retire targets: they leave each schedule that has them, and are no longer asked for. The answer to a request that
+    is under way becomes stale."""
     wait_for_turn(connection)
     for some in _chunks(targets):
         wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
@@ -109,7 +133,7 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
         leaving = (
             select(
                 *(target_membership.c.target_id, literal(run_id), target_membership.c.schedule),
-                *(literal("left"), literal(now, UtcTime())),
+                *(literal("left"), _at(now)),
             )
             .join(target, target.c.id == target_membership.c.target_id)
             .join(wanted.org_id.table, mine)
@@ -117,9 +141,9 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
             .order_by(target_membership.c.target_id, target_membership.c.schedule)
         )
         _insert_selected(connection, leaving, given)
-        gone = update(target).where(mine).values(retired_at=now).returning(target.c.id)
+        gone = update(target).where(mine).values(retired_at=_at(now), fence=target.c.fence + 1).returning(target.c.id)
         found = connection.execute(gone, given).scalars().all()
-        _insert_numbered(connection, run_id, sorted(found), "retired", now)
+        _insert_numbered(connection, run_id, found, "retired", now)
 
 
 def wait_for_turn(connection: Connection) -> None:
@@ -134,7 +158,7 @@ def _insert(
     wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
     mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
     rows = (
-        select(target.c.id, literal(run_id), literal(schedule), literal(kind), literal(now, UtcTime()))
+        select(target.c.id, literal(run_id), literal(schedule), literal(kind), _at(now))
         .join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
         .order_by(*_KEY)
     )
@@ -147,11 +171,19 @@ def _insert_selected(connection: Connection, rows: Select[Any], given: Mapping[s
 
 
 def _insert_numbered(
-    connection: Connection, run_id: int, target_ids: Iterable[int], kind: str, now: dt.datetime
+    connection: Connection, run_id: int, target_ids: Sequence[int], kind: str, now: dt.datetime
 ) -> None:
-    rows = [{"target_id": number, "run_id": run_id, "kind": kind, "at": now} for number in target_ids]
-    if rows:
-        connection.execute(insert(target_membership), rows)
+    if target_ids:
+        wanted = _NUMBERS.select(connection.dialect.name).subquery("wanted").c
+        rows = select(target.c.id, literal(run_id), null(), literal(kind), _at(now)).order_by(target.c.id)
+        rows = rows.join(wanted.target_id.table, wanted.target_id == target.c.id)
+        _insert_selected(connection, rows, _NUMBERS.bound(connection, [(number,) for number in target_ids]))
+
+
+def _at(now: dt.datetime) -> ColumnElement[dt.datetime]:
+    """When something happens to a target: now, or at its latest event if the clock went back."""
+    present = literal(now, UtcTime())
+    return case((present < _LATEST_AT, _LATEST_AT), else_=present)
 
 
 def _targets(connection: Connection, query: Select[Any], **given: Any) -> Iterator[Target]:

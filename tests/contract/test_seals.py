@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event
 from etl.database import connect, upgrade, writing
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import RunClosed
+from etl.report import Report
 from etl.store import NewRun, Store, copy, membership
 from etl.verify import (
     HeadsFile,
@@ -28,6 +29,7 @@ from etl.verify import (
 from tests.support.builders import flow, numbered
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, Lists, change, die, findings, live, other
+from tests.support.years import Clock
 
 
 @pytest.fixture
@@ -165,6 +167,40 @@ def test_what_changed_in_a_list_since_the_run_before_is_recorded(
     house.serve(second)
     recorded = f"SELECT coalesce(schedule, ''), kind FROM target_membership WHERE id > {seen} ORDER BY id"
     assert house.rows(recorded) == expected
+    assert findings(house.engine) == []
+
+
+def test_a_target_that_comes_back_while_the_clock_is_behind_has_its_list_from_then_on(house: House) -> None:
+    clock = Clock()
+    house.upstream.clock = clock
+    house.serve({"plants": [ANN, DAN]})
+    clock.move(hours=1)
+    house.store.retire_others([ANN], clock(), None)
+    clock.move(minutes=-30)
+    house.serve({"plants": [ANN, DAN]})
+    clock.move(hours=2)
+    [*_, retired, joined, resumed] = house.rows("SELECT kind, at FROM target_membership ORDER BY id")
+    assert [retired[0], joined[0], resumed[0]] == ["retired", "joined", "resumed"]
+    assert retired[1] == joined[1] == resumed[1]
+    now = list(Report(house.engine).flows(user=DAN.user_id))
+    then = list(Report(house.engine).flows_as_of(clock(), user=DAN.user_id))
+    assert [row.flow_id for row in then] == [row.flow_id for row in now] == list("123456")
+    assert findings(house.engine) == []
+
+
+def test_the_answer_of_a_target_that_was_retired_meanwhile_is_stale(house: House) -> None:
+    """Whether it shows a change or none."""
+    for listed in (numbered(1, 6), [*numbered(1, 6), flow(77)]):
+        house.serve({"plants": [ANN, DAN]})
+
+        def says(target: Target, n: int, listed: Sequence[Flow] = listed) -> Sequence[Flow]:
+            house.store.retire_others([ANN], now(), None)
+            return listed
+
+        house.upstream.says = lambda target, n, says=says: says(target, n) if target == DAN else numbered(1, 6)
+        assert house.serve({"plants": [ANN, DAN]}).tally.verdicts["stale"] == 1
+        house.upstream.says = lambda target, n: numbered(1, 6)
+    assert house.rows("SELECT max(version) FROM target") == [(1,)]
     assert findings(house.engine) == []
 
 
