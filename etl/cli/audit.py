@@ -43,10 +43,7 @@ def audit(
     """Write a bundle for an auditor: the trail of that time, what proves it, and a checker that needs nothing else."""
     if output.is_file() and not force:
         raise UsageError(f"{output} exists already: --force replaces it.")
-    begin, end = (None if text is None else options.moment(text, timezone) for text in (since, until))
-    extent = Extent(begin, end, org)
-    if begin is not None and end is not None and begin >= end:
-        raise UsageError("--since must lie before --until.")
+    extent = Extent(*options.period(since, until, timezone), org)
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine)
         now = utc_now()

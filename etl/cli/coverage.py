@@ -11,7 +11,6 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import utc_now
-from etl.errors import UsageError
 from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 
@@ -36,9 +35,7 @@ def show_coverage(
 ) -> None:
     """Show how complete the trail is: which targets were to be asked, which answered, and gaps; with the seals."""
     zone = options.time_zone_named(timezone)
-    begin, end = (None if text is None else options.moment(text, timezone) for text in (since, until))
-    if begin is not None and end is not None and begin >= end:
-        raise UsageError("--since must lie before --until.")
+    begin, end = options.period(since, until, timezone)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine)
         found = coverage(app.engine, utc_now(), since=begin, until=end, org=org, user=user)

@@ -34,11 +34,11 @@ class Question(NamedTuple):
         if not seen.observed:
             return _not_observed(seen, self.zone)
         none = f"No {self.found}{' then' if self.then else ''}"
-        if seen.retired == seen.targets:
-            return f"{none}: {_targets(seen.targets)} retired, and no longer asked for."
+        if seen.retired == seen.observed:
+            return f"{none}: {_targets(seen.retired)} retired{' then' if self.then else ', and no longer asked for'}."
         if self.narrowed:
             return f"No {self.found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, self.zone)}."
-        return f"{none}: {_targets(seen.observed)} observed, each with an empty list."
+        return f"{none}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
 
 
 def not_observed_then(seen: Looks) -> str | None:

@@ -237,8 +237,8 @@ def _rows(
     app: Application, what: What, filters: _Filters, timezone: str, seals: stories.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
     report, org, user = Report(app.engine), filters.org, filters.user
-    typed = (filters.since, filters.until, filters.as_of)
-    since, until, as_of = (options.moment(text, timezone) if text else None for text in typed)
+    since, until = options.period(filters.since, filters.until, timezone)
+    as_of = options.moment(filters.as_of, timezone) if filters.as_of else None
     if what is What.org_events:
         return OrgWorkflowEvent, stories.events(app.engine, since=since, until=until, seals=seals, org=org, user=user)
     if what is What.changes and seals is not None:

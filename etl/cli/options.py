@@ -65,6 +65,14 @@ def moment(text: str, zone: str) -> dt.datetime:
         raise UsageError(str(error)) from error
 
 
+def period(since: str | None, until: str | None, zone: str) -> tuple[dt.datetime | None, dt.datetime | None]:
+    """The period that a person typed, open where nothing was. Raises UsageError with one sentence."""
+    begin, end = (None if text is None else moment(text, zone) for text in (since, until))
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError("--since must lie before --until.")
+    return begin, end
+
+
 def time_zone_named(name: str) -> dt.tzinfo:
     """The time zone with this name. Raises UsageError with one sentence."""
     try:

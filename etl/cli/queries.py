@@ -103,7 +103,7 @@ def changes(
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     kinds = options.require_kinds(kind, CHANGE_KINDS)
     zone = options.time_zone_named(timezone)
-    since_at, until_at = (options.moment(typed, timezone) if typed else None for typed in (since, until))
+    since_at, until_at = options.period(since, until, timezone)
     with options.open_application(context, config_file, logs=False) as app:
         rows = _report(app).changes(
             since=since_at,

@@ -41,7 +41,7 @@ def events(
     """Show what happened in organisations: each event once, however many users saw it."""
     kinds = options.require_kinds(kind, EVENT_KINDS)
     zone = options.time_zone_named(timezone)
-    since_at, until_at = (options.moment(typed, timezone) if typed else None for typed in (since, until))
+    since_at, until_at = options.period(since, until, timezone)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine)
         rows = stories.events(

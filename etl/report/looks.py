@@ -17,7 +17,10 @@ _LOOKS: Final = """
     SELECT count(*) AS targets,
            count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
                       THEN 1 END) AS observed,
-           count(CASE WHEN t.retired_at <= :at THEN 1 END) AS retired,
+           count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
+                       AND (SELECT m.kind FROM target_membership m
+                            WHERE m.target_id = t.id AND m.schedule IS NULL AND m.at <= :at
+                            ORDER BY m.at DESC, m.id DESC LIMIT 1) = 'retired' THEN 1 END) AS retired,
            min((SELECT min(s.observed_at) FROM change_set s WHERE s.target_id = t.id)) AS first_at,
            max(coalesce((SELECT max(o.last_at) FROM observation o WHERE o.target_id = t.id),
                         (SELECT max(s.observed_at) FROM change_set s WHERE s.target_id = t.id))) AS last_at
@@ -36,7 +39,7 @@ class Looks(NamedTuple):
     observed: int
     """How many had been observed by then."""
     retired: int
-    """How many were retired by then."""
+    """How many of them were retired then."""
     first_at: dt.datetime | None
     """The first observation of any of them."""
     last_at: dt.datetime | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -118,6 +119,24 @@ def test_an_empty_answer_says_why_and_json_says_it_on_standard_error(here: Path,
     code, out, complaint = run(*question, "--json")
     assert (code, out) == (0, "[]\n")
     assert EMPTY[question] in complaint
+
+
+def test_the_past_list_of_a_user_who_was_retired_then_says_so_after_the_return(here: Path) -> None:
+    connection = sqlite3.connect(here / "flowtrail.db")
+    retired = "INSERT INTO target_membership (target_id, run_id, kind, at) SELECT id, 1, ?, ? FROM target"
+    connection.execute(retired, ("retired", "2030-01-01 00:00:00.000000"))
+    connection.execute(retired, ("resumed", "2030-02-01 00:00:00.000000"))
+    connection.commit()
+    connection.close()
+    code, out, _ = run("flows", "--user", ANN, "--as-of", "2030-01-15")
+    assert (code, out) == (0, "No workflows then: 1 target was retired then.\n")
+
+
+@pytest.mark.parametrize("command", ["changes", "events", "coverage", "export changes -o x.csv", "audit -o x.zip"])
+def test_a_period_that_ends_before_it_begins_is_refused(here: Path, command: str) -> None:
+    refused = CliRunner().invoke(app, [*command.split(), "--since", "2026-02-01", "--until", "2026-01-01"])
+    assert str(refused.exception) == "--since must lie before --until."
+    assert not [*here.glob("x.*")]
 
 
 def test_an_empty_answer_of_an_unobserved_database_says_so(tmp_path: Path, observed: Program) -> None:
