@@ -15,6 +15,7 @@ from etl.database.errors import translated
 from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
 from etl.database.migrate import check, current, expected, require_current, upgrade
+from etl.database.times import Misspelled, misspelled_times
 from etl.database.transactions import creating, reading, writing
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "WHOLE",
     "Damage",
     "Integrity",
+    "Misspelled",
     "check",
     "connect",
     "creating",
@@ -34,6 +36,7 @@ __all__ = [
     "grants",
     "integrity",
     "is_secret",
+    "misspelled_times",
     "note_damage",
     "note_told",
     "note_whole",

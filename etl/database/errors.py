@@ -20,6 +20,8 @@ from etl.database.engine import code_of, describe, file_of, secrets_of
 from etl.database.holders import holders
 from etl.database.journal import KeptOpen
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
+from etl.printable import printable
+from etl.schema import UnreadableTime
 from etl.system import descriptors
 from etl.system.disk import refusal
 
@@ -34,6 +36,12 @@ def translated(engine: Engine) -> Iterator[None]:
         raise _explained(error.orig, engine) from error
     except engine.dialect.loaded_dbapi.Error as error:  # from a statement that bypassed SQLAlchemy
         raise _explained(error, engine) from error
+    except UnreadableTime as error:
+        note_damage(engine, str(error))
+        raise DatabaseDamaged(
+            f"The database {describe(engine.url)} is damaged: {printable(str(error))}. `flowtrail verify` names its "
+            "row; restore a backup, then run `flowtrail db check`."
+        ) from error
     except UnicodeDecodeError as error:  # bytes that are not text, which the drivers' own messages quote
         note_damage(engine, NO_TEXT)
         raise _unreadable(engine) from error

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from etl.database.damage import note_damage
 from etl.database.engine import code_of
 from etl.database.errors import NO_TEXT, explain, is_no_text, translated
+from etl.database.times import misspelled_times
 from etl.errors import DatabaseDamaged
 from etl.printable import printable
 
@@ -41,8 +42,8 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
 
     It reads the whole file. Without WAL a reader keeps writers from committing, so the tables are checked one by one,
     and none for longer than ``limit_seconds`` (0: no limit; with WAL there is none either). ``everything``: also every
-    value and every unused page, without a limit. Damage stops all writing. On PostgreSQL, which has its own means,
-    nothing is checked. Raises DatabaseError if the file cannot be read at all.
+    value, how times are written, and every unused page, without a limit. Damage stops all writing. On PostgreSQL,
+    which has its own means, nothing is checked. Raises DatabaseError if the file cannot be read at all.
     """
     if engine.dialect.name != "sqlite":
         return WHOLE
@@ -63,6 +64,8 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
                     damage.append(f"{table}: {_said(error, engine)}")
         if everything and not damage:
             damage += (printable(said) for (said,) in driver.execute("PRAGMA integrity_check") if said != _FINE)
+    if everything and not damage:
+        damage += map(str, misspelled_times(engine))
     if damage:
         note_damage(engine, damage[0])
     return Integrity(tuple(damage[:_MOST]), tuple(unfinished))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from etl.schema.columns import UtcTime, metadata
+from etl.schema.columns import UnreadableTime, UtcTime, metadata, time_of_text
 from etl.schema.lists import CHANGE_KIND, COMING, LEAVING, change_set, observation, target, workflow, workflow_change
 from etl.schema.organisations import (
     org_event,
@@ -42,6 +42,7 @@ __all__ = [
     "GAPS_IN_NUMBERS",
     "LEAVING",
     "OWN_SLOT",
+    "UnreadableTime",
     "UtcTime",
     "answer",
     "change_set",
@@ -67,6 +68,7 @@ __all__ = [
     "sync_run",
     "target",
     "target_membership",
+    "time_of_text",
     "trail",
     "verification",
     "workflow",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
@@ -20,11 +21,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
+_WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\d (?!24)\d\d:\d\d:\d\d\.\d{6}", re.ASCII).fullmatch
+
+
+class UnreadableTime(ValueError):
+    """A text in SQLite that is not a time as YYYY-MM-DD HH:MM:SS.ffffff."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(f"{value!r} is not a time as YYYY-MM-DD HH:MM:SS.ffffff")
+
 
 class UtcTime(TypeDecorator[dt.datetime]):
     """An aware time, given back in UTC: ``timestamptz``, or ``YYYY-MM-DD HH:MM:SS.ffffff`` text on SQLite.
 
-    A naive datetime is refused with a ValueError: nobody knows which moment it means.
+    A naive datetime is refused with a ValueError: nobody knows which moment it means. Reading another text raises
+    UnreadableTime: SQL compares the texts, so a moment that is written in another way would be in another order.
     """
 
     impl = DateTime(timezone=True)
@@ -46,12 +57,20 @@ class UtcTime(TypeDecorator[dt.datetime]):
         return utc.replace(tzinfo=None).isoformat(" ", "microseconds") if dialect.name == "sqlite" else utc
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], dt.datetime | None]:
-        return _from_text if dialect.name == "sqlite" else _in_utc
+        return time_of_text if dialect.name == "sqlite" else _in_utc
 
 
 @lru_cache(maxsize=4096)
-def _from_text(value: str | None) -> dt.datetime | None:
-    return None if value is None else dt.datetime.fromisoformat(value + "+00:00")
+def time_of_text(value: str | None) -> dt.datetime | None:
+    """The time that SQLite has as text. Raises UnreadableTime unless it is written as ``UtcTime`` writes it."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or _WRITTEN(value) is None:
+        raise UnreadableTime(value)
+    try:
+        return dt.datetime.fromisoformat(value + "+00:00")
+    except ValueError:
+        raise UnreadableTime(value) from None
 
 
 def _in_utc(value: dt.datetime | None) -> dt.datetime | None:

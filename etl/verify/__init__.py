@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine, func, select, text, true
 
-from etl.database import reading
+from etl.database import misspelled_times, reading
+from etl.database.times import WRITTEN_AS
 from etl.domain.model import Target
 from etl.errors import DatabaseError
-from etl.schema import target
+from etl.schema import UnreadableTime, target
 from etl.verify.answers import Answers, TargetAnswers, bodies, details
 from etl.verify.attendance import attendance
 from etl.verify.chain import Chain
@@ -97,17 +98,29 @@ def verify(
     """
     one_pass = _Pass(engine, progress or _ignore, answers, since)
     sound = True
+    for finding in _times(engine):
+        sound = False
+        yield finding
     while one_pass.after is not None:
         for finding in one_pass.go_on(one_pass.after):
             sound = False
             yield finding
     if answers is not None:
-        yield from bodies(engine, answers)
-        yield from details(engine)
+        yield from _of_runs(itertools.chain(bodies(engine, answers), details(engine)), sound)
     yield from orphans(engine)
     of_seals = seals(engine, since=since, went=sealing, keys=keys)
     stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
     yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, attendance(engine)), sound)
+
+
+def _times(engine: Engine) -> Iterator[Finding]:
+    """Times in SQLite that are written in another way. A key that is no text is left to the other checks."""
+    try:
+        for each in misspelled_times(engine):
+            yield Finding(what=f"{each.table}.{each.column} of {each.row}", expected=WRITTEN_AS, found=each.said)
+    except DatabaseError as error:
+        if _NO_TEXT not in str(error.__cause__):
+            raise
 
 
 def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Finding]:
@@ -117,9 +130,12 @@ def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Fi
     except _UNREADABLE as error:
         unreadable = str(error)
     except DatabaseError as error:
-        if _NO_TEXT not in str(error.__cause__):
+        if isinstance(error.__cause__, UnreadableTime):
+            unreadable = str(error.__cause__)
+        elif _NO_TEXT in str(error.__cause__):
+            unreadable = _NO_TEXT
+        else:
             raise
-        unreadable = _NO_TEXT
     else:
         return
     if chains_are_sound:

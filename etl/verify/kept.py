@@ -24,7 +24,8 @@ from sqlalchemy import Connection, Engine, Row, bindparam, or_, select, tuple_
 
 from etl.database import reading
 from etl.domain.model import Span, Target
-from etl.schema import change_set, sync_run, target
+from etl.errors import DatabaseError
+from etl.schema import UnreadableTime, change_set, sync_run, target
 from etl.verify.finding import Finding, Verbatim, shown
 from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
 from etl.verify.kept_seals import KeptSeal, altered_seals
@@ -85,6 +86,15 @@ def against(
     ``is_whole`` is called at the end: if the end of the file is missing, it is unknown which targets it lacks.
     ``verify`` checks the hashes. Raises DatabaseError if the database cannot be read.
     """
+    try:
+        yield from _against(engine, lines, is_whole)
+    except DatabaseError as error:
+        if not isinstance(error.__cause__, UnreadableTime):
+            raise
+        yield Finding(what="what is compared with the kept heads", expected="readable", found=f"not: {error.__cause__}")
+
+
+def _against(engine: Engine, lines: Iterable[str | bytes], is_whole: Callable[[], bool]) -> Iterator[Finding]:
     comparison = _Comparison(engine)
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     while chunk := list(islice(numbered, _AT_ONCE)):

@@ -16,13 +16,12 @@ from sqlalchemy import Connection, text
 
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, Span, Target
+from etl.schema import time_of_text
 
 T = TypeVar("T")
 Row = Sequence[Any]
 BEFORE_ALL: Final = -(2**63)
 _AT_ONCE: Final = 2000
-_WRITTEN: Final = re.compile(r"\d{4}-\d\d-\d\d (?!24)\d\d:\d\d:\d\d\.\d{6}", re.ASCII).fullmatch
-"""The only format of times on SQLite; Python reads others too."""
 _NAIVE_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - PostgreSQL is asked for times without a zone, in UTC
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _FLAGS: Final[dict[Any, bool]] = {0: False, 1: True}
@@ -191,7 +190,7 @@ class Rows:
         self._after = after
         self._since = since
         self._opened = opened
-        self.time = _time_of_sqlite if connection.dialect.name == "sqlite" else _time_of_postgresql
+        self.time = time_of_text if connection.dialect.name == "sqlite" else _time_of_postgresql
         by_target, by_version = itemgetter(0), itemgetter(0, 1)
         self.targets = self._query(_TARGETS)
         self.change_sets = Stream(self._query(_CHANGE_SETS), by_target, self._change_set)
@@ -332,14 +331,6 @@ def _in_dialect(statement: str, dialect: str) -> str:
     if dialect == "sqlite":
         return statement.replace("@", "").replace(" JOIN ", " CROSS JOIN ")
     return re.sub(r"@([a-z_.]+)", _TIME_IN_UTC, statement)
-
-
-def _time_of_sqlite(value: Any) -> dt.datetime | None:
-    if value is None:
-        return None
-    if _WRITTEN(value) is None:
-        raise ValueError(f"{value!r} is not a time as YYYY-MM-DD HH:MM:SS.ffffff")
-    return dt.datetime.fromisoformat(value + "+00:00")
 
 
 def _time_of_postgresql(value: dt.datetime | None) -> dt.datetime | None:

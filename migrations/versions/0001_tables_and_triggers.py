@@ -68,7 +68,7 @@ def refers(table: str, column: str, to: str, **rule: str) -> sa.ForeignKeyConstr
 def stored_as(column: sa.Column) -> str:
     """The check that a column needs on SQLite besides its type; "" for none."""
     if isinstance(column.type, sa.DateTime):
-        return f"length({column.name}) = 26"
+        return f"{column.name} GLOB '????-??-?? ??:??:??.??????'"  # [0-9] for ? would cost a quarter of an insert
     return f"{column.name} IN (0, 1)" if isinstance(column.type, sa.Boolean) else ""
 
 

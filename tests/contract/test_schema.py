@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,7 +13,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.types import TypeEngine
 
 from etl.database import reading, writing
-from etl.errors import DatabaseError
+from etl.errors import DatabaseDamaged, DatabaseError
 from etl.schema import change_set, lease, metadata, observation, sync_run, target, workflow, workflow_change
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -161,6 +162,19 @@ def test_a_time_on_sqlite_is_text_of_26_characters(engine: Engine) -> None:
     assert raw == ("2026-03-01 12:00:00.000000" if engine.dialect.name == "sqlite" else NOON)
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("time", ["2026-W01-4 04:00:00.050000", "2026-02-30 04:00:00.000000", "now"])
+def test_a_time_that_is_written_in_another_way_is_damage_in_one_sentence(engine: Engine, time: str) -> None:
+    """SQL compares the texts, so it would be in another place than the moment that a parser makes of it."""
+    with writing(engine) as connection:
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        connection.exec_driver_sql(f"INSERT INTO lease (name, holder, expires_at) VALUES ('active', 'me', '{time}')")
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+    said = f"'{time}' is not a time as YYYY-MM-DD HH:MM:SS.ffffff. `flowtrail verify` names its row"
+    with pytest.raises(DatabaseDamaged, match=re.escape(said)), reading(engine) as connection:
+        connection.execute(select(lease.c.expires_at)).all()
+
+
 def test_a_time_without_a_zone_is_refused(engine: Engine) -> None:
     naive = NOON.replace(tzinfo=None)
     with writing(engine) as connection, pytest.raises(StatementError, match="no time zone"):
@@ -225,9 +239,12 @@ def test_rows_that_the_design_allows_are_stored(engine: Engine) -> None:
     assert ids == [1, 2]
 
 
+SPELLED_OTHERWISE = ["2026-W01-4 04:00:00.050000", "2026-01-01T04:00:00.050000", "2026-01-01 04:00:00,050000"]
+"""Python takes each for a time of 26 characters."""
 BAD_TYPES = [
     "INSERT INTO target (org_id, user_id, version) VALUES ('o', 'u', 'many')",
     "INSERT INTO target (org_id, user_id, held_since) VALUES ('o', 'u', '2026-03-01')",
+    *(f"INSERT INTO target (org_id, user_id, held_since) VALUES ('o', 'u', {time!r})" for time in SPELLED_OTHERWISE),
     "INSERT INTO target (org_id, user_id) VALUES (x'00', 'u')",
     "INSERT INTO workflow VALUES (1, '1', 'map', 'D', 'yes', '2026-03-01 12:00:00.000000', "
     "'2026-03-01 12:00:00.000000', NULL)",

@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Engine, create_engine, text
 
 import etl.verify
-from etl.database import writing
+from etl.database import misspelled_times, writing
+from etl.database.times import WRITTEN_AS
 from etl.domain import chain
 from etl.domain.chain import change_set_hash
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
-from etl.schema import metadata
+from etl.schema import UtcTime, metadata
 from etl.verify import Progress, against, heads, verify
 from etl.verify.chain import ReplayedState
 from tests.support import checker, verify_rows, verify_story
@@ -627,6 +628,51 @@ def test_values_that_a_column_does_not_allow_are_findings_of_their_target_and_no
     findings = [finding for finding in verify(engine) if finding.target is not None]
     assert [finding.target for finding in findings] == [QUIET]
     assert str(findings[0]).isprintable()
+
+
+OTHER_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "a week": lambda time: dt.date.fromisoformat(time[:10]).strftime("%G-W%V-%u") + time[10:],
+    "T": lambda time: time.replace(" ", "T"),
+    "a comma": lambda time: time.replace(".", ","),
+    "no such day": lambda time: time[:5] + "02-30" + time[10:],
+    "24 hours": lambda time: time[:11] + "24" + time[13:],
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("spelling", OTHER_SPELLINGS)
+def test_a_time_that_is_written_in_another_way_is_named_whatever_table_it_is_in(
+    engine: Engine, story: Story, intruder: Intruder, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """Also where nothing else reads it; in however many pieces a table is read."""
+    monkeypatch.setattr("etl.database.times._AT_ONCE", 2)
+    said = set()
+    for table in metadata.sorted_tables:
+        key = table.primary_key.columns.keys()
+        for row in intruder.rows(table.name)[-1:]:
+            others = {
+                column.name: OTHER_SPELLINGS[spelling](row[column.name])
+                for column in table.c
+                if isinstance(column.type, UtcTime) and row[column.name] is not None
+            }
+            place = ", ".join(f"{name} {row[name]}" for name in key)
+            for column, other in others.items():
+                intruder.set(table.name, row, **{column: other})
+                row[column] = other
+                said.add(f"{table}.{column} of {place} should be {WRITTEN_AS}, but is '{other}'")
+    assert len(said) > 15
+    assert said == set(map(str, misspelled_times(engine)))
+    assert said <= set(found(engine))
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_times_of_a_column_that_are_written_in_another_way_are_one_finding(
+    engine: Engine, story: Story, intruder: Intruder
+) -> None:
+    intruder.run("UPDATE observation SET first_at = replace(first_at, ' ', 'T')")
+    (one,) = misspelled_times(engine)
+    assert one.others == len(intruder.rows("observation")) - 1
+    assert str(one).endswith(f", and {one.others} more are not so either")
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
