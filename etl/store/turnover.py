@@ -21,17 +21,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, literal, select
 from sqlalchemy.dialects import postgresql
 
 from etl.domain.guard import Limits, Sum, removals_of_organisation
 from etl.domain.model import Outcome
-from etl.schema import org_turnover, organisation, target
+from etl.schema import UtcTime, org_turnover, organisation, target
+from etl.store.bulk import BulkValues
 from etl.store.runs import database_now
 
 KEPT: Final = dt.timedelta(days=31)
 """Longer than the longest window that can be set."""
 DELETED_AT_ONCE: Final = 5_000
+
+
+_COUNTS: Final = BulkValues(org_id="text", added="int", removed="int")
+_ORGANISATIONS: Final = BulkValues(org_id="text")
+_REGISTER: Final = (
+    postgresql.insert(organisation)
+    .from_select(("org_id",), _ORGANISATIONS.select("postgresql"))
+    .on_conflict_do_nothing()
+)
 
 
 class Removals(msgspec.Struct, frozen=True):
@@ -94,8 +104,11 @@ def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], remo
     now = connection.execute(select(database_now(connection))).scalar_one()
     if losing:
         _check(connection, run_id, {org: turnover[org]["removed"] for org in losing}, removals, now)
-    rows = [{"org_id": o, "run_id": run_id, "counted_at": now, **turnover[o]} for o in sorted(turnover)]
-    connection.execute(insert(org_turnover), rows)
+    counts = _COUNTS.select(connection.dialect.name).subquery("counts").c
+    rows = select(counts.org_id, literal(run_id), literal(now, UtcTime()), counts.added, counts.removed)
+    columns = ("org_id", "run_id", "counted_at", "added", "removed")
+    given = [(org, turnover[org]["added"], turnover[org]["removed"]) for org in sorted(turnover)]
+    connection.execute(insert(org_turnover).from_select(columns, rows), _COUNTS.bound(connection, given))
 
 
 def delete_old(connection: Connection) -> int:
@@ -126,8 +139,7 @@ def lock_organisations(connection: Connection, org_ids: Sequence[str]) -> None:
     """
     if connection.dialect.name == "sqlite":
         return
-    rows = [{"org_id": org_id} for org_id in org_ids]
-    connection.execute(postgresql.insert(organisation).on_conflict_do_nothing(), rows)
+    connection.execute(_REGISTER, _ORGANISATIONS.bound(connection, [(org_id,) for org_id in org_ids]))
     mine = select(organisation.c.org_id).where(organisation.c.org_id.in_(org_ids))
     connection.execute(mine.order_by(organisation.c.org_id).with_for_update())
 
