@@ -347,8 +347,11 @@ class Trail:
         return linked(seal["parent"], [*content, seal["sealed_at"]])
 
     def _require_end(self) -> None:
-        last = self.seals[-1] if self.seals else {"id": 0, "seal": None}
+        last: Row = self.seals[-1] if self.seals else {"id": 0, "seal": None, "sealed_at": self.bundle.made_at}
         require("manifest.json", "last_seal", self.bundle.last_seal, {"id": last["id"], "seal": last["seal"]})
+        if self.bundle.made_at < last["sealed_at"]:
+            made_at, sealed_at = moment(self.bundle.made_at), moment(last["sealed_at"])
+            self.findings.append(f"manifest.json: made_at is {made_at}, before the last seal was made, at {sealed_at}")
         for run in self.runs.values():
             since, until = self.bundle.since, self.bundle.until
             inside = (since is None or since <= run.seal["sealed_at"]) and (
@@ -813,6 +816,16 @@ def flows_of(data: bytes) -> Dict[str, Flow]:
 # ------------------------------------------------------------------------------------------------- all of it, in order
 
 
+class Kept(NamedTuple):
+    """A line of a file of kept seals."""
+
+    place: str
+    number: int
+    seal: str
+    trail_id: str
+    sealed_at: int
+
+
 class Check:
     """A whole check; ``findings`` are its result, ``notes`` what it could not prove."""
 
@@ -918,19 +931,40 @@ class Check:
             if row["verdict"] == "held" and row["run_id"] in by_run:
                 require(f"{name_of(target)}, run {row['run_id']}", "missing", by_run[row["run_id"]], row["missing"])
 
-    def compare(self, number: int, seal: str, trail_id: Optional[str], sealed_at: Optional[int], where: str) -> None:
-        """Compare a seal that was kept elsewhere."""
+    def compare(
+        self, number: int, seal: str, where: str, trail_id: Optional[str] = None, at: Optional[int] = None
+    ) -> None:
+        """Compare a seal that was kept elsewhere; ``at``: its time."""
         if number > len(self.trail.seals):
-            if sealed_at is not None and sealed_at > self.bundle.made_at:
-                return
             self.findings.append(f"{where}: the bundle ends with seal {len(self.trail.seals)}, before seal {number}")
             return
         found = self.trail.seals[number - 1] if number > 0 else {"seal": None, "sealed_at": None}
         known = self.trail.trail_of(number)["trail_id"] if trail_id is not None else None
-        if (found["seal"], known) != (seal, trail_id) or sealed_at not in (None, found["sealed_at"]):
+        if (found["seal"], known) != (seal, trail_id) or at not in (None, found["sealed_at"]):
             self.findings.append(
                 f"{where}: seal {number} should be {shown(seal)}, but is {shown(found['seal'])}: "
                 f"altered, or restored from before seal {number}"
+            )
+
+    def compare_kept(self, kept: List[Kept], name: str) -> None:
+        """Compare the lines of a kept file. A bundle cannot have what was sealed after it was made."""
+        own, younger = {trail["trail_id"] for trail in self.trail.trails}, 0
+        for line in kept:
+            if line.trail_id not in own:
+                self.findings.append(f"{line.place}: is of the trail {shown(line.trail_id)}, and the bundle of another")
+            elif line.number > len(self.trail.seals) and line.sealed_at > self.bundle.made_at:
+                younger += 1
+            else:
+                self.compare(line.number, line.seal, line.place, line.trail_id, line.sealed_at)
+        made_at = moment(self.bundle.made_at)
+        if not kept:
+            self.findings.append(f"{printable(name)}: has no kept line, so nothing was compared with it")
+        elif younger == len(kept):
+            said = f"all {younger} kept lines are younger than the bundle, which was made at {made_at}"
+            self.findings.append(f"{printable(name)}: {said}, so nothing was compared with them")
+        elif younger:
+            self.notes.append(
+                f"{younger} kept lines are younger than the bundle, made at {made_at}, and were left out."
             )
 
     def check_signatures(self, public_keys: List[bytes]) -> None:
@@ -1085,17 +1119,33 @@ def public_key_in(text: bytes) -> bytes:
 # -------------------------------------------------------------------------------------------------- the command line
 
 
-def kept_lines(text: bytes) -> Iterator[Tuple[str, Tuple[int, str, str, int]]]:
-    """The lines of a file of kept seals; a last line without its end, which a crash may leave, is left out."""
-    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+def kept_lines(text: bytes) -> Tuple[List[Kept], Optional[int]]:
+    """The lines of a file of kept seals, and the number of its last line if a crash cut that short."""
+    kept: List[Kept] = []
+    lines = text.split(b"\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = loads(line)
-            kept = (row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
+            known = Kept(f"kept line {number}", row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
+            if not (FITS["int"](known.number) and is_text(known.seal) and is_text(known.trail_id)):
+                raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
+            if number == len(lines) and not is_whole(line):
+                return kept, number
             raise ValueError(f"line {number} is no kept seal") from None
-        yield f"kept line {number}", kept
+        kept.append(known)
+    return kept, None
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line is JSON."""
+    try:
+        loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -1109,10 +1159,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
     given = parser.parse_args(arguments)
     try:
         seals = [(int(number), seal) for number, _, seal in (each.partition(":") for each in given.seal)]
-        kept = list(kept_lines(read_file(given.kept))) if given.kept else []
+        kept, cut = kept_lines(read_file(given.kept)) if given.kept else (None, None)
         public_keys = [public_key_in(read_file(name)) for name in given.public_key]
         with zipfile.ZipFile(given.file) as archive:
-            return checked(archive, seals, kept, public_keys)
+            if cut is not None:
+                print(f"{printable(given.kept)}: line {cut}, the last, was cut short, and is ignored.")
+            return checked(archive, seals, kept, given.kept, public_keys)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         print(f"{given.file}: cannot be checked: {printable(error)}", file=sys.stderr)
         return 2
@@ -1126,8 +1178,10 @@ def read_file(name: str) -> bytes:
         raise ValueError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_keys: List[bytes]) -> int:
-    """Check, and print what was found."""
+def checked(
+    archive: zipfile.ZipFile, seals: List[Any], kept: Optional[List[Kept]], name: str, public_keys: List[bytes]
+) -> int:
+    """Check, and print what was found. ``kept``: what is in the file ``name``, if one was given."""
     findings: List[str] = []
     through = "Nothing"
     try:
@@ -1135,9 +1189,9 @@ def checked(archive: zipfile.ZipFile, seals: List[Any], kept: List[Any], public_
         findings = check.findings
         check.run()
         for number, seal in seals:
-            check.compare(number, seal, None, None, "--seal")
-        for where, (number, seal, trail_id, sealed_at) in kept:
-            check.compare(number, seal, trail_id, sealed_at, where)
+            check.compare(number, seal, "--seal")
+        if kept is not None:
+            check.compare_kept(kept, name)
         check.check_signatures(public_keys)
         check.check_timestamps()
         counts = f"{check.targets} targets, {check.versions} change sets, {check.changes} changes"

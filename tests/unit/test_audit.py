@@ -119,13 +119,42 @@ def test_a_seal_on_the_command_line_is_compared(said: Said) -> None:
         assert (code, "--seal: " in printed) == (1, True)
 
 
-def test_kept_lines_that_are_younger_than_the_bundle_prove_nothing(said: Said, kept: Path) -> None:
-    young = {"trail_id": "x", "id": 900, "seal": "0" * 64, "sealed_at": "2027-01-01T00:00:00Z"}
-    kept = kept.with_name("young.jsonl")
-    kept.write_text(json.dumps(young) + "\n")
-    assert said(story().rows, "--kept", kept)[0] == 0
-    code, printed = said(story().rows, "--kept", kept, made_at="2027-01-01T00:00:00Z")
-    assert (code, "ends with seal 18, before seal 900" in printed) == (1, True)
+def test_kept_lines_that_are_younger_than_the_bundle_are_counted(said: Said, kept: Path) -> None:
+    young = {"trail_id": story().rows["trails"][-1]["trail_id"], "id": 900, "seal": "0" * 64}
+    line = json.dumps({**young, "sealed_at": "2027-01-01T00:00:00Z"}) + "\n"
+    both, alone = kept.with_name("both.jsonl"), kept.with_name("young.jsonl")
+    both.write_text(kept.read_text() + line)
+    alone.write_text(line)
+    code, printed = said(story().rows, "--kept", both)
+    assert (code, "1 kept lines are younger than the bundle, made at 2026-04-01" in printed) == (0, True), printed
+    code, printed = said(story().rows, "--kept", alone)
+    assert (code, "all 1 kept lines are younger than the bundle" in printed) == (1, True), printed
+    for file in (both, alone):
+        code, printed = said(story().rows, "--kept", file, made_at="2027-01-01T00:00:00Z")
+        assert (code, "ends with seal 18, before seal 900" in printed) == (1, True)
+
+
+def test_a_kept_file_without_lines_is_a_finding(said: Said, kept: Path) -> None:
+    empty = kept.with_name("empty.jsonl")
+    empty.write_text("")
+    code, printed = said(story().rows, "--kept", empty)
+    assert (code, "empty.jsonl: has no kept line, so nothing was compared with it" in printed) == (1, True)
+
+
+def test_a_kept_line_of_another_trail_is_a_finding_whenever_the_bundle_was_made(said: Said, kept: Path) -> None:
+    """A bundle of a wholly forged trail, which claims to be older than what was kept of the true one."""
+    forged = Story()
+    forged.rows["trails"][0]["trail_id"] = "99999999-0c55-4f6e-8f21-1f9a3f6f7d02"
+    forged.run({ANN: []}, joins=[ANN])
+    for made_at in ("2000-01-01T00:00:00Z", "2030-01-01T00:00:00Z"):
+        code, printed = said(forged.rows, "--kept", kept, answers=forged.answers, made_at=made_at)
+        assert (code, printed.count("and the bundle of another")) == (1, 18), printed
+
+
+def test_a_bundle_is_not_older_than_its_last_seal(said: Said) -> None:
+    code, printed = said(story().rows, made_at="2026-01-01T00:00:00Z")
+    assert code == 1
+    assert "manifest.json: made_at is 2026-01-01 00:00:00+00:00, before the last seal was made" in printed
 
 
 # --------------------------------------------------------------------------------------------- the fourteen, and thirty

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -88,10 +89,25 @@ def test_an_option_that_names_a_missing_file_is_refused_in_one_sentence(
         assert (code, printed.count("\n")) == (2, 1), printed
 
 
-def test_a_last_kept_line_that_was_cut_short_is_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_last_kept_line_that_was_cut_short_is_ignored_and_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
     (tmp_path / "kept").write_bytes(bundles.kept_lines(STORY.rows)[:-20])
-    assert checked(capsys, file, "--kept", tmp_path / "kept")[0] == 0
+    code, printed = checked(capsys, file, "--kept", tmp_path / "kept")
+    assert (code, f"{tmp_path}/kept: line 18, the last, was cut short, and is ignored." in printed) == (0, True)
+
+
+def test_a_last_kept_line_that_only_lacks_its_end_is_compared(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    last = bundles.kept_lines(STORY.rows).splitlines()[-1]
+    (tmp_path / "kept").write_bytes(last)
+    code, printed = checked(capsys, file, "--kept", tmp_path / "kept")
+    assert (code, "cut short" in printed) == (0, False)
+    (tmp_path / "kept").write_text(json.dumps({**json.loads(last), "id": 17}))
+    assert checked(capsys, file, "--kept", tmp_path / "kept")[0] == 1
 
 
 MANIFESTS = {
