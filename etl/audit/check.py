@@ -277,6 +277,11 @@ class Run:
         """Whether each target that it was to ask, and has no issue of, was observed in it."""
         return self.row["status"] != "aborted" and not self.pruned
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether the sums still tell, after its issues were pruned, that nobody was observed in it."""
+        return self.pruned and self.row["failed"] + self.row["stale"] >= self.row["targets"]
+
 
 class Trail:
     """The seals from the first on, their runs, and the events of these."""
@@ -532,7 +537,7 @@ class Attendance:
     def __init__(self, runs: List[Run], bundle: Bundle) -> None:
         groups: DefaultDict["frozenset[Target]", Tuple[List[Run], List[Run]]] = defaultdict(lambda: ([], []))
         for run in runs:
-            if run.opened == "whole" and run.targets:
+            if run.opened == "whole" and run.targets and not run.unanswered:
                 groups[run.targets][0 if run.complete else 1].append(run)
         self.groups = [Asked(targets, times_of(some), times_of(others)) for targets, (some, others) in groups.items()]
         self.shut = times_of([run for run in runs if run.opened != "whole"])

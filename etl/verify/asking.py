@@ -26,6 +26,7 @@ _RUNS: Final[Any] = select(
     *(sync_run.c.id, sync_run.c.scope, sync_run.c.status, sync_run.c.started_at, sync_run.c.finished_at),
     exists().where(run_seal.c.run_id == sync_run.c.id).label("sealed"),
     exists().where(pruned_issues.c.pruned_run_id == sync_run.c.id).label("pruned"),
+    (sync_run.c.failed + sync_run.c.stale >= sync_run.c.targets).label("unanswered"),
 ).where(or_(sync_run.c.id > bindparam("after"), sync_run.c.id.in_(bindparam("again", expanding=True))))
 
 
@@ -195,6 +196,8 @@ class Asking:
         seen = int(scope.pop("membership_id"))
         certain = bool(row.sealed and not row.pruned and row.status != "aborted")
         run = Run(seen, row.started_at, row.finished_at or _NEVER, certain)
+        if row.pruned and row.unanswered:  # the sums tell what the issues told: nobody was observed in it
+            run = run._replace(start=_NEVER, end=_NEVER)
         if scope.keys() != {_BY_NAME}:
             self._runs[row.id] = (encode(scope), run)
             return

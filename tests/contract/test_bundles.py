@@ -25,7 +25,7 @@ from etl.verify import seal_lines, verify
 from tests.support.authority import Authority, served
 from tests.support.builders import flow, numbered
 from tests.support.questions import now
-from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, live
+from tests.support.trails import ANN, BEN, CAT, DAN, House, Intruder, change, findings, live
 
 EVE = Target("o2", "eve")
 Said = Callable[..., tuple[int, str]]
@@ -101,6 +101,27 @@ def test_the_bundle_of_one_organisation_reveals_nothing_of_others(house: House, 
     opened = {row["id"]: row["opened"] for row in lines(bundle, "runs")}
     assert list(opened.values()) == ["hashes", "whole", "hashes", "no", "no"]
     assert (done.targets, done.change_sets) == (2, 3)
+
+
+def test_a_run_that_heard_nobody_is_no_observation_even_after_its_issues_were_pruned(house: House, said: Said) -> None:
+    """Its sums are sealed: two failures cannot be turned into a span that never ended."""
+    house.serve({"plants": [ANN]})
+    house.upstream.says = lambda target, n: Refused("no", code="62101")
+    house.serve({"plants": [ANN]})
+    house.serve({"plants": [ANN]})
+    house.upstream.says = lambda target, n: house.upstream.lists[target]
+    house.serve({"plants": [ANN]})
+    change(house.engine, "UPDATE sync_run SET notified_at = started_at")
+    assert house.store.prune_runs(now() + dt.timedelta(days=1), now() + dt.timedelta(days=30)).issues == 2
+    assert (said(written(house)[0])[0], findings(house.engine)) == (0, [])
+    [(asked_at, last_at)] = house.rows("SELECT last_asked_at, last_at FROM observation WHERE id = 2")
+    merged = "UPDATE observation SET observations = 4, last_asked_at = :asked_at, last_at = :last_at WHERE id = 1"
+    change(house.engine, merged, asked_at=asked_at, last_at=last_at)
+    change(house.engine, "UPDATE target SET observation_id = 1")
+    change(house.engine, "DELETE FROM observation WHERE id = 2")
+    assert [each for each in findings(house.engine) if "observations should be 2" in each]
+    code, printed = said(written(house)[0])
+    assert (code, "should be 2, by the sealed runs that asked in that time, but is 4" in printed) == (1, True), printed
 
 
 def test_a_run_under_way_ends_the_bundle_before_what_rests_on_it(house: House, said: Said) -> None:
