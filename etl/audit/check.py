@@ -370,10 +370,13 @@ class Trail:
     def read_events(self) -> None:
         """Give each run the events that name it, and derive the targets that it was to ask."""
         memberships: List[Row] = []
+        latest: Dict[Tuple[str, Target], int] = {}
         for place, name in enumerate(EVENTS):
             columns = [column.partition(":")[0] for column in FILES[name].split() if column != "id:int"]
             for row in self.bundle.rows(name):
                 self.run_of(row, f"{name}.jsonl").events[place].append(encode([row[column] for column in columns]))
+                if name in ("memberships", "holds"):
+                    self._require_order(name, row, latest)
                 if name == "memberships":
                     memberships.append(row)
                 elif name == "holds":
@@ -386,6 +389,15 @@ class Trail:
             if run.opened != "hashes" or run.hashes:
                 raise Broken(run.place, "should have no list of hashes, or one")
             run.hashes = row["hashes"]
+
+    def _require_order(self, name: str, row: Row, latest: Dict[Tuple[str, Target], int]) -> None:
+        """The order of a target's rows decides what was so at a time, and only that within a run is in a digest."""
+        key, place = (name, target_of(row)), f"{name_of(target_of(row))}, {self.runs[row['run_id']].place}"
+        before = latest.setdefault(key, row["at"])
+        if row["at"] < before:
+            said = f"at is {moment(row['at'])}, before {moment(before)}, the time of an earlier line of the target"
+            self.findings.append(f"{place}, {name}.jsonl: {said}")
+        latest[key] = row["at"]
 
     def run_of(self, row: Row, place: str) -> Run:
         """The run that a row names. Broken where it is not sealed."""
@@ -836,7 +848,7 @@ class Check:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.trail = bundle, Trail(bundle)
-        self.findings: List[str] = []
+        self.findings = self.trail.findings
         self.notes: List[str] = []
         self.targets = self.versions = self.changes = 0
 
@@ -845,7 +857,6 @@ class Check:
         self.findings += map(str, self.bundle.whole())
         try:
             self.trail.read_seals()
-            self.findings += self.trail.findings
             self.trail.read_events()
             self._check_targets(Attendance(list(self.trail.runs.values()), self.bundle))
         except Broken as broken:

@@ -1,4 +1,4 @@
-"""Compares each target with the history of its memberships and holds."""
+"""Compares each target with the history of its memberships and holds, and their order with their times."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Row, exists, func, select
+from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, select
 
 from etl.database import reading
 from etl.domain.model import Target
-from etl.schema import hold_event, target, target_membership, workflow
+from etl.schema import UtcTime, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import any_time
 
@@ -41,6 +41,23 @@ _EVENTS: Final = select(hold_event.c.target_id, hold_event.c.kind, hold_event.c.
 _MISSING: Final = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.missing_since).where(
     workflow.c.missing_since.is_not(None)
 )
+_ORDERED: Final = (target_membership, hold_event)
+"""The order of a target's rows decides what was so at a time; only the order within a run is in a digest."""
+
+
+def _not_in_order(events: Table, after: int, last: int) -> Select[Any]:
+    """Rows of the targets with an id above ``after`` up to ``last`` that are earlier than one with a lower id."""
+    earlier = func.max(events.c.at, type_=UtcTime()).over(
+        partition_by=events.c.target_id, order_by=events.c.id, rows=(None, -1)
+    )
+    columns = (events.c.target_id, events.c.run_id, events.c.id, events.c.at, earlier.label("earlier"))
+    mine = select(*columns).where(events.c.target_id > after, events.c.target_id <= last).subquery()
+    return (
+        select(*_KEY, mine.c.run_id, mine.c.at, mine.c.earlier)
+        .join(target, target.c.id == mine.c.target_id)
+        .where(mine.c.at < mine.c.earlier)
+        .order_by(target.c.id, mine.c.id)
+    )
 
 
 def history(engine: Engine) -> Iterator[Finding]:
@@ -51,8 +68,19 @@ def history(engine: Engine) -> Iterator[Finding]:
             with reading(engine) as connection, any_time(connection):
                 rows = connection.execute(query.where(target.c.id > after)).all()
                 yield from compare(connection, rows)
+                if rows and query is _MEMBERS:  # which goes through all targets
+                    yield from _order(connection, after, rows[-1].id)
             more = len(rows) == _AT_ONCE
             after = rows[-1].id if rows else after
+
+
+def _order(connection: Connection, after: int, last: int) -> Iterator[Finding]:
+    for events in _ORDERED:
+        found = connection.execute(_not_in_order(events, after, last))
+        for owner, (row, *_) in groupby(found, key=lambda row: Target(row.org_id, row.user_id, row.expression)):
+            told = f"{shown(row.earlier)} or later, the time of a row of the target with a lower id"
+            what = f"{events.name}.at"
+            yield Finding(target=owner, run_id=row.run_id, what=what, expected=told, found=shown(row.at))
 
 
 def _retirements(_: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:

@@ -343,6 +343,22 @@ def test_a_tampering_is_found_and_its_place_is_named(house: House, intruder: Int
 # -------------------------------------------------------------------------------------------------------- kept seals
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("table", ["target_membership", "hold_event"])
+def test_rows_of_a_target_that_exchange_their_ids_across_runs_are_found(
+    house: House, intruder: Intruder, table: str
+) -> None:
+    """No digest differs, since each has the order within its run; but that order decides what was so at a time."""
+    query = f"SELECT min(id) AS one, max(id) AS other FROM {table} GROUP BY target_id ORDER BY count(*) DESC LIMIT 1"
+    one, other = intruder.run(query)[0].values()
+    for old, new in ((one, 999), (other, one), (999, other)):
+        intruder.run(f"UPDATE {table} SET id = :new WHERE id = :old", old=old, new=new)
+    latest = intruder.run(f"SELECT at FROM {table} WHERE id = :id", id=one)[0]["at"]
+    said = f"{table}.at should be {latest}+00:00 or later, the time of a row of the target with a lower id, but is "
+    found = [each for each in findings(house.engine) if said in each]
+    assert [each.startswith("run ") for each in found] == [True], found
+
+
 def test_the_file_of_heads_gets_every_seal_once_and_against_compares_them(house: House, tmp_path: Path) -> None:
     file = HeadsFile(tmp_path / "heads.jsonl", house.engine)
     house.serve({"plants": [ANN]})

@@ -39,6 +39,25 @@ def run(rows: Rows, number: int) -> Row:
     return next(row for row in rows["runs"] if row["id"] == number)
 
 
+@rule("o1/ben [电], run 13 (seal 13), memberships.jsonl: at is 2026-03-01 03:29:12+00:00, before 2026-03-01 04:17:24")
+def a_member_who_came_back_before_he_left(rows: Rows) -> None:
+    """Their places are exchanged, not their runs or times: each digest of a run is as it was."""
+    mine = [place for place, row in enumerate(rows["memberships"]) if target_of(row) == BEN]
+    exchange(rows["memberships"], mine[0], mine[-1])
+    for number, row in enumerate(rows["memberships"], 1):
+        row["id"] = number
+
+
+@rule("o1/ben [电], run 7 (seal 7), holds.jsonl: at is 2026-03-01 01:52:24+00:00, before 2026-03-01 02:40:54")
+def a_hold_that_ended_before_it_began(rows: Rows) -> None:
+    mine = [place for place, row in enumerate(rows["holds"]) if target_of(row) == BEN]
+    exchange(rows["holds"], mine[0], mine[-1])
+
+
+def exchange(rows: list[Row], one: int, other: int) -> None:
+    rows[one], rows[other] = rows[other], rows[one]
+
+
 @rule("memberships.jsonl: id 1 does not rise")
 def a_membership_twice_under_its_number(rows: Rows) -> None:
     rows["memberships"][1]["id"] = 1
