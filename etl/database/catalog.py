@@ -26,7 +26,7 @@ def of_sqlite(connection: Connection) -> Catalog:
     """The whole database."""
     found: Catalog = {}
     for kind, table, name, sql in connection.exec_driver_sql(_SQLITE_OBJECTS).all():
-        found[SchemaPart(kind, table, "" if name == table else name)] = " ".join(sql.split())
+        found[SchemaPart(kind, table, "" if name == table else name)] = sql or ""
         if kind == "table":
             found |= _columns_of_sqlite(connection, table)
     return found
@@ -34,8 +34,10 @@ def of_sqlite(connection: Connection) -> Catalog:
 
 _SQLITE_OBJECTS: Final = """
     SELECT type, tbl_name, name, sql FROM sqlite_master
-    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    WHERE NOT (type = 'table' AND name IN ('sqlite_sequence', 'sqlite_stat1', 'sqlite_stat4'))
+    AND NOT (type = 'index' AND sql IS NULL AND name GLOB 'sqlite_autoindex_*')
 """
+"""Without what SQLite makes itself. The texts are compared as they are: a line end closes a comment."""
 
 
 def _columns_of_sqlite(connection: Connection, table: str) -> Catalog:
@@ -103,6 +105,11 @@ _TRIGGERS: Final = """
     JOIN pg_trigger g ON g.tgrelid = c.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0)
     JOIN pg_proc p ON p.oid = g.tgfoid
 """
+_TABLE: Final = "'', format('row security=%s forced=%s', c.relrowsecurity, c.relforcerowsecurity)"
+_POLICY: Final = """
+    p.polname, format('%s permissive=%s roles=%s using=%s check=%s', p.polcmd, p.polpermissive, p.polroles,
+    pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+"""
 _RULE: Final = "r.rulename, format('%s enabled=%s', pg_get_ruledef(r.oid), r.ev_enabled)"
 _RULES: Final = "JOIN pg_rewrite r ON r.ev_class = c.oid AND r.rulename <> '_RETURN'"
 
@@ -114,8 +121,10 @@ def _parts(part: str, joined: str = "", kinds: str = "'r', 'p'") -> str:
 def _queries() -> dict[str, str]:
     """Kind -> a query for (table, name in it, definition)."""
     return {
-        "table": _parts("'', ''"),
+        "table": _parts(_TABLE),
+        "policy": _parts(_POLICY, "JOIN pg_policy p ON p.polrelid = c.oid"),
         "view": _parts("'', pg_get_viewdef(c.oid)", kinds="'v', 'm'"),
+        "option": _parts("o, ''", "CROSS JOIN unnest(c.reloptions) o", kinds="'v', 'm'"),
         "column": _parts(_COLUMN, _COLUMNS),
         "index": _parts(_INDEX, _INDEXES),
         "constraint": _parts("k.conname, pg_get_constraintdef(k.oid)", _CONSTRAINTS),
@@ -143,6 +152,18 @@ def gaps(connection: Connection) -> list[str]:
     if reached is None or reached <= following:
         found.append(f"workflow_change has no partition for the next change set, {following}")
     return found
+
+
+_EVENT_TRIGGERS: Final = """
+    SELECT t.evtname FROM pg_event_trigger t WHERE t.evtenabled <> 'D'
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = t.oid AND d.deptype = 'e') ORDER BY 1
+"""
+
+
+def event_triggers(connection: Connection) -> list[str]:
+    """Those of the database, of which Flowtrail has none; extensions may have their own."""
+    found = connection.execute(text(_EVENT_TRIGGERS)).scalars()
+    return [f"event trigger {name} is not Flowtrail's" for name in found]
 
 
 def reworded(connection: Connection, expected: Catalog, live: Catalog) -> Catalog:

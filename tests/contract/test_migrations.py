@@ -363,12 +363,19 @@ BOTH = {
     "CREATE TABLE theirs (id INTEGER)": "table theirs is not Flowtrail's",
     "DROP TABLE lease": "table lease is missing",
 }
+HIDDEN = """
+    PRAGMA writable_schema = ON;
+    INSERT INTO sqlite_master VALUES ('trigger', 'sqlite_hidden', 'sync_issue', 0, 'CREATE TRIGGER sqlite_hidden
+        AFTER INSERT ON sync_issue BEGIN UPDATE sync_issue SET message = ''all is well'' WHERE id = NEW.id; END')
+"""
+"""A trigger with a name that SQLite allows to nobody."""
 DRIFT = {
     "sqlite": {
         "DROP TRIGGER change_set_no_update": "trigger change_set.change_set_no_update is missing",
         "DROP TRIGGER change_set_no_update; CREATE TRIGGER change_set_no_update BEFORE UPDATE ON change_set "
         "BEGIN SELECT 1; END": "trigger change_set.change_set_no_update was altered",
         "CREATE TRIGGER loud AFTER INSERT ON target BEGIN SELECT 1; END": "trigger target.loud is not Flowtrail's",
+        HIDDEN: "trigger sync_issue.sqlite_hidden is not Flowtrail's",
         "DROP TABLE lease; CREATE TABLE lease (name TEXT NOT NULL, holder TEXT NOT NULL, expires_at TEXT NOT NULL)": (
             "table lease was altered"
         ),
@@ -378,6 +385,15 @@ DRIFT = {
         "ALTER TABLE change_set DISABLE TRIGGER USER": "trigger change_set.change_set_no_change was altered",
         "CREATE OR REPLACE FUNCTION flowtrail_append_only() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN RETURN NEW; END $$": "trigger workflow_change.workflow_change_no_change was altered",
+        "ALTER TABLE sync_issue ENABLE ROW LEVEL SECURITY": "table sync_issue was altered",
+        "CREATE POLICY none ON sync_issue USING (false)": "policy sync_issue.none is not Flowtrail's",
+        "ALTER VIEW cycle_change SET (security_invoker = true)": (
+            "option cycle_change.security_invoker=true is not Flowtrail's"
+        ),
+        "CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$; "
+        "CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()": (
+            "event trigger look is not Flowtrail's"
+        ),
         "CREATE RULE quiet AS ON DELETE TO change_set DO INSTEAD NOTHING": "rule change_set.quiet is not Flowtrail's",
         "ALTER TABLE target ALTER COLUMN fence TYPE INTEGER": "column target.fence was altered",
         'ALTER TABLE lease ALTER COLUMN name TYPE TEXT COLLATE "default"': "column lease.name was altered",
@@ -398,6 +414,17 @@ DRIFTS = [(name, sql, said) for name in DRIFT for sql, said in {**BOTH, **DRIFT[
 def test_check_finds_a_change_by_hand(engine: Engine, foreign: Any, dialect: str, sabotage: str, said: str) -> None:
     foreign.executescript(sabotage) if dialect == "sqlite" else foreign.execute(sabotage)
     assert said in check(engine)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"])
+def test_check_finds_a_comment_that_swallows_a_part_of_its_view(engine: Engine, foreign: Any) -> None:
+    """Only white space differs: a line end becomes a space."""
+    (sql,) = foreign.execute("SELECT sql FROM sqlite_master WHERE name = 'org_workflow_history'").fetchone()
+    head, tail = sql.split("UNION ALL", 1)
+    comment, branch = head.split("\nSELECT", 1)
+    foreign.execute("DROP VIEW org_workflow_history")
+    foreign.execute(f"{comment} SELECT{branch.replace(chr(10), ' ')}UNION ALL{tail}")
+    assert check(engine) == ["view org_workflow_history was altered"]
 
 
 def test_a_missing_table_is_one_line_and_not_one_for_each_of_its_columns(engine: Engine, foreign: Any) -> None:
