@@ -165,7 +165,8 @@ def _data(kept: KeptAnswer) -> bytes:
 
 
 def _manifest(connection: Connection, found: Contents, writer: _Writer) -> dict[str, Any]:
-    unsealed = select(sync_run.c.started_at).where(~exists().where(run_seal.c.run_id == sync_run.c.id))
+    unsealed = select(sync_run.c.started_at).where(sync_run.c.status == "running")
+    unsealed = unsealed.where(~exists().where(run_seal.c.run_id == sync_run.c.id))
     since, until = found.extent.since, found.extent.until
     return {
         "bundle": check.BUNDLE,

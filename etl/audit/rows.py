@@ -51,10 +51,12 @@ def seals(connection: Connection, _: Contents) -> Iterator[Row]:
 
 
 def runs(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """Every sealed run."""
+    """Every run that has ended, by its seal; one without a seal, which should not be, comes last."""
     names = ("id", "schedule", "origin", "scheduled_for", "missed", "status", "started_at", "finished_at", "scope")
     columns = [sync_run.c[name] for name in (*names, *seal.SUMS)]
-    query = select(*columns).join(run_seal, run_seal.c.run_id == sync_run.c.id).order_by(run_seal.c.id)
+    query = select(*columns).outerjoin(run_seal, run_seal.c.run_id == sync_run.c.id)
+    query = query.where(run_seal.c.id.is_not(None) | (sync_run.c.status != "running"))
+    query = query.order_by(run_seal.c.id.is_(None), run_seal.c.id, sync_run.c.id)
     place = names.index("scope")
     for row in _stream(connection, query):
         opened = contents.opened(row[0])

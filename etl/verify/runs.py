@@ -76,6 +76,8 @@ _DETAILS: Final = (
 )
 _EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
 """In the order of the rules."""
+_SCOPES: Final = (("targets", "membership_id"), ("schedules", "org_id", "user_id", "membership_id"))
+"""The keys of a scope, in order."""
 _FLOW_IDS: Final = 6
 """The column of a hold that is an array instead of text."""
 
@@ -128,6 +130,7 @@ class Runs:
             if run.status == "running":
                 self._require_unsealed(found)
             else:
+                _require_scope(run.scope)
                 self._require_sealed(found, self._scopes.asked(connection, run.scope), was_pruned=was_pruned)
         except Broken as broken:
             yield broken.of_run(run.id, run.seal_id)
@@ -251,6 +254,16 @@ class _Sums:
         if row.target_id not in self._asked.target_ids:
             none = Verbatim("a run that was to ask this target")
             raise Broken(f"{table}.run_id", none, self._run.id, version, _target(row))
+
+
+def _require_scope(scope: str) -> None:
+    """Raise Broken unless a scope is written as runs write it: other readers might take another one for something
+    else, as if a key is in it twice."""
+    read = json.loads(scope)
+    number = read.get("membership_id") if isinstance(read, dict) else None
+    if type(number) is not int or tuple(read) not in _SCOPES or encode(read).decode() != scope:
+        keys = " or ".join(", ".join(each) for each in _SCOPES)
+        raise Broken("sync_run.scope", Verbatim(f"an object with {keys}, as runs write it"), scope)
 
 
 def _target(row: Row[Any]) -> Target:

@@ -190,6 +190,11 @@ TAMPERINGS = {
         "DELETE FROM sync_run WHERE id = (SELECT max(run_id) FROM run_seal);"
         "DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)"
     ),
+    "a run that has ended, without a seal": (
+        "INSERT INTO sync_run (origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid)"
+        f" VALUES ('command', 'succeeded', {AT}, {AT}, {AT}, {AT}, 'h', 1)"
+    ),
+    "a scope with a fraction": "UPDATE sync_run SET scope = replace(scope, '}', '.0}') WHERE id = 2",
     "a run gone with its seal": "DELETE FROM sync_run WHERE id = 2;DELETE FROM run_seal WHERE id = 2",
     "a user that was never to be asked": "UPDATE sync_run SET scope = replace(scope, 'null', '\"o9\"') WHERE id = 1",
     "an invented member": (

@@ -307,6 +307,18 @@ TAMPERINGS = {
         "DELETE FROM run_seal WHERE id = (SELECT max(id) FROM run_seal)",
         "trail.last_seal",
     ),
+    "a scope with another key": (
+        """UPDATE sync_run SET scope = replace(scope, '{"schedules"', '{"targets":[],"schedules"') WHERE id = 2""",
+        "sync_run.scope",
+    ),
+    "a scope with a key twice": (
+        """UPDATE sync_run SET scope = replace(scope, '"org_id"', '"org_id":"o9","org_id"') WHERE id = 2""",
+        "sync_run.scope",
+    ),
+    "a scope whose number is a fraction": (
+        "UPDATE sync_run SET scope = replace(scope, '}', '.0}') WHERE id = 2",
+        "sync_run.scope",
+    ),
     "a run has no seal": ("DELETE FROM run_seal WHERE id = 2", "run_seal.id"),
     "an invented run": (
         "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) SELECT"
