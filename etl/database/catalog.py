@@ -154,18 +154,6 @@ def gaps(connection: Connection) -> list[str]:
     return found
 
 
-_EVENT_TRIGGERS: Final = """
-    SELECT t.evtname FROM pg_event_trigger t WHERE t.evtenabled <> 'D'
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = t.oid AND d.deptype = 'e') ORDER BY 1
-"""
-
-
-def event_triggers(connection: Connection) -> list[str]:
-    """Those of the database, of which Flowtrail has none; extensions may have their own."""
-    found = connection.execute(text(_EVENT_TRIGGERS)).scalars()
-    return [f"event trigger {name} is not Flowtrail's" for name in found]
-
-
 def reworded(connection: Connection, expected: Catalog, live: Catalog) -> Catalog:
     """``expected`` with the views as a restore makes them: PostgreSQL rewrites a view's text when it reads it back.
 

@@ -80,7 +80,7 @@ def check(engine: Engine) -> list[str]:
     """How the live schema differs from the one that the migrations make; empty if it does not.
 
     One sentence for each missing, altered or extra table, column, index, constraint, trigger and view; on PostgreSQL
-    also for each policy, option of a view, event trigger and partition of the trail, and for change sets without one.
+    also for each policy, option of a view and partition of the trail, and for change sets without one.
     On PostgreSQL the expected schema is built from temporary objects, which needs only the privilege TEMPORARY.
     """
     found = current(engine)
@@ -92,7 +92,7 @@ def check(engine: Engine) -> list[str]:
         return catalog.differences(_fresh_sqlite(), live)
     with trying(engine) as connection:
         live, partitions = catalog.of_postgresql(connection), catalog.partitions(connection)
-        besides = catalog.gaps(connection) + catalog.event_triggers(connection)
+        gaps = catalog.gaps(connection)
         connection.exec_driver_sql("SET LOCAL search_path TO pg_temp")
         _run_migrations(connection)
         fresh, alike = catalog.of_postgresql(connection), catalog.partitions(connection)
@@ -100,7 +100,7 @@ def check(engine: Engine) -> list[str]:
     one = next(iter(alike.values()))
     return [
         *catalog.differences(fresh, live),
-        *besides,
+        *gaps,
         *(said.replace("*", name) for name, parts in partitions.items() for said in catalog.differences(one, parts)),
     ]
 

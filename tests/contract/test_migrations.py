@@ -390,10 +390,6 @@ DRIFT = {
         "ALTER VIEW cycle_change SET (security_invoker = true)": (
             "option cycle_change.security_invoker=true is not Flowtrail's"
         ),
-        "CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$; "
-        "CREATE EVENT TRIGGER look ON ddl_command_end EXECUTE FUNCTION look()": (
-            "event trigger look is not Flowtrail's"
-        ),
         "CREATE RULE quiet AS ON DELETE TO change_set DO INSTEAD NOTHING": "rule change_set.quiet is not Flowtrail's",
         "ALTER TABLE target ALTER COLUMN fence TYPE INTEGER": "column target.fence was altered",
         'ALTER TABLE lease ALTER COLUMN name TYPE TEXT COLLATE "default"': "column lease.name was altered",
