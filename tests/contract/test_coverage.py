@@ -84,9 +84,9 @@ def test_only_what_was_sealed_in_the_time_counts_and_gaps_are_cut_to_it(house: H
 
 
 def _parsed(text: str) -> object:
-    from etl.schema.columns import _from_text
+    from etl.schema.columns import time_of_text
 
-    return _from_text(text)
+    return time_of_text(text)
 
 
 def test_users_that_joined_and_left_are_listed(house: House) -> None:
