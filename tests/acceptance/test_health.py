@@ -262,7 +262,8 @@ def test_a_database_that_cannot_be_written_makes_it_unready_until_it_can(
         assert (status, body["role"], "cannot write" in body["error"]) == (503, "database_unreachable", True)
         assert (ask(service, "/healthz")[0], service.get("/")[0]) == (200, 200)
         admin.execute("GRANT ALL ON lease TO reads")
-        service.wait_for("run_ended", lambda entry: service.log.index(entry) > service.log.index(told))
+        active = service.wait_for("active", lambda entry: service.log.index(entry) > service.log.index(told))
+        service.wait_for("run_ended", lambda entry: service.log.index(entry) > service.log.index(active))
         assert ask(service, "/readyz")[0] == 200
         assert service.stop() == 0
 
