@@ -93,14 +93,21 @@ class Batch:
 
         Raises DatabaseUnreachable if the database has gone for good; what was applied before stays.
         """
-        with structlog.contextvars.bound_contextvars(run_id=self._options.run_id):
-            fences = self._fences(targets)
-            with self._writing() as write, closing(self._fetcher(fences).groups()) as groups:
-                for group in groups:
-                    write(self._judge_group(group))
+        return self.settle_fences(self.fences(targets))
+
+    def settle_fences(self, fences: Sequence[Fence]) -> BatchResult:
+        """As ``settle``, of targets whose fences have been read. What was written since then makes an answer stale."""
+        with (
+            structlog.contextvars.bound_contextvars(run_id=self._options.run_id),
+            self._writing() as write,
+            closing(self._fetcher(fences).groups()) as groups,
+        ):
+            for group in groups:
+                write(self._judge_group(group))
         return self._settled()
 
-    def _fences(self, targets: Sequence[Target]) -> list[Fence]:
+    def fences(self, targets: Sequence[Target]) -> list[Fence]:
+        """The fences of ``targets``, in their order. Raises DatabaseUnreachable and RunClosed."""
         run_id, began_at = self._options.run_id, self._options.began_at
         if run_id is None or began_at is None:
             return self._context.store.fences(targets, register=run_id is not None)

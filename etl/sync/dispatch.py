@@ -86,12 +86,14 @@ def settle_remaining(
     as written, and those that it has observed unchanged as unchanged; only the others are asked.
 
     Of an unchanged target, the only trace of the run is a longer span. If another run may have extended it, the target
-    is asked again.
+    is asked again. The fences are read first: so what a lost process writes after the look makes the answer here stale.
     """
+    batch = Batch(context, options, breaker)
+    fences = batch.fences(targets)
     done = {} if options.run_id is None else context.store.written_by(options.run_id, targets)
     left = [target for target in targets if target not in done]
     seen = _observed(context, options, left)
-    settled = Batch(context, options, breaker).settle([target for target in left if target not in seen])
+    settled = batch.settle_fences([fence for fence in fences if fence.target not in done and fence.target not in seen])
     if seen:
         settled.tally.verdicts["unchanged"] += len(seen)
     missing = Counter(settled.found.missing)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, event, make_url, text
 
 from etl import sync
 from etl.database import writing
@@ -25,6 +25,7 @@ from etl.domain.model import Flow, Outcome, Target
 from etl.errors import DatabaseUnreachable
 from etl.store import NewRun, Store
 from etl.sync import fetching
+from etl.sync.batch import Batch
 from etl.verify import verify
 from tests.support.builders import GAP, dump, flow, numbered, written
 from tests.support.house import House, gone
@@ -625,6 +626,27 @@ def test_a_batch_that_was_begun_before_does_not_observe_an_unchanged_target_agai
         other = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=0), house.now())
         assert context.store.observed_by(run_id, began_at, [ALICE]) == set()
         context.store.finish_run(other, "succeeded", {}, house.now())
+    assert list(verify(house.engine)) == []
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_what_a_lost_process_writes_after_the_look_is_not_observed_again(house):
+    """The look finds nothing of the run yet; then the lost process commits, and the answer here is stale."""
+    with house.run_context() as (context, _):
+        began_at = house.now()
+        run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), began_at, [ALICE])
+        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP, began_at=began_at)
+        lost = [Batch(context, order, sync.CircuitBreaker(9))]
+
+        def commit_meanwhile(connection, cursor, statement, *rest):
+            if "observation.last_at >=" in statement and lost:
+                assert dict(lost.pop().settle([ALICE]).tally.verdicts) == {"unchanged": 1}
+
+        event.listen(house.engine, "after_cursor_execute", commit_meanwhile)
+        settled = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [ALICE])
+        event.remove(house.engine, "after_cursor_execute", commit_meanwhile)
+        assert (lost, dict(settled.tally.verdicts)) == ([], {"stale": 1})
+        context.store.finish_run(run_id, "succeeded", settled.tally.sums(), house.now())
     assert list(verify(house.engine)) == []
 
 
