@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -57,8 +57,10 @@ class Misspelled(NamedTuple):
         return f"{printable(self.found)}{more}"
 
 
-def misspelled_times(engine: Engine) -> Iterator[Misspelled]:
+def misspelled_times(engine: Engine, read_on: Callable[[], None] = lambda: None) -> Iterator[Misspelled]:
     """The first misspelled time of each column, and how many follow. Raises DatabaseError if it cannot be read.
+
+    ``read_on`` is called after each piece of a table, outside any transaction.
 
     SQL compares times as texts, so one that is written in another way is in the wrong place, even where a parser would
     take it for the same moment.
@@ -69,10 +71,10 @@ def misspelled_times(engine: Engine) -> Iterator[Misspelled]:
                 there = set(connection.execute(text(_COLUMNS), {"table": table.name}).scalars())
             names = [each.name for each in table.c if isinstance(each.type, UtcTime)]
             if names and there >= {*names, *table.primary_key.columns.keys()}:
-                yield from _of_table(engine, table, names)
+                yield from _of_table(engine, table, names, read_on)
 
 
-def _of_table(engine: Engine, table: Table, names: Sequence[str]) -> Iterator[Misspelled]:
+def _of_table(engine: Engine, table: Table, names: Sequence[str], read_on: Callable[[], None]) -> Iterator[Misspelled]:
     found: dict[str, Misspelled] = {}
     after: Row[Any] | None = None
     more = True
@@ -83,6 +85,7 @@ def _of_table(engine: Engine, table: Table, names: Sequence[str]) -> Iterator[Mi
                 known = found.get(name)
                 found[name] = _first(table, name, row) if known is None else known._replace(others=known.others + 1)
         after, more = last, last is not None
+        read_on()
     yield from found.values()
 
 

@@ -50,7 +50,7 @@ def steps(gateway: DemoGateway) -> Iterator[Step]:
     org, user, other = _cast(gateway.world)
     yield Step("The first look", "Nothing was known before, so the lists become baselines, not a burst of 'added'.")
     yield Step(
-        "Nothing happened", "The same lists in another order: one hash per target, and no row but a longer span."
+        "Nothing happened", "The same lists in another order: one hash per target, and nothing new in the trail."
     )
     renamed, faster, gone = sorted(gateway.world.flows(org, user), key=lambda flow: flow.flow_id)[:3]
     gateway.world.set_cycle(org, faster.flow_id, "H" if faster.cycle != "H" else "D")

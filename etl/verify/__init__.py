@@ -90,15 +90,15 @@ def verify(
 
     Nothing is yielded where everything holds. ``since`` leaves out the seals up to that number, their runs, and the
     targets that got no version later.
-    ``progress`` is called after every target; ``sealing`` counts the seals. ``keys`` are those that seals may be signed
-    with (none: only that no signature is missing is checked), ``authorities`` those whose time stamps are believed.
-    ``answers`` has the kept answers checked, and counts them.
+    ``progress`` is called after every target, and before the first one while times are read; ``sealing`` counts the
+    seals. ``keys`` are those that seals may be signed with (none: only that no signature is missing is checked),
+    ``authorities`` those whose time stamps are believed. ``answers`` has the kept answers checked, and counts them.
     Each target and each run is read as of one moment; the service may go on writing. Raises DatabaseError where the
     database cannot be read.
     """
     one_pass = _Pass(engine, progress or _ignore, answers, since)
     sound = True
-    for finding in _times(engine):
+    for finding in _times(engine, one_pass.pause):
         sound = False
         yield finding
     while one_pass.after is not None:
@@ -113,10 +113,10 @@ def verify(
     yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, attendance(engine)), sound)
 
 
-def _times(engine: Engine) -> Iterator[Finding]:
+def _times(engine: Engine, read_on: Callable[[], None]) -> Iterator[Finding]:
     """Times in SQLite that are written in another way. A key that is no text is left to the other checks."""
     try:
-        for each in misspelled_times(engine):
+        for each in misspelled_times(engine, read_on):
             yield Finding(what=f"{each.table}.{each.column} of {each.row}", expected=WRITTEN_AS, found=each.said)
     except DatabaseError as error:
         if _NO_TEXT not in str(error.__cause__):
@@ -161,6 +161,10 @@ class _Pass:
             those = target.c.id.in_(text(TOUCHED).bindparams(since=since).columns(target.c.id)) if since else true()
             targets = connection.execute(select(func.count()).select_from(target).where(those)).scalar_one()
         self._done = Progress(0, targets, 0, 0)
+
+    def pause(self) -> None:
+        """Let the caller rest, or end the check."""
+        self._progress(self._done)
 
     def go_on(self, after: int) -> Iterator[Finding]:
         """Replay the next targets."""

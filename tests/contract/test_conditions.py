@@ -23,7 +23,7 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
 from etl.report import health, troubles
 from etl.report.conditions import Trouble
-from etl.service.verification import Verification
+from etl.service.verification import Verification, _Stopped
 from etl.service.watch import Watch
 from etl.signing.keys import SigningKey
 from etl.store import NewRun, RunBegun, Store
@@ -289,6 +289,15 @@ def test_the_trail_is_checked_when_a_check_is_due(engine: Engine, every: str, ho
     later = NOW + dt.timedelta(hours=hours)
     verification(engine, later, every).look()
     assert (Store(engine).verified()[0].ended_at == later) == bool(checks)
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_check_ends_while_it_reads_times_where_another_replica_is_active(engine: Engine) -> None:
+    """The times are read first, so not even a target has been checked."""
+    active = iter([True])
+    with pytest.raises(_Stopped):
+        verification(engine, NOW, active=lambda: next(active, False)).look()
+    assert Store(engine).verified() == []
 
 
 def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine: Engine) -> None:

@@ -715,7 +715,7 @@ def test_a_finding_is_one_sentence_that_no_name_can_forge(engine: Engine, story:
 def test_progress_ends_with_the_total(engine: Engine, story: Story) -> None:
     reports: list[Progress] = []
     assert not list(verify(engine, progress=reports.append))
-    assert [report.targets for report in reports] == list(range(1, 8))
+    assert [report.targets for report in reports if report.targets] == list(range(1, 8))
     assert reports[-1] == Progress(targets=7, of_targets=7, change_sets=12, changes=33)
 
 
