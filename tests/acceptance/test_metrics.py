@@ -30,6 +30,7 @@ from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceS
 from tests.support.builders import numbered
 from tests.support.postgres import free_port
 from tests.support.program import KEY, SECRET, Program, Running
+from tests.support.served import wait_until
 
 ROOT = Path(__file__).parents[2]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -67,8 +68,16 @@ def service(flowtrail: Program) -> Iterator[Running]:
 
 
 def scraped(service: Running) -> Samples:
-    """Every sample, by its name and its labels."""
-    return of(service.get("/metrics")[1])
+    """Every sample, by its name and its labels, once the runs whose end was logged are counted."""
+    ended = sum(entry["event"] == "run_ended" for entry in service.log)
+    samples: Samples = {}
+
+    def are_counted() -> bool:  # a run is counted right after the line that says so
+        samples.update(of(service.get("/metrics")[1]))
+        return sum(count for (name, _), count in samples.items() if name == "flowtrail_runs_total") >= ended
+
+    wait_until(are_counted)
+    return samples
 
 
 def of(exposition: str) -> Samples:
