@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from etl import __version__
+from etl.cli.parameters import adapted, with_all_below
 from etl.errors import ConfigError, FlowtrailError
 from etl.system import streams
 
@@ -81,26 +82,12 @@ class _Commands(typer.core.TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         found = self.commands.get(cmd_name)
-        for command in _with_all_below(found) if found else ():
-            _without_type(command.get_params(ctx))
+        for command in with_all_below(found) if found else ():
+            adapted(command.get_params(ctx))
         return found
 
     def get_params(self, ctx: Any) -> Any:
-        return _without_type(super().get_params(ctx))
-
-
-def _with_all_below(command: Any) -> Iterator[Any]:
-    yield command
-    for below in getattr(command, "commands", {}).values():
-        yield from _with_all_below(below)
-
-
-def _without_type(parameters: Any) -> Any:
-    """A flag takes no value, so its help need not say ``<bool>``."""
-    for parameter in parameters:
-        if getattr(parameter, "is_flag", False):
-            parameter.metavar = ""
-    return parameters
+        return adapted(super().get_params(ctx))
 
 
 app = typer.Typer(

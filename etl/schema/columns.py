@@ -14,9 +14,11 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Identity,
+    Index,
     Integer,
     MetaData,
     Text,
+    TextClause,
     text,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -121,3 +123,9 @@ def change_counts(*, big: bool = False) -> list[Column[int]]:
     """How many changes of each kind there are."""
     kinds = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
     return [count(kind, big=big) for kind in kinds]
+
+
+def partial_index(name: str, *columns: str, where: str | TextClause, unique: bool = False) -> Index:
+    """An index of the rows for which ``where`` holds, which the revisions say too. It is kept as ``info``: as options
+    of the index it would load both databases' dialects, a tenth of the time in which a command starts."""
+    return Index(name, *columns, unique=unique, info={"where": str(where)})

@@ -17,7 +17,19 @@ from sqlalchemy import (
     text,
 )
 
-from etl.schema.columns import BIG, BYTEWISE, UtcTime, change_counts, count, id_column, key, metadata, string, time
+from etl.schema.columns import (
+    BIG,
+    BYTEWISE,
+    UtcTime,
+    change_counts,
+    count,
+    id_column,
+    key,
+    metadata,
+    partial_index,
+    string,
+    time,
+)
 
 COMING: Final = text("retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
 """A target that does not count (again) in its organisation's story yet."""
@@ -49,8 +61,8 @@ target: Final = Table(
     Column("counts_since", UtcTime),
     Column("away_since", UtcTime),
     UniqueConstraint("org_id", "user_id", "expression"),
-    Index("ix_target_coming", "org_id", "expression", postgresql_where=COMING, sqlite_where=COMING),
-    Index("ix_target_leaving", "org_id", "expression", postgresql_where=LEAVING, sqlite_where=LEAVING),
+    partial_index("ix_target_coming", "org_id", "expression", where=COMING),
+    partial_index("ix_target_leaving", "org_id", "expression", where=LEAVING),
     comment="A user of an organisation, with a search expression if any; version 0: never observed.",
 )
 
@@ -65,12 +77,7 @@ workflow: Final = Table(
     time("first_seen_at"),
     time("changed_at"),
     Column("missing_since", UtcTime),
-    Index(
-        "ix_workflow_missing",
-        "target_id",
-        postgresql_where=text("missing_since IS NOT NULL"),
-        sqlite_where=text("missing_since IS NOT NULL"),
-    ),
+    partial_index("ix_workflow_missing", "target_id", where="missing_since IS NOT NULL"),
     comment="A workflow as its target sees it now; missing_since: since when its removal is held.",
 )
 
@@ -118,7 +125,7 @@ workflow_change: Final = Table(
     Column("new_editable", Boolean),
     Index(None, "flow_id", "change_set_id"),
     comment="One change of one workflow, with the full before and after. Append-only.",
-    postgresql_partition_by="RANGE (change_set_id)",
+    info={"partition_by": "RANGE (change_set_id)"},
 )
 CHANGE_KIND: Final = workflow_change.c.kind.concat(literal_column("''"))
 """The kind of a change, for a condition. Bare, as the third column of the primary key, it lets PostgreSQL 18 price an

@@ -12,10 +12,9 @@ from sqlalchemy import (
     Integer,
     Table,
     Text,
-    text,
 )
 
-from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, string, time
+from etl.schema.columns import BIG, BYTEWISE, UtcTime, count, id_column, key, metadata, partial_index, string, time
 
 organisation: Final = Table(
     "organisation",
@@ -115,14 +114,7 @@ org_flow: Final = Table(
     Column("valid_from_after", UtcTime),
     Column("from_kind", Text),
     Column("certain", Boolean),
-    Index(
-        "ix_org_flow_open",
-        "org_id",
-        "expression",
-        "flow_id",
-        postgresql_where=text("is_open"),
-        sqlite_where=text("is_open"),
-    ),
+    partial_index("ix_org_flow_open", "org_id", "expression", "flow_id", where="is_open"),
     comment="The current state of a workflow that any user of an organisation has ever seen.",
 )
 

@@ -16,7 +16,19 @@ from sqlalchemy import (
     text,
 )
 
-from etl.schema.columns import BIG, BYTEWISE, UtcTime, change_counts, count, id_column, key, metadata, string, time
+from etl.schema.columns import (
+    BIG,
+    BYTEWISE,
+    UtcTime,
+    change_counts,
+    count,
+    id_column,
+    key,
+    metadata,
+    partial_index,
+    string,
+    time,
+)
 
 ASKS_NOBODY: Final = '{"targets":[],"membership_id":0}'
 """The scope of a run without targets."""
@@ -50,27 +62,10 @@ sync_run: Final = Table(
     count("failed"),
     count("stale"),
     *change_counts(big=True),
-    Index(
-        "uq_sync_run_slot",
-        "schedule",
-        "scheduled_for",
-        unique=True,
-        postgresql_where=OWN_SLOT,
-        sqlite_where=OWN_SLOT,
-    ),
+    partial_index("uq_sync_run_slot", "schedule", "scheduled_for", where=OWN_SLOT, unique=True),
     Index(None, "schedule", "id"),
-    Index(
-        "ix_sync_run_running",
-        "heartbeat_at",
-        postgresql_where=text("status = 'running'"),
-        sqlite_where=text("status = 'running'"),
-    ),
-    Index(
-        "ix_sync_run_untold",
-        "finished_at",
-        postgresql_where=text("notified_at IS NULL"),
-        sqlite_where=text("notified_at IS NULL"),
-    ),
+    partial_index("ix_sync_run_running", "heartbeat_at", where="status = 'running'"),
+    partial_index("ix_sync_run_untold", "finished_at", where="notified_at IS NULL"),
     comment="One run of a schedule, of the command or of an approval, with its sums.",
 )
 
@@ -102,13 +97,7 @@ target_membership: Final = Table(
     Index(None, "schedule", "target_id", "id"),
     Index(None, "target_id", "id"),
     Index(None, "run_id", "id"),
-    Index(
-        "ix_target_membership_retired",
-        "target_id",
-        "at",
-        postgresql_where=text("schedule IS NULL"),
-        sqlite_where=text("schedule IS NULL"),
-    ),
+    partial_index("ix_target_membership_retired", "target_id", "at", where="schedule IS NULL"),
     comment="When a target joined or left a schedule, was retired, or came back. Append-only.",
 )
 

@@ -197,6 +197,7 @@ def test_the_version_has_a_short_option_and_flags_show_no_type() -> None:
 def test_a_command_loads_no_library_that_it_does_not_need(observed: Program) -> None:
     """Each of these costs a tenth of a second or more."""
     slow = {"rich.console", "structlog", "alembic", "requests", "apscheduler", "prometheus_client", "starlette"}
+    slow |= {"pydantic", "sqlalchemy.dialects.postgresql"}
     show = "import sys; sys.argv = ['flowtrail', {}]\ntry:\n  from etl.__main__ import main; main()\n"
     show += "finally:\n  print(*sys.modules, file=sys.stderr)"
     for arguments, barred in ((["--version"], slow | {"sqlalchemy", "msgspec"}), (["flows", "--limit", "1"], slow)):
