@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 
 import structlog
@@ -19,7 +19,7 @@ from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.system import descriptors
 from etl.system.background import BackgroundLoop
-from etl.web import Connections, HttpServer, create_app
+from etl.web import Connections, HttpServer, counting_ahead, create_app
 from etl.web.health import Health, health_only, health_routes, metrics_route
 
 _TRY_AGAIN_SECONDS = 15
@@ -48,12 +48,19 @@ def listening(
         _application(app, service, metrics, page, health, host, own), host.strip("[]"), int(port), connections
     )
     try:
-        with BackgroundLoop("http-start", partial(_start, server)):
+        with BackgroundLoop("http-start", partial(_start, server)), _counting_ahead(app, page):
             yield
     finally:
         server.stop()
         page.dispose()
         health.dispose()
+
+
+def _counting_ahead(app: Application, page: Engine) -> AbstractContextManager[object]:
+    if app.settings.service.page:
+        with suppress(UsageError):  # the page says itself what is missing
+            return counting_ahead(page, utc_now)
+    return nullcontext()
 
 
 def _connections(app: Application) -> Connections:

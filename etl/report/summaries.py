@@ -35,6 +35,14 @@ SELECT coalesce((SELECT max(id) FROM change_set), 0), coalesce((SELECT max(id) F
 """
 
 
+def entries(connection: Connection) -> int:
+    """How many entries all lists have."""
+    return int(connection.execute(text(_ENTRIES)).scalar_one())
+
+
+_ENTRIES: Final = "SELECT coalesce(sum(flow_count), 0) FROM target WHERE retired_at IS NULL"
+
+
 def workflows(connection: Connection, org: str = "") -> int:
     """How many workflows exist now; each counts once in its organisation."""
     sql = f"""

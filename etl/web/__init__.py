@@ -9,22 +9,26 @@ from __future__ import annotations
 import datetime as dt
 import importlib
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
 from etl.config import Schedule
-from etl.errors import UsageError
+from etl.errors import DatabaseError, UsageError
 from etl.report.conditions import Trouble
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summary_rows import Scope
+from etl.system.background import BackgroundLoop
 from etl.web.connections import Connections
 from etl.web.server import HttpServer
 
-__all__ = ["Connections", "HttpServer", "create_app", "report_html"]
+__all__ = ["Connections", "HttpServer", "counting_ahead", "create_app", "report_html"]
+
+_LOOK_AGAIN_SECONDS: Final = 30
 
 
 def create_app(
@@ -57,6 +61,19 @@ def create_app(
         app.Site(engine, now, next_fire_times, role, read_health, coverage_gap, enos_zone, own), routes, hosts
     )
     return application
+
+
+def counting_ahead(engine: Engine, now: Callable[[], dt.datetime]) -> BackgroundLoop:
+    """Counts the sums of the first page before somebody asks for it, where they take long. ``engine`` is that of
+    ``create_app``. Raises UsageError where the extra is missing."""
+    overview = _part("overview")
+
+    def step() -> float:
+        with suppress(DatabaseError):  # the service itself reports that it cannot read
+            overview.count_ahead(engine, now())
+        return _LOOK_AGAIN_SECONDS
+
+    return BackgroundLoop("sums-ahead", step, stop_within_seconds=1.0)
 
 
 def report_html(

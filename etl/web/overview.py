@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, statements, summaries, trail_page
 from etl.report.conditions import Trouble
-from etl.report.fetch import page
+from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
 from etl.report.queries import causes
@@ -78,6 +78,15 @@ def period(now: dt.datetime, days: int) -> Scope:
     """So many days of all organisations, today included."""
     today = now.astimezone(dt.UTC).date()
     return Scope(today - dt.timedelta(days=days - 1), today)
+
+
+def count_ahead(engine: Engine, now: dt.datetime) -> None:
+    """Count what the first page shows, in a thread, where that takes long and has not been done since the last change.
+    Raises DatabaseError."""
+    with short_transaction(engine) as connection:
+        entries = summaries.entries(connection)
+        if entries > sums.MANY:
+            sums.counted(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
 
 
 def _listed(scope: Scope) -> tuple[dt.datetime | None, dt.datetime | None]:

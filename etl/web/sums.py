@@ -75,6 +75,11 @@ def counted(connection: Connection, scope: Scope, today: dt.date, entries: int) 
     return values, True
 
 
+def known(engine: Engine) -> list[Scope]:
+    """What has been counted."""
+    return list(_KNOWN[engine].sums) if engine in _KNOWN else []
+
+
 def _is_reusable(last: Sums, now: float) -> bool:
     return last.seconds > _QUICK_SECONDS and now - last.at < _REUSED_FOR * last.seconds
 

@@ -33,7 +33,7 @@ from etl.report import Report, summaries, trail_page
 from etl.report.conditions import Trouble
 from etl.report.summary_rows import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
-from etl.web import HttpServer, create_app, report_html
+from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
 from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
 from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, write_month
@@ -311,6 +311,18 @@ def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
         assert "are being counted" in first
         assert 'http-equiv="refresh"' in first
         wait_until(lambda: "Changes per day" in get(running, "/").text)
+        assert get(running, "/").text == known
+    other.dispose()
+
+
+def test_slow_sums_are_counted_ahead_of_the_first_look(
+    server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = get(server, "/").text
+    monkeypatch.setattr("etl.web.sums.MANY", 0)
+    other = connect(engine.url.render_as_string(hide_password=False))
+    with site(other) as running, counting_ahead(other, lambda: NOW):
+        wait_until(lambda: bool(sums.known(other)))
         assert get(running, "/").text == known
     other.dispose()
 
