@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from etl.domain.evidence import Evidence
 from etl.domain.kinds import EventKind
-from etl.domain.scene import Scene
-from etl.domain.story import Answer, Event, Known, Listed, Story
+from etl.domain.story import Answer, Event, KnownValue, KnownWorkflow, Listed
 
 
-class Look(NamedTuple):
+class ObservedValue(NamedTuple):
     """An answer, and the name (or cycle) that it has."""
 
     answer: Answer
@@ -28,45 +28,45 @@ class ValueChange(NamedTuple):
     last_unchanged_at: dt.datetime
 
 
-def attribute_events(scene: Scene, story: Story) -> tuple[list[Event], Story]:
+def attribute_events(evidence: Evidence, workflow: KnownWorkflow) -> tuple[list[Event], KnownWorkflow]:
     """The changes of name and cycle that the answers prove. Two that one answer proves have the same interval."""
-    looks = [(answer, listed) for _, answer, listed in scene.looks()]
-    renamed, name = value_changes(story.name, [Look(answer, listed.name) for answer, listed in looks])
-    cycled, cycle = value_changes(story.cycle, [Look(answer, listed.cycle) for answer, listed in looks])
-    left = [(s.previous, s.before) for s in scene.sightings if s.previous is not None and s.before is not None]
+    observed = [(answer, listed) for _, answer, listed in evidence.answers_with_it()]
+    renamed, name = value_changes(workflow.name, [ObservedValue(answer, listed.name) for answer, listed in observed])
+    cycled, cycle = value_changes(workflow.cycle, [ObservedValue(answer, listed.cycle) for answer, listed in observed])
+    left = [(c.previous, c.before) for c in evidence.changes if c.previous is not None and c.before is not None]
     known = msgspec.structs.replace(
-        story,
-        name=_remember(name, (Look(answer, listed.name) for answer, listed in left)),
-        cycle=_remember(cycle, (Look(answer, listed.cycle) for answer, listed in left)),
+        workflow,
+        name=_remember(name, (ObservedValue(answer, listed.name) for answer, listed in left)),
+        cycle=_remember(cycle, (ObservedValue(answer, listed.cycle) for answer, listed in left)),
     )
-    return _events(scene.flow_id, story.listed, renamed, cycled), known
+    return _events(evidence.flow_id, workflow.listed, renamed, cycled), known
 
 
-def value_changes(known: Known, looks: Sequence[Look]) -> tuple[list[ValueChange], Known]:
-    """The changes that ``looks`` prove, in the order of their arrival, and the value that is known afterwards.
+def value_changes(known: KnownValue, observed: Sequence[ObservedValue]) -> tuple[list[ValueChange], KnownValue]:
+    """The changes that ``observed`` prove, in the order of their arrival, and the value that is known afterwards.
 
     An answer with another value proves a change if it was requested after an answer with the known value had arrived.
     """
     changes: list[ValueChange] = []
-    while newer := [look for look in looks if _is_newer(look, known)]:
-        first = min(newer, key=lambda look: (look.answer.arrived_at, look.answer.asked_at, look.value or ""))
-        changes.append(ValueChange(first.answer, first.value, _last_unchanged(known, looks, first.answer.asked_at)))
-        known = Known(first.value, first.answer, first.answer)
+    while newer := [each for each in observed if _is_newer(each, known)]:
+        first = min(newer, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.value or ""))
+        changes.append(ValueChange(first.answer, first.value, _last_unchanged(known, observed, first.answer.asked_at)))
+        known = KnownValue(first.value, first.answer, first.answer)
     return changes, known
 
 
-def _is_newer(look: Look, known: Known) -> bool:
-    return look.value != known.value and look.answer.asked_at >= known.first.arrived_at
+def _is_newer(observed: ObservedValue, known: KnownValue) -> bool:
+    return observed.value != known.value and observed.answer.asked_at >= known.first.arrived_at
 
 
-def _last_unchanged(known: Known, looks: Iterable[Look], asked_at: dt.datetime) -> dt.datetime:
-    same = (known.first, known.last, *(look.answer for look in looks if look.value == known.value))
+def _last_unchanged(known: KnownValue, observed: Iterable[ObservedValue], asked_at: dt.datetime) -> dt.datetime:
+    same = (known.first, known.last, *(each.answer for each in observed if each.value == known.value))
     return max(answer.asked_at for answer in same if answer.arrived_at <= asked_at)
 
 
-def _remember(known: Known, left: Iterable[Look]) -> Known:
+def _remember(known: KnownValue, left: Iterable[ObservedValue]) -> KnownValue:
     """Keep the latest answer with the known value, among users who have another value by now."""
-    last = max((known.last, *(look.answer for look in left if look.value == known.value)))
+    last = max((known.last, *(each.answer for each in left if each.value == known.value)))
     return known._replace(last=last)
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from etl.domain.scene import Entry, Scene
+from etl.domain.evidence import Entry, Evidence
 from etl.domain.story import Event, Loss
 
 
@@ -24,50 +24,52 @@ class Losses(NamedTuple):
     awaited: int = 0
 
 
-def losses(scene: Scene) -> Losses:
+def losses(evidence: Evidence) -> Losses:
     """What is known of each user who lost it, now or earlier; users of whom nothing is known yet wait."""
-    lost = {**scene.waiting, **_lost_now(scene)}
+    lost = {**evidence.waiting, **_lost_now(evidence)}
     if not lost:
         return Losses()
-    moment = _Absence(scene, lost)
-    if scene.audience.heard and not moment.awaited:
-        certain = moment.is_certain()
-        alone = tuple(_lost_alone(scene, lost, until=moment.at))
-        return Losses(alone, moment.event(certain=certain), moment.since if certain else moment.told_at, moment.back)
-    if _is_back(scene):
-        return Losses((), moment.event(certain=False), moment.told_at, moment.back)
-    alone = tuple(_lost_alone(scene, lost))
+    absence = _Absence(evidence, lost)
+    if evidence.context.heard and not absence.awaited:
+        certain = absence.is_certain()
+        alone = tuple(_lost_alone(evidence, lost, until=absence.at))
+        gone_at = absence.since if certain else absence.reported_at
+        return Losses(alone, absence.event(certain=certain), gone_at, absence.back)
+    if _is_back(evidence):
+        return Losses((), absence.event(certain=False), absence.reported_at, absence.back)
+    alone = tuple(_lost_alone(evidence, lost))
     waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
-    return Losses(alone, waiting=waiting, awaited=len(moment.awaited) if waiting else 0)
+    return Losses(alone, waiting=waiting, awaited=len(absence.awaited) if waiting else 0)
 
 
-def _lost_now(scene: Scene) -> dict[str, Loss]:
+def _lost_now(evidence: Evidence) -> dict[str, Loss]:
     return {
-        s.user_id: Loss(s.before, s.previous.asked_at, s.answer)
-        for s in scene.sightings
-        if s.previous is not None and s.before is not None and s.after is None
+        c.user_id: Loss(c.before, c.previous.asked_at, c.answer)
+        for c in evidence.changes
+        if c.previous is not None and c.before is not None and c.after is None
     }
 
 
-def _is_back(scene: Scene) -> bool:
+def _is_back(evidence: Evidence) -> bool:
     """Rule 3a: no user listed it any more, and now only users who were waiting list it again."""
-    return not scene.before and bool(scene.entries) and all(e.user_id in scene.waiting for e in scene.entries)
+    entries = evidence.entries
+    return not evidence.before and bool(entries) and all(entry.user_id in evidence.waiting for entry in entries)
 
 
-def _lost_alone(scene: Scene, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> Iterator[Event]:
+def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> Iterator[Event]:
     """Rule 4: an answer with it was requested (before ``until``) when the user was already without it."""
-    shown = [showing for showing in scene.showings() if until is None or showing[2] < until]
+    shown = [span for span in evidence.listing_spans() if until is None or span[2] < until]
     latest = max((asked_at for _, _, asked_at in shown), default=None)
     for user_id, loss in sorted(lost.items(), key=lambda item: (item[1].without.arrived_at, item[0])):
         if latest is not None and latest >= loss.without.arrived_at:
             yield Event(
                 kind="access_lost",
-                flow_id=scene.flow_id,
+                flow_id=evidence.flow_id,
                 last_unchanged_at=loss.shown_asked_at,
                 observed_at=loss.without.arrived_at,
                 certain=any(
                     asked_at >= loss.without.arrived_at
-                    and (since <= loss.shown_asked_at if scene.audience.is_search else other != user_id)
+                    and (since <= loss.shown_asked_at if evidence.context.is_search else other != user_id)
                     for other, since, asked_at in shown
                 ),
                 user_id=user_id,
@@ -82,8 +84,8 @@ class _Absence:
     had lost it before that answer was requested, the moment when EnOS read that answer.
     """
 
-    def __init__(self, scene: Scene, lost: Mapping[str, Loss]) -> None:
-        self._scene = scene
+    def __init__(self, evidence: Evidence, lost: Mapping[str, Loss]) -> None:
+        self._evidence = evidence
         self._last = max(lost, key=lambda user_id: (lost[user_id].without.arrived_at, user_id))
         last = lost[self._last].without
         self.at = last.arrived_at
@@ -91,36 +93,36 @@ class _Absence:
         self._needs_last = any(without.arrived_at > last.asked_at for without in others)
         self.since = self.at if self._needs_last else last.asked_at
         """A moment not later than that one."""
-        shown = [answer.asked_at for _, answer, _ in scene.looks() if answer.asked_at < self.at]
+        shown = [answer.asked_at for _, answer, _ in evidence.answers_with_it() if answer.asked_at < self.at]
         self._shown_asked_at = max([*(loss.shown_asked_at for loss in lost.values()), *shown])
-        self.awaited = [user_id for user_id in scene.active() if not self._was_without(user_id)]
+        self.awaited = [user_id for user_id in evidence.active() if not self._was_without(user_id)]
         """The active users who may have had it still, or again."""
-        self.back = [entry for entry in scene.entries if entry.answer.asked_at >= self.at]
+        self.back = [entry for entry in evidence.entries if entry.answer.asked_at >= self.at]
 
     @property
-    def told_at(self) -> dt.datetime:
+    def reported_at(self) -> dt.datetime:
         """When the last answer arrived that was known when this was reported, unless a later one has the workflow."""
-        goes_on = self.back or not self._scene.is_last
-        return self.at if goes_on else max(self.at, self._scene.audience.last_arrival)
+        is_back = self.back or not self._evidence.is_last
+        return self.at if is_back else max(self.at, self._evidence.context.last_arrival)
 
     def is_certain(self) -> bool:
         """Whether no user can still have had it, not even one who is silent or retired, or whose removal is held."""
-        audience = self._scene.audience
-        others = {*self._scene.counting(), *self._scene.after, *audience.left_since(self._shown_asked_at)}
-        return all(map(self._was_without, others)) and not audience.has_ended_stays(self._shown_asked_at)
+        context = self._evidence.context
+        others = {*self._evidence.counting(), *self._evidence.after, *context.left_since(self._shown_asked_at)}
+        return all(map(self._was_without, others)) and not context.has_ended_stays(self._shown_asked_at)
 
     def event(self, *, certain: bool) -> Event:
         return Event(
             kind="disappeared",
-            flow_id=self._scene.flow_id,
+            flow_id=self._evidence.flow_id,
             last_unchanged_at=self._shown_asked_at,
-            observed_at=self.at if certain else self.told_at,
+            observed_at=self.at if certain else self.reported_at,
             certain=certain,
         )
 
     def _was_without(self, user_id: str) -> bool:
-        """Whether a user is known to have been without it at that moment."""
+        """Whether a user is known to have been without it at that absence."""
         if user_id == self._last and not self._needs_last:
             return True
-        without = self._scene.asked_without(user_id)
+        without = self._evidence.asked_without(user_id)
         return without is not None and without >= self.at

@@ -12,41 +12,54 @@ from typing import NamedTuple
 import msgspec
 
 from etl.domain.attributes import attribute_events
+from etl.domain.evidence import Entry, Evidence
 from etl.domain.losses import Losses, losses
-from etl.domain.scene import Entry, Scene
-from etl.domain.story import Answer, Audience, Event, Judgement, Known, Loss, Opening, Sighting, Story, Workflow
+from etl.domain.story import (
+    Answer,
+    Baseline,
+    Event,
+    Judgement,
+    KnownValue,
+    KnownWorkflow,
+    ListingChange,
+    Loss,
+    StepContext,
+    Workflow,
+)
 
 
-def judge(audience: Audience, workflow: Workflow) -> Judgement:
+def judge(context: StepContext, workflow: Workflow) -> Judgement:
     """The events of one workflow in one step, and what is to be kept of it.
 
-    A user's answers are judged one after the other: sightings of several versions make several rounds.
+    A user's answers are judged one after the other: changes of several versions make several rounds.
     """
     events: list[Event] = []
-    openings: list[Opening] = []
-    for sightings, later in _rounds(workflow.sightings):
-        scene = Scene(audience, workflow, sightings, later)
-        judgement = _judge_round(scene)
+    baselines: list[Baseline] = []
+    for changes, later in _rounds(workflow.changes):
+        evidence = Evidence(context, workflow, changes, later)
+        judgement = _judge_round(evidence)
         events += judgement.events
-        openings += judgement.openings
-        workflow = Workflow(workflow.flow_id, judgement.story, judgement.showing, judgement.waiting, held=workflow.held)
-    return msgspec.structs.replace(judgement, events=events, openings=openings)
+        baselines += judgement.baselines
+        workflow = Workflow(
+            workflow.flow_id, judgement.known, judgement.listings, judgement.waiting, held=workflow.held
+        )
+    return msgspec.structs.replace(judgement, events=events, baselines=baselines)
 
 
-def _rounds(sightings: Iterable[Sighting]) -> Iterator[tuple[list[Sighting], dict[str, Answer | None]]]:
-    """The sightings by arrival, each user at most once per round. With each round: for users who occur again, the
-    answer before their next sighting."""
-    rounds: list[list[Sighting]] = [[]]
+def _rounds(changes: Iterable[ListingChange]) -> Iterator[tuple[list[ListingChange], dict[str, Answer | None]]]:
+    """The changes by arrival, each user at most once per round. With each round: for users who occur again, the answer
+    before their next change."""
+    rounds: list[list[ListingChange]] = [[]]
     seen: set[str] = set()
-    for sighting in sorted(sightings, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.user_id)):
-        if sighting.user_id in seen:
+    for change in sorted(changes, key=lambda each: (each.answer.arrived_at, each.answer.asked_at, each.user_id)):
+        if change.user_id in seen:
             rounds.append([])
             seen.clear()
-        rounds[-1].append(sighting)
-        seen.add(sighting.user_id)
+        rounds[-1].append(change)
+        seen.add(change.user_id)
     laters: list[dict[str, Answer | None]] = [{}]
     for each in reversed(rounds[1:]):
-        laters.append({**laters[-1], **{sighting.user_id: sighting.previous for sighting in each}})
+        laters.append({**laters[-1], **{change.user_id: change.previous for change in each}})
     return zip(rounds, reversed(laters), strict=True)
 
 
@@ -54,118 +67,120 @@ class _RoundResult(NamedTuple):
     """The result of a round for a workflow; events in the order in which they happened."""
 
     events: list[Event]
-    story: Story | None
+    known: KnownWorkflow | None
     waiting: Mapping[str, Loss] = {}
     awaited: int = 0
-    openings: tuple[Opening, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
 
 
-def _judge_round(scene: Scene) -> Judgement:
-    told = _while_visible(scene) if scene.is_visible else _while_gone(scene)
-    users_before = len(scene.before) + len(scene.waiting)
-    users_after = len(scene.after) + len(told.waiting)
-    counts = {"users_before": users_before, "users_after": users_after, "unheard": scene.audience.unheard}
+def _judge_round(evidence: Evidence) -> Judgement:
+    result = _while_visible(evidence) if evidence.is_visible else _while_gone(evidence)
+    users_before = len(evidence.before) + len(evidence.waiting)
+    users_after = len(evidence.after) + len(result.waiting)
+    counts = {"users_before": users_before, "users_after": users_after, "unheard": evidence.context.unheard}
     return Judgement(
-        flow_id=scene.flow_id,
-        events=[msgspec.structs.replace(event, **counts) for event in told.events],
-        story=told.story,
-        showing=scene.listing,
-        waiting=told.waiting,
-        awaited=told.awaited,
-        is_open=bool(told.waiting) or _is_unsettled(scene, told.story),
-        openings=told.openings,
+        flow_id=evidence.flow_id,
+        events=[msgspec.structs.replace(event, **counts) for event in result.events],
+        known=result.known,
+        listings=evidence.listings,
+        waiting=result.waiting,
+        awaited=result.awaited,
+        is_open=bool(result.waiting) or _is_unsettled(evidence, result.known),
+        baselines=result.baselines,
     )
 
 
-def _while_visible(scene: Scene) -> _RoundResult:
+def _while_visible(evidence: Evidence) -> _RoundResult:
     """Rules 2 to 6: somebody lists it, or waits."""
-    assert scene.story is not None  # noqa: S101 - who lists it has begun its story
-    lost = losses(scene)
+    assert evidence.known is not None  # noqa: S101 - what somebody lists is known
+    lost = losses(evidence)
     if lost.end is not None:
-        return _gone(scene, scene.story, lost, lost.end)
-    since = min([scene.story.since, *(entry.at for entry in scene.entries)])
-    changed, story = attribute_events(scene, msgspec.structs.replace(scene.story, since=since))
-    events = [*_grants(scene, since), *changed, *lost.alone]
-    return _RoundResult(events, story, lost.waiting, lost.awaited)
+        return _gone(evidence, evidence.known, lost, lost.end)
+    since = min([evidence.known.since, *(entry.at for entry in evidence.entries)])
+    changed, known = attribute_events(evidence, msgspec.structs.replace(evidence.known, since=since))
+    events = [*_grants(evidence, since), *changed, *lost.alone]
+    return _RoundResult(events, known, lost.waiting, lost.awaited)
 
 
-def _gone(scene: Scene, story: Story, lost: Losses, end: Event) -> _RoundResult:
+def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) -> _RoundResult:
     """Rule 3, and rule 1 where the same answers list it again."""
-    ended = msgspec.structs.replace(story, gone_at=lost.gone_at)
-    events = [*lost.alone, msgspec.structs.replace(end, old=story.listed)]
+    ended = msgspec.structs.replace(known, gone_at=lost.gone_at)
+    events = [*lost.alone, msgspec.structs.replace(end, old=known.listed)]
     if not lost.back:
         return _RoundResult(events, ended)
-    back = _coming_into_sight(scene, lost.back[0], ended, is_proven_gone=end.certain)
+    back = _coming_into_sight(evidence, lost.back[0], ended, is_proven_gone=end.certain)
     return back._replace(events=[*events, *back.events])
 
 
-def _while_gone(scene: Scene) -> _RoundResult:
+def _while_gone(evidence: Evidence) -> _RoundResult:
     """Nobody lists it, except users who have been silent since before its ``disappeared``."""
-    if not scene.entries:
-        return _RoundResult([], _still_gone(scene))
-    return _coming_into_sight(scene, scene.entries[0], scene.story, is_proven_gone=not scene.before)
+    if not evidence.entries:
+        return _RoundResult([], _still_gone(evidence))
+    return _coming_into_sight(evidence, evidence.entries[0], evidence.known, is_proven_gone=not evidence.before)
 
 
-def _still_gone(scene: Scene) -> Story | None:
+def _still_gone(evidence: Evidence) -> KnownWorkflow | None:
     """Users who were silent or away may have been heard without it only now."""
-    if scene.story is None:
+    if evidence.known is None:
         return None
-    without = [sighting.answer.arrived_at for sighting in scene.sightings if sighting.after is None]
-    return msgspec.structs.replace(scene.story, gone_at=_latest([scene.story.gone_at, *without]))
+    without = [change.answer.arrived_at for change in evidence.changes if change.after is None]
+    return msgspec.structs.replace(evidence.known, gone_at=_latest([evidence.known.gone_at, *without]))
 
 
-def _coming_into_sight(scene: Scene, first: Entry, gone: Story | None, *, is_proven_gone: bool) -> _RoundResult:
+def _coming_into_sight(
+    evidence: Evidence, first: Entry, gone: KnownWorkflow | None, *, is_proven_gone: bool
+) -> _RoundResult:
     """Rule 1, and what else the same answers show. A user's first answer makes no event on its own."""
-    name, cycle = (Known(value, first.answer, first.answer) for value in first.listed[:2])
-    changed, story = attribute_events(scene, Story(first.at, name, cycle))
-    rest = [*_grants(scene, first.at), *changed]
-    asked_before = [gain.asked_before for gain in scene.gains if gain.asked_before < first.at]
+    name, cycle = (KnownValue(value, first.answer, first.answer) for value in first.listed[:2])
+    changed, known = attribute_events(evidence, KnownWorkflow(first.at, name, cycle))
+    rest = [*_grants(evidence, first.at), *changed]
+    asked_before = [gain.asked_before for gain in evidence.gains if gain.asked_before < first.at]
     new = first.listed._replace(editable=None)
-    if not asked_before and not scene.back:
-        return _RoundResult(rest, story, openings=(Opening(new, first.at),))
-    absent_at = _absent_at(scene, gone) if is_proven_gone else None
+    if not asked_before and not evidence.back:
+        return _RoundResult(rest, known, baselines=(Baseline(new, first.at),))
+    absent_at = _absent_at(evidence, gone) if is_proven_gone else None
     after = absent_at or max(asked_before, default=gone.gone_at if gone else None)
     assert after is not None  # noqa: S101 - users come back only after its disappearance was reported
     appeared = Event(
         kind="reappeared" if gone else "appeared",
-        flow_id=scene.flow_id,
+        flow_id=evidence.flow_id,
         last_unchanged_at=after,
         observed_at=first.at,
         certain=absent_at is not None,
         old=gone.listed if gone else None,
         new=new,
     )
-    return _RoundResult([appeared, *rest], story)
+    return _RoundResult([appeared, *rest], known)
 
 
-def _absent_at(scene: Scene, gone: Story | None) -> dt.datetime | None:
+def _absent_at(evidence: Evidence, gone: KnownWorkflow | None) -> dt.datetime | None:
     """The latest moment at which everybody is proven to have been without it; None where there is none."""
-    if not scene.gains or not scene.came_at.keys().isdisjoint(scene.after):
+    if not evidence.gains or not evidence.came_at.keys().isdisjoint(evidence.after):
         return None
-    absent_at = scene.audience.earliest(min(gain.asked_before for gain in scene.gains), scene.asked_without)
-    if scene.audience.has_ended_stays(absent_at):
+    absent_at = evidence.context.earliest(min(gain.asked_before for gain in evidence.gains), evidence.asked_without)
+    if evidence.context.has_ended_stays(absent_at):
         return None
     if gone is None:
         return absent_at
-    retired = (scene.audience.users[user_id].retired_at for user_id in scene.retired)
-    returned = (s.answer.arrived_at for s in scene.sightings if s.previous is None)
+    retired = (evidence.context.users[user_id].retired_at for user_id in evidence.retired)
+    returned = (c.answer.arrived_at for c in evidence.changes if c.previous is None)
     gone_at = _latest([gone.gone_at, *retired, *returned])
     return absent_at if gone_at is not None and gone_at <= absent_at else None
 
 
-def _grants(scene: Scene, since: dt.datetime) -> Iterator[Event]:
+def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
     """Rule 2. A gain whose previous answer was requested before ``since`` is a late first sight (2a), and no event."""
-    shown = list(scene.showings())
-    for gain in scene.gains:
+    shown = list(evidence.listing_spans())
+    for gain in evidence.gains:
         if gain.asked_before >= since:
             yield Event(
                 kind="access_granted",
-                flow_id=scene.flow_id,
+                flow_id=evidence.flow_id,
                 last_unchanged_at=gain.asked_before,
                 observed_at=gain.answer.arrived_at,
                 certain=any(
                     started <= gain.asked_before
-                    and (asked_at >= gain.answer.arrived_at or not scene.audience.is_search)
+                    and (asked_at >= gain.answer.arrived_at or not evidence.context.is_search)
                     for _, started, asked_at in shown
                 ),
                 user_id=gain.user_id,
@@ -173,13 +188,13 @@ def _grants(scene: Scene, since: dt.datetime) -> Iterator[Event]:
             )
 
 
-def _is_unsettled(scene: Scene, story: Story | None) -> bool:
-    """Whether somebody's last answer still contradicts the story: another value, or that it is there."""
-    if story is None:
+def _is_unsettled(evidence: Evidence, known: KnownWorkflow | None) -> bool:
+    """Whether somebody's last answer still contradicts what is known: another value, or that it is there."""
+    if known is None:
         return False
-    if story.gone_at is not None:
-        return bool(scene.after)
-    return any(showing.listed[:2] != story.listed[:2] for showing in scene.after.values())
+    if known.gone_at is not None:
+        return bool(evidence.after)
+    return any(listing.listed[:2] != known.listed[:2] for listing in evidence.after.values())
 
 
 def _latest(moments: Iterable[dt.datetime | None]) -> dt.datetime | None:

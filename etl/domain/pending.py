@@ -1,4 +1,4 @@
-"""What a user's versions say about one workflow since the last step: the sightings that a step judges. Pure.
+"""What a user's versions say about one workflow since the last step: the changes that a step judges. Pure.
 
 ``docs/organisation.md`` has the terms.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
-from etl.domain.story import Answer, Listed, Showing, Sighting, User
+from etl.domain.story import Answer, Listed, Listing, ListingChange, User
 
 Changes = Mapping[str, tuple[Listed | None, Listed | None]]
 """By workflow: how it was listed before and after."""
@@ -99,13 +98,6 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class ListEntry(NamedTuple):
-    """A workflow in a user's list."""
-
-    since: dt.datetime
-    listed: Listed
-
-
 def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, int]:
     """The answer from which a returning user counts, and how many versions come before it.
 
@@ -125,31 +117,33 @@ def first_answer(member: Member, versions: Sequence[Version]) -> tuple[Answer, i
     return member.latest, len(versions)
 
 
-def sightings(member: Member, versions: Sequence[Version], flow_id: str, listed: Listed | None) -> Iterator[Sighting]:
+def listing_changes(
+    member: Member, versions: Sequence[Version], flow_id: str, listed: Listed | None
+) -> Iterator[ListingChange]:
     """What the versions of a user say about a workflow that was ``listed`` so before them."""
     coming, after = first_answer(member, versions) if member.returns else (None, 0)
     stayed = listed
     for number, version in enumerate(versions):
         change = version.changes.get(flow_id)
         if member.returns and number == after:
-            yield from _first_sighting(member.user_id, stayed, listed, coming)
+            yield from _first_change(member.user_id, stayed, listed, coming)
         if change is None:
             continue
         before, listed = change
         if not member.returns or number >= after:
-            yield Sighting(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
+            yield ListingChange(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
         elif version.answer.arrived_at <= (member.away_since or version.answer.arrived_at):
             stayed = listed
-            yield Sighting(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
+            yield ListingChange(member.user_id, before, listed, _previous(version, flow_id, before), version.answer)
     if member.returns and after == len(versions):
-        yield from _first_sighting(member.user_id, stayed, listed, coming)
+        yield from _first_change(member.user_id, stayed, listed, coming)
 
 
-def _first_sighting(
+def _first_change(
     user_id: str, before: Listed | None, after: Listed | None, answer: Answer | None
-) -> Iterator[Sighting]:
+) -> Iterator[ListingChange]:
     if answer is not None and (before is not None or after is not None):
-        yield Sighting(user_id, before, after, None, answer)
+        yield ListingChange(user_id, before, after, None, answer)
 
 
 def _previous(version: Version, flow_id: str, before: Listed | None) -> Answer | None:
@@ -175,9 +169,8 @@ def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None)
     return before, removed
 
 
-def showing(member: Member, entry: ListEntry) -> Showing:
-    """Since when a user shows a workflow: not from before the user counts."""
-    since = entry.since
-    if member.counts_since is not None and not member.joins:
-        since = max(since, member.counts_since)
-    return Showing(since, entry.listed)
+def while_counting(member: Member, listing: Listing) -> Listing:
+    """A user's listing of a workflow, not from before the user counts."""
+    if member.counts_since is None or member.joins:
+        return listing
+    return listing._replace(since=max(listing.since, member.counts_since))

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from etl.domain.story import Event, Judgement, Listed, Opening
+from etl.domain.story import Baseline, Event, Judgement, Listed
 
 
 class WorkflowState(NamedTuple):
@@ -49,23 +49,23 @@ def states_after(
     return state, ended
 
 
-def _in_order(judgement: Judgement) -> Iterator[Event | Opening]:
+def _in_order(judgement: Judgement) -> Iterator[Event | Baseline]:
     """Openings come before later events; otherwise in the judgement's order."""
-    openings = list(judgement.openings)
+    baselines = list(judgement.baselines)
     for event in judgement.events:
-        while openings and openings[0].at < event.observed_at:
-            yield openings.pop(0)
+        while baselines and baselines[0].at < event.observed_at:
+            yield baselines.pop(0)
         if event.user_id is None:
             yield event
-    yield from openings
+    yield from baselines
 
 
-def _moment(happened: Event | Opening) -> dt.datetime:
-    return happened.at if isinstance(happened, Opening) else happened.observed_at
+def _moment(happened: Event | Baseline) -> dt.datetime:
+    return happened.at if isinstance(happened, Baseline) else happened.observed_at
 
 
-def _state_of(happened: Event | Opening) -> WorkflowState | None:
-    if isinstance(happened, Opening):
+def _state_of(happened: Event | Baseline) -> WorkflowState | None:
+    if isinstance(happened, Baseline):
         return WorkflowState(happened.at, None, _named(happened.listed), "baseline", True)
     if happened.new is None:
         return None

@@ -45,15 +45,15 @@ class User(msgspec.Struct, frozen=True, gc=False):
         return silent_at if self.retired_at is None else min(silent_at, self.retired_at)
 
 
-class Showing(NamedTuple):
-    """A user's last answer lists the workflow."""
+class Listing(NamedTuple):
+    """A workflow in a user's list."""
 
     since: dt.datetime
-    """Arrival of the first answer of this unbroken showing."""
+    """Arrival of the first answer since which every answer has listed it."""
     listed: Listed
 
 
-class Sighting(NamedTuple):
+class ListingChange(NamedTuple):
     """What one answer changed about one workflow, for one user. ``previous`` is the answer before it.
 
     ``previous`` None: the user's first answer after joining or coming back. It lists the workflow; or it no longer
@@ -77,7 +77,7 @@ class Loss(NamedTuple):
     """The user's first answer that did not."""
 
 
-class Known(NamedTuple):
+class KnownValue(NamedTuple):
     """The last known name (or cycle), the first answer that had it, and the latest such answer of a user who has
     another value by now."""
 
@@ -86,13 +86,13 @@ class Known(NamedTuple):
     last: Answer
 
 
-class Story(msgspec.Struct, frozen=True, gc=False):
+class KnownWorkflow(msgspec.Struct, frozen=True, gc=False):
     """What is stored of a workflow that some user of the story has shown."""
 
     since: dt.datetime
     """Arrival of the first answer that listed it, since it (re)appeared."""
-    name: Known
-    cycle: Known
+    name: KnownValue
+    cycle: KnownValue
     gone_at: dt.datetime | None = None
     """Set by ``disappeared``: everybody was without it at some moment since then. None while somebody may have it."""
 
@@ -106,11 +106,11 @@ class Workflow(msgspec.Struct, frozen=True):
     """A workflow that a step must judge: what was known before, and what the step's answers changed."""
 
     flow_id: str
-    story: Story | None = None
-    showing: Mapping[str, Showing] = msgspec.field(default_factory=dict)
+    known: KnownWorkflow | None = None
+    listings: Mapping[str, Listing] = msgspec.field(default_factory=dict)
     """By user, including those who retired while their last answer listed it."""
     waiting: Mapping[str, Loss] = msgspec.field(default_factory=dict)
-    sightings: Sequence[Sighting] = ()
+    changes: Sequence[ListingChange] = ()
     held: Mapping[str, Answer] = msgspec.field(default_factory=dict)
     """By user whose removal of it is held at this step: the user's last answer that listed it."""
 
@@ -134,7 +134,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     """How many active users were not heard in the run that decided."""
 
 
-class Opening(NamedTuple):
+class Baseline(NamedTuple):
     """A workflow that nobody showed is known from a user's first answer: no event, but a state in the history."""
 
     listed: Listed
@@ -146,17 +146,17 @@ class Judgement(msgspec.Struct, frozen=True):
 
     flow_id: str
     events: Sequence[Event]
-    story: Story | None
-    showing: Mapping[str, Showing]
+    known: KnownWorkflow | None
+    listings: Mapping[str, Listing]
     waiting: Mapping[str, Loss]
     awaited: int
     """How many users must still be heard before the users who wait can be judged."""
     is_open: bool
     """Whether the next step must judge it even if no answer changes it."""
-    openings: Sequence[Opening] = ()
+    baselines: Sequence[Baseline] = ()
 
 
-class Audience:
+class StepContext:
     """The users of a story when a step is judged, at ``decided_at``.
 
     ``users`` are those who count, and those who counted until they retired; ``ended_stays`` are the moments when users

@@ -123,8 +123,8 @@ class Store(RunRecords, ServiceRecords):
                     lambda connection: commit.apply(connection, run_id, outcomes, removals, suspects),  # noqa: B023 - run at once
                     lambda applied, connection: was_committed(connection, outcomes, applied),
                 ).stale
-            except FenceConflict as moved:
-                suspects |= moved.target_ids
+            except FenceConflict as conflict:
+                suspects |= conflict.target_ids
 
     def project(
         self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime], gap_of: Callable[[Target], dt.timedelta]
@@ -152,7 +152,7 @@ class Store(RunRecords, ServiceRecords):
                 lambda connection: story_writes.write_steps(connection, judged, step),
                 lambda _, connection: story_writes.were_written(connection, judged, step),
             )
-        except story_writes.StoryMoved:
+        except story_writes.StoryConflict:
             return False
         except story_writes.FirstListsDiffer as found:
             differing |= found.flows

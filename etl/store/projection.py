@@ -22,11 +22,11 @@ from sqlalchemy import Connection
 
 from etl.domain.model import Target
 from etl.domain.organisation import judge
-from etl.domain.pending import ListEntry, Member, Version, listed_before, showing, sightings
+from etl.domain.pending import Member, Version, listed_before, listing_changes, while_counting
 from etl.domain.states import EndedState, states_after
-from etl.domain.story import Answer, Audience, Event, Judgement, Listed, Loss, Showing, Sighting, Workflow
+from etl.domain.story import Answer, Event, Judgement, Listed, Listing, ListingChange, Loss, StepContext, Workflow
 from etl.store import story_rows
-from etl.store.story_rows import ChangeRows, FlowKey, Kept, Members, StoryKey, chunks
+from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow, StoryKey, chunks
 
 GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000
@@ -43,11 +43,11 @@ class Step(msgspec.Struct, frozen=True):
     decided_at: dt.datetime
 
 
-class Judged(NamedTuple):
+class JudgedWorkflow(NamedTuple):
     """What must be written for a workflow."""
 
     flow: FlowKey
-    kept: Kept
+    row: OrgFlow
     events: list[Event]
     waiting: Mapping[str, Loss]
     waited: bool
@@ -60,12 +60,12 @@ class StoryStep(msgspec.Struct):
     key: StoryKey
     members: Members
     versions: Mapping[int, list[Version]]
-    audience: Audience
-    moved: list[Member]
+    context: StepContext
+    affected: list[Member]
     """The users whose versions are judged, or who begin or stop counting."""
     is_held: bool
     """Whether a removal is held for one of its users."""
-    judged: list[Judged] = msgspec.field(default_factory=list)
+    judged: list[JudgedWorkflow] = msgspec.field(default_factory=list)
 
     @property
     def is_new(self) -> bool:
@@ -74,7 +74,7 @@ class StoryStep(msgspec.Struct):
 
     @property
     def changes_something(self) -> bool:
-        return bool(self.judged or self.moved)
+        return bool(self.judged or self.affected)
 
     @property
     def first_lists(self) -> list[tuple[Member, Version]]:
@@ -120,8 +120,8 @@ def read_steps(
             key,
             of,
             versions,
-            _audience(key, of, step, gap_of),
-            [member for member in of.by_id.values() if _moves(member)],
+            _context(key, of, step, gap_of),
+            [member for member in of.by_id.values() if _is_affected(member)],
             any(member.is_held for member in of.by_id.values()),
         )
         for key, of in members.items()
@@ -136,17 +136,17 @@ def read_steps(
     return list(steps.values())
 
 
-def _moves(member: Member) -> bool:
+def _is_affected(member: Member) -> bool:
     judged = member.is_judged and (member.projected_version != member.version or member.returns)
     return judged or (member.is_known and member.leaves)
 
 
-def _audience(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> Audience:
+def _context(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> StepContext:
     known = [member for member in members.by_id.values() if member.is_known]
     users = {m.user_id: m.user(gap_of(Target(key.org_id, m.user_id, key.expression)), step.began) for m in known}
     came_back = (m for m in known if m.retired_at is None and (m.counts or m.returns))
     ended_stays = [m.away_since for m in came_back if m.away_since is not None]
-    return Audience(users, step.decided_at, ended_stays, is_search=bool(key.expression))
+    return StepContext(users, step.decided_at, ended_stays, is_search=bool(key.expression))
 
 
 def _touched(connection: Connection, steps: Mapping[StoryKey, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
@@ -175,33 +175,33 @@ def _judge(
     steps: Mapping[StoryKey, StoryStep],
     changed_by: Mapping[str, set[int]],
 ) -> None:
-    read = _Reading(connection, flows, steps, changed_by)
+    reader = _WorkflowReader(connection, flows, steps, changed_by)
     for flow in flows:
         step = steps[flow.story]
-        judgement = judge(step.audience, read.workflow(flow))
-        judged = _judged(step, flow, judgement, read.kept.get(flow), read.waiting.get(flow, {}))
+        judgement = judge(step.context, reader.workflow(flow))
+        judged = _judged(step, flow, judgement, reader.rows.get(flow), reader.waiting.get(flow, {}))
         if judged is not None:
             step.judged.append(judged)
 
 
 def _judged(
-    step: StoryStep, flow: FlowKey, judgement: Judgement, before: Kept | None, waited: Mapping[str, Loss]
-) -> Judged | None:
+    step: StoryStep, flow: FlowKey, judgement: Judgement, before: OrgFlow | None, waited: Mapping[str, Loss]
+) -> JudgedWorkflow | None:
     """None if the step changes nothing that is stored."""
-    if judgement.story is None:
+    if judgement.known is None:
         return None
-    users = step.audience.users
-    shows = [(users[u].retired_at, showing.listed.editable) for u, showing in judgement.showing.items()]
+    users = step.context.users
+    shows = [(users[u].retired_at, listing.listed.editable) for u, listing in judgement.listings.items()]
     staying = [editable for retired_at, editable in shows if retired_at is None]
     retired_at = max((at for at, _ in shows if at is not None), default=None) if not staying else None
     states, ended = states_after(before.state if before else None, judgement, None if judgement.waiting else retired_at)
-    kept = Kept(judgement.story, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
-    if kept == before and not judgement.events and judgement.waiting == waited:
+    row = OrgFlow(judgement.known, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
+    if row == before and not judgement.events and judgement.waiting == waited:
         return None
-    return Judged(flow, kept, list(judgement.events), judgement.waiting, bool(waited), ended)
+    return JudgedWorkflow(flow, row, list(judgement.events), judgement.waiting, bool(waited), ended)
 
 
-class _Reading:
+class _WorkflowReader:
     """Everything that is needed to judge some workflows."""
 
     def __init__(
@@ -213,7 +213,7 @@ class _Reading:
     ) -> None:
         self._steps = steps
         self._changed_by = changed_by
-        self.kept = story_rows.read_kept(connection, flows)
+        self.rows = story_rows.read_org_flows(connection, flows)
         self.waiting = story_rows.read_waiting(connection, flows)
         self._entries = story_rows.read_entries(connection, flows)
         held = [flow for flow in flows if steps[flow.story].is_held]
@@ -231,13 +231,13 @@ class _Reading:
 
     def workflow(self, flow: FlowKey) -> Workflow:
         step = self._steps[flow.story]
-        kept = self.kept.get(flow)
+        row = self.rows.get(flow)
         return Workflow(
             flow.flow_id,
-            kept.story if kept else None,
-            dict(self._showing(flow)),
+            row.known if row else None,
+            dict(self._listings(flow)),
             self.waiting.get(flow, {}),
-            list(self._sightings(step, flow)),
+            list(self._changes(step, flow)),
             dict(self._held_of(step, flow)),
         )
 
@@ -254,19 +254,19 @@ class _Reading:
             if listed is not None:
                 yield member, listed, removed
 
-    def _showing(self, flow: FlowKey) -> Iterator[tuple[str, Showing]]:
+    def _listings(self, flow: FlowKey) -> Iterator[tuple[str, Listing]]:
         entries = self._entries[flow.flow_id]
         for member, listed, removed in self._before[flow]:
             since = entries[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
-            yield member.user_id, showing(member, ListEntry(since, listed))
+            yield member.user_id, while_counting(member, Listing(since, listed))
 
-    def _sightings(self, step: StoryStep, flow: FlowKey) -> Iterator[Sighting]:
+    def _changes(self, step: StoryStep, flow: FlowKey) -> Iterator[ListingChange]:
         before = {member.target_id: listed for member, listed, _ in self._before[flow]}
         for target_id in before.keys() | self._changed_by.get(flow.flow_id, set()):
             member = step.members.by_id.get(target_id)
             if member is not None and member.is_judged and (member.returns or target_id in step.versions):
                 versions = step.versions.get(target_id, ())
-                yield from sightings(member, versions, flow.flow_id, before.get(target_id))
+                yield from listing_changes(member, versions, flow.flow_id, before.get(target_id))
 
     def _held_of(self, step: StoryStep, flow: FlowKey) -> Iterator[tuple[str, Answer]]:
         """The last known answers that listed what is held now."""

@@ -15,9 +15,9 @@ import msgspec
 from sqlalchemy import Boolean, Connection, column, text
 from sqlalchemy.sql.selectable import TextualSelect
 
-from etl.domain.pending import ListEntry, Member, Version
+from etl.domain.pending import Member, Version
 from etl.domain.states import WorkflowState
-from etl.domain.story import Answer, Known, Listed, Loss, Story
+from etl.domain.story import Answer, KnownValue, KnownWorkflow, Listed, Listing, Loss
 from etl.schema import COMING, LEAVING, UtcTime
 from etl.store.bulk import BulkValues, stamp
 
@@ -41,10 +41,10 @@ class FlowKey(NamedTuple):
         return StoryKey(self.org_id, self.expression)
 
 
-class Kept(msgspec.Struct, frozen=True):
+class OrgFlow(msgspec.Struct, frozen=True):
     """A row of ``org_flow``: what is stored of a workflow, and its present state, if it has one."""
 
-    story: Story
+    known: KnownWorkflow
     is_open: bool
     awaited: int
     users: int
@@ -312,12 +312,12 @@ def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator
     return ((row[0], row[1]) for row in _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, rows))
 
 
-def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
+def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, Listing]]:
     """By workflow id, the entries of the targets that list it. (A target belongs to one story.)"""
     columns = "w.flow_id, w.target_id, w.first_seen_at, w.flow_name, w.cycle, w.editable"
-    entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
+    entries: dict[str, dict[int, Listing]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
-        entries[flow_id][target_id] = ListEntry(since, Listed(*listed))
+        entries[flow_id][target_id] = Listing(since, Listed(*listed))
     return entries
 
 
@@ -338,28 +338,30 @@ _SINCE: Final = """(
 
 
 def read_since(connection: Connection, lost: Sequence[tuple[int, str, int]]) -> dict[tuple[int, str], dt.datetime]:
-    """By target and workflow that a version removed: the first answer of that showing."""
+    """By target and workflow that a version removed: the first answer that listed it before that, without a break."""
     rows = _select(connection, "found.target_id, found.flow_id, found.since", _SINCE, _LOST, lost)
     return {(target_id, flow_id): since for target_id, flow_id, since in rows if since is not None}
 
 
-def read_kept(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, Kept]:
+def read_org_flows(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, OrgFlow]:
     """The rows of these workflows in ``org_flow``."""
     rows = _select(connection, _KEPT, _OF_FLOWS % "org_flow", FLOWS, flows)
-    return {FlowKey(*row[:3]): _kept(row[3:]) for row in rows}
+    return {FlowKey(*row[:3]): _org_flow(row[3:]) for row in rows}
 
 
-def _kept(values: Sequence[Any]) -> Kept:
+def _org_flow(values: Sequence[Any]) -> OrgFlow:
     (flow_name, cycle, since, name_first_asked, name_first, name_last_asked, name_last, cycle_first_asked, cycle_first,
      cycle_last_asked, cycle_last, gone_at, is_open, awaited, users, editors, valid_from, after, kind,
      certain) = values  # fmt: skip
     first_of_name = Answer(name_first_asked, name_first)
     first_of_cycle = first_of_name if cycle_first is None else Answer(cycle_first_asked, cycle_first)
-    name = Known(flow_name, first_of_name, first_of_name if name_last is None else Answer(name_last_asked, name_last))
+    name = KnownValue(
+        flow_name, first_of_name, first_of_name if name_last is None else Answer(name_last_asked, name_last)
+    )
     last_of_cycle = first_of_cycle if cycle_last is None else Answer(cycle_last_asked, cycle_last)
     state = None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, certain)
-    story = Story(since, name, Known(cycle, first_of_cycle, last_of_cycle), gone_at)
-    return Kept(story, is_open, awaited, users, editors, state)
+    known = KnownWorkflow(since, name, KnownValue(cycle, first_of_cycle, last_of_cycle), gone_at)
+    return OrgFlow(known, is_open, awaited, users, editors, state)
 
 
 def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dict[str, Loss]]:

@@ -16,11 +16,11 @@ from etl.domain.story import Answer, Event, Listed
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
 from etl.store import seals, story_rows, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
-from etl.store.projection import Judged, Step, StoryStep
+from etl.store.projection import JudgedWorkflow, Step, StoryStep
 from etl.store.story_rows import FLOWS, FlowKey
 
 
-class StoryMoved(Exception):
+class StoryConflict(Exception):
     """Another step, or a change of users, was committed since the stories were read."""
 
 
@@ -32,25 +32,25 @@ class FirstListsDiffer(Exception):
         self.flows = flows
 
 
-_MOVED: Final = BulkValues(
+_AFFECTED: Final = BulkValues(
     id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
 )
 _FIRST: Final = BulkValues(org_id="text", expression="text", change_set_id="bigint", times="text")
 
 
-def _lock_moved(dialect: str) -> str:
+def _lock_affected(dialect: str) -> str:
     """Reads the targets as they are now, with a lock; SQLite has one writer at a time."""
     locked = " ORDER BY t.id FOR UPDATE OF t" if dialect == "postgresql" else ""
     return f"""
         SELECT t.id, t.projected_version, t.retired_at, t.away_since
-        FROM ({_MOVED.sql(dialect)}) moved JOIN target t ON t.id = moved.id{locked}"""  # noqa: S608 - our own words
+        FROM ({_AFFECTED.sql(dialect)}) affected JOIN target t ON t.id = affected.id{locked}"""  # noqa: S608 - our own words
 
 
-def _update_moved(dialect: str) -> str:
+def _update_affected(dialect: str) -> str:
     return f"""
         UPDATE target
-        SET projected_version = moved.version, counts_since = moved.counts_since, away_since = moved.away_since
-        FROM ({_MOVED.sql(dialect)}) moved WHERE target.id = moved.id"""  # noqa: S608 - our own words
+        SET projected_version = affected.version, counts_since = affected.counts_since, away_since = affected.away_since
+        FROM ({_AFFECTED.sql(dialect)}) affected WHERE target.id = affected.id"""  # noqa: S608 - our own words
 
 
 _AS_TIME: Final = {"sqlite": "{}", "postgresql": "CAST({} || '+00' AS timestamptz)"}
@@ -90,13 +90,13 @@ def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) 
     """
     seals.require_unsealed(connection, step.run_id)
     steps = [each for each in steps if each.changes_something]
-    moved = sorted((row for each in steps for row in _moved_rows(connection, each)), key=itemgetter(0))
-    _lock(connection, steps, moved)
-    if moved:
-        connection.execute(text(_update_moved(connection.dialect.name)), _MOVED.bound(connection, moved))
+    affected = sorted((row for each in steps for row in _affected_rows(connection, each)), key=itemgetter(0))
+    _lock(connection, steps, affected)
+    if affected:
+        connection.execute(text(_update_affected(connection.dialect.name)), _AFFECTED.bound(connection, affected))
     _write_first_lists(connection, steps)
     judged = [each for of_story in steps for each in of_story.judged]
-    _write_kept(connection, judged)
+    _write_workflows(connection, judged)
     _write_events(connection, judged, step)
     columns = ("run_id", "org_id", "expression", "decided_at", "versions", "heard")
     insert_rows(connection, org_step, columns, (_step_row(connection, each, step) for each in steps))
@@ -114,28 +114,28 @@ def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step)
     return connection.execute(same.limit(1)).first() is not None
 
 
-def _lock(connection: Connection, steps: Sequence[StoryStep], moved: Sequence[Sequence[Any]]) -> None:
+def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence[Sequence[Any]]) -> None:
     """Lock targets by id, then organisations by id. Raises StoryMoved if the stories have changed since they were
     read."""
-    if moved:
+    if affected:
         rows = connection.execute(
             story_rows.typed(
-                _lock_moved(connection.dialect.name), "id", "projected_version", "retired_at", "away_since"
+                _lock_affected(connection.dialect.name), "id", "projected_version", "retired_at", "away_since"
             ),
-            _MOVED.bound(connection, moved),
+            _AFFECTED.bound(connection, affected),
         )
         now = {row[0]: tuple(row)[1:] for row in rows}
-        members = {m.target_id: m for each in steps for m in each.moved}
+        members = {m.target_id: m for each in steps for m in each.affected}
         if any(now.get(i) != (m.projected_version, m.retired_at, m.away_since) for i, m in members.items()):
-            raise StoryMoved
+            raise StoryConflict
     turnover.lock_organisations(connection, sorted({each.key.org_id for each in steps}))
     last = story_rows.last_steps(connection, [each.key for each in steps])
     if any(last.get(each.key) != each.members.last_step for each in steps):
-        raise StoryMoved
+        raise StoryConflict
 
 
-def _moved_rows(connection: Connection, step: StoryStep) -> Iterator[tuple[Any, ...]]:
-    for member in step.moved:
+def _affected_rows(connection: Connection, step: StoryStep) -> Iterator[tuple[Any, ...]]:
+    for member in step.affected:
         away_since = member.retired_at if member.leaves else member.away_since
         yield (
             member.target_id,
@@ -175,7 +175,7 @@ def _text(at: dt.datetime) -> str:
     return at.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
-def _write_kept(connection: Connection, judged: Sequence[Judged]) -> None:
+def _write_workflows(connection: Connection, judged: Sequence[JudgedWorkflow]) -> None:
     delete = "DELETE FROM {table} WHERE (org_id, expression, flow_id) IN ({flows})"
     for table, flows in (
         ("org_flow", [each.flow for each in judged]),
@@ -194,24 +194,24 @@ _LOSS: Final = tuple(column.name for column in org_loss.columns)
 _STATE: Final = tuple(column.name for column in org_state.columns if column.name != "id")
 
 
-def _flow_row(connection: Connection, judged: Judged) -> tuple[Any, ...]:
-    kept = judged.kept
-    story, state = kept.story, kept.state
-    name, cycle = story.name, story.cycle
+def _flow_row(connection: Connection, judged: JudgedWorkflow) -> tuple[Any, ...]:
+    row = judged.row
+    known, state = row.known, row.state
+    name, cycle = known.name, known.cycle
     return (
         *judged.flow,
-        stamp(connection, story.since),
+        stamp(connection, known.since),
         name.value,
         *_answer(connection, name.first),
         *_answer(connection, None if name.last == name.first else name.last),
         cycle.value,
         *_answer(connection, None if cycle.first == name.first else cycle.first),
         *_answer(connection, None if cycle.last == cycle.first else cycle.last),
-        _optional(connection, story.gone_at),
-        kept.is_open,
-        kept.awaited,
-        kept.users,
-        kept.editors,
+        _optional(connection, known.gone_at),
+        row.is_open,
+        row.awaited,
+        row.users,
+        row.editors,
         _optional(connection, state and state.valid_from),
         _optional(connection, state and state.valid_from_after),
         state and state.from_kind,
@@ -219,7 +219,7 @@ def _flow_row(connection: Connection, judged: Judged) -> tuple[Any, ...]:
     )
 
 
-def _loss_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, ...]]:
+def _loss_rows(connection: Connection, judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for user_id, loss in sorted(judged.waiting.items()):
         yield (
             *judged.flow,
@@ -230,7 +230,7 @@ def _loss_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, ..
         )
 
 
-def _state_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, ...]]:
+def _state_rows(connection: Connection, judged: JudgedWorkflow) -> Iterator[tuple[Any, ...]]:
     for state, valid_to in judged.ended:
         yield (
             *judged.flow,
@@ -246,7 +246,7 @@ def _state_rows(connection: Connection, judged: Judged) -> Iterator[tuple[Any, .
 _EVENT: Final = tuple(column.name for column in org_event.columns if column.name != "event_id")
 
 
-def _write_events(connection: Connection, judged: Iterable[Judged], step: Step) -> None:
+def _write_events(connection: Connection, judged: Iterable[JudgedWorkflow], step: Step) -> None:
     """Write the events in the order in which they were observed."""
     events = [
         (event.observed_at, each.flow, number, event) for each in judged for number, event in enumerate(each.events)
@@ -267,7 +267,7 @@ def _event_row(connection: Connection, flow: FlowKey, event: Event, step: Step) 
 
 
 def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[Any, ...]:
-    versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.moved)
+    versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.affected)
     return (
         step.run_id,
         *of_story.key,
@@ -279,7 +279,7 @@ def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[
 
 def _heard(of_story: StoryStep) -> Mapping[str, Any]:
     """By target: the latest answer's times, whether it is of this run, coverage gap, retirement; in microseconds."""
-    users = of_story.audience.users
+    users = of_story.context.users
     return {
         "targets": [
             [
@@ -293,7 +293,7 @@ def _heard(of_story: StoryStep) -> Mapping[str, Any]:
             for member in of_story.members.by_id.values()
             if (user := users.get(member.user_id)) is not None
         ],
-        "back_from": optional_microseconds(of_story.audience.last_end),
+        "back_from": optional_microseconds(of_story.context.last_end),
     }
 
 

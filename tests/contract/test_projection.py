@@ -98,7 +98,7 @@ def test_of_two_concurrent_steps_one_restarts_and_each_event_is_recorded_once(en
     step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
     with writing(engine) as connection:
         story_writes.write_steps(connection, one, step)
-    with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
+    with pytest.raises(story_writes.StoryConflict), writing(engine) as connection:
         story_writes.write_steps(connection, other, step)
     story.end()
     assert events_in(engine) == [("appeared", "2")]
@@ -161,7 +161,7 @@ def test_a_user_retired_between_judging_and_writing_causes_a_new_judgement(engin
     judged = story.judged()
     story.state.retire("ann", story.at + 5)
     step = projection.Step(story.state.run_id, moment(story.at), moment(story.at + 9))
-    with pytest.raises(story_writes.StoryMoved), writing(engine) as connection:
+    with pytest.raises(story_writes.StoryConflict), writing(engine) as connection:
         story_writes.write_steps(connection, judged, step)
 
 

@@ -28,14 +28,14 @@ class Oracle:
 
     def check(self, judgements: Iterable[Judgement]) -> None:
         for judgement in judgements:
-            openings = list(judgement.openings)
+            baselines = list(judgement.baselines)
             kinds = Counter(event.kind for event in judgement.events)
             for event in judgement.events:
-                while openings and openings[0].at < event.observed_at:
-                    del openings[0]
+                while baselines and baselines[0].at < event.observed_at:
+                    del baselines[0]
                     self.there[judgement.flow_id] = True
                 self._check(event, narrow=self.narrow and event.certain and kinds[event.kind] == 1)
-            if openings:
+            if baselines:
                 self.there[judgement.flow_id] = True
 
     def _check(self, event: Event, *, narrow: bool) -> None:
@@ -120,7 +120,7 @@ class Oracle:
             stays.append((self.simulation.counts_since[user], self.simulation.now + 1))
         if not any(since <= at < until for since, until in stays):
             return False
-        if user in self.simulation.state.audience.active:
+        if user in self.simulation.state.context.active:
             return True
         latest = self.simulation.state.latest[user]
         return latest.arrived_at + self.simulation.state.gaps[user] >= event.last_unchanged_at
@@ -204,11 +204,11 @@ def _untrue(simulation: Simulation, oracle: Oracle) -> list[str]:
     faults = []
     for flow_id, workflow in simulation.world.workflows.items():
         seen_by = {user for user in simulation.state.counts_since if flow_id in simulation.world.lists[user]}
-        story = simulation.state.stories.get(flow_id)
-        if seen_by and (story is None or story.gone_at is not None):
+        known = simulation.state.known_workflows.get(flow_id)
+        if seen_by and (known is None or known.gone_at is not None):
             faults.append(f"{flow_id} is seen by {seen_by} but reported as gone")
         if not seen_by and oracle.there.get(flow_id) and not any(simulation.stays.values()):
             faults.append(f"{flow_id} is seen by nobody but reported as present")
-        if seen_by and story and (story.name.value, story.cycle.value) != (workflow.name, workflow.cycle):
-            faults.append(f"{flow_id} is {workflow.name} {workflow.cycle}, but reported as {story.listed}")
+        if seen_by and known and (known.name.value, known.cycle.value) != (workflow.name, workflow.cycle):
+            faults.append(f"{flow_id} is {workflow.name} {workflow.cycle}, but reported as {known.listed}")
     return faults

@@ -9,10 +9,21 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from etl.domain.organisation import judge
-from etl.domain.story import Answer, Audience, Judgement, Listed, Loss, Showing, Sighting, Story, User, Workflow
+from etl.domain.story import (
+    Answer,
+    Judgement,
+    KnownWorkflow,
+    Listed,
+    Listing,
+    ListingChange,
+    Loss,
+    StepContext,
+    User,
+    Workflow,
+)
 
 Flows = Mapping[str, Listed]
-Judge = Callable[[Audience, Workflow], Judgement]
+Judge = Callable[[StepContext, Workflow], Judgement]
 
 
 class KnownState:
@@ -22,7 +33,7 @@ class KnownState:
         self.gaps = gaps
         self._judge = judge
         self._is_search = is_search
-        self.audience = Audience({}, 0)
+        self.context = StepContext({}, 0)
         self.known: dict[str, Flows] = {}
         """By user, the list of their target, with what is held."""
         self.latest: dict[str, Answer] = {}
@@ -32,8 +43,8 @@ class KnownState:
         """When the users who have come back had retired."""
         self.held: set[tuple[str, str]] = set()
         """(user, workflow) whose removal is held."""
-        self.stories: dict[str, Story] = {}
-        self.showing: dict[str, Mapping[str, Showing]] = defaultdict(dict)
+        self.known_workflows: dict[str, KnownWorkflow] = {}
+        self.listings: dict[str, Mapping[str, Listing]] = defaultdict(dict)
         self.waiting: dict[str, Mapping[str, Loss]] = defaultdict(dict)
         self.open: set[str] = set()
         self._whole: dict[str, Answer] = {}
@@ -47,7 +58,7 @@ class KnownState:
         self._returning: dict[str, list[tuple[Answer, Flows, bool]]] = {}
         """By user who was configured again since the last step: answers, lists, and whether something was held."""
         self._last_step: Any = None
-        self._pending: dict[str, list[Sighting]] = defaultdict(list)
+        self._pending: dict[str, list[ListingChange]] = defaultdict(list)
 
     def answered(self, user: str, flows: Flows, answer: Answer, held: Set[str] = frozenset()) -> None:
         """Accept an answer; the workflows whose removal is ``held`` stay listed."""
@@ -75,9 +86,9 @@ class KnownState:
         """The end of a run that ``began`` then (None: at the last step). Users who answered since count as heard."""
         for user in sorted(self._returning):
             self._settle(user)
-        self.audience = self._audience(decided_at, self._last_step if began is None else began)
+        self.context = self._context(decided_at, self._last_step if began is None else began)
         flow_ids = sorted(self._pending.keys() | self.open)
-        judgements = [self._judge(self.audience, self._workflow(flow_id)) for flow_id in flow_ids]
+        judgements = [self._judge(self.context, self._workflow(flow_id)) for flow_id in flow_ids]
         for judgement in judgements:
             self._keep(judgement)
         self._pending.clear()
@@ -119,13 +130,13 @@ class KnownState:
 
     def _show_as_known(self, user: str) -> None:
         """The user came back and left again before a step: their latest list is what they showed."""
-        for flow_id in self.showing.keys() | self.known[user].keys():
-            others = {each: showing for each, showing in self.showing[flow_id].items() if each != user}
+        for flow_id in self.listings.keys() | self.known[user].keys():
+            others = {each: listing for each, listing in self.listings[flow_id].items() if each != user}
             listed = self.known[user].get(flow_id)
             if listed is not None:
                 since = max(self._first_seen[user, flow_id], self._counted_since[user])
-                others[user] = Showing(since, listed)
-            self.showing[flow_id] = others
+                others[user] = Listing(since, listed)
+            self.listings[flow_id] = others
 
     def _note(
         self,
@@ -140,16 +151,16 @@ class KnownState:
         for flow_id in known.keys() | flows.keys():
             before, after = known.get(flow_id), flows.get(flow_id)
             if previous is None:
-                self._pending[flow_id].append(Sighting(user, before, after, None, answer))
+                self._pending[flow_id].append(ListingChange(user, before, after, None, answer))
             elif before != after:
                 last = self._listed_in(user, flow_id) if before and was_held else previous
-                self._pending[flow_id].append(Sighting(user, before, after, last, answer))
+                self._pending[flow_id].append(ListingChange(user, before, after, last, answer))
 
     def _listed_in(self, user: str, flow_id: str) -> Answer:
         """The user's last answer that is known to list it, while something is held."""
         return max(self._whole[user], self._changed[user, flow_id], key=lambda answer: answer.arrived_at)
 
-    def _audience(self, decided_at: Any, began: Any) -> Audience:
+    def _context(self, decided_at: Any, began: Any) -> StepContext:
         users = {
             user: User(
                 self.latest[user],
@@ -159,13 +170,13 @@ class KnownState:
             )
             for user in [*self.counts_since, *self.retired]
         }
-        return Audience(users, decided_at, self.ended_stays, is_search=self._is_search)
+        return StepContext(users, decided_at, self.ended_stays, is_search=self._is_search)
 
     def _workflow(self, flow_id: str) -> Workflow:
         return Workflow(
             flow_id,
-            self.stories.get(flow_id),
-            self.showing[flow_id],
+            self.known_workflows.get(flow_id),
+            self.listings[flow_id],
             self.waiting[flow_id],
             self._pending.get(flow_id, ()),
             {user: self._listed_in(user, flow_id) for user, held in self.held if held == flow_id},
@@ -173,8 +184,8 @@ class KnownState:
 
     def _keep(self, judgement: Judgement) -> None:
         flow_id = judgement.flow_id
-        self.showing[flow_id] = judgement.showing
+        self.listings[flow_id] = judgement.listings
         self.waiting[flow_id] = judgement.waiting
-        if judgement.story is not None:
-            self.stories[flow_id] = judgement.story
+        if judgement.known is not None:
+            self.known_workflows[flow_id] = judgement.known
         (self.open.add if judgement.is_open else self.open.discard)(flow_id)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.organisation import judge
-from etl.domain.story import Answer, Audience, Judgement, Listed, Sighting, User, Workflow
+from etl.domain.story import Answer, Judgement, Listed, ListingChange, StepContext, User, Workflow
 from tests.organisation.cases import cases, derived, promised
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle
@@ -220,12 +220,12 @@ def test_no_certain_event_is_wrong_in_any_world(setting, seed):
 def test_neither_the_order_of_the_input_nor_judging_twice_changes_anything(name):
     chance = random.Random(7)
 
-    def checked(audience: Audience, workflow: Workflow) -> Judgement:
-        judgement = judge(audience, workflow)
-        assert judge(audience, shuffled(workflow, chance)) == judgement
-        again = judge(audience, kept(judgement, workflow))
-        assert (again.events, again.openings) == ([], [])
-        assert (again.story, again.waiting, again.awaited) == (judgement.story, judgement.waiting, judgement.awaited)
+    def checked(context: StepContext, workflow: Workflow) -> Judgement:
+        judgement = judge(context, workflow)
+        assert judge(context, shuffled(workflow, chance)) == judgement
+        again = judge(context, kept(judgement, workflow))
+        assert (again.events, again.baselines) == ([], [])
+        assert (again.known, again.waiting, again.awaited) == (judgement.known, judgement.waiting, judgement.awaited)
         return judgement
 
     simulation = Simulation(DIFFICULT[name], 3, checked)
@@ -238,37 +238,37 @@ def shuffled(workflow: Workflow, chance: random.Random) -> Workflow:
 
     return msgspec.structs.replace(
         workflow,
-        showing=mixed(workflow.showing),
+        listings=mixed(workflow.listings),
         waiting=mixed(workflow.waiting),
-        sightings=chance.sample(workflow.sightings, len(workflow.sightings)),
+        changes=chance.sample(workflow.changes, len(workflow.changes)),
     )
 
 
 def kept(judgement: Judgement, workflow: Workflow) -> Workflow:
-    return Workflow(judgement.flow_id, judgement.story, judgement.showing, judgement.waiting, held=workflow.held)
+    return Workflow(judgement.flow_id, judgement.known, judgement.listings, judgement.waiting, held=workflow.held)
 
 
 def test_all_users_whose_overlapping_answers_lost_it_are_needed_again():
     """Ann may have it again when Bob's list is read, and Bob while his answer is on its way."""
     listed, first = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=9))
     second = Answer(after(hours=1, minutes=5), after(hours=1, minutes=10))
-    lost = [Sighting(user, LISTED, None, listed, answer) for user, answer in (("ann", first), ("bob", second))]
+    lost = [ListingChange(user, LISTED, None, listed, answer) for user, answer in (("ann", first), ("bob", second))]
     shown = judge(
-        Audience({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
-        Workflow("w", sightings=[Sighting(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
+        StepContext({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
+        Workflow("w", changes=[ListingChange(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
     )
     waits = judge(
-        Audience({"ann": User(first, GAP), "bob": User(second, GAP)}, after(hours=2)),
-        msgspec.structs.replace(kept(shown, Workflow("w")), sightings=lost),
+        StepContext({"ann": User(first, GAP), "bob": User(second, GAP)}, after(hours=2)),
+        msgspec.structs.replace(kept(shown, Workflow("w")), changes=lost),
     )
     assert (waits.events, waits.waiting.keys(), waits.awaited) == ([], {"ann", "bob"}, 2)
 
     third = Answer(after(hours=3), after(hours=3, minutes=1))
-    ann_again = Audience({"ann": User(third, GAP), "bob": User(second, GAP)}, after(hours=4))
+    ann_again = StepContext({"ann": User(third, GAP), "bob": User(second, GAP)}, after(hours=4))
     waits = judge(ann_again, kept(waits, Workflow("w")))
     assert (waits.events, waits.awaited) == ([], 1)
 
-    both_again = Audience({"ann": User(third, GAP), "bob": User(third, GAP)}, after(hours=4))
+    both_again = StepContext({"ann": User(third, GAP), "bob": User(third, GAP)}, after(hours=4))
     (told,) = judge(both_again, kept(waits, Workflow("w"))).events
     assert (told.kind, told.certain, told.observed_at) == ("disappeared", True, second.arrived_at)
 
@@ -278,15 +278,15 @@ def test_a_late_answer_still_dates_the_workflow():
     before, early, late = (Answer(after(hours=h), after(hours=h, minutes=1)) for h in (0, 1, 3))
     again, last = Answer(after(hours=2), after(hours=2, minutes=1)), Answer(after(hours=4), after(hours=4, minutes=1))
     users = {"ann": User(late, GAP), "bob": User(before, GAP), "cid": User(again, GAP)}
-    told = judge(Audience(users, after(hours=4)), Workflow("w", sightings=[gain("ann", before, late)]))
+    told = judge(StepContext(users, after(hours=4)), Workflow("w", changes=[gain("ann", before, late)]))
     users = {"ann": User(late, GAP), "bob": User(early, GAP), "cid": User(last, GAP)}
     both = [gain("bob", before, early), gain("cid", again, last)]
-    told = judge(Audience(users, after(hours=5)), msgspec.structs.replace(kept(told, Workflow("w")), sightings=both))
+    told = judge(StepContext(users, after(hours=5)), msgspec.structs.replace(kept(told, Workflow("w")), changes=both))
     assert [(event.kind, event.user_id) for event in told.events] == [("access_granted", "cid")]
 
 
-def gain(user: str, previous: Answer, answer: Answer) -> Sighting:
-    return Sighting(user, None, LISTED, previous, answer)
+def gain(user: str, previous: Answer, answer: Answer) -> ListingChange:
+    return ListingChange(user, None, LISTED, previous, answer)
 
 
 def test_a_run_without_answers_decides_nothing():
@@ -294,12 +294,12 @@ def test_a_run_without_answers_decides_nothing():
     listed, without = Answer(after(), after(minutes=1)), Answer(after(hours=1), after(hours=1, minutes=1))
     users = {"ann": User(without, GAP, heard=False), "bob": User(listed, GAP, heard=False)}
     shown = judge(
-        Audience({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
-        Workflow("w", sightings=[Sighting(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
+        StepContext({"ann": User(listed, GAP), "bob": User(listed, GAP)}, after(minutes=2)),
+        Workflow("w", changes=[ListingChange(user, None, LISTED, None, listed) for user in ("ann", "bob")]),
     )
-    lost = [Sighting("ann", LISTED, None, listed, without)]
+    lost = [ListingChange("ann", LISTED, None, listed, without)]
     judgement = judge(
-        Audience(users, after(days=9)), msgspec.structs.replace(kept(shown, Workflow("w")), sightings=lost)
+        StepContext(users, after(days=9)), msgspec.structs.replace(kept(shown, Workflow("w")), changes=lost)
     )
     assert (judgement.events, judgement.is_open) == ([], True)
 
