@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from etl import database
 from etl.cli.application import Application, utc_now
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
-from etl.report.conditions import CONDITIONS, Trouble
+from etl.report.conditions import CONDITIONS, DetectedCondition
 from etl.report.health import read_within
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
@@ -33,7 +33,7 @@ _HEALTH_CONNECTIONS = 2
 
 @contextmanager
 def listening(
-    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Trouble]]
+    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[DetectedCondition]]
 ) -> Iterator[None]:
     """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
     connections = _connections(app)
@@ -92,7 +92,7 @@ def _application(
     page: Engine,
     for_health: Engine,
     host: str,
-    own: Callable[[], Sequence[Trouble]],
+    own: Callable[[], Sequence[DetectedCondition]],
 ) -> Starlette:
     health = Health(
         for_health,

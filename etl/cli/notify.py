@@ -32,7 +32,7 @@ from etl.notify import (
 )
 from etl.printable import counted
 from etl.report import Report, TargetHealth, health
-from etl.report.conditions import Trouble, conditions
+from etl.report.conditions import DetectedCondition, conditions
 from etl.service.replica import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
@@ -196,15 +196,16 @@ class Notifications:
         """A run ended without a report."""
         self._pinger.failed(schedule, why)
 
-    def failing(self) -> list[Trouble]:
+    def failing(self) -> list[DetectedCondition]:
         """The receivers that could not be told lately, and those that cannot be."""
         found = self._notifier.failing() if self._notifier else []
-        said: list[tuple[str, str, dt.datetime | None]] = [
+        failing: list[tuple[str, str, dt.datetime | None]] = [
             (name, f"The receiver {name} was not told: {why}", since) for name, why, since in found
         ]
-        said += [(name, f"The receiver {name} cannot be used: {why}", None) for name, why in self._unusable]
+        failing += [(name, f"The receiver {name} cannot be used: {why}", None) for name, why in self._unusable]
         return [
-            Trouble("receiver_failing", text.removesuffix("."), name, since, 1, (name,)) for name, text, since in said
+            DetectedCondition("receiver_failing", text.removesuffix("."), name, since, 1, (name,))
+            for name, text, since in failing
         ]
 
     def look(self) -> None:
@@ -243,20 +244,20 @@ class Notifications:
 def _alarm(engine: Engine, service: Service, reported: set[str]) -> Alarm | None:
     """What the replica that was active reports if nothing can be written; once, damage even across restarts.
     ``reported`` has the codes of the current outage."""
-    trouble = service.trouble
-    if trouble is None or not service.was_active:
+    detected = service.database_condition
+    if detected is None or not service.was_active:
         return None
-    if trouble.code == "database_damaged":
+    if detected.code == "database_damaged":
         found = database.damage_of(engine)
         if found is None or found.told_at is not None:
             return None
         message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
         return Alarm(message, lambda: database.note_told(engine, utc_now()))
-    if trouble.code in reported or trouble.since is None or utc_now() - trouble.since < _OUTAGE:
+    if detected.code in reported or detected.since is None or utc_now() - detected.since < _OUTAGE:
         return None
-    [condition] = conditions([trouble])
+    [condition] = conditions([detected])
     message = Message(f"Flowtrail: {condition.code}", f"{condition.sentence} {condition.remedy}")
-    return Alarm(message, lambda: reported.add(trouble.code))
+    return Alarm(message, lambda: reported.add(detected.code))
 
 
 def _in_short(report: RunReport) -> str:

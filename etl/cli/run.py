@@ -35,7 +35,7 @@ from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
 
 if TYPE_CHECKING:
-    from etl.cli.own_troubles import OwnTroubles
+    from etl.cli.own_conditions import OwnConditions
     from etl.service.metrics import Metrics
     from etl.system.background import BackgroundLoop
 
@@ -210,14 +210,14 @@ def serve(
 def _serve(app: Application, *, standby: bool) -> bool:
     """Run the service and everything beside it; False if another replica is active and ``standby`` is off."""
     from etl.cli.listen import listening
-    from etl.cli.own_troubles import OwnTroubles
+    from etl.cli.own_conditions import OwnConditions
     from etl.service.metrics import Metrics
 
     metrics = Metrics()
     app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
     store = app.sealing_store(applied=metrics.applied)
     notifications = Notifications(app, store)
-    own = OwnTroubles(app, notifications)
+    own = OwnConditions(app, notifications)
     service = _replica(app, store, metrics, notifications, own)
     own.service, own.verification = service, verification_of(app, store, service)
     own.timestamps = timestamps_of(app, store, service)
@@ -238,7 +238,7 @@ def _serve(app: Application, *, standby: bool) -> bool:
 
 
 def _watching(
-    app: Application, store: Store, service: Service, notifications: Notifications, own: OwnTroubles
+    app: Application, store: Store, service: Service, notifications: Notifications, own: OwnConditions
 ) -> BackgroundLoop:
     from etl.report import health
     from etl.service.watch import Watch
@@ -254,7 +254,7 @@ def _watching(
 
 
 def _replica(
-    app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnTroubles
+    app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnConditions
 ) -> Service:
     def finished(report: RunReport, schedule: Schedule) -> None:
         _count(metrics, report, schedule)

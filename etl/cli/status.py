@@ -16,11 +16,11 @@ from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
-from etl.report.conditions import Condition, Trouble
+from etl.report.condition_checks import LastCheck
+from etl.report.conditions import Condition, DetectedCondition
 from etl.report.fetch import short_transaction
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
-from etl.report.troubles import LastCheck
 from etl.service.replica import LEASE
 from etl.store import Store
 
@@ -125,11 +125,13 @@ def _find(
     )
 
 
-def _broken(error: ConfigError | None) -> list[Trouble]:
+def _broken(error: ConfigError | None) -> list[DetectedCondition]:
     if error is None:
         return []
     more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-    return [Trouble("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))]
+    return [
+        DetectedCondition("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))
+    ]
 
 
 def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:

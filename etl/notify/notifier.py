@@ -16,7 +16,7 @@ from etl.notify.delivery import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState,
 from etl.notify.digest import Digest, Message
 from etl.notify.late_targets import Freshness, LateTargets
 from etl.notify.news import digest_of
-from etl.report.conditions import TOLD_BY_DIGESTS
+from etl.report.conditions import IN_DIGESTS
 from etl.store import Store, UnnotifiedRun
 from etl.store.open_conditions import UntoldCondition
 from etl.system.background import BackgroundLoop
@@ -186,7 +186,7 @@ class Notifier:
             yield Outgoing(Message("Flowtrail works again", "It can write to the database again."), {ALARM_OVER})
         for news in self._condition_news:
             if news.key not in state.acknowledged:
-                if state.wants_alarms() and news.untold.condition.code not in TOLD_BY_DIGESTS:
+                if state.wants_alarms() and news.untold.condition.code not in IN_DIGESTS:
                     yield Outgoing(news.message, {news.key})
                 else:
                     state.acknowledged.add(news.key)

@@ -63,16 +63,16 @@ OF_THE_SERVICE: Final = frozenset(
     }
 )
 """Codes that only the active service knows; others read what it has stored."""
-TOLD_BY_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})
+IN_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_held", "targets_overdue"})
 """Codes that receivers are told of target by target."""
 _SEVERITIES: Final = ("down", "degraded", "notice")
 
 
-class Trouble(NamedTuple):
+class DetectedCondition(NamedTuple):
     """Something that is wrong, as its finder describes it."""
 
     code: str
-    said: str
+    summary: str
     """A sentence without a full stop."""
     cause: str = ""
     """Tells conditions of one code apart."""
@@ -97,7 +97,7 @@ class Condition(NamedTuple):
     """How many targets, organisations or receivers it concerns; 0: it concerns the service as a whole."""
     first: Sequence[str]
     """The first few of them."""
-    said: str
+    summary: str
     """The sentence without the time and without a full stop."""
     sentence: str
     remedy: str
@@ -109,31 +109,33 @@ class Condition(NamedTuple):
 
     def as_object(self) -> dict[str, object]:
         """As JSON shows it."""
-        return {name: value for name, value in self._asdict().items() if name not in ("cause", "said")}
+        return {name: value for name, value in self._asdict().items() if name not in ("cause", "summary")}
 
 
-def conditions(troubles: Iterable[Trouble], since: dict[tuple[str, str], dt.datetime] | None = None) -> list[Condition]:
-    """The list, the worst first and each once. ``since``: when troubles began that do not say so themselves."""
+def conditions(
+    detected: Iterable[DetectedCondition], since: dict[tuple[str, str], dt.datetime] | None = None
+) -> list[Condition]:
+    """The list, the worst first and each once. ``since``: when conditions began that do not say so themselves."""
     known = since or {}
-    found = {(each.code, each.cause): each for each in reversed(list(troubles))}
+    found = {(each.code, each.cause): each for each in reversed(list(detected))}
     made = [_condition(each, each.since or known.get(key)) for key, each in found.items()]
     return sorted(made, key=lambda each: (_SEVERITIES.index(each.severity), -each.subjects, each.code, each.cause))
 
 
-def _condition(trouble: Trouble, since: dt.datetime | None) -> Condition:
-    rule = CODES[trouble.code]
-    when = "at least since" if trouble.earlier else "since"
+def _condition(detected: DetectedCondition, since: dt.datetime | None) -> Condition:
+    rule = CODES[detected.code]
+    when = "at least since" if detected.earlier else "since"
     began = f", {when} {since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
     return Condition(
-        trouble.code,
-        trouble.cause,
+        detected.code,
+        detected.cause,
         rule.severity,
         since,
-        trouble.subjects,
-        tuple(trouble.first[:SUBJECTS_NAMED]),
-        trouble.said,
-        f"{trouble.said}{began}.",
-        trouble.remedy or rule.remedy,
+        detected.subjects,
+        tuple(detected.first[:SUBJECTS_NAMED]),
+        detected.summary,
+        f"{detected.summary}{began}.",
+        detected.remedy or rule.remedy,
     )
 
 
@@ -173,12 +175,12 @@ def by_cause(failing: Iterable[Failing]) -> list[Failing]:
     ]
 
 
-def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Trouble:
+def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> DetectedCondition:
     """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
     named = f"{cause.error_code} {message_class(cause.message)}"
     earlier = cause.targets > len(cause.first)
-    return Trouble(code, _said(cause), named, since, cause.targets, cause.first, earlier=earlier)
+    return DetectedCondition(code, _summary(cause), named, since, cause.targets, cause.first, earlier=earlier)
 
 
 _NOT_ASKED: Final = "gateway_down"
@@ -208,49 +210,49 @@ def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[s
     return silent if 0 < asked <= sum(targets[code] for code in silent) else frozenset()
 
 
-def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | None) -> Trouble:
+def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | None) -> DetectedCondition:
     """``targets`` get no answer, for these causes; the sentence tells the one that most of those have that were asked.
 
     Where no token was to be had, the remedy is that of the error.
     """
-    told = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
+    commonest = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
     first = sorted(name for cause in causes for name in cause.first)
-    remedy = CODES["targets_failing"].remedy if told.error_code in _NO_TOKEN else ""
-    said, earlier = _said(told._replace(targets=targets)), targets > len(first)
-    return Trouble("gateway_down", said, "", since, targets, first, remedy, earlier)
+    remedy = CODES["targets_failing"].remedy if commonest.error_code in _NO_TOKEN else ""
+    summary, earlier = _summary(commonest._replace(targets=targets)), targets > len(first)
+    return DetectedCondition("gateway_down", summary, "", since, targets, first, remedy, earlier)
 
 
-def _said(cause: Failing) -> str:
+def _summary(cause: Failing) -> str:
     return f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"
 
 
-def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence[str]) -> Trouble:
+def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence[str]) -> DetectedCondition:
     """Removals wait for a person."""
-    said = f"{counted(targets, 'target')}: {counted(removals, 'removal')} held"
-    return Trouble("targets_held", said, "", since, targets, first)
+    summary = f"{counted(targets, 'target')}: {counted(removals, 'removal')} held"
+    return DetectedCondition("targets_held", summary, "", since, targets, first)
 
 
-def overdue(targets: int, first: Sequence[str]) -> Trouble:
+def overdue(targets: int, first: Sequence[str]) -> DetectedCondition:
     """Targets were not observed for three of their slots."""
-    return Trouble("targets_overdue", f"{counted(targets, 'target')} overdue", "", None, targets, first)
+    return DetectedCondition("targets_overdue", f"{counted(targets, 'target')} overdue", "", None, targets, first)
 
 
-def unscheduled(targets: int, first: Sequence[str]) -> Trouble:
+def unscheduled(targets: int, first: Sequence[str]) -> DetectedCondition:
     """Targets are in no schedule, and were not retired."""
-    said = f"{counted(targets, 'target')} in no schedule, and not retired: they are not asked for"
-    return Trouble("targets_unscheduled", said, "", None, targets, first)
+    summary = f"{counted(targets, 'target')} in no schedule, and not retired: they are not asked for"
+    return DetectedCondition("targets_unscheduled", summary, "", None, targets, first)
 
 
-def roster_failing(org_id: str, code: str, message: str, since: dt.datetime | None) -> Trouble:
+def roster_failing(org_id: str, code: str, message: str, since: dt.datetime | None) -> DetectedCondition:
     """An organisation's users cannot be listed."""
-    said = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
-    return Trouble("roster_failing", said, org_id, since, 1, (org_id,))
+    summary = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
+    return DetectedCondition("roster_failing", summary, org_id, since, 1, (org_id,))
 
 
-def clock_went_back(targets: int, until: dt.datetime) -> Trouble:
+def clock_went_back(targets: int, until: dt.datetime) -> DetectedCondition:
     """Targets have observations ahead of now, the latest at ``until``."""
     who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
-    return Trouble(
+    return DetectedCondition(
         "clock_off",
         f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
         "and what is observed until then is recorded as observed just after it",

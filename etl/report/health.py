@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, bindparam, text
 
 from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
-from etl.report import troubles
-from etl.report.conditions import Condition, Trouble, clock_went_back, conditions, overdue
+from etl.report import condition_checks
+from etl.report.conditions import Condition, DetectedCondition, clock_went_back, conditions, overdue
 from etl.report.fetch import short_transaction
 from etl.report.overdue import Overdue, overdue_targets, records_of
 from etl.schema import UtcTime
@@ -45,9 +45,9 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     held_removals: int
     listed: int
     """Workflows in the lists of all targets; one that two targets see counts twice."""
-    checked: troubles.LastCheck | None = None
+    checked: condition_checks.LastCheck | None = None
     """The service's last check of the trail."""
-    troubles: Sequence[Trouble] = ()
+    detected: Sequence[DetectedCondition] = ()
     """What is wrong with the targets and in general."""
     began: Mapping[tuple[str, str], dt.datetime] = {}
     """When conditions began, by code and cause, as the active service has stored it."""
@@ -59,13 +59,13 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     oldest_observation_at: dt.datetime | None
     """The latest observation of the target that was observed least recently."""
 
-    def conditions(self, own: Sequence[Trouble] = ()) -> list[Condition]:
+    def conditions(self, own: Sequence[DetectedCondition] = ()) -> list[Condition]:
         """What is wrong, the worst first; ``own``: what only the calling process knows."""
-        return conditions([*own, *self._troubles()], dict(self.began))
+        return conditions([*own, *self._detected()], dict(self.began))
 
-    def _troubles(self) -> list[Trouble]:
+    def _detected(self) -> list[DetectedCondition]:
         clock = [] if self.ahead_until is None else [clock_went_back(self.ahead, self.ahead_until)]
-        return [*self.troubles, *clock]
+        return [*self.detected, *clock]
 
 
 class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
@@ -78,9 +78,9 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
     last_success_at: Mapping[str, dt.datetime | None]
     """When the last run of each schedule ended in which some target succeeded; None: there was none yet."""
 
-    def _troubles(self) -> list[Trouble]:
+    def _detected(self) -> list[DetectedCondition]:
         late = [overdue(len(self.overdue), [str(each.target) for each in self.overdue[:3]])] if self.overdue else []
-        return [*super()._troubles(), *late]
+        return [*super()._detected(), *late]
 
     @property
     def fresh(self) -> bool:
@@ -156,7 +156,7 @@ def read_within(
     """The same, within the caller's transaction."""
     records = records_of(connection, schedules, now)
     summary = _summary(connection, now)
-    summary["troubles"] += troubles.of_schedules(connection, schedules, summary["targets"])
+    summary["detected"] += condition_checks.of_schedules(connection, schedules, summary["targets"])
     return HealthSnapshot(
         **summary,
         last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
@@ -176,19 +176,19 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
     held_removals = connection.execute(_HELD_REMOVALS).scalar_one()
-    stored = troubles.read_stored(connection, now)
-    damage = troubles.damage_of(connection.engine)
-    check = troubles.last_check(connection)
+    stored = condition_checks.read_stored(connection, now)
+    damage = condition_checks.damage_of(connection.engine)
+    check = condition_checks.last_check(connection)
     wrong = [
-        *([damage] if damage else troubles.of_the_disk(connection.engine)),
+        *([damage] if damage else condition_checks.of_the_disk(connection.engine)),
         *stored.of_the_service,
-        *troubles.of_the_trail(check),
-        *troubles.of_targets(connection, found.targets - found.refused, found.held, held_removals),
+        *condition_checks.of_the_trail(check),
+        *condition_checks.of_targets(connection, found.targets - found.refused, found.held, held_removals),
     ]
     return {
         **found._mapping,
         "held_removals": held_removals,
-        "troubles": wrong,
+        "detected": wrong,
         "began": stored.since,
         "checked": check,
     }

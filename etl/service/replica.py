@@ -17,7 +17,7 @@ import structlog
 from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.service.runs import Identity, RunHooks, ScheduleRuns
 from etl.service.scheduler import Scheduler
 from etl.service.schedules import KnownSchedules
@@ -92,9 +92,9 @@ class Service:
         )
         self.role = "starting"
         """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
-        self.trouble: Trouble | None = None
+        self.database_condition: DetectedCondition | None = None
         """Why it cannot work, while it cannot."""
-        self.broken_schedules: Trouble | None = None
+        self.broken_schedules: DetectedCondition | None = None
         """Why the last reload failed, until one succeeds."""
         self.was_active = False
         """Whether this replica is active, or was when it could last reach the database."""
@@ -245,10 +245,10 @@ class Service:
         return self._context.store.take_lease(LEASE, str(self._identity))
 
     def _lose_database(self, error: DatabaseError) -> None:
-        before = self.trouble
+        before = self.database_condition
         same = before is not None and before.code == error.condition
         since = before.since if before is not None and same else self._clock()
-        self.trouble = Trouble(error.condition, str(error).removesuffix("."), since=since)
+        self.database_condition = DetectedCondition(error.condition, str(error).removesuffix("."), since=since)
         if isinstance(error, DatabaseDamaged):
             self._set_role("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
         else:
@@ -257,7 +257,7 @@ class Service:
     def _set_role(self, role: str, **why: object) -> bool:
         """Set the role, and log a change; return whether it changed."""
         if role in ("active", "standing_by"):
-            self.trouble = None
+            self.database_condition = None
         if role == self.role:
             return False
         level = {"database_unreachable": self.log.warning, "database_damaged": self.log.error}.get(role, self.log.info)
@@ -294,8 +294,10 @@ class Service:
             remedy = "the old ones are kept, and the next start would refuse these: fix them, send SIGHUP again"
             self.log.error("schedules_broken", problems=problems, remedy=remedy)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            said = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"
-            self.broken_schedules = Trouble("schedules_broken", said.removesuffix("."), since=self._clock())
+            summary = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"
+            self.broken_schedules = DetectedCondition(
+                "schedules_broken", summary.removesuffix("."), since=self._clock()
+            )
             return
         self.broken_schedules = None
         self._scheduler.replace(self.schedules)

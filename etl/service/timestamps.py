@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from etl.errors import DatabaseError, SigningError
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.store import Store
 from etl.system.background import BackgroundLoop
 
@@ -40,7 +40,7 @@ class TimeStamps:
         self._active = active
         self._clock = clock
         self._every = every
-        self._failing: Trouble | None = None
+        self._failing: DetectedCondition | None = None
         self._loop = BackgroundLoop(
             "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
         )
@@ -50,7 +50,7 @@ class TimeStamps:
         """Ask when a stamp is due, while the block runs."""
         return self._loop
 
-    def trouble(self) -> Trouble | None:
+    def condition(self) -> DetectedCondition | None:
         """The last request failed."""
         return self._failing if self._active() else None
 
@@ -83,8 +83,8 @@ class TimeStamps:
         return stamped_at is None or not now - self._every < stamped_at <= now + self._every
 
     def _fail(self, seal_id: int, error: str) -> None:
-        said = f"No time stamp could be got for seal {seal_id}: {error.removesuffix('.')}"
+        summary = f"No time stamp could be got for seal {seal_id}: {error.removesuffix('.')}"
         since = self._failing.since if self._failing else self._clock()
         if self._failing is None:
             self._log.warning("timestamp_failed", error=error, remedy="it is asked for again; no run waits for it")
-        self._failing = Trouble("timestamps_failing", said, since=since)
+        self._failing = DetectedCondition("timestamps_failing", summary, since=since)

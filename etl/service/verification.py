@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from etl import database, verify
 from etl.errors import DatabaseError
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.store import Store
 from etl.store.verifications import Verified
 from etl.system.background import BackgroundLoop
@@ -94,13 +94,13 @@ class Verification:
         else:
             self._check("trail", latest.last_seal if latest else 0)
 
-    def trouble(self) -> Trouble | None:
-        """The trouble of a check that is long overdue."""
+    def condition(self) -> DetectedCondition | None:
+        """The condition that a check is long overdue."""
         at, every = self._checked_at, self._every
         if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
             return None
-        said = f"The trail should be checked every {every}; last check at {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
-        return Trouble("verify_overdue", said, since=at)
+        summary = f"The trail should be checked every {every}; last check at {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
+        return DetectedCondition("verify_overdue", summary, since=at)
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from etl.errors import DatabaseError
-from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, Trouble, conditions
+from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, DetectedCondition, conditions
 from etl.report.health import HealthSnapshot
 from etl.store import Store
 from etl.store.open_conditions import OpenCondition
@@ -31,7 +31,7 @@ class Watch:
         *,
         active: Callable[[], bool],
         read: Callable[[], HealthSnapshot],
-        own: Callable[[], Sequence[Trouble]],
+        own: Callable[[], Sequence[DetectedCondition]],
         clock: Callable[[], dt.datetime],
         moved: Callable[[], None] = lambda: None,
     ) -> None:
@@ -112,6 +112,6 @@ def _written(each: Condition, now: dt.datetime) -> OpenCondition:
         each.since or now,
         each.subjects,
         msgspec.json.encode(list(each.first)).decode(),
-        each.said,
+        each.summary,
         each.remedy,
     )

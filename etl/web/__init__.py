@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 
 from etl.config import Schedule
 from etl.errors import DatabaseError, UsageError
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summary_rows import Scope
 from etl.system.background import BackgroundLoop
@@ -42,7 +42,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     hosts: Collection[str] = (),
     enos_zone: dt.tzinfo | None = None,
-    own: Callable[[], Sequence[Trouble]] = lambda: (),
+    own: Callable[[], Sequence[DetectedCondition]] = lambda: (),
 ) -> Starlette:
     """The pages over a database whose schema is current; they only read.
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, statements, summaries, trail_page
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
@@ -43,7 +43,7 @@ def gather(
     coverage_gap: dt.timedelta,
     scope: Scope,
     events: int = _LATEST,
-    own: Sequence[Trouble] = (),
+    own: Sequence[DetectedCondition] = (),
     wait: bool = True,
 ) -> dict[str, Any]:
     """The values for the templates; plots and the latest changes are those of the scope.
@@ -108,7 +108,7 @@ _LINKS: Final = {
 
 def _problems(
     health: TargetSummary,
-    own: Sequence[Trouble],
+    own: Sequence[DetectedCondition],
     last: SyncRun | None,
     open_gaps: int,
     now: dt.datetime,

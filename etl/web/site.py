@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine
 
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.report.health import TargetSummary
 
 
@@ -22,4 +22,4 @@ class Site(NamedTuple):
     read_health: Callable[[Connection, dt.datetime], TargetSummary]
     coverage_gap: dt.timedelta
     enos_zone: dt.tzinfo | None = None
-    own: Callable[[], Sequence[Trouble]] = lambda: ()
+    own: Callable[[], Sequence[DetectedCondition]] = lambda: ()

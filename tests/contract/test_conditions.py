@@ -21,8 +21,8 @@ from etl.database.errors import cannot_open
 from etl.domain import verdict
 from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
-from etl.report import health, troubles
-from etl.report.conditions import Trouble
+from etl.report import condition_checks, health
+from etl.report.conditions import DetectedCondition
 from etl.service.verification import Verification, _Stopped
 from etl.service.watch import Watch
 from etl.signing.keys import SigningKey
@@ -95,7 +95,7 @@ def test_no_answer_for_any_target_is_one_condition_the_gateway_is_down(
         fail(engine, [f"{code}-{n}" for n in range(number)], code, REFUSES)
     found = [each for each in health.read(engine, [], NOW).conditions() if each.code != "targets_unscheduled"]
     assert [(each.code, each.subjects) for each in found] == [each[:2] for each in expected]
-    assert all(said in (None, each.said) for each, (_, _, said) in zip(found, expected, strict=True))
+    assert all(said in (None, each.summary) for each, (_, _, said) in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ class Told:
     """A watch over one engine, with its log."""
 
     def __init__(self, engine: Engine) -> None:
-        self.own: list[Trouble] = []
+        self.own: list[DetectedCondition] = []
         self.engine = engine
         self.watch = self.another()
 
@@ -150,7 +150,7 @@ class Told:
 
 def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engine) -> None:
     told = Told(engine)
-    told.own = [Trouble("receiver_failing", "mail was not told", "mail", subjects=1)]
+    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail", subjects=1)]
     assert told.looks() == [("condition_began", "receiver_failing")]
     assert told.looks() == []
     assert told.looks(told.another()) == []
@@ -161,7 +161,7 @@ def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engin
 
 def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) -> None:
     told = Told(engine)
-    told.own = [Trouble("database_full", "The disk is full")]
+    told.own = [DetectedCondition("database_full", "The disk is full")]
     assert told.looks() == [("condition_began", "database_full")]
     assert told.looks() == []
     told.own = []
@@ -170,12 +170,14 @@ def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) 
 
 def test_others_read_what_only_the_active_service_knows_while_it_is_active(engine: Engine) -> None:
     told = Told(engine)
-    told.own = [Trouble("schedules_broken", "plants.toml: no TOML")]
+    told.own = [DetectedCondition("schedules_broken", "plants.toml: no TOML")]
     told.looks()
     assert codes(engine) == []
     assert Store(engine).take_lease("service", "me")
     found = health.read(engine, [], dt.datetime.now(dt.UTC)).conditions()
-    assert [(each.code, each.said, each.since) for each in found] == [("schedules_broken", "plants.toml: no TOML", NOW)]
+    assert [(each.code, each.summary, each.since) for each in found] == [
+        ("schedules_broken", "plants.toml: no TOML", NOW)
+    ]
     told.own = []
     told.looks()
     assert health.read(engine, [], dt.datetime.now(dt.UTC)).conditions() == []
@@ -183,7 +185,7 @@ def test_others_read_what_only_the_active_service_knows_while_it_is_active(engin
 
 def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None:
     told, store = Told(engine), Store(engine)
-    told.own = [Trouble("receiver_failing", "mail was not told", "mail")]
+    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
     told.looks()
     [begun] = store.untold_conditions()
     assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
@@ -199,7 +201,7 @@ def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None
 
 def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
     told = Told(engine)
-    told.own = [Trouble("receiver_failing", "mail was not told", "mail")]
+    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
     told.looks()
     told.own = []
     told.looks()
@@ -308,9 +310,9 @@ def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine
         engine, Store(engine), active=lambda: True, clock=lambda: now[0], every=dt.timedelta(days=1), full=None
     )
     stuck.look()
-    assert stuck.trouble() is None
+    assert stuck.condition() is None
     now[0] += dt.timedelta(days=2, seconds=1)
-    found = stuck.trouble()
+    found = stuck.condition()
     assert found is not None
     assert found.code == "verify_overdue"
 
@@ -318,13 +320,13 @@ def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_disk_that_the_kernel_stopped_writing_to_is_known_to_every_reader(engine: Engine, monkeypatch) -> None:
     """After an error, ext4 refuses every new file although its mount still counts as writable."""
-    assert list(troubles.of_the_disk(engine)) == []
+    assert list(condition_checks.of_the_disk(engine)) == []
 
     def refuse(**_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("etl.system.disk.tempfile.TemporaryFile", refuse)
-    assert [each.code for each in troubles.of_the_disk(engine)] == ["database_read_only"]
+    assert [each.code for each in condition_checks.of_the_disk(engine)] == ["database_read_only"]
     known = cannot_open("flowtrail.db", "unable to open database file", file_of(engine.url))
     assert known.condition == "database_read_only"
     assert "may only be read" in str(known)

@@ -143,19 +143,19 @@ def test_the_service_has_the_last_seal_stamped_and_again_when_a_day_has_passed(h
 def test_an_authority_that_fails_is_a_condition_until_it_answers(house: House) -> None:
     asked = Asked()
     stamps = stamps_of(house, asked)
-    assert stamps.trouble() is None
+    assert stamps.condition() is None
     asked.refuses = "The time-stamp authority answered HTTP 503."
     began = asked.at
     stamps.look()
     asked.at += dt.timedelta(hours=1)
     stamps.look()
-    trouble = stamps.trouble()
-    assert trouble is not None
-    assert (trouble.code, trouble.since) == ("timestamps_failing", began)
-    assert trouble.said == "No time stamp could be got for seal 2: The time-stamp authority answered HTTP 503"
+    condition = stamps.condition()
+    assert condition is not None
+    assert (condition.code, condition.since) == ("timestamps_failing", began)
+    assert condition.summary == "No time stamp could be got for seal 2: The time-stamp authority answered HTTP 503"
     asked.refuses = ""
     stamps.look()
-    assert stamps.trouble() is None
+    assert stamps.condition() is None
     assert len(house.rows("SELECT * FROM seal_timestamp")) == 1
 
 

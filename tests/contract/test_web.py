@@ -30,7 +30,7 @@ from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries, trail_page
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.report.summary_rows import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
 from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
@@ -284,7 +284,7 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
 
 
 def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -> None:
-    broken = Trouble("schedules_broken", "plants.toml is not valid TOML")
+    broken = DetectedCondition("schedules_broken", "plants.toml is not valid TOML")
     with site(engine, own=lambda: [broken]) as running:
         first = get(running, "/").text.partition("Changes per day")[0]
     assert "plants.toml is not valid TOML." in first.partition('<ul class="problems">')[2]

@@ -1,4 +1,4 @@
-"""The list of conditions: a pure function of the known trouble, grouped by cause."""
+"""The list of conditions: a pure function of what is known to be wrong, grouped by cause."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import datetime as dt
 import pytest
 
 from etl.report import conditions as made
-from etl.report.conditions import CODES, Failing, Trouble, by_cause, conditions, failing, held, message_class, overdue
+from etl.report.conditions import (
+    CODES,
+    DetectedCondition,
+    Failing,
+    by_cause,
+    conditions,
+    failing,
+    held,
+    message_class,
+    overdue,
+)
 
 AT = dt.datetime(2026, 11, 24, 10, 15, tzinfo=dt.UTC)
 
@@ -26,9 +36,9 @@ def test_targets_that_fail_for_one_cause_are_one_condition_with_their_number_and
 @pytest.mark.parametrize(("targets", "when"), [(3, "since"), (4, "at least since")])
 def test_a_cause_may_have_begun_earlier_if_not_all_its_targets_were_looked_at(targets: int, when: str) -> None:
     cause = Failing("dns", "no such host", targets, ["o1/u1", "o1/u2", "o1/u3"])
-    troubles = [failing(cause, AT, refused=False), made.gateway_down([cause], targets, AT)]
+    detected = [failing(cause, AT, refused=False), made.gateway_down([cause], targets, AT)]
     said = f"{targets} targets: dns (no such host), {when} 2026-11-24 10:15:00 UTC."
-    assert [each.sentence for each in conditions(troubles)] == [said, said]
+    assert [each.sentence for each in conditions(detected)] == [said, said]
 
 
 def test_another_code_or_another_class_of_messages_is_another_cause() -> None:
@@ -55,22 +65,22 @@ def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other
 
 
 def test_conditions_are_listed_once_with_the_worst_first() -> None:
-    troubles = [
+    detected = [
         held(2, 9, AT, ["o1/ann"]),
         overdue(3, []),
-        Trouble("database_full", "The disk is full", since=AT),
+        DetectedCondition("database_full", "The disk is full", since=AT),
         overdue(4, []),
-        Trouble("receiver_failing", "away", "mail", subjects=1),
-        Trouble("receiver_failing", "away", "chat", subjects=1),
+        DetectedCondition("receiver_failing", "away", "mail", subjects=1),
+        DetectedCondition("receiver_failing", "away", "chat", subjects=1),
     ]
-    assert [(each.code, each.cause) for each in conditions(troubles)] == [
+    assert [(each.code, each.cause) for each in conditions(detected)] == [
         ("database_full", ""),
         ("targets_overdue", ""),
         ("receiver_failing", "chat"),
         ("receiver_failing", "mail"),
         ("targets_held", ""),
     ]
-    assert conditions(troubles)[1].subjects == 3
+    assert conditions(detected)[1].subjects == 3
 
 
 def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -> None:
@@ -86,7 +96,7 @@ def test_without_trouble_there_is_no_condition() -> None:
 
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
-    [condition] = conditions([Trouble(code, "Something")])
+    [condition] = conditions([DetectedCondition(code, "Something")])
     assert condition.severity in ("down", "degraded", "notice")
     assert condition.remedy.endswith(".")
     assert made.CONDITIONS.index(code) >= 0

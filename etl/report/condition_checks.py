@@ -19,8 +19,8 @@ from etl.report.conditions import (
     OF_THE_SERVICE,
     SUBJECTS_NAMED,
     WITHOUT_AN_ANSWER,
+    DetectedCondition,
     Failing,
-    Trouble,
     by_cause,
     codes_of_gateway_down,
     failing,
@@ -103,26 +103,28 @@ class LastCheck(NamedTuple):
     finding: str
 
 
-class Stored(msgspec.Struct, frozen=True):
+class StoredConditions(msgspec.Struct, frozen=True):
     """What the active service has written down: when conditions began, and what only it can know."""
 
     since: dict[tuple[str, str], dt.datetime]
-    of_the_service: list[Trouble]
+    of_the_service: list[DetectedCondition]
 
 
-def read_stored(connection: Connection, now: dt.datetime) -> Stored:
+def read_stored(connection: Connection, now: dt.datetime) -> StoredConditions:
     """What the active service knows; nothing of what it alone knew once it is gone."""
     statement = with_times(_STORED.text, {"now": now}).columns(since=UtcTime)
     rows = connection.execute(statement, {"now": now}).all()
-    troubles = [
-        Trouble(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
+    detected = [
+        DetectedCondition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
         for code, cause, since, subjects, named, said, remedy, is_served in rows
         if code in OF_THE_SERVICE and is_served
     ]
-    return Stored({(code, cause): since for code, cause, since, *_ in rows}, troubles)
+    return StoredConditions({(code, cause): since for code, cause, since, *_ in rows}, detected)
 
 
-def of_targets(connection: Connection, asked: int, held_targets: int, held_removals: int) -> Iterator[Trouble]:
+def of_targets(
+    connection: Connection, asked: int, held_targets: int, held_removals: int
+) -> Iterator[DetectedCondition]:
     """What is wrong with targets and rosters, by cause; ``asked``: the targets that are not refused for good."""
     yield from _failing(connection, asked)
     if held_targets:
@@ -133,7 +135,7 @@ def of_targets(connection: Connection, asked: int, held_targets: int, held_remov
         yield roster_failing(org_id, code, message, since)
 
 
-def _failing(connection: Connection, asked: int) -> Iterator[Trouble]:
+def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
     totals: dict[str, int] = {row[0]: row[1] for row in connection.execute(_FAILING_BY_CODE)}
     parts: dict[tuple[str, str], Failing] = {}
     longest: dict[str, Target] = {}
@@ -175,7 +177,7 @@ def _fails_since(connection: Connection, target: Target, codes: Collection[str])
     return at
 
 
-def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[Trouble]:
+def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[DetectedCondition]:
     """Targets that no schedule has; looked for where the database has more, or fewer, than the schedules."""
     configured = TargetList.union([schedule.targets for schedule in schedules])
     if targets == len(configured):
@@ -196,14 +198,14 @@ def last_check(connection: Connection) -> LastCheck | None:
     return LastCheck(*row[1:]) if row else None
 
 
-def of_the_trail(check: LastCheck | None) -> Iterator[Trouble]:
+def of_the_trail(check: LastCheck | None) -> Iterator[DetectedCondition]:
     """A check found something."""
     if check is not None and check.findings:
-        said = f"The trail is broken: {counted(check.findings, 'finding')}, the first: {check.finding.rstrip('.')}"
-        yield Trouble("trail_broken", said, subjects=check.findings)
+        summary = f"The trail is broken: {counted(check.findings, 'finding')}, the first: {check.finding.rstrip('.')}"
+        yield DetectedCondition("trail_broken", summary, subjects=check.findings)
 
 
-def of_the_disk(engine: Engine) -> Iterator[Trouble]:
+def of_the_disk(engine: Engine) -> Iterator[DetectedCondition]:
     """What any reader can see of why an SQLite file cannot be written to, whoever it is that writes."""
     file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is None:
@@ -214,15 +216,15 @@ def of_the_disk(engine: Engine) -> Iterator[Trouble]:
         return
     refused = refusal(file.parent)
     if found.f_flag & os.ST_RDONLY or (refused is not None and refused.errno == errno.EROFS):
-        yield Trouble("database_read_only", f"{file} is on a disk that may only be read")
+        yield DetectedCondition("database_read_only", f"{file} is on a disk that may only be read")
     elif found.f_bavail * found.f_frsize < _LEAST_ROOM_BYTES:
-        yield Trouble("database_full", f"{file} cannot grow: the disk is full")
+        yield DetectedCondition("database_full", f"{file} cannot grow: the disk is full")
 
 
-def damage_of(engine: Engine) -> Trouble | None:
+def damage_of(engine: Engine) -> DetectedCondition | None:
     """Why the database cannot be written to, where it is damaged."""
     found = database.damage_of(engine)
     if found is None:
         return None
-    said, _, remedy = database.damage_sentence(engine, found).partition(". ")
-    return Trouble("database_damaged", said.removesuffix("."), remedy=remedy)
+    summary, _, remedy = database.damage_sentence(engine, found).partition(". ")
+    return DetectedCondition("database_damaged", summary.removesuffix("."), remedy=remedy)

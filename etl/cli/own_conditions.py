@@ -9,15 +9,15 @@ from etl.cli.application import Application, utc_now
 from etl.cli.notify import Notifications
 from etl.config import Schedule
 from etl.printable import counted
-from etl.report.conditions import Trouble
+from etl.report.conditions import DetectedCondition
 from etl.service.replica import Service
 from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification
 from etl.sync import RemoteExecutor, RunReport
 
 
-class OwnTroubles:
-    """Gathers these troubles on request; from any thread."""
+class OwnConditions:
+    """Gathers these conditions on request; from any thread."""
 
     def __init__(self, app: Application, notifications: Notifications) -> None:
         self.service: Service | None = None
@@ -29,7 +29,7 @@ class OwnTroubles:
         self._app = app
         self._notifications = notifications
         self._cluster_lost_at: dt.datetime | None = None
-        self._details: dict[str, Trouble] = {}
+        self._details: dict[str, DetectedCondition] = {}
         """By schedule."""
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
@@ -41,32 +41,34 @@ class OwnTroubles:
             self._details.pop(schedule.name, None)
             return
         codes = ", ".join(f"{code} ({count})" for code, count in done.codes.items())
-        said = f"Details of {counted(done.failed, 'changed workflow')} could not be fetched: {codes or 'see the log'}"
+        summary = (
+            f"Details of {counted(done.failed, 'changed workflow')} could not be fetched: {codes or 'see the log'}"
+        )
         since = self._details[schedule.name].since if schedule.name in self._details else utc_now()
-        self._details[schedule.name] = Trouble("details_failing", said, schedule.name, since, done.failed)
+        self._details[schedule.name] = DetectedCondition("details_failing", summary, schedule.name, since, done.failed)
 
-    def __call__(self) -> list[Trouble]:
+    def __call__(self) -> list[DetectedCondition]:
         return list(self._found())
 
-    def _found(self) -> Iterator[Trouble]:
+    def _found(self) -> Iterator[DetectedCondition]:
         if self.service is not None:
-            yield from (each for each in (self.service.trouble, self.service.broken_schedules) if each is not None)
+            yield from filter(None, (self.service.database_condition, self.service.broken_schedules))
         if self._cluster_lost_at is not None:
             address = self._app.settings.scale.dask
-            yield Trouble("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
+            yield DetectedCondition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
         yield from self._notifications.failing()
         yield from list(self._details.values())
         for each in (self.verification, self.timestamps):
-            trouble = each.trouble() if each is not None else None
-            if trouble is not None:
-                yield trouble
+            condition = each.condition() if each is not None else None
+            if condition is not None:
+                yield condition
         yield from self._clock()
 
-    def _clock(self) -> Iterator[Trouble]:
+    def _clock(self) -> Iterator[DetectedCondition]:
         skew, limit = self._app.gateway.clock_skew, self._app.settings.gateway.max_clock_skew
         if skew is not None and limit and abs(skew) > limit:
             ahead = "ahead of" if skew > dt.timedelta(0) else "behind"
-            yield Trouble(
+            yield DetectedCondition(
                 "clock_off", f"The gateway's clock is {abs(skew).total_seconds():.0f} s {ahead} ours", "gateway"
             )
 

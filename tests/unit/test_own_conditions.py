@@ -1,4 +1,4 @@
-"""Trouble that only the serving process knows."""
+"""The conditions that only the serving process can detect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from etl.cli.application import Application
 from etl.cli.notify import Notifications
-from etl.cli.own_troubles import OwnTroubles
+from etl.cli.own_conditions import OwnConditions
 from etl.config import load, load_schedules
 from etl.store import Store
 from etl.sync import RunReport, Tally
@@ -24,11 +24,11 @@ def test_unavailable_details_are_a_condition_until_some_arrive(tmp_path: Path, l
     settings = load(tmp_path / "flowtrail.toml", {"FLOWTRAIL_GATEWAY__SECRET_KEY": "s"})
     [schedule] = load_schedules(settings)
     with Application(settings) as app:
-        own = OwnTroubles(app, Notifications(app, Store(app.engine)))
+        own = OwnConditions(app, Notifications(app, Store(app.engine)))
         own.finished(ended(Details(asked=3, failed=2, codes={"99404": 2})), schedule)
         [found] = own()
         assert (found.code, found.cause, found.subjects) == ("details_failing", "plants", 2)
-        assert "99404 (2)" in found.said
+        assert "99404 (2)" in found.summary
         own.finished(ended(later), schedule)
         assert len(own()) == (later is None)
 
