@@ -252,7 +252,7 @@ def _alarm(engine: Engine, service: Service, reported: set[str]) -> Alarm | None
         if found is None or found.told_at is not None:
             return None
         message = Message("Flowtrail: the database is damaged", database.damage_sentence(engine, found))
-        return Alarm(message, lambda: database.note_told(engine, utc_now()))
+        return Alarm(message, lambda: database.note_notified(engine, utc_now()))
     if detected.code in reported or detected.since is None or utc_now() - detected.since < _OUTAGE:
         return None
     [condition] = conditions([detected])

@@ -11,10 +11,10 @@ from etl.config import addresses
 from etl.config.secret import Secret, read_secret_lines
 from etl.config.tables import nearest
 from etl.config.units import shown
-from etl.domain.kinds import DELTA_KINDS, STORY_KINDS, TROUBLE_KINDS
+from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 
 USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
-KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TROUBLE_KINDS, *STORY_KINDS)))
+KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
 """Every kind of notification, first those that receivers get by default."""
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 

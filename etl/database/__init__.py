@@ -9,7 +9,15 @@ Driver errors that leave these blocks are a DatabaseError, in one sentence witho
 
 from __future__ import annotations
 
-from etl.database.damage import Damage, damage_of, damage_sentence, note_damage, note_told, note_whole, require_sound
+from etl.database.damage import (
+    Damage,
+    damage_of,
+    damage_sentence,
+    note_damage,
+    note_notified,
+    note_whole,
+    require_sound,
+)
 from etl.database.engine import connect, describe, file_of, is_secret
 from etl.database.errors import translated
 from etl.database.grants import grants
@@ -38,7 +46,7 @@ __all__ = [
     "is_secret",
     "misspelled_times",
     "note_damage",
-    "note_told",
+    "note_notified",
     "note_whole",
     "reading",
     "require_current",

@@ -119,7 +119,7 @@ def note_whole(engine: Engine) -> None:
         raise DatabaseError(f"{_marker(file)} cannot be removed ({error.strerror}): remove it.") from error
 
 
-def note_told(engine: Engine, now: dt.datetime) -> None:
+def note_notified(engine: Engine, now: dt.datetime) -> None:
     """Record that all receivers were notified of the finding, so that no later process notifies them again."""
     found, file = damage_of(engine), _file(engine)
     if found is None:

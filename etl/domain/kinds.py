@@ -1,4 +1,4 @@
-"""The kinds of changes, of an organisation's events and of trouble, and the label of each."""
+"""The kinds of changes, of an organisation's events and of issues, and the label of each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ EventKind = Literal[
 EVENT_KINDS: Final[tuple[EventKind, ...]] = get_args(EventKind)
 """What can happen to a workflow in its organisation, in the order in which messages list them."""
 
-STORY_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
+ORGANISATION_KINDS: Final = tuple(kind for kind in EVENT_KINDS if kind not in DELTA_KINDS)
 """Those that no single user's list shows."""
 
-TroubleKind = Literal["held", "failed", "overdue"]
-TROUBLE_KINDS: Final[tuple[TroubleKind, ...]] = get_args(TroubleKind)
+TargetIssueKind = Literal["held", "failed", "overdue"]
+TARGET_ISSUE_KINDS: Final[tuple[TargetIssueKind, ...]] = get_args(TargetIssueKind)
 """What can happen to a target and needs attention."""
 
 

@@ -2,8 +2,8 @@
 
 from etl.notify.delivery import Subscription, Timing
 from etl.notify.digest import Message
-from etl.notify.late_targets import Freshness
 from etl.notify.notifier import LOOK_BACK, Alarm, Notifier
+from etl.notify.overdue_notices import Freshness
 from etl.notify.ping import Pinger
 from etl.notify.receivers import Receiver, UnusableReceiver, receivers
 

@@ -74,8 +74,8 @@ class _Delivery:
 class ReceiverState:
     """A receiver and what it has acknowledged. Only the notifier's thread uses it."""
 
-    def __init__(self, wants: Subscription, timing: Timing, clock: Callable[[], dt.datetime]) -> None:
-        self.wants = wants
+    def __init__(self, subscription: Subscription, timing: Timing, clock: Callable[[], dt.datetime]) -> None:
+        self.subscription = subscription
         self._timing = timing
         self._clock = clock
         self.acknowledged: set[Key] = set()
@@ -96,16 +96,16 @@ class ReceiverState:
     def send(self, outgoing: Sequence[Outgoing], arrived: Callable[[], None]) -> None:
         """Send the messages, if any, and call ``arrived`` from another thread when that is done."""
         if outgoing:
-            self.delivery = _Delivery(self.wants.sender, outgoing, arrived)
+            self.delivery = _Delivery(self.subscription.sender, outgoing, arrived)
 
     def wants_overdue(self) -> bool:
-        return "overdue" in self.wants.on
+        return "overdue" in self.subscription.on
 
     def wants_alarms(self) -> bool:
-        return not _ALARMING.isdisjoint(self.wants.on)
+        return not _ALARMING.isdisjoint(self.subscription.on)
 
     def wants_org(self, org_id: str) -> bool:
-        return not self.wants.orgs or org_id in self.wants.orgs
+        return not self.subscription.orgs or org_id in self.subscription.orgs
 
     def collect(self, now: float) -> None:
         """Take the result of a delivery. One that takes too long has failed; its thread is left alone."""
@@ -120,11 +120,11 @@ class ReceiverState:
             self.alarmed = False
         if delivery.is_over and delivery.why is None:
             self.failures, self.failing_since = 0, None
-            self._log.info("told", receiver=self.wants.sender.name)
+            self._log.info("told", receiver=self.subscription.sender.name)
             return
         pause = min(self._timing.first_retry_seconds * 2**self.failures, self._timing.longest_retry_seconds)
         self.failures += 1
         self.not_before = now + pause
         why = delivery.why if delivery.is_over else f"no answer for {self._timing.give_up_seconds:.0f} s"
         self.why, self.failing_since = str(why), self.failing_since or self._clock()
-        self._log.warning("not_told", receiver=self.wants.sender.name, why=why, again_in_seconds=pause)
+        self._log.warning("not_told", receiver=self.subscription.sender.name, why=why, again_in_seconds=pause)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.domain.kinds import DELTA_KINDS, LABELS, STORY_KINDS, TROUBLE_KINDS
+from etl.domain.kinds import DELTA_KINDS, LABELS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.printable import printable
 
@@ -31,7 +31,7 @@ _CUT: Final = "  and more than fits here"
 
 
 class DigestPart(NamedTuple):
-    """One kind of news: its number, and the first lines."""
+    """What happened of one kind: how often, and the first lines."""
 
     total: int
     lines: tuple[str, ...]
@@ -42,7 +42,7 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """What ran: a schedule, "sync" or "approval"; "" if it was not a run."""
-    said: str
+    summary: str
     """A sentence about the run."""
     parts: Mapping[str, DigestPart]
     changes_between: tuple[str, str] | None = None
@@ -54,7 +54,7 @@ class Message(NamedTuple):
 
     title: str
     body: str
-    trouble: bool = False
+    needs_attention: bool = False
     """Whether somebody should look."""
 
 
@@ -71,8 +71,8 @@ def gather(found: Iterable[tuple[str, str]]) -> dict[str, DigestPart]:
 
 def message(digest: Digest) -> Message:
     """The message for ``digest``."""
-    trouble = bool(digest.parts.keys() & {*TROUBLE_KINDS})
-    return Message(_title(digest.name, digest.parts), "\n".join(_body(digest)), trouble)
+    needs_attention = bool(digest.parts.keys() & {*TARGET_ISSUE_KINDS})
+    return Message(_title(digest.name, digest.parts), "\n".join(_body(digest)), needs_attention)
 
 
 def together(digests: Sequence[Digest]) -> Message:
@@ -86,8 +86,8 @@ def together(digests: Sequence[Digest]) -> Message:
     spans = [digest.changes_between for digest in digests if digest.changes_between]
     between = (min(span[0] for span in spans), max(span[1] for span in spans)) if spans else None
     names = ", ".join(sorted({digest.name for digest in digests}))
-    said = f"{len(digests)} runs ({names}) that could not be reported to this receiver before."
-    return message(Digest(name=f"{len(digests)} runs", said=said, parts=found, changes_between=between))
+    summary = f"{len(digests)} runs ({names}) that could not be reported to this receiver before."
+    return message(Digest(name=f"{len(digests)} runs", summary=summary, parts=found, changes_between=between))
 
 
 def shortened(full: Message, fits: Callable[[str], bool]) -> Message:
@@ -107,9 +107,9 @@ def quoted(foreign: str | None, longest: int = _LONGEST_NAME) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def cut(said: str) -> str:
+def cut(text: str) -> str:
     """A sentence that may quote foreign text, escaped the same way."""
-    return quoted(said, _LONGEST_MESSAGE)
+    return quoted(text, _LONGEST_MESSAGE)
 
 
 def cycle(code: str | None) -> str:
@@ -123,7 +123,7 @@ def _title(name: str, parts: Mapping[str, DigestPart]) -> str:
 
 
 def _body(digest: Digest) -> Iterable[str]:
-    yield digest.said
+    yield digest.summary
     share = max(_FEWEST_LINES, LINES // max(1, len(digest.parts)))
     for kind, part in digest.parts.items():
         yield f"\n{LABELS[kind].heading} ({part.total}):"
@@ -140,8 +140,8 @@ def _commands(digest: Digest) -> Iterable[str]:
         yield f"flowtrail changes --since {since} --until {until}"
     if "held" in digest.parts:
         yield "flowtrail guard list"
-    if digest.changes_between and digest.parts.keys() & {*STORY_KINDS}:
+    if digest.changes_between and digest.parts.keys() & {*ORGANISATION_KINDS}:
         since, _ = digest.changes_between
         yield f"flowtrail events --since {since}"
-    if digest.parts.keys() - {*DELTA_KINDS, *STORY_KINDS, "held"} or not digest.parts:
+    if digest.parts.keys() - {*DELTA_KINDS, *ORGANISATION_KINDS, "held"} or not digest.parts:
         yield "flowtrail status"

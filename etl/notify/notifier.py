@@ -14,18 +14,18 @@ from etl.errors import DatabaseError
 from etl.notify import digest
 from etl.notify.delivery import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState, Subscription, Timing
 from etl.notify.digest import Digest, Message
-from etl.notify.late_targets import Freshness, LateTargets
-from etl.notify.news import digest_of
+from etl.notify.overdue_notices import Freshness, OverdueNotices
+from etl.notify.run_digest import digest_of
 from etl.report.conditions import IN_DIGESTS
 from etl.store import Store, UnnotifiedRun
-from etl.store.open_conditions import UntoldCondition
+from etl.store.open_conditions import UnnotifiedCondition
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)
 """Runs that finished longer ago are no longer sent; so this is how long a receiver may be away."""
 _LOOK_SECONDS: Final = 30.0
 _STANDING_BY_SECONDS: Final = 2.0
-_LAST_WORDS_SECONDS: Final = 2.0
+_STOP_SECONDS: Final = 2.0
 _MOST_MESSAGES: Final = 10
 """More messages than this for one receiver are combined into one."""
 _MOST_AT_ONCE: Final = 500
@@ -33,22 +33,22 @@ _USUAL: Final = Timing()
 
 
 class Alarm(NamedTuple):
-    """A message for every receiver that subscribes to trouble, and what to call when all have accepted it."""
+    """A message for every receiver that subscribes to failures, and what to call when all have accepted it."""
 
     message: Message
-    all_told: Callable[[], None]
+    delivered: Callable[[], None]
 
 
-class _ConditionNews(NamedTuple):
+class _ConditionNotice(NamedTuple):
     """A condition that began, or ended, without every receiver knowing it."""
 
     key: Key
-    untold: UntoldCondition
+    unnotified: UnnotifiedCondition
 
     @property
     def message(self) -> Message:
-        found = self.untold.condition
-        if self.untold.ended_at is not None:
+        found = self.unnotified.condition
+        if self.unnotified.ended_at is not None:
             return Message(f"Flowtrail: over: {found.code}", f"{found.said}: this has ended.")
         since = f"{found.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
         return Message(f"Flowtrail: {found.code}", f"{found.said}, since {since}. {found.remedy}")
@@ -78,32 +78,36 @@ class Notifier:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._receivers = [ReceiverState(wants, timing, clock) for wants in receivers]
+        self._receivers = [ReceiverState(subscription, timing, clock) for subscription in receivers]
         self._is_active = is_active
         self._clock = clock
         self._alarm = alarm
         self._enos_zone = enos_zone
         self._loop = BackgroundLoop("notify", self._step)
         self._waiting: dict[int, UnnotifiedRun] = {}
-        self._late = LateTargets(store, freshness, clock, timing)
-        self._condition_news: list[_ConditionNews] = []
+        self._overdue = OverdueNotices(store, freshness, clock, timing)
+        self._condition_notices: list[_ConditionNotice] = []
         self._log = structlog.get_logger("etl.notify")
 
     def start(self) -> None:
-        """Begin to look for news, and to send them."""
+        """Begin to look for what receivers must be told, and to send it."""
         self._loop.start()
 
     def look(self) -> None:
-        """Look for news now, after a run. From any thread."""
+        """Look now, after a run. From any thread."""
         self._loop.wake()
 
     def stop(self) -> None:
         """Begin nothing more. A message on its way is left alone: it arrives, or is sent again after a restart."""
-        self._loop.stop(_LAST_WORDS_SECONDS)
+        self._loop.stop(_STOP_SECONDS)
 
     def failing(self) -> list[tuple[str, str, dt.datetime]]:
         """The receivers that could not be told: their names, why, and since when."""
-        return [(m.wants.sender.name, m.why, m.failing_since) for m in self._receivers if m.failing_since is not None]
+        return [
+            (state.subscription.sender.name, state.why, state.failing_since)
+            for state in self._receivers
+            if state.failing_since is not None
+        ]
 
     def flush(self, within_seconds: float) -> bool:
         """Send what is due, in this thread; return whether every receiver has accepted it in time."""
@@ -123,7 +127,7 @@ class Notifier:
             if self._is_active():
                 wait_seconds = self._turn()
             else:
-                self._late.stand_by()
+                self._overdue.stand_by()
                 self._waiting, wait_seconds = {}, _STANDING_BY_SECONDS
                 self._send_alarm()
         except DatabaseError as error:
@@ -139,14 +143,14 @@ class Notifier:
             state.collect(now)
         self._find_runs()
         if any(state.wants_overdue() for state in self._receivers):
-            self._late.find(now)
+            self._overdue.find(now)
         self._find_conditions()
         digests: dict[tuple[Any, ...], Digest | None] = {}
         for state in self._receivers:
             if state.is_free(now):
                 state.send(list(self._outgoing(state, digests)), self.look)
         self._record_acknowledged()
-        return min([_LOOK_SECONDS, *(m.not_before - now for m in self._receivers if m.not_before > now)])
+        return min([_LOOK_SECONDS, *(state.not_before - now for state in self._receivers if state.not_before > now)])
 
     def _send_alarm(self) -> None:
         """Send the alarm although nothing can be written; once, or again while a receiver is away."""
@@ -160,46 +164,46 @@ class Notifier:
             if state.is_free(now) and ALARM not in state.acknowledged:
                 state.send([Outgoing(alarm.message, {ALARM})], self.look)
         if states and all(ALARM in state.acknowledged for state in states):
-            alarm.all_told()
+            alarm.delivered()
 
     # --------------------------------------------------------------------------------------------- what is owed
 
     def _find_runs(self) -> None:
         since = self._clock() - LOOK_BACK
-        untold = {run.id: run for run in self._store.unnotified_runs(since)}
+        unnotified = {run.id: run for run in self._store.unnotified_runs(since)}
         for run in self._waiting.values():
-            if run.id not in untold and run.finished_at < since:
+            if run.id not in unnotified and run.finished_at < since:
                 self._log.warning("given_up", run_id=run.id, why="its receivers were away for too long")
-        self._waiting = untold
+        self._waiting = unnotified
 
     def _find_conditions(self) -> None:
-        self._condition_news = [
-            _ConditionNews(
+        self._condition_notices = [
+            _ConditionNotice(
                 ("began" if each.ended_at is None else "ended", f"{each.condition.code} {each.condition.cause}"), each
             )
-            for each in self._store.untold_conditions()
+            for each in self._store.unnotified_conditions()
         ]
 
     def _outgoing(self, state: ReceiverState, digests: dict[tuple[Any, ...], Digest | None]) -> Iterator[Outgoing]:
         """The messages that a receiver has not accepted yet. What it does not subscribe to counts as accepted."""
         if state.alarmed:
             yield Outgoing(Message("Flowtrail works again", "It can write to the database again."), {ALARM_OVER})
-        for news in self._condition_news:
-            if news.key not in state.acknowledged:
-                if state.wants_alarms() and news.untold.condition.code not in IN_DIGESTS:
-                    yield Outgoing(news.message, {news.key})
+        for notice in self._condition_notices:
+            if notice.key not in state.acknowledged:
+                if state.wants_alarms() and notice.unnotified.condition.code not in IN_DIGESTS:
+                    yield Outgoing(notice.message, {notice.key})
                 else:
-                    state.acknowledged.add(news.key)
-        late = self._late.message(state)
-        if late is not None:
-            yield late
-        wants, found = state.wants, list[tuple[Key, Digest]]()
+                    state.acknowledged.add(notice.key)
+        overdue = self._overdue.message(state)
+        if overdue is not None:
+            yield overdue
+        subscription, found = state.subscription, list[tuple[Key, Digest]]()
         owed = [run for run in self._waiting.values() if ("run", run.id) not in state.acknowledged]
         for run in owed[:_MOST_AT_ONCE]:
-            question = (run.id, tuple(wants.on), tuple(wants.orgs))
-            if question not in digests:
-                digests[question] = digest_of(self._engine, run, wants.on, wants.orgs, self._enos_zone)
-            digested = digests[question]
+            wanted = (run.id, tuple(subscription.on), tuple(subscription.orgs))
+            if wanted not in digests:
+                digests[wanted] = digest_of(self._engine, run, subscription.on, subscription.orgs, self._enos_zone)
+            digested = digests[wanted]
             if digested is None:
                 state.acknowledged.add(("run", run.id))
             else:
@@ -219,18 +223,18 @@ class Notifier:
             if not self._store.mark_notified(run_id, now):
                 self._log.info("told_by_another_too", run_id=run_id)
             del self._waiting[run_id]
-        self._late.settle(everybody, now)
-        conditions = [news.untold for news in self._condition_news if news.key in everybody]
+        self._overdue.settle(everybody, now)
+        conditions = [notice.unnotified for notice in self._condition_notices if notice.key in everybody]
         if conditions:
-            self._store.mark_conditions_told(conditions, now)
-        self._condition_news = [news for news in self._condition_news if news.key not in everybody]
+            self._store.mark_conditions_notified(conditions, now)
+        self._condition_notices = [notice for notice in self._condition_notices if notice.key not in everybody]
         owed = self._owed()
         for state in self._receivers:
             state.acknowledged &= owed
 
     def _owed(self) -> set[Key]:
         runs: set[Key] = {("run", run_id) for run_id in self._waiting}
-        return runs | self._late.owed | {news.key for news in self._condition_news}
+        return runs | self._overdue.owed | {notice.key for notice in self._condition_notices}
 
     def _acknowledged_by_all(self) -> set[Key]:
         return self._owed().intersection(*(state.acknowledged for state in self._receivers))

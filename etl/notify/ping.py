@@ -47,13 +47,13 @@ class Pinger:
         """Ping that a run begins."""
         self._add(schedule, "/start", "")
 
-    def succeeded(self, schedule: Schedule, said: str) -> None:
+    def succeeded(self, schedule: Schedule, text: str) -> None:
         """Ping that a run succeeded."""
-        self._add(schedule, "", said)
+        self._add(schedule, "", text)
 
-    def failed(self, schedule: Schedule, said: str) -> None:
+    def failed(self, schedule: Schedule, text: str) -> None:
         """Ping that a run failed."""
-        self._add(schedule, "/fail", said)
+        self._add(schedule, "/fail", text)
 
     def stop(self) -> None:
         """Send the waiting pings, for a few seconds at most."""

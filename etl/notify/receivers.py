@@ -62,7 +62,7 @@ class Receiver:
                     body=self._converted(fitting.body),
                     body_format=self._format,
                     body_passthrough=False,
-                    notify_type="warning" if message.trouble else "info",
+                    notify_type="warning" if message.needs_attention else "info",
                     overflow="truncate",
                 )
             except Exception as error:

@@ -30,7 +30,7 @@ class ConditionChanges(NamedTuple):
     ended: Sequence[OpenCondition]
 
 
-class UntoldCondition(NamedTuple):
+class UnnotifiedCondition(NamedTuple):
     """A condition whose beginning, or end, receivers do not know yet."""
 
     condition: OpenCondition
@@ -62,22 +62,22 @@ def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetim
         if before is not None and before != each._replace(since=before.since):
             connection.execute(update(condition).where(_is(each)).values(**each._replace(since=before.since)._asdict()))
     for each in ended:
-        untold = and_(_is(each), condition.c.begin_told_at.is_(None))
-        if not connection.execute(delete(condition).where(untold)).rowcount:
+        unnotified = and_(_is(each), condition.c.begin_told_at.is_(None))
+        if not connection.execute(delete(condition).where(unnotified)).rowcount:
             connection.execute(update(condition).where(_is(each)).values(ended_at=now))
     return ConditionChanges(began, ended)
 
 
-def untold(connection: Connection) -> list[UntoldCondition]:
+def unnotified(connection: Connection) -> list[UnnotifiedCondition]:
     """The beginnings and ends that receivers do not know yet."""
     owed = or_(condition.c.begin_told_at.is_(None), condition.c.ended_at.is_not(None))
     rows = connection.execute(select(*_COLUMNS, condition.c.ended_at).where(owed).order_by(*condition.primary_key))
-    return [UntoldCondition(OpenCondition(*row[:-1]), row.ended_at) for row in rows]
+    return [UnnotifiedCondition(OpenCondition(*row[:-1]), row.ended_at) for row in rows]
 
 
-def mark_told(connection: Connection, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
+def mark_notified(connection: Connection, notified: Sequence[UnnotifiedCondition], now: dt.datetime) -> None:
     """Record that every receiver knows of these; ended ones are deleted."""
-    for each in told:
+    for each in notified:
         if each.ended_at is not None:
             connection.execute(delete(condition).where(_is(each.condition), condition.c.ended_at.is_not(None)))
         else:

@@ -18,7 +18,7 @@ from etl.store import (
     verifications,
 )
 from etl.store.notifications import NotifiableTarget, UnnotifiedRun
-from etl.store.open_conditions import ConditionChanges, OpenCondition, UntoldCondition
+from etl.store.open_conditions import ConditionChanges, OpenCondition, UnnotifiedCondition
 from etl.store.rosters import StoredRoster
 from etl.store.timestamps import LastSeal
 from etl.store.transactions import Transactions
@@ -100,13 +100,13 @@ class ServiceRecords(Transactions):
             return ConditionChanges([], [])
         return self._write(lambda connection: open_conditions.keep(connection, found, now))
 
-    def untold_conditions(self) -> list[UntoldCondition]:
+    def unnotified_conditions(self) -> list[UnnotifiedCondition]:
         """Conditions that have begun or ended without all receivers knowing it."""
-        return self._read(open_conditions.untold)
+        return self._read(open_conditions.unnotified)
 
-    def mark_conditions_told(self, told: Sequence[UntoldCondition], now: dt.datetime) -> None:
+    def mark_conditions_notified(self, notified: Sequence[UnnotifiedCondition], now: dt.datetime) -> None:
         """Record that every receiver knows of these."""
-        self._write(lambda connection: open_conditions.mark_told(connection, told, now))
+        self._write(lambda connection: open_conditions.mark_notified(connection, notified, now))
 
     def last_seal(self) -> LastSeal | None:
         """The last seal, and when one was last stamped; None where no run has ended yet."""

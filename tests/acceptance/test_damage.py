@@ -19,7 +19,7 @@ from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
 from etl.cli import app
-from etl.database import connect, damage_of, integrity, note_damage, note_told, note_whole, reading, writing
+from etl.database import connect, damage_of, integrity, note_damage, note_notified, note_whole, reading, writing
 from etl.errors import DatabaseDamaged, DatabaseUnreachable
 from tests.support.postgres import free_port
 from tests.support.program import ANN, ORG, SECRET, Program
@@ -189,7 +189,7 @@ def test_a_lack_of_file_descriptors_is_reported_and_not_taken_for_damage(
 def test_the_first_finding_stays_and_remembers_its_notification(engine_of: Callable[[], Engine]) -> None:
     engine, at = engine_of(), dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     note_damage(engine, "the first\nof all")
-    note_told(engine, at)
+    note_notified(engine, at)
     note_damage(engine, "the second")
     found = damage_of(engine_of())
     assert found is not None

@@ -187,16 +187,16 @@ def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None
     told, store = Told(engine), Store(engine)
     told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
     told.looks()
-    [begun] = store.untold_conditions()
+    [begun] = store.unnotified_conditions()
     assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
-    store.mark_conditions_told([begun], NOW)
-    assert store.untold_conditions() == []
+    store.mark_conditions_notified([begun], NOW)
+    assert store.unnotified_conditions() == []
     told.own = []
     told.looks()
-    [over] = store.untold_conditions()
+    [over] = store.unnotified_conditions()
     assert over.ended_at == NOW
-    store.mark_conditions_told([over], NOW)
-    assert store.untold_conditions() == []
+    store.mark_conditions_notified([over], NOW)
+    assert store.unnotified_conditions() == []
 
 
 def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
@@ -205,7 +205,7 @@ def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: E
     told.looks()
     told.own = []
     told.looks()
-    assert Store(engine).untold_conditions() == []
+    assert Store(engine).unnotified_conditions() == []
 
 
 def verification(engine: Engine, now: dt.datetime, every: str | None = "1d", **more: Any) -> Verification:

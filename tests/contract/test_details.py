@@ -17,7 +17,7 @@ from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
-from etl.notify.news import digest_of
+from etl.notify.run_digest import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
 from etl.report.event_page import Filters, behind, events

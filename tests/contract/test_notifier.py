@@ -296,7 +296,7 @@ def test_a_condition_is_notified_once_when_it_begins_and_once_when_it_ends(
     for _ in range(2):
         assert notifier(news, told).flush(PATIENCE_SECONDS)
     assert receiver.titles == ["Flowtrail: schedules_broken", "Flowtrail: over: schedules_broken"]
-    assert news.store.untold_conditions() == []
+    assert news.store.unnotified_conditions() == []
 
 
 @ON_SQLITE
@@ -304,7 +304,7 @@ def test_a_receiver_not_subscribed_to_trouble_gets_no_condition(news: Newsroom, 
     news.store.keep_conditions([a_condition("schedules_broken")], now())
     assert notifier(news, wants(receiver.url, on=["added"])).flush(PATIENCE_SECONDS)
     assert receiver.titles == []
-    assert news.store.untold_conditions() == []
+    assert news.store.unnotified_conditions() == []
 
 
 @ON_SQLITE

@@ -10,16 +10,16 @@ from sqlalchemy import Engine, update
 
 from etl.database import writing
 from etl.domain import verdict
-from etl.domain.kinds import DELTA_KINDS, TROUBLE_KINDS
+from etl.domain.kinds import DELTA_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
 from etl.notify.digest import Digest
-from etl.notify.news import digest_of
+from etl.notify.run_digest import digest_of
 from etl.schema import sync_run
 from etl.store import NewRun, Store, UnnotifiedRun
 from tests.support.builders import GAP, UNCHECKED, judged, snapshot
 
-ON = (*DELTA_KINDS, *TROUBLE_KINDS)
+ON = (*DELTA_KINDS, *TARGET_ISSUE_KINDS)
 ANN, BOB, EVE = Target("o1", "ann"), Target("o1", "bob"), Target("o2", "eve")
 Answer = Sequence[Flow] | str
 """A list, or the code of an error."""

@@ -151,7 +151,7 @@ def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> N
     parts = {
         kind: DigestPart(50, tuple(f"{kind} {n}" for n in range(LINES))) for kind in ("cycle_changed", "held", "failed")
     }
-    body = message(Digest(name="plants", said="Run 1.", parts=parts, changes_between=("a", "b"))).body
+    body = message(Digest(name="plants", summary="Run 1.", parts=parts, changes_between=("a", "b"))).body
     assert body.count("and 44 more") == 3
     assert "\n".join(body.splitlines()[-3:]) == (
         "  flowtrail changes --since a --until b\n  flowtrail guard list\n  flowtrail status"
@@ -160,7 +160,7 @@ def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> N
 
 def test_digests_of_many_runs_become_one_with_their_sums() -> None:
     parts = {"removed": DigestPart(30, tuple(f"line {n}" for n in range(LINES)))}
-    digests = [Digest(name=n, said="", parts=parts, changes_between=(n, n)) for n in ("a", "b", "c")]
+    digests = [Digest(name=n, summary="", parts=parts, changes_between=(n, n)) for n in ("a", "b", "c")]
     told = together(digests)
     assert told.title == "Flowtrail 3 runs: 90 removed"
     assert "and 70 more" in told.body

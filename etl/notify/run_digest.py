@@ -1,4 +1,4 @@
-"""The news of a run, read from the trail: the same whenever, and however often, it is read."""
+"""What receivers are told of a run, read from the trail: the same whenever, and however often, it is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sqlalchemy import (
 from etl.config.quartz import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
-from etl.domain.kinds import DELTA_KINDS, STORY_KINDS, TROUBLE_KINDS
+from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
 from etl.domain.model import VERDICTS, Target
 from etl.notify import digest
 from etl.notify.digest import Digest
@@ -42,8 +42,8 @@ from etl.schema import (
 )
 from etl.store import UnnotifiedRun
 
-TROUBLES: Final = tuple(kind for kind in TROUBLE_KINDS if kind in VERDICTS)
-"""The troubles that a run finds; the others come from ``late_targets``."""
+ISSUE_VERDICTS: Final = tuple(kind for kind in TARGET_ISSUE_KINDS if kind in VERDICTS)
+"""Those that a run finds; the others come from ``overdue_notices``."""
 _ORIGINS: Final = {"command": "sync", "approval": "approval"}
 
 
@@ -105,8 +105,8 @@ class _Event(NamedTuple):
 
     def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = digest.quoted(self.new_name or self.old_name)
-        said = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
-        return f"{said}{'' if self.certain else ', not proven'}{_detail_of(self, enos_zone)}"
+        what = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
+        return f"{what}{'' if self.certain else ', not proven'}{_detail_of(self, enos_zone)}"
 
     def _who(self) -> str:
         if self.user_id is not None:
@@ -128,7 +128,7 @@ def _schedule(freq: str) -> str:
     return f"{freq} ({words})" if words else freq
 
 
-class _Trouble(NamedTuple):
+class _Issue(NamedTuple):
     kind: str
     org_id: str
     user_id: str
@@ -148,7 +148,7 @@ class _Recovery(NamedTuple):
     verdict: str
     since: dt.datetime
     schedule: str | None
-    """The schedule of the last run with this trouble."""
+    """The schedule of the last run with the issue."""
     at: dt.datetime
 
     def __str__(self) -> str:
@@ -172,34 +172,34 @@ def digest_of(
     orgs: Sequence[str],
     enos_zone: dt.tzinfo | None = None,
 ) -> Digest | None:
-    """The digest of ``run`` for a subscription to these kinds and organisations (none: all); None if there is no news.
+    """The digest of ``run`` for a subscription to these kinds and organisations (none: all); None if nothing happened.
 
-    Trouble is news when it begins: not for a target that failed, or was held, at its previous attempt as well.
+    A failure or a hold is reported when it begins: not if the target's previous attempt ended in the same way.
     """
     found = digest.gather(_found(engine, run, on, orgs, enos_zone))
     if not found:
         return None
     name = run.schedule or _ORIGINS.get(run.origin, run.origin)
-    said = f"Run {run.id} of {name} {run.status} at {run.finished_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
+    summary = f"Run {run.id} of {name} {run.status} at {run.finished_at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
     until = run.finished_at + dt.timedelta(seconds=1)
-    return Digest(name=name, said=said, parts=found, changes_between=(_moment(run.started_at), _moment(until)))
+    return Digest(name=name, summary=summary, parts=found, changes_between=(_moment(run.started_at), _moment(until)))
 
 
 def _found(
     engine: Engine, run: UnnotifiedRun, on: Sequence[str], orgs: Sequence[str], enos_zone: dt.tzinfo | None
 ) -> Iterator[tuple[str, str]]:
     of_orgs = [target.c.org_id.in_(orgs)] if orgs else []
-    kinds, troubles = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in TROUBLES]
+    kinds, verdicts = [kind for kind in on if kind in DELTA_KINDS], [kind for kind in on if kind in ISSUE_VERDICTS]
     if kinds:
         changes = stream(engine, _changes(run, kinds, of_orgs), _Change)
         yield from ((change.kind, change.line(enos_zone)) for change in changes)
-    if story_kinds := [kind for kind in on if kind in STORY_KINDS]:
-        events = stream(engine, _events(run, story_kinds, orgs), _Event)
+    if organisation_kinds := [kind for kind in on if kind in ORGANISATION_KINDS]:
+        events = stream(engine, _events(run, organisation_kinds, orgs), _Event)
         yield from ((event.kind, event.line(enos_zone)) for event in events)
-    for kind in troubles:
-        yield from ((kind, str(each)) for each in stream(engine, _new_trouble(run, kind, of_orgs), _Trouble))
-    if troubles:
-        yield from (("recovered", str(each)) for each in _recoveries(engine, run, troubles, of_orgs))
+    for kind in verdicts:
+        yield from ((kind, str(each)) for each in stream(engine, _new_issues(run, kind, of_orgs), _Issue))
+    if verdicts:
+        yield from (("recovered", str(each)) for each in _recoveries(engine, run, verdicts, of_orgs))
 
 
 def _changes(run: UnnotifiedRun, kinds: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
@@ -227,8 +227,8 @@ def _events(run: UnnotifiedRun, kinds: Sequence[str], orgs: Sequence[str]) -> Se
     found = [org_event.c.run_id == run.id, org_event.c.kind.in_(kinds)]
     found += [org_event.c.org_id.in_(orgs)] if orgs else []
     columns = [org_event.c[name] for name in _Event._fields if name in org_event.c]
-    said = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
-    return select(*columns, *said).where(*found).order_by(org_event.c.event_id)
+    details = _detail_columns(run.id, org_event.c.org_id, org_event.c.flow_id)
+    return select(*columns, *details).where(*found).order_by(org_event.c.event_id)
 
 
 def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElement[str]) -> list[ColumnElement[Any]]:
@@ -242,14 +242,14 @@ def _detail_columns(run_id: int, org_id: ColumnElement[str], flow_id: ColumnElem
     ]
 
 
-def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """The run's issues of one kind whose target was not in this trouble before.
+def _new_issues(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The run's issues of one kind whose target did not have one before.
 
     After a failure or a hold, a valid answer that is not doubted always opens a span: so a span since the previous
     issue shows that there was one. Failures do not end a hold; a held answer is valid, and ends a series of failures.
     """
     before, its_run = sync_issue.alias("before"), sync_run.alias("its_run")
-    known = (kind,) if kind == "held" else TROUBLES
+    known = (kind,) if kind == "held" else ISSUE_VERDICTS
     latest = (
         select(func.max(before.c.id))
         .where(before.c.target_id == sync_issue.c.target_id, before.c.id < sync_issue.c.id)
@@ -284,10 +284,10 @@ def _new_trouble(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[
 
 
 def _recoveries(
-    engine: Engine, run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
+    engine: Engine, run: UnnotifiedRun, verdicts: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]
 ) -> Iterator[_Recovery]:
-    """Targets whose trouble ended during the run, except those that a concurrent run reports."""
-    found = list(stream(engine, _ended_trouble(run, troubles, of_orgs), _Recovery))
+    """Targets whose failures or hold ended during the run, except those that a concurrent run reports."""
+    found = list(stream(engine, _ended_issues(run, verdicts, of_orgs), _Recovery))
     if not found:
         return
     with reading(engine) as connection:
@@ -300,13 +300,13 @@ def _recoveries(
 
 
 def _owner(recovery: _Recovery, periods: Sequence[_Period]) -> int:
-    """The run that reports it: one of the schedule that had the trouble, else the first."""
+    """The run that reports it: one of the schedule that had the issue, else the first."""
     covering = [p for p in periods if p.started_at <= recovery.at <= (p.finished_at or recovery.at)]
     same = [period.id for period in covering if period.schedule == recovery.schedule]
     return min(same or [period.id for period in covering])
 
 
-def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
+def _ended_issues(run: UnnotifiedRun, verdicts: Sequence[str], of_orgs: Sequence[ColumnElement[bool]]) -> Select[Any]:
     """Targets with a span that opened during the run, and an issue since the span before it."""
     opened, earlier = observation.alias("opened"), observation.alias("earlier")
     issue, its_run = sync_issue.alias("issue"), sync_run.alias("its_run")
@@ -327,7 +327,7 @@ def _ended_trouble(run: UnnotifiedRun, troubles: Sequence[str], of_orgs: Sequenc
             opened.c.first_at,
         )
         .join_from(target, opened, and_(opened.c.id == _latest_span(run), opened.c.first_at >= run.started_at))
-        .join(issue, issue.c.id == _latest_issue_before(opened, run, troubles))
+        .join(issue, issue.c.id == _latest_issue_before(opened, run, verdicts))
         .join(its_run, its_run.c.id == issue.c.run_id)
         .where(~seen_between, *of_orgs)
         .order_by(target.c.org_id, target.c.user_id, target.c.expression)
@@ -346,13 +346,13 @@ def _latest_span(run: UnnotifiedRun) -> ScalarSelect[int]:
     )
 
 
-def _latest_issue_before(opened: FromClause, run: UnnotifiedRun, troubles: Sequence[str]) -> ScalarSelect[int]:
+def _latest_issue_before(opened: FromClause, run: UnnotifiedRun, verdicts: Sequence[str]) -> ScalarSelect[int]:
     """The last issue of ``target`` from another run, which began before the span ``opened``."""
     issue, its_run = sync_issue.alias("older"), sync_run.alias("older_run")
     return (
         select(issue.c.id)
         .join_from(issue, its_run, its_run.c.id == issue.c.run_id)
-        .where(issue.c.target_id == target.c.id, issue.c.verdict.in_(troubles))
+        .where(issue.c.target_id == target.c.id, issue.c.verdict.in_(verdicts))
         .where(issue.c.run_id != run.id, its_run.c.started_at < opened.c.first_at)
         .order_by(issue.c.id.desc())
         .limit(1)
@@ -361,7 +361,7 @@ def _latest_issue_before(opened: FromClause, run: UnnotifiedRun, troubles: Seque
     )
 
 
-def _named(row: _Trouble | _Recovery) -> str:
+def _named(row: _Issue | _Recovery) -> str:
     return digest.quoted(str(Target(row.org_id, row.user_id, row.expression)))
 
 

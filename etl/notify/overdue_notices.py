@@ -25,15 +25,15 @@ class Freshness(NamedTuple):
     observed: dict[Target, dt.datetime]
 
 
-class _News(NamedTuple):
-    """What receivers have not been told yet."""
+class _Notice(NamedTuple):
+    """A target that receivers must still be told of."""
 
     key: Key
     target: Target
     line: str
 
 
-class LateTargets:
+class OverdueNotices:
     """From time to time, compares which targets are overdue with what receivers have been told."""
 
     def __init__(
@@ -44,34 +44,34 @@ class LateTargets:
         self._clock = clock
         self._timing = timing
         self._look_at: float | None = None
-        self._news: list[_News] = []
+        self._notices: list[_Notice] = []
 
     @property
     def owed(self) -> Set[Key]:
         """What receivers have not been told yet."""
-        return {each.key for each in self._news}
+        return {each.key for each in self._notices}
 
     def stand_by(self) -> None:
         """Forget everything while another replica is active."""
         self._look_at = None
 
     def find(self, now: float) -> None:
-        """Look for news, if it is time."""
+        """Look for overdue targets, if it is time."""
         if self._look_at is None:
             self._look_at = now + self._timing.overdue_after_seconds
         if now < self._look_at:
             return
         fresh = self._freshness()
         overdue = {each.target: each for each in fresh.overdue}
-        self._news, forgotten = [], []
+        self._notices, forgotten = [], []
         for known in self._store.known_targets():
             late, seen_at = overdue.get(known.target), fresh.observed.get(known.target)
             if late is not None and known.notified_at is None:
-                self._news.append(_News(("overdue", known.id), known.target, _overdue_line(late)))
+                self._notices.append(_Notice(("overdue", known.id), known.target, _overdue_line(late)))
             elif late is None and known.notified_at is not None:
                 clock_was_ahead = known.notified_at > self._clock()
                 if seen_at is not None and (seen_at > known.notified_at or clock_was_ahead):
-                    self._news.append(_News(("observed", known.id), known.target, _observed_line(known.target)))
+                    self._notices.append(_Notice(("observed", known.id), known.target, _observed_line(known.target)))
                 else:
                     forgotten.append(known.id)
         if forgotten:
@@ -81,15 +81,17 @@ class LateTargets:
 
     def message(self, state: ReceiverState) -> Outgoing | None:
         """The message that a receiver still has to get; what it does not subscribe to counts as acknowledged."""
-        owed = [late for late in self._news if late.key not in state.acknowledged]
-        mine = [late for late in owed if state.wants_overdue() and state.wants_org(late.target.org_id)]
-        keys = {late.key for late in mine}
-        state.acknowledged |= {late.key for late in owed} - keys
+        owed = [notice for notice in self._notices if notice.key not in state.acknowledged]
+        mine = [notice for notice in owed if state.wants_overdue() and state.wants_org(notice.target.org_id)]
+        keys = {notice.key for notice in mine}
+        state.acknowledged |= {notice.key for notice in owed} - keys
         if not mine:
             return None
-        parts = digest.gather(("overdue" if late.key[0] == "overdue" else "recovered", late.line) for late in mine)
-        said = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
-        return Outgoing(digest.message(Digest(name="", said=said, parts=parts)), keys)
+        parts = digest.gather(
+            ("overdue" if notice.key[0] == "overdue" else "recovered", notice.line) for notice in mine
+        )
+        summary = f"At {self._clock().astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC."
+        return Outgoing(digest.message(Digest(name="", summary=summary, parts=parts)), keys)
 
     def settle(self, acknowledged: Set[Key], now: dt.datetime) -> None:
         """Record what every receiver has acknowledged, and forget it here."""
@@ -101,7 +103,7 @@ class LateTargets:
             self._store.mark_overdue(overdue, now)
         if observed:
             self._store.clear_overdue(observed)
-        self._news = [late for late in self._news if late.key not in settled]
+        self._notices = [notice for notice in self._notices if notice.key not in settled]
 
 
 def _overdue_line(late: Overdue) -> str:
