@@ -37,7 +37,8 @@ class RunRecord(NamedTuple):
     succeeded_at: dt.datetime | None
     asked_at: dt.datetime | None
     """When its latest ended run began; if none has ended, when its first run began; None if it never ran."""
-    under_way: bool
+    under_way: dt.datetime | None
+    """The slot of its run under way; for a run by hand, when it began; None if none is."""
 
 
 class _Known(NamedTuple):
@@ -83,15 +84,18 @@ _RECORDS: Final = {
     .columns(succeeded_at=UtcTime, asked_at=UtcTime)
     for dialect, names in _NAMES.items()
 }
-_UNDER_WAY: Final = text("SELECT DISTINCT schedule FROM sync_run WHERE status = 'running' AND schedule IS NOT NULL")
+_UNDER_WAY: Final = text("""
+    SELECT schedule, min(coalesce(scheduled_for, started_at)) AS slot FROM sync_run
+     WHERE status = 'running' AND schedule IS NOT NULL GROUP BY schedule
+    """).columns(slot=UtcTime)
 
 
 def records_of(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, RunRecord]:
     """The record of each schedule, by name; one statement for all, because one for each of 10,000 took seconds."""
-    under_way = set(connection.scalars(_UNDER_WAY))
+    under_way = {row.schedule: row.slot for row in connection.execute(_UNDER_WAY)}
     names = msgspec.json.encode([each.name for each in schedules]).decode()
     found = connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
-    return {row.name: RunRecord(row.succeeded_at, row.asked_at, row.name in under_way) for row in found}
+    return {row.name: RunRecord(row.succeeded_at, row.asked_at, under_way.get(row.name)) for row in found}
 
 
 def overdue_targets(
@@ -151,17 +155,18 @@ def _limits(
     return limits
 
 
-def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: bool = False) -> dt.datetime | None:
+def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: dt.datetime | None = None) -> dt.datetime | None:
     """The third-last slot that has passed.
 
-    A slot has passed once its run has had time to start. A run under way may still observe, so it excuses one slot;
-    only one, so that a run that hangs is noticed.
+    A slot has passed once its run has had time to start. The run under way for a slot that has passed may still observe,
+    so it excuses one slot; only one, so that a run that hangs is noticed.
     """
     now -= schedule.jitter
     slot = schedule.slots.latest_until(now)
     if slot is not None and now < slot + min(_TIME_TO_START, (schedule.slots.next_after(slot) - slot) / 2):
         slot = _before(schedule, slot)
-    for _ in range(SLOTS_ALLOWED - 1 + under_way):
+    excused = slot is not None and under_way is not None and under_way <= slot
+    for _ in range(SLOTS_ALLOWED - 1 + excused):
         slot = slot and _before(schedule, slot)
     return slot
 

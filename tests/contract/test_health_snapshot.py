@@ -60,12 +60,15 @@ def test_a_weekday_cron_is_not_waited_for_on_sunday() -> None:
 
 @pytest.mark.parametrize(
     ("minutes", "jitter", "under_way", "hour"),
-    [(2, 0, False, 10), (0.5, 0, False, 9), (2, 3, False, 9), (5, 3, False, 10), (2, 0, True, 9)],
+    [(2, 0, None, 10), (0.5, 0, None, 9), (2, 3, None, 9), (5, 3, None, 10), (2, 0, 12, 9), (0.5, 0, 12, 9)],
 )
-def test_a_slot_has_passed_when_its_run_had_its_time(minutes: float, jitter: int, under_way: bool, hour: int) -> None:
+def test_a_slot_has_passed_when_its_run_had_its_time(
+    minutes: float, jitter: int, under_way: int | None, hour: int
+) -> None:
     hourly = schedule(jitter=dt.timedelta(minutes=jitter))
     noon = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-    found = third_last_slot(hourly, noon + dt.timedelta(minutes=minutes), under_way)
+    run = None if under_way is None else noon.replace(hour=under_way)
+    found = third_last_slot(hourly, noon + dt.timedelta(minutes=minutes), run)
     assert found == noon.replace(hour=hour)
 
 
@@ -87,6 +90,14 @@ def test_a_running_run_excuses_one_slot_only(engine: Engine, diary: Diary) -> No
     later = START + dt.timedelta(minutes=2)
     assert overdue(engine, schedule(ANN), later + 3 * HOUR) == set()
     assert overdue(engine, schedule(ANN), later + 4 * HOUR) == {ANN}
+
+
+def test_an_overdue_target_stays_overdue_while_the_next_run_begins(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 3), START, ANN)
+    assert overdue(engine, schedule(ANN), START + 3 * HOUR + dt.timedelta(minutes=2)) == {ANN}
+    run(engine, START + 4 * HOUR, "running")
+    for minutes in (0, 0.5, 2):
+        assert overdue(engine, schedule(ANN), START + 4 * HOUR + dt.timedelta(minutes=minutes)) == {ANN}
 
 
 @pytest.mark.parametrize("code", ["62101", "62103", "99403", "99404"])
