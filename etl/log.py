@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import sys
 import threading
@@ -29,7 +30,7 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if as_console else "iso", utc=not as_console),
+        _stamped if as_console else structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _on_one_line,
     ]
@@ -150,6 +151,12 @@ def _final(as_console: bool, stream: TextIO) -> list[Any]:
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     return [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+
+
+def _stamped(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """This machine's time, with its offset from UTC."""
+    event["timestamp"] = dt.datetime.now(dt.UTC).astimezone().isoformat(" ", "seconds").replace("+00:00", "Z")
+    return event
 
 
 def _on_one_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -158,8 +158,8 @@ def _limits(
 def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: dt.datetime | None = None) -> dt.datetime | None:
     """The third-last slot that has passed.
 
-    A slot has passed once its run has had time to start. The run under way for a slot that has passed may still observe,
-    so it excuses one slot; only one, so that a run that hangs is noticed.
+    A slot has passed once its run has had time to start. A run under way for a passed slot may still observe, so it
+    excuses one slot; only one, so that a run that hangs is noticed.
     """
     now -= schedule.jitter
     slot = schedule.slots.latest_until(now)

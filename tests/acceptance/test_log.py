@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,6 +51,19 @@ def test_a_warning_that_is_repeated_is_logged_once_a_minute_and_counted(
     passed(60)
     mine.warning("page_failed", path="/", error="the database is locked")
     assert [entry.get("left_out") for entry in entries(lines)] == [None, 49]
+
+
+@pytest.mark.parametrize(("zone", "offset"), [("UTC", "Z"), ("Asia/Shanghai", "+08:00")])
+def test_lines_for_people_have_date_and_zone(monkeypatch: pytest.MonkeyPatch, zone: str, offset: str) -> None:
+    stream = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", zone)
+        time.tzset()
+        log.configure("INFO", "console", stream)
+        structlog.get_logger("etl.service.replica").info("listening")
+    time.tzset()
+    structlog.reset_defaults()
+    assert re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d{re.escape(offset)} ", stream.getvalue())
 
 
 def test_different_records_those_of_a_run_and_those_below_warning_are_logged_each_time(lines: io.StringIO) -> None:
