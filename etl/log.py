@@ -96,39 +96,41 @@ class Repeats(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
-        self._passed: dict[Hashable, _Passed] = {}
+        self._passed: dict[Hashable, _LastPassed] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING or (isinstance(record.msg, dict) and "run_id" in record.msg):
             return True
         with self._lock:
-            left_out = self._left_out_before(_complaint(record), time.monotonic())
+            left_out = self._left_out_before(_fingerprint(record), time.monotonic())
         if left_out:
             _append(record, left_out)
         return left_out is not None
 
-    def _left_out_before(self, complaint: Hashable, now: float) -> int | None:
+    def _left_out_before(self, fingerprint: Hashable, now: float) -> int | None:
         """How many were left out since one passed; None if this one is left out too."""
-        before = self._passed.get(complaint)
+        before = self._passed.get(fingerprint)
         if before is not None and now < before.at + REPEAT_SECONDS:
-            self._passed[complaint] = _Passed(before.at, before.left_out + 1)
+            self._passed[fingerprint] = _LastPassed(before.at, before.left_out + 1)
             return None
         if len(self._passed) >= _MOST_REMEMBERED:
             self._passed.clear()
-        self._passed[complaint] = _Passed(now, 0)
+        self._passed[fingerprint] = _LastPassed(now, 0)
         return 0 if before is None else before.left_out
 
 
-class _Passed(NamedTuple):
+class _LastPassed(NamedTuple):
+    """When a record last passed, and how many were left out since."""
+
     at: float
     left_out: int
 
 
-def _complaint(record: logging.LogRecord) -> Hashable:
+def _fingerprint(record: logging.LogRecord) -> Hashable:
     """Equal for records that say the same. (Of a library, the text without its arguments counts.)"""
     if isinstance(record.msg, dict):
-        said = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
-        return record.name, record.levelno, said
+        fields = frozenset((key, repr(value)) for key, value in record.msg.items() if key not in _VARYING)
+        return record.name, record.levelno, fields
     kind, _, trace = record.exc_info or (None, None, None)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

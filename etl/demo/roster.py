@@ -21,7 +21,7 @@ class _Pagination(msgspec.Struct, rename="camel"):
     page_size: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class _Asked(msgspec.Struct, rename="camel"):
+class _RosterRequest(msgspec.Struct, rename="camel"):
     org_id: Annotated[str, msgspec.Meta(min_length=1)]
     pagination: _Pagination
 
@@ -29,7 +29,7 @@ class _Asked(msgspec.Struct, rename="camel"):
 def roster_page(world: World, body: bytes, *, most: int, older: bool) -> Reply:
     """One page, of at most ``most`` users."""
     try:
-        asked = msgspec.json.decode(body, type=_Asked)
+        asked = msgspec.json.decode(body, type=_RosterRequest)
         users = sorted(world.users(asked.org_id))
     except msgspec.MsgspecError:
         return refusal("roster", 31400, "Organization ID and pagination value are required")

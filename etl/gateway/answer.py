@@ -74,7 +74,7 @@ class Envelope(NamedTuple):
     code: int
     data: msgspec.Raw
     data_hash: str
-    said: str
+    message: str
     request_id: str | None
     keys: int = 0
     """How many of the documented keys the envelope has."""
@@ -212,7 +212,7 @@ def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
         return f"it is HTML or XML, not JSON: {quote(body)}"
     if b"\\u" in body and len(body) <= _EXPLAINED_BYTES and (half := half_character_in(body)):
         return half
-    return f"it is not JSON ({_plainly(error)}): {quote(body)}"
+    return f"it is not JSON ({_reason(error)}): {quote(body)}"
 
 
 def _article(message: str) -> str:
@@ -220,13 +220,13 @@ def _article(message: str) -> str:
     return f"JSON {found[1]}" if found else "other JSON"
 
 
-def _plainly(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return str(error).removeprefix("JSON is malformed: ").lower()
 
 
 def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> str:
-    said_as = {"code": envelope.code, "status": envelope.status} if api.is_older else {"code": envelope.code}
-    for name, raw in said_as.items():
+    codes = {"code": envelope.code, "status": envelope.status} if api.is_older else {"code": envelope.code}
+    for name, raw in codes.items():
         if bytes(raw) and as_integer(raw) is None:
             return f"{name} is {quote(bytes(raw))}, not an integer"
     if bytes(envelope.code):
@@ -243,9 +243,9 @@ def _problem_in(data: msgspec.Raw, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its data is nested too deeply"
     problem = first_problem(bytes(data)) if memoryview(data).nbytes <= _EXPLAINED_BYTES else None
-    return problem or _in_our_words(str(error))
+    return problem or _reworded(str(error))
 
 
-def _in_our_words(message: str) -> str:
+def _reworded(message: str) -> str:
     what, _, path = message.partition(" - at `$")
     return f"data{path.rstrip('`')}: {what}"

@@ -172,7 +172,7 @@ class Gateway:
 
         request = requests.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as deadline:
-            return self._completed(_Call(request, read, deadline, own_connection=own_connection))
+            return self._run(_Call(request, read, deadline, own_connection=own_connection))
 
     def detail(self, org_id: str, flow_id: str, user_id: str, within_seconds: float) -> Detail:
         """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises
@@ -183,7 +183,7 @@ class Gateway:
 
         request = requests.flow(self._api, org_id, flow_id, user_id)
         with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
-            return self._completed(_Call(request, read, deadline))
+            return self._run(_Call(request, read, deadline))
 
     def roster(self, org_id: str) -> frozenset[str]:
         """The ids of all users of an organisation, within ``deadline`` for all pages. Raises GatewayError, or
@@ -192,7 +192,7 @@ class Gateway:
 
             def page(number: int) -> roster.Page:
                 request = requests.roster_page(self._api, org_id, number)
-                return self._completed(_Call(request, roster.read_page, deadline, own_connection=True))
+                return self._run(_Call(request, roster.read_page, deadline, own_connection=True))
 
             return roster.collected(page)
 
@@ -204,32 +204,30 @@ class Gateway:
             token = self._tokens.current(deadline)
         return TokenCheck(dt.timedelta(seconds=token.expires_at - time.monotonic()), self.clock_skew)
 
-    def _completed(self, call: _Call[T]) -> T:
+    def _run(self, call: _Call[T]) -> T:
+        """Send a request until it is answered, refused for good, or its deadline has come."""
         try:
             call.deadline.check()
-            return self._tried(call)
+            try:
+                return self._with_renewed_token(call)
+            except TransientGatewayError as error:
+                return persist(lambda: self._with_renewed_token(call), error, call.deadline, self._stop)
         except GatewayError as error:
             _complete(error, call)
             raise
 
-    def _tried(self, call: _Call[T]) -> T:
-        try:
-            return self._once(call)
-        except TransientGatewayError as error:
-            return persist(lambda: self._once(call), error, call.deadline, self._stop)
-
-    def _once(self, call: _Call[T]) -> T:
+    def _with_renewed_token(self, call: _Call[T]) -> T:
         """One attempt. If the token is not accepted, one more with a new token, once per target."""
         try:
             token = self._token(call)
             try:
-                return self._ask(call, token)
+                return self._with_separate_connection(call, token)
             except Refused as error:
                 if token is None or call.refused_token or error.code not in RENEWING:
                     raise
                 call.last_error = error
             call.refused_token, call.own_connection = token, True
-            return self._ask(call, self._token(call))
+            return self._with_separate_connection(call, self._token(call))
         except TransientGatewayError as error:
             if error.code != "deadline":
                 call.last_error = error
@@ -244,22 +242,22 @@ class Gateway:
             call.attempts += 1
             raise
 
-    def _ask(self, call: _Call[T], token: Token | None) -> T:
+    def _with_separate_connection(self, call: _Call[T], token: Token | None) -> T:
         """A refusal over a kept connection may be meant for another request: ask again at once, over a separate one."""
         try:
-            return self._asked(call, token)
+            return self._paced(call, token)
         except GatewayError as error:
             if call.own_connection or not _is_doubtful(error, token):
                 raise
             call.own_connection = True
-            return self._asked(call, token)
+            return self._paced(call, token)
 
-    def _asked(self, call: _Call[T], token: Token | None) -> T:
+    def _paced(self, call: _Call[T], token: Token | None) -> T:
         self._pace.wait_for_turn(call.deadline)
         call.attempts += 1
-        return self._timed(call.request.call, call.attempts, lambda: self._answer(call, token))
+        return self._timed(call.request.call, call.attempts, lambda: self._send(call, token))
 
-    def _answer(self, call: _Call[T], token: Token | None) -> T:
+    def _send(self, call: _Call[T], token: Token | None) -> T:
         request, moment = call.request, self._stamps.next(call.request.asker)
         signed = request.signed(token, moment.timestamp_ms)
         reply = self._transport.exchange(

@@ -44,7 +44,7 @@ def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Deta
     """Raises by the error code, or Malformed, also if the answer is about another workflow."""
     envelope = read_envelope(answered.reply.body, answered.quote, api)
     if envelope.code:
-        raise code_error(envelope.code, envelope.said, envelope.request_id)
+        raise code_error(envelope.code, envelope.message, envelope.request_id)
     if not bytes(envelope.data):
         raise _malformed("it has no data")
     try:

@@ -89,22 +89,22 @@ def meaning_of(status: int) -> Meaning:
 def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Quote) -> GatewayError:
     """The error for a status other than 200."""
     meaning, code = meaning_of(status), f"http_{status}"
-    said = f", and said {quote(body)}" if body.strip() else ""
+    quoted = f", and said {quote(body)}" if body.strip() else ""
     if meaning == "retry":
         text = _STATUSES.get(status, "the gateway or the service behind it failed")
-        return GatewayUnreachable(f"HTTP {status}, {text}{said}", code=code, http_status=status)
+        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code, http_status=status)
     if meaning == "redirect":
-        message = f"HTTP {status}, a redirect{_whither(headers)}, is never followed: check [gateway] url"
+        message = f"HTTP {status}, a redirect{_redirect_host(headers)}, is never followed: check [gateway] url"
         return Refused(message, code=code, http_status=status)
     if meaning == "malformed":
-        message = f"HTTP {status} instead of 200 and a list{said}"
+        message = f"HTTP {status} instead of 200 and a list{quoted}"
         return Malformed(message, code="malformed", http_status=status)
-    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{said}", code=code, http_status=status)
+    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code, http_status=status)
     error.gateway_down_evidence = meaning == "renew"
     return error
 
 
-def _whither(headers: Mapping[str, str]) -> str:
+def _redirect_host(headers: Mapping[str, str]) -> str:
     try:
         parts = urlsplit(headers.get("Location", ""))
         host = parts.hostname
@@ -113,9 +113,9 @@ def _whither(headers: Mapping[str, str]) -> str:
     return f" to {printable(f'{parts.scheme}://{host}')[:80]}" if host else ""
 
 
-def code_error(code: int, said: str, request_id: str | None = None) -> GatewayError:
-    """The error for a well-formed envelope with a code other than 0; ``said`` is quoted already."""
-    text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {said}' if said else ''}"
+def code_error(code: int, message: str, request_id: str | None = None) -> GatewayError:
+    """The error for a well-formed envelope with a code other than 0; ``message`` is quoted already."""
+    text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {message}' if message else ''}"
     kind: type[GatewayError] = Refused
     if code in _HICCUPS:
         kind = ServiceHiccup

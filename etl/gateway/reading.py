@@ -31,7 +31,7 @@ def read_snapshot(target: Target, answered: Answered, known_data_hash: str | Non
     reply = answered.reply
     envelope = read_envelope(reply.body, answered.quote, api)
     if envelope.code:
-        raise code_error(envelope.code, envelope.said, envelope.request_id)
+        raise code_error(envelope.code, envelope.message, envelope.request_id)
     try:
         listed = None if envelope.data_hash == known_data_hash else read_flows(envelope.data, api)
     except GatewayError as error:

@@ -31,7 +31,7 @@ class _Digits(str):
     __slots__ = ()
 
 
-class _Twice:
+class _DuplicateKey:
     """An object in which a key occurs twice."""
 
     def __init__(self, key: str) -> None:
@@ -84,26 +84,26 @@ def field_problem(text: str) -> str | None:
 
 
 def _parsed(body: bytes) -> Any:
-    twice: list[_Twice] = []
+    duplicates: list[_DuplicateKey] = []
 
-    def unique(pairs: list[tuple[str, Any]]) -> Any:
+    def checked(pairs: list[tuple[str, Any]]) -> Any:
         found = dict(pairs)
         if len(found) == len(pairs):
             return found
         keys = [key for key, _ in pairs]
-        twice.append(_Twice(next(key for key in keys if keys.count(key) > 1)))
-        return twice[-1]
+        duplicates.append(_DuplicateKey(next(key for key in keys if keys.count(key) > 1)))
+        return duplicates[-1]
 
     try:
         text = body.decode("utf-8")
-        parsed = json.loads(text, object_pairs_hook=unique, parse_int=_Digits, parse_constant=_no_number)
+        parsed = json.loads(text, object_pairs_hook=checked, parse_int=_Digits, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise _Problem(f"it is not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise _Problem("its JSON is nested too deeply") from None
     except ValueError as error:
         raise _Problem(f"it is not JSON ({error})") from None
-    _refuse_twice(parsed, twice)
+    _refuse_duplicate_keys(parsed, duplicates)
     return parsed
 
 
@@ -111,14 +111,14 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _refuse_twice(parsed: Any, twice: list[_Twice]) -> None:
-    if not twice:
+def _refuse_duplicate_keys(parsed: Any, duplicates: list[_DuplicateKey]) -> None:
+    if not duplicates:
         return
     items = parsed.get("data") if isinstance(parsed, dict) else parsed
     for index, item in enumerate(items if isinstance(items, list) else ()):
-        if isinstance(item, _Twice):
+        if isinstance(item, _DuplicateKey):
             raise _Problem(f'data[{index}] has the key "{item.key}" twice')
-    raise _Problem(f'one of its objects has the key "{twice[0].key}" twice')
+    raise _Problem(f'one of its objects has the key "{duplicates[0].key}" twice')
 
 
 def _object(found: Any) -> dict[str, Any]:
@@ -196,7 +196,7 @@ _KINDS: Final[dict[type, str]] = {
     str: "a string",
     list: "a list",
     dict: "an object",
-    _Twice: "an object with a key twice",
+    _DuplicateKey: "an object with a key twice",
     type(None): "null",
 }
 

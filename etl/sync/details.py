@@ -24,7 +24,7 @@ from etl.sync.batch import CircuitBreaker, RunContext
 from etl.sync.result import Details
 
 _REMEDY: Final = "what is missing is asked for with its next change; docs/enos.md says what each code means"
-_CODES_TOLD: Final = 5
+_CODES_REPORTED: Final = 5
 
 
 class DetailLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> D
     try:
         changed = context.store.changed_workflows(run_id, limits.most + 1)
         asked = changed[: limits.most]
-        done = _Asking(context, run_id, limits, give_up_at).all_of(asked)
+        done = _DetailFetcher(context, run_id, limits, give_up_at).fetch(asked)
     except RunClosed:
         raise
     except DatabaseError as error:
@@ -58,7 +58,7 @@ def ask_for_details(context: RunContext, run_id: int, limits: DetailLimits) -> D
     return done
 
 
-class _Asking:
+class _DetailFetcher:
     def __init__(self, context: RunContext, run_id: int, limits: DetailLimits, give_up_at: float) -> None:
         self._context = context
         self._run_id = run_id
@@ -66,7 +66,7 @@ class _Asking:
         self._give_up_at = give_up_at
         self._breaker = CircuitBreaker(context.down_after)
 
-    def all_of(self, changed: Sequence[Changed]) -> Details:
+    def fetch(self, changed: Sequence[Changed]) -> Details:
         """Ask in groups of as many as may be in flight; each group is written when it has come."""
         kept, codes, left_out = 0, Counter[str](), 0
         size = self._context.in_flight
@@ -78,8 +78,8 @@ class _Asking:
             kept += len(found)
             codes.update(each for each in answers if isinstance(each, str))
             left_out += answers.count(None)
-        told = dict(codes.most_common(_CODES_TOLD))
-        return Details(asked=kept + codes.total(), failed=codes.total(), left_out=left_out, codes=told)
+        commonest = dict(codes.most_common(_CODES_REPORTED))
+        return Details(asked=kept + codes.total(), failed=codes.total(), left_out=left_out, codes=commonest)
 
     def _group(self, group: Sequence[Changed]) -> list[Detail | str | None]:
         work: list[Future[Detail | str | None]] = [

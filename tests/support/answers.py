@@ -18,7 +18,7 @@ def read(body: bytes) -> tuple[Flow, ...]:
     """The flows, read as the client does: envelope, code, flows, and the strict second reading."""
     envelope = read_envelope(body, excerpt)
     if envelope.code:
-        raise code_error(envelope.code, envelope.said, envelope.request_id)
+        raise code_error(envelope.code, envelope.message, envelope.request_id)
     listed = read_flows(envelope.data)
     if not has_each_key_once(body, envelope, listed):
         reread_strictly(snapshot(body, listed.flows))
