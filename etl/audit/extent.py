@@ -220,7 +220,9 @@ def _whole(connection: Connection, extent: Extent) -> set[int]:
     others, scopes = _of_others(connection, extent.org_id), Scopes()
     mine = {extent.org_id}
     return {
-        run_id for run_id, scope in rows if run_id not in others and scopes.asked(connection, scope).org_ids <= mine
+        run_id
+        for run_id, scope in rows
+        if run_id not in others and scopes.targets_of(connection, scope).org_ids <= mine
     }
 
 

@@ -49,7 +49,7 @@ Answers = Annotated[
 ]
 
 
-class _Asked(NamedTuple):
+class _Trusted(NamedTuple):
     """Which signatures and time stamps are trusted, and whether answers are read."""
 
     keys: Sequence[verify.PublicKey]
@@ -75,7 +75,7 @@ def verify_trail(
     config_file: options.Config = None,
 ) -> None:
     """Replay every target, check digests and hashes, and report the first broken link of each."""
-    asked = _Asked(
+    trusted = _Trusted(
         [signing.load_public_key(each) for each in public_key or ()],
         None if tsa is None else signing.load_authorities(tsa),
         verify.Answers() if answers else None,
@@ -86,7 +86,7 @@ def verify_trail(
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, asked, hidden=as_json)
+        found, through = _findings(app, against, since, trusted, hidden=as_json)
     if as_json:
         console.json([finding.as_object() for finding in found])
     else:
@@ -98,19 +98,19 @@ def verify_trail(
 
 
 def _findings(
-    app: Application, against: Path | None, since: int, asked: _Asked, *, hidden: bool
+    app: Application, against: Path | None, since: int, trusted: _Trusted, *, hidden: bool
 ) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
     sealing = verify.Sealing()
     with console.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
 
-        def tell(progress: verify.Progress) -> None:
+        def report(progress: verify.Progress) -> None:
             reached[:] = [progress]
             moved(progress.targets, progress.of_targets)
 
         cut: list[int] = []
         kept = _opened(against, files, cut.append) if against else None
-        found = list(verify.verify(app.engine, since=since, progress=tell, sealing=sealing, **asked._asdict()))
+        found = list(verify.verify(app.engine, since=since, progress=report, sealing=sealing, **trusted._asdict()))
         found += _damage(app) + _schema(app)
         if kept is not None:
             found += verify.against(app.engine, kept, is_whole=lambda: not cut)
@@ -119,22 +119,22 @@ def _findings(
                 f"Line {line}, the last, was cut short and ignored; whether the file lacks targets was not checked.",
                 "yellow",
             )
-    through = _through(reached[0], sealing, asked)
+    through = _through(reached[0], sealing, trusted)
     return found, through + (f"; compared with {against}" if against else "")
 
 
-def _through(done: verify.Progress, sealing: verify.Sealing, asked: _Asked) -> str:
+def _through(done: verify.Progress, sealing: verify.Sealing, trusted: _Trusted) -> str:
     """What the check went through, in words."""
     through = f"{counted(done.targets, 'target')}, {counted(done.change_sets, 'change set')}, "
     through += f"{counted(done.changes, 'change')} replayed, {counted(sealing.seals, 'seal')}"
     if sealing.signed:
-        unchecked = "" if asked.keys else "; --public-key FILE checks the signatures"
+        unchecked = "" if trusted.keys else "; --public-key FILE checks the signatures"
         through += f" ({sealing.signed} signed{unchecked})"
     if sealing.last_stamp:
         seal, at = sealing.last_stamp
-        unchecked = "" if asked.authorities else "; --tsa FILE checks whose they are"
+        unchecked = "" if trusted.authorities else "; --tsa FILE checks whose they are"
         through += f", {sealing.stamped} time stamps (the last of seal {seal}, {console.cell(at)}{unchecked})"
-    if (read := asked.answers) is not None:
+    if (read := trusted.answers) is not None:
         through += f", {read.kept} answers ({read.bytes} bytes; {read.proven} of {read.versions} versions have theirs)"
     if sealing.unsealed_runs:
         through += f" ({sealing.unsealed_runs} runs with {sealing.unsealed_versions} change sets are not sealed yet)"
@@ -156,7 +156,7 @@ def _schema(app: Application) -> list[verify.Finding]:
         console.complain(f"The schema was not compared with what the migrations make: {error}", "yellow")
         return []
     made = "as the migrations made it"
-    return [verify.Finding(what="the schema", expected=made, found=f"not: {said}") for said in differences]
+    return [verify.Finding(what="the schema", expected=made, found=f"not: {each}") for each in differences]
 
 
 def _damage(app: Application) -> list[verify.Finding]:
@@ -168,4 +168,4 @@ def _damage(app: Application) -> list[verify.Finding]:
             "`flowtrail db check` does it while the service is stopped.",
             "yellow",
         )
-    return [verify.Finding(what="the file", expected="whole", found=f"damaged: {said}") for said in found.damage]
+    return [verify.Finding(what="the file", expected="whole", found=f"damaged: {each}") for each in found.damage]

@@ -148,10 +148,10 @@ def coverage(
 ) -> Coverage:
     """How complete the trail of a period is, for an organisation, a user or all. Raises DatabaseError."""
     with reading(engine) as connection:
-        return _Reading(connection, since, until or now, org, user).coverage()
+        return _CoverageReader(connection, since, until or now, org, user).coverage()
 
 
-class _Asking(NamedTuple):
+class _AskingRun(NamedTuple):
     """A run that asked some of the targets."""
 
     seal_id: int
@@ -164,11 +164,11 @@ class _Asking(NamedTuple):
     targets: frozenset[int]
 
 
-def _started_at(run: _Asking) -> dt.datetime:
+def _started_at(run: _AskingRun) -> dt.datetime:
     return run.started_at
 
 
-class _Reading:
+class _CoverageReader:
     """Reads the database, at one moment."""
 
     def __init__(
@@ -216,7 +216,7 @@ class _Reading:
         with self._connection.execute(query, execution_options=_STREAMED) as found:
             yield from found
 
-    def _runs(self) -> Iterator[_Asking]:
+    def _runs(self) -> Iterator[_AskingRun]:
         """Every run that was sealed before the end of the period and asked for any of the targets, by its seal."""
         pruned = set(self._connection.execute(select(pruned_issues.c.pruned_run_id).distinct()).scalars())
         scopes, known = Scopes(), dict[str, frozenset[int]]()
@@ -225,13 +225,13 @@ class _Reading:
         query = select(*columns, *of_run).join(sync_run, sync_run.c.id == run_seal.c.run_id)
         rows = self._connection.execute(query.where(run_seal.c.sealed_at < self._until).order_by(run_seal.c.id)).all()
         for seal_id, run_id, sealed_at, scope, status, started_at, finished_at in rows:
-            asked = scopes.asked(self._connection, scope)
+            asked = scopes.targets_of(self._connection, scope)
             if asked.digest not in known:
                 known[asked.digest] = frozenset(asked.target_ids & self._targets.keys())
             if mine := known[asked.digest]:
                 inside = self._since is None or sealed_at >= self._since
                 certain = status != "aborted" and run_id not in pruned
-                yield _Asking(seal_id, started_at, finished_at, certain, inside, mine)
+                yield _AskingRun(seal_id, started_at, finished_at, certain, inside, mine)
 
     # ------------------------------------------------------------------------------------------- target by target
 
@@ -267,9 +267,9 @@ class _Reading:
                 last_seal=last[number],
             )
 
-    def _by_list(self) -> Mapping[frozenset[int], Sequence[_Asking]]:
+    def _by_list(self) -> Mapping[frozenset[int], Sequence[_AskingRun]]:
         """The runs of the period by the targets that they asked: most of them asked the same ones."""
-        found: defaultdict[frozenset[int], list[_Asking]] = defaultdict(list)
+        found: defaultdict[frozenset[int], list[_AskingRun]] = defaultdict(list)
         for run in self._asking:
             if run.inside:
                 found[run.targets].append(run)

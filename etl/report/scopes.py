@@ -16,7 +16,7 @@ from etl.schema import DIGEST_OF_NONE, target
 _STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
 
 
-class Asked(NamedTuple):
+class ScopeTargets(NamedTuple):
     """The targets that a run was to ask."""
 
     digest: str
@@ -29,12 +29,12 @@ class Scopes:
     """Remembers the targets of schedules' scopes, because most runs have the same as the run before."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[int, Asked]] = {}
+        self._known: dict[bytes, tuple[int, ScopeTargets]] = {}
 
-    def asked(self, connection: Connection, text_of_scope: str) -> Asked:
+    def targets_of(self, connection: Connection, scope_text: str) -> ScopeTargets:
         """The targets that a run with this scope was to ask. Raises ValueError, LookupError or TypeError if it is
         not a scope."""
-        scope = json.loads(text_of_scope)
+        scope = json.loads(scope_text)
         seen = scope.pop("membership_id")
         if scope.keys() == {"targets"}:
             return _by_name(connection, [Target(*each) for each in scope["targets"]])
@@ -57,30 +57,30 @@ _TARGETS_OF: Final = """
 """
 
 
-def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) -> Asked:
+def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) -> ScopeTargets:
     schedules, given = scope["schedules"], {"seen": seen}
     if not schedules:
-        return Asked(DIGEST_OF_NONE, frozenset())
+        return ScopeTargets(DIGEST_OF_NONE, frozenset())
     only = ""
     for name in ("org_id", "user_id"):
         if scope[name] is not None:
             only, given[name] = f"{only} AND t.{name} = :{name}", scope[name]
     query = text(_TARGETS_OF.format(only=only)).bindparams(bindparam("schedules", expanding=True))
     with connection.execute(query, {**given, "schedules": schedules}, execution_options=_STREAMED) as rows:
-        return _asked(rows)
+        return _scope_targets(rows)
 
 
-def _by_name(connection: Connection, targets: Sequence[Target]) -> Asked:
+def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
     ids = set[int]()
     for each in targets:
         mine = zip(_KEYS, each, strict=True)
         ids |= set(
             connection.execute(select(target.c.id).where(*(column == value for column, value in mine))).scalars()
         )
-    return Asked(seal.targets_digest(targets), frozenset(ids), frozenset(each.org_id for each in targets))
+    return ScopeTargets(seal.targets_digest(targets), frozenset(ids), frozenset(each.org_id for each in targets))
 
 
-def _asked(rows: Iterable[Row[Any]]) -> Asked:
+def _scope_targets(rows: Iterable[Row[Any]]) -> ScopeTargets:
     ids, org_ids = list[int](), set[str]()
 
     def keys() -> Iterator[bytes]:
@@ -91,4 +91,4 @@ def _asked(rows: Iterable[Row[Any]]) -> Asked:
             yield encode(cells[1:])
 
     digest = seal.digest_of(keys())
-    return Asked(digest, frozenset(ids), frozenset(org_ids))
+    return ScopeTargets(digest, frozenset(ids), frozenset(org_ids))

@@ -18,7 +18,6 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import UnreadableTime, target
 from etl.verify.answers import Answers, TargetAnswers, bodies, details
-from etl.verify.attendance import attendance
 from etl.verify.chain import Chain
 from etl.verify.current import Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
@@ -27,6 +26,7 @@ from etl.verify.heads_file import HeadsFile, whole_lines
 from etl.verify.history import history
 from etl.verify.kept import against
 from etl.verify.kept_seals import latest_seal_line, seal_lines
+from etl.verify.observations import observations
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
 from etl.verify.sealing import Sealing
@@ -110,7 +110,7 @@ def verify(
     yield from orphans(engine)
     of_seals = seals(engine, since=since, went=sealing, keys=keys)
     stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
-    yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, attendance(engine)), sound)
+    yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, observations(engine)), sound)
 
 
 def _times(engine: Engine, read_on: Callable[[], None]) -> Iterator[Finding]:

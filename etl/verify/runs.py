@@ -18,7 +18,7 @@ from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
-from etl.report.scopes import Asked, Scopes
+from etl.report.scopes import Scopes, ScopeTargets
 from etl.schema import UtcTime, org_event, run_seal, sync_run, workflow_detail
 from etl.verify.finding import Broken, Finding, Verbatim, require
 from etl.verify.rows import any_time
@@ -131,7 +131,7 @@ class Runs:
                 self._require_unsealed(found)
             else:
                 _require_scope(run.scope)
-                self._require_sealed(found, self._scopes.asked(connection, run.scope), was_pruned=was_pruned)
+                self._require_sealed(found, self._scopes.targets_of(connection, run.scope), was_pruned=was_pruned)
         except Broken as broken:
             yield broken.of_run(run.id, run.seal_id)
         except (ValueError, LookupError, TypeError, OverflowError) as error:
@@ -145,7 +145,7 @@ class Runs:
                 place = "run_seal" if name == "seal_id" else f"sync_run.{name}"
                 raise Broken(place, Verbatim("null, since the run has not ended"), getattr(found.run, name))
 
-    def _require_sealed(self, found: _Found, asked: Asked, *, was_pruned: bool) -> None:
+    def _require_sealed(self, found: _Found, asked: ScopeTargets, *, was_pruned: bool) -> None:
         run = found.run
         if run.seal_id is None:
             raise Broken("run_seal", Verbatim("a seal, since the run has ended"), Verbatim("missing"))
@@ -211,7 +211,7 @@ class _ByRun:
 class _Sums:
     """Adds up the rows of a run, one after the other, checks their places, and returns their bytes."""
 
-    def __init__(self, run: Row[Any], asked: Asked) -> None:
+    def __init__(self, run: Row[Any], asked: ScopeTargets) -> None:
         self._run = run
         self._asked = asked
         self._with_issue = set[int]()

@@ -222,4 +222,4 @@ def _migrate(url: str) -> None:
 @pytest.fixture
 def one_run_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """For histories that one run wrote with many observations of a target; a real run observes a target once."""
-    monkeypatch.setattr("etl.verify.attendance", lambda engine: iter(()))
+    monkeypatch.setattr("etl.verify.observations", lambda engine: iter(()))

@@ -10,8 +10,8 @@ from sqlalchemy import Engine
 from etl.domain.model import Target
 from etl.errors import Refused
 from etl.store import NewRun
-from etl.verify.asking import Asking, Count, Listed, Run, Span, _Line
-from etl.verify.attendance import attendance
+from etl.verify.observations import observations
+from etl.verify.run_index import Count, Memberships, Run, RunGroup, RunIndex, Span
 from tests.support.builders import flow, numbered
 from tests.support.questions import now
 from tests.support.trails import ANN, BEN, CAT, House, Intruder, die, live
@@ -26,7 +26,7 @@ def house(engine: Engine) -> House:
 
 
 def found(house: House) -> list[str]:
-    return [str(finding) for finding in attendance(house.engine)]
+    return [str(finding) for finding in observations(house.engine)]
 
 
 def test_trails_with_everything_in_them_hold(house: House) -> None:
@@ -133,16 +133,16 @@ def test_runs_are_counted_as_if_one_went_through_them_all() -> None:
     spans = [span(a, b, before, after) for a in range(0, 700, 17) for b in range(a, 720, 83)
              for before in (None, a - 1, a - 60) for after in (None, b + 1, b + 60)]  # fmt: skip
     for runs in (steady, back, []):
-        line = _Line(NAMED, runs, certain=True)
+        group = RunGroup(NAMED, runs, certain=True)
         for listed in ([(0, 2**63)], [(0, 3), (5, 8)], [(4, 25)], []):
             for each in spans:
-                assert line.count(each, listed) == slowly(runs, each, listed)
+                assert group.count(each, listed) == slowly(runs, each, listed)
 
 
 def test_a_user_is_listed_while_any_of_the_schedules_lists_him() -> None:
     moves = [(1, "a", True), (3, "b", True), (4, "a", False), (6, "b", False), (7, "c", True), (9, "a", True)]
-    listed = Listed(moves)
+    listed = Memberships(moves)
     assert list(listed.by(frozenset({"a", "b"}))) == [(1, 6), (9, 2**63)]
     assert list(listed.by(frozenset({"c"}))) == [(7, 2**63)]
     assert list(listed.by(frozenset({"x"}))) == []
-    assert Asking().count(Target("o", "u"), span(0, 1), listed) == Count(0, 0)
+    assert RunIndex().count(Target("o", "u"), span(0, 1), listed) == Count(0, 0)

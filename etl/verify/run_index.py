@@ -1,7 +1,8 @@
 """Counts the runs that were to ask a target in a time, without iterating over them.
 
-Runs are grouped by what they name (``_Line``). The runs of a line are in the order in which they saw memberships, which
-is that of their beginnings, so a target that was listed from one membership to another was asked by consecutive runs.
+Runs are grouped by what they were to ask (``RunGroup``). The runs of a group are in the order in which they saw
+memberships, which is that of their beginnings. So a target that was listed from one membership to another was asked by
+consecutive runs.
 """
 
 from __future__ import annotations
@@ -64,14 +65,14 @@ class Count(NamedTuple):
     least: int
     most: int
 
-    def less(self, runs: Iterable[Run], span: Span, *, perhaps: bool = False) -> Count:
+    def without(self, runs: Iterable[Run], span: Span, *, perhaps: bool = False) -> Count:
         """Without these runs, which observed nothing; ``perhaps``: runs for which that is not certain."""
         met = [run for run in runs if run.meets(span)]
         sure = sum(run.certain and run.meets_no_other(span) for run in met)
         return Count(self.least - sure, self.most if perhaps else self.most - len(met))
 
 
-class Listed:
+class Memberships:
     """By which schedules a target was listed when, in terms of membership ids."""
 
     def __init__(self, moves: Iterable[tuple[int, str, bool]]) -> None:
@@ -96,7 +97,7 @@ class Listed:
             yield since, 2**63
 
 
-class _Line:
+class RunGroup:
     """The runs with the same schedules, organisation, user and certainty."""
 
     def __init__(self, named: Mapping[str, Any], runs: Iterable[Run], *, certain: bool) -> None:
@@ -109,7 +110,7 @@ class _Line:
         self._in_order = all(a <= b for a, b in zip(self._starts, self._starts[1:], strict=False))
         self._longest = max((run.end - run.start for run in self._runs), default=dt.timedelta(0))
 
-    def names(self, of: Target) -> bool:
+    def includes(self, of: Target) -> bool:
         return self._org_id in (None, of.org_id) and self._user_id in (None, of.user_id)
 
     def count(self, span: Span, listed: Iterable[tuple[int, int]]) -> Count:
@@ -151,15 +152,15 @@ class _Line:
         return sum(run.end >= span.after for run in self._runs[max(low, bisect_left(self._starts, begun)) : high])
 
 
-class Asking:
-    """What is known of all runs; brought up to date before each look at some targets."""
+class RunIndex:
+    """All runs, by what they were to ask; brought up to date before each look at some targets."""
 
     def __init__(self) -> None:
         self._runs: dict[int, tuple[bytes, Run]] = {}
         self._named: defaultdict[Target, list[int]] = defaultdict(list)
         self._open: set[int] = set()
         self._last = -(2**63)
-        self._lines: list[_Line] = []
+        self._groups: list[RunGroup] = []
 
     def run(self, run_id: int) -> Run | None:
         """A run, by its id."""
@@ -173,19 +174,19 @@ class Asking:
             for row in rows:
                 self._take(row)
             if rows:
-                self._lines = list(self._sorted())
+                self._groups = list(self._grouped())
         except (ValueError, LookupError, TypeError):
             return False
         return True
 
-    def count(self, of: Target, span: Span, listed: Listed) -> Count:
+    def count(self, of: Target, span: Span, listed: Memberships) -> Count:
         """How many runs were to ask a target in the time of a span."""
         named = [self._runs[run_id][1] for run_id in self._named.get(of, ())]
         met = [run for run in named if run.meets(span)]
         least, most = sum(run.certain and run.meets_no_other(span) for run in met), len(met)
-        for line in self._lines:
-            if line.names(of) and line.schedules & listed.schedules:
-                counted = line.count(span, listed.by(line.schedules))
+        for group in self._groups:
+            if group.includes(of) and group.schedules & listed.schedules:
+                counted = group.count(span, listed.by(group.schedules))
                 least, most = least + counted.least, most + counted.most
         return Count(least, most)
 
@@ -196,7 +197,7 @@ class Asking:
         seen = int(scope.pop("membership_id"))
         certain = bool(row.sealed and not row.pruned and row.status != "aborted")
         run = Run(seen, row.started_at, row.finished_at or _NEVER, certain)
-        if row.pruned and row.unanswered:  # the sums tell what the issues told: nobody was observed in it
+        if row.pruned and row.unanswered:  # the sums show it without the issues: nobody was observed in it
             run = run._replace(start=_NEVER, end=_NEVER)
         if scope.keys() != {_BY_NAME}:
             self._runs[row.id] = (encode(scope), run)
@@ -206,10 +207,10 @@ class Asking:
                 self._named[Target(org_id, user_id, expression)].append(row.id)
         self._runs[row.id] = (b"", run)
 
-    def _sorted(self) -> Iterator[_Line]:
-        by_line: defaultdict[tuple[bytes, bool], list[Run]] = defaultdict(list)
+    def _grouped(self) -> Iterator[RunGroup]:
+        by_group: defaultdict[tuple[bytes, bool], list[Run]] = defaultdict(list)
         for key, run in self._runs.values():
             if key:
-                by_line[key, run.certain].append(run)
-        for (key, certain), runs in by_line.items():
-            yield _Line(json.loads(key), runs, certain=certain)
+                by_group[key, run.certain].append(run)
+        for (key, certain), runs in by_group.items():
+            yield RunGroup(json.loads(key), runs, certain=certain)

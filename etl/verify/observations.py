@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, s
 from etl.database import reading
 from etl.domain.model import Target
 from etl.schema import observation, sync_issue, sync_run, target, target_membership
-from etl.verify.asking import Asking, Count, Listed, Span
 from etl.verify.finding import Finding
 from etl.verify.rows import any_time
+from etl.verify.run_index import Count, Memberships, RunIndex, Span
 
 _AT_ONCE: Final = 2_000
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
@@ -76,38 +76,38 @@ _MOVES: Final[Any] = (
 class Issues:
     """The runs that have an issue of a target.
 
-    Where a run came too late with its answer (``stale``), it may have been itself that was faster: with a cluster, two
-    processes may settle the same batch of a run.
+    A run whose answer came too late (``stale``) may have been overtaken by itself: with a cluster, two processes may
+    settle the same batch.
     """
 
-    def __init__(self, asking: Asking, rows: Iterable[Row[Any]]) -> None:
-        runs = [(row.verdict, run) for row in rows if (run := asking.run(row.run_id)) is not None]
-        self._stale = [run for verdict, run in runs if verdict == "stale"]
-        self._others = [run for verdict, run in runs if verdict != "stale"]
+    def __init__(self, runs: RunIndex, rows: Iterable[Row[Any]]) -> None:
+        found = [(row.verdict, run) for row in rows if (run := runs.run(row.run_id)) is not None]
+        self._stale = [run for verdict, run in found if verdict == "stale"]
+        self._others = [run for verdict, run in found if verdict != "stale"]
 
-    def taken_from(self, count: Count, span: Span) -> Count:
-        """Without the runs that did not observe the target."""
-        return count.less(self._others, span).less(self._stale, span, perhaps=True)
+    def subtract_from(self, count: Count, span: Span) -> Count:
+        """The count without the runs that did not observe the target."""
+        return count.without(self._others, span).without(self._stale, span, perhaps=True)
 
 
-def attendance(engine: Engine) -> Iterator[Finding]:
+def observations(engine: Engine) -> Iterator[Finding]:
     """The first span of each target that contradicts the runs of its time. Raises DatabaseError.
 
     If a run cannot be read, nothing is compared; the check of the seals reports that.
     """
-    asking, after = Asking(), -(2**63)
+    runs, after = RunIndex(), -(2**63)
     while True:
         with reading(engine) as connection, any_time(connection):
             chunk = connection.execute(_CHUNK, {"after": after}).scalars().all()
-            if not chunk or not asking.update(connection):
+            if not chunk or not runs.update(connection):
                 return
             within = {"after": after, "to": chunk[-1]}
             spans, issues, moves = (_by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
         after = chunk[-1]
         for number, rows in spans.items():
-            with_issue = Issues(asking, issues.get(number, ()))
-            listed = Listed((move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ()))
-            yield from _compare(rows, with_issue, asking, listed)
+            with_issue = Issues(runs, issues.get(number, ()))
+            listed = Memberships((move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ()))
+            yield from _compare(rows, with_issue, runs, listed)
 
 
 def _by_target(connection: Connection, query: Any, within: Mapping[str, int]) -> dict[int, list[Row[Any]]]:
@@ -117,14 +117,14 @@ def _by_target(connection: Connection, query: Any, within: Mapping[str, int]) ->
     return found
 
 
-def _compare(rows: Sequence[Row[Any]], with_issue: Issues, asking: Asking, listed: Listed) -> Iterator[Finding]:
+def _compare(rows: Sequence[Row[Any]], with_issue: Issues, runs: RunIndex, listed: Memberships) -> Iterator[Finding]:
     of = Target(rows[0].org_id, rows[0].user_id, rows[0].expression)
     befores = [rows[0].before or _LONG_AGO, *(row.last_at for row in rows)]
     afters = [*(row.first_at for row in rows[1:]), _NEVER]
     for row, before, after in zip(rows, befores, afters, strict=False):
         span = Span(row.first_at, row.last_at, before, after)
-        asked = with_issue.taken_from(asking.count(of, span, listed), span)
-        wrong = _wrong(row, span, asked) or _unwitnessed(of, span, with_issue, asking, listed)
+        asked = with_issue.subtract_from(runs.count(of, span, listed), span)
+        wrong = _wrong(row, span, asked) or _unwitnessed(of, span, with_issue, runs, listed)
         if wrong is not None:
             what, expected, found = wrong
             yield Finding(target=of, version=row.version, what=f"observation.{what}", expected=expected, found=found)
@@ -144,11 +144,11 @@ def _wrong(row: Row[Any], span: Span, asked: Count) -> tuple[str, str, str] | No
 
 
 def _unwitnessed(
-    of: Target, span: Span, with_issue: Issues, asking: Asking, listed: Listed
+    of: Target, span: Span, with_issue: Issues, runs: RunIndex, listed: Memberships
 ) -> tuple[str, str, str] | None:
     for name in ("first", "last"):
         at = getattr(span, name)
         moment = Span(at, at, _LONG_AGO, _NEVER)
-        if with_issue.taken_from(asking.count(of, moment, listed), moment).most < 1:
+        if with_issue.subtract_from(runs.count(of, moment, listed), moment).most < 1:
             return f"{name}_at", "in the time of a run that observed the target", str(at)
     return None
