@@ -66,6 +66,9 @@ SPAN = ("first_at", "last_asked_at", "last_at", "observations", "longest_gap_sec
 SECOND = 1_000_000
 UNREADABLE = (KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 """What a damaged or encrypted archive makes of the reading."""
+BESIDE = ("manifest.json", "check.py", "README.txt")
+"""The files of a bundle that are no rows."""
+ANSWERS = "answers/"
 
 
 class Broken(Exception):
@@ -180,6 +183,9 @@ class Bundle:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
         self.names = [info.filename for info in archive.infolist()]
+        for info in archive.infolist():
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Broken(printable(info.filename), "is compressed in a way that bundles do not use")
         try:
             self.manifest = loads(archive.read("manifest.json"))
             self.files: Dict[str, Row] = self.manifest["files"]
@@ -194,21 +200,30 @@ class Bundle:
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Broken("manifest.json", f"cannot be read: {printable(error)}") from None
         require("manifest.json", "bundle", BUNDLE, self.manifest.get("bundle"))
+        answers = (name[len(ANSWERS) :] for name in self.names if name.startswith(ANSWERS))
+        self.unnamed_answers = dict.fromkeys(answers)
+        """Kept answers that no version and no hold has named so far."""
 
     def whole(self) -> Iterator[Broken]:
         """What is not as the manifest says."""
+        known = {*BESIDE, *(f"{name}.jsonl" for name in FILES)}
         for name, count in Counter(self.names).items():
             if count > 1:
-                yield Broken(name, "is in the archive twice")
+                yield Broken(printable(name), "is in the archive twice")
+            if name not in known and not name.startswith(ANSWERS):
+                yield Broken(printable(name), "is no file of a bundle")
         wanted = {*self.files, "manifest.json"}
         missing = {f"{name}.jsonl" for name in FILES} - self.files.keys()
         for name in sorted(missing | (wanted ^ set(self.names))):
-            yield Broken(name, "is not both in the manifest and in the archive")
+            yield Broken(printable(name), "is not both in the manifest and in the archive")
         for name in sorted(set(self.names) & self.files.keys()):
             content = self.archive.getinfo(name)
             entry = self.files[name]
-            if content.file_size != entry.get("bytes") or self._sha256(name) != entry.get("sha256"):
-                yield Broken(name, "is another file than the manifest says")
+            computed = self._sha256(name)
+            if content.file_size != entry.get("bytes") or computed != entry.get("sha256"):
+                yield Broken(printable(name), "is another file than the manifest says")
+            if name.startswith(ANSWERS) and name != ANSWERS + computed:
+                yield Broken(printable(name), f"should be bytes with this hash, but they have {shown(computed)}")
 
     def rows(self, name: str) -> Iterator[Row]:
         """The lines of a file; times as microseconds."""
@@ -222,7 +237,8 @@ class Bundle:
 
     def answer(self, data_hash: str) -> Optional[bytes]:
         """The kept bytes of an answer's ``data``."""
-        name = f"answers/{data_hash}"
+        name = ANSWERS + data_hash
+        self.unnamed_answers.pop(data_hash, None)
         return self.archive.read(name) if name in self.files and name in self.names else None
 
     @staticmethod
@@ -352,6 +368,9 @@ class Trail:
         return linked(seal["parent"], [*content, seal["sealed_at"]])
 
     def _require_end(self) -> None:
+        begun = self.trails[-1]["first_seal"]
+        if begun > len(self.seals) + 1:
+            raise Broken("trails.jsonl", f"a trail begins with seal {begun}, and the last seal is {len(self.seals)}")
         last: Row = self.seals[-1] if self.seals else {"id": 0, "seal": None, "sealed_at": self.bundle.made_at}
         require("manifest.json", "last_seal", self.bundle.last_seal, {"id": last["id"], "seal": last["seal"]})
         if self.bundle.made_at < last["sealed_at"]:
@@ -673,8 +692,7 @@ class Chain:
         require(at, "change_set.state_digest", computed, row["state_digest"])
         require(at, "change_set.hash", self._hash(row, changes), row["hash"])
         self._require_run(row, at)
-        if not opens:
-            self._require_answer(row, before, at)
+        self._require_answer(row, self.state if opens else before, at)
         self.version, self.hash, self.observed_at = version, row["hash"], row["observed_at"]
         self.last_at = row["observed_at"]
         self.see(spans, opens)
@@ -767,14 +785,9 @@ class Chain:
 
     def _require_answer(self, row: Row, before: Dict[str, Flow], at: str) -> None:
         """The kept answer gives the version, but for workflows whose removal was held."""
-        kept = self.trail.bundle.answer(row["data_hash"])
-        if kept is None:
+        answer = answer_of(self.trail.bundle, row["data_hash"], at)
+        if answer is None:
             return
-        require(at, "the hash of its answer", row["data_hash"], sha256(kept))
-        try:
-            answer = flows_of(kept)
-        except (ValueError, RecursionError) as error:
-            raise Broken(at, f"its answer cannot be read: {printable(error)}") from None
         for flow_id in sorted(answer.keys() | self.state.keys()):
             held = flow_id not in answer and before.get(flow_id) == self.state.get(flow_id)
             if not held or not self._is_held(flow_id, row["run_id"]):
@@ -815,6 +828,18 @@ def require_possible(span: Row, at: str) -> None:
         raise Broken(at, f"observation.longest_gap_seconds cannot be {gap}")
 
 
+def answer_of(bundle: Bundle, data_hash: str, at: str) -> Optional[Dict[str, Flow]]:
+    """The workflows in a kept answer; None if it was not kept. Broken where it cannot be read, or is another one."""
+    kept = bundle.answer(data_hash)
+    if kept is None:
+        return None
+    require(at, "the hash of its answer", data_hash, sha256(kept))
+    try:
+        return flows_of(kept)
+    except (ValueError, RecursionError) as error:
+        raise Broken(at, f"its answer cannot be read: {printable(error)}") from None
+
+
 def flows_of(data: bytes) -> Dict[str, Flow]:
     """The workflows in the ``data`` of an answer."""
     found: Dict[str, Flow] = {}
@@ -834,13 +859,43 @@ def flows_of(data: bytes) -> Dict[str, Flow]:
 
 
 class Kept(NamedTuple):
-    """A line of a file of kept seals."""
+    """A line of a kept file with a seal."""
 
     place: str
     number: int
     seal: str
     trail_id: str
     sealed_at: int
+
+
+class KeptHead(NamedTuple):
+    """A line of a kept file with the head of a target's chain."""
+
+    place: str
+    target: Target
+    version: int
+    hash: str
+    taken_at: int
+
+
+class KeptFile(NamedTuple):
+    """The lines of a kept file; ``cut``: the number of its last one if a crash cut that short."""
+
+    seals: List[Kept]
+    heads: List[KeptHead]
+    cut: Optional[int] = None
+
+
+class End:
+    """The versions of a target that are in the bundle: from which to which, and their hashes."""
+
+    def __init__(self, change_sets: List[Row]) -> None:
+        self.first = change_sets[0]["version"] if change_sets else 1
+        self.hashes = [bytes.fromhex(row["hash"]) for row in change_sets]
+
+    @property
+    def last(self) -> int:
+        return int(self.first) + len(self.hashes) - 1
 
 
 class Check:
@@ -850,7 +905,9 @@ class Check:
         self.bundle, self.trail = bundle, Trail(bundle)
         self.findings = self.trail.findings
         self.notes: List[str] = []
-        self.targets = self.versions = self.changes = 0
+        self.targets = self.versions = self.changes = self.only_opened = 0
+        self.ends: Dict[Target, End] = {}
+        self.replayed = False
 
     def run(self) -> None:
         """Check everything. Where the seals do not hold there is nothing to compare the rest with."""
@@ -862,6 +919,7 @@ class Check:
         except Broken as broken:
             self.findings.append(str(broken))
             return
+        self.replayed = True
         for run in self.trail.runs.values():
             self._noted(self.trail.require_run, run)
         if self.bundle.unsealed:
@@ -869,6 +927,13 @@ class Check:
         shut = sum(run.opened != "whole" for run in self.trail.runs.values())
         if shut:
             self.notes.append(f"{shut} runs are sealed, but not opened in this bundle: their rows are not in it.")
+        if self.only_opened:
+            self.notes.append(
+                f"{self.only_opened} lists have no version in the time of the bundle. That none came between the one "
+                "that is in it and that time is not proven: kept heads prove it, or a bundle from the first run."
+            )
+        for data_hash in self.bundle.unnamed_answers:
+            self.findings.append(f"{ANSWERS}{printable(data_hash)}: no version and no hold of the bundle names it")
 
     def _check_targets(self, attendance: Attendance) -> None:
         by_version = {name: Lines(self.bundle, name, ("version",)) for name in ("openings", "change_sets")}
@@ -894,6 +959,7 @@ class Check:
     def _check_target(self, target: Target, taken: Dict[str, List[Row]], attendance: Attendance) -> None:
         issues = self._issues(target, taken["issues"])
         self._tell_runs(taken["change_sets"], issues)
+        self.ends[target] = End(taken["change_sets"])
         changes, spans = by_version_of(taken["changes"]), by_version_of(taken["spans"])
         for name in ("openings", "change_sets"):
             if len({row["version"] for row in taken[name]}) != len(taken[name]):
@@ -906,6 +972,7 @@ class Check:
         for name, left in (("workflow_change", changes), ("observation", spans)):
             if left:
                 raise Broken(chain.place(min(left)), f"{name}: rows of a version that is not there")
+        self.only_opened += chain.opening is not None and len(taken["change_sets"]) == 1
         self._require_holds(target, taken["issues"])
         attendance.require(target, taken["spans"], issues)
 
@@ -943,9 +1010,17 @@ class Check:
                     raise Broken(place, f"{event['kind']} of {shown(flow_id)} in run {event['run_id']} cannot be")
                 held.update({flow_id: None}) if begins else held.pop(flow_id)
             by_run[event["run_id"]] = len(held)
+            self._require_hold_answer(event, f"{place} in run {event['run_id']}")
         for row in issues:
             if row["verdict"] == "held" and row["run_id"] in by_run:
                 require(f"{name_of(target)}, run {row['run_id']}", "missing", by_run[row["run_id"]], row["missing"])
+
+    def _require_hold_answer(self, event: Row, at: str) -> None:
+        """The kept answer lists what came back, and nothing that is held or approved."""
+        answer = answer_of(self.bundle, event["data_hash"], at)
+        for flow_id in event["flow_ids"]:
+            if answer is not None and (flow_id in answer) != (event["kind"] == "back"):
+                raise Broken(at, f"its answer does not show {event['kind']} of {shown(flow_id)}")
 
     def compare(
         self, number: int, seal: str, where: str, trail_id: Optional[str] = None, at: Optional[int] = None
@@ -962,10 +1037,10 @@ class Check:
                 f"altered, or restored from before seal {number}"
             )
 
-    def compare_kept(self, kept: List[Kept], name: str) -> None:
+    def compare_kept(self, kept: KeptFile, name: str) -> None:
         """Compare the lines of a kept file. A bundle cannot have what was sealed after it was made."""
         own, younger = {trail["trail_id"] for trail in self.trail.trails}, 0
-        for line in kept:
+        for line in kept.seals:
             if line.trail_id not in own:
                 self.findings.append(f"{line.place}: is of the trail {shown(line.trail_id)}, and the bundle of another")
             elif line.number > len(self.trail.seals) and line.sealed_at > self.bundle.made_at:
@@ -973,15 +1048,42 @@ class Check:
             else:
                 self.compare(line.number, line.seal, line.place, line.trail_id, line.sealed_at)
         made_at = moment(self.bundle.made_at)
-        if not kept:
+        beside = sum(not self._compare_head(head) for head in kept.heads) if self.replayed else len(kept.heads)
+        if beside:
+            self.notes.append(f"{beside} kept heads are of versions that the bundle does not contain.")
+        if not kept.seals and beside == len(kept.heads):
             self.findings.append(f"{printable(name)}: has no kept line, so nothing was compared with it")
-        elif younger == len(kept):
+        elif kept.seals and younger == len(kept.seals):
             said = f"all {younger} kept lines are younger than the bundle, which was made at {made_at}"
             self.findings.append(f"{printable(name)}: {said}, so nothing was compared with them")
         elif younger:
             self.notes.append(
                 f"{younger} kept lines are younger than the bundle, made at {made_at}, and were left out."
             )
+
+    def _compare_head(self, head: KeptHead) -> bool:
+        """Compare the head of a chain; False where the bundle need not contain its version."""
+        end = self.ends.get(head.target, End([]))
+        place = f"{head.place}: {name_of(head.target)}"
+        if head.version < end.first or self.bundle.org_id not in (None, head.target[0]):
+            return False
+        if head.version <= end.last:
+            found = end.hashes[head.version - end.first].hex()
+            if found != head.hash:
+                said = f"should have the hash {shown(head.hash)}, but has {shown(found)}: altered, or replaced"
+                self.findings.append(f"{place}, version {head.version} {said}")
+            return True
+        if head.taken_at < self._complete_until():
+            self.findings.append(f"{place}: the bundle ends with version {end.last}, before version {head.version}")
+            return True
+        return False
+
+    def _complete_until(self) -> int:
+        """What was observed before this time is in the bundle, if anything of its organisation is."""
+        until = self.bundle.until
+        late = [run for run in self.trail.runs.values() if until is not None and run.seal["sealed_at"] >= until]
+        times: List[int] = [run.row["started_at"] for run in late]
+        return min([self.bundle.made_at, *self.bundle.unsealed, *times])
 
     def check_signatures(self, public_keys: List[bytes]) -> None:
         """No unsigned seal after a signed one; with public keys, every signature is of the owner of one of them."""
@@ -1101,6 +1203,8 @@ def is_signed(public_key: bytes, message: bytes, signature: str) -> bool:
     except ValueError:
         return False
     key, scalar = point_of(public_key), int.from_bytes(raw[32:], "little")
+    if base64.b64encode(raw).decode() != signature:  # unused bits, in which another text may say the same
+        return False
     if len(raw) != 64 or scalar >= ORDER or key is None or is_weak(key):
         return False
     hashed = int.from_bytes(hashlib.sha512(raw[:32] + public_key + message).digest(), "little") % ORDER
@@ -1135,24 +1239,37 @@ def public_key_in(text: bytes) -> bytes:
 # -------------------------------------------------------------------------------------------------- the command line
 
 
-def kept_lines(text: bytes) -> Tuple[List[Kept], Optional[int]]:
-    """The lines of a file of kept seals, and the number of its last line if a crash cut that short."""
-    kept: List[Kept] = []
+def kept_file(text: bytes) -> KeptFile:
+    """The seals and the heads in a kept file."""
+    seals: List[Kept] = []
+    heads: List[KeptHead] = []
     lines = text.split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place = f"kept line {number}"
         try:
             row = loads(line)
-            known = Kept(f"kept line {number}", row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
-            if not (FITS["int"](known.number) and is_text(known.seal) and is_text(known.trail_id)):
-                raise ValueError
+            seals.append(kept_seal(row, place)) if "trail_id" in row else heads.append(kept_head(row, place))
         except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines) and not is_whole(line):
-                return kept, number
-            raise ValueError(f"line {number} is no kept seal") from None
-        kept.append(known)
-    return kept, None
+                return KeptFile(seals, heads, number)
+            raise ValueError(f"line {number} is no kept seal and no kept head") from None
+    return KeptFile(seals, heads)
+
+
+def kept_seal(row: Row, place: str) -> Kept:
+    known = Kept(place, row["id"], row["seal"], row["trail_id"], microseconds(row["sealed_at"]))
+    if not (FITS["int"](known.number) and is_text(known.seal) and is_text(known.trail_id)):
+        raise ValueError
+    return known
+
+
+def kept_head(row: Row, place: str) -> KeptHead:
+    known = KeptHead(place, target_of(row), row["version"], row["hash"], microseconds(row["taken_at"]))
+    if not (all(map(is_text, known.target)) and FITS["int"](known.version) and FITS["hash"](known.hash)):
+        raise ValueError
+    return known
 
 
 def is_whole(line: bytes) -> bool:
@@ -1169,19 +1286,19 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(description="Check a Flowtrail audit bundle.")
     parser.add_argument("file", help="the bundle, a zip file")
     parser.add_argument("--seal", action="append", default=[], metavar="ID:HASH", help="a seal that was kept elsewhere")
-    parser.add_argument("--kept", metavar="FILE", help="a file of seals that were kept elsewhere, a JSON object a line")
+    parser.add_argument("--kept", metavar="FILE", help="a file of seals and heads that were kept elsewhere")
     key_help = "the public key of whoever signs the seals, in PEM; may be given again, where it was replaced"
     parser.add_argument("--public-key", action="append", default=[], metavar="FILE", help=key_help)
     given = parser.parse_args(arguments)
     try:
         seals = [(int(number), seal) for number, _, seal in (each.partition(":") for each in given.seal)]
-        kept, cut = kept_lines(read_file(given.kept)) if given.kept else (None, None)
+        kept = kept_file(read_file(given.kept)) if given.kept else None
         public_keys = [public_key_in(read_file(name)) for name in given.public_key]
         with zipfile.ZipFile(given.file) as archive:
-            if cut is not None:
-                print(f"{printable(given.kept)}: line {cut}, the last, was cut short, and is ignored.")
+            if kept is not None and kept.cut is not None:
+                print(f"{printable(given.kept)}: line {kept.cut}, the last, was cut short, and is ignored.")
             return checked(archive, seals, kept, given.kept, public_keys)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         print(f"{given.file}: cannot be checked: {printable(error)}", file=sys.stderr)
         return 2
 
@@ -1195,7 +1312,7 @@ def read_file(name: str) -> bytes:
 
 
 def checked(
-    archive: zipfile.ZipFile, seals: List[Any], kept: Optional[List[Kept]], name: str, public_keys: List[bytes]
+    archive: zipfile.ZipFile, seals: List[Any], kept: Optional[KeptFile], name: str, public_keys: List[bytes]
 ) -> int:
     """Check, and print what was found. ``kept``: what is in the file ``name``, if one was given."""
     findings: List[str] = []

@@ -127,7 +127,7 @@ class Story:
         data = encoded_answer(flows.values())
         missing = seen.state.keys() - flows.keys() if isinstance(answer, Held) else set()
         held = seen.held
-        self._hold(run, target, seen, missing, flows.keys(), hashlib.sha256(data).hexdigest())
+        self._hold(run, target, seen, missing, flows.keys(), data)
         if isinstance(answer, Held):
             self._issue(target, run, "held", None, len(missing))
             flows = seen.state if answer.whole else flows | {each: seen.state[each] for each in missing}
@@ -146,9 +146,8 @@ class Story:
             span["observations"] += 1
             span["longest_gap_seconds"] = max(gap, span["longest_gap_seconds"])
 
-    def _hold(
-        self, run: int, target: Target, seen: Seen, missing: set[str], answered: Set[str], data_hash: str
-    ) -> None:
+    def _hold(self, run: int, target: Target, seen: Seen, missing: set[str], answered: Set[str], data: bytes) -> None:
+        data_hash = hashlib.sha256(data).hexdigest()
         events = {
             "held": missing - seen.held,
             "back": seen.held & answered,
@@ -156,6 +155,7 @@ class Story:
         }
         for kind, flow_ids in events.items():
             if flow_ids:
+                self.answers[data_hash] = data
                 self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids), data_hash=data_hash)
         seen.held = set(missing)
 
@@ -375,14 +375,15 @@ ORDER = {
 
 
 def files_of(rows: Rows, answers: dict[str, bytes]) -> dict[str, bytes]:
-    """The files of a bundle, without its manifest."""
+    """The files of a bundle, without its manifest; of the answers, those that its rows name."""
     files = {"README.txt": b"See docs/audit.md.\n", "check.py": Path(check.__file__).read_bytes()}
     for name, listed in rows.items():
         if name in ORDER:
             listed = sorted(listed, key=lambda row: (*target_of(row), *(row[column] for column in ORDER[name])))
         columns = [column.partition(":")[0] for column in check.FILES[name].split()]
         files[f"{name}.jsonl"] = b"".join(lines_of({column: row[column] for column in columns} for row in listed))
-    return files | {f"answers/{name}": data for name, data in answers.items()}
+    named = {row["data_hash"] for row in (*rows["change_sets"], *rows["holds"])}
+    return files | {f"answers/{name}": data for name, data in answers.items() if name in named}
 
 
 def manifest_of(rows: Rows, files: dict[str, bytes], **fields: Any) -> Row:
@@ -464,6 +465,17 @@ def kept_lines(rows: Rows) -> bytes:
         for row in rows["seals"]
     )
     return b"".join(lines_of(kept))
+
+
+def kept_heads(rows: Rows, taken_at: str) -> list[Row]:
+    """The latest version of each target as a line of a kept file has it."""
+    latest = {target_of(row): row for row in sorted(rows["change_sets"], key=lambda row: int(row["version"]))}
+    names = ("version", "hash", "state_digest")
+    of_target = ((target._asdict(), row) for target, row in latest.items())
+    return [
+        {**names_of, **{name: row[name] for name in names}, "spans": [], "open": False, "taken_at": taken_at}
+        for names_of, row in of_target
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- a story

@@ -86,6 +86,32 @@ def test_a_bundle_may_be_about_any_part_of_the_time(said: Said, kept: Path, firs
     assert f"{17 + first - last} runs are sealed, but not opened" in printed or last - first == 17
 
 
+def test_a_list_that_is_older_than_the_time_of_the_bundle_is_found_by_a_kept_head(said: Said, kept: Path) -> None:
+    """Nothing in a seal says that a run made no version, so a bundle of later runs may open with a replaced one."""
+    aged, a, b = Story(), Flow("1", "a", "D", True), Flow("2", "b", "D", True)
+    for flows in ([a], [a, b], [b], [b], [b]):
+        aged.run({ANN: flows}, joins=[] if aged.rows["runs"] else [ANN])
+    head = bundles.kept_heads(aged.rows, "2026-03-30T00:00:00Z")
+    file = kept.with_name("aged.jsonl")
+    file.write_bytes(json.dumps(head[0]).encode() + b"\n" + bundles.kept_lines(aged.rows))
+    since = aged.rows["seals"][3]["sealed_at"]
+    right = bundles.between(aged, since, since + dt.timedelta(days=9))
+    code, printed = said(right, "--kept", file, answers={}, since=since)
+    assert (code, "1 lists have no version in the time of the bundle" in printed) == (0, True), printed
+
+    last = aged.rows["spans"][-1]
+    older = copy.deepcopy(aged)
+    older.rows["change_sets"], older.rows["changes"] = (
+        [row for row in older.rows[name] if row["version"] < 3] for name in ("change_sets", "changes")
+    )
+    older.rows["spans"] = older.rows["spans"][:2]
+    older.rows["spans"][1] |= {name: last[name] for name in ("last_at", "last_asked_at")}
+    older.rows["spans"][1] |= {"observations": 5, "longest_gap_seconds": 1000}
+    wrong = bundles.between(older, since, since + dt.timedelta(days=9))
+    code, printed = said(wrong, "--kept", file, answers={}, since=since)
+    assert (code, "o1/ann: the bundle ends with version 2, before version 3" in printed) == (1, True), printed
+
+
 def test_a_part_of_the_time_must_be_opened_whole(said: Said) -> None:
     begin = story().rows["seals"][6]["sealed_at"]
     code, printed = said(bundles.between(story(), begin + MINUTE, bundles.START + 99 * MINUTE * 60), since=begin)
@@ -132,6 +158,39 @@ def test_kept_lines_that_are_younger_than_the_bundle_are_counted(said: Said, kep
     for file in (both, alone):
         code, printed = said(story().rows, "--kept", file, made_at="2027-01-01T00:00:00Z")
         assert (code, "ends with seal 18, before seal 900" in printed) == (1, True)
+
+
+def test_kept_heads_are_compared_with_the_versions_that_they_name(said: Said, kept: Path) -> None:
+    head, *others = bundles.kept_heads(story().rows, "2026-03-30T00:00:00Z")
+    name, version = f"{head['org_id']}/{head['user_id']}", head["version"]
+    file = kept.with_name("heads.jsonl")
+
+    def compared(line: Row, **fields: object) -> tuple[int, str]:
+        file.write_text("".join(json.dumps(each) + "\n" for each in (*others, line)) + kept.read_text())
+        return said(story().rows, "--kept", file, **fields)
+
+    code, printed = compared(head)
+    assert (code, "kept heads" in printed) == (0, False), printed
+    code, printed = compared({**head, "hash": "0" * 64})
+    assert (code, f"kept line 3: {name}, version {version} should have the hash '000" in printed) == (1, True), printed
+    later = {**head, "version": version + 1}
+    code, printed = compared(later)
+    assert (code, f"the bundle ends with version {version}, before version {version + 1}" in printed) == (1, True)
+    code, printed = compared({**head, "user_id": "zoe"})
+    assert (code, "zoe" in printed, "the bundle ends with version 0" in printed) == (1, True, True), printed
+    for line, fields in (({**later, "taken_at": "2026-05-01T00:00:00Z"}, {}), (later, {"unsealed": [START]})):
+        code, printed = compared(line, **fields)
+        assert (code, "1 kept heads are of versions that the bundle does not contain" in printed) == (0, True), printed
+
+
+def test_a_kept_file_with_heads_alone_must_have_one_that_can_be_compared(said: Said, kept: Path) -> None:
+    heads = bundles.kept_heads(story().rows, "2026-03-30T00:00:00Z")
+    file = kept.with_name("heads-alone.jsonl")
+    file.write_text(json.dumps(heads[0]))
+    assert said(story().rows, "--kept", file)[0] == 0
+    file.write_text(json.dumps({**heads[0], "version": 99, "taken_at": "2026-05-01T00:00:00Z"}))
+    code, printed = said(story().rows, "--kept", file)
+    assert (code, "nothing was compared with it" in printed) == (1, True)
 
 
 def test_a_kept_file_without_lines_is_a_finding(said: Said, kept: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -155,6 +156,58 @@ def test_a_file_that_is_in_the_archive_twice_is_named(capsys: pytest.CaptureFixt
     assert (code, "holds.jsonl: is in the archive twice" in printed) == (1, True)
 
 
+@pytest.mark.parametrize("name", ["zipfile.py", "notes.txt", "seals.jsonl.bak", "folder/check.py", "answers"])
+def test_a_file_that_is_none_of_a_bundle_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    """Python would import such a `zipfile.py` where the archive was unpacked."""
+    files = {**bundles.files_of(STORY.rows, STORY.answers), name: b"x"}
+    file = bundles.write(tmp_path / "bundle.zip", files, bundles.manifest_of(STORY.rows, files))
+    code, printed = checked(capsys, file)
+    assert (code, f"{name}: is no file of a bundle" in printed) == (1, True)
+
+
+def test_a_kept_answer_that_nothing_names_is_a_finding(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for data, name in ((b"[]", hashlib.sha256(b"[ ]").hexdigest()), (b"[ ]", hashlib.sha256(b"[ ]").hexdigest())):
+        files = {**bundles.files_of(STORY.rows, STORY.answers), f"answers/{name}": data}
+        file = bundles.write(tmp_path / "bundle.zip", files, bundles.manifest_of(STORY.rows, files))
+        code, printed = checked(capsys, file)
+        assert (code, f"answers/{name}: no version and no hold of the bundle names it" in printed) == (1, True)
+        assert (f"answers/{name}: should be bytes with this hash" in printed) == (data == b"[]")
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_that_is_compressed_otherwise_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, how: int
+) -> None:
+    file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("more", b"x", compress_type=how)
+    code, printed = checked(capsys, file)
+    assert (code, "more: is compressed in a way that bundles do not use" in printed) == (1, True)
+
+
+def test_an_archive_of_a_newer_kind_is_refused_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = bundles.pack(tmp_path / "bundle.zip", STORY.rows, STORY.answers)
+    data = file.read_bytes()
+    at = data.index(b"PK\x01\x02") + 6
+    file.write_bytes(data[:at] + b"\xff\x00" + data[at + 2 :])
+    code, printed = checked(capsys, file)
+    assert (code, "cannot be checked" in printed) == (2, True)
+
+
+def test_no_trail_begins_after_the_next_seal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = copy.deepcopy(STORY.rows)
+    last = {**rows["trails"][-1], "trail_id": "99999999-0c55-4f6e-8f21-1f9a3f6f7d02", "reason": "copied"}
+    rows["trails"].append({**last, "first_seal": 19})
+    assert checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))[0] == 0
+    rows["trails"][-1]["first_seal"] = 20
+    code, printed = checked(capsys, bundles.pack(tmp_path / "bundle.zip", rows, STORY.answers))
+    assert (code, "a trail begins with seal 20, and the last seal is 18" in printed) == (1, True)
+
+
 @pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9])
 def test_a_damaged_archive_is_a_finding_and_no_traceback(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, place: float
@@ -276,6 +329,19 @@ def cryptography_says(public: bytes, message: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def test_a_signature_has_one_spelling(tmp_path: Path) -> None:
+    """Of the last letter only two bits count."""
+    signing.generate_key(tmp_path / "key")
+    key = signing.load_signing_key(tmp_path / "key")
+    raw = check.public_key_in((tmp_path / "key.pub").read_bytes())
+    right = key.sign(b"message").signature
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    twin = right[:-3] + letters[letters.index(right[-3]) ^ 1] + "=="
+    assert base64.b64decode(twin) == base64.b64decode(right)
+    assert (check.is_signed(raw, b"message", right), check.is_signed(raw, b"message", twin)) == (True, False)
+    assert (key.public.accepts(right, b"message"), key.public.accepts(twin, b"message")) == (True, False)
 
 
 def test_a_signature_whose_number_is_not_below_the_order_is_refused() -> None:
