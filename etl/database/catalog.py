@@ -69,8 +69,17 @@ def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
     for kind, query in _queries().items():
         rows = connection.execute(text(query), {"schema": schema, "partitions": partitions})
         for table, name, definition in rows:
-            found[SchemaPart(kind, table, name)] = definition.replace(f"{quoted}.", "").replace("pg_temp.", "")
+            found[SchemaPart(kind, table, name)] = _without_schema(definition, table, quoted)
     return found
+
+
+def _without_schema(definition: str, table: str, quoted: str) -> str:
+    """A definition without the schema before its table and our functions, and only there: PostgreSQL names the schema
+    of anything else just where it is not what the name alone means, such as a `max` of somebody's own."""
+    for schema in (quoted, "pg_temp"):
+        for ours in (table, "flowtrail_"):
+            definition = definition.replace(f" {schema}.{ours}", f" {ours}")
+    return definition
 
 
 _POSTGRESQL_SCHEMA: Final = """
@@ -105,7 +114,16 @@ _TRIGGERS: Final = """
     JOIN pg_trigger g ON g.tgrelid = c.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0)
     JOIN pg_proc p ON p.oid = g.tgfoid
 """
-_TABLE: Final = "'', format('row security=%s forced=%s', c.relrowsecurity, c.relforcerowsecurity)"
+_TABLE: Final = """
+    '', format('row security=%s forced=%s unlogged=%s', c.relrowsecurity, c.relforcerowsecurity, c.relpersistence = 'u')
+"""
+_HEIR: Final = "format('%s.%s', n.nspname, h.relname), ''"
+_HEIRS: Final = """
+    JOIN pg_inherits i ON i.inhparent = c.oid
+    JOIN pg_class h ON h.oid = i.inhrelid AND h.relkind <> 'I' AND NOT h.relispartition
+    JOIN pg_namespace n ON n.oid = h.relnamespace
+"""
+"""Tables in any schema whose rows are read as rows of the table."""
 _POLICY: Final = """
     p.polname, format('%s permissive=%s roles=%s using=%s check=%s', p.polcmd, p.polpermissive, p.polroles,
     pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
@@ -122,6 +140,7 @@ def _queries() -> dict[str, str]:
     """Kind -> a query for (table, name in it, definition)."""
     return {
         "table": _parts(_TABLE),
+        "heir": _parts(_HEIR, _HEIRS),
         "policy": _parts(_POLICY, "JOIN pg_policy p ON p.polrelid = c.oid"),
         "view": _parts("'', pg_get_viewdef(c.oid)", kinds="'v', 'm'"),
         "option": _parts("o, ''", "CROSS JOIN unnest(c.reloptions) o", kinds="'v', 'm'"),

@@ -390,6 +390,13 @@ DRIFT = {
         "ALTER VIEW cycle_change SET (security_invoker = true)": (
             "option cycle_change.security_invoker=true is not Flowtrail's"
         ),
+        """CREATE AGGREGATE max (bigint) (SFUNC = int8smaller, STYPE = bigint); DO $$ BEGIN EXECUTE
+        'CREATE OR REPLACE VIEW target_health AS ' || replace(pg_get_viewdef('target_health'::regclass), ' max(',
+        format(' %I.max(', current_schema)); END $$""": "view target_health was altered",
+        "ALTER TABLE sync_issue SET UNLOGGED": "table sync_issue was altered",
+        "CREATE SCHEMA beside; CREATE TABLE beside.more () INHERITS (sync_issue)": (
+            "heir sync_issue.beside.more is not Flowtrail's"
+        ),
         "CREATE RULE quiet AS ON DELETE TO change_set DO INSTEAD NOTHING": "rule change_set.quiet is not Flowtrail's",
         "ALTER TABLE target ALTER COLUMN fence TYPE INTEGER": "column target.fence was altered",
         'ALTER TABLE lease ALTER COLUMN name TYPE TEXT COLLATE "default"': "column lease.name was altered",
