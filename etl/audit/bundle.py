@@ -23,7 +23,7 @@ from etl.audit.extent import Contents, Extent, contents
 from etl.audit.rows import FILES, answers
 from etl.database import reading
 from etl.domain.answers import KeptAnswer, data_of
-from etl.errors import FlowtrailError
+from etl.errors import DatabaseError, FlowtrailError
 from etl.schema import answer, run_seal, sync_run
 
 _PAGE: Final = "README.txt"
@@ -56,17 +56,22 @@ def write_bundle(
     ``engine`` is read in one long transaction: pass a copy if that would keep writers waiting. Raises DatabaseError,
     and FlowtrailError if a kept answer is damaged.
     """
-    with reading(engine) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        found = contents(connection, extent, now)
-        writer = _Writer(archive, found.made_at)
-        for name, rows in FILES.items():
-            begun(name)
-            writer.lines(name, rows(connection, found))
-        begun("answers")
-        kept = writer.answers(connection, answers(connection, found))
-        writer.add(_CHECKER, files("etl.audit").joinpath(_CHECKER).read_bytes())
-        writer.add(_PAGE, _page(found).encode())
-        writer.manifest(_manifest(connection, found, writer))
+    try:
+        with reading(engine) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            found = contents(connection, extent, now)
+            writer = _Writer(archive, found.made_at)
+            for name, rows in FILES.items():
+                begun(name)
+                writer.lines(name, rows(connection, found))
+            begun("answers")
+            kept = writer.answers(connection, answers(connection, found))
+            writer.add(_CHECKER, files("etl.audit").joinpath(_CHECKER).read_bytes())
+            writer.add(_PAGE, _page(found).encode())
+            writer.manifest(_manifest(connection, found, writer))
+    except (ValueError, TypeError, LookupError) as error:  # a scope or a hold that no run wrote
+        raise DatabaseError(
+            f"The database holds what cannot be read ({error}): no bundle was written. Run `flowtrail verify`."
+        ) from error
     told = writer.told
     return Bundle(
         found.extent,

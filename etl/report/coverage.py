@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, column, func, or_,
 
 from etl.database import reading
 from etl.domain.model import Target
+from etl.errors import DatabaseError
 from etl.report.scopes import Scopes
 from etl.schema import (
     UtcTime,
@@ -147,8 +148,11 @@ def coverage(
     user: str | None = None,
 ) -> Coverage:
     """How complete the trail of a period is, for an organisation, a user or all. Raises DatabaseError."""
-    with reading(engine) as connection:
-        return _CoverageReader(connection, since, until or now, org, user).coverage()
+    try:
+        with reading(engine) as connection:
+            return _CoverageReader(connection, since, until or now, org, user).coverage()
+    except (ValueError, TypeError, LookupError) as error:  # a scope or a hold that no run wrote
+        raise DatabaseError(f"The database holds what cannot be read ({error}): run `flowtrail verify`.") from error
 
 
 class _AskingRun(NamedTuple):

@@ -14,6 +14,7 @@ way from that date to T.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -125,10 +126,11 @@ class _Comparison:
         seals: list[tuple[int, KeptSeal]] = []
         for number, line in chunk:
             try:
-                if b"trail_id" in (line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")):
-                    seals.append((number, msgspec.json.decode(line, type=KeptSeal)))
-                    continue
-                kept.append(_Kept(number, msgspec.json.decode(line, type=Head)))
+                found = _decoded(line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass"))
+                if isinstance(found, KeptSeal):
+                    seals.append((number, found))
+                else:
+                    kept.append(_Kept(number, found))
             except (msgspec.MsgspecError, UnicodeError) as error:
                 head = "a head as `flowtrail verify --head` prints it"
                 yield Finding(what=f"line {number}", expected=head, found=f"not: {shown(Verbatim(error))}")
@@ -184,6 +186,14 @@ class _Comparison:
                 version, what, expected, found = wrong
                 told = f"{expected}, as line {line} keeps it"
                 yield Finding(target=head.target, version=version, what=what, expected=told, found=found)
+
+
+def _decoded(line: bytes) -> KeptSeal | Head:
+    """A name in a head may contain `trail_id`, too. Raises MsgspecError or UnicodeError if it is neither."""
+    if b"trail_id" in line:
+        with contextlib.suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(line, type=KeptSeal)
+    return msgspec.json.decode(line, type=Head)
 
 
 def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Difference | None:

@@ -274,4 +274,8 @@ def _event(row: Row[Any]) -> bytes:
     values: list[Any] = list(row[1:])
     if "flow_ids" in row._mapping:
         values[_FLOW_IDS] = json.loads(row.flow_ids)
+        if encode(values[_FLOW_IDS]).decode() != row.flow_ids:
+            raise Broken(
+                "hold_event.flow_ids", Verbatim("an array, as runs write it"), row.flow_ids, target=_target(row)
+            )
     return seal.encoded_event(values)

@@ -19,7 +19,8 @@ from sqlalchemy import Engine
 from etl import signing
 from etl.audit import Bundle, Extent, check, write_bundle
 from etl.domain.model import Target
-from etl.errors import Refused
+from etl.errors import DatabaseError, Refused
+from etl.report.coverage import coverage
 from etl.store import NewRun
 from etl.verify import seal_lines, verify
 from tests.support.authority import Authority, served
@@ -265,6 +266,18 @@ def test_what_is_altered_in_the_database_is_found_by_verify_and_by_the_checker(
     write_bundle(engine, file, Extent(), now())
     code, printed = said(file.getvalue(), "--kept", lived)
     assert code == 1, printed
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("statement", ["hold_event SET flow_ids = '['", "sync_run SET scope = 'x' WHERE id = 2"])
+def test_json_that_no_run_wrote_is_an_error_in_one_sentence(lived: Path, engine: Engine, statement: str) -> None:
+    intruder = Intruder(engine)
+    intruder.run(f"UPDATE {statement}")
+    intruder.engine.dispose()
+    with pytest.raises(DatabaseError, match="no bundle was written"):
+        write_bundle(engine, io.BytesIO(), Extent(), now())
+    with pytest.raises(DatabaseError, match="run `flowtrail verify`"):
+        coverage(engine, now())
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from etl.verify import (
     Progress,
     Sealing,
     against,
+    heads,
     last_seal,
     latest_seal_line,
     seal_lines,
@@ -319,6 +320,14 @@ TAMPERINGS = {
         "UPDATE sync_run SET scope = replace(scope, '}', '.0}') WHERE id = 2",
         "sync_run.scope",
     ),
+    "a hold whose workflows are written in another way": (
+        """UPDATE hold_event SET flow_ids = replace(flow_ids, ',', ', ') WHERE flow_ids LIKE '%,%'""",
+        "hold_event.flow_ids",
+    ),
+    "a hold whose workflows are escaped": (
+        """UPDATE hold_event SET flow_ids = replace(flow_ids, '"3"', '"\\u0033"') WHERE kind = 'held'""",
+        "hold_event.flow_ids",
+    ),
     "a run has no seal": ("DELETE FROM run_seal WHERE id = 2", "run_seal.id"),
     "an invented run": (
         "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) SELECT"
@@ -388,6 +397,16 @@ def test_the_file_of_heads_gets_every_seal_once_and_against_compares_them(house:
         (finding,) = against(house.engine, [msgspec.json.encode({**kept[1], **altered})], is_whole=lambda: False)
         number = altered.get("id", 2)
         assert str(finding).endswith(f"altered, or restored from before seal {number}")
+
+
+def test_a_name_that_contains_trail_id_is_no_kept_seal(house: House) -> None:
+    named = Target("o1", 'the "trail_id": 1', "trail_id")
+    house.upstream.lists[named] = numbered(1, 2)
+    house.serve({"plants": [ANN, named]})
+    lines = [msgspec.json.encode(line) for line in (*heads(house.engine, now()), *seal_lines(house.engine))]
+    assert list(against(house.engine, lines)) == []
+    (finding,) = against(house.engine, [lines[-1][:-9] + b"}", *lines])
+    assert finding.what == "line 1"
 
 
 def test_a_trail_that_was_copied_goes_on_under_its_own_id(house: House, tmp_path: Path) -> None:
