@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event
 
 from etl.database import connect, upgrade, writing
 from etl.domain.model import Flow, Outcome, Target
-from etl.errors import RunClosed
+from etl.errors import Refused, RunClosed
 from etl.report import Report
 from etl.store import NewRun, Store, copy, membership
 from etl.verify import (
@@ -397,6 +397,18 @@ def test_the_file_of_heads_gets_every_seal_once_and_against_compares_them(house:
         (finding,) = against(house.engine, [msgspec.json.encode({**kept[1], **altered})], is_whole=lambda: False)
         number = altered.get("id", 2)
         assert str(finding).endswith(f"altered, or restored from before seal {number}")
+
+
+def test_a_target_that_never_answered_may_retire_and_come_back(house: House) -> None:
+    lists, refused = house.upstream.lists, Refused("no", code="62101")
+    house.upstream.says = lambda target, n: refused if target == BEN else lists[target]
+    for _ in range(2):
+        house.serve({"plants": [ANN, BEN]})
+        house.store.retire_others([ANN], now(), None)
+        assert findings(house.engine) == []
+    house.upstream.says = lambda target, n: lists[target]
+    house.serve({"plants": [ANN, BEN]})
+    assert findings(house.engine) == []
 
 
 def test_a_name_that_contains_trail_id_is_no_kept_seal(house: House) -> None:

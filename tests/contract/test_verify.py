@@ -298,7 +298,6 @@ def _swap_changes(intruder: Intruder, one: int, other: int) -> None:
     ("altered", "what"),
     [
         ("UPDATE target SET fence = 2 WHERE id = 1", "target.fence"),
-        ("UPDATE target SET fence = 1 WHERE id = 6", "target.fence"),
         ("UPDATE target SET observation_id = 4 WHERE id = 1; DELETE FROM observation WHERE id = 5", "observation"),
         ("INSERT INTO observation (id, target_id, version, first_at, last_asked_at, last_at, interrupted) SELECT"
          " 13, 1, 9, first_at, last_asked_at, last_at, interrupted FROM observation WHERE id = 1",
