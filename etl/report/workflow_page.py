@@ -26,6 +26,7 @@ from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targe
 from etl.report.names import contains, id_contains
 from etl.report.rows import (
     Coverage,
+    CurrentWorkflow,
     OrgWorkflow,
     OrgWorkflowEvent,
     OrgWorkflowState,
@@ -201,6 +202,13 @@ def coverage_then(connection: Connection, org: str, at: dt.datetime) -> dict[Cov
 
 def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
     return {"org_id": org, "at": at, "flow_id": flow}
+
+
+def seen_now(org: str, flow: str) -> Select[Any]:
+    """``CurrentWorkflow``: the lists that show it now, without what ``seen_by`` looks up of all lists."""
+    seen = view("current_workflow", CurrentWorkflow)
+    chosen = select(seen).where(*statements.equal(seen, org_id=org, flow_id=flow))
+    return chosen.order_by(seen.c.user_id, seen.c.expression)
 
 
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlencode
 
@@ -20,6 +21,8 @@ COVERAGE: Final = {
 }
 """How well the list of a moment is known, after "was" or "were"."""
 _LONGEST: Final = 300
+_REMEMBERED: Final = 4096
+"""Addresses; a page has the same ones again and again."""
 _UNITS: Final = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -77,6 +80,7 @@ def editable_label(editable: bool | None) -> str:
     return {True: "editable", False: "read-only"}.get(editable, "not said")  # type: ignore[arg-type]
 
 
+@lru_cache(_REMEMBERED)
 def workflow_path(flow_id: str, org_id: str, as_of: str = "") -> str:
     """The address of a workflow's page. Ids that cannot be in a path go into the query."""
     if _odd(flow_id, org_id):
@@ -84,6 +88,7 @@ def workflow_path(flow_id: str, org_id: str, as_of: str = "") -> str:
     return f"/workflows/{quote(org_id, safe='')}/{quote(flow_id, safe='')}" + _query({"as_of": as_of})
 
 
+@lru_cache(_REMEMBERED)
 def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = "") -> str:
     """The address of a target's page. Ids that cannot be in a path go into the query."""
     more = {"expression": expression, "as_of": as_of}

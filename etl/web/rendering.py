@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import jinja2
 import msgspec
+from markupsafe import Markup
 
 from etl.config.quartz import quartz_in_words
 from etl.domain.kinds import DELTA_KINDS
@@ -23,6 +25,8 @@ from etl.web import figures, labels
 
 PLOTLY: Final = "plotly-basic.min.js"
 """A built file of plotly.js, which `make plotly` brings; its licence lies beside it."""
+_REMEMBERED: Final = 4096
+"""Elements; a page has some hundred different ones."""
 _ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -65,6 +69,10 @@ def environment() -> jinja2.Environment:
         "count": labels.count,
         "figures": figures,
         "plotly_sheets": plotly_sheets,
+        "time_element": time_element,
+        "foreign_element": foreign_element,
+        "cycle_element": cycle_element,
+        "kind_element": kind_element,
         "said_beside_event": said_beside_event,
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
@@ -81,6 +89,35 @@ def environment() -> jinja2.Environment:
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     return environment().get_template(template).render(values)
+
+
+@functools.lru_cache(_REMEMBERED)
+def time_element(moment: dt.datetime | None) -> Markup:
+    """A time in UTC; the page's script shows it in the reader's zone."""
+    if moment is None:
+        return Markup()
+    return Markup('<time datetime="{}">{}</time>').format(labels.moment(moment), labels.utc(moment))
+
+
+@functools.lru_cache(_REMEMBERED)
+def foreign_element(text: str | None, nothing: str = "") -> Markup:
+    """Foreign text, which may be broken after each underscore; ``nothing`` if there is none."""
+    if not text:
+        return Markup('<span class="quiet">{}</span>').format(nothing)
+    return Markup("<bdi>{}</bdi>").format(Markup("_<wbr>").join(labels.foreign(text).split("_")))
+
+
+@functools.lru_cache(_REMEMBERED)
+def cycle_element(cycle: str | None) -> Markup:
+    """A cycle, with its colour."""
+    known = cycle if cycle in CYCLE_LABELS else "other"
+    return Markup('<span class="cycle cycle-{}">{}</span>').format(known, labels.cycle_label(cycle))
+
+
+@functools.cache
+def kind_element(kind: str) -> Markup:
+    """A kind of change or event, with its colour."""
+    return Markup('<span class="kind kind-{}">{}</span>').format(kind, labels.kind_label(kind))
 
 
 def as_data(value: object) -> str:

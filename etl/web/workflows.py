@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import WorkflowAsOf, WorkflowHistory, columns_of, fetch, trail_page, workflow_page
+from etl.report import CurrentWorkflow, WorkflowAsOf, WorkflowHistory, columns_of, fetch, trail_page, workflow_page
 from etl.report.details import beside, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
@@ -128,6 +128,8 @@ def one(site: Site, request: Request) -> Response:
         }
         if not fmt:
             values = _about(site, connection, org, flow, tables)
+            seen = tables["seen"] if at else TableQuery("seen", CurrentWorkflow, workflow_page.seen_now(org, flow))
+            values["seen"] = seen.page(connection, SEEN_AT_MOST + 1)
     if fmt:
         return listing_file(site, tables[table or "states"], fmt)
     return html(request, "workflow.html", {**values, "asked": asked, "at": at, "now": now, "org": org, "flow": flow})
@@ -148,7 +150,6 @@ def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict
         "gaps": workflow_page.gaps_of(connection, org, users),
         "story": tables["story"].page(connection, EVENTS),
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
-        "seen": tables["seen"].page(connection, SEEN_AT_MOST + 1),
         "most_seen": SEEN_AT_MOST,
         "events": events,
         "beside": beside(connection, events, site.enos_zone),

@@ -14,7 +14,7 @@ from etl.database import reading
 from etl.report import Report, stories, workflow_page
 from etl.web.labels import COVERAGE, workflow_path
 from etl.web.params import PAGE_ROWS
-from tests.support.browser import HOSTILE_ORG
+from tests.support.browser import HOSTILE_ORG, NOW
 from tests.support.builders import after
 from tests.support.month_pages import engine, get, month, rows, server
 
@@ -130,6 +130,17 @@ def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
             text("SELECT kind FROM org_workflow_event WHERE org_id = 'o2' AND flow_id = '5' ORDER BY kind")
         ).scalars()
         assert sorted(row["kind"] for row in rows(server, path, table="story")) == list(kinds) != []
+
+
+@pytest.mark.parametrize(("org", "flow"), [("o1", "40"), ("o1", "136"), ("o2", "5"), ("o2", "13")])
+def test_who_sees_a_workflow_now_is_who_sees_it_as_of_now(engine, org, flow) -> None:
+    with reading(engine) as connection:
+        now = connection.execute(workflow_page.seen_now(org, flow)).all()
+        parameters = workflow_page.parameters_then(org, NOW, flow)
+        then = connection.execute(workflow_page.seen_by(connection, org, flow, NOW), parameters).all()
+    shown = ("user_id", "flow_name", "cycle", "editable", "first_seen_at", "last_observed_at")
+    now, then = ([[getattr(row, column) for column in shown] for row in found] for found in (now, then))
+    assert now == then != []
 
 
 def test_the_timeline_draws_gaps_that_ended_and_gaps_that_did_not(server) -> None:
