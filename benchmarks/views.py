@@ -254,9 +254,11 @@ def copy(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> No
 
 
 def settle(engine: Engine) -> None:
-    """The statistics that autovacuum would have gathered."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("ANALYZE" if engine.dialect.name == "sqlite" else "VACUUM ANALYZE"))
+    """The statistics that autovacuum would have gathered. On the driver's own connection, which is outside a
+    transaction until SQLAlchemy begins one."""
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("ANALYZE" if engine.dialect.name == "sqlite" else "VACUUM ANALYZE")
 
 
 ASKED = {
