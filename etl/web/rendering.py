@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import jinja2
 import msgspec
-from markupsafe import Markup
+from jinja2.filters import do_mark_safe
 
 from etl.config.quartz import quartz_in_words
 from etl.domain.kinds import DELTA_KINDS
@@ -92,32 +92,32 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 @functools.lru_cache(_REMEMBERED)
-def time_element(moment: dt.datetime | None) -> Markup:
+def time_element(moment: dt.datetime | None) -> str:
     """A time in UTC; the page's script shows it in the reader's zone."""
     if moment is None:
-        return Markup()
-    return Markup('<time datetime="{}">{}</time>').format(labels.moment(moment), labels.utc(moment))
+        return ""
+    return do_mark_safe(f'<time datetime="{labels.moment(moment)}">{labels.utc(moment)}</time>')
 
 
 @functools.lru_cache(_REMEMBERED)
-def foreign_element(text: str | None, nothing: str = "") -> Markup:
+def foreign_element(text: str | None, nothing: str = "") -> str:
     """Foreign text, which may be broken after each underscore; ``nothing`` if there is none."""
     if not text:
-        return Markup('<span class="quiet">{}</span>').format(nothing)
-    return Markup("<bdi>{}</bdi>").format(Markup("_<wbr>").join(labels.foreign(text).split("_")))
+        return do_mark_safe(f'<span class="quiet">{html.escape(nothing)}</span>')
+    return do_mark_safe(f"<bdi>{html.escape(labels.foreign(text)).replace('_', '_<wbr>')}</bdi>")
 
 
 @functools.lru_cache(_REMEMBERED)
-def cycle_element(cycle: str | None) -> Markup:
+def cycle_element(cycle: str | None) -> str:
     """A cycle, with its colour."""
     known = cycle if cycle in CYCLE_LABELS else "other"
-    return Markup('<span class="cycle cycle-{}">{}</span>').format(known, labels.cycle_label(cycle))
+    return do_mark_safe(f'<span class="cycle cycle-{known}">{html.escape(labels.cycle_label(cycle))}</span>')
 
 
 @functools.cache
-def kind_element(kind: str) -> Markup:
+def kind_element(kind: str) -> str:
     """A kind of change or event, with its colour."""
-    return Markup('<span class="kind kind-{}">{}</span>').format(kind, labels.kind_label(kind))
+    return do_mark_safe(f'<span class="kind kind-{kind}">{html.escape(labels.kind_label(kind))}</span>')
 
 
 def as_data(value: object) -> str:
