@@ -29,15 +29,22 @@ class EndedState(NamedTuple):
 
 
 def states_after(
-    state: WorkflowState | None, judgement: Judgement, retired_at: dt.datetime | None
+    state: WorkflowState | None,
+    judgement: Judgement,
+    retired_at: dt.datetime | None,
+    ended_until: dt.datetime | None = None,
 ) -> tuple[WorkflowState | None, list[EndedState]]:
     """The state that a step leaves, and those that ended with it.
 
     ``retired_at``: when the last of its users retired, if all of them did; nobody sees it from then on.
+    ``ended_until``: until when its states of earlier steps lasted. A later step may judge an answer that arrived before
+    that, from a run that was under way; its state begins then, so that no two states overlap.
     """
     ended: list[EndedState] = []
     for happened in _in_order(judgement):
         following = _state_of(happened)
+        if following is not None and ended_until is not None:
+            following = following._replace(valid_from=max(following.valid_from, ended_until))
         if state is not None and following is not None and following.valid_from <= state.valid_from:
             state = state._replace(listed=following.listed)
             continue

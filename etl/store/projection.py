@@ -179,22 +179,26 @@ def _judge(
     for flow in flows:
         step = steps[flow.story]
         judgement = judge(step.context, reader.workflow(flow))
-        judged = _judged(step, flow, judgement, reader.rows.get(flow), reader.waiting.get(flow, {}))
+        judged = _judged(step, flow, judgement, reader)
         if judged is not None:
             step.judged.append(judged)
 
 
-def _judged(
-    step: StoryStep, flow: FlowKey, judgement: Judgement, before: OrgFlow | None, waited: Mapping[str, Loss]
-) -> JudgedWorkflow | None:
+def _judged(step: StoryStep, flow: FlowKey, judgement: Judgement, reader: _WorkflowReader) -> JudgedWorkflow | None:
     """None if the step changes nothing that is stored."""
     if judgement.known is None:
         return None
+    before, waited = reader.rows.get(flow), reader.waiting.get(flow, {})
     users = step.context.users
     shows = [(users[u].retired_at, listing.listed.editable) for u, listing in judgement.listings.items()]
     staying = [editable for retired_at, editable in shows if retired_at is None]
     retired_at = max((at for at, _ in shows if at is not None), default=None) if not staying else None
-    states, ended = states_after(before.state if before else None, judgement, None if judgement.waiting else retired_at)
+    states, ended = states_after(
+        before.state if before else None,
+        judgement,
+        None if judgement.waiting else retired_at,
+        reader.ended_until.get(flow),
+    )
     row = OrgFlow(judgement.known, judgement.is_open, judgement.awaited, len(staying), sum(map(bool, staying)), states)
     if row == before and not judgement.events and judgement.waiting == waited:
         return None
@@ -215,6 +219,8 @@ class _WorkflowReader:
         self._changed_by = changed_by
         self.rows = story_rows.read_org_flows(connection, flows)
         self.waiting = story_rows.read_waiting(connection, flows)
+        stateless = [flow for flow, row in self.rows.items() if row.state is None]
+        self.ended_until = story_rows.read_ended_until(connection, stateless)
         self._entries = story_rows.read_entries(connection, flows)
         held = [flow for flow in flows if steps[flow.story].is_held]
         self._held = story_rows.read_held(connection, held)

@@ -72,6 +72,7 @@ _TIMES: Final = frozenset(
         *("observed_at", "asked_at", "last_unchanged_at", "previous_at", "first_seen_at", "since", "gone_at"),
         *("name_first_asked_at", "name_first_at", "name_last_asked_at", "name_last_at", "cycle_first_asked_at"),
         *("cycle_first_at", "cycle_last_asked_at", "cycle_last_at", "valid_from", "valid_from_after"),
+        "valid_to",
         *("shown_asked_at", "without_asked_at", "without_at", "started_at"),
     }
 )
@@ -362,6 +363,20 @@ def _org_flow(values: Sequence[Any]) -> OrgFlow:
     state = None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, certain)
     known = KnownWorkflow(since, name, KnownValue(cycle, first_of_cycle, last_of_cycle), gone_at)
     return OrgFlow(known, is_open, awaited, users, editors, state)
+
+
+_ENDED: Final = """(
+    SELECT given.org_id, given.expression, given.flow_id,
+           (SELECT max(s.valid_to) FROM org_state s
+            WHERE s.org_id = given.org_id AND s.flow_id = given.flow_id AND s.expression = given.expression) AS valid_to
+    FROM {given}) found"""
+
+
+def read_ended_until(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dt.datetime]:
+    """Until when these workflows had a state that has ended."""
+    columns = "found.org_id, found.expression, found.flow_id, found.valid_to"
+    rows = _select(connection, columns, _ENDED, FLOWS, flows)
+    return {FlowKey(*row[:3]): row[3] for row in rows if row[3] is not None}
 
 
 def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dict[str, Loss]]:

@@ -8,18 +8,20 @@ import tempfile
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, event, func, select, text, update
 
 from etl.database import connect, reading, upgrade, writing
+from etl.domain.model import Flow, Target
 from etl.domain.story import Answer, Judgement, Listed
+from etl.report.statements import org_states_at
 from etl.schema import org_event, org_step, sync_run
-from etl.store import Store, projection, story_rows, story_writes
+from etl.store import NewRun, Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import START, Setting
 from tests.support import checker, story_checker
-from tests.support.builders import flow, numbered
+from tests.support.builders import GAP, UNCHECKED, after, flow, judged, numbered, snapshot
 from tests.support.trails import ANN, BEN, House, findings
 from tests.support.years import Clock
 
@@ -219,6 +221,41 @@ def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine
     story.hear(ann="12", bob="1")
     story.end()
     assert events_in(engine) == [("appeared", "2")]
+
+
+def test_states_do_not_overlap_when_an_earlier_answer_is_judged_later(engine: Engine) -> None:
+    """Ben's first answer has arrived when Ann's run ends, and is judged by the end of his own."""
+    store = Store(engine)
+
+    def begun(minutes: int) -> int:
+        run_id = store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), after(minutes=minutes))
+        assert run_id is not None
+        return run_id
+
+    def hear(run_id: int, target: Target, flows: list[Flow], minutes: int) -> None:
+        [fence] = store.fences([target])
+        told = judged(store, fence, snapshot(flows, after(minutes=minutes), target=target))
+        assert store.apply(run_id, [told], UNCHECKED) == set()
+
+    def end(run_id: int, minutes: int) -> None:
+        store.project(run_id, after(minutes=minutes - 3), lambda: after(minutes=minutes), lambda target: GAP)
+        assert store.finish_run(run_id, "succeeded", {}, after(minutes=minutes))
+
+    for minutes in (0, 10):
+        run_id = begun(minutes)
+        hear(run_id, ANN, [flow(1)], minutes + 1)
+        end(run_id, minutes + 2)
+    bens, anns = begun(20), begun(20)
+    hear(anns, ANN, [], 25)
+    end(anns, 26)
+    hear(bens, BEN, [flow(1)], 22)
+    end(bens, 27)
+    with reading(engine) as connection:
+        states = connection.execute(text("SELECT valid_from, valid_to FROM org_workflow_history ORDER BY 1")).all()
+        counted = connection.execute(org_states_at(after(minutes=23))[1]).all()
+    assert len(states) == 2
+    assert states[0].valid_to == states[1].valid_from
+    assert len(counted) == 1
 
 
 def test_first_lists_that_do_not_agree_are_judged_one_by_one(engine: Engine) -> None:
