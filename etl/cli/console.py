@@ -6,7 +6,7 @@ import datetime as dt
 import io
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO, cast
 
@@ -126,15 +126,19 @@ def table(
     empty: str = "none",
     *,
     zone: dt.tzinfo = dt.UTC,
+    if_any: Collection[str] = (),
 ) -> None:
     """Print a table that fits the terminal, with a title above; control characters are escaped.
 
-    In a pipe every row is one line, however long. Times are shown in ``zone``.
+    In a pipe every row is one line, however long. Times are shown in ``zone``. Columns of ``if_any`` are left out if
+    no row has a value.
     """
     shown = [[cell(value, zone) for value in row] for row in rows]
     if not shown:
         say(f"{title}: {empty}" if title else empty)
         return
+    used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in shown)]
+    columns, shown = [columns[at] for at in used], [[row[at] for at in used] for row in shown]
     if title:
         say(title, "bold")
     laid_out = layout.table(columns, shown, _width(), _ellipsis())

@@ -28,20 +28,7 @@ def event_table(
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
         for e, told in zip(events, chain(said, repeat("")), strict=False)
     ]
-    _without_empty(title, _COLUMNS, _IF_ANY, rows, zone, "no changes")
-
-
-def _without_empty(
-    title: str,
-    columns: Sequence[str],
-    if_any: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    zone: dt.tzinfo,
-    empty: str = "none",
-) -> None:
-    """Print the table without those columns of ``if_any`` that have no value in any row."""
-    used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in rows)]
-    console.table(title, [columns[at] for at in used], ([row[at] for at in used] for row in rows), empty, zone=zone)
+    console.table(title, _COLUMNS, rows, "no changes", zone=zone, if_any=_IF_ANY)
 
 
 def what_happened(event: Any) -> str:
@@ -71,7 +58,7 @@ def story_table(
     columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users", "certain",
                "EnOS")  # fmt: skip
     optional = ("expression", "certain", "EnOS")
-    _without_empty(title, columns, optional, rows, zone)
+    console.table(title, columns, rows, zone=zone, if_any=optional)
 
 
 def what_happened_to_all(event: Any) -> str:

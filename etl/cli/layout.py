@@ -15,17 +15,19 @@ _GAP: Final = "  "
 _NARROWEST_NAME: Final = 12
 _NARROWEST_SENTENCE: Final = 24
 
-_SENTENCES: Final = frozenset({"why", "last_error", "example", "reason"})
+_SENTENCES: Final = frozenset({"why", "last_error", "example", "reason", "EnOS"})
 """Columns whose long texts continue on the next line."""
-_NAMES: Final = frozenset({"name", "what happened", "flow_name", "expression", "schedule", "cause"})
+_NAMES: Final = frozenset({"name", "what happened", "flow_name", "expression", "schedule", "cause", "source"})
 """Columns whose long texts are cut, with an ellipsis."""
 _LEAST_FIRST: Final = (
     *("missed", "stale", "origin", "editable", "most_failures", "organisations", "consecutive_failures"),
+    *("EnOS", "certain", "unheard", "editors", "create_time", "creator", "owner", "key", "seal", "stamped_at"),
+    *("changed_inside", "first_observed_at", "first_seen_at", "sealed_at"),
     *("last_observed_at", "observed_after", "observed_before", "last_seen_at", "held_since", "changed_at"),
     *("last_success_at", "unchanged", "changed", "reason", "example", "targets", "held", "from_kind", "valid_to"),
     *("valid_from", "next_run_at", "started_at", "failed", "last_error", "name", "observed at", "held_removals"),
-    *("missing_since", "cycle", "cycle_label", "flow_count", "overdue", "coverage", "flow_name", "last_error_code"),
-    *("why", "what happened"),
+    *("missing_since", "retired_at", "since", "source", "users", "cycle", "cycle_label", "flow_count", "overdue"),
+    *("coverage", "flow_name", "last_error_code", "why", "what happened"),
 )
 """The columns that may be left out on a narrow terminal, the least important first. No others are: what identifies a
 row always stays."""

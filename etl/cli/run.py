@@ -183,6 +183,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
                 (*p.target, p.verdict, p.issue.error_code, p.issue.message)
                 for p in tally.sorted_issues()[:_ISSUES_SHOWN]
             ),
+            if_any=("expression",),
         )
     if more := tally.causes.total() - len(tally.issues[:_ISSUES_SHOWN]):
         console.say(f"And {more} more: the table sync_issue lists all of them by run_id.", "yellow")

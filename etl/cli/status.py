@@ -199,7 +199,8 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
     _more(schedules - len(found.schedules))
     if overdue:
         rows = [_named(each) for each in overdue[:most]]
-        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows), zone=zone)
+        optional = ("expression", "last_error_code", "held_since")
+        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows), zone=zone, if_any=optional)
         _more(len(overdue) - len(rows))
     console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
     console.rows("\nProblems by cause", ProblemCause._fields, found.causes)

@@ -70,6 +70,24 @@ def test_a_terminal_shows_every_id_whole_and_no_line_is_longer_than_it(
     assert bool(rows) == (command != ("status",))
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("command", [("workflows",), ("events",), ("targets", "list"), ("seal", "list")], ids=" ".join)
+def test_every_other_table_fits_too_and_names_stay_longest(
+    observed: Program, command: tuple[str, ...], columns: int
+) -> None:
+    code, shown = observed.on_terminal(*command, columns=columns)
+    assert code == 0
+    rows = [line for line in shown.splitlines() if ORG in line or "succeeded" in line]
+    assert rows
+    assert all(len(row) <= columns for row in rows)
+    if command == ("workflows",):
+        assert all(LONG[:8] in row for row in rows if "2818" in row)
+
+
+def test_a_column_without_values_takes_no_room(here: Path) -> None:
+    assert "expression" not in run("sync")[1]
+
+
 def test_the_time_zone_rules_what_is_shown_and_json_stays_in_utc(here: Path) -> None:
     assert "+08:00  " in run("changes", "--timezone", "Asia/Shanghai")[1]
     assert "+08:00" in run("flows", "--timezone", "Asia/Shanghai")[1]
