@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, statements, summaries, trail_page
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition, DetectedCondition
 from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
@@ -118,8 +118,10 @@ def _problems(
     never = f"{count(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
+    wrong = health.conditions(own)
+    last_with = {each.remedy: each for each in wrong}
     candidates = (
-        *((True, f"{each.sentence} {each.remedy}", _LINKS.get(each.code, "")) for each in health.conditions(own)),
+        *((True, _with_remedy(each, last_with), _LINKS.get(each.code, "")) for each in wrong),
         (newest and now - newest > coverage_gap, silence, ""),
         (health.never_observed, never, "/targets?show=never_observed"),
         (open_gaps, gaps, "/gaps"),
@@ -127,3 +129,9 @@ def _problems(
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
     return [ProblemLine(said, href) for is_so, said, href in candidates if is_so]
+
+
+def _with_remedy(condition: Condition, last_with: Mapping[str, Condition]) -> str:
+    """What is wrong, and the remedy where no other condition that follows has the same."""
+    is_last = last_with[condition.remedy] is condition
+    return f"{condition.sentence} {condition.remedy}" if is_last else condition.sentence

@@ -36,8 +36,18 @@ from etl.report.trail_page import Position
 from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
 from etl.web.labels import target_path, workflow_path
 from etl.web.rendering import as_data
-from tests.support.browser import BOB, COVERAGE_GAP, HOSTILE_FLOWS, HOSTILE_NAME, HOSTILE_ORG, NOW, site, write_month
-from tests.support.builders import Diary, after, numbered
+from tests.support.browser import (
+    BOB,
+    CAROL,
+    COVERAGE_GAP,
+    HOSTILE_FLOWS,
+    HOSTILE_NAME,
+    HOSTILE_ORG,
+    NOW,
+    site,
+    write_month,
+)
+from tests.support.builders import START, Diary, after, numbered
 from tests.support.databases import Fill
 from tests.support.histories import World
 from tests.support.served import wait_until
@@ -277,10 +287,20 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
     ]
     (held,) = Report(engine).held_sets()
     command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
-    assert command in get(server, "/held").text
-    assert command in get(server, "/").text
+    assert command in "".join(Reader(get(server, "/held").text).texts)
+    assert command in "".join(Reader(get(server, "/").text).texts)
     assert "62109" in get(server, "/targets?show=problems").text
     assert "bob" not in get(server, "/targets?show=problems").text
+
+
+def test_a_remedy_that_several_problems_share_is_told_once(engine: Engine, diary: Diary) -> None:
+    for target, error in ((BOB, "62109"), (CAROL, "malformed")):
+        diary.answer(numbered(1, 3), START, target)
+        diary.fail(target, error)
+    with site(engine, now=after(hours=1)) as running:
+        first = get(running, "/").text.partition('<ul class="problems">')[2].partition("</ul>")[0]
+    assert first.count("<li>1 target:") == 2
+    assert first.count("docs/enos.md says") == 1
 
 
 def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -> None:
@@ -331,6 +351,11 @@ def test_an_empty_database_has_pages_too(empty: HttpServer) -> None:
     assert {path: get(empty, path).status_code for path in PAGES[:7]} == dict.fromkeys(PAGES[:7], 200)
     first = get(empty, "/").text
     assert "There are no targets yet" in first
+    assert "was looked at" not in first, "nobody looked"
+    assert first.count("Nothing was observed yet.") == 4
+    assert "There are no targets yet" in get(empty, "/targets").text
+    assert "No target is like that" in get(empty, "/targets?user=ann").text
+    assert "There was no run yet." in get(empty, "/runs").text
     assert "data-figure" not in first, "nothing to draw is said, not drawn as nothing"
 
 

@@ -73,10 +73,13 @@
       const moment = new Date(time.dateTime);
       if (moment.getTimezoneOffset() === 0) continue;
       const utc = time.textContent;
-      time.textContent = local.format(moment);
+      const here = document.createElement("span");
+      here.textContent = local.format(moment);
+      time.replaceChildren(here, " ");
+      time.className = "both";
       const beside = document.createElement("small");
       beside.className = "quiet utc";
-      beside.textContent = ` ${utc.slice(0, 10) === time.textContent.slice(0, 10) ? utc.slice(11) : utc} UTC`;
+      beside.textContent = `${utc.slice(0, 10) === here.textContent.slice(0, 10) ? utc.slice(11) : utc} UTC`;
       time.append(beside);
     }
     const said = document.getElementById("zone");
