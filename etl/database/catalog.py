@@ -117,6 +117,7 @@ _TRIGGERS: Final = """
 _TABLE: Final = """
     '', format('row security=%s forced=%s unlogged=%s', c.relrowsecurity, c.relforcerowsecurity, c.relpersistence = 'u')
 """
+_VIEW: Final = "'', CASE c.relkind WHEN 'm' THEN 'materialized ' ELSE '' END || pg_get_viewdef(c.oid)"
 _HEIR: Final = "format('%s.%s', n.nspname, h.relname), ''"
 _HEIRS: Final = """
     JOIN pg_inherits i ON i.inhparent = c.oid
@@ -142,7 +143,7 @@ def _queries() -> dict[str, str]:
         "table": _parts(_TABLE),
         "heir": _parts(_HEIR, _HEIRS),
         "policy": _parts(_POLICY, "JOIN pg_policy p ON p.polrelid = c.oid"),
-        "view": _parts("'', pg_get_viewdef(c.oid)", kinds="'v', 'm'"),
+        "view": _parts(_VIEW, kinds="'v', 'm'"),
         "option": _parts("o, ''", "CROSS JOIN unnest(c.reloptions) o", kinds="'v', 'm'"),
         "column": _parts(_COLUMN, _COLUMNS),
         "index": _parts(_INDEX, _INDEXES),

@@ -393,6 +393,8 @@ DRIFT = {
         """CREATE AGGREGATE max (bigint) (SFUNC = int8smaller, STYPE = bigint); DO $$ BEGIN EXECUTE
         'CREATE OR REPLACE VIEW target_health AS ' || replace(pg_get_viewdef('target_health'::regclass), ' max(',
         format(' %I.max(', current_schema)); END $$""": "view target_health was altered",
+        """DO $$ DECLARE said text := pg_get_viewdef('org_pending'::regclass); BEGIN DROP VIEW org_pending;
+        EXECUTE 'CREATE MATERIALIZED VIEW org_pending AS ' || said; END $$""": "view org_pending was altered",
         "ALTER TABLE sync_issue SET UNLOGGED": "table sync_issue was altered",
         "CREATE SCHEMA beside; CREATE TABLE beside.more () INHERITS (sync_issue)": (
             "heir sync_issue.beside.more is not Flowtrail's"
