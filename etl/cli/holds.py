@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(_guard, name="guard")
 
 
-class _Wanted(NamedTuple):
+class _Selection(NamedTuple):
     """Whose removals are to be approved: one target's, an organisation's, or all."""
 
     org: str | None
@@ -111,18 +111,18 @@ def approve(
     config_file: options.Config = None,
 ) -> None:
     """Confirm held removals: ask the gateway once more, and apply its answer."""
-    wanted = _wanted(org_id, user_id, expression, org, everything)
+    selection = _selection(org_id, user_id, expression, org, everything)
     _check_expected(expect)
     signature = _signature(by)
     with options.open_application(context, config_file, asks_gateway=True) as app:
         app.ready(upgrade=False)
         report = _report(app)
-        held = wanted.held(report)
-        if not held and (wanted.target or expect not in (None, _ANY)):
-            raise UsageError(f"Nothing is held for {wanted}: `flowtrail guard list` shows what is.")
+        held = selection.held(report)
+        if not held and (selection.target or expect not in (None, _ANY)):
+            raise UsageError(f"Nothing is held for {selection}: `flowtrail guard list` shows what is.")
         done = None
         if held:
-            _check_seen(report, wanted, held, expect, as_json=as_json)
+            _check_seen(report, selection, held, expect, as_json=as_json)
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
             done = _approve(app, [each.target for each in held], Approval(signature, scopes))
     if done is None:
@@ -136,12 +136,14 @@ def approve(
 # ------------------------------------------------------------------------------------------------ what is approved
 
 
-def _wanted(org_id: str | None, user_id: str | None, expression: str, org: str | None, everything: bool) -> _Wanted:
+def _selection(
+    org_id: str | None, user_id: str | None, expression: str, org: str | None, everything: bool
+) -> _Selection:
     if sum((bool(org_id and user_id), bool(org), everything)) != 1 or (org_id and not user_id):
         raise UsageError("Name what to approve: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
     if org_id and user_id:
-        return _Wanted(org_id, Target(org_id, user_id, expression))
-    return _Wanted(org, None)
+        return _Selection(org_id, Target(org_id, user_id, expression))
+    return _Selection(org, None)
 
 
 def _check_expected(expect: str | None) -> None:
@@ -149,26 +151,28 @@ def _check_expected(expect: str | None) -> None:
         raise UsageError(f"--expect takes a code from `flowtrail guard list`, or 'any', not {expect!r}.")
 
 
-def _check_seen(report: Report, wanted: _Wanted, held: Sequence[HeldSet], expect: str | None, *, as_json: bool) -> None:
+def _check_seen(
+    report: Report, selection: _Selection, held: Sequence[HeldSet], expect: str | None, *, as_json: bool
+) -> None:
     """Require that exactly this set is approved. Raises UsageError, or Exit if a person says no."""
-    scope = held[0].scope if wanted.target else scope_of_all(held)
+    scope = held[0].scope if selection.target else scope_of_all(held)
     removals = sum(each.removals for each in held)
     if expect is None:
-        _ask_person(report, wanted, scope, removals, as_json=as_json)
+        _ask_person(report, selection, scope, removals, as_json=as_json)
     elif expect != _ANY and not fits(expect, scope):
         raise UsageError(
-            f"Not approved: {expect} is not the code of what is held for {wanted} now, {removals} removals with the "
+            f"Not approved: {expect} is not the code of what is held for {selection} now, {removals} removals with the "
             f"code {code(scope)}. Look at `flowtrail guard list` before you approve them."
         )
 
 
-def _ask_person(report: Report, wanted: _Wanted, scope: str, removals: int, *, as_json: bool) -> None:
+def _ask_person(report: Report, selection: _Selection, scope: str, removals: int, *, as_json: bool) -> None:
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "Say what you approve: `--expect CODE` with the code from `flowtrail guard list`, "
             "or `--expect any` for whatever is held now."
         )
-    shown = (each for each in report.holds(org=wanted.org) if wanted.target in (None, Target(*each[:3])))
+    shown = (each for each in report.holds(org=selection.org) if selection.target in (None, Target(*each[:3])))
     _show_rows(_rows(shown), dt.UTC)
     if not typer.confirm(f"Approve these {removals} removals (code {code(scope)})?"):
         console.say("Nothing was approved.")

@@ -83,7 +83,7 @@ def _over_limit(count: int, total: int, limits: Limits) -> bool:
 
 # ------------------------------------------------------------------------------------------- many answers, together
 
-Stance = Literal["believe", "wait", "hold"]
+Ruling = Literal["believe", "wait", "hold"]
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ class Sum(msgspec.Struct, frozen=True):
         return self.seen + self.expected
 
     @property
-    def stance(self) -> Stance:
+    def ruling(self) -> Ruling:
         """Whether the removals in this sum are believed, held, or wait for further answers."""
         if self.before + self.seen >= self.limit:
             return "hold"

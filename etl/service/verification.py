@@ -104,7 +104,7 @@ class Verification:
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
-        began, pace = self._clock(), _Pace(self._goes_on, self._loop.wait)
+        began, pace = self._clock(), _Pace(self._may_continue, self._loop.wait)
         through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
 
         def moved(progress: verify.Progress) -> None:
@@ -132,21 +132,21 @@ class Verification:
             self._log.error("trail_broken", finding=finding, remedy=_REMEDY)
         self._log.info("verified", kind=kind, after_seal=since, **sums, findings=len(findings))
 
-    def _goes_on(self) -> bool:
+    def _may_continue(self) -> bool:
         return self._active() and not self._loop.stopping
 
 
 class _Pace:
     """Rests between targets for as long as the work took."""
 
-    def __init__(self, goes_on: Callable[[], bool], wait: Callable[[float], object]) -> None:
-        self._goes_on = goes_on
+    def __init__(self, may_continue: Callable[[], bool], wait: Callable[[float], object]) -> None:
+        self._may_continue = may_continue
         self._wait = wait
         self._since = time.monotonic()
 
     def rest(self) -> None:
         """Rest. Raises _Stopped if the check is to end."""
-        if not self._goes_on():
+        if not self._may_continue():
             raise _Stopped
         worked = time.monotonic() - self._since
         if worked > 0.05:

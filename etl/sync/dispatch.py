@@ -40,23 +40,23 @@ class Dispatcher:
         self._context = context
         self._executor = executor
         self._remote = remote
-        self._is_again = remote is not None
-        self._away: dict[Future[Any], RemoteExecutor] = {}
+        self._began_remotely = remote is not None
+        self._remote_futures: dict[Future[Any], RemoteExecutor] = {}
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[Any]:
         """Have a batch settled."""
         if self._remote is not None:
             future = self._remote.submit(options, targets)
-            self._away[future] = self._remote
+            self._remote_futures[future] = self._remote
             return future
-        if self._is_again:
+        if self._began_remotely:
             return self._executor.submit(settle_remaining, self._context, options, self.breaker, targets)
         return self._executor.submit(Batch(self._context, options, self.breaker).settle, targets)
 
     @property
     def was_lost(self) -> bool:
         """Whether batches were lost with the cluster. Its workers may still have written for the run."""
-        return self._is_again and self._remote is None
+        return self._began_remotely and self._remote is None
 
     def window(self) -> int:
         """How many batches may be under way."""
@@ -64,9 +64,9 @@ class Dispatcher:
 
     def result(self, future: Future[Any]) -> BatchResult | None:
         """The result of a batch; None if it was lost with the cluster and has to be submitted again."""
-        if future not in self._away:
+        if future not in self._remote_futures:
             return cast(BatchResult, future.result())
-        remote = self._away.pop(future)
+        remote = self._remote_futures.pop(future)
         try:
             settled = remote.result(future)
         except ClusterError as error:

@@ -52,7 +52,7 @@ class Judge:
         self._undecided: list[PendingAnswer] = []
         self._options = options
         self._limits = limits
-        self._together = None if options.second is None else RemovalSums(options.second)
+        self._sums = None if options.second is None else RemovalSums(options.second)
         self._removing: dict[int, AssessedAnswer] = {}
         """Answers whose removals are believed but not written yet: other runs may still remove too much before that."""
         self._waiting_flows = 0
@@ -60,7 +60,7 @@ class Judge:
     @property
     def removals(self) -> Removals:
         """The sums that a transaction that removes something is checked against."""
-        return Removals(self._limits.window, {} if self._together is None else self._together.orgs)
+        return Removals(self._limits.window, {} if self._sums is None else self._sums.orgs)
 
     def found(self) -> BatchRemovals:
         """What was found missing so far."""
@@ -68,27 +68,27 @@ class Judge:
 
     def answered(self, targets: Iterable[Target]) -> None:
         """Note that these targets were asked, with whatever result."""
-        if self._together is not None:
+        if self._sums is not None:
             for target in targets:
-                self._together.answered(target)
+                self._sums.answered(target)
 
     def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
         """The outcomes of answers that differ; none for those that are deferred or pending."""
         assessed = [AssessedAnswer(*each, self._decide(*each)) for each in differing]
-        if self._together is None:
+        if self._sums is None:
             yield from self._judge_first(assessed)
         else:
-            yield from self._judge_second(assessed, self._together)
+            yield from self._judge_second(assessed, self._sums)
 
     def decide(self, waiting: Sequence[tuple[State, PendingAnswer]]) -> Iterator[Outcome]:
         """The outcomes of pending answers that can be decided now."""
-        assert self._together is not None  # noqa: S101 - only second answers wait
+        assert self._sums is not None  # noqa: S101 - only second answers wait
         for state, undecided in waiting:
             each = AssessedAnswer(
                 undecided.fence, state, undecided.snapshot, self._decide(undecided.fence, state, undecided.snapshot)
             )
-            believed = self._together.stance(each.org_id, undecided.emptied) == "believe"
-            yield self._believed(each) if believed else self._held(each, self._together, undecided.emptied)
+            believed = self._sums.ruling(each.org_id, undecided.emptied) == "believe"
+            yield self._believed(each) if believed else self._held(each, self._sums, undecided.emptied)
 
     def held_instead(self, outcomes: Iterable[Outcome], sums: Mapping[str, Sum]) -> list[Outcome]:
         """The outcomes with the removals in these organisations held, because other runs have removed too much
@@ -123,19 +123,19 @@ class Judge:
                 self._count(each)
                 yield self._outcome(each, each.decision)
 
-    def _judge_second(self, assessed: Sequence[AssessedAnswer], together: RemovalSums) -> Iterator[Outcome]:
+    def _judge_second(self, assessed: Sequence[AssessedAnswer], sums: RemovalSums) -> Iterator[Outcome]:
         """Count all of them before judging the first."""
         for each in assessed:
             self._count(each)
-            together.saw(each.fence.target, each.missing, each.emptied)
+            sums.saw(each.fence.target, each.missing, each.emptied)
         for each in assessed:
-            stance = together.stance(each.org_id, each.emptied) if each.decision.removes else "believe"
-            if stance == "wait" and self._has_room(each):
+            ruling = sums.ruling(each.org_id, each.emptied) if each.decision.removes else "believe"
+            if ruling == "wait" and self._has_room(each):
                 self._undecided.append(PendingAnswer(each.fence, each.snapshot, each.emptied))
-            elif stance == "believe":
+            elif ruling == "believe":
                 yield self._believed(each)
             else:
-                yield self._held(each, together, each.emptied)
+                yield self._held(each, sums, each.emptied)
 
     def _count(self, assessed: AssessedAnswer) -> None:
         self._missing[assessed.org_id] += assessed.missing
@@ -152,8 +152,8 @@ class Judge:
             self._removing[assessed.fence.target_id] = assessed
         return self._outcome(assessed, assessed.decision)
 
-    def _held(self, assessed: AssessedAnswer, together: RemovalSums, emptied: bool) -> Outcome:
-        reason = together.reason(assessed.org_id, emptied, self._limits)
+    def _held(self, assessed: AssessedAnswer, sums: RemovalSums, emptied: bool) -> Outcome:
+        reason = sums.reason(assessed.org_id, emptied, self._limits)
         return self._outcome(assessed, self._hold(assessed, reason))
 
     def _hold(self, assessed: AssessedAnswer, reason: str) -> Decision:

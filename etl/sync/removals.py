@@ -3,7 +3,7 @@
 1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
    would remove is kept: four bytes per target, and two numbers per organisation.
 2. Second answers: those targets are asked again, in batches. An answer that removes something is believed or held as
-   soon as the sums decide it, whatever the remaining targets may answer (``Sum.stance``).
+   soon as the sums decide it, whatever the remaining targets may answer (``Sum.ruling``).
 3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
    beyond that, removals are held.
 """
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from etl.domain import guard
-from etl.domain.guard import Limits, Stance, Sum
+from etl.domain.guard import Limits, Ruling, Sum
 from etl.domain.model import Fence, Snapshot, Target
 
 WAITING_FLOWS: Final = 50_000
@@ -76,10 +76,10 @@ class BatchRemovals(NamedTuple):
 class RemovalSums:
     """The sums of a run's removals as a batch knows them, updated with its own answers."""
 
-    def __init__(self, look: SecondRound) -> None:
-        self._first = look.first
-        self.orgs = dict(look.orgs)
-        self.emptied = look.emptied
+    def __init__(self, second_round: SecondRound) -> None:
+        self._first = second_round.first
+        self.orgs = dict(second_round.orgs)
+        self.emptied = second_round.emptied
 
     def answered(self, target: Target) -> None:
         """Drop the first answer of a target that was asked again."""
@@ -92,22 +92,22 @@ class RemovalSums:
         self.emptied = self.emptied.plus(seen=int(emptied))
         self.orgs[target.org_id] = self.orgs[target.org_id].plus(seen=missing)
 
-    def stance(self, org_id: str, emptied: bool) -> Stance:
+    def ruling(self, org_id: str, emptied: bool) -> Ruling:
         """Whether a second answer that removes something is believed, held, or must wait."""
-        return stance(self.orgs[org_id], self.emptied if emptied else None)
+        return ruling(self.orgs[org_id], self.emptied if emptied else None)
 
     def reason(self, org_id: str, emptied: bool, limits: Limits) -> str:
         """Why it is held."""
         of_org = self.orgs[org_id]
-        if emptied and of_org.stance == "believe":
+        if emptied and of_org.ruling == "believe":
             return guard.reason_of_emptied(self.emptied)
         return guard.reason_of_organisation(of_org, limits.window)
 
 
-def stance(of_org: Sum, emptied: Sum | None) -> Stance:
+def ruling(of_org: Sum, emptied: Sum | None) -> Ruling:
     """The stricter of the two stances."""
-    stances = {of_org.stance, emptied.stance if emptied else "believe"}
-    return "hold" if "hold" in stances else "wait" if "wait" in stances else "believe"
+    rulings = {of_org.ruling, emptied.ruling if emptied else "believe"}
+    return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
 
 
 class RunRemovals:
@@ -121,7 +121,7 @@ class RunRemovals:
     ) -> None:
         """``removal_sums`` returns what was removed in organisations before the run."""
         self._targets = targets
-        self._standings = removal_sums
+        self._removal_sums = removal_sums
         self._first = array("I", bytes(4 * len(targets)))
         """For each target, 0 or its ``Deferred``, packed."""
         self._before: dict[str, Sum] = {}
@@ -150,23 +150,23 @@ class RunRemovals:
         waiting = (number for number, packed in enumerate(self._first) if packed)
         while numbers := list(islice(waiting, size)):
             first = {target: each for target, each in map(self._unpacked, numbers)}  # noqa: C416 - pairs, not rows
-            yield list(first), self._look(first, {target.org_id for target in first})
+            yield list(first), self._second_round(first, {target.org_id for target in first})
 
-    def add_second(self, look: SecondRound, found: BatchRemovals) -> None:
+    def add_second(self, second_round: SecondRound, found: BatchRemovals) -> None:
         """Add the result of a second batch; the first answers of its targets no longer count."""
-        self._expect(look.first.values(), -1)
+        self._expect(second_round.first.values(), -1)
         self._count(found)
         self._undecided += found.undecided
 
     def take_decided(self) -> tuple[list[PendingAnswer], SecondRound]:
         """The pending answers that can be decided now, and the sums; all pending answers if there are too many."""
-        look = self._look({}, {each.fence.target.org_id for each in self._undecided})
-        settled = [each for each in self._undecided if _stance_of(each, look) != "wait"]
-        waiting = [each for each in self._undecided if _stance_of(each, look) == "wait"]
+        second_round = self._second_round({}, {each.fence.target.org_id for each in self._undecided})
+        settled = [each for each in self._undecided if _ruling_on(each, second_round) != "wait"]
+        waiting = [each for each in self._undecided if _ruling_on(each, second_round) == "wait"]
         if sum(each.flows for each in waiting) > WAITING_FLOWS:
             settled, waiting = self._undecided, []
         self._undecided = waiting
-        return settled, look
+        return settled, second_round
 
     def _expect(self, deferred: Collection[Deferred], sign: int) -> None:
         self._to_ask += sign * len(deferred)
@@ -178,9 +178,9 @@ class RunRemovals:
         self._seen.update(found.missing)
         self._emptied = self._emptied.plus(seen=found.emptied)
 
-    def _look(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondRound:
+    def _second_round(self, first: Mapping[Target, Deferred], org_ids: Set[str]) -> SecondRound:
         if unknown := org_ids - self._before.keys():
-            self._before.update(self._standings(unknown))
+            self._before.update(self._removal_sums(unknown))
         orgs = {org: self._before[org].plus(self._seen[org], self._expected[org]) for org in org_ids}
         return SecondRound(first=first, orgs=orgs, emptied=self._emptied)
 
@@ -193,5 +193,5 @@ def _packed(deferred: Deferred) -> int:
     return 1 + (deferred.removes << 1 | deferred.emptied)
 
 
-def _stance_of(undecided: PendingAnswer, look: SecondRound) -> Stance:
-    return stance(look.orgs[undecided.fence.target.org_id], look.emptied if undecided.emptied else None)
+def _ruling_on(undecided: PendingAnswer, second_round: SecondRound) -> Ruling:
+    return ruling(second_round.orgs[undecided.fence.target.org_id], second_round.emptied if undecided.emptied else None)

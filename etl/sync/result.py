@@ -97,8 +97,8 @@ class Tally(msgspec.Struct):
         """How a run with these sums ended."""
         if aborted:
             return "aborted"
-        trouble = self.verdicts["failed"] + self.verdicts["held"]
-        if not trouble:
+        unsuccessful = self.verdicts["failed"] + self.verdicts["held"]
+        if not unsuccessful:
             return "succeeded"
         return "failed" if self.verdicts["failed"] == self.settled else "partial"
 

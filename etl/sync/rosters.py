@@ -20,7 +20,7 @@ from etl.store import Store, StoredRoster
 _AT_ONCE: Final = 4
 """Organisations asked for at the same time."""
 _EMPTY: Final = "the organisation has no users, by its roster: nothing is known of whom to ask"
-_STANDS: Final = "the last roster stands: its users are asked for as before"
+_REMEDY: Final = "the last roster stands: its users are asked for as before"
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -85,16 +85,16 @@ class Rosters:
             return None
         except GatewayError as error:
             return self._failed(org_id, error.code, str(error))
-        self._tell(org_id, moves)
+        self._log_changes(org_id, moves)
         return Refreshed(org_id, moves)
 
     def _failed(self, org_id: str, code: str, message: str) -> Refreshed:
         with suppress(DatabaseError):
             self._store.roster_failed(org_id, code, message, self._clock())
-        self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_STANDS)
+        self._log.warning("roster_failed", org=org_id, error_code=code, error=message, remedy=_REMEDY)
         return Refreshed(org_id, error=message, error_code=code)
 
-    def _tell(self, org_id: str, moves: RosterChanges) -> None:
+    def _log_changes(self, org_id: str, moves: RosterChanges) -> None:
         if moves.joined or moves.left:
             self._log.info("roster_changed", org=org_id, joined=len(moves.joined), left=len(moves.left))
         if moves.newly_missing:

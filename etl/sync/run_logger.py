@@ -1,4 +1,5 @@
-"""Logs the result of a run: one line, at WARNING unless all went well, and one line per target in trouble."""
+"""Logs a run: one line for its result, at WARNING unless all went well, and one for each target that failed or is
+held."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from etl.sync.result import RunReport, TargetIssue
 
 _NAMED_AT_MOST: Final = 20
 """Targets of one run that get their own line; the others are only counted."""
-_WITHOUT_TROUBLE: Final = ("succeeded", "aborted")
+_UNREMARKABLE: Final = ("succeeded", "aborted")
 """An aborted run is caught up later, so nobody needs to look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
@@ -29,8 +30,8 @@ class RunLogger:
 
     def log(self, report: RunReport, new_run: NewRun) -> None:
         """Log how the run ended, and what needs attention."""
-        say = self._log.info if report.status in _WITHOUT_TROUBLE else self._log.warning
-        say(
+        log_result = self._log.info if report.status in _UNREMARKABLE else self._log.warning
+        log_result(
             "run_ended",
             run_id=report.run_id,
             status=report.status,
@@ -39,10 +40,10 @@ class RunLogger:
             seconds=round(report.duration_seconds, 2),
             **{name: count for name, count in report.tally.sums().items() if count},
         )
-        news = self._news(report, new_run.schedule)
-        for problem in news[:_NAMED_AT_MOST]:
-            self._name(problem, report.run_id)
-        if more := news[_NAMED_AT_MOST:]:
+        issues = self._not_logged_yet(report, new_run.schedule)
+        for target_issue in issues[:_NAMED_AT_MOST]:
+            self._log_issue(target_issue, report.run_id)
+        if more := issues[_NAMED_AT_MOST:]:
             codes = dict(Counter(each.issue.error_code or each.verdict for each in more))
             remedy = "`flowtrail status` names them"
             self._log.warning("more_not_through", run_id=report.run_id, targets=len(more), codes=codes, remedy=remedy)
@@ -57,27 +58,27 @@ class RunLogger:
         for note in report.notes:
             self._log.warning("note", run_id=report.run_id, note=note)
 
-    def _news(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
+    def _not_logged_yet(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
         """The issues that have not been logged yet. A stale target is not an issue: a newer observation won."""
-        problems = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
+        issues = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
         known = self._refused.get(schedule, set())
-        refused = {_refusal(each) for each in problems if each.issue.error_code in REFUSED_FOR_GOOD}
+        refused = {_refusal(each) for each in issues if each.issue.error_code in REFUSED_FOR_GOOD}
         self._refused[schedule] = refused | known if report.status == "aborted" else refused
-        return [each for each in problems if _refusal(each) not in known]
+        return [each for each in issues if _refusal(each) not in known]
 
-    def _name(self, problem: TargetIssue, run_id: int) -> None:
-        refused = problem.issue.error_code in REFUSED_FOR_GOOD
-        remedy = _HELD if problem.verdict == "held" else _REFUSED if refused else _FAILED
+    def _log_issue(self, target_issue: TargetIssue, run_id: int) -> None:
+        refused = target_issue.issue.error_code in REFUSED_FOR_GOOD
+        remedy = _HELD if target_issue.verdict == "held" else _REFUSED if refused else _FAILED
         self._log.warning(
             "target_not_through",
             run_id=run_id,
-            verdict=problem.verdict,
-            target=str(problem.target),
-            error_code=problem.issue.error_code,
-            message=problem.issue.message,
+            verdict=target_issue.verdict,
+            target=str(target_issue.target),
+            error_code=target_issue.issue.error_code,
+            message=target_issue.issue.message,
             remedy=remedy,
         )
 
 
-def _refusal(problem: TargetIssue) -> tuple[Target, str | None]:
-    return problem.target, problem.issue.error_code
+def _refusal(target_issue: TargetIssue) -> tuple[Target, str | None]:
+    return target_issue.target, target_issue.issue.error_code

@@ -56,7 +56,7 @@ def run(
         return None
     options = RunOptions(run_id=run_id, began_at=began_at, coverage_gap=coverage_gap, approval=approval)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
-        tally, said = Tally(), None
+        tally, fetched_details = Tally(), None
         status: RunStatus = "aborted"
         with contextlib.suppress(RunClosed):
             dispatcher = Dispatcher(context, executor, remote)
@@ -64,8 +64,8 @@ def run(
             if context.store.close_run(run_id, clock()):
                 if dispatcher.was_lost and not context.stop.is_set():
                     tally.recount(context.store.recount(run_id), len(targets))
-                _judge_stories(context, options, began_at, clock, own_gap)
-                said = _details(context, run_id, tally, details)
+                _derive_events(context, options, began_at, clock, own_gap)
+                fetched_details = _details(context, run_id, tally, details)
                 status = _seal(context, run_id, tally, len(targets), clock)
     return RunReport(
         run_id=run_id,
@@ -73,7 +73,7 @@ def run(
         duration_seconds=time.monotonic() - began,
         targets=len(targets),
         tally=tally,
-        details=said,
+        details=fetched_details,
         notes=_notes(tally),
     )
 
@@ -86,7 +86,7 @@ def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: C
     return status if sealed else "aborted"
 
 
-def _judge_stories(
+def _derive_events(
     context: RunContext, options: RunOptions, began_at: dt.datetime, clock: Callable[[], dt.datetime], own_gap: _OwnGap
 ) -> None:
     """Derive the organisations' events. An error here fails no run: the next run judges the versions too."""
@@ -144,41 +144,41 @@ def _settle(
     removals = RunRemovals(
         targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
     )
-    for work, settled in _in_window(dispatcher, _first_works(options, targets, own_gap), context.stop):
+    for work, settled in _in_window(dispatcher, _first_batches(options, targets, own_gap), context.stop):
         tally.merge(settled.tally)
         removals.add_first(enumerate(work.targets, work.start), settled.found)
-    again = () if context.stop.is_set() else _second_works(options, removals, own_gap)
+    again = () if context.stop.is_set() else _second_batches(options, removals, own_gap)
     for work, settled in _in_window(dispatcher, again, context.stop):
         tally.merge(settled.tally)
         tally.asked_again += len(work.targets)
         assert work.options.second is not None  # noqa: S101 - it was asked a second time
         removals.add_second(work.options.second, settled.found)
-        undecided, look = removals.take_decided()
+        undecided, second_round = removals.take_decided()
         if context.stop.is_set():
             tally.interrupted += len(undecided)
         elif undecided:
-            its_options = _with_gaps(options, [each.fence.target for each in undecided], own_gap, look)
+            its_options = _with_gaps(options, [each.fence.target for each in undecided], own_gap, second_round)
             tally.merge(Batch(context, its_options, dispatcher.breaker).decide(undecided).tally)
     tally.interrupted += removals.unsettled
 
 
-def _first_works(options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:
+def _first_batches(options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:
     for start in range(0, len(targets), BATCH_SIZE):
         batch = targets[start : start + BATCH_SIZE]
         yield _Work(_with_gaps(options, batch, own_gap), batch, start)
 
 
-def _second_works(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) -> Iterator[_Work]:
-    for batch, look in removals.batches(BATCH_SIZE):
-        yield _Work(_with_gaps(options, batch, own_gap, look), batch)
+def _second_batches(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) -> Iterator[_Work]:
+    for batch, second_round in removals.batches(BATCH_SIZE):
+        yield _Work(_with_gaps(options, batch, own_gap, second_round), batch)
 
 
 def _with_gaps(
-    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, look: SecondRound | None = None
+    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, second_round: SecondRound | None = None
 ) -> RunOptions:
     """The options for these targets only: small, however many targets the run has."""
     gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
-    return msgspec.structs.replace(options, gaps=gaps, second=look)
+    return msgspec.structs.replace(options, gaps=gaps, second=second_round)
 
 
 def _in_window(

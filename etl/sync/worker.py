@@ -50,7 +50,7 @@ class CoordinatorPlugin(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Check from time to time whether the coordinator still asks for anything."""
-        self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._leave_if_idle, worker)
+        self._timer = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._remove_if_idle, worker)
 
     async def teardown(self, worker: Any) -> None:
         if self._timer is not None:
@@ -114,7 +114,7 @@ class CoordinatorPlugin(WorkerPlugin):
                 self._busy -= 1
                 self._used_at = time.monotonic()
 
-    def _leave_if_idle(self, worker: Any) -> None:
+    def _remove_if_idle(self, worker: Any) -> None:
         silent_seconds = time.monotonic() - self._used_at
         if not self._busy and silent_seconds >= _IDLE_SECONDS:
             self._removal = asyncio.ensure_future(worker.plugin_remove(self._coordinator.token))

@@ -206,7 +206,7 @@ def _altered(head: Head, row: Row[Any] | None, spans: Sequence[Span]) -> _Differ
     for number, kept in enumerate(head.spans):
         there = spans[number] if number < len(spans) else None
         may_have_grown = head.open and number == len(head.spans) - 1
-        if there is None or not _goes_on(kept, there, may_have_grown):
+        if there is None or not _is_continued(kept, there, may_have_grown):
             found = "missing" if there is None else _described(there)
             return _Difference(head.version, "observation", f"the span {_described(kept)}", found)
     return None
@@ -243,7 +243,7 @@ def _is_early(connection: Connection, at: dt.datetime, taken_at: dt.datetime) ->
     return not rows_of(connection, _UNDER_WAY, claimed_at=at, taken_at=taken_at)
 
 
-def _goes_on(kept: KeptSpan, there: Span, may_have_grown: bool) -> bool:
+def _is_continued(kept: KeptSpan, there: Span, may_have_grown: bool) -> bool:
     same = msgspec.structs.astuple(kept) == msgspec.structs.astuple(there)
     grew = (
         (kept.first_at, kept.interrupted) == (there.first_at, there.interrupted)

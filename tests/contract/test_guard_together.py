@@ -370,7 +370,7 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
     removes = {target: number for target, (_, number) in zip(targets, lost, strict=True)}
     known = RunRemovals(targets, NO_EMPTIED, lambda orgs: {org: Sum(limit, 0) for org in orgs})
     known.add_first(enumerate(targets), BatchRemovals(deferred=[Deferred(t, removes[t], False) for t in targets]))
-    stances: dict[Target, str] = {}
+    rulings: dict[Target, str] = {}
     under_way = list(known.batches(size)) if chance.random() < 0.5 else known.batches(size)
     for _, look in under_way:
         together, undecided = RemovalSums(look), []
@@ -380,15 +380,15 @@ def test_targets_whose_answers_agree_share_one_verdict_whatever_the_batches_and_
             together.saw(target, removes[target], False)
             missing[target.org_id] += removes[target]
         for target in look.first:
-            stances[target] = together.stance(target.org_id, False)
-            if stances[target] == "wait":
+            rulings[target] = together.ruling(target.org_id, False)
+            if rulings[target] == "wait":
                 undecided.append(waiting(target))
         known.add_second(look, BatchRemovals(missing, undecided=undecided))
         decided, now = known.take_decided()
         for each in decided:
-            stances[each.fence.target] = RemovalSums(now).stance(each.fence.target.org_id, False)
+            rulings[each.fence.target] = RemovalSums(now).ruling(each.fence.target.org_id, False)
     sums = {org: sum(removes[t] for t in targets if t.org_id == org) for org in "ab"}
-    assert {t: stances[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
+    assert {t: rulings[t] for t in targets} == {t: "hold" if sums[t.org_id] >= limit else "believe" for t in targets}
     assert known.unsettled == 0
 
 
@@ -406,7 +406,7 @@ def test_the_limit_is_the_least_number_that_reaches_both(had, share, number, rem
 
 
 @pytest.mark.parametrize(
-    ("known", "stance"),
+    ("known", "ruling"),
     [
         (Sum(10, 100), "believe"),
         (Sum(10, 100, seen=9), "believe"),
@@ -418,5 +418,5 @@ def test_the_limit_is_the_least_number_that_reaches_both(had, share, number, rem
         (Sum(10, 100, expected=10), "wait"),
     ],
 )
-def test_an_answer_waits_only_where_it_depends_on_those_that_are_to_come(known, stance):
-    assert known.stance == stance
+def test_an_answer_waits_only_where_it_depends_on_those_that_are_to_come(known, ruling):
+    assert known.ruling == ruling

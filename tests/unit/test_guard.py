@@ -159,7 +159,7 @@ def test_the_rest_of_a_list_vanishing_beside_a_hold_is_uncertain_and_keeps_what_
     [(4, 4, False), (5, 5, True), (5, 25, True), (5, 26, False), (6, 26, True), (20, 100, True), (19, 100, False)],
 )
 def test_targets_that_emptied_together_are_doubted_from_both_limits_on(emptied, targets, too_many):
-    assert (emptied_targets(targets, LIMITS).plus(seen=emptied).stance == "hold") is too_many
+    assert (emptied_targets(targets, LIMITS).plus(seen=emptied).ruling == "hold") is too_many
 
 
 def test_exactly_the_share_of_emptied_targets_is_too_many_whatever_binary_fractions_make_of_it():
