@@ -40,7 +40,7 @@ def parse_moment(text: str, now: dt.datetime, zone: dt.tzinfo = dt.UTC) -> dt.da
     - ``N seconds|minutes|hours ago``: exactly so long. ``N days|weeks|months|years ago``: the same time of day in
       the zone, the last day of a month where there is none such.
 
-    A time that a change of the clocks skipped or repeated is refused where somebody typed it; where it was reckoned
+    A time that a change of the clocks skipped or repeated is refused where somebody typed it; where it was computed
     ("7 days ago") it is moved on by what was skipped, or is the first of the two. Raises ValueError with one sentence.
     """
     wanted = text.strip()
@@ -110,13 +110,13 @@ def _ago(now: dt.datetime, count: int, unit: str, zone: dt.tzinfo) -> dt.datetim
         return now.astimezone(dt.UTC) - count * _EXACT[unit]
     wall = now.replace(tzinfo=None)
     if unit in _CALENDAR_DAYS:
-        return _reckoned(wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit]), zone)
+        return _computed(wall - dt.timedelta(days=count * _CALENDAR_DAYS[unit]), zone)
     months = wall.year * 12 + wall.month - 1 - count * _CALENDAR_MONTHS[unit]
     year, month = divmod(months, 12)
     if year < dt.MINYEAR:
         raise OverflowError
     day = min(wall.day, monthrange(year, month + 1)[1])
-    return _reckoned(wall.replace(year=year, month=month + 1, day=day), zone)
+    return _computed(wall.replace(year=year, month=month + 1, day=day), zone)
 
 
 def _first_moment(day: dt.date, zone: dt.tzinfo) -> dt.datetime:
@@ -149,7 +149,7 @@ def _typed(written: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
     raise ValueError(f'{shown} never came in {_name(zone)}, the clocks skipped it: write "{after.isoformat()}"')
 
 
-def _reckoned(wall: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
+def _computed(wall: dt.datetime, zone: dt.tzinfo) -> dt.datetime:
     return wall.replace(tzinfo=zone, fold=0)
 
 

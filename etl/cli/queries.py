@@ -12,7 +12,7 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application, utc_now
-from etl.cli.emptiness import Question, not_observed_then
+from etl.cli.empty_results import EmptyResult, not_observed_then
 from etl.cli.event_table import event_table, story_table
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
@@ -27,7 +27,7 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
-from etl.report.looks import looks
+from etl.report.observed_targets import observed_targets
 from etl.report.rows import OrgWorkflowEvent
 
 _TARGET: Final = ("org_id", "user_id", "expression")
@@ -78,10 +78,10 @@ def flows(
             columns, rows = _THEN, report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
         narrowed = (flow, name, cycle) != (None, None, None)
         what = "such workflows" if narrowed else "workflows"
-        question = Question(what, org, user, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
-        any_found = print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
+        empty_result = EmptyResult(what, org, user, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
+        any_found = print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json)
         if any_found and at is not None and not targets:
-            lacking = not_observed_then(looks(app.engine, at, org=org, user=user))
+            lacking = not_observed_then(observed_targets(app.engine, at, org=org, user=user))
             if lacking:
                 console.complain(lacking, "yellow")
 
@@ -116,12 +116,12 @@ def changes(
             newest_first=True,
             limit=needed(limit, as_json),
         )
-        question = Question("such changes", org, user, utc_now(), zone, narrowed=True)
+        empty_result = EmptyResult("such changes", org, user, utc_now(), zone, narrowed=True)
 
         def table(found: list[WorkflowEvent]) -> None:
             event_table("", found, zone=zone, said=_said(app, found))
 
-        print_rows(app, question, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
+        print_rows(app, empty_result, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
 
 
 def history(
@@ -140,12 +140,12 @@ def history(
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_seen_at")  # fmt: skip
         rows = _report(app).history(flow=flow_id, org=org, user=user)
-        question = Question(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
+        empty_result = EmptyResult(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
 
         def objects(states: Iterator[WorkflowHistory]) -> Iterator[dict[str, Any]]:
             return states_with_details(app.engine, flow_id, states)
 
-        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json, objects)
+        print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json, objects)
         if not as_json:
             _happened(app, flow_id, org, zone, limit)
             _answered(app, flow_id, org, zone, limit)
@@ -188,7 +188,7 @@ def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
 
 def print_rows(
     app: Application,
-    question: Question,
+    empty_result: EmptyResult,
     rows: Iterable[Any],
     show_table: Callable[[list[Any]], None],
     limit: int | None,
@@ -199,10 +199,10 @@ def print_rows(
     if as_json:
         printed = console.json_list(objects(islice(rows, limit or None)))
         if not printed:
-            console.complain(question.why_empty(app.engine), "yellow")
+            console.complain(empty_result.why_empty(app.engine), "yellow")
         return printed
     if not print_table(rows, show_table, limit):
-        console.say(question.why_empty(app.engine))
+        console.say(empty_result.why_empty(app.engine))
         return False
     return True
 

@@ -10,7 +10,7 @@ import typer
 from etl import database
 from etl.cli import options
 from etl.cli.application import utc_now
-from etl.cli.emptiness import Question
+from etl.cli.empty_results import EmptyResult
 from etl.cli.event_table import story_table
 from etl.cli.queries import columns_table, needed, print_rows
 from etl.domain.kinds import EVENT_KINDS
@@ -56,12 +56,12 @@ def events(
             newest_first=True,
             limit=needed(limit, as_json),
         )
-        question = Question("such events", org, None, utc_now(), zone, narrowed=True)
+        empty_result = EmptyResult("such events", org, None, utc_now(), zone, narrowed=True)
 
         def table(found: list[Any]) -> None:
             story_table("", found, zone=zone, enos_zone=app.enos_zone)
 
-        print_rows(app, question, rows, table, limit, as_json)
+        print_rows(app, empty_result, rows, table, limit, as_json)
 
 
 def workflows(
@@ -93,5 +93,5 @@ def workflows(
         columns = ("org_id", "expression", "flow_id", "flow_name", "cycle", *columns)
         narrowed = (flow, name, cycle) != (None, None, None)
         found = "such workflows" if narrowed else "workflows"
-        question = Question(found, org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
-        print_rows(app, question, rows, columns_table(columns, zone), limit, as_json)
+        empty_result = EmptyResult(found, org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
+        print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json)

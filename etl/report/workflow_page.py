@@ -50,7 +50,7 @@ class Organisation(NamedTuple):
     targets: int
 
 
-class Sought(NamedTuple):
+class WorkflowFilter(NamedTuple):
     """Which workflows of an organisation to show."""
 
     org: str
@@ -84,46 +84,46 @@ def organisations(connection: Connection, asked: str, most: int) -> list[Organis
 # ----------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, sought: Sought, row_type: type[tuple[Any, ...]] = OrgWorkflow) -> Select[Any]:
+def list_now(dialect: str, filters: WorkflowFilter, row_type: type[tuple[Any, ...]] = OrgWorkflow) -> Select[Any]:
     """``row_type``, which is ``OrgWorkflow`` or some of its columns."""
     seen = view("org_workflow", row_type)
-    chosen = select(seen).where(seen.c.org_id == sought.org)
-    if sought.user:
-        chosen = chosen.where(_listed_by(dialect, sought, seen.c.flow_id))
+    chosen = select(seen).where(seen.c.org_id == filters.org)
+    if filters.user:
+        chosen = chosen.where(_listed_by(dialect, filters, seen.c.flow_id))
     which: dict[Which, ColumnElement[bool]] = {
         "": true(),
         "uneditable": seen.c.editors == 0,
         "single": seen.c.users == 1,
     }
-    return _filtered(dialect, chosen.where(which[sought.which]), seen, sought, seen.c.first_seen_at)
+    return _filtered(dialect, chosen.where(which[filters.which]), seen, filters, seen.c.first_seen_at)
 
 
-def _listed_by(dialect: str, sought: Sought, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """Some user like ``sought.user`` sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the
+def _listed_by(dialect: str, filters: WorkflowFilter, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Some user like ``filters.user`` sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the
     lists of all of them."""
-    like_this = id_contains(dialect, target.c.user_id, sought.user)
-    ids = select(target.c.id).where(target.c.org_id == sought.org, target.c.retired_at.is_(None), like_this)
+    like_this = id_contains(dialect, target.c.user_id, filters.user)
+    ids = select(target.c.id).where(target.c.org_id == filters.org, target.c.retired_at.is_(None), like_this)
     users = ids.cte("users").prefix_with("MATERIALIZED")
     listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
     return listed.limit(1).offset(0).exists()
 
 
-def list_then(connection: Connection, sought: Sought, at: dt.datetime) -> Select[Any]:
-    """``OrgWorkflowState`` at ``at``. ``sought.which`` is not looked at: how many users saw or might edit each workflow
-    then is not kept. Raises TooManyLists."""
+def list_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) -> Select[Any]:
+    """``OrgWorkflowState`` at ``at``. ``filters.which`` is ignored: how many users saw or might edit each workflow then
+    is not kept. Raises TooManyLists."""
     state, chosen = statements.org_states_at(at)
-    chosen = chosen.where(state.c.org_id == sought.org)
-    if sought.user:
+    chosen = chosen.where(state.c.org_id == filters.org)
+    if filters.user:
         # a list of its own: PostgreSQL would look through all states once for each workflow of a user
         state = chosen.cte("states").prefix_with("MATERIALIZED")
-        theirs = _lists_then(connection, sought, at).subquery("theirs")
+        theirs = _lists_then(connection, filters, at).subquery("theirs")
         chosen = select(state).where(state.c.flow_id.in_(select(theirs.c.flow_id)))
-    return _filtered(connection.dialect.name, chosen, state, sought, state.c.valid_from)
+    return _filtered(connection.dialect.name, chosen, state, filters, state.c.valid_from)
 
 
-def _lists_then(connection: Connection, sought: Sought, at: dt.datetime) -> TextualSelect:
-    like_this = id_contains(connection.dialect.name, target.c.user_id, sought.user)
-    found = select(target.c.id).where(target.c.org_id == sought.org, like_this)
+def _lists_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) -> TextualSelect:
+    like_this = id_contains(connection.dialect.name, target.c.user_id, filters.user)
+    found = select(target.c.id).where(target.c.org_id == filters.org, like_this)
     ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
     if len(ids) > LISTS_THEN:
         raise TooManyLists
@@ -141,14 +141,14 @@ def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, in
 
 
 def _filtered(
-    dialect: str, chosen: Select[Any], source: Any, sought: Sought, newest: ColumnElement[Any]
+    dialect: str, chosen: Select[Any], source: Any, filters: WorkflowFilter, newest: ColumnElement[Any]
 ) -> Select[Any]:
     found: list[ColumnElement[bool]] = []
-    if sought.part:
-        found.append(or_(*(contains(dialect, source.c[name], sought.part) for name in ("flow_id", "flow_name"))))
-    if sought.cycle:
-        found.append(source.c.cycle == sought.cycle)
-    order = [newest.desc()] if sought.order == "newest" else []
+    if filters.part:
+        found.append(or_(*(contains(dialect, source.c[name], filters.part) for name in ("flow_id", "flow_name"))))
+    if filters.cycle:
+        found.append(source.c.cycle == filters.cycle)
+    order = [newest.desc()] if filters.order == "newest" else []
     return chosen.where(*found).order_by(*order, source.c.flow_id)
 
 

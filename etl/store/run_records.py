@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from sqlalchemy import Connection, Engine
 
 from etl.domain.model import RunStatus, Target
+from etl.domain.seal import targets_digest
 from etl.errors import SigningError
 from etl.store import (
     runs,
@@ -30,7 +31,7 @@ class RunRecords(Transactions):
         self._sign = sign
         self._recorded: dict[str, tuple[Sequence[Target], int]] = {}
         """The lists of schedules as last recorded, and the highest membership id then."""
-        self._digested: tuple[Sequence[Target], str] = ((), runs.digest_of_targets(()))
+        self._digested: tuple[Sequence[Target], str] = ((), targets_digest(()))
 
     def require_signing(self) -> None:
         """Raise SigningError where the last seal is signed and this store signs none: the next one would be a finding
@@ -86,7 +87,7 @@ class RunRecords(Transactions):
         """The digest of the targets. A schedule usually has the same list in each run: then it is not sorted again."""
         known, digest = self._digested
         if known is not asked:
-            digest = runs.digest_of_targets(asked)
+            digest = targets_digest(asked)
             self._digested = (asked, digest)
         return digest
 
@@ -108,7 +109,7 @@ class RunRecords(Transactions):
         The sums of an aborted run are counted from what it wrote.
         """
         if status == "aborted":
-            sums, latest_at = self._read(lambda connection: seals.reckon(connection, run_id))
+            sums, latest_at = self._read(lambda connection: seals.recount(connection, run_id))
             now = max(now, latest_at or now)
         ended = self._write(
             lambda connection: seals.end(connection, run_id, status, sums, now, self._sign),
@@ -118,7 +119,7 @@ class RunRecords(Transactions):
 
     def recount(self, run_id: int) -> Mapping[str, int]:
         """The sums of a run, counted from its rows; ``unchanged`` is 0: an unchanged target leaves no row."""
-        return self._read(lambda connection: seals.reckon(connection, run_id)).sums
+        return self._read(lambda connection: seals.recount(connection, run_id)).sums
 
     def abort_abandoned_runs(self, now: dt.datetime) -> list[int]:
         """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""

@@ -28,7 +28,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
 from etl.domain.model import Issue, Origin, Target, Verdict
-from etl.domain.seal import targets_digest
 from etl.schema import OWN_SLOT, UtcTime, change_set, observation, sync_issue, sync_run, target, target_membership
 from etl.store import membership
 
@@ -125,11 +124,6 @@ def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.date
         scope = f"{_scope(run, ())}{seen}}}"
         connection.execute(update(sync_run).where(sync_run.c.id == begun.run_id).values(scope=scope))
     return Begun(begun.run_id, seen)
-
-
-def digest_of_targets(targets: Sequence[Target]) -> str:
-    """The digest of the targets that a run asks for."""
-    return targets_digest(targets)
 
 
 _OF_NEW_RUN: Final = ("origin", "host", "pid", "targets", "schedule", "scheduled_for", "missed")

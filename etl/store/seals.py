@@ -50,7 +50,7 @@ _KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _BY_TARGET: Final = _KEY
 
 
-class Reckoned(NamedTuple):
+class RecountedRun(NamedTuple):
     """What is known about a run that died."""
 
     sums: Mapping[str, int]
@@ -171,10 +171,10 @@ _OPEN_SPANS: Final = (
 _HAS: Final = select(*(source.has.label(f"has_{n}") for n, source in enumerate(_SOURCES)))
 
 
-def reckon(connection: Connection, run_id: int) -> Reckoned:
+def recount(connection: Connection, run_id: int) -> RecountedRun:
     """What is known about a run whose process has died."""
     times = connection.execute(select(_LATEST, _OPEN_SPANS), {"run_id": run_id}).one()
-    return Reckoned(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
+    return RecountedRun(_counted(connection, run_id), max((at for at in times if at is not None), default=None))
 
 
 def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.Digests:

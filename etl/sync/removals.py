@@ -105,7 +105,7 @@ class RemovalSums:
 
 
 def ruling(of_org: Sum, emptied: Sum | None) -> Ruling:
-    """The stricter of the two stances."""
+    """The stricter of the two rulings."""
     rulings = {of_org.ruling, emptied.ruling if emptied else "believe"}
     return "hold" if "hold" in rulings else "wait" if "wait" in rulings else "believe"
 

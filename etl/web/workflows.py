@@ -18,7 +18,7 @@ from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
 from etl.report.org_difference import OrgDifference, difference, first_look
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowShown, OrgWorkflowState
-from etl.report.workflow_page import LISTS_THEN, Order, Sought, TooManyLists, Which
+from etl.report.workflow_page import LISTS_THEN, Order, TooManyLists, Which, WorkflowFilter
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
 from etl.web.site import Site
@@ -44,33 +44,33 @@ def index(site: Site, request: Request) -> Response:
         orgs = workflow_page.organisations(connection, asked.text("org"), ORGANISATIONS)
         if len(orgs) != 1:
             return _which_organisation(request, asked, orgs, fmt)
-        sought = _sought(asked, orgs[0].org_id)
-        if at and sought.which:
+        filters = _filters(asked, orgs[0].org_id)
+        if at and filters.which:
             raise HTTPException(400, "“Show” asks who sees or may edit a workflow now: choose all, or empty “As of”.")
         if since and since > (at or now):
             raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
-        changes = difference(connection, sought.org, since, at or now) if since else []
+        changes = difference(connection, filters.org, since, at or now) if since else []
         if not fmt:
-            values = _shown(connection, sought, at, paging) | _compared(connection, sought.org, since, changes)
-        listing = _listing(connection, sought, at)
+            values = _shown(connection, filters, at, paging) | _compared(connection, filters.org, since, changes)
+        listing = _listing(connection, filters, at)
     if fmt and table == "difference":
         return rows_file(table, columns_of(OrgDifference), changes, fmt)
     if fmt:
         return listing_file(site, listing, fmt)
-    values |= {"asked": asked, "org": orgs[0], "sought": sought, "at": at, "now": now}
+    values |= {"asked": asked, "org": orgs[0], "filters": filters, "at": at, "now": now}
     return html(request, "workflows.html", values)
 
 
-def _shown(connection: Connection, sought: Sought, at: dt.datetime | None, paging: Paging) -> dict[str, Any]:
+def _shown(connection: Connection, filters: WorkflowFilter, at: dt.datetime | None, paging: Paging) -> dict[str, Any]:
     """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
     row_type = OrgWorkflowState if at else OrgWorkflowShown
-    rows = fetch.page(connection, row_type, _statement(connection, sought, at, row_type), *paging.window)
-    facets = workflow_page.by_cycle(connection, _statement(connection, sought._replace(cycle=""), at, row_type))
-    found = sum(number for cycle, number in facets if sought.cycle in ("", cycle))
+    rows = fetch.page(connection, row_type, _statement(connection, filters, at, row_type), *paging.window)
+    facets = workflow_page.by_cycle(connection, _statement(connection, filters._replace(cycle=""), at, row_type))
+    found = sum(number for cycle, number in facets if filters.cycle in ("", cycle))
     values = paging.cut(rows) | {"facets": facets, "found": found}
     if at:
         values["users"] = workflow_page.users_then(connection, values["rows"], at)
-        values["known"] = workflow_page.coverage_then(connection, sought.org, at)
+        values["known"] = workflow_page.coverage_then(connection, filters.org, at)
     return values
 
 
@@ -83,26 +83,26 @@ def _compared(
     return {"since": since, "first_look": first, "changes": shown, "further": further}
 
 
-def _listing(connection: Connection, sought: Sought, at: dt.datetime | None) -> TableQuery:
+def _listing(connection: Connection, filters: WorkflowFilter, at: dt.datetime | None) -> TableQuery:
     row_type = OrgWorkflowState if at else OrgWorkflow
-    return TableQuery("workflows", row_type, _statement(connection, sought, at, row_type))
+    return TableQuery("workflows", row_type, _statement(connection, filters, at, row_type))
 
 
 def _statement(
-    connection: Connection, sought: Sought, at: dt.datetime | None, row_type: type[tuple[Any, ...]]
+    connection: Connection, filters: WorkflowFilter, at: dt.datetime | None, row_type: type[tuple[Any, ...]]
 ) -> Select[Any]:
     if at is None:
-        return workflow_page.list_now(connection.dialect.name, sought, row_type)
+        return workflow_page.list_now(connection.dialect.name, filters, row_type)
     try:
-        return workflow_page.list_then(connection, sought, at)
+        return workflow_page.list_then(connection, filters, at)
     except TooManyLists as error:
         raise HTTPException(400, f"More than {LISTS_THEN} lists are of users like that: name one.") from error
 
 
-def _sought(asked: RequestParams, org: str) -> Sought:
+def _filters(asked: RequestParams, org: str) -> WorkflowFilter:
     which: Which = next((each for each in get_args(Which) if each == asked.text("which")), "")
     order: Order = next((each for each in get_args(Order) if each == asked.text("order")), "")
-    return Sought(org, asked.text("find"), asked.text("user"), asked.text("cycle"), which, order)
+    return WorkflowFilter(org, asked.text("find"), asked.text("user"), asked.text("cycle"), which, order)
 
 
 def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[Any], fmt: str | None) -> Response:

@@ -13,7 +13,7 @@ from etl.report.rows import sql_columns
 from etl.schema import UtcTime
 
 _NAMES_COMPARED: Final = 10_000
-_LOOKS: Final = """
+_OBSERVED_TARGETS: Final = """
     SELECT count(*) AS targets,
            count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
                       THEN 1 END) AS observed,
@@ -31,7 +31,7 @@ _NAMES: Final = {
 }
 
 
-class Looks(NamedTuple):
+class ObservedTargets(NamedTuple):
     """What was known about some targets at a moment."""
 
     targets: int
@@ -46,7 +46,7 @@ class Looks(NamedTuple):
     """The last observation that is recorded now."""
 
 
-class Unknown(NamedTuple):
+class UnknownName(NamedTuple):
     """A name that no target has."""
 
     what: str
@@ -56,34 +56,36 @@ class Unknown(NamedTuple):
     """A similar name that a target has."""
 
 
-def looks(engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None) -> Looks:
+def observed_targets(
+    engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None
+) -> ObservedTargets:
     """What was known at ``at`` (aware) of an organisation, a user, or all targets. Raises DatabaseError."""
     with reading(engine) as connection:
-        return _looks(connection, at, org_id=org, user_id=user)
+        return _observed_targets(connection, at, org_id=org, user_id=user)
 
 
-def unknown(engine: Engine, *, org: str | None = None, user: str | None = None) -> Unknown | None:
+def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> UnknownName | None:
     """The first of the names that no target has, also if the user is only in another organisation. Raises
     DatabaseError."""
     now = dt.datetime.max.replace(tzinfo=dt.UTC)
     with reading(engine) as connection:
-        if org is not None and not _looks(connection, now, org_id=org).targets:
-            return _unknown(connection, "org_id", org)
-        if user is not None and not _looks(connection, now, org_id=org, user_id=user).targets:
-            return _unknown(connection, "user_id", user)
+        if org is not None and not _observed_targets(connection, now, org_id=org).targets:
+            return _unknown_name(connection, "org_id", org)
+        if user is not None and not _observed_targets(connection, now, org_id=org, user_id=user).targets:
+            return _unknown_name(connection, "user_id", user)
     return None
 
 
-def _looks(connection: Connection, at: dt.datetime, **names: str | None) -> Looks:
+def _observed_targets(connection: Connection, at: dt.datetime, **names: str | None) -> ObservedTargets:
     given = {name: value for name, value in names.items() if value is not None}
     conditions = " AND ".join(f"t.{name} = :{name}" for name in given)
-    sql = f"{_LOOKS} WHERE {conditions}" if given else _LOOKS
-    statement = text(sql).bindparams(bindparam("at", type_=UtcTime())).columns(*sql_columns(Looks))
-    return Looks._make(connection.execute(statement, {"at": at, **given}).one())
+    sql = f"{_OBSERVED_TARGETS} WHERE {conditions}" if given else _OBSERVED_TARGETS
+    statement = text(sql).bindparams(bindparam("at", type_=UtcTime())).columns(*sql_columns(ObservedTargets))
+    return ObservedTargets._make(connection.execute(statement, {"at": at, **given}).one())
 
 
-def _unknown(connection: Connection, what: str, name: str) -> Unknown:
+def _unknown_name(connection: Connection, what: str, name: str) -> UnknownName:
     known: list[Any] = list(
         connection.execute(text(_NAMES[what]).columns(column(what)), {"most": _NAMES_COMPARED}).scalars()
     )
-    return Unknown(what, name, next(iter(get_close_matches(name, known, 1)), None))
+    return UnknownName(what, name, next(iter(get_close_matches(name, known, 1)), None))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from etl.cli.layout import cell
-from etl.report.looks import Looks, Unknown, looks, unknown
+from etl.report.observed_targets import ObservedTargets, UnknownName, observed_targets, unknown_name
 
 
-class Question(NamedTuple):
-    """What was asked for, to explain an empty result."""
+class EmptyResult(NamedTuple):
+    """An empty result, and what was asked for: to say why it is empty."""
 
     found: str
     """What is missing: "workflows"."""
@@ -27,10 +27,10 @@ class Question(NamedTuple):
 
     def why_empty(self, engine: Engine) -> str:
         """Why nothing was found."""
-        wrong = unknown(engine, org=self.org, user=self.user)
+        wrong = unknown_name(engine, org=self.org, user=self.user)
         if wrong is not None:
             return _no_such_name(wrong)
-        seen = looks(engine, self.at, org=self.org, user=self.user)
+        seen = observed_targets(engine, self.at, org=self.org, user=self.user)
         if not seen.observed:
             return _not_observed(seen, self.zone)
         none = f"No {self.found}{' then' if self.then else ''}"
@@ -41,7 +41,7 @@ class Question(NamedTuple):
         return f"{none}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
 
 
-def not_observed_then(seen: Looks) -> str | None:
+def not_observed_then(seen: ObservedTargets) -> str | None:
     """A sentence about the targets that a past list lacks because they had not been observed yet."""
     missing = seen.targets - seen.observed
     if not missing or not seen.observed:
@@ -49,14 +49,14 @@ def not_observed_then(seen: Looks) -> str | None:
     return f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
 
 
-def _no_such_name(wrong: Unknown) -> str:
+def _no_such_name(wrong: UnknownName) -> str:
     what = "organisation" if wrong.what == "org_id" else "user"
     hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
     where = ", in this organisation" if wrong.similar == wrong.name else ""
     return f"Unknown {what}{where}: {wrong.name!r}.{hint}"
 
 
-def _not_observed(seen: Looks, zone: dt.tzinfo) -> str:
+def _not_observed(seen: ObservedTargets, zone: dt.tzinfo) -> str:
     if not seen.targets:
         return "Nothing was observed yet: run `flowtrail sync`."
     if seen.first_at is None:
