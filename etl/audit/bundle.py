@@ -72,14 +72,14 @@ def write_bundle(
         raise DatabaseError(
             f"The database holds what cannot be read ({error}): no bundle was written. Run `flowtrail verify`."
         ) from error
-    told = writer.told
+    counts = writer.counts
     return Bundle(
         found.extent,
-        seals=told["seals"],
+        seals=counts["seals"],
         runs=len(found.whole),
         targets=len(found.ranges),
-        change_sets=told["change_sets"],
-        changes=told["changes"],
+        change_sets=counts["change_sets"],
+        changes=counts["changes"],
         answers=kept,
     )
 
@@ -91,7 +91,7 @@ class _Writer:
         self._archive = archive
         self._moment = made_at.astimezone(dt.UTC).timetuple()[:6]
         self.files: dict[str, dict[str, Any]] = {}
-        self.told: dict[str, int] = {}
+        self.counts: dict[str, int] = {}
         """The number of lines of each file."""
         self.last: dict[str, Any] = {"id": 0, "seal": None}
         """The newest seal."""
@@ -99,11 +99,11 @@ class _Writer:
     def lines(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
         """Write a file with one JSON object per row."""
         columns = [column.partition(":")[::2] for column in check.FILES[name].split()]
-        self.told[name] = 0
+        self.counts[name] = 0
 
         def lines() -> Iterator[bytes]:
             for row in rows:
-                self.told[name] += 1
+                self.counts[name] += 1
                 line = {key: _written(kind, value) for (key, kind), value in zip(columns, row, strict=True)}
                 if name == "seals":
                     self.last = {key: line[key] for key in self.last}

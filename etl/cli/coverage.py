@@ -64,9 +64,9 @@ def _show(found: Coverage, zone: dt.tzinfo) -> None:
     _rows("\nCame and went", Membership._fields, found.memberships, zone)
     asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
     first, last = found.seals
-    told = f"In {counted(found.runs, 'run')}, {counted(len(found.targets), 'target')} had to be asked: "
-    told += f"{answered} of {asked} requests were answered."
-    console.say(f"\n{told} The seals {first} to {last} prove it; `flowtrail verify` proves the seals.", "bold")
+    summary = f"In {counted(found.runs, 'run')}, {counted(len(found.targets), 'target')} had to be asked: "
+    summary += f"{answered} of {asked} requests were answered."
+    console.say(f"\n{summary} The seals {first} to {last} prove it; `flowtrail verify` proves the seals.", "bold")
     if found.unsealed_runs:
         console.say(f"{found.unsealed_runs} runs are under way: they count once they have a seal.", "yellow")
 

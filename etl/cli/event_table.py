@@ -8,7 +8,7 @@ from itertools import chain, repeat
 from typing import Any, Final
 
 from etl.cli import console
-from etl.report.details import said_beside_event
+from etl.report.details import event_detail_sentence
 from etl.report.rows import OrgWorkflowEvent
 
 _COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name", "EnOS")
@@ -20,13 +20,13 @@ def event_table(
     events: Iterable[Any],
     *,
     zone: dt.tzinfo = dt.UTC,
-    said: Sequence[str] = (),
+    details: Sequence[str] = (),
 ) -> None:
-    """Print a table of events, which have the columns of ``workflow_event``. Times are shown in ``zone``; ``said`` is
-    what EnOS said about each."""
+    """Print a table of events, which have the columns of ``workflow_event``. Times are shown in ``zone``; ``details``
+    is what EnOS said about each."""
     rows = [
-        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, told)
-        for e, told in zip(events, chain(said, repeat("")), strict=False)
+        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, said)
+        for e, said in zip(events, chain(details, repeat("")), strict=False)
     ]
     console.table(title, _COLUMNS, rows, "no changes", zone=zone, if_any=_IF_ANY)
 
@@ -52,7 +52,7 @@ def story_table(
     """A table of an organisation's events."""
     rows = [
         (e.observed_at, e.org_id, e.expression, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
-         e.users_after, "" if e.certain else "not proven", said_beside_event(e, enos_zone))
+         e.users_after, "" if e.certain else "not proven", event_detail_sentence(e, enos_zone))
         for e in events
     ]  # fmt: skip
     columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users", "certain",

@@ -83,8 +83,8 @@ def time_zone_named(name: str) -> dt.tzinfo:
 
 def kind_option(kinds: Sequence[str]) -> Any:
     """``--kind``, one of these; may be repeated."""
-    told = f"Only this kind; may be repeated: {', '.join(kinds)}."
-    return typer.Option("--kind", help=told, autocompletion=lambda: list(kinds))
+    text = f"Only this kind; may be repeated: {', '.join(kinds)}."
+    return typer.Option("--kind", help=text, autocompletion=lambda: list(kinds))
 
 
 def require_kinds(given: Sequence[str] | None, kinds: Sequence[str]) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from etl.report import Report, WorkflowEvent, WorkflowHistory, stories
 from etl.report.details import (
     FlowDetail,
     any_details,
+    detail_sentence,
     details_of_changes,
     details_of_flow,
-    said_beside,
     schedule_in_words,
     states_with_details,
     with_details,
@@ -119,7 +119,7 @@ def changes(
         empty_result = EmptyResult("such changes", org, user, utc_now(), zone, narrowed=True)
 
         def table(found: list[WorkflowEvent]) -> None:
-            event_table("", found, zone=zone, said=_said(app, found))
+            event_table("", found, zone=zone, details=_detail_sentences(app, found))
 
         print_rows(app, empty_result, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
 
@@ -160,20 +160,20 @@ def _happened(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, 
 
 
 def _answered(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, limit: int | None) -> None:
-    def table(said: list[FlowDetail]) -> None:
-        told = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in said]
-        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, told, zone=zone)
+    def table(details: list[FlowDetail]) -> None:
+        rows = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details]
+        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, rows, zone=zone)
 
     print_table(details_of_flow(app.engine, flow_id, org), table, limit)
 
 
-def _said(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
+def _detail_sentences(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
     """What EnOS said about each change, in a sentence; empty if details were never asked for."""
     if not any_details(app.engine):
         return []
     return [
-        said_beside(said, event.last_unchanged_at, event.observed_at, app.enos_zone)
-        for event, said in zip(events, details_of_changes(app.engine, events), strict=True)
+        detail_sentence(detail, event.last_unchanged_at, event.observed_at, app.enos_zone)
+        for event, detail in zip(events, details_of_changes(app.engine, events), strict=True)
     ]
 
 

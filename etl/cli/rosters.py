@@ -133,8 +133,8 @@ def show_moves(rosters: Sequence[Refreshed]) -> None:
             console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
             continue
         would = {"would join": each.moves.joined, "would leave": each.moves.left, "lacking": each.moves.newly_missing}
-        said = "; ".join(f"{len(users)} {what} ({_some(users)})" for what, users in would.items() if users)
-        console.say(f"Roster of {each.org_id}: {said or 'as before'}.")
+        differences = "; ".join(f"{len(users)} {what} ({_some(users)})" for what, users in would.items() if users)
+        console.say(f"Roster of {each.org_id}: {differences or 'as before'}.")
 
 
 def moves_of(each: Refreshed) -> dict[str, object]:

@@ -184,8 +184,8 @@ def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most:
         console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
     if found.snapshot is not None:
         overdue = found.snapshot.overdue
-        said = {name: count for name, count in _freshness(found.snapshot).items() if count and name != "status"}
-        counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in said.items())
+        numbers = {name: count for name, count in _freshness(found.snapshot).items() if count and name != "status"}
+        counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in numbers.items())
         fresh = found.snapshot.fresh
         console.say(
             f"Targets: {found.snapshot.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",

@@ -59,12 +59,12 @@ class _Kept(NamedTuple):
 _kept: Final[dict[str, _Kept]] = {}
 
 
-def note_damage(engine: Engine, said: str) -> None:
+def note_damage(engine: Engine, message: str) -> None:
     """Record damage, unless there is a finding already. Never raises: the caller has its own error to report."""
     file = _file(engine)
     if damage_of(engine) is not None or (file is not None and file.name.endswith(_UNFINISHED)):
         return
-    finding = Damage(said=printable(said)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
+    finding = Damage(said=printable(message)[:_LONGEST], found_at=dt.datetime.now(dt.UTC), file=_identity(file))
     if engine.dialect.name != "sqlite":
         _kept[_name(engine)] = _Kept(finding, time.monotonic() + LOOK_AGAIN_SECONDS)
     elif file is not None:

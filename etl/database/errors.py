@@ -83,18 +83,18 @@ def explain(error: BaseException | None, engine: Engine) -> DatabaseError:
     state = getattr(error, "sqlstate", None)
     if state is None and isinstance(error, driver.OperationalError | driver.InterfaceError):
         state = _NO_CONNECTION
-    return _known_as(state, _explain_postgresql(state, _said(error, state, engine.url), engine.url))
+    return _known_as(state, _explain_postgresql(state, _message(error, state, engine.url), engine.url))
 
 
-def _said(error: BaseException | None, state: str | None, url: URL) -> str:
+def _message(error: BaseException | None, state: str | None, url: URL) -> str:
     if state is not None and state.startswith("22"):
         return type(error).__name__  # the message of a data exception repeats the value
-    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
-    return _without_secrets(said, url)
+    message = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    return _without_secrets(message, url)
 
 
-def _without_secrets(said: str, url: URL) -> str:
-    text = " ".join(said.split()).removeprefix("connection failed: ").rstrip(".")
+def _without_secrets(message: str, url: URL) -> str:
+    text = " ".join(message.split()).removeprefix("connection failed: ").rstrip(".")
     secrets = set(secrets_of(url))
     for secret in sorted(secrets | {quote(secret, safe="") for secret in secrets}, key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -117,17 +117,17 @@ _SQLITE: Final[dict[int, tuple[type[DatabaseError], str]]] = {
 }
 
 
-def _explain_sqlite(code: int, said: str, url: URL) -> DatabaseError:
+def _explain_sqlite(code: int, message: str, url: URL) -> DatabaseError:
     file = file_of(url)
     if code == sqlite3.SQLITE_CANTOPEN and file is not None:
-        return cannot_open(describe(url), said, file)
-    if said.startswith(("no such table", "no such column", "no such view")):
-        return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({said}): see `flowtrail db check`.")
+        return cannot_open(describe(url), message, file)
+    if message.startswith(("no such table", "no such column", "no such view")):
+        return SchemaMismatch(f"{describe(url)} lacks a part of the schema ({message}): see `flowtrail db check`.")
     if code == sqlite3.SQLITE_READONLY and file is not None and os.access(file, os.W_OK):
         refused = refusal(file.parent)
         if refused is not None:
             return _cannot_write_beside(describe(url), file.parent, refused)
-    kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {said}"))
+    kind, what = _SQLITE.get(code, (DatabaseError, f"refused: {message}"))
     who = holders(file) if file is not None and code == sqlite3.SQLITE_BUSY else ""
     return _known_as(code, kind(f"The database {describe(url)} {what.format(who=who) if who else what}."))
 
@@ -145,7 +145,7 @@ def _known_as(code: int | str | None, error: DatabaseError) -> DatabaseError:
     return error
 
 
-def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
+def cannot_open(name: str, message: str, file: Path) -> DatabaseError:
     if descriptors.none_left():
         return DatabaseUnreachable(
             f"{name} cannot be opened: no file descriptor is left, raise the limit (`ulimit -n`)."
@@ -159,20 +159,20 @@ def cannot_open(name: str, said: str, file: Path) -> DatabaseError:
     refused = refusal(file.parent) if file.exists() else None
     if refused is not None:
         return _cannot_write_beside(name, file.parent, refused)
-    return DatabaseError(f"{name} cannot be opened ({said}): give this user the permission.")
+    return DatabaseError(f"{name} cannot be opened ({message}): give this user the permission.")
 
 
 def _cannot_write_beside(name: str, folder: Path, refused: OSError) -> DatabaseError:
     """SQLite says that it cannot open a file if it cannot create the journal next to it."""
     condition, why = _REFUSED_FILES.get(refused.errno or 0, _NOT_ALLOWED)
-    error = DatabaseError(f"{name} cannot be written: " + why.format(folder=folder, said=refused.strerror))
+    error = DatabaseError(f"{name} cannot be written: " + why.format(folder=folder, message=refused.strerror))
     error.condition = condition
     return error
 
 
 _NOT_ALLOWED: Final = (
     "database_read_only",
-    "this user can make no file in {folder} ({said}): give the user that permission.",
+    "this user can make no file in {folder} ({message}): give the user that permission.",
 )
 _REFUSED_FILES: Final = {
     errno.EROFS: ("database_read_only", "the disk of {folder} may only be read: make it writable again."),
@@ -193,25 +193,25 @@ _TAKEN: Final = {"42P07", "42710", "42723"}
 _REFUSED_PARAMETER: Final = "unsupported startup parameter"
 
 
-def _explain_postgresql(state: str | None, said: str, url: URL) -> DatabaseError:
+def _explain_postgresql(state: str | None, message: str, url: URL) -> DatabaseError:
     name = describe(url)
     if state in _BUSY:
-        return DatabaseUnreachable(f"The database {name} was busy with another transaction: {said}.")
-    if _REFUSED_PARAMETER in said:
+        return DatabaseUnreachable(f"The database {name} was busy with another transaction: {message}.")
+    if _REFUSED_PARAMETER in message:
         return DatabaseError(
-            f"The pooler before {name} refused: {said}. Leave `options` and the like out of the URL, and give defaults "
-            "to the role instead: ALTER ROLE ... SET ..."
+            f"The pooler before {name} refused: {message}. Leave `options` and the like out of the URL, and give "
+            "defaults to the role instead: ALTER ROLE ... SET ..."
         )
     if state in _TAKEN:
         return DatabaseError(
-            f"{name} has something else of the same name ({said}): give Flowtrail a schema of its own, "
+            f"{name} has something else of the same name ({message}): give Flowtrail a schema of its own, "
             "the first in the search_path of its role."
         )
     if state is not None and (state[:2] in _AWAY or state in _TIMED_OUT):
-        return DatabaseUnreachable(f"The database {name} cannot be reached: {said}.")
+        return DatabaseUnreachable(f"The database {name} cannot be reached: {message}.")
     if state in _DAMAGED:
         remedy = "REINDEX what it names" if state == "XX002" else "see what PostgreSQL logs, or restore a backup"
-        return DatabaseDamaged(f"The database {name} is damaged: {said}: {remedy}.")
+        return DatabaseDamaged(f"The database {name} is damaged: {message}: {remedy}.")
     if state in _LACKING:
-        return SchemaMismatch(f"{name} lacks a part of the schema ({said}): see `flowtrail db check`.")
-    return DatabaseError(f"The database {name} refused: {said}.")
+        return SchemaMismatch(f"{name} lacks a part of the schema ({message}): see `flowtrail db check`.")
+    return DatabaseError(f"The database {name} refused: {message}.")

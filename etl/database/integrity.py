@@ -54,16 +54,16 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
         limit = 0.0 if driver.execute("PRAGMA journal_mode").fetchone() == ("wal",) else limit_seconds
         for table in _tables(driver):
             try:
-                damage += (printable(f"{table}: {said}") for said in _check(driver, table, limit))
+                damage += (printable(f"{table}: {problem}") for problem in _check(driver, table, limit))
                 if everything:
                     _read_all(driver, table)
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if code_of(error) == sqlite3.SQLITE_INTERRUPT:
                     unfinished.append(table)
                 else:
-                    damage.append(f"{table}: {_said(error, engine)}")
+                    damage.append(f"{table}: {_message(error, engine)}")
         if everything and not damage:
-            damage += (printable(said) for (said,) in driver.execute("PRAGMA integrity_check") if said != _FINE)
+            damage += (printable(each) for (each,) in driver.execute("PRAGMA integrity_check") if each != _FINE)
     if everything and not damage:
         damage += map(str, misspelled_times(engine))
     if damage:
@@ -71,7 +71,7 @@ def integrity(engine: Engine, *, limit_seconds: float = LIMIT_SECONDS, everythin
     return Integrity(tuple(damage[:_MOST]), tuple(unfinished))
 
 
-def _said(error: Exception, engine: Engine) -> str:
+def _message(error: Exception, engine: Engine) -> str:
     """SQLite's message for damage; for any other error, the sentence with the remedy."""
     if is_no_text(error):
         return NO_TEXT
@@ -102,4 +102,4 @@ def _check(driver: sqlite3.Connection, table: str, limit_seconds: float) -> Iter
         found = driver.execute(f"PRAGMA integrity_check({_quoted(table)})").fetchall()
     finally:
         driver.set_progress_handler(None, 0)
-    return (said for (said,) in found if said != _FINE)
+    return (problem for (problem,) in found if problem != _FINE)

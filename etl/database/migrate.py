@@ -101,7 +101,7 @@ def check(engine: Engine) -> list[str]:
     return [
         *catalog.differences(fresh, live),
         *gaps,
-        *(said.replace("*", name) for name, parts in partitions.items() for said in catalog.differences(one, parts)),
+        *(each.replace("*", name) for name, parts in partitions.items() for each in catalog.differences(one, parts)),
     ]
 
 

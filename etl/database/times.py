@@ -48,10 +48,10 @@ class Misspelled(NamedTuple):
     """How many more rows there are."""
 
     def __str__(self) -> str:
-        return f"{self.table}.{self.column} of {self.row} should be {WRITTEN_AS}, but is {self.said}"
+        return f"{self.table}.{self.column} of {self.row} should be {WRITTEN_AS}, but is {self.found_text}"
 
     @property
-    def said(self) -> str:
+    def found_text(self) -> str:
         """What is there instead, on one line."""
         more = f", and {self.others} more are not so either" if self.others else ""
         return f"{printable(self.found)}{more}"

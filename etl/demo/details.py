@@ -33,8 +33,8 @@ def flow_reply(world: World, asked: dict[str, str], *, older: bool) -> Reply:
         return refusal("details", 62101, "user does not exist or is not in the organization", older=older)
     if flow is None:
         return refusal("details", 62103, "no privilege", older=older)
-    said = {"status": 0, "msg": "Success"} if older else {"code": 0, "msg": "OK"}
-    return Reply(200, msgspec.json.encode(said | {"data": _data(world, org, flow)}), 0)
+    envelope = {"status": 0, "msg": "Success"} if older else {"code": 0, "msg": "OK"}
+    return Reply(200, msgspec.json.encode(envelope | {"data": _data(world, org, flow)}), 0)
 
 
 def _data(world: World, org: str, flow: Flow) -> dict[str, Any]:

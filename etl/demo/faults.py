@@ -152,7 +152,7 @@ def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, o
     return Reply(status, msgspec.json.encode({key: code, words: message, "data": None}), code)
 
 
-def said(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool = False) -> Reply:
+def faulty_reply(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool = False) -> Reply:
     """The answer instead of the honest one; faults that only concern delivery leave it as it is."""
     status = fault.status if fault.status is not None else _STATUS.get(fault.kind, 200)
     reply = honest

@@ -25,7 +25,7 @@ from etl.demo import admin as door
 from etl.demo.auth import Request, TokenService, Verdict
 from etl.demo.delivery_log import Delivery, DeliveryLog
 from etl.demo.details import flow_reply
-from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, head, refusal, said
+from etl.demo.faults import Endpoint, Fault, FaultBook, Order, Reply, Wire, faulty_reply, head, refusal
 from etl.demo.incoming import asked_for, asks_for_the_end, read_request
 from etl.demo.lists import EncodedLists, Release
 from etl.demo.roster import OLDER_ROSTER_PATH, ROSTER_PATH, roster_page
@@ -237,7 +237,7 @@ class DemoGateway:
         honest = self._honest(request, asked, entry, fault)
         if fault.kind == "expired":
             self.expire_token()
-        reply = said(fault, honest, endpoint, older=self._older)
+        reply = faulty_reply(fault, honest, endpoint, older=self._older)
         if not entry.kept_open:
             reply = reply._replace(headers={"Connection": "close", **reply.headers})
         entry.fault, entry.status, entry.code = fault.kind, reply.status, reply.code

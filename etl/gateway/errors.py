@@ -133,8 +133,8 @@ def _reason(causes: list[BaseException]) -> str:
     for cause in reversed(causes):
         if isinstance(cause, NotHTTP):
             return str(cause)
-        if isinstance(cause, ssl.SSLError) and (said := _of_ssl(cause)):
-            return printable(said)[:100]
+        if isinstance(cause, ssl.SSLError) and (problem := _of_ssl(cause)):
+            return printable(problem)[:100]
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             return printable(cause.strerror)[:100].lower()
         if isinstance(cause, OSError) and (refusal := re.match(r"Tunnel connection failed: ([0-9]{3})\b", str(cause))):

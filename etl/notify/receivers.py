@@ -55,7 +55,7 @@ class Receiver:
         """See `Sender`. A redirect is a refusal: what follows it is another request, without the message."""
         fitting = shortened(message, lambda body: self._has_room(message.title, body))
         has_own_title = self._plugin.title_maxlen > 0
-        with _captured_log() as said:
+        with _captured_log() as logged:
             try:
                 went = self._plugin.notify(
                     title=fitting.title if has_own_title else self._converted(fitting.title),
@@ -67,7 +67,7 @@ class Receiver:
                 )
             except Exception as error:
                 return f"{type(error).__name__}: {_without(self._url, str(error))}"
-        return None if went else _without(self._url, "; ".join(said)) or "it did not say why"
+        return None if went else _without(self._url, "; ".join(logged)) or "it did not say why"
 
     def _converted(self, text: str) -> str:
         conversion: Any = importlib.import_module("apprise.conversion")
@@ -93,11 +93,11 @@ def receivers(number: int, settings: NotifySettings) -> Iterator[Receiver | Unus
     for nth, url in enumerate(settings.urls, 1):
         which = f" {nth}" if len(settings.urls) > 1 else ""
         name = f"notify[{number}]{which} {url.reveal().partition('://')[0].lower()}://***"
-        with _captured_log() as said, warnings.catch_warnings():
+        with _captured_log() as logged, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first address makes it import all that it knows, old things too
             plugin = apprise.Apprise.instantiate(url.reveal(), asset=asset)
         if plugin is None:
-            reason = _without(url, "; ".join(said))
+            reason = _without(url, "; ".join(logged))
             yield UnusableReceiver(name, f"is not a usable address: {reason or 'apprise does not know this kind'}")
         else:
             yield Receiver(name, url, plugin)

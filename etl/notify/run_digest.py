@@ -118,8 +118,8 @@ class _Event(NamedTuple):
 def _detail_of(of: _Change | _Event, zone: dt.tzinfo | None) -> str:
     """What EnOS said about it, if it was asked; ``zone``: EnOS's."""
     detail = ChangeDetail(of.update_user, of.update_time, of.old_freq, of.new_freq)
-    said = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
-    return f"; {digest.cut(said)}" if said else ""
+    text = sentence(*detail, (of.last_unchanged_at, of.observed_at), zone, _schedule)
+    return f"; {digest.cut(text)}" if text else ""
 
 
 def _schedule(freq: str) -> str:

@@ -36,15 +36,15 @@ def schedule_in_words(freq: str) -> str:
     return f"`{freq}` ({words})" if words else f"`{freq}`"
 
 
-def said_beside(detail: ChangeDetail, since: dt.datetime | None, until: dt.datetime, zone: dt.tzinfo | None) -> str:
+def detail_sentence(detail: ChangeDetail, since: dt.datetime | None, until: dt.datetime, zone: dt.tzinfo | None) -> str:
     """What EnOS said beside a change between ``since`` and ``until``; "" where it said nothing. ``zone``: EnOS's."""
     return sentence(*detail, (since, until), zone, schedule_in_words)
 
 
-def said_beside_event(event: OrgWorkflowEvent, zone: dt.tzinfo | None) -> str:
+def event_detail_sentence(event: OrgWorkflowEvent, zone: dt.tzinfo | None) -> str:
     """The same of an organisation's event."""
-    said = ChangeDetail(event.update_user, event.update_time, event.old_freq, event.new_freq)
-    return said_beside(said, event.last_unchanged_at, event.observed_at, zone)
+    detail = ChangeDetail(event.update_user, event.update_time, event.old_freq, event.new_freq)
+    return detail_sentence(detail, event.last_unchanged_at, event.observed_at, zone)
 
 
 class FlowDetail(NamedTuple):
@@ -66,11 +66,11 @@ def any_details(engine: Engine) -> bool:
         return connection.execute(select(func.max(workflow_detail.c.id))).scalar() is not None
 
 
-def beside(connection: Connection, events: Sequence[WorkflowEvent], zone: dt.tzinfo | None) -> list[str]:
+def detail_sentences(connection: Connection, events: Sequence[WorkflowEvent], zone: dt.tzinfo | None) -> list[str]:
     """What EnOS said beside each of ``events``, in a sentence or ""; ``zone``: EnOS's."""
     return [
-        said_beside(said, event.last_unchanged_at, event.observed_at, zone)
-        for event, said in zip(events, details_within(connection, events), strict=True)
+        detail_sentence(detail, event.last_unchanged_at, event.observed_at, zone)
+        for event, detail in zip(events, details_within(connection, events), strict=True)
     ]
 
 
@@ -85,11 +85,11 @@ def details_within(connection: Connection, events: Sequence[WorkflowEvent]) -> l
     found: dict[tuple[int, str, str], ChangeDetail] = {}
     detail = workflow_detail
     runs, flows = {event.run_id for event in events}, {event.flow_id for event in events}
-    asked = select(detail.c.run_id, detail.c.org_id, detail.c.flow_id, *_SAID)
-    for run_id, org, flow, *said in connection.execute(
+    asked = select(detail.c.run_id, detail.c.org_id, detail.c.flow_id, *_COLUMNS)
+    for run_id, org, flow, *columns in connection.execute(
         asked.where(detail.c.run_id.in_(runs), detail.c.flow_id.in_(flows))
     ):
-        found[run_id, org, flow] = ChangeDetail(*said)
+        found[run_id, org, flow] = ChangeDetail(*columns)
     return [found.get((event.run_id, event.org_id, event.flow_id), NOTHING) for event in events]
 
 
@@ -101,7 +101,7 @@ def freq_before(detail: FromClause) -> ScalarSelect[Any]:
     return latest.correlate(detail).scalar_subquery()
 
 
-_SAID: Final = (
+_COLUMNS: Final = (
     workflow_detail.c.update_user,
     workflow_detail.c.update_time,
     freq_before(workflow_detail),
@@ -115,7 +115,7 @@ def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowH
     if any_details(engine):
         key = (target.c.org_id, target.c.user_id, target.c.expression, change_set.c.observed_at)
         asked = (
-            select(*key, *_SAID)
+            select(*key, *_COLUMNS)
             .join_from(workflow_detail, change_set, change_set.c.run_id == workflow_detail.c.run_id)
             .join(target, (target.c.id == change_set.c.target_id) & (target.c.org_id == workflow_detail.c.org_id))
             .where(workflow_detail.c.flow_id == flow_id)
@@ -123,8 +123,8 @@ def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowH
         with reading(engine) as connection:
             found = {tuple(row[:4]): ChangeDetail(*row[4:]) for row in connection.execute(asked)}
     for state in states:
-        said = found.get((state.org_id, state.user_id, state.expression, state.valid_from), NOTHING)
-        yield state._asdict() | said._asdict()
+        detail = found.get((state.org_id, state.user_id, state.expression, state.valid_from), NOTHING)
+        yield state._asdict() | detail._asdict()
 
 
 def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[dict[str, Any]]:
@@ -134,8 +134,8 @@ def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[di
         return
     rest = iter(events)
     while some := list(islice(rest, _AT_ONCE)):
-        for event, said in zip(some, details_of_changes(engine, some), strict=True):
-            yield event._asdict() | said._asdict()
+        for event, detail in zip(some, details_of_changes(engine, some), strict=True):
+            yield event._asdict() | detail._asdict()
 
 
 def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowDetail]:

@@ -60,8 +60,8 @@ def held_removals(*, org: str | None = None) -> Select[Any]:
 
 def _latest_reason() -> ColumnElement[str | None]:
     """The guard's reason when it last held removals of the target."""
-    said = sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held"
-    latest = select(sync_issue.c.message).where(*said).order_by(sync_issue.c.id.desc()).limit(1)
+    held_by = sync_issue.c.target_id == target.c.id, sync_issue.c.verdict == "held"
+    latest = select(sync_issue.c.message).where(*held_by).order_by(sync_issue.c.id.desc()).limit(1)
     return latest.scalar_subquery().label("reason")
 
 

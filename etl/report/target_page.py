@@ -150,8 +150,8 @@ def _runs_about(connection: Connection, target_id: int, until: dt.datetime, most
     ).scalar()
     schedules = connection.execute(_SCHEDULES, {"id": target_id, "last_at": last_at or until}).scalars().all()
     own = select(change_set.c.run_id).where(change_set.c.target_id == target_id)
-    said = select(sync_issue.c.run_id).where(sync_issue.c.target_id == target_id)
-    about = or_(sync_run.c.schedule.in_(schedules), sync_run.c.id.in_(own), sync_run.c.id.in_(said))
+    with_issue = select(sync_issue.c.run_id).where(sync_issue.c.target_id == target_id)
+    about = or_(sync_run.c.schedule.in_(schedules), sync_run.c.id.in_(own), sync_run.c.id.in_(with_issue))
     columns = [sync_run.c[name] for name in ("id", "schedule", "started_at", "heartbeat_at", "finished_at", "missed")]
     chosen = select(*columns).where(about, sync_run.c.started_at <= until, sync_run.c.origin != "approval")
     return connection.execute(chosen.order_by(sync_run.c.id.desc()).limit(most)).all()

@@ -248,11 +248,11 @@ _TIMES: Final = {
 
 
 def _of_snapshot(snapshot: HealthSnapshot | None) -> Iterator[Metric]:
-    for name, (field, said) in _PLAIN.items():
-        yield _gauge(name, said, (), {} if snapshot is None else {(): getattr(snapshot, field)})
-    for name, (field, said) in _TIMES.items():
+    for name, (field, text) in _PLAIN.items():
+        yield _gauge(name, text, (), {} if snapshot is None else {(): getattr(snapshot, field)})
+    for name, (field, text) in _TIMES.items():
         at = snapshot and getattr(snapshot, field)
-        yield _gauge(name, said, (), {(): at.timestamp()} if at else {})
+        yield _gauge(name, text, (), {(): at.timestamp()} if at else {})
 
 
 def _of_schedules(snapshot: HealthSnapshot | None, label: Callable[[str], str]) -> Iterator[Metric]:
@@ -280,8 +280,8 @@ def _of_schedules(snapshot: HealthSnapshot | None, label: Callable[[str], str]) 
     )
 
 
-def _gauge(name: str, said: str, labels: tuple[str, ...], samples: _Samples) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"flowtrail_{name}", said, labels=labels)
+def _gauge(name: str, text: str, labels: tuple[str, ...], samples: _Samples) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"flowtrail_{name}", text, labels=labels)
     for values, sample in samples.items():
         family.add_metric(values, float(sample))
     return family

@@ -82,8 +82,8 @@ def request(url: str, message: bytes) -> TimeStamp:
     except SigningError as error:
         raise NoTimestamp(str(error)) from error
     if response.status != _GRANTED:
-        said = "; ".join(response.status_string) or f"status {response.status}"
-        raise NoTimestamp(f"The time-stamp authority refused: {said}.")
+        reason = "; ".join(response.status_string) or f"status {response.status}"
+        raise NoTimestamp(f"The time-stamp authority refused: {reason}.")
     info = response.tst_info
     imprint = asked.message_imprint
     there = info.message_imprint

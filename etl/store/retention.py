@@ -87,8 +87,8 @@ def delete_issues(connection: Connection, run_id: int, run_ids: Sequence[int], n
 def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after: int) -> Sequence[Any]:
     """Runs with the number of their issues, by id, which is the order in which runs began."""
     ended_at = func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type)
-    told = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNNOTIFIED_FOR)
-    old = and_(sync_run.c.status != "running", ended_at < before, told)
+    is_notified = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNNOTIFIED_FOR)
+    old = and_(sync_run.c.status != "running", ended_at < before, is_notified)
     latest = select(func.max(sync_run.c.id)).where(old).scalar_subquery()
     before_that = and_(sync_run.c.status != "running", ended_at > now, sync_run.c.id < latest)
     issues = select(func.count()).where(sync_issue.c.run_id == sync_run.c.id).correlate(sync_run).scalar_subquery()

@@ -216,13 +216,13 @@ class Cluster:
     def _watch(self, client: Any, pending: WeakSet[Future[BatchResult]]) -> None:
         """Pass a stop on to the workers, count them, and cancel batches once the scheduler or all workers are gone."""
         counted_at = alive_at = time.monotonic()
-        told = False
+        told_to_stop = False
         while not self._closed.wait(_LOOK_SECONDS) and client is self._client:
             now = time.monotonic()
             with contextlib.suppress(Exception):
-                if client.status == "running" and self._stop.is_set() and not told:
+                if client.status == "running" and self._stop.is_set() and not told_to_stop:
                     client.run(self._worker.stop, self._coordinator, on_error="ignore")
-                    told = True
+                    told_to_stop = True
                 if client.status == "running" and now - counted_at > _COUNT_SECONDS:
                     counted_at = now
                     self._count(client)

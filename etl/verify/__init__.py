@@ -117,7 +117,7 @@ def _times(engine: Engine, read_on: Callable[[], None]) -> Iterator[Finding]:
     """Times in SQLite that are written in another way. A key that is no text is left to the other checks."""
     try:
         for each in misspelled_times(engine, read_on):
-            yield Finding(what=f"{each.table}.{each.column} of {each.row}", expected=WRITTEN_AS, found=each.said)
+            yield Finding(what=f"{each.table}.{each.column} of {each.row}", expected=WRITTEN_AS, found=each.found_text)
     except DatabaseError as error:
         if _NO_TEXT not in str(error.__cause__):
             raise

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
 from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries, trail_page
-from etl.report.details import beside
+from etl.report.details import detail_sentences
 from etl.report.fetch import short_transaction
 from etl.report.names import with_ids
 from etl.report.summary_rows import Gap
@@ -72,7 +72,7 @@ def trail(site: Site, request: Request) -> Response:
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
         shown = trail_page.newest(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
-        told = beside(connection, shown[:PAGE_ROWS], site.enos_zone)
+        details = detail_sentences(connection, shown[:PAGE_ROWS], site.enos_zone)
     last = shown[PAGE_ROWS - 1] if len(shown) > PAGE_ROWS else None
     pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
     older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
@@ -82,7 +82,7 @@ def trail(site: Site, request: Request) -> Response:
         "kinds": kinds,
         "error": "",
         "events": shown[:PAGE_ROWS],
-        "beside": told,
+        "beside": details,
         "asked": asked,
     }
     return html(request, "trail.html", {**values, "older": older, "newest": newest})
@@ -173,9 +173,9 @@ def _static(request: Request) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    said = {404: "There is no such page.", 405: "These pages are read-only."}
+    messages = {404: "There is no such page.", 405: "These pages are read-only."}
     usual = error.detail in ("Not Found", "Method Not Allowed")
-    response = _problem(request, error.status_code, said[error.status_code] if usual else error.detail)
+    response = _problem(request, error.status_code, messages[error.status_code] if usual else error.detail)
     response.headers.update(error.headers or {})
     return response
 
@@ -189,8 +189,8 @@ def _failed(request: Request, error: Exception) -> Response:
     return _problem(request, 500, "This page failed. The log of the service says why.")
 
 
-def _problem(request: Request, status: int, said: str) -> Response:
-    return html(request, "problem.html", {"status": status, "said": said}, status)
+def _problem(request: Request, status: int, message: str) -> Response:
+    return html(request, "problem.html", {"status": status, "message": message}, status)
 
 
 def _moment(text: str, now: dt.datetime) -> dt.datetime | None:

@@ -19,7 +19,7 @@ from jinja2.filters import do_mark_safe
 from etl.config.quartz import quartz_in_words
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
-from etl.report.details import said_beside_event
+from etl.report.details import event_detail_sentence
 from etl.report.summary_rows import CYCLES
 from etl.web import figures, labels
 
@@ -73,7 +73,7 @@ def environment() -> jinja2.Environment:
         "foreign_element": foreign_element,
         "cycle_element": cycle_element,
         "kind_element": kind_element,
-        "said_beside_event": said_beside_event,
+        "event_detail_sentence": event_detail_sentence,
         "target_path": labels.target_path,
         "workflow_path": labels.workflow_path,
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.report import CurrentWorkflow, WorkflowAsOf, WorkflowHistory, columns_of, fetch, trail_page, workflow_page
-from etl.report.details import beside, latest_details_of_flow
+from etl.report.details import detail_sentences, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
 from etl.report.org_difference import OrgDifference, difference, first_look
@@ -152,7 +152,7 @@ def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict
         "said": latest_details_of_flow(connection, org, flow, EVENTS),
         "most_seen": SEEN_AT_MOST,
         "events": events,
-        "beside": beside(connection, events, site.enos_zone),
+        "beside": detail_sentences(connection, events, site.enos_zone),
         "enos_zone": site.enos_zone,
         "patience": site.coverage_gap,
         "drawn": _DRAWN,
