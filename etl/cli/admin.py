@@ -104,7 +104,7 @@ def check_schema(
             if not differences:
                 console.say(f"{database.describe(app.engine.url)} is as the migrations made it.")
         if marked is not None:
-            _tell_of_the_mark(app, marked)
+            _report_damage(app, marked)
     if differences:
         raise typer.Exit(1)
 
@@ -122,7 +122,7 @@ def _integrity(app: Application, *, after_damage: bool) -> list[str]:
     return [*found.damage, *(_unfinished(table) for table in found.unfinished)]
 
 
-def _tell_of_the_mark(app: Application, marked: database.Damage) -> None:
+def _report_damage(app: Application, marked: database.Damage) -> None:
     if database.damage_of(app.engine) is None:
         console.complain(f"It had been found damaged ({marked.said}) and is intact now: writing continues.", "green")
     else:

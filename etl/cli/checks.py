@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from etl import database, signing
 from etl.cli.application import Application
-from etl.cli.notify import understood
+from etl.cli.notify import receiver_problems
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import FlowtrailError, GatewayError
@@ -33,7 +33,7 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield CheckResult("settings", True, str(app.settings.path))
     yield from (CheckResult("settings", False, warning) for warning in app.settings.warnings)
     yield CheckResult("schedules", True, _counted(schedules))
-    yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in understood(app.settings))
+    yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in receiver_problems(app.settings))
     yield from _signing(app)
     yield _database(app)
     yield from _cluster(app)

@@ -62,15 +62,15 @@ def notify(
         if test:
             results = list(_tested(app.settings))
             rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
-            console.json(rows) if as_json else _say(results)
+            console.json(rows) if as_json else _print_results(results)
         else:
-            results = [("digests", _send_owed(app))]
-            console.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _say(results)
+            results = [("digests", _send_pending(app))]
+            console.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _print_results(results)
     if any(wrong is not None for _, wrong in results):
         raise typer.Exit(1)
 
 
-def _say(results: Sequence[tuple[str, str | None]]) -> None:
+def _print_results(results: Sequence[tuple[str, str | None]]) -> None:
     for name, wrong in results:
         console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
 
@@ -86,21 +86,21 @@ def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
         yield from pool.map(attempt, [receiver for receiver, _, _ in _all_receivers(settings)])
 
 
-def _send_owed(app: Application) -> str | None:
+def _send_pending(app: Application) -> str | None:
     """Send what is owed; why not all of it went."""
     app.ready(upgrade=False)
     store = Store(app.engine, app.stop)
     holder = store.lease_holder(LEASE)
     if holder is not None:
         raise UsageError(f"The service {holder} is active and sends notifications by itself.")
-    unusable = [f"{name}: {wrong}" for name, wrong in understood(app.settings) if wrong]
-    wants = _wanted(app.settings)
-    if not wants:
+    unusable = [f"{name}: {wrong}" for name, wrong in receiver_problems(app.settings) if wrong]
+    subscriptions = _subscriptions(app.settings)
+    if not subscriptions:
         return unusable[0]
     notifier = Notifier(
         app.engine,
         store,
-        wants,
+        subscriptions,
         is_active=lambda: True,
         freshness=lambda: _freshness(app, app.listed_schedules(), {}),
         clock=utc_now,
@@ -111,7 +111,7 @@ def _send_owed(app: Application) -> str | None:
     return next(iter(unusable), None if all_sent else "not every receiver could be notified: the log says why")
 
 
-def understood(settings: Settings) -> Iterator[tuple[str, str | None]]:
+def receiver_problems(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Each receiver that is configured, and what is wrong with its address; one line where the extra is missing."""
     try:
         for receiver, _, _ in _all_receivers(settings):
@@ -125,7 +125,7 @@ def _all_receivers(settings: Settings) -> Iterator[tuple[Receiver | UnusableRece
         yield from ((receiver, each.on, each.orgs) for receiver in receivers(number, each))
 
 
-def _wanted(settings: Settings) -> list[Subscription]:
+def _subscriptions(settings: Settings) -> list[Subscription]:
     """The receivers that can be written to; none without the extra."""
     try:
         return [
@@ -167,7 +167,7 @@ class Notifications:
         """The codes of outages that were reported to receivers."""
 
     @contextlib.contextmanager
-    def of(self, service: Service) -> Iterator[None]:
+    def running(self, service: Service) -> Iterator[None]:
         """Notify while the block runs. A faulty receiver or a missing extra is reported and stops no sync."""
         self._notifier = self._notifier_of(service)
         if self._notifier:
@@ -186,11 +186,11 @@ class Notifications:
     def finished(self, report: RunReport, schedule: Schedule) -> None:
         """A run ended. One that was cut short by a stop sends no ping: its slot is caught up later."""
         if self._notifier:
-            self._notifier.look()
+            self._notifier.wake()
         if report.status == "failed":
-            self._pinger.failed(schedule, _in_short(report))
+            self._pinger.failed(schedule, _in_one_line(report))
         elif report.status != "aborted":
-            self._pinger.succeeded(schedule, _in_short(report))
+            self._pinger.succeeded(schedule, _in_one_line(report))
 
     def crashed(self, schedule: Schedule, why: str) -> None:
         """A run ended without a report."""
@@ -208,31 +208,31 @@ class Notifications:
             for name, text, since in failing
         ]
 
-    def look(self) -> None:
-        """There is news."""
+    def wake(self) -> None:
+        """Something changed: look now."""
         if self._notifier:
-            self._notifier.look()
+            self._notifier.wake()
 
-    def became(self, role: str) -> None:
+    def role_changed(self, role: str) -> None:
         """The replica has another role."""
         if role in ("active", "standing_by"):
             self._outages_reported.clear()
         if self._notifier:
-            self._notifier.look()
+            self._notifier.wake()
 
     def _notifier_of(self, service: Service) -> Notifier | None:
         log = structlog.get_logger("etl.notify")
-        for name, wrong in understood(self._app.settings):
+        for name, wrong in receiver_problems(self._app.settings):
             if wrong:
                 self._unusable.append((name, wrong))
                 log.warning("cannot_notify", receiver=name, why=wrong)
-        wants = _wanted(self._app.settings)
-        if not wants:
+        subscriptions = _subscriptions(self._app.settings)
+        if not subscriptions:
             return None
         return Notifier(
             self._app.engine,
             self._store,
-            wants,
+            subscriptions,
             is_active=lambda: service.role == "active",
             freshness=lambda: _freshness(self._app, service.schedules, service.known_since),
             clock=utc_now,
@@ -260,6 +260,6 @@ def _alarm(engine: Engine, service: Service, reported: set[str]) -> Alarm | None
     return Alarm(message, lambda: reported.add(detected.code))
 
 
-def _in_short(report: RunReport) -> str:
+def _in_one_line(report: RunReport) -> str:
     sums = ", ".join(f"{count} {name}" for name, count in report.tally.sums().items() if count)
     return f"Run {report.run_id} {report.status}: {counted(report.targets, 'target')}; {sums or 'nothing'}."

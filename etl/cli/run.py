@@ -226,7 +226,7 @@ def _serve(app: Application, *, standby: bool) -> bool:
     with (
         service.signals(),
         listening(app, service, metrics, own),
-        notifications.of(service),
+        notifications.running(service),
         _watching(app, store, service, notifications, own),
         own.verification.running(),
         own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
@@ -242,15 +242,15 @@ def _watching(
     app: Application, store: Store, service: Service, notifications: Notifications, own: OwnConditions
 ) -> BackgroundLoop:
     from etl.report import health
-    from etl.service.watch import Watch
+    from etl.service.condition_watcher import ConditionWatcher
 
-    return Watch(
+    return ConditionWatcher(
         store,
         active=lambda: service.role == "active",
         read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
         own=own,
         clock=utc_now,
-        moved=notifications.look,
+        changed=notifications.wake,
     ).running()
 
 
@@ -272,7 +272,7 @@ def _replica(
         batches=app.batches,
         clock=utc_now,
         hooks=RunHooks(started=notifications.started, finished=finished, crashed=notifications.crashed),
-        became=notifications.became,
+        became=notifications.role_changed,
         remote=own.remote,
         rosters=app.rosters(store),
         details=lambda schedule: app.details([schedule]),

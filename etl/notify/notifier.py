@@ -93,7 +93,7 @@ class Notifier:
         """Begin to look for what receivers must be told, and to send it."""
         self._loop.start()
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """Look now, after a run. From any thread."""
         self._loop.wake()
 
@@ -148,7 +148,7 @@ class Notifier:
         digests: dict[tuple[Any, ...], Digest | None] = {}
         for state in self._receivers:
             if state.is_free(now):
-                state.send(list(self._outgoing(state, digests)), self.look)
+                state.send(list(self._outgoing(state, digests)), self.wake)
         self._record_acknowledged()
         return min([_LOOK_SECONDS, *(state.not_before - now for state in self._receivers if state.not_before > now)])
 
@@ -162,7 +162,7 @@ class Notifier:
         for state in states:
             state.collect(now)
             if state.is_free(now) and ALARM not in state.acknowledged:
-                state.send([Outgoing(alarm.message, {ALARM})], self.look)
+                state.send([Outgoing(alarm.message, {ALARM})], self.wake)
         if states and all(ALARM in state.acknowledged for state in states):
             alarm.delivered()
 

@@ -14,7 +14,7 @@ from etl.report.rows import OrgWorkflowEvent, view
 from etl.schema import UtcTime
 
 
-class Behind(NamedTuple):
+class UserChange(NamedTuple):
     """A user whose list showed an event, and the kind of its change."""
 
     user_id: str
@@ -68,7 +68,7 @@ SHOWN_AS: Final = {
 """The kinds of changes by which a user's list can show an event."""
 
 
-def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[Behind]]:
+def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[UserChange]]:
     """By event id, the users whose lists showed the event in its interval, or in the run that decided it: an interval
     ends with the first answer, and the others came later in the run."""
     if not shown:
@@ -78,15 +78,17 @@ def behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[in
         "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
         "until": max(event.decided_at for event in shown),
     }
-    changes = defaultdict[tuple[str, str, str, str], list[Behind]](list)
-    for row in connection.execute(_BEHIND, asked):
+    changes = defaultdict[tuple[str, str, str, str], list[UserChange]](list)
+    for row in connection.execute(_USER_CHANGES, asked):
         changes[row.org_id, row.expression, row.flow_id, row.kind].append(
-            Behind(row.user_id, row.expression, row.kind, row.observed_at, row.run_id)
+            UserChange(row.user_id, row.expression, row.kind, row.observed_at, row.run_id)
         )
-    return {event.event_id: list(_of(event, changes)) for event in shown}
+    return {event.event_id: list(_matching(event, changes)) for event in shown}
 
 
-def _of(event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Sequence[Behind]]) -> Iterator[Behind]:
+def _matching(
+    event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Sequence[UserChange]]
+) -> Iterator[UserChange]:
     since = event.last_unchanged_at or event.observed_at
     for each in changes.get((event.org_id, event.expression, event.flow_id, SHOWN_AS[event.kind]), ()):
         is_of_it = since < each.observed_at <= event.observed_at or each.run_id == event.run_id
@@ -94,7 +96,7 @@ def _of(event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Seq
             yield each
 
 
-_BEHIND: Final = (
+_USER_CHANGES: Final = (
     text("""
     SELECT org_id, expression, flow_id, user_id, kind, observed_at, run_id FROM workflow_event
      WHERE flow_id IN :flows AND observed_at > :since AND observed_at <= :until ORDER BY user_id

@@ -34,10 +34,10 @@ ROSTERS_SECONDS: Final = 60.0
 """How often to look whether a roster is due."""
 STUCK_SECONDS: Final = 180.0
 """A loop without a turn for this long counts as stuck."""
-_LAST_WORDS_SECONDS: Final = 5.0
+_COMMIT_SECONDS: Final = 5.0
 """The end of the grace period: requests have been cut off, and what has arrived is committed."""
 _TRIED_AGAIN: Final = "it is tried again every few seconds; nothing that was committed is lost"
-_LOOKED_AT_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
+_CHECKED_AGAIN: Final = "nothing is written meanwhile; it is looked at again every few seconds"
 
 
 class Service:
@@ -77,7 +77,7 @@ class Service:
         self._reload = threading.Event()
         self._wake = threading.Event()
         self._sweep_at = 0.0
-        self._scheduler = Scheduler(self._fire, clock=clock, stop=self._stopping)
+        self._scheduler = Scheduler(self._start_run, clock=clock, stop=self._stopping)
         self._runs = ScheduleRuns(
             context,
             identity,
@@ -116,7 +116,7 @@ class Service:
         except DatabaseError as error:
             self._lose_database(error)
         self._scheduler.every(PULSE_SECONDS, self._note_scheduler_alive, "pulse")
-        self._scheduler.every(ROSTERS_SECONDS, self._look_at_rosters, "rosters")
+        self._scheduler.every(ROSTERS_SECONDS, self._refresh_rosters, "rosters")
         self._note_scheduler_alive()
         self._scheduler.replace(self.schedules)
         self._scheduler.pause()
@@ -227,17 +227,17 @@ class Service:
         if not self._take_lease():
             self._other = self._context.store.lease_holder(LEASE) or self._other
             self._set_role("standing_by", active=self._other)
-        elif self._set_role("active", replica=str(self._identity), **self._instead()):
+        elif self._set_role("active", replica=str(self._identity), **self._previous_replica()):
             self._abort_abandoned_runs()
-            self._expand_again()
+            self._expand_rosters()
             self._retire()
             self._runs.catch_up(self.schedules)
             self._scheduler.resume()
-            threading.Thread(target=self._look_at_rosters, name="rosters", daemon=True).start()
+            threading.Thread(target=self._refresh_rosters, name="rosters", daemon=True).start()
         elif time.monotonic() >= self._sweep_at and self._abort_abandoned_runs():
             self._runs.catch_up(self.schedules)
 
-    def _instead(self) -> dict[str, str]:
+    def _previous_replica(self) -> dict[str, str]:
         """Which replica this one took over from, for the log."""
         return {"instead_of": self._other} if self.role == "standing_by" and self._other else {}
 
@@ -250,7 +250,7 @@ class Service:
         since = before.since if before is not None and same else self._clock()
         self.database_condition = DetectedCondition(error.condition, str(error).removesuffix("."), since=since)
         if isinstance(error, DatabaseDamaged):
-            self._set_role("database_damaged", error=str(error), remedy=_LOOKED_AT_AGAIN)
+            self._set_role("database_damaged", error=str(error), remedy=_CHECKED_AGAIN)
         else:
             self._set_role("database_unreachable", error=str(error), remedy=_TRIED_AGAIN)
 
@@ -274,7 +274,7 @@ class Service:
         """Let runs finish within the grace period, commit complete answers, abandon the rest."""
         began = time.monotonic()
         self.log.info("stopping", grace_seconds=self._grace_seconds)
-        patience = max(0.0, self._grace_seconds - _LAST_WORDS_SECONDS)
+        patience = max(0.0, self._grace_seconds - _COMMIT_SECONDS)
         ended = self._scheduler.shutdown(patience) and self._runs.wait(patience - (time.monotonic() - began))
         self._context.stop.set()
         if not ended:
@@ -305,17 +305,17 @@ class Service:
         if self.role == "active":
             self._retire()
 
-    def _expand_again(self) -> None:
+    def _expand_rosters(self) -> None:
         self._schedules.expand()
         self._scheduler.replace(self.schedules)
 
-    def _look_at_rosters(self) -> None:
+    def _refresh_rosters(self) -> None:
         """Ask for the rosters that are due, and use the users that they list from now on. Runs do not wait for it."""
         with contextlib.suppress(DatabaseError):  # the loop says so, and the last rosters stand
             if self.role != "active" or not self._schedules.refresh_rosters():
                 return
             lacked = self._schedules.lack_a_roster
-            self._expand_again()
+            self._expand_rosters()
             self._retire()
             if lacked:
                 self._runs.catch_up(self.schedules)
@@ -348,7 +348,7 @@ class Service:
             with contextlib.suppress(DatabaseError):  # the loop says so, and retires when it is active again
                 self._retire()
 
-    def _fire(self, schedule: Schedule, slot: dt.datetime) -> None:
+    def _start_run(self, schedule: Schedule, slot: dt.datetime) -> None:
         if self.role == "active":
             self._runs.run(schedule, slot, "schedule")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # its libraries come with an extra
 LOOK_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 600.0
 """How long to wait after a failed request."""
-_LAST_WORDS_SECONDS: Final = 3.0
+_STOP_SECONDS: Final = 3.0
 
 
 class TimeStamps:
@@ -42,7 +42,7 @@ class TimeStamps:
         self._every = every
         self._failing: DetectedCondition | None = None
         self._loop = BackgroundLoop(
-            "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
+            "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
         self._log: Any = structlog.get_logger("etl.service.timestamps")
 
@@ -56,14 +56,14 @@ class TimeStamps:
 
     def _step(self) -> float:
         try:
-            self.look()
+            self.stamp_if_due()
         except DatabaseError:
             return LOOK_SECONDS
         except Exception:
             self._log.exception("timestamp_failed", remedy="it is asked for again")
         return LOOK_SECONDS if self._failing is None else AGAIN_SECONDS
 
-    def look(self) -> None:
+    def stamp_if_due(self) -> None:
         """Have the last seal stamped, if that is due. Raises DatabaseError."""
         last = self._store.last_seal() if self._active() else None
         if last is None or last.seal_id == last.stamped_seal or not self._is_due(last.stamped_at):

@@ -23,7 +23,7 @@ _REST_SHARE: Final = 1.0
 """It rests as long as it has worked, so it takes at most half of a processor."""
 _OVERDUE: Final = 2
 """This many times ``every`` may pass before it is reported."""
-_LAST_WORDS_SECONDS: Final = 3.0
+_STOP_SECONDS: Final = 3.0
 
 
 class _Stopped(Exception):
@@ -54,7 +54,7 @@ class Verification:
         self._full = full
         self._keys = keys
         self._loop = BackgroundLoop(
-            "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_LAST_WORDS_SECONDS
+            "verification", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
         self._checked_at: dt.datetime | None = None
         """The time of the last check; before the first one, since when this replica has been active."""
@@ -66,14 +66,14 @@ class Verification:
 
     def _step(self) -> float:
         try:
-            self.look()
+            self.check_if_due()
         except (_Stopped, DatabaseError):
             return LOOK_SECONDS
         except Exception:
             self._log.exception("verification_failed", remedy="run `flowtrail verify`")
         return LOOK_SECONDS
 
-    def look(self) -> None:
+    def check_if_due(self) -> None:
         """Check what is due, if anything."""
         if not self._active():
             return
@@ -104,14 +104,14 @@ class Verification:
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
-        began, pace = self._clock(), _Pace(self._may_continue, self._loop.wait)
+        began, throttle = self._clock(), _Throttle(self._may_continue, self._loop.wait)
         through, sealing = [verify.Progress(0, 0, 0, 0)], verify.Sealing(last=since)
 
-        def moved(progress: verify.Progress) -> None:
+        def report(progress: verify.Progress) -> None:
             through[0] = progress
-            pace.rest()
+            throttle.rest()
 
-        found = verify.verify(self._engine, since=since, progress=moved, sealing=sealing, keys=self._keys)
+        found = verify.verify(self._engine, since=since, progress=report, sealing=sealing, keys=self._keys)
         findings = [str(finding) for finding in found]
         if kind == "full":
             whole = database.integrity(self._engine)
@@ -136,7 +136,7 @@ class Verification:
         return self._active() and not self._loop.stopping
 
 
-class _Pace:
+class _Throttle:
     """Rests between targets for as long as the work took."""
 
     def __init__(self, may_continue: Callable[[], bool], wait: Callable[[float], object]) -> None:

@@ -80,7 +80,7 @@ def verify(
     engine: Engine,
     *,
     since: int = 0,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
     sealing: Sealing | None = None,
     keys: Sequence[PublicKey] = (),
     authorities: Authorities | None = None,
@@ -96,20 +96,20 @@ def verify(
     Each target and each run is read as of one moment; the service may go on writing. Raises DatabaseError where the
     database cannot be read.
     """
-    one_pass = _Pass(engine, progress or _ignore, answers, since)
+    replay = _Replay(engine, progress, answers, since)
     sound = True
-    for finding in _times(engine, one_pass.pause):
+    for finding in _times(engine, replay.pause):
         sound = False
         yield finding
-    while one_pass.after is not None:
-        for finding in one_pass.go_on(one_pass.after):
+    while replay.after is not None:
+        for finding in replay.replay_next(replay.after):
             sound = False
             yield finding
     if answers is not None:
         yield from _of_runs(itertools.chain(bodies(engine, answers), details(engine)), sound)
     yield from orphans(engine)
-    of_seals = seals(engine, since=since, went=sealing, keys=keys)
-    stamps = timestamps(engine, since=since, went=sealing, authorities=authorities)
+    of_seals = seals(engine, since=since, sealing=sealing, keys=keys)
+    stamps = timestamps(engine, since=since, sealing=sealing, authorities=authorities)
     yield from _of_runs(itertools.chain(history(engine), of_seals, stamps, observations(engine)), sound)
 
 
@@ -143,7 +143,7 @@ def _of_runs(findings: Iterator[Finding], chains_are_sound: bool) -> Iterator[Fi
         yield Finding(what="a row that names a run", expected="readable", found=found)
 
 
-class _Pass:
+class _Replay:
     """One pass over all targets, in several short transactions on SQLite."""
 
     def __init__(
@@ -166,7 +166,7 @@ class _Pass:
         """Let the caller rest, or end the check."""
         self._progress(self._done)
 
-    def go_on(self, after: int) -> Iterator[Finding]:
+    def replay_next(self, after: int) -> Iterator[Finding]:
         """Replay the next targets."""
         try:
             with reading(self._engine) as connection:
@@ -181,7 +181,7 @@ class _Pass:
     def _replay_some(self, rows: Rows, times: RunTimes) -> Iterator[Finding]:
         began = sum(self._done)
         for row in rows.targets:
-            chain, finding = _replay(rows, row, times, self._answers)
+            chain, finding = _replay_target(rows, row, times, self._answers)
             self.after = row[0]
             self._done = self._done.plus(chain)
             self._progress(self._done)
@@ -192,7 +192,7 @@ class _Pass:
         self.after = None
 
 
-def _replay(rows: Rows, row: Row, times: RunTimes, answers: Answers | None) -> tuple[Chain, Finding | None]:
+def _replay_target(rows: Rows, row: Row, times: RunTimes, answers: Answers | None) -> tuple[Chain, Finding | None]:
     """Follow a target to its end, or to its first broken link."""
     chain = Chain(Target(*row[1:4]), times)
     try:
@@ -214,14 +214,10 @@ def _follow(rows: Rows, row: Row, chain: Chain, answers: Answers | None) -> None
         chain.see(rows.spans.take_all((target_id, change_set.version)))
         if own is not None:
             own.require_version(chain, change_set)
-    beside = rows.spans.left_over(target_id)
-    if beside is not None:
-        raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), beside[1])
+    stray = rows.spans.left_over(target_id)
+    if stray is not None:
+        raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), stray[1])
     missing = require_workflows(chain, rows.workflows.take(target_id))
     if own is not None:
         own.require_holds()
     require_target(chain, rows.target(row), Missing(missing, rows.last_hold(target_id) if missing else None))
-
-
-def _ignore(_: Progress) -> None:
-    """The default: progress is not shown."""

@@ -29,7 +29,7 @@ _LONGEST_LINE: Final = 64 * MIB
 """A longer line is not a head: a span takes some 200 bytes."""
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _KeptVersion(msgspec.Struct, frozen=True):
     """The part of a line that is read again."""
 
     org_id: str
@@ -38,7 +38,7 @@ class _Named(msgspec.Struct, frozen=True):
     version: int
 
 
-_decode: Final = msgspec.json.Decoder(_Named).decode
+_decode: Final = msgspec.json.Decoder(_KeptVersion).decode
 _decode_seal: Final = msgspec.json.Decoder(KeptSeal).decode
 
 
@@ -63,29 +63,26 @@ class HeadsFile:
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path = path
         self._engine = engine
-        self._forget()
+        self._reset()
 
     def catch_up(self, now: dt.datetime) -> Appended:
         """Append the heads that have changed since the file's last ones. Raises OSError and DatabaseError; then try
         again."""
         with self._opened() as file:
-            self._take_in(file)
+            self._read_appended(file)
             heads = set_back = 0
-            moved = ((number, version) for number, version in versions(self._engine) if self._is_news(number, version))
+            moved = (each for each in versions(self._engine) if self._known.get(each[0]) != each[1])
             while chunk := list(islice(moved, _AT_ONCE)):
                 set_back += sum(version < self._known.get(number, 0) for number, version in chunk)
                 heads += self._append_heads(file, [number for number, _ in chunk], now)
             self._append_seals(file)
             return Appended(heads, set_back)
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._identity: tuple[int, int] | None = None
         self._read_to = 0
         self._known: dict[int, int] = {}
         self._known_seal = 0
-
-    def _is_news(self, number: int, version: int) -> bool:
-        return self._known.get(number) != version
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.FileIO]:
@@ -96,11 +93,11 @@ class HeadsFile:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
 
-    def _take_in(self, file: io.FileIO) -> None:
+    def _read_appended(self, file: io.FileIO) -> None:
         """Read what this or another process has appended since the last time."""
         status = os.fstat(file.fileno())
         if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read_to:
-            self._forget()
+            self._reset()
             self._identity = (status.st_dev, status.st_ino)
         if status.st_size == self._read_to:
             return
@@ -108,13 +105,13 @@ class HeadsFile:
             lines.seek(self._read_to)
             whole = _whole(lines)
             while chunk := list(islice(whole, _AT_ONCE)):
-                self._note(named for line in chunk for named in _read(line))
+                self._remember(kept for line in chunk for kept in _read(line))
                 self._known_seal = max([self._known_seal, *(seal.id for line in chunk for seal in _read_seal(line))])
                 self._read_to += sum(map(len, chunk))
         if self._read_to < status.st_size:
-            self._take_back(file)
+            self._cut_off_rest(file)
 
-    def _take_back(self, file: io.FileIO) -> None:
+    def _cut_off_rest(self, file: io.FileIO) -> None:
         """Remove what follows the last complete line; if the file may only grow, end the line instead."""
         try:
             os.ftruncate(file.fileno(), self._read_to)
@@ -122,8 +119,8 @@ class HeadsFile:
             _write(file, b"\n")
             self._read_to = os.fstat(file.fileno()).st_size
 
-    def _note(self, named: Iterable[_Named]) -> None:
-        latest = {Target(each.org_id, each.user_id, each.expression): each.version for each in named}
+    def _remember(self, kept: Iterable[_KeptVersion]) -> None:
+        latest = {Target(each.org_id, each.user_id, each.expression): each.version for each in kept}
         for target, number in ids_of(self._engine, list(latest)).items():
             self._known[number] = latest[target]
 
@@ -167,7 +164,7 @@ def _whole(file: BinaryIO) -> Iterator[bytes]:
     return (line for line in file if line.endswith(b"\n"))
 
 
-def _read(line: bytes) -> Iterator[_Named]:
+def _read(line: bytes) -> Iterator[_KeptVersion]:
     """What a line names; nothing if it is not a head, which ``against`` reports."""
     with contextlib.suppress(msgspec.MsgspecError, UnicodeError):
         yield _decode(line)

@@ -33,16 +33,16 @@ _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 class Links:
     """Follows the seals, up to the first missing one."""
 
-    def __init__(self, engine: Engine, since: int, went: Sealing, keys: Sequence[PublicKey] = ()) -> None:
+    def __init__(self, engine: Engine, since: int, sealing: Sealing, keys: Sequence[PublicKey] = ()) -> None:
         self._engine = engine
         self._keys = keys
-        self._went = went
+        self._sealing = sealing
         self._number = since
         self._seal: str | None = None
         self._sealed_at = _LONG_AGO
         self._trails: Sequence[Row[Any]] = ()
         self._trail_id = ""
-        self._signatures = Signatures((), went, signed_before=False)
+        self._signatures = Signatures((), sealing, signed_before=False)
 
     def follow(self) -> Iterator[Finding]:
         try:
@@ -69,7 +69,7 @@ class Links:
     def _begin(self, connection: Connection) -> None:
         self._trails = connection.execute(_TRAILS).all()
         signed = connection.execute(select(_SIGNED), {"id": self._number}).scalar_one()
-        self._signatures = Signatures(self._keys, self._went, signed_before=signed)
+        self._signatures = Signatures(self._keys, self._sealing, signed_before=signed)
         if self._number:
             before = connection.execute(_BEFORE, {"id": self._number}).first()
             if before is None:
@@ -85,8 +85,8 @@ class Links:
         if row.id != number:
             raise Broken("run_seal.id", Verbatim(f"{number}, after the seal {number - 1}"), row.id)
         self._enter(number)
-        self._number, self._went.last = number, number
-        self._went.seals += 1
+        self._number, self._sealing.last = number, number
+        self._sealing.seals += 1
         try:
             self._require(row, place)
         except Broken as broken:

@@ -85,10 +85,10 @@ _FLOW_IDS: Final = 6
 class Runs:
     """Goes through all runs together with what names them."""
 
-    def __init__(self, engine: Engine, since: int, went: Sealing) -> None:
+    def __init__(self, engine: Engine, since: int, sealing: Sealing) -> None:
         self._engine = engine
         self._since = since
-        self._went = went
+        self._sealing = sealing
         self._scopes = Scopes()
 
     def compare(self) -> Iterator[Finding]:
@@ -138,8 +138,8 @@ class Runs:
             yield Broken("sync_run", Verbatim("readable"), Verbatim(f"not: {error}")).of_run(run.id, run.seal_id)
 
     def _require_unsealed(self, found: _Found) -> None:
-        self._went.unsealed_runs += 1
-        self._went.unsealed_versions += sum(1 for _ in found.versions)
+        self._sealing.unsealed_runs += 1
+        self._sealing.unsealed_versions += sum(1 for _ in found.versions)
         for name in ("finished_at", "seal_id"):
             if getattr(found.run, name) is not None:
                 place = "run_seal" if name == "seal_id" else f"sync_run.{name}"

@@ -21,15 +21,15 @@ from etl.verify.signatures import PublicKey
 
 
 def seals(
-    engine: Engine, *, since: int = 0, went: Sealing | None = None, keys: Sequence[PublicKey] = ()
+    engine: Engine, *, since: int = 0, sealing: Sealing | None = None, keys: Sequence[PublicKey] = ()
 ) -> Iterator[Finding]:
     """What is wrong with the seals after number ``since``, and with the runs that they seal. Raises DatabaseError.
 
     If ``keys`` are given, every signature must be by one of them.
     """
-    went = went if went is not None else Sealing()
-    yield from Links(engine, since, went, keys).follow()
-    yield from Runs(engine, since, went).compare()
+    sealing = sealing if sealing is not None else Sealing()
+    yield from Links(engine, since, sealing, keys).follow()
+    yield from Runs(engine, since, sealing).compare()
 
 
 def last_seal(engine: Engine) -> int:

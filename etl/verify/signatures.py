@@ -24,10 +24,10 @@ class PublicKey(Protocol):
 class Signatures:
     """Follows the seals. Without public keys it only notices missing signatures."""
 
-    def __init__(self, keys: Sequence[PublicKey], went: Sealing, *, signed_before: bool) -> None:
+    def __init__(self, keys: Sequence[PublicKey], sealing: Sealing, *, signed_before: bool) -> None:
         """``signed_before``: a seal before the first one passed to ``require`` is signed."""
         self._keys = {key.key_id: key for key in keys}
-        self._went = went
+        self._went = sealing
         self._signed = signed_before
         self._stranger: str | None = None
         """The key of the previous seal if it is none of them: of consecutive seals with one unknown key, only the first

@@ -37,13 +37,13 @@ class Authorities(Protocol):
 
 
 def timestamps(
-    engine: Engine, *, since: int = 0, went: Sealing | None = None, authorities: Authorities | None = None
+    engine: Engine, *, since: int = 0, sealing: Sealing | None = None, authorities: Authorities | None = None
 ) -> Iterator[Finding]:
     """What is wrong with the time stamps of the seals after number ``since``. Raises DatabaseError.
 
     Without ``authorities``, only the seal and the time of a token are checked, not who made it.
     """
-    went = went if went is not None else Sealing()
+    sealing = sealing if sealing is not None else Sealing()
     after, more = since, True
     while more:
         with reading(engine) as connection, any_time(connection):
@@ -57,8 +57,8 @@ def timestamps(
                 _require(row, trail_ids[-1] if trail_ids else "", authorities)
             except Broken as broken:
                 yield broken.of_run(row.run_id, row.seal_id)
-            went.stamped += 1
-            went.last_stamp = (row.seal_id, row.stamped_at)
+            sealing.stamped += 1
+            sealing.last_stamp = (row.seal_id, row.stamped_at)
 
 
 def _require(row: Row[Any], trail_id: str, authorities: Authorities | None) -> None:

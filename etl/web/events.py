@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from etl.domain.kinds import EVENT_KINDS
 from etl.report import SyncRun, columns_of, event_page, run_page, search
-from etl.report.event_page import Behind, Filters
+from etl.report.event_page import Filters, UserChange
 from etl.report.fetch import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
@@ -35,7 +35,7 @@ def events(site: Site, request: Request) -> Response:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
-        behind = event_page.behind(connection, [event for event in shown["rows"] if _is_of_few(event)])
+        behind = event_page.user_changes(connection, [event for event in shown["rows"] if _is_of_few(event)])
     values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
     return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
 
@@ -52,9 +52,9 @@ def event(site: Site, request: Request) -> Response:
         found = event_page.one(connection, number)
         if found is None:
             raise HTTPException(404, "There is no such event.")
-        lists = event_page.behind(connection, [found])[number]
+        lists = event_page.user_changes(connection, [found])[number]
     if fmt:
-        return rows_file("lists", columns_of(Behind), lists, fmt)
+        return rows_file("lists", columns_of(UserChange), lists, fmt)
     return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
 
 

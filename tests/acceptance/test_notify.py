@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from etl import config
 from etl.cli import app
 from etl.cli.application import Application
-from etl.cli.notify import Notifications, understood
+from etl.cli.notify import Notifications, receiver_problems
 from etl.config import NotifySettings, Schedule, Secret, Settings
 from etl.config.slots import Every
 from etl.demo.faults import Fault
@@ -108,7 +108,7 @@ def test_an_invalid_ping_url_is_not_repeated(tmp_path: Path) -> None:
 
 def test_an_address_that_apprise_does_not_understand_is_named_without_it(tmp_path: Path) -> None:
     urls = (Secret("nonsense://canary"), Secret("slack://canary"), Secret(URL))
-    found = dict(understood(_settings(tmp_path, urls)))
+    found = dict(receiver_problems(_settings(tmp_path, urls)))
     assert list(found) == ["notify[1] 1 nonsense://***", "notify[1] 2 slack://***", "notify[1] 3 json://***"]
     assert [bool(wrong) for wrong in found.values()] == [True, True, False]
     assert "canary" not in str(found)
@@ -116,7 +116,7 @@ def test_an_address_that_apprise_does_not_understand_is_named_without_it(tmp_pat
 
 def test_without_the_extra_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
-    found = list(understood(_settings(tmp_path, (Secret(URL),))))
+    found = list(receiver_problems(_settings(tmp_path, (Secret(URL),))))
     assert found == [("notify", "Notifications need apprise: pip install 'flowtrail[notify]'")]
 
 
@@ -292,7 +292,7 @@ def test_a_run_pings_how_it_ended_and_one_that_a_stop_cut_short_not_at_all(
     report = RunReport(run_id=1, status=status, duration_seconds=1, targets=0, tally=Tally())
     with Application(settings_of(tmp_path, "")) as bench:
         notifications = Notifications(bench, Store(bench.engine))
-        with notifications.of(None):  # type: ignore[arg-type]  # nobody is notified here
+        with notifications.running(None):  # type: ignore[arg-type]  # nobody is notified here
             notifications.finished(report, schedule)
             notifications.crashed(schedule, "the database is away")
     assert [got.path for got in receiver.wait_for(len(paths) + 1)] == [*paths, "/x/fail"]

@@ -23,8 +23,8 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
 from etl.report import condition_checks, health
 from etl.report.conditions import DetectedCondition
+from etl.service.condition_watcher import ConditionWatcher
 from etl.service.verification import Verification, _Stopped
-from etl.service.watch import Watch
 from etl.signing.keys import SigningKey
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import START, UNCHECKED, Diary, numbered
@@ -123,16 +123,16 @@ def test_a_target_of_no_schedule_that_was_not_retired_is_reported(engine: Engine
     assert codes(engine) == []
 
 
-class Told:
+class Watched:
     """A watch over one engine, with its log."""
 
     def __init__(self, engine: Engine) -> None:
         self.own: list[DetectedCondition] = []
         self.engine = engine
-        self.watch = self.another()
+        self.watcher = self.another()
 
-    def another(self) -> Watch:
-        return Watch(
+    def another(self) -> ConditionWatcher:
+        return ConditionWatcher(
             Store(self.engine),
             active=lambda: True,
             read=lambda: health.read(self.engine, [], NOW),
@@ -140,59 +140,59 @@ class Told:
             clock=lambda: NOW,
         )
 
-    def looks(self, watch: Watch | None = None) -> list[tuple[str, str]]:
-        looking = watch or self.watch
-        looking._not_before = 0.0
+    def check(self, watcher: ConditionWatcher | None = None) -> list[tuple[str, str]]:
+        watcher = watcher or self.watcher
+        watcher._not_before = 0.0
         with capture_logs() as said:
-            looking.look()
+            watcher.check()
         return [(each["event"], each["code"]) for each in said if each["event"].startswith("condition_")]
 
 
 def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engine) -> None:
-    told = Told(engine)
-    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail", subjects=1)]
-    assert told.looks() == [("condition_began", "receiver_failing")]
-    assert told.looks() == []
-    assert told.looks(told.another()) == []
-    told.own = []
-    assert told.looks(told.another()) == [("condition_ended", "receiver_failing")]
-    assert told.looks() == []
+    watched = Watched(engine)
+    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail", subjects=1)]
+    assert watched.check() == [("condition_began", "receiver_failing")]
+    assert watched.check() == []
+    assert watched.check(watched.another()) == []
+    watched.own = []
+    assert watched.check(watched.another()) == [("condition_ended", "receiver_failing")]
+    assert watched.check() == []
 
 
 def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) -> None:
-    told = Told(engine)
-    told.own = [DetectedCondition("database_full", "The disk is full")]
-    assert told.looks() == [("condition_began", "database_full")]
-    assert told.looks() == []
-    told.own = []
-    assert told.looks() == [("condition_ended", "database_full")]
+    watched = Watched(engine)
+    watched.own = [DetectedCondition("database_full", "The disk is full")]
+    assert watched.check() == [("condition_began", "database_full")]
+    assert watched.check() == []
+    watched.own = []
+    assert watched.check() == [("condition_ended", "database_full")]
 
 
 def test_others_read_what_only_the_active_service_knows_while_it_is_active(engine: Engine) -> None:
-    told = Told(engine)
-    told.own = [DetectedCondition("schedules_broken", "plants.toml: no TOML")]
-    told.looks()
+    watched = Watched(engine)
+    watched.own = [DetectedCondition("schedules_broken", "plants.toml: no TOML")]
+    watched.check()
     assert codes(engine) == []
     assert Store(engine).take_lease("service", "me")
     found = health.read(engine, [], dt.datetime.now(dt.UTC)).conditions()
     assert [(each.code, each.summary, each.since) for each in found] == [
         ("schedules_broken", "plants.toml: no TOML", NOW)
     ]
-    told.own = []
-    told.looks()
+    watched.own = []
+    watched.check()
     assert health.read(engine, [], dt.datetime.now(dt.UTC)).conditions() == []
 
 
 def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None:
-    told, store = Told(engine), Store(engine)
-    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
-    told.looks()
+    watched, store = Watched(engine), Store(engine)
+    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
+    watched.check()
     [begun] = store.unnotified_conditions()
     assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
     store.mark_conditions_notified([begun], NOW)
     assert store.unnotified_conditions() == []
-    told.own = []
-    told.looks()
+    watched.own = []
+    watched.check()
     [over] = store.unnotified_conditions()
     assert over.ended_at == NOW
     store.mark_conditions_notified([over], NOW)
@@ -200,11 +200,11 @@ def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None
 
 
 def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
-    told = Told(engine)
-    told.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
-    told.looks()
-    told.own = []
-    told.looks()
+    watched = Watched(engine)
+    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
+    watched.check()
+    watched.own = []
+    watched.check()
     assert Store(engine).unnotified_conditions() == []
 
 
@@ -218,13 +218,13 @@ def test_a_finding_of_the_service_s_own_check_is_a_condition_until_a_check_finds
     engine: Engine, diary: Diary
 ) -> None:
     diary.answer(numbered(1, 3), START, FRESH)
-    verification(engine, NOW).look()
+    verification(engine, NOW).check_if_due()
     [checked] = Store(engine).verified()
     assert (checked.targets, checked.change_sets, checked.findings) == (1, 1, 0)
     with writing(engine) as connection:
         connection.execute(text("UPDATE workflow SET flow_name = 'forged'"))
     with capture_logs() as said:
-        verification(engine, NOW + dt.timedelta(days=1)).look()
+        verification(engine, NOW + dt.timedelta(days=1)).check_if_due()
     assert [each["event"] for each in said] == ["trail_broken", "verified"]
     assert "trail_broken" in [code for code, _ in codes(engine)]
     with writing(engine) as connection:
@@ -239,7 +239,7 @@ def test_the_service_checks_signatures_with_the_keys_that_it_was_given(engine: E
     store.finish_run(store.begin_run(ONE_COMMAND, NOW) or 0, "succeeded", Counter(), NOW)
     checks = [((), 0), ([stranger.public], 0), ([own.public], 1), ([own.public, stranger.public], 0)]
     for days, (keys, findings) in enumerate(checks):
-        verification(engine, NOW + dt.timedelta(days=days), full=dt.timedelta(days=1), keys=keys).look()
+        verification(engine, NOW + dt.timedelta(days=days), full=dt.timedelta(days=1), keys=keys).check_if_due()
         assert {each.kind: each.findings for each in Store(engine).verified()}["full"] == findings
 
 
@@ -265,7 +265,7 @@ def test_a_check_of_what_is_new_begins_at_the_last_verified_seal_and_after_a_fin
 
     def checked(days: int) -> tuple[str, int, int]:
         now = NOW + days * day
-        verification(engine, now, full=week).look()
+        verification(engine, now, full=week).check_if_due()
         [done] = [each for each in Store(engine).verified() if each.ended_at == now]
         return done.kind, done.last_seal, done.findings
 
@@ -287,9 +287,9 @@ def test_a_check_of_what_is_new_begins_at_the_last_verified_seal_and_after_a_fin
 @pytest.mark.parametrize(("every", "hours", "checks"), [("1d", 23, 0), ("1d", 24, 1), ("off", 9999, 0), ("1d", -30, 1)])
 def test_the_trail_is_checked_when_a_check_is_due(engine: Engine, every: str, hours: int, checks: int) -> None:
     """Also where the last one was dated by a clock that was ahead."""
-    verification(engine, NOW).look()
+    verification(engine, NOW).check_if_due()
     later = NOW + dt.timedelta(hours=hours)
-    verification(engine, later, every).look()
+    verification(engine, later, every).check_if_due()
     assert (Store(engine).verified()[0].ended_at == later) == bool(checks)
 
 
@@ -298,18 +298,18 @@ def test_a_check_ends_while_it_reads_times_where_another_replica_is_active(engin
     """The times are read first, so not even a target has been checked."""
     active = iter([True])
     with pytest.raises(_Stopped):
-        verification(engine, NOW, active=lambda: next(active, False)).look()
+        verification(engine, NOW, active=lambda: next(active, False)).check_if_due()
     assert Store(engine).verified() == []
 
 
 def test_a_standby_checks_nothing_and_a_check_that_never_ends_is_reported(engine: Engine) -> None:
-    verification(engine, NOW, active=lambda: False).look()
+    verification(engine, NOW, active=lambda: False).check_if_due()
     assert Store(engine).verified() == []
     now = [NOW]
     stuck = Verification(
         engine, Store(engine), active=lambda: True, clock=lambda: now[0], every=dt.timedelta(days=1), full=None
     )
-    stuck.look()
+    stuck.check_if_due()
     assert stuck.condition() is None
     now[0] += dt.timedelta(days=2, seconds=1)
     found = stuck.condition()

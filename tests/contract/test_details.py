@@ -20,7 +20,7 @@ from etl.errors import DatabaseError
 from etl.notify.run_digest import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
-from etl.report.event_page import Filters, behind, events
+from etl.report.event_page import Filters, events, user_changes
 from etl.report.fetch import page
 from etl.report.rows import OrgWorkflowEvent
 from etl.store import Store
@@ -128,7 +128,7 @@ def test_an_event_rests_on_the_later_answers_of_its_run_too(house: DetailHouse) 
     house.ask_all()
     with reading(house.engine) as connection:
         [event] = page(connection, OrgWorkflowEvent, events(connection.dialect.name, Filters(org=ORG)), 9)
-        assert [each.user_id for each in behind(connection, [event])[event.event_id]] == [*USERS]
+        assert [each.user_id for each in user_changes(connection, [event])[event.event_id]] == [*USERS]
 
 
 def test_the_history_of_a_workflow_has_the_details_of_each_state(house: DetailHouse) -> None:

@@ -137,7 +137,7 @@ def test_a_receiver_that_hangs_delays_neither_the_others_nor_the_end(news: Newsr
         hanging.wait_for(1)
         receiver.wait_for(1)
         news.run({ANN: [flow(1)]})
-        at_work.look()
+        at_work.wake()
         receiver.wait_for(2)
         at_work.stop()
         assert at_work._loop.stopping
@@ -155,7 +155,7 @@ def test_a_receiver_that_hangs_for_too_long_is_tried_again(news: Newsroom) -> No
         hanging.wait_for(1)
         hanging.hold = False
         while len(hanging.got) < 2:
-            at_work.look()
+            at_work.wake()
             threading.Event().wait(0.02)
         wait_until(lambda: told_runs(news) == [1, 2])
         at_work.stop()
@@ -323,7 +323,7 @@ def test_an_outage_and_its_end_are_notified_although_nothing_can_be_written(
     receiver.wait_for(1)
     assert known.wait(PATIENCE_SECONDS)
     active[0] = True
-    teller.look()
+    teller.wake()
     receiver.wait_for(2)
     teller.stop()
     assert receiver.titles == ["Flowtrail: database_full", "Flowtrail works again"]

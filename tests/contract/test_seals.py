@@ -40,10 +40,10 @@ def house(engine: Engine) -> House:
 
 def test_an_untouched_trail_verifies_and_every_ended_run_has_its_seal(house: House) -> None:
     live(house)
-    went = Sealing()
-    assert [str(each) for each in verify(house.engine, sealing=went)] == []
+    sealing = Sealing()
+    assert [str(each) for each in verify(house.engine, sealing=sealing)] == []
     runs = house.rows("SELECT count(*) FROM sync_run WHERE status <> 'running'")[0][0]
-    assert (went.seals, went.last, went.unsealed_runs) == (runs, runs, 0)
+    assert (sealing.seals, sealing.last, sealing.unsealed_runs) == (runs, runs, 0)
     kinds = house.rows("SELECT kind FROM target_membership ORDER BY id")
     assert [kind for (kind,) in kinds] == ["joined"] * 4 + ["left", "retired", "joined", "resumed", "left", "retired"]
     holds = house.rows("SELECT kind, flow_ids FROM hold_event ORDER BY id")
@@ -440,9 +440,9 @@ def test_a_trail_that_was_copied_goes_on_under_its_own_id(house: House, tmp_path
 def test_verify_since_a_seal_leaves_out_what_was_sealed_until_then(house: House) -> None:
     house.serve({"plants": [ANN]})
     house.serve({"plants": [ANN]})
-    went = Sealing()
-    assert list(seals(house.engine, since=1, went=went)) == []
-    assert (went.seals, went.last) == (1, 2)
+    sealing = Sealing()
+    assert list(seals(house.engine, since=1, sealing=sealing)) == []
+    assert (sealing.seals, sealing.last) == (1, 2)
     assert [str(each) for each in seals(house.engine, since=9)] == ["run_seal should be a seal 9, but is missing"]
 
 

@@ -126,17 +126,17 @@ def stamps_of(house: House, asked: Asked) -> TimeStamps:
 def test_the_service_has_the_last_seal_stamped_and_again_when_a_day_has_passed(house: House) -> None:
     asked = Asked()
     stamps = stamps_of(house, asked)
-    stamps.look()
-    stamps.look()
+    stamps.stamp_if_due()
+    stamps.stamp_if_due()
     house.serve({"plants": [ANN]})
-    stamps.look()
+    stamps.stamp_if_due()
     assert len(asked.messages) == 1, "not before a day has passed"
     asked.at += DAY
-    stamps.look()
-    stamps.look()
+    stamps.stamp_if_due()
+    stamps.stamp_if_due()
     assert house.rows("SELECT seal_id FROM seal_timestamp ORDER BY seal_id") == [(2,), (3,)]
     asked.at += DAY
-    stamps.look()
+    stamps.stamp_if_due()
     assert len(asked.messages) == 2, "nothing was sealed since"
 
 
@@ -146,20 +146,20 @@ def test_an_authority_that_fails_is_a_condition_until_it_answers(house: House) -
     assert stamps.condition() is None
     asked.refuses = "The time-stamp authority answered HTTP 503."
     began = asked.at
-    stamps.look()
+    stamps.stamp_if_due()
     asked.at += dt.timedelta(hours=1)
-    stamps.look()
+    stamps.stamp_if_due()
     condition = stamps.condition()
     assert condition is not None
     assert (condition.code, condition.since) == ("timestamps_failing", began)
     assert condition.summary == "No time stamp could be got for seal 2: The time-stamp authority answered HTTP 503"
     asked.refuses = ""
-    stamps.look()
+    stamps.stamp_if_due()
     assert stamps.condition() is None
     assert len(house.rows("SELECT * FROM seal_timestamp")) == 1
 
 
 def test_a_standby_replica_requests_no_time_stamp(house: House) -> None:
     asked = Asked()
-    TimeStamps(house.store, asked, active=lambda: False, clock=now, every=DAY).look()
+    TimeStamps(house.store, asked, active=lambda: False, clock=now, every=DAY).stamp_if_due()
     assert asked.messages == []

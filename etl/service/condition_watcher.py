@@ -22,7 +22,7 @@ _SHARE: Final = 20
 """Reading the state of all targets takes at most one twentieth of the time."""
 
 
-class Watch:
+class ConditionWatcher:
     """Runs in a separate thread, so that nothing slow delays a run."""
 
     def __init__(
@@ -33,16 +33,16 @@ class Watch:
         read: Callable[[], HealthSnapshot],
         own: Callable[[], Sequence[DetectedCondition]],
         clock: Callable[[], dt.datetime],
-        moved: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """``read``: what the database knows; ``own``: what only this process knows; ``moved`` is called after
+        """``read``: what the database knows; ``own``: what only this process knows; ``changed`` is called after
         changes."""
         self._store = store
         self._active = active
         self._read = read
         self._own = own
         self._clock = clock
-        self._moved = moved
+        self._changed = changed
         self._not_before = 0.0
         self._unwritten: dict[tuple[str, str], Condition] = {}
         """Conditions of the database itself, which cannot be stored."""
@@ -56,17 +56,17 @@ class Watch:
 
     def _step(self) -> float:
         try:
-            self.look()
+            self.check()
         except DatabaseError:  # the service itself reports that it cannot write
             return TICK_SECONDS
         except Exception:
             self._log.exception("conditions_not_read")
         return TICK_SECONDS
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Compare what is wrong now with what was wrong before."""
         own = list(self._own())
-        self._tell_of_the_database([each for each in conditions(own) if each.code in OF_THE_DATABASE])
+        self._log_database_conditions([each for each in conditions(own) if each.code in OF_THE_DATABASE])
         if self._unwritten or not self._active() or time.monotonic() < self._not_before:
             return
         began = time.monotonic()
@@ -76,25 +76,25 @@ class Watch:
         # what an active replica stored about itself ends with its cause, not with what it reads back
         wrong = [each for each in found if each.code not in OF_THE_DATABASE]
         wrong = [each for each in wrong if each.code not in OF_THE_SERVICE or each.key in mine]
-        news = self._store.keep_conditions([_written(each, now) for each in wrong], now)
+        changes = self._store.keep_conditions([_open_condition(each, now) for each in wrong], now)
         self._not_before = time.monotonic() + _SHARE * (time.monotonic() - began)
         by_key = {each.key: each for each in wrong}
-        for begun in news.began:
-            self._tell_begun(by_key[begun.code, begun.cause])
-        for ended in news.ended:
+        for begun in changes.began:
+            self._log_begun(by_key[begun.code, begun.cause])
+        for ended in changes.ended:
             self._log.info("condition_ended", code=ended.code, sentence=ended.said)
-        if news.began or news.ended:
-            self._moved()
+        if changes.began or changes.ended:
+            self._changed()
 
-    def _tell_of_the_database(self, found: Sequence[Condition]) -> None:
+    def _log_database_conditions(self, found: Sequence[Condition]) -> None:
         now = {each.key: each for each in found}
         for key in now.keys() - self._unwritten.keys():
-            self._tell_begun(now[key])
+            self._log_begun(now[key])
         for key in self._unwritten.keys() - now.keys():
             self._log.info("condition_ended", code=key[0], sentence=self._unwritten[key].sentence)
         self._unwritten = now
 
-    def _tell_begun(self, condition: Condition) -> None:
+    def _log_begun(self, condition: Condition) -> None:
         level = {"down": self._log.error, "degraded": self._log.warning, "notice": self._log.info}
         level[condition.severity](
             "condition_began",
@@ -105,7 +105,7 @@ class Watch:
         )
 
 
-def _written(each: Condition, now: dt.datetime) -> OpenCondition:
+def _open_condition(each: Condition, now: dt.datetime) -> OpenCondition:
     return OpenCondition(
         each.code,
         each.cause,
