@@ -10,15 +10,15 @@ import hashlib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from etl.domain.model import Flow
-from etl.errors import Malformed
 from etl.gateway.api import LATEST, Api
-from etl.gateway.faults import Quote
+from etl.gateway.faults import Quote, malformed
 from etl.gateway.strict import field_problem, first_problem, half_character_in
 
 _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
@@ -27,6 +27,7 @@ _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
 _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 
 _by_flow_id = attrgetter("flow_id")
+_malformed = partial(malformed, "Get My Flow")
 
 
 class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
@@ -191,10 +192,6 @@ def _text(raw: msgspec.Raw | None) -> str | None:
         return msgspec.json.decode(raw, type=str)
     except (msgspec.MsgspecError, ValueError):
         return None
-
-
-def _malformed(problem: str) -> Malformed:
-    return Malformed(f"the answer is not what Get My Flow promises: {problem}", code="malformed", http_status=200)
 
 
 def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:

@@ -10,18 +10,18 @@ Source: EnOS API documentation, "Get Flow" of both versions.
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import msgspec
 
 from etl.domain.detail import Detail
-from etl.errors import Malformed
 from etl.gateway.answer import read_envelope
 from etl.gateway.api import Api
-from etl.gateway.faults import code_error
+from etl.gateway.faults import code_error, malformed, place_of
 from etl.gateway.reading import Answered
 from etl.gateway.strict import field_problem
 
-_TEXTS = ("updateUser", "updateTime", "creator", "createTime", "owner", "freq")
+_malformed = partial(malformed, "Get Flow")
 
 
 class _Data(msgspec.Struct, rename="camel", gc=False):
@@ -50,12 +50,13 @@ def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Deta
     try:
         data = _datas.decode(envelope.data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(_place_of(error)) from None
+        raise _malformed(place_of(error)) from None
     if str(data.flow_id) != flow_id:
         raise _malformed("it is about another workflow than the one that was asked for")
-    for name, value in zip(_TEXTS, _texts(data), strict=True):
-        if value is not None and (problem := field_problem(value)):
-            raise _malformed(f"data.{name} {problem}")
+    for field in msgspec.structs.fields(_Data):
+        value = getattr(data, field.name)
+        if isinstance(value, str) and (problem := field_problem(value)):
+            raise _malformed(f"data.{field.encode_name} {problem}")
     for name, number in (("active", data.active), ("type", data.type)):
         if number is not None and not -(2**31) <= number < 2**31:
             raise _malformed(f"data.{name} is too large")
@@ -76,17 +77,3 @@ def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Deta
         detail_hash=hashlib.sha256(envelope.data).hexdigest(),
         body=bytes(envelope.data),
     )
-
-
-def _texts(data: _Data) -> tuple[str | None, ...]:
-    return (data.update_user, data.update_time, data.creator, data.create_time, data.owner, data.freq)
-
-
-def _place_of(error: Exception) -> str:
-    what, _, path = str(error).partition(" - at `$")
-    return f"data{path.rstrip('`')}: {what}"
-
-
-def _malformed(problem: str) -> Malformed:
-    message = f"the answer is not what Get Flow promises: {problem}"
-    return Malformed(message, code="malformed", http_status=200)

@@ -126,6 +126,17 @@ def code_error(code: int, message: str, request_id: str | None = None) -> Gatewa
     return error
 
 
+def malformed(call: str, problem: str) -> Malformed:
+    """The error for an answer that is not what the documentation of ``call`` promises."""
+    return Malformed(f"the answer is not what {call} promises: {problem}", code="malformed", http_status=200)
+
+
+def place_of(error: Exception) -> str:
+    """Where in ``data`` the problem is that msgspec reports; it quotes no value."""
+    what, _, path = str(error).partition(" - at `$")
+    return f"data{path.rstrip('`')}: {what}"
+
+
 def retry_after_seconds(headers: Mapping[str, str], now: dt.datetime) -> float | None:
     """``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, never negative; None if it is nonsense or missing."""
     value = headers.get("Retry-After", "").strip()

@@ -17,13 +17,13 @@ Source: EnOS Application Portal API documentation, "Get Organization User List".
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from etl.errors import Malformed
 from etl.gateway.answer import as_integer, quoted_message
-from etl.gateway.faults import code_error
+from etl.gateway.faults import code_error, malformed, place_of
 from etl.gateway.reading import Answered
 from etl.gateway.strict import field_problem
 
@@ -57,6 +57,7 @@ class _Envelope(msgspec.Struct, gc=False):
 
 _envelopes = msgspec.json.Decoder(_Envelope)
 _pages = msgspec.json.Decoder(_Data)
+_malformed = partial(malformed, "Get Organization User List")
 
 
 class Page(NamedTuple):
@@ -82,7 +83,7 @@ def read_page(answered: Answered) -> Page:
     try:
         data = _pages.decode(envelope.data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(_place_of(error) if bytes(envelope.data) else "it has no data") from None
+        raise _malformed(place_of(error) if bytes(envelope.data) else "it has no data") from None
     users = tuple(str(user.user_id) for user in data.users)
     for index, user in enumerate(users):
         if problem := field_problem(user) or _id_problem(user):
@@ -121,14 +122,3 @@ def _id_problem(user: str) -> str:
 def _what_it_is(body: bytes) -> str:
     """What came instead of a page, without quoting it: it may contain names."""
     return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is not a JSON object"
-
-
-def _place_of(error: Exception) -> str:
-    """Where in ``data`` the fault is; msgspec quotes no value."""
-    what, _, path = str(error).partition(" - at `$")
-    return f"data{path.rstrip('`')}: {what}"
-
-
-def _malformed(problem: str) -> Malformed:
-    message = f"the answer is not what Get Organization User List promises: {problem}"
-    return Malformed(message, code="malformed", http_status=200)
