@@ -18,8 +18,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, case, exists, func, select, union
 
+from etl.database import STREAMED
 from etl.report.scopes import Scopes
 from etl.schema import (
+    TARGET_KEY,
     UtcTime,
     change_set,
     hold_event,
@@ -34,7 +36,6 @@ from etl.schema import (
 )
 from etl.store.bulk import BulkValues
 
-_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
 _AT_ONCE: Final = 500
 """Targets whose versions are read in one query."""
 _NAMES_A_TARGET: Final = (change_set, sync_issue, target_membership, hold_event)
@@ -152,7 +153,7 @@ def _first_that_saw(connection: Connection, membership_id: int) -> dt.datetime |
         select(sync_run.c.scope, run_seal.c.sealed_at)
         .join(run_seal, run_seal.c.run_id == sync_run.c.id)
         .order_by(run_seal.c.id.desc()),
-        execution_options=_STREAMED,
+        execution_options=STREAMED,
     )
     first = None
     with rows:
@@ -170,7 +171,6 @@ def _ranges(connection: Connection, extent: Extent) -> Ranges:
     sealed_at, version = run_seal.c.sealed_at, change_set.c.version
     before_end = sealed_at.is_not(None) if extent.until is None else sealed_at < extent.until
     inside = before_end if extent.since is None else and_(before_end, sealed_at >= extent.since)
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
     query = (
         select(
             target.c.id,
@@ -179,13 +179,13 @@ def _ranges(connection: Connection, extent: Extent) -> Ranges:
         )
         .join_from(target, change_set, change_set.c.target_id == target.c.id)
         .outerjoin(run_seal, run_seal.c.run_id == change_set.c.run_id)
-        .group_by(target.c.id, *key)
-        .order_by(*key)
+        .group_by(target.c.id, *TARGET_KEY)
+        .order_by(*TARGET_KEY)
     )
     if extent.org_id is not None:
         query = query.where(target.c.org_id == extent.org_id)
     ranges = Ranges()
-    with connection.execute(query, execution_options=_STREAMED) as rows:
+    with connection.execute(query, execution_options=STREAMED) as rows:
         for target_id, first_inside, last in rows:
             if last is not None:
                 first = last if first_inside is None else max(1, first_inside - 1)

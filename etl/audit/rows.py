@@ -9,11 +9,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, and_, func, select
 
 from etl.audit.extent import GIVEN, Contents, Range, given
+from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, Span
 from etl.schema import (
     CHANGE_KIND,
+    TARGET_KEY,
     change_set,
     hold_event,
     observation,
@@ -32,8 +34,6 @@ from etl.schema import (
 
 Row = Sequence[Any]
 Rows = Callable[[Connection, Contents], Iterator[Row]]
-_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 
 
 def trails(connection: Connection, _: Contents) -> Iterator[Row]:
@@ -68,21 +68,21 @@ def hashes(connection: Connection, contents: Contents) -> Iterator[Row]:
     """The hashes of the versions of runs that are opened that way."""
     query = select(change_set.c.hash).join(target, target.c.id == change_set.c.target_id)
     for run_id in sorted(contents.hashes):
-        of_run = query.where(change_set.c.run_id == run_id).order_by(*_KEY, change_set.c.version)
+        of_run = query.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)
         yield run_id, list(connection.execute(of_run).scalars())
 
 
 def memberships(connection: Connection, contents: Contents) -> Iterator[Row]:
     """All, from the first."""
     columns = (target_membership.c[name] for name in ("run_id", "schedule", "kind", "at"))
-    query = _of_sealed(target_membership, target_membership.c.id, *_KEY, *columns)
+    query = _of_sealed(target_membership, target_membership.c.id, *TARGET_KEY, *columns)
     return _stream(connection, _of_org(query, contents).order_by(target_membership.c.id))
 
 
 def holds(connection: Connection, contents: Contents) -> Iterator[Row]:
     """All, from the first."""
     columns = (hold_event.c[name] for name in ("run_id", "kind", "at", "flow_ids", "data_hash"))
-    query = _of_org(_of_sealed(hold_event, *_KEY, *columns), contents)
+    query = _of_org(_of_sealed(hold_event, *TARGET_KEY, *columns), contents)
     for *before, flow_ids, data_hash in _stream(connection, query.order_by(hold_event.c.id)):
         yield (*before, json.loads(flow_ids), data_hash)
 
@@ -112,9 +112,9 @@ def issues(connection: Connection, contents: Contents) -> Iterator[Row]:
     """The issues of the runs that are opened, by target."""
     names = ("run_id", "verdict", "error_code", "missing")
     columns = (sync_issue.c[name] for name in names)
-    query = select(*_KEY, *columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
-    query = _of_org(query, contents).order_by(*_KEY, sync_issue.c.id)
-    return _of_whole(_stream(connection, query), contents, len(_KEY))
+    query = select(*TARGET_KEY, *columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
+    query = _of_org(query, contents).order_by(*TARGET_KEY, sync_issue.c.id)
+    return _of_whole(_stream(connection, query), contents, len(TARGET_KEY))
 
 
 def timestamps(connection: Connection, _: Contents) -> Iterator[Row]:
@@ -133,7 +133,7 @@ def openings(connection: Connection, contents: Contents) -> Iterator[Row]:
         opening = [each for each in chunk if each.opens]
         listed = _lists(connection, opening) if opening else {}
         for each in opening:
-            key = connection.execute(select(*_KEY).where(target.c.id == each.target_id)).one()
+            key = connection.execute(select(*TARGET_KEY).where(target.c.id == each.target_id)).one()
             yield (*key, each.first, listed.get(each.target_id, []))
 
 
@@ -165,7 +165,7 @@ def change_sets(connection: Connection, contents: Contents) -> Iterator[Row]:
         *("version", "format", "run_id", "kind", "observed_at", "last_unchanged_at", "flow_count", "state_digest"),
         *("approved_by", "approved_scope", "data_hash", "parent_hash", "hash", *CHANGE_KINDS),
     )
-    query = select(*_KEY, *(change_set.c[name] for name in names)).join_from(
+    query = select(*TARGET_KEY, *(change_set.c[name] for name in names)).join_from(
         target, change_set, change_set.c.target_id == target.c.id
     )
     return _by_target(connection, contents, query, change_set, change_set.c.version)
@@ -175,7 +175,7 @@ def changes(connection: Connection, contents: Contents) -> Iterator[Row]:
     """Their changes."""
     columns = (workflow_change.c[name] for name in Change.__struct_fields__)
     query = (
-        select(*_KEY, change_set.c.version, *columns)
+        select(*TARGET_KEY, change_set.c.version, *columns)
         .join_from(target, change_set, change_set.c.target_id == target.c.id)
         .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
     )
@@ -186,7 +186,7 @@ def changes(connection: Connection, contents: Contents) -> Iterator[Row]:
 def spans(connection: Connection, contents: Contents) -> Iterator[Row]:
     """Their spans, and those of the version before, which the first one's hash covers."""
     columns = (observation.c[name] for name in Span.__struct_fields__)
-    query = select(*_KEY, observation.c.version, *columns).join_from(
+    query = select(*TARGET_KEY, observation.c.version, *columns).join_from(
         target, observation, observation.c.target_id == target.c.id
     )
     if contents.extent.until is not None:
@@ -214,7 +214,7 @@ def _by_target(
 ) -> Iterator[Row]:
     own = GIVEN.select(connection.dialect.name).subquery("given").c
     inside = and_(target.c.id == own.target_id, versions.c.version.between(own.first - earlier, own.last))
-    ordered = query.where(inside).order_by(*_KEY, *order)
+    ordered = query.where(inside).order_by(*TARGET_KEY, *order)
     for chunk in contents.ranges.chunks():
         yield from _stream(connection, ordered, **given(connection, chunk))
 
@@ -235,7 +235,7 @@ def _of_whole(rows: Iterator[Row], contents: Contents, place: int) -> Iterator[R
 
 
 def _stream(connection: Connection, query: Select[Any], **parameters: Any) -> Iterator[Row]:
-    with connection.execute(query, parameters, execution_options=_STREAMED) as found:
+    with connection.execute(query, parameters, execution_options=STREAMED) as found:
         yield from found
 
 

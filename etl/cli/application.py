@@ -18,6 +18,7 @@ import msgspec
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
+from etl.system.clock import utc_now
 
 if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command that only reads needs neither
     from sqlalchemy import Engine
@@ -35,11 +36,6 @@ _BATCHES_AT_ONCE = 2
 _WRITERS = 2
 _DOWN_AFTER = 3
 """This many times ``concurrency`` targets in a row without an answer mean that the gateway is down."""
-
-
-def utc_now() -> dt.datetime:
-    """The current time of this machine's clock."""
-    return dt.datetime.now(dt.UTC)
 
 
 class Application:

@@ -10,11 +10,11 @@ import typer
 from etl import database
 from etl.audit import Extent, write_bundle
 from etl.cli import console, options
-from etl.cli.application import utc_now
 from etl.database import backup
 from etl.errors import UsageError
 from etl.export.files import whole_file
 from etl.printable import counted
+from etl.system.clock import utc_now
 
 
 def register(app: typer.Typer) -> None:

@@ -10,9 +10,9 @@ import typer
 
 from etl import database
 from etl.cli import console, options
-from etl.cli.application import utc_now
 from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
+from etl.system.clock import utc_now
 
 _TARGETS: Final = CoveredTarget._fields
 _HOLDS: Final = (*Hold._fields[:-1], "workflows")

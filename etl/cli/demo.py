@@ -14,7 +14,7 @@ import typer
 
 from etl import config, sync
 from etl.cli import console
-from etl.cli.application import Application, a_run, utc_now
+from etl.cli.application import Application, a_run
 from etl.cli.event_table import event_table
 from etl.cli.run import show_report
 from etl.demo import tour
@@ -24,6 +24,7 @@ from etl.errors import UsageError
 from etl.report import Report
 from etl.report.health import read_within
 from etl.system import disk
+from etl.system.clock import utc_now
 
 
 def demo(

@@ -12,7 +12,7 @@ import typer
 
 from etl import __version__, database, verify
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import Origin, export
@@ -21,6 +21,7 @@ from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.summary_rows import Scope
 from etl.report.workflow_page import organisations
+from etl.system.clock import utc_now
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="A file; standard output if omitted.", show_default=False)

@@ -17,13 +17,14 @@ import typer
 
 from etl import database, sync
 from etl.cli import console, options
-from etl.cli.application import Application, a_run, utc_now
+from etl.cli.application import Application, a_run
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.report import HeldRemoval, Report
 from etl.sync import RunReport
+from etl.system.clock import utc_now
 
 _ANY: Final = "any"
 _SHOWN: Final = 200

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from starlette.applications import Starlette
 
 from etl import database
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.report.conditions import CONDITIONS, DetectedCondition
 from etl.report.health import read_within
@@ -19,6 +19,7 @@ from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.system import descriptors
 from etl.system.background import BackgroundLoop
+from etl.system.clock import utc_now
 from etl.web import Connections, HttpServer, counting_ahead, create_app
 from etl.web.health import Health, health_only, health_routes, metrics_route
 

@@ -12,7 +12,7 @@ import typer
 
 from etl import config, database, signing
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
@@ -20,6 +20,7 @@ from etl.service.replica import LEASE, Service
 from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification
 from etl.store import Store, copy
+from etl.system.clock import utc_now
 from etl.verify import HeadsFile
 
 _CONNECTIONS = 2

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from etl import database
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.config import Schedule, Settings
 from etl.domain.model import Target
 from etl.errors import UsageError
@@ -36,6 +36,7 @@ from etl.report.conditions import DetectedCondition, conditions
 from etl.service.replica import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
+from etl.system.clock import utc_now
 
 _PATIENCE_SECONDS = 60.0
 _OUTAGE = dt.timedelta(minutes=1)

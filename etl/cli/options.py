@@ -12,12 +12,13 @@ import typer
 
 from etl import config, log
 from etl.cli import console
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.config import Schedule, TargetList
 from etl.config.slots import time_zone
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.system import descriptors
+from etl.system.clock import utc_now
 from etl.timeparse import parse_moment
 
 SHOWN = 200

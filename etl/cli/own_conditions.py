@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.cli.notify import Notifications
 from etl.config import Schedule
 from etl.printable import counted
@@ -14,6 +14,7 @@ from etl.service.replica import Service
 from etl.service.timestamps import TimeStamps
 from etl.service.verification import Verification
 from etl.sync import RemoteExecutor, RunReport
+from etl.system.clock import utc_now
 
 
 class OwnConditions:

@@ -11,7 +11,7 @@ import typer
 
 from etl import database
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.cli.empty_results import EmptyResult, not_observed_then
 from etl.cli.event_table import event_table, story_table
 from etl.domain.kinds import CHANGE_KINDS
@@ -29,6 +29,7 @@ from etl.report.details import (
 )
 from etl.report.observed_targets import observed_targets
 from etl.report.rows import OrgWorkflowEvent
+from etl.system.clock import utc_now
 
 _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")

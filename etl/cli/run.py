@@ -18,7 +18,7 @@ import typer
 
 from etl import __version__, config, log
 from etl.cli import console, options
-from etl.cli.application import Application, a_run, utc_now
+from etl.cli.application import Application, a_run
 from etl.cli.checks import CheckResult, run_checks
 from etl.cli.maintenance import maintenance_running, timestamps_of, verification_of
 from etl.cli.notify import Notifications
@@ -33,6 +33,7 @@ from etl.service.replica import Service
 from etl.service.runs import Identity, RunHooks
 from etl.store import NewRun, Store
 from etl.sync import RunReport, Tally, organisations, run
+from etl.system.clock import utc_now
 
 if TYPE_CHECKING:
     from etl.cli.own_conditions import OwnConditions

@@ -11,7 +11,7 @@ import typer
 
 from etl import database
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.printable import counted
@@ -23,6 +23,7 @@ from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
 from etl.service.replica import LEASE
 from etl.store import Store
+from etl.system.clock import utc_now
 
 _SHOWN: Final = 50
 _PRINTED: Final = 1000

@@ -9,13 +9,13 @@ import typer
 
 from etl import database
 from etl.cli import options
-from etl.cli.application import utc_now
 from etl.cli.empty_results import EmptyResult
 from etl.cli.event_table import story_table
 from etl.cli.queries import columns_table, needed, print_rows
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report import stories
+from etl.system.clock import utc_now
 
 
 def register(app: typer.Typer) -> None:

@@ -13,9 +13,10 @@ import typer
 
 from etl import database, signing, verify
 from etl.cli import console, options
-from etl.cli.application import Application, utc_now
+from etl.cli.application import Application
 from etl.errors import DatabaseError, UsageError
 from etl.printable import counted
+from etl.system.clock import utc_now
 from etl.system.regular_files import open_regular
 
 Head = Annotated[

@@ -24,10 +24,11 @@ from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
 from etl.database.migrate import check, current, expected, require_current, upgrade
 from etl.database.times import Misspelled, misspelled_times
-from etl.database.transactions import creating, reading, writing
+from etl.database.transactions import STREAMED, creating, reading, writing
 
 __all__ = [
     "LIMIT_SECONDS",
+    "STREAMED",
     "WHOLE",
     "Damage",
     "Integrity",

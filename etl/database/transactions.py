@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Connection, Engine
 
@@ -13,6 +14,9 @@ from etl.database import session
 from etl.database.damage import require_sound
 from etl.database.engine import describe, file_of
 from etl.database.errors import cannot_open, translated
+
+STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+"""Execution options for a long result: its rows are fetched some thousand at a time."""
 
 
 @contextmanager

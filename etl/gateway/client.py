@@ -38,6 +38,7 @@ from etl.gateway.retry import RequestPacing, persist
 from etl.gateway.signature import Timestamps, encryption
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
+from etl.system.clock import utc_now
 
 T = TypeVar("T")
 
@@ -59,10 +60,6 @@ _DESYNC: Final = (
 Exchanged = Callable[[str, int, float, str | None], None]
 """Called after each request with the call's name, the attempt (from 1), the seconds until the answer was read, and the
 error code (None: a valid answer)."""
-
-
-def utc_now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 class TokenCheck(NamedTuple):

@@ -31,6 +31,7 @@ from etl.report.details import ChangeDetail, freq_before
 from etl.report.stream import stream
 from etl.schema import (
     CHANGE_KIND,
+    TARGET_KEY,
     change_set,
     observation,
     org_event,
@@ -279,7 +280,7 @@ def _new_issues(run: UnnotifiedRun, kind: str, of_orgs: Sequence[ColumnElement[b
         .join(before, before.c.id == latest, isouter=True)
         .join(its_run, its_run.c.id == before.c.run_id, isouter=True)
         .where(sync_issue.c.run_id == run.id, sync_issue.c.verdict == kind, is_new, *of_orgs)
-        .order_by(target.c.org_id, target.c.user_id, target.c.expression)
+        .order_by(*TARGET_KEY)
     )
 
 
@@ -330,7 +331,7 @@ def _ended_issues(run: UnnotifiedRun, verdicts: Sequence[str], of_orgs: Sequence
         .join(issue, issue.c.id == _latest_issue_before(opened, run, verdicts))
         .join(its_run, its_run.c.id == issue.c.run_id)
         .where(~seen_between, *of_orgs)
-        .order_by(target.c.org_id, target.c.user_id, target.c.expression)
+        .order_by(*TARGET_KEY)
     )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select
 from etl.domain import answers
 from etl.domain.model import Target
 from etl.report.fetch import short_transaction
-from etl.schema import answer, change_set, target
+from etl.schema import TARGET_KEY, answer, change_set, target
 
 
 class VersionAnswer(NamedTuple):
@@ -27,7 +27,7 @@ def answer_of(engine: Engine, of: Target, version: int | None = None) -> Version
 
     Raises DatabaseError.
     """
-    mine = zip((target.c.org_id, target.c.user_id, target.c.expression), of, strict=True)
+    mine = zip(TARGET_KEY, of, strict=True)
     query = (
         select(
             *(change_set.c.version, change_set.c.observed_at, change_set.c.data_hash),

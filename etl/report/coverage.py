@@ -12,11 +12,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, bindparam, column, func, or_, select, table
 
-from etl.database import reading
+from etl.database import STREAMED, reading
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.report.scopes import Scopes
 from etl.schema import (
+    TARGET_KEY,
     UtcTime,
     change_set,
     hold_event,
@@ -28,8 +29,6 @@ from etl.schema import (
     target_membership,
 )
 
-_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _GAPS: Final = table(
     "coverage_gap",
     *(column(name) for name in ("org_id", "user_id", "expression")),
@@ -187,7 +186,7 @@ class _CoverageReader:
         self._since = since
         self._until = until
         self._names = {target.c.org_id: org, target.c.user_id: user}
-        rows = connection.execute(self._mine(select(target.c.id, *_KEY)))
+        rows = connection.execute(self._mine(select(target.c.id, *TARGET_KEY)))
         self._targets = {number: Target(*key) for number, *key in rows}
         self._asking = list(self._runs())
         self._by_start = sorted(self._asking, key=_started_at)
@@ -217,7 +216,7 @@ class _CoverageReader:
         query = self._mine(query).where(run_seal.c.sealed_at < self._until)
         if self._since is not None:
             query = query.where(run_seal.c.sealed_at >= self._since)
-        with self._connection.execute(query, execution_options=_STREAMED) as found:
+        with self._connection.execute(query, execution_options=STREAMED) as found:
             yield from found
 
     def _runs(self) -> Iterator[_AskingRun]:
@@ -358,18 +357,18 @@ def _joined(query: Select[Any], of: Any) -> Select[Any]:
 
 _UNANSWERED: Final = _joined(
     select(
-        *(run_seal.c.id, sync_issue.c.run_id, sync_run.c.started_at, *_KEY),
+        *(run_seal.c.id, sync_issue.c.run_id, sync_run.c.started_at, *TARGET_KEY),
         *(sync_issue.c.verdict, sync_issue.c.error_code),
     ),
     sync_issue,
-).order_by(run_seal.c.id, *_KEY, sync_issue.c.id)
+).order_by(run_seal.c.id, *TARGET_KEY, sync_issue.c.id)
 _HELD: Final = _joined(
-    select(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *_KEY, hold_event.c.kind, hold_event.c.flow_ids),
+    select(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *TARGET_KEY, hold_event.c.kind, hold_event.c.flow_ids),
     hold_event,
 ).order_by(run_seal.c.id, hold_event.c.id)
 _MOVED: Final = _joined(
     select(
-        *(run_seal.c.id, target_membership.c.run_id, target_membership.c.at, *_KEY),
+        *(run_seal.c.id, target_membership.c.run_id, target_membership.c.at, *TARGET_KEY),
         *(target_membership.c.kind, target_membership.c.schedule),
     ),
     target_membership,

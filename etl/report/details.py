@@ -13,7 +13,7 @@ from etl.config.quartz import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
 from etl.report.rows import OrgWorkflowEvent, WorkflowEvent, WorkflowHistory
-from etl.schema import change_set, target, workflow_detail
+from etl.schema import TARGET_KEY, change_set, target, workflow_detail
 
 _AT_ONCE: Final = 500
 
@@ -113,7 +113,7 @@ def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowH
     """The states of one workflow with what EnOS said at the end of the run that began each."""
     found: dict[tuple[Any, ...], ChangeDetail] = {}
     if any_details(engine):
-        key = (target.c.org_id, target.c.user_id, target.c.expression, change_set.c.observed_at)
+        key = (*TARGET_KEY, change_set.c.observed_at)
         asked = (
             select(*key, *_COLUMNS)
             .join_from(workflow_detail, change_set, change_set.c.run_id == workflow_detail.c.run_id)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Select, and_, select
 from etl.database import reading
 from etl.domain.model import Target
 from etl.report.statements import equal
-from etl.schema import change_set, target
+from etl.schema import TARGET_KEY, change_set, target
 
 
 class KnownTarget(NamedTuple):
@@ -44,7 +44,6 @@ def targets_of_user(connection: Connection, org: str, user: str) -> list[KnownTa
 
 
 def _known() -> Select[Any]:
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
     first = and_(change_set.c.target_id == target.c.id, change_set.c.version == 1)
-    columns = (target.c.id, *key, target.c.version, change_set.c.observed_at, target.c.retired_at)
-    return select(*columns).join_from(target, change_set, first, isouter=True).order_by(*key)
+    columns = (target.c.id, *TARGET_KEY, target.c.version, change_set.c.observed_at, target.c.retired_at)
+    return select(*columns).join_from(target, change_set, first, isouter=True).order_by(*TARGET_KEY)

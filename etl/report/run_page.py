@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, Select, select, text
 
 from etl.report.rows import RunVersion, SyncRun, view
-from etl.schema import change_set, sync_issue, target
+from etl.schema import TARGET_KEY, change_set, sync_issue, target
 
 
 class IssueCause(NamedTuple):
@@ -49,15 +49,13 @@ _CAUSES: Final = text("""
 def issues(run_id: int) -> Select[Any]:
     """``RunIssue``, by target."""
     names = ("verdict", "error_code", "message", "attempts", "missing")
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
-    columns = (*key, *(sync_issue.c[name] for name in names))
+    columns = (*TARGET_KEY, *(sync_issue.c[name] for name in names))
     chosen = select(*columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
-    return chosen.where(sync_issue.c.run_id == run_id).order_by(*key, sync_issue.c.id)
+    return chosen.where(sync_issue.c.run_id == run_id).order_by(*TARGET_KEY, sync_issue.c.id)
 
 
 def versions(run_id: int) -> Select[Any]:
     """``RunVersion``, by target."""
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
-    columns = (*key, *(change_set.c[name] for name in RunVersion._fields[3:]))
+    columns = (*TARGET_KEY, *(change_set.c[name] for name in RunVersion._fields[3:]))
     chosen = select(*columns).join_from(change_set, target, target.c.id == change_set.c.target_id)
-    return chosen.where(change_set.c.run_id == run_id).order_by(*key, change_set.c.version)
+    return chosen.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)

@@ -8,12 +8,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, select, text
 
+from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.model import Target
-from etl.schema import DIGEST_OF_NONE, target
-
-_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
+from etl.schema import DIGEST_OF_NONE, TARGET_KEY, target
 
 
 class ScopeTargets(NamedTuple):
@@ -45,7 +44,6 @@ class Scopes:
         return known[1]
 
 
-_KEYS: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _TARGETS_OF: Final = """
     SELECT DISTINCT t.id, t.org_id, t.user_id, t.expression
     FROM target_membership m JOIN target t ON t.id = m.target_id
@@ -66,14 +64,14 @@ def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) 
         if scope[name] is not None:
             only, given[name] = f"{only} AND t.{name} = :{name}", scope[name]
     query = text(_TARGETS_OF.format(only=only)).bindparams(bindparam("schedules", expanding=True))
-    with connection.execute(query, {**given, "schedules": schedules}, execution_options=_STREAMED) as rows:
+    with connection.execute(query, {**given, "schedules": schedules}, execution_options=STREAMED) as rows:
         return _scope_targets(rows)
 
 
 def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
     ids = set[int]()
     for each in targets:
-        mine = zip(_KEYS, each, strict=True)
+        mine = zip(TARGET_KEY, each, strict=True)
         ids |= set(
             connection.execute(select(target.c.id).where(*(column == value for column, value in mine))).scalars()
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import ColumnElement, Select, and_, or_, select, true
 
 from etl.report.rows import OrgWorkflowState, SyncRun, TargetHealth, view
-from etl.schema import sync_issue, target, workflow
+from etl.schema import TARGET_KEY, sync_issue, target, workflow
 
 Show = Literal["", "problems", "never_observed", "empty", "retired"]
 """Which targets: all configured ones, or those with problems, not observed yet, with an empty list, or retired."""
@@ -41,20 +41,18 @@ def show(asked: str) -> Show:
 def held_targets() -> Select[Any]:
     """The targets that wait for a person, the one that waits longest first: ``target.id``, organisation, user,
     expression, ``held_since``, ``flow_count`` and the latest reason."""
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
-    columns = (target.c.id, *key, target.c.held_since, target.c.flow_count, _latest_reason())
-    return select(*columns).where(HELD).order_by(target.c.held_since, *key)
+    columns = (target.c.id, *TARGET_KEY, target.c.held_since, target.c.flow_count, _latest_reason())
+    return select(*columns).where(HELD).order_by(target.c.held_since, *TARGET_KEY)
 
 
 def held_removals(*, org: str | None = None) -> Select[Any]:
     """``HeldRemoval``: one row per workflow whose removal is held, by organisation, user, expression and flow_id."""
-    key = (target.c.org_id, target.c.user_id, target.c.expression)
     missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
     return (
-        select(*key, target.c.held_since, *missing, _latest_reason())
+        select(*TARGET_KEY, target.c.held_since, *missing, _latest_reason())
         .join_from(target, workflow, workflow.c.target_id == target.c.id)
         .where(HELD, workflow.c.missing_since.is_not(None), *equal(target, org_id=org))
-        .order_by(*key, workflow.c.flow_id)
+        .order_by(*TARGET_KEY, workflow.c.flow_id)
     )
 
 

@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Final
 
 from etl.schema.columns import UnreadableTime, UtcTime, metadata, time_of_text
-from etl.schema.lists import CHANGE_KIND, COMING, LEAVING, change_set, observation, target, workflow, workflow_change
+from etl.schema.lists import (
+    CHANGE_KIND,
+    COMING,
+    LEAVING,
+    TARGET_KEY,
+    change_set,
+    observation,
+    target,
+    workflow,
+    workflow_change,
+)
 from etl.schema.organisations import (
     org_event,
     org_flow,
@@ -42,6 +52,7 @@ __all__ = [
     "GAPS_IN_NUMBERS",
     "LEAVING",
     "OWN_SLOT",
+    "TARGET_KEY",
     "UnreadableTime",
     "UtcTime",
     "answer",

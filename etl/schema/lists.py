@@ -65,6 +65,8 @@ target: Final = Table(
     partial_index("ix_target_leaving", "org_id", "expression", where=LEAVING),
     comment="A user of an organisation, with a search expression if any; version 0: never observed.",
 )
+TARGET_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
+"""What identifies a target: the fields of ``Target``."""
 
 workflow: Final = Table(
     "workflow",

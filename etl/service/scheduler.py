@@ -26,6 +26,7 @@ from apscheduler.triggers.base import BaseTrigger
 from etl.config import Schedule
 from etl.config.slots import LEEWAY, Slots
 from etl.system.background import BackgroundLoop
+from etl.system.clock import utc_now
 
 log = structlog.get_logger(__name__)
 
@@ -34,10 +35,6 @@ Clock = Callable[[], dt.datetime]
 _CHECK_SECONDS: Final = 5.0
 _MOMENT: Final = dt.timedelta(milliseconds=1)
 _JOB_OPTIONS: Final = {"misfire_grace_time": None, "coalesce": True, "max_instances": 1}
-
-
-def utc_now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 class Scheduler:

@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_
 
 from etl.domain.model import Fence, Flow, Span, State, Target
-from etl.schema import change_set, observation, target, workflow
+from etl.schema import TARGET_KEY, change_set, observation, target, workflow
 from etl.store import membership, seals
 from etl.store.bulk import BulkValues
 
@@ -64,10 +64,9 @@ _FENCES: Final = (
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
 )
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
 _FENCES_OF: Final = {
-    dialect: _FENCES.where(tuple_(*_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
+    dialect: _FENCES.where(tuple_(*TARGET_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
 }
 _ROWS_AT_ONCE: Final = 1000
 _WORKFLOWS: Final = "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"

@@ -37,8 +37,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.config.target_list import TargetList
+from etl.database import STREAMED
 from etl.domain.model import Target
-from etl.schema import UtcTime, target, target_membership
+from etl.schema import TARGET_KEY, UtcTime, target, target_membership
 from etl.store.bulk import BulkValues
 
 T = TypeVar("T")
@@ -47,14 +48,13 @@ Lists = Mapping[str, Sequence[Target]]
 
 _AT_ONCE: Final = 5_000
 _IN_TURN: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.target_membership'))"
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _NUMBERS: Final = BulkValues(target_id="bigint")
 _WANTED: Final = BulkValues(org_id="text", user_id="text", expression="text")
 _DIALECTS: Final = (postgresql, sqlite)
 REGISTER: Final = {
     module.dialect.name: module.insert(target)
-    .from_select(_KEY, _WANTED.select(module.dialect.name))
-    .on_conflict_do_nothing(index_elements=_KEY)
+    .from_select(TARGET_KEY, _WANTED.select(module.dialect.name))
+    .on_conflict_do_nothing(index_elements=TARGET_KEY)
     for module in _DIALECTS
 }
 """Makes rows for targets that have none."""
@@ -73,13 +73,12 @@ _LATEST_AT: Final = (
     .scalar_subquery()
 )
 _MEMBERS: Final = (
-    select(*_KEY)
+    select(*TARGET_KEY)
     .join(target_membership, target_membership.c.target_id == target.c.id)
     .where(target_membership.c.schedule == bindparam("schedule"), _IS_MEMBER)
     .order_by(target.c.id)
 )
-_RETIRED: Final = select(*_KEY).where(target.c.retired_at.is_not(None)).order_by(target.c.id)
-_STREAMED: Final = {"stream_results": True, "yield_per": 2000}
+_RETIRED: Final = select(*TARGET_KEY).where(target.c.retired_at.is_not(None)).order_by(target.c.id)
 
 
 def latest(connection: Connection) -> int:
@@ -160,7 +159,7 @@ def _insert(
     rows = (
         select(target.c.id, literal(run_id), literal(schedule), literal(kind), _at(now))
         .join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
-        .order_by(*_KEY)
+        .order_by(*TARGET_KEY)
     )
     _insert_selected(connection, rows, _WANTED.bound(connection, list(targets)))
 
@@ -187,7 +186,7 @@ def _at(now: dt.datetime) -> ColumnElement[dt.datetime]:
 
 
 def _targets(connection: Connection, query: Select[Any], **given: Any) -> Iterator[Target]:
-    with connection.execute(query, given, execution_options=_STREAMED) as rows:
+    with connection.execute(query, given, execution_options=STREAMED) as rows:
         for key in rows:
             yield Target(*key)
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.model import Origin, RunStatus, Target
-from etl.schema import overdue_notice, sync_run, target
+from etl.schema import TARGET_KEY, overdue_notice, sync_run, target
 
 
 class UnnotifiedRun(NamedTuple):
@@ -49,7 +49,7 @@ def mark_notified(connection: Connection, run_id: int, now: dt.datetime) -> bool
 def known_targets(connection: Connection) -> list[NotifiableTarget]:
     """Every target that is not retired, and retired ones that receivers know to be overdue."""
     listed = (
-        select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, overdue_notice.c.notified_at)
+        select(target.c.id, *TARGET_KEY, overdue_notice.c.notified_at)
         .join_from(target, overdue_notice, overdue_notice.c.target_id == target.c.id, isouter=True)
         .where(target.c.retired_at.is_(None) | overdue_notice.c.notified_at.is_not(None))
     )

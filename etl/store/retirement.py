@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Container, Sequence
-from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, select
 
+from etl.database import STREAMED
 from etl.domain.guard import share_of
 from etl.domain.model import Target
-from etl.schema import target
+from etl.schema import TARGET_KEY, target
 from etl.store import membership, seals
-
-_STREAMED: Final = {"stream_results": True, "yield_per": 2000}
 
 
 class Retirement(msgspec.Struct, frozen=True):
@@ -26,9 +24,9 @@ class Retirement(msgspec.Struct, frozen=True):
 
 def others(connection: Connection, configured: Container[Target], max_share: float | None) -> Retirement:
     """The targets outside ``configured``, to be retired unless they exceed ``max_share`` of all (None: no limit)."""
-    known = select(target.c.org_id, target.c.user_id, target.c.expression).where(target.c.retired_at.is_(None))
+    known = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
     gone, count = list[Target](), 0
-    with connection.execute(known.order_by(target.c.id), execution_options=_STREAMED) as rows:
+    with connection.execute(known.order_by(target.c.id), execution_options=STREAMED) as rows:
         for key in rows:
             count += 1
             if (each := Target(*key)) not in configured:

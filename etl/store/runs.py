@@ -28,7 +28,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
 from etl.domain.model import Issue, Origin, Target, Verdict
-from etl.schema import OWN_SLOT, UtcTime, change_set, observation, sync_issue, sync_run, target, target_membership
+from etl.schema import (
+    OWN_SLOT,
+    TARGET_KEY,
+    UtcTime,
+    change_set,
+    observation,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+)
 from etl.store import membership
 
 ABANDONED_AFTER: Final = dt.timedelta(minutes=2)
@@ -186,10 +196,10 @@ def observed_by(connection: Connection, run_id: int, began_at: dt.datetime, targ
 
 
 _OBSERVED: Final = (
-    select(target.c.org_id, target.c.user_id, target.c.expression)
+    select(*TARGET_KEY)
     .join(observation, observation.c.id == target.c.observation_id)
     .where(
-        tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)),
+        tuple_(*TARGET_KEY).in_(bindparam("targets", expanding=True)),
         observation.c.last_at >= bindparam("began_at", type_=UtcTime()),
     )
 )
@@ -198,7 +208,7 @@ _latest_issue: Final = (
 )
 _WRITTEN: Final = (
     select(
-        *(target.c.org_id, target.c.user_id, target.c.expression),
+        *TARGET_KEY,
         *(change_set.c[kind] for kind in CHANGE_KINDS),
         *(sync_issue.c.verdict, sync_issue.c.error_code, sync_issue.c.message),
         *(sync_issue.c.attempts, sync_issue.c.missing),
@@ -214,7 +224,7 @@ _WRITTEN: Final = (
     )
     .outerjoin(sync_issue, and_(sync_issue.c.id == _latest_issue, sync_issue.c.run_id == bindparam("run_id")))
     .where(
-        tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True)),
+        tuple_(*TARGET_KEY).in_(bindparam("targets", expanding=True)),
         or_(change_set.c.id.is_not(None), sync_issue.c.id.is_not(None)),
     )
 )

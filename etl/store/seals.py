@@ -19,12 +19,14 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, case, exists, func, insert, select, text, update
 
+from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import RunStatus
 from etl.errors import RunClosed
 from etl.schema import (
+    TARGET_KEY,
     UtcTime,
     change_set,
     hold_event,
@@ -44,10 +46,7 @@ from etl.store.runs import database_now
 Sign = Callable[[bytes], tuple[str, str]]
 """Returns the signature over some bytes, in base64, and the key's id."""
 _MAKE_TRAIL: Final = "SELECT pg_advisory_xact_lock(hashtext(current_schema() || '.trail'))"
-_AT_ONCE: Final = 2_000
 _RUN_ID: Final[BindParameter[int]] = bindparam("run_id")
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
-_BY_TARGET: Final = _KEY
 
 
 class RecountedRun(NamedTuple):
@@ -101,7 +100,7 @@ class _Source(NamedTuple):
 
 def _of_target(table: Any, *columns: Any) -> Select[Any]:
     return (
-        select(*_KEY, *columns)
+        select(*TARGET_KEY, *columns)
         .join_from(table, target, target.c.id == table.c.target_id)
         .where(table.c.run_id == _RUN_ID)
     )
@@ -112,12 +111,12 @@ def _has(table: Any) -> Any:
 
 
 CHANGE_SETS: Final = _Source(
-    _has(change_set), _of_target(change_set, change_set.c.hash).order_by(*_BY_TARGET, change_set.c.version)
+    _has(change_set), _of_target(change_set, change_set.c.hash).order_by(*TARGET_KEY, change_set.c.version)
 )
 ISSUES: Final = _Source(
     _has(sync_issue),
     _of_target(sync_issue, sync_issue.c.verdict, sync_issue.c.error_code, sync_issue.c.missing).order_by(
-        *_BY_TARGET, sync_issue.c.id
+        *TARGET_KEY, sync_issue.c.id
     ),
 )
 EVENTS: Final = (
@@ -194,8 +193,7 @@ def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.D
 
 
 def _rows(connection: Connection, query: Select[Any], run_id: int) -> Iterator[Sequence[Any]]:
-    streamed = {"stream_results": True, "yield_per": _AT_ONCE}
-    with connection.execute(query, {"run_id": run_id}, execution_options=streamed) as found:
+    with connection.execute(query, {"run_id": run_id}, execution_options=STREAMED) as found:
         parsed = _IS_TEXT_OF_JSON in found.keys()  # noqa: SIM118 - a result is no mapping
         place = list(found.keys()).index(_IS_TEXT_OF_JSON) if parsed else 0
         for row in found:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Executable, Row, and_, bindparam, fun
 from etl.database import reading
 from etl.domain.model import Span, Target
 from etl.errors import DatabaseError
-from etl.schema import change_set, observation, target
+from etl.schema import TARGET_KEY, change_set, observation, target
 from etl.verify.rows import BEFORE_ALL
 
 _AT_ONCE: Final = 500
@@ -91,9 +91,7 @@ _SPANS: Final = (
     .where(tuple_(observation.c.target_id, observation.c.version).in_(bindparam("versions", expanding=True)))
     .order_by(observation.c.first_at, observation.c.id)
 )
-_TARGETS: Final = select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression).where(
-    tuple_(target.c.org_id, target.c.user_id, target.c.expression).in_(bindparam("targets", expanding=True))
-)
+_TARGETS: Final = select(target.c.id, *TARGET_KEY).where(tuple_(*TARGET_KEY).in_(bindparam("targets", expanding=True)))
 Version = tuple[int, int]
 """A target's id, and one of its versions."""
 

@@ -11,12 +11,11 @@ from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, sel
 
 from etl.database import reading
 from etl.domain.model import Target
-from etl.schema import UtcTime, hold_event, target, target_membership, workflow
+from etl.schema import TARGET_KEY, UtcTime, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import any_time
 
 _AT_ONCE: Final = 5_000
-_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)
 _latest: Final = (
     select(func.max(target_membership.c.id))
     .where(target_membership.c.target_id == target.c.id, target_membership.c.schedule.is_(None))
@@ -24,13 +23,13 @@ _latest: Final = (
     .scalar_subquery()
 )
 _MEMBERS: Final = (
-    select(target.c.id, *_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at)
+    select(target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at)
     .outerjoin(target_membership, target_membership.c.id == _latest)
     .order_by(target.c.id)
     .limit(_AT_ONCE)
 )
 _HOLDS: Final = (
-    select(target.c.id, *_KEY, target.c.held_since)
+    select(target.c.id, *TARGET_KEY, target.c.held_since)
     .where(target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id))
     .order_by(target.c.id)
     .limit(_AT_ONCE)
@@ -53,7 +52,7 @@ def _not_in_order(events: Table, after: int, last: int) -> Select[Any]:
     columns = (events.c.target_id, events.c.run_id, events.c.id, events.c.at, earlier.label("earlier"))
     mine = select(*columns).where(events.c.target_id > after, events.c.target_id <= last).subquery()
     return (
-        select(*_KEY, mine.c.run_id, mine.c.at, mine.c.earlier)
+        select(*TARGET_KEY, mine.c.run_id, mine.c.at, mine.c.earlier)
         .join(target, target.c.id == mine.c.target_id)
         .where(mine.c.at < mine.c.earlier)
         .order_by(target.c.id, mine.c.id)

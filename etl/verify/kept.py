@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, Row, bindparam, or_, select, tuple_
 from etl.database import reading
 from etl.domain.model import Span, Target
 from etl.errors import DatabaseError
-from etl.schema import UnreadableTime, change_set, sync_run, target
+from etl.schema import TARGET_KEY, UnreadableTime, change_set, sync_run, target
 from etl.verify.finding import Finding, Verbatim, shown
 from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
 from etl.verify.kept_seals import KeptSeal, altered_seals
@@ -71,7 +71,7 @@ _UNDER_WAY: Final = (
     .limit(1)
 )
 _TARGETS: Final = (
-    select(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version)
+    select(target.c.id, *TARGET_KEY, target.c.version)
     .where(target.c.version > 0, target.c.id > bindparam("after"))
     .order_by(target.c.id)
     .limit(_TARGETS_AT_ONCE)

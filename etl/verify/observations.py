@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, s
 
 from etl.database import reading
 from etl.domain.model import Target
-from etl.schema import observation, sync_issue, sync_run, target, target_membership
+from etl.schema import TARGET_KEY, observation, sync_issue, sync_run, target, target_membership
 from etl.verify.finding import Finding
 from etl.verify.rows import any_time
 from etl.verify.run_index import Count, Memberships, RunIndex, Span
@@ -38,7 +38,7 @@ _LATEST: Final = and_(observation.c.target_id == target.c.id, observation.c.vers
 _CHUNK: Final[Any] = select(target.c.id).where(target.c.id > bindparam("after")).order_by(target.c.id).limit(_AT_ONCE)
 _SPANS: Final[Any] = (
     select(
-        *(target.c.id, target.c.org_id, target.c.user_id, target.c.expression, target.c.version),
+        *(target.c.id, *TARGET_KEY, target.c.version),
         *(observation.c.first_at, observation.c.last_at, observation.c.observations),
         _LAST_BEFORE.label("before"),
     )

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, bindparam, select, text
 
-from etl.database import reading
+from etl.database import STREAMED, reading
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
@@ -26,7 +26,6 @@ from etl.verify.sealing import Sealing
 
 _RUNS_AT_ONCE: Final = 500
 _HIGHEST: Final = 2**63 - 1
-_STREAMED: Final = {"stream_results": True, "yield_per": 2_000}
 _RUNS: Final = (
     select(
         sync_run,
@@ -107,7 +106,7 @@ class Runs:
         span = {"low": low, "high": high}
 
         def by_run(query: Any) -> _ByRun:
-            found = connection.execute(query, span, execution_options=_STREAMED)
+            found = connection.execute(query, span, execution_options=STREAMED)
             opened.callback(found.close)
             return _ByRun(found)
 

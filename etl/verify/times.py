@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, select
 
+from etl.database import STREAMED
 from etl.schema import sync_run
 
 _FOR_EVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -42,7 +43,7 @@ NO_RUNS_KNOWN: Final = RunTimes([(dt.datetime.min.replace(tzinfo=dt.UTC), None)]
 def run_times(connection: Connection) -> RunTimes:
     """The run times in a database. Times that cannot be read are left to the check of the seals."""
     try:
-        with connection.execute(_TIMES, execution_options={"stream_results": True, "yield_per": 2_000}) as rows:
+        with connection.execute(_TIMES, execution_options=STREAMED) as rows:
             return RunTimes((row.started_at, row.finished_at) for row in rows)
     except ValueError:
         return NO_RUNS_KNOWN

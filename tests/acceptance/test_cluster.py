@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from etl import config, sync
-from etl.cli.application import Application, a_run, utc_now, worker_application
+from etl.cli.application import Application, a_run, worker_application
 from etl.database import connect, reading, upgrade
 from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
@@ -22,6 +22,7 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import ClusterError, ConfigError
 from etl.sync import cluster, worker
+from etl.system.clock import utc_now
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
 from tests.support.disguises import disguises

@@ -23,7 +23,6 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
 
-from etl.cli.application import utc_now
 from etl.config import Schedule
 from etl.config.slots import Every
 from etl.database import connect
@@ -31,6 +30,7 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.domain.model import Target
 from etl.service.replica import STUCK_SECONDS
+from etl.system.clock import utc_now
 from etl.web import HttpServer
 from etl.web.health import Health, health_only, health_routes
 from tests.support import postgres as local_postgres

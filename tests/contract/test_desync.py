@@ -14,8 +14,9 @@ from sqlalchemy import Engine, text
 from etl import sync
 from etl.domain.guard import Limits
 from etl.domain.model import Target
-from etl.gateway import Gateway, utc_now
+from etl.gateway import Gateway
 from etl.store import NewRun, Store
+from etl.system.clock import utc_now
 from tests.support.contexts import run_context
 from tests.support.desync import HARMLESS, HOSTILE, Mixer
 from tests.support.gateways import settings_for

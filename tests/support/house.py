@@ -20,8 +20,9 @@ from etl.demo.faults import Fault, Kind, Order
 from etl.demo.gateway import DemoGateway
 from etl.domain.holds import Approval
 from etl.domain.model import Flow, Target
-from etl.gateway import Gateway, utc_now
+from etl.gateway import Gateway
 from etl.store import NewRun, Store
+from etl.system.clock import utc_now
 from tests.support import checker
 from tests.support.builders import GAP
 from tests.support.contexts import run_context

@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 from etl.config import Schedule
 from etl.config.slots import Cron, Every, Slots
 from etl.domain.model import Target
-from etl.service.scheduler import Scheduler, utc_now
+from etl.service.scheduler import Scheduler
+from etl.system.clock import utc_now
 
 PATIENCE_SECONDS = 60.0
 """A safety net, not an expectation."""
