@@ -13,7 +13,7 @@ from etl.cli.empty_results import EmptyResult
 from etl.cli.event_table import story_table
 from etl.cli.queries import columns_table, needed, print_rows
 from etl.domain.kinds import EVENT_KINDS
-from etl.domain.model import CYCLE_LABELS
+from etl.domain.model import cycle_code
 from etl.report import stories
 from etl.system.clock import utc_now
 
@@ -79,7 +79,7 @@ def workflows(
     """List the workflows of organisations, each once, as they are now or were then."""
     zone = options.time_zone_named(timezone)
     at = options.moment(as_of, timezone) if as_of else None
-    code = next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)
+    code = cycle_code(cycle)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine)
         rows: Iterator[Any]

@@ -15,6 +15,12 @@ from etl.domain.kinds import ChangeKind
 CYCLE_LABELS: Final = {"M": "month", "W": "week", "D": "day", "H": "hour", "mi": "minute"}
 """The cycles that EnOS documents for Get My Flow, and what they mean."""
 
+
+def cycle_code(cycle: str | None) -> str | None:
+    """EnOS's code for a cycle's label; anything else is taken as a code."""
+    return next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)
+
+
 Verdict = Literal["changed", "unchanged", "held", "failed", "stale"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, select, text
 
-from etl.report.names import contains, id_contains
+from etl.report.names import any_contains, id_contains
 from etl.report.rows import OrgWorkflowEvent, view
 from etl.schema import UtcTime
 
@@ -41,8 +41,7 @@ def events(dialect: str, asked: Filters) -> Select[Any]:
     event = view("org_workflow_event", OrgWorkflowEvent)
     ids = ((event.c.org_id, asked.org), (event.c.user_id, asked.user), (event.c.flow_id, asked.flow))
     found: list[ColumnElement[bool]] = [id_contains(dialect, column, part) for column, part in ids if part]
-    if asked.name:
-        found.append(or_(*(contains(dialect, name, asked.name) for name in (event.c.old_name, event.c.new_name))))
+    found += any_contains(dialect, asked.name or None, event.c.old_name, event.c.new_name)
     found += [event.c.kind.in_(asked.kinds)] if asked.kinds else []
     found += [event.c.observed_at >= asked.since] if asked.since is not None else []
     found += [event.c.observed_at < asked.until] if asked.until is not None else []

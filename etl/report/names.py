@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, collate, func
+from sqlalchemy import ColumnElement, Select, collate, func, or_
 
 _ESCAPE: Final = "!"
 
@@ -20,6 +20,11 @@ def contains(dialect: str, name: ColumnElement[Any], part: str) -> ColumnElement
     # only a-z are folded: SQLite knows no others, PostgreSQL does the same in collation C
     folded = func.lower(name if dialect == "sqlite" else collate(name, "C"))
     return folded.like(pattern(part), escape=_ESCAPE)
+
+
+def any_contains(dialect: str, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
+    """The condition that one of ``columns`` contains ``part``; none without a part."""
+    return [] if part is None else [or_(*(contains(dialect, column, part) for column in columns))]
 
 
 def contains_sql(dialect: str, name: str, parameter: str) -> str:

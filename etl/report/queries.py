@@ -6,16 +6,16 @@ import datetime as dt
 from collections.abc import Collection, Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, or_, select, text
+from sqlalchemy import Connection, Engine, select, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, held_set
-from etl.domain.model import CYCLE_LABELS, Target
+from etl.domain.model import Target, cycle_code
 from etl.report import statements
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
-from etl.report.names import contains, contains_sql, pattern
+from etl.report.names import any_contains, contains_sql, pattern
 from etl.report.rows import (
     CurrentWorkflow,
     HeldRemoval,
@@ -55,8 +55,8 @@ class Report:
     ) -> Iterator[CurrentWorkflow]:
         """``current_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
         seen = view("current_workflow", CurrentWorkflow)
-        found = statements.equal(seen, org_id=org, user_id=user, flow_id=flow, cycle=_cycle_code(cycle))
-        found += self._named(name, seen.c.flow_name)
+        found = statements.equal(seen, org_id=org, user_id=user, flow_id=flow, cycle=cycle_code(cycle))
+        found += any_contains(self._engine.dialect.name, name, seen.c.flow_name)
         key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
         return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), CurrentWorkflow)
 
@@ -78,7 +78,7 @@ class Report:
         ``last_observed_at``) and ``observed_after`` (the first one later than ``at``, or null). A target has no rows
         before its first observation and from its retirement on. ``way`` overrides the choice of the cheaper one.
         """
-        given = {"org_id": org, "user_id": user, "flow_id": flow, "cycle": _cycle_code(cycle)}
+        given = {"org_id": org, "user_id": user, "flow_id": flow, "cycle": cycle_code(cycle)}
         filters = {column: value for column, value in given.items() if value is not None}
         condition, parameter = "", {}
         if name is not None:
@@ -117,7 +117,7 @@ class Report:
         """
         event = view("workflow_event", WorkflowEvent)
         found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
-        found += self._named(name, event.c.old_name, event.c.new_name)
+        found += any_contains(self._engine.dialect.name, name, event.c.old_name, event.c.new_name)
         found += [event.c.kind.in_(kinds)] if kinds else []
         found += [event.c.observed_at >= since] if since is not None else []
         found += [event.c.observed_at < until] if until is not None else []
@@ -167,11 +167,6 @@ class Report:
         with reading(self._engine) as connection:
             return cheaper_way(connection, at, flow)
 
-    def _named(self, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
-        if part is None:
-            return []
-        return [or_(*(contains(self._engine.dialect.name, name, part) for name in columns))]
-
 
 def causes(connection: Connection) -> list[ProblemCause]:
     """``Report.causes``, within the caller's transaction."""
@@ -188,8 +183,3 @@ _CAUSES: Final = text("""
              WHERE retired_at IS NULL AND held_since IS NOT NULL) AS problem
      GROUP BY cause ORDER BY targets DESC, cause
     """)
-
-
-def _cycle_code(cycle: str | None) -> str | None:
-    """EnOS's code for a cycle's label; anything else is taken as a code."""
-    return next((code for code, label in CYCLE_LABELS.items() if cycle == label), cycle)

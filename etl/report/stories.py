@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Engine, Select, func, or_, select
+from sqlalchemy import Engine, Select, func, select
 
 from etl.database import reading
 from etl.report import statements
-from etl.report.names import contains
+from etl.report.names import any_contains
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowState, WorkflowEvent, view
 from etl.report.stream import stream
 from etl.schema import run_seal
@@ -50,7 +50,7 @@ def events(
     """
     event = view("org_workflow_event", OrgWorkflowEvent)
     found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
-    found += _named(engine, name, event.c.old_name, event.c.new_name)
+    found += any_contains(engine.dialect.name, name, event.c.old_name, event.c.new_name)
     found += [event.c.kind.in_(kinds)] if kinds else []
     found += [event.c.observed_at >= since] if since is not None else []
     found += [event.c.observed_at < until] if until is not None else []
@@ -71,7 +71,7 @@ def workflows(
     """``org_workflow``, by organisation, expression and flow_id; the first ``limit`` of them."""
     seen = view("org_workflow", OrgWorkflow)
     found = statements.equal(seen, org_id=org, flow_id=flow, cycle=cycle)
-    found += _named(engine, name, seen.c.flow_name)
+    found += any_contains(engine.dialect.name, name, seen.c.flow_name)
     order = (seen.c.org_id, seen.c.expression, seen.c.flow_id)
     return stream(engine, select(seen).where(*found).order_by(*order).limit(limit), OrgWorkflow)
 
@@ -88,7 +88,7 @@ def workflows_as_of(
     """The states of ``org_workflow_history`` at ``at``, one per workflow, by organisation, expression and flow_id."""
     state, chosen = statements.org_states_at(at)
     found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
-    found += _named(engine, name, state.c.flow_name)
+    found += any_contains(engine.dialect.name, name, state.c.flow_name)
     order = (state.c.org_id, state.c.expression, state.c.flow_id)
     return stream(engine, chosen.where(*found).order_by(*order), OrgWorkflowState)
 
@@ -105,9 +105,3 @@ def changes_of(
 
 def _runs_of(seals: Seals) -> Select[Any]:
     return select(run_seal.c.run_id).where(run_seal.c.id > seals.after, run_seal.c.id <= seals.last)
-
-
-def _named(engine: Engine, part: str | None, *columns: ColumnElement[Any]) -> list[ColumnElement[bool]]:
-    if part is None:
-        return []
-    return [or_(*(contains(engine.dialect.name, name, part) for name in columns))]

@@ -15,7 +15,7 @@ from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Flow, Target
 from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
-from etl.report.names import contains, with_ids
+from etl.report.names import any_contains, with_ids
 from etl.report.rows import (
     CurrentWorkflow,
     ListDifference,
@@ -74,10 +74,9 @@ def parameters_then(known: Target, at: dt.datetime) -> dict[str, Any]:
 
 
 def _filtered(dialect: str, listed: Select[Any], source: Any, part: str, cycle: str) -> Select[Any]:
-    columns = (source.c.flow_id, source.c.flow_name)
-    found = or_(*(contains(dialect, column, part) for column in columns)) if part else None
-    chosen = listed if found is None else listed.where(found)
-    return (chosen.where(source.c.cycle == cycle) if cycle else chosen).order_by(source.c.flow_id)
+    found = any_contains(dialect, part or None, source.c.flow_id, source.c.flow_name)
+    found += [source.c.cycle == cycle] if cycle else []
+    return listed.where(*found).order_by(source.c.flow_id)
 
 
 def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf | None:

@@ -15,7 +15,6 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
-    or_,
     select,
     text,
     true,
@@ -23,7 +22,7 @@ from sqlalchemy import (
 
 from etl.report import statements
 from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targets_statement
-from etl.report.names import contains, id_contains
+from etl.report.names import any_contains, id_contains
 from etl.report.rows import (
     Coverage,
     CurrentWorkflow,
@@ -143,9 +142,7 @@ def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, in
 def _filtered(
     dialect: str, chosen: Select[Any], source: Any, filters: WorkflowFilter, newest: ColumnElement[Any]
 ) -> Select[Any]:
-    found: list[ColumnElement[bool]] = []
-    if filters.part:
-        found.append(or_(*(contains(dialect, source.c[name], filters.part) for name in ("flow_id", "flow_name"))))
+    found = any_contains(dialect, filters.part or None, source.c.flow_id, source.c.flow_name)
     if filters.cycle:
         found.append(source.c.cycle == filters.cycle)
     order = [newest.desc()] if filters.order == "newest" else []
