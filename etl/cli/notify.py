@@ -149,7 +149,7 @@ def _freshness(app: Application, schedules: Sequence[Schedule], known_since: Map
 
 
 def _seen_at(health: TargetHealth, now: dt.datetime) -> dt.datetime | None:
-    """When a target was last observed. A time ahead of now says nothing, but that its last attempt succeeded does."""
+    """When a target was last observed. A time in the future proves nothing; that its last attempt succeeded does."""
     if health.last_observed_at is None or health.last_observed_at <= now:
         return health.last_observed_at
     return now if health.consecutive_failures == 0 and health.held_since is None else None

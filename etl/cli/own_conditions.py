@@ -34,7 +34,7 @@ class OwnConditions:
         """By schedule."""
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
-        """A run ended: it may have asked for details in vain. One that asked for none says nothing of them."""
+        """Note whether a run could fetch the details that it asked for; a run that asked for none changes nothing."""
         done = report.details
         if done is None or not done.asked:
             return

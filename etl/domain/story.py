@@ -193,7 +193,7 @@ class StepContext:
         return self.last_end is not None and self.last_end >= moment
 
     def earliest(self, known: dt.datetime, asked_at: Callable[[str], dt.datetime | None]) -> dt.datetime:
-        """The earliest of ``known`` and of ``asked_at`` over all users who are spoken of at that moment or later."""
+        """The earliest of ``known`` and of ``asked_at`` over all users who had not left by then."""
         given = (asked_at(user_id) for user_id in self.active)
         earliest = min([known, *(at for at in given if at is not None)])
         for left_at, user_id in self._left:

@@ -15,7 +15,7 @@ class GatewayClock:
     def __init__(self, max_skew: dt.timedelta) -> None:
         self._max_seconds = max_skew.total_seconds()
         self.skew: dt.timedelta | None = None
-        """How far the gateway was ahead of us in its latest answer; None: no answer said so yet."""
+        """How far the gateway was ahead of us in its latest answer; None: not known yet."""
 
     def measure(self, reply: Reply, asked_at: dt.datetime) -> float:
         """The skew in seconds, negative where the gateway is behind; 0 where the answer does not tell."""

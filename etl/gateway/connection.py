@@ -30,8 +30,8 @@ _END_SECONDS: Final = 3.0
 _PROMPT_SECONDS: Final = 0.3
 """A gateway that takes longer is not waited for again during ``_SLOW_CLOSE_REMEMBERED_SECONDS``."""
 _SLOW_CLOSE_REMEMBERED_SECONDS: Final = 60.0
-_END_IF_TOLD_SECONDS: Final = 1.0
-"""How long to wait once it has been told that no further request comes."""
+_HALF_CLOSED_SECONDS: Final = 1.0
+"""How long to wait for that after closing our side."""
 
 
 class ConnectionUnusable(Exception):
@@ -76,7 +76,7 @@ class WatchedConnection(HTTPConnection):
         self.exchanges = 0
         self._shared = shared
         self._watchdog = shared.watchdog
-        self._line: CancellableSocket | None = None
+        self._cancellable: CancellableSocket | None = None
         self._reader: ConnectionReader | None = None
         self._begins = False
 
@@ -88,7 +88,7 @@ class WatchedConnection(HTTPConnection):
                 return self._connected(address, deadline)
             except OSError as error:
                 failure = error
-                self._retire_line()
+                self._retire_socket()
         if isinstance(failure, TimeoutError):
             raise ConnectTimeoutError(self, "no connection in time") from failure
         raise NewConnectionError(self, "no connection") from failure
@@ -106,8 +106,8 @@ class WatchedConnection(HTTPConnection):
         family, kind, protocol, _, where = address
         connecting = socket.socket(family, kind, protocol)
         try:
-            self._line = CancellableSocket(connecting)
-            deadline.hold(self._line)
+            self._cancellable = CancellableSocket(connecting)
+            deadline.hold(self._cancellable)
             for option in self.socket_options or ():
                 connecting.setsockopt(*option)
             connecting.settimeout(min(float(self.timeout or deadline.seconds), max(deadline.remaining(), 0.001)))
@@ -118,8 +118,8 @@ class WatchedConnection(HTTPConnection):
         return connecting
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        if self._line is not None:
-            self._watchdog.current.hold(self._line)
+        if self._cancellable is not None:
+            self._watchdog.current.hold(self._cancellable)
         self._begins = True
         super().request(*args, **kwargs)
 
@@ -127,14 +127,14 @@ class WatchedConnection(HTTPConnection):
         """Sends, if nothing has arrived just before the first byte of a request goes out."""
         if self._begins:
             self._begins = False
-            self._require_silence()
+            self._require_idle()
         try:
             super().send(data)
         except (BrokenPipeError, ConnectionResetError) as error:
             # urllib3 would read on, and an answer that came before its request would count.
             raise RemoteDisconnected("the request did not go out") from error
 
-    def _require_silence(self) -> None:
+    def _require_idle(self) -> None:
         if self.sock is None:
             self.connect()
         idle_state = self.reader.idle_state()
@@ -181,20 +181,20 @@ class WatchedConnection(HTTPConnection):
         A gateway that keeps the connection open is told that no further request comes, which should make it close. If
         it still does not, the connection counts as quiet, provided that nothing has arrived.
         """
-        idle_state = self._awaited_end() if self._shared.closes_promptly() else "quiet"
-        if idle_state == "quiet" and self._line is not None:
-            self._line.half_close()
-            idle_state = self.reader.end(self._at_most(_END_IF_TOLD_SECONDS))
+        idle_state = self._wait_for_close() if self._shared.closes_promptly() else "quiet"
+        if idle_state == "quiet" and self._cancellable is not None:
+            self._cancellable.half_close()
+            idle_state = self.reader.end(self._at_most(_HALF_CLOSED_SECONDS))
         return idle_state
 
-    def _awaited_end(self) -> IdleState:
+    def _wait_for_close(self) -> IdleState:
         began = time.monotonic()
         idle_state = self.reader.end(self._at_most(_END_SECONDS))
         self._shared.closed_after(time.monotonic() - began)
         return idle_state
 
     def _at_most(self, seconds: float) -> float:
-        """So long, and not until the deadline: the answer is whole already."""
+        """``seconds``, or half of what is left until the deadline: the answer is already complete."""
         return max(min(seconds, self._watchdog.current.remaining() / 2), 0.001)
 
     @property
@@ -208,12 +208,12 @@ class WatchedConnection(HTTPConnection):
         finally:
             self._reader = None
             self.exchanges = 0
-            self._retire_line()
+            self._retire_socket()
 
-    def _retire_line(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.retire()
+    def _retire_socket(self) -> None:
+        cancellable, self._cancellable = self._cancellable, None
+        if cancellable is not None:
+            cancellable.retire()
 
 
 class WatchedTLSConnection(WatchedConnection, HTTPSConnection):
@@ -289,11 +289,11 @@ class _Lookup:
         host = self._host.strip("[]")
         return socket.getaddrinfo(host, self._port, allowed_gai_family(), socket.SOCK_STREAM, 0, flags)
 
-    def take(self, user: Deadline) -> None:
-        """Cancellable: nothing to take."""
+    def attach(self, user: Deadline) -> None:
+        """Cancellable: there is nothing to attach to."""
 
-    def drop(self, user: Deadline) -> None:
-        """Cancellable: nothing to drop; the thread ends by itself."""
+    def detach(self, user: Deadline) -> None:
+        """Cancellable: the thread ends by itself."""
 
     def shut(self, user: Deadline) -> None:
         self._done.set()

@@ -20,8 +20,8 @@ _TICK_SECONDS: Final = 0.05
 class Cancellable(Protocol):
     """Something that a thread waits for, and that another thread can end."""
 
-    def take(self, user: Deadline) -> None: ...
-    def drop(self, user: Deadline) -> None: ...
+    def attach(self, user: Deadline) -> None: ...
+    def detach(self, user: Deadline) -> None: ...
     def shut(self, user: Deadline) -> None: ...
 
 
@@ -32,15 +32,15 @@ class CancellableSocket:
     """
 
     def __init__(self, connected: socket.socket) -> None:
-        self._twin = connected.dup()
+        self._duplicate = connected.dup()
         self._lock = threading.Lock()
         self._user: Deadline | None = None
         self._retired = False
 
-    def take(self, user: Deadline) -> None:
+    def attach(self, user: Deadline) -> None:
         self._user = user
 
-    def drop(self, user: Deadline) -> None:
+    def detach(self, user: Deadline) -> None:
         with self._lock:
             if self._user is user:
                 self._user = None
@@ -53,17 +53,17 @@ class CancellableSocket:
 
     def shut(self, user: Deadline) -> None:
         with self._lock:
-            if self._user is user and self._twin.fileno() >= 0:
-                _shut(self._twin)
+            if self._user is user and self._duplicate.fileno() >= 0:
+                _shut(self._duplicate)
 
     def half_close(self) -> None:
         """Tell the other side that no further request comes: it reads the end of the connection."""
         with suppress(OSError):
-            self._twin.shutdown(socket.SHUT_WR)
+            self._duplicate.shutdown(socket.SHUT_WR)
 
     def _close_if_unused(self) -> None:
         if self._retired and self._user is None:
-            self._twin.close()
+            self._duplicate.close()
 
 
 def _shut(connected: socket.socket) -> None:
@@ -74,13 +74,13 @@ def _shut(connected: socket.socket) -> None:
 
 
 class Deadline:
-    """The deadline of one target, and what it waits for at the moment (its line). A context manager."""
+    """The deadline of one target, and what its thread waits for at the moment. A context manager."""
 
-    __slots__ = ("_line", "_watchdog", "cut", "ends_at", "seconds")
+    __slots__ = ("_held", "_watchdog", "cut", "ends_at", "seconds")
 
     def __init__(self, watchdog: Watchdog, seconds: float) -> None:
         self._watchdog = watchdog
-        self._line: Cancellable | None = None
+        self._held: Cancellable | None = None
         self.seconds = seconds
         self.ends_at = time.monotonic() + seconds
         self.cut: Literal["", "deadline", "stop"] = ""
@@ -96,24 +96,24 @@ class Deadline:
     def remaining(self) -> float:
         return self.ends_at - time.monotonic()
 
-    def hold(self, line: Cancellable) -> None:
-        """From now on this line is the one to shut; at once, if the deadline has passed before."""
-        if line is not self._line:
+    def hold(self, cancellable: Cancellable) -> None:
+        """From now on this is what a cut shuts; at once, if the deadline has passed already."""
+        if cancellable is not self._held:
             self.release()
-            self._line = line
-        line.take(self)
+            self._held = cancellable
+        cancellable.attach(self)
         if self.cut:
-            line.shut(self)
+            cancellable.shut(self)
 
     def release(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.drop(self)
+        cancellable, self._held = self._held, None
+        if cancellable is not None:
+            cancellable.detach(self)
 
     def end(self, why: Literal["deadline", "stop"]) -> None:
         self.cut = self.cut or why
-        if line := self._line:
-            line.shut(self)
+        if cancellable := self._held:
+            cancellable.shut(self)
 
     def pause(self, seconds: float) -> None:
         """Waits, but not beyond the deadline; returns early when the stop comes."""
@@ -180,14 +180,14 @@ class Watchdog:
     def _run(self) -> None:
         while not self._closing.is_set():
             if not self._deadlines:
-                self._park()
+                self._wait_for_work()
             elif self._stop.is_set():
                 self._end_all()
                 self._closing.wait(_TICK_SECONDS)
             else:
                 self._stop.wait(self._until_next(time.monotonic()))
 
-    def _park(self) -> None:
+    def _wait_for_work(self) -> None:
         self._busy.clear()
         if not self._deadlines and not self._closing.is_set():
             self._busy.wait()

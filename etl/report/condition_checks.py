@@ -206,7 +206,7 @@ def of_the_trail(check: LastCheck | None) -> Iterator[DetectedCondition]:
 
 
 def of_the_disk(engine: Engine) -> Iterator[DetectedCondition]:
-    """What any reader can see of why an SQLite file cannot be written to, whoever it is that writes."""
+    """Why an SQLite file cannot be written to, as far as a process that only reads can see it."""
     file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is None:
         return

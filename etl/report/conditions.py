@@ -55,7 +55,7 @@ CONDITIONS: Final = tuple(CODES)
 OF_THE_DATABASE: Final = frozenset(
     {"database_unreachable", "database_full", "database_read_only", "database_damaged", "schema_behind"}
 )
-"""What a replica knows of itself: nobody can write it down."""
+"""What a replica detects about its own database, and cannot store there."""
 OF_THE_SERVICE: Final = frozenset(
     {
         *("schedules_broken", "cluster_lost", "receiver_failing"),
@@ -211,9 +211,9 @@ def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[s
 
 
 def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | None) -> DetectedCondition:
-    """``targets`` get no answer, for these causes; the sentence tells the one that most of those have that were asked.
+    """``targets`` get no answer, for these causes; the sentence names the most common one among those that were asked.
 
-    Where no token was to be had, the remedy is that of the error.
+    If no token could be obtained, the remedy is that of ``targets_failing``.
     """
     commonest = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
     first = sorted(name for cause in causes for name in cause.first)

@@ -19,7 +19,7 @@ def sequence(content: bytes) -> bytes:
 
 
 def with_sorted_certificates(response: bytes) -> bytes:
-    """A TimeStampResp with the certificates of its token sorted. Raises ValueError where it is no DER."""
+    """A TimeStampResp with the certificates of its token sorted. Raises ValueError if it is not DER."""
     status, *token = _elements(_content(response))
     if not token:
         return response

@@ -64,10 +64,10 @@ _LATEST: Final = (
 
 
 class FenceConflict(Exception):
-    """Targets whose spans were extended in vain: another change to them was committed at the same moment."""
+    """Targets whose spans must not be extended: another change to them was committed at the same moment."""
 
     def __init__(self, target_ids: Set[int]) -> None:
-        super().__init__(f"{len(target_ids)} targets have moved")
+        super().__init__(f"{len(target_ids)} targets have changed")
         self.target_ids = target_ids
 
 

@@ -104,7 +104,7 @@ def record(connection: Connection, run_id: int, lists: Lists, now: dt.datetime) 
 
 
 def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
-    """Call retired targets back; who records must have waited for its turn."""
+    """Call retired targets back; the caller must have waited for its turn (``wait_for_turn``)."""
     for some in _chunks(targets):
         given = _WANTED.bound(connection, sorted(some))
         wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c

@@ -245,7 +245,7 @@ def test_a_stop_ends_an_attempt_to_connect() -> None:
 
 def _connecting(client: Gateway) -> None:
     """Returns once a connection of this client is under way."""
-    while not any(watch._line for watch in client._watchdog._deadlines.copy()):
+    while not any(watch._held for watch in client._watchdog._deadlines.copy()):
         threading.Event().wait(0.005)
 
 
