@@ -23,7 +23,7 @@ class Failure(Protocol):
     attempts: int
 
 
-class Seen(NamedTuple):
+class ObservationTimes(NamedTuple):
     """When an answer was requested and observed; within a target these times never decrease."""
 
     asked_at: dt.datetime
@@ -31,20 +31,20 @@ class Seen(NamedTuple):
     clock_went_back: bool
 
 
-def seen(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> Seen:
+def observation_times(fence: Fence, asked_at: dt.datetime, observed_at: dt.datetime) -> ObservationTimes:
     """The times of an observation: as measured, or just after the latest recorded time if the clock went back."""
     latest = fence.latest_at
     observed_at = max(observed_at, fence.run_began_at or observed_at)
     earliest = asked_at if latest is None else latest + RESOLUTION
     if earliest <= asked_at <= observed_at:
-        return Seen(asked_at, observed_at, False)
+        return ObservationTimes(asked_at, observed_at, False)
     asked_at = max(asked_at, earliest)
-    return Seen(asked_at, max(observed_at, asked_at), True)
+    return ObservationTimes(asked_at, max(observed_at, asked_at), True)
 
 
 def unchanged(fence: Fence, snapshot: Snapshot, coverage_gap: dt.timedelta) -> Outcome:
     """The answer is the known one, and nothing is held: extend its span, or open a new one."""
-    times = seen(fence, snapshot.asked_at, snapshot.observed_at)
+    times = observation_times(fence, snapshot.asked_at, snapshot.observed_at)
     extended = _extended(fence, times, coverage_gap)
     return Outcome(
         fence=fence,
@@ -81,7 +81,7 @@ def judged(
         raise ValueError(f"the answer for {fence.target} is not the only one of its connection")
     answer = {flow.flow_id: flow for flow in snapshot.flows}
     answer_digest = state_digest(snapshot.flows)
-    times = seen(fence, snapshot.asked_at, snapshot.observed_at)
+    times = observation_times(fence, snapshot.asked_at, snapshot.observed_at)
     after = _after(state, answer, decision)
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
     digest = answer_digest if after is answer else state_digest(after.values())
@@ -120,7 +120,7 @@ def _change_set(
     fence: Fence,
     state: State,
     snapshot: Snapshot,
-    times: Seen,
+    times: ObservationTimes,
     digest: str,
     changes: list[Change],
     approval: Approval | None,
@@ -143,14 +143,16 @@ def _change_set(
     )
 
 
-def _next_span(fence: Fence, times: Seen, coverage_gap: dt.timedelta, *, new_version: bool) -> tuple[Span, bool]:
+def _next_span(
+    fence: Fence, times: ObservationTimes, coverage_gap: dt.timedelta, *, new_version: bool
+) -> tuple[Span, bool]:
     extended = _extended(fence, times, coverage_gap)
     if extended and not new_version:
         return extended, True
     return _opened(fence, times, interrupted=extended is None), False
 
 
-def _extended(fence: Fence, times: Seen, coverage_gap: dt.timedelta) -> Span | None:
+def _extended(fence: Fence, times: ObservationTimes, coverage_gap: dt.timedelta) -> Span | None:
     """The open span, extended; None if none is open or the silence since was too long."""
     span = fence.span
     if span is None or fence.observation_id is None:
@@ -168,7 +170,7 @@ def _extended(fence: Fence, times: Seen, coverage_gap: dt.timedelta) -> Span | N
     )
 
 
-def _opened(fence: Fence, times: Seen, *, interrupted: bool) -> Span:
+def _opened(fence: Fence, times: ObservationTimes, *, interrupted: bool) -> Span:
     """A new span; a target's first is never called interrupted."""
     return Span(
         first_at=times.observed_at,

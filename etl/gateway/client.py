@@ -31,7 +31,7 @@ from etl.gateway.faults import (
     retry_after_seconds,
     status_error,
 )
-from etl.gateway.reading import Answered, read_snapshot
+from etl.gateway.reading import RawAnswer, read_snapshot
 from etl.gateway.recording import Exchange
 from etl.gateway.request import NOT_QUOTED, Request
 from etl.gateway.retry import RequestPacing, persist
@@ -79,7 +79,7 @@ class _Call(Generic[T]):
     """One request until its answer, and what was tried so far."""
 
     def __init__(
-        self, request: Request, read: Callable[[Answered], T], deadline: Deadline, *, own_connection: bool = False
+        self, request: Request, read: Callable[[RawAnswer], T], deadline: Deadline, *, own_connection: bool = False
     ) -> None:
         self.request = request
         self.read = read
@@ -164,7 +164,7 @@ class Gateway:
         (its ``attempts`` says how often the target was tried), or Interrupted.
         """
 
-        def read(answered: Answered) -> Snapshot:
+        def read(answered: RawAnswer) -> Snapshot:
             return read_snapshot(target, answered, known_data_hash, self._api)
 
         request = requests.my_flows(self._api, target)
@@ -175,7 +175,7 @@ class Gateway:
         """What EnOS says about a workflow, asked as a user who sees it, within this time and ``deadline``. Raises
         GatewayError, or Interrupted."""
 
-        def read(answered: Answered) -> Detail:
+        def read(answered: RawAnswer) -> Detail:
             return read_detail(org_id, flow_id, answered, self._api)
 
         request = requests.flow(self._api, org_id, flow_id, user_id)
@@ -272,7 +272,7 @@ class Gateway:
 
         def read() -> T:
             self._refuse(reply, moment.at, shown)
-            return call.read(Answered(reply, moment.at, shown, call.attempts))
+            return call.read(RawAnswer(reply, moment.at, shown, call.attempts))
 
         return self._read(read, reply, request, call.attempts)
 

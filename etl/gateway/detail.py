@@ -18,7 +18,7 @@ from etl.domain.detail import Detail
 from etl.gateway.answer import read_envelope
 from etl.gateway.api import Api
 from etl.gateway.faults import code_error, malformed, place_of
-from etl.gateway.reading import Answered
+from etl.gateway.reading import RawAnswer
 from etl.gateway.strict import field_problem
 
 _malformed = partial(malformed, "Get Flow")
@@ -40,7 +40,7 @@ class _Data(msgspec.Struct, rename="camel", gc=False):
 _datas = msgspec.json.Decoder(_Data)
 
 
-def read_detail(org_id: str, flow_id: str, answered: Answered, api: Api) -> Detail:
+def read_detail(org_id: str, flow_id: str, answered: RawAnswer, api: Api) -> Detail:
     """Raises by the error code, or Malformed, also if the answer is about another workflow."""
     envelope = read_envelope(answered.reply.body, answered.quote, api)
     if envelope.code:

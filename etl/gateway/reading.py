@@ -13,7 +13,7 @@ from etl.gateway.faults import Quote, code_error
 from etl.gateway.transport import Reply
 
 
-class Answered(NamedTuple):
+class RawAnswer(NamedTuple):
     """A reply with status 200, and what its reader needs."""
 
     reply: Reply
@@ -25,11 +25,11 @@ class Answered(NamedTuple):
         return f"<Answered {len(self.reply.body)} bytes>"
 
 
-def read_snapshot(target: Target, answered: Answered, known_data_hash: str | None, api: Api) -> Snapshot:
+def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None, api: Api) -> Snapshot:
     """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
     code, or Malformed."""
-    reply = answered.reply
-    envelope = read_envelope(reply.body, answered.quote, api)
+    reply = answer.reply
+    envelope = read_envelope(reply.body, answer.quote, api)
     if envelope.code:
         raise code_error(envelope.code, envelope.message, envelope.request_id)
     try:
@@ -41,9 +41,9 @@ def read_snapshot(target: Target, answered: Answered, known_data_hash: str | Non
         target=target,
         flows=None if listed is None else listed.flows,
         data_hash=envelope.data_hash,
-        asked_at=answered.asked_at,
+        asked_at=answer.asked_at,
         observed_at=reply.arrived_at,
-        attempts=answered.attempts,
+        attempts=answer.attempts,
         body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
         sole_answer=reply.is_sole,
         data=b"" if listed is None else envelope.data,

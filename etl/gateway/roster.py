@@ -24,7 +24,7 @@ import msgspec
 
 from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.faults import code_error, malformed, place_of
-from etl.gateway.reading import Answered
+from etl.gateway.reading import RawAnswer
 from etl.gateway.strict import field_problem
 
 MOST_USERS: Final = 1_000_000
@@ -68,7 +68,7 @@ class Page(NamedTuple):
     total: int
 
 
-def read_page(answered: Answered) -> Page:
+def read_page(answered: RawAnswer) -> Page:
     """Raises by the error code, or Malformed."""
     body, quote = answered.reply.body, answered.quote
     try:

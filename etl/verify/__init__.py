@@ -211,7 +211,7 @@ def _follow(rows: Rows, row: Row, chain: Chain, answers: Answers | None) -> None
     own = None if answers is None else TargetAnswers(rows.connection, target_id, answers)
     for change_set in rows.change_sets.take(target_id):
         chain.link(change_set, rows.changes_of(target_id, change_set.version))
-        chain.see(rows.spans.take_all((target_id, change_set.version)))
+        chain.add_spans(rows.spans.take_all((target_id, change_set.version)))
         if own is not None:
             own.require_version(chain, change_set)
     stray = rows.spans.left_over(target_id)

@@ -105,7 +105,7 @@ class TargetAnswers:
         listed = self._listed(row.data_hash, row.version)
         if listed is None:
             return
-        flows = chain.listing.flows
+        flows = chain.state.flows
         for flow_id in sorted(listed.keys() | flows.keys()):
             if listed.get(flow_id) == flows.get(flow_id) or (flow_id not in listed and flow_id in self._held):
                 continue

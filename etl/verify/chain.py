@@ -48,7 +48,7 @@ class ReplayedState:
         return hashlib.sha256(b"[%b]" % b",".join(self._encoded)).hexdigest()
 
 
-class Since(msgspec.Struct, gc=False):
+class WorkflowTimes(msgspec.Struct, gc=False):
     """When a workflow was first seen, and when it last changed."""
 
     first_seen_at: dt.datetime
@@ -65,8 +65,8 @@ class Chain:
         self.state_digest: str | None = None
         self.flow_count = 0
         self.changes = 0
-        self.listing = ReplayedState()
-        self.since: dict[str, Since] = {}
+        self.state = ReplayedState()
+        self.times: dict[str, WorkflowTimes] = {}
         self.observed_at: dt.datetime | None = None
         """When the last version was observed."""
         self.latest: SpanRow | None = None
@@ -89,15 +89,15 @@ class Chain:
         changes = sorted(changes, key=_chain_order)
         _require_counts(row, changes)
         self._replay(version, changes, row.observed_at)
-        require("change_set.flow_count", len(self.listing.flows), row.flow_count, version)
-        require("change_set.state_digest", self.listing.digest(), row.state_digest, version)
+        require("change_set.flow_count", len(self.state.flows), row.flow_count, version)
+        require("change_set.state_digest", self.state.digest(), row.state_digest, version)
         self._require_hash(row, changes)
         self.version, self.state_digest, self.observed_at = version, row.state_digest, row.observed_at
         self.flow_count, self._hash, self._number = row.flow_count, row.hash, row.id
         self._latest_at = row.observed_at
         self.changes += len(changes)
 
-    def see(self, rows: Iterable[SpanRow]) -> None:
+    def add_spans(self, rows: Iterable[SpanRow]) -> None:
         """Add the spans of the version that was linked last, by id, which is also by time.
 
         Raises Broken if they are impossible.
@@ -136,7 +136,7 @@ class Chain:
 
     def _replay(self, version: int, changes: Sequence[Change], at: dt.datetime) -> None:
         """Apply ``changes``, which must be just those that lead from the state before to what they say."""
-        flows = self.listing.flows
+        flows = self.state.flows
         touched = {change.flow_id for change in changes}
         before = {flow_id: flows[flow_id] for flow_id in touched if flow_id in flows}
         after = {c.flow_id: _after(c) for c in changes if c.kind != "removed"}
@@ -144,11 +144,11 @@ class Chain:
         if expected != changes:
             _raise_first_difference(expected, changes, version)
         for flow_id in touched - after.keys():
-            self.listing.drop(flow_id)
-            del self.since[flow_id]
+            self.state.drop(flow_id)
+            del self.times[flow_id]
         for flow_id, flow in after.items():
-            self.listing.put(flow)
-            self.since.setdefault(flow_id, Since(at, at)).changed_at = at
+            self.state.put(flow)
+            self.times.setdefault(flow_id, WorkflowTimes(at, at)).changed_at = at
 
     def _require_hash(self, row: ChangeSetRow, changes: Sequence[Change]) -> None:
         proven = ChangeSet(
@@ -197,8 +197,8 @@ def _require_counts(row: ChangeSetRow, changes: Sequence[Change]) -> None:
     kinds = [change.kind for change in changes]
     counted = [kinds.count(kind) for kind in CHANGE_KINDS]
     if counted != row.counts:
-        told = zip(CHANGE_KINDS, counted, row.counts, strict=True)
-        kind, expected, found = next(each for each in told if each[1] != each[2])
+        compared = zip(CHANGE_KINDS, counted, row.counts, strict=True)
+        kind, expected, found = next(each for each in compared if each[1] != each[2])
         raise Broken(f"change_set.{kind}", expected, found, row.version)
     if not kinds and row.version > 1:
         raise Broken("workflow_change", Verbatim("at least one change"), Verbatim("none"), row.version)

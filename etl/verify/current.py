@@ -29,7 +29,7 @@ def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> list[dt.date
         _require_workflow(chain, row)
         if row.missing_since is not None:
             missing.append(row.missing_since)
-    for flow_id in chain.listing.flows:
+    for flow_id in chain.state.flows:
         raise Broken("workflow", Verbatim(f"a row with flow_id {shown(flow_id)}"), Verbatim("missing"))
     return missing
 
@@ -53,15 +53,15 @@ def require_target(chain: Chain, row: TargetRow, missing: Missing) -> None:
 
 
 def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
-    flow = chain.listing.flows.pop(row.flow_id, None)
+    flow = chain.state.flows.pop(row.flow_id, None)
     if flow is None:
         raise Broken("workflow", Verbatim(f"without flow_id {shown(row.flow_id)}"), Verbatim("with a row of it"))
-    since = chain.since[row.flow_id]
-    expected = (flow.flow_name, flow.cycle, flow.editable, since.first_seen_at, since.changed_at)
+    times = chain.times[row.flow_id]
+    expected = (flow.flow_name, flow.cycle, flow.editable, times.first_seen_at, times.changed_at)
     if row[1:6] != expected:
         for name, right, there in zip(WorkflowRow._fields[1:6], expected, row[1:6], strict=True):
             require(f"workflow.{name} of {shown(row.flow_id)}", right, there)
-    seen_until = _seen_until(chain, since.changed_at)
+    seen_until = _seen_until(chain, times.changed_at)
     if row.missing_since is not None and row.missing_since <= seen_until:
         late = Verbatim(f"after {seen_until}, when it was still there")
         raise Broken(f"workflow.missing_since of {shown(row.flow_id)}", late, row.missing_since)

@@ -245,8 +245,8 @@ class _Sums:
         others = run.changed + run.held + run.failed + run.stale
         require("sync_run.unchanged", 0 if run.status == "aborted" else run.targets - others, run.unchanged)
         if run.status != "aborted":
-            trouble = run.failed + run.held
-            status = "succeeded" if not trouble else "failed" if run.failed == run.targets else "partial"
+            unsuccessful = run.failed + run.held
+            status = "succeeded" if not unsuccessful else "failed" if run.failed == run.targets else "partial"
             require("sync_run.status", status, run.status)
 
     def _require_asked(self, table: str, row: Row[Any], version: int | None) -> None:

@@ -82,7 +82,7 @@ def begun() -> Chain:
     """A chain whose baseline was seen twice, an hour apart."""
     chain = Chain(OWNER)
     link(chain, FIRST, baseline(FIRST), after())
-    chain.see([span(1, after(), after(hours=1))])
+    chain.add_spans([span(1, after(), after(hours=1))])
     return chain
 
 
@@ -95,11 +95,13 @@ def refused(chain: Chain, flows: dict[str, Flow], changes: list[Change], **alter
 def test_a_true_chain_goes_on() -> None:
     chain = begun()
     link(chain, THEN, diff(FIRST, THEN), after(hours=2))
-    chain.see([span(2, after(hours=2), after(hours=2)), span(3, after(hours=3), after(hours=4), interrupted=True)])
+    chain.add_spans(
+        [span(2, after(hours=2), after(hours=2)), span(3, after(hours=3), after(hours=4), interrupted=True)]
+    )
     assert (chain.version, chain.flow_count, chain.changes) == (2, 2, 5)
     assert chain.state_digest == state_digest(THEN.values())
-    assert chain.since["1"].first_seen_at == after()
-    assert chain.since["1"].changed_at == chain.since["3"].first_seen_at == after(hours=2)
+    assert chain.times["1"].first_seen_at == after()
+    assert chain.times["1"].changed_at == chain.times["3"].first_seen_at == after(hours=2)
     assert Chain(OWNER)._hash == GENESIS
 
 
@@ -183,7 +185,7 @@ def test_spans_that_cannot_have_been_are_refused(rows: Sequence[SpanRow]) -> Non
     chain = begun()
     link(chain, THEN, diff(FIRST, THEN), after(hours=2))
     with pytest.raises(Broken, match="observation"):
-        chain.see(list(rows))
+        chain.add_spans(list(rows))
 
 
 @pytest.mark.parametrize(
@@ -194,4 +196,4 @@ def test_the_first_span_of_all_begins_with_the_baseline(rows: list[SpanRow]) -> 
     chain = Chain(OWNER)
     link(chain, FIRST, baseline(FIRST), after())
     with pytest.raises(Broken, match="observation"):
-        chain.see(rows)
+        chain.add_spans(rows)

@@ -65,7 +65,7 @@ def test_times_of_a_target_never_go_back_and_are_kept_where_they_did_not(span_en
     known = fence(TWENTY, None if span_end is None else span(START, START + span_end * TICK))
     known = msgspec.structs.replace(known, head_observed_at=None if head is None else START + head * TICK)
     asked_at, observed_at = START + asked * TICK, START + observed * TICK
-    times = verdict.seen(known, asked_at, observed_at)
+    times = verdict.observation_times(known, asked_at, observed_at)
     latest = known.latest_at
     assert latest is None or latest < times.asked_at
     assert times.asked_at <= times.observed_at
@@ -76,7 +76,7 @@ def test_times_of_a_target_never_go_back_and_are_kept_where_they_did_not(span_en
 
 def test_where_the_clock_went_back_the_time_is_the_latest_one_and_a_microsecond():
     known = fence(TWENTY, HOURLY)
-    assert verdict.seen(known, after(hours=1), after(hours=1, seconds=2)) == (
+    assert verdict.observation_times(known, after(hours=1), after(hours=1, seconds=2)) == (
         HOURLY.last_at + TICK,
         HOURLY.last_at + TICK,
         True,
@@ -87,11 +87,11 @@ def test_an_answer_that_was_held_is_recorded_too_and_none_lies_before_it():
     """It changes no span and no version; the organisation's story dates by it."""
     held_at = after(hours=30)
     known = msgspec.structs.replace(fence(TWENTY, HOURLY), held_asked_at=held_at, held_at=held_at)
-    assert verdict.seen(known, held_at - TICK, held_at) == (held_at + TICK, held_at + TICK, True)
+    assert verdict.observation_times(known, held_at - TICK, held_at) == (held_at + TICK, held_at + TICK, True)
 
 
 def test_a_clock_that_goes_back_within_one_request_gives_one_moment():
-    assert verdict.seen(NEW, after(seconds=2), START) == (after(seconds=2), after(seconds=2), True)
+    assert verdict.observation_times(NEW, after(seconds=2), START) == (after(seconds=2), after(seconds=2), True)
 
 
 def test_an_outcome_says_that_the_clock_went_back():
