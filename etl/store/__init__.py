@@ -6,6 +6,7 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 from sqlalchemy import Engine
@@ -40,6 +41,7 @@ from etl.store.service_records import ServiceRecords
 from etl.store.story_rows import FlowKey, StoryKey
 from etl.store.timestamps import LastSeal
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
+from etl.system.grouping import grouped
 
 __all__ = [
     "CHANGES_WITH_DETAILS",
@@ -134,7 +136,8 @@ class Store(RunRecords, ServiceRecords):
         ``began`` is when the run began; ``gap_of`` returns how long a user may be unheard before counting as silent.
         """
         due = self._read(lambda connection: story_rows.due_stories(connection, run_id))
-        for stories in projection.batches(due):
+        for group in grouped(due, itemgetter(1), projection.MEMBERS_AT_ONCE):
+            stories = [story for story, _ in group]
             step = projection.Step(run_id, began, now())
             differing: set[FlowKey] = set()
             while not self._project(stories, step, gap_of, differing):

@@ -26,12 +26,13 @@ from etl.domain.pending import Member, Version, listed_before, listing_changes, 
 from etl.domain.states import EndedState, states_after
 from etl.domain.story import Answer, Event, Judgement, Listed, Listing, ListingChange, Loss, StepContext, Workflow
 from etl.store import story_rows
-from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow, StoryKey, chunks
+from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow, StoryKey
+from etl.system.grouping import grouped
 
 GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000
 """How many users are judged together, unless one story has more."""
-_SHOWINGS_AT_ONCE: Final = 200_000
+_LISTINGS_AT_ONCE: Final = 200_000
 """Workflows in memory at once, times the users of their story."""
 
 
@@ -86,20 +87,6 @@ class StoryStep(msgspec.Struct):
         return sorted(firsts, key=lambda each: (each[1].answer.arrived_at, each[0].user_id))
 
 
-def batches(due: Sequence[tuple[StoryKey, int]]) -> Iterator[list[StoryKey]]:
-    """The stories (given with their numbers of users) in groups that are judged together."""
-    group: list[StoryKey] = []
-    room = MEMBERS_AT_ONCE
-    for story, users in due:
-        room -= users
-        if group and room < 0:
-            yield group
-            group, room = [], MEMBERS_AT_ONCE - users
-        group.append(story)
-    if group:
-        yield group
-
-
 def read_steps(
     connection: Connection, stories: Sequence[StoryKey], step: Step, gap_of: GapOf, differing: Collection[FlowKey] = ()
 ) -> list[StoryStep]:
@@ -131,7 +118,7 @@ def read_steps(
     story_rows.read_baselines(connection, of_new_stories, changes)
     weights = {key: len(of.by_id) for key, of in members.items()}
     changed_by = _changed_by(changes)
-    for flows in chunks(touched, weights, _SHOWINGS_AT_ONCE):
+    for flows in grouped(touched, lambda flow: weights[flow.story], _LISTINGS_AT_ONCE):
         _judge(connection, flows, steps, changed_by)
     return list(steps.values())
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Executable, and_, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, and_, delete, exists, func, insert, or_, select
 
 from etl.schema import pruned_issues, sync_issue, sync_run, target
 from etl.store import seals
+from etl.system.grouping import grouped
 
 ISSUES_AT_ONCE: Final = 5_000
 """Rows deleted per transaction: another writer of SQLite waits some 50 ms for it."""
@@ -49,31 +51,15 @@ def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator
     been told of the run within ``UNNOTIFIED_FOR`` of ``now``. A run that ended ahead of ``now``, because the clock was
     wrong then, counts as ended before the runs that began after it.
     """
-    kept = set(read(partial(_numbers, _HOLDS)))
+    kept = set(read(lambda connection: connection.execute(_HOLDS).scalars().all()))
     after = 0
     while True:
         found = read(partial(_old, before=before, now=now, after=after))
-        yield from _batches([each for each in found if each.id not in kept])
+        for runs in grouped((run for run in found if run.id not in kept), attrgetter("issues"), ISSUES_AT_ONCE):
+            yield PrunableRuns([run.id for run in runs], sum(run.issues for run in runs))
         if len(found) < _ROWS_AT_ONCE:
             return
         after = found[-1].id
-
-
-def _batches(found: Sequence[Any]) -> Iterator[PrunableRuns]:
-    """Groups of runs with at most ``ISSUES_AT_ONCE`` issues together, at least one run each."""
-    some, issues = list[int](), 0
-    for run_id, count in map(tuple, found):
-        if some and issues + count > ISSUES_AT_ONCE:
-            yield PrunableRuns(some, issues)
-            some, issues = [], 0
-        some.append(run_id)
-        issues += count
-    if some:
-        yield PrunableRuns(some, issues)
-
-
-def _numbers(query: Executable, connection: Connection) -> Sequence[int]:
-    return connection.execute(query).scalars().all()
 
 
 def delete_issues(connection: Connection, run_id: int, run_ids: Sequence[int], now: dt.datetime) -> int:
@@ -93,7 +79,7 @@ def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after
     before_that = and_(sync_run.c.status != "running", ended_at > now, sync_run.c.id < latest)
     issues = select(func.count()).where(sync_issue.c.run_id == sync_run.c.id).correlate(sync_run).scalar_subquery()
     has_some = exists().where(sync_issue.c.run_id == sync_run.c.id)
-    ended = select(sync_run.c.id, issues).where(sync_run.c.id > after, or_(old, before_that), has_some)
+    ended = select(sync_run.c.id, issues.label("issues")).where(sync_run.c.id > after, or_(old, before_that), has_some)
     return connection.execute(ended.order_by(sync_run.c.id).limit(_ROWS_AT_ONCE)).all()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -385,17 +385,3 @@ def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowK
     for row in _select(connection, _LOSS, _OF_FLOWS % "org_loss", FLOWS, flows):
         waiting[FlowKey(*row[:3])][row[3]] = Loss(Listed(*row[4:7]), row[7], Answer(*row[8:10]))
     return waiting
-
-
-def chunks(flows: Iterable[FlowKey], weight: dict[StoryKey, int], most: int) -> Iterator[list[FlowKey]]:
-    """``flows`` in groups with at most ``most`` users together, unless one workflow alone has more."""
-    group: list[FlowKey] = []
-    room = most
-    for flow in flows:
-        room -= weight[flow.story]
-        if group and room < 0:
-            yield group
-            group, room = [], most - weight[flow.story]
-        group.append(flow)
-    if group:
-        yield group

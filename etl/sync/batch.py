@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from contextlib import closing, contextmanager
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -34,6 +35,7 @@ from etl.sync.judging import Judge
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import PendingAnswer
 from etl.sync.result import Tally
+from etl.system.grouping import grouped
 
 BATCH_SIZE: Final = 500
 """Targets per batch: their fences are read in one statement."""
@@ -116,7 +118,7 @@ class Batch:
 
     def decide(self, undecided: Sequence[PendingAnswer]) -> BatchResult:
         """Write the outcomes of pending answers that can be decided now."""
-        for some in _in_groups(undecided):
+        for some in grouped(undecided, attrgetter("flows"), FLOWS_A_GROUP):
             states = self._context.store.states([each.fence.target_id for each in some])
             self._apply(list(self._judge.decide([(states[each.fence.target_id], each) for each in some])))
         return self._settled()
@@ -261,19 +263,6 @@ def _is_as_before(fence: Fence, snapshot: Snapshot) -> bool:
     if snapshot.flows is None:
         return True
     return not fence.held and fence.version > 0 and state_digest(snapshot.flows) == fence.answer_digest
-
-
-def _in_groups(undecided: Sequence[PendingAnswer]) -> Iterator[list[PendingAnswer]]:
-    """Groups small enough for one transaction."""
-    group, flows = list[PendingAnswer](), 0
-    for each in undecided:
-        if group and flows + each.flows > FLOWS_A_GROUP:
-            yield group
-            group, flows = [], 0
-        group.append(each)
-        flows += each.flows
-    if group:
-        yield group
 
 
 def _gateway_down() -> GatewayError:
