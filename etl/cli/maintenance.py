@@ -48,8 +48,8 @@ def back_up(
                 "Nothing was done: PostgreSQL's own tools make the backup (first line) and restore it (second line, "
                 "into a database NEW). They ask for the password, or find it in ~/.pgpass."
             )
-        with console.counted("copying", hidden=False) as moved:
-            backup.backup(app.engine, file, force=force, progress=moved)
+        with console.counted("copying", hidden=False) as advance:
+            backup.backup(app.engine, file, force=force, progress=advance)
     console.complain(
         f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"
     )
@@ -126,8 +126,8 @@ def copy_database(
         for engine in (app.engine, other):
             _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
         written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
-        with written_meanwhile as source, console.counted("copying", hidden=as_json) as moved:
-            copied = copy.copy(source, other, may_be_written=while_active, progress=moved)
+        with written_meanwhile as source, console.counted("copying", hidden=as_json) as advance:
+            copied = copy.copy(source, other, may_be_written=while_active, progress=advance)
     if as_json:
         console.json([each._asdict() for each in copied])
         return

@@ -103,11 +103,11 @@ def _findings(
 ) -> tuple[list[verify.Finding], str]:
     reached: list[verify.Progress] = [verify.Progress(0, 0, 0, 0)]
     sealing = verify.Sealing()
-    with console.counted("replaying", hidden=hidden) as moved, ExitStack() as files:
+    with console.counted("replaying", hidden=hidden) as advance, ExitStack() as files:
 
         def report(progress: verify.Progress) -> None:
             reached[:] = [progress]
-            moved(progress.targets, progress.of_targets)
+            advance(progress.targets, progress.of_targets)
 
         cut: list[int] = []
         kept = _opened(against, files, cut.append) if against else None

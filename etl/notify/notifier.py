@@ -116,7 +116,7 @@ class Notifier:
         while any(state.delivery for state in self._receivers) and time.monotonic() < give_up:
             self._loop.wait(max(0.0, give_up - time.monotonic()))
             self._turn()
-        return not self._owed()
+        return not self._pending()
 
     # ------------------------------------------------------------------------------------------------- the thread
 
@@ -166,7 +166,7 @@ class Notifier:
         if states and all(ALARM in state.acknowledged for state in states):
             alarm.delivered()
 
-    # --------------------------------------------------------------------------------------------- what is owed
+    # --------------------------------------------------------------------------------------------- what is pending
 
     def _find_runs(self) -> None:
         since = self._clock() - LOOK_BACK
@@ -198,8 +198,8 @@ class Notifier:
         if overdue is not None:
             yield overdue
         subscription, found = state.subscription, list[tuple[Key, Digest]]()
-        owed = [run for run in self._waiting.values() if ("run", run.id) not in state.acknowledged]
-        for run in owed[:_MOST_AT_ONCE]:
+        pending = [run for run in self._waiting.values() if ("run", run.id) not in state.acknowledged]
+        for run in pending[:_MOST_AT_ONCE]:
             wanted = (run.id, tuple(subscription.on), tuple(subscription.orgs))
             if wanted not in digests:
                 digests[wanted] = digest_of(self._engine, run, subscription.on, subscription.orgs, self._enos_zone)
@@ -228,13 +228,13 @@ class Notifier:
         if conditions:
             self._store.mark_conditions_notified(conditions, now)
         self._condition_notices = [notice for notice in self._condition_notices if notice.key not in everybody]
-        owed = self._owed()
+        pending = self._pending()
         for state in self._receivers:
-            state.acknowledged &= owed
+            state.acknowledged &= pending
 
-    def _owed(self) -> set[Key]:
+    def _pending(self) -> set[Key]:
         runs: set[Key] = {("run", run_id) for run_id in self._waiting}
-        return runs | self._overdue.owed | {notice.key for notice in self._condition_notices}
+        return runs | self._overdue.pending | {notice.key for notice in self._condition_notices}
 
     def _acknowledged_by_all(self) -> set[Key]:
-        return self._owed().intersection(*(state.acknowledged for state in self._receivers))
+        return self._pending().intersection(*(state.acknowledged for state in self._receivers))

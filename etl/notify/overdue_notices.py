@@ -47,7 +47,7 @@ class OverdueNotices:
         self._notices: list[_Notice] = []
 
     @property
-    def owed(self) -> Set[Key]:
+    def pending(self) -> Set[Key]:
         """What receivers have not been told yet."""
         return {each.key for each in self._notices}
 
@@ -81,10 +81,10 @@ class OverdueNotices:
 
     def message(self, state: ReceiverState) -> Outgoing | None:
         """The message that a receiver still has to get; what it does not subscribe to counts as acknowledged."""
-        owed = [notice for notice in self._notices if notice.key not in state.acknowledged]
-        mine = [notice for notice in owed if state.wants_overdue() and state.wants_org(notice.target.org_id)]
+        pending = [notice for notice in self._notices if notice.key not in state.acknowledged]
+        mine = [notice for notice in pending if state.wants_overdue() and state.wants_org(notice.target.org_id)]
         keys = {notice.key for notice in mine}
-        state.acknowledged |= {notice.key for notice in owed} - keys
+        state.acknowledged |= {notice.key for notice in pending} - keys
         if not mine:
             return None
         parts = digest.gather(
@@ -95,7 +95,7 @@ class OverdueNotices:
 
     def settle(self, acknowledged: Set[Key], now: dt.datetime) -> None:
         """Record what every receiver has acknowledged, and forget it here."""
-        settled = self.owed & acknowledged
+        settled = self.pending & acknowledged
         overdue, observed = (
             [int(number) for kind, number in settled if kind == each] for each in ("overdue", "observed")
         )

@@ -57,7 +57,7 @@ class Receiver:
         has_own_title = self._plugin.title_maxlen > 0
         with _captured_log() as logged:
             try:
-                went = self._plugin.notify(
+                sent = self._plugin.notify(
                     title=fitting.title if has_own_title else self._converted(fitting.title),
                     body=self._converted(fitting.body),
                     body_format=self._format,
@@ -67,7 +67,7 @@ class Receiver:
                 )
             except Exception as error:
                 return f"{type(error).__name__}: {_without(self._url, str(error))}"
-        return None if went else _without(self._url, "; ".join(logged)) or "it did not say why"
+        return None if sent else _without(self._url, "; ".join(logged)) or "it did not say why"
 
     def _converted(self, text: str) -> str:
         conversion: Any = importlib.import_module("apprise.conversion")

@@ -70,8 +70,10 @@ def keep(connection: Connection, found: Sequence[OpenCondition], now: dt.datetim
 
 def unnotified(connection: Connection) -> list[UnnotifiedCondition]:
     """The beginnings and ends that receivers do not know yet."""
-    owed = or_(condition.c.begin_told_at.is_(None), condition.c.ended_at.is_not(None))
-    rows = connection.execute(select(*_COLUMNS, condition.c.ended_at).where(owed).order_by(*condition.primary_key))
+    is_pending = or_(condition.c.begin_told_at.is_(None), condition.c.ended_at.is_not(None))
+    rows = connection.execute(
+        select(*_COLUMNS, condition.c.ended_at).where(is_pending).order_by(*condition.primary_key)
+    )
     return [UnnotifiedCondition(OpenCondition(*row[:-1]), row.ended_at) for row in rows]
 
 

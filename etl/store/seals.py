@@ -289,8 +289,8 @@ def _seal(
         **{f"{name}_digest": getattr(digests, name) for name in seal.Digests.__struct_fields__},
     }
     connection.execute(insert(run_seal), row)
-    moved = update(trail).where(trail.c.id == head.id)
-    connection.execute(moved.values(last_seal=number, head=own, sealed_at=sealed_at))
+    advanced = update(trail).where(trail.c.id == head.id)
+    connection.execute(advanced.values(last_seal=number, head=own, sealed_at=sealed_at))
 
 
 def last_key_id(connection: Connection) -> str | None:

@@ -124,9 +124,9 @@ class Cluster:
         self._count(self._client)
         ours = self._worker.our_version()
         theirs = self._client.run(self._worker.our_version, on_error="return")
-        strange = {who: found for who, found in theirs.items() if found != ours and not isinstance(found, OSError)}
-        if strange:
-            return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in strange.items()}
+        mismatched = {who: found for who, found in theirs.items() if found != ours and not isinstance(found, OSError)}
+        if mismatched:
+            return {who: ClusterError(f"it has Flowtrail {found}, not {ours}.") for who, found in mismatched.items()}
         answers = self._client.run(self._worker.get_ready, self._task(), on_error="return")
         return {who: answer for who, answer in answers.items() if not isinstance(answer, OSError)}  # it is gone
 
@@ -198,10 +198,10 @@ class Cluster:
             ) from None
         with contextlib.suppress(distributed.TimeoutError):
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-        strange = _version_mismatches(client.get_versions())
-        if strange:
+        mismatched = _version_mismatches(client.get_versions())
+        if mismatched:
             client.close()
-            raise ClusterError(f"The cluster {self._address} runs other versions: {strange}; install the same.")
+            raise ClusterError(f"The cluster {self._address} runs other versions: {mismatched}; install the same.")
         return client
 
     def _disconnect(self) -> None:

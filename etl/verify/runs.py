@@ -114,8 +114,8 @@ class Runs:
         versions, issues = by_run(_VERSIONS), by_run(_ISSUES)
         events = [by_run(query) for query in _EVENTS]
         for run in runs:
-            strange = [each for each in (versions, issues, *events) if each.passed_over(run.id)]
-            yield from (each.finding() for each in strange)
+            orphaned = [each for each in (versions, issues, *events) if each.passed_over(run.id)]
+            yield from (each.finding() for each in orphaned)
             found = _Found(run, versions.take(run.id), issues.take(run.id), [each.take(run.id) for each in events])
             if run.seal_id is None or run.seal_id > self._since:
                 yield from self._compare_run(connection, found, was_pruned=run.id in pruned)
