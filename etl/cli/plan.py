@@ -42,15 +42,17 @@ def plan(
     zone = options.time_zone_named(timezone)
     with (
         options.open_application(context, config_file, asks_gateway=True) as app,
-        _a_database(app) as store,
+        _existing_or_empty_database(app) as store,
         interruptible(app),
     ):
-        planned = _Stream(app, limit or None) if as_json else _First(options.SHOWN if limit is None else limit, zone)
+        planned = (
+            _PlanStream(app, limit or None) if as_json else _PlanTable(options.SHOWN if limit is None else limit, zone)
+        )
         chosen, rosters = planned_rosters(app, store, options.chosen(app, schedules))
         targets = options.matching(chosen, org, user)
         with console.progress("fetching", len(targets), hidden=as_json) as arrived:
             tally = sync.plan(
-                app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.take
+                app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.add
             )
     planned.show(tally, len(targets), rosters)
     lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)
@@ -58,7 +60,7 @@ def plan(
 
 
 @contextlib.contextmanager
-def _a_database(app: Application) -> Iterator[Store]:
+def _existing_or_empty_database(app: Application) -> Iterator[Store]:
     """The database; if there is none yet, a temporary empty one."""
     if database.current(app.engine) is not None or app.engine.dialect.name != "sqlite":
         database.require_current(app.engine)
@@ -75,7 +77,7 @@ def _a_database(app: Application) -> Iterator[Store]:
             engine.dispose()
 
 
-class _First:
+class _PlanTable:
     """Keeps the first changes, by target and workflow, for a table; at most twice as many are in memory."""
 
     def __init__(self, limit: int, zone: dt.tzinfo) -> None:
@@ -84,7 +86,7 @@ class _First:
         self._kept: list[WorkflowEvent] = []
         self._lock = threading.Lock()
 
-    def take(self, outcomes: Sequence[Outcome]) -> None:
+    def add(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock:
             for event in _events(outcomes):
                 self._kept.append(event)
@@ -102,10 +104,10 @@ class _First:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
 
     def _first(self) -> list[WorkflowEvent]:
-        return sorted(self._kept, key=_place)[: self._limit or None]
+        return sorted(self._kept, key=_order)[: self._limit or None]
 
 
-class _Stream:
+class _PlanStream:
     """Prints changes as they come, in one JSON object that ends with the sums, and keeps none."""
 
     def __init__(self, app: Application, limit: int | None) -> None:
@@ -114,7 +116,7 @@ class _Stream:
         self._printed = console.JsonList(b'{"planned": [')
         self._lock = threading.Lock()
 
-    def take(self, outcomes: Sequence[Outcome]) -> None:
+    def add(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock, self._stopping():
             for event in _events(outcomes):
                 if self._left == 0:
@@ -139,7 +141,7 @@ class _Stream:
             raise
 
 
-def _place(event: WorkflowEvent) -> tuple[str, ...]:
+def _order(event: WorkflowEvent) -> tuple[str, ...]:
     return (event.org_id, event.user_id, event.expression, event.flow_id, event.kind)
 
 

@@ -17,7 +17,7 @@ from etl.sync import Refreshed, Rosters, organisations
 
 _PATIENCE_SECONDS: Final = 5.0
 """How long a sync waits for rosters if older ones are stored; a later answer counts for the next sync."""
-_LAST_WORDS_SECONDS: Final = 5.0
+_STOP_SECONDS: Final = 5.0
 _NAMED: Final = 10
 """How many users a sentence names."""
 
@@ -37,9 +37,9 @@ def refreshed(
         return
     refresh = _Refresh(app.rosters(store), orgs, accept=accept)
     try:
-        refresh.wait(_patience(store, orgs, accept=accept))
+        refresh.wait(_wait_seconds(store, orgs, accept=accept))
         expanded = app.rosters(store).expand(schedules)
-        _refuse_nothing(expanded)
+        _require_targets(expanded)
         yield expanded
     finally:
         refresh.end(app.stop)
@@ -83,17 +83,17 @@ class _Refresh:
     def end(self, stop: threading.Event) -> None:
         if self._thread.is_alive():
             stop.set()
-            self._thread.join(_LAST_WORDS_SECONDS)
+            self._thread.join(_STOP_SECONDS)
 
 
-def _patience(store: Store, orgs: set[str], *, accept: bool) -> float | None:
+def _wait_seconds(store: Store, orgs: set[str], *, accept: bool) -> float | None:
     """How long to wait; None if there is nothing to do without the answer, or a person waits for it."""
     stored_rosters = store.rosters(orgs)
     stand = all(org in stored_rosters and stored_rosters[org].answered_at is not None for org in orgs)
     return _PATIENCE_SECONDS if stand and not accept else None
 
 
-def _refuse_nothing(schedules: Sequence[Schedule]) -> None:
+def _require_targets(schedules: Sequence[Schedule]) -> None:
     unlisted = {roster.org_id for schedule in schedules for roster in schedule.unlisted}
     for org in sorted(unlisted):
         console.complain(f"The users of {org} are not known, so none of them is asked for.", "red")

@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
 
 
-class _Found(NamedTuple):
+class _Status(NamedTuple):
     """What `status` shows; the lists have at most as many rows as were asked for."""
 
     active: str | None
@@ -77,7 +77,7 @@ def status(
         database.require_current(app.engine)
         report = Report(app.engine)
         configured, broken = configured_schedules(app)
-        found = _find(app, report, configured, broken, most)
+        found = _gather(app, report, configured, broken, most)
         if as_json:
             _print(found, report.problems(limit=most), most)
         else:
@@ -100,13 +100,13 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
         return None, error
 
 
-def _find(
+def _gather(
     app: Application,
     report: Report,
     configured: Sequence[Schedule] | None,
     broken: ConfigError | None,
     most: int | None,
-) -> _Found:
+) -> _Status:
     now = utc_now()
     summary: TargetSummary
     found: HealthSnapshot | None = None
@@ -115,7 +115,7 @@ def _find(
             summary = health.summary_within(connection, now)
         else:
             summary = found = health.read_within(connection, configured, now)
-    return _Found(
+    return _Status(
         active=Store(app.engine).lease_holder(LEASE),
         conditions=summary.conditions(_broken(broken)),
         checked=summary.checked,
@@ -160,7 +160,7 @@ def _named(overdue: Overdue) -> dict[str, Any]:
     return {"schedule": columns.pop("schedule"), **columns.pop("target")._asdict(), **columns}
 
 
-def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) -> None:
+def _print(found: _Status, problems: Iterator[TargetHealth], most: int | None) -> None:
     """Print one JSON object; its last list, the longest, is printed as it is read."""
     head = {
         "active": found.active,
@@ -178,7 +178,7 @@ def _print(found: _Found, problems: Iterator[TargetHealth], most: int | None) ->
     printed.close(b"]\n}\n")
 
 
-def _show(found: _Found, problems: Sequence[TargetHealth], schedules: int, most: int | None, zone: dt.tzinfo) -> None:
+def _show(found: _Status, problems: Sequence[TargetHealth], schedules: int, most: int | None, zone: dt.tzinfo) -> None:
     console.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:

@@ -22,7 +22,7 @@ TIMEOUT_SECONDS: Final = 5.0
 _PAUSES_SECONDS: Final = (1.0, 3.0)
 _WAITING_AT_MOST: Final = 1000
 _LONGEST_BODY: Final = 1000
-_LAST_WORDS_SECONDS: Final = 2.0
+_STOP_SECONDS: Final = 2.0
 
 
 class _Ping(NamedTuple):
@@ -60,7 +60,7 @@ class Pinger:
         with contextlib.suppress(queue.Full):
             self._waiting.put_nowait(None)
         if self._thread is not None:
-            self._thread.join(_LAST_WORDS_SECONDS)
+            self._thread.join(_STOP_SECONDS)
 
     def _add(self, schedule: Schedule, suffix: str, body: str) -> None:
         if schedule.ping_url is None:

@@ -22,7 +22,7 @@ UNSURE_SECONDS: Final = 300.0
 """How long to wait for a gateway's `Date` before pruning without it; some gateways never send one."""
 _SHARE: Final = 20
 """Reading the heads of all targets takes at most one twentieth of the time."""
-_LAST_WORDS_SECONDS: Final = 3.0
+_STOP_SECONDS: Final = 3.0
 
 
 class Maintenance:
@@ -50,7 +50,7 @@ class Maintenance:
             self._step,
             first_after_seconds=TICK_SECONDS,
             last_step=True,
-            stop_within_seconds=_LAST_WORDS_SECONDS,
+            stop_within_seconds=_STOP_SECONDS,
         )
         self._seen: object = None
         self._active_since: float | None = None

@@ -29,13 +29,13 @@ from etl.sync.batch import RunContext
 from etl.sync.messages import BatchResult, RunOptions
 
 _CONNECT_SECONDS: Final = 5.0
-_LOOK_SECONDS: Final = 0.25
+_WATCH_SECONDS: Final = 0.25
 """How often to look for a stop, to pass it on to the workers."""
 _COUNT_SECONDS: Final = 2.0
 """How often the workers are counted."""
 _WORKER_TIMEOUT_SECONDS: Final = 30.0
 """How long a run waits for a worker to appear before it continues on this machine."""
-_A_THREAD: Final = 2
+_BATCHES_PER_THREAD: Final = 2
 """Batches under way per worker thread: one in work, one in transit."""
 
 
@@ -92,7 +92,7 @@ class Cluster:
         )
         self._turn = threading.Lock()
         self._client: Any = None
-        self._told = ""
+        self._logged_as = ""
         self._threads = 0
         self._closed = threading.Event()
         self._pending: WeakSet[Future[BatchResult]] = WeakSet()
@@ -137,11 +137,11 @@ class Cluster:
             found = self.connect()
         except ClusterError as error:
             log.warning("cluster_unreachable", error=str(error), work="is done here")
-            self._told = ""
+            self._logged_as = ""
             return None
-        if found != self._told:
+        if found != self._logged_as:
             log.info("cluster_reached", cluster=found)
-        self._told = found
+        self._logged_as = found
         return self
 
     def submit(self, options: RunOptions, targets: Sequence[Target]) -> Future[BatchResult]:
@@ -168,7 +168,7 @@ class Cluster:
 
     def window(self) -> int:
         """How many batches keep all worker threads busy."""
-        return max(2, _A_THREAD * self._threads)
+        return max(2, _BATCHES_PER_THREAD * self._threads)
 
     def close(self) -> None:
         """Let the workers forget this coordinator."""
@@ -217,7 +217,7 @@ class Cluster:
         """Pass a stop on to the workers, count them, and cancel batches once the scheduler or all workers are gone."""
         counted_at = alive_at = time.monotonic()
         told_to_stop = False
-        while not self._closed.wait(_LOOK_SECONDS) and client is self._client:
+        while not self._closed.wait(_WATCH_SECONDS) and client is self._client:
             now = time.monotonic()
             with contextlib.suppress(Exception):
                 if client.status == "running" and self._stop.is_set() and not told_to_stop:
