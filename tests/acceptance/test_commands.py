@@ -259,6 +259,9 @@ def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> 
     assert done.returncode == 1
     assert "62101" in done.stdout
     assert f"{ORG}/{ANN}" in done.stdout
+    found = json.loads(flowtrail("check", "--json").stdout)
+    assert {tuple(each) for each in found} == {("what", "ok", "said")}
+    assert ["62101" in each["said"] for each in found if not each["ok"]] == [True]
 
 
 def test_all_problems_of_settings_and_schedules_are_reported_at_once_with_exit_2(flowtrail: Program) -> None:
