@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from etl import config
 from etl.errors import RunClosed
 from tests.support.builders import flow
-from tests.support.newsroom import ANN, BOB, EVE, Newsroom
+from tests.support.run_history import ANN, BOB, EVE, RunHistory
 
 PAGE = (Path(__file__).parents[2] / "docs" / "notify.md").read_text(encoding="utf-8")
 CREATE, NEW, CHANGES, NOTE = re.findall(r"```sql\n(.*?);\n```", PAGE, re.DOTALL)
@@ -71,18 +71,18 @@ class Reader:
 
 
 def test_a_program_that_takes_runs_as_the_page_says_gets_every_change(engine: Engine, reader: Connection) -> None:
-    news, taker = Newsroom(engine), Reader(reader)
-    first = news.run({ANN: [flow(1)], EVE: [flow(1)]})
-    slow, quick = news.begin(schedule="plants"), news.begin(schedule="wind")
-    news.apply(quick, {EVE: [flow(1), flow(2)]})
-    news.finish(quick)
+    history, taker = RunHistory(engine), Reader(reader)
+    first = history.run({ANN: [flow(1)], EVE: [flow(1)]})
+    slow, quick = history.begin(schedule="plants"), history.begin(schedule="wind")
+    history.apply(quick, {EVE: [flow(1), flow(2)]})
+    history.finish(quick)
     assert taker.take() == [first, quick]
-    news.apply(slow, {ANN: [flow(1), flow(2)]})
-    news.finish(slow, "aborted")
+    history.apply(slow, {ANN: [flow(1), flow(2)]})
+    history.finish(slow, "aborted")
     assert taker.take() == [slow]
     assert taker.take() == []
     with pytest.raises(RunClosed):
-        news.apply(slow, {BOB: [flow(3)]})
+        history.apply(slow, {BOB: [flow(3)]})
     assert taker.take() == []
     with engine.connect() as connection:
         everything = connection.execute(text("SELECT change_set_id, flow_id, kind FROM workflow_change")).all()

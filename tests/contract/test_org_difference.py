@@ -9,11 +9,11 @@ from sqlalchemy import Engine
 from etl.database import reading
 from etl.report.org_difference import difference, first_look
 from tests.support.builders import flow
-from tests.support.newsroom import ANN, BOB, Newsroom
+from tests.support.run_history import ANN, BOB, RunHistory
 
 
 def test_what_a_first_look_shows_has_not_appeared_and_what_nobody_is_asked_for_is_not_gone(engine: Engine) -> None:
-    room = Newsroom(engine)
+    room = RunHistory(engine)
     room.run({ANN: [flow(1), flow(2), flow(3)]})
     with reading(engine) as connection:
         began = first_look(connection, "o1")

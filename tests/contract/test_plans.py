@@ -15,7 +15,7 @@ from etl.report import Report, summaries, trail_page
 from etl.report.asof import Way
 from etl.report.summary_rows import Scope
 from tests.support.builders import flow
-from tests.support.newsroom import ANN, BOB, Newsroom
+from tests.support.run_history import ANN, BOB, RunHistory
 
 LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 VIEWS = {
@@ -46,7 +46,7 @@ def plans(engine: Engine) -> Iterator[dict[str, str]]:
 
 def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, plans: dict[str, str]) -> None:
     """PostgreSQL 18 prices that as a scan that skips, and reads whole partitions instead."""
-    room = Newsroom(engine)
+    room = RunHistory(engine)
     room.run({ANN: [flow(1), flow(2)], BOB: [flow(1), flow(2)]})
     run_id = room.run({ANN: [flow(1, cycle="H"), flow(3)], BOB: [flow(1, name="other"), flow(3)]})
     assert {"cycle_changed", "removed", "added", "renamed"} <= room.lines(run_id).keys()

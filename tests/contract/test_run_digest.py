@@ -1,4 +1,4 @@
-"""The news of a run: changes, once per workflow, and trouble when it begins and when it ends."""
+"""What receivers are told of a run: changes, once per workflow, and issues when they begin and when they end."""
 
 from __future__ import annotations
 
@@ -8,136 +8,136 @@ from sqlalchemy import Engine
 from etl.errors import RunClosed
 from etl.notify.digest import LINES, Digest, DigestPart, message, together
 from tests.support.builders import flow, numbered
-from tests.support.newsroom import ANN, BOB, EVE, Newsroom
+from tests.support.run_history import ANN, BOB, EVE, RunHistory
 
 
 @pytest.fixture
-def news(engine: Engine) -> Newsroom:
-    return Newsroom(engine)
+def history(engine: Engine) -> RunHistory:
+    return RunHistory(engine)
 
 
-def test_a_baseline_and_a_quiet_run_are_no_news(news: Newsroom) -> None:
-    first = news.run({ANN: numbered(1, 3)})
-    second = news.run({ANN: numbered(1, 3)})
-    assert (news.digest(first), news.digest(second)) == (None, None)
+def test_a_baseline_and_a_quiet_run_are_no_news(history: RunHistory) -> None:
+    first = history.run({ANN: numbered(1, 3)})
+    second = history.run({ANN: numbered(1, 3)})
+    assert (history.digest(first), history.digest(second)) == (None, None)
 
 
-def test_a_change_that_several_users_see_is_one_line(news: Newsroom) -> None:
+def test_a_change_that_several_users_see_is_one_line(history: RunHistory) -> None:
     before, after = [flow(1, "map", "D"), flow(2, "old", "W")], [flow(1, "map", "H")]
-    news.run({ANN: before, BOB: before, EVE: [flow(7)]})
-    run_id = news.run({ANN: after, BOB: after, EVE: [flow(7), flow(8, "new", "M", False)]})
-    assert news.lines(run_id) == {
+    history.run({ANN: before, BOB: before, EVE: [flow(7)]})
+    run_id = history.run({ANN: after, BOB: after, EVE: [flow(7), flow(8, "new", "M", False)]})
+    assert history.lines(run_id) == {
         "cycle_changed": ["o1 1 map: day to hour (2 users)"],
         "removed": ["o1 2 old, cycle: week (2 users)"],
         "added": ["o2 8 new, cycle: month (eve)"],
     }
-    assert news.lines(run_id, ["removed", "added"], ["o2"]) == {"added": ["o2 8 new, cycle: month (eve)"]}
-    assert news.lines(run_id, ["renamed"]) == {}
-    digest = news.digest(run_id)
+    assert history.lines(run_id, ["removed", "added"], ["o2"]) == {"added": ["o2 8 new, cycle: month (eve)"]}
+    assert history.lines(run_id, ["renamed"]) == {}
+    digest = history.digest(run_id)
     assert digest is not None
     assert message(digest).title == "Flowtrail plants: 1 cycle changed, 1 removed, 1 added"
 
 
-def test_what_happens_in_an_organisation_is_one_line_an_event_with_its_users(news: Newsroom) -> None:
-    news.run({ANN: [flow(1, "map")], EVE: [flow(7)]})
-    run_id = news.run({ANN: [flow(1, "map"), flow(2, "new")], EVE: []})
-    assert news.lines(run_id, ["appeared", "disappeared"]) == {
+def test_what_happens_in_an_organisation_is_one_line_an_event_with_its_users(history: RunHistory) -> None:
+    history.run({ANN: [flow(1, "map")], EVE: [flow(7)]})
+    run_id = history.run({ANN: [flow(1, "map"), flow(2, "new")], EVE: []})
+    assert history.lines(run_id, ["appeared", "disappeared"]) == {
         "appeared": ["o1 2 new, seen by 1 user"],
         "disappeared": ["o2 7 map, seen by 1 user before"],
     }
-    assert news.lines(run_id, ["disappeared"], ["o1"]) == {}
+    assert history.lines(run_id, ["disappeared"], ["o1"]) == {}
 
 
-def test_renames_and_editability_say_before_and_after(news: Newsroom) -> None:
-    news.run({ANN: [flow(1, "map"), flow(2, "reduce")]})
-    run_id = news.run({ANN: [flow(1, "Map"), flow(2, "reduce", editable=False)]})
-    assert news.lines(run_id) == {
+def test_renames_and_editability_say_before_and_after(history: RunHistory) -> None:
+    history.run({ANN: [flow(1, "map"), flow(2, "reduce")]})
+    run_id = history.run({ANN: [flow(1, "Map"), flow(2, "reduce", editable=False)]})
+    assert history.lines(run_id) == {
         "renamed": ["o1 1 Map, before: map (ann)"],
         "editable_changed": ["o1 2 reduce: not editable (ann)"],
     }
 
 
-def test_a_failure_and_its_end_are_reported_once_each(news: Newsroom) -> None:
+def test_a_failure_and_its_end_are_reported_once_each(history: RunHistory) -> None:
     good, bad = {ANN: numbered(1, 3), BOB: [flow(1)]}, {ANN: "62109", BOB: [flow(1)]}
-    runs = [news.run(answers) for answers in (good, bad, bad, good, good, bad)]
+    runs = [history.run(answers) for answers in (good, bad, bad, good, good, bad)]
     failed, again = (
         {"failed": ["o1/ann: EnOS said 62109 (62109)"]},
         {"recovered": ["o1/ann: gives valid answers again"]},
     )
-    assert [news.lines(run_id) for run_id in runs] == [{}, failed, {}, again, {}, failed]
-    assert [news.lines(run_id, ["held"]) for run_id in runs] == [{}] * 6
-    assert [news.lines(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
+    assert [history.lines(run_id) for run_id in runs] == [{}, failed, {}, again, {}, failed]
+    assert [history.lines(run_id, ["held"]) for run_id in runs] == [{}] * 6
+    assert [history.lines(run_id, orgs=["o2"]) for run_id in runs] == [{}] * 6
 
 
-def test_a_change_after_a_recovery_is_not_a_second_recovery(news: Newsroom) -> None:
+def test_a_change_after_a_recovery_is_not_a_second_recovery(history: RunHistory) -> None:
     answers = ([flow(1)], "62109", [flow(1)], [flow(1), flow(2)], [flow(1)])
-    runs = [news.run({ANN: answer}) for answer in answers]
-    assert [list(news.lines(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
+    runs = [history.run({ANN: answer}) for answer in answers]
+    assert [list(history.lines(run_id)) for run_id in runs] == [[], ["failed"], ["recovered"], ["added"], ["removed"]]
 
 
-def test_a_target_that_fails_from_its_first_day_is_reported_once(news: Newsroom) -> None:
-    runs = [news.run({ANN: "62101"}), news.run({ANN: "62101"}), news.run({ANN: [flow(1)]})]
-    assert [list(news.lines(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
+def test_a_target_that_fails_from_its_first_day_is_reported_once(history: RunHistory) -> None:
+    runs = [history.run({ANN: "62101"}), history.run({ANN: "62101"}), history.run({ANN: [flow(1)]})]
+    assert [list(history.lines(run_id)) for run_id in runs] == [["failed"], [], ["recovered"]]
 
 
-def test_a_hold_and_its_end_are_reported_once_despite_failures_in_between(news: Newsroom) -> None:
+def test_a_hold_and_its_end_are_reported_once_despite_failures_in_between(history: RunHistory) -> None:
     whole, cut = {ANN: numbered(1, 30)}, {ANN: numbered(1, 5)}
-    runs = [news.run(answers) for answers in (whole, cut, cut, {ANN: "62109"}, cut, whole, whole, cut)]
-    assert [list(news.lines(run_id)) for run_id in runs] == [
+    runs = [history.run(answers) for answers in (whole, cut, cut, {ANN: "62109"}, cut, whole, whole, cut)]
+    assert [list(history.lines(run_id)) for run_id in runs] == [
         [], ["held"], [], ["failed"], [], ["recovered"], [], ["held"]
     ]  # fmt: skip
-    assert list(news.lines(runs[5], ["held"])) == ["recovered"]
-    assert [list(news.lines(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
+    assert list(history.lines(runs[5], ["held"])) == ["recovered"]
+    assert [list(history.lines(run_id, ["failed"])) for run_id in runs[3:6]] == [["failed"], [], ["recovered"]]
 
 
-def test_an_approval_reports_what_was_removed_and_that_the_hold_ended(news: Newsroom) -> None:
-    news.run({ANN: numbered(1, 30)})
-    news.run({ANN: numbered(1, 5)})
-    run_id = news.run({ANN: numbered(1, 5)}, schedule=None, by="wu")
-    told = news.lines(run_id)
-    assert (list(told), len(told["removed"])) == (["removed", "recovered"], LINES)
-    digest = news.digest(run_id)
+def test_an_approval_reports_what_was_removed_and_that_the_hold_ended(history: RunHistory) -> None:
+    history.run({ANN: numbered(1, 30)})
+    history.run({ANN: numbered(1, 5)})
+    run_id = history.run({ANN: numbered(1, 5)}, schedule=None, by="wu")
+    found = history.lines(run_id)
+    assert (list(found), len(found["removed"])) == (["removed", "recovered"], LINES)
+    digest = history.digest(run_id)
     assert digest is not None
     assert message(digest).title == "Flowtrail approval: 25 removed, 1 recovered"
     assert "and 15 more" in message(digest).body
 
 
-def test_the_news_of_a_run_does_not_depend_on_when_it_is_read(news: Newsroom) -> None:
+def test_the_news_of_a_run_does_not_depend_on_when_it_is_read(history: RunHistory) -> None:
     good, bad = {ANN: numbered(1, 30)}, {ANN: "62109"}
-    runs = [news.run(answers) for answers in (good, bad, bad, good)]
-    then = [news.lines(run_id) for run_id in runs]
+    runs = [history.run(answers) for answers in (good, bad, bad, good)]
+    then = [history.lines(run_id) for run_id in runs]
     for answers in (bad, {ANN: numbered(1, 5)}, good, {ANN: numbered(2, 30)}):
-        news.run(answers)
-    assert [news.lines(run_id) for run_id in runs] == then
+        history.run(answers)
+    assert [history.lines(run_id) for run_id in runs] == then
 
 
-def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(news: Newsroom) -> None:
-    news.run({ANN: "62109"}, schedule="plants")
-    other = news.begin(schedule="wind")
-    ours = news.begin(schedule="plants")
-    news.apply(ours, {ANN: [flow(1)]})
-    news.apply(other, {EVE: [flow(1)]})
-    news.finish(ours)
-    news.finish(other)
-    assert list(news.lines(ours)) == ["recovered"]
-    assert news.lines(other) == {}
+def test_a_recovery_belongs_to_the_schedule_that_had_the_trouble(history: RunHistory) -> None:
+    history.run({ANN: "62109"}, schedule="plants")
+    other = history.begin(schedule="wind")
+    ours = history.begin(schedule="plants")
+    history.apply(ours, {ANN: [flow(1)]})
+    history.apply(other, {EVE: [flow(1)]})
+    history.finish(ours)
+    history.finish(other)
+    assert list(history.lines(ours)) == ["recovered"]
+    assert history.lines(other) == {}
 
 
-def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_reported_once(news: Newsroom) -> None:
-    news.run({ANN: [flow(1, cycle="D")]})
-    run_id = news.begin()
-    news.finish(run_id, "aborted")
-    assert news.store.mark_notified(run_id, news.unnotified()[-1].finished_at)
+def test_a_run_that_was_declared_dead_writes_nothing_more_and_is_reported_once(history: RunHistory) -> None:
+    history.run({ANN: [flow(1, cycle="D")]})
+    run_id = history.begin()
+    history.finish(run_id, "aborted")
+    assert history.store.mark_notified(run_id, history.unnotified()[-1].finished_at)
     with pytest.raises(RunClosed):
-        news.apply(run_id, {ANN: [flow(1, cycle="H")]})
-    assert run_id not in [run.id for run in news.unnotified()]
+        history.apply(run_id, {ANN: [flow(1, cycle="H")]})
+    assert run_id not in [run.id for run in history.unnotified()]
 
 
-def test_a_name_with_markup_stays_text(news: Newsroom) -> None:
+def test_a_name_with_markup_stays_text(history: RunHistory) -> None:
     evil = "x\n\nFlowtrail: all is well \x1b[2J\u202e @everyone <!channel> <b>*bold*</b>" + "y" * 500
-    news.run({ANN: []})
-    run_id = news.run({ANN: [flow(1, evil)]})
-    digest = news.digest(run_id)
+    history.run({ANN: []})
+    run_id = history.run({ANN: [flow(1, evil)]})
+    digest = history.digest(run_id)
     assert digest is not None
     body = message(digest).body
     assert "\x1b" not in body
@@ -161,7 +161,7 @@ def test_many_kinds_share_the_lines_and_each_says_how_many_more_there_are() -> N
 def test_digests_of_many_runs_become_one_with_their_sums() -> None:
     parts = {"removed": DigestPart(30, tuple(f"line {n}" for n in range(LINES)))}
     digests = [Digest(name=n, summary="", parts=parts, changes_between=(n, n)) for n in ("a", "b", "c")]
-    told = together(digests)
-    assert told.title == "Flowtrail 3 runs: 90 removed"
-    assert "and 70 more" in told.body
-    assert "--since a --until c" in told.body
+    found = together(digests)
+    assert found.title == "Flowtrail 3 runs: 90 removed"
+    assert "and 70 more" in found.body
+    assert "--since a --until c" in found.body

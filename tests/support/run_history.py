@@ -25,7 +25,7 @@ Answer = Sequence[Flow] | str
 """A list, or the code of an error."""
 
 
-class Newsroom:
+class RunHistory:
     """A database with runs a minute apart; the latest has just ended."""
 
     def __init__(self, engine: Engine, runs: int = 20) -> None:
