@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Select, func, select
 from etl.database import reading
 from etl.report import statements
 from etl.report.names import any_contains
+from etl.report.org_list import whole_list
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowState, WorkflowEvent, view
 from etl.report.stream import stream
 from etl.schema import run_seal
@@ -69,7 +70,7 @@ def workflows(
     limit: int | None = None,
 ) -> Iterator[OrgWorkflow]:
     """``org_workflow``, by organisation, expression and flow_id; the first ``limit`` of them."""
-    seen = view("org_workflow", OrgWorkflow)
+    seen = view("org_workflow", OrgWorkflow) if org is None or flow is not None else whole_list(org)
     found = statements.equal(seen, org_id=org, flow_id=flow, cycle=cycle)
     found += any_contains(engine.dialect.name, name, seen.c.flow_name)
     order = (seen.c.org_id, seen.c.expression, seen.c.flow_id)

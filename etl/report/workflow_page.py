@@ -23,6 +23,7 @@ from sqlalchemy import (
 from etl.report import statements
 from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targets_statement
 from etl.report.names import any_contains, id_contains
+from etl.report.org_list import whole_list
 from etl.report.rows import (
     Coverage,
     CurrentWorkflow,
@@ -85,7 +86,7 @@ def organisations(connection: Connection, asked: str, most: int) -> list[Organis
 
 def list_now(dialect: str, filters: WorkflowFilter, row_type: type[tuple[Any, ...]] = OrgWorkflow) -> Select[Any]:
     """``row_type``, which is ``OrgWorkflow`` or some of its columns."""
-    seen = view("org_workflow", row_type)
+    seen = whole_list(filters.org) if row_type is OrgWorkflow else view("org_workflow", row_type)
     chosen = select(seen).where(seen.c.org_id == filters.org)
     if filters.user:
         chosen = chosen.where(_listed_by(dialect, filters, seen.c.flow_id))

@@ -8,10 +8,12 @@ import re
 from collections import Counter
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from etl.database import reading
 from etl.report import Report, stories, workflow_page
+from etl.report.org_list import whole_list
+from etl.report.rows import OrgWorkflow, view
 from etl.web.labels import COVERAGE, workflow_path
 from etl.web.params import PAGE_ROWS
 from tests.support.browser import HOSTILE_ORG, NOW
@@ -22,12 +24,16 @@ __all__ = ["engine", "month", "server"]
 
 
 def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
+    seen = view("org_workflow", OrgWorkflow)
     with reading(engine) as connection:
-        known = connection.execute(
-            text("SELECT flow_id, users, editors FROM org_workflow WHERE org_id = 'o1' ORDER BY flow_id")
-        ).all()
+        known = connection.execute(select(seen).where(seen.c.org_id == "o1").order_by(seen.c.flow_id)).all()
+        whole = whole_list("o1")
+        assert connection.execute(select(whole).order_by(whole.c.flow_id)).all() == known
+    assert {row.unheard for row in known} == {0, 1}
     found = rows(server, "/workflows", org="=o1")
-    assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [tuple(row) for row in known]
+    assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
+        (*row[2:3], *row[5:7]) for row in known
+    ]
     assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
 
 
