@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from sqlalchemy import Connection, Engine
 
@@ -121,7 +122,7 @@ def _problems(
     wrong = health.conditions(own)
     last_with = {each.remedy: each for each in wrong}
     candidates = (
-        *((True, _with_remedy(each, last_with), _LINKS.get(each.code, "")) for each in wrong),
+        *((True, _with_remedy(each, last_with), _link(each)) for each in wrong),
         (newest and now - newest > coverage_gap, silence, ""),
         (health.never_observed, never, "/targets?show=never_observed"),
         (open_gaps, gaps, "/gaps"),
@@ -129,6 +130,13 @@ def _problems(
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
     return [ProblemLine(said, href) for is_so, said, href in candidates if is_so]
+
+
+def _link(condition: Condition) -> str:
+    """The page that shows the targets of a condition, those with its error code if it has one."""
+    href = _LINKS.get(condition.code, "")
+    error_code = condition.cause.partition(" ")[0]
+    return f"{href}&{urlencode({'cause': error_code})}" if href and error_code else href
 
 
 def _with_remedy(condition: Condition, last_with: Mapping[str, Condition]) -> str:

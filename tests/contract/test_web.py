@@ -285,6 +285,7 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
         "1 target: 40 removals held",
         "2 coverage gaps are not closed: what happens there is not seen. Show which",
     ]
+    assert 'href="/targets?show=problems&amp;cause=62109">Show which' in first
     (held,) = Report(engine).held_sets()
     command = f"flowtrail guard approve --expect={code(held.scope)} o1 alice"
     assert command in "".join(Reader(get(server, "/held").text).texts)
