@@ -22,13 +22,11 @@ from etl.errors import GatewayError
 from etl.schema import answer, hold_event, workflow_detail
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken, Finding, Verbatim
-from etl.verify.rows import ChangeSetRow
+from etl.verify.rows import BEFORE_ALL, ChangeSetRow
 
 _AT_ONCE: Final = 200
 _COLUMNS: Final = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
-_ANSWERS: Final[Select[Any]] = (
-    select(*_COLUMNS).where(answer.c.data_hash > bindparam("after")).order_by(answer.c.data_hash).limit(_AT_ONCE)
-)
+_ANSWERS: Final[Select[Any]] = select(*_COLUMNS).order_by(answer.c.data_hash).limit(_AT_ONCE)
 _ANSWER: Final[Select[Any]] = select(*_COLUMNS).where(answer.c.data_hash == bindparam("data_hash"))
 _BODIES: Final[Select[Any]] = (
     select(*(workflow_detail.c[name] for name in ("id", "run_id", "detail_hash", "body")))
@@ -56,13 +54,13 @@ class Answers(msgspec.Struct):
 
 def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
     """Kept answers that do not agree with their rows. Raises DatabaseError."""
-    after, more = "", True
+    query, more = _ANSWERS, True
     while more:
         with reading(engine) as connection:
-            rows = connection.execute(_ANSWERS, {"after": after}).all()
+            rows = connection.execute(query).all()
         more = len(rows) == _AT_ONCE
         for row in rows:
-            after = row.data_hash
+            query = _ANSWERS.where(answer.c.data_hash > row.data_hash)
             went.kept += 1
             try:
                 went.bytes += len(_data(row))
@@ -72,7 +70,7 @@ def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
 
 def details(engine: Engine) -> Iterator[Finding]:
     """Kept details of workflows that do not have their hash. Raises DatabaseError."""
-    after, more = 0, True
+    after, more = BEFORE_ALL, True
     while more:
         with reading(engine) as connection:
             rows = connection.execute(_BODIES, {"after": after}).all()

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Engine, Row, bindparam, exists, select
 from etl.database import reading
 from etl.domain import seal
 from etl.schema import run_seal, sync_run, trail
-from etl.verify.finding import Broken, Finding, Verbatim, require
-from etl.verify.rows import any_time
+from etl.verify.finding import Broken, Finding, Verbatim, require, shown
+from etl.verify.rows import BEFORE_ALL, any_time
 from etl.verify.sealing import Sealing
 from etl.verify.signatures import PublicKey, Signatures
 
@@ -53,18 +53,19 @@ class Links:
             yield from self._signatures.none_at_all()
 
     def _follow(self) -> Iterator[Finding]:
-        more = True
+        after, more = self._number or BEFORE_ALL, True
         while more:
             with reading(self._engine) as connection, any_time(connection):
                 if not self._trails:
                     self._begin(connection)
-                rows = connection.execute(_SEALS, {"after": self._number}).all()
+                rows = connection.execute(_SEALS, {"after": after}).all()
                 more = len(rows) == _SEALS_AT_ONCE
                 heads = () if more else connection.execute(_TRAILS).all()
             for row in rows:
                 yield from self._link(row)
+            after = self._number
             if heads:
-                self._require_head(heads[-1])
+                self._require_head(heads)
 
     def _begin(self, connection: Connection) -> None:
         self._trails = connection.execute(_TRAILS).all()
@@ -139,8 +140,14 @@ class Links:
         )
         return seal.seal_hash(row.parent, self._trail_id, row.id, run, digests, row.sealed_at)
 
-    def _require_head(self, head: Row[Any]) -> None:
+    def _require_head(self, trails: Sequence[Row[Any]]) -> None:
         """Raise Broken unless the trail's head is the last seal: this reveals seals that were cut off."""
+        least, head = 1, trails[-1]
+        for each in trails:
+            if not least <= each.first_seal <= self._number + 1:
+                within = Verbatim(f"from {least} to {self._number + 1}")
+                raise Broken(f"trail.first_seal of {shown(each.trail_id)}", within, each.first_seal)
+            least = each.first_seal
         if head.first_seal > self._number:
             self._enter(head.first_seal)
         require("trail.last_seal", self._number, head.last_seal)

@@ -14,7 +14,7 @@ from etl.verify.finding import Finding, shown
 _IDS_AT_ONCE: Final = 100_000
 _HIGHEST: Final = 2**63 - 1
 _NUMBERED: Final = ("change_set", "observation")
-_OF_TARGETS: Final = ("change_set", "observation", "workflow", "sync_issue")
+_OF_TARGETS: Final = ("change_set", "observation", "workflow", "sync_issue", "target_membership", "hold_event")
 
 _OF_NO_TARGET: Final = """
     WITH RECURSIVE parent (id) AS (

@@ -11,7 +11,19 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, bindparam, select, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Integer,
+    Row,
+    bindparam,
+    select,
+    text,
+    type_coerce,
+)
 
 from etl.database import STREAMED, reading
 from etl.domain import seal
@@ -63,13 +75,22 @@ _PRUNED: Final = text(
 _WERE_PRUNED: Final = text(
     "SELECT DISTINCT pruned_run_id FROM pruned_issues WHERE pruned_run_id BETWEEN :low AND :high"
 )
+
+
+def _as_stored(column: Column[Any]) -> ColumnElement[Any]:
+    """SQLite stores a boolean as a number, which may be another one than 0 and 1."""
+    return type_coerce(column, Integer).label(column.name) if isinstance(column.type, Boolean) else column
+
+
 _OF_ORGANISATION: Final = (
-    select(org_event.c.run_id.label("of_run"), *(org_event.c[name] for name in seal.OrganisationEvent._fields))
+    select(org_event.c.run_id.label("of_run"), *(_as_stored(org_event.c[n]) for n in seal.OrganisationEvent._fields))
     .where(org_event.c.run_id.between(bindparam("low"), bindparam("high")))
     .order_by(org_event.c.run_id, org_event.c.event_id)
 )
 _DETAILS: Final = (
-    select(workflow_detail.c.run_id.label("of_run"), *(workflow_detail.c[name] for name in seal.DetailEvent._fields))
+    select(
+        workflow_detail.c.run_id.label("of_run"), *(_as_stored(workflow_detail.c[n]) for n in seal.DetailEvent._fields)
+    )
     .where(workflow_detail.c.run_id.between(bindparam("low"), bindparam("high")))
     .order_by(workflow_detail.c.run_id, workflow_detail.c.id)
 )
@@ -77,6 +98,13 @@ _EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
 """In the order of the rules."""
 _SCOPES: Final = (("targets", "membership_id"), ("schedules", "org_id", "user_id", "membership_id"))
 """The keys of a scope, in order."""
+_FLAGS: Final = {
+    "old_editable": "org_event",
+    "new_editable": "org_event",
+    "certain": "org_event",
+    "locked": "workflow_detail",
+}
+"""The columns of events that are true or false."""
 _FLOW_IDS: Final = 6
 """The column of a hold that is an array instead of text."""
 
@@ -277,4 +305,9 @@ def _event(row: Row[Any]) -> bytes:
             raise Broken(
                 "hold_event.flow_ids", Verbatim("an array, as runs write it"), row.flow_ids, target=_target(row)
             )
+    for place, name in enumerate(row._fields[1:]):
+        if name in _FLAGS:
+            if values[place] not in (0, 1, None):
+                raise Broken(f"{_FLAGS[name]}.{name}", Verbatim("0, 1 or null"), values[place])
+            values[place] = None if values[place] is None else bool(values[place])
     return seal.encoded_event(values)

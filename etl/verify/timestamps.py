@@ -15,7 +15,7 @@ from etl.domain.seal import signed_bytes
 from etl.errors import SigningError
 from etl.schema import run_seal, seal_timestamp, trail
 from etl.verify.finding import Broken, Finding, Verbatim
-from etl.verify.rows import any_time
+from etl.verify.rows import BEFORE_ALL, any_time
 from etl.verify.sealing import Sealing
 
 _AT_ONCE: Final = 500
@@ -44,7 +44,7 @@ def timestamps(
     Without ``authorities``, only the seal and the time of a token are checked, not who made it.
     """
     sealing = sealing if sealing is not None else Sealing()
-    after, more = since, True
+    after, more = since or BEFORE_ALL, True
     while more:
         with reading(engine) as connection, any_time(connection):
             rows = connection.execute(_STAMPS, {"after": after}).all()

@@ -115,6 +115,14 @@ def test_an_altered_answer_is_found_and_its_version_named(house: House, what: st
     assert any(sentence in line and "o1/ann, version 1" in line for line in found), found
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_an_answer_without_a_hash_is_found(house: House) -> None:
+    with intruding(house) as run:
+        run("INSERT INTO answer SELECT '', body, encoding, length, first_run_id FROM answer LIMIT 1")
+    found, _ = checked(house)
+    assert [line for line in found if "of ''" in line], found
+
+
 def test_an_answer_that_does_not_give_its_version_is_found(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the program had misread it: nothing else would be wrong."""
     monkeypatch.setattr("etl.verify.answers._read", lambda *_: {"1": Flow("1", "another", "D", True)})

@@ -328,6 +328,7 @@ TAMPERINGS = {
         """UPDATE hold_event SET flow_ids = replace(flow_ids, '"3"', '"\\u0033"') WHERE kind = 'held'""",
         "hold_event.flow_ids",
     ),
+    "an event that is more than certain": ("UPDATE org_event SET certain = 2 WHERE certain = 1", "org_event.certain"),
     "a run has no seal": ("DELETE FROM run_seal WHERE id = 2", "run_seal.id"),
     "an invented run": (
         "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) SELECT"
@@ -362,6 +363,42 @@ def test_a_tampering_is_found_and_its_place_is_named(house: House, intruder: Int
 
 
 # -------------------------------------------------------------------------------------------------------- kept seals
+
+
+BESIDE = {
+    "a seal before the first, of no run": (
+        "INSERT INTO run_seal SELECT 1 - id, format, 999, parent, seal, sealed_at, targets_digest, change_sets_digest,"
+        " issues_digest, events_digest, signature, key_id FROM run_seal WHERE id = 1",
+        "run_seal.id should be 1, after the seal 0, but is 0",
+    ),
+    "a time stamp of a seal before the first": (
+        "INSERT INTO seal_timestamp (seal_id, token, stamped_at) VALUES (-1, x'00', '2026-01-01 00:00:00.000000')",
+        "seal_timestamp -1.seal_id should be a seal",
+    ),
+    "a trail that begins after the last seal": (
+        "INSERT INTO trail (id, trail_id, created_at, reason, first_seal, last_seal, head, sealed_at)"
+        " SELECT 0, 'other', created_at, 'copied', 99, last_seal, head, sealed_at FROM trail",
+        "trail.first_seal of 'other' should be from 1 to",
+    ),
+    "a membership of nobody": (
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
+        " SELECT 999, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
+        "target_membership should be without rows of target 999",
+    ),
+    "a hold of nobody": (
+        "INSERT INTO hold_event (target_id, run_id, kind, at, flow_ids, data_hash)"
+        " SELECT 999, run_id, kind, at, flow_ids, data_hash FROM hold_event WHERE id = 1",
+        "hold_event should be without rows of target 999",
+    ),
+}
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("what", BESIDE)
+def test_a_row_beside_the_trail_is_found(house: House, intruder: Intruder, what: str) -> None:
+    statement, said = BESIDE[what]
+    intruder.run(statement)
+    assert [each for each in findings(house.engine) if said in each], findings(house.engine)
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
