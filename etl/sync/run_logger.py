@@ -1,17 +1,21 @@
-"""Logs a run: one line for its result, at WARNING unless all went well, and one for each target that failed or is
-held."""
+"""Logs a run: one line for its result, at WARNING unless all went well, and one for each cause for which targets failed
+or are held."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.report.conditions import message_class
 from etl.store import NewRun
 from etl.sync.result import RunReport, TargetIssue
 
-_NAMED_AT_MOST: Final = 20
-"""Targets of one run that get their own line; the others are only counted."""
+_CAUSES_AT_MOST: Final = 20
+"""Causes of one run that get a line; the targets of the others are only counted."""
+_NAMED: Final = 3
+"""Targets of a cause that its line names."""
 _UNREMARKABLE: Final = ("succeeded", "aborted")
 """An aborted run is caught up later, so nobody needs to look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
@@ -41,9 +45,10 @@ class RunLogger:
             **{name: count for name, count in report.tally.sums().items() if count},
         )
         issues = self._not_logged_yet(report, new_run.schedule)
-        for target_issue in issues[:_NAMED_AT_MOST]:
-            self._log_issue(target_issue, report.run_id)
-        if more := issues[_NAMED_AT_MOST:]:
+        causes = _by_cause(issues)
+        for cause in causes[:_CAUSES_AT_MOST]:
+            self._log_cause(cause, report.run_id)
+        if more := [each for cause in causes[_CAUSES_AT_MOST:] for each in cause]:
             codes = dict(Counter(each.issue.error_code or each.verdict for each in more))
             remedy = "`flowtrail status` names them"
             self._log.warning("more_not_through", run_id=report.run_id, targets=len(more), codes=codes, remedy=remedy)
@@ -66,18 +71,30 @@ class RunLogger:
         self._refused[schedule] = refused | known if report.status == "aborted" else refused
         return [each for each in issues if _refusal(each) not in known]
 
-    def _log_issue(self, target_issue: TargetIssue, run_id: int) -> None:
-        refused = target_issue.issue.error_code in REFUSED_FOR_GOOD
-        remedy = _HELD if target_issue.verdict == "held" else _REFUSED if refused else _FAILED
+    def _log_cause(self, cause: Sequence[TargetIssue], run_id: int) -> None:
+        first = cause[0]
+        refused = first.issue.error_code in REFUSED_FOR_GOOD
+        remedy = _HELD if first.verdict == "held" else _REFUSED if refused else _FAILED
+        names = [str(each.target) for each in cause[:_NAMED]]
+        who = {"target": names[0]} if len(cause) == 1 else {"targets": len(cause), "first": names}
         self._log.warning(
-            "target_not_through",
+            "target_not_through" if len(cause) == 1 else "targets_not_through",
             run_id=run_id,
-            verdict=target_issue.verdict,
-            target=str(target_issue.target),
-            error_code=target_issue.issue.error_code,
-            message=target_issue.issue.message,
+            verdict=first.verdict,
+            **who,
+            error_code=first.issue.error_code,
+            message=first.issue.message,
             remedy=remedy,
         )
+
+
+def _by_cause(issues: Iterable[TargetIssue]) -> list[list[TargetIssue]]:
+    """Issues with the same verdict, code and class of messages, those of most targets first."""
+    causes: dict[object, list[TargetIssue]] = {}
+    for each in issues:
+        key = each.verdict, each.issue.error_code, message_class(each.issue.message)
+        causes.setdefault(key, []).append(each)
+    return sorted(causes.values(), key=len, reverse=True)
 
 
 def _refusal(target_issue: TargetIssue) -> tuple[Target, str | None]:

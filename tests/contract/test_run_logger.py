@@ -72,10 +72,18 @@ def test_a_run_with_trouble_is_a_warning_and_so_is_each_problem_with_its_remedy(
     assert "flowtrail guard list" in held["remedy"]
 
 
-def test_a_run_full_of_problems_names_the_first_and_counts_the_rest(lines: io.StringIO) -> None:
-    found = told(lines, ended(*(problem(number) for number in range(50))))
+def test_many_targets_with_one_cause_are_one_line(lines: io.StringIO) -> None:
+    told(lines, ended(*(problem(number) for number in range(50)), problem(50, code="timeout")))
+    _, many, single = entries(lines)
+    assert (many["event"], many["targets"], many["error_code"]) == ("targets_not_through", 50, "http_503")
+    assert many["first"] == ["o1/user-000", "o1/user-001", "o1/user-002"]
+    assert (single["event"], single["target"]) == ("target_not_through", "o1/user-050")
+
+
+def test_a_run_full_of_causes_tells_the_first_and_counts_the_rest(lines: io.StringIO) -> None:
+    found = told(lines, ended(*(problem(number, code=f"code-{number:02}") for number in range(50))))
     assert [event for event, _ in found] == ["target_not_through"] * 20 + ["more_not_through"]
-    assert entries(lines)[-1]["codes"] == {"http_503": 30}
+    assert entries(lines)[-1]["targets"] == 30
 
 
 def test_a_target_that_is_refused_for_good_is_logged_once_until_that_changes(lines: io.StringIO) -> None:
