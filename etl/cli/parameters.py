@@ -23,9 +23,13 @@ def with_all_below(command: Any) -> Iterator[Any]:
 def _adapted(parameter: Any) -> Any:
     if getattr(parameter, "is_flag", False):
         parameter.metavar = ""
-    if getattr(parameter, "_runtime_param", parameter) is None:
+    if getattr(parameter, "_runtime_param", parameter) is None and all(hasattr(parameter, name) for name in _NEEDED):
         parameter._runtime_param = _AsItIs()
     return parameter
+
+
+_NEEDED = ("get_runtime_param", "multiple", "nargs", "type_descriptor")
+"""Typer's own, so not promised: a Typer without them reads everything itself, and only takes longer to start."""
 
 
 class _AsItIs:
