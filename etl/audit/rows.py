@@ -88,14 +88,14 @@ def holds(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 
 def details(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """Of the runs that are opened."""
+    """The details that the opened runs fetched."""
     names = seal.DetailEvent._fields
     query = select(*(workflow_detail.c[name] for name in names)).order_by(workflow_detail.c.id)
     return _of_whole(_stream(connection, query), contents, names.index("run_id"))
 
 
 def org_events(connection: Connection, contents: Contents) -> Iterator[Row]:
-    """Of the runs that are opened."""
+    """The organisations' events from the opened runs."""
     names = seal.OrganisationEvent._fields
     query = select(*(org_event.c[name] for name in names)).order_by(org_event.c.event_id)
     return _of_whole(_stream(connection, query), contents, names.index("run_id"))

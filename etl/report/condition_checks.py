@@ -34,7 +34,7 @@ from etl.schema import UtcTime
 from etl.system.disk import refusal
 
 _MOST_CAUSES: Final = 20
-"""Those with most targets; the others of their code are one more."""
+"""How many causes are reported one by one, those with most targets; the others of a code are reported together."""
 _PARTS_READ: Final = 1000
 _LEAST_ROOM_BYTES: Final = 65_536
 """A transaction that changes nothing takes a few pages."""

@@ -148,7 +148,7 @@ class Service:
                 signal.signal(number, signal.SIG_IGN if self._stopping.is_set() else handler)
 
     def _stop_on_signal(self, *_: object) -> None:
-        """Of many signals the first is enough; each of the others would interrupt the handling of the one before."""
+        """Stop, and ignore further signals: each would interrupt the handling of the one before."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         self.stop()

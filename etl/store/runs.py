@@ -146,7 +146,8 @@ _REPEATS: Final = exists().where(
     _before.c.scope == literal_column("sync_run.scope"),
     _before.c.targets_digest == literal_column("sync_run.targets_digest"),
 )
-"""Of the inserted row. The scope ends with the latest membership id, so no membership was recorded since."""
+"""Whether the inserted row repeats the run before it. The scope ends with the latest membership id, so no membership
+was recorded since."""
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> str:
