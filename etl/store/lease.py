@@ -26,17 +26,17 @@ def take(connection: Connection, name: str, holder: str) -> bool:
     """Take or renew a lease; False while it is held by another.
 
     The clock is read once the row is locked: by an earlier reading, a lease taken meanwhile would seem to lie ahead.
+    So a row that does not exist is made first, and a row that another has made meanwhile is locked like any other.
     """
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=_now(connection) + LASTS)
+    if connection.execute(first.on_conflict_do_nothing().returning(lease.c.name)).first() is not None:
+        return True
     connection.execute(select(lease.c.name).where(lease.c.name == name).with_for_update())
-    now = connection.execute(select(database_now(connection))).scalar_one()
+    now = _now(connection)
     mine_or_free = or_(lease.c.holder == holder, not_(_held(now)))
     renewed = update(lease).where(lease.c.name == name, mine_or_free).values(holder=holder, expires_at=now + LASTS)
-    if connection.execute(renewed).rowcount:
-        return True
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    first = dialect.insert(lease).values(name=name, holder=holder, expires_at=now + LASTS)
-    taken = connection.execute(first.on_conflict_do_nothing().returning(lease.c.name))
-    return taken.first() is not None
+    return connection.execute(renewed).rowcount == 1
 
 
 def release(connection: Connection, name: str, holder: str) -> None:
@@ -46,8 +46,12 @@ def release(connection: Connection, name: str, holder: str) -> None:
 
 def holder_of(connection: Connection, name: str) -> str | None:
     """Who holds a lease now; None when nobody does."""
-    now = connection.execute(select(database_now(connection))).scalar_one()
-    return connection.execute(select(lease.c.holder).where(lease.c.name == name, _held(now))).scalar_one_or_none()
+    held = select(lease.c.holder).where(lease.c.name == name, _held(_now(connection)))
+    return connection.execute(held).scalar_one_or_none()
+
+
+def _now(connection: Connection) -> dt.datetime:
+    return connection.execute(select(database_now(connection))).scalar_one()
 
 
 def _held(now: dt.datetime) -> ColumnElement[bool]:

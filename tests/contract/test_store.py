@@ -973,16 +973,21 @@ def test_a_lease_is_given_back_only_by_its_holder(diary):
     assert store.take_lease("serve", "two")
 
 
-def test_a_lease_taken_while_the_clock_is_read_is_not_from_the_future(database_url):
+@pytest.mark.parametrize("is_first", [False, True], ids=["after one that has ended", "the first"])
+def test_a_lease_taken_once_the_clock_was_read_is_not_from_the_future(database_url, is_first):
     slow, quick = connect(database_url), connect(database_url)
-    Store(slow).take_lease("serve", "one that has gone")
-    with writing(slow) as connection:
-        connection.execute(update(lease).values(expires_at=START))
+    if not is_first:
+        Store(slow).take_lease("serve", "one that has gone")
+        with writing(slow) as connection:
+            connection.execute(update(lease).values(expires_at=START))
     others: list[Future[bool]] = []
+    read: list[str] = []
     with ThreadPoolExecutor(1) as threads:
 
-        def interfere(*execution) -> None:
-            if not others and "lease" in execution[2]:
+        def interfere(_connection, _cursor, statement: str, *_more) -> None:
+            if "clock_timestamp" in statement or "'now'" in statement:
+                read.append(statement)
+            elif "lease" in statement and read and not others:
                 others.append(threads.submit(Store(quick).take_lease, "serve", "quick"))
                 wait(others, timeout=0.2)
 
