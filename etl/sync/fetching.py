@@ -15,7 +15,7 @@ from etl.errors import GatewayError
 FLOWS_A_GROUP: Final = 10_000
 """Workflows, in answers that differ, that are written in one transaction. While so many wait to be judged, nothing more
 is asked for, to bound memory."""
-_LULL_SECONDS: Final = 1.0
+_QUIET_SECONDS: Final = 1.0
 """After this long without an answer, a group is written although it is not full."""
 
 
@@ -81,7 +81,7 @@ class Fetcher:
         with self._lock:
             while not self._groups:
                 seen = len(self._group)
-                self._full.wait(_LULL_SECONDS)
+                self._full.wait(_QUIET_SECONDS)
                 if seen and not self._groups and seen == len(self._group):
                     self._close_group()
             return self._groups.popleft()
