@@ -8,7 +8,8 @@
 | a retired target is in a list again, or is asked again | `resumed` |
 
 Of one target, no event is dated before an earlier one, even where the clock went back: so their order is proven by the
-times, which the seals of their runs cover.
+times, which the seals of their runs cover. And no target retires before its last answer that was written: it would
+count as the first one after its return.
 
 Writers take turns, so that ids are committed in order: a run that has seen event N has seen every event before it.
 """
@@ -39,7 +40,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from etl.config.target_list import TargetList
 from etl.database import STREAMED
 from etl.domain.model import Target
-from etl.schema import TARGET_KEY, UtcTime, target, target_membership
+from etl.schema import TARGET_KEY, UtcTime, change_set, observation, target, target_membership
 from etl.store.bulk import BulkValues
 
 T = TypeVar("T")
@@ -69,6 +70,18 @@ _IS_MEMBER: Final = (target_membership.c.kind == "joined") & (
 _LATEST_AT: Final = (
     select(func.max(_last.c.at, type_=UtcTime()))
     .where(_last.c.target_id == target.c.id)
+    .correlate(target)
+    .scalar_subquery()
+)
+_LAST_SPAN_AT: Final = (
+    select(func.max(observation.c.last_at, type_=UtcTime()))
+    .where(observation.c.target_id == target.c.id, observation.c.version == target.c.version)
+    .correlate(target)
+    .scalar_subquery()
+)
+_LAST_VERSION_AT: Final = (
+    select(func.max(change_set.c.observed_at, type_=UtcTime()))
+    .where(change_set.c.target_id == target.c.id)
     .correlate(target)
     .scalar_subquery()
 )
@@ -117,7 +130,7 @@ def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: 
             .scalars()
             .all()
         )
-        _insert_numbered(connection, run_id, found, "resumed", now)
+        _insert_numbered(connection, run_id, found, "resumed", _at(now))
 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
@@ -140,9 +153,9 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
             .order_by(target_membership.c.target_id, target_membership.c.schedule)
         )
         _insert_selected(connection, leaving, given)
-        gone = update(target).where(mine).values(retired_at=_at(now), fence=target.c.fence + 1).returning(target.c.id)
-        found = connection.execute(gone, given).scalars().all()
-        _insert_numbered(connection, run_id, found, "retired", now)
+        gone = update(target).where(mine).values(retired_at=_leaving_at(now), fence=target.c.fence + 1)
+        found = connection.execute(gone.returning(target.c.id), given).scalars().all()
+        _insert_numbered(connection, run_id, found, "retired", target.c.retired_at)
 
 
 def wait_for_turn(connection: Connection) -> None:
@@ -170,19 +183,30 @@ def _insert_selected(connection: Connection, rows: Select[Any], given: Mapping[s
 
 
 def _insert_numbered(
-    connection: Connection, run_id: int, target_ids: Sequence[int], kind: str, now: dt.datetime
+    connection: Connection, run_id: int, target_ids: Sequence[int], kind: str, at: ColumnElement[dt.datetime]
 ) -> None:
     if target_ids:
         wanted = _NUMBERS.select(connection.dialect.name).subquery("wanted").c
-        rows = select(target.c.id, literal(run_id), null(), literal(kind), _at(now)).order_by(target.c.id)
+        rows = select(target.c.id, literal(run_id), null(), literal(kind), at).order_by(target.c.id)
         rows = rows.join(wanted.target_id.table, wanted.target_id == target.c.id)
         _insert_selected(connection, rows, _NUMBERS.bound(connection, [(number,) for number in target_ids]))
 
 
 def _at(now: dt.datetime) -> ColumnElement[dt.datetime]:
     """When something happens to a target: now, or at its latest event if the clock went back."""
-    present = literal(now, UtcTime())
-    return case((present < _LATEST_AT, _LATEST_AT), else_=present)
+    return _latest(now, _LATEST_AT)
+
+
+def _leaving_at(now: dt.datetime) -> ColumnElement[dt.datetime]:
+    """When a target retires: as ``_at``, and not before its last answer, which a run may have written since ``now``."""
+    return _latest(now, _LATEST_AT, _LAST_SPAN_AT, _LAST_VERSION_AT, target.c.held_at)
+
+
+def _latest(now: dt.datetime, *others: ColumnElement[Any]) -> ColumnElement[dt.datetime]:
+    latest: ColumnElement[dt.datetime] = literal(now, UtcTime())
+    for other in others:
+        latest = case((latest < other, other), else_=latest)
+    return latest
 
 
 def _targets(connection: Connection, query: Select[Any], **given: Any) -> Iterator[Target]:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 from etl.database import connect, reading, upgrade, writing
 from etl.domain.model import Flow, Target
 from etl.domain.story import Answer, Judgement, Listed
+from etl.errors import Refused
 from etl.report.statements import org_states_at
 from etl.schema import org_event, org_step, sync_run
 from etl.store import NewRun, Store, projection, story_rows, story_writes
@@ -221,6 +222,32 @@ def test_versions_that_a_run_left_when_it_died_are_judged_by_the_next_run(engine
     story.hear(ann="12", bob="1")
     story.end()
     assert events_in(engine) == [("appeared", "2")]
+
+
+def test_an_answer_from_before_a_retirement_is_not_the_first_after_the_return(engine: Engine) -> None:
+    """The retirement was decided when Ann's answer had not been written yet."""
+    house = House(engine)
+    clock = house.upstream.clock = Clock()
+    house.serve({"plants": [ANN, BEN]})
+    decided_at = clock()
+    clock.move(minutes=1)
+    house.serve({"plants": [ANN, BEN]})
+    house.store.retire_others([BEN], decided_at, None)
+    mine = "target t JOIN observation o ON o.target_id = t.id WHERE t.user_id = 'u000'"
+    [(retired_at, last_at)] = house.rows(f"SELECT t.retired_at, o.last_at FROM {mine}")
+    assert retired_at == last_at
+    clock.move(minutes=1)
+    house.serve({"plants": [BEN]})
+    assert house.rows("SELECT users FROM org_workflow WHERE flow_id = '1'") == [(1,)]
+    clock.move(minutes=1)
+    lists, refused = house.upstream.lists, Refused("no", code="62101")
+    house.upstream.says = lambda target, n: refused if target == ANN else lists[target]
+    house.serve({"plants": [ANN, BEN]})
+    assert house.rows("SELECT users FROM org_workflow WHERE flow_id = '1'") == [(1,)]
+    house.upstream.says = lambda target, n: lists[target]
+    house.serve({"plants": [ANN, BEN]})
+    assert house.rows("SELECT users FROM org_workflow WHERE flow_id = '1'") == [(2,)]
+    assert findings(engine) == []
 
 
 def test_states_do_not_overlap_when_an_earlier_answer_is_judged_later(engine: Engine) -> None:
