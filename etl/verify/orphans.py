@@ -11,6 +11,8 @@ from etl.database import reading
 from etl.schema import GAPS_IN_NUMBERS
 from etl.verify.finding import Finding, shown
 
+_READ_BY_ID: Final = ("target", "sync_run")
+"""Both databases number from 1, and the passes over these begin after the lowest number that there is."""
 _IDS_AT_ONCE: Final = 100_000
 _HIGHEST: Final = 2**63 - 1
 _NUMBERED: Final = ("change_set", "observation")
@@ -48,6 +50,11 @@ def orphans(engine: Engine) -> Iterator[Finding]:
     for table in _NUMBERED:
         with reading(engine) as connection:
             yield from _impossible_numbers(connection, table)
+    for table in _READ_BY_ID:
+        with reading(engine) as connection:
+            least = connection.execute(text(f"SELECT min(id) FROM {table}")).scalar()  # noqa: S608 - a name of ours
+        if isinstance(least, int) and least < 1:
+            yield Finding(what=f"{table}.id", expected="numbered from 1", found=f"numbered from {least}")
 
 
 def _changes_without_change_set(engine: Engine) -> Iterator[Finding]:

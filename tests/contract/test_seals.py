@@ -380,6 +380,18 @@ BESIDE = {
         " SELECT 0, 'other', created_at, 'copied', 99, last_seal, head, sealed_at FROM trail",
         "trail.first_seal of 'other' should be from 1 to",
     ),
+    "a user and a list with the lowest number of all": (
+        "INSERT INTO target (id, org_id, user_id) VALUES (-9223372036854775808, 'o1', 'zoe');"
+        "INSERT INTO workflow SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_seen_at,"
+        " changed_at, missing_since FROM workflow WHERE target_id = 1",
+        "target.id should be numbered from 1, but is numbered from -9223372036854775808",
+    ),
+    "a run with the lowest number of all": (
+        "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid)"
+        " SELECT -9223372036854775808, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid"
+        " FROM sync_run WHERE id = 1",
+        "sync_run.id should be numbered from 1, but is numbered from -9223372036854775808",
+    ),
     "a membership of nobody": (
         "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
         " SELECT 999, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
@@ -396,8 +408,9 @@ BESIDE = {
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("what", BESIDE)
 def test_a_row_beside_the_trail_is_found(house: House, intruder: Intruder, what: str) -> None:
-    statement, said = BESIDE[what]
-    intruder.run(statement)
+    statements, said = BESIDE[what]
+    for statement in statements.split(";"):
+        intruder.run(statement)
     assert [each for each in findings(house.engine) if said in each], findings(house.engine)
 
 
