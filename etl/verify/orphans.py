@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from etl.database import reading
 from etl.schema import GAPS_IN_NUMBERS
 from etl.verify.finding import Finding, shown
+from etl.verify.rows import BEFORE_ALL
 
 _READ_BY_ID: Final = ("target", "sync_run")
 """Both databases number from 1, and the passes over these begin after the lowest number that there is."""
@@ -59,7 +60,7 @@ def orphans(engine: Engine) -> Iterator[Finding]:
 
 def _changes_without_change_set(engine: Engine) -> Iterator[Finding]:
     """In short transactions, because a reader of SQLite may keep writers waiting."""
-    low: int | None = -_HIGHEST
+    low: int | None = BEFORE_ALL
     while low is not None:
         with reading(engine) as connection:
             first = connection.execute(text(_NEXT_CHANGED), {"low": low}).scalar()

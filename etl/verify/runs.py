@@ -33,7 +33,7 @@ from etl.domain.model import Target
 from etl.report.scopes import Scopes, ScopeTargets
 from etl.schema import UtcTime, org_event, run_seal, sync_run, workflow_detail
 from etl.verify.finding import Broken, Finding, Verbatim, require
-from etl.verify.rows import any_time
+from etl.verify.rows import BEFORE_ALL, any_time
 from etl.verify.sealing import Sealing
 
 _RUNS_AT_ONCE: Final = 500
@@ -119,14 +119,14 @@ class Runs:
         self._scopes = Scopes()
 
     def compare(self) -> Iterator[Finding]:
-        after, more = -_HIGHEST, True
+        after, low, more = BEFORE_ALL, BEFORE_ALL, True
         while more:
             with reading(self._engine) as connection, any_time(connection), ExitStack() as opened:
                 runs = connection.execute(_RUNS, {"after": after}).all()
                 more = len(runs) == _RUNS_AT_ONCE
                 high = runs[-1].id if more else _HIGHEST
-                yield from self._compare_some(connection, opened, runs, after + 1, high)
-            after = high
+                yield from self._compare_some(connection, opened, runs, low, high)
+            after, low = high, high + 1
 
     def _compare_some(
         self, connection: Connection, opened: ExitStack, runs: Sequence[Row[Any]], low: int, high: int
@@ -148,7 +148,7 @@ class Runs:
             if run.seal_id is None or run.seal_id > self._since:
                 yield from self._compare_run(connection, found, was_pruned=run.id in pruned)
         for each in (versions, issues, *events):
-            if each.passed_over(_HIGHEST):
+            if each.passed_over(_HIGHEST + 1):
                 yield each.finding()
 
     def _compare_run(self, connection: Connection, found: _Found, *, was_pruned: bool) -> Iterator[Finding]:

@@ -392,6 +392,15 @@ BESIDE = {
         " FROM sync_run WHERE id = 1",
         "sync_run.id should be numbered from 1, but is numbered from -9223372036854775808",
     ),
+    "a membership of a run with the highest number of all": (
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
+        " SELECT target_id, 9223372036854775807, schedule, kind, at FROM target_membership WHERE id = 1",
+        "run_id should be without rows of run 9223372036854775807",
+    ),
+    "an issue of a run with the lowest number of all": (
+        "INSERT INTO sync_issue (run_id, target_id, verdict, message) VALUES (-9223372036854775808, 1, 'failed', 'x')",
+        "run_id should be without rows of run -9223372036854775808",
+    ),
     "a membership of nobody": (
         "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
         " SELECT 999, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
