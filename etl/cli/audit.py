@@ -10,6 +10,7 @@ import typer
 from etl import database
 from etl.audit import Extent, write_bundle
 from etl.cli import console, options
+from etl.cli.empty_results import require_names
 from etl.database import backup
 from etl.errors import UsageError
 from etl.export.files import whole_file
@@ -46,6 +47,7 @@ def audit(
     extent = Extent(*options.period(since, until, timezone), org)
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine)
+        require_names(app.engine, org=org)
         now = utc_now()
         with backup.snapshot(app.engine) as engine, whole_file(output) as file:
             done = write_bundle(engine, file, extent, now)

@@ -10,6 +10,7 @@ import typer
 
 from etl import database
 from etl.cli import console, options
+from etl.cli.empty_results import require_names
 from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.system.clock import utc_now
@@ -38,6 +39,7 @@ def show_coverage(
     begin, end = options.period(since, until, timezone)
     with options.open_application(context, config_file, logs=False) as app:
         database.require_current(app.engine)
+        require_names(app.engine, org=org, user=user)
         found = coverage(app.engine, utc_now(), since=begin, until=end, org=org, user=user)
     if as_json:
         console.json(_as_object(found))

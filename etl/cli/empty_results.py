@@ -8,7 +8,8 @@ from typing import NamedTuple
 from sqlalchemy import Engine
 
 from etl.cli.layout import cell
-from etl.report.observed_targets import ObservedTargets, UnknownName, observed_targets, unknown_name
+from etl.errors import UsageError
+from etl.report.observed_targets import ObservedTargets, observed_targets, unknown_name
 
 
 class EmptyResult(NamedTuple):
@@ -27,9 +28,9 @@ class EmptyResult(NamedTuple):
 
     def why_empty(self, engine: Engine) -> str:
         """Why nothing was found."""
-        wrong = unknown_name(engine, org=self.org, user=self.user)
+        wrong = no_such_name(engine, org=self.org, user=self.user)
         if wrong is not None:
-            return _no_such_name(wrong)
+            return wrong
         seen = observed_targets(engine, self.at, org=self.org, user=self.user)
         if not seen.observed:
             return _not_observed(seen, self.zone)
@@ -41,6 +42,14 @@ class EmptyResult(NamedTuple):
         return f"{none}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
 
 
+def require_names(engine: Engine, *, org: str | None = None, user: str | None = None) -> None:
+    """Refuse names that no target has: a file or an account about nobody would look like an answer. Raises UsageError
+    and DatabaseError."""
+    wrong = no_such_name(engine, org=org, user=user)
+    if wrong is not None:
+        raise UsageError(wrong)
+
+
 def not_observed_then(seen: ObservedTargets) -> str | None:
     """A sentence about the targets that a past list lacks because they had not been observed yet."""
     missing = seen.targets - seen.observed
@@ -49,7 +58,11 @@ def not_observed_then(seen: ObservedTargets) -> str | None:
     return f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
 
 
-def _no_such_name(wrong: UnknownName) -> str:
+def no_such_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> str | None:
+    """A sentence about the first of the names that no target has. Raises DatabaseError."""
+    wrong = unknown_name(engine, org=org, user=user)
+    if wrong is None:
+        return None
     what = "organisation" if wrong.what == "org_id" else "user"
     hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
     where = ", in this organisation" if wrong.similar == wrong.name else ""

@@ -13,14 +13,13 @@ import typer
 from etl import __version__, database, verify
 from etl.cli import console, options
 from etl.cli.application import Application
+from etl.cli.empty_results import require_names
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import Origin, export
 from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
-from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.summary_rows import Scope
-from etl.report.workflow_page import organisations
 from etl.system.clock import utc_now
 
 Output = Annotated[
@@ -106,8 +105,7 @@ def report(
     scope = _scope(since, until, org)
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine)
-        if org is not None:
-            _require_organisation(app, org)
+        require_names(app.engine, org=org)
         schedules, broken = configured_schedules(app)
         if broken is not None:
             console.complain(f"Overdue targets are not known: {broken}", "yellow")
@@ -120,12 +118,6 @@ def report(
             scope=scope,
         )
     console.complain(f"{output} written.", "green")
-
-
-def _require_organisation(app: Application, org: str) -> None:
-    with database.reading(app.engine) as connection:
-        if not organisations(connection, WHOLE + org, 1):
-            raise UsageError(f"There is no organisation {org}: no schedule ever named it.")
 
 
 def _scope(since: str | None, until: str | None, org: str | None) -> Scope | None:
@@ -177,6 +169,7 @@ def export_rows(
         raise UsageError(f"{output} exists already: --force replaces it.")
     with options.open_application(context, config_file) as app:
         database.require_current(app.engine)
+        require_names(app.engine, org=org, user=user)
         filters = _Filters(org, user, since, until, as_of)
         seals = None if after_seal is None else stories.seals_after(app.engine, after_seal)
         origin = _origin(app, what, filters, seals)

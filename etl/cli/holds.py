@@ -18,6 +18,7 @@ import typer
 from etl import database, sync
 from etl.cli import console, options
 from etl.cli.application import Application, a_run
+from etl.cli.empty_results import no_such_name, require_names
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.model import Target
@@ -90,7 +91,7 @@ def list_held(
         if as_json:
             console.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
             return
-        _show_rows(_rows(report.holds(org=org)), zone)
+        _show_rows(_rows(report.holds(org=org)), zone, no_such_name(app.engine, org=org) or "nothing is held")
     scope = codes.by_org.get(org) if org else codes.of_all
     if scope:
         which = f"--org {shlex.quote(org)}" if org else "--all"
@@ -118,6 +119,7 @@ def approve(
     with options.open_application(context, config_file, asks_gateway=True) as app:
         app.ready(upgrade=False)
         report = _report(app)
+        require_names(app.engine, org=selection.org)
         held = selection.held(report)
         if not held and (selection.target or expect not in (None, _ANY)):
             raise UsageError(f"Nothing is held for {selection}: `flowtrail guard list` shows what is.")
@@ -239,10 +241,10 @@ def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
         yield from ({**removal._asdict(), "code": own} for removal in listed)
 
 
-def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo) -> None:
+def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo, empty: str = "nothing is held") -> None:
     listed = list(islice(rows, _SHOWN + 1))
     used = [c for c in _COLUMNS if any(row[c] not in (None, "") for row in listed)]
-    console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), "nothing is held", zone=zone)
+    console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), empty, zone=zone)
     if len(listed) > _SHOWN:
         console.complain(f"Only the first {_SHOWN} are shown: `flowtrail guard list --json` lists all.", "dim")
 

@@ -66,7 +66,9 @@ def list_targets(
         if as_json:
             console.json_list(each._asdict() for each in shown)
             return
-        console.rows("", _COLUMNS, shown, "none: add [[targets]] to a schedule")
+        all_of_them = org is None and user is None
+        empty = "none: add [[targets]] to a schedule" if all_of_them else "none with that --org and --user"
+        console.rows("", _COLUMNS, shown, empty)
         left_out = sum(1 for _ in found)
     if left_out:
         console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")

@@ -317,6 +317,35 @@ def test_filters_choose_targets_and_unknown_names_are_usage_errors(flowtrail: Pr
     assert flowtrail("changes", "--since", "when it rained").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["audit", "-o", "bundle.zip"],
+        ["coverage"],
+        ["export", "changes", "-o", "changes.csv"],
+        ["export", "org-events"],
+        ["report", "-o", "report.html"],
+        ["guard", "approve", "--expect", "any"],
+    ],
+    ids=" ".join,
+)
+def test_no_file_and_no_account_is_about_an_organisation_that_nobody_knows(
+    flowtrail: Program, command: list[str]
+) -> None:
+    flowtrail.json("sync")
+    before = set(flowtrail.folder.iterdir())
+    refused = flowtrail(*command, "--org", ORG + "x")
+    assert refused.returncode == 2
+    assert f"Unknown organisation: '{ORG}x'. Did you mean '{ORG}'?" in refused.stderr
+    assert set(flowtrail.folder.iterdir()) == before
+
+
+def test_a_list_of_holds_or_targets_says_that_nobody_knows_the_organisation(flowtrail: Program) -> None:
+    flowtrail.json("sync")
+    assert "Unknown organisation: 'nowhere'." in flowtrail("guard", "list", "--org", "nowhere").stdout
+    assert "none with that --org and --user" in flowtrail("targets", "list", "--org", "nowhere").stdout
+
+
 def test_a_target_out_of_the_schedules_is_retired_but_never_too_many_unasked(flowtrail: Program) -> None:
     flowtrail.json("sync")
     flowtrail.schedule("plants", [(ORG, [ANN])])
