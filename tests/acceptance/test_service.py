@@ -98,7 +98,7 @@ def test_an_unreadable_secret_fails_runs_with_its_name_until_it_is_readable(
     away = file.rename(file.with_name("away"))
     gateway.order(Fault("expired", times=1))
     failed = service.wait_for("run_ended", lambda entry: entry["status"] == "failed")
-    named = service.wait_for("target_not_through")
+    named = service.wait_for("targets_not_through")
     assert (named["error_code"], str(file) in named["message"]) == ("secret", True)
     away.rename(file)
     service.wait_for("run_ended", lambda e: e["status"] == "succeeded" and e["run_id"] > failed["run_id"])
