@@ -35,7 +35,10 @@ class FirstListsDiffer(Exception):
 _AFFECTED: Final = BulkValues(
     id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
 )
-_FIRST: Final = BulkValues(org_id="text", expression="text", change_set_id="bigint", times="text")
+_FIRST: Final = BulkValues(
+    place="int", story="int", change_set_id="bigint", org_id="text", expression="text", asked_at="timestamptz",
+    arrived_at="timestamptz",
+)  # fmt: skip
 
 
 def _lock_affected(dialect: str) -> str:
@@ -53,31 +56,28 @@ def _update_affected(dialect: str) -> str:
         FROM ({_AFFECTED.sql(dialect)}) affected WHERE target.id = affected.id"""  # noqa: S608 - our own words
 
 
-_AS_TIME: Final = {"sqlite": "{}", "postgresql": "CAST({} || '+00' AS timestamptz)"}
-
-
 def _differ(column: str) -> str:
     return f"(min({column}) <> max({column}) OR count({column}) NOT IN (0, count(*)))"
 
 
 def _first_lists(dialect: str) -> str:
-    """``times`` gives for each list the arrival of its answer, its place in that order, and when it was requested."""
-    at, asked = (_AS_TIME[dialect].format(f"substr(first, {start}, 26)") for start in (1, 35))
-    bytewise = ' COLLATE "C"' if dialect == "postgresql" else ""
+    """``place`` numbers the lists by arrival, ``story`` the stories. Workflows are grouped by numbers alone, since what
+    is grouped by is sorted for each entry of each list, and what else a list says is looked up by its place."""
     return f"""
+        WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
         INSERT INTO org_flow (org_id, expression, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
                               is_open, awaited, users, editors, valid_from, from_kind, certain)
-        SELECT org_id, expression, flow_id, {at}, flow_name, {asked}, {at}, cycle, coalesce(differ, false), 0, users,
-               editors, {at}, 'baseline', true
+        SELECT f.org_id, f.expression, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
+               coalesce(differ, false), 0, users, editors, f.arrived_at, 'baseline', true
         FROM (
-            SELECT f.org_id, f.expression, c.flow_id, min(f.times{bytewise}) AS first, min(c.new_name) AS flow_name,
+            SELECT f.story, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
                    min(c.new_cycle) AS cycle, count(*) AS users,
                    sum(CASE WHEN c.new_editable THEN 1 ELSE 0 END) AS editors,
                    {_differ("c.new_name")} OR {_differ("c.new_cycle")} AS differ
-            FROM ({_FIRST.sql(dialect)}) f
+            FROM first_list f
             JOIN workflow_change c ON c.change_set_id = f.change_set_id
-            GROUP BY f.org_id, f.expression, c.flow_id
-        ) listed"""  # noqa: S608 - our own words
+            GROUP BY f.story, c.flow_id
+        ) listed CROSS JOIN first_list f WHERE f.place = listed.place"""  # noqa: S608 - our own words
 
 
 _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("postgresql", "sqlite")}
@@ -153,10 +153,14 @@ def _counts_since(member: Member, versions: Sequence[Version]) -> dt.datetime | 
 
 
 def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> None:
+    lists = [(each.key, version) for each in steps for _, version in each.first_lists]
+    story_numbers = {key: number for number, key in enumerate(sorted({key for key, _ in lists}))}
     rows = [
-        (*each.key, version.change_set_id, _times(version.answer, number))
-        for each in steps
-        for number, (_, version) in enumerate(each.first_lists)
+        (
+            *(place, story_numbers[key], version.change_set_id, *key),
+            *_answer(connection, version.answer),
+        )
+        for place, (key, version) in enumerate(lists)
     ]
     if not rows:
         return
@@ -165,14 +169,6 @@ def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> No
     new = [each.key for each in steps if each.is_new]
     if differing := story_rows.read_open(connection, new) - judged:
         raise FirstListsDiffer(differing)
-
-
-def _times(answer: Answer, number: int) -> str:
-    return f"{_text(answer.arrived_at)}{number:08}{_text(answer.asked_at)}"
-
-
-def _text(at: dt.datetime) -> str:
-    return at.astimezone(dt.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _write_workflows(connection: Connection, judged: Sequence[JudgedWorkflow]) -> None:
