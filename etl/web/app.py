@@ -53,8 +53,9 @@ def first(site: Site, request: Request) -> Response:
         found = overview.gather(
             connection, health, now, coverage_gap=site.coverage_gap, scope=scope, own=site.own(), wait=False
         )
+        latest = events.latest(site, connection)
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
-    return html(request, "overview.html", {**found, **service, "periods": overview.PERIODS})
+    return html(request, "overview.html", {**found, **latest, **service, "periods": overview.PERIODS})
 
 
 def trail(site: Site, request: Request) -> Response:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +24,7 @@ _LONGEST_NUMBER: Final = 18
 _SHOWN: Final = 100
 _FOUND: Final = 50
 _FEW: Final = 20
+_LATEST: Final = 10
 
 
 def events(site: Site, request: Request) -> Response:
@@ -35,9 +38,20 @@ def events(site: Site, request: Request) -> Response:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
-        behind = event_page.user_changes(connection, [event for event in shown["rows"] if _is_of_few(event)])
+        behind = _users_behind(connection, shown["rows"])
     values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
     return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
+
+
+def latest(site: Site, connection: Connection) -> dict[str, Any]:
+    """The last events of all organisations, for the first page."""
+    listing = TableQuery("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, Filters()))
+    rows = listing.page(connection, _LATEST)
+    return {"latest_events": rows, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
+
+
+def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> Mapping[int, Sequence[UserChange]]:
+    return event_page.user_changes(connection, [event for event in shown if _is_of_few(event)])
 
 
 def _is_of_few(event: OrgWorkflowEvent) -> bool:

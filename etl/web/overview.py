@@ -15,6 +15,7 @@ from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
 from etl.report.queries import causes
+from etl.report.rows import WorkflowEvent
 from etl.report.summary_rows import Scope
 from etl.web import sums
 from etl.web.labels import ago, count
@@ -24,7 +25,6 @@ PERIODS: Final = (7, 30, 90, 365)
 USUAL_PERIOD: Final = 30
 
 _SHOWN: Final = 20
-_LATEST: Final = 10
 _RUNS: Final = 20
 """Enough to include one that has ended: fewer schedules run at once."""
 
@@ -43,11 +43,10 @@ def gather(
     *,
     coverage_gap: dt.timedelta,
     scope: Scope,
-    events: int = _LATEST,
     own: Sequence[DetectedCondition] = (),
     wait: bool = True,
 ) -> dict[str, Any]:
-    """The values for the templates; plots and the latest changes are those of the scope.
+    """The values for the templates; plots are those of the scope.
 
     Without ``wait`` there are no sums where counting them would take long and they have not been counted before.
     """
@@ -56,7 +55,7 @@ def gather(
     open_gaps = summaries.open_gap_count(connection)
     counted, current = sums.counted(connection, scope, today, 0 if wait else health.listed)
     days = (scope.until - scope.since).days + 1
-    org, (since, until) = WHOLE + scope.org if scope.org else "", _listed(scope)
+    org = WHOLE + scope.org if scope.org else ""
     return {
         "now": now,
         "period": days,
@@ -71,7 +70,6 @@ def gather(
         "causes": causes(connection),
         "holds": summaries.holds(connection, org=org, limit=_SHOWN) if health.held else [],
         "open_gaps": open_gaps,
-        "latest": trail_page.newest(connection, org=org, since=since, until=until, limit=events),
     }
 
 
@@ -90,12 +88,13 @@ def count_ahead(engine: Engine, now: dt.datetime) -> None:
             sums.counted(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
 
 
-def _listed(scope: Scope) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """From when to when changes are listed; the first page lists the latest, however old they are."""
-    if scope.everything:
-        return None, None
-    since, until = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (scope.since, scope.until))
-    return since, until + dt.timedelta(days=1)
+def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[WorkflowEvent]:
+    """The latest changes in the lists of a scope, the newest first; of everything, however old they are."""
+    org, since, until = WHOLE + scope.org if scope.org else "", None, None
+    if not scope.everything:
+        since, until = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (scope.since, scope.until))
+        until += dt.timedelta(days=1)
+    return trail_page.newest(connection, org=org, since=since, until=until, limit=limit)
 
 
 _LINKS: Final = {

@@ -47,11 +47,10 @@ def write(
             now,
             coverage_gap=coverage_gap,
             scope=asked,
-            events=EVENTS_AT_MOST + 1,
         )
+        latest = overview.latest_changes(connection, asked, EVENTS_AT_MOST + 1)
         most_changed = summaries.most_changed(connection, asked, _LIVES)
         lives = [_life(connection, each.org_id, each.flow_id) for each in most_changed]
-    latest = found.pop("latest")
     inline = {"style": _inline("style.css"), "app": _inline("app.js"), "plotly": _inline(PLOTLY)}
     values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
     html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})

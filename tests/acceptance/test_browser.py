@@ -111,6 +111,7 @@ def page(browser: Browser, looked: list[Watched], request: pytest.FixtureRequest
 
 
 def texts(page: Page, selector: str) -> list[str]:
+    page.wait_for_load_state()  # a list of elements does not wait for them
     return [text.strip() for text in page.locator(selector).all_inner_texts()]
 
 

@@ -47,6 +47,7 @@ def go(page: Page, name: str) -> None:
 
 
 def column(page: Page, table: str, label: str) -> list[str]:
+    page.wait_for_load_state()  # a list of elements does not wait for them
     return [text.strip() for text in page.locator(f"#{table} [data-label='{label}']").all_inner_texts()]
 
 

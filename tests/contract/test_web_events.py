@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from sqlalchemy import Engine, text
 
 from etl.database import reading
@@ -66,6 +68,15 @@ def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) 
     monkeypatch.setattr("etl.web.events._FEW", 0)
     number = ids(engine, "kind = 'disappeared'")[0]
     assert f'<a href="/events/{number}">whose</a>' in get(server, "/events", kind="disappeared").text
+
+
+def test_the_first_page_tells_what_happened_last_once_however_many_saw_it(server, engine) -> None:
+    told = get(server, "/").text.partition('<table id="latest-events">')[2].partition("</table>")[0]
+    with reading(engine) as connection:
+        last = "SELECT flow_id, users_after FROM org_workflow_event ORDER BY event_id DESC LIMIT 10"
+        known = connection.execute(text(last)).all()
+    assert re.findall(r"<th [^>]*>.*?<bdi>(.*?)</bdi>", told, re.DOTALL) == [row.flow_id for row in known]
+    assert max(row.users_after for row in known) > 1, "several users see one of them"
 
 
 def test_runs_are_those_of_the_report_and_one_shows_its_failures_by_cause(server, engine) -> None:
