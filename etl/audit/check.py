@@ -67,7 +67,7 @@ SECOND = 1_000_000
 UNREADABLE = (KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 """What a damaged or encrypted archive makes of the reading."""
 BESIDE = ("manifest.json", "check.py", "README.txt")
-"""The files of a bundle that are no rows."""
+"""The files of a bundle that hold no rows."""
 ANSWERS = "answers/"
 
 

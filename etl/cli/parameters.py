@@ -29,7 +29,8 @@ def _adapted(parameter: Any) -> Any:
 
 
 _NEEDED = ("get_runtime_param", "multiple", "nargs", "type_descriptor")
-"""Typer's own, so not promised: a Typer without them reads everything itself, and only takes longer to start."""
+"""Internals of Typer that this relies on. Where one is missing, Typer reads every value itself, and commands start more
+slowly."""
 
 
 class _AsItIs:

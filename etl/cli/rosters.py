@@ -10,7 +10,7 @@ from typing import Final
 from etl.cli import console
 from etl.cli.application import Application
 from etl.config import Schedule
-from etl.domain.roster import Roster, RosterChanges, compared
+from etl.domain.roster import ListedUsers, RosterChanges, compared
 from etl.errors import FlowtrailError, GatewayError
 from etl.store import Store
 from etl.sync import Refreshed, Rosters, organisations
@@ -113,7 +113,7 @@ def planned_rosters(
     users, found = {}, []
     stored_rosters = store.rosters(organisations(schedules))
     for org in sorted(organisations(schedules)):
-        listed = stored_rosters[org].roster if org in stored_rosters else Roster()
+        listed = stored_rosters[org].roster if org in stored_rosters else ListedUsers()
         try:
             moves = compared(listed, app.gateway.roster(org), app.limits)
         except GatewayError as error:

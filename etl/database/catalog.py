@@ -74,8 +74,8 @@ def _of_postgresql(connection: Connection, *, partitions: bool) -> Catalog:
 
 
 def _without_schema(definition: str, table: str, quoted: str) -> str:
-    """A definition without the schema before its table and our functions, and only there: PostgreSQL names the schema
-    of anything else just where it is not what the name alone means, such as a `max` of somebody's own."""
+    """A definition without the schema in front of its own table and of Flowtrail's functions. Any other schema stays:
+    PostgreSQL writes one only where the bare name would mean something else, such as a user-defined ``max``."""
     for schema in (quoted, "pg_temp"):
         for ours in (table, "flowtrail_"):
             definition = definition.replace(f" {schema}.{ours}", f" {ours}")

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from etl.domain.story import Answer, Listed, Listing, ListingChange, StepContext, Workflow
+from etl.domain.story import Answer, Listed, ListEntry, ListingChange, StepContext, Workflow
 
 
 class Entry(NamedTuple):
@@ -61,7 +61,7 @@ class Evidence:
         """When users who join or come back in this round began to count."""
         self._asked_before = {gain.user_id: gain.asked_before for gain in self.gains}
 
-    def _list(self, listings: Mapping[str, Listing]) -> None:
+    def _list(self, listings: Mapping[str, ListEntry]) -> None:
         """Who listed it before the round, who does now, and who did until retirement."""
         coming = {c.user_id for c in self.changes if c.previous is None}
         coming |= {user_id for user_id, answer in self._later.items() if answer is None}
@@ -137,7 +137,7 @@ class Evidence:
                 yield Entry(latest.arrived_at, user_id, latest, self.after[user_id].listed)
 
 
-def _listings_after(before: Mapping[str, Listing], changes: Iterable[ListingChange]) -> dict[str, Listing]:
+def _listings_after(before: Mapping[str, ListEntry], changes: Iterable[ListingChange]) -> dict[str, ListEntry]:
     after = dict(before)
     for change in changes:
         continued = after.pop(change.user_id, None) if change.previous is not None else None
@@ -145,5 +145,5 @@ def _listings_after(before: Mapping[str, Listing], changes: Iterable[ListingChan
             after.pop(change.user_id, None)
         else:
             since = continued.since if continued else change.answer.arrived_at
-            after[change.user_id] = Listing(since, change.after)
+            after[change.user_id] = ListEntry(since, change.after)
     return after

@@ -121,7 +121,7 @@ class _Absence:
         )
 
     def _was_without(self, user_id: str) -> bool:
-        """Whether a user is known to have been without it at that absence."""
+        """Whether a user is known to have been without it at that moment."""
         if user_id == self._last and not self._needs_last:
             return True
         without = self._evidence.asked_without(user_id)

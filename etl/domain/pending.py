@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from etl.domain.story import Answer, Listed, Listing, ListingChange, User
+from etl.domain.story import Answer, Listed, ListEntry, ListingChange, User
 
 Changes = Mapping[str, tuple[Listed | None, Listed | None]]
 """By workflow: how it was listed before and after."""
@@ -169,7 +169,7 @@ def listed_before(versions: Sequence[Version], flow_id: str, now: Listed | None)
     return before, removed
 
 
-def while_counting(member: Member, listing: Listing) -> Listing:
+def while_counting(member: Member, listing: ListEntry) -> ListEntry:
     """A user's listing of a workflow, not from before the user counts."""
     if member.counts_since is None or member.joins:
         return listing

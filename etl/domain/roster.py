@@ -23,7 +23,7 @@ import msgspec
 from etl.domain.guard import Limits, share_of
 
 
-class Roster(msgspec.Struct, frozen=True):
+class ListedUsers(msgspec.Struct, frozen=True):
     """The listed users of an organisation, and those of them that the latest answers lacked."""
 
     users: Set[str] = frozenset()
@@ -42,7 +42,7 @@ class RosterChanges(msgspec.Struct, frozen=True):
         return bool(self.joined or self.left or self.newly_missing or self.back)
 
 
-def compared(listed: Roster, answered: Set[str], limits: Limits, *, approved: bool = False) -> RosterChanges:
+def compared(listed: ListedUsers, answered: Set[str], limits: Limits, *, approved: bool = False) -> RosterChanges:
     """The table above."""
     absent = listed.users - answered
     joined, back = answered - listed.users, listed.missing & answered  # 1, 2

@@ -45,7 +45,7 @@ class User(msgspec.Struct, frozen=True, gc=False):
         return silent_at if self.retired_at is None else min(silent_at, self.retired_at)
 
 
-class Listing(NamedTuple):
+class ListEntry(NamedTuple):
     """A workflow in a user's list."""
 
     since: dt.datetime
@@ -107,7 +107,7 @@ class Workflow(msgspec.Struct, frozen=True):
 
     flow_id: str
     known: KnownWorkflow | None = None
-    listings: Mapping[str, Listing] = msgspec.field(default_factory=dict)
+    listings: Mapping[str, ListEntry] = msgspec.field(default_factory=dict)
     """By user, including those who retired while their last answer listed it."""
     waiting: Mapping[str, Loss] = msgspec.field(default_factory=dict)
     changes: Sequence[ListingChange] = ()
@@ -147,7 +147,7 @@ class Judgement(msgspec.Struct, frozen=True):
     flow_id: str
     events: Sequence[Event]
     known: KnownWorkflow | None
-    listings: Mapping[str, Listing]
+    listings: Mapping[str, ListEntry]
     waiting: Mapping[str, Loss]
     awaited: int
     """How many users must still be heard before the users who wait can be judged."""

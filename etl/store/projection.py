@@ -24,7 +24,7 @@ from etl.domain.model import Target
 from etl.domain.organisation import judge
 from etl.domain.pending import Member, Version, listed_before, listing_changes, while_counting
 from etl.domain.states import EndedState, states_after
-from etl.domain.story import Answer, Event, Judgement, Listed, Listing, ListingChange, Loss, StepContext, Workflow
+from etl.domain.story import Answer, Event, Judgement, Listed, ListEntry, ListingChange, Loss, StepContext, Workflow
 from etl.store import story_rows
 from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow, StoryKey
 from etl.system.grouping import grouped
@@ -247,11 +247,11 @@ class _WorkflowReader:
             if listed is not None:
                 yield member, listed, removed
 
-    def _listings(self, flow: FlowKey) -> Iterator[tuple[str, Listing]]:
+    def _listings(self, flow: FlowKey) -> Iterator[tuple[str, ListEntry]]:
         entries = self._entries[flow.flow_id]
         for member, listed, removed in self._before[flow]:
             since = entries[member.target_id].since if removed is None else self._since[member.target_id, flow.flow_id]
-            yield member.user_id, while_counting(member, Listing(since, listed))
+            yield member.user_id, while_counting(member, ListEntry(since, listed))
 
     def _changes(self, step: StoryStep, flow: FlowKey) -> Iterator[ListingChange]:
         before = {member.target_id: listed for member, listed, _ in self._before[flow]}

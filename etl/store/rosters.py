@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.roster import Roster, RosterChanges
+from etl.domain.roster import ListedUsers, RosterChanges
 from etl.schema import roster, roster_user
 
 _AT_ONCE = 500
@@ -23,7 +23,7 @@ class StoredRoster(msgspec.Struct, frozen=True):
     """A stored roster, and how well it is known. ``answered_at`` is None if no answer ever came."""
 
     org_id: str
-    roster: Roster
+    roster: ListedUsers
     listed_since: Mapping[str, dt.datetime]
     missing_since: Mapping[str, dt.datetime]
     answered_at: dt.datetime | None
@@ -44,7 +44,7 @@ def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, St
     return {
         row.org_id: StoredRoster(
             row.org_id,
-            Roster(users[row.org_id].keys(), missing[row.org_id].keys()),
+            ListedUsers(users[row.org_id].keys(), missing[row.org_id].keys()),
             users[row.org_id],
             missing[row.org_id],
             row.answered_at,

@@ -17,7 +17,7 @@ from sqlalchemy.sql.selectable import TextualSelect
 
 from etl.domain.pending import Member, Version
 from etl.domain.states import WorkflowState
-from etl.domain.story import Answer, KnownValue, KnownWorkflow, Listed, Listing, Loss
+from etl.domain.story import Answer, KnownValue, KnownWorkflow, Listed, ListEntry, Loss
 from etl.schema import COMING, LEAVING, UtcTime
 from etl.store.bulk import BulkValues, stamp
 
@@ -313,12 +313,12 @@ def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator
     return ((row[0], row[1]) for row in _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, rows))
 
 
-def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, Listing]]:
+def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
     """By workflow id, the entries of the targets that list it. (A target belongs to one story.)"""
     columns = "w.flow_id, w.target_id, w.first_seen_at, w.flow_name, w.cycle, w.editable"
-    entries: dict[str, dict[int, Listing]] = defaultdict(dict)
+    entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
-        entries[flow_id][target_id] = Listing(since, Listed(*listed))
+        entries[flow_id][target_id] = ListEntry(since, Listed(*listed))
     return entries
 
 

@@ -61,8 +61,9 @@ def _differ(column: str) -> str:
 
 
 def _first_lists(dialect: str) -> str:
-    """``place`` numbers the lists by arrival, ``story`` the stories. Workflows are grouped by numbers alone, since what
-    is grouped by is sorted for each entry of each list, and what else a list says is looked up by its place."""
+    """A row for each workflow of the first lists. ``place`` numbers the lists in the order of arrival, ``story`` the
+    stories. The database sorts every entry of every list in order to group them, so wide keys are slow: it groups by
+    numbers, and joins ids and times afterwards."""
     return f"""
         WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
         INSERT INTO org_flow (org_id, expression, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
@@ -84,7 +85,7 @@ _FIRST_LISTS: Final = {dialect: text(_first_lists(dialect)) for dialect in ("pos
 
 
 def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) -> None:
-    """Write what was judged. Raises StoryMoved and FirstListsDiffer, and the transaction must be rolled back.
+    """Write what was judged. Raises StoryConflict and FirstListsDiffer, and the transaction must be rolled back.
 
     Raises RunClosed if the step's run is sealed already.
     """
@@ -115,7 +116,7 @@ def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step)
 
 
 def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence[Sequence[Any]]) -> None:
-    """Lock targets by id, then organisations by id. Raises StoryMoved if the stories have changed since they were
+    """Lock targets by id, then organisations by id. Raises StoryConflict if the stories have changed since they were
     read."""
     if affected:
         rows = connection.execute(

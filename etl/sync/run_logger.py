@@ -1,5 +1,4 @@
-"""Logs a run: one line for its result, at WARNING unless all went well, and one for each cause for which targets failed
-or are held."""
+"""Logs a run: a line for its result, at WARNING unless all went well, and one for each cause of failures and holds."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from etl.verify.finding import Finding, shown
 from etl.verify.rows import BEFORE_ALL
 
 _READ_BY_ID: Final = ("target", "sync_run")
-"""Both databases number from 1, and the passes over these begin after the lowest number that there is."""
+"""Tables that are read in pieces, each after the last id of the one before: a row with the lowest possible id would be
+left out. Both databases number from 1, so any lower id is a finding."""
 _IDS_AT_ONCE: Final = 100_000
 _HIGHEST: Final = 2**63 - 1
 _NUMBERED: Final = ("change_set", "observation")

@@ -14,7 +14,7 @@ from etl.domain.story import (
     Judgement,
     KnownWorkflow,
     Listed,
-    Listing,
+    ListEntry,
     ListingChange,
     Loss,
     StepContext,
@@ -44,7 +44,7 @@ class KnownState:
         self.held: set[tuple[str, str]] = set()
         """(user, workflow) whose removal is held."""
         self.known_workflows: dict[str, KnownWorkflow] = {}
-        self.listings: dict[str, Mapping[str, Listing]] = defaultdict(dict)
+        self.listings: dict[str, Mapping[str, ListEntry]] = defaultdict(dict)
         self.waiting: dict[str, Mapping[str, Loss]] = defaultdict(dict)
         self.open: set[str] = set()
         self._whole: dict[str, Answer] = {}
@@ -135,7 +135,7 @@ class KnownState:
             listed = self.known[user].get(flow_id)
             if listed is not None:
                 since = max(self._first_seen[user, flow_id], self._counted_since[user])
-                others[user] = Listing(since, listed)
+                others[user] = ListEntry(since, listed)
             self.listings[flow_id] = others
 
     def _note(

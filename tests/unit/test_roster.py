@@ -14,7 +14,7 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.guard import Limits
-from etl.domain.roster import Roster, RosterChanges, compared
+from etl.domain.roster import ListedUsers, RosterChanges, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
 from tests.support.gateways import ACCESS_KEY, SECRET, gateway, settings_for
@@ -145,36 +145,48 @@ def test_a_roster_in_pages_of_any_size_is_whole(size: int, pages: int) -> None:
 ANN, BOB = frozenset({"ann"}), frozenset({"bob"})
 TEN = frozenset(names(0, 10))
 FIVE = frozenset(names(0, 5))
-MOVES: list[tuple[str, Roster, frozenset[str], bool, RosterChanges]] = [
-    ("1 joins", Roster(ANN), ANN | BOB, False, RosterChanges(joined=BOB)),
-    ("2 back", Roster(ANN | BOB, BOB), ANN | BOB, False, RosterChanges(back=BOB)),
-    ("3 leaves", Roster(ANN | BOB), ANN, False, RosterChanges(left=BOB)),
-    ("3 four of ten leave", Roster(TEN), TEN - set(names(0, 4)), False, RosterChanges(left=frozenset(names(0, 4)))),
+MOVES: list[tuple[str, ListedUsers, frozenset[str], bool, RosterChanges]] = [
+    ("1 joins", ListedUsers(ANN), ANN | BOB, False, RosterChanges(joined=BOB)),
+    ("2 back", ListedUsers(ANN | BOB, BOB), ANN | BOB, False, RosterChanges(back=BOB)),
+    ("3 leaves", ListedUsers(ANN | BOB), ANN, False, RosterChanges(left=BOB)),
+    (
+        "3 four of ten leave",
+        ListedUsers(TEN),
+        TEN - set(names(0, 4)),
+        False,
+        RosterChanges(left=frozenset(names(0, 4))),
+    ),
     (
         "3 who is missing stays",
-        Roster(TEN, frozenset({"u0"})),
+        ListedUsers(TEN, frozenset({"u0"})),
         TEN - {"u0", "u1"},
         False,
         RosterChanges(left=frozenset({"u1"})),
     ),
-    ("4 five of ten", Roster(TEN), TEN - FIVE, False, RosterChanges(newly_missing=FIVE)),
-    ("4 nobody is left", Roster(ANN), frozenset(), False, RosterChanges(newly_missing=ANN)),
+    ("4 five of ten", ListedUsers(TEN), TEN - FIVE, False, RosterChanges(newly_missing=FIVE)),
+    ("4 nobody is left", ListedUsers(ANN), frozenset(), False, RosterChanges(newly_missing=ANN)),
     (
         "4 with those missing",
-        Roster(TEN, frozenset(names(0, 4))),
+        ListedUsers(TEN, frozenset(names(0, 4))),
         TEN - FIVE,
         False,
         RosterChanges(newly_missing=frozenset({"u4"})),
     ),
-    ("4 and somebody joins", Roster(TEN), (TEN - FIVE) | ANN, False, RosterChanges(joined=ANN, newly_missing=FIVE)),
-    ("5 a person says so", Roster(TEN, FIVE), TEN - FIVE, True, RosterChanges(left=FIVE)),
-    ("nothing", Roster(ANN), ANN, False, RosterChanges()),
+    (
+        "4 and somebody joins",
+        ListedUsers(TEN),
+        (TEN - FIVE) | ANN,
+        False,
+        RosterChanges(joined=ANN, newly_missing=FIVE),
+    ),
+    ("5 a person says so", ListedUsers(TEN, FIVE), TEN - FIVE, True, RosterChanges(left=FIVE)),
+    ("nothing", ListedUsers(ANN), ANN, False, RosterChanges()),
 ]
 
 
 @pytest.mark.parametrize(("listed", "answered", "approved", "moves"), [m[1:] for m in MOVES], ids=[m[0] for m in MOVES])
 def test_who_joins_and_leaves_is_as_the_table_says(
-    listed: Roster, answered: frozenset[str], approved: bool, moves: RosterChanges
+    listed: ListedUsers, answered: frozenset[str], approved: bool, moves: RosterChanges
 ) -> None:
     assert compared(listed, answered, LIMITS, approved=approved) == moves
 
@@ -186,7 +198,7 @@ USERS = st.frozensets(st.sampled_from(names(0, 12)))
 def test_a_user_that_moves_is_reported_once_and_an_approved_answer_is_the_roster(
     users: frozenset[str], missing: frozenset[str], answered: frozenset[str], approved: bool
 ) -> None:
-    listed = Roster(users, users & missing)
+    listed = ListedUsers(users, users & missing)
     moves = compared(listed, answered, LIMITS, approved=approved)
     groups = [moves.joined, moves.left, moves.newly_missing, moves.back]
     assert sum(map(len, groups)) == len(frozenset().union(*groups))
