@@ -179,7 +179,7 @@ class Organisation:
         for user, listed in self.lists.items():
             for flow_id, (name, cycle, editable) in listed.items():
                 what = {"flow_name": name, "cycle": cycle, "editable": editable}
-                stamps = dict(zip(("first_seen_at", "changed_at"), self.stamps[user, flow_id], strict=True))
+                stamps = dict(zip(("first_listed_at", "changed_at"), self.stamps[user, flow_id], strict=True))
                 yield {"target_id": user, "flow_id": flow_id, **what, **stamps}
 
 

@@ -47,7 +47,7 @@ FILES = {
     "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",
     "org_events": "run_id:int org_id:text expression:text flow_id:text kind:text user_id:text? old_name:text? "
     "new_name:text? old_cycle:text? new_cycle:text? old_editable:bool? new_editable:bool? last_unchanged_at:time? "
-    "observed_at:time users_before:int users_after:int certain:bool unheard:int decided_at:time",
+    "observed_at:time users_before:int users_after:int proven_for_all:bool unheard:int decided_at:time",
     "pruned_issues": "run_id:int pruned_run_id:int at:time",
     "issues": f"{NAMES} run_id:int verdict:text error_code:text? missing:int",
     "openings": f"{NAMES} version:int flows:flows",

@@ -139,7 +139,7 @@ def history(
     zone = options.time_zone_named(timezone)
     with options.open_application(context, config_file, logs=False) as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
-                   "from_kind", "last_seen_at")  # fmt: skip
+                   "from_kind", "last_listed_at")  # fmt: skip
         rows = _report(app).history(flow=flow_id, org=org, user=user)
         empty_result = EmptyResult(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
 

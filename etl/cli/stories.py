@@ -86,10 +86,17 @@ def workflows(
         if at is None:
             most = needed(limit, as_json)
             rows = stories.workflows(app.engine, org=org, flow=flow, name=name, cycle=code, limit=most)
-            columns: tuple[str, ...] = ("users", "editors", "first_seen_at", "changed_at", "last_seen_at", "unheard")
+            columns: tuple[str, ...] = (
+                "users",
+                "editors",
+                "first_listed_at",
+                "changed_at",
+                "last_listed_at",
+                "users_in_gap",
+            )
         else:
             rows = stories.workflows_as_of(app.engine, at, org=org, flow=flow, name=name, cycle=code)
-            columns = ("valid_from", "valid_to", "from_kind", "certain")
+            columns = ("valid_from", "valid_to", "from_kind", "proven_for_all")
         columns = ("org_id", "expression", "flow_id", "flow_name", "cycle", *columns)
         narrowed = (flow, name, cycle) != (None, None, None)
         found = "such workflows" if narrowed else "workflows"

@@ -79,7 +79,7 @@ def _events(flow_id: str, old: Listed, renamed: Iterable[ValueChange], cycled: I
         new = Listed(name.new if name else old.name, cycle.new if cycle else old.cycle, None)
         kinds: tuple[tuple[EventKind, ValueChange | None], ...] = (("cycle_changed", cycle), ("renamed", name))
         events += (
-            Event(kind, flow_id, change.last_unchanged_at, answer.arrived_at, certain=True, old=old, new=new)
+            Event(kind, flow_id, change.last_unchanged_at, answer.arrived_at, proven_for_all=True, old=old, new=new)
             for kind, change in kinds
             if change
         )

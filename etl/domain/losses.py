@@ -31,12 +31,12 @@ def losses(evidence: Evidence) -> Losses:
         return Losses()
     absence = _Absence(evidence, lost)
     if evidence.context.heard and not absence.awaited:
-        certain = absence.is_certain()
+        proven = absence.is_proven()
         alone = tuple(_lost_alone(evidence, lost, until=absence.at))
-        gone_at = absence.since if certain else absence.reported_at
-        return Losses(alone, absence.event(certain=certain), gone_at, absence.back)
+        gone_at = absence.since if proven else absence.reported_at
+        return Losses(alone, absence.event(proven=proven), gone_at, absence.back)
     if _is_back(evidence):
-        return Losses((), absence.event(certain=False), absence.reported_at, absence.back)
+        return Losses((), absence.event(proven=False), absence.reported_at, absence.back)
     alone = tuple(_lost_alone(evidence, lost))
     waiting = {user_id: lost[user_id] for user_id in lost.keys() - {event.user_id for event in alone}}
     return Losses(alone, waiting=waiting, awaited=len(absence.awaited) if waiting else 0)
@@ -67,7 +67,7 @@ def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime
                 flow_id=evidence.flow_id,
                 last_unchanged_at=loss.shown_asked_at,
                 observed_at=loss.without.arrived_at,
-                certain=any(
+                proven_for_all=any(
                     asked_at >= loss.without.arrived_at
                     and (since <= loss.shown_asked_at if evidence.context.is_search else other != user_id)
                     for other, since, asked_at in shown
@@ -105,19 +105,19 @@ class _Absence:
         is_back = self.back or not self._evidence.is_last
         return self.at if is_back else max(self.at, self._evidence.context.last_arrival)
 
-    def is_certain(self) -> bool:
+    def is_proven(self) -> bool:
         """Whether no user can still have had it, not even one who is silent or retired, or whose removal is held."""
         context = self._evidence.context
         others = {*self._evidence.counting(), *self._evidence.after, *context.left_since(self._shown_asked_at)}
         return all(map(self._was_without, others)) and not context.has_ended_stays(self._shown_asked_at)
 
-    def event(self, *, certain: bool) -> Event:
+    def event(self, *, proven: bool) -> Event:
         return Event(
             kind="disappeared",
             flow_id=self._evidence.flow_id,
             last_unchanged_at=self._shown_asked_at,
-            observed_at=self.at if certain else self.reported_at,
-            certain=certain,
+            observed_at=self.at if proven else self.reported_at,
+            proven_for_all=proven,
         )
 
     def _was_without(self, user_id: str) -> bool:

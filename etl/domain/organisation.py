@@ -108,7 +108,7 @@ def _gone(evidence: Evidence, known: KnownWorkflow, lost: Losses, end: Event) ->
     events = [*lost.alone, msgspec.structs.replace(end, old=known.listed)]
     if not lost.back:
         return _RoundResult(events, ended)
-    back = _coming_into_sight(evidence, lost.back[0], ended, is_proven_gone=end.certain)
+    back = _coming_into_sight(evidence, lost.back[0], ended, is_proven_gone=end.proven_for_all)
     return back._replace(events=[*events, *back.events])
 
 
@@ -146,7 +146,7 @@ def _coming_into_sight(
         flow_id=evidence.flow_id,
         last_unchanged_at=after,
         observed_at=first.at,
-        certain=absent_at is not None,
+        proven_for_all=absent_at is not None,
         old=gone.listed if gone else None,
         new=new,
     )
@@ -178,7 +178,7 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
                 flow_id=evidence.flow_id,
                 last_unchanged_at=gain.asked_before,
                 observed_at=gain.answer.arrived_at,
-                certain=any(
+                proven_for_all=any(
                     started <= gain.asked_before
                     and (asked_at >= gain.answer.arrived_at or not evidence.context.is_search)
                     for _, started, asked_at in shown

@@ -137,7 +137,7 @@ class OrganisationEvent(NamedTuple):
     observed_at: dt.datetime
     users_before: int
     users_after: int
-    certain: bool
+    proven_for_all: bool
     unheard: int
     decided_at: dt.datetime
 

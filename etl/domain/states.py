@@ -13,12 +13,12 @@ class WorkflowState(NamedTuple):
     """A state of a workflow in its organisation, since ``valid_from``."""
 
     valid_from: dt.datetime
-    valid_from_after: dt.datetime | None
+    last_unchanged_at: dt.datetime | None
     """None: known from a user's first answer."""
     listed: Listed
     from_kind: str
     """The kind of an event, or ``baseline``."""
-    certain: bool
+    proven_for_all: bool
 
 
 class EndedState(NamedTuple):
@@ -77,7 +77,7 @@ def _state_of(happened: Event | Baseline) -> WorkflowState | None:
     if happened.new is None:
         return None
     return WorkflowState(
-        happened.observed_at, happened.last_unchanged_at, _named(happened.new), happened.kind, happened.certain
+        happened.observed_at, happened.last_unchanged_at, _named(happened.new), happened.kind, happened.proven_for_all
     )
 
 

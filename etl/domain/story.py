@@ -122,7 +122,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     flow_id: str
     last_unchanged_at: dt.datetime
     observed_at: dt.datetime
-    certain: bool
+    proven_for_all: bool
     user_id: str | None = None
     """The user whose access changed; None for other kinds."""
     old: Listed | None = None

@@ -96,7 +96,7 @@ class _Event(NamedTuple):
     new_name: str | None
     users_before: int
     users_after: int
-    certain: bool
+    proven_for_all: bool
     last_unchanged_at: dt.datetime | None
     observed_at: dt.datetime
     update_user: str | None
@@ -107,7 +107,7 @@ class _Event(NamedTuple):
     def line(self, enos_zone: dt.tzinfo | None) -> str:
         name = digest.quoted(self.new_name or self.old_name)
         what = f"{digest.quoted(self.org_id)} {digest.quoted(self.flow_id)} {name}{self._who()}"
-        return f"{what}{'' if self.certain else ', not proven'}{_detail_of(self, enos_zone)}"
+        return f"{what}{'' if self.proven_for_all else ', not proven'}{_detail_of(self, enos_zone)}"
 
     def _who(self) -> str:
         if self.user_id is not None:

@@ -82,7 +82,7 @@ _REPLAYED: Final = """
 replayed AS (
     SELECT s.target_id, c.flow_id, c.kind, c.new_name, c.new_cycle, c.new_editable, s.observed_at AS changed_at,
            row_number() OVER story AS nth,
-           max(CASE WHEN c.kind IN ('baseline', 'added') THEN s.observed_at END) OVER story AS first_seen_at
+           max(CASE WHEN c.kind IN ('baseline', 'added') THEN s.observed_at END) OVER story AS first_listed_at
     FROM {changes}
     WHERE s.target_id = seen.target_id AND s.version <= seen.version AND c.change_set_id = s.id{flows}
     WINDOW story AS (PARTITION BY s.target_id, c.flow_id ORDER BY c.change_set_id DESC
@@ -90,7 +90,7 @@ replayed AS (
 ),
 listed AS (
     SELECT target_id, flow_id, new_name AS flow_name, new_cycle AS cycle, new_editable AS editable,
-           first_seen_at, changed_at
+           first_listed_at, changed_at
     FROM replayed
     WHERE nth = 1 AND kind <> 'removed'
 )"""
@@ -105,7 +105,7 @@ grouped AS MATERIALIZED (
 ),
 listed AS (
     SELECT g.target_id, g.flow_id, c.new_name AS flow_name, c.new_cycle AS cycle, c.new_editable AS editable,
-           first.observed_at AS first_seen_at, last.observed_at AS changed_at
+           first.observed_at AS first_listed_at, last.observed_at AS changed_at
     FROM grouped g
     CROSS JOIN workflow_change c
     CROSS JOIN change_set last
@@ -126,14 +126,14 @@ undone AS (
     WHERE s.target_id = seen.target_id AND s.observed_at > :at AND c.change_set_id = s.id{flows}
 ),
 listed AS (
-    SELECT c.target_id, c.flow_id, c.flow_name, c.cycle, c.editable, c.first_seen_at, c.changed_at
+    SELECT c.target_id, c.flow_id, c.flow_name, c.cycle, c.editable, c.first_listed_at, c.changed_at
     FROM seen
     CROSS JOIN workflow c
     WHERE c.target_id = seen.target_id AND c.changed_at <= :at{flows}
     UNION ALL
     SELECT u.target_id, u.flow_id, u.old_name, u.old_cycle, u.old_editable,
-           coalesce((SELECT w.first_seen_at FROM workflow w
-                     WHERE w.target_id = u.target_id AND w.flow_id = u.flow_id AND w.first_seen_at <= :at),
+           coalesce((SELECT w.first_listed_at FROM workflow w
+                     WHERE w.target_id = u.target_id AND w.flow_id = u.flow_id AND w.first_listed_at <= :at),
                     (SELECT s.observed_at FROM workflow_change c JOIN change_set s ON s.id = c.change_set_id
                      WHERE c.flow_id = u.flow_id AND c.change_set_id <= u.change_set_id
                        AND c.kind IN ('baseline', 'added') AND s.target_id = u.target_id
@@ -149,7 +149,7 @@ _LISTED: Final[Mapping[Way, str]] = {"replay": _REPLAYED, "group": _GROUPED, "un
 
 _FLOWS: Final = """
 SELECT covered.org_id, covered.user_id, covered.expression, listed.flow_id, listed.flow_name, listed.cycle,
-       {cycle_label} AS cycle_label, listed.editable, listed.first_seen_at, listed.changed_at,
+       {cycle_label} AS cycle_label, listed.editable, listed.first_listed_at, listed.changed_at,
        covered.observed_before AS last_observed_at, NULL AS missing_since,
        covered.coverage, covered.observed_before, covered.observed_after
 FROM listed

@@ -102,7 +102,7 @@ _CODES: Final[dict[str, Any]] = {"codes": sorted(REFUSED_FOR_GOOD)}
 _EACH_CODE: Final[Any] = bindparam("codes", expanding=True)
 _SUMMARY: Final = (
     text("""
-    SELECT count(*) AS targets, coalesce(sum(CASE WHEN version = 0 THEN 1 ELSE 0 END), 0) AS never_observed,
+    SELECT count(*) AS targets, coalesce(sum(CASE WHEN versions = 0 THEN 1 ELSE 0 END), 0) AS never_observed,
            coalesce(sum(CASE WHEN last_error_code IN :codes THEN 0 WHEN consecutive_failures > 0 THEN 1 ELSE 0 END), 0)
                AS failing,
            coalesce(sum(CASE WHEN last_error_code IN :codes THEN 1 ELSE 0 END), 0) AS refused,

@@ -26,7 +26,7 @@ class CurrentWorkflow(NamedTuple):
     cycle: str | None
     cycle_label: str | None
     editable: bool | None
-    first_seen_at: dt.datetime
+    first_listed_at: dt.datetime
     changed_at: dt.datetime
     last_observed_at: dt.datetime | None
     missing_since: dt.datetime | None
@@ -43,7 +43,7 @@ class WorkflowAsOf(NamedTuple):
     cycle: str | None
     cycle_label: str | None
     editable: bool | None
-    first_seen_at: dt.datetime
+    first_listed_at: dt.datetime
     changed_at: dt.datetime
     last_observed_at: dt.datetime | None
     missing_since: dt.datetime | None
@@ -97,8 +97,8 @@ class WorkflowHistory(NamedTuple):
     valid_from: dt.datetime
     valid_to: dt.datetime | None
     from_kind: str
-    valid_from_after: dt.datetime | None
-    last_seen_at: dt.datetime | None
+    last_unchanged_at: dt.datetime | None
+    last_listed_at: dt.datetime | None
 
 
 class OrgWorkflow(NamedTuple):
@@ -111,10 +111,10 @@ class OrgWorkflow(NamedTuple):
     cycle: str | None
     users: int
     editors: int
-    first_seen_at: dt.datetime
+    first_listed_at: dt.datetime
     changed_at: dt.datetime
-    last_seen_at: dt.datetime | None
-    unheard: int
+    last_listed_at: dt.datetime | None
+    users_in_gap: int
 
 
 class OrgWorkflowShown(NamedTuple):
@@ -127,7 +127,7 @@ class OrgWorkflowShown(NamedTuple):
     cycle: str | None
     users: int
     editors: int
-    first_seen_at: dt.datetime
+    first_listed_at: dt.datetime
 
 
 class OrgWorkflowState(NamedTuple):
@@ -139,10 +139,10 @@ class OrgWorkflowState(NamedTuple):
     flow_name: str | None
     cycle: str | None
     valid_from: dt.datetime
-    valid_from_after: dt.datetime | None
+    last_unchanged_at: dt.datetime | None
     valid_to: dt.datetime | None
     from_kind: str
-    certain: bool
+    proven_for_all: bool
 
 
 class OrgWorkflowEvent(NamedTuple):
@@ -163,7 +163,7 @@ class OrgWorkflowEvent(NamedTuple):
     observed_at: dt.datetime
     users_before: int
     users_after: int
-    certain: bool
+    proven_for_all: bool
     unheard: int
     decided_at: dt.datetime
     run_id: int
@@ -245,7 +245,7 @@ class TargetHealth(NamedTuple):
     org_id: str
     user_id: str
     expression: str
-    version: int
+    versions: int
     flow_count: int
     last_observed_at: dt.datetime | None
     consecutive_failures: int

@@ -24,8 +24,8 @@ def targets(which: Show = "") -> Select[Any]:
     chosen: dict[Show, ColumnElement[bool]] = {
         "": true(),
         "problems": or_(health.c.consecutive_failures > 0, health.c.held_since.is_not(None)),
-        "never_observed": health.c.version == 0,
-        "empty": and_(health.c.version > 0, health.c.flow_count == 0),
+        "never_observed": health.c.versions == 0,
+        "empty": and_(health.c.versions > 0, health.c.flow_count == 0),
         "retired": true(),
     }
     retired = health.c.retired_at.is_not(None) if which == "retired" else health.c.retired_at.is_(None)

@@ -95,7 +95,7 @@ def list_now(dialect: str, filters: WorkflowFilter, row_type: type[tuple[Any, ..
         "uneditable": seen.c.editors == 0,
         "single": seen.c.users == 1,
     }
-    return _filtered(dialect, chosen.where(which[filters.which]), seen, filters, seen.c.first_seen_at)
+    return _filtered(dialect, chosen.where(which[filters.which]), seen, filters, seen.c.first_listed_at)
 
 
 def _listed_by(dialect: str, filters: WorkflowFilter, flow_id: ColumnElement[str]) -> ColumnElement[bool]:

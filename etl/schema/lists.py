@@ -76,7 +76,7 @@ workflow: Final = Table(
     Column("flow_name", Text),
     Column("cycle", Text),
     Column("editable", Boolean),
-    time("first_seen_at"),
+    time("first_listed_at"),
     time("changed_at"),
     Column("missing_since", UtcTime),
     partial_index("ix_workflow_missing", "target_id", where="missing_since IS NOT NULL"),

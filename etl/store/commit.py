@@ -73,13 +73,13 @@ _NEW_ROWS: Final = (
         workflow_change.c.new_name,
         workflow_change.c.new_cycle,
         workflow_change.c.new_editable,
-        change_set.c.observed_at.label("first_seen_at"),
+        change_set.c.observed_at.label("first_listed_at"),
         change_set.c.observed_at.label("changed_at"),
     )
     .select_from(_CHANGED)
     .where(change_set.c.id.in_(bindparam("ids", expanding=True)))
 )
-_COLUMNS: Final = ("target_id", "flow_id", "flow_name", "cycle", "editable", "first_seen_at", "changed_at")
+_COLUMNS: Final = ("target_id", "flow_id", "flow_name", "cycle", "editable", "first_listed_at", "changed_at")
 _BASELINE: Final = insert(workflow).from_select(_COLUMNS, _NEW_ROWS)
 _REMOVE: Final = delete(workflow).where(
     tuple_(workflow.c.target_id, workflow.c.flow_id).in_(

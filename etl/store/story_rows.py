@@ -69,14 +69,14 @@ _HELD: Final = BulkValues(target_id="bigint", version="int", previous_at="timest
 _TIMES: Final = frozenset(
     {
         *("counts_since", "away_since", "retired_at", "held_asked_at", "held_at", "last_asked_at", "last_at"),
-        *("observed_at", "asked_at", "last_unchanged_at", "previous_at", "first_seen_at", "since", "gone_at"),
+        *("observed_at", "asked_at", "last_unchanged_at", "previous_at", "first_listed_at", "since", "gone_at"),
         *("name_first_asked_at", "name_first_at", "name_last_asked_at", "name_last_at", "cycle_first_asked_at"),
-        *("cycle_first_at", "cycle_last_asked_at", "cycle_last_at", "valid_from", "valid_from_after"),
+        *("cycle_first_at", "cycle_last_asked_at", "cycle_last_at", "valid_from", "last_unchanged_at"),
         "valid_to",
         *("shown_asked_at", "without_asked_at", "without_at", "started_at"),
     }
 )
-_FLAGS: Final = frozenset({"editable", "old_editable", "new_editable", "is_open", "certain", "is_held"})
+_FLAGS: Final = frozenset({"editable", "old_editable", "new_editable", "is_open", "proven_for_all", "is_held"})
 
 
 @cache
@@ -290,8 +290,8 @@ _HELD_FLOWS: Final = f"""{_SHOWING}
 _KEPT: Final = (
     "f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.since, f.name_first_asked_at, f.name_first_at, "
     "f.name_last_asked_at, f.name_last_at, f.cycle_first_asked_at, f.cycle_first_at, f.cycle_last_asked_at, "
-    "f.cycle_last_at, f.gone_at, f.is_open, f.awaited, f.users, f.editors, f.valid_from, f.valid_from_after, "
-    "f.from_kind, f.certain"
+    "f.cycle_last_at, f.gone_at, f.is_open, f.awaited, f.users, f.editors, f.valid_from, f.last_unchanged_at, "
+    "f.from_kind, f.proven_for_all"
 )
 _OF_FLOWS: Final = (
     "{given} JOIN %s f ON f.org_id = given.org_id AND f.expression = given.expression AND f.flow_id = given.flow_id"
@@ -315,7 +315,7 @@ def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator
 
 def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
     """By workflow id, the entries of the targets that list it. (A target belongs to one story.)"""
-    columns = "w.flow_id, w.target_id, w.first_seen_at, w.flow_name, w.cycle, w.editable"
+    columns = "w.flow_id, w.target_id, w.first_listed_at, w.flow_name, w.cycle, w.editable"
     entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
         entries[flow_id][target_id] = ListEntry(since, Listed(*listed))
@@ -353,14 +353,16 @@ def read_org_flows(connection: Connection, flows: Sequence[FlowKey]) -> dict[Flo
 def _org_flow(values: Sequence[Any]) -> OrgFlow:
     (flow_name, cycle, since, name_first_asked, name_first, name_last_asked, name_last, cycle_first_asked, cycle_first,
      cycle_last_asked, cycle_last, gone_at, is_open, awaited, users, editors, valid_from, after, kind,
-     certain) = values  # fmt: skip
+     proven_for_all) = values  # fmt: skip
     first_of_name = Answer(name_first_asked, name_first)
     first_of_cycle = first_of_name if cycle_first is None else Answer(cycle_first_asked, cycle_first)
     name = KnownValue(
         flow_name, first_of_name, first_of_name if name_last is None else Answer(name_last_asked, name_last)
     )
     last_of_cycle = first_of_cycle if cycle_last is None else Answer(cycle_last_asked, cycle_last)
-    state = None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, certain)
+    state = (
+        None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, proven_for_all)
+    )
     known = KnownWorkflow(since, name, KnownValue(cycle, first_of_cycle, last_of_cycle), gone_at)
     return OrgFlow(known, is_open, awaited, users, editors, state)
 

@@ -67,7 +67,7 @@ def _first_lists(dialect: str) -> str:
     return f"""
         WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
         INSERT INTO org_flow (org_id, expression, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
-                              is_open, awaited, users, editors, valid_from, from_kind, certain)
+                              is_open, awaited, users, editors, valid_from, from_kind, proven_for_all)
         SELECT f.org_id, f.expression, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
                coalesce(differ, false), 0, users, editors, f.arrived_at, 'baseline', true
         FROM (
@@ -210,9 +210,9 @@ def _flow_row(connection: Connection, judged: JudgedWorkflow) -> tuple[Any, ...]
         row.users,
         row.editors,
         _optional(connection, state and state.valid_from),
-        _optional(connection, state and state.valid_from_after),
+        _optional(connection, state and state.last_unchanged_at),
         state and state.from_kind,
-        state and state.certain,
+        state and state.proven_for_all,
     )
 
 
@@ -232,11 +232,11 @@ def _state_rows(connection: Connection, judged: JudgedWorkflow) -> Iterator[tupl
         yield (
             *judged.flow,
             stamp(connection, state.valid_from),
-            _optional(connection, state.valid_from_after),
+            _optional(connection, state.last_unchanged_at),
             stamp(connection, valid_to),
             *state.listed[:2],
             state.from_kind,
-            state.certain,
+            state.proven_for_all,
         )
 
 
@@ -259,7 +259,13 @@ def _event_row(connection: Connection, flow: FlowKey, event: Event, step: Step) 
         *(step.run_id, *flow, event.kind, event.user_id),
         *(old.name, new.name, old.cycle, new.cycle, old.editable, new.editable),
         *(stamp(connection, event.last_unchanged_at), stamp(connection, event.observed_at)),
-        *(event.users_before, event.users_after, event.certain, event.unheard, stamp(connection, step.decided_at)),
+        *(
+            event.users_before,
+            event.users_after,
+            event.proven_for_all,
+            event.unheard,
+            stamp(connection, step.decided_at),
+        ),
     )
 
 

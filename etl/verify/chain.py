@@ -51,7 +51,7 @@ class ReplayedState:
 class WorkflowTimes(msgspec.Struct, gc=False):
     """When a workflow was first seen, and when it last changed."""
 
-    first_seen_at: dt.datetime
+    first_listed_at: dt.datetime
     changed_at: dt.datetime
 
 

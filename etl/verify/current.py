@@ -57,7 +57,7 @@ def _require_workflow(chain: Chain, row: WorkflowRow) -> None:
     if flow is None:
         raise Broken("workflow", Verbatim(f"without flow_id {shown(row.flow_id)}"), Verbatim("with a row of it"))
     times = chain.times[row.flow_id]
-    expected = (flow.flow_name, flow.cycle, flow.editable, times.first_seen_at, times.changed_at)
+    expected = (flow.flow_name, flow.cycle, flow.editable, times.first_listed_at, times.changed_at)
     if row[1:6] != expected:
         for name, right, there in zip(WorkflowRow._fields[1:6], expected, row[1:6], strict=True):
             require(f"workflow.{name} of {shown(row.flow_id)}", right, there)

@@ -86,7 +86,7 @@ class WorkflowRow(NamedTuple):
     flow_name: str | None
     cycle: str | None
     editable: bool | None
-    first_seen_at: dt.datetime | None
+    first_listed_at: dt.datetime | None
     changed_at: dt.datetime | None
     missing_since: dt.datetime | None
 
@@ -118,7 +118,7 @@ _SPANS: Final = """
     WHERE t.id > :after ORDER BY t.id, o.version, o.id
 """
 _WORKFLOWS: Final = """
-    SELECT t.id, w.flow_id, w.flow_name, w.cycle, w.editable, @w.first_seen_at, @w.changed_at, @w.missing_since
+    SELECT t.id, w.flow_id, w.flow_name, w.cycle, w.editable, @w.first_listed_at, @w.changed_at, @w.missing_since
     FROM target t JOIN workflow w ON w.target_id = t.id
     WHERE t.id > :after ORDER BY t.id
 """

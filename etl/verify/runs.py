@@ -101,7 +101,7 @@ _SCOPES: Final = (("targets", "membership_id"), ("schedules", "org_id", "user_id
 _FLAGS: Final = {
     "old_editable": "org_event",
     "new_editable": "org_event",
-    "certain": "org_event",
+    "proven_for_all": "org_event",
     "locked": "workflow_detail",
 }
 """The columns of events that are true or false."""

@@ -242,7 +242,7 @@ def _row_of(state: WorkflowHistory | Gap) -> str:
 
 
 def _end(state: WorkflowHistory) -> dt.datetime:
-    return state.valid_to or state.last_seen_at or state.valid_from
+    return state.valid_to or state.last_listed_at or state.valid_from
 
 
 def _begin(states: Sequence[WorkflowHistory]) -> dt.datetime:

@@ -56,7 +56,7 @@ CURRENT_WORKFLOW = """
 SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
        CAST(CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
                          WHEN 'mi' THEN 'minute' ELSE w.cycle END AS TEXT) AS cycle_label,
-       w.editable, w.first_seen_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
+       w.editable, w.first_listed_at, w.changed_at, o.last_at AS last_observed_at, w.missing_since
 FROM target t
 JOIN workflow w ON w.target_id = t.id
 LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
@@ -78,11 +78,11 @@ FROM workflow_event
 WHERE kind = 'cycle_changed'
 """
 
-LAST_SEEN = """
+LAST_LISTED = """
        CAST(coalesce((SELECT o.last_at FROM observation o
                       WHERE o.target_id = l.target_id AND o.version >= l.version
                         AND o.version < coalesce(l.next_version, 2147483647)
-                      ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS @time) AS last_seen_at"""
+                      ORDER BY o.version DESC, o.id DESC LIMIT 1), l.valid_from) AS @time) AS last_listed_at"""
 
 # A target that was retired has a state until then, and the same state again from its return on.
 UNTIL = """
@@ -94,7 +94,7 @@ UNTIL = """
 STATES = f"""
     SELECT t.id AS target_id, t.org_id, t.user_id, t.expression, c.flow_id, c.kind AS from_kind,
            c.new_name AS flow_name, c.new_cycle AS cycle, c.new_editable AS editable,
-           s.observed_at AS valid_from, s.last_unchanged_at AS valid_from_after, s.version,
+           s.observed_at AS valid_from, s.last_unchanged_at AS last_unchanged_at, s.version,
            lead(s.observed_at) OVER life AS next_at, lead(s.version) OVER life AS next_version{{more}}
     FROM {{source}}
     JOIN change_set s ON s.target_id = t.id
@@ -111,14 +111,14 @@ AWAY = {
 WORKFLOW_HISTORY = f"""
 SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.valid_from,{
     UNTIL.format(since="valid_from")
-}, l.from_kind, l.valid_from_after,{LAST_SEEN}
+}, l.from_kind, l.last_unchanged_at,{LAST_LISTED}
 FROM ({STATES.format(more="", source="target t", only="", of="")}
 ) l
 WHERE l.from_kind <> 'removed'
 UNION ALL
 SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.back_at,{
     UNTIL.format(since="back_at")
-}, 'resumed', NULL,{LAST_SEEN}
+}, 'resumed', NULL,{LAST_LISTED}
 FROM ({STATES.format(**AWAY)}
 ) l
 WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coalesce(l.next_at, '9999-12-31')
@@ -127,8 +127,8 @@ WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coal
 # The end of each run writes the events and states of organisations into tables (docs/organisation.md).
 ORG_WORKFLOW_EVENT = """
 SELECT e.org_id, e.expression, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
-       e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after, e.certain,
-       e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time,
+       e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after,
+       e.proven_for_all, e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time,
        (SELECT p.freq FROM workflow_detail p
         WHERE p.id = (SELECT max(earlier.id) FROM workflow_detail earlier
                       WHERE earlier.org_id = d.org_id AND earlier.flow_id = d.flow_id AND earlier.id < d.id)
@@ -148,22 +148,22 @@ LATEST = """JOIN observation o ON o.id = (SELECT max(l.id) FROM observation l WH
         """
 
 ORG_WORKFLOW = f"""
-SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_seen_at,
+SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_listed_at,
        CAST(CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END
             AS @time) AS changed_at,
-       CAST((SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS @time) AS last_seen_at,
-       CAST((SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS BIGINT) AS unheard
+       CAST((SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS @time) AS last_listed_at,
+       CAST((SELECT count(*) {SHOWN_BY.format(join="")} AND t.observation_id IS NULL) AS BIGINT) AS users_in_gap
 FROM org_flow f
 WHERE f.users > 0
 """
 
 ORG_WORKFLOW_HISTORY = """
-SELECT s.org_id, s.expression, s.flow_id, s.flow_name, s.cycle, s.valid_from, s.valid_from_after, s.valid_to,
-       s.from_kind, s.certain
+SELECT s.org_id, s.expression, s.flow_id, s.flow_name, s.cycle, s.valid_from, s.last_unchanged_at, s.valid_to,
+       s.from_kind, s.proven_for_all
 FROM org_state s
 UNION ALL
-SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.valid_from, f.valid_from_after, NULL, f.from_kind,
-       f.certain
+SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.valid_from, f.last_unchanged_at, NULL, f.from_kind,
+       f.proven_for_all
 FROM org_flow f
 WHERE f.from_kind IS NOT NULL
 """
@@ -183,7 +183,7 @@ WHERE d.id = (SELECT max(latest.id) FROM workflow_detail latest
 """
 
 TARGET_HEALTH = """
-SELECT t.org_id, t.user_id, t.expression, t.version, t.flow_count, o.last_at AS last_observed_at,
+SELECT t.org_id, t.user_id, t.expression, t.version AS versions, t.flow_count, o.last_at AS last_observed_at,
        t.consecutive_failures, t.last_error_code, t.last_error, t.held_since,
        CAST((SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL)
             AS BIGINT) AS held_removals,
@@ -293,7 +293,7 @@ COLUMNS = {
         "cycle": "its cycle as EnOS gives it: M, W, D, H or mi",
         "cycle_label": "the cycle as a word; as EnOS gives it if unknown",
         "editable": "whether the user may edit it; null if EnOS does not say",
-        "first_seen_at": "the first answer with it, since it was last added",
+        "first_listed_at": "the first answer with it, since it was last added",
         "changed_at": "the answer that last changed it, or first showed it",
         "last_observed_at": "the last answer of which nothing was held",
         "missing_since": "since when its removal is held; null if none is held",
@@ -309,8 +309,8 @@ COLUMNS = {
         "valid_from": "the observation that the state begins with",
         "valid_to": "the observation that it ends with, or the retirement of the target; null: it is current",
         "from_kind": "the kind of change that it began with; resumed after a retirement",
-        "valid_from_after": "it began after this; null: known from a first list",
-        "last_seen_at": "the last answer with it in that state",
+        "last_unchanged_at": "it began after this; null: known from a first list",
+        "last_listed_at": "the last answer with it in that state",
     },
     "workflow_detail_latest": {
         "org_id": "the organisation",
@@ -331,7 +331,7 @@ COLUMNS = {
     },
     "target_health": _LIST
     | {
-        "version": "how many versions of the list are recorded; 0: never observed",
+        "versions": "how many versions of the list are recorded; 0: never observed",
         "flow_count": "how many workflows it has",
         "last_observed_at": "the last answer in which nothing was held; null: there was none",
         "consecutive_failures": "how often in a row it has failed",
@@ -367,7 +367,7 @@ COLUMNS = {
         "observed_at": "and not after this",
         "users_before": "how many users had it, or were still to answer, before",
         "users_after": "the same, after",
-        "certain": "whether it is proven for all users",
+        "proven_for_all": "whether it is proven for all users",
         "unheard": "active users who did not answer in the run that decided",
         "decided_at": "when that run judged it",
         "run_id": "that run",
@@ -384,20 +384,20 @@ COLUMNS = {
         "cycle": "its cycle as last known",
         "users": "how many users see it",
         "editors": "how many of them may edit it",
-        "first_seen_at": "the first answer with it, since it appeared or came back",
+        "first_listed_at": "the first answer with it, since it appeared or came back",
         "changed_at": "the first answer with its present name and cycle",
-        "last_seen_at": "the latest answer with it",
-        "unheard": "how many of its users did not answer when last asked",
+        "last_listed_at": "the latest answer with it",
+        "users_in_gap": "how many of its users are in a coverage gap: they failed or were held when last asked",
     },
     "org_workflow_history": _STORY
     | {
         "flow_name": "its name in that state",
         "cycle": "its cycle in that state",
         "valid_from": "the observation that the state begins with",
-        "valid_from_after": "it began after this; null: known from a first answer",
+        "last_unchanged_at": "it began after this; null: known from a first answer",
         "valid_to": "the observation that it ends with, or the retirement of its last user; null: it is current",
         "from_kind": "the kind of event that it began with, or baseline",
-        "certain": "whether that event is proven for all users",
+        "proven_for_all": "whether that event is proven for all users",
     },
     "org_pending": _STORY
     | {

@@ -63,7 +63,7 @@ def test_what_does_a_user_see_now(page: Page, engine: Engine) -> None:
     open_target(page, BOB.user_id)
     known = [flow.flow_id for flow in Report(engine).flows(org=BOB.org_id, user=BOB.user_id)]
     assert column(page, "workflows", "Workflow") == known
-    assert "last seen 5 h ago" in page.locator("section", has_text="Now").inner_text()
+    assert "last observed 5 h ago" in page.locator("section", has_text="Now").inner_text()
 
 
 def test_what_was_there_on_31_march(page: Page, engine: Engine) -> None:
@@ -159,8 +159,8 @@ def test_how_many_workflows_are_there_now_by_cycle(page: Page) -> None:
 
 def test_what_was_first_seen_this_month(page: Page) -> None:
     open_organisation(page, "o1")
-    show(page, "Order", "first seen last")
-    seen = column(page, "workflows", "First seen")
+    show(page, "Order", "newest first")
+    seen = column(page, "workflows", "First listed")
     assert seen == sorted(seen, reverse=True)
     assert column(page, "workflows", "Workflow")[:3] == ["138", "136", "134"]
 

@@ -51,6 +51,18 @@ def test_every_query_runs_on_both_databases(engine: Engine, place: str, sql: str
             connection.execute(text(statement), parameters)
 
 
+def test_every_column_and_class_of_the_glossary_exists(engine: Engine) -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    columns = re.findall(r"`(\w+)\.(\w+)`", glossary)
+    with reading(engine) as connection:
+        for view, column in columns:
+            connection.execute(text(f"SELECT {column} FROM {view} LIMIT 0"))
+    source = "\n".join(module.read_text(encoding="utf-8") for module in (ROOT / "etl").rglob("*.py"))
+    classes = set(re.findall(r"`([A-Z]\w+)`", glossary))
+    assert columns
+    assert classes <= set(re.findall(r"^class (\w+)", source, re.MULTILINE))
+
+
 def commands() -> set[str]:
     """Every `flowtrail ...` that a page names, without its arguments."""
     named = re.findall(r"flowtrail((?: [a-z][a-z-]*)+)", "\n".join(page.read_text(encoding="utf-8") for page in PAGES))

@@ -111,7 +111,7 @@ def test_the_writer_can_do_all_that_a_sync_does(conninfo: str) -> None:
         "format, parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), now(), d, d, 1, d, repeat('1', 64) "
         "FROM target, repeat('0', 64) d GROUP BY d",
         "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
-        "INSERT INTO workflow (target_id, flow_id, first_seen_at, changed_at) VALUES (1, '1', now(), now())",
+        "INSERT INTO workflow (target_id, flow_id, first_listed_at, changed_at) VALUES (1, '1', now(), now())",
         "DELETE FROM workflow",
         "INSERT INTO lease VALUES ('service', 'me', now())",
         "SELECT * FROM alembic_version",

@@ -33,7 +33,7 @@ COVERAGE_GAP = dt.timedelta(days=35)
 TO_THE_SECOND = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.000\d{3})?[+0:]*$")
 BETWEEN = dt.timedelta(microseconds=50)
 _FLAG = dict.fromkeys(("0", "f", "False"), "no") | dict.fromkeys(("1", "t", "True"), "yes")
-FLAGS = {"editable": _FLAG, "certain": _FLAG}
+FLAGS = {"editable": _FLAG, "proven_for_all": _FLAG}
 """How the programs write what is true of a column, and what is not."""
 
 

@@ -226,7 +226,7 @@ def test_a_retired_target_counts_until_it_retired_and_again_when_it_is_back(life
 
 
 def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) -> None:
-    """first_seen_at and changed_at are those of its life at that moment, not of an earlier or a later one."""
+    """first_listed_at and changed_at are those of its life at that moment, not of an earlier or a later one."""
     life.answers(1, "a")
     life.answers(2)
     life.answers(3, "a")
@@ -234,7 +234,7 @@ def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) 
     life.answers(5, "a")
     for way in ("replay", "group", "undo"):
         [row] = life.report.flows_as_of(START + 3.5 * HOUR, way=way)
-        assert (row.first_seen_at, row.changed_at) == (START + 3 * HOUR, START + 3 * HOUR)
+        assert (row.first_listed_at, row.changed_at) == (START + 3 * HOUR, START + 3 * HOUR)
 
 
 # -------------------------------------------------------------------------------------------------------- cost
@@ -280,7 +280,7 @@ def grow(connection: Connection, org: str, users: int, versions: int, every: dt.
             {
                 "target_id": n,
                 "flow_id": f"{org}-{number}",
-                "first_seen_at": START,
+                "first_listed_at": START,
                 "changed_at": START + version * every,
             }
             for n in ids

@@ -246,7 +246,7 @@ TAMPERINGS = {
     "a seal of another run": "UPDATE run_seal SET run_id = 990 WHERE run_id = 2",
     "a trail that began earlier": f"UPDATE trail SET created_at = {AT}",
     "a trail with another name": "UPDATE trail SET trail_id = 'another'",
-    "an event of the organisation made certain": "UPDATE org_event SET certain = 1 - certain",
+    "an event of the organisation made proven": "UPDATE org_event SET proven_for_all = 1 - proven_for_all",
     "an event of the organisation deleted": "DELETE FROM org_event WHERE event_id = 1",
     "counts of a version": "UPDATE change_set SET added = added + 1 WHERE version = 2",
 }

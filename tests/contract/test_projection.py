@@ -28,7 +28,7 @@ from tests.support.years import Clock
 
 COLUMNS = (
     "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable",
-    "last_unchanged_at", "observed_at", "users_before", "users_after", "certain", "unheard",
+    "last_unchanged_at", "observed_at", "users_before", "users_after", "proven_for_all", "unheard",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def derived(judgements: list[Judgement]) -> list[tuple[Any, ...]]:
             rows.append((
                 told.flow_id, told.kind, told.user_id, old.name, new.name, old.cycle, new.cycle, old.editable,
                 new.editable, moment(told.last_unchanged_at), moment(told.observed_at), told.users_before,
-                told.users_after, told.certain, told.unheard,
+                told.users_after, told.proven_for_all, told.unheard,
             ))  # fmt: skip
     return sorted(rows, key=repr)
 
@@ -152,7 +152,7 @@ def test_a_disappearance_begins_with_the_last_answer_of_a_user_who_counts(engine
     house.serve({"plants": [ANN, BEN]})
     with reading(engine) as connection:
         [told] = connection.execute(select(org_event)).all()
-    assert (told.kind, told.flow_id, told.certain) == ("disappeared", "50", True)
+    assert (told.kind, told.flow_id, told.proven_for_all) == ("disappeared", "50", True)
     assert told.last_unchanged_at < lost_at < told.observed_at
 
 

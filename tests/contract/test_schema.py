@@ -23,7 +23,7 @@ CONTRACT = {
     "target": "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest "
     "flow_count consecutive_failures last_error_code last_error held_since retired_at held_asked_at held_at "
     "projected_version counts_since away_since",
-    "workflow": "target_id flow_id flow_name cycle editable first_seen_at changed_at missing_since",
+    "workflow": "target_id flow_id flow_name cycle editable first_listed_at changed_at missing_since",
     "change_set": "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at held_asked_at "
     "held_at flow_count state_digest baseline added removed cycle_changed renamed editable_changed approved_by "
     "approved_scope data_hash format parent_hash hash",
@@ -42,12 +42,14 @@ CONTRACT = {
     "answer": "data_hash body encoding length first_run_id",
     "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
     "org_event": "event_id run_id org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle "
-    "old_editable new_editable last_unchanged_at observed_at users_before users_after certain unheard decided_at",
+    "old_editable new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard "
+    "decided_at",
     "org_flow": "org_id expression flow_id since flow_name name_first_asked_at name_first_at name_last_asked_at "
     "name_last_at cycle cycle_first_asked_at cycle_first_at cycle_last_asked_at cycle_last_at gone_at is_open awaited "
-    "users editors valid_from valid_from_after from_kind certain",
+    "users editors valid_from last_unchanged_at from_kind proven_for_all",
     "org_loss": "org_id expression flow_id user_id flow_name cycle editable shown_asked_at without_asked_at without_at",
-    "org_state": "id org_id expression flow_id valid_from valid_from_after valid_to flow_name cycle from_kind certain",
+    "org_state": "id org_id expression flow_id valid_from last_unchanged_at valid_to flow_name cycle from_kind "
+    "proven_for_all",
     "org_step": "id run_id org_id expression decided_at versions heard",
     "overdue_notice": "target_id notified_at",
     "verification": "kind began_at ended_at targets change_sets last_seal findings finding",
@@ -93,7 +95,7 @@ def a_run(**values: object) -> dict[str, object]:
 
 
 def a_workflow(**values: object) -> dict[str, object]:
-    return {"target_id": 1, "flow_id": "1", "first_seen_at": NOON, "changed_at": NOON, **values}
+    return {"target_id": 1, "flow_id": "1", "first_listed_at": NOON, "changed_at": NOON, **values}
 
 
 def test_the_tables_have_exactly_the_columns_of_the_contract(engine: Engine) -> None:

@@ -328,7 +328,10 @@ TAMPERINGS = {
         """UPDATE hold_event SET flow_ids = replace(flow_ids, '"3"', '"\\u0033"') WHERE kind = 'held'""",
         "hold_event.flow_ids",
     ),
-    "an event that is more than certain": ("UPDATE org_event SET certain = 2 WHERE certain = 1", "org_event.certain"),
+    "an event that is more than proven": (
+        "UPDATE org_event SET proven_for_all = 2 WHERE proven_for_all = 1",
+        "org_event.proven_for_all",
+    ),
     "a run has no seal": ("DELETE FROM run_seal WHERE id = 2", "run_seal.id"),
     "an invented run": (
         "INSERT INTO sync_run (id, origin, status, started_at, heartbeat_at, finished_at, closed_at, host, pid) SELECT"
@@ -382,7 +385,7 @@ BESIDE = {
     ),
     "a user and a list with the lowest number of all": (
         "INSERT INTO target (id, org_id, user_id) VALUES (-9223372036854775808, 'o1', 'zoe');"
-        "INSERT INTO workflow SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_seen_at,"
+        "INSERT INTO workflow SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_listed_at,"
         " changed_at, missing_since FROM workflow WHERE target_id = 1",
         "target.id should be numbered from 1, but is numbered from -9223372036854775808",
     ),

@@ -130,7 +130,7 @@ def test_a_change_rewrites_no_row_of_an_unchanged_workflow(diary):
         rows for statement, rows in seen if "workflow" in statement.split("(")[0] and "SELECT" not in statement
     )
     assert touched <= 3 + 3, seen  # three changes, each in `workflow` and, but for COPY, in `workflow_change`
-    assert count(diary.engine, "workflow", "changed_at > first_seen_at") == 1
+    assert count(diary.engine, "workflow", "changed_at > first_listed_at") == 1
     diary.check(every_answer=True)
 
 
@@ -190,7 +190,7 @@ ALTERED = {
         "interrupted",
     ),
     "workflow": (
-        *("target_id", "flow_id", "flow_name", "cycle", "editable", "first_seen_at", "changed_at", "missing_since"),
+        *("target_id", "flow_id", "flow_name", "cycle", "editable", "first_listed_at", "changed_at", "missing_since"),
     ),
     "target": (
         *("org_id", "user_id", "expression", "version", "observation_id", "answer_digest", "state_digest"),

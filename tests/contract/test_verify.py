@@ -613,7 +613,7 @@ def test_rows_that_belong_to_nothing_are_named(engine: Engine, story: Story, int
         ("observation", "version", "'first'"),
         ("observation", "observations", "2.5"),
         ("workflow", "flow_name", "x'6d6170'"),
-        ("workflow", "first_seen_at", "replace(first_seen_at, '.', ',')"),
+        ("workflow", "first_listed_at", "replace(first_listed_at, '.', ',')"),
         ("target", "state_digest", "CAST(x'ff41' AS TEXT)"),
         ("target", "held_since", "1"),
         ("target", "consecutive_failures", "'many'"),

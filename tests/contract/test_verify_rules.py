@@ -100,8 +100,8 @@ def test_a_true_chain_goes_on() -> None:
     )
     assert (chain.version, chain.flow_count, chain.changes) == (2, 2, 5)
     assert chain.state_digest == state_digest(THEN.values())
-    assert chain.times["1"].first_seen_at == after()
-    assert chain.times["1"].changed_at == chain.times["3"].first_seen_at == after(hours=2)
+    assert chain.times["1"].first_listed_at == after()
+    assert chain.times["1"].changed_at == chain.times["3"].first_listed_at == after(hours=2)
     assert Chain(OWNER)._hash == GENESIS
 
 

@@ -38,35 +38,36 @@ State = tuple["str | None", "str | None", "bool | None"]
 """Name, cycle, editable."""
 NOTHING: State = (None, None, None)
 TIMES = {
-    *("first_seen_at", "changed_at", "last_observed_at", "missing_since", "valid_from", "valid_to", "valid_from_after"),
-    *("last_seen_at", "last_unchanged_at", "observed_at", "held_since", "retired_at", "gap_from", "gap_to"),
+    *("first_listed_at", "changed_at", "last_observed_at", "missing_since", "valid_from", "valid_to", "last_listed_at"),
+    *("last_unchanged_at", "observed_at", "held_since", "retired_at", "gap_from", "gap_to"),
     *("decided_at", "waiting_since", "asked_at"),
 }
-FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "certain"}
+FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "proven_for_all"}
 NUMBERS = {
     *("change_set_id", "run_id", "seal_id", "event_id", "users", "editors", "users_before", "users_after", "unheard"),
-    *("waits_for", "active", "type", "version", "flow_count", "consecutive_failures", "held_removals", "changes"),
+    *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_removals", "changes"),
+    "users_in_gap",
 }
 VIEWS = {
-    "current_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_seen_at "
+    "current_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_listed_at "
     "changed_at last_observed_at missing_since",
     "workflow_event": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle "
     "new_cycle old_editable new_editable last_unchanged_at observed_at",
     "cycle_change": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle new_cycle "
     "old_editable new_editable last_unchanged_at observed_at",
     "workflow_history": "org_id user_id expression flow_id flow_name cycle editable valid_from valid_to from_kind "
-    "valid_from_after last_seen_at",
-    "org_workflow": "org_id expression flow_id flow_name cycle users editors first_seen_at changed_at last_seen_at "
-    "unheard",
+    "last_unchanged_at last_listed_at",
+    "org_workflow": "org_id expression flow_id flow_name cycle users editors first_listed_at changed_at last_listed_at "
+    "users_in_gap",
     "org_workflow_event": "org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle old_editable "
-    "new_editable last_unchanged_at observed_at users_before users_after certain unheard decided_at run_id seal_id "
-    "event_id update_user update_time old_freq new_freq",
-    "org_workflow_history": "org_id expression flow_id flow_name cycle valid_from valid_from_after valid_to from_kind "
-    "certain",
+    "new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard decided_at run_id "
+    "seal_id event_id update_user update_time old_freq new_freq",
+    "org_workflow_history": "org_id expression flow_id flow_name cycle valid_from last_unchanged_at valid_to from_kind "
+    "proven_for_all",
     "org_pending": "org_id expression flow_id user_id waiting_since waits_for",
     "workflow_detail_latest": "org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
     "owner freq active type locked detail_hash",
-    "target_health": "org_id user_id expression version flow_count last_observed_at consecutive_failures "
+    "target_health": "org_id user_id expression versions flow_count last_observed_at consecutive_failures "
     "last_error_code last_error held_since held_removals retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",
     "daily_change": "day org_id kind changes",
@@ -230,7 +231,7 @@ class Trail:
         values = dict(zip(("flow_name", "cycle", "editable"), self.lists[key][flow_id], strict=True))
         first, last = self.stamps[key, flow_id]
         missing = self.held.get(key) if flow_id in self.missing[key] else None
-        where = {"target_id": self.ids[key], "flow_id": flow_id, "first_seen_at": first, "changed_at": last}
+        where = {"target_id": self.ids[key], "flow_id": flow_id, "first_listed_at": first, "changed_at": last}
         return where | values | {"missing_since": missing}
 
 
@@ -326,7 +327,7 @@ def test_workflow_event_has_a_row_for_each_kind_of_change_at_once(story: Engine)
 
 
 def test_workflow_history_ends_a_state_where_the_next_begins_or_its_target_retired(story: Engine) -> None:
-    columns = ("user_id", "flow_id", "flow_name", "valid_from", "valid_to", "from_kind", "last_seen_at")
+    columns = ("user_id", "flow_id", "flow_name", "valid_from", "valid_to", "from_kind", "last_listed_at")
     assert rows(story, "workflow_history", *columns, org_id="o1") == [
         ("alice", "1", "join", hour(2), None, "cycle_changed", hour(5)),
         ("alice", "1", "map", hour(0), hour(2), "baseline", hour(1)),
@@ -359,7 +360,7 @@ def organisation(engine: Engine) -> Engine:
 
 
 def test_org_workflow_event_has_each_event_once(organisation: Engine) -> None:
-    columns = ("kind", "flow_id", "user_id", "new_name", "users_before", "users_after", "certain", "unheard")
+    columns = ("kind", "flow_id", "user_id", "new_name", "users_before", "users_after", "proven_for_all", "unheard")
     assert rows(organisation, "org_workflow_event", *columns) == [
         ("access_granted", "2", "bob", "name 2", 1, 2, True, 0),
         ("access_lost", "1", "bob", None, 2, 1, True, 0),
@@ -373,14 +374,14 @@ def test_org_workflow_event_has_each_event_once(organisation: Engine) -> None:
 
 
 def test_org_workflow_counts_present_users_and_those_without_an_answer(organisation: Engine) -> None:
-    columns = ("flow_id", "flow_name", "users", "editors", "unheard")
+    columns = ("flow_id", "flow_name", "users", "editors", "users_in_gap")
     assert rows(organisation, "org_workflow", *columns) == [
         ("1", "name 1", 1, 1, 0),
         ("2", "name 2", 1, 1, 1),
         ("4", "name 4", 1, 1, 0),
     ]
     first, changed, last = rows(
-        organisation, "org_workflow", "first_seen_at", "changed_at", "last_seen_at", flow_id="1"
+        organisation, "org_workflow", "first_listed_at", "changed_at", "last_listed_at", flow_id="1"
     )[0]
     assert first == changed < last
 
@@ -425,7 +426,7 @@ def test_every_column_of_every_view_is_explained_in_the_database(engine: Engine)
 
 
 def test_target_health_counts_what_is_held(story: Engine) -> None:
-    columns = ("user_id", "version", "flow_count", "last_observed_at", "consecutive_failures", "last_error_code")
+    columns = ("user_id", "versions", "flow_count", "last_observed_at", "consecutive_failures", "last_error_code")
     assert rows(story, "target_health", *columns, "held_since", "held_removals", "retired_at") == [
         ("alice", 4, 2, hour(5), 3, "62103", None, 0, None),
         ("bob", 4, 1, hour(12.5), 0, None, None, 0, hour(20)),

@@ -29,7 +29,7 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
         known = connection.execute(select(seen).where(seen.c.org_id == "o1").order_by(seen.c.flow_id)).all()
         whole = whole_list("o1")
         assert connection.execute(select(whole).order_by(whole.c.flow_id)).all() == known
-    assert {row.unheard for row in known} == {0, 1}
+    assert {row.users_in_gap for row in known} == {0, 1}
     found = rows(server, "/workflows", org="=o1")
     assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
         (*row[2:3], *row[5:7]) for row in known
@@ -44,8 +44,8 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
     for org in ("o1", "o2", HOSTILE_ORG.org_id):
         known = list(stories.workflows_as_of(engine, at, org=org))
         found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
-        assert [(row["flow_id"], row["cycle"], row["from_kind"], row["certain"]) for row in found] == [
-            (state.flow_id, state.cycle, state.from_kind, state.certain) for state in known
+        assert [(row["flow_id"], row["cycle"], row["from_kind"], row["proven_for_all"]) for row in found] == [
+            (state.flow_id, state.cycle, state.from_kind, state.proven_for_all) for state in known
         ]
         lists = Counter(row.flow_id for row in Report(engine).flows_as_of(at, org=org))
         page = get(server, "/workflows", org="=" + org, as_of=at.isoformat()).text
@@ -144,7 +144,7 @@ def test_who_sees_a_workflow_now_is_who_sees_it_as_of_now(engine, org, flow) -> 
         now = connection.execute(workflow_page.seen_now(org, flow)).all()
         parameters = workflow_page.parameters_then(org, NOW, flow)
         then = connection.execute(workflow_page.seen_by(connection, org, flow, NOW), parameters).all()
-    shown = ("user_id", "flow_name", "cycle", "editable", "first_seen_at", "last_observed_at")
+    shown = ("user_id", "flow_name", "cycle", "editable", "first_listed_at", "last_observed_at")
     now, then = ([[getattr(row, column) for column in shown] for row in found] for found in (now, then))
     assert now == then != []
 

@@ -134,7 +134,7 @@ BUGS = (
          "test_store", "sweep:SQLite, change, kill", MODEL),
     _bug("a change makes a workflow seem new", "etl/store",
          '            "changed_at": new.changed_at,\n',
-         '            "changed_at": new.changed_at,\n            "first_seen_at": new.first_seen_at,\n',
+         '            "changed_at": new.changed_at,\n            "first_listed_at": new.first_listed_at,\n',
          "test_store", "sweep:SQLite, change, kill", MODEL),
     _bug("a removed workflow stays in the list", "etl/store",
          '        connection.execute(_REMOVE, {"ids": deltas})\n',

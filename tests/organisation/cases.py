@@ -76,7 +76,7 @@ def _said(event: Event) -> str:
         "cycle_changed": lambda: f"{event.old.cycle}->{event.new.cycle}",
     }.get(event.kind, lambda: event.user_id)()
     span = f"{_clock(event.last_unchanged_at)}..{_clock(event.observed_at)}"
-    return " ".join(filter(None, [event.kind, change, span, "" if event.certain else "uncertain"]))
+    return " ".join(filter(None, [event.kind, change, span, "" if event.proven_for_all else "unproven"]))
 
 
 def _clock(at: dt.datetime) -> str:

@@ -34,12 +34,12 @@ class Oracle:
                 while baselines and baselines[0].at < event.observed_at:
                     del baselines[0]
                     self.there[judgement.flow_id] = True
-                self._check(event, narrow=self.narrow and event.certain and kinds[event.kind] == 1)
+                self._check(event, narrow=self.narrow and event.proven_for_all and kinds[event.kind] == 1)
             if baselines:
                 self.there[judgement.flow_id] = True
 
     def _check(self, event: Event, *, narrow: bool) -> None:
-        self.counts[event.kind, event.certain] += 1
+        self.counts[event.kind, event.proven_for_all] += 1
         fault = self._order(event) or self._fault(event) or (self._width(event) if narrow else None)
         if fault:
             self.wrong.append(f"{fault}: {event}")
@@ -70,9 +70,9 @@ class Oracle:
             case "cycle_changed":
                 return self._value_fault(event, "cycles", event.old.cycle, event.new.cycle)
             case "disappeared":
-                return self._presence_fault(event, first=True) if event.certain else None
+                return self._presence_fault(event, first=True) if event.proven_for_all else None
             case _:
-                return self._presence_fault(event, first=False) if event.certain else None
+                return self._presence_fault(event, first=False) if event.proven_for_all else None
 
     def _access_fault(self, event: Event) -> str | None:
         """The user's access changed that way in the interval; if certain, not everybody's at the same moment."""
@@ -85,7 +85,7 @@ class Oracle:
         ]
         if not changes:
             return "no such change of access"
-        if event.certain and workflow.turns.issuperset(changes):
+        if event.proven_for_all and workflow.turns.issuperset(changes):
             return "it came or went for everybody"
         return None
 

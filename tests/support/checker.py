@@ -254,9 +254,9 @@ class _Target:
         wrong = sorted(
             flow_id
             for flow_id, w in self.workflows.items()
-            if flow_id in self.touched and (w.first_seen_at, w.changed_at) != self.touched[flow_id]
+            if flow_id in self.touched and (w.first_listed_at, w.changed_at) != self.touched[flow_id]
         )
-        self._say(wrong, f"first_seen_at or changed_at is not the trail's: {wrong[:3]}")
+        self._say(wrong, f"first_listed_at or changed_at is not the trail's: {wrong[:3]}")
         self._say(self.row.flow_count != len(state), f"flow_count is {self.row.flow_count} of {len(state)}")
         if self.sets:
             right = digest(state.values())
@@ -488,7 +488,15 @@ DETAIL = (
 )
 ORG_EVENT = (
     *("run_id", "org_id", "expression", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
-    *("old_editable", "new_editable", "last_unchanged_at", "observed_at", "users_before", "users_after", "certain"),
+    *(
+        "old_editable",
+        "new_editable",
+        "last_unchanged_at",
+        "observed_at",
+        "users_before",
+        "users_after",
+        "proven_for_all",
+    ),
     *("unheard", "decided_at"),
 )
 
@@ -682,7 +690,7 @@ def _value(name: str, value: Any) -> Any:
         return None
     if name == "at" or name.endswith(("_at", "_since", "_for")):
         return _micros(_instant(value))
-    return bool(value) if name in ("interrupted", "certain", "locked") or name.endswith("editable") else value
+    return bool(value) if name in ("interrupted", "proven_for_all", "locked") or name.endswith("editable") else value
 
 
 def _instant(value: Any) -> Any:

@@ -107,9 +107,9 @@ class Oracle:
         row = TargetAsOf(*self.target, coverage, before, after, len(answers[-1].flows))
         return row, [
             WorkflowAsOf._make(
-                (*self._described(flow_id, flow), first_seen_at, changed_at, before, None, coverage, before, after)
+                (*self._described(flow_id, flow), first_listed_at, changed_at, before, None, coverage, before, after)
             )
-            for flow_id, (flow, first_seen_at, changed_at) in sorted(answers[-1].flows.items())
+            for flow_id, (flow, first_listed_at, changed_at) in sorted(answers[-1].flows.items())
         ]
 
     def now(self) -> list[CurrentWorkflow]:
@@ -118,9 +118,9 @@ class Oracle:
         latest = max((entry.at for entry in self.log if entry.what == "seen"), default=None)
         return [
             CurrentWorkflow._make(
-                (*self._described(flow_id, flow), first_seen_at, changed_at, latest, self.missing.get(flow_id))
+                (*self._described(flow_id, flow), first_listed_at, changed_at, latest, self.missing.get(flow_id))
             )
-            for flow_id, (flow, first_seen_at, changed_at) in sorted(self.log[-1].flows.items())
+            for flow_id, (flow, first_listed_at, changed_at) in sorted(self.log[-1].flows.items())
         ]
 
     def _described(self, flow_id: str, flow: Flow) -> tuple[Any, ...]:

@@ -125,7 +125,7 @@ class Made:
             (self._number, f.flow_id, f.flow_name, f.cycle, f.editable, *self._since[f.flow_id])
             for f in self._listing.flows.values()
         ]
-        self._insert(workflow, "target_id flow_id flow_name cycle editable first_seen_at changed_at", rows)
+        self._insert(workflow, "target_id flow_id flow_name cycle editable first_listed_at changed_at", rows)
 
     def _history(self, name: Target) -> Iterator[tuple[ChangeSet, str, str, int]]:
         parent = GENESIS

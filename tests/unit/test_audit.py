@@ -489,7 +489,7 @@ def a_user_left_out_of_what_was_to_be_asked(rows: Rows) -> None:
 
 @tampering(r"run 12 \(seal 12\): events_digest")
 def an_event_of_the_organisation_made_certain(rows: Rows) -> None:
-    rows["org_events"][0]["certain"] = False
+    rows["org_events"][0]["proven_for_all"] = False
 
 
 @tampering(r"run 12 \(seal 12\): events_digest")

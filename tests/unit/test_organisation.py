@@ -44,14 +44,14 @@ MORE = {
         1:00  -   -
         2:00  -   out
         3:00  x   -
-        4:00  w   -   appeared 2:00..4:01 uncertain
+        4:00  w   -   appeared 2:00..4:01 unproven
     """,
     "and may have it when it is lost": """
         run   ann bob
         1:00  w   -
         2:00  x   out
         3:00  x   -
-        4:00  -   -   disappeared 1:00..4:03 uncertain
+        4:00  -   -   disappeared 1:00..4:03 unproven
     """,
     "who was no longer configured has nothing to do with it": """
         run   ann bob
@@ -64,45 +64,45 @@ MORE = {
         run   ann bob cid
         1:00  w   w   -
         2:00  -   x   -
-        5:30  -   x   -   disappeared 1:02..5:35 uncertain
+        5:30  -   x   -   disappeared 1:02..5:35 unproven
         6:00  -   x   -
-        7:00  -   x   w   reappeared 6:04..7:05 uncertain
+        7:00  -   x   w   reappeared 6:04..7:05 unproven
     """,
     "who was silent is heard without it, after others were asked": """
         run   ann bob
         1:00  w   w
         2:00  -   x
-        5:30  -   x   disappeared 1:02..5:31 uncertain
+        5:30  -   x   disappeared 1:02..5:31 unproven
         6:00  -   -
-        7:00  w   -   reappeared 6:00..7:01 uncertain
+        7:00  w   -   reappeared 6:00..7:01 unproven
     """,
     "who was silent before it was last seen may have it still": """
         run   ann bob
         1:00  w   w
         5:30  w   x
         6:00  w   x
-        7:00  -   x   disappeared 6:00..7:01 uncertain
+        7:00  -   x   disappeared 6:00..7:01 unproven
     """,
     "a hold makes silent": """
         run   ann bob
         1:00  w   w
         2:00  -   held
-        5:30  -   held disappeared 1:02..5:33 uncertain
-        6:00  -   w    reappeared 5:33..6:03 uncertain
+        5:30  -   held disappeared 1:02..5:33 unproven
+        6:00  -   w    reappeared 5:33..6:03 unproven
     """,
     "a first answer before it was gone does not bring it back": """
         run   ann bob
         1:00  w   .
         ~2:00 w   w
         ~3:00 -   held
-        7:30  -   held disappeared 2:02..7:33 uncertain
+        7:30  -   held disappeared 2:02..7:33 unproven
     """,
     "who comes back later does not count before": """
         run   bob ann
         1:00  -   w
         ~2:00 -   out
         ~3:00 w   .
-        4:00  w=b w=b  reappeared 2:00..3:01 uncertain; renamed a->b 3:00..4:01
+        4:00  w=b w=b  reappeared 2:00..3:01 unproven; renamed a->b 3:00..4:01
     """,
     "who lost it before he was no longer configured has lost it": """
         run   ann bob
@@ -126,7 +126,7 @@ MORE = {
         run   ann bob
         1:00  w   w
         2:00  -   x
-        3:00  w   x   access_granted ann 2:00..3:01; access_lost ann 1:00..2:01 uncertain
+        3:00  w   x   access_granted ann 2:00..3:01; access_lost ann 1:00..2:01 unproven
     """,
     "it was proven to be away when it is back": """
         run   ann bob
@@ -145,7 +145,7 @@ SEARCH = {
     "it may have been away when it was granted": """
         run   ann bob
         1:00  w   -
-        2:00  w   w   access_granted bob 1:02..2:03 uncertain
+        2:00  w   w   access_granted bob 1:02..2:03 unproven
     """,
     "unless somebody had it before and after": """
         run   ann bob cid
@@ -157,7 +157,7 @@ SEARCH = {
         run   ann bob
         1:00  w   -
         2:00  -   x
-        3:00  -   w   access_granted bob 1:02..3:03 uncertain; access_lost ann 1:00..2:01 uncertain
+        3:00  -   w   access_granted bob 1:02..3:03 unproven; access_lost ann 1:00..2:01 unproven
     """,
     "unless somebody had it all the while": """
         run   ann bob
@@ -270,7 +270,7 @@ def test_all_users_whose_overlapping_answers_lost_it_are_needed_again():
 
     both_again = StepContext({"ann": User(third, GAP), "bob": User(third, GAP)}, after(hours=4))
     (told,) = judge(both_again, kept(waits, Workflow("w"))).events
-    assert (told.kind, told.certain, told.observed_at) == ("disappeared", True, second.arrived_at)
+    assert (told.kind, told.proven_for_all, told.observed_at) == ("disappeared", True, second.arrived_at)
 
 
 def test_a_late_answer_still_dates_the_workflow():
