@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -28,7 +29,7 @@ from etl.timeparse import parse_moment
 from etl.web import events, overview, targets, workflows
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.connections import ConcurrencyLimit
-from etl.web.params import PAGE_ROWS, RequestParams
+from etl.web.params import PAGE_ROWS, RequestParams, whole_number
 from etl.web.rendering import asset
 from etl.web.security import KnownHosts, SecurityHeaders
 from etl.web.site import Site
@@ -38,8 +39,6 @@ PAGES_AT_ONCE: Final = 16
 _USUAL_SINCE: Final = "90 days ago"
 _PIECE_ROWS: Final = 1000
 _GAPS_AT_MOST: Final = 1_000_000
-_LONGEST_ID: Final = 18
-"""Digits of a number that both databases can compare."""
 
 
 def first(site: Site, request: Request) -> Response:
@@ -62,7 +61,7 @@ def trail(site: Site, request: Request) -> Response:
     asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
     wanted = {name: asked.text(name) for name in ("org", "user", "flow", "name", "since", "until")}
     wanted["since"] = asked.text("since", _USUAL_SINCE)
-    kinds = [kind for kind in CHANGE_KINDS if kind in request.query_params.getlist("kind")] or list(DELTA_KINDS)
+    kinds = asked.several_of("kind", CHANGE_KINDS, usual=DELTA_KINDS)
     try:
         times = {name: _moment(wanted[name], now) for name in ("since", "until")}
     except ValueError as error:
@@ -206,9 +205,9 @@ def _token(event: Any) -> str:
 def _position(token: str) -> Position | None:
     if not token:
         return None
-    try:
+    with suppress(ValueError, OverflowError):
         at, change_set_id, kind, flow_id = token.split("~", 3)
-        number = int(change_set_id[:_LONGEST_ID])
-        return Position(dt.datetime.fromisoformat(at).astimezone(dt.UTC), number, flow_id, kind)
-    except (ValueError, OverflowError):
-        raise HTTPException(400, "There is no such place in the trail: go back to its beginning.") from None
+        moment, number = dt.datetime.fromisoformat(at).astimezone(dt.UTC), whole_number(change_set_id)
+        if number is not None:
+            return Position(moment, number, flow_id, kind)
+    raise HTTPException(400, "There is no such place in the trail: go back to its beginning.")

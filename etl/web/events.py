@@ -16,11 +16,10 @@ from etl.report.event_page import Filters, UserChange
 from etl.report.fetch import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
-from etl.web.params import RequestParams, path_text
+from etl.web.params import RequestParams
 from etl.web.site import Site
 
 _STATUSES: Final = ("running", "succeeded", "partial", "failed", "aborted")
-_LONGEST_NUMBER: Final = 18
 _SHOWN: Final = 100
 _FOUND: Final = 50
 _FEW: Final = 20
@@ -29,7 +28,7 @@ _LATEST: Final = 10
 
 def events(site: Site, request: Request) -> Response:
     asked, now, paging = RequestParams(request), site.now(), RequestParams(request).paging()
-    kinds = [kind for kind in EVENT_KINDS if kind in request.query_params.getlist("kind")] or list(EVENT_KINDS)
+    kinds = asked.several_of("kind", EVENT_KINDS, usual=EVENT_KINDS)
     texts = {name: asked.text(name) for name in ("org", "user", "flow", "name")}
     wanted = Filters(**texts, kinds=kinds, since=asked.moment("since", now), until=asked.moment("until", now))
     listing = TableQuery("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, wanted))
@@ -61,7 +60,7 @@ def _is_of_few(event: OrgWorkflowEvent) -> bool:
 
 def event(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
-    number = _number(path_text(request, "event_id"), "event")
+    number = asked.number("event_id")
     with short_transaction(site.engine) as connection:
         found = event_page.one(connection, number)
         if found is None:
@@ -86,7 +85,7 @@ def runs(site: Site, request: Request) -> Response:
 
 def run(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
-    run_id = _number(path_text(request, "run_id"), "run")
+    run_id = asked.number("run_id")
     tables = {
         "versions": TableQuery("versions", RunVersion, run_page.versions(run_id)),
         "issues": TableQuery("issues", RunIssue, run_page.issues(run_id)),
@@ -110,9 +109,3 @@ def found(site: Site, request: Request) -> Response:
     with short_transaction(site.engine) as connection:
         result = search.search(connection, part, _FOUND) if part else None
     return html(request, "search.html", {"asked": asked, "q": part, "result": result, "most": _FOUND})
-
-
-def _number(given: str, what: str) -> int:
-    if not (given.isascii() and given.isdigit() and len(given) <= _LONGEST_NUMBER):
-        raise HTTPException(404, f"There is no such {what}.")
-    return int(given)

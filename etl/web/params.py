@@ -1,4 +1,8 @@
-"""The parameters of a request: texts, choices, moments, pages. Invalid ones are answered with 400 and a sentence."""
+"""The parameters of a request: texts, choices, numbers, moments, pages.
+
+Everything that a browser sends passes here before it is used. What is invalid is answered with 400 and a sentence, so
+that it never reaches the database, whose refusal would look like an outage.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +18,44 @@ from etl.timeparse import parse_moment
 
 PAGE_ROWS: Final = 100
 _LONGEST_VALUE: Final = 2000
+_LONGEST_NUMBER: Final = 18
+"""Digits of a number that both databases can compare."""
 _LAST_PAGE: Final = 100_000
 
 
 class RequestParams:
-    """The query of a request."""
+    """The path and the query of a request. Each value is checked before any is used."""
 
     def __init__(self, request: Request) -> None:
         self._values = request.query_params
+        self._path = request.path_params
+        for name, value in (*self._values.multi_items(), *self._path.items()):
+            if "\0" in value or len(value) > _LONGEST_VALUE:
+                raise HTTPException(400, f"The value of “{name[:40]}” cannot be looked for.")
 
     def text(self, name: str, usual: str = "") -> str:
-        return _checked(name, self._values.get(name, usual))
+        return self._values.get(name, usual)
+
+    def id(self, name: str) -> str:
+        """An id from the path or, if it cannot be in a path, from the query."""
+        return self._path.get(name) or self._values.get(name, "")
+
+    def number(self, name: str) -> int:
+        """The number in the path of something that has one."""
+        found = whole_number(self._path[name])
+        if found is None:
+            raise HTTPException(404, "There is nothing with such a number.")
+        return found
 
     def one_of(self, name: str, known: Collection[str]) -> str:
         value = self.text(name)
         if value and value not in known:
             raise HTTPException(400, f"“{name}” has no such choice.")
         return value
+
+    def several_of(self, name: str, known: Sequence[str], usual: Sequence[str]) -> list[str]:
+        """The known ones of the values that were chosen, or else the usual ones."""
+        return [each for each in known if each in self._values.getlist(name)] or list(usual)
 
     def moment(self, name: str, now: dt.datetime) -> dt.datetime | None:
         """The moment that was typed, if any."""
@@ -41,10 +66,10 @@ class RequestParams:
             raise HTTPException(400, f"{error}.") from error
 
     def paging(self) -> Paging:
-        given = self.text("page", "1")
-        if not (given.isascii() and given.isdigit() and 1 <= int(given[:9]) <= _LAST_PAGE):
+        number = whole_number(self.text("page", "1"))
+        if number is None or not 1 <= number <= _LAST_PAGE:
             raise HTTPException(400, "There is no such page: pages are numbered from 1.")
-        return Paging(int(given), self.others("page"))
+        return Paging(number, self.others("page"))
 
     def others(self, *names: str) -> list[tuple[str, str]]:
         """The other parameters, without empty values."""
@@ -55,9 +80,9 @@ class RequestParams:
         return "?" + urlencode([*self.others("page", *changed), *((k, v) for k, v in changed.items() if v)])
 
 
-def path_text(request: Request, name: str) -> str:
-    """An id from the path or, if it cannot be in a path, from the query."""
-    return _checked(name, request.path_params.get(name) or request.query_params.get(name, ""))
+def whole_number(given: str) -> int | None:
+    """The number that ``given`` writes in decimal; None if it writes none, or one that the database cannot compare."""
+    return int(given) if given.isascii() and given.isdigit() and len(given) <= _LONGEST_NUMBER else None
 
 
 class Paging(NamedTuple):
@@ -82,9 +107,3 @@ class Paging(NamedTuple):
 
     def _to(self, number: int) -> str:
         return "?" + urlencode([*self.others, ("page", str(number))])
-
-
-def _checked(name: str, value: str) -> str:
-    if "\0" in value or len(value) > _LONGEST_VALUE:
-        raise HTTPException(400, f"The value of “{name}” cannot be looked for.")
-    return value

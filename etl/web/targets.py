@@ -17,7 +17,7 @@ from etl.report.fetch import page, short_transaction
 from etl.report.known_targets import KnownTarget, targets_of_user
 from etl.report.rows import ListDifference, TargetVersion
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
-from etl.web.params import RequestParams, path_text
+from etl.web.params import RequestParams
 from etl.web.site import Site
 
 TICKS: Final = 90
@@ -78,7 +78,7 @@ def one(site: Site, request: Request) -> Response:
     view = View(asked.moment("as_of", now), asked.moment("since", now), asked.text("find"), cycle)
     fmt, table, paging = wanted_format(request), asked.one_of("table", TABLES), asked.paging()
     with short_transaction(site.engine) as connection:
-        others = targets_of_user(connection, path_text(request, "org"), path_text(request, "user"))
+        others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
         listing = _listing(connection, known, view)
         changes = target_page.difference(connection, known.target, view.since, view.at) if view.since else []

@@ -20,7 +20,7 @@ from etl.report.org_difference import OrgDifference, difference, first_look
 from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowShown, OrgWorkflowState
 from etl.report.workflow_page import LISTS_THEN, Order, TooManyLists, Which, WorkflowFilter
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
-from etl.web.params import PAGE_ROWS, Paging, RequestParams, path_text
+from etl.web.params import PAGE_ROWS, Paging, RequestParams
 from etl.web.site import Site
 
 STATES_AT_MOST: Final = 200
@@ -113,7 +113,7 @@ def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[A
 
 def one(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    org, flow = path_text(request, "org"), path_text(request, "flow")
+    org, flow = asked.id("org"), asked.id("flow")
     at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", TABLES)
     with short_transaction(site.engine) as connection:
         tables = {

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -24,6 +25,7 @@ from sqlalchemy import Engine, text
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import etl.web
 from etl.database import connect, reading
 from etl.domain.holds import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
@@ -73,6 +75,8 @@ PAGES = [
     workflow_path("5", "o2"),
     workflow_path("66", HOSTILE_ORG.org_id),
 ]
+TEMPLATES = Path(etl.web.__file__).parent / "templates"
+FIELD = re.compile(r'<(?:input|select)[^>]* name="(\w+)"')
 HOSTILE_PLACES = {"org": HOSTILE_ORG.org_id, "user": HOSTILE_ORG.user_id, "since": ""}
 
 
@@ -423,10 +427,11 @@ REFUSED = {
     "/trail?org=%00": 400,
     "/trail?name=" + "x" * 2001: 400,
     "/trail?after=nonsense": 400,
-    "/trail?after=2026-03-01T00:00:00%2B00:00~" + "9" * 30 + "~added~1": 200,
+    "/trail?after=2026-03-01T00:00:00%2B00:00~" + "9" * 30 + "~added~1": 400,
+    "/trail?after=2026-03-01T00:00:00%2B00:00~" + "9" * 18 + "~added~1": 200,
     "/targets?page=0": 400,
     "/targets?page=x": 400,
-    "/targets?page=99999999999999999999": 400,
+    "/targets?page=" + "1" * 2001: 400,
     "/targets?page=100000": 200,
     "/trail?kind=nothing": 200,
 }
@@ -437,6 +442,46 @@ def test_an_invalid_request_is_refused_in_one_sentence(empty: HttpServer) -> Non
         answer = get(empty, path)
         assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8"), path
         assert (status == 200) == ('role="alert"' not in answer.text), path
+
+
+PARAMETERS = {
+    "/": "days",
+    "/trail": "org user flow name since until kind after format",
+    "/held": "org user page format",
+    "/gaps": "page format",
+    "/targets": "org user show cause as_of page format",
+    "/targets/o1/alice": "as_of since find cycle expression table page format",
+    "/targets/{}/{}": "page",
+    "/target": "org user expression",
+    "/workflows": "org",
+    "/workflows?org=o1": "as_of since find user cycle which order table page format",
+    "/workflow": "org flow as_of table format",
+    "/workflows/{}/{}": "as_of",
+    "/events": "org user flow name since until kind page format",
+    "/events/{}": "format",
+    "/runs": "schedule status page format",
+    "/runs/{}": "table format",
+    "/search": "q",
+}
+"""Every path, and every parameter that it takes."""
+NASTY = [
+    *("00000000199999999999999999999", "9" * 19, "²", "\0", "\udcff", "!_%", "9999-12-31T23:59:59-14:00"),
+    *("9999-12-31T23:59:59-14:00~1~a~b", "2026-01-01~" + "9" * 19 + "~a~b"),
+]
+
+
+def test_nothing_that_a_browser_sends_looks_like_an_outage(server: HttpServer) -> None:
+    """Whatever a parameter or a part of the path contains, the answer is a page, or a refusal in one sentence."""
+    known = {name for template in TEMPLATES.glob("*.html") for name in FIELD.findall(template.read_text("utf-8"))}
+    assert known <= set(" ".join(PARAMETERS.values()).split())
+    with requests.Session() as browser:
+        for (path, names), value in itertools.product(PARAMETERS.items(), NASTY):
+            sent = quote(value, safe="", errors="surrogatepass")
+            for name in names.split() if "{}" not in path else [names]:
+                address = f"{path.format(sent, sent)}{'&' if '?' in path else '?'}{name}={sent}"
+                answer = browser.get(server.url + address, timeout=30)
+                assert answer.status_code in (200, 400, 404), address
+                assert answer.ok or "The database" not in answer.text, address
 
 
 def test_an_unreachable_database_is_reported(tmp_path: Path) -> None:
