@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
+
+from etl.domain.model import Flow
+
+FEWEST_WITHOUT_KEY: Final = 5
+"""From so many workflows on, a key that all of them have lost was forgotten, not left out because it is null."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -79,6 +84,20 @@ def _missing_of(absent: Set[str], known: Set[str]) -> str:
 
 def _over_limit(count: int, total: int, limits: Limits) -> bool:
     return 0 < count >= limits.min_removed and count >= share_of(limits.max_removed_share, total)
+
+
+def keys_lost(known: Mapping[str, Flow], answered: Iterable[Flow], absent: Set[str]) -> str | None:
+    """What is wrong with an answer in which no workflow has the key of an attribute; None if that can be so.
+
+    EnOS may leave out a null, so a few workflows may have lost their value. Many at once have lost the key.
+    """
+    before = [known[flow.flow_id] for flow in answered if flow.flow_id in known]
+    for attribute in sorted(absent):
+        had = sum(getattr(flow, attribute) is not None for flow in before)
+        if had >= FEWEST_WITHOUT_KEY:
+            key = attribute.replace("flow_name", "flowName")
+            return f"no workflow has the key {key}, and {had} of them had a value of it before"
+    return None
 
 
 # ------------------------------------------------------------------------------------------- many answers, together

@@ -52,6 +52,10 @@ class Flow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     editable: bool | None
 
 
+ATTRIBUTES: Final = ("flow_name", "cycle", "editable")
+"""What can change of a workflow."""
+
+
 class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One change of one workflow, with the full before and after; the field order is that of the chain."""
 
@@ -102,6 +106,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """The bytes that ``data_hash`` is of, where ``flows`` is there; empty once they are kept, or need not be."""
     kept: KeptAnswer | None = None
     """The same as they are to be archived, where they are."""
+    absent: frozenset[str] = frozenset()
+    """The attributes whose key none of its workflows has."""
 
 
 class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):

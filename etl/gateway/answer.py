@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from etl.domain.model import Flow
+from etl.domain.model import ATTRIBUTES, Flow
 from etl.gateway.api import LATEST, Api
 from etl.gateway.faults import Quote, malformed
 from etl.gateway.strict import field_problem, first_problem, half_character_in
@@ -27,6 +27,7 @@ _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
 _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 
 _by_flow_id = attrgetter("flow_id")
+_values: Any = attrgetter(*ATTRIBUTES)
 _malformed = partial(malformed, "Get My Flow")
 
 
@@ -40,9 +41,9 @@ class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
 
 class _Item(msgspec.Struct, rename="camel", gc=False):
     flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
-    flow_name: str | None = None
-    cycle: str | None = None
-    editable: bool | None = None
+    flow_name: str | msgspec.UnsetType | None = msgspec.UNSET
+    cycle: str | msgspec.UnsetType | None = msgspec.UNSET
+    editable: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Whole(msgspec.Struct, rename="camel", gc=False):
@@ -58,9 +59,9 @@ class _EdgeItem(msgspec.Struct, gc=False):
     """A workflow as EnOS Edge's documentation spells it."""
 
     flow_id: Annotated[str, msgspec.Meta(min_length=1)] | int
-    flow_name: str | None = None
-    cycle: str | None = None
-    editable: bool | None = None
+    flow_name: str | msgspec.UnsetType | None = msgspec.UNSET
+    cycle: str | msgspec.UnsetType | None = msgspec.UNSET
+    editable: bool | msgspec.UnsetType | None = msgspec.UNSET
 
 
 _envelopes = msgspec.json.Decoder(_RawEnvelope)
@@ -87,6 +88,8 @@ class FlowList(NamedTuple):
     flows: tuple[Flow, ...]
     keys: int | None
     """How many keys its objects have, each key of each object counted once; None if one is missing somewhere."""
+    absent: frozenset[str] = frozenset()
+    """The attributes of ``Flow`` whose key none of its objects has; a null is a value."""
 
 
 def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
@@ -126,28 +129,37 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
 
     Raises Malformed, naming item and field: types, empty ids, NUL characters, lone surrogates, conflicts.
     """
-    items, keys = _items(data, api)
-    flows = [
-        Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable) for i in items
-    ]
+    flows, keys, absent = _listed(data, api)
     if _ESCAPED_NUL.search(data):
         _refuse_nul(flows)
     if len({flow.flow_id for flow in flows}) < len(flows):
         flows = _distinct(flows)
     flows.sort(key=_by_flow_id)
-    return FlowList(tuple(flows), keys)
+    return FlowList(tuple(flows), keys, absent)
 
 
-def _items(data: msgspec.Raw, api: Api) -> tuple[Sequence[_Item | _Whole | _EdgeItem], int | None]:
-    """The objects in ``data``, and the number of their keys if all have all keys."""
+def _listed(data: msgspec.Raw, api: Api) -> tuple[list[Flow], int | None, frozenset[str]]:
+    """The flows in ``data``, in its order; the number of their keys if all have all keys; those that none has."""
     with suppress(msgspec.MsgspecError, ValueError, RecursionError):
         whole = _whole_lists.decode(data)
-        return whole, len(_Whole.__struct_fields__) * len(whole)
+        flows = [
+            Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable)
+            for i in whole
+        ]
+        return flows, len(_Whole.__struct_fields__) * len(whole), frozenset()
+    items = _partial(data, api)
+    absent = frozenset(name for name in ATTRIBUTES if all(getattr(i, name) is msgspec.UNSET for i in items))
+    values = ((None if each is msgspec.UNSET else each for each in _values(i)) for i in items)
+    return [Flow(str(i.flow_id), *given) for i, given in zip(items, values, strict=True)], None, absent
+
+
+def _partial(data: msgspec.Raw, api: Api) -> Sequence[_Item | _EdgeItem]:
+    """The objects in ``data``, which need not have all keys."""
     if api.is_older:
         with suppress(msgspec.MsgspecError, ValueError, RecursionError):
-            return _edge_lists.decode(data), None
+            return _edge_lists.decode(data)
     try:
-        return _lists.decode(data), None
+        return _lists.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _malformed(_problem_in(data, error)) from None
 

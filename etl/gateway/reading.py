@@ -47,4 +47,5 @@ def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None
         body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
         sole_answer=reply.is_sole,
         data=b"" if listed is None else envelope.data,
+        absent=frozenset() if listed is None else listed.absent,
     )

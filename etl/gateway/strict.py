@@ -43,11 +43,13 @@ def reread_strictly(snapshot: Snapshot) -> None:
     if not snapshot.body:
         return
     try:
-        rows = _rows(_object(_parsed(snapshot.body)).get("data"))
+        data = _object(_parsed(snapshot.body)).get("data")
         if snapshot.flows is None:
             return
-        if not _same(rows, snapshot.flows):
+        if not _same(_rows(data), snapshot.flows):
             raise _Problem("two JSON readers find different workflows in it")
+        if _absent(data) != snapshot.absent:
+            raise _Problem("two JSON readers find different keys in it")
     except _Problem as problem:
         message = f"the answer is not what Get My Flow promises: {problem}"
         raise Malformed(message, code="malformed", http_status=200, attempts=snapshot.attempts) from None
@@ -187,6 +189,13 @@ def _same(rows: Iterator[Row], flows: tuple[Flow, ...]) -> bool:
             return False
         seen.add(flow_id)
     return len(seen) == len(flows)
+
+
+def _absent(data: Any) -> set[str]:
+    """The attributes whose key no object has, as either documentation spells it."""
+    found = {key for item in data for key in item}
+    spelled = {"flow_name": {"flowName", "flow_name"}, "cycle": {"cycle"}, "editable": {"editable"}}
+    return {attribute for attribute, keys in spelled.items() if data and not keys & found}
 
 
 _KINDS: Final[dict[type, str]] = {

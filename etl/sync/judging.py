@@ -10,6 +10,7 @@ from etl.domain import guard, verdict
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval, code, held_set
 from etl.domain.model import Fence, Outcome, Snapshot, State, Target
+from etl.errors import Malformed
 from etl.store import Removals
 from etl.sync.messages import RunOptions
 from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RemovalSums
@@ -73,8 +74,18 @@ class Judge:
                 self._sums.answered(target)
 
     def judge(self, differing: Sequence[tuple[Fence, State, Snapshot]]) -> Iterator[Outcome]:
-        """The outcomes of answers that differ; none for those that are deferred or pending."""
-        assessed = [AssessedAnswer(*each, self._decide(*each)) for each in differing]
+        """The outcomes of answers that differ; none for those that are deferred or pending.
+
+        An answer that has lost its keys is malformed, which only its state can tell.
+        """
+        assessed = []
+        for fence, state, snapshot in differing:
+            lost = guard.keys_lost(state.flows, snapshot.flows or (), snapshot.absent) if snapshot.sole_answer else None
+            if lost:
+                message = f"the answer is not what Get My Flow promises: {lost}"
+                yield verdict.failed(fence, Malformed(message, code="malformed", attempts=snapshot.attempts))
+            else:
+                assessed.append(AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot)))
         if self._sums is None:
             yield from self._judge_first(assessed)
         else:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import Engine, event, make_url, text
 
@@ -454,6 +455,18 @@ def test_an_empty_answer_in_place_of_a_long_list_is_held(house):
     house.sync(ALICE, held=1)
     assert len(house.state(ALICE)) == 40
     house.check()
+
+
+def test_a_list_whose_workflows_have_all_lost_a_key_is_malformed_and_records_nothing(house):
+    """EnOS documents all four keys; a key that a few workflows lack is a null."""
+    known, shown = house.state(ALICE), house.world.flows(ORG, "alice")
+    without = [{"flowId": f.flow_id, "flowName": f.flow_name, "editable": f.editable} for f in shown]
+    body = msgspec.json.encode({"code": 0, "data": without})
+    house.fault("raw", ALICE, body=body, times=None)
+    report = house.sync(ALICE, BOB, failed=1, unchanged=1)
+    assert "no workflow has the key cycle, and 40 of them had" in report.tally.issues[0].issue.message
+    assert house.rows("SELECT count(*) FROM workflow_change WHERE kind = 'cycle_changed'") == [(0,)]
+    assert house.state(ALICE) == known
 
 
 def few(house: House, count: int) -> list[Target]:

@@ -21,7 +21,7 @@ def read(body: bytes) -> tuple[Flow, ...]:
         raise code_error(envelope.code, envelope.message, envelope.request_id)
     listed = read_flows(envelope.data)
     if not has_each_key_once(body, envelope, listed):
-        reread_strictly(snapshot(body, listed.flows))
+        reread_strictly(snapshot(body, listed.flows, listed.absent))
     return listed.flows
 
 
@@ -33,5 +33,5 @@ def outcome(body: bytes) -> tuple[Flow, ...] | str:
         return str(error)
 
 
-def snapshot(body: bytes, found: tuple[Flow, ...] | None) -> Snapshot:
-    return Snapshot(Target("o", "u"), found, "", NOW, NOW, 2, body)
+def snapshot(body: bytes, found: tuple[Flow, ...] | None, absent: frozenset[str] = frozenset()) -> Snapshot:
+    return Snapshot(Target("o", "u"), found, "", NOW, NOW, 2, body, absent=absent)

@@ -16,6 +16,7 @@ from etl.domain.model import Flow
 from etl.errors import GatewayError, Malformed, Refused, ServiceHiccup
 from etl.gateway import reread_strictly
 from etl.gateway.answer import read_envelope, read_flows
+from etl.gateway.api import APIS
 from etl.gateway.excerpt import excerpt
 from tests.support.answers import outcome, read, snapshot
 
@@ -159,6 +160,32 @@ GOOD: list[tuple[str, bytes, list[Flow]]] = [
 @pytest.mark.parametrize(("body", "expected"), [each[1:] for each in GOOD], ids=[each[0] for each in GOOD])
 def test_a_valid_answer_gives_its_flows(body: bytes, expected: list[Flow]) -> None:
     assert read(body) == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("items", "absent"),
+    [
+        ([], set()),
+        ([{"flowId": 1}], {"flow_name", "cycle", "editable"}),
+        ([{"flowId": 1, "flowName": None, "cycle": None, "editable": None}], set()),
+        ([{"flowId": 1, "flowName": "a"}, {"flowId": 2, "cycle": None}], {"editable"}),
+        ([{"flowId": 1, "Cycle": "D", "flowName": "a", "editable": True}], {"cycle"}),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["flowId", "flow_id"])
+def test_an_answer_says_which_documented_keys_none_of_its_workflows_has(
+    items: list[Any], absent: set[str], spelling: str
+) -> None:
+    """A null is a value; and the second reading must find the same keys, in the spelling of EnOS Edge, too."""
+    body = json.dumps({"code": 0, "data": items}).encode()
+    if spelling == "flow_id":
+        body = body.replace(b"flowId", b"flow_id").replace(b"flowName", b"flow_name")
+    listed = read_flows(read_envelope(body, excerpt).data, APIS["v2.0"])
+    assert listed.absent == absent
+    reread_strictly(snapshot(body, listed.flows, listed.absent))
+    if items:
+        with pytest.raises(Malformed, match="different keys"):
+            reread_strictly(snapshot(body, listed.flows, listed.absent ^ {"cycle"}))
 
 
 def test_flows_are_sorted_by_code_point_whatever_the_order_of_the_answer() -> None:

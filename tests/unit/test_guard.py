@@ -13,10 +13,12 @@ from etl.domain.guard import (
     emptied_targets,
     hold,
     hold_with_others,
+    keys_lost,
     refuse_approval,
     weigh,
     weigh_first,
 )
+from etl.domain.model import Flow
 from tests.support.builders import STEADY
 
 LIMITS = Limits()
@@ -152,6 +154,23 @@ def test_a_target_whose_every_workflow_is_held_already_is_not_uncertain():
 def test_the_rest_of_a_list_vanishing_beside_a_hold_is_uncertain_and_keeps_what_is_held():
     decision = weigh(ids(1, 3), ids(1, 2), frozenset(), LIMITS)
     assert (decision.uncertain, decision.removes, decision.held) == (True, 1, ids(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("had", "absent", "lost"),
+    [
+        pytest.param(5, {"cycle"}, "no workflow has the key cycle, and 5 of them had a value of it before", id="a few"),
+        pytest.param(4, {"cycle"}, None, id="fewer can have lost their values"),
+        pytest.param(20, {"flow_name"}, "no workflow has the key flowName, and 20 of them had", id="a name"),
+        pytest.param(20, {"editable"}, None, id="never known"),
+        pytest.param(20, set(), None, id="no key is absent"),
+    ],
+)
+def test_a_key_that_no_workflow_has_any_more_is_lost_where_several_had_a_value(had, absent, lost):
+    known = {str(n): Flow(str(n), "a", "D" if n <= had else None, None) for n in range(1, 21)}
+    problem = keys_lost(known, [Flow(str(n), None, None, None) for n in range(1, 25)], absent)
+    assert (problem or "").startswith(lost or "")
+    assert (problem is None) is (lost is None)
 
 
 @pytest.mark.parametrize(
