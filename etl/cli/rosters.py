@@ -10,7 +10,6 @@ from typing import Final
 from etl.cli import console
 from etl.cli.application import Application
 from etl.config import Schedule
-from etl.domain.roster import ListedUsers, RosterChanges, compared
 from etl.errors import FlowtrailError, GatewayError
 from etl.store import Store
 from etl.sync import Refreshed, Rosters, organisations
@@ -111,17 +110,17 @@ def planned_rosters(
     If a roster does not come, the last one stays in force.
     """
     users, found = {}, []
+    rosters = app.rosters(store)
     stored_rosters = store.rosters(organisations(schedules))
     for org in sorted(organisations(schedules)):
-        listed = stored_rosters[org].roster if org in stored_rosters else ListedUsers()
         try:
-            moves = compared(listed, app.gateway.roster(org), app.limits)
+            members, moves = rosters.planned(org)
         except GatewayError as error:
             found.append(Refreshed(org, error=str(error), error_code=error.code))
-            moves = RosterChanges()
+            members = stored_rosters[org].users if org in stored_rosters else set()
         else:
             found.append(Refreshed(org, moves))
-        if members := (listed.users | moves.joined) - moves.left:
+        if members:
             users[org] = members
     return [schedule.with_users(users) for schedule in schedules], found
 

@@ -98,6 +98,6 @@ def _row(target: Target, known: KnownTarget | None, source: str, stored_rosters:
     stored = stored_rosters.get(target.org_id)
     observed = known.first_observed_at if known else None
     since = missing = None
-    if stored is not None and source.endswith("(roster)"):
-        since, missing = stored.listed_since.get(target.user_id), stored.missing_since.get(target.user_id)
+    if stored is not None and source.endswith("(roster)") and (user := stored.known.get(target.user_id)):
+        since, missing = user.listed_since, user.missing_since
     return Row(*target, source, since or observed, observed, missing, known.retired_at if known else None)

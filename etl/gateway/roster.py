@@ -1,14 +1,15 @@
 """From the pages of *Get Organization User List* to the ids of an organisation's users. Nothing else is read.
 
-A roster is complete, or it is an error:
+A roster is complete, or it is an error. Pages that do not fit together may come from a list that changed while it was
+read, so they are read again from the first:
 
 | what the pages say | then |
 |---|---|
 | as many different users as ``totalElements`` says, in as many pages as that takes | the roster |
-| the same user twice | counts once |
-| a page is not the one that was asked for, or brings no new user while some are missing | malformed |
-| ``totalElements`` differs between two pages, or is less than the number of users | malformed |
-| more than ``MOST_USERS`` are announced | malformed |
+| the same user twice, on one page or on two | counts once |
+| a page is not the one that was asked for, or brings no new user while some are missing | read again, once |
+| ``totalElements`` differs between two pages, or is less than the number of users | read again, once |
+| any of these a second time, or more than ``MOST_USERS`` announced | malformed |
 | ``code`` is 0, or 200 as in the older sample | a success of this call; any other code is an error |
 
 Source: EnOS Application Portal API documentation, "Get Organization User List".
@@ -16,6 +17,7 @@ Source: EnOS Application Portal API documentation, "Get Organization User List".
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Final, NamedTuple
@@ -93,24 +95,33 @@ def read_page(answered: RawAnswer) -> Page:
 
 def collected(page: Callable[[int], Page]) -> frozenset[str]:
     """All users of the pages that ``page`` returns, by the table above. Raises Malformed, and what ``page`` raises."""
-    first = page(0)
+    users, problem = _read_all(page)
+    if problem:
+        users, problem = _read_all(page)
+    if problem:
+        raise _malformed(problem)
+    return frozenset(users)
+
+
+def _read_all(page: Callable[[int], Page]) -> tuple[set[str], str]:
+    """The users, and why they are not all; "" if they are."""
     users: set[str] = set()
-    number, found = 0, first
-    while True:
-        before = len(users)
+    first: Page | None = None
+    for number in itertools.count():
+        found = page(number)
+        first, before = first or found, len(users)
         users.update(found.users)
         if found.number not in (None, number):
-            raise _malformed(f"page {found.number} came where page {number} was asked for")
+            return users, f"page {found.number} came where page {number} was asked for"
         if found.total != first.total:
-            raise _malformed(f"page {number} says {found.total} users in all, page 0 said {first.total}")
+            return users, f"page {number} says {found.total} users in all, page 0 said {first.total}"
         if len(users) > first.total:
-            raise _malformed(f"it says {first.total} users in all, and lists more")
+            return users, f"it says {first.total} users in all, and lists more"
         if len(users) == first.total:
-            return frozenset(users)
+            break
         if len(users) == before:
-            raise _malformed(f"it says {first.total} users in all, and lists {len(users)}")
-        number += 1
-        found = page(number)
+            return users, f"it says {first.total} users in all, and lists {len(users)}"
+    return users, ""
 
 
 def _id_problem(user: str) -> str:

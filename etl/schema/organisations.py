@@ -56,7 +56,9 @@ roster_user: Final = Table(
     Column("user_id", BYTEWISE, primary_key=True),
     time("listed_since"),
     Column("missing_since", UtcTime),
-    comment="A user of an organisation as its roster lists them; missing_since while nobody has said that it is right.",
+    Column("left_at", UtcTime),
+    comment="A user whom an organisation's roster lists, or listed within the guard's window; missing_since: while"
+    " nobody has confirmed it.",
 )
 
 org_event: Final = Table(

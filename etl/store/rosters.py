@@ -1,6 +1,7 @@
 """The stored rosters of organisations: the users that are targets where ``users = "all"``.
 
-Of a user only the id is stored. A failed request changes no user: the last roster stays in force, also after a restart.
+Of a user only the id is stored; whoever left stays for as long as the guard's window counts it. A failed request
+changes no user: the last roster stays in force, also after a restart.
 """
 
 from __future__ import annotations
@@ -13,47 +14,36 @@ import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.roster import ListedUsers, RosterChanges
+from etl.domain.roster import RosterChanges, RosterUser
 from etl.schema import roster, roster_user
-
-_AT_ONCE = 500
 
 
 class StoredRoster(msgspec.Struct, frozen=True):
     """A stored roster, and how well it is known. ``answered_at`` is None if no answer ever came."""
 
     org_id: str
-    roster: ListedUsers
-    listed_since: Mapping[str, dt.datetime]
-    missing_since: Mapping[str, dt.datetime]
+    known: Mapping[str, RosterUser]
+    """The listed users, and those that left within the guard's window."""
     answered_at: dt.datetime | None
     failing_since: dt.datetime | None
     error_code: str | None
     error: str | None
 
+    @property
+    def users(self) -> set[str]:
+        """The listed users, those missing included."""
+        return {user for user, each in self.known.items() if each.left_at is None}
+
 
 def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, StoredRoster]:
     """The rosters of those ``org_ids`` that were ever asked for."""
-    users: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
-    missing: dict[str, dict[str, dt.datetime]] = defaultdict(dict)
-    ours = select(roster_user).where(roster_user.c.org_id.in_(org_ids))
-    for org, user, since, missing_since in connection.execute(ours):
-        users[org][user] = since
-        if missing_since is not None:
-            missing[org][user] = missing_since
-    return {
-        row.org_id: StoredRoster(
-            row.org_id,
-            ListedUsers(users[row.org_id].keys(), missing[row.org_id].keys()),
-            users[row.org_id],
-            missing[row.org_id],
-            row.answered_at,
-            row.failing_since,
-            row.error_code,
-            row.error,
-        )
-        for row in connection.execute(select(roster).where(roster.c.org_id.in_(org_ids)))
-    }
+    users: dict[str, dict[str, RosterUser]] = defaultdict(dict)
+    for org, user, *times in connection.execute(select(roster_user).where(roster_user.c.org_id.in_(org_ids))):
+        users[org][user] = RosterUser(*times)
+    asked = select(
+        roster.c.org_id, roster.c.answered_at, roster.c.failing_since, roster.c.error_code, roster.c.error
+    ).where(roster.c.org_id.in_(org_ids))
+    return {org: StoredRoster(org, users[org], *rest) for org, *rest in connection.execute(asked)}
 
 
 def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
@@ -72,13 +62,14 @@ def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.dat
     """Write what an answer changed."""
     answered = {"answered_at": now, "failing_since": None, "error_code": None, "error": None}
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(answered))
+    ours = (roster_user.c.org_id == org_id, roster_user.c.user_id == bindparam("user"))
+    _each(connection, update(roster_user).where(*ours).values(left_at=now, missing_since=None), moves.left)
+    _each(connection, update(roster_user).where(*ours).values(missing_since=now), moves.newly_missing)
+    _each(connection, update(roster_user).where(*ours).values(missing_since=None), moves.back)
+    _each(connection, delete(roster_user).where(*ours), moves.forgotten | moves.joined)
     if moves.joined:
         rows = [{"org_id": org_id, "user_id": user, "listed_since": now} for user in sorted(moves.joined)]
         connection.execute(insert(roster_user), rows)
-    ours = (roster_user.c.org_id == org_id, roster_user.c.user_id == bindparam("user"))
-    _each(connection, delete(roster_user).where(*ours), moves.left)
-    _each(connection, update(roster_user).where(*ours).values(missing_since=now), moves.newly_missing)
-    _each(connection, update(roster_user).where(*ours).values(missing_since=None), moves.back)
 
 
 def lock(connection: Connection, org_id: str) -> None:

@@ -37,14 +37,14 @@ class ServiceRecords(Transactions):
         return self._write(lambda connection: rosters.claim(connection, org_id, now, every))
 
     def write_roster(
-        self, org_id: str, answered: Set[str], limits: Limits, now: dt.datetime, *, approved: bool = False
+        self, org_id: str, readings: Sequence[Set[str]], limits: Limits, now: dt.datetime, *, approved: bool = False
     ) -> RosterChanges:
-        """Write an answer about an organisation's users, compared with those that are listed at that moment."""
+        """Write one or two readings of a roster, compared with the users that are listed at that moment."""
 
         def written(connection: Connection) -> RosterChanges:
             rosters.lock(connection, org_id)
-            listed = rosters.rosters_of(connection, [org_id])[org_id].roster
-            moves = compared(listed, answered, limits, approved=approved)
+            known = rosters.rosters_of(connection, [org_id])[org_id].known
+            moves = compared(known, readings, now, limits, approved=approved)
             rosters.write(connection, org_id, moves, now)
             return moves
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
@@ -13,7 +13,7 @@ import structlog
 
 from etl.config import Schedule
 from etl.domain.guard import Limits
-from etl.domain.roster import RosterChanges
+from etl.domain.roster import RosterChanges, RosterUser, compared
 from etl.errors import DatabaseError, GatewayError, Interrupted
 from etl.store import Store, StoredRoster
 
@@ -69,6 +69,22 @@ class Rosters:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="roster") as pool:
             return [done for done in pool.map(lambda org: self._refreshed(org, accept), due) if done is not None]
 
+    def read(self, org_id: str, known: Mapping[str, RosterUser], *, accept: bool = False) -> tuple[Set[str], ...]:
+        """EnOS's roster, read a second time if the first reading lacks somebody. Raises GatewayError, or
+        Interrupted."""
+        first = self._ask(org_id)
+        if not compared(known, [first], self._clock(), self._limits, approved=accept).doubted:
+            return (first,)
+        return first, self._ask(org_id)
+
+    def planned(self, org_id: str) -> tuple[set[str], RosterChanges]:
+        """An organisation's users by its roster as it is now, and what that would change; nothing is written. Raises
+        GatewayError, or Interrupted."""
+        stored = self._store.rosters([org_id]).get(org_id)
+        known = stored.known if stored else {}
+        moves = compared(known, self.read(org_id, known), self._clock(), self._limits)
+        return ((stored.users if stored else set()) | moves.joined) - moves.left, moves
+
     def keep_only(self, schedules: Iterable[Schedule]) -> None:
         """Delete the rosters that none of ``schedules`` (all of them) uses any more."""
         wanted = organisations(schedules)
@@ -77,10 +93,11 @@ class Rosters:
 
     def _refreshed(self, org_id: str, accept: bool) -> Refreshed | None:
         try:
-            answered = self._ask(org_id)
-            if not answered and not self._store.rosters([org_id])[org_id].roster.users:
+            known = self._store.rosters([org_id])[org_id].known
+            readings = self.read(org_id, known, accept=accept)
+            if not known and not readings[0]:
                 return self._failed(org_id, "empty", _EMPTY)
-            moves = self._store.write_roster(org_id, answered, self._limits, self._clock(), approved=accept)
+            moves = self._store.write_roster(org_id, readings, self._limits, self._clock(), approved=accept)
         except Interrupted:
             return None
         except GatewayError as error:
@@ -109,5 +126,5 @@ def organisations(schedules: Iterable[Schedule]) -> set[str]:
 
 def expanded(schedules: Sequence[Schedule], stored_rosters: Mapping[str, StoredRoster]) -> tuple[Schedule, ...]:
     """The schedules with the users of ``stored_rosters`` as targets; organisations without an answer stay unlisted."""
-    users = {org: stored.roster.users for org, stored in stored_rosters.items() if stored.answered_at is not None}
+    users = {org: stored.users for org, stored in stored_rosters.items() if stored.answered_at is not None}
     return tuple(schedule.with_users(users) for schedule in schedules)

@@ -528,10 +528,11 @@ def roster_user() -> None:
         key("user_id"),
         time("listed_since"),
         time("missing_since", null=True),
+        time("left_at", null=True),
         primary("roster_user", "org_id", "user_id"),
         checks={"ids": "org_id <> '' AND user_id <> ''"},
-        comment="A user of an organisation as its roster lists them; missing_since while nobody has said that it is"
-        " right.",
+        comment="A user whom an organisation's roster lists, or listed within the guard's window; missing_since: while"
+        " nobody has confirmed it.",
         sqlite_with_rowid=False,
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,22 @@ NOT_DUE = 'timeout = "30s"\ndeadline = "30s"'
 ALWAYS_DUE = 'timeout = "30s"\ndeadline = "30s"\nroster_every = "1ms"'
 
 
+class ChangingWorld(World):
+    """A world whose users change while the pages of a roster are read."""
+
+    def __init__(self) -> None:
+        super().__init__(orgs=0)
+        self.before_page: dict[int, Callable[[], None]] = {}
+        self._pages = itertools.count(1)
+
+    def users(self, org: str) -> list[str]:
+        self.before_page.pop(next(self._pages), lambda: None)()
+        return super().users(org)
+
+
 @pytest.fixture
-def world() -> World:
-    world = World(orgs=0)
+def world() -> ChangingWorld:
+    world = ChangingWorld()
     for user in USERS:
         world.add_user(ORG, user, [Flow("7", "seven", "D", True)] if user == ANN else [])
     return world
@@ -75,7 +89,7 @@ def test_the_users_of_the_roster_are_the_targets_as_they_join_and_leave(
         "u8": "",
     }
     assert all(row["since"] for row in listed)
-    assert gateway.counters.roster_calls == 6, "three pages, twice"
+    assert gateway.counters.roster_calls == 9, "three pages, and three twice: one reading more before u8 leaves"
 
 
 def test_the_roster_is_requested_once_per_interval(flowtrail: Program, gateway: DemoGateway, world: World) -> None:
@@ -156,6 +170,19 @@ def test_a_roster_that_shrinks_retires_nobody_until_approved(flowtrail: Program,
     assert missing == set(USERS[1:7])
     flowtrail("sync", "--retire")
     assert active(flowtrail) == sorted({ANN, *USERS[7:]})
+
+
+def test_a_user_whom_a_reading_missed_is_asked_for_again_and_stays(flowtrail: Program, world: ChangingWorld) -> None:
+    def one_leaves_and_one_comes() -> None:
+        world.remove_user(ORG, ANN)
+        world.add_user(ORG, "zoe")
+
+    flowtrail("sync")
+    world.before_page[5] = one_leaves_and_one_comes
+    flowtrail("sync")
+    assert active(flowtrail) == sorted({*USERS, "zoe"}), "u3 moved to the page that was read already"
+    flowtrail("sync")
+    assert active(flowtrail) == sorted({*USERS, "zoe"} - {ANN})
 
 
 def test_a_plan_says_who_would_join_and_leave_and_writes_nothing(flowtrail: Program, world: World) -> None:

@@ -58,7 +58,7 @@ CONTRACT = {
     "workflow_detail": "id org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
     "owner freq active type locked detail_hash body",
     "roster": "org_id asked_at answered_at failing_since error_code error",
-    "roster_user": "org_id user_id listed_since missing_since",
+    "roster_user": "org_id user_id listed_since missing_since left_at",
     "org_turnover": "id org_id run_id counted_at added removed",
     "lease": "name holder expires_at",
 }

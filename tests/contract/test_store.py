@@ -18,7 +18,9 @@ from sqlalchemy import Engine, event, func, make_url, select, text, update
 
 from etl.database import connect, writing
 from etl.domain import verdict
+from etl.domain.guard import Limits
 from etl.domain.model import Fence, Outcome, Target
+from etl.domain.roster import RosterUser
 from etl.errors import DatabaseError, Malformed, Refused
 from etl.report import Report
 from etl.schema import lease, sync_run
@@ -825,6 +827,34 @@ def test_a_retired_target_needs_no_approval(diary):
     hold_ten(diary)
     diary.store.retire_others([], after(hours=2), None)
     assert list(Report(diary.engine).held_sets()) == []
+
+
+# Rosters
+
+
+def test_users_who_left_a_roster_count_within_the_window_until_a_person_confirms(diary):
+    store, hour = diary.store, dt.timedelta(hours=1)
+    users = [f"u{number}" for number in range(10)]
+    assert store.claim_roster("o1", START, hour)
+
+    def read(first: int, hours: int, *, readings: int = 2, approved: bool = False) -> set[str]:
+        store.write_roster("o1", [{*users[first:]}] * readings, Limits(), START + hours * hour, approved=approved)
+        return store.rosters(["o1"])["o1"].users
+
+    assert read(0, 0) == {*users}
+    assert read(1, 30, readings=1) == {*users}, "one reading retires nobody"
+    assert read(4, 30) == {*users[4:]}
+    assert read(5, 53) == {*users[4:]}, "the fifth within 24 hours"
+    stored = store.rosters(["o1"])["o1"].known
+    assert stored["u4"] == RosterUser(START, missing_since=START + 53 * hour)
+    assert stored["u0"] == RosterUser(START, left_at=START + 30 * hour)
+    assert read(3, 53) == {*users[3:]}, "two are back"
+    assert store.rosters(["o1"])["o1"].known["u3"] == RosterUser(START + 53 * hour)
+    assert read(5, 53, approved=True) == {*users[5:]}
+    assert store.rosters(["o1"])["o1"].known.keys() == {*users[5:]}
+    assert read(9, 53) == {*users[9:]}, "a person's word begins the window anew"
+    assert read(8, 80) == {*users[8:]}
+    assert store.rosters(["o1"])["o1"].known.keys() == {*users[8:]}, "and after it nobody counts"
 
 
 # Runs

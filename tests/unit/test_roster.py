@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +17,13 @@ from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.guard import Limits
-from etl.domain.roster import ListedUsers, RosterChanges, compared
+from etl.domain.roster import RosterChanges, RosterUser, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
 from tests.support.gateways import ACCESS_KEY, SECRET, gateway, settings_for
 from tests.support.hostile import Hostile, Step, http
 
+Known = dict[str, RosterUser]
 LIMITS = Limits()
 PAGE = 1000
 
@@ -53,8 +57,13 @@ def names(start: int, end: int) -> list[str]:
         ([page([], 0)], []),
         ([page(people("u1"), 1, None)], ["u1"]),
         ([page(people("u1"), 1, code=200)], ["u1"]),
+        ([page(people("u1"), 2), page(people("u3"), 3, 1), page(people("u1", "u2", "u3"), 3)], ["u1", "u2", "u3"]),
+        ([page(people("u1", "u2"), 3), page(people("u2"), 3, 1), page(people("u0"), 1)], ["u0"]),
     ],
-    ids=["two pages", "a user twice", "a user on two pages", "a number", "nobody", "no page number", "the older code"],
+    ids=[
+        *("two pages", "a user twice", "a user on two pages", "a number", "nobody", "no page number", "the older code"),
+        *("somebody joins while it is read", "somebody moves to the next page, another leaves"),
+    ],
 )
 def test_a_roster_is_the_users_of_all_pages(steps: list[Step], users: list[str]) -> None:
     assert roster_of(*steps) == set(users)
@@ -86,7 +95,7 @@ NO_ROSTER: list[tuple[str, list[Step], str]] = [
 @pytest.mark.parametrize(("steps", "named"), [each[1:] for each in NO_ROSTER], ids=[each[0] for each in NO_ROSTER])
 def test_an_incomplete_answer_is_not_a_roster(steps: list[Step], named: str) -> None:
     with pytest.raises(Malformed) as caught:
-        roster_of(*steps)
+        roster_of(*steps, *steps)
     assert named in str(caught.value)
     assert "Ada" not in str(caught.value)
 
@@ -142,67 +151,155 @@ def test_a_roster_in_pages_of_any_size_is_whole(size: int, pages: int) -> None:
         assert unknown.value.code == "31404"
 
 
-ANN, BOB = frozenset({"ann"}), frozenset({"bob"})
-TEN = frozenset(names(0, 10))
-FIVE = frozenset(names(0, 5))
-MOVES: list[tuple[str, ListedUsers, frozenset[str], bool, RosterChanges]] = [
-    ("1 joins", ListedUsers(ANN), ANN | BOB, False, RosterChanges(joined=BOB)),
-    ("2 back", ListedUsers(ANN | BOB, BOB), ANN | BOB, False, RosterChanges(back=BOB)),
-    ("3 leaves", ListedUsers(ANN | BOB), ANN, False, RosterChanges(left=BOB)),
-    (
-        "3 four of ten leave",
-        ListedUsers(TEN),
-        TEN - set(names(0, 4)),
-        False,
-        RosterChanges(left=frozenset(names(0, 4))),
-    ),
-    (
-        "3 who is missing stays",
-        ListedUsers(TEN, frozenset({"u0"})),
-        TEN - {"u0", "u1"},
-        False,
-        RosterChanges(left=frozenset({"u1"})),
-    ),
-    ("4 five of ten", ListedUsers(TEN), TEN - FIVE, False, RosterChanges(newly_missing=FIVE)),
-    ("4 nobody is left", ListedUsers(ANN), frozenset(), False, RosterChanges(newly_missing=ANN)),
-    (
-        "4 with those missing",
-        ListedUsers(TEN, frozenset(names(0, 4))),
-        TEN - FIVE,
-        False,
-        RosterChanges(newly_missing=frozenset({"u4"})),
-    ),
-    (
-        "4 and somebody joins",
-        ListedUsers(TEN),
-        (TEN - FIVE) | ANN,
-        False,
-        RosterChanges(joined=ANN, newly_missing=FIVE),
-    ),
-    ("5 a person says so", ListedUsers(TEN, FIVE), TEN - FIVE, True, RosterChanges(left=FIVE)),
-    ("nothing", ListedUsers(ANN), ANN, False, RosterChanges()),
-]
+NOW = dt.datetime(2026, 12, 1, 12, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+LONG_AGO = NOW - 720 * HOUR
+ANN, BOB, ZOE = frozenset({"ann"}), frozenset({"bob"}), frozenset({"zoe"})
 
 
-@pytest.mark.parametrize(("listed", "answered", "approved", "moves"), [m[1:] for m in MOVES], ids=[m[0] for m in MOVES])
+def some(start: int, end: int) -> frozenset[str]:
+    return frozenset(names(start, end))
+
+
+def listed(users: Set[str], *, missing: Set[str] = frozenset(), since: dt.datetime = LONG_AGO) -> Known:
+    return {user: RosterUser(since, NOW - HOUR if user in missing else None) for user in users}
+
+
+def left(users: Set[str], hours: float) -> Known:
+    return {user: RosterUser(LONG_AGO, left_at=NOW - hours * HOUR) for user in users}
+
+
+TEN, FIFTY = some(0, 10), some(0, 50)
+CASES: dict[str, tuple[Known, list[Set[str]], RosterChanges]] = {
+    "R1 joins": (listed(ANN), [ANN | BOB], RosterChanges(joined=BOB)),
+    "R1 had left": (listed(ANN) | left(BOB, 1), [ANN | BOB], RosterChanges(joined=BOB)),
+    "R1 in one reading of two": (listed(TEN), [TEN | ZOE - {"u4"}, TEN - {"u0"}], RosterChanges(joined=ZOE)),
+    "R2 is back": (listed(ANN | BOB, missing=BOB), [ANN | BOB], RosterChanges(back=BOB)),
+    "R3 one reading lacks bob": (listed(ANN | BOB), [ANN], RosterChanges(doubted=BOB)),
+    "R3 one reading lacks everybody": (listed(ANN), [frozenset()], RosterChanges(doubted=ANN)),
+    "R4 both lack bob": (listed(ANN | BOB), [ANN, ANN], RosterChanges(left=BOB)),
+    "R4 four of ten": (listed(TEN), [some(4, 10)] * 2, RosterChanges(left=some(0, 4))),
+    "R4 nine of fifty": (listed(FIFTY), [some(9, 50)] * 2, RosterChanges(left=some(0, 9))),
+    "R4 a day after five others": (
+        *(listed(TEN) | left(some(10, 15), 24), [some(4, 10)] * 2),
+        RosterChanges(left=some(0, 4), forgotten=some(10, 15)),
+    ),
+    "R4 those that left are back": (
+        *(listed(TEN) | left(some(10, 14), 2), [some(1, 14)] * 2),
+        RosterChanges(joined=some(10, 14), left=some(0, 1)),
+    ),
+    "R5 five of ten": (listed(TEN), [some(5, 10)] * 2, RosterChanges(newly_missing=some(0, 5))),
+    "R5 ten of fifty": (listed(FIFTY), [some(10, 50)] * 2, RosterChanges(newly_missing=some(0, 10))),
+    "R5 ten of fifty, seven of them an hour ago": (
+        *(listed(some(7, 50)) | left(some(0, 7), 1), [some(10, 50)] * 2),
+        RosterChanges(newly_missing=some(7, 10)),
+    ),
+    "R5 with those missing": (
+        *(listed(TEN, missing=some(0, 4)), [some(5, 10)] * 2),
+        RosterChanges(newly_missing=some(4, 5)),
+    ),
+    "R5 others joined today": (
+        *(listed(TEN) | listed(some(10, 90), since=NOW - HOUR), [some(5, 90)] * 2),
+        RosterChanges(newly_missing=some(0, 5)),
+    ),
+    "R4 the roster came first an hour ago": (
+        *(listed(FIFTY, since=NOW - HOUR), [some(9, 50)] * 2),
+        RosterChanges(left=some(0, 9)),
+    ),
+    "R5 others left yesterday": (
+        *(listed(FIFTY) | left(some(50, 90), 25), [some(10, 50)] * 2),
+        RosterChanges(newly_missing=some(0, 10), forgotten=some(50, 90)),
+    ),
+    "R5 nobody is left": (listed(ANN), [frozenset()] * 2, RosterChanges(newly_missing=ANN)),
+    "R5 and zoe joins": (
+        *(listed(TEN), [some(5, 10) | ZOE] * 2),
+        RosterChanges(joined=ZOE, newly_missing=some(0, 5)),
+    ),
+    "R6 is missing still": (listed(TEN, missing=some(0, 1)), [some(1, 10)], RosterChanges()),
+    "R6 and another leaves": (
+        *(listed(TEN, missing=some(0, 1)), [some(2, 10)] * 2),
+        RosterChanges(left=some(1, 2)),
+    ),
+    "as before": (listed(ANN), [ANN], RosterChanges()),
+    "a leave ten years ahead": (
+        *(listed(TEN) | left(some(10, 14), -87_600), [some(4, 10)] * 2),
+        RosterChanges(left=some(0, 4), forgotten=some(10, 14)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("known", "readings", "moves"), CASES.values(), ids=CASES.keys())
 def test_who_joins_and_leaves_is_as_the_table_says(
-    listed: ListedUsers, answered: frozenset[str], approved: bool, moves: RosterChanges
+    known: Known, readings: list[Set[str]], moves: RosterChanges
 ) -> None:
-    assert compared(listed, answered, LIMITS, approved=approved) == moves
+    assert compared(known, readings, NOW, LIMITS) == moves
 
 
-USERS = st.frozensets(st.sampled_from(names(0, 12)))
+def test_what_a_person_confirms_leaves_and_starts_the_window_anew() -> None:
+    known = listed(TEN, missing=some(0, 5)) | left(some(10, 14), 1)
+    doubted = compared(known, [some(6, 10)], NOW, LIMITS, approved=True)
+    assert doubted == RosterChanges(doubted=some(0, 6)), "two readings, also for a person"
+    moves = compared(known, [some(6, 10)] * 2, NOW, LIMITS, approved=True)
+    assert moves == RosterChanges(left=some(0, 6), forgotten=some(0, 6) | some(10, 14))
+    assert compared(listed(some(6, 10)), [some(9, 10)] * 2, NOW, LIMITS).left == some(6, 9)
 
 
-@given(USERS, USERS, USERS, st.booleans())
+def test_a_fifth_each_hour_is_stopped_where_the_day_reaches_the_limit() -> None:
+    known, listed_now = listed(some(0, 100)), 100
+    for hour in range(12):
+        listed_now -= listed_now // 5
+        known = after(known, [some(0, listed_now)] * 2, NOW + hour * HOUR)
+    assert stays(known) == some(0, 100)
+    known = after(known, [some(0, 96)] * 2, NOW)
+    assert {user for user in stays(known) if known[user].missing_since is None} == some(0, 96)
+
+
+def stays(known: Known) -> set[str]:
+    return {user for user, each in known.items() if each.left_at is None}
+
+
+def after(known: Known, readings: list[Set[str]], now: dt.datetime) -> Known:
+    """The rows after ``readings``, as the store writes them."""
+    moves = compared(known, readings, now, LIMITS)
+    replace = msgspec.structs.replace
+    rows = dict(known) | {user: replace(known[user], left_at=now, missing_since=None) for user in moves.left}
+    rows |= {user: replace(known[user], missing_since=now) for user in moves.newly_missing}
+    rows |= {user: replace(known[user], missing_since=None) for user in moves.back}
+    rows = {user: each for user, each in rows.items() if user not in moves.forgotten}
+    return rows | {user: RosterUser(now) for user in moves.joined}
+
+
+USERS = st.frozensets(st.sampled_from(names(0, 30)))
+READINGS = st.lists(USERS, min_size=1, max_size=2)
+
+
+@given(first=USERS, hours=st.lists(st.tuples(st.integers(1, 30), READINGS), max_size=12))
+def test_nobody_leaves_unless_two_readings_agree_and_the_window_stays_below_the_limit(
+    first: frozenset[str], hours: list[tuple[int, list[Set[str]]]]
+) -> None:
+    known, now = listed(first, since=NOW), NOW
+    leaves: list[tuple[dt.datetime, str]] = []
+    for pause, readings in hours:
+        now += pause * HOUR
+        before, known = known, after(known, readings, now)
+        went = stays(before) - stays(known)
+        assert not went or len(readings) == 2
+        assert not went & frozenset().union(*readings)
+        assert frozenset().union(*readings) <= stays(known), "whoever is in a reading is listed"
+        leaves += [(now, user) for user in went]
+        day = {user for at, user in leaves if now - at < LIMITS.window} - stays(known)
+        assert len(day) < max(LIMITS.max_emptied_targets, math.ceil(LIMITS.max_emptied_share * 30))
+        assert all(known[user].left_at is not None for user in day)
+
+
+@given(USERS, USERS, READINGS, st.booleans())
 def test_a_user_that_moves_is_reported_once_and_an_approved_answer_is_the_roster(
-    users: frozenset[str], missing: frozenset[str], answered: frozenset[str], approved: bool
+    users: frozenset[str], missing: frozenset[str], readings: list[Set[str]], approved: bool
 ) -> None:
-    listed = ListedUsers(users, users & missing)
-    moves = compared(listed, answered, LIMITS, approved=approved)
-    groups = [moves.joined, moves.left, moves.newly_missing, moves.back]
+    moves = compared(listed(users, missing=users & missing), readings, NOW, LIMITS, approved=approved)
+    groups = [moves.joined, moves.left, moves.newly_missing, moves.back, moves.doubted]
     assert sum(map(len, groups)) == len(frozenset().union(*groups))
-    after = (users | moves.joined) - moves.left
-    still_missing = (listed.missing | moves.newly_missing) - moves.back - moves.left
-    assert after - still_missing == answered
-    assert not (approved and still_missing)
+    still_missing = ((users & missing) | moves.newly_missing) - moves.back - moves.left
+    present = frozenset().union(*readings)
+    assert ((users | moves.joined) - moves.left) - still_missing - moves.doubted == present - moves.doubted
+    assert not (approved and len(readings) == 2 and still_missing)
