@@ -262,19 +262,19 @@ def settle(engine: Engine) -> None:
 
 
 ASKED = {
-    "one workflow's history": "SELECT * FROM workflow_history WHERE org_id = :org AND flow_id = :flow",
-    "an organisation's month of workflow_event": (
-        "SELECT * FROM workflow_event WHERE org_id = :org AND observed_at >= :since AND observed_at < :until"
+    "one workflow's history": "SELECT * FROM list_history WHERE org_id = :org AND flow_id = :flow",
+    "an organisation's month of list_change": (
+        "SELECT * FROM list_change WHERE org_id = :org AND observed_at >= :since AND observed_at < :until"
     ),
-    "an organisation's cycle_change": "SELECT * FROM cycle_change WHERE org_id = :org",
+    "an organisation's changes of cycle": "SELECT * FROM list_change WHERE org_id = :org AND kind = 'cycle_changed'",
     "an organisation's org_workflow_event": "SELECT * FROM org_workflow_event WHERE org_id = :org",
     "an organisation's month of org_workflow_event": (
         "SELECT * FROM org_workflow_event WHERE org_id = :org AND observed_at >= :since AND observed_at < :until"
     ),
     "an organisation's org_workflow": "SELECT * FROM org_workflow WHERE org_id = :org",
-    "an organisation's workflow_history": "SELECT * FROM workflow_history WHERE org_id = :org",
-    "an organisation's current_workflow": "SELECT * FROM current_workflow WHERE org_id = :org",
-    "one user's current_workflow": "SELECT * FROM current_workflow WHERE org_id = :org AND user_id = :user",
+    "an organisation's list_history": "SELECT * FROM list_history WHERE org_id = :org",
+    "an organisation's list_workflow": "SELECT * FROM list_workflow WHERE org_id = :org",
+    "one user's list_workflow": "SELECT * FROM list_workflow WHERE org_id = :org AND user_id = :user",
 }
 
 

@@ -22,7 +22,7 @@ def event_table(
     zone: dt.tzinfo = dt.UTC,
     details: Sequence[str] = (),
 ) -> None:
-    """Print a table of events, which have the columns of ``workflow_event``. Times are shown in ``zone``; ``details``
+    """Print a table of events, which have the columns of ``list_change``. Times are shown in ``zone``; ``details``
     is what EnOS said about each."""
     rows = [
         (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, said)

@@ -17,7 +17,7 @@ from etl.cli.empty_results import require_names
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import Origin, export
-from etl.report import CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of, stories
+from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, stories
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.summary_rows import Scope
 from etl.system.clock import utc_now
@@ -236,11 +236,11 @@ def _rows(
     if what is What.org_events:
         return OrgWorkflowEvent, stories.events(app.engine, since=since, until=until, seals=seals, org=org, user=user)
     if what is What.changes and seals is not None:
-        return WorkflowEvent, stories.changes_of(app.engine, seals, org=org, user=user)
+        return ListChange, stories.changes_of(app.engine, seals, org=org, user=user)
     if what is What.changes:
-        return WorkflowEvent, report.changes(since=since, until=until, org=org, user=user)
+        return ListChange, report.changes(since=since, until=until, org=org, user=user)
     if what is What.history:
-        return WorkflowHistory, report.history(org=org, user=user)
+        return ListState, report.history(org=org, user=user)
     if as_of is not None:
-        return WorkflowAsOf, report.flows_as_of(as_of, org=org, user=user)
-    return CurrentWorkflow, report.flows(org=org, user=user)
+        return ListWorkflowAsOf, report.flows_as_of(as_of, org=org, user=user)
+    return ListWorkflow, report.flows(org=org, user=user)

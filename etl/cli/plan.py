@@ -17,7 +17,7 @@ from etl.cli.event_table import event_table
 from etl.cli.rosters import moves_of, planned_rosters, show_moves
 from etl.cli.run import Schedules, end_as, interruptible, show_tally
 from etl.domain.model import Outcome
-from etl.report import WorkflowEvent
+from etl.report import ListChange
 from etl.store import Store
 from etl.sync import Refreshed, RunReport, Tally
 from etl.system import disk
@@ -83,7 +83,7 @@ class _PlanTable:
     def __init__(self, limit: int, zone: dt.tzinfo) -> None:
         self._limit = limit
         self._zone = zone
-        self._kept: list[WorkflowEvent] = []
+        self._kept: list[ListChange] = []
         self._lock = threading.Lock()
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
@@ -103,7 +103,7 @@ class _PlanTable:
         if left_out > 0:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
 
-    def _first(self) -> list[WorkflowEvent]:
+    def _first(self) -> list[ListChange]:
         return sorted(self._kept, key=_order)[: self._limit or None]
 
 
@@ -141,17 +141,17 @@ class _PlanStream:
             raise
 
 
-def _order(event: WorkflowEvent) -> tuple[str, ...]:
+def _order(event: ListChange) -> tuple[str, ...]:
     return (event.org_id, event.user_id, event.expression, event.flow_id, event.kind)
 
 
-def _events(outcomes: Iterable[Outcome]) -> Iterator[WorkflowEvent]:
+def _events(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
     """What the outcomes would add to the trail, without the ids that only a commit assigns."""
     for made in (outcome.change_set for outcome in outcomes):
         for change in made.changes if made else ():
             assert made is not None  # noqa: S101 - it has changes
             fields = {name: getattr(change, name) for name in change.__struct_fields__}
-            yield WorkflowEvent(
+            yield ListChange(
                 change_set_id=0,
                 run_id=0,
                 **made.target._asdict(),

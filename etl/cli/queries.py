@@ -16,7 +16,7 @@ from etl.cli.empty_results import EmptyResult, not_observed_then
 from etl.cli.event_table import event_table, story_table
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
-from etl.report import Report, WorkflowEvent, WorkflowHistory, stories
+from etl.report import ListChange, ListState, Report, stories
 from etl.report.details import (
     FlowDetail,
     any_details,
@@ -119,7 +119,7 @@ def changes(
         )
         empty_result = EmptyResult("such changes", org, user, utc_now(), zone, narrowed=True)
 
-        def table(found: list[WorkflowEvent]) -> None:
+        def table(found: list[ListChange]) -> None:
             event_table("", found, zone=zone, details=_detail_sentences(app, found))
 
         print_rows(app, empty_result, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
@@ -143,7 +143,7 @@ def history(
         rows = _report(app).history(flow=flow_id, org=org, user=user)
         empty_result = EmptyResult(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
 
-        def objects(states: Iterator[WorkflowHistory]) -> Iterator[dict[str, Any]]:
+        def objects(states: Iterator[ListState]) -> Iterator[dict[str, Any]]:
             return states_with_details(app.engine, flow_id, states)
 
         print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json, objects)
@@ -168,7 +168,7 @@ def _answered(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, 
     print_table(details_of_flow(app.engine, flow_id, org), table, limit)
 
 
-def _detail_sentences(app: Application, events: Sequence[WorkflowEvent]) -> list[str]:
+def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[str]:
     """What EnOS said about each change, in a sentence; empty if details were never asked for."""
     if not any_details(app.engine):
         return []

@@ -5,29 +5,29 @@ from __future__ import annotations
 from etl.report.queries import Report
 from etl.report.rows import (
     Column,
-    CurrentWorkflow,
     HeldRemoval,
+    ListChange,
+    ListState,
+    ListWorkflow,
+    ListWorkflowAsOf,
     ProblemCause,
     SyncRun,
     TargetAsOf,
     TargetHealth,
-    WorkflowAsOf,
-    WorkflowEvent,
-    WorkflowHistory,
     columns_of,
 )
 
 __all__ = [
     "Column",
-    "CurrentWorkflow",
     "HeldRemoval",
+    "ListChange",
+    "ListState",
+    "ListWorkflow",
+    "ListWorkflowAsOf",
     "ProblemCause",
     "Report",
     "SyncRun",
     "TargetAsOf",
     "TargetHealth",
-    "WorkflowAsOf",
-    "WorkflowEvent",
-    "WorkflowHistory",
     "columns_of",
 ]

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import BindParameter, Connection, TextClause, TextualSelect, bindparam, text
 
 from etl.domain.model import CYCLE_LABELS
-from etl.report.rows import TargetAsOf, WorkflowAsOf, sql_columns
+from etl.report.rows import ListWorkflowAsOf, TargetAsOf, sql_columns
 from etl.schema import UtcTime
 
 Way = Literal["replay", "group", "undo"]
@@ -203,7 +203,7 @@ def flows_statement(
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),
         cycle_label=_cycle_label(),
     )
-    return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(WorkflowAsOf))
+    return _timed(text(sql)).bindparams(*parameters).columns(*sql_columns(ListWorkflowAsOf))
 
 
 def cheaper_way(connection: Connection, at: dt.datetime, flow: str | None = None) -> Way:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, FromClause, ScalarSelect, func, selec
 from etl.config.quartz import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
-from etl.report.rows import OrgWorkflowEvent, WorkflowEvent, WorkflowHistory
+from etl.report.rows import ListChange, ListState, OrgWorkflowEvent
 from etl.schema import TARGET_KEY, change_set, target, workflow_detail
 
 _AT_ONCE: Final = 500
@@ -66,7 +66,7 @@ def any_details(engine: Engine) -> bool:
         return connection.execute(select(func.max(workflow_detail.c.id))).scalar() is not None
 
 
-def detail_sentences(connection: Connection, events: Sequence[WorkflowEvent], zone: dt.tzinfo | None) -> list[str]:
+def detail_sentences(connection: Connection, events: Sequence[ListChange], zone: dt.tzinfo | None) -> list[str]:
     """What EnOS said beside each of ``events``, in a sentence or ""; ``zone``: EnOS's."""
     return [
         detail_sentence(detail, event.last_unchanged_at, event.observed_at, zone)
@@ -74,13 +74,13 @@ def detail_sentences(connection: Connection, events: Sequence[WorkflowEvent], zo
     ]
 
 
-def details_of_changes(engine: Engine, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
+def details_of_changes(engine: Engine, events: Sequence[ListChange]) -> list[ChangeDetail]:
     """What EnOS said about each of ``events``."""
     with reading(engine) as connection:
         return details_within(connection, events)
 
 
-def details_within(connection: Connection, events: Sequence[WorkflowEvent]) -> list[ChangeDetail]:
+def details_within(connection: Connection, events: Sequence[ListChange]) -> list[ChangeDetail]:
     """The same, within a transaction that reads more."""
     found: dict[tuple[int, str, str], ChangeDetail] = {}
     detail = workflow_detail
@@ -109,7 +109,7 @@ _COLUMNS: Final = (
 )
 
 
-def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowHistory]) -> Iterator[dict[str, Any]]:
+def states_with_details(engine: Engine, flow_id: str, states: Iterable[ListState]) -> Iterator[dict[str, Any]]:
     """The states of one workflow with what EnOS said at the end of the run that began each."""
     found: dict[tuple[Any, ...], ChangeDetail] = {}
     if any_details(engine):
@@ -127,7 +127,7 @@ def states_with_details(engine: Engine, flow_id: str, states: Iterable[WorkflowH
         yield state._asdict() | detail._asdict()
 
 
-def with_details(engine: Engine, events: Iterable[WorkflowEvent]) -> Iterator[dict[str, Any]]:
+def with_details(engine: Engine, events: Iterable[ListChange]) -> Iterator[dict[str, Any]]:
     """The events with what EnOS said, a few hundred at a time; only the events if details were never asked for."""
     if not any_details(engine):
         yield from (event._asdict() for event in events)

@@ -97,7 +97,7 @@ def _matching(
 
 _USER_CHANGES: Final = (
     text("""
-    SELECT org_id, expression, flow_id, user_id, kind, observed_at, run_id FROM workflow_event
+    SELECT org_id, expression, flow_id, user_id, kind, observed_at, run_id FROM list_change
      WHERE flow_id IN :flows AND observed_at > :since AND observed_at <= :until ORDER BY user_id
     """)
     .bindparams(

@@ -17,15 +17,15 @@ from etl.report import statements
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.names import any_contains, contains_sql, pattern
 from etl.report.rows import (
-    CurrentWorkflow,
     HeldRemoval,
+    ListChange,
+    ListState,
+    ListWorkflow,
+    ListWorkflowAsOf,
     ProblemCause,
     SyncRun,
     TargetAsOf,
     TargetHealth,
-    WorkflowAsOf,
-    WorkflowEvent,
-    WorkflowHistory,
     view,
 )
 from etl.report.stream import stream
@@ -52,13 +52,13 @@ class Report:
         name: str | None = None,
         cycle: str | None = None,
         limit: int | None = None,
-    ) -> Iterator[CurrentWorkflow]:
-        """``current_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
-        seen = view("current_workflow", CurrentWorkflow)
+    ) -> Iterator[ListWorkflow]:
+        """``list_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
+        seen = view("list_workflow", ListWorkflow)
         found = statements.equal(seen, org_id=org, user_id=user, flow_id=flow, cycle=cycle_code(cycle))
         found += any_contains(self._engine.dialect.name, name, seen.c.flow_name)
         key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
-        return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), CurrentWorkflow)
+        return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), ListWorkflow)
 
     def flows_as_of(
         self,
@@ -70,10 +70,10 @@ class Report:
         name: str | None = None,
         cycle: str | None = None,
         way: Way | None = None,
-    ) -> Iterator[WorkflowAsOf]:
+    ) -> Iterator[ListWorkflowAsOf]:
         """The list that each target had at ``at`` (aware), by organisation, user, expression and flow_id.
 
-        The columns are those of ``current_workflow`` as of then (``missing_since`` is not kept, and null), then
+        The columns are those of ``list_workflow`` as of then (``missing_since`` is not kept, and null), then
         ``coverage``, ``observed_before`` (the last recorded observation at or before ``at``, which is also
         ``last_observed_at``) and ``observed_after`` (the first one later than ``at``, or null). A target has no rows
         before its first observation and from its retirement on. ``way`` overrides the choice of the cheaper one.
@@ -85,7 +85,7 @@ class Report:
             condition = contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
             parameter = {"flow_name": pattern(name)}
         statement = flows_statement(way or self._cheaper_way(at, flow), filters, condition)
-        return stream(self._engine, statement, WorkflowAsOf, {"at": at, **filters, **parameter})
+        return stream(self._engine, statement, ListWorkflowAsOf, {"at": at, **filters, **parameter})
 
     def targets_as_of(
         self, at: dt.datetime, *, org: str | None = None, user: str | None = None
@@ -110,12 +110,12 @@ class Report:
         name: str | None = None,
         newest_first: bool = False,
         limit: int | None = None,
-    ) -> Iterator[WorkflowEvent]:
-        """``workflow_event`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of the trail.
+    ) -> Iterator[ListChange]:
+        """``list_change`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of the trail.
 
         ``name`` finds the old and the new name. ``limit`` keeps the first rows in the order that is asked for.
         """
-        event = view("workflow_event", WorkflowEvent)
+        event = view("list_change", ListChange)
         found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
         found += any_contains(self._engine.dialect.name, name, event.c.old_name, event.c.new_name)
         found += [event.c.kind.in_(kinds)] if kinds else []
@@ -123,16 +123,16 @@ class Report:
         found += [event.c.observed_at < until] if until is not None else []
         key = (event.c.observed_at, event.c.change_set_id, event.c.flow_id, event.c.kind)
         order = [column.desc() for column in key] if newest_first else key
-        return stream(self._engine, select(event).where(*found).order_by(*order).limit(limit), WorkflowEvent)
+        return stream(self._engine, select(event).where(*found).order_by(*order).limit(limit), ListChange)
 
     def history(
         self, *, flow: str | None = None, org: str | None = None, user: str | None = None
-    ) -> Iterator[WorkflowHistory]:
-        """``workflow_history``: each state of each workflow and how long it lasted, by target and flow_id."""
-        state = view("workflow_history", WorkflowHistory)
+    ) -> Iterator[ListState]:
+        """``list_history``: each state of each workflow and how long it lasted, by target and flow_id."""
+        state = view("list_history", ListState)
         found = statements.equal(state, org_id=org, user_id=user, flow_id=flow)
         key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
-        return stream(self._engine, select(state).where(*found).order_by(*key), WorkflowHistory)
+        return stream(self._engine, select(state).where(*found).order_by(*key), ListState)
 
     def health(self) -> Iterator[TargetHealth]:
         """``target_health`` without retired targets, by organisation, user and expression."""

@@ -15,7 +15,7 @@ Kind = Literal["string", "integer", "boolean", "time"]
 Coverage = Literal["observed", "unchanged_across_gap", "between", "unobserved"]
 
 
-class CurrentWorkflow(NamedTuple):
+class ListWorkflow(NamedTuple):
     """A workflow that a target sees now."""
 
     org_id: str
@@ -32,7 +32,7 @@ class CurrentWorkflow(NamedTuple):
     missing_since: dt.datetime | None
 
 
-class WorkflowAsOf(NamedTuple):
+class ListWorkflowAsOf(NamedTuple):
     """A workflow that a target saw at a moment, and how well that is known."""
 
     org_id: str
@@ -64,7 +64,7 @@ class TargetAsOf(NamedTuple):
     flow_count: int | None
 
 
-class WorkflowEvent(NamedTuple):
+class ListChange(NamedTuple):
     """One change of one workflow, as one target saw it."""
 
     change_set_id: int
@@ -84,7 +84,7 @@ class WorkflowEvent(NamedTuple):
     observed_at: dt.datetime
 
 
-class WorkflowHistory(NamedTuple):
+class ListState(NamedTuple):
     """A state of a workflow, and how long it lasted."""
 
     org_id: str

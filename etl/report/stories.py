@@ -12,7 +12,7 @@ from etl.database import reading
 from etl.report import statements
 from etl.report.names import any_contains
 from etl.report.org_list import whole_list
-from etl.report.rows import OrgWorkflow, OrgWorkflowEvent, OrgWorkflowState, WorkflowEvent, view
+from etl.report.rows import ListChange, OrgWorkflow, OrgWorkflowEvent, OrgWorkflowState, view
 from etl.report.stream import stream
 from etl.schema import run_seal
 
@@ -96,12 +96,12 @@ def workflows_as_of(
 
 def changes_of(
     engine: Engine, seals: Seals, *, org: str | None = None, user: str | None = None
-) -> Iterator[WorkflowEvent]:
-    """``workflow_event`` of the runs of ``seals``, in the order in which change sets were numbered."""
-    event = view("workflow_event", WorkflowEvent)
+) -> Iterator[ListChange]:
+    """``list_change`` of the runs of ``seals``, in the order in which change sets were numbered."""
+    event = view("list_change", ListChange)
     found = [event.c.run_id.in_(_runs_of(seals)), *statements.equal(event, org_id=org, user_id=user)]
     order = (event.c.change_set_id, event.c.flow_id, event.c.kind)
-    return stream(engine, select(event).where(*found).order_by(*order), WorkflowEvent)
+    return stream(engine, select(event).where(*found).order_by(*order), ListChange)
 
 
 def _runs_of(seals: Seals) -> Select[Any]:

@@ -54,7 +54,7 @@ def workflows(connection: Connection, org: str = "") -> int:
 
 
 def days(connection: Connection, scope: Scope) -> list[Day]:
-    """Every day of the scope: ``daily_change``, for its organisations together."""
+    """Every day of the scope, for its organisations together."""
     of_org = "JOIN target t ON t.id = s.target_id " if scope.org else ""
     sql = f"""
     SELECT {_day(connection, "s.observed_at")} AS day, {_sums()} FROM change_set s

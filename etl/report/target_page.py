@@ -17,8 +17,8 @@ from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.names import any_contains, with_ids
 from etl.report.rows import (
-    CurrentWorkflow,
     ListDifference,
+    ListWorkflow,
     TargetAsOf,
     TargetHealth,
     TargetVersion,
@@ -54,8 +54,8 @@ def health_of(connection: Connection, known: Target) -> TargetHealth:
 
 
 def list_now(dialect: str, known: Target, *, part: str = "", cycle: str = "") -> Select[Any]:
-    """``CurrentWorkflow``, by flow_id; ``part`` is a part of the id or of the name."""
-    seen = view("current_workflow", CurrentWorkflow)
+    """``ListWorkflow``, by flow_id; ``part`` is a part of the id or of the name."""
+    seen = view("list_workflow", ListWorkflow)
     values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
     return _filtered(dialect, select(seen).where(*statements.equal(seen, **values)), seen, part, cycle)
 
@@ -63,7 +63,7 @@ def list_now(dialect: str, known: Target, *, part: str = "", cycle: str = "") ->
 def list_then(
     connection: Connection, known: Target, at: dt.datetime, *, part: str = "", cycle: str = ""
 ) -> Select[Any]:
-    """``WorkflowAsOf``, by flow_id: the list at ``at``. The parameters of the statement are ``parameters_then``."""
+    """``ListWorkflowAsOf``, by flow_id: the list at ``at``. The parameters of the statement are ``parameters_then``."""
     dialect = connection.dialect.name
     then = flows_statement(cheaper_way(connection, at), parameters_then(known, at), "").subquery("then_listed")
     return _filtered(dialect, select(then).where(then.c.expression == known.expression), then, part, cycle)

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from etl.domain.kinds import DELTA_KINDS
 from etl.report.fetch import fetch
 from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern
-from etl.report.rows import WorkflowEvent
+from etl.report.rows import ListChange
 
 KIND_SQL: Final = "c.kind || ''"
 """The kind of a change as a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
@@ -49,7 +49,7 @@ def newest(
     until: dt.datetime | None = None,
     after: Position | None = None,
     limit: int,
-) -> list[WorkflowEvent]:
+) -> list[ListChange]:
     """The newest ``limit`` changes that are older than ``after``; ``since`` is included, ``until`` is not.
 
     ``org``, ``user`` and ``flow`` are parts of ids, or whole ids with ``names.WHOLE`` in front; ``name`` is a part of
@@ -64,7 +64,7 @@ def newest(
     # asked for: then it may have none, and older ones are looked at only if the newest ones do not suffice.
     for most in (*_NEWEST_SETS, None) if flow or name else (limit,):
         sql = _statement(sets, changes, most, each_by_index=dialect == "postgresql" and most is not None)
-        found = fetch(connection, WorkflowEvent, sql, limit=limit, **bound, **({"sets": most} if most else {}))
+        found = fetch(connection, ListChange, sql, limit=limit, **bound, **({"sets": most} if most else {}))
         if len(found) == limit:
             break
     return found

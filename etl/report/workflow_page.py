@@ -26,12 +26,12 @@ from etl.report.names import any_contains, id_contains
 from etl.report.org_list import whole_list
 from etl.report.rows import (
     Coverage,
-    CurrentWorkflow,
+    ListState,
+    ListWorkflow,
+    ListWorkflowAsOf,
     OrgWorkflow,
     OrgWorkflowEvent,
     OrgWorkflowState,
-    WorkflowAsOf,
-    WorkflowHistory,
     view,
 )
 from etl.report.summary_rows import Gap
@@ -184,8 +184,8 @@ def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: d
 
 
 def states(org: str, flow: str) -> Select[Any]:
-    """``WorkflowHistory``: each state in each list that showed it."""
-    state = view("workflow_history", WorkflowHistory)
+    """``ListState``: each state in each list that showed it."""
+    state = view("list_history", ListState)
     key = (state.c.user_id, state.c.expression, state.c.valid_from)
     return select(state).where(*statements.equal(state, org_id=org, flow_id=flow)).order_by(*key)
 
@@ -203,17 +203,17 @@ def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
 
 
 def seen_now(org: str, flow: str) -> Select[Any]:
-    """``CurrentWorkflow``: the lists that show it now, without what ``seen_by`` looks up of all lists."""
-    seen = view("current_workflow", CurrentWorkflow)
+    """``ListWorkflow``: the lists that show it now, without what ``seen_by`` looks up of all lists."""
+    seen = view("list_workflow", ListWorkflow)
     chosen = select(seen).where(*statements.equal(seen, org_id=org, flow_id=flow))
     return chosen.order_by(seen.c.user_id, seen.c.expression)
 
 
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:
-    """``WorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
+    """``ListWorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
     parameters = parameters_then(org, at, flow)
     then = flows_statement(cheaper_way(connection, at, flow), parameters).subquery("then_listed")
-    columns = [then.c[name] for name in WorkflowAsOf._fields]
+    columns = [then.c[name] for name in ListWorkflowAsOf._fields]
     return select(*columns).order_by(then.c.user_id, then.c.expression)
 
 

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldRemoval, WorkflowEvent, columns_of, statements, summaries, trail_page
+from etl.report import HeldRemoval, ListChange, columns_of, statements, summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.fetch import short_transaction
 from etl.report.names import with_ids
@@ -68,7 +68,7 @@ def trail(site: Site, request: Request) -> Response:
         return html(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error), "asked": asked}, 400)
     filters: dict[str, Any] = {name: wanted[name] for name in ("org", "user", "flow", "name")} | times
     if fmt:
-        return rows_file("trail", columns_of(WorkflowEvent), _every_event(site, {**filters, "kinds": kinds}), fmt)
+        return rows_file("trail", columns_of(ListChange), _every_event(site, {**filters, "kinds": kinds}), fmt)
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
         shown = trail_page.newest(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
@@ -88,7 +88,7 @@ def trail(site: Site, request: Request) -> Response:
     return html(request, "trail.html", {**values, "older": older, "newest": newest})
 
 
-def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[WorkflowEvent]:
+def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[ListChange]:
     """The whole trail, piece by piece, so that no transaction lasts as long as the client reads."""
     after: Position | None = None
     while True:

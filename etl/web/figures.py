@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
-from etl.report import WorkflowHistory
+from etl.report import ListState
 from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap
 from etl.web.labels import cycle_label, foreign, kind_label, user_label
 
@@ -133,7 +133,7 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
     }
 
 
-def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap] = ()) -> Figure:
+def life(states: Sequence[ListState], now: dt.datetime, gaps: Sequence[Gap] = ()) -> Figure:
     """One row per target and one bar per state, coloured by cycle; a current state ends where it was last seen. Times
     without observations, open ones too, interrupt it and are hatched."""
     rows = list(dict.fromkeys(_row_of(state) for state in states))
@@ -141,7 +141,7 @@ def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap
     for gap in sorted(gaps, key=lambda gap: gap.gap_from):
         silent.get(_row_of(gap), []).append((gap.gap_from, gap.gap_to or now))
     least = (now - _begin(states)) / _LEAST_SHARE
-    by_cycle: dict[str, list[WorkflowHistory]] = {cycle: [] for cycle in CYCLES}
+    by_cycle: dict[str, list[ListState]] = {cycle: [] for cycle in CYCLES}
     for state in states:
         by_cycle[state.cycle if state.cycle in CYCLE_LABELS else OTHER].append(state)
     return {
@@ -161,7 +161,7 @@ def life(states: Sequence[WorkflowHistory], now: dt.datetime, gaps: Sequence[Gap
 
 
 def _bars(
-    cycle: str, states: Sequence[WorkflowHistory], silent: Mapping[str, Sequence[_Span]], least: dt.timedelta
+    cycle: str, states: Sequence[ListState], silent: Mapping[str, Sequence[_Span]], least: dt.timedelta
 ) -> Mapping[str, Any]:
     """A bar, with a label if there is room, for each time in which a state was seen without interruption; one of the
     length ``least`` for a state that was only seen at a moment."""
@@ -201,7 +201,7 @@ def _without(whole: _Span, silent: Sequence[_Span]) -> list[_Span]:
 
 
 def _silences(
-    rows: Sequence[str], states: Sequence[WorkflowHistory], gaps: Sequence[Gap], now: dt.datetime
+    rows: Sequence[str], states: Sequence[ListState], gaps: Sequence[Gap], now: dt.datetime
 ) -> list[Mapping[str, Any]]:
     begin = _begin(states)
     shown = [(gap, max(gap.gap_from, begin), gap.gap_to or now) for gap in gaps]
@@ -236,16 +236,16 @@ def _silences(
     ]
 
 
-def _row_of(state: WorkflowHistory | Gap) -> str:
+def _row_of(state: ListState | Gap) -> str:
     """All rows of a timeline are of one organisation."""
     return label(user_label(state.user_id, state.expression))
 
 
-def _end(state: WorkflowHistory) -> dt.datetime:
+def _end(state: ListState) -> dt.datetime:
     return state.valid_to or state.last_listed_at or state.valid_from
 
 
-def _begin(states: Sequence[WorkflowHistory]) -> dt.datetime:
+def _begin(states: Sequence[ListState]) -> dt.datetime:
     return min(state.valid_from for state in states)
 
 

@@ -15,7 +15,7 @@ from etl.report.fetch import page, short_transaction
 from etl.report.health import TargetSummary
 from etl.report.names import WHOLE
 from etl.report.queries import causes
-from etl.report.rows import WorkflowEvent
+from etl.report.rows import ListChange
 from etl.report.summary_rows import Scope
 from etl.web import sums
 from etl.web.labels import ago, count
@@ -88,7 +88,7 @@ def count_ahead(engine: Engine, now: dt.datetime) -> None:
             sums.counted(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
 
 
-def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[WorkflowEvent]:
+def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[ListChange]:
     """The latest changes in the lists of a scope, the newest first; of everything, however old they are."""
     org, since, until = WHOLE + scope.org if scope.org else "", None, None
     if not scope.everything:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from etl.config import Schedule
 from etl.export.files import whole_file
-from etl.report import WorkflowHistory, health, summaries, workflow_page
+from etl.report import ListState, health, summaries, workflow_page
 from etl.report.fetch import page, short_transaction
 from etl.report.summary_rows import Gap, Scope
 from etl.web import overview
@@ -61,12 +61,12 @@ def write(
 class _Life(NamedTuple):
     org_id: str
     flow_id: str
-    states: Sequence[WorkflowHistory]
+    states: Sequence[ListState]
     gaps: Sequence[Gap]
 
 
 def _life(connection: Connection, org: str, flow: str) -> _Life:
-    states = page(connection, WorkflowHistory, workflow_page.states(org, flow), _STATES_OF_A_LIFE)
+    states = page(connection, ListState, workflow_page.states(org, flow), _STATES_OF_A_LIFE)
     users = list(dict.fromkeys(state.user_id for state in states))
     return _Life(org, flow, states, workflow_page.gaps_of(connection, org, users))
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.model import CYCLE_LABELS, Target
-from etl.report import CurrentWorkflow, TargetAsOf, TargetHealth, WorkflowAsOf, columns_of, statements, target_page
+from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, statements, target_page
 from etl.report.fetch import page, short_transaction
 from etl.report.known_targets import KnownTarget, targets_of_user
 from etl.report.rows import ListDifference, TargetVersion
@@ -108,9 +108,9 @@ def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQue
     filters = {"part": view.part, "cycle": view.cycle}
     if view.at is None:
         statement = target_page.list_now(connection.dialect.name, known.target, **filters)
-        return TableQuery("workflows", CurrentWorkflow, statement)
+        return TableQuery("workflows", ListWorkflow, statement)
     statement = target_page.list_then(connection, known.target, view.at, **filters)
-    return TableQuery("workflows", WorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
+    return TableQuery("workflows", ListWorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
 
 
 def _versions(known: KnownTarget, view: View) -> TableQuery:

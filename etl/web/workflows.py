@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import CurrentWorkflow, WorkflowAsOf, WorkflowHistory, columns_of, fetch, trail_page, workflow_page
+from etl.report import ListState, ListWorkflow, ListWorkflowAsOf, columns_of, fetch, trail_page, workflow_page
 from etl.report.details import detail_sentences, latest_details_of_flow
 from etl.report.fetch import short_transaction
 from etl.report.names import WHOLE
@@ -117,18 +117,18 @@ def one(site: Site, request: Request) -> Response:
     at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", TABLES)
     with short_transaction(site.engine) as connection:
         tables = {
-            "states": TableQuery("states", WorkflowHistory, workflow_page.states(org, flow)),
+            "states": TableQuery("states", ListState, workflow_page.states(org, flow)),
             "story": TableQuery("story", OrgWorkflowEvent, workflow_page.story(org, flow)),
             "seen": TableQuery(
                 "seen",
-                WorkflowAsOf,
+                ListWorkflowAsOf,
                 workflow_page.seen_by(connection, org, flow, at or now),
                 workflow_page.parameters_then(org, at or now, flow),
             ),
         }
         if not fmt:
             values = _about(site, connection, org, flow, tables)
-            seen = tables["seen"] if at else TableQuery("seen", CurrentWorkflow, workflow_page.seen_now(org, flow))
+            seen = tables["seen"] if at else TableQuery("seen", ListWorkflow, workflow_page.seen_now(org, flow))
             values["seen"] = seen.page(connection, SEEN_AT_MOST + 1)
     if fmt:
         return listing_file(site, tables[table or "states"], fmt)

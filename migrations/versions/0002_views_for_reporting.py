@@ -18,13 +18,11 @@ depends_on = None
 
 SPELLED = {
     "sqlite": {
-        "@utc_day": "CAST(substr(s.observed_at, 1, 10) AS TEXT)",
         "@kind": "c.kind",
         "AS @time)": "AS TEXT)",
         "AS @flag)": "AS INTEGER)",
     },
     "postgresql": {
-        "@utc_day": "CAST(s.observed_at AT TIME ZONE 'UTC' AS date)",
         "@kind": "c.kind || ''",
         "AS @time)": "AS timestamptz)",
         "AS @flag)": "AS boolean)",
@@ -37,8 +35,8 @@ that reflects the schema, a BI tool) would otherwise find none.
 
 The kind of a change is the third column of the primary key. For a condition on the bare column, PostgreSQL plans an
 index scan that skips from workflow to workflow, estimates it as more expensive than reading everything, and reads whole
-partitions: with fifty million changes (PostgreSQL 18), `cycle_change` took 4 s for an organisation with 100,000. An
-expression instead of the column avoids that.
+partitions: with fifty million changes (PostgreSQL 18), the changes of cycle took 4 s for an organisation with 100,000.
+An expression instead of the column avoids that.
 """
 
 
@@ -52,7 +50,7 @@ ONE_CHANGE = f"""(c.kind NOT IN ('renamed', 'editable_changed') OR {same("c.old_
 """A workflow that changed its cycle and its name at once has a row for each, with the same before and after. This keeps
 the first of cycle_changed, renamed, editable_changed."""
 
-CURRENT_WORKFLOW = """
+LIST_WORKFLOW = """
 SELECT t.org_id, t.user_id, t.expression, w.flow_id, w.flow_name, w.cycle,
        CAST(CASE w.cycle WHEN 'M' THEN 'month' WHEN 'W' THEN 'week' WHEN 'D' THEN 'day' WHEN 'H' THEN 'hour'
                          WHEN 'mi' THEN 'minute' ELSE w.cycle END AS TEXT) AS cycle_label,
@@ -63,19 +61,12 @@ LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest
 WHERE t.retired_at IS NULL
 """
 
-WORKFLOW_EVENT = """
+LIST_CHANGE = """
 SELECT c.change_set_id, s.run_id, t.org_id, t.user_id, t.expression, c.flow_id, @kind AS kind, c.old_name, c.new_name,
        c.old_cycle, c.new_cycle, c.old_editable, c.new_editable, s.last_unchanged_at, s.observed_at
 FROM workflow_change c
 JOIN change_set s ON s.id = c.change_set_id
 JOIN target t ON t.id = s.target_id
-"""
-
-CYCLE_CHANGE = """
-SELECT change_set_id, run_id, org_id, user_id, expression, flow_id, kind, old_name, new_name, old_cycle, new_cycle,
-       old_editable, new_editable, last_unchanged_at, observed_at
-FROM workflow_event
-WHERE kind = 'cycle_changed'
 """
 
 LAST_LISTED = """
@@ -108,7 +99,7 @@ AWAY = {
     "of": ", b.id",
 }
 
-WORKFLOW_HISTORY = f"""
+LIST_HISTORY = f"""
 SELECT l.org_id, l.user_id, l.expression, l.flow_id, l.flow_name, l.cycle, l.editable, l.valid_from,{
     UNTIL.format(since="valid_from")
 }, l.from_kind, l.last_unchanged_at,{LAST_LISTED}
@@ -210,27 +201,13 @@ FROM (
 ) g
 """
 
-KINDS = ("added", "removed", "cycle_changed", "renamed", "editable_changed")
-WHENS = " ".join(f"WHEN '{kind}' THEN s.{kind}" for kind in KINDS)
-EACH_KIND = " UNION ALL ".join(f"SELECT '{kind}' AS kind" for kind in KINDS)
-COUNTED = f"sum(CASE k.kind {WHENS} END)"
-DAILY_CHANGE = f"""
-SELECT @utc_day AS day, t.org_id, CAST(k.kind AS TEXT) AS kind, CAST({COUNTED} AS BIGINT) AS changes
-FROM change_set s
-JOIN target t ON t.id = s.target_id
-CROSS JOIN ({EACH_KIND}) k
-GROUP BY @utc_day, t.org_id, k.kind
-HAVING {COUNTED} > 0
-"""
-
 VIEWS = {
-    "current_workflow": ("A workflow that a target sees now; retired targets are left out.", CURRENT_WORKFLOW),
-    "workflow_event": ("One change of one workflow, as one target saw it.", WORKFLOW_EVENT),
-    "cycle_change": ("A workflow_event in which the cycle changed.", CYCLE_CHANGE),
-    "workflow_history": (
+    "list_workflow": ("A workflow that a target sees now; retired targets are left out.", LIST_WORKFLOW),
+    "list_change": ("One change of one workflow, as one target saw it.", LIST_CHANGE),
+    "list_history": (
         "A state of a workflow as one target saw it, from the observation that showed it until the one that showed "
         "another; valid_to is null while it lasts.",
-        WORKFLOW_HISTORY,
+        LIST_HISTORY,
     ),
     "org_workflow": (
         "A workflow that at least one user of the organisation sees now, as far as is known.",
@@ -254,10 +231,6 @@ VIEWS = {
     ),
     "target_health": ("A target, and whether its list can be trusted.", TARGET_HEALTH),
     "coverage_gap": ("A period without an observation of a target; gap_to is null while it lasts.", COVERAGE_GAP),
-    "daily_change": (
-        "How many changes of a kind the targets of an organisation showed on a day (UTC), without baselines.",
-        DAILY_CHANGE,
-    ),
 }
 
 
@@ -286,7 +259,7 @@ _CHANGE = _LIST | {
     "observed_at": "and not after this",
 }
 COLUMNS = {
-    "current_workflow": _LIST
+    "list_workflow": _LIST
     | {
         "flow_id": "the workflow",
         "flow_name": "its name; null if EnOS gave none",
@@ -298,9 +271,8 @@ COLUMNS = {
         "last_observed_at": "the last answer of which nothing was held",
         "missing_since": "since when its removal is held; null if none is held",
     },
-    "workflow_event": _CHANGE,
-    "cycle_change": _CHANGE,
-    "workflow_history": _LIST
+    "list_change": _CHANGE,
+    "list_history": _LIST
     | {
         "flow_id": "the workflow",
         "flow_name": "its name in that state",
@@ -346,12 +318,6 @@ COLUMNS = {
         "gap_from": "the last answer before the silence",
         "gap_to": "the first answer after it; null while it lasts",
         "changed_inside": "whether the list changed between the two",
-    },
-    "daily_change": {
-        "day": "the day of the observation, in UTC",
-        "org_id": "the organisation",
-        "kind": "the kind of change",
-        "changes": "how many changes of that kind",
     },
     "org_workflow_event": _STORY
     | {

@@ -22,7 +22,7 @@ billion changes need 20 to 67 partitions, which cost the planner a few milliseco
 
 DISTINCT = -0.1
 """A change set has about ten changes. ANALYZE estimates this from a sample, in which the changes of a set are adjacent,
-and is wrong by a factor of 25 on a large partition: with fifty million changes, `workflow_history` of an organisation
+and is wrong by a factor of 25 on a large partition: with fifty million changes, `list_history` of an organisation
 then took 5 s. Larger change sets, as in first loads, lose nothing: they are read by the same index."""
 
 MAKE_PARTITIONS = f"""

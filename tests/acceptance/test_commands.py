@@ -101,7 +101,7 @@ def test_changes_are_listed_with_the_columns_of_the_view(flowtrail: Program, wor
         (ANN, "D", "H"),
         (BOB, "D", "H"),
     ]
-    columns = [row[1] for row in flowtrail.rows("PRAGMA table_info(workflow_event)")]
+    columns = [row[1] for row in flowtrail.rows("PRAGMA table_info(list_change)")]
     assert list(changed[0]) == columns
     assert [row["flow_id"] for row in flowtrail.json("flows", "--user", ANN)] == ["2", "3"]
     assert "removed" in flowtrail("changes").stdout
@@ -242,14 +242,14 @@ def test_a_view_that_somebody_altered_is_a_finding_of_verify(flowtrail: Program,
     flowtrail.json("sync")
     assert flowtrail("verify").returncode == 0
     database = sqlite3.connect(flowtrail.folder / "flowtrail.db")
-    ((view,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'workflow_event'")
-    database.executescript(f"DROP VIEW workflow_event; {view} WHERE c.kind <> 'removed';")
+    ((view,),) = database.execute("SELECT sql FROM sqlite_master WHERE name = 'list_change'")
+    database.executescript(f"DROP VIEW list_change; {view} WHERE c.kind <> 'removed';")
     database.close()
     assert flowtrail.json("changes", "--kind", "removed") == []
     done = flowtrail("verify", "--json")
     assert done.returncode == 1
     (finding,) = json.loads(done.stdout)
-    assert (finding["what"], finding["found"]) == ("the schema", "not: view workflow_event was altered")
+    assert (finding["what"], finding["found"]) == ("the schema", "not: view list_change was altered")
 
 
 def test_check_names_every_problem_at_once(flowtrail: Program, world: World) -> None:

@@ -131,7 +131,7 @@ def test_the_writer_may_change_every_table_but_those_of_the_trail(conninfo: str,
 
 @pytest.mark.parametrize("table", ["target", "workflow", "change_set", "sync_run", "lease"])
 def test_the_reader_reads_every_view_and_writes_nothing(conninfo: str, table: str) -> None:
-    as_role(conninfo, READER, f"SELECT * FROM {table}", "SELECT * FROM current_workflow", "SELECT * FROM org_workflow")
+    as_role(conninfo, READER, f"SELECT * FROM {table}", "SELECT * FROM list_workflow", "SELECT * FROM org_workflow")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_role(conninfo, READER, f"INSERT INTO {table} DEFAULT VALUES")
 

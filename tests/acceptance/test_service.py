@@ -149,7 +149,7 @@ def test_a_frozen_leader_that_wakes_up_writes_nothing_wrong(flowtrail: Program, 
     successor.wait_for("run_ended", times=3)
     assert (frozen.stop(), successor.stop()) == (0, 0)
     assert flowtrail("verify").returncode == 0
-    assert flowtrail.rows("SELECT user_id, cycle FROM current_workflow") == [(ANN, "D"), (BOB, "H")]
+    assert flowtrail.rows("SELECT user_id, cycle FROM list_workflow") == [(ANN, "D"), (BOB, "H")]
     assert flowtrail.rows("SELECT count(*) FROM workflow_change WHERE kind <> 'baseline'") == [(1,)]
 
 

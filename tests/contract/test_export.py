@@ -23,10 +23,10 @@ from sqlalchemy import Engine
 
 from etl.errors import FlowtrailError, UsageError
 from etl.export import Origin, disarm, export
-from etl.report import Column, CurrentWorkflow, Report, WorkflowAsOf, WorkflowEvent, WorkflowHistory, columns_of
+from etl.report import Column, ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of
 from tests.support.histories import START, World
 
-COLUMNS = columns_of(WorkflowEvent)
+COLUMNS = columns_of(ListChange)
 NASTY = [
     "", " ", "'", '"', "''=1", "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", '"=1"', "'=1", "' =1",
     "＝1", "a,b", 'a "b" c', "a\nb", "a\r\nb", "a;b", "x ", " x", "null", "NULL", "\\N", "true", "描述", "\u202eabc",
@@ -35,10 +35,10 @@ NASTY = [
 """Names that break what writes or reads carelessly."""
 
 
-def event(number: int, name: str | None, at: dt.datetime = START) -> WorkflowEvent:
+def event(number: int, name: str | None, at: dt.datetime = START) -> ListChange:
     flag = (True, False, None)[number % 3]
     before = None if number % 2 else at - dt.timedelta(microseconds=1)
-    return WorkflowEvent(
+    return ListChange(
         number, 2**53 + 1, "o1", "u1", "", f"-{number}", "renamed", None, name, "D", None, None, flag, before, at
     )
 
@@ -164,7 +164,7 @@ def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
 
-    def breaks() -> Iterator[WorkflowEvent]:
+    def breaks() -> Iterator[ListChange]:
         yield from EVENTS
         raise RuntimeError("the database went away")
 
@@ -193,10 +193,10 @@ def test_an_export_of_the_database_is_read_back_by_duckdb(engine: Engine, tmp_pa
     world.live(20)
     report = Report(engine)
     for rows, row_type in (
-        (report.changes, WorkflowEvent),
-        (report.flows, CurrentWorkflow),
-        (report.history, WorkflowHistory),
-        (lambda: report.flows_as_of(world.now), WorkflowAsOf),
+        (report.changes, ListChange),
+        (report.flows, ListWorkflow),
+        (report.history, ListState),
+        (lambda: report.flows_as_of(world.now), ListWorkflowAsOf),
     ):
         columns = columns_of(row_type)
         file = tmp_path / f"{row_type.__name__}.{fmt}"
@@ -277,7 +277,7 @@ def test_a_manifest_proves_what_a_file_holds(tmp_path: Path, fmt: str) -> None:
         order.append("heads")
         yield from ({"org_id": "o1", "version": n, "hash": "ab" * 32} for n in range(3))
 
-    def rows() -> Iterator[WorkflowEvent]:
+    def rows() -> Iterator[ListChange]:
         order.append("rows")
         yield from EVENTS
 
@@ -313,7 +313,7 @@ def test_an_export_that_breaks_leaves_the_old_file_and_nothing_else(tmp_path: Pa
     file = tmp_path / "f"
     file.write_text("old")
 
-    def breaks() -> Iterator[WorkflowEvent]:
+    def breaks() -> Iterator[ListChange]:
         yield from EVENTS
         raise RuntimeError("the database went away")
 
@@ -327,7 +327,7 @@ def test_an_export_in_months_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     """No folder, no manifest."""
     pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
 
-    def breaks() -> Iterator[WorkflowEvent]:
+    def breaks() -> Iterator[ListChange]:
         yield from EVENTS
         raise RuntimeError("the database went away")
 

@@ -357,8 +357,8 @@ BOTH = {
     "ALTER TABLE target RENAME COLUMN data_hash TO hash": "column target.data_hash is missing",
     "DROP INDEX ix_change_set_observed_at": "index change_set.ix_change_set_observed_at is missing",
     "CREATE INDEX slow ON workflow (cycle)": "index workflow.slow is not Flowtrail's",
-    "DROP VIEW cycle_change": "view cycle_change is missing",
-    "DROP VIEW cycle_change; CREATE VIEW cycle_change AS SELECT * FROM workflow_event": "view cycle_change was altered",
+    "DROP VIEW org_pending": "view org_pending is missing",
+    "DROP VIEW org_pending; CREATE VIEW org_pending AS SELECT * FROM org_loss": "view org_pending was altered",
     "CREATE VIEW mine AS SELECT 1 AS one": "view mine is not Flowtrail's",
     "CREATE TABLE theirs (id INTEGER)": "table theirs is not Flowtrail's",
     "DROP TABLE lease": "table lease is missing",
@@ -387,8 +387,8 @@ DRIFT = {
         "$$ BEGIN RETURN NEW; END $$": "trigger workflow_change.workflow_change_no_change was altered",
         "ALTER TABLE sync_issue ENABLE ROW LEVEL SECURITY": "table sync_issue was altered",
         "CREATE POLICY none ON sync_issue USING (false)": "policy sync_issue.none is not Flowtrail's",
-        "ALTER VIEW cycle_change SET (security_invoker = true)": (
-            "option cycle_change.security_invoker=true is not Flowtrail's"
+        "ALTER VIEW org_pending SET (security_invoker = true)": (
+            "option org_pending.security_invoker=true is not Flowtrail's"
         ),
         """CREATE AGGREGATE max (bigint) (SFUNC = int8smaller, STYPE = bigint); DO $$ BEGIN EXECUTE
         'CREATE OR REPLACE VIEW target_health AS ' || replace(pg_get_viewdef('target_health'::regclass), ' max(',
@@ -442,7 +442,7 @@ def test_check_takes_views_as_a_backup_brings_them_back(engine: Engine, foreign:
     """PostgreSQL writes a view out, and reading that, writes some of it otherwise."""
     with reading(engine) as connection:
         views = connection.exec_driver_sql(
-            "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname = 'cycle_change'"
+            "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public'"
         ).all()
     for name, definition in views:
         foreign.execute(f"CREATE OR REPLACE VIEW {name} AS {definition}")

@@ -180,7 +180,7 @@ def test_the_writer_of_the_trail_gets_partitions_that_it_cannot_touch(database: 
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 writer.execute(forbidden)
         writer.execute("SET ROLE part_reader")
-        assert writer.execute("SELECT count(*) FROM workflow_event").fetchone() == (1,)
+        assert writer.execute("SELECT count(*) FROM list_change").fetchone() == (1,)
     owned = "SELECT DISTINCT tableowner FROM pg_tables WHERE tablename LIKE 'workflow_change%'"
     assert database.execute(owned).fetchall() == [("part_owner",)]
     may_call = "SELECT has_function_privilege('part_reader', 'flowtrail_make_partitions()', 'EXECUTE')"

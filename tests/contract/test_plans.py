@@ -19,9 +19,8 @@ from tests.support.run_history import ANN, BOB, RunHistory
 
 LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 VIEWS = {
-    "workflow_event": "org_id = 'o1' AND kind IN ('added', 'removed')",
-    "cycle_change": "org_id = 'o1'",
-    "workflow_history": "org_id = 'o1' AND from_kind = 'added'",
+    "list_change": "org_id = 'o1' AND kind IN ('added', 'removed')",
+    "list_history": "org_id = 'o1' AND from_kind = 'added'",
 }
 
 pytestmark = pytest.mark.parametrize("dialect", ["postgresql"])
@@ -33,7 +32,7 @@ def plans(engine: Engine) -> Iterator[dict[str, str]]:
     found: dict[str, str] = {}
 
     def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        if re.search("workflow_change|workflow_event|cycle_change|workflow_history", statement):
+        if re.search("workflow_change|list_change|list_history", statement):
             with connection.connection.driver_connection.cursor() as planner:
                 planner.execute("SET enable_seqscan = off")
                 planner.execute(f"EXPLAIN {statement}", parameters)

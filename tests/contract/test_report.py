@@ -16,15 +16,15 @@ from etl.cli import app
 from etl.database import connect, upgrade, writing
 from etl.errors import FlowtrailError, SchemaMismatch
 from etl.report import (
-    CurrentWorkflow,
     HeldRemoval,
+    ListChange,
+    ListState,
+    ListWorkflow,
+    ListWorkflowAsOf,
     Report,
     SyncRun,
     TargetAsOf,
     TargetHealth,
-    WorkflowAsOf,
-    WorkflowEvent,
-    WorkflowHistory,
     columns_of,
 )
 from etl.schema import sync_run
@@ -50,9 +50,9 @@ def world(engine: Engine, fill: Fill) -> World:
 @pytest.mark.parametrize(
     ("view", "row_type"),
     [
-        ("current_workflow", CurrentWorkflow),
-        ("workflow_event", WorkflowEvent),
-        ("workflow_history", WorkflowHistory),
+        ("list_workflow", ListWorkflow),
+        ("list_change", ListChange),
+        ("list_history", ListState),
         ("target_health", TargetHealth),
         ("sync_run", SyncRun),
     ],
@@ -67,15 +67,15 @@ def test_a_row_has_exactly_the_columns_of_its_view(engine: Engine, view: str, ro
 
 
 def test_the_columns_as_of_are_those_of_now_and_then_how_well_they_are_known() -> None:
-    """`current_workflow`, then coverage, observed_before, observed_after."""
+    """`list_workflow`, then coverage, observed_before, observed_after."""
     known = ("coverage", "observed_before", "observed_after")
-    assert WorkflowAsOf._fields == CurrentWorkflow._fields + known
+    assert ListWorkflowAsOf._fields == ListWorkflow._fields + known
     assert TargetAsOf._fields == ("org_id", "user_id", "expression", *known, "flow_count")
 
 
 def test_every_column_has_a_kind() -> None:
     """Nulls aside, a column is text, a whole number, a boolean or a time."""
-    kinds = {column.name: column.kind for row_type in (WorkflowEvent, HeldRemoval) for column in columns_of(row_type)}
+    kinds = {column.name: column.kind for row_type in (ListChange, HeldRemoval) for column in columns_of(row_type)}
     assert kinds["change_set_id"] == "integer"
     assert kinds["old_name"] == "string"
     assert kinds["new_editable"] == "boolean"
@@ -107,7 +107,7 @@ def test_the_trail_is_given_in_its_order_and_filtered(world: World) -> None:
     """`since` is in, `until` is out; `kinds` are any of several; a name is found before and after."""
     report = Report(world.engine)
     rows = list(report.changes())
-    assert all(isinstance(row, WorkflowEvent) for row in rows)
+    assert all(isinstance(row, ListChange) for row in rows)
     assert all(
         (a.observed_at, a.change_set_id, a.flow_id, a.kind) < (b.observed_at, b.change_set_id, b.flow_id, b.kind)
         for a, b in pairwise(rows)
@@ -222,7 +222,7 @@ def test_more_rows_than_a_page_come_complete(engine: Engine) -> None:
 def test_a_database_without_the_view_is_named(tmp_path: Path) -> None:
     """A DatabaseError in one sentence, not a traceback of the driver."""
     (tmp_path / "empty.db").touch()
-    with pytest.raises(SchemaMismatch, match="current_workflow"):
+    with pytest.raises(SchemaMismatch, match="list_workflow"):
         list(Report(connect(f"sqlite:///{tmp_path / 'empty.db'}")).flows())
 
 

@@ -45,17 +45,15 @@ TIMES = {
 FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "proven_for_all"}
 NUMBERS = {
     *("change_set_id", "run_id", "seal_id", "event_id", "users", "editors", "users_before", "users_after", "unheard"),
-    *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_removals", "changes"),
+    *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_removals"),
     "users_in_gap",
 }
 VIEWS = {
-    "current_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_listed_at "
+    "list_workflow": "org_id user_id expression flow_id flow_name cycle cycle_label editable first_listed_at "
     "changed_at last_observed_at missing_since",
-    "workflow_event": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle "
+    "list_change": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle "
     "new_cycle old_editable new_editable last_unchanged_at observed_at",
-    "cycle_change": "change_set_id run_id org_id user_id expression flow_id kind old_name new_name old_cycle new_cycle "
-    "old_editable new_editable last_unchanged_at observed_at",
-    "workflow_history": "org_id user_id expression flow_id flow_name cycle editable valid_from valid_to from_kind "
+    "list_history": "org_id user_id expression flow_id flow_name cycle editable valid_from valid_to from_kind "
     "last_unchanged_at last_listed_at",
     "org_workflow": "org_id expression flow_id flow_name cycle users editors first_listed_at changed_at last_listed_at "
     "users_in_gap",
@@ -70,7 +68,6 @@ VIEWS = {
     "target_health": "org_id user_id expression versions flow_count last_observed_at consecutive_failures "
     "last_error_code last_error held_since held_removals retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",
-    "daily_change": "day org_id kind changes",
     "column_comment": "view_name column_name comment",
 }
 
@@ -305,9 +302,9 @@ def story(engine: Engine) -> Engine:
     return engine
 
 
-def test_current_workflow_leaves_retired_targets_out_and_keeps_what_is_held(story: Engine) -> None:
+def test_list_workflow_leaves_retired_targets_out_and_keeps_what_is_held(story: Engine) -> None:
     columns = ("user_id", "flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at")
-    assert rows(story, "current_workflow", *columns, "missing_since") == [
+    assert rows(story, "list_workflow", *columns, "missing_since") == [
         ("alice", "1", "join", "minute", True, hour(2), hour(5), None),
         ("alice", "3", "sort", "X", None, hour(5), hour(5), None),
         ("carol", "1", "other", "month", True, hour(14), hour(13), None),
@@ -315,20 +312,19 @@ def test_current_workflow_leaves_retired_targets_out_and_keeps_what_is_held(stor
     ]
 
 
-def test_workflow_event_has_a_row_for_each_kind_of_change_at_once(story: Engine) -> None:
+def test_list_change_has_a_row_for_each_kind_of_change_at_once(story: Engine) -> None:
     columns = ("change_set_id", "run_id", "kind", "old_name", "new_cycle", "last_unchanged_at", "observed_at")
     second = dt.timedelta(seconds=1)
-    assert rows(story, "workflow_event", *columns, user_id="alice", flow_id="1") == [
+    assert rows(story, "list_change", *columns, user_id="alice", flow_id="1") == [
         (1, 1, "baseline", None, "D", None, hour(0)),
         (3, 3, "cycle_changed", "map", "mi", hour(1) - second, hour(2)),
         (3, 3, "renamed", "map", "mi", hour(1) - second, hour(2)),
     ]
-    assert rows(story, "cycle_change", "user_id", "kind") == [("alice", "cycle_changed"), ("bob", "cycle_changed")]
 
 
-def test_workflow_history_ends_a_state_where_the_next_begins_or_its_target_retired(story: Engine) -> None:
+def test_list_history_ends_a_state_where_the_next_begins_or_its_target_retired(story: Engine) -> None:
     columns = ("user_id", "flow_id", "flow_name", "valid_from", "valid_to", "from_kind", "last_listed_at")
-    assert rows(story, "workflow_history", *columns, org_id="o1") == [
+    assert rows(story, "list_history", *columns, org_id="o1") == [
         ("alice", "1", "join", hour(2), None, "cycle_changed", hour(5)),
         ("alice", "1", "map", hour(0), hour(2), "baseline", hour(1)),
         ("alice", "2", "reduce", hour(0), hour(4), "baseline", hour(2)),
@@ -441,18 +437,6 @@ def test_coverage_gap_says_whether_something_changed_inside(story: Engine) -> No
     ]
 
 
-def test_daily_change_counts_by_the_day_of_utc(story: Engine) -> None:
-    counted = [(str(day), *rest) for day, *rest in rows(story, "daily_change")]
-    assert sorted(counted) == [
-        ("2026-03-01", "o1", "added", 2),
-        ("2026-03-01", "o1", "cycle_changed", 2),
-        ("2026-03-01", "o1", "removed", 1),
-        ("2026-03-01", "o1", "renamed", 2),
-        ("2026-03-02", "o1", "removed", 1),
-        ("2026-03-02", "o2", "editable_changed", 1),
-    ]
-
-
 # -------------------------------------------------------------------------------------------------- the oracle
 
 
@@ -524,11 +508,6 @@ def expected_gaps(trail: Trail) -> Iterator[tuple[Any, ...]]:
             yield *key, spans[-1].last, None, spans[-1].version != trail.versions[key]
 
 
-def expected_days(trail: Trail) -> Iterator[tuple[Any, ...]]:
-    counted = Counter((f"{report.at:%F}", report.key[0], kind) for report in trail.reports for kind in report.kinds)
-    yield from ((*what, count) for what, count in counted.items() if what[2] != "baseline")
-
-
 ORGANISATIONS = 150
 
 
@@ -542,17 +521,16 @@ def histories(engine: Engine) -> tuple[Engine, Trail]:
 
 def test_the_views_agree_with_an_oracle_on_random_histories(histories: tuple[Engine, Trail]) -> None:
     engine, trail = histories
-    assert rows(engine, "workflow_history") == sorted(expected_history(trail), key=repr)
+    assert rows(engine, "list_history") == sorted(expected_history(trail), key=repr)
     assert rows(engine, "coverage_gap") == sorted(expected_gaps(trail), key=repr)
-    assert sorted((str(day), *rest) for day, *rest in rows(engine, "daily_change")) == sorted(expected_days(trail))
 
 
 def test_one_organisation_alone_gives_what_it_gives_among_all(histories: tuple[Engine, Trail]) -> None:
     engine, _ = histories
-    everything = rows(engine, "workflow_history")
+    everything = rows(engine, "list_history")
     for number in range(0, ORGANISATIONS, 40):
         org = f"o{number:04}"
-        assert rows(engine, "workflow_history", org_id=org) == [row for row in everything if row[0] == org]
+        assert rows(engine, "list_history", org_id=org) == [row for row in everything if row[0] == org]
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
@@ -562,9 +540,9 @@ def test_one_organisation_alone_gives_what_it_gives_among_all(histories: tuple[E
         "org_workflow_event",
         "org_workflow_history",
         "org_pending",
-        "workflow_history",
+        "list_history",
         "org_workflow",
-        "current_workflow",
+        "list_workflow",
     ],
 )
 def test_a_condition_on_the_organisation_reaches_the_tables(engine: Engine, view: str) -> None:

@@ -228,26 +228,6 @@ def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary) -
         assert "1 removed" in get(server, "/").text
 
 
-def test_changes_and_churn_are_those_of_daily_change(engine: Engine, now: dt.datetime) -> None:
-    since, until = now.date() - 6 * DAY, now.date()
-    with reading(engine) as connection:
-        week = Scope(since, until)
-        days, churn = summaries.days(connection, week), summaries.churn(connection, week, 2)
-        by_day, by_org = Counter(), Counter()
-        for day, org, kind, changes in connection.execute(text("SELECT * FROM daily_change")):
-            if str(day) >= str(since):
-                by_day[str(day), kind] += int(changes)
-                by_org[org, kind] += int(changes)
-    assert {
-        (str(day.day), kind): getattr(day, kind) for day in days for kind in DELTA_KINDS if getattr(day, kind)
-    } == by_day
-    assert [day.day for day in days] == [since + number * DAY for number in range(7)]
-    orgs = sorted({org for org, _ in by_org}, key=lambda org: (-sum(by_org[org, kind] for kind in DELTA_KINDS), org))
-    assert [row.org_id for row in churn] == orgs[:2]
-    assert all(getattr(row, kind) == by_org[row.org_id, kind] for row in churn for kind in DELTA_KINDS)
-    assert {row.orgs for row in churn} == {len(orgs)}
-
-
 FILTERS = [
     {},
     {"org": "=o1"},

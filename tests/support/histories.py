@@ -16,7 +16,7 @@ from etl.domain.guard import Decision, Limits
 from etl.domain.holds import Approval
 from etl.domain.model import CYCLE_LABELS, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Refused
-from etl.report import CurrentWorkflow, TargetAsOf, WorkflowAsOf
+from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
 
@@ -94,7 +94,7 @@ class Oracle:
         both_seen = one.what == other.what == "seen"
         return both_seen and one.version == other.version and other.at - one.at <= COVERAGE_GAP
 
-    def at(self, moment: dt.datetime) -> tuple[TargetAsOf, list[WorkflowAsOf]] | None:
+    def at(self, moment: dt.datetime) -> tuple[TargetAsOf, list[ListWorkflowAsOf]] | None:
         answers = [entry for entry in self.log if entry.what != "failed" and entry.at <= moment]
         if not self.log or any(left <= moment and (back is None or moment < back) for left, back in self.away):
             return None
@@ -106,18 +106,18 @@ class Oracle:
         coverage = self._coverage(moment)
         row = TargetAsOf(*self.target, coverage, before, after, len(answers[-1].flows))
         return row, [
-            WorkflowAsOf._make(
+            ListWorkflowAsOf._make(
                 (*self._described(flow_id, flow), first_listed_at, changed_at, before, None, coverage, before, after)
             )
             for flow_id, (flow, first_listed_at, changed_at) in sorted(answers[-1].flows.items())
         ]
 
-    def now(self) -> list[CurrentWorkflow]:
+    def now(self) -> list[ListWorkflow]:
         if not self.log or self.is_away:
             return []
         latest = max((entry.at for entry in self.log if entry.what == "seen"), default=None)
         return [
-            CurrentWorkflow._make(
+            ListWorkflow._make(
                 (*self._described(flow_id, flow), first_listed_at, changed_at, latest, self.missing.get(flow_id))
             )
             for flow_id, (flow, first_listed_at, changed_at) in sorted(self.log[-1].flows.items())

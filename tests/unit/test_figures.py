@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from etl.report import WorkflowHistory
+from etl.report import ListState
 from etl.report.summary_rows import Gap
 from etl.web.figures import Figure, life
 
@@ -16,8 +16,8 @@ def day(number: float) -> dt.datetime:
     return BEGIN + dt.timedelta(days=number)
 
 
-def state(user: str, first: float, last: float, *, name: str = "settlement") -> WorkflowHistory:
-    return WorkflowHistory("o1", user, "", "7", name, "D", True, day(first), None, "baseline", None, day(last))
+def state(user: str, first: float, last: float, *, name: str = "settlement") -> ListState:
+    return ListState("o1", user, "", "7", name, "D", True, day(first), None, "baseline", None, day(last))
 
 
 def gap(user: str, since: float, until: float | None) -> Gap:
