@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,30 @@ from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
 pytest_plugins = ("tests.support.databases",)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with what was not tested: `pytest_terminal_summary` would come before the line that looks like success."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and (skipped := terminal.stats.get("skipped")):
+        terminal.write_line(not_run(report.longrepr[2].removeprefix("Skipped: ") for report in skipped), yellow=True)
+
+
+def not_run(reasons: Iterable[str]) -> str:
+    """A sentence on skipped tests, from their reasons: "no Chromium: apt-get install chromium"."""
+    counted = Counter(reasons)
+    lacks: Counter[str] = Counter()
+    remedies = defaultdict[str, set[str]](set)
+    for reason, count in counted.items():
+        lack, _, remedy = reason.partition(": ")
+        lacks[lack] += count
+        command, install, packages = remedy.partition(" install ")
+        if install:
+            remedies[f"{command} install"].update(packages.split())
+    what = ", ".join(f"{lack} ({count})" for lack, count in lacks.most_common())
+    how = " ".join(f"`{command} {' '.join(sorted(packages))}`" for command, packages in sorted(remedies.items()))
+    return f"{counted.total()} not run: {what}{': ' if how else ''}{how}"
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_the_settings_of_the_compose_file_are_settings(compose: Any, tmp_path: P
 # systemd
 
 
-systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="NOT CHECKED: systemd-analyze is not here")
+systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd: apt-get install systemd")
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_the_unit_stops_in_peace_and_its_settings_are_settings(tmp_path: Path) -
     assert settings.database.url == "sqlite:////var/lib/flowtrail/flowtrail.db"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="NOT CHECKED: only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may give a file away")
 @pytest.mark.parametrize(("mode", "warned"), [(0o440, False), (0o400, False), (0o444, True), (0o460, True)])
 def test_a_secret_readable_by_our_group_only_is_not_open(tmp_path: Path, mode: int, warned: bool) -> None:
     """As systemd and Kubernetes do; not so where others may read it, or the group may write."""

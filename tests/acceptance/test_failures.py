@@ -287,7 +287,7 @@ def resident_kib() -> int:
     return pages * resource.getpagesize() // 1024
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may make a process the first of its namespace")
+@pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may make a process the first of its namespace")
 def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, upstream: DemoGateway) -> None:
     flowtrail.configure(rest='grace = "8s"')
     outer = subprocess.Popen(
@@ -319,7 +319,7 @@ def delivered(count: int) -> Callable[[Sequence[Any]], bool]:
     return lambda entries: sum(entry.sent and entry.flows is not None for entry in entries) >= count
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="NOT TESTED: there is no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream: DemoGateway) -> None:
     loud = {**flowtrail.environment, "FLOWTRAIL_LOG__LEVEL": "DEBUG"}
     with open("/dev/full", "w") as full:
@@ -340,7 +340,7 @@ def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream:
 READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec "$@"'
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: only root may mount a folder read-only")
+@pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may mount a folder read-only")
 def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, upstream: DemoGateway) -> None:
     """As in a container: the settings beside the program, the database elsewhere."""
     home = tmp_path / "home"

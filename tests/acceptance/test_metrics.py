@@ -333,9 +333,7 @@ def overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
     return all(one[at] < other[at] + other[size] and other[at] < one[at] + one[size] for at, size in ("xw", "yh"))
 
 
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="NOT TESTED: there is no promtool here (Debian package prometheus)"
-)
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
 
 
 def promtool(*arguments: str) -> None:

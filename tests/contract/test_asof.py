@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -26,6 +25,7 @@ from etl.report.rows import OrgWorkflowState
 from etl.report.workflow_page import users_then
 from etl.store import NewRun, RunBegun, Store
 from tests.support.builders import UNCHECKED
+from tests.support.databases import client
 from tests.support.histories import COVERAGE_GAP, START, TICK, World, is_as_before
 
 RECIPES = Path(__file__).parents[2] / "docs" / "asof.md"
@@ -423,8 +423,7 @@ def test_the_recipes_of_the_documentation_give_what_the_report_gives(engine: Eng
 def test_the_recipes_run_as_they_stand_in_the_database_s_own_program(engine: Engine, recipe: int) -> None:
     """sqlite3 and psql, with the parameters set as the documentation says."""
     program = "sqlite3" if engine.dialect.name == "sqlite" else "psql"
-    if shutil.which(program) is None:
-        pytest.skip(f"NOT TESTED: {program} is not installed")
+    client(program)
     world = World(engine, 6, targets=4)
     world.live(20)
     moment = world.now - HOUR

@@ -250,7 +250,7 @@ def held_elsewhere(file: Path, *statements: str) -> Iterator[int]:
         process.communicate()
 
 
-only_where_locks_are_listed = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="nobody says who has locks")
+only_where_locks_are_listed = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="no /proc/locks")
 
 
 @only_where_locks_are_listed

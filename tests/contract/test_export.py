@@ -135,7 +135,7 @@ def test_json_lines_are_read_back_by_the_json_module(tmp_path: Path) -> None:
 
 def test_parquet_is_read_back_by_pyarrow(tmp_path: Path) -> None:
     """Typed: microseconds in UTC, booleans, dictionary-encoded texts; nulls are nulls."""
-    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: pip install pyarrow")
     file = tmp_path / "trail.parquet"
     export(EVENTS, COLUMNS, "parquet", file)
     table = parquet.read_table(file)
@@ -150,7 +150,7 @@ def test_parquet_is_read_back_by_pyarrow(tmp_path: Path) -> None:
 
 def test_parquet_in_row_groups_is_complete(tmp_path: Path) -> None:
     """More rows than a row group, and none at all."""
-    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: pip install pyarrow")
     columns = (Column("n", "integer"), Column("text", "string"))
     export(((n, str(n % 7)) for n in range(70_000)), columns, "parquet", tmp_path / "many")
     assert parquet.read_table(tmp_path / "many").column("n").to_pylist() == list(range(70_000))
@@ -161,8 +161,8 @@ def test_parquet_in_row_groups_is_complete(tmp_path: Path) -> None:
 
 def test_a_stream_of_parquet_that_breaks_does_not_look_whole() -> None:
     """It has no footer, so readers refuse it."""
-    pyarrow = pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
-    parquet = pytest.importorskip("pyarrow.parquet", reason="NOT TESTED: pyarrow is not installed")
+    pyarrow = pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="no pyarrow: pip install pyarrow")
 
     def breaks() -> Iterator[ListChange]:
         yield from EVENTS
@@ -186,9 +186,9 @@ def test_without_pyarrow_parquet_is_refused_with_the_remedy(tmp_path: Path, monk
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
 def test_an_export_of_the_database_is_read_back_by_duckdb(engine: Engine, tmp_path: Path, fmt: str) -> None:
     """The trail, the list of now and the history, row by row and value by value."""
-    duckdb = pytest.importorskip("duckdb", reason="NOT TESTED: duckdb is not installed")
+    duckdb = pytest.importorskip("duckdb", reason="no DuckDB: pip install duckdb")
     if fmt == "parquet":
-        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+        pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     world = World(engine, 11, targets=5)
     world.live(20)
     report = Report(engine)
@@ -228,7 +228,7 @@ def _as_reported(fmt: str, column: Column, value: Any) -> Any:
 
 def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Path) -> None:
     """month=YYYY-MM by UTC; a month that comes again gets a second part; the manifest names every file."""
-    dataset = pytest.importorskip("pyarrow.dataset", reason="NOT TESTED: pyarrow is not installed")
+    dataset = pytest.importorskip("pyarrow.dataset", reason="no pyarrow: pip install pyarrow")
     days = (0, 1, 31, 41, 396, 2)  # the third and the fifth are midnights in UTC, evenings of the month before there
     there = dt.timezone(dt.timedelta(hours=-5))
     rows = [event(n, "a", (START + dt.timedelta(days=day)).astimezone(there)) for n, day in enumerate(days)]
@@ -248,14 +248,14 @@ def test_an_export_in_months_is_a_folder_that_pyarrow_reads_as_one(tmp_path: Pat
 
 def test_an_existing_folder_is_not_written_into(tmp_path: Path) -> None:
     """Old and new months would be read as one."""
-    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     with pytest.raises(UsageError, match="already exists"):
         export(EVENTS, COLUMNS, "parquet", tmp_path, by_month_of="observed_at")
 
 
 def test_months_are_for_parquet_in_a_folder(tmp_path: Path) -> None:
     """Everything else is refused, with what to add."""
-    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     with pytest.raises(UsageError, match="-o FOLDER"):
         export(EVENTS, COLUMNS, "parquet", io.BytesIO(), by_month_of="observed_at")
     with pytest.raises(UsageError, match="-o FOLDER"):
@@ -270,7 +270,7 @@ def test_months_are_for_parquet_in_a_folder(tmp_path: Path) -> None:
 def test_a_manifest_proves_what_a_file_holds(tmp_path: Path, fmt: str) -> None:
     """Count, SHA-256, columns, filter, time and chain heads; the heads are read before the rows."""
     if fmt == "parquet":
-        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+        pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     order: list[str] = []
 
     def heads() -> Iterator[dict[str, Any]]:
@@ -309,7 +309,7 @@ def test_a_manifest_without_heads_is_json_too(tmp_path: Path) -> None:
 def test_an_export_that_breaks_leaves_the_old_file_and_nothing_else(tmp_path: Path, fmt: str) -> None:
     """Whole or not at all."""
     if fmt == "parquet":
-        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+        pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     file = tmp_path / "f"
     file.write_text("old")
 
@@ -325,7 +325,7 @@ def test_an_export_that_breaks_leaves_the_old_file_and_nothing_else(tmp_path: Pa
 
 def test_an_export_in_months_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     """No folder, no manifest."""
-    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
 
     def breaks() -> Iterator[ListChange]:
         yield from EVENTS
@@ -381,7 +381,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 def test_a_stream_gets_the_same_bytes_as_a_file(tmp_path: Path, fmt: str) -> None:
     """Also one that cannot seek."""
     if fmt == "parquet":
-        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+        pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     export(EVENTS, COLUMNS, fmt, tmp_path / "f")
     read, write = os.pipe()
     with os.fdopen(write, "wb") as stream:
@@ -413,7 +413,7 @@ def test_no_control_sequence_reaches_a_terminal(fmt: str) -> None:
 
 def test_parquet_is_not_sent_to_a_terminal() -> None:
     """A UsageError says what to add."""
-    pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+    pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     master, terminal = os.openpty()
     with os.fdopen(master, "rb"), os.fdopen(terminal, "wb") as stream, pytest.raises(UsageError, match="-o FILE"):
         export(EVENTS, COLUMNS, "parquet", stream)
@@ -434,7 +434,7 @@ def test_a_disk_that_is_full_is_named() -> None:
     """/dev/full says what such a disk says."""
     full = Path("/dev/full")
     if not full.exists():
-        pytest.skip("NOT TESTED: there is no /dev/full here")
+        pytest.skip("no /dev/full")
     with pytest.raises(FlowtrailError, match=r"/dev/full was not written: No space left"):
         export(EVENTS, COLUMNS, "csv", full)
 
@@ -443,7 +443,7 @@ def test_a_disk_that_is_full_is_named() -> None:
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four times the rows, the same memory: a page, or a row group of Parquet."""
     if fmt == "parquet":
-        pytest.importorskip("pyarrow", reason="NOT TESTED: pyarrow is not installed")
+        pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
     monkeypatch.setattr("etl.export.parquet.ROW_GROUP", 2000)
     peaks = []
     for rows in (4_000, 16_000):

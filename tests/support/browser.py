@@ -135,10 +135,10 @@ def browser() -> Iterator[Browser]:
     """A headless Chromium. Without one, CI fails and a laptop skips, with the remedy."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        said = "there is no Chromium: apt-get install chromium"
+        said = "no Chromium: apt-get install chromium"
         if os.environ.get("CI"):
             pytest.fail(f"CI must test the page in a browser: {said}")
-        pytest.skip(f"NOT TESTED IN A BROWSER: {said}")
+        pytest.skip(said)
     quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
     arguments = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in quiet)]
     expect.set_options(timeout=30_000)

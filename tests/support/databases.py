@@ -26,6 +26,16 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
+def client(name: str) -> str:
+    """The path of `psql` or `sqlite3`. Without it, CI fails and a laptop skips, with the remedy."""
+    if found := shutil.which(name):
+        return found
+    said = f"no {name}: apt-get install {'postgresql-client' if name == 'psql' else name}"
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must ask {name} too: {said}")
+    pytest.skip(said)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[local_postgres.Server]:
     """A PostgreSQL server for this session. If it cannot start, CI fails and a laptop skips, with the reason."""
@@ -34,7 +44,7 @@ def postgres() -> Iterator[local_postgres.Server]:
     except (RuntimeError, OSError, KeyError) as error:
         if os.environ.get("CI"):
             pytest.fail(f"CI must test on PostgreSQL: {error}")
-        pytest.skip(f"NOT TESTED ON POSTGRESQL: {error}")
+        pytest.skip(str(error))
     yield server
     server.stop()
 
@@ -68,7 +78,7 @@ def pgbouncer(postgres: local_postgres.Server) -> Iterator[local_pooler.Pooler]:
     except RuntimeError as error:
         if os.environ.get("CI"):
             pytest.fail(f"CI must test with PgBouncer: {error}")
-        pytest.skip(f"NOT TESTED WITH PGBOUNCER: {error}")
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

