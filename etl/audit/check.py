@@ -311,9 +311,14 @@ class Trail:
         self.seals: List[Row] = []
         self.findings: List[str] = []
         self.members: Dict[Target, None] = {}
-        self.approved: Dict[Tuple[int, Target], None] = {}
+        self.approved: Dict[Tuple[int, Target], Optional[int]] = {}
+        """When the hold began that was approved in a run."""
         self.ended: DefaultDict[Tuple[int, Target], List[str]] = defaultdict(list)
         """The workflows whose hold ended in a run."""
+        self.began: Dict[Target, int] = {}
+        """When the hold of a target began."""
+        self.waiting: DefaultDict[Target, Dict[str, None]] = defaultdict(dict)
+        """What is held, after the rows so far."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
 
     def trail_of(self, number: int) -> Row:
@@ -429,10 +434,16 @@ class Trail:
         target = target_of(row)
         self.holds[target].append(row)
         require(f"{name_of(target)}, hold", "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
-        if row["kind"] != "held":
-            self.ended[row["run_id"], target] += row["flow_ids"]
+        waiting = self.waiting[target]
+        if row["kind"] == "held":
+            self.began[target] = self.began[target] if waiting else row["at"]
+            waiting.update(dict.fromkeys(row["flow_ids"]))
+            return
+        self.ended[row["run_id"], target] += row["flow_ids"]
+        for flow_id in row["flow_ids"]:
+            waiting.pop(flow_id, None)
         if row["kind"] == "approved":
-            self.approved[row["run_id"], target] = None
+            self.approved[row["run_id"], target] = self.began.get(target)
 
     def _derive_targets(self, memberships: List[Row]) -> None:
         """Replay the memberships up to what each run saw of them."""
@@ -774,7 +785,8 @@ class Chain:
             if self.target not in run.targets:
                 raise Broken(at, f"{run.place} was not to ask this target")
             key = (run.id, self.target)
-            scope = digest([*self.target, sorted(self.trail.ended[key])]) if key in self.trail.approved else None
+            held = [self.trail.approved.get(key), sorted(self.trail.ended[key])]
+            scope = digest([*self.target, *held]) if key in self.trail.approved else None
             require(at, "change_set.approved_scope", scope, row["approved_scope"])
         elif run.opened == "no" or row["hash"] not in run.hashes:
             raise Broken(at, f"is not in {run.place}, which it names")

@@ -235,9 +235,9 @@ def _codes(held_sets: Iterable[HeldSet]) -> _Codes:
 
 def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
     """Each removal with the code of its target's held set."""
-    for key, of_target in groupby(removals, key=itemgetter(0, 1, 2)):
+    for (*key, since), of_target in groupby(removals, key=itemgetter(0, 1, 2, 3)):
         listed = list(of_target)
-        own = code(held_set(Target(*key), (removal.flow_id for removal in listed)).scope)
+        own = code(held_set(Target(*key), since, (removal.flow_id for removal in listed)).scope)
         yield from ({**removal._asdict(), "code": own} for removal in listed)
 
 

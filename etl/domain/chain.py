@@ -58,9 +58,9 @@ def state_digest(flows: Iterable[Flow]) -> str:
     return digest(sorted(flows, key=_flow_id))
 
 
-def approved_scope(target: Target, flow_ids: Iterable[str]) -> str:
-    """The digest of the held set that a person approved, in whatever order it is given."""
-    return digest([*target, sorted(set(flow_ids))])
+def approved_scope(target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str]) -> str:
+    """The digest of the hold that a person approved: when it began, and what is held, in whatever order it is given."""
+    return digest([*target, optional_microseconds(held_since), sorted(set(flow_ids))])
 
 
 def change_set_content(change_set: ChangeSet) -> bytes:

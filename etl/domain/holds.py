@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -36,10 +37,10 @@ class Approval(msgspec.Struct, frozen=True):
         return self.scopes is None or self.scopes.get(target) == scope
 
 
-def held_set(target: Target, flow_ids: Iterable[str]) -> HeldSet:
-    """The held set of a target."""
+def held_set(target: Target, since: dt.datetime | None, flow_ids: Iterable[str]) -> HeldSet:
+    """The held set of a target whose hold began at ``since``: the same workflows in a later hold are another set."""
     held = set(flow_ids)
-    return HeldSet(target, chain.approved_scope(target, held), len(held))
+    return HeldSet(target, chain.approved_scope(target, since, held), len(held))
 
 
 def scope_of_all(held_sets: Iterable[HeldSet]) -> str:

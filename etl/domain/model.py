@@ -150,7 +150,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     answer_digest: str | None = None
     data_hash: str | None = None
     flow_count: int = 0
-    held: bool = False
+    held_since: dt.datetime | None = None
+    """When something began to be held, if anything is."""
     retired: bool = False
     span_id: int | None = None
     """The latest span, open or not."""
@@ -164,6 +165,10 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """When the latest of the held removals was first seen."""
     run_began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier, whatever another machine's clock says."""
+
+    @property
+    def held(self) -> bool:
+        return self.held_since is not None
 
     @property
     def latest_at(self) -> dt.datetime | None:

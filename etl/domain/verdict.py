@@ -136,7 +136,7 @@ def _change_set(
         last_unchanged_at=fence.span.last_asked_at if fence.span else None,
         spans=state.spans,
         approved_by=signed.by if signed else None,
-        approved_scope=held_set(fence.target, state.missing).scope if signed else None,
+        approved_scope=held_set(fence.target, fence.held_since, state.missing).scope if signed else None,
         data_hash=snapshot.data_hash,
         state_digest=digest,
         changes=changes,

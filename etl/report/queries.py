@@ -156,8 +156,8 @@ class Report:
 
     def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
         """The held removals of each target, by organisation, user and expression."""
-        for key, removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2)):
-            yield held_set(Target(*key), (removal.flow_id for removal in removals))
+        for (*key, since), removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2, 3)):
+            yield held_set(Target(*key), since, (removal.flow_id for removal in removals))
 
     def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""

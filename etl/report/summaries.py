@@ -252,7 +252,7 @@ def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) 
 
 def _hold(row: Any, missing: Sequence[str]) -> Hold:
     target = Target(row.org_id, row.user_id, row.expression)
-    scope = held_set(target, missing).scope
+    scope = held_set(target, row.held_since, missing).scope
     return Hold(*target, row.held_since, len(missing), row.flow_count, row.reason, code(scope))
 
 

@@ -159,7 +159,7 @@ def _fence(row: Sequence[Any]) -> Fence:
         answer_digest=answer_digest,
         data_hash=data_hash,
         flow_count=flow_count,
-        held=held_since is not None,
+        held_since=held_since,
         retired=retired_at is not None,
         held_asked_at=held_asked_at,
         held_at=held_at,

@@ -123,7 +123,7 @@ class Judge:
         if fence.version == 0:
             return guard.weigh_first(answered)
         if self._options.approval is not None:
-            return _approve(self._options.approval, fence.target, state, answered)
+            return _approve(self._options.approval, fence, state, answered)
         return guard.weigh(state.flows.keys(), state.missing, answered, self._limits)
 
     def _judge_first(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
@@ -175,8 +175,8 @@ class Judge:
         return verdict.judged(fence, state, snapshot, decision, self._options.gap_of(fence), self._options.approval)
 
 
-def _approve(approval: Approval, target: Target, state: State, answered: Set[str]) -> Decision:
-    held = held_set(target, state.missing)
-    if approval.covers(target, held.scope):
+def _approve(approval: Approval, fence: Fence, state: State, answered: Set[str]) -> Decision:
+    held = held_set(fence.target, fence.held_since, state.missing)
+    if approval.covers(fence.target, held.scope):
         return guard.approve(state.flows.keys(), state.missing, answered)
     return guard.refuse_approval(state.flows.keys(), answered, code(held.scope))

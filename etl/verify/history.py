@@ -10,8 +10,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, select
 
 from etl.database import reading
+from etl.domain.chain import approved_scope
 from etl.domain.model import Target
-from etl.schema import TARGET_KEY, UtcTime, hold_event, target, target_membership, workflow
+from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import any_time
 
@@ -34,8 +35,13 @@ _HOLDS: Final = (
     .order_by(target.c.id)
     .limit(_AT_ONCE)
 )
-_EVENTS: Final = select(hold_event.c.target_id, hold_event.c.kind, hold_event.c.at, hold_event.c.flow_ids).order_by(
-    hold_event.c.target_id, hold_event.c.id
+_EVENTS: Final = select(
+    *(hold_event.c[name] for name in ("target_id", "kind", "at", "flow_ids")),
+).order_by(hold_event.c.target_id, hold_event.c.id)
+_APPROVED: Final = (
+    select(change_set.c.target_id, change_set.c.observed_at, change_set.c.approved_scope)
+    .where(change_set.c.approved_scope.is_not(None))
+    .order_by(change_set.c.target_id)
 )
 _MISSING: Final = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.missing_since).where(
     workflow.c.missing_since.is_not(None)
@@ -98,16 +104,27 @@ def _holds(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding
     missing = _by_target(
         connection, _MISSING.where(workflow.c.target_id.between(*within)).order_by(workflow.c.target_id)
     )
+    approved = _by_target(connection, _APPROVED.where(change_set.c.target_id.between(*within)))
     for row in rows:
         found = {each.flow_id: each.missing_since for each in missing.get(row.id, ())}
-        yield from _compare(row, events.get(row.id, ()), found)
+        scopes = {each.observed_at: each.approved_scope for each in approved.get(row.id, ())}
+        yield from _compare(row, events.get(row.id, ()), found, scopes)
 
 
-def _compare(row: Row[Any], events: Sequence[Row[Any]], missing: dict[str, Any]) -> Iterator[Finding]:
+def _compare(
+    row: Row[Any], events: Sequence[Row[Any]], missing: dict[str, Any], scopes: dict[Any, str]
+) -> Iterator[Finding]:
     held: dict[str, Any] = {}
-    since = None
+    since = at = None
+    approvable = ""
     for event in events:
         before = bool(held)
+        if event.at != at:
+            at, approvable = event.at, approved_scope(_owner(row), since, held)
+        if event.kind == "approved" and scopes.get(event.at) != approvable:
+            told = f"{shown(approvable)}, as hold_event has it"
+            yield _finding(row, "change_set.approved_scope", told, shown(scopes.get(event.at)))
+            return
         for flow_id in json.loads(event.flow_ids):
             if (event.kind == "held") == (flow_id in held):
                 what = f"{event.kind!r} of a workflow that was {'held already' if flow_id in held else 'not held'}"
@@ -130,5 +147,8 @@ def _by_target(connection: Connection, query: Any) -> dict[int, list[Row[Any]]]:
 
 
 def _finding(row: Row[Any], what: str, expected: str, found: str) -> Finding:
-    owner = Target(row.org_id, row.user_id, row.expression)
-    return Finding(target=owner, what=what, expected=expected, found=found)
+    return Finding(target=_owner(row), what=what, expected=expected, found=found)
+
+
+def _owner(row: Row[Any]) -> Target:
+    return Target(row.org_id, row.user_id, row.expression)

@@ -703,23 +703,53 @@ def test_an_approval_applies_nothing_where_something_else_is_missing(house):
     house.check()
 
 
-def scope(target: Target, first: int, last: int) -> dict[Target, str]:
-    return {target: held_set(target, map(str, range(first, last + 1))).scope}
+def scope(house: House, target: Target, first: int, last: int) -> dict[Target, str]:
+    (fence,) = Store(house.engine).fences([target])
+    return {target: held_set(target, fence.held_since, map(str, range(first, last + 1))).scope}
 
 
 def test_an_approval_records_which_set_it_covers(house):
     house.see(ALICE, numbered(13, 40))
     house.sync(ALICE, held=1)
-    house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 12), changed=1)
-    assert house.rows("SELECT approved_scope FROM change_set WHERE removed > 0") == [(scope(ALICE, 1, 12)[ALICE],)]
+    shown = scope(house, ALICE, 1, 12)
+    house.sync(ALICE, by="Zoë", scopes=shown, changed=1)
+    assert house.rows("SELECT approved_scope FROM change_set WHERE removed > 0") == [(shown[ALICE],)]
+    house.check()
+
+
+def test_an_approval_of_a_hold_that_has_ended_does_not_cover_the_same_set_held_again(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    ended = scope(house, ALICE, 1, 12)
+    house.see(ALICE, numbered(1, 40))
+    house.sync(ALICE, unchanged=1)
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    report = house.sync(ALICE, by="Zoë", scopes=ended, held=1)
+    assert code(scope(house, ALICE, 1, 12)[ALICE]) in report.tally.issues[0].issue.message
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    house.sync(ALICE, by="Zoë", scopes=scope(house, ALICE, 1, 12), changed=1)
+    house.check()
+
+
+def test_a_hold_that_grew_and_shrank_again_is_the_same_hold(house):
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    shown = scope(house, ALICE, 1, 12)
+    house.see(ALICE, numbered(14, 40))
+    house.sync(ALICE, held=1)
+    house.sync(ALICE, by="Zoë", scopes=shown, held=1)
+    house.see(ALICE, numbered(13, 40))
+    house.sync(ALICE, held=1)
+    house.sync(ALICE, by="Zoë", scopes=shown, changed=1)
     house.check()
 
 
 def test_an_approval_of_another_set_than_is_held_removes_nothing(house):
     house.see(ALICE, numbered(13, 40))
     house.sync(ALICE, held=1)
-    report = house.sync(ALICE, by="Zoë", scopes=scope(ALICE, 1, 11), held=1)
-    assert code(scope(ALICE, 1, 12)[ALICE]) in report.tally.issues[0].issue.message
+    report = house.sync(ALICE, by="Zoë", scopes=scope(house, ALICE, 1, 11), held=1)
+    assert code(scope(house, ALICE, 1, 12)[ALICE]) in report.tally.issues[0].issue.message
     assert house.state(ALICE) == {str(number) for number in range(1, 41)}
     house.check()
 
@@ -731,7 +761,7 @@ def test_an_approval_removes_nothing_where_the_held_set_grows_meanwhile(house):
     house.see(ALICE, numbered(31, 40))
     hanging = house.fault("delay", ALICE, seconds=0.5, times=1)
     with ThreadPoolExecutor(1) as thread:
-        approving = thread.submit(house.run, ALICE, by="Zoë", scopes=scope(ALICE, 1, 12))
+        approving = thread.submit(house.run, ALICE, by="Zoë", scopes=scope(house, ALICE, 1, 12))
         assert hanging.reached.wait(SAFETY_NET_SECONDS)
         house.sync(ALICE, held=1)
         report = approving.result(SAFETY_NET_SECONDS)

@@ -57,6 +57,7 @@ class Seen:
         self.spans: list[Row] = []
         self.open: Row | None = None
         self.held: set[str] = set()
+        self.held_since: dt.datetime | None = None
 
 
 class Story:
@@ -157,6 +158,8 @@ class Story:
             if flow_ids:
                 self.answers[data_hash] = data
                 self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids), data_hash=data_hash)
+        if missing and not seen.held:
+            seen.held_since = self.now
         seen.held = set(missing)
 
     def _version(
@@ -172,7 +175,7 @@ class Story:
         data_hash = hashlib.sha256(data).hexdigest()
         self.answers[data_hash] = data
         approved = any(row["run_id"] == run and row["kind"] == "approved" for row in self.rows["holds"])
-        scope = chain.approved_scope(target, held) if approved else None
+        scope = chain.approved_scope(target, seen.held_since, held) if approved else None
         changes = diff(seen.state, flows) if seen.version else baseline(flows)
         counts = Counter(change.kind for change in changes)
         latest = seen.spans[-1]["last_asked_at"] if seen.spans else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
+import itertools
 import json
 import sqlite3
 import sys
@@ -145,6 +146,7 @@ class _Target:
         self.spans = sorted(tables.by_target["observation"][row.id], key=lambda s: s.id)
         self.workflows = {w.flow_id: w for w in tables.by_target["workflow"][row.id]}
         self.issues = tables.by_target["sync_issue"][row.id]
+        self.holds = sorted(tables.by_target["hold_event"][row.id], key=lambda event: event.id)
         self.changes = {s.id: tables.changes[s.id] for s in self.sets}
         self.runs = {run.id: run for run in tables.sync_run}
         self.held_in = {issue.run_id for issue in self.issues if issue.verdict == "held"}
@@ -225,7 +227,21 @@ class _Target:
             unscoped = (made.approved_by is None) != (made.approved_scope is None)
             self._say(unscoped, f"{at} has an approver and no scope, or a scope and no approver")
             self._say(made.approved_by and not made.removed, f"{at} names an approver and removes nothing")
+            wrong = made.approved_scope != self._approved_scope(made.observed_at)
+            self._say(wrong, f"{at} has an approved_scope that its hold denies")
             parent, earlier = made.hash, made.observed_at
+
+    def _approved_scope(self, at: int) -> str | None:
+        """Since when the hold lasted that was approved at a time, and what was held; None if nothing was approved."""
+        held: set[str] = set()
+        since = None
+        if not any(row.at == at and row.kind == "approved" for row in self.holds):
+            return None
+        for row in itertools.takewhile(lambda row: row.at < at, self.holds):
+            since = since if held else row.at
+            change = held.update if row.kind == "held" else held.difference_update
+            change(json.loads(row.flow_ids))
+        return _digest([self.row.org_id, self.row.user_id, self.row.expression, since, sorted(held)])
 
     def _hash(self, made: Row) -> str:
         sealed = sorted((s for s in self.spans if s.version == made.version - 1), key=lambda s: s.first_at)
@@ -647,7 +663,7 @@ def tables_of(url: str) -> Row:
         for table in ("run_seal", "trail"):
             found[table].sort(key=lambda row: row.id)
         connection.rollback()
-    by_target = ("workflow", "change_set", "observation", "sync_issue")
+    by_target = ("workflow", "change_set", "observation", "sync_issue", "hold_event")
     return Row(
         **found,
         changes=_grouped(found["workflow_change"], "change_set_id"),

@@ -26,7 +26,7 @@ from tests.support.golden.calculation import calculated
 STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 GOLDEN = Path(__file__).parents[1] / "support" / "golden"
 UNALTERED = {
-    "change-1.json": "1e9bf04088dc4948fb7907ee11735bcb7c930f07e1232c098de55ef93855f9da",
+    "change-1.json": "1e654b37935810bea9c384918a90cec49c8387c8da62fbd194b8b3745624110c",
     "seal-1.json": "df3e1a456bc7fa20334ed1a0df73cbfccb33fcd92445972a60e971581345d5d8",
 }
 CASES = {file: json.loads((GOLDEN / file).read_text("utf-8")) for file in UNALTERED}
@@ -103,7 +103,7 @@ def versions_of(hashes: list[str]) -> list[seal.VersionHash]:
 
 COMPUTE: dict[str, Callable[[str, Any], str]] = {
     **dict.fromkeys(("state", "state of nothing"), lambda _, c: chain.state_digest([Flow(*f) for f in c])),
-    "approved scope": lambda _, c: chain.approved_scope(Target(*c[:3]), c[3]),
+    "approved scope": lambda _, c: chain.approved_scope(Target(*c[:3]), *c[3:]),
     **dict.fromkeys(("baseline", "delta", "approval"), hash_change_set),
     **dict.fromkeys(("trail", "copied trail"), lambda _, c: seal.genesis(*c[1:])),
     **dict.fromkeys(("no targets", "targets"), lambda _, c: seal.targets_digest([Target(*t) for t in c])),
@@ -303,12 +303,12 @@ def test_targets_that_are_sorted_in_parts_have_the_digest_of_the_sorted_list() -
 
 
 @STEADY
-@given(targets, st.lists(texts, max_size=4), targets, st.lists(texts, max_size=4))
-def test_an_approved_scope_is_that_of_one_target_and_one_set(
-    one: Target, held: list[str], other: Target, others: list[str]
+@given(*([st.tuples(targets, st.datetimes(timezones=st.just(dt.UTC)), st.lists(texts, max_size=4))] * 2))
+def test_an_approved_scope_is_that_of_one_hold_of_one_target(
+    one: tuple[Target, dt.datetime, list[str]], other: tuple[Target, dt.datetime, list[str]]
 ) -> None:
-    same = (one, set(held)) == (other, set(others))
-    assert (chain.approved_scope(one, held) == chain.approved_scope(other, others)) == same
+    same = (*one[:2], set(one[2])) == (*other[:2], set(other[2]))
+    assert (chain.approved_scope(*one) == chain.approved_scope(*other)) == same
 
 
 # ----------------------------------------------------------------------------------------------- orders, and lines

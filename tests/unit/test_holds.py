@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from etl.domain.holds import FEWEST_DIGITS, Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
 from etl.domain.model import Target
-from tests.support.builders import STEADY
+from tests.support.builders import START, STEADY, after
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3)
 targets = st.builds(Target, ids, ids, st.sampled_from(["", "x"]))
-held_sets = st.builds(held_set, targets, st.sets(ids, min_size=1, max_size=4))
+held_sets = st.builds(held_set, targets, st.sampled_from([START, after(hours=1)]), st.sets(ids, min_size=1, max_size=4))
 
 
 @STEADY
@@ -25,7 +25,7 @@ def test_two_held_sets_share_a_code_only_where_they_are_the_same(one, other):
 @given(st.lists(held_sets, max_size=3, unique_by=lambda each: each.target))
 def test_one_code_over_several_targets_changes_with_each_of_them(listed):
     whole = scope_of_all(listed)
-    grown = [each._replace(scope=held_set(each.target, ["another"]).scope) for each in listed]
+    grown = [each._replace(scope=held_set(each.target, START, ["another"]).scope) for each in listed]
     assert all(scope_of_all([*listed[:n], grown[n], *listed[n + 1 :]]) != whole for n in range(len(listed)))
     assert all(scope_of_all([*listed[:n], *listed[n + 1 :]]) != whole for n in range(len(listed)))
 
@@ -48,7 +48,7 @@ def test_a_code_is_eight_to_sixty_four_hex_digits(given_code, may_be):
 
 
 def test_a_code_is_compared_as_far_as_it_is_given():
-    scope = held_set(Target("o1", "ann"), ["1"]).scope
+    scope = held_set(Target("o1", "ann"), START, ["1"]).scope
     assert [fits(scope[:digits], scope) for digits in (FEWEST_DIGITS - 1, FEWEST_DIGITS, 12, 64)] == [
         *(False, True, True, True)
     ]
@@ -56,7 +56,7 @@ def test_a_code_is_compared_as_far_as_it_is_given():
 
 
 def test_an_approval_covers_the_sets_it_names_or_any():
-    ann, bob = (held_set(Target("o1", name), ["1"]) for name in ("ann", "bob"))
+    ann, bob = (held_set(Target("o1", name), START, ["1"]) for name in ("ann", "bob"))
     assert ann == HeldSet(ann.target, ann.scope, 1)
     named = Approval("Zoë", {ann.target: ann.scope})
     assert named.covers(ann.target, ann.scope)

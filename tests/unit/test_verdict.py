@@ -267,7 +267,7 @@ def test_a_hold_that_ends_by_approval_records_the_approver_in_the_chain():
     outcome = verdict.judged(known, state, answer, Decision(), GAP, approval=Approval("Zoë", None))
     assert (outcome.verdict, outcome.change_set.approved_by, outcome.span.interrupted) == ("changed", "Zoë", True)
     assert [(c.flow_id, c.kind) for c in outcome.change_set.changes] == [("1", "removed"), ("2", "removed")]
-    assert outcome.change_set.approved_scope == held_set(ALICE, {"1", "2"}).scope
+    assert outcome.change_set.approved_scope == held_set(ALICE, known.held_since, {"1", "2"}).scope
     unsigned = msgspec.structs.replace(outcome.change_set, approved_by=None)
     assert outcome.hash != change_set_hash("a" * 64, unsigned)
 
