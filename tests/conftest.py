@@ -36,7 +36,7 @@ def not_run(reasons: Iterable[str]) -> str:
         command, install, packages = remedy.partition(" install ")
         if install:
             remedies[f"{command} install"].update(packages.split())
-    what = ", ".join(f"{lack} ({count})" for lack, count in lacks.most_common())
+    what = ", ".join(f"{lack} ({count})" for lack, count in sorted(lacks.items(), key=lambda each: (-each[1], each[0])))
     how = " ".join(f"`{command} {' '.join(sorted(packages))}`" for command, packages in sorted(remedies.items()))
     return f"{counted.total()} not run: {what}{': ' if how else ''}{how}"
 

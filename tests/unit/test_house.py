@@ -183,19 +183,8 @@ def test_the_last_line_of_a_run_says_what_was_not_tested(tmp_path):
         "def test_c(): pytest.skip('no /dev/full')\n"
         "def test_d(): pass\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "tests.conftest",
-        "-n",
-        "2",
-        f"--rootdir={tmp_path}",
-        tmp_path,
-    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", f"--rootdir={tmp_path}", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == (
-        "5 not run: no Chromium (3), no PgBouncer (1), no /dev/full (1): `apt-get install chromium pgbouncer`"
+        "5 not run: no Chromium (3), no /dev/full (1), no PgBouncer (1): `apt-get install chromium pgbouncer`"
     )
