@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, exists, select
+from sqlalchemy import Connection, Engine, select
 
 from etl.audit import check
 from etl.audit.extent import Contents, Extent, contents
@@ -24,9 +24,8 @@ from etl.audit.rows import FILES, answers
 from etl.database import reading
 from etl.domain.answers import KeptAnswer, data_of
 from etl.errors import DatabaseError, FlowtrailError
-from etl.schema import answer, run_seal, sync_run
+from etl.schema import answer
 
-_PAGE: Final = "README.txt"
 _CHECKER: Final = "check.py"
 _MANIFEST: Final = "manifest.json"
 
@@ -66,8 +65,7 @@ def write_bundle(
             begun("answers")
             kept = writer.answers(connection, answers(connection, found))
             writer.add(_CHECKER, files("etl.audit").joinpath(_CHECKER).read_bytes())
-            writer.add(_PAGE, _page(found).encode())
-            writer.manifest(_manifest(connection, found, writer))
+            writer.manifest(_manifest(found, writer))
     except (ValueError, TypeError, LookupError) as error:  # a scope or a hold that no run wrote
         raise DatabaseError(
             f"The database holds what cannot be read ({error}): no bundle was written. Run `flowtrail verify`."
@@ -131,7 +129,7 @@ class _Writer:
     def manifest(self, content: Mapping[str, Any]) -> None:
         """Write the last file, which names all others."""
         with self._archive.open(self._info(_MANIFEST), "w") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+            file.write(json.dumps(content, ensure_ascii=False, indent=1).encode() + b"\n")
 
     def _write(self, name: str, pieces: Iterable[bytes]) -> None:
         computed, size = hashlib.sha256(), 0
@@ -169,9 +167,7 @@ def _data(kept: KeptAnswer) -> bytes:
         ) from None
 
 
-def _manifest(connection: Connection, found: Contents, writer: _Writer) -> dict[str, Any]:
-    unsealed = select(sync_run.c.started_at).where(sync_run.c.status == "running")
-    unsealed = unsealed.where(~exists().where(run_seal.c.run_id == sync_run.c.id))
+def _manifest(found: Contents, writer: _Writer) -> dict[str, Any]:
     since, until = found.extent.since, found.extent.until
     return {
         "bundle": check.BUNDLE,
@@ -180,17 +176,5 @@ def _manifest(connection: Connection, found: Contents, writer: _Writer) -> dict[
         "until": None if until is None else _moment(until),
         "org_id": found.extent.org_id,
         "last_seal": writer.last,
-        "unsealed": sorted(map(_moment, connection.execute(unsealed).scalars())),
         "files": writer.files,
     }
-
-
-def _page(found: Contents) -> str:
-    """The page of explanation."""
-    since, until, org_id = found.extent
-    about = (
-        "all of it" if since is None and until is None else f"{since or 'the first run'} to {until or 'the last run'}"
-    )
-    text = files("etl.audit").joinpath("bundle.txt").read_text("utf-8")
-    org = f"the organisation {json.dumps(org_id, ensure_ascii=False)}" if org_id is not None else "all organisations"
-    return text.format(made_at=found.made_at, about=about, org=org)

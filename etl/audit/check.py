@@ -5,9 +5,14 @@
 It needs Python 3.9 or newer and nothing else: no package, no network, no Flowtrail. Exit code 0: everything holds;
 1: something does not, a sentence for each thing; 2: the command line or a file cannot be used.
 
-What is in a bundle, and the rules that are checked here, are written down in docs/audit.md and docs/formats.md.
-Without --seal, --kept or --public-key it proves only that the bundle agrees with itself: whoever can rewrite a whole
-trail can also write a bundle of it.
+Flowtrail asks EnOS again and again which workflows each user can see. A list that differs from the one before is a
+version; its hash covers its changes, when the list was seen, and the version before. A run that has ended gets a seal:
+a hash over whom it was to ask, who failed, what else happened, its versions, and the seal before. So the newest seal
+covers everything. Whoever can rewrite all of it can also write a bundle of it; without --seal, --kept or --public-key
+only that the bundle agrees with itself is proven. So get a seal or the public key in another way than the bundle.
+
+docs/audit.md and docs/formats.md have what is in a bundle, the rules that are checked here, and for each line that is
+printed what proves it.
 """
 
 from __future__ import annotations
@@ -18,12 +23,13 @@ import datetime as dt
 import hashlib
 import json
 import re
+import struct
 import sys
 import zipfile
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from typing import Any, Callable, DefaultDict, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import IO, Any, Callable, DefaultDict, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple
 
 Row = Dict[str, Any]
 Target = Tuple[str, str, str]
@@ -35,7 +41,7 @@ VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
 SUMS = ("targets", *VERDICTS, *KINDS)
 NAMES = "org_id:text user_id:text expression:text"
 FILES = {
-    "trails": "trail_id:text created_at:time reason:text first_seal:int",
+    "trails": "trail_id:text created_at:time first_seal:int",
     "seals": "id:int format:int run_id:int parent:hash seal:hash sealed_at:time targets_digest:hash "
     "change_sets_digest:hash issues_digest:hash events_digest:hash signature:text? key_id:hash?",
     "runs": "id:int schedule:text? origin:text scheduled_for:time? missed:int status:text started_at:time "
@@ -66,9 +72,50 @@ SPAN = ("first_at", "last_asked_at", "last_at", "observations", "longest_gap_sec
 SECOND = 1_000_000
 UNREADABLE = (KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 """What a damaged or encrypted archive makes of the reading."""
-BESIDE = ("manifest.json", "check.py", "README.txt")
+MANIFEST = ("bundle", "made_at", "since", "until", "org_id", "last_seal", "files")
+BESIDE = ("manifest.json", "check.py")
 """The files of a bundle that hold no rows."""
 ANSWERS = "answers/"
+WIDE = 2**31 - 1
+"""A zip archive writes what is larger in 64 bits, into an additional field."""
+
+SAID = {
+    "compared": "Compared: {seals} kept seals, {heads} kept heads, {signatures} signatures. They confirm the seals up "
+    "to {confirmed} of {all}.",
+    "alone": "Compared: nothing that was kept elsewhere, so a trail that was rewritten as a whole would pass.",
+    "period": "Proven: period: all {runs} runs that were sealed from {first} to {last}. {before} earlier and {after} "
+    "later ones are not part of it.",
+    "empty": "Proven: period: no run was sealed in it.",
+    "chosen": "Claimed: period: {since} to {until}. {whole} of the {runs} runs that were sealed in it are open here; "
+    "the numbers below are theirs.",
+    "organisations": "Proven: organisations: {names}.",
+    "users": "Proven: users: {users}, with {lists} lists (what a user is shown: all workflows, or those of a search).",
+    "runs": "Proven: runs: {succeeded} succeeded, {partial} in part, {failed} failed, {aborted} cut short.",
+    "answers": "Proven: answers: to {answered} of {asked} requests; {changed} with changes, {unchanged} without, "
+    "{held} held.",
+    "failures": "Proven: failures: {failed} requests without a valid answer, {stale} whose answer came too late.",
+    "silences": "Proven: silences: {missed} times a run was due and did not come, {unknown} requests of runs that were "
+    "cut short have no result.",
+    "changes": "Proven: changes: {versions} versions of lists, with {added} workflows added, {removed} removed, "
+    "{cycle_changed} cycles changed, {renamed} renamed, {editable_changed} made editable or not.",
+    "holds": "Proven: holds: {held} removals began to wait for a person, {back} came back, {approved} were approved.",
+    "approvals": "Proven: approvals: {versions}{by}.",
+    "kept": "Proven: kept answers: {versions} of {of} versions have their answer, and {holds} of {of_holds} holds.",
+    "stamps": "Proven: time stamps: {stamps}, each of its seal. Whose they are, 'openssl ts -verify' says.",
+    "made": "Claimed: made at {made_at}. The newest seal in it is {number}, of {sealed_at}.",
+    "pruned": "Claimed: who failed was deleted when its time had come, of runs: {runs}. How many failed is proven.",
+    "shut": "Not proven: that the {runs} runs of the period that are not open here asked nobody of this organisation. "
+    "Who failed in them, what was held, and what came after the last version here is not in the bundle.",
+    "older": "Not proven: that the list had no other version between the one that is here and the period, of lists: "
+    "{lists}. Kept heads prove it, or a bundle from the first run.",
+    "checker": "Not proven: what the check.py in the bundle does. It is another file than the one that is running.",
+    "unsigned": "Not compared: the signatures of the seals. --public-key FILE checks them.",
+    "younger": "Not compared: kept lines that are younger than the bundle: {lines}.",
+    "beside": "Not compared: kept heads of versions that the bundle does not contain: {heads}.",
+    "cut": "Not compared: line {number} of {file}, the last one, which was cut short.",
+    "end": "{seals} seals, {targets} targets, {versions} change sets, {changes} changes checked: {result}.",
+}
+"""Every line that is printed, but for the findings. What is called proven is so if what was compared is true."""
 
 
 class Broken(Exception):
@@ -121,7 +168,7 @@ def linked(parent: str, value: Any) -> str:
 
 # -------------------------------------------------------------------------------------------------------- the zip file
 
-TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z", re.ASCII)
+TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(?!000000)(\d{6}))?Z", re.ASCII)
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SURROGATE = re.compile("[\ud800-\udfff]")
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
@@ -132,7 +179,7 @@ def microseconds(text: str) -> int:
     if match is None:
         raise ValueError("is no time")
     since = dt.datetime.fromisoformat(match[1] + "+00:00") - EPOCH
-    return (since.days * 86_400 + since.seconds) * SECOND + int((match[2] or "").ljust(6, "0"))
+    return (since.days * 86_400 + since.seconds) * SECOND + int(match[2] or 0)
 
 
 def is_text(value: Any) -> bool:
@@ -169,6 +216,16 @@ def refuse(text: str) -> None:
     raise ValueError(f"holds the number {text}")
 
 
+def is_entry(value: Any) -> bool:
+    """Whether a value is what the manifest says of a file."""
+    return isinstance(value, dict) and tuple(value) == ("bytes", "sha256")
+
+
+def in_64_bits(*sizes: int) -> bytes:
+    """The additional field of a zip archive for sizes and offsets, none for none."""
+    return struct.pack(f"<HH{len(sizes)}Q", 1, 8 * len(sizes), *sizes) if sizes else b""
+
+
 STRICT = json.JSONDecoder(object_pairs_hook=without_twins, parse_float=refuse, parse_constant=refuse)
 
 
@@ -180,32 +237,35 @@ def loads(line: bytes) -> Any:
 class Bundle:
     """The files of a bundle, as lines of typed columns."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile) -> None:
+        self.file, self.archive = file, archive
         self.names = [info.filename for info in archive.infolist()]
         for info in archive.infolist():
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise Broken(printable(info.filename), "is compressed in a way that bundles do not use")
         try:
-            self.manifest = loads(archive.read("manifest.json"))
+            text = archive.read("manifest.json")
+            self.manifest = loads(text)
             self.files: Dict[str, Row] = self.manifest["files"]
             self.since = self._time("since")
             self.until = self._time("until")
             self.made_at = microseconds(self.manifest["made_at"])
-            self.unsealed = [microseconds(started_at) for started_at in self.manifest["unsealed"]]
             self.last_seal = dict(self.manifest["last_seal"])
             self.org_id: Optional[str] = self.manifest["org_id"]
-            if not all(isinstance(entry, dict) for entry in self.files.values()):
-                raise ValueError("files should be objects")
+            if tuple(self.manifest) != MANIFEST or not all(map(is_entry, self.files.values())):
+                raise ValueError(f"should have {', '.join(MANIFEST)}, and of each file its bytes and sha256")
+            if json.dumps(self.manifest, ensure_ascii=False, indent=1) + "\n" != text.decode():
+                raise ValueError("is not written as bundles are: one space for each level, nothing escaped")
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise Broken("manifest.json", f"cannot be read: {printable(error)}") from None
         require("manifest.json", "bundle", BUNDLE, self.manifest.get("bundle"))
         answers = (name[len(ANSWERS) :] for name in self.names if name.startswith(ANSWERS))
-        self.unnamed_answers = dict.fromkeys(answers)
+        self.answers = frozenset(answer for answer in answers if ANSWERS + answer in self.files)
+        self.unnamed_answers = dict.fromkeys(sorted(self.answers))
         """Kept answers that no version and no hold has named so far."""
 
     def whole(self) -> Iterator[Broken]:
-        """What is not as the manifest says."""
+        """What is not as the manifest says, and what is in the archive beside its files."""
         known = {*BESIDE, *(f"{name}.jsonl" for name in FILES)}
         for name, count in Counter(self.names).items():
             if count > 1:
@@ -216,14 +276,64 @@ class Bundle:
         missing = {f"{name}.jsonl" for name in FILES} - self.files.keys()
         for name in sorted(missing | (wanted ^ set(self.names))):
             yield Broken(printable(name), "is not both in the manifest and in the archive")
-        for name in sorted(set(self.names) & self.files.keys()):
-            content = self.archive.getinfo(name)
-            entry = self.files[name]
-            computed = self._sha256(name)
-            if content.file_size != entry.get("bytes") or computed != entry.get("sha256"):
+        end = directory = 0
+        for info in self.archive.infolist():
+            name, entry = info.filename, self.files.get(info.filename)
+            begins = self._begins(info, end)
+            if not begins:
+                yield Broken(
+                    printable(name), "does not follow the file before it: something else is in the archive, too"
+                )
+                return
+            size, computed, end = self._content(info, begins)
+            directory += 46 + len(name.encode()) + len(info.extra)
+            if size != info.file_size or end != begins + info.compress_size:
+                yield Broken(printable(name), "is not all that is in its place in the archive")
+                return
+            if entry is not None and entry != {"bytes": size, "sha256": computed}:
                 yield Broken(printable(name), "is another file than the manifest says")
             if name.startswith(ANSWERS) and name != ANSWERS + computed:
                 yield Broken(printable(name), f"should be bytes with this hash, but they have {shown(computed)}")
+        yield from self._ends(end, directory)
+
+    def _begins(self, info: zipfile.ZipInfo, at: int) -> int:
+        """Where the content of a file begins if its header is at ``at`` and says what the directory says; else 0."""
+        self.file.seek(at)
+        head, sizes = self.file.read(30), (info.file_size, info.compress_size)
+        if len(head) < 30 or info.header_offset != at or info.comment:
+            return 0
+        signature, *found, packed, size, named, more = struct.unpack("<4s2x2H4x3L2H", head)
+        name, extra = self.file.read(named), self.file.read(more)
+        wide = [*(sizes if max(sizes) > WIDE else ()), *([at] if at > WIDE else ())]
+        right = [signature == b"PK\3\4", found == [info.flag_bits, info.compress_type, info.CRC]]
+        right += [name == info.orig_filename.encode(), info.orig_filename == info.filename]
+        right += [(size, packed) in (sizes, (2**32 - 1,) * 2 if extra else sizes), extra in (b"", in_64_bits(*sizes))]
+        return at + 30 + named + more if all(right) and info.extra == in_64_bits(*wide) else 0
+
+    def _content(self, info: zipfile.ZipInfo, begins: int) -> Tuple[int, str, int]:
+        """How long a file is, its hash, and where its compressed bytes really end."""
+        computed, unpacker, size, left = hashlib.sha256(), zlib.decompressobj(-15), 0, info.compress_size
+        self.file.seek(begins)
+        while left:
+            piece = self.file.read(min(left, 1 << 16))
+            content = unpacker.decompress(piece) if info.compress_type else piece
+            computed.update(content)
+            size, left = size + len(content), left - (len(piece) or left)
+            if unpacker.unused_data:
+                return size, computed.hexdigest(), -1
+        return size, computed.hexdigest(), begins + info.compress_size
+
+    def _ends(self, at: int, directory: int) -> Iterator[Broken]:
+        """What stands after the last file should be its directory, and then the end of the archive."""
+        count, end = len(self.names), b""
+        if count > 0xFFFF or max(at, directory) > WIDE:
+            end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, directory, at)
+            end += struct.pack("<4sLQL", b"PK\6\7", 0, at + directory, 1)
+        counts, places = [min(count, 0xFFFF)] * 2, [min(directory, 2**32 - 1), min(at, 2**32 - 1)]
+        end += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, *counts, *places, 0)
+        self.file.seek(at + directory)
+        if self.file.read(len(end) + 1) != end:
+            yield Broken("the archive", "has something behind its files, or a comment")
 
     def rows(self, name: str) -> Iterator[Row]:
         """The lines of a file; times as microseconds."""
@@ -237,13 +347,11 @@ class Bundle:
 
     def answer(self, data_hash: str) -> Optional[bytes]:
         """The kept bytes of an answer's ``data``."""
-        name = ANSWERS + data_hash
         self.unnamed_answers.pop(data_hash, None)
-        return self.archive.read(name) if name in self.files and name in self.names else None
+        return self.archive.read(ANSWERS + data_hash) if data_hash in self.answers else None
 
-    @staticmethod
-    def _row(line: bytes, columns: List[Tuple[str, str]]) -> Row:
-        row = loads(line)
+    def _row(self, line: bytes, columns: List[Tuple[str, str]]) -> Row:
+        row, times = loads(line), {}
         if not isinstance(row, dict) or list(row) != [name for name, _ in columns]:
             raise ValueError(f"should have the keys {', '.join(name for name, _ in columns)}, in this order")
         for (name, kind), value in zip(columns, row.values()):
@@ -253,18 +361,20 @@ class Bundle:
             if not FITS[kind](value):
                 raise ValueError(f"{name} is no {kind}: {shown(value)}")
             if kind == "time":
-                row[name] = microseconds(value)
+                times[name] = microseconds(value)
+        if encode(row) + b"\n" != line:
+            raise ValueError("is not written as bundles are: no space, nothing escaped that need not be")
+        if self.org_id not in (None, row.get("org_id", self.org_id)):
+            raise ValueError(f"is of the organisation {shown(row['org_id'])}, and the bundle of {shown(self.org_id)}")
+        row.update(times)
         return row
+
+    def covers(self, at: int) -> bool:
+        """Whether a time lies in the period of the bundle."""
+        return (self.since is None or self.since <= at) and (self.until is None or at < self.until)
 
     def _time(self, name: str) -> Optional[int]:
         return None if self.manifest[name] is None else microseconds(self.manifest[name])
-
-    def _sha256(self, name: str) -> str:
-        computed = hashlib.sha256()
-        with self.archive.open(name) as content:
-            for piece in iter(lambda: content.read(1 << 16), b""):
-                computed.update(piece)
-        return computed.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ the seals
@@ -273,8 +383,8 @@ class Bundle:
 class Run:
     """A sealed run, and what the files say of it."""
 
-    def __init__(self, row: Row, seal: Row) -> None:
-        self.row, self.seal = row, seal
+    def __init__(self, row: Row, seal: Row, inside: bool) -> None:
+        self.row, self.seal, self.inside = row, seal, inside
         self.id: int = row["id"]
         self.place = f"run {self.id} (seal {seal['id']})"
         self.opened: str = row["opened"]
@@ -344,7 +454,7 @@ class Trail:
             if seal["run_id"] not in runs:
                 raise Broken(place, f"its run {seal['run_id']} is missing, or has two seals")
             row = runs.pop(seal["run_id"])
-            run = Run(row, seal)
+            run = Run(row, seal, self.bundle.covers(seal["sealed_at"]))
             computed = self._computed(seal, row)
             if computed != seal["seal"]:
                 self.findings.append(f"{run.place}: seal should be {shown(computed)}, but is {shown(seal['seal'])}")
@@ -382,14 +492,12 @@ class Trail:
             made_at, sealed_at = moment(self.bundle.made_at), moment(last["sealed_at"])
             self.findings.append(f"manifest.json: made_at is {made_at}, before the last seal was made, at {sealed_at}")
         for run in self.runs.values():
-            since, until = self.bundle.since, self.bundle.until
-            inside = (since is None or since <= run.seal["sealed_at"]) and (
-                until is None or run.seal["sealed_at"] < until
-            )
             if run.opened not in ("whole", "hashes", "no"):
                 raise Broken(run.place, "opened should be 'whole', 'hashes' or 'no'")
-            if inside and self.bundle.org_id is None and run.opened != "whole":
+            if run.inside and self.bundle.org_id is None and run.opened != "whole":
                 raise Broken(run.place, "lies in the time of the bundle, and is not opened")
+            if not run.inside and run.opened == "whole":
+                raise Broken(run.place, "is opened, and does not lie in the time of the bundle")
 
     def read_events(self) -> None:
         """Give each run the events that name it, and derive the targets that it was to ask."""
@@ -398,7 +506,10 @@ class Trail:
         for place, name in enumerate(EVENTS):
             columns = [column.partition(":")[0] for column in FILES[name].split() if column != "id:int"]
             for row in self.bundle.rows(name):
-                self.run_of(row, f"{name}.jsonl").events[place].append(encode([row[column] for column in columns]))
+                run = self.run_of(row, f"{name}.jsonl")
+                if name in ("details", "org_events") and run.opened != "whole":
+                    raise Broken(run.place, f"is not opened, and has rows in {name}.jsonl")
+                run.events[place].append(encode([row[column] for column in columns]))
                 if name in ("memberships", "holds"):
                     self._require_order(name, row, latest)
                 if name == "memberships":
@@ -582,9 +693,9 @@ class Attendance:
             if run.opened == "whole" and run.targets and not run.unanswered:
                 groups[run.targets][0 if run.complete else 1].append(run)
         self.groups = [Asked(targets, times_of(some), times_of(others)) for targets, (some, others) in groups.items()]
-        self.shut = times_of([run for run in runs if run.opened != "whole"])
-        """Runs of which it is unknown which targets they asked."""
-        self.running = Times([(started_at, bundle.made_at) for started_at in bundle.unsealed])
+        shut = [(run.row["started_at"], run.row["finished_at"]) for run in runs if run.opened != "whole"]
+        self.shut = Times(shut + ([(bundle.until, 2**63)] if bundle.until is not None else []))
+        """Runs of which it is unknown which targets they asked, and the time after that of the bundle."""
 
     def require(self, target: Target, spans: List[Row], issues: List[Run]) -> None:
         """Every observation lies in a run that asked, and every such run is an observation."""
@@ -605,7 +716,7 @@ class Attendance:
         self, target: Target, groups: List[Asked], before: int, span: Row, after: int, issues: List[Run]
     ) -> None:
         first, last = span["first_at"], span["last_at"]
-        least, most = 0, self.running.meeting(first, last)
+        least = most = 0
         for group in groups:
             least += group.certain.meeting(first, last) - group.certain.over(before, first)
             least -= group.certain.over(last, after)
@@ -622,7 +733,7 @@ class Attendance:
             raise Broken(place, f"{said}, by the sealed runs that asked in that time, but is {found}")
         for name in ("first_at", "last_at"):
             at = span[name]
-            here = self.shut.over(at, at) + self.running.over(at, at)
+            here = self.shut.over(at, at)
             here += sum(group.certain.over(at, at) + group.perhaps.over(at, at) for group in groups)
             failed = (run for run in issues if target not in run.stale)
             here -= sum(run.row["started_at"] <= at <= run.row["finished_at"] for run in failed)
@@ -911,13 +1022,19 @@ class End:
 
 
 class Check:
-    """A whole check; ``findings`` are its result, ``notes`` what it could not prove."""
+    """A whole check; ``findings`` are its result."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.trail = bundle, Trail(bundle)
         self.findings = self.trail.findings
         self.notes: List[str] = []
-        self.targets = self.versions = self.changes = self.only_opened = 0
+        """What of the kept lines was not compared."""
+        self.compared = dict.fromkeys(("seals", "heads", "signatures", "confirmed"), 0)
+        """How much that was kept elsewhere agrees, and up to which seal."""
+        self.counts: "Counter[str]" = Counter()
+        self.approvers: Dict[str, None] = {}
+        self.asked: Dict[Target, None] = {}
+        """The targets of the runs that are opened, and those that have a version."""
         self.ends: Dict[Target, End] = {}
         self.replayed = False
 
@@ -934,18 +1051,74 @@ class Check:
         self.replayed = True
         for run in self.trail.runs.values():
             self._noted(self.trail.require_run, run)
-        if self.bundle.unsealed:
-            self.notes.append(f"{len(self.bundle.unsealed)} runs had not ended: what they observed is not proven yet.")
-        shut = sum(run.opened != "whole" for run in self.trail.runs.values())
-        if shut:
-            self.notes.append(f"{shut} runs are sealed, but not opened in this bundle: their rows are not in it.")
-        if self.only_opened:
-            self.notes.append(
-                f"{self.only_opened} lists have no version in the time of the bundle. That none came between the one "
-                "that is in it and that time is not proven: kept heads prove it, or a bundle from the first run."
-            )
+            self.asked.update(dict.fromkeys(run.targets))
         for data_hash in self.bundle.unnamed_answers:
             self.findings.append(f"{ANSWERS}{printable(data_hash)}: no version and no hold of the bundle names it")
+
+    def page(self) -> Iterator[str]:
+        """What was found to hold, in plain words; to be read only if nothing was found not to."""
+        seals, runs = self.trail.seals, list(self.trail.runs.values())
+        if any(self.compared.values()):
+            yield said("compared", all=len(seals), **self.compared)
+        else:
+            yield said("alone")
+        yield from self.notes
+        inside = [run for run in runs if run.inside]
+        opened = [run for run in inside if run.opened == "whole"]
+        yield self._period(runs, inside, len(opened))
+        yield said("organisations", names=listed({target[0] for target in self.asked}))
+        yield said("users", users=len({target[:2] for target in self.asked}), lists=len(self.asked))
+        yield from self._sums(opened)
+        yield from self._rows(opened)
+        newest = {"number": len(seals), "sealed_at": moment(seals[-1]["sealed_at"]) if seals else "no time"}
+        yield said("made", made_at=moment(self.bundle.made_at), **newest)
+        pruned = sum(run.pruned for run in opened)
+        if pruned:
+            yield said("pruned", runs=pruned)
+        if len(opened) < len(inside):
+            yield said("shut", runs=len(inside) - len(opened))
+        if self.counts["older"]:
+            yield said("older", lists=self.counts["older"])
+        if self.bundle.archive.read("check.py") != read_file(__file__):
+            yield said("checker")
+
+    def _period(self, runs: List[Run], inside: List[Run], opened: int) -> str:
+        if opened < len(inside):
+            since = "the first run" if self.bundle.since is None else moment(self.bundle.since)
+            until = "the last run" if self.bundle.until is None else moment(self.bundle.until)
+            return said("chosen", since=since, until=until, whole=opened, runs=len(inside))
+        if not inside:
+            return said("empty")
+        before = runs.index(inside[0])
+        first, last = (moment(run.seal["sealed_at"]) for run in (inside[0], inside[-1]))
+        others = {"before": before, "after": len(runs) - before - len(inside)}
+        return said("period", runs=len(inside), first=first, last=last, **others)
+
+    def _sums(self, opened: List[Run]) -> Iterator[str]:
+        """What the sums in the seals of the opened runs say."""
+        total: "Counter[str]" = Counter(run.row["status"] for run in opened)
+        yield said("runs", **{status: total[status] for status in ("succeeded", "partial", "failed", "aborted")})
+        sums = {name: sum(run.row[name] for run in opened) for name in ("missed", *SUMS)}
+        answered = sums["changed"] + sums["unchanged"] + sums["held"]
+        yield said("answers", answered=answered, asked=sums["targets"], **sums)
+        yield said("failures", **sums)
+        yield said("silences", unknown=sums["targets"] - sum(sums[name] for name in VERDICTS), **sums)
+
+    def _rows(self, opened: List[Run]) -> Iterator[str]:
+        """What the rows of the bundle say that a seal covers."""
+        yield said("changes", **{name: self.counts[name] for name in ("versions", *KINDS)})
+        covered = {run.id for run in opened}
+        holds = [row for rows in self.trail.holds.values() for row in rows if row["run_id"] in covered]
+        ended: "Counter[str]" = Counter()
+        for row in holds:
+            ended[row["kind"]] += len(row["flow_ids"])
+        yield said("holds", **{kind: ended[kind] for kind in ("held", "back", "approved")})
+        by = f", by {listed(self.approvers)}" if self.approvers else ""
+        yield said("approvals", versions=self.counts["approvals"], by=by)
+        kept = {"versions": self.counts["answers"], "of": self.counts["versions"], "of_holds": len(holds)}
+        yield said("kept", holds=sum(row["data_hash"] in self.bundle.answers for row in holds), **kept)
+        if self.counts["stamps"]:
+            yield said("stamps", stamps=self.counts["stamps"])
 
     def _check_targets(self, attendance: Attendance) -> None:
         by_version = {name: Lines(self.bundle, name, ("version",)) for name in ("openings", "change_sets")}
@@ -963,10 +1136,10 @@ class Check:
                 break
             if members[-1:] == [target]:
                 members.pop()
-            self.targets += 1
+            self.counts["targets"] += 1
             taken = {name: list(each.take(target)) for name, each in lines.items()}
             self._noted(self._check_target, target, taken, attendance)
-        self.versions, self.changes = lines["change_sets"].read, lines["changes"].read
+        self.counts.update(versions=lines["change_sets"].read, changes=lines["changes"].read)
 
     def _check_target(self, target: Target, taken: Dict[str, List[Row]], attendance: Attendance) -> None:
         issues = self._issues(target, taken["issues"])
@@ -984,13 +1157,19 @@ class Check:
         for name, left in (("workflow_change", changes), ("observation", spans)):
             if left:
                 raise Broken(chain.place(min(left)), f"{name}: rows of a version that is not there")
-        self.only_opened += chain.opening is not None and len(taken["change_sets"]) == 1
+        self.counts["older"] += chain.opening is not None and len(taken["change_sets"]) == 1
         self._require_holds(target, taken["issues"])
         attendance.require(target, taken["spans"], issues)
 
     def _tell_runs(self, change_sets: List[Row], issues: List[Run]) -> None:
-        """Assign the versions to their runs, whether or not they hold."""
+        """Assign the versions to their runs, and count them, whether or not they hold."""
         for row in change_sets:
+            self.asked[target_of(row)] = None
+            self.counts.update({kind: row[kind] for kind in KINDS})
+            self.counts["answers"] += row["data_hash"] in self.bundle.answers
+            if row["approved_by"] is not None:
+                self.counts["approvals"] += 1
+                self.approvers[row["approved_by"]] = None
             run = self.trail.runs.get(row["run_id"])
             if run is not None and run.opened == "whole":
                 run.hashes.append(row["hash"])
@@ -1005,7 +1184,7 @@ class Check:
             run.counts[row["verdict"]] += 1
             if row["verdict"] == "stale":
                 run.stale[target] = None
-            if run in runs or (run.opened == "whole" and target not in run.targets):
+            if run in runs or target not in run.targets:
                 raise Broken(f"{name_of(target)}, {run.place}", "sync_issue: it was not asked, or has two verdicts")
             runs.append(run)
         return runs
@@ -1048,6 +1227,12 @@ class Check:
                 f"{where}: seal {number} should be {shown(seal)}, but is {shown(found['seal'])}: "
                 f"altered, or restored from before seal {number}"
             )
+        else:
+            self._confirm("seals", number)
+
+    def _confirm(self, what: str, number: int = 0) -> None:
+        self.compared[what] += 1
+        self.compared["confirmed"] = max(self.compared["confirmed"], number)
 
     def compare_kept(self, kept: KeptFile, name: str) -> None:
         """Compare the lines of a kept file. A bundle cannot have what was sealed after it was made."""
@@ -1059,19 +1244,13 @@ class Check:
                 younger += 1
             else:
                 self.compare(line.number, line.seal, line.place, line.trail_id, line.sealed_at)
-        made_at = moment(self.bundle.made_at)
         beside = sum(not self._compare_head(head) for head in kept.heads) if self.replayed else len(kept.heads)
-        if beside:
-            self.notes.append(f"{beside} kept heads are of versions that the bundle does not contain.")
-        if not kept.seals and beside == len(kept.heads):
-            self.findings.append(f"{printable(name)}: has no kept line, so nothing was compared with it")
-        elif kept.seals and younger == len(kept.seals):
-            said = f"all {younger} kept lines are younger than the bundle, which was made at {made_at}"
-            self.findings.append(f"{printable(name)}: {said}, so nothing was compared with them")
-        elif younger:
-            self.notes.append(
-                f"{younger} kept lines are younger than the bundle, made at {made_at}, and were left out."
-            )
+        if younger + beside == len(kept.seals) + len(kept.heads):
+            made_at = moment(self.bundle.made_at)
+            why = f"all {younger} kept lines are younger than the bundle, made at {made_at}" if younger else "none fits"
+            self.findings.append(f"{printable(name)}: nothing was compared with it: {why}")
+        self.notes += [said("younger", lines=younger)] if younger else []
+        self.notes += [said("beside", heads=beside)] if beside else []
 
     def _compare_head(self, head: KeptHead) -> bool:
         """Compare the head of a chain; False where the bundle need not contain its version."""
@@ -1082,8 +1261,9 @@ class Check:
         if head.version <= end.last:
             found = end.hashes[head.version - end.first].hex()
             if found != head.hash:
-                said = f"should have the hash {shown(head.hash)}, but has {shown(found)}: altered, or replaced"
-                self.findings.append(f"{place}, version {head.version} {said}")
+                wanted = f"should have the hash {shown(head.hash)}, but has {shown(found)}: altered, or replaced"
+                self.findings.append(f"{place}, version {head.version} {wanted}")
+            self._confirm("heads")
             return True
         if head.taken_at < self._complete_until():
             self.findings.append(f"{place}: the bundle ends with version {end.last}, before version {head.version}")
@@ -1094,8 +1274,8 @@ class Check:
         """What was observed before this time is in the bundle, if anything of its organisation is."""
         until = self.bundle.until
         late = [run for run in self.trail.runs.values() if until is not None and run.seal["sealed_at"] >= until]
-        times: List[int] = [run.row["started_at"] for run in late]
-        return min([self.bundle.made_at, *self.bundle.unsealed, *times])
+        started: List[int] = [run.row["started_at"] for run in late]
+        return min([self.bundle.made_at if until is None else until, *started])
 
     def check_signatures(self, public_keys: List[bytes]) -> None:
         """No unsigned seal after a signed one; with public keys, every signature is of the owner of one of them."""
@@ -1113,36 +1293,44 @@ class Check:
             before, stranger = stranger, seal["key_id"] if key is None else None
             if key is None and seal["key_id"] != before:
                 self.findings.append(f"{place}: signature is not that of this public key, from this seal on")
-            if key is not None and not is_signed(key, message, seal["signature"]):
+            elif key is not None and is_signed(key, message, seal["signature"]):
+                self._confirm("signatures", seal["id"])
+            elif key is not None:
                 self.findings.append(f"{place}: signature is not that of this public key over {shown(seal['seal'])}")
         if keys and self.trail.seals and not signed:
             self.findings.append("no seal is signed, though a public key was given")
-        if not keys and signed:
-            self.notes.append("The seals are signed; --public-key FILE checks the signatures.")
+        self.notes += [said("unsigned")] if signed and not keys else []
 
     def check_timestamps(self) -> None:
         """A token holds the hash of what it stamps. Whose token it is, `openssl ts` can say."""
-        stamped = 0
+        before = 0
         for row in self.bundle.rows("timestamps"):
-            number, stamped = row["seal_id"], stamped + 1
-            seal = self.trail.seals[number - 1] if 0 < number <= len(self.trail.seals) else None
-            try:
-                token = base64.b64decode(row["token"], validate=True)
-            except ValueError:
-                token = b""
+            number = row["seal_id"]
+            seal = self.trail.seals[number - 1] if before < number <= len(self.trail.seals) else None
+            token, before = unpacked(row["token"]), number
             imprint = b""
             if seal is not None:
                 imprint = hashlib.sha256(signed_bytes(self.trail.trail_of(number)["trail_id"], seal)).digest()
             if not imprint or imprint not in token:
                 self.findings.append(f"time stamp of seal {number}: is not one of this seal")
-        if stamped:
-            self.notes.append(f"{stamped} time stamps name their seals; `openssl ts -verify` says whose they are.")
+            self.counts["stamps"] += 1
 
     def _noted(self, step: Callable[..., None], *values: Any) -> None:
         try:
             step(*values)
         except Broken as broken:
             self.findings.append(str(broken))
+
+
+def said(line: str, **values: Any) -> str:
+    """One of the lines that are printed."""
+    return SAID[line].format(**values)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as one reads them."""
+    shortest = [shown(name) for name in sorted(names)]
+    return ", ".join(shortest[:20]) + (f" and {len(shortest) - 20} more" if len(shortest) > 20 else "") or "none"
 
 
 def by_version_of(rows: List[Row]) -> Dict[int, List[Row]]:
@@ -1210,13 +1398,8 @@ BASE = point_of((4 * pow(5, -1, PRIME) % PRIME).to_bytes(32, "little")) or NEUTR
 
 def is_signed(public_key: bytes, message: bytes, signature: str) -> bool:
     """Whether ``signature`` (base64) over ``message`` is that of the key's owner (section 5.1.7)."""
-    try:
-        raw = base64.b64decode(signature, validate=True)
-    except ValueError:
-        return False
+    raw = unpacked(signature)
     key, scalar = point_of(public_key), int.from_bytes(raw[32:], "little")
-    if base64.b64encode(raw).decode() != signature:  # unused bits, in which another text may say the same
-        return False
     if len(raw) != 64 or scalar >= ORDER or key is None or is_weak(key):
         return False
     hashed = int.from_bytes(hashlib.sha512(raw[:32] + public_key + message).digest(), "little") % ORDER
@@ -1229,6 +1412,15 @@ def is_signed(public_key: bytes, message: bytes, signature: str) -> bool:
         if picked:
             total = plus(total, choice[picked])
     return bytes_of(total) == raw[:32]
+
+
+def unpacked(text: str) -> bytes:
+    """The bytes of base64; none where another text says the same, in bits that are not used."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+    return raw if base64.b64encode(raw).decode() == text else b""
 
 
 def is_weak(key: Point) -> bool:
@@ -1306,10 +1498,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         seals = [(int(number), seal) for number, _, seal in (each.partition(":") for each in given.seal)]
         kept = kept_file(read_file(given.kept)) if given.kept else None
         public_keys = [public_key_in(read_file(name)) for name in given.public_key]
-        with zipfile.ZipFile(given.file) as archive:
-            if kept is not None and kept.cut is not None:
-                print(f"{printable(given.kept)}: line {kept.cut}, the last, was cut short, and is ignored.")
-            return checked(archive, seals, kept, given.kept, public_keys)
+        with open(given.file, "rb") as file, zipfile.ZipFile(file) as archive:
+            return checked(file, archive, seals, kept, given.kept, public_keys)
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
         print(f"{given.file}: cannot be checked: {printable(error)}", file=sys.stderr)
         return 2
@@ -1324,34 +1514,35 @@ def read_file(name: str) -> bytes:
 
 
 def checked(
-    archive: zipfile.ZipFile, seals: List[Any], kept: Optional[KeptFile], name: str, public_keys: List[bytes]
+    file: IO[bytes],
+    archive: zipfile.ZipFile,
+    seals: List[Tuple[int, str]],
+    kept: Optional[KeptFile],
+    name: str,
+    public_keys: List[bytes],
 ) -> int:
     """Check, and print what was found. ``kept``: what is in the file ``name``, if one was given."""
-    findings: List[str] = []
-    through = "Nothing"
+    findings, lines, counts = [], [], dict.fromkeys(("seals", "targets", "versions", "changes"), 0)
     try:
-        check = Check(Bundle(archive))
+        check = Check(Bundle(file, archive))
         findings = check.findings
         check.run()
         for number, seal in seals:
             check.compare(number, seal, "--seal")
         if kept is not None:
             check.compare_kept(kept, name)
+            check.notes += [said("cut", number=kept.cut, file=printable(name))] if kept.cut else []
         check.check_signatures(public_keys)
         check.check_timestamps()
-        counts = f"{check.targets} targets, {check.versions} change sets, {check.changes} changes"
-        through = f"{len(check.trail.seals)} seals, {counts}"
-        for note in check.notes:
-            print(note)
-        if not (seals or kept or public_keys):
-            print("Compared with no kept seal and no public key, so a trail that was rewritten whole would pass.")
+        counts.update({name: check.counts[name] for name in counts}, seals=len(check.trail.seals))
+        lines = check.notes if findings else list(check.page())
     except Broken as broken:
         findings.append(str(broken))
     except UNREADABLE as error:
         findings.append(f"the archive is damaged, or a file is missing: {printable(error)}")
-    for finding in findings:
-        print(finding)
-    print(f"{through} checked: {f'{len(findings)} findings' if findings else 'everything holds'}.")
+    for line in [*lines, *findings]:
+        print(line)
+    print(said("end", result=f"{len(findings)} findings" if findings else "everything holds", **counts))
     return 1 if findings else 0
 
 

@@ -96,7 +96,7 @@ class Contents(NamedTuple):
     """What is in a bundle."""
 
     extent: Extent
-    """Its ``until`` may be earlier than what was asked for, if a run has not ended that later ones rest on."""
+    """Its ``until`` may be earlier than what was asked for, if a run has not ended."""
     made_at: dt.datetime
     ranges: Ranges
     whole: frozenset[int]
@@ -110,7 +110,7 @@ class Contents(NamedTuple):
 
 def contents(connection: Connection, extent: Extent, now: dt.datetime) -> Contents:
     """Decide what is in a bundle; ``now`` is a moment before the transaction began."""
-    extent = extent._replace(until=_provable_until(connection, extent))
+    extent = extent._replace(until=_before_what_runs(connection, extent))
     ranges = _ranges(connection, extent)
     whole = _whole(connection, extent)
     makers = _makers(connection, ranges) - whole
@@ -126,42 +126,18 @@ def _made_at(connection: Connection, now: dt.datetime) -> dt.datetime:
     return max([now, *(at for at in latest if at is not None)])
 
 
-def _provable_until(connection: Connection, extent: Extent) -> dt.datetime | None:
-    """The time of the first seal whose run rests on a run that has not ended; the bundle ends before it."""
-    running = select(sync_run.c.id).where(~exists().where(run_seal.c.run_id == sync_run.c.id))
-    unsealed = connection.execute(running).scalars().all()
-    if not unsealed:
+def _before_what_runs(connection: Connection, extent: Extent) -> dt.datetime | None:
+    """The end of the bundle: before any run began that is not sealed, and before any seal of a later run.
+
+    So nothing in it rests on what such a run writes, even if the clock went back meanwhile.
+    """
+    began = (func.min(sync_run.c.id), func.min(sync_run.c.started_at, type_=UtcTime()))
+    first, at = connection.execute(select(*began).where(~exists().where(run_seal.c.run_id == sync_run.c.id))).one()
+    if first is None:
         return extent.until
-    earlier, later = change_set.alias("earlier"), change_set.alias("later")
-    follows = and_(later.c.target_id == earlier.c.target_id, later.c.version > earlier.c.version)
-    after_version = (
-        select(func.min(run_seal.c.sealed_at, type_=UtcTime()))
-        .join_from(earlier, later, follows)
-        .join(run_seal, run_seal.c.run_id == later.c.run_id)
-        .where(earlier.c.run_id.in_(unsealed))
-    )
-    seen = select(func.min(target_membership.c.id)).where(target_membership.c.run_id.in_(unsealed))
-    first_membership = connection.execute(seen).scalar()
-    found = [extent.until, connection.execute(after_version).scalar()]
-    if first_membership is not None:
-        found.append(_first_that_saw(connection, first_membership))
-    return min((at for at in found if at is not None), default=None)
-
-
-def _first_that_saw(connection: Connection, membership_id: int) -> dt.datetime | None:
-    rows = connection.execute(
-        select(sync_run.c.scope, run_seal.c.sealed_at)
-        .join(run_seal, run_seal.c.run_id == sync_run.c.id)
-        .order_by(run_seal.c.id.desc()),
-        execution_options=STREAMED,
-    )
-    first = None
-    with rows:
-        for scope, sealed_at in rows:
-            if int(scope.rpartition(":")[2].removesuffix("}")) < membership_id:
-                break
-            first = sealed_at
-    return first
+    later = select(func.min(run_seal.c.sealed_at, type_=UtcTime())).where(run_seal.c.run_id > first)
+    ends = (extent.until, at, connection.execute(later).scalar())
+    return min((each for each in ends if each is not None), default=None)
 
 
 # -------------------------------------------------------------------------------------------------------- versions

@@ -38,7 +38,7 @@ Rows = Callable[[Connection, Contents], Iterator[Row]]
 
 def trails(connection: Connection, _: Contents) -> Iterator[Row]:
     """This trail, after those that it was copied from."""
-    columns = (trail.c.trail_id, trail.c.created_at, trail.c.reason, trail.c.first_seal)
+    columns = (trail.c.trail_id, trail.c.created_at, trail.c.first_seal)
     return _stream(connection, select(*columns).order_by(trail.c.id))
 
 

@@ -56,7 +56,7 @@ def audit(
         return
     if done.extent.until != extent.until:
         ends = console.cell(done.extent.until)
-        console.complain(f"A run is under way that later ones followed upon: the bundle ends before {ends}.", "yellow")
+        console.complain(f"A run is under way: the bundle ends before it began, at {ends}.", "yellow")
     counts = f"{counted(done.targets, 'target')}, {counted(done.change_sets, 'change set')}, "
     counts += f"{counted(done.changes, 'change')}, {counted(done.answers, 'answer')}"
     console.say(f"{output}: {done.runs} of {counted(done.seals, 'sealed run')}, {counts}.", "bold")

@@ -69,13 +69,11 @@ class Story:
         self.now = START
         self.targets: dict[Target, Seen] = {}
         self.sign = sign
-        self.begin_trail("6f1d0a52-53c5-4a0e-9b55-0d7f6f1b3c11", "new")
+        self.begin_trail("6f1d0a52-53c5-4a0e-9b55-0d7f6f1b3c11")
 
-    def begin_trail(self, trail_id: str, reason: str) -> None:
+    def begin_trail(self, trail_id: str) -> None:
         first = len(self.rows["seals"]) + 1
-        self.rows["trails"].append(
-            {"trail_id": trail_id, "created_at": self.now, "reason": reason, "first_seal": first}
-        )
+        self.rows["trails"].append({"trail_id": trail_id, "created_at": self.now, "first_seal": first})
 
     def run(
         self,
@@ -361,7 +359,7 @@ def encoded_answer(flows: Iterable[Flow]) -> bytes:
 
 def lines_of(rows: Iterable[Row]) -> Iterator[bytes]:
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False, default=written).encode() + b"\n"
+        yield json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=written).encode() + b"\n"
 
 
 def written(at: dt.datetime) -> str:
@@ -379,7 +377,7 @@ ORDER = {
 
 def files_of(rows: Rows, answers: dict[str, bytes]) -> dict[str, bytes]:
     """The files of a bundle, without its manifest; of the answers, those that its rows name."""
-    files = {"README.txt": b"See docs/audit.md.\n", "check.py": Path(check.__file__).read_bytes()}
+    files = {"check.py": Path(check.__file__).read_bytes()}
     for name, listed in rows.items():
         if name in ORDER:
             listed = sorted(listed, key=lambda row: (*target_of(row), *(row[column] for column in ORDER[name])))
@@ -394,7 +392,6 @@ def manifest_of(rows: Rows, files: dict[str, bytes], **fields: Any) -> Row:
     return {
         "bundle": "flowtrail-audit/1",
         "made_at": "2026-04-01T00:00:00Z",
-        "unsealed": [],
         "since": None,
         "until": None,
         "org_id": None,
@@ -408,7 +405,7 @@ def manifest_of(rows: Rows, files: dict[str, bytes], **fields: Any) -> Row:
 
 def write(file: Path, files: dict[str, bytes], manifest: Row) -> Path:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("manifest.json", json.dumps(manifest, default=written))
+        archive.writestr("manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1, default=written) + "\n")
         for name, data in files.items():
             archive.writestr(name, data)
     return file
@@ -446,7 +443,20 @@ def between(story: Story, begin: dt.datetime, end: dt.datetime) -> Rows:
             rows["openings"].append({**target._asdict(), "version": version, "flows": listed})
     for name, before in (("change_sets", 0), ("changes", 0), ("spans", 1)):
         rows[name] = [row for row in rows[name] if row["version"] >= first[target_of(row)] - before]
-    rows["issues"] = [row for row in rows["issues"] if row["run_id"] in whole]
+    for name in ("issues", "details", "org_events"):
+        rows[name] = [row for row in rows[name] if row["run_id"] in whole]
+    return rows
+
+
+def only(story: Story, org_id: str) -> Rows:
+    """The rows of a bundle about one organisation, where no run asked users of two."""
+    rows = {
+        name: [row for row in listed if row.get("org_id", org_id) == org_id]
+        for name, listed in copy.deepcopy(story.rows).items()
+    }
+    for run in rows["runs"]:
+        if any(target.org_id != org_id for target in asked_by(story.rows, run)):
+            run |= {"scope": {}, "opened": "no"}
     return rows
 
 
@@ -508,7 +518,7 @@ def some_days(sign: Sign | None = None, *, copied: bool = True) -> Story:
     story.run({CAT: []}, schedule="wind", joins=[CAT])
     story.run({ANN: two[:2], BEN: many[8:]}, besides={"details": DETAIL, "org_events": EVENT})
     if copied:
-        story.begin_trail("0b0f6a1e-0c55-4f6e-8f21-1f9a3f6f7d02", "copied")
+        story.begin_trail("0b0f6a1e-0c55-4f6e-8f21-1f9a3f6f7d02")
     story.run({ANN: two[:2]}, leaves=[BEN])
     story.run({CAT: Failed("62103")}, schedule="wind")
     story.run({}, schedule=None, origin="maintenance", prunes=5)

@@ -20,7 +20,6 @@ STORY = bundles.some_days(lambda _: ("AAAA", "0" * 64))
 """Signatures are another matter: here they only must not vanish."""
 FILES = [name for name in check.FILES if STORY.rows[name]]
 UNPROVEN = {
-    "trails": {"reason"},
     "seals": {"signature", "key_id"},
     "runs": {"scope", "opened"},
     "memberships": {"id"},
