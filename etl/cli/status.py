@@ -70,7 +70,10 @@ def status(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show the last runs, problems by cause, targets with problems, held removals, and the next runs."""
+    """Show the last runs, problems by cause, targets with problems, held removals, and the next runs.
+
+    Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
+    """
     zone = options.time_zone_named(timezone)
     most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
     with options.open_application(context, config_file) as app:
@@ -82,8 +85,6 @@ def status(
             _print(found, report.problems(limit=most), most)
         else:
             _show(found, list(report.problems(limit=most)), len(configured or ()), most, zone)
-    if broken is not None:
-        raise broken
 
 
 def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:

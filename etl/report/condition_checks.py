@@ -26,6 +26,7 @@ from etl.report.conditions import (
     failing,
     gateway_down,
     held,
+    is_without_answer,
     roster_failing,
     unscheduled,
 )
@@ -155,6 +156,10 @@ def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
     if silent:
         yield gateway_down(silent, sum(totals.pop(code) for code in down), since(WITHOUT_AN_ANSWER, *silent))
     for cause in [each for each in causes if each.error_code not in down][:_MOST_CAUSES]:
+        if is_without_answer(cause.error_code):
+            everybody = sum(totals.pop(code) for code in [*totals] if is_without_answer(code))
+            yield failing(cause._replace(targets=everybody), since(WITHOUT_AN_ANSWER, cause), refused=False)
+            continue
         totals[cause.error_code] -= cause.targets
         yield failing(cause, since({cause.error_code}, cause), refused=cause.error_code in REFUSED_FOR_GOOD)
     for code, left in totals.items():

@@ -161,13 +161,24 @@ def message_class(message: str) -> str:
     return " ".join(_VARIES.sub("…", message).split())[:_LONGEST_CAUSE]
 
 
+def cause_of(error_code: str, message: str) -> str:
+    """What tells causes apart: a code and a class of messages. However no answer came, it is one cause: in an outage
+    one request is refused, another gets a 503, and a third runs into its deadline."""
+    return _NO_ANSWER_CAUSE if is_without_answer(error_code) else f"{error_code} {message_class(message)}"
+
+
+def is_without_answer(error_code: str) -> bool:
+    """Whether this code says that no answer came, or that nobody asked any more."""
+    return error_code in _NO_ANSWER or error_code == NOT_ASKED
+
+
 def by_cause(failing: Iterable[Failing]) -> list[Failing]:
-    """One for each cause (a code and a class of messages), with the message that most of its targets have."""
-    causes: dict[tuple[str, str], list[Failing]] = {}
+    """One for each cause, with the code and the message that most of its targets have."""
+    causes: dict[str, list[Failing]] = {}
     for each in failing:
-        causes.setdefault((each.error_code, message_class(each.message)), []).append(each)
+        causes.setdefault(cause_of(each.error_code, each.message), []).append(each)
     return [
-        max(parts, key=lambda part: part.targets)._replace(
+        max(parts, key=_commonest)._replace(
             targets=sum(part.targets for part in parts),
             first=sorted(name for part in parts for name in part.first)[:SUBJECTS_NAMED],
         )
@@ -175,26 +186,32 @@ def by_cause(failing: Iterable[Failing]) -> list[Failing]:
     ]
 
 
+def _commonest(cause: Failing) -> tuple[bool, int]:
+    """What a sentence names: the most common cause among the targets that were asked."""
+    return cause.error_code != NOT_ASKED, cause.targets
+
+
 def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> DetectedCondition:
     """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
-    named = f"{cause.error_code} {message_class(cause.message)}"
+    named = cause_of(cause.error_code, cause.message)
     earlier = cause.targets > len(cause.first)
     return DetectedCondition(code, _summary(cause), named, since, cause.targets, cause.first, earlier=earlier)
 
 
-_NOT_ASKED: Final = "gateway_down"
+NOT_ASKED: Final = "gateway_down"
 """The error code of targets that a run did not ask any more, after many in a row without an answer."""
+_NO_ANSWER_CAUSE: Final = "no answer"
 _NO_ANSWER: Final = frozenset(
     {
-        *("connection", "dns", "http_429", "http_500", "http_502", "http_503", "http_504"),
+        *("connection", "deadline", "dns", "http_429", "http_500", "http_502", "http_503", "http_504"),
         *("protocol", "proxy", "timeout", "tls", "tls_certificate"),
     }
 )
 _NO_TOKEN: Final = frozenset({"1001", "1002", "1003", "1004", "1005", "1202", "1203", "http_401", "secret"})
 
 
-WITHOUT_AN_ANSWER: Final = frozenset({_NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN})
+WITHOUT_AN_ANSWER: Final = frozenset({NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN})
 """The error codes of targets that got no answer, rather than one that is no list."""
 
 
@@ -204,7 +221,7 @@ def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[s
     ``targets``: how many fail with each code; ``asked``: how many there are that EnOS does not refuse for good. The
     gateway counts as down where not one of them got an answer, or where a run has stopped asking.
     """
-    if targets.get(_NOT_ASKED):
+    if targets.get(NOT_ASKED):
         return WITHOUT_AN_ANSWER & targets.keys()
     silent = _NO_ANSWER & targets.keys()
     return silent if 0 < asked <= sum(targets[code] for code in silent) else frozenset()
@@ -215,7 +232,7 @@ def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | N
 
     If no token could be obtained, the remedy is that of ``targets_failing``.
     """
-    commonest = max(causes, key=lambda cause: (cause.error_code != _NOT_ASKED, cause.targets))
+    commonest = max(causes, key=_commonest)
     first = sorted(name for cause in causes for name in cause.first)
     remedy = CODES["targets_failing"].remedy if commonest.error_code in _NO_TOKEN else ""
     summary, earlier = _summary(commonest._replace(targets=targets)), targets > len(first)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from etl.domain.model import REFUSED_FOR_GOOD, Target
-from etl.report.conditions import message_class
+from etl.report.conditions import NOT_ASKED, cause_of
 from etl.store import NewRun
 from etl.sync.result import RunReport, TargetIssue
 
@@ -71,7 +71,8 @@ class RunLogger:
         return [each for each in issues if _refusal(each) not in known]
 
     def _log_cause(self, cause: Sequence[TargetIssue], run_id: int) -> None:
-        first = cause[0]
+        codes = Counter(each.issue.error_code for each in cause)
+        first = max(cause, key=lambda each: (each.issue.error_code != NOT_ASKED, codes[each.issue.error_code]))
         refused = first.issue.error_code in REFUSED_FOR_GOOD
         remedy = _HELD if first.verdict == "held" else _REFUSED if refused else _FAILED
         names = [str(each.target) for each in cause[:_NAMED]]
@@ -88,10 +89,10 @@ class RunLogger:
 
 
 def _by_cause(issues: Iterable[TargetIssue]) -> list[list[TargetIssue]]:
-    """Issues with the same verdict, code and class of messages, those of most targets first."""
+    """Issues with the same verdict and cause, those of most targets first."""
     causes: dict[object, list[TargetIssue]] = {}
     for each in issues:
-        key = each.verdict, each.issue.error_code, message_class(each.issue.message)
+        key = each.verdict, cause_of(each.issue.error_code or "", each.issue.message)
         causes.setdefault(key, []).append(each)
     return sorted(causes.values(), key=len, reverse=True)
 

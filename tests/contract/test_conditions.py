@@ -81,6 +81,11 @@ REFUSES = "the connection is refused"
         ([("connection", 5), ("http_503", 2)], [("gateway_down", 7, f"7 targets: connection ({REFUSES})")]),
         ([("connection", 1), ("62101", 1)], [("gateway_down", 1, None), ("targets_refused", 1, None)]),
         ([("connection", 1), ("malformed", 1)], [("targets_failing", 1, None)] * 2),
+        ([("http_503", 23), ("deadline", 1)], [("gateway_down", 24, f"24 targets: http_503 ({REFUSES})")]),
+        (
+            [("http_503", 23), ("deadline", 1), ("malformed", 1)],
+            [("targets_failing", 24, f"24 targets: http_503 ({REFUSES})"), ("targets_failing", 1, None)],
+        ),
         (
             [("connection", 2), ("gateway_down", 5), ("malformed", 1)],
             [("gateway_down", 7, f"7 targets: connection ({REFUSES})"), ("targets_failing", 1, None)],

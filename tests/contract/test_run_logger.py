@@ -73,7 +73,9 @@ def test_a_run_with_trouble_is_a_warning_and_so_is_each_problem_with_its_remedy(
 
 
 def test_many_targets_with_one_cause_are_one_line(lines: io.StringIO) -> None:
-    told(lines, ended(*(problem(number) for number in range(50)), problem(50, code="timeout")))
+    outage = [problem(0, code="deadline"), *(problem(number) for number in range(1, 20)), problem(20, code="timeout")]
+    not_asked = [problem(number, code="gateway_down") for number in range(21, 50)]
+    told(lines, ended(*outage, *not_asked, problem(50, code="malformed")))
     _, many, single = entries(lines)
     assert (many["event"], many["targets"], many["error_code"]) == ("targets_not_through", 50, "http_503")
     assert many["first"] == ["o1/user-000", "o1/user-001", "o1/user-002"]

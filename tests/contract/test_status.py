@@ -99,3 +99,21 @@ def test_of_many_schedules_those_with_overdue_targets_come_first(run: Callable[.
     )
     assert "And 11 more: --limit 0 shows all." in shown.stderr
     assert len(json.loads(run("status", "--json").stdout)["schedules"]) == 61
+
+
+def test_schedules_that_cannot_be_read_are_a_condition_beside_all_that_is_known(
+    run: Callable[..., Result], failing: Program
+) -> None:
+    """A monitor takes exit code 2 for: nothing can be said."""
+    broken = failing.folder / "schedules" / "broken.toml"
+    broken.write_text('every = "1 fortnight"\n')
+    try:
+        done, table = run("status", "--json"), run("status")
+    finally:
+        broken.unlink()
+    said = json.loads(done.stdout)
+    assert (done.exit_code, table.exit_code) == (0, 0)
+    [found] = [each for each in said["conditions"] if each["code"] == "schedules_broken"]
+    assert "broken.toml" in found["sentence"]
+    assert found["sentence"] in table.stdout
+    assert (said["freshness"], said["schedules"], len(said["problems"])) == (None, [], 61)

@@ -46,13 +46,23 @@ def test_another_code_or_another_class_of_messages_is_another_cause() -> None:
         Failing("malformed", "an HTML login page", 5, []),
         Failing("malformed", "data[7] has no flowId", 2, []),
         Failing("malformed", "data[9] has no flowId", 1, []),
-        Failing("http_503", "an HTML login page", 1, []),
+        Failing("http_401", "an HTML login page", 1, []),
     ]
     assert [(cause.error_code, cause.targets) for cause in by_cause(parts)] == [
         ("malformed", 5),
         ("malformed", 3),
-        ("http_503", 1),
+        ("http_401", 1),
     ]
+
+
+def test_however_no_answer_comes_it_is_one_cause_named_by_its_commonest_error() -> None:
+    parts = [
+        Failing("deadline", "no answer within the deadline of 30 s", 1, ["o1/u1"]),
+        Failing("http_503", "busy", 23, ["o1/u2"]),
+        Failing("gateway_down", "not asked", 200, ["o1/u3"]),
+        Failing("http_502", "<html>", 2, ["o1/u4"]),
+    ]
+    assert by_cause(parts) == [Failing("http_503", "busy", 226, ["o1/u1", "o1/u2", "o1/u3"])]
 
 
 @pytest.mark.parametrize(
