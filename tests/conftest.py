@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
+from tests.support.enos import LocalGateway
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
@@ -42,16 +42,16 @@ def not_run(reasons: Iterable[str]) -> str:
 
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
+def gateway() -> Iterator[LocalGateway]:
     """A gateway at which Ann sees one workflow; a module may add more."""
     world = World(orgs=0)
     world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+def flowtrail(tmp_path: Path, gateway: LocalGateway) -> Program:
     """The program, with a schedule that asks for Ann's workflows every second."""
     program = Program(tmp_path, gateway.url)
     program.schedule("plants", [(ORG, [ANN])], when='every = "1s"')

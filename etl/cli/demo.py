@@ -42,7 +42,7 @@ def demo(
     with disk.temporary_files():
         home = folder or Path(tempfile.mkdtemp(prefix="flowtrail-demo-"))
     world = tour.world(seed)
-    with DemoGateway(world, access_key=tour.ACCESS_KEY, secret_key=tour.SECRET_KEY) as gateway:
+    with DemoGateway(world) as gateway:
         with disk.errors_named(home / "flowtrail.toml"):
             settings_file = tour.write_settings(home, gateway.url, {org: world.users(org) for org in world.orgs()})
         with Application(config.load(settings_file, {})) as app:

@@ -1,1 +1,1 @@
-"""A local EnOS gateway and a small deterministic world behind it, for the demo, the tests and the benchmarks."""
+"""A local EnOS gateway and a small deterministic world behind it, for ``flowtrail demo``; tests/support extends it."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from etl.demo.faults import Fault
 from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
@@ -58,14 +57,13 @@ def steps(gateway: DemoGateway) -> Iterator[Step]:
     gateway.world.remove_flow(org, gone.flow_id)
     gateway.world.add_flow(org, Flow("9001", "carbon_ledger_monthly_close", "M", True), [user])
     yield Step("A working day", f"In {org}: a new cycle, a new name, one workflow gone, one new.")
-    gateway.order(Fault("outage", times=None, endpoint="any"))
+    gateway.down = True
     yield Step("The gateway is down", "All six targets fail, and no workflow is recorded as removed.")
-    gateway.clear_faults()
-    gateway.order(Fault("empty", org=org, user=other, times=None))
+    gateway.down, gateway.emptied = False, (other,)
     yield Step(
         "A false answer", f"The gateway says 'OK', and {other} has no workflows at all. The guard holds the removals."
     )
-    gateway.clear_faults()
+    gateway.emptied = ()
     yield Step("All is well again", "They were there all the time: the hold ends, and the trail shows no change.")
 
 

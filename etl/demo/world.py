@@ -1,11 +1,11 @@
-"""The truth behind the local gateway: organisations, their users, and the workflows that each user sees."""
+"""The truth behind a local gateway: organisations, their users, and the workflows that each user sees."""
 
 from __future__ import annotations
 
 import datetime as dt
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -27,28 +27,13 @@ _TASKS: Final = (
 )
 _SITES: Final = ("jiangyin", "zhangbei", "dunhuang", "hami", "penglai", "rudong", "yancheng", "golmud")
 
-_Step = Callable[[random.Random, str, str], None]
-
-
-class UnknownOrg(KeyError):
-    """No such organisation in this world."""
-
-
-class UnknownUser(KeyError):
-    """No such user in this organisation."""
-
-
-def matches(flow: Flow, expression: str) -> bool:
-    """Whether EnOS' fuzzy search would find it: part of flowId or flowName, whatever the case."""
-    sought = expression.casefold()
-    return sought in flow.flow_id.casefold() or sought in (flow.flow_name or "").casefold()
-
 
 class World:
     """Thread-safe; the same ``seed``, sizes, edits and number of steps give the same world on every machine.
 
     ``flows`` is the initial length of each user's list: a sample of the organisation's workflows, of which there are
-    half as many again, so that users overlap. ``World(orgs=0)`` is empty.
+    half as many again, so that users overlap. ``World(orgs=0)`` is empty. An organisation, a user or a workflow that
+    nobody sees is a KeyError.
     """
 
     def __init__(self, seed: int = 0, *, orgs: int = 1, users: int = 2, flows: int = 50) -> None:
@@ -57,11 +42,8 @@ class World:
         self._steps = 0
         self._next_flow = _FIRST_FLOW
         self._lists: dict[str, dict[str, dict[str, Flow]]] = {}
-        self._snapshots: dict[tuple[str, str], tuple[Flow, ...]] = {}
-        self._integer_ids: set[tuple[str, str]] = set()
-        self._updated_at: dict[tuple[str, str], dt.datetime] = {}
-        self._updates: dict[tuple[str, str], dict[str, Any]] = {}
-        self._began_at = dt.datetime.now(dt.UTC)
+        self.updated_at: dict[tuple[str, str], dt.datetime] = {}
+        """When a workflow of an organisation was last edited."""
         for number in range(orgs):
             self._found(number, users, flows)
 
@@ -73,88 +55,51 @@ class World:
             return list(self._lists)
 
     def users(self, org: str) -> list[str]:
-        """The ids of the users of an organisation; UnknownOrg if there is none."""
+        """The ids of the users of an organisation."""
         with self._lock:
-            return list(self._users(org))
+            return list(self._lists[org])
 
-    def flows(self, org: str, user: str, expression: str = "") -> tuple[Flow, ...]:
-        """What Get My Flow lists for this user, in no particular order. Raises UnknownOrg, UnknownUser.
-
-        Without an expression it is the same object until something about the list changes.
-        """
+    def flows(self, org: str, user: str) -> tuple[Flow, ...]:
+        """What Get My Flow lists for this user, in no particular order."""
         with self._lock:
-            listed = self._list(org, user)
-            snapshot = self._snapshots.get((org, user))
-            if snapshot is None:
-                snapshot = self._snapshots[org, user] = tuple(listed.values())
-        return tuple(flow for flow in snapshot if matches(flow, expression)) if expression else snapshot
-
-    def has_integer_ids(self, org: str, user: str) -> bool:
-        """Whether flowId goes out as a JSON integer for this user."""
-        return (org, user) in self._integer_ids
-
-    def update_of(self, org: str, flow_id: str) -> tuple[dt.datetime, dict[str, Any]]:
-        """When a workflow was last updated, and values of Get Flow that differ from the usual ones."""
-        with self._lock:
-            key = (org, flow_id)
-            return self._updated_at.get(key, self._began_at), self._updates.get(key, {})
+            return tuple(self._lists[org][user].values())
 
     # Edits
-
-    def say_of(self, org: str, flow_id: str, **said: Any) -> None:
-        """Sets what Get Flow says about a workflow, by EnOS's names: updateUser="u1", freq="0 0 2 * * ? *"."""
-        with self._lock:
-            self._updates[org, flow_id] = self._updates.get((org, flow_id), {}) | said
 
     def set_flows(self, org: str, user: str, flows: Iterable[Flow]) -> None:
         """Sets the whole list of one user; adds the organisation and the user if they are missing."""
         with self._lock:
             self._lists.setdefault(org, {})[user] = {flow.flow_id: flow for flow in flows}
-            self._snapshots.pop((org, user), None)
-
-    def add_user(self, org: str, user: str, flows: Iterable[Flow] = ()) -> None:
-        """Adds a user, in an organisation that may be new too."""
-        self.set_flows(org, user, flows)
 
     def remove_user(self, org: str, user: str) -> None:
         """From now on EnOS answers 62101 for this user."""
         with self._lock:
-            self._list(org, user)
             del self._lists[org][user]
-            self._snapshots.pop((org, user), None)
 
     def add_flow(self, org: str, flow: Flow, users: Sequence[str] | None = None) -> None:
         """Adds a workflow for these users (None: all users of the organisation)."""
         with self._lock:
-            for user in self._users(org) if users is None else users:
+            for user in self.users(org) if users is None else users:
                 self._put(org, user, flow)
 
     def remove_flow(self, org: str, flow_id: str, users: Sequence[str] | None = None) -> None:
-        """Removes a workflow for these users (None: all who see it); KeyError if nobody sees it."""
+        """Removes a workflow for these users (None: all who see it)."""
         with self._lock:
             for user in self._viewers(org, flow_id) if users is None else users:
-                del self._list(org, user)[flow_id]
-                self._snapshots.pop((org, user), None)
+                del self._lists[org][user][flow_id]
 
     def rename(self, org: str, flow_id: str, name: str | None) -> None:
-        """Sets the name for everybody who sees the workflow; KeyError if nobody does."""
-        self._replace(org, flow_id, flow_name=name)
+        """Sets the name for everybody who sees the workflow."""
+        self._edit(org, flow_id, flow_name=name)
 
     def set_cycle(self, org: str, flow_id: str, cycle: str | None) -> None:
-        """Sets the cycle for everybody who sees the workflow; KeyError if nobody does."""
-        self._replace(org, flow_id, cycle=cycle)
+        """Sets the cycle for everybody who sees the workflow."""
+        self._edit(org, flow_id, cycle=cycle)
 
     def set_editable(self, org: str, user: str, flow_id: str, editable: bool | None) -> None:
-        """Sets whether this user may edit the workflow; KeyError if the user does not see it."""
+        """Sets whether this user may edit the workflow."""
         with self._lock:
-            shown = self._list(org, user)[flow_id]
-            self._put(org, user, msgspec.structs.replace(shown, editable=editable))
-
-    def set_integer_ids(self, org: str, user: str) -> None:
-        """Sends flowId as a JSON integer to this user, as related EnOS calls do (decimal ids only)."""
-        with self._lock:
-            self._integer_ids.add((org, user))
-            self._snapshots.pop((org, user), None)
+            self._put(org, user, msgspec.structs.replace(self._lists[org][user][flow_id], editable=editable))
 
     def evolve(self, steps: int = 1) -> None:
         """Lets time pass: in each organisation every kind of change happens, in a small part of the lists."""
@@ -166,45 +111,30 @@ class World:
 
     # Implementation
 
-    def _users(self, org: str) -> dict[str, dict[str, Flow]]:
-        try:
-            return self._lists[org]
-        except KeyError:
-            raise UnknownOrg(org) from None
-
-    def _list(self, org: str, user: str) -> dict[str, Flow]:
-        users = self._users(org)
-        try:
-            return users[user]
-        except KeyError:
-            raise UnknownUser(user) from None
-
     def _viewers(self, org: str, flow_id: str) -> list[str]:
-        viewers = [user for user, listed in self._users(org).items() if flow_id in listed]
+        viewers = [user for user, listed in self._lists[org].items() if flow_id in listed]
         if not viewers:
             raise KeyError(flow_id)
         return viewers
 
     def _put(self, org: str, user: str, flow: Flow) -> None:
-        self._list(org, user)[flow.flow_id] = flow
-        self._updated_at[org, flow.flow_id] = dt.datetime.now(dt.UTC)
-        self._snapshots.pop((org, user), None)
+        self._lists[org][user][flow.flow_id] = flow
+        self.updated_at[org, flow.flow_id] = dt.datetime.now(dt.UTC)
 
-    def _replace(self, org: str, flow_id: str, **changed: Any) -> None:
+    def _edit(self, org: str, flow_id: str, **changed: Any) -> None:
         with self._lock:
             for user in self._viewers(org, flow_id):
-                shown = self._list(org, user)[flow_id]
-                self._put(org, user, msgspec.structs.replace(shown, **changed))
+                self._put(org, user, msgspec.structs.replace(self._lists[org][user][flow_id], **changed))
 
-    def _new_flow(self, rng: random.Random, editable: bool) -> Flow:
+    def _new_flow(self, rng: random.Random) -> Flow:
         self._next_flow += rng.randint(1, 9)
         name = f"{rng.choice(_SUBJECTS)}_{rng.choice(_TASKS)}_{rng.choice(_SITES)}_{rng.randint(1, 40):02}"
-        return Flow(str(self._next_flow), name, rng.choice(list(CYCLE_LABELS)), editable)
+        return Flow(str(self._next_flow), name, rng.choice(list(CYCLE_LABELS)), True)
 
     def _found(self, number: int, users: int, flows: int) -> None:
         org = f"o{_FIRST_ORG + number}"
         rng = random.Random(f"{self._seed}/0/{org}")
-        pool = [self._new_flow(rng, editable=True) for _ in range(flows + flows // 2)]
+        pool = [self._new_flow(rng) for _ in range(flows + flows // 2)]
         variants = [(flow, msgspec.structs.replace(flow, editable=False)) for flow in pool]
         self._lists[org] = {}
         for member in range(users):
@@ -213,47 +143,31 @@ class World:
 
     def _step(self, org: str) -> None:
         rng = random.Random(f"{self._seed}/{self._steps}/{org}")
-        users = list(self._lists[org])
+        users = self.users(org)
         longest = max((len(listed) for listed in self._lists[org].values()), default=0)
-        kinds: list[_Step] = [
-            *(self._some_added, self._some_removed, self._some_renamed),
-            *(self._some_cycle, self._some_editable, self._some_membership),
-        ]
+        kinds = ["added", "removed", "renamed", "cycle", "editable", "membership"]
         rng.shuffle(kinds)
         for turn in range(max(len(kinds), longest // 40) if users else 0):
-            kinds[turn % len(kinds)](rng, org, rng.choice(users))
+            self._change(rng, org, rng.choice(users), kinds[turn % len(kinds)])
 
-    def _some(self, rng: random.Random, org: str, user: str) -> list[Flow]:
-        listed = list(self._list(org, user).values())
-        return [rng.choice(listed)] if listed else []
-
-    def _some_added(self, rng: random.Random, org: str, user: str) -> None:
-        flow = self._new_flow(rng, editable=True)
-        others = [other for other in self._users(org) if other != user and rng.random() < 0.5]
-        self.add_flow(org, flow, [user, *others])
-
-    def _some_removed(self, rng: random.Random, org: str, user: str) -> None:
-        for flow in self._some(rng, org, user):
-            self.remove_flow(org, flow.flow_id)
-
-    def _some_renamed(self, rng: random.Random, org: str, user: str) -> None:
-        for flow in self._some(rng, org, user):
-            stem = (flow.flow_name or "workflow").rsplit("_v", 1)[0]
-            self.rename(org, flow.flow_id, f"{stem}_v{self._steps + 1}")
-
-    def _some_cycle(self, rng: random.Random, org: str, user: str) -> None:
-        for flow in self._some(rng, org, user):
-            others = [cycle for cycle in CYCLE_LABELS if cycle != flow.cycle]
-            self.set_cycle(org, flow.flow_id, rng.choice(others))
-
-    def _some_editable(self, rng: random.Random, org: str, user: str) -> None:
-        for flow in self._some(rng, org, user):
-            self.set_editable(org, user, flow.flow_id, not flow.editable)
-
-    def _some_membership(self, rng: random.Random, org: str, user: str) -> None:
-        for flow in self._some(rng, org, user):
-            other = rng.choice(list(self._users(org)))
-            if flow.flow_id in self._list(org, other):
+    def _change(self, rng: random.Random, org: str, user: str, kind: str) -> None:
+        """Makes one change of this kind, in what this user sees, if there is anything."""
+        users, listed = self.users(org), self.flows(org, user)
+        if kind == "added":
+            others = [other for other in users if other != user and rng.random() < 0.5]
+            self.add_flow(org, self._new_flow(rng), [user, *others])
+        elif listed:
+            flow = rng.choice(listed)
+            if kind == "removed":
+                self.remove_flow(org, flow.flow_id)
+            elif kind == "renamed":
+                stem = (flow.flow_name or "workflow").rsplit("_v", 1)[0]
+                self.rename(org, flow.flow_id, f"{stem}_v{self._steps + 1}")
+            elif kind == "cycle":
+                self.set_cycle(org, flow.flow_id, rng.choice([each for each in CYCLE_LABELS if each != flow.cycle]))
+            elif kind == "editable":
+                self.set_editable(org, user, flow.flow_id, not flow.editable)
+            elif flow.flow_id in self._lists[org][other := rng.choice(users)]:
                 self.remove_flow(org, flow.flow_id, [other])
             else:
                 self.add_flow(org, flow, [other])

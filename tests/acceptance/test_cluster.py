@@ -16,8 +16,6 @@ from sqlalchemy import text
 from etl import config, sync
 from etl.cli.application import Application, a_run, worker_application
 from etl.database import connect, reading, upgrade
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import ClusterError, ConfigError
@@ -26,6 +24,7 @@ from etl.system.clock import utc_now
 from etl.verify import verify
 from tests.support.dask_cluster import Dask, Wire
 from tests.support.disguises import disguises
+from tests.support.enos import Fault, LocalGateway
 from tests.support.postgres import Server
 from tests.support.program import KEY, SECRET, Program
 
@@ -37,7 +36,7 @@ FLOWS = [Flow(str(number), f"flow {number}", "DHWM"[number % 4], number % 3 == 0
 class Site:
     """A gateway, a PostgreSQL database, and a cluster whose workers know both from their own environment."""
 
-    def __init__(self, folder: Path, url: str, gateway: DemoGateway) -> None:
+    def __init__(self, folder: Path, url: str, gateway: LocalGateway) -> None:
         self.url = url
         self.gateway = gateway
         self.dask = Dask(folder)
@@ -91,7 +90,7 @@ def site(postgres: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     engine = connect(url)
     upgrade(engine)
     engine.dispose()
-    with DemoGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(World(orgs=0), access_key=KEY, secret_key=SECRET) as gateway:
         site = Site(tmp_path_factory.mktemp("dask"), url, gateway)
         try:
             with site.wire, site.worker_wire:

@@ -20,10 +20,9 @@ from sqlalchemy import Engine, event
 from typer.testing import CliRunner
 
 from etl.cli import app
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import KEY, SECRET, Program
 
 ORG, ANN, BOB = "o1", "ann", "bob"
@@ -43,19 +42,19 @@ def world() -> World:
 
 
 @pytest.fixture
-def gateway(world: World) -> Iterator[DemoGateway]:
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+def gateway(world: World) -> Iterator[LocalGateway]:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+def flowtrail(tmp_path: Path, gateway: LocalGateway) -> Program:
     program = Program(tmp_path, gateway.url)
     program.schedule("plants", [(ORG, [ANN, BOB])])
     return program
 
 
-def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: Path, gateway: DemoGateway) -> None:
+def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: Path, gateway: LocalGateway) -> None:
     flowtrail = Program(tmp_path / "elsewhere", gateway.url)
     home = tmp_path / "home"
     assert flowtrail("init", str(home)).returncode == 0
@@ -67,7 +66,7 @@ def test_init_writes_samples_that_check_explains_and_never_overwrites(tmp_path: 
     assert (home / "flowtrail.toml").read_text() == "# mine"
 
 
-def test_the_sample_settings_are_valid_once_the_secret_is_there(tmp_path: Path, gateway: DemoGateway) -> None:
+def test_the_sample_settings_are_valid_once_the_secret_is_there(tmp_path: Path, gateway: LocalGateway) -> None:
     flowtrail = Program(tmp_path, gateway.url)
     (tmp_path / "flowtrail.toml").unlink()
     flowtrail("init")
@@ -176,7 +175,7 @@ def test_a_list_ends_where_asked_and_no_more_is_sorted_for_it(
 
 
 def test_a_gateway_that_is_down_fails_every_target_by_name_and_changes_nothing(
-    flowtrail: Program, gateway: DemoGateway
+    flowtrail: Program, gateway: LocalGateway
 ) -> None:
     flowtrail.json("sync")
     before = flowtrail.rows("SELECT * FROM workflow")
@@ -218,7 +217,7 @@ def test_a_plan_shows_the_first_changes_by_target_and_counts_the_rest(flowtrail:
 
 
 def test_a_plan_in_json_prints_a_change_when_its_answer_is_there(
-    flowtrail: Program, gateway: DemoGateway, world: World
+    flowtrail: Program, gateway: LocalGateway, world: World
 ) -> None:
     hangs = gateway.order(Fault("hang", times=None, user=BOB))
     flowtrail.configure(gateway='timeout = "60s"\ndeadline = "60s"')
@@ -297,7 +296,7 @@ def test_an_older_schema_is_exit_3_and_names_the_command(flowtrail: Program) -> 
     assert "flowtrail db upgrade" in done.stderr
 
 
-def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_ctrl_c_stops_a_sync_cleanly(flowtrail: Program, gateway: LocalGateway) -> None:
     flowtrail.json("sync")
     hangs = gateway.order(Fault("hang", times=None, user=BOB))
     running = flowtrail.start("sync")
@@ -480,7 +479,7 @@ def test_a_terminal_that_cannot_show_a_name_stops_no_command(flowtrail: Program,
     assert json.loads(printed.stdout)[0]["flow_name"] == "流程"
 
 
-def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_no_secret_in_any_output_at_debug(flowtrail: Program, gateway: LocalGateway) -> None:
     gateway.order(Fault("code", code=62103, times=None, user=BOB))
     outputs = [flowtrail(command, FLOWTRAIL_LOG__LEVEL="DEBUG") for command in ("check", "sync", "plan", "status")]
     said = "".join(done.stdout + done.stderr for done in outputs)

@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from etl.demo.gateway import DemoGateway
 from etl.system.descriptors import allocate
 from etl.web import Connections, HttpServer
 from etl.web.connections import ConcurrencyLimit
+from tests.support.enos import LocalGateway
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 
 SOON = 0.3
@@ -280,7 +280,7 @@ def test_a_server_that_cannot_begin_tries_again() -> None:
 # ------------------------------------------------------------------------------------------------- the real thing
 
 
-def test_a_thousand_half_open_connections_stop_no_run_and_no_probe(tmp_path: Path, gateway: DemoGateway) -> None:
+def test_a_thousand_half_open_connections_stop_no_run_and_no_probe(tmp_path: Path, gateway: LocalGateway) -> None:
     """As `ulimit -n 1024` has it in many a shell and container."""
     with_limit = ("bash", "-c", f'ulimit -n 1024 && exec {sys.executable} -m etl "$@"', "flowtrail")
     program = Program(tmp_path, gateway.url, command=with_limit)

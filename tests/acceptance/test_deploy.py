@@ -24,11 +24,10 @@ import yaml
 from etl import config
 from etl.config.secret import openness
 from etl.config.settings import ServiceSettings
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow
 from etl.system.descriptors import allocate
 from tests.support import image
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, ORG, Program, Running
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +255,7 @@ def test_the_settings_of_the_manifests_are_settings(manifests: list[dict[str, An
 
 
 @pytest.fixture
-def gateway(gateway: DemoGateway) -> DemoGateway:
+def gateway(gateway: LocalGateway) -> LocalGateway:
     gateway.world.set_flows(ORG, BOB, [Flow("1", "one", "D", True)])
     return gateway
 
@@ -313,7 +312,7 @@ class Watch:
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
-def test_a_deploy_fires_no_alert(database_url: str, gateway: DemoGateway, tmp_path: Path) -> None:
+def test_a_deploy_fires_no_alert(database_url: str, gateway: LocalGateway, tmp_path: Path) -> None:
     """SIGTERM reaches the active one in mid-run, the standby takes over, and a new replica joins as standby."""
     flowtrail = Program(tmp_path, gateway.url, database_url)
     flowtrail.configure(listen="127.0.0.1:0", rest='grace = "20s"')
@@ -349,7 +348,7 @@ def test_a_deploy_fires_no_alert(database_url: str, gateway: DemoGateway, tmp_pa
     assert len(slots) >= 3
 
 
-def test_an_old_replica_works_on_beside_a_newer_schema(gateway: DemoGateway, tmp_path: Path) -> None:
+def test_an_old_replica_works_on_beside_a_newer_schema(gateway: LocalGateway, tmp_path: Path) -> None:
     """A rollout migrates first: the old replica stays ready and goes on, and is not started again."""
     flowtrail = Program(tmp_path, gateway.url)
     flowtrail.configure(listen="127.0.0.1:0")

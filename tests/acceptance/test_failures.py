@@ -28,7 +28,6 @@ from etl import sync
 from etl.config import Schedule
 from etl.config.slots import Every
 from etl.database import reading, writing
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseUnreachable
@@ -38,6 +37,7 @@ from etl.verify import verify
 from tests.support import postgres as local_postgres
 from tests.support.answers import outcome
 from tests.support.builders import GAP, START, Diary, after, flow, numbered
+from tests.support.enos import LocalGateway
 from tests.support.house import House, gone
 from tests.support.program import KEY, SECRET, Program
 from tests.support.served import Clock, Served, wait_until
@@ -53,16 +53,16 @@ on_sqlite = pytest.mark.parametrize("dialect", ["sqlite"])
 
 
 @pytest.fixture
-def upstream() -> Iterator[DemoGateway]:
+def upstream() -> Iterator[LocalGateway]:
     world = World(orgs=0)
     world.set_flows(ORG, ANN, numbered(1, 3))
     world.set_flows(ORG, BOB, numbered(2, 5))
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def flowtrail(tmp_path: Path, upstream: DemoGateway) -> Program:
+def flowtrail(tmp_path: Path, upstream: LocalGateway) -> Program:
     program = Program(tmp_path, upstream.url)
     program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
     return program
@@ -70,7 +70,7 @@ def flowtrail(tmp_path: Path, upstream: DemoGateway) -> Program:
 
 @pytest.fixture
 def house(engine: Engine, database_url: str) -> Iterator[House]:
-    with DemoGateway(World(orgs=0)) as upstream:
+    with LocalGateway(World(orgs=0)) as upstream:
         yield House(engine, database_url, upstream, 4)
 
 
@@ -288,7 +288,7 @@ def resident_kib() -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may make a process the first of its namespace")
-def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, upstream: DemoGateway) -> None:
+def test_as_the_first_process_of_a_container_it_ends_on_sigterm(flowtrail: Program, upstream: LocalGateway) -> None:
     flowtrail.configure(rest='grace = "8s"')
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "etl", "serve"],
@@ -320,7 +320,7 @@ def delivered(count: int) -> Callable[[Sequence[Any]], bool]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream: DemoGateway) -> None:
+def test_a_log_that_cannot_be_written_stops_no_run(flowtrail: Program, upstream: LocalGateway) -> None:
     loud = {**flowtrail.environment, "FLOWTRAIL_LOG__LEVEL": "DEBUG"}
     with open("/dev/full", "w") as full:
         service = subprocess.Popen(
@@ -341,7 +341,7 @@ READ_ONLY = 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" && exec
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="no root, who may mount a folder read-only")
-def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, upstream: DemoGateway) -> None:
+def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Path, upstream: LocalGateway) -> None:
     """As in a container: the settings beside the program, the database elsewhere."""
     home = tmp_path / "home"
     program = Program(home, upstream.url, f"sqlite:///{tmp_path / 'elsewhere.db'}")
@@ -355,7 +355,7 @@ def test_a_read_only_working_directory_stops_only_what_writes_there(tmp_path: Pa
     assert service.stop() == 0
 
 
-def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: DemoGateway) -> None:
+def test_ids_that_look_like_paths_make_no_file_of_their_own(tmp_path: Path, upstream: LocalGateway) -> None:
     """All file names come from a person."""
     program = Program(tmp_path / "home", upstream.url)
     hostile = ["../../x", "/etc/x", "CON", "a" * 255, "..", "~root", "a/b"]

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.database import connect, grants, upgrade
-from etl.demo.gateway import DemoGateway
 from etl.errors import UsageError
 from etl.schema import metadata
 from etl.signing import generate_key
 from tests.support import postgres as local_postgres
 from tests.support.authority import Authority, served
 from tests.support.builders import dump, numbered
+from tests.support.enos import LocalGateway
 from tests.support.postgres import Server
 from tests.support.program import ANN, ORG, SECRET, Program
 
@@ -227,7 +227,7 @@ def days(postgres: Server, flowtrail: Program, monkeypatch: pytest.MonkeyPatch, 
         days.admin(f"DROP ROLE {', '.join(roles)}")
 
 
-def test_the_role_of_the_service_suffices_for_its_work_and_a_backup(days: Days, gateway: DemoGateway) -> None:
+def test_the_role_of_the_service_suffices_for_its_work_and_a_backup(days: Days, gateway: LocalGateway) -> None:
     """With a partition created meanwhile; restoring it needs the right to create a database."""
     gateway.world.set_flows(ORG, ANN, numbered(1, 30))
     days.does("sync")

@@ -26,14 +26,13 @@ from sqlalchemy import Engine, make_url
 from etl.config import Schedule
 from etl.config.slots import Every
 from etl.database import connect
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Target
 from etl.service.replica import STUCK_SECONDS
 from etl.system.clock import utc_now
 from etl.web import HttpServer
 from etl.web.health import Health, health_only, health_routes
 from tests.support import postgres as local_postgres
+from tests.support.enos import Fault, LocalGateway
 from tests.support.postgres import free_port
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program, Running
 from tests.support.served import Clock, Served, wait_until
@@ -62,7 +61,9 @@ def test_a_service_at_work_is_alive_ready_and_fresh_and_shows_its_page(flowtrail
     assert service.stop() == 0
 
 
-def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(
+    flowtrail: Program, gateway: LocalGateway
+) -> None:
     service = flowtrail.start("serve")
     service.wait_for("run_ended")
     gateway.order(Fault("status", status=403, times=None))
@@ -78,7 +79,7 @@ def test_a_gateway_that_stays_away_makes_it_stale_but_leaves_it_alive(flowtrail:
 
 
 def test_a_clock_that_went_back_is_reported_everywhere_and_hides_no_failures(
-    flowtrail: Program, gateway: DemoGateway
+    flowtrail: Program, gateway: LocalGateway
 ) -> None:
     """What was recorded while the clock was a month ahead is no observation, and no slot waits for it."""
     assert flowtrail("sync").returncode == 0
@@ -109,7 +110,7 @@ def test_a_clock_that_went_back_is_reported_everywhere_and_hides_no_failures(
 
 
 def test_a_target_that_enos_refuses_for_good_is_named_without_an_alert(
-    flowtrail: Program, gateway: DemoGateway
+    flowtrail: Program, gateway: LocalGateway
 ) -> None:
     service = flowtrail.start("serve")
     service.wait_for("run_ended")
@@ -214,7 +215,7 @@ def closed_to_all(server: local_postgres.Server, url: str) -> Iterator[None]:
 
 
 def test_an_unreachable_database_is_reported_at_once_and_ends_no_process(
-    gateway: DemoGateway, tmp_path: Path, database_url: str, away: Callable[[], AbstractContextManager[None]]
+    gateway: LocalGateway, tmp_path: Path, database_url: str, away: Callable[[], AbstractContextManager[None]]
 ) -> None:
     program = Program(tmp_path, gateway.url, database_url)
     program.configure(listen=f"127.0.0.1:{free_port()}")
@@ -243,7 +244,7 @@ def test_an_unreachable_database_is_reported_at_once_and_ends_no_process(
 
 
 def test_a_database_that_cannot_be_written_makes_it_unready_until_it_can(
-    gateway: DemoGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
+    gateway: LocalGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
 ) -> None:
     """It answers, and yet no run can be recorded: as on a standby, or in a file system that was mounted read-only."""
     program = Program(tmp_path, gateway.url, f"postgresql+psycopg://reads:x@127.0.0.1:{postgres.port}/only_read")
@@ -269,7 +270,7 @@ def test_a_database_that_cannot_be_written_makes_it_unready_until_it_can(
 
 
 def test_a_silent_database_does_not_hold_up_the_end_beyond_the_grace_period(
-    gateway: DemoGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
+    gateway: LocalGateway, tmp_path: Path, postgres: local_postgres.Server, migrated_postgres: str
 ) -> None:
     """Whoever has the lease's table locked is waited for a minute, again and again."""
     with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as admin:

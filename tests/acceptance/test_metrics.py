@@ -18,8 +18,6 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from etl import config
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Target
 from etl.gateway import errors, faults
@@ -28,6 +26,7 @@ from etl.report.health import HealthSnapshot
 from etl.report.overdue import Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
 from tests.support.builders import numbered
+from tests.support.enos import Fault, LocalGateway
 from tests.support.postgres import free_port
 from tests.support.program import KEY, SECRET, Program, Running
 from tests.support.served import wait_until
@@ -41,16 +40,16 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
-def gateway() -> Iterator[DemoGateway]:
+def gateway() -> Iterator[LocalGateway]:
     world = World(orgs=0)
     world.set_flows(ORG, ANN, numbered(1, 30))
     world.set_flows(ORG, BOB, numbered(1, 2))
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         yield gateway
 
 
 @pytest.fixture(scope="module")
-def flowtrail(tmp_path_factory: pytest.TempPathFactory, gateway: DemoGateway) -> Program:
+def flowtrail(tmp_path_factory: pytest.TempPathFactory, gateway: LocalGateway) -> Program:
     program = Program(tmp_path_factory.mktemp("service"), gateway.url)
     program.configure()
     program.schedule("plants", [(ORG, [ANN, BOB])], when='every = "1s"')
@@ -96,7 +95,7 @@ def names(samples: Samples) -> set[str]:
 # --------------------------------------------------------------------------------------------------- what is told
 
 
-def test_runs_requests_and_the_state_of_the_database_are_exported(service: Running, gateway: DemoGateway) -> None:
+def test_runs_requests_and_the_state_of_the_database_are_exported(service: Running, gateway: LocalGateway) -> None:
     before = scraped(service)
     gateway.order(Fault("code", code=62109, user=ANN, times=1))
     gateway.order(Fault("code", code=4711, user=BOB, times=2))

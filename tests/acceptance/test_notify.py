@@ -25,13 +25,12 @@ from etl.cli.application import Application
 from etl.cli.notify import Notifications, receiver_problems
 from etl.config import NotifySettings, Schedule, Secret, Settings
 from etl.config.slots import Every
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import RunStatus
 from etl.errors import ConfigError, UsageError
 from etl.notify import Message, Pinger, Receiver, receivers
 from etl.store import Store
 from etl.sync import RunReport, Tally
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
@@ -160,7 +159,7 @@ def test_check_tries_to_understand_the_addresses(flowtrail: Program) -> None:
 
 
 def test_serve_notifies_a_change_and_pings_start_and_success(
-    flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
+    flowtrail: Program, gateway: LocalGateway, receiver: HttpReceiver
 ) -> None:
     with HttpReceiver() as outside:
         ping = f'ping_url = "http://127.0.0.1:{outside.port}/ping-canary/"'
@@ -187,7 +186,7 @@ def test_serve_notifies_a_change_and_pings_start_and_success(
 
 
 def test_a_message_sent_but_not_recorded_before_a_kill_is_sent_again(
-    flowtrail: Program, gateway: DemoGateway, receiver: HttpReceiver
+    flowtrail: Program, gateway: LocalGateway, receiver: HttpReceiver
 ) -> None:
     flowtrail.configure(rest=f'[[notify]]\nurls = ["{receiver.url}?rto=60"]\non = ["cycle_changed"]')
     assert here(flowtrail, "sync").exit_code == 0

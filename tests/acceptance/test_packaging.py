@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
 from tests.support import image
+from tests.support.enos import LocalGateway
 from tests.support.program import KEY, SECRET, Program
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def flowtrail(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """The installed program, a gateway, and a database with the schema."""
     world = World(orgs=0)
     world.set_flows("o1", "ann", [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         folder = tmp_path_factory.mktemp("day")
         program = Program(folder, gateway.url, command=(str(installed / "bin" / "flowtrail"),))
         program.configure(listen="127.0.0.1:0")

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.served import wait_until
 
@@ -39,18 +38,18 @@ class ChangingWorld(World):
 def world() -> ChangingWorld:
     world = ChangingWorld()
     for user in USERS:
-        world.add_user(ORG, user, [Flow("7", "seven", "D", True)] if user == ANN else [])
+        world.set_flows(ORG, user, [Flow("7", "seven", "D", True)] if user == ANN else [])
     return world
 
 
 @pytest.fixture
-def gateway(world: World) -> Iterator[DemoGateway]:
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET, roster_page_size=4) as gateway:
+def gateway(world: World) -> Iterator[LocalGateway]:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET, roster_page_size=4) as gateway:
         yield gateway
 
 
 @pytest.fixture
-def flowtrail(tmp_path: Path, gateway: DemoGateway) -> Program:
+def flowtrail(tmp_path: Path, gateway: LocalGateway) -> Program:
     program = Program(tmp_path, gateway.url)
     program.configure(ALWAYS_DUE)
     schedule(program)
@@ -75,10 +74,10 @@ def active(program: Program) -> list[str]:
 
 
 def test_the_users_of_the_roster_are_the_targets_as_they_join_and_leave(
-    flowtrail: Program, world: World, gateway: DemoGateway
+    flowtrail: Program, world: World, gateway: LocalGateway
 ) -> None:
     assert flowtrail.json("sync")["targets"]["total"] == 10
-    world.add_user(ORG, "newcomer")
+    world.set_flows(ORG, "newcomer", [])
     world.remove_user(ORG, "u8")
     summary = flowtrail.json("sync")
     assert (summary["status"], summary["targets"]["total"]) == ("succeeded", 10)
@@ -89,14 +88,14 @@ def test_the_users_of_the_roster_are_the_targets_as_they_join_and_leave(
         "u8": "",
     }
     assert all(row["since"] for row in listed)
-    assert gateway.counters.roster_calls == 9, "three pages, and three twice: one reading more before u8 leaves"
+    assert gateway.calls("roster") == 9, "three pages, and three twice: one reading more before u8 leaves"
 
 
-def test_the_roster_is_requested_once_per_interval(flowtrail: Program, gateway: DemoGateway, world: World) -> None:
+def test_the_roster_is_requested_once_per_interval(flowtrail: Program, gateway: LocalGateway, world: World) -> None:
     flowtrail.configure(NOT_DUE)
     for _ in range(2):
         assert flowtrail("sync").returncode == 0
-    assert gateway.counters.roster_calls == 3, "three pages, once"
+    assert gateway.calls("roster") == 3, "three pages, once"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,7 @@ def test_the_roster_is_requested_once_per_interval(flowtrail: Program, gateway: 
     ids=lambda fault: fault.kind,
 )
 def test_a_failing_roster_leaves_the_last_one_in_place_and_fails_no_run(
-    flowtrail: Program, gateway: DemoGateway, fault: Fault
+    flowtrail: Program, gateway: LocalGateway, fault: Fault
 ) -> None:
     flowtrail("sync")
     gateway.order(fault)
@@ -125,7 +124,7 @@ def test_a_failing_roster_leaves_the_last_one_in_place_and_fails_no_run(
         assert flowtrail.json("status")["conditions"] == [], "nobody asks for it any more"
 
 
-def test_a_first_roster_that_fails_leaves_no_targets(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_first_roster_that_fails_leaves_no_targets(flowtrail: Program, gateway: LocalGateway) -> None:
     gateway.order(Fault("code", endpoint="roster", code=31403, times=2))
     done = flowtrail("sync")
     assert done.returncode == 1
@@ -148,7 +147,7 @@ def test_a_first_roster_that_fails_leaves_no_targets(flowtrail: Program, gateway
 
 
 def test_an_organisation_without_a_roster_retires_nobody_and_hides_no_other(flowtrail: Program, world: World) -> None:
-    world.add_user("o2", "zoe")
+    world.set_flows("o2", "zoe", [])
     flowtrail.schedule("plants", [(ORG, USERS), ("o2", ["zoe"])])
     flowtrail("sync")
     schedule(flowtrail, more='[[targets]]\norg = "nowhere"\nusers = "all"\n')
@@ -158,7 +157,7 @@ def test_an_organisation_without_a_roster_retires_nobody_and_hides_no_other(flow
     assert set(USERS) <= set(active(flowtrail))
 
 
-def test_a_roster_that_shrinks_retires_nobody_until_approved(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_roster_that_shrinks_retires_nobody_until_approved(flowtrail: Program, gateway: LocalGateway) -> None:
     flowtrail("sync")
     gateway.order(Fault("raw", times=None, endpoint="roster", body=roster_of(ANN, *USERS[7:])))
     plan = flowtrail.json("plan")
@@ -175,7 +174,7 @@ def test_a_roster_that_shrinks_retires_nobody_until_approved(flowtrail: Program,
 def test_a_user_whom_a_reading_missed_is_asked_for_again_and_stays(flowtrail: Program, world: ChangingWorld) -> None:
     def one_leaves_and_one_comes() -> None:
         world.remove_user(ORG, ANN)
-        world.add_user(ORG, "zoe")
+        world.set_flows(ORG, "zoe", [])
 
     flowtrail("sync")
     world.before_page[5] = one_leaves_and_one_comes
@@ -187,7 +186,7 @@ def test_a_user_whom_a_reading_missed_is_asked_for_again_and_stays(flowtrail: Pr
 
 def test_a_plan_says_who_would_join_and_leave_and_writes_nothing(flowtrail: Program, world: World) -> None:
     flowtrail("sync")
-    world.add_user(ORG, "newcomer")
+    world.set_flows(ORG, "newcomer", [])
     world.remove_user(ORG, "u8")
     before = flowtrail.rows("SELECT * FROM roster_user")
     said = flowtrail("plan").stdout
@@ -203,7 +202,7 @@ def test_only_the_ids_of_a_roster_are_kept(flowtrail: Program) -> None:
 
 
 def test_the_service_requests_rosters_beside_its_runs_and_uses_their_users(
-    flowtrail: Program, gateway: DemoGateway, world: World
+    flowtrail: Program, gateway: LocalGateway, world: World
 ) -> None:
     order = gateway.order(Fault("hang", endpoint="roster"))
     schedule(flowtrail, 'every = "1s"', f'[[targets]]\norg = "{ORG}"\nusers = ["{ANN}"]\n')

@@ -14,11 +14,10 @@ import pytest
 import structlog
 
 from etl import log
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
 from tests.support.disguises import disguises
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, KEY, ORG, Program
 
 CANARY = 's3cr3t/ca+nary="ä&\\'
@@ -26,16 +25,16 @@ HOSTILE = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x20
 
 
 @pytest.fixture
-def gateway() -> Iterator[DemoGateway]:
+def gateway() -> Iterator[LocalGateway]:
     world = World(orgs=0)
     world.set_flows(ORG, ANN, [Flow("1", "one", "D", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=CANARY) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=CANARY) as gateway:
         yield gateway
 
 
 @pytest.mark.parametrize("trouble", [None, "outage", "html", "expired", "redirect", "cut"])
 def test_no_secret_and_no_token_in_any_byte_that_the_program_leaves(
-    flowtrail: Program, gateway: DemoGateway, trouble: str | None
+    flowtrail: Program, gateway: LocalGateway, trouble: str | None
 ) -> None:
     environment = {"FLOWTRAIL_GATEWAY__SECRET_KEY": CANARY, "FLOWTRAIL_LOG__LEVEL": "DEBUG"}
     flowtrail("sync", **environment)
@@ -51,7 +50,7 @@ def test_no_secret_and_no_token_in_any_byte_that_the_program_leaves(
             assert [path.name for path, content in left.items() if disguise in content] == [], kind
 
 
-def test_no_secret_in_the_log_or_the_arguments_of_a_service(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_no_secret_in_the_log_or_the_arguments_of_a_service(flowtrail: Program, gateway: LocalGateway) -> None:
     flowtrail.configure(gateway='secret_key_file = "secret"\ndeadline = "2s"')
     (flowtrail.folder / "secret").write_text(CANARY)
     os.chmod(flowtrail.folder / "secret", 0o600)

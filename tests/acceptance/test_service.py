@@ -15,11 +15,10 @@ from sqlalchemy import Engine, func, select
 from etl.config import Schedule
 from etl.config.slots import Every
 from etl.database import reading
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow, Target
 from etl.schema import observation, target
 from etl.store import Store
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.served import PATIENCE_SECONDS, Clock, Served, wait_until
 
@@ -27,7 +26,7 @@ BOB = "bob"
 
 
 @pytest.fixture
-def gateway(gateway: DemoGateway) -> DemoGateway:
+def gateway(gateway: LocalGateway) -> LocalGateway:
     gateway.world.set_flows(ORG, BOB, [Flow("2", "two", "D", True)])
     return gateway
 
@@ -54,7 +53,7 @@ def test_a_schedule_fires_and_sigterm_ends_the_service_with_0(flowtrail: Program
 
 
 def test_sigterm_in_mid_run_commits_what_is_whole_and_the_next_start_catches_up(
-    flowtrail: Program, gateway: DemoGateway
+    flowtrail: Program, gateway: LocalGateway
 ) -> None:
     flowtrail.configure(gateway='deadline = "1m"', rest='grace = "6s"')
     hangs = gateway.order(Fault("hang", times=None, user=BOB))
@@ -86,7 +85,7 @@ def test_a_second_signal_does_not_interrupt_the_shutdown(flowtrail: Program) -> 
 
 
 def test_an_unreadable_secret_fails_runs_with_its_name_until_it_is_readable(
-    flowtrail: Program, gateway: DemoGateway
+    flowtrail: Program, gateway: LocalGateway
 ) -> None:
     """It is read again for each token; a token that is still good needs none."""
     file = flowtrail.folder / "secret"
@@ -134,7 +133,7 @@ def test_a_standby_takes_over_from_a_killed_leader(flowtrail: Program) -> None:
     assert standby.stop() == 0
 
 
-def test_a_frozen_leader_that_wakes_up_writes_nothing_wrong(flowtrail: Program, gateway: DemoGateway) -> None:
+def test_a_frozen_leader_that_wakes_up_writes_nothing_wrong(flowtrail: Program, gateway: LocalGateway) -> None:
     frozen = flowtrail.start("serve")
     frozen.wait_for("run_ended")
     held_up = gateway.order(Fault("delay", seconds=1.0, user=BOB))

@@ -23,10 +23,10 @@ from typer.main import get_command
 
 from etl import log
 from etl.cli import app
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
 from etl.system import streams
+from tests.support.enos import LocalGateway
 from tests.support.forked import CLOSED, GONE, Forked
 from tests.support.program import KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
@@ -74,7 +74,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     world = World(orgs=0)
     world.set_flows(ORG, "ann", [Flow(str(n), f"{HOSTILE}{n}", "D", True) for n in range(20)])
     world.set_flows(ORG, "bob", [Flow("1", HOSTILE, HOSTILE, True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway, HttpReceiver() as receiver:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway, HttpReceiver() as receiver:
         program = Program(tmp_path_factory.mktemp("template"), gateway.url)
         told = f'[[notify]]\nurls = ["json://127.0.0.1:{receiver.port}"]\n'
         program.configure(rest=f'{told}[archive]\nanswers = "changed"\n[seal]\ntimestamp_url = "http://127.0.0.1:9"')

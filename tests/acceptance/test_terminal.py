@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from etl.cli import app
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow
+from tests.support.enos import LocalGateway
 from tests.support.program import KEY, SECRET, Program
 
 ORG, ANN, BOB = "o15427722038191", "u15426865866571", "u15426865866572"
@@ -27,7 +27,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Program:
     world = World(orgs=0)
     for user in (ANN, BOB):
         world.set_flows(ORG, user, [Flow("2818", LONG, "D", True), Flow("9001", "储能电站月度碳账本", "M", True)])
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         program = Program(tmp_path_factory.mktemp("observed"), gateway.url)
         program.schedule("plants", [(ORG, [ANN, BOB])])
         program.json("sync")

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, text
 
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.answers import data_of
 from etl.domain.model import Flow, Target
 from etl.report.answers import answer_of
 from etl.verify import Answers, verify
 from tests.support.builders import numbered
+from tests.support.enos import LocalGateway
 from tests.support.house import House
 from tests.support.trails import Intruder
 
@@ -26,7 +26,7 @@ ANN, BEN = Target("o1", "ann"), Target("o1", "ben")
 
 @pytest.fixture
 def house(engine: Engine, database_url: str) -> Iterator[House]:
-    with DemoGateway(World(orgs=0), shuffle=False) as upstream:
+    with LocalGateway(World(orgs=0), shuffle=False) as upstream:
         house = House(engine, database_url, upstream, 4)
         house.keeps_answers = True
         house.see(ANN, numbered(1, 40))

@@ -12,8 +12,6 @@ from sqlalchemy import Engine, text
 
 from etl import sync
 from etl.database import reading
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import DatabaseError
@@ -25,6 +23,7 @@ from etl.report.fetch import page
 from etl.report.rows import OrgWorkflowEvent
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
+from tests.support.enos import Fault, LocalGateway
 from tests.support.house import House
 
 ORG = "o1"
@@ -48,28 +47,28 @@ def house(engine: Engine, database_url: str) -> Iterator[DetailHouse]:
     world = World(orgs=0)
     for user in USERS:
         world.set_flows(ORG, user, [Flow(str(number), f"flow {number}", "D", True) for number in range(1, 21)])
-    with DemoGateway(world) as local:
+    with LocalGateway(world) as local:
         house = DetailHouse(engine, database_url, local, concurrency=4)
         house.ask_all()
         yield house
 
 
 def test_the_detail_of_a_changed_workflow_is_requested_once_for_all_its_users(house: DetailHouse) -> None:
-    assert house.upstream.counters.detail_calls == 0, "a baseline is no change"
+    assert house.upstream.calls("details") == 0, "a baseline is no change"
     house.world.set_cycle(ORG, "3", "H")
     house.world.rename(ORG, "4", "another")
     house.world.remove_flow(ORG, "5")
-    house.world.say_of(ORG, "3", updateUser="mallory", freq="0 0 * * * ? *")
+    house.upstream.updates[ORG, "3"] = {"updateUser": "mallory", "freq": "0 0 * * * ? *"}
     report = house.ask_all()
     assert (report.status, report.details and report.details.asked) == ("succeeded", 2)
-    assert house.upstream.counters.detail_calls == 2
+    assert house.upstream.calls("details") == 2
     rows = house.rows("SELECT flow_id, run_id, update_user, freq FROM workflow_detail ORDER BY flow_id")
     assert [row[0] for row in rows] == ["3", "4"], "what is gone cannot be asked for"
     assert rows[0][1:] == (report.run_id, "mallory", "0 0 * * * ? *")
     body = house.rows("SELECT body FROM workflow_detail WHERE flow_id = '3'")[0][0]
     assert json.loads(zlib.decompress(body))["flowId"] == 3
     assert house.ask_all().details == sync.Details()
-    assert house.upstream.counters.detail_calls == 2, "a quiet run asks for none"
+    assert house.upstream.calls("details") == 2, "a quiet run asks for none"
 
 
 def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: DetailHouse) -> None:
@@ -97,7 +96,7 @@ def test_organisation_events_and_notifications_have_the_details_too(house: Detai
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     house.world.set_cycle(ORG, "3", "W")
-    house.world.say_of(ORG, "3", updateUser="mallory", updateTime="2026-11-24 09:12:03.0")
+    house.upstream.updates[ORG, "3"] = {"updateUser": "mallory", "updateTime": "2026-11-24 09:12:03.0"}
     report = house.ask_all()
     assert house.rows("SELECT update_user, old_freq, new_freq FROM org_workflow_event ORDER BY event_id") == [
         ("updater-1", None, "0 0 * * * ? *"),
@@ -190,7 +189,7 @@ def test_no_more_details_are_requested_than_allowed(house: DetailHouse) -> None:
         house.world.set_cycle(ORG, str(number), "H")
     report = house.ask_all(DetailLimits(most=5, within=dt.timedelta(seconds=20), keep_body=False))
     assert report.details == sync.Details(asked=5, capped=True)
-    assert house.upstream.counters.detail_calls == 5
+    assert house.upstream.calls("details") == 5
     assert house.rows("SELECT count(*), count(body) FROM workflow_detail") == [(5, 0)]
 
 
@@ -210,4 +209,4 @@ def test_details_that_cannot_be_written_do_not_change_the_result_of_the_run(hous
 def test_details_are_requested_only_where_they_are_configured(house: DetailHouse) -> None:
     house.world.set_cycle(ORG, "3", "H")
     assert house.ask_all(None).details is None
-    assert house.upstream.counters.detail_calls == 0
+    assert house.upstream.calls("details") == 0

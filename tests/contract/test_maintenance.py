@@ -29,7 +29,6 @@ from typer.testing import CliRunner
 from etl.cli import app
 from etl.config import load
 from etl.database import backup, check, connect, integrity, reading, upgrade, writing
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow, Origin, RunStatus, Target
 from etl.errors import ConfigError, FlowtrailError, SchemaMismatch, UsageError
 from etl.schema import change_set, metadata, pruned_issues, run_seal, sync_issue, sync_run, trail
@@ -40,6 +39,7 @@ from etl.verify import HeadsFile, against, heads, verify, whole_lines
 from tests.support import postgres as local_postgres
 from tests.support import verify_story
 from tests.support.builders import START, Diary, after, dump, flow, numbered, run_row, written
+from tests.support.enos import LocalGateway
 from tests.support.postgres import tools_of
 from tests.support.program import ANN, ORG, SECRET, Program
 from tests.support.served import wait_until
@@ -51,7 +51,7 @@ OLD = NOW - dt.timedelta(days=400)
 
 
 @pytest.fixture
-def gateway(gateway: DemoGateway) -> DemoGateway:
+def gateway(gateway: LocalGateway) -> LocalGateway:
     gateway.world.set_flows(ORG, ANN, [Flow("1", "one", "D", True), Flow("2", "two", "D", True)])
     return gateway
 
@@ -353,7 +353,7 @@ def test_a_file_that_cannot_be_written_loses_nothing(diary: Diary, tmp_path: Pat
     assert list(against(diary.engine, path.read_bytes().splitlines())) == []
 
 
-def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Program, gateway: DemoGateway) -> None:
+def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Program, gateway: LocalGateway) -> None:
     """Through a file that cannot be written, which is said once and stops no run, and over a kill."""
     flowtrail = inside
     flowtrail.configure(rest='[retention]\nheads_file = "kept/heads.jsonl"')
@@ -430,7 +430,7 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
 
 
 def test_a_backup_taken_while_runs_write_is_sound_and_goes_on(
-    inside: Program, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch
+    inside: Program, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flowtrail = inside
     flowtrail.schedule("plants", [(ORG, [ANN])], when='every = "1s"')
@@ -544,7 +544,7 @@ def test_a_backup_of_a_damaged_database_is_refused_and_leaves_nothing(diary: Dia
 def test_on_postgresql_the_printed_commands_make_and_restore_a_backup(
     diary: Diary,
     tmp_path: Path,
-    gateway: DemoGateway,
+    gateway: LocalGateway,
     postgres: local_postgres.Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -712,7 +712,7 @@ def test_a_copy_of_a_database_written_to_meanwhile_is_refused_unless_forced(diar
 
 @pytest.mark.parametrize("dialect", ["postgresql"])
 def test_a_copy_that_is_killed_leaves_an_empty_database_and_can_be_repeated(
-    diary: Diary, database_url: str, tmp_path: Path, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch
+    diary: Diary, database_url: str, tmp_path: Path, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary.answer(numbered(1, 400), after(hours=1))
     Program(tmp_path, gateway.url, database_url)
@@ -829,7 +829,7 @@ def damage_an_index(engine: Engine, file: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 def test_a_damaged_index_that_hides_rows_is_found(
-    diary: Diary, tmp_path: Path, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch
+    diary: Diary, tmp_path: Path, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verify_story.write(diary)
     Program(tmp_path, gateway.url)

@@ -14,10 +14,10 @@ import pytest
 from aiosmtpd.controller import Controller
 
 from etl.config import NotifySettings, Secret
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow
 from etl.notify import Message, Receiver, receivers
 from etl.notify.digest import quoted, shortened
+from tests.support.enos import LocalGateway
 from tests.support.postgres import free_port
 from tests.support.program import ANN, ORG, Program
 from tests.support.receiver import HttpReceiver
@@ -150,7 +150,7 @@ def post() -> Iterator[tuple[Post, int]]:
 
 
 def test_a_name_writes_no_header_no_recipient_and_no_second_mail(
-    flowtrail: Program, gateway: DemoGateway, post: tuple[Post, int]
+    flowtrail: Program, gateway: LocalGateway, post: tuple[Post, int]
 ) -> None:
     handler, port = post
     evil = "x\r\nBcc: evil@example.com\r\n\r\n.\r\nMAIL FROM:<evil@example.com>\r\n\u2028<script>alert(1)</script>"

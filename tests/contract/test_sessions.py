@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.database import check, connect, reading, upgrade, writing
-from etl.demo.gateway import DemoGateway
 from etl.domain.model import Flow
 from etl.errors import DatabaseError, DatabaseUnreachable
 from tests.support import sessions
 from tests.support.builders import START, Diary, numbered
+from tests.support.enos import LocalGateway
 from tests.support.pooler import Pooler
 from tests.support.postgres import Server
 from tests.support.program import ANN, ORG, SECRET, Program
@@ -287,7 +287,7 @@ def command(line: str, exits: int = 0) -> None:
 
 @pytest.mark.parametrize("dialect", [POOLED])
 def test_every_command_works_through_pgbouncer_beside_a_service(
-    database_url: str, flowtrail: Program, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch
+    database_url: str, flowtrail: Program, gateway: LocalGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a role with every default against us."""
     monkeypatch.chdir(flowtrail.folder)

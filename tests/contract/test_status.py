@@ -10,10 +10,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from etl.cli import app
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from tests.support.builders import numbered
+from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
 
 NOBODIES = [f"nobody{number:03}" for number in range(60)]
@@ -24,7 +23,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """Sixty users whom EnOS does not know, one whom it knows, and one whose answers fail."""
     world = World(orgs=0)
     world.set_flows(ORG, ANN, numbered(1, 3))
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         gateway.order(Fault("status", status=403, user="bob", times=None))
         program = Program(tmp_path_factory.mktemp("failing"), gateway.url)
         program.configure(gateway='timeout = "30s"\ndeadline = "60s"')

@@ -19,7 +19,6 @@ from sqlalchemy import Engine, event, make_url, text
 
 from etl import sync
 from etl.database import writing
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.holds import code, held_set
 from etl.domain.model import Flow, Outcome, Target
@@ -29,6 +28,7 @@ from etl.sync import fetching
 from etl.sync.batch import Batch
 from etl.verify import verify
 from tests.support.builders import GAP, dump, flow, numbered, written
+from tests.support.enos import LocalGateway
 from tests.support.house import House, gone
 from tests.support.sessions import ON_POSTGRESQL
 
@@ -43,7 +43,7 @@ def make(engine: Engine, database_url: str) -> Iterator[Callable[..., House]]:
     with contextlib.ExitStack() as open_gateways:
 
         def build(world: World | None = None, *, concurrency: int = 4, **settings: float) -> House:
-            upstream = open_gateways.enter_context(DemoGateway(world or World(orgs=0)))
+            upstream = open_gateways.enter_context(LocalGateway(world or World(orgs=0)))
             return House(engine, database_url, upstream, concurrency, **settings)
 
         yield build
@@ -70,12 +70,12 @@ def test_a_first_sync_is_a_baseline_of_every_target(house):
 
 
 def test_a_quiet_sync_costs_one_request_a_target_and_writes_no_row_of_the_trail(house):
-    before, calls = dump(house.engine), house.upstream.counters.flow_calls
+    before, calls = dump(house.engine), house.upstream.calls("flows")
     for _ in range(3):
         report = house.sync(ALICE, BOB, unchanged=2)
     assert report.status == "succeeded"
     assert written(before, dump(house.engine)) == {"observation"}
-    assert house.upstream.counters.flow_calls == calls + 6
+    assert house.upstream.calls("flows") == calls + 6
     assert house.rows("SELECT observations FROM observation") == [(4,), (4,)]
     house.check(every_answer=True)
 
@@ -117,7 +117,7 @@ def test_expressions_are_targets_of_their_own(house):
 
 def test_an_integer_id_is_the_same_workflow_as_its_decimal_string(house):
     before = dump(house.engine)
-    house.world.set_integer_ids(ORG, "alice")
+    house.upstream.integer_ids.add((ORG, "alice"))
     house.sync(ALICE, unchanged=1)
     assert written(before, dump(house.engine)) == {"observation"}
     house.check(every_answer=True)
@@ -164,8 +164,8 @@ def test_a_world_that_evolves_is_recorded_step_by_step(make):
 def test_a_token_that_dies_in_mid_run_is_renewed(house):
     house.fault("expired", times=1)
     house.sync(ALICE, BOB, unchanged=2)
-    assert house.upstream.counters.token_calls == 3
-    assert house.upstream.counters.bad_signatures == 0
+    assert house.upstream.calls("token") == 3
+    assert house.upstream.bad_signatures == 0
     house.check(every_answer=True)
 
 
@@ -480,12 +480,12 @@ def few(house: House, count: int) -> list[Target]:
 def test_a_small_list_that_empties_by_mistake_is_requested_again_and_nothing_changes(make):
     house = make()
     targets = few(house, 3)
-    calls = house.upstream.counters.flow_calls
+    calls = house.upstream.calls("flows")
     house.fault("empty", targets[0], times=1)
     before = dump(house.engine)
     house.sync(*targets, unchanged=3)
     assert written(before, dump(house.engine)) == {"observation"}
-    assert house.upstream.counters.flow_calls == calls + 4
+    assert house.upstream.calls("flows") == calls + 4
     house.check()
 
 
@@ -504,12 +504,12 @@ def test_an_empty_first_answer_is_requested_again_and_the_second_counts(make):
     house.see(ALICE, numbered(1, 30))
     house.see(BOB, [])
     house.fault("empty", ALICE, times=1)
-    calls = house.upstream.counters.flow_calls
+    calls = house.upstream.calls("flows")
     house.sync(ALICE, BOB, changed=2)
-    assert house.upstream.counters.flow_calls == calls + 4
+    assert house.upstream.calls("flows") == calls + 4
     assert (len(house.state(ALICE)), len(house.state(BOB))) == (30, 0)
     house.sync(ALICE, BOB, unchanged=2)
-    assert house.upstream.counters.flow_calls == calls + 6, "a list that is known to be empty is nothing to doubt"
+    assert house.upstream.calls("flows") == calls + 6, "a list that is known to be empty is nothing to doubt"
     assert house.rows("SELECT kind, count(*) FROM workflow_change GROUP BY kind") == [("baseline", 30)]
     house.check()
 
@@ -528,10 +528,10 @@ def test_an_empty_first_answer_whose_second_request_fails_is_no_baseline(make):
 def test_a_small_list_replaced_as_a_whole_is_requested_again_and_then_believed(make):
     house = make()
     targets = few(house, 2)
-    calls = house.upstream.counters.flow_calls
+    calls = house.upstream.calls("flows")
     house.see(targets[0], numbered(11, 12))
     house.sync(*targets, changed=1, unchanged=1)
-    assert house.upstream.counters.flow_calls == calls + 3
+    assert house.upstream.calls("flows") == calls + 3
     assert house.state(targets[0]) == {"11", "12"}
     house.check()
 
@@ -774,9 +774,9 @@ def test_an_approval_removes_nothing_where_the_held_set_grows_meanwhile(house):
 def test_an_approval_of_an_emptied_list_needs_no_second_answer(house):
     house.see(ALICE, [])
     house.sync(ALICE, held=1)
-    calls = house.upstream.counters.flow_calls
+    calls = house.upstream.calls("flows")
     house.sync(ALICE, by="Zoë", changed=1)
-    assert house.upstream.counters.flow_calls == calls + 1
+    assert house.upstream.calls("flows") == calls + 1
     assert house.state(ALICE) == set()
     house.check()
 
@@ -878,10 +878,10 @@ def test_a_run_declared_dead_by_another_reports_it(house):
 
 def test_a_slot_that_was_taken_is_not_served_again(house):
     slot = {"origin": "schedule", "schedule": "plants", "scheduled_for": house.now()}
-    calls = house.upstream.counters.flow_calls
+    calls = house.upstream.calls("flows")
     assert house.run(ALICE, **slot) is not None
     assert house.run(ALICE, **slot) is None
-    assert house.upstream.counters.flow_calls == calls + 1
+    assert house.upstream.calls("flows") == calls + 1
     house.check(every_answer=True)
 
 

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import psycopg
 
-from etl.demo.faults import Fault
 from tests.crash.place import Ended, Place, file_of, name_of
 from tests.crash.proxy import CuttingProxy
 from tests.support import postgres
+from tests.support.enos import Fault
 from tests.support.pooler import Pooler
 from tests.support.sessions import DECOYS, HOSTILE, make_role, url_for
 

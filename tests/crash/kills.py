@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import psycopg
 
-from etl.demo.faults import Fault
 from etl.demo.world import World
 from tests.crash.place import Launcher, Place, name_of
 from tests.support import postgres, sessions
+from tests.support.enos import Fault
 from tests.support.pooler import running_if_installed
 
 KILLS_A_ROUND = 12

@@ -19,10 +19,10 @@ import psycopg
 
 from etl import signing
 from etl.database import connect
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.verify import Answers, Sealing, verify
 from tests.support import checker, postgres
+from tests.support.enos import LocalGateway
 from tests.support.program import KEY, SECRET
 
 HERE = Path(__file__).parent
@@ -174,7 +174,7 @@ class Place:
     def new_world(self, world: World | None = None) -> World:
         """Replace the gateway by one for another world."""
         self._close_gateway()
-        self.gateway = DemoGateway(world or World(orgs=0), access_key=KEY, secret_key=SECRET)
+        self.gateway = LocalGateway(world or World(orgs=0), access_key=KEY, secret_key=SECRET)
         self.gateway.start()
         self._forgotten = 0
         return self.gateway.world

@@ -97,7 +97,7 @@ class Sweep:
 
     def _badly_signed(self) -> Iterator[str]:
         """Every request has its own signature, a repeated one too."""
-        bad = self._place.gateway.counters.bad_signatures - self._bad_signatures
+        bad = self._place.gateway.bad_signatures - self._bad_signatures
         self._bad_signatures += bad
         if bad:
             yield f"{bad} requests had a bad signature, or one that was used before"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from tests.crash import bugs, kills, stops
 from tests.crash.command import disturbances
@@ -24,6 +23,7 @@ from tests.crash.place import Place, place
 from tests.crash.scenarios import SCENARIOS, flows
 from tests.crash.sweep import Trial, swept
 from tests.support import postgres as local_postgres
+from tests.support.enos import LocalGateway
 from tests.support.program import KEY, SECRET, Program
 
 LIKELY_POINTS = range(1, 85)
@@ -112,7 +112,7 @@ def test_thirty_days_of_downtime_are_caught_up_by_one_run(tmp_path: Path) -> Non
     """However many slots were missed, the service serves the latest one and counts the others."""
     world = World(orgs=0)
     world.set_flows("o1", "ann", flows(1, 3))
-    with DemoGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
+    with LocalGateway(world, access_key=KEY, secret_key=SECRET) as gateway:
         program = Program(tmp_path, gateway.url)
         program.schedule("plants", [("o1", ["ann"])], when='every = "1s"')
         service = program.start("serve")

@@ -1,6 +1,6 @@
 """An independent checker of a Flowtrail database: it shares no code with ``etl/``, only the written rules.
 
-    python -m tests.support.checker URL DELIVERIES      # of the gateway, as JSON lines
+    python -m tests.support.checker URL DELIVERIES      # what the local gateway says at /_demo/deliveries
 
 Given what the gateway really delivered (complete, valid answers, in order), it lists in sentences where the database
 breaks a rule: nothing invented, nothing lost, nothing twice, and every digest and hash as an auditor computes it.
@@ -32,7 +32,7 @@ Row = SimpleNamespace
 
 KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
 VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
-NO_ANSWERS = {"date", "bomb"}
+NO_ANSWERS = {"date"}
 """Faults of the local gateway that deliver a list that no client may accept."""
 _DAY = 24 * 3600 * 1_000_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -96,25 +96,12 @@ def check(
 
 
 def load(path: Path) -> list[Delivered]:
-    """The delivery log of a local gateway (JSON objects), or arrays ``[org, user, expression, flows, time]``; one a
-    line."""
-    numbered: dict[Any, Delivered | None] = {}
-    for line_number, line in enumerate(path.read_text("utf-8").splitlines()):
-        entry = json.loads(line)
-        if isinstance(entry, list):
-            org, user, expression, flows, *at = entry
-            numbered["line", line_number] = Delivered(org, user, expression, flows, _instant(at[0] if at else None))
-            continue
-        whole = entry["sent"] and entry["flows"] is not None and entry["fault"] not in NO_ANSWERS
-        names = (entry["org"], entry["user"], entry["expression"])
-        numbered[entry["number"]] = (
-            Delivered(
-                *names, [tuple(flow) for flow in entry["flows"]], _instant(entry["answered_at"]), entry["kept_open"]
-            )
-            if whole
-            else None
-        )
-    return [each for each in numbered.values() if each is not None]
+    """What the local gateway says at ``/_demo/deliveries``."""
+    return [
+        Delivered(e["org"], e["user"], e["expression"], e["flows"], _instant(e["answered_at"]), e["kept_open"])
+        for e in json.loads(path.read_text("utf-8"))
+        if e["sent"] and e["flows"] is not None and e["fault"] not in NO_ANSWERS
+    ]
 
 
 def digest(flows: Iterable[Flow]) -> str:

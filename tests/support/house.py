@@ -16,8 +16,6 @@ from sqlalchemy import Engine, text
 
 from etl import sync
 from etl.config import GatewaySettings, Secret
-from etl.demo.faults import Fault, Kind, Order
-from etl.demo.gateway import DemoGateway
 from etl.domain.holds import Approval
 from etl.domain.model import Flow, Target
 from etl.gateway import Gateway
@@ -26,12 +24,13 @@ from etl.system.clock import utc_now
 from tests.support import checker
 from tests.support.builders import GAP
 from tests.support.contexts import run_context
+from tests.support.enos import Fault, Kind, LocalGateway, Order
 
 
 class House:
     """A gateway, a client and a database. ``sync`` runs once; ``check`` runs the independent checker."""
 
-    def __init__(self, engine: Engine, url: str, upstream: DemoGateway, concurrency: int, **settings: float) -> None:
+    def __init__(self, engine: Engine, url: str, upstream: LocalGateway, concurrency: int, **settings: float) -> None:
         seconds = {"deadline": 20.0, "timeout": 10.0} | settings
         self.engine = engine
         self.url = url

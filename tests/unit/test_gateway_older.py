@@ -8,13 +8,12 @@ from typing import get_args
 import pytest
 
 from etl.config import ApiVersion
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import Malformed, Refused
 from etl.gateway import Gateway, reread_strictly
 from etl.gateway.api import APIS
+from tests.support.enos import Fault, LocalGateway
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
 from tests.support.hostile import Hostile, http
 
@@ -100,7 +99,7 @@ def test_the_newer_version_takes_no_answer_of_the_older_one() -> None:
 def test_the_local_gateway_is_an_older_one_on_request(release: str) -> None:
     world = World(seed=3, users=1, flows=20)
     target = Target(world.orgs()[0], world.users(world.orgs()[0])[0])
-    with DemoGateway(world, auth="none", release=release) as local:  # type: ignore[arg-type]
+    with LocalGateway(world, auth="none", release=release) as local:  # type: ignore[arg-type]
         with Gateway(settings_for(local.url)) as newer, pytest.raises(Refused):
             newer.fetch(target)
         with Gateway(settings_for(local.url, api="v2.0")) as older:
@@ -110,7 +109,7 @@ def test_the_local_gateway_is_an_older_one_on_request(release: str) -> None:
             with pytest.raises(Refused) as refused:
                 older.fetch(target)
     assert found.flows == tuple(sorted(world.flows(*target[:2]), key=lambda flow: flow.flow_id))
-    assert set(some.flows or ()) == set(world.flows(*target[:2], "map"))
+    assert set(some.flows or ()) == {flow for flow in found.flows or () if "map" in (flow.flow_name or "")}
     assert refused.value.code == "62103"
 
 
@@ -118,8 +117,8 @@ def test_the_older_search_is_signed_by_its_own_name() -> None:
     world = World(seed=3, users=1, flows=5)
     target = Target(world.orgs()[0], world.users(world.orgs()[0])[0], "a b")
     with (
-        DemoGateway(world, access_key=ACCESS_KEY, secret_key=SECRET, release="v2.0") as local,
+        LocalGateway(world, access_key=ACCESS_KEY, secret_key=SECRET, release="v2.0") as local,
         Gateway(settings_for(local.url, api="v2.0", auth="token")) as older,
     ):
         assert older.fetch(target).flows == ()
-        assert local.counters.bad_signatures == 0
+        assert local.bad_signatures == 0

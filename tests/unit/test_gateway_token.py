@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.config import GatewaySettings, Secret
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Malformed, PermanentGatewayError, Refused
 from etl.gateway import Gateway
 from etl.gateway.signature import Timestamps, encryption
 from etl.gateway.token import TokenKeeper, read_token
+from tests.support.enos import LocalGateway
 from tests.support.gateways import (
     ACCESS_KEY,
     SAFETY_NET_SECONDS,
@@ -485,22 +485,21 @@ def test_check_token_needs_none_where_the_gateway_needs_none() -> None:
 def test_the_local_gateway_finds_every_signature_right() -> None:
     world = World(seed=7)
     targets = [Target(org, user) for org in world.orgs() for user in world.users(org)]
-    with DemoGateway(world, access_key="k-1", secret_key="s-2 é%") as local:
+    with LocalGateway(world, access_key="k-1", secret_key="s-2 é%") as local:
         given = GatewaySettings(url=local.url, access_key="k-1", secret_key=Secret("s-2 é%"))
         with Gateway(given) as client:
             for target in targets:
                 assert client.fetch(target).flows == tuple(sorted(world.flows(*target[:2]), key=lambda f: f.flow_id))
                 client.fetch(target._replace(expression="a +&=%é描述"))
-            local.expire_token()
+            local.tokens.expire()
             assert client.fetch(targets[0]).attempts == 2
-        counted = local.counters
-    assert counted.bad_signatures == 0
-    assert counted.token_calls == 2
-    assert counted.flow_calls == 2 * len(targets) + 2
+    assert local.bad_signatures == 0
+    assert local.calls("token") == 2
+    assert local.calls("flows") == 2 * len(targets) + 2
 
 
 def test_the_local_gateway_refuses_a_wrong_key_and_a_wrong_secret() -> None:
-    with DemoGateway(World(seed=1)) as local:
+    with LocalGateway(World(seed=1)) as local:
         for key, secret, number in (("no", "demo-secret-key", "1002"), ("demo-access-key", "no-secret", "1003")):
             given = GatewaySettings(url=local.url, access_key=key, secret_key=Secret(secret))
             with Gateway(given) as client, pytest.raises(Refused) as caught:

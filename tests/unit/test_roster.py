@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from etl.demo.faults import Fault
-from etl.demo.gateway import DemoGateway
 from etl.demo.world import World
 from etl.domain.guard import Limits
 from etl.domain.roster import RosterChanges, RosterUser, compared
 from etl.errors import GatewayError, Malformed, Refused
 from etl.gateway import Gateway
+from tests.support.enos import Fault, LocalGateway
 from tests.support.gateways import ACCESS_KEY, SECRET, gateway, settings_for
 from tests.support.hostile import Hostile, Step, http
 
@@ -135,14 +134,14 @@ def test_a_roster_in_pages_of_any_size_is_whole(size: int, pages: int) -> None:
     count = 12_345 if size > 7 else 121
     world = World(orgs=0)
     for user in names(0, count):
-        world.add_user("o1", user)
+        world.set_flows("o1", user, [])
     with (
-        DemoGateway(world, access_key=ACCESS_KEY, secret_key=SECRET, roster_page_size=size) as local,
+        LocalGateway(world, access_key=ACCESS_KEY, secret_key=SECRET, roster_page_size=size) as local,
         Gateway(settings_for(local.url, auth="token")) as client,
     ):
         assert client.roster("o1") == set(names(0, count))
-        assert local.counters.roster_calls == pages
-        assert local.counters.bad_signatures == 0
+        assert local.calls("roster") == pages
+        assert local.bad_signatures == 0
         local.order(Fault("code", endpoint="roster", code=31403))
         with pytest.raises(Refused):
             client.roster("o1")

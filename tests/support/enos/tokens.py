@@ -1,4 +1,4 @@
-"""The token service of the local gateway: issues tokens, and checks encryptions and signatures."""
+"""The token service: issues tokens, and checks encryptions and signatures as the EnOS documentation says."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ import hashlib
 import math
 import threading
 import uuid
-from typing import Literal, NamedTuple
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 import msgspec
 
+from etl.demo.gateway import Request
+
+TOKEN_SECONDS: Final = 7200
+MAX_SKEW_SECONDS: Final = 300
 Verdict = Literal[
     "ok", "unsigned", "missing", "malformed", "far", "unknown_key", "bad", "repeated", "expired", "unknown_token"
 ]
 """The result of checking a token request or a signature; "unsigned": the gateway asks for none."""
-
-
-class Request(NamedTuple):
-    """One HTTP request; ``query`` as it came, header names in lower case."""
-
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    body: bytes
+REFUSALS: Final[dict[Verdict, tuple[int, str]]] = {
+    "repeated": (1001, "repeated request: this encryption was used before"),
+    "unknown_key": (1002, "unknown appKey"),
+    "bad": (1003, "wrong encryption or signature"),
+    "malformed": (1004, "bad parameter"),
+    "far": (1004, "timestamp too far from the clock of the gateway"),
+    "missing": (1202, "empty parameter"),
+    "expired": (1203, "token expired"),
+    "unknown_token": (401, "unauthorized: no such token"),
+}
+CLIENTS_FAULT: Final[set[Verdict]] = {"missing", "malformed", "far", "unknown_key", "bad", "repeated"}
 
 
 def signature_of(token: str, query: str, body: str, timestamp: str, secret_key: str) -> str:
@@ -34,35 +39,14 @@ def signature_of(token: str, query: str, body: str, timestamp: str, secret_key: 
     return hashlib.sha256(f"{token}{joined}{body}{timestamp}{secret_key}".encode()).hexdigest()
 
 
-class _Seen:
-    """Remembers values for at least ``seconds`` and at most twice that."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._turned_at = -math.inf
-        self._recent: set[int] = set()
-        self._older: set[int] = set()
-
-    def repeated(self, signature: str, now: float) -> bool:
-        """Whether it was seen before; remembers it."""
-        if now - self._turned_at > self._seconds:
-            self._turned_at, self._recent, self._older = now, set(), self._recent
-        key = int(signature[:16], 16)
-        known = key in self._recent or key in self._older
-        self._recent.add(key)
-        return known
-
-
 class TokenService:
-    """Issues tokens and checks signatures as the EnOS API documentation says; thread-safe. ``now`` is epoch seconds."""
+    """Thread-safe; ``now`` is epoch seconds."""
 
-    def __init__(self, access_key: str, secret_key: str, *, token_seconds: float, max_skew_seconds: float) -> None:
+    def __init__(self, access_key: str, secret_key: str) -> None:
         self._access_key = access_key
         self._secret_key = secret_key
-        self._token_seconds = token_seconds
-        self._max_skew_seconds = max_skew_seconds
         self._lock = threading.Lock()
-        self._seen = _Seen(2 * max_skew_seconds)
+        self._seen: set[str] = set()
         self._issued: set[str] = set()
         self._token = ""
         self._expires_at = -math.inf
@@ -72,7 +56,7 @@ class TokenService:
         verdict = self._check_asked(body, now)
         with self._lock:
             if verdict == "ok" and now >= self._expires_at:
-                self._token, self._expires_at = uuid.uuid4().hex, now + self._token_seconds
+                self._token, self._expires_at = uuid.uuid4().hex, now + TOKEN_SECONDS
                 self._issued.add(self._token)
             return verdict, self._token, int(self._expires_at - now) if verdict == "ok" else 0
 
@@ -110,12 +94,14 @@ class TokenService:
     def _judge(self, given: str, expected: str, timestamp: str, now: float) -> Verdict:
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 20):
             return "malformed"
-        if abs(int(timestamp) / 1000 - now) > self._max_skew_seconds:
+        if abs(int(timestamp) / 1000 - now) > MAX_SKEW_SECONDS:
             return "far"
         if given != expected:
             return "bad"
         with self._lock:
-            return "repeated" if self._seen.repeated(expected, now) else "ok"
+            known = len(self._seen)
+            self._seen.add(expected)
+            return "ok" if len(self._seen) > known else "repeated"
 
     def expire(self) -> None:
         """Ends the valid token; the next ``get`` returns another."""

@@ -1,8 +1,7 @@
-"""The faults that the local gateway is told to make, and how it sends answers."""
+"""The faults that the gateway is told to make, and how it sends answers."""
 
 from __future__ import annotations
 
-import gzip
 import socket
 import struct
 import threading
@@ -12,35 +11,15 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from etl.domain.model import Flow
+from etl.demo.gateway import Reply, json_reply
 
 Endpoint = Literal["details", "flows", "roster", "token", "other"]
-Kind = Literal[
-    "none",
-    "outage",
-    "hang",
-    "delay",
-    "drip_head",
-    "drip_body",
-    "cut",
-    "code",
-    "expired",
-    "status",
-    "redirect",
-    "html",
-    "raw",
-    "bomb",
-    "interim",
-    "twice",
-    "empty",
-    "partial",
-    "stale",
-    "date",
-]
+_Lie = Literal["code", "expired", "status", "redirect", "html", "raw", "empty", "partial", "stale", "date"]
+_Delivery = Literal["none", "outage", "hang", "delay", "cut", "interim", "twice"]
+Kind = Literal[_Lie, _Delivery]
 
 _STATUS: Final[Mapping[str, int]] = {"status": 503, "redirect": 302}
 _PAGE: Final = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in.</body></html>"
-_MIB: Final = 1 << 20
 _INTERIM: Final = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
 
 
@@ -53,15 +32,13 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     | outage | the connection closes without a byte | reset |
     | hang | no answer, ever | |
     | delay | the honest answer, late | seconds |
-    | drip_head, drip_body | the honest answer, from there on a byte at a time | seconds (between bytes) |
     | cut | part of the body, then the end | share (sent), reset |
     | code | an EnOS error inside HTTP 200 | code |
     | expired | 1203, and the token has really ended | |
-    | status | an HTTP status (503) | status, retry_after (seconds, date or junk) |
+    | status | an HTTP status (503) | status |
     | redirect | 302 | location, status |
     | html | a page instead of JSON | status |
     | raw | exactly this body; with ``status=0`` not even a head | body, status |
-    | bomb | the honest answer and blanks, gzipped; ``size_bytes`` when decoded | size_bytes |
     | interim | the honest answer, behind interim ones (102, 103) | |
     | twice | the honest answer, and again before the connection's next one or its end | seconds (before the next one) |
     | empty, partial | a well-formed list without (some of) its items | share (kept, rounded down) |
@@ -79,14 +56,12 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endpoint: Literal["details", "flows", "roster", "token", "any"] = "flows"
     code: int = 99500
     status: int | None = None
-    retry_after: str = ""
     location: str = ""
     body: bytes = b""
     headers: dict[str, str | None] = {}
     seconds: float = 1.0
     share: float = 0.5
     reset: bool = False
-    size_bytes: int = 1 << 30
 
     def concerns(self, endpoint: Endpoint, org: str, user: str) -> bool:
         """Whether a request to this endpoint, for this user of this organisation, meets the fault."""
@@ -135,24 +110,14 @@ class FaultBook:
         return HONEST
 
 
-class Reply(NamedTuple):
-    """An answer before it is sent; ``flows`` is what it lists, ``code`` its EnOS code."""
-
-    status: int
-    body: bytes
-    code: int | None = None
-    flows: tuple[Flow, ...] | None = None
-    headers: Mapping[str, str | None] = {}
-
-
 def refusal(endpoint: Endpoint, code: int, message: str, status: int = 200, *, older: bool = False) -> Reply:
     """An error in the envelope of its service: the token service and version 2.0 say ``status``, the rest ``code``."""
     key = "status" if endpoint == "token" or (older and endpoint in ("details", "flows")) else "code"
     words = "message" if endpoint == "roster" else "msg"
-    return Reply(status, msgspec.json.encode({key: code, words: message, "data": None}), code)
+    return json_reply({key: code, words: message, "data": None}, status)
 
 
-def faulty_reply(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool = False) -> Reply:
+def faulty_reply(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool) -> Reply:
     """The answer instead of the honest one; faults that only concern delivery leave it as it is."""
     status = fault.status if fault.status is not None else _STATUS.get(fault.kind, 200)
     reply = honest
@@ -164,35 +129,12 @@ def faulty_reply(fault: Fault, honest: Reply, endpoint: Endpoint, *, older: bool
         case "status":
             reply = refusal(endpoint, status, responses.get(status, ""), status)
         case "redirect":
-            reply = Reply(status, b"", headers={"Location": fault.location})
+            reply = Reply(b"", status, {"Location": fault.location})
         case "html":
-            reply = Reply(status, _PAGE, headers={"Content-Type": "text/html; charset=utf-8"})
+            reply = Reply(_PAGE, status, {"Content-Type": "text/html; charset=utf-8"})
         case "raw":
-            reply = Reply(status, fault.body)
-        case "bomb":
-            reply = _inflated(honest, fault.size_bytes)
-    retry_after = {"Retry-After": fault.retry_after} if fault.retry_after else {}
-    return reply._replace(headers={**reply.headers, **retry_after, **fault.headers})
-
-
-def _inflated(honest: Reply, size_bytes: int) -> Reply:
-    blanks = gzip.compress(b" " * _MIB)
-    body = gzip.compress(honest.body) + blanks * max(1, size_bytes // _MIB)
-    return honest._replace(body=body, headers={"Content-Encoding": "gzip"})
-
-
-def head(reply: Reply, date: str) -> bytes:
-    """Status line and headers, where the reply's own headers take precedence; nothing for status 0."""
-    if not reply.status:
-        return b""
-    headers: dict[str, str | None] = {
-        "Date": date,
-        "Content-Type": "application/json;charset=UTF-8",
-        "Content-Length": str(len(reply.body)),
-        **reply.headers,
-    }
-    lines = [f"{name}: {value}\r\n" for name, value in headers.items() if value is not None]
-    return f"HTTP/1.1 {reply.status} {responses.get(reply.status, '')}\r\n{''.join(lines)}\r\n".encode()
+            reply = Reply(fault.body, status)
+    return reply._replace(headers={**reply.headers, **fault.headers})
 
 
 class Wire(NamedTuple):
@@ -218,20 +160,10 @@ class Wire(NamedTuple):
                 self._break_off(start + body[: min(int(len(body) * fault.share), len(body) - 1)], fault)
             case "hang":
                 self._hang()
-            case "drip_head":
-                self._drip(b"", start + body, fault.seconds)
-            case "drip_body":
-                self._drip(start, body, fault.seconds)
-            case "interim":
-                self._whole(_INTERIM + start + body, fault)
-            case _:
-                self._whole(start + body, fault)
-
-    def _whole(self, answer: bytes, fault: Fault) -> None:
-        if fault.kind == "delay":
-            self._pause(fault.seconds)
+            case "delay" if self.closing.wait(fault.seconds) or self._client_left():
+                raise ConnectionAbortedError("the gateway closes, or the client left")
         self.note(True)
-        self.connection.sendall(answer)
+        self.connection.sendall((_INTERIM if fault.kind == "interim" else b"") + start + body)
 
     def _break_off(self, sent: bytes, fault: Fault) -> None:
         self.note(False)
@@ -245,19 +177,6 @@ class Wire(NamedTuple):
         while self.connection.recv(4096):  # ends when the client leaves, and when the gateway closes
             pass
         raise ConnectionAbortedError("never answered, as ordered")
-
-    def _drip(self, at_once: bytes, slowly: bytes, seconds: float) -> None:
-        self.note(False)
-        self.connection.sendall(at_once)
-        for drop in slowly[:-1]:
-            self.connection.sendall(bytes((drop,)))
-            self._pause(seconds)
-        self.note(True)
-        self.connection.sendall(slowly[-1:])
-
-    def _pause(self, seconds: float) -> None:
-        if self.closing.wait(seconds) or self._client_left():
-            raise ConnectionAbortedError("the gateway closes, or the client left")
 
     def _client_left(self) -> bool:
         try:
