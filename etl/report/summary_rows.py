@@ -21,32 +21,36 @@ class Scope(NamedTuple):
     org: str = ""
     everything: bool = True
     """Whether coverage gaps and changes outside these days are listed, too."""
+    zone: dt.tzinfo = dt.UTC
+    """Where a day begins at midnight."""
 
     def __str__(self) -> str:
         return f"the time from {self.since} to {self.until}"
 
-
-class Day(NamedTuple):
-    """The changes of a day (UTC), without baselines."""
-
-    day: dt.date
-    added: int
-    removed: int
-    cycle_changed: int
-    renamed: int
-    editable_changed: int
+    @property
+    def begins_at(self) -> dt.datetime:
+        return dt.datetime.combine(self.since, dt.time(), self.zone)
 
     @property
-    def total(self) -> int:
-        return sum(self[1:])
+    def ends_at(self) -> dt.datetime:
+        """The first moment after it."""
+        return dt.datetime.combine(self.until + dt.timedelta(days=1), dt.time(), self.zone)
+
+
+class Day(NamedTuple):
+    """What happened in the organisations on a day."""
+
+    day: dt.date
+    events: Mapping[str, int]
+    """How many of each of ``EVENT_KINDS``."""
 
 
 class DaySnapshot(NamedTuple):
-    """What there was at the end of a day (UTC)."""
+    """What there was at the end of a day."""
 
     day: dt.date
     by_cycle: Mapping[str, int]
-    """How many workflows the targets' lists have, for each of ``CYCLES``."""
+    """How many workflows the organisations had, for each of ``CYCLES``."""
     unobserved: int
     """Targets whose list is not known: in a coverage gap with changes inside, or in an open one."""
     targets: int
@@ -59,17 +63,13 @@ class DaySnapshot(NamedTuple):
 
 
 class Churn(NamedTuple):
-    """The changes of an organisation, without baselines."""
+    """What happened in an organisation."""
 
     org_id: str
-    added: int
-    removed: int
-    cycle_changed: int
-    renamed: int
-    editable_changed: int
-    entries: int
-    orgs: int
-    """How many organisations had changes."""
+    events: Mapping[str, int]
+    """How many of each of ``EVENT_KINDS``."""
+    workflows: int
+    """How many it has now."""
 
 
 class Gap(NamedTuple):

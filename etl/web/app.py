@@ -42,19 +42,18 @@ _GAPS_AT_MOST: Final = 1_000_000
 
 
 def first(site: Site, request: Request) -> Response:
-    period = RequestParams(request).one_of("days", {str(days) for days in overview.PERIODS}) or str(
-        overview.USUAL_PERIOD
-    )
-    now = site.now()
+    asked, now = RequestParams(request), site.now()
+    period = asked.one_of("days", {str(days) for days in overview.PERIODS}) or str(overview.USUAL_PERIOD)
+    zone = asked.zone("zone")
     with short_transaction(site.engine) as connection:
         health = site.read_health(connection, now)
-        scope = overview.period(now, int(period))
+        scope = overview.period(now, int(period), zone)
         found = overview.gather(
             connection, health, now, coverage_gap=site.coverage_gap, scope=scope, own=site.own(), wait=False
         )
         latest = events.latest(site, connection)
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
-    return html(request, "overview.html", {**found, **latest, **service, "periods": overview.PERIODS})
+    return html(request, "overview.html", {**found, **latest, **service, "periods": overview.PERIODS, "asked": asked})
 
 
 def trail(site: Site, request: Request) -> Response:

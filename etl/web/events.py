@@ -39,7 +39,7 @@ def events(site: Site, request: Request) -> Response:
         shown = paging.cut(listing.page(connection, *paging.window))
         behind = _users_behind(connection, shown["rows"])
     values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
-    return html(request, "events.html", {**values, "EVENT_KINDS": EVENT_KINDS, **shown})
+    return html(request, "events.html", {**values, **shown})
 
 
 def latest(site: Site, connection: Connection) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from etl.domain.kinds import DELTA_KINDS
+from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report import ListState
-from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Scope
 from etl.web.labels import cycle_label, foreign, kind_label, user_label
 
 Figure = dict[str, Any]
@@ -29,29 +29,30 @@ def label(words: str) -> str:
     return foreign(words, 60).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def changes_by_day(days: Sequence[Day]) -> Figure:
-    """A stacked bar per day."""
+def events_by_day(days: Sequence[Day], scope: Scope, first: dt.date | None) -> Figure:
+    """A stacked bar per day; ``first`` is the day of the first observation."""
     return {
         "data": [
             {
                 "type": "bar",
                 "name": kind_label(kind),
                 "x": [day.day.isoformat() for day in days],
-                "y": [getattr(day, kind) for day in days],
+                "y": [day.events.get(kind, 0) for day in days],
                 "marker": {"color": f"--kind-{kind}"},
             }
-            for kind in DELTA_KINDS
+            for kind in EVENT_KINDS
+            if any(day.events.get(kind) for day in days)
         ],
         "layout": {
             "barmode": "stack",
             "hovermode": "x unified",
-            "xaxis": {"type": "date", **_few_ticks(len(days))},
-            "yaxis": {"title": {"text": "changes"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": "events"}, "rangemode": "tozero"},
+            **_days_of(scope, first),
         },
     }
 
 
-def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
+def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot], scope: Scope, first: dt.date | None) -> Figure:
     """Stacked areas; below them, the share of targets whose list was not known. A single day is a bar."""
     days = [day.day.isoformat() for day in day_snapshots]
     single = len(days) == 1
@@ -75,14 +76,33 @@ def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot]) -> Figure:
         "layout": {
             "barmode": "stack",
             "hovermode": "x unified",
-            "xaxis": {"type": "date", **_few_ticks(len(day_snapshots))},
             "yaxis": {
-                "title": {"text": "workflows in lists"},
+                "title": {"text": "workflows"},
                 "rangemode": "tozero",
                 "domain": [0.28, 1] if unobserved else [0, 1],
             },
             **({"yaxis2": _SHARE_AXIS} if unobserved else {}),
+            **_days_of(scope, first),
         },
+    }
+
+
+def _days_of(scope: Scope, first: dt.date | None) -> dict[str, Any]:
+    """An axis with all days of the scope. A line marks where looking began, if that is one of them."""
+    half = dt.timedelta(hours=12)
+    begin, end = (dt.datetime.combine(day, dt.time()) for day in (scope.since, scope.until))
+    days = (scope.until - scope.since).days + 1
+    ticks = {"dtick": 24 * 3600 * 1000} if days <= 10 else {}
+    axis = {"type": "date", "range": [str(begin - half), str(end + half)], "tickformat": "%d %b", **ticks}
+    if first is None or not scope.since < first <= scope.until:
+        return {"xaxis": axis}
+    at = str(dt.datetime.combine(first, dt.time()) - half)
+    line = {"color": "--quiet", "width": 1, "dash": "dot"}
+    mark = {"x": at, "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "right", "showarrow": False}
+    return {
+        "xaxis": axis,
+        "shapes": [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}],
+        "annotations": [{**mark, "text": "looking began", "font": {"color": "--quiet"}}],
     }
 
 
@@ -109,8 +129,8 @@ def _filled(colour: str, as_bar: bool) -> dict[str, Any]:
     return {"marker": {"color": colour}} if as_bar else {"line": {"width": 1, "color": colour}, "fillcolor": colour}
 
 
-def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
-    """One bar per organisation, the one with most changes on top."""
+def events_by_organisation(churn: Sequence[Churn]) -> Figure:
+    """One bar per organisation, the one with most events on top."""
     return {
         "data": [
             {
@@ -118,17 +138,18 @@ def churn_by_organisation(churn: Sequence[Churn]) -> Figure:
                 "orientation": "h",
                 "name": kind_label(kind),
                 "y": [label(row.org_id) for row in churn],
-                "x": [getattr(row, kind) for row in churn],
+                "x": [row.events.get(kind, 0) for row in churn],
                 "marker": {"color": f"--kind-{kind}"},
             }
-            for kind in DELTA_KINDS
+            for kind in EVENT_KINDS
+            if any(row.events.get(kind) for row in churn)
         ],
         "layout": {
             "barmode": "stack",
             "hovermode": "y unified",
             "height": 110 + _ROW_PIXELS * len(churn),
             "yaxis": {"type": "category", "autorange": "reversed"},
-            "xaxis": {"title": {"text": "changes"}, "rangemode": "tozero"},
+            "xaxis": {"title": {"text": "events"}, "rangemode": "tozero"},
         },
     }
 
@@ -255,8 +276,3 @@ def _stamp(moment: dt.datetime) -> str:
 
 def _cycle_colour(cycle: str) -> str:
     return f"--cycle-{cycle}"
-
-
-def _few_ticks(days: int) -> dict[str, Any]:
-    """No ticks between the days."""
-    return {"dtick": 24 * 3600 * 1000, "tickformat": "%d %b"} if days <= 10 else {"tickformat": "%d %b"}

@@ -50,7 +50,7 @@ def gather(
 
     Without ``wait`` there are no sums where counting them would take long and they have not been counted before.
     """
-    today = now.astimezone(dt.UTC).date()
+    today = now.astimezone(scope.zone).date()
     last = next((run for run in page(connection, SyncRun, statements.runs(), _RUNS) if run.status != "running"), None)
     open_gaps = summaries.open_gap_count(connection)
     counted, current = sums.counted(connection, scope, today, 0 if wait else health.listed)
@@ -73,10 +73,10 @@ def gather(
     }
 
 
-def period(now: dt.datetime, days: int) -> Scope:
+def period(now: dt.datetime, days: int, zone: dt.tzinfo = dt.UTC) -> Scope:
     """So many days of all organisations, today included."""
-    today = now.astimezone(dt.UTC).date()
-    return Scope(today - dt.timedelta(days=days - 1), today)
+    today = now.astimezone(zone).date()
+    return Scope(today - dt.timedelta(days=days - 1), today, zone=zone)
 
 
 def count_ahead(engine: Engine, now: dt.datetime) -> None:
@@ -90,10 +90,8 @@ def count_ahead(engine: Engine, now: dt.datetime) -> None:
 
 def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[ListChange]:
     """The latest changes in the lists of a scope, the newest first; of everything, however old they are."""
-    org, since, until = WHOLE + scope.org if scope.org else "", None, None
-    if not scope.everything:
-        since, until = (dt.datetime.combine(day, dt.time(), dt.UTC) for day in (scope.since, scope.until))
-        until += dt.timedelta(days=1)
+    org = WHOLE + scope.org if scope.org else ""
+    since, until = (None, None) if scope.everything else (scope.begins_at, scope.ends_at)
     return trail_page.newest(connection, org=org, since=since, until=until, limit=limit)
 
 

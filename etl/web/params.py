@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from etl.config.slots import time_zone
 from etl.timeparse import parse_moment
 
 PAGE_ROWS: Final = 100
@@ -62,6 +63,14 @@ class RequestParams:
         value = self.text(name).strip()
         try:
             return parse_moment(value, now) if value else None
+        except ValueError as error:
+            raise HTTPException(400, f"{error}.") from error
+
+    def zone(self, name: str) -> dt.tzinfo:
+        """The time zone that was named, or else UTC."""
+        named = self.text(name)
+        try:
+            return time_zone(named) if named else dt.UTC
         except ValueError as error:
             raise HTTPException(400, f"{error}.") from error
 

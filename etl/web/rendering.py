@@ -17,7 +17,7 @@ import msgspec
 from jinja2.filters import do_mark_safe
 
 from etl.config.quartz import quartz_in_words
-from etl.domain.kinds import DELTA_KINDS
+from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.details import event_detail_sentence
 from etl.report.summary_rows import CYCLES
@@ -82,7 +82,8 @@ def environment() -> jinja2.Environment:
         "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,
         "DELTA_KINDS": DELTA_KINDS,
-        "KIND_COLUMNS": [f"#{labels.kind_label(kind)}" for kind in DELTA_KINDS],
+        "EVENT_KINDS": EVENT_KINDS,
+        "KIND_COLUMNS": [f"#{labels.kind_label(kind)}" for kind in EVENT_KINDS],
     }
     return made
 

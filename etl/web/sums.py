@@ -26,6 +26,9 @@ _QUICK_SECONDS: Final = 0.25
 _REUSED_FOR: Final = 60
 """After a slow count, its result is reused for this many times its duration, even if the database has changed, so that
 counting takes a small part of the time however often somebody looks."""
+_COUNTED_AT_ONCE: Final = 2
+_KEPT: Final = 100
+"""Scopes: there are as many as zones, and somebody may name all of them."""
 _SHOWN: Final = 20
 _ORGS: Final = 15
 
@@ -85,14 +88,15 @@ def _is_reusable(last: Sums, now: float) -> bool:
 
 
 def _pieces(scope: Scope, today: dt.date) -> Pieces:
-    """Plots begin on the day of the first observation: what there was before is unknown, not zero."""
+    """Days before the first observation are left out of them: what there was then is unknown, not zero."""
 
     def drawn(connection: Connection) -> Scope:
-        first = summaries.first_day(connection) or scope.since
+        first = summaries.first_day(connection, scope) or scope.since
         return scope._replace(since=min(max(scope.since, first), scope.until))
 
     of_gaps = None if scope.everything else scope
     return {
+        "first_day": lambda connection: summaries.first_day(connection, scope),
         "workflows": lambda connection: summaries.workflows(connection, scope.org),
         "days": lambda connection: summaries.days(connection, drawn(connection)),
         "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection), today),
@@ -118,7 +122,7 @@ def _count_in_a_thread(engine: Engine, known: _Known, scope: Scope, state: tuple
             known.counting.discard(scope)
 
     with known.lock:
-        if scope in known.counting:
+        if scope in known.counting or len(known.counting) >= _COUNTED_AT_ONCE:
             return
         known.counting.add(scope)
     threading.Thread(target=count, name="sums", daemon=True).start()
@@ -126,4 +130,6 @@ def _count_in_a_thread(engine: Engine, known: _Known, scope: Scope, state: tuple
 
 def _keep(known: _Known, scope: Scope, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
     ended = time.monotonic()
+    for oldest in sorted(known.sums, key=lambda each: known.sums[each].at)[: len(known.sums) - _KEPT + 1]:
+        known.sums.pop(oldest, None)
     known.sums[scope] = Sums(state, values, ended, ended - began)

@@ -220,7 +220,7 @@ def test_without_javascript_every_number_is_in_a_table(page, address):
     page.goto(address)
     assert page.locator(".plot:visible").count() == 0
     page.get_by_text("The numbers").first.click()
-    assert page.get_by_role("table", name="Changes per day by kind").is_visible()
+    assert page.get_by_role("table", name="Events per day by kind").is_visible()
     page.get_by_role("link", name="Trail", exact=True).click()
     page.get_by_label("Name", exact=True).fill("PUMP_1")
     page.get_by_role("button", name="Filter").click()

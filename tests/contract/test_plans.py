@@ -11,13 +11,11 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from etl.database import reading
-from etl.report import Report, summaries, trail_page
+from etl.report import Report, trail_page
 from etl.report.asof import Way
-from etl.report.summary_rows import Scope
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, RunHistory
 
-LONG_AGO = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 VIEWS = {
     "list_change": "org_id = 'o1' AND kind IN ('added', 'removed')",
     "list_history": "org_id = 'o1' AND from_kind = 'added'",
@@ -55,8 +53,6 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
         assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
     with reading(engine) as connection:
         assert trail_page.newest(connection, org="o1", kinds=("removed",), limit=10)
-        today = dt.datetime.now(dt.UTC).date()
-        assert summaries.day_snapshots(connection, Scope(LONG_AGO.date(), today), today)
         for view, condition in VIEWS.items():
             assert connection.execute(text(f"SELECT * FROM {view} WHERE {condition}")).all()
     conditions = [line for plan in plans.values() for line in plan.splitlines() if "Index Cond" in line]

@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pytest
 import requests
@@ -31,7 +33,7 @@ from etl.domain.holds import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
-from etl.report import Report, summaries, trail_page
+from etl.report import Report, stories, summaries, trail_page
 from etl.report.conditions import DetectedCondition
 from etl.report.summary_rows import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
@@ -114,57 +116,56 @@ def get(server: HttpServer, path: str, **more: object) -> Response:
 # ------------------------------------------------------------------------------------------------ what the sums are
 
 
-def test_workflows_by_cycle_over_time_are_those_of_the_list_as_of_each_evening(
-    engine: Engine, now: dt.datetime
-) -> None:
-    until = now.date()
+ZONES = [dt.UTC, ZoneInfo("Asia/Shanghai"), ZoneInfo("Europe/Berlin")]
+
+
+def evenings(scope: Scope) -> Iterator[tuple[dt.date, dt.datetime]]:
+    """The days of a scope, and the last moment of each."""
+    for number in range((scope.until - scope.since).days + 1):
+        day = scope.since + number * DAY
+        yield day, dt.datetime.combine(day + DAY, dt.time(), scope.zone) - dt.timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("zone", ZONES, ids=str)
+def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine, fill: Fill, zone: dt.tzinfo) -> None:
+    """Each event and each workflow counts once, on the days of any time zone, also where its clocks change."""
+    fill("month", write_month)
+    every = [event for event in stories.events(engine) if not event.expression]
+    for org in ("", "o1"):
+        scope = Scope(dt.date(2026, 3, 5), dt.date(2026, 4, 8), org, zone=zone)
+        with reading(engine) as connection:
+            days, snapshots = summaries.days(connection, scope), summaries.day_snapshots(connection, scope, scope.until)
+            churn, orgs = summaries.churn(connection, scope, 2)
+        events = [event for event in every if org in ("", event.org_id)]
+        by_day = Counter((event.observed_at.astimezone(zone).date(), event.kind) for event in events)
+        assert Counter({(day.day, kind): number for day in days for kind, number in day.events.items()}) == by_day
+        by_org = Counter(event.org_id for event in events)
+        assert orgs == len(by_org)
+        assert [(row.org_id, sum(row.events.values())) for row in churn] == sorted(
+            by_org.items(), key=lambda item: (-item[1], item[0])
+        )[:2]
+        for (day, evening), found in zip(evenings(scope), snapshots, strict=True):
+            states = [row for row in stories.workflows_as_of(engine, evening, org=org or None) if not row.expression]
+            cycles = Counter(state.cycle if state.cycle in CYCLE_LABELS else OTHER for state in states)
+            assert found.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, day
+
+
+def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_all(engine: Engine, fill: Fill) -> None:
+    fill("month", write_month)
+    today, orgs = NOW.date(), ["o1", "o2", "o3", HOSTILE_ORG.org_id]
+    every, past = Scope(today - 30 * DAY, today), Scope(today - 12 * DAY, today - 5 * DAY)
     with reading(engine) as connection:
-        found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
-    for evening in found:
-        at = dt.datetime.combine(evening.day, dt.time.max, dt.UTC)
-        cycles = Counter(
-            row.cycle if row.cycle in CYCLE_LABELS else OTHER for row in Report(engine).flows_as_of(min(at, now))
-        )
-        assert evening.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, evening.day
-    assert any(evening.by_cycle[OTHER] for evening in found)
-    assert len({tuple(evening.by_cycle.items()) for evening in found}) > 5
 
+        def snapshots(scope: Scope) -> list[tuple[object, ...]]:
+            return [tuple(each) for each in summaries.day_snapshots(connection, scope, today)]
 
-def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_all(
-    engine: Engine, now: dt.datetime
-) -> None:
-    today = now.date()
-    orgs = ["o0", "o1", "o2"]
-    every, past = Scope(today - 20 * DAY, today), Scope(today - 12 * DAY, today - 5 * DAY)
-    with reading(engine) as connection:
-
-        def evenings(scope: Scope) -> list[tuple[object, ...]]:
-            found = summaries.day_snapshots(connection, scope, today)
-            return [(each.day, each.by_cycle, each.unobserved, each.targets) for each in found]
-
-        assert evenings(past) == [each for each in evenings(every) if past.since <= each[0] <= past.until]
-        for number in range(2, 4):
-            parts = zip(*(evenings(past._replace(org=org)) for org in orgs), strict=True)
-            assert [sum(each[number] for each in day) for day in parts] == [day[number] for day in evenings(past)]
-        at = dt.datetime.combine(past.until, dt.time.max, dt.UTC)
-        for org in orgs:
-            cycles = Counter(
-                row.cycle if row.cycle in CYCLE_LABELS else OTHER for row in Report(engine).flows_as_of(at, org=org)
-            )
-            assert evenings(past._replace(org=org))[-1][1] == {cycle: cycles[cycle] for cycle in CYCLES}
-        days = zip(*(summaries.days(connection, past._replace(org=org)) for org in orgs), strict=True)
-        assert [sum(each.total for each in day) for day in days] == [
-            day.total for day in summaries.days(connection, past)
-        ]
-        churn = {each.org_id: each[:6] for each in summaries.churn(connection, past, 9)}
-        assert churn == {
-            org: each[:6] for org in orgs for each in summaries.churn(connection, past._replace(org=org), 9)
-        }
-        assert sum(summaries.workflows(connection, org) for org in orgs) == summaries.workflows(connection)
-        ends = dt.datetime.combine(past.until + DAY, dt.time(), dt.UTC)
-        begins = dt.datetime.combine(past.since, dt.time(), dt.UTC)
-        gaps = [g for g in summaries.gaps(connection, 10_000) if g.gap_from < ends and (g.gap_to or ends) >= begins]
-        assert summaries.gaps(connection, 10_000, scope=past) == gaps != []
+        assert snapshots(past) == [each for each in snapshots(every) if past.since <= each[0] <= past.until]
+        for number in (2, 3):
+            parts = zip(*(snapshots(past._replace(org=org)) for org in orgs), strict=True)
+            assert [sum(each[number] for each in day) for day in parts] == [day[number] for day in snapshots(past)]
+        gaps = [g for g in summaries.gaps(connection, 9999) if g.gap_from < past.ends_at]
+        gaps = [g for g in gaps if g.gap_to is None or g.gap_to >= past.begins_at]
+        assert summaries.gaps(connection, 9999, scope=past) == gaps != []
 
 
 def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engine, now: dt.datetime) -> None:
@@ -194,20 +195,29 @@ def test_targets_of_an_evening_are_those_observed_by_then_and_not_retired(engine
     assert found[-1].targets
 
 
-def test_plots_begin_with_the_first_observation_and_not_with_a_ramp_from_nothing(engine: Engine, diary: Diary) -> None:
+def figure(page: str, name: str) -> dict[str, Any]:
+    return json.loads(re.search(rf'id="{name}-figure">(.*?)</script>', page)[1])
+
+
+def test_a_plot_has_all_its_days_and_marks_where_looking_began(engine: Engine, diary: Diary) -> None:
     diary.answer(numbered(1, 3), NOW - 2 * DAY)
+    diary.project(NOW - 2 * DAY)
     with site(engine) as server:
         page = get(server, "/").text
-    figure = json.loads(re.search(r'id="by-cycle-figure">(.*?)</script>', page)[1])
-    (trace,) = figure["data"]
+    drawn = figure(page, "by-cycle")
+    (trace,) = drawn["data"]
     assert (trace["x"][0], trace["y"]) == ("2026-04-06", [3, 3, 3])
+    begin, end = map(dt.datetime.fromisoformat, drawn["layout"]["xaxis"]["range"])
+    assert end - begin == 30 * DAY
+    (mark,) = drawn["layout"]["annotations"]
+    assert (mark["text"], mark["x"][:10]) == ("looking began", "2026-04-05"), "between two days"
 
 
 def test_one_refused_target_of_six_is_a_sixth_of_a_day(server: HttpServer) -> None:
     page = get(server, "/?days=7").text
-    figure = json.loads(re.search(r'id="by-cycle-figure">(.*?)</script>', page)[1])
-    assert "shapes" not in figure["layout"]
-    (share,) = (trace for trace in figure["data"] if trace["name"] == "targets not observed")
+    drawn = figure(page, "by-cycle")
+    assert "shapes" not in drawn["layout"], "looking began before"
+    (share,) = (trace for trace in drawn["data"] if trace["name"] == "targets not observed")
     assert share["y"][-1] == round(2 / 6, 4)
 
 
@@ -223,9 +233,10 @@ def test_a_change_is_visible_on_the_next_request(engine: Engine, diary: Diary) -
     """Sums over everything are counted again when the database has changed."""
     diary.answer(numbered(1, 3), NOW - 2 * DAY)
     with site(engine) as server:
-        assert "0 removed" in get(server, "/").text
+        assert "1 disappeared" not in get(server, "/").text
         diary.answer(numbered(2, 3), NOW - DAY)
-        assert "1 removed" in get(server, "/").text
+        diary.project(NOW - DAY)
+        assert "1 disappeared" in get(server, "/").text
 
 
 FILTERS = [
@@ -262,7 +273,7 @@ def test_paging_through_the_trail_gives_every_change_once(engine: Engine, now: d
 
 
 def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine) -> None:
-    first, _, _ = get(server, "/").text.partition("Changes per day")
+    first, _, _ = get(server, "/").text.partition("Events per day")
     said = "".join(Reader(first.partition('<ul class="problems">')[2].partition("</ul>")[0]).texts).split("\n")
     assert [line.partition(", since")[0] for line in said if line] == [
         "1 target: 62109 (the gateway said no)",
@@ -291,7 +302,7 @@ def test_a_remedy_that_several_problems_share_is_told_once(engine: Engine, diary
 def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -> None:
     broken = DetectedCondition("schedules_broken", "plants.toml is not valid TOML")
     with site(engine, own=lambda: [broken]) as running:
-        first = get(running, "/").text.partition("Changes per day")[0]
+        first = get(running, "/").text.partition("Events per day")[0]
     assert "plants.toml is not valid TOML." in first.partition('<ul class="problems">')[2]
 
 
@@ -315,7 +326,7 @@ def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
         first = get(running, "/").text
         assert "are being counted" in first
         assert 'http-equiv="refresh"' in first
-        wait_until(lambda: "Changes per day" in get(running, "/").text)
+        wait_until(lambda: "Events per day" in get(running, "/").text)
         assert get(running, "/").text == known
     other.dispose()
 
@@ -384,8 +395,8 @@ def test_values_in_scripts_are_unchanged_and_cannot_end_the_script() -> None:
 
 def test_an_organisation_without_changes_has_no_churn(server: HttpServer) -> None:
     page = get(server, "/").text
-    assert "org=%3Do2&amp;since=" in page
-    assert "org=%3Do3&amp;since=" not in page
+    assert "/events?org=%3Do2&amp;since=" in page
+    assert "/events?org=%3Do3&amp;since=" not in page
 
 
 def test_odd_workflows_have_an_address_and_end_somewhere(server: HttpServer) -> None:
@@ -425,7 +436,7 @@ def test_an_invalid_request_is_refused_in_one_sentence(empty: HttpServer) -> Non
 
 
 PARAMETERS = {
-    "/": "days",
+    "/": "days zone",
     "/trail": "org user flow name since until kind after format",
     "/held": "org user page format",
     "/gaps": "page format",
