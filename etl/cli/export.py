@@ -95,7 +95,9 @@ def report(
     since: Annotated[
         str | None, typer.Option("--since", help="The first day (UTC) of plots and changes; 30 days ago if omitted.")
     ] = None,
-    until: Annotated[str | None, typer.Option("--until", help="The last day; today if omitted.")] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Days (UTC) before then; today is the last if omitted.")
+    ] = None,
     org: options.Org = None,
     config_file: options.Config = None,
 ) -> None:
@@ -125,7 +127,7 @@ def _scope(since: str | None, until: str | None, org: str | None) -> Scope | Non
     if since is None and until is None and org is None:
         return None
     today = utc_now().date()
-    last = options.moment(until, "UTC").date() if until else today
+    last = (options.moment(until, "UTC") - dt.timedelta(microseconds=1)).date() if until else today
     first = options.moment(since, "UTC").date() if since else last - dt.timedelta(days=29)
     if not first <= last <= today:
         raise UsageError(f"A report is about days up to today, in their order, and not from {first} to {last}.")

@@ -186,7 +186,7 @@ def gap_counts(connection: Connection, scope: Scope | None = None) -> tuple[int,
 def _gaps_of(scope: Scope | None) -> tuple[str, dict[str, Any]]:
     if scope is None:
         return "", {}
-    return f" WHERE (gap_to IS NULL OR gap_to >= :since) AND gap_from < :end{_only(scope.org)}", _parameters(scope)
+    return f" WHERE (gap_to IS NULL OR gap_to > :since) AND gap_from < :end{_only(scope.org)}", _parameters(scope)
 
 
 def open_gap_count(connection: Connection) -> int:

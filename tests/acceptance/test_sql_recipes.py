@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ from etl.domain import verdict
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
+from etl.report import Report, stories
 from etl.store import NewRun, Store
 from tests.support import builders
+from tests.support.browser import write_month
 from tests.support.databases import client
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
@@ -31,7 +34,7 @@ DORA, ERIK, FRED = (Target("o-wind", user) for user in ("dora", "erik", "fred"))
 LIMITS = Limits(min_removed=2, max_removed_share=0.4)
 COVERAGE_GAP = dt.timedelta(days=35)
 TO_THE_SECOND = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.000\d{3})?[+0:]*$")
-BETWEEN = dt.timedelta(microseconds=50)
+BETWEEN, TICK = dt.timedelta(microseconds=50), dt.timedelta(microseconds=1)
 _FLAG = dict.fromkeys(("0", "f", "False"), "no") | dict.fromkeys(("1", "t", "True"), "yes")
 FLAGS = {"editable": _FLAG, "proven_for_all": _FLAG}
 """How the programs write what is true of a column, and what is not."""
@@ -60,7 +63,7 @@ ANSWERS: Mapping[str, Rows] = {
     "Which daily workflows became hourly this quarter?": [
         ("o-solar", "", "1", "map", "2026-01-05 12:00:00", "2026-02-02 12:00:00"),
     ],
-    "What was there on 31 March?": [
+    "What was there when April began?": [
         ("o-solar", "", "1", "map", "H"),
         ("o-solar", "", "2", "reduce", "H"),
         ("o-solar", "", "3", "join_all", "D"),
@@ -68,7 +71,7 @@ ANSWERS: Mapping[str, Rows] = {
         ("o-wind", "", "7", "load", "D"),
         ("o-wind", "", "9", "merge", "H"),
     ],
-    "What did a user see on 31 March?": [
+    "What did a user see when April began?": [
         ("", "1", "map", "H"),
         ("", "2", "reduce", "H"),
         ("", "3", "join_all", "D"),
@@ -176,7 +179,7 @@ ANSWERS: Mapping[str, Rows] = {
         ("o-solar", "2026-03", "0", "2"),
         ("o-wind", "2026-03", "1", "2"),
     ],
-    "How many workflows had which cycle at the end of each month?": [
+    "How many workflows had which cycle when each month ended?": [
         ("D", "2", "1", "1"),
         ("H", "1", "2", "2"),
         ("M", "0", "0", "1"),
@@ -360,6 +363,35 @@ def test_what_a_search_finds_too_is_not_counted_twice(engine: Engine) -> None:
         assert connection.execute(text(answers["Which workflows flap?"])).all() == []
         now = connection.execute(text(answers["How many workflows are there now, by cycle?"])).all()
         assert now == [("o-solar", "", "D", 2), ("o-solar", "map", "D", 1)]
+
+
+def test_patterns_and_commands_agree_at_the_very_moment_of_a_change(engine: Engine, database_url: str) -> None:
+    """From is included, to is not; what changed at a moment is there as of it. A microsecond sooner it is not."""
+    write_month(engine, database_url)
+    questions, report = {question.title: question.sql for question in QUESTIONS}, Report(engine)
+    of_user = questions["What did a user see when April began?"].replace("o-solar", "o1").replace("alice", "bob")
+    of_org = questions["What was there when April began?"]
+    in_period = questions["What changed in an organisation on one day, each thing once?"].replace("o-wind", "o1")
+    events = [event for event in stories.events(engine, org="o1") if not event.expression]
+    moments = sorted({event.observed_at for event in events})
+    for at in sorted({each - step for each in moments for step in (dt.timedelta(0), TICK)}):
+        literal = f"{at:%Y-%m-%d %H:%M:%S.%f}+00"
+        with reading(engine) as connection:
+            lists, states = (
+                connection.execute(text(sql.replace("2026-04-01 00:00:00.000000+00", literal))).all()
+                for sql in (of_user, of_org)
+            )
+        assert [row[1] for row in lists] == [row.flow_id for row in report.flows_as_of(at, org="o1", user="bob")], at
+        assert [tuple(row) for row in states] == [row[:5] for row in stories.workflows_as_of(engine, at)], at
+    for since, until in pairwise(moments):
+        sql = in_period.replace("2026-03-25 00:00:00", f"{since:%F %T}").replace(
+            "2026-03-26 00:00:00", f"{until:%F %T}"
+        )
+        with reading(engine) as connection:
+            found = [row[1:3] for row in connection.execute(text(sql))]
+        known = [event for event in events if since <= event.observed_at < until]
+        assert found == [(event.flow_id, event.kind) for event in known] != []
+        assert list(stories.events(engine, org="o1", since=since, until=until)) == known
 
 
 def test_the_library_gives_the_expected_answers(known: Engine) -> None:
