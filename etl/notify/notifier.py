@@ -18,7 +18,7 @@ from etl.notify.overdue_notices import Freshness, OverdueNotices
 from etl.notify.run_digest import digest_of
 from etl.report.conditions import IN_DIGESTS
 from etl.store import Store, UnnotifiedRun
-from etl.store.open_conditions import UnnotifiedCondition
+from etl.store.notifications import UnnotifiedCondition
 from etl.system.background import BackgroundLoop
 
 LOOK_BACK: Final = dt.timedelta(hours=24)

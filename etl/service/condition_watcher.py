@@ -14,7 +14,7 @@ from etl.errors import DatabaseError
 from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, DetectedCondition, conditions
 from etl.report.health import HealthSnapshot
 from etl.store import Store
-from etl.store.open_conditions import OpenCondition
+from etl.store.notifications import OpenCondition
 from etl.system.background import BackgroundLoop
 
 TICK_SECONDS: Final = 5.0

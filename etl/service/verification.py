@@ -14,7 +14,7 @@ from etl import database, verify
 from etl.errors import DatabaseError
 from etl.report.conditions import DetectedCondition
 from etl.store import Store
-from etl.store.verifications import Verified
+from etl.store.lease import Verified
 from etl.system.background import BackgroundLoop
 
 LOOK_SECONDS: Final = 60.0

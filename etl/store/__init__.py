@@ -5,41 +5,49 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
 from sqlalchemy import Engine
 
 from etl.domain.detail import Detail
-from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Outcome, State, Target
 from etl.store import (
     commit,
     details,
     fences,
+    lease,
+    membership,
+    notifications,
     projection,
     retention,
-    retirement,
     seals,
     story_rows,
     story_writes,
     turnover,
 )
-from etl.store.commit import STALE
-from etl.store.commit_lookup import was_committed
+from etl.store.commit import STALE, was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
 from etl.store.locking import FenceConflict
-from etl.store.notifications import NotifiableTarget, UnnotifiedRun
+from etl.store.membership import Retirement
+from etl.store.notifications import ConditionChanges, NotifiableTarget, OpenCondition, UnnotifiedRun
 from etl.store.retention import Pruned
-from etl.store.retirement import Retirement
-from etl.store.rosters import StoredRoster
+from etl.store.rosters import (
+    StoredRoster,
+    claim_roster,
+    forget_rosters,
+    roster_failed,
+    roster_organisations,
+    rosters_of,
+    write_readings,
+)
 from etl.store.run_records import RunRecords
 from etl.store.runs import Due, NewRun, Written
-from etl.store.service_records import ServiceRecords
+from etl.store.seals import LastSeal
 from etl.store.story_rows import FlowKey, StoryKey
-from etl.store.timestamps import LastSeal
+from etl.store.transactions import reads, writes
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 from etl.system.grouping import grouped
 
@@ -65,11 +73,36 @@ __all__ = [
 _REST_SECONDS: Final = 0.11
 
 
-class Store(RunRecords, ServiceRecords):
+class Store(RunRecords):
     """The writing side of a database whose schema is current. Safe to use from several threads.
 
     Every method raises DatabaseError (DatabaseUnreachable after a few tries) if the database refuses.
     """
+
+    removals = reads(turnover.removal_sums)
+    changed_workflows = reads(details.changed_workflows)
+
+    rosters = reads(rosters_of)
+    roster_organisations = reads(roster_organisations)
+    claim_roster = writes(claim_roster)
+    write_roster = writes(write_readings)
+    forget_rosters = writes(forget_rosters)
+    roster_failed = writes(roster_failed)
+
+    lease_holder = reads(lease.lease_holder)
+    take_lease = writes(lease.take_lease)
+    release_lease = writes(lease.release_lease)
+    verified = reads(lease.verified)
+    keep_verified = writes(lease.keep_verified)
+    last_seal = reads(seals.last_seal)
+
+    unnotified_runs = reads(notifications.unnotified_runs)
+    mark_notified = writes(notifications.mark_notified)
+    known_targets = reads(notifications.known_targets)
+    mark_overdue = writes(notifications.mark_overdue)
+    clear_overdue = writes(notifications.clear_overdue)
+    unnotified_conditions = reads(notifications.unnotified_conditions)
+    mark_conditions_notified = writes(notifications.mark_conditions_notified)
 
     def __init__(
         self,
@@ -99,10 +132,6 @@ class Store(RunRecords, ServiceRecords):
     def states(self, target_ids: Sequence[int]) -> dict[int, State]:
         """The current states of ``target_ids``."""
         return self._read(lambda connection: fences.read_states(connection, target_ids)) if target_ids else {}
-
-    def removals(self, run_id: int | None, org_ids: Collection[str], limits: Limits) -> dict[str, Sum]:
-        """The removals of each organisation within the window, without those of a run."""
-        return self._read(lambda connection: turnover.removal_sums(connection, run_id, org_ids, limits))
 
     def apply(self, run_id: int, outcomes: Sequence[Outcome], removals: Removals = NO_REMOVALS) -> set[int]:
         """Write ``outcomes`` in one transaction; return the target ids whose fence had changed (``stale``).
@@ -167,21 +196,30 @@ class Store(RunRecords, ServiceRecords):
 
         A separate run, which asks for no target, does this.
         """
-        found = self._read(lambda connection: retirement.others(connection, configured, max_share))
+        found = self._read(lambda connection: membership.others(connection, configured, max_share))
         if found.retired:
             with self._maintenance(now) as run_id:
-                self._write(lambda connection: retirement.retire(connection, run_id, found.retired, now))
+                self._write(lambda connection: membership.retire(connection, run_id, found.retired, now))
         return found
-
-    def changed_workflows(self, run_id: int, most: int) -> list[Changed]:
-        """The first ``most`` workflows that a run found changed, each with a user who sees it."""
-        return self._read(lambda connection: details.changed_workflows(connection, run_id, most))
 
     def add_details(self, run_id: int, found: Sequence[Detail], *, keep_body: bool) -> None:
         """Append what EnOS said about workflows that a run found changed."""
         self._write(
             lambda connection: details.add(connection, run_id, found, keep_body=keep_body),
             lambda _, connection: details.were_added(connection, run_id, found),
+        )
+
+    def keep_conditions(self, found: Sequence[OpenCondition], now: dt.datetime) -> ConditionChanges:
+        """Store what is wrong now; nothing is written if nothing has changed."""
+        if set(self._read(notifications.open_conditions)) == set(found):
+            return ConditionChanges([], [])
+        return self._write(lambda connection: notifications.keep_conditions(connection, found, now))
+
+    def keep_timestamp(self, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
+        """Store a seal's time stamp; False if another process has stored one already."""
+        return self._write(
+            lambda connection: seals.keep_timestamp(connection, seal_id, stamped_at, token),
+            lambda _, connection: seals.is_timestamp_kept(connection, seal_id, token),
         )
 
     def prune_runs(

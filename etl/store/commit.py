@@ -6,14 +6,14 @@ from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Table, Update, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, Table, Update, bindparam, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import FORMAT, GENESIS, encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
-from etl.store import answers, turnover
+from etl.store import details, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
 from etl.store.locking import winners
 from etl.store.turnover import NO_REMOVALS, Removals
@@ -132,7 +132,7 @@ def apply(
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
     turnover.count(connection, run_id, won, removals)
-    answers.keep(connection, run_id, won)
+    details.keep_answers(connection, run_id, won)
     return Applied(lost, issue_id)
 
 
@@ -362,3 +362,32 @@ def _issue_row(run_id: int, outcome: Outcome, stale: bool) -> dict[str, Any]:
 def _execute_many(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         connection.execute(statement, rows)
+
+
+def was_committed(connection: Connection, outcomes: Sequence[Outcome], applied: Applied) -> bool:
+    """Whether the transaction in which ``outcomes`` were ``applied`` was committed: looked up, not guessed.
+
+    A transaction is there completely or not at all, so one trace is enough. But it must be a trace of this transaction:
+    a batch that was settled twice, because its worker was thought dead, leaves two issues of one run for the same
+    targets.
+
+    | what the transaction wrote | its trace | why nobody else leaves it |
+    |---|---|---|
+    | a version | its hash | it covers the time of the answer |
+    | an issue | its id | an id is assigned once |
+    | only spans | the times of one of them | both times belong to one answer |
+    """
+    won = [outcome for outcome in outcomes if outcome.fence.target_id not in applied.stale]
+    return connection.execute(_trace(won, applied).limit(1)).first() is not None
+
+
+def _trace(won: Sequence[Outcome], applied: Applied) -> Select[Any]:
+    for outcome in won:
+        if outcome.change_set is not None:
+            version = (change_set.c.target_id == outcome.fence.target_id, change_set.c.hash == outcome.hash)
+            return select(change_set.c.id).where(*version)
+    if applied.issue_id is not None:
+        return select(sync_issue.c.id).where(sync_issue.c.id == applied.issue_id)
+    spans = [(o.fence.target_id, o.span.last_at, o.span.last_asked_at) for o in won if o.span is not None]
+    seen = tuple_(observation.c.target_id, observation.c.last_at, observation.c.last_asked_at)
+    return select(observation.c.id).where(seen.in_(spans))

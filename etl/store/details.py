@@ -1,18 +1,20 @@
-"""Which workflows a run found changed, and what EnOS said when asked for their details."""
+"""What EnOS said, kept beside the trail: the bytes of answers, and the details of changed workflows."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from etl.domain.detail import Detail
 from etl.domain.kinds import DELTA_KINDS
-from etl.schema import CHANGE_KIND, change_set, target, workflow_change, workflow_detail
+from etl.domain.model import Outcome
+from etl.schema import CHANGE_KIND, answer, change_set, target, workflow_change, workflow_detail
 from etl.store import seals
+from etl.store.bulk import insert_new
 
 CHANGES_WITH_DETAILS: Final = tuple(kind for kind in DELTA_KINDS if kind != "removed")
 """After these changes a user sees the workflow, so details can be asked for."""
@@ -59,3 +61,21 @@ def add(connection: Connection, run_id: int, details: Sequence[Detail], *, keep_
         for detail in details
     ]
     connection.execute(insert(workflow_detail), rows)
+
+
+_KNOWN: Final = select(answer.c.data_hash).where(answer.c.data_hash.in_(bindparam("hashes", expanding=True)))
+
+
+def keep_answers(connection: Connection, run_id: int, outcomes: Iterable[Outcome]) -> None:
+    """Append those answers of ``outcomes`` that are not there yet.
+
+    The transaction locks nothing after this: two with the same answer wait for each other here, in the order of the
+    hashes, and for nothing else.
+    """
+    given = {outcome.kept.data_hash: outcome.kept for outcome in outcomes if outcome.kept is not None}
+    if not given:
+        return
+    known = set(connection.execute(_KNOWN, {"hashes": list(given)}).scalars())
+    new = [{**msgspec.structs.asdict(given[each]), "first_run_id": run_id} for each in sorted(given.keys() - known)]
+    if new:
+        insert_new(connection, answer, new)

@@ -21,6 +21,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -39,8 +40,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.config.target_list import TargetList
 from etl.database import STREAMED
+from etl.domain.guard import share_of
 from etl.domain.model import Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, observation, target, target_membership
+from etl.store import seals
 from etl.store.bulk import BulkValues
 
 T = TypeVar("T")
@@ -135,7 +138,8 @@ def resume(connection: Connection, run_id: int, targets: Sequence[Target], now: 
 
 def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: dt.datetime) -> None:
     """Retire targets: they leave each schedule that has them, and are no longer asked for. The answer to a request that
-    is under way becomes stale."""
+    is under way becomes stale. Raises RunClosed."""
+    seals.require_open(connection, run_id)
     wait_for_turn(connection)
     for some in _chunks(targets):
         wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
@@ -223,3 +227,24 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
     waiting = iter(items)
     while some := list(islice(waiting, _AT_ONCE)):
         yield some
+
+
+class Retirement(msgspec.Struct, frozen=True):
+    """The targets that were retired, or that were not because they would have been too many at once."""
+
+    retired: tuple[Target, ...] = ()
+    refused: tuple[Target, ...] = ()
+
+
+def others(connection: Connection, configured: Container[Target], max_share: float | None) -> Retirement:
+    """The targets outside ``configured``, to be retired unless they exceed ``max_share`` of all (None: no limit)."""
+    known = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
+    gone, count = list[Target](), 0
+    with connection.execute(known.order_by(target.c.id), execution_options=STREAMED) as rows:
+        for key in rows:
+            count += 1
+            if (each := Target(*key)) not in configured:
+                gone.append(each)
+    if max_share is not None and len(gone) > share_of(max_share, count):
+        return Retirement(refused=tuple(gone))
+    return Retirement(retired=tuple(gone))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.domain.roster import RosterChanges, RosterUser
+from etl.domain.guard import Limits
+from etl.domain.roster import RosterChanges, RosterUser, compared
 from etl.schema import roster, roster_user
 
 
@@ -46,7 +47,7 @@ def rosters_of(connection: Connection, org_ids: Collection[str]) -> dict[str, St
     return {org: StoredRoster(org, users[org], *rest) for org, *rest in connection.execute(asked)}
 
 
-def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
+def claim_roster(connection: Connection, org_id: str, now: dt.datetime, every: dt.timedelta) -> bool:
     """Whether the roster is due and the caller must ask for it; of several processes only one gets True. A roster that
     never came is always due. A time ahead of now comes from a clock that was wrong."""
     due = or_(roster.c.answered_at.is_(None), roster.c.asked_at <= now - every, roster.c.asked_at > now)
@@ -56,6 +57,23 @@ def claim(connection: Connection, org_id: str, now: dt.datetime, every: dt.timed
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     first = dialect.insert(roster).values(org_id=org_id, asked_at=now).on_conflict_do_nothing()
     return connection.execute(first.returning(roster.c.org_id)).first() is not None
+
+
+def write_readings(
+    connection: Connection,
+    org_id: str,
+    readings: Sequence[Set[str]],
+    limits: Limits,
+    now: dt.datetime,
+    *,
+    approved: bool = False,
+) -> RosterChanges:
+    """Write one or two readings of a roster, compared with the users that are listed at that moment."""
+    lock(connection, org_id)
+    known = rosters_of(connection, [org_id])[org_id].known
+    moves = compared(known, readings, now, limits, approved=approved)
+    write(connection, org_id, moves, now)
+    return moves
 
 
 def write(connection: Connection, org_id: str, moves: RosterChanges, now: dt.datetime) -> None:
@@ -77,21 +95,21 @@ def lock(connection: Connection, org_id: str) -> None:
     connection.execute(select(roster.c.org_id).where(roster.c.org_id == org_id).with_for_update())
 
 
-def fail(connection: Connection, org_id: str, code: str, message: str, now: dt.datetime) -> None:
+def roster_failed(connection: Connection, org_id: str, code: str, message: str, now: dt.datetime) -> None:
     """Record that the request failed. The time of the first failure in a row stays."""
     since = update(roster).where(roster.c.org_id == org_id, roster.c.failing_since.is_(None))
     connection.execute(since.values(failing_since=now))
     connection.execute(update(roster).where(roster.c.org_id == org_id).values(error_code=code, error=message))
 
 
-def organisations(connection: Connection) -> set[str]:
+def roster_organisations(connection: Connection) -> set[str]:
     """The organisations whose rosters were ever asked for."""
     return set(connection.execute(select(roster.c.org_id)).scalars())
 
 
-def forget(connection: Connection, wanted: Collection[str]) -> None:
+def forget_rosters(connection: Connection, wanted: Collection[str]) -> None:
     """Delete the rosters of all organisations outside ``wanted``."""
-    for org_id in sorted(organisations(connection) - set(wanted)):
+    for org_id in sorted(roster_organisations(connection) - set(wanted)):
         connection.execute(delete(roster_user).where(roster_user.c.org_id == org_id))
         connection.execute(delete(roster).where(roster.c.org_id == org_id))
 

@@ -18,12 +18,22 @@ from etl.store import (
     runs,
     seals,
 )
-from etl.store.runs import Begun, Due, Marks, NewRun, Written
-from etl.store.transactions import Transactions
+from etl.store.runs import Begun, NewRun
+from etl.store.transactions import Transactions, reads, writes
 
 
 class RunRecords(Transactions):
     """The part of a ``Store`` that is about runs."""
+
+    is_running = reads(runs.is_running)
+    written_by = reads(runs.written_by)
+    observed_by = reads(runs.observed_by)
+    served_until = reads(runs.served_until)
+    due = reads(runs.due)
+    was_aborted = reads(runs.was_aborted)
+    marks = reads(runs.marks)
+    beat = writes(runs.beat)
+    close_run = writes(seals.close)
 
     def __init__(self, engine: Engine, stop: threading.Event | None = None, sign: seals.Sign | None = None) -> None:
         """``sign`` signs the seals; see ``require_signing``."""
@@ -42,18 +52,6 @@ class RunRecords(Transactions):
                 f"The seals of this database are signed (key {key_id[:16]}), and a later one without a signature would "
                 "be a finding for ever: set [seal] key_file, to this key or to a new one."
             )
-
-    def is_running(self, run_id: int, host: str, pid: int) -> bool:
-        """Whether this run of that process is under way in this database."""
-        return self._read(lambda connection: runs.is_running(connection, run_id, host, pid))
-
-    def written_by(self, run_id: int, targets: Sequence[Target]) -> dict[Target, Written]:
-        """What a run has already written for ``targets``: those that changed or have an issue."""
-        return self._read(lambda connection: runs.written_by(connection, run_id, targets))
-
-    def observed_by(self, run_id: int, began_at: dt.datetime, targets: Sequence[Target]) -> set[Target]:
-        """The ``targets`` that a run has certainly observed unchanged."""
-        return self._read(lambda connection: runs.observed_by(connection, run_id, began_at, targets))
 
     def begin_run(self, run: NewRun, now: dt.datetime, asked: Sequence[Target] = ()) -> int | None:
         """The id of a run that starts, to ask ``asked``; None if another run has its slot already.
@@ -91,17 +89,9 @@ class RunRecords(Transactions):
             self._digested = (asked, digest)
         return digest
 
-    def beat(self, run_id: int) -> None:
-        """Renew the heartbeat of a run."""
-        self._write(lambda connection: runs.beat(connection, run_id))
-
     def finish_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
         """Close a run, write how it ended, and seal it; False if it had been declared dead, which stays."""
         return self.close_run(run_id, now) and self.seal_run(run_id, status, sums, now)
-
-    def close_run(self, run_id: int, now: dt.datetime) -> bool:
-        """Close a run, so that nothing more is written for it; False if another process has done so."""
-        return self._write(lambda connection: seals.close(connection, run_id, now))
 
     def seal_run(self, run_id: int, status: RunStatus, sums: Mapping[str, int], now: dt.datetime) -> bool:
         """End a closed run: write its status, its sums and its seal; False if that was done already.
@@ -125,22 +115,6 @@ class RunRecords(Transactions):
         """Declare runs whose heartbeat has stopped dead, and seal them; return their ids."""
         dead = self._write(lambda connection: runs.close_abandoned(connection, now))
         return [run_id for run_id in dead if self.seal_run(run_id, "aborted", {}, now)]
-
-    def served_until(self, schedule: str) -> dt.datetime | None:
-        """The slot of the latest run of a schedule, which served it or is serving it; None if it never ran."""
-        return self._read(lambda connection: runs.served_until(connection, schedule))
-
-    def due(self, schedule: str, slot: dt.datetime) -> Due:
-        """What a run for a due slot must know about earlier runs, read at one moment."""
-        return self._read(lambda connection: runs.due(connection, schedule, slot))
-
-    def was_aborted(self, schedule: str, slot: dt.datetime) -> bool:
-        """Whether a run for exactly this slot was aborted."""
-        return self._read(lambda connection: runs.was_aborted(connection, schedule, slot))
-
-    def marks(self) -> Marks:
-        """A value that changes whenever any run begins, writes or ends."""
-        return self._read(runs.marks)
 
     @contextlib.contextmanager
     def _maintenance(self, now: dt.datetime) -> Iterator[int]:

@@ -24,6 +24,7 @@ from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import RunStatus
+from etl.domain.seal import signed_bytes
 from etl.errors import RunClosed
 from etl.schema import (
     TARGET_KEY,
@@ -34,6 +35,7 @@ from etl.schema import (
     org_event,
     pruned_issues,
     run_seal,
+    seal_timestamp,
     sync_issue,
     sync_run,
     target,
@@ -41,6 +43,7 @@ from etl.schema import (
     trail,
     workflow_detail,
 )
+from etl.store.bulk import insert_new
 from etl.store.runs import database_now
 
 Sign = Callable[[bytes], tuple[str, str]]
@@ -333,3 +336,49 @@ def copied_head(connection: Connection) -> _Head | None:
     """The head of a copied trail; None if nothing was ever sealed."""
     row = connection.execute(_HEAD).first()
     return None if row is None else _Head(*row)
+
+
+class LastSeal(NamedTuple):
+    """The last seal, and when a seal was last stamped."""
+
+    seal_id: int
+    message: bytes
+    """The bytes that are stamped."""
+    stamped_seal: int | None
+    stamped_at: dt.datetime | None
+    """By the authority's clock."""
+
+
+_LAST: Final = (
+    select(run_seal.c.id, run_seal.c.seal, trail.c.trail_id)
+    .join_from(run_seal, trail, trail.c.first_seal <= run_seal.c.id)
+    .order_by(run_seal.c.id.desc(), trail.c.id.desc())
+    .limit(1)
+)
+_STAMPED: Final = (
+    select(seal_timestamp.c.seal_id, seal_timestamp.c.stamped_at).order_by(seal_timestamp.c.seal_id.desc()).limit(1)
+)
+
+
+def last_seal(connection: Connection) -> LastSeal | None:
+    """The last seal; None if no run has ended yet."""
+    last = connection.execute(_LAST).first()
+    if last is None:
+        return None
+    stamped = connection.execute(_STAMPED).first()
+    message = signed_bytes(last.trail_id, last.id, last.seal)
+    return LastSeal(last.id, message, *(stamped if stamped is not None else (None, None)))
+
+
+def keep_timestamp(connection: Connection, seal_id: int, stamped_at: dt.datetime, token: bytes) -> bool:
+    """Store a stamp; False if another process was faster."""
+    row = {"seal_id": seal_id, "stamped_at": stamped_at, "token": token}
+    insert_new(connection, seal_timestamp, [row])
+    return is_timestamp_kept(connection, seal_id, token)
+
+
+def is_timestamp_kept(connection: Connection, seal_id: int, token: bytes) -> bool:
+    """Whether this stamp is the stored one."""
+    mine = select(seal_timestamp.c.token).where(seal_timestamp.c.seal_id == seal_id)
+    found: bytes | None = connection.execute(mine).scalar()
+    return found is not None and bytes(found) == token

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from functools import partial
-from typing import Final, TypeVar
+from functools import partial, wraps
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from etl.database import reading, writing
 from etl.errors import DatabaseUnreachable
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _PAUSES_SECONDS: Final = (0.2, 1.0, 3.0)
 
@@ -53,3 +54,24 @@ class Transactions:
                 if pause is None or self._stop.wait(pause):
                     raise
         raise AssertionError("the last pause raises")
+
+
+def reads(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Transactions, P], T]:
+    """A method that calls ``work`` in a transaction that only reads."""
+
+    @wraps(work)
+    def method(of: Transactions, /, *args: P.args, **named: P.kwargs) -> T:
+        return of._read(lambda connection: work(connection, *args, **named))
+
+    return method
+
+
+def writes(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Transactions, P], T]:
+    """A method that calls ``work`` in one transaction, and again if the database went away, even where only the answer
+    to the COMMIT was lost."""
+
+    @wraps(work)
+    def method(of: Transactions, /, *args: P.args, **named: P.kwargs) -> T:
+        return of._write(lambda connection: work(connection, *args, **named))
+
+    return method

@@ -16,7 +16,7 @@ from etl.database import reading, writing
 from etl.notify import Alarm, Freshness, Message, Notifier, Receiver, Subscription, Timing, receivers
 from etl.report.overdue import Overdue
 from etl.schema import target
-from etl.store.open_conditions import OpenCondition
+from etl.store.notifications import OpenCondition
 from tests.support.builders import flow
 from tests.support.receiver import PATIENCE_SECONDS, HttpReceiver
 from tests.support.run_history import ANN, BOB, EVE, ON, RunHistory
