@@ -161,6 +161,10 @@ def export_rows(
         str | None,
         typer.Option("--partition-by", help="'month': changes in a folder, one Parquet file per month."),
     ] = None,
+    keep_texts: Annotated[
+        bool,
+        typer.Option("--keep-texts", help="csv: texts as they are, also those that look like a formula; for programs."),
+    ] = False,
     config_file: options.Config = None,
 ) -> None:
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
@@ -178,7 +182,8 @@ def export_rows(
         row_type, rows = _rows(app, what, filters, timezone, seals)
         columns, month_of = columns_of(row_type), "observed_at" if partition_by else None
         given = origin if output else None
-        count = export(rows, columns, chosen.value, output or console.sink(), origin=given, by_month_of=month_of)
+        to = output or console.sink()
+        count = export(rows, columns, chosen.value, to, origin=given, by_month_of=month_of, keep_texts=keep_texts)
     if output:
         console.complain(f"{count} rows in {output}.", "green")
 

@@ -15,7 +15,7 @@ import msgspec
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.parquet import ParquetFile, require_pyarrow
-from etl.export.text import csv_pages, disarm, harmless, jsonl_pages
+from etl.export.text import csv_pages, disarm, harmless, jsonl_pages, pandas_options
 from etl.printable import printable_lines
 from etl.report import Column
 from etl.system import disk
@@ -62,12 +62,14 @@ def export(
     *,
     origin: Origin | None = None,
     by_month_of: str | None = None,
+    keep_texts: bool = False,
 ) -> int:
     """Write ``rows`` (values in the order of ``columns``) to the file or the open stream ``to``; return their number.
 
     Memory does not grow with the rows. A file appears whole or not at all, 0600 where it is new; with ``origin`` it
     gets a ``FILE.manifest.json`` beside it (a stream gets none). ``by_month_of`` names a time column by which the
     rows are sorted: ``to`` is then a new folder with a ``month=YYYY-MM/part-N.parquet`` for each UTC month.
+    ``keep_texts``: a CSV has texts as they are, also those that a spreadsheet could take for a formula.
     Raises UsageError where the place, the format or the extra for it cannot be used.
     """
     if fmt == "parquet":
@@ -75,17 +77,19 @@ def export(
     if by_month_of is not None:
         return _export_by_month(rows, columns, fmt, to, by_month_of, origin)
     if not isinstance(to, Path):
-        return _write(rows, columns, fmt, to)
+        return _write(rows, columns, fmt, to, keep_texts)
     with _spooled(origin.chain_heads if origin else ()) as heads:
         with whole_file(to) as file:
-            count = _write(rows, columns, fmt, file)
+            count = _write(rows, columns, fmt, file, keep_texts)
         if origin is not None and to.is_file():
             written = File(to.name, count, to.stat().st_size, sha256_of(to))
-            _write_manifest(to, origin, columns, fmt, [written], heads)
+            _write_manifest(to, origin, columns, fmt, [written], heads, keep_texts)
     return count
 
 
-def _write(rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format, file: BinaryIO) -> int:
+def _write(
+    rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format, file: BinaryIO, keep_texts: bool = False
+) -> int:
     pages = _Counted(rows)
     if fmt == "parquet":
         _refuse_terminal(file)
@@ -93,7 +97,7 @@ def _write(rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format
             for page in pages:
                 parquet.write(page)
     else:
-        for encoded in _encoded(pages, columns, fmt, for_terminal=file.isatty()):
+        for encoded in _encoded(pages, columns, fmt, keep_texts, for_terminal=file.isatty()):
             file.write(encoded)
     return pages.count
 
@@ -103,10 +107,12 @@ def _refuse_terminal(file: BinaryIO) -> None:
         raise UsageError("Parquet cannot be shown on a terminal: add -o FILE, or use a pipe.")
 
 
-def _encoded(pages: Pages, columns: Sequence[Column], fmt: Format, *, for_terminal: bool) -> Iterator[bytes]:
+def _encoded(
+    pages: Pages, columns: Sequence[Column], fmt: Format, keep_texts: bool, *, for_terminal: bool
+) -> Iterator[bytes]:
     """The file's bytes; for a terminal, with control characters escaped."""
     if fmt == "csv":
-        return csv_pages(columns, map(harmless, pages) if for_terminal else pages)
+        return csv_pages(columns, map(harmless, pages) if for_terminal else pages, keep_texts=keep_texts)
     encoded = jsonl_pages(columns, pages)
     return (printable_lines(lines.decode()).encode() for lines in encoded) if for_terminal else encoded
 
@@ -174,7 +180,13 @@ def _spooled(heads: Iterable[Any]) -> Iterator[Iterator[bytes]]:
 
 
 def _write_manifest(
-    of: Path, origin: Origin, columns: Sequence[Column], fmt: Format, files: Sequence[File], heads: Iterable[bytes]
+    of: Path,
+    origin: Origin,
+    columns: Sequence[Column],
+    fmt: Format,
+    files: Sequence[File],
+    heads: Iterable[bytes],
+    keep_texts: bool = False,
 ) -> None:
     facts = {
         "what": origin.what,
@@ -186,6 +198,9 @@ def _write_manifest(
         "taken_at": origin.taken_at,
         "flowtrail": origin.flowtrail,
     }
+    if fmt == "csv":
+        facts["texts"] = "as they are" if keep_texts else "with ' in front of what a spreadsheet takes for a formula"
+        facts["pandas"] = pandas_options(columns)
     if origin.last_seal is not None:
         facts["last_seal"] = origin.last_seal
     opened = msgspec.json.format(msgspec.json.encode(facts), indent=2).removesuffix(b"\n}")

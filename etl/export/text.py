@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -31,21 +32,36 @@ def harmless(page: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
     return [[printable(value) if isinstance(value, str) else value for value in row] for row in page]
 
 
-def csv_pages(columns: Sequence[Column], pages: Iterable[Sequence[Sequence[Any]]]) -> Iterator[bytes]:
+def csv_pages(
+    columns: Sequence[Column], pages: Iterable[Sequence[Sequence[Any]]], *, keep_texts: bool = False
+) -> Iterator[bytes]:
     """RFC 4180, in UTF-8, with a header. A null is an empty field, an empty text is ``""``.
 
-    Texts are disarmed; times are RFC 3339 in UTC with microseconds; booleans are ``true`` and ``false``.
+    Texts are disarmed, unless ``keep_texts``; times are RFC 3339 in UTC with microseconds; booleans are ``true`` and
+    ``false``.
     """
+    field = partial(_field, keep_texts=keep_texts)
     yield (",".join(column.name for column in columns) + "\r\n").encode()
     for page in pages:
-        yield "".join(",".join(map(_field, row)) + "\r\n" for row in page).encode()
+        yield "".join(",".join(map(field, row)) + "\r\n" for row in page).encode()
 
 
-def _field(value: Any) -> str:
+def pandas_options(columns: Sequence[Column]) -> dict[str, Any]:
+    """What ``pandas.read_csv`` must be told so that it reads each column as what it is."""
+    types = {"string": "string", "integer": "Int64", "boolean": "boolean"}
+    return {
+        "dtype": {name: types[kind] for name, kind in columns if kind in types},
+        "parse_dates": [name for name, kind in columns if kind == "time"],
+        "keep_default_na": False,
+        "na_values": {name: [""] for name, kind in columns if kind != "string"},
+    }
+
+
+def _field(value: Any, *, keep_texts: bool) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        text = disarm(value)
+        text = value if keep_texts else disarm(value)
         return '"' + text.replace('"', '""') + '"' if _MUST_BE_QUOTED.search(text) else text
     if isinstance(value, dt.datetime):
         return value.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -110,6 +110,23 @@ def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path) -> None:
     assert all(cell.startswith("'") for cell in dangerous)
 
 
+def test_texts_are_kept_as_they_are_where_that_is_asked_for(tmp_path: Path) -> None:
+    """The manifest says so, and how pandas reads the kinds of the columns."""
+    columns = (Column("text", "string"), Column("number", "integer"), Column("at", "time"), Column("yes", "boolean"))
+    rows = [(name, 1, START, True) for name in NASTY]
+    assert export(rows, columns, "csv", tmp_path / "f.csv", origin=origin(), keep_texts=True) == len(NASTY)
+    with (tmp_path / "f.csv").open(encoding="utf-8", newline="") as opened:
+        assert [cells[0] for cells in csv.reader(opened)][1:] == NASTY
+    manifest = json.loads((tmp_path / "f.csv.manifest.json").read_text())
+    assert manifest["texts"] == "as they are"
+    assert manifest["pandas"] == {
+        "dtype": {"text": "string", "number": "Int64", "yes": "boolean"},
+        "parse_dates": ["at"],
+        "keep_default_na": False,
+        "na_values": {"number": [""], "at": [""], "yes": [""]},
+    }
+
+
 @given(st.text(max_size=8) | st.text("'\" =+-@\t\r\na＝", max_size=6))
 def test_what_was_disarmed_can_be_rearmed(text: str) -> None:
     """For every text there is, and no two texts look alike."""
