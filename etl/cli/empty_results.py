@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
 from etl.cli.layout import cell
 from etl.errors import UsageError
 from etl.report.observed_targets import ObservedTargets, observed_targets, unknown_name
+
+SEARCHES_ONLY: Final = (
+    "Only searches are known here: what happened in an organisation is concluded from whole lists, those of targets "
+    "without an expression."
+)
 
 
 class EmptyResult(NamedTuple):
@@ -25,6 +30,8 @@ class EmptyResult(NamedTuple):
     """Whether other filters were given too."""
     then: bool = False
     """Whether it is about a past moment."""
+    whole_lists: bool = False
+    """Whether only lists without a search expression count."""
 
     def why_empty(self, engine: Engine) -> str:
         """Why nothing was found."""
@@ -32,6 +39,8 @@ class EmptyResult(NamedTuple):
         if wrong is not None:
             return wrong
         seen = observed_targets(engine, self.at, org=self.org, user=self.user)
+        if self.whole_lists and seen.targets and seen.searches == seen.targets:
+            return SEARCHES_ONLY
         if not seen.observed:
             return _not_observed(seen, self.zone)
         none = f"No {self.found}{' then' if self.then else ''}"

@@ -51,14 +51,12 @@ def story_table(
 ) -> None:
     """A table of an organisation's events."""
     rows = [
-        (e.observed_at, e.org_id, e.expression, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
+        (e.observed_at, e.org_id, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
          e.users_after, "" if e.proven_for_all else "not proven", event_detail_sentence(e, enos_zone))
         for e in events
     ]  # fmt: skip
-    columns = ("observed at", "organisation", "expression", "workflow", "what happened", "name", "users",
-               "proven for all", "EnOS")  # fmt: skip
-    optional = ("expression", "proven for all", "EnOS")
-    console.table(title, columns, rows, zone=zone, if_any=optional)
+    columns = ("observed at", "organisation", "workflow", "what happened", "name", "users", "proven for all", "EnOS")
+    console.table(title, columns, rows, zone=zone, if_any=("proven for all", "EnOS"))
 
 
 def what_happened_to_all(event: Any) -> str:

@@ -12,7 +12,7 @@ import typer
 from etl import database
 from etl.cli import console, options
 from etl.cli.application import Application
-from etl.cli.empty_results import EmptyResult, not_observed_then
+from etl.cli.empty_results import SEARCHES_ONLY, EmptyResult, not_observed_then
 from etl.cli.event_table import event_table, story_table
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
@@ -146,7 +146,12 @@ def history(
         def objects(states: Iterator[ListState]) -> Iterator[dict[str, Any]]:
             return states_with_details(app.engine, flow_id, states)
 
-        print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json, objects)
+        def table(states: list[ListState]) -> None:
+            columns_table(columns, zone)(states)
+            if all(state.expression for state in states):
+                console.say(SEARCHES_ONLY)
+
+        print_rows(app, empty_result, rows, table, limit, as_json, objects)
         if not as_json:
             _happened(app, flow_id, org, zone, limit)
             _answered(app, flow_id, org, zone, limit)

@@ -56,7 +56,7 @@ def events(
             newest_first=True,
             limit=needed(limit, as_json),
         )
-        empty_result = EmptyResult("such events", org, None, utc_now(), zone, narrowed=True)
+        empty_result = EmptyResult("such events", org, None, utc_now(), zone, narrowed=True, whole_lists=True)
 
         def table(found: list[Any]) -> None:
             story_table("", found, zone=zone, enos_zone=app.enos_zone)
@@ -97,8 +97,10 @@ def workflows(
         else:
             rows = stories.workflows_as_of(app.engine, at, org=org, flow=flow, name=name, cycle=code)
             columns = ("valid_from", "valid_to", "from_kind", "proven_for_all")
-        columns = ("org_id", "expression", "flow_id", "flow_name", "cycle", *columns)
+        columns = ("org_id", "flow_id", "flow_name", "cycle", *columns)
         narrowed = (flow, name, cycle) != (None, None, None)
         found = "such workflows" if narrowed else "workflows"
-        empty_result = EmptyResult(found, org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
+        empty_result = EmptyResult(
+            found, org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None, whole_lists=True
+        )
         print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json)

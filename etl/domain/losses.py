@@ -68,9 +68,7 @@ def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime
                 last_unchanged_at=loss.shown_asked_at,
                 observed_at=loss.without.arrived_at,
                 proven_for_all=any(
-                    asked_at >= loss.without.arrived_at
-                    and (since <= loss.shown_asked_at if evidence.context.is_search else other != user_id)
-                    for other, since, asked_at in shown
+                    other != user_id and asked_at >= loss.without.arrived_at for other, _, asked_at in shown
                 ),
                 user_id=user_id,
                 old=loss.listed,

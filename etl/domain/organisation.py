@@ -178,11 +178,7 @@ def _grants(evidence: Evidence, since: dt.datetime) -> Iterator[Event]:
                 flow_id=evidence.flow_id,
                 last_unchanged_at=gain.asked_before,
                 observed_at=gain.answer.arrived_at,
-                proven_for_all=any(
-                    started <= gain.asked_before
-                    and (asked_at >= gain.answer.arrived_at or not evidence.context.is_search)
-                    for _, started, asked_at in shown
-                ),
+                proven_for_all=any(started <= gain.asked_before for _, started, _ in shown),
                 user_id=gain.user_id,
                 new=gain.listed,
             )

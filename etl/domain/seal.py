@@ -123,7 +123,6 @@ class OrganisationEvent(NamedTuple):
 
     run_id: int
     org_id: str
-    expression: str
     flow_id: str
     kind: str
     user_id: str | None

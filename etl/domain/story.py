@@ -160,20 +160,14 @@ class StepContext:
     """The users of a story when a step is judged, at ``decided_at``.
 
     ``users`` are those who count, and those who counted until they retired; ``ended_stays`` are the moments when users
-    retired who have come back since. In a search, a new name can hide a workflow and bring it back.
+    retired who have come back since.
     """
 
     def __init__(
-        self,
-        users: Mapping[str, User],
-        decided_at: dt.datetime,
-        ended_stays: Iterable[dt.datetime] = (),
-        *,
-        is_search: bool = False,
+        self, users: Mapping[str, User], decided_at: dt.datetime, ended_stays: Iterable[dt.datetime] = ()
     ) -> None:
         self.users: Final = users
         self.decided_at: Final = decided_at
-        self.is_search: Final = is_search
         self.active: Final = frozenset(
             user_id for user_id, user in users.items() if user.retired_at is None and user.left_at >= decided_at
         )

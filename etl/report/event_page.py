@@ -18,7 +18,6 @@ class UserChange(NamedTuple):
     """A user whose list showed an event, and the kind of its change."""
 
     user_id: str
-    expression: str
     kind: str
     observed_at: dt.datetime
     run_id: int
@@ -77,19 +76,18 @@ def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> d
         "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
         "until": max(event.decided_at for event in shown),
     }
-    changes = defaultdict[tuple[str, str, str, str], list[UserChange]](list)
+    changes = defaultdict[tuple[str, str, str], list[UserChange]](list)
     for row in connection.execute(_USER_CHANGES, asked):
-        changes[row.org_id, row.expression, row.flow_id, row.kind].append(
-            UserChange(row.user_id, row.expression, row.kind, row.observed_at, row.run_id)
-        )
+        change = UserChange(row.user_id, row.kind, row.observed_at, row.run_id)
+        changes[row.org_id, row.flow_id, row.kind].append(change)
     return {event.event_id: list(_matching(event, changes)) for event in shown}
 
 
 def _matching(
-    event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str, str], Sequence[UserChange]]
+    event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str], Sequence[UserChange]]
 ) -> Iterator[UserChange]:
     since = event.last_unchanged_at or event.observed_at
-    for each in changes.get((event.org_id, event.expression, event.flow_id, SHOWN_AS[event.kind]), ()):
+    for each in changes.get((event.org_id, event.flow_id, SHOWN_AS[event.kind]), ()):
         is_of_it = since < each.observed_at <= event.observed_at or each.run_id == event.run_id
         if is_of_it and event.user_id in (None, each.user_id):
             yield each
@@ -97,8 +95,8 @@ def _matching(
 
 _USER_CHANGES: Final = (
     text("""
-    SELECT org_id, expression, flow_id, user_id, kind, observed_at, run_id FROM list_change
-     WHERE flow_id IN :flows AND observed_at > :since AND observed_at <= :until ORDER BY user_id
+    SELECT org_id, flow_id, user_id, kind, observed_at, run_id FROM list_change
+     WHERE flow_id IN :flows AND expression = '' AND observed_at > :since AND observed_at <= :until ORDER BY user_id
     """)
     .bindparams(
         bindparam("flows", expanding=True), bindparam("since", type_=UtcTime), bindparam("until", type_=UtcTime)

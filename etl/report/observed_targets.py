@@ -14,7 +14,7 @@ from etl.schema import UtcTime
 
 _NAMES_COMPARED: Final = 10_000
 _OBSERVED_TARGETS: Final = """
-    SELECT count(*) AS targets,
+    SELECT count(*) AS targets, count(CASE WHEN t.expression <> '' THEN 1 END) AS searches,
            count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
                       THEN 1 END) AS observed,
            count(CASE WHEN EXISTS (SELECT 1 FROM change_set s WHERE s.target_id = t.id AND s.observed_at <= :at)
@@ -36,6 +36,8 @@ class ObservedTargets(NamedTuple):
 
     targets: int
     """How many there are, including retired ones."""
+    searches: int
+    """How many of them have a search expression."""
     observed: int
     """How many had been observed by then."""
     retired: int

@@ -13,8 +13,6 @@ from etl.report import statements
 from etl.report.rows import OrgWorkflowState
 from etl.schema import change_set, org_event, target
 
-_Key = tuple[str, str]
-"""Search expression and flow_id."""
 _APPEARED = ("appeared", "reappeared")
 
 
@@ -25,7 +23,6 @@ class OrgDifference(NamedTuple):
     and nobody knows whether it had been there before) or ``not_asked`` (the last user who showed it was retired).
     """
 
-    expression: str
     flow_id: str
     kind: str
     old_name: str | None
@@ -35,34 +32,34 @@ class OrgDifference(NamedTuple):
 
 
 def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
-    """The differences, by expression, flow_id and kind; ``old`` is the earlier moment."""
+    """The differences, by flow_id and kind; ``old`` is the earlier moment."""
     before, after = (_states(connection, org, at) for at in (old, new))
-    events = defaultdict[_Key, set[str]](set)
+    events = defaultdict[str, set[str]](set)
     happened = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
     came_or_went = org_event.c.kind.in_((*_APPEARED, "disappeared"))
-    for expression, flow_id, kind in connection.execute(
-        select(org_event.c.expression, org_event.c.flow_id, org_event.c.kind).where(*happened, came_or_went)
+    for flow_id, kind in connection.execute(
+        select(org_event.c.flow_id, org_event.c.kind).where(*happened, came_or_went)
     ):
-        events[expression, flow_id].add(kind)
+        events[flow_id].add(kind)
     return [
-        OrgDifference(*key, kind, *_values(before.get(key), after.get(key)))
-        for key in sorted(before.keys() | after.keys())
-        for kind in _kinds(before.get(key), after.get(key), events[key])
+        OrgDifference(flow_id, kind, *_values(before.get(flow_id), after.get(flow_id)))
+        for flow_id in sorted(before.keys() | after.keys())
+        for kind in _kinds(before.get(flow_id), after.get(flow_id), events[flow_id])
     ]
 
 
 def first_look(connection: Connection, org: str) -> dt.datetime | None:
-    """When a list of the organisation was seen for the first time."""
+    """When a whole list of the organisation was seen for the first time."""
     of_target = select(func.min(change_set.c.observed_at)).where(change_set.c.target_id == target.c.id)
-    of_all = select(func.min(of_target.scalar_subquery())).where(target.c.org_id == org)
+    of_all = select(func.min(of_target.scalar_subquery())).where(target.c.org_id == org, target.c.expression == "")
     found: dt.datetime | None = connection.execute(of_all).scalar()
     return found
 
 
-def _states(connection: Connection, org: str, at: dt.datetime) -> dict[_Key, OrgWorkflowState]:
+def _states(connection: Connection, org: str, at: dt.datetime) -> dict[str, OrgWorkflowState]:
     state, chosen = statements.org_states_at(at)
     rows = (OrgWorkflowState(*row) for row in connection.execute(chosen.where(state.c.org_id == org)))
-    return {(row.expression, row.flow_id): row for row in rows}
+    return {row.flow_id: row for row in rows}
 
 
 def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: set[str]) -> Iterator[str]:

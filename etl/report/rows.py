@@ -105,7 +105,6 @@ class OrgWorkflow(NamedTuple):
     """A workflow that at least one user of the organisation sees now, as far as is known."""
 
     org_id: str
-    expression: str
     flow_id: str
     flow_name: str | None
     cycle: str | None
@@ -121,7 +120,6 @@ class OrgWorkflowShown(NamedTuple):
     """The columns of ``OrgWorkflow`` that need no look at its users."""
 
     org_id: str
-    expression: str
     flow_id: str
     flow_name: str | None
     cycle: str | None
@@ -134,7 +132,6 @@ class OrgWorkflowState(NamedTuple):
     """A workflow of an organisation, and its state at a moment."""
 
     org_id: str
-    expression: str
     flow_id: str
     flow_name: str | None
     cycle: str | None
@@ -149,7 +146,6 @@ class OrgWorkflowEvent(NamedTuple):
     """An event of a workflow in its organisation: one row, however many users saw it."""
 
     org_id: str
-    expression: str
     flow_id: str
     kind: str
     user_id: str | None

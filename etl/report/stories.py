@@ -69,11 +69,11 @@ def workflows(
     cycle: str | None = None,
     limit: int | None = None,
 ) -> Iterator[OrgWorkflow]:
-    """``org_workflow``, by organisation, expression and flow_id; the first ``limit`` of them."""
+    """``org_workflow``, by organisation and flow_id; the first ``limit`` of them."""
     seen = view("org_workflow", OrgWorkflow) if org is None or flow is not None else whole_list(org)
     found = statements.equal(seen, org_id=org, flow_id=flow, cycle=cycle)
     found += any_contains(engine.dialect.name, name, seen.c.flow_name)
-    order = (seen.c.org_id, seen.c.expression, seen.c.flow_id)
+    order = (seen.c.org_id, seen.c.flow_id)
     return stream(engine, select(seen).where(*found).order_by(*order).limit(limit), OrgWorkflow)
 
 
@@ -86,11 +86,11 @@ def workflows_as_of(
     name: str | None = None,
     cycle: str | None = None,
 ) -> Iterator[OrgWorkflowState]:
-    """The states of ``org_workflow_history`` at ``at``, one per workflow, by organisation, expression and flow_id."""
+    """The states of ``org_workflow_history`` at ``at``, one per workflow, by organisation and flow_id."""
     state, chosen = statements.org_states_at(at)
     found = statements.equal(state, org_id=org, flow_id=flow, cycle=cycle)
     found += any_contains(engine.dialect.name, name, state.c.flow_name)
-    order = (state.c.org_id, state.c.expression, state.c.flow_id)
+    order = (state.c.org_id, state.c.flow_id)
     return stream(engine, chosen.where(*found).order_by(*order), OrgWorkflowState)
 
 

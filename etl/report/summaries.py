@@ -42,12 +42,8 @@ _ENTRIES: Final = "SELECT coalesce(sum(flow_count), 0) FROM target WHERE retired
 
 def workflows(connection: Connection, org: str = "") -> int:
     """How many workflows exist now; each counts once in its organisation."""
-    sql = f"SELECT count(*) FROM org_workflow WHERE {_WHOLE}{_only(org)}"
+    sql = f"SELECT count(*) FROM org_workflow WHERE TRUE{_only(org)}"
     return int(connection.execute(text(sql), _given(org)).scalar_one())
-
-
-_WHOLE: Final = "expression = ''"
-"""What a search finds is in the whole list, too, and counts once."""
 
 
 def days(connection: Connection, scope: Scope) -> list[Day]:
@@ -85,7 +81,7 @@ def _before(connection: Connection, scope: Scope) -> Counter[str]:
     """How many workflows of each cycle there were when the scope begins."""
     sql = f"""
     SELECT {_cycle("cycle")}, count(*) FROM org_workflow_history
-    WHERE {_WHOLE} AND valid_from < :since AND (valid_to IS NULL OR valid_to >= :since){_only(scope.org)} GROUP BY 1
+    WHERE valid_from < :since AND (valid_to IS NULL OR valid_to >= :since){_only(scope.org)} GROUP BY 1
     """
     return Counter({cycle: int(number) for cycle, number in _rows(connection, sql, scope)})
 
@@ -96,7 +92,7 @@ def _gained(connection: Connection, scope: Scope) -> dict[dt.date, Counter[str]]
     for bound, sign in (("valid_from", 1), ("valid_to", -1)):
         sql = f"""
         SELECT {_minute(connection, bound)}, {_cycle("cycle")}, count(*) FROM org_workflow_history
-        WHERE {_WHOLE} AND {bound} >= :since AND {bound} < :end{_only(scope.org)} GROUP BY 1, 2
+        WHERE {bound} >= :since AND {bound} < :end{_only(scope.org)} GROUP BY 1, 2
         """
         for day, cycle, number in _by_day(connection, sql, scope):
             gained.setdefault(day, Counter())[cycle] += sign * number
@@ -262,7 +258,7 @@ def _only(org: str, column: str = "org_id") -> str:
 
 
 def _within(scope: Scope) -> str:
-    return f" WHERE {_WHOLE} AND observed_at >= :since AND observed_at < :end{_only(scope.org)}"
+    return f" WHERE observed_at >= :since AND observed_at < :end{_only(scope.org)}"
 
 
 def _given(org: str) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _listed_by(dialect: str, filters: WorkflowFilter, flow_id: ColumnElement[str
     """Some user like ``filters.user`` sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the
     lists of all of them."""
     like_this = id_contains(dialect, target.c.user_id, filters.user)
-    ids = select(target.c.id).where(target.c.org_id == filters.org, target.c.retired_at.is_(None), like_this)
+    whole_lists = (target.c.org_id == filters.org, target.c.expression == "", target.c.retired_at.is_(None))
+    ids = select(target.c.id).where(*whole_lists, like_this)
     users = ids.cte("users").prefix_with("MATERIALIZED")
     listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
     return listed.limit(1).offset(0).exists()
@@ -123,7 +124,7 @@ def list_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) 
 
 def _lists_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) -> TextualSelect:
     like_this = id_contains(connection.dialect.name, target.c.user_id, filters.user)
-    found = select(target.c.id).where(target.c.org_id == filters.org, like_this)
+    found = select(target.c.id).where(target.c.org_id == filters.org, target.c.expression == "", like_this)
     ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
     if len(ids) > LISTS_THEN:
         raise TooManyLists
@@ -155,7 +156,7 @@ def _filtered(
 
 _TARGETS_THEN: Final = f"""
     SELECT t.id FROM target t
-    WHERE t.org_id = :org_id AND t.expression = :expression AND {CONFIGURED_THEN}"""  # noqa: S608 - our own words
+    WHERE t.org_id = :org_id AND t.expression = '' AND {CONFIGURED_THEN}"""  # noqa: S608 - our own words
 _USERS_THEN: Final = f"""
     SELECT c.flow_id, sum(CASE c.kind WHEN 'baseline' THEN 1 WHEN 'added' THEN 1 WHEN 'removed' THEN -1 ELSE 0 END)
     FROM workflow_change c
@@ -170,14 +171,14 @@ def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: d
     It costs as many rows as there were changes of these workflows until ``at``, so it is asked for a page of them.
     """
     counted = text(_USERS_THEN).bindparams(bindparam("at", type_=UtcTime()), bindparam("flows", expanding=True))
-    stories = dict[tuple[str, str], list[str]]()
+    flows_of = dict[str, list[str]]()
     for state in states:
-        stories.setdefault((state.org_id, state.expression), []).append(state.flow_id)
-    found = dict[tuple[str, str, str], int]()
-    for (org, expression), flows in stories.items():
-        given = {"org_id": org, "expression": expression, "at": at, "flows": flows}
-        found |= {(org, expression, flow): int(users) for flow, users in connection.execute(counted, given)}
-    return [found.get(state[:3], 0) for state in states]
+        flows_of.setdefault(state.org_id, []).append(state.flow_id)
+    found = dict[tuple[str, str], int]()
+    for org, flows in flows_of.items():
+        given = {"org_id": org, "at": at, "flows": flows}
+        found |= {(org, flow): int(users) for flow, users in connection.execute(counted, given)}
+    return [found.get(state[:2], 0) for state in states]
 
 
 # ----------------------------------------------------------------------------------------------- one of them

@@ -31,9 +31,9 @@ from etl.schema.columns import (
     time,
 )
 
-COMING: Final = text("retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
-"""A target that does not count (again) in its organisation's story yet."""
-LEAVING: Final = text("retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)")
+COMING: Final = text("expression = '' AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)")
+"""A target that does not count (again) in its organisation's story yet; one with an expression never does."""
+LEAVING: Final = text("expression = '' AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)")
 """A target that was retired, and still counts."""
 
 target: Final = Table(
@@ -61,8 +61,8 @@ target: Final = Table(
     Column("counts_since", UtcTime),
     Column("away_since", UtcTime),
     UniqueConstraint("org_id", "user_id", "expression"),
-    partial_index("ix_target_coming", "org_id", "expression", where=COMING),
-    partial_index("ix_target_leaving", "org_id", "expression", where=LEAVING),
+    partial_index("ix_target_coming", "org_id", where=COMING),
+    partial_index("ix_target_leaving", "org_id", where=LEAVING),
     comment="A user of an organisation, with a search expression if any; version 0: never observed.",
 )
 TARGET_KEY: Final = (target.c.org_id, target.c.user_id, target.c.expression)

@@ -46,7 +46,7 @@ from etl.store.rosters import (
 from etl.store.run_records import RunRecords
 from etl.store.runs import Due, NewRun, Written
 from etl.store.seals import LastSeal
-from etl.store.story_rows import FlowKey, StoryKey
+from etl.store.story_rows import FlowKey
 from etl.store.transactions import reads, writes
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
 from etl.system.grouping import grouped
@@ -160,23 +160,23 @@ class Store(RunRecords):
     def project(
         self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime], gap_of: Callable[[Target], dt.timedelta]
     ) -> None:
-        """Judge what the end of a run changes in the stories of organisations, and write it; see ``projection``.
+        """Judge what the end of a run changes in organisations, and write it; see ``projection``.
 
         ``began`` is when the run began; ``gap_of`` returns how long a user may be unheard before counting as silent.
         """
-        due = self._read(lambda connection: story_rows.due_stories(connection, run_id))
+        due = self._read(lambda connection: story_rows.due_organisations(connection, run_id))
         for group in grouped(due, itemgetter(1), projection.MEMBERS_AT_ONCE):
-            stories = [story for story, _ in group]
+            orgs = [org_id for org_id, _ in group]
             step = projection.Step(run_id, began, now())
             differing: set[FlowKey] = set()
-            while not self._project(stories, step, gap_of, differing):
+            while not self._project(orgs, step, gap_of, differing):
                 pass
 
     def _project(
-        self, stories: Sequence[StoryKey], step: projection.Step, gap_of: projection.GapOf, differing: set[FlowKey]
+        self, orgs: Sequence[str], step: projection.Step, gap_of: projection.GapOf, differing: set[FlowKey]
     ) -> bool:
         """Whether it is done. If not, another step came in between, or first lists turned out to differ."""
-        judged = self._read(lambda connection: projection.read_steps(connection, stories, step, gap_of, differing))
+        judged = self._read(lambda connection: projection.read_steps(connection, orgs, step, gap_of, differing))
         if not any(story.changes_something for story in judged):
             return True
         try:

@@ -1,13 +1,14 @@
 """The organisation's story, judged at a run's end: read, judged, and written if no other step came between.
 
-1. One transaction reads the users of some stories, the versions that no step has judged, and what is stored.
+1. One transaction reads the users of some organisations, the versions that no step has judged, and what is stored.
 2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation``).
 3. One transaction locks the targets whose versions were judged, by id, then the organisations, by id. If another step
-   of one of the stories has been written since (1), it gives up, and everything begins again. Otherwise it writes the
+   of one of them has been written since (1), it gives up, and everything begins again. Otherwise it writes the
    result. Versions that were committed since (1) are left to the next step.
 
-So a version is judged once, whichever run made it, and a crash leaves it to the next step. Stories are taken a few at a
-time, so that many small ones cost few statements; a first list of a whole organisation is judged by one statement.
+So a version is judged once, whichever run made it, and a crash leaves it to the next step. Organisations are taken a
+few at a time, so that many small ones cost few statements; the first lists of a whole organisation are judged by one
+statement. A list with a search expression belongs to no story.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from etl.domain.pending import Member, Version, listed_before, listing_changes, 
 from etl.domain.states import EndedState, states_after
 from etl.domain.story import Answer, Event, Judgement, Listed, ListEntry, ListingChange, Loss, StepContext, Workflow
 from etl.store import story_rows
-from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow, StoryKey
+from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow
 from etl.system.grouping import grouped
 
 GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000
-"""How many users are judged together, unless one story has more."""
+"""How many users are judged together, unless one organisation has more."""
 _LISTINGS_AT_ONCE: Final = 200_000
-"""Workflows in memory at once, times the users of their story."""
+"""Workflows in memory at once, times the users of their organisation."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -56,9 +57,9 @@ class JudgedWorkflow(NamedTuple):
 
 
 class StoryStep(msgspec.Struct):
-    """What is known of a story at a step, and what must be written for it."""
+    """What is known of an organisation at a step, and what must be written for it."""
 
-    key: StoryKey
+    org_id: str
     members: Members
     versions: Mapping[int, list[Version]]
     context: StepContext
@@ -79,7 +80,7 @@ class StoryStep(msgspec.Struct):
 
     @property
     def first_lists(self) -> list[tuple[Member, Version]]:
-        """The first lists of a new story, by arrival: one statement judges what occurs only in them."""
+        """The first lists of a new organisation, by arrival: one statement judges what occurs only in them."""
         if not self.is_new:
             return []
         joining = (m for m in self.members.by_id.values() if m.is_judged and m.joins)
@@ -88,37 +89,36 @@ class StoryStep(msgspec.Struct):
 
 
 def read_steps(
-    connection: Connection, stories: Sequence[StoryKey], step: Step, gap_of: GapOf, differing: Collection[FlowKey] = ()
+    connection: Connection, orgs: Sequence[str], step: Step, gap_of: GapOf, differing: Collection[FlowKey] = ()
 ) -> list[StoryStep]:
-    """Read and judge the stories, in one transaction that reads.
+    """Read and judge the organisations, in one transaction that reads.
 
-    ``differing`` are workflows about which the first lists of a new story do not agree.
+    ``differing`` are workflows about which the first lists of a new organisation do not agree.
     """
-    members = story_rows.read_members(connection, stories)
+    members = story_rows.read_members(connection, orgs)
     pending = [
         m for of in members.values() for m in of.by_id.values() if m.is_judged and m.version > m.projected_version
     ]
-    in_old_stories = {t for of in members.values() if of.last_step is not None for t in of.by_id}
+    not_new = {t for of in members.values() if of.last_step is not None for t in of.by_id}
     ids = [member.target_id for member in pending]
-    changes = story_rows.read_changes(connection, ids, [t for t in ids if t in in_old_stories])
+    changes = story_rows.read_changes(connection, ids, [t for t in ids if t in not_new])
     versions = story_rows.read_versions(connection, ids, changes)
     steps = {
-        key: StoryStep(
-            key,
+        org_id: StoryStep(
+            org_id,
             of,
             versions,
-            _context(key, of, step, gap_of),
+            _context(org_id, of, step, gap_of),
             [member for member in of.by_id.values() if _is_affected(member)],
             any(member.is_held for member in of.by_id.values()),
         )
-        for key, of in members.items()
+        for org_id, of in members.items()
     }
     touched = sorted({*_touched(connection, steps, changes), *differing})
-    of_new_stories = [flow for flow in touched if steps[flow.story].is_new]
-    story_rows.read_baselines(connection, of_new_stories, changes)
-    weights = {key: len(of.by_id) for key, of in members.items()}
+    story_rows.read_baselines(connection, [flow for flow in touched if steps[flow.org_id].is_new], changes)
+    weights = {org_id: len(of.by_id) for org_id, of in members.items()}
     changed_by = _changed_by(changes)
-    for flows in grouped(touched, lambda flow: weights[flow.story], _LISTINGS_AT_ONCE):
+    for flows in grouped(touched, lambda flow: weights[flow.org_id], _LISTINGS_AT_ONCE):
         _judge(connection, flows, steps, changed_by)
     return list(steps.values())
 
@@ -128,24 +128,24 @@ def _is_affected(member: Member) -> bool:
     return judged or (member.is_known and member.leaves)
 
 
-def _context(key: StoryKey, members: Members, step: Step, gap_of: GapOf) -> StepContext:
+def _context(org_id: str, members: Members, step: Step, gap_of: GapOf) -> StepContext:
     known = [member for member in members.by_id.values() if member.is_known]
-    users = {m.user_id: m.user(gap_of(Target(key.org_id, m.user_id, key.expression)), step.began) for m in known}
+    users = {m.user_id: m.user(gap_of(Target(org_id, m.user_id)), step.began) for m in known}
     came_back = (m for m in known if m.retired_at is None and (m.counts or m.returns))
     ended_stays = [m.away_since for m in came_back if m.away_since is not None]
-    return StepContext(users, step.decided_at, ended_stays, is_search=bool(key.expression))
+    return StepContext(users, step.decided_at, ended_stays)
 
 
-def _touched(connection: Connection, steps: Mapping[StoryKey, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
+def _touched(connection: Connection, steps: Mapping[str, StoryStep], changes: ChangeRows) -> Iterator[FlowKey]:
     """The workflows that a step must judge: changed, waiting, or listed by users who come or go."""
-    story_of = {target_id: key for key, step in steps.items() for target_id in step.members.by_id}
+    org_of = {target_id: org_id for org_id, step in steps.items() for target_id in step.members.by_id}
     for (target_id, _), flows in changes.items():
         for flow_id in flows:
-            yield FlowKey(*story_of[target_id], flow_id)
+            yield FlowKey(org_of[target_id], flow_id)
     yield from story_rows.read_open(connection, list(steps))
     moving = [m.target_id for s in steps.values() for m in s.members.by_id.values() if m.leaves or m.returns]
     for target_id, flow_id in story_rows.read_flow_ids(connection, moving):
-        yield FlowKey(*story_of[target_id], flow_id)
+        yield FlowKey(org_of[target_id], flow_id)
 
 
 def _changed_by(changes: ChangeRows) -> Mapping[str, set[int]]:
@@ -159,12 +159,12 @@ def _changed_by(changes: ChangeRows) -> Mapping[str, set[int]]:
 def _judge(
     connection: Connection,
     flows: Sequence[FlowKey],
-    steps: Mapping[StoryKey, StoryStep],
+    steps: Mapping[str, StoryStep],
     changed_by: Mapping[str, set[int]],
 ) -> None:
     reader = _WorkflowReader(connection, flows, steps, changed_by)
     for flow in flows:
-        step = steps[flow.story]
+        step = steps[flow.org_id]
         judgement = judge(step.context, reader.workflow(flow))
         judged = _judged(step, flow, judgement, reader)
         if judged is not None:
@@ -199,7 +199,7 @@ class _WorkflowReader:
         self,
         connection: Connection,
         flows: Sequence[FlowKey],
-        steps: Mapping[StoryKey, StoryStep],
+        steps: Mapping[str, StoryStep],
         changed_by: Mapping[str, set[int]],
     ) -> None:
         self._steps = steps
@@ -209,7 +209,7 @@ class _WorkflowReader:
         stateless = [flow for flow, row in self.rows.items() if row.state is None]
         self.ended_until = story_rows.read_ended_until(connection, stateless)
         self._entries = story_rows.read_entries(connection, flows)
-        held = [flow for flow in flows if steps[flow.story].is_held]
+        held = [flow for flow in flows if steps[flow.org_id].is_held]
         self._held = story_rows.read_held(connection, held)
         self._before: dict[FlowKey, list[tuple[Member, Listed, int | None]]] = {}
         for flow in flows:
@@ -223,7 +223,7 @@ class _WorkflowReader:
         self._since = story_rows.read_since(connection, lost)
 
     def workflow(self, flow: FlowKey) -> Workflow:
-        step = self._steps[flow.story]
+        step = self._steps[flow.org_id]
         row = self.rows.get(flow)
         return Workflow(
             flow.flow_id,
@@ -235,7 +235,7 @@ class _WorkflowReader:
         )
 
     def _listed_before(self, flow: FlowKey) -> Iterator[tuple[Member, Listed, int | None]]:
-        step = self._steps[flow.story]
+        step = self._steps[flow.org_id]
         entries = self._entries[flow.flow_id]
         for target_id in sorted(entries.keys() | self._changed_by.get(flow.flow_id, set())):
             member = step.members.by_id.get(target_id)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -22,23 +22,11 @@ from etl.schema import COMING, LEAVING, UtcTime
 from etl.store.bulk import BulkValues, stamp
 
 
-class StoryKey(NamedTuple):
-    """A story: an organisation, and a search expression ('' = all workflows)."""
-
-    org_id: str
-    expression: str
-
-
 class FlowKey(NamedTuple):
-    """A workflow of a story."""
+    """A workflow of an organisation."""
 
     org_id: str
-    expression: str
     flow_id: str
-
-    @property
-    def story(self) -> StoryKey:
-        return StoryKey(self.org_id, self.expression)
 
 
 class OrgFlow(msgspec.Struct, frozen=True):
@@ -53,14 +41,14 @@ class OrgFlow(msgspec.Struct, frozen=True):
 
 
 class Members(msgspec.Struct, frozen=True):
-    """The users of a story, and its last step."""
+    """The users of an organisation, and its last step."""
 
     by_id: dict[int, Member]
     last_step: int | None
 
 
-STORIES: Final = BulkValues(org_id="text", expression="text")
-FLOWS: Final = BulkValues(org_id="text", expression="text", flow_id="text")
+_ORGS: Final = BulkValues(org_id="text")
+FLOWS: Final = BulkValues(org_id="text", flow_id="text")
 _RUNS: Final = BulkValues(run_id="bigint")
 _TARGETS: Final = BulkValues(target_id="bigint")
 _LOST: Final = BulkValues(target_id="bigint", flow_id="text", version="int")
@@ -101,64 +89,61 @@ def _select(connection: Connection, columns: str, source: str, given: BulkValues
     return iter(connection.execute(statement, given.bound(connection, rows)))
 
 
-# ----------------------------------------------------------------------------------------------- which stories
+def _rows(values: Iterable[Any]) -> list[tuple[Any]]:
+    return [(value,) for value in values]
+
+
+# ------------------------------------------------------------------------------------------- which organisations
+
+_USERS: Final = "{given} JOIN target t ON t.org_id = given.org_id AND t.expression = ''"
 
 _BY_RUN: Final = """
-    SELECT DISTINCT t.org_id, t.expression FROM {given}
-    JOIN change_set s ON s.run_id = given.run_id JOIN target t ON t.id = s.target_id"""
+    SELECT DISTINCT t.org_id FROM {given}
+    JOIN change_set s ON s.run_id = given.run_id JOIN target t ON t.id = s.target_id AND t.expression = ''"""
 _BY_DEAD_RUNS: Final = """
-    SELECT DISTINCT t.org_id, t.expression FROM {given}
+    SELECT DISTINCT t.org_id FROM {given}
     JOIN sync_run r ON r.id < given.run_id AND r.id >= given.run_id - 100 AND r.status = 'aborted'
-    JOIN change_set s ON s.run_id = r.id JOIN target t ON t.id = s.target_id AND t.projected_version < s.version"""
+    JOIN change_set s ON s.run_id = r.id
+    JOIN target t ON t.id = s.target_id AND t.expression = '' AND t.projected_version < s.version"""
 """What a run left unjudged when it died. A hundred later runs have certainly made up for it."""
-_WHERE: Final = "SELECT org_id, expression FROM target WHERE {} AND version > 0"
+_WHERE: Final = "SELECT org_id FROM target WHERE {} AND version > 0"
 _DUE: Final = f"""(
-    {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION SELECT org_id, expression FROM org_flow WHERE is_open
+    {_BY_RUN} UNION {_BY_DEAD_RUNS} UNION SELECT org_id FROM org_flow WHERE is_open
     UNION {_WHERE.format(COMING.text)} UNION {_WHERE.format(LEAVING.text)}) due"""  # noqa: S608 - our own words
 """Each part uses an index that is empty if nothing happened."""
 
 
-def due_stories(connection: Connection, run_id: int) -> list[tuple[StoryKey, int]]:
-    """The stories that the end of a run must judge, with their numbers of users."""
-    found = _select(connection, "due.org_id, due.expression", _DUE, _RUNS, [(run_id,)])
-    stories = sorted(StoryKey(*row) for row in found)
-    counted = _select(
-        connection,
-        "t.org_id, t.expression, count(*) AS users",
-        "{given} JOIN target t ON t.org_id = given.org_id AND t.expression = given.expression GROUP BY 1, 2",
-        STORIES,
-        stories,
-    )
-    users = {StoryKey(org_id, expression): count for org_id, expression, count in counted}
-    return [(story, users[story]) for story in stories]
+def due_organisations(connection: Connection, run_id: int) -> list[tuple[str, int]]:
+    """The organisations that the end of a run must judge, with their numbers of users."""
+    due = sorted(org_id for (org_id,) in _select(connection, "due.org_id", _DUE, _RUNS, [(run_id,)]))
+    counted = _select(connection, "t.org_id, count(*) AS users", f"{_USERS} GROUP BY 1", _ORGS, _rows(due))
+    users = dict(map(tuple, counted))
+    return [(org_id, users[org_id]) for org_id in due]
 
 
 # ------------------------------------------------------------------------------------------------------- users
 
 _MEMBER: Final = (
-    "t.org_id, t.expression, t.id, t.user_id, t.version, t.projected_version, t.counts_since, t.away_since, "
+    "t.org_id, t.id, t.user_id, t.version, t.projected_version, t.counts_since, t.away_since, "
     "t.retired_at, t.held_since IS NOT NULL AS is_held, t.held_asked_at, t.held_at, o.last_asked_at, o.last_at"
 )
-_MEMBERS: Final = """{given}
-    JOIN target t ON t.org_id = given.org_id AND t.expression = given.expression
-    LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)"""
-_LAST_STEPS: Final = """{given}
-    JOIN org_step s ON s.org_id = given.org_id AND s.expression = given.expression GROUP BY 1, 2"""
+_MEMBERS: Final = f"""{_USERS}
+    LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)"""  # noqa: S608 - our own words
+_LAST_STEPS: Final = "{given} JOIN org_step s ON s.org_id = given.org_id GROUP BY 1"
 
 
-def last_steps(connection: Connection, stories: Sequence[StoryKey]) -> dict[StoryKey, int]:
-    """The last step of each story that has one."""
-    rows = _select(connection, "s.org_id, s.expression, max(s.id) AS last", _LAST_STEPS, STORIES, stories)
-    return {StoryKey(org_id, expression): last for org_id, expression, last in rows}
+def last_steps(connection: Connection, orgs: Sequence[str]) -> dict[str, int]:
+    """The last step of each organisation that has one."""
+    return dict(map(tuple, _select(connection, "s.org_id, max(s.id) AS last", _LAST_STEPS, _ORGS, _rows(orgs))))
 
 
-def read_members(connection: Connection, stories: Sequence[StoryKey]) -> dict[StoryKey, Members]:
-    """The users of ``stories``."""
-    steps = last_steps(connection, stories)
-    found = {story: Members({}, steps.get(story)) for story in stories}
-    for org_id, expression, *values in _select(connection, _MEMBER, _MEMBERS, STORIES, stories):
+def read_members(connection: Connection, orgs: Sequence[str]) -> dict[str, Members]:
+    """The users of the organisations."""
+    steps = last_steps(connection, orgs)
+    found = {org_id: Members({}, steps.get(org_id)) for org_id in orgs}
+    for org_id, *values in _select(connection, _MEMBER, _MEMBERS, _ORGS, _rows(orgs)):
         member = _member(values)
-        found[StoryKey(org_id, expression)].by_id[member.target_id] = member
+        found[org_id].by_id[member.target_id] = member
     return found
 
 
@@ -198,7 +183,7 @@ _OF_TARGETS: Final = """{given}
 _ALL_CHANGES: Final = f"{_OF_TARGETS} JOIN workflow_change c ON c.change_set_id = s.id"
 _DELTAS: Final = f"{_ALL_CHANGES} WHERE s.kind = 'delta'"
 _BASELINES_ROWS: Final = """{given}
-    JOIN target t ON t.org_id = given.org_id AND t.expression = given.expression AND t.projected_version = 0
+    JOIN target t ON t.org_id = given.org_id AND t.expression = '' AND t.projected_version = 0
     JOIN change_set s ON s.target_id = t.id AND s.version = 1
     JOIN workflow_change c ON c.change_set_id = s.id AND c.flow_id = given.flow_id"""
 
@@ -208,9 +193,8 @@ ChangeRows = dict[tuple[int, int], dict[str, tuple[Listed | None, Listed | None]
 
 def read_versions(connection: Connection, target_ids: Sequence[int], changes: ChangeRows) -> dict[int, list[Version]]:
     """The versions of the targets that no step has judged, in order. ``changes`` is what they changed."""
-    rows = [(target_id,) for target_id in target_ids]
     found: dict[int, list[Any]] = defaultdict(list)
-    for row in _select(connection, _VERSION, _OF_TARGETS, _TARGETS, rows):
+    for row in _select(connection, _VERSION, _OF_TARGETS, _TARGETS, _rows(target_ids)):
         found[row.target_id].append(row)
     shown = _shown_while_held(connection, found)
     return {
@@ -224,7 +208,7 @@ def read_changes(connection: Connection, target_ids: Sequence[int], first_lists_
     changes: ChangeRows = defaultdict(dict)
     whole = set(first_lists_of)
     for source, ids in ((_DELTAS, set(target_ids) - whole), (_ALL_CHANGES, whole)):
-        for row in _select(connection, _CHANGE, source, _TARGETS, [(target_id,) for target_id in sorted(ids)]):
+        for row in _select(connection, _CHANGE, source, _TARGETS, _rows(sorted(ids))):
             changes[row[0], row[1]][row[2]] = _before_and_after(row)
     return changes
 
@@ -279,42 +263,38 @@ def _shown_while_held(connection: Connection, found: dict[int, list[Any]]) -> di
 
 # ------------------------------------------------------------------------------------- lists and what is kept
 
-_OPEN: Final = """{given}
-    JOIN org_flow f ON f.org_id = given.org_id AND f.expression = given.expression WHERE f.is_open"""
+_OPEN: Final = "{given} JOIN org_flow f ON f.org_id = given.org_id WHERE f.is_open"
 _LISTED_BY: Final = "{given} JOIN workflow w ON w.target_id = given.target_id"
-_SHOWING: Final = """{given}
-    JOIN target t ON t.org_id = given.org_id AND t.expression = given.expression
+_SHOWING: Final = f"""{_USERS}
     JOIN workflow w ON w.target_id = t.id AND w.flow_id = given.flow_id"""
 _HELD_FLOWS: Final = f"""{_SHOWING}
     LEFT JOIN change_set s ON s.target_id = t.id AND s.observed_at = w.changed_at WHERE w.missing_since IS NOT NULL"""
 _KEPT: Final = (
-    "f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.since, f.name_first_asked_at, f.name_first_at, "
+    "f.org_id, f.flow_id, f.flow_name, f.cycle, f.since, f.name_first_asked_at, f.name_first_at, "
     "f.name_last_asked_at, f.name_last_at, f.cycle_first_asked_at, f.cycle_first_at, f.cycle_last_asked_at, "
     "f.cycle_last_at, f.gone_at, f.is_open, f.awaited, f.users, f.editors, f.valid_from, f.last_unchanged_at, "
     "f.from_kind, f.proven_for_all"
 )
-_OF_FLOWS: Final = (
-    "{given} JOIN %s f ON f.org_id = given.org_id AND f.expression = given.expression AND f.flow_id = given.flow_id"
-)
+_OF_FLOWS: Final = "{given} JOIN %s f ON f.org_id = given.org_id AND f.flow_id = given.flow_id"
 _LOSS: Final = (
-    "f.org_id, f.expression, f.flow_id, f.user_id, f.flow_name, f.cycle, f.editable, f.shown_asked_at, "
+    "f.org_id, f.flow_id, f.user_id, f.flow_name, f.cycle, f.editable, f.shown_asked_at, "
     "f.without_asked_at, f.without_at"
 )
 
 
-def read_open(connection: Connection, stories: Sequence[StoryKey]) -> set[FlowKey]:
+def read_open(connection: Connection, orgs: Sequence[str]) -> set[FlowKey]:
     """The workflows that the next step must judge even if no answer changes them."""
-    return {FlowKey(*row) for row in _select(connection, "f.org_id, f.expression, f.flow_id", _OPEN, STORIES, stories)}
+    return {FlowKey(*row) for row in _select(connection, "f.org_id, f.flow_id", _OPEN, _ORGS, _rows(orgs))}
 
 
 def read_flow_ids(connection: Connection, target_ids: Sequence[int]) -> Iterator[tuple[int, str]]:
     """The workflows that these targets list."""
-    rows = [(target_id,) for target_id in target_ids]
-    return ((row[0], row[1]) for row in _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, rows))
+    rows = _select(connection, "w.target_id, w.flow_id", _LISTED_BY, _TARGETS, _rows(target_ids))
+    return ((row[0], row[1]) for row in rows)
 
 
 def read_entries(connection: Connection, flows: Sequence[FlowKey]) -> dict[str, dict[int, ListEntry]]:
-    """By workflow id, the entries of the targets that list it. (A target belongs to one story.)"""
+    """By workflow id, the entries of the targets that list it."""
     columns = "w.flow_id, w.target_id, w.first_listed_at, w.flow_name, w.cycle, w.editable"
     entries: dict[str, dict[int, ListEntry]] = defaultdict(dict)
     for flow_id, target_id, since, *listed in _select(connection, columns, _SHOWING, FLOWS, flows):
@@ -347,7 +327,7 @@ def read_since(connection: Connection, lost: Sequence[tuple[int, str, int]]) -> 
 def read_org_flows(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, OrgFlow]:
     """The rows of these workflows in ``org_flow``."""
     rows = _select(connection, _KEPT, _OF_FLOWS % "org_flow", FLOWS, flows)
-    return {FlowKey(*row[:3]): _org_flow(row[3:]) for row in rows}
+    return {FlowKey(*row[:2]): _org_flow(row[2:]) for row in rows}
 
 
 def _org_flow(values: Sequence[Any]) -> OrgFlow:
@@ -368,22 +348,22 @@ def _org_flow(values: Sequence[Any]) -> OrgFlow:
 
 
 _ENDED: Final = """(
-    SELECT given.org_id, given.expression, given.flow_id,
+    SELECT given.org_id, given.flow_id,
            (SELECT max(s.valid_to) FROM org_state s
-            WHERE s.org_id = given.org_id AND s.flow_id = given.flow_id AND s.expression = given.expression) AS valid_to
+            WHERE s.org_id = given.org_id AND s.flow_id = given.flow_id) AS valid_to
     FROM {given}) found"""
 
 
 def read_ended_until(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dt.datetime]:
     """Until when these workflows had a state that has ended."""
-    columns = "found.org_id, found.expression, found.flow_id, found.valid_to"
+    columns = "found.org_id, found.flow_id, found.valid_to"
     rows = _select(connection, columns, _ENDED, FLOWS, flows)
-    return {FlowKey(*row[:3]): row[3] for row in rows if row[3] is not None}
+    return {FlowKey(*row[:2]): row[2] for row in rows if row[2] is not None}
 
 
 def read_waiting(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, dict[str, Loss]]:
     """The users who wait, by workflow."""
     waiting: dict[FlowKey, dict[str, Loss]] = defaultdict(dict)
     for row in _select(connection, _LOSS, _OF_FLOWS % "org_loss", FLOWS, flows):
-        waiting[FlowKey(*row[:3])][row[3]] = Loss(Listed(*row[4:7]), row[7], Answer(*row[8:10]))
+        waiting[FlowKey(*row[:2])][row[2]] = Loss(Listed(*row[3:6]), row[6], Answer(*row[7:9]))
     return waiting

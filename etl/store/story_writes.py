@@ -21,11 +21,11 @@ from etl.store.story_rows import FLOWS, FlowKey
 
 
 class StoryConflict(Exception):
-    """Another step, or a change of users, was committed since the stories were read."""
+    """Another step, or a change of users, was committed since the organisations were read."""
 
 
 class FirstListsDiffer(Exception):
-    """The first lists of a new story disagree about these workflows: they must be judged one by one."""
+    """The first lists of a new organisation disagree about these workflows: they must be judged one by one."""
 
     def __init__(self, flows: set[FlowKey]) -> None:
         super().__init__(f"first lists do not agree about {len(flows)} workflows")
@@ -36,8 +36,7 @@ _AFFECTED: Final = BulkValues(
     id="bigint", version="int", projected="int", counts_since="timestamptz", away_since="timestamptz"
 )
 _FIRST: Final = BulkValues(
-    place="int", story="int", change_set_id="bigint", org_id="text", expression="text", asked_at="timestamptz",
-    arrived_at="timestamptz",
+    place="int", org="int", change_set_id="bigint", org_id="text", asked_at="timestamptz", arrived_at="timestamptz",
 )  # fmt: skip
 
 
@@ -61,23 +60,23 @@ def _differ(column: str) -> str:
 
 
 def _first_lists(dialect: str) -> str:
-    """A row for each workflow of the first lists. ``place`` numbers the lists in the order of arrival, ``story`` the
-    stories. The database sorts every entry of every list in order to group them, so wide keys are slow: it groups by
-    numbers, and joins ids and times afterwards."""
+    """A row for each workflow of the first lists. ``place`` numbers the lists in the order of arrival, ``org`` the
+    organisations. The database sorts every entry of every list in order to group them, so wide keys are slow: it groups
+    by numbers, and joins ids and times afterwards."""
     return f"""
         WITH first_list AS MATERIALIZED ({_FIRST.sql(dialect)})
-        INSERT INTO org_flow (org_id, expression, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
+        INSERT INTO org_flow (org_id, flow_id, since, flow_name, name_first_asked_at, name_first_at, cycle,
                               is_open, awaited, users, editors, valid_from, from_kind, proven_for_all)
-        SELECT f.org_id, f.expression, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
+        SELECT f.org_id, listed.flow_id, f.arrived_at, flow_name, f.asked_at, f.arrived_at, cycle,
                coalesce(differ, false), 0, users, editors, f.arrived_at, 'baseline', true
         FROM (
-            SELECT f.story, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
+            SELECT f.org, c.flow_id, min(f.place) AS place, min(c.new_name) AS flow_name,
                    min(c.new_cycle) AS cycle, count(*) AS users,
                    sum(CASE WHEN c.new_editable THEN 1 ELSE 0 END) AS editors,
                    {_differ("c.new_name")} OR {_differ("c.new_cycle")} AS differ
             FROM first_list f
             JOIN workflow_change c ON c.change_set_id = f.change_set_id
-            GROUP BY f.story, c.flow_id
+            GROUP BY f.org, c.flow_id
         ) listed CROSS JOIN first_list f WHERE f.place = listed.place"""  # noqa: S608 - our own words
 
 
@@ -99,25 +98,20 @@ def write_steps(connection: Connection, steps: Sequence[StoryStep], step: Step) 
     judged = [each for of_story in steps for each in of_story.judged]
     _write_workflows(connection, judged)
     _write_events(connection, judged, step)
-    columns = ("run_id", "org_id", "expression", "decided_at", "versions", "heard")
+    columns = ("run_id", "org_id", "decided_at", "versions", "heard")
     insert_rows(connection, org_step, columns, (_step_row(connection, each, step) for each in steps))
 
 
 def were_written(connection: Connection, steps: Sequence[StoryStep], step: Step) -> bool:
     """Whether ``write_steps`` was committed: nobody else writes a step of the same run at the same moment."""
-    story = next(each.key for each in steps if each.changes_something)
-    same = select(org_step.c.id).where(
-        org_step.c.run_id == step.run_id,
-        org_step.c.org_id == story.org_id,
-        org_step.c.expression == story.expression,
-        org_step.c.decided_at == step.decided_at,
-    )
+    org_id = next(each.org_id for each in steps if each.changes_something)
+    mine = (org_step.c.run_id == step.run_id, org_step.c.org_id == org_id)
+    same = select(org_step.c.id).where(*mine, org_step.c.decided_at == step.decided_at)
     return connection.execute(same.limit(1)).first() is not None
 
 
 def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence[Sequence[Any]]) -> None:
-    """Lock targets by id, then organisations by id. Raises StoryConflict if the stories have changed since they were
-    read."""
+    """Lock targets by id, then organisations by id. Raises StoryConflict if they have changed since they were read."""
     if affected:
         rows = connection.execute(
             story_rows.typed(
@@ -129,9 +123,9 @@ def _lock(connection: Connection, steps: Sequence[StoryStep], affected: Sequence
         members = {m.target_id: m for each in steps for m in each.affected}
         if any(now.get(i) != (m.projected_version, m.retired_at, m.away_since) for i, m in members.items()):
             raise StoryConflict
-    turnover.lock_organisations(connection, sorted({each.key.org_id for each in steps}))
-    last = story_rows.last_steps(connection, [each.key for each in steps])
-    if any(last.get(each.key) != each.members.last_step for each in steps):
+    turnover.lock_organisations(connection, sorted(each.org_id for each in steps))
+    last = story_rows.last_steps(connection, [each.org_id for each in steps])
+    if any(last.get(each.org_id) != each.members.last_step for each in steps):
         raise StoryConflict
 
 
@@ -154,26 +148,22 @@ def _counts_since(member: Member, versions: Sequence[Version]) -> dt.datetime | 
 
 
 def _write_first_lists(connection: Connection, steps: Sequence[StoryStep]) -> None:
-    lists = [(each.key, version) for each in steps for _, version in each.first_lists]
-    story_numbers = {key: number for number, key in enumerate(sorted({key for key, _ in lists}))}
+    lists = [(number, each.org_id, version) for number, each in enumerate(steps) for _, version in each.first_lists]
     rows = [
-        (
-            *(place, story_numbers[key], version.change_set_id, *key),
-            *_answer(connection, version.answer),
-        )
-        for place, (key, version) in enumerate(lists)
+        (place, number, version.change_set_id, org_id, *_answer(connection, version.answer))
+        for place, (number, org_id, version) in enumerate(lists)
     ]
     if not rows:
         return
     connection.execute(_FIRST_LISTS[connection.dialect.name], _FIRST.bound(connection, rows))
     judged = {judged.flow for each in steps for judged in each.judged}
-    new = [each.key for each in steps if each.is_new]
+    new = [each.org_id for each in steps if each.is_new]
     if differing := story_rows.read_open(connection, new) - judged:
         raise FirstListsDiffer(differing)
 
 
 def _write_workflows(connection: Connection, judged: Sequence[JudgedWorkflow]) -> None:
-    delete = "DELETE FROM {table} WHERE (org_id, expression, flow_id) IN ({flows})"
+    delete = "DELETE FROM {table} WHERE (org_id, flow_id) IN ({flows})"
     for table, flows in (
         ("org_flow", [each.flow for each in judged]),
         ("org_loss", [each.flow for each in judged if each.waited]),
@@ -273,7 +263,7 @@ def _step_row(connection: Connection, of_story: StoryStep, step: Step) -> tuple[
     versions = sorted((m.target_id, m.projected_version, m.version) for m in of_story.affected)
     return (
         step.run_id,
-        *of_story.key,
+        of_story.org_id,
         stamp(connection, step.decided_at),
         msgspec.json.encode(versions).decode(),
         msgspec.json.encode(_heard(of_story)).decode(),

@@ -142,10 +142,10 @@ def target() -> None:
         comment="A user of an organisation, with a search expression if any; version 0: never observed.",
         postgresql_with=ROOM["target"],
     )
-    coming = "retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
-    leaving = "retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
-    index("target", "org_id", "expression", name="ix_target_coming", where=coming)
-    index("target", "org_id", "expression", name="ix_target_leaving", where=leaving)
+    coming = "expression = '' AND retired_at IS NULL AND (counts_since IS NULL OR away_since >= counts_since)"
+    leaving = "expression = '' AND retired_at IS NOT NULL AND (away_since IS NULL OR away_since < retired_at)"
+    index("target", "org_id", name="ix_target_coming", where=coming)
+    index("target", "org_id", name="ix_target_leaving", where=leaving)
 
 
 def workflow() -> None:
@@ -543,7 +543,6 @@ def org_event() -> None:
         sa.Column("event_id", BIG, sa.Identity(), nullable=False),
         number("run_id"),
         key("org_id"),
-        key("expression"),
         key("flow_id"),
         text("kind"),
         key("user_id", null=True),
@@ -578,7 +577,6 @@ def org_flow() -> None:
     create(
         "org_flow",
         key("org_id"),
-        key("expression"),
         key("flow_id"),
         time("since"),
         text("flow_name", null=True),
@@ -600,19 +598,18 @@ def org_flow() -> None:
         time("last_unchanged_at", null=True),
         text("from_kind", null=True),
         boolean("proven_for_all", null=True),
-        primary("org_flow", "org_id", "expression", "flow_id"),
+        primary("org_flow", "org_id", "flow_id"),
         checks={"counts": none_negative("awaited", "users", "editors")},
         comment="The current state of a workflow that any user of an organisation has ever seen.",
         sqlite_with_rowid=False,
     )
-    index("org_flow", "org_id", "expression", "flow_id", name="ix_org_flow_open", where="is_open")
+    index("org_flow", "org_id", "flow_id", name="ix_org_flow_open", where="is_open")
 
 
 def org_loss() -> None:
     create(
         "org_loss",
         key("org_id"),
-        key("expression"),
         key("flow_id"),
         key("user_id"),
         text("flow_name", null=True),
@@ -621,7 +618,7 @@ def org_loss() -> None:
         time("shown_asked_at"),
         time("without_asked_at"),
         time("without_at"),
-        primary("org_loss", "org_id", "expression", "flow_id", "user_id"),
+        primary("org_loss", "org_id", "flow_id", "user_id"),
         checks={},
         comment="A user who lost a workflow, while it is unknown whether other users did, too.",
         sqlite_with_rowid=False,
@@ -633,7 +630,6 @@ def org_state() -> None:
         "org_state",
         identity(),
         key("org_id"),
-        key("expression"),
         key("flow_id"),
         time("valid_from"),
         time("last_unchanged_at", null=True),
@@ -655,7 +651,6 @@ def org_step() -> None:
         identity(),
         number("run_id"),
         key("org_id"),
-        key("expression"),
         time("decided_at"),
         text("versions"),
         text("heard"),
@@ -663,7 +658,7 @@ def org_step() -> None:
         checks={},
         comment="What was known of an organisation's users when the end of a run changed its events. Append-only.",
     )
-    index("org_step", "org_id", "expression", "id")
+    index("org_step", "org_id", "id")
     index("org_step", "run_id")
 
 

@@ -117,7 +117,7 @@ WHERE l.from_kind <> 'removed' AND l.valid_from < l.back_at AND l.back_at < coal
 
 # The end of each run writes the events and states of organisations into tables (docs/organisation.md).
 ORG_WORKFLOW_EVENT = """
-SELECT e.org_id, e.expression, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
+SELECT e.org_id, e.flow_id, e.kind, e.user_id, e.old_name, e.new_name, e.old_cycle, e.new_cycle,
        e.old_editable, e.new_editable, e.last_unchanged_at, e.observed_at, e.users_before, e.users_after,
        e.proven_for_all, e.unheard, e.decided_at, e.run_id, s.id AS seal_id, e.event_id, d.update_user, d.update_time,
        (SELECT p.freq FROM workflow_detail p
@@ -134,12 +134,12 @@ LEFT JOIN workflow_detail d ON d.id = (SELECT max(of_run.id) FROM workflow_detai
 # Subqueries, so that queries without these columns do not pay for them.
 SHOWN_BY = """FROM target t
         JOIN workflow w ON w.target_id = t.id AND w.flow_id = f.flow_id
-        {join}WHERE t.org_id = f.org_id AND t.expression = f.expression AND t.retired_at IS NULL"""
+        {join}WHERE t.org_id = f.org_id AND t.expression = '' AND t.retired_at IS NULL"""
 LATEST = """JOIN observation o ON o.id = (SELECT max(l.id) FROM observation l WHERE l.target_id = t.id)
         """
 
 ORG_WORKFLOW = f"""
-SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_listed_at,
+SELECT f.org_id, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS first_listed_at,
        CAST(CASE WHEN f.cycle_first_at > f.name_first_at THEN f.cycle_first_at ELSE f.name_first_at END
             AS @time) AS changed_at,
        CAST((SELECT max(o.last_at) {SHOWN_BY.format(join=LATEST)}) AS @time) AS last_listed_at,
@@ -149,20 +149,20 @@ WHERE f.users > 0
 """
 
 ORG_WORKFLOW_HISTORY = """
-SELECT s.org_id, s.expression, s.flow_id, s.flow_name, s.cycle, s.valid_from, s.last_unchanged_at, s.valid_to,
+SELECT s.org_id, s.flow_id, s.flow_name, s.cycle, s.valid_from, s.last_unchanged_at, s.valid_to,
        s.from_kind, s.proven_for_all
 FROM org_state s
 UNION ALL
-SELECT f.org_id, f.expression, f.flow_id, f.flow_name, f.cycle, f.valid_from, f.last_unchanged_at, NULL, f.from_kind,
+SELECT f.org_id, f.flow_id, f.flow_name, f.cycle, f.valid_from, f.last_unchanged_at, NULL, f.from_kind,
        f.proven_for_all
 FROM org_flow f
 WHERE f.from_kind IS NOT NULL
 """
 
 ORG_PENDING = """
-SELECT l.org_id, l.expression, l.flow_id, l.user_id, l.without_at AS waiting_since, f.awaited AS waits_for
+SELECT l.org_id, l.flow_id, l.user_id, l.without_at AS waiting_since, f.awaited AS waits_for
 FROM org_loss l
-JOIN org_flow f ON f.org_id = l.org_id AND f.expression = l.expression AND f.flow_id = l.flow_id
+JOIN org_flow f ON f.org_id = l.org_id AND f.flow_id = l.flow_id
 """
 
 WORKFLOW_DETAIL_LATEST = """
@@ -241,7 +241,6 @@ _LIST = {
 }
 _STORY = {
     "org_id": "the organisation",
-    "expression": "the search by which it is found; empty: all workflows",
     "flow_id": "the workflow",
 }
 _CHANGE = _LIST | {

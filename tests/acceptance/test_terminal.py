@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 import sqlite3
@@ -9,13 +10,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
+from sqlalchemy import func, select
 from typer.testing import CliRunner
 
 from etl.cli import app
+from etl.cli.empty_results import SEARCHES_ONLY
+from etl.database import connect, reading
 from etl.demo.world import World
-from etl.domain.model import Flow
+from etl.domain.model import Flow, Target
+from etl.schema import org_event, org_flow, org_step
+from tests.support import builders
+from tests.support.browser import site
 from tests.support.enos import LocalGateway
 from tests.support.program import KEY, SECRET, Program
+from tests.support.run_history import RunHistory
 
 ORG, ANN, BOB = "o15427722038191", "u15426865866571", "u15426865866572"
 LONG = "ev_charger_energy_settlement_of_the_northern_sites"
@@ -161,6 +170,34 @@ def test_an_empty_answer_of_an_unobserved_database_says_so(tmp_path: Path, obser
     program = Program(tmp_path / "new", observed.gateway_url)
     program("db", "upgrade")
     assert "Nothing was observed yet" in program("flows").stdout
+
+
+def test_where_only_searches_are_asked_nothing_happened_in_the_organisation_and_every_reader_says_why(
+    tmp_path: Path, observed: Program
+) -> None:
+    program = Program(tmp_path / "searches", observed.gateway_url)
+    program("db", "upgrade")
+    engine = connect(f"sqlite:///{program.folder}/flowtrail.db")
+    found = Target(ORG, ANN, "charger")
+    trail = RunHistory(engine)
+    for flows in (builders.numbered(1, 2), builders.numbered(2, 2), builders.numbered(2, 2)):
+        trail.run({found: flows})
+    trail.store.retire_others([], dt.datetime.now(dt.UTC), None)
+    trail.run({})
+    with reading(engine) as connection:
+        kept = [connection.scalar(select(func.count()).select_from(t)) for t in (org_event, org_flow, org_step)]
+    assert kept == [0, 0, 0]
+    for command in ("events", "workflows", "workflows --as-of now", "history 1"):
+        assert SEARCHES_ONLY in program(*command.split()).stdout, command
+    assert SEARCHES_ONLY not in program("changes").stdout
+    with site(engine) as server:
+        for path in (
+            "/events",
+            f"/workflows?org=={ORG}",
+            f"/workflows/{ORG}/1",
+            f"/targets/{ORG}/{ANN}?expression=charger",
+        ):
+            assert "whole lists" in requests.get(server.url + path, timeout=30).text, path
 
 
 def test_before_its_first_observation_every_target_is_unobserved(here: Path) -> None:

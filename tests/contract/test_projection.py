@@ -56,9 +56,8 @@ def recorded(engine: Engine, after: int) -> tuple[list[tuple[Any, ...]], int]:
 class MirroredSimulation(Simulation):
     def __init__(self, setting: Setting, seed: int, engine: Engine) -> None:
         super().__init__(setting, seed)
-        state = Mirror(self.state.gaps, is_search=bool(setting.search))
-        state.of(engine, setting.search)
-        self.state = state
+        self.state = Mirror(self.state.gaps)
+        self.state.of(engine)
 
 
 def played(engine: Engine, setting: Setting, seed: int, runs: int) -> int:
@@ -78,7 +77,7 @@ def contradictions(engine: Engine) -> list[str]:
     return story_checker.check(checker.tables_of(url), settled=True)
 
 
-WORLDS = ("holds", "joining and leaving", "a search", "restless rights", "everything")
+WORLDS = ("holds", "joining and leaving", "restless rights", "everything")
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -302,7 +301,7 @@ def test_a_step_that_changes_nothing_writes_nothing(engine: Engine) -> None:
     story.end()
     with reading(engine) as connection:
         assert connection.scalar(select(func.count()).select_from(org_step)) == 1
-        assert story_rows.due_stories(connection, 10**6) == []
+        assert story_rows.due_organisations(connection, 10**6) == []
 
 
 def main() -> None:

@@ -41,16 +41,15 @@ CONTRACT = {
     "seal_timestamp": "seal_id stamped_at token",
     "answer": "data_hash body encoding length first_run_id",
     "trail": "id trail_id created_at reason first_seal last_seal head sealed_at",
-    "org_event": "event_id run_id org_id expression flow_id kind user_id old_name new_name old_cycle new_cycle "
+    "org_event": "event_id run_id org_id flow_id kind user_id old_name new_name old_cycle new_cycle "
     "old_editable new_editable last_unchanged_at observed_at users_before users_after proven_for_all unheard "
     "decided_at",
-    "org_flow": "org_id expression flow_id since flow_name name_first_asked_at name_first_at name_last_asked_at "
+    "org_flow": "org_id flow_id since flow_name name_first_asked_at name_first_at name_last_asked_at "
     "name_last_at cycle cycle_first_asked_at cycle_first_at cycle_last_asked_at cycle_last_at gone_at is_open awaited "
     "users editors valid_from last_unchanged_at from_kind proven_for_all",
-    "org_loss": "org_id expression flow_id user_id flow_name cycle editable shown_asked_at without_asked_at without_at",
-    "org_state": "id org_id expression flow_id valid_from last_unchanged_at valid_to flow_name cycle from_kind "
-    "proven_for_all",
-    "org_step": "id run_id org_id expression decided_at versions heard",
+    "org_loss": "org_id flow_id user_id flow_name cycle editable shown_asked_at without_asked_at without_at",
+    "org_state": "id org_id flow_id valid_from last_unchanged_at valid_to flow_name cycle from_kind proven_for_all",
+    "org_step": "id run_id org_id decided_at versions heard",
     "overdue_notice": "target_id notified_at",
     "verification": "kind began_at ended_at targets change_sets last_seal findings finding",
     "condition": "code cause since subjects named said remedy begin_told_at ended_at",

@@ -32,7 +32,7 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
     assert {row.users_in_gap for row in known} == {0, 1}
     found = rows(server, "/workflows", org="=o1")
     assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
-        (*row[2:3], *row[5:7]) for row in known
+        (row.flow_id, row.users, row.editors) for row in known
     ]
     assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
 

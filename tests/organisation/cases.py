@@ -38,11 +38,11 @@ def promised(case: str) -> list[str]:
     return [" ".join(row.split()[len(header.split()) :]) for row in rows]
 
 
-def derived(case: str, *, is_search: bool = False) -> list[str]:
+def derived(case: str) -> list[str]:
     """For each run of an example, the events that are derived."""
     header, *rows = case.splitlines()
     users = header.split()[1:]
-    state = KnownState(dict.fromkeys(users, dt.timedelta(hours=4)), is_search=is_search)
+    state = KnownState(dict.fromkeys(users, dt.timedelta(hours=4)))
     return ["; ".join(_run(state, users, row.split())) for row in rows]
 
 

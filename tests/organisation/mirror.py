@@ -16,7 +16,6 @@ from etl.domain.model import Flow, Target
 from etl.domain.story import Answer, Judgement, Listed
 from etl.schema import target
 from etl.store import NewRun, Store, projection
-from etl.store.story_rows import StoryKey
 from tests.organisation.state import KnownState
 from tests.organisation.world import HOUR, START
 from tests.support.builders import UNCHECKED, snapshot
@@ -36,18 +35,14 @@ class Mirror(KnownState):
     store: Store
     run_id: int
 
-    def of(self, engine: Engine, expression: str) -> None:
+    def of(self, engine: Engine) -> None:
         self.engine = engine
         self.store = Store(engine)
         self.run_id = self.store.begin_run(RUN, EPOCH) or 0
-        self.expression = expression
-
-    def target(self, user: str) -> Target:
-        return Target("o1", user, self.expression)
 
     def answered(self, user: str, flows: Any, answer: Answer, held: Set[str] = frozenset()) -> None:
         super().answered(user, flows, answer, held)
-        (fence,) = self.store.fences([self.target(user)])
+        (fence,) = self.store.fences([Target("o1", user)])
         listed = [Flow(flow_id, *seen) for flow_id, seen in flows.items() if flow_id not in held]
         given = snapshot(listed, moment(answer.arrived_at), target=fence.target)
         given = msgspec.structs.replace(given, asked_at=moment(answer.asked_at), sole_answer=True)
@@ -89,7 +84,7 @@ class Small:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.state = Mirror(dict.fromkeys(("ann", "bob"), 1_000 * HOUR))
-        self.state.of(engine, "")
+        self.state.of(engine)
         self.at = START
 
     def hear(self, **lists: str) -> None:
@@ -103,7 +98,7 @@ class Small:
     def judged(self) -> list[projection.StoryStep]:
         step = projection.Step(self.state.run_id, moment(self.at), moment(self.at + 9))
         with reading(self.engine) as connection:
-            return projection.read_steps(connection, [StoryKey("o1", "")], step, lambda _: dt.timedelta(days=9))
+            return projection.read_steps(connection, ["o1"], step, lambda _: dt.timedelta(days=9))
 
     def end(self) -> None:
         self.state.step(self.at + 10, self.at)

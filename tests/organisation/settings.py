@@ -57,7 +57,6 @@ DIFFICULT = {
     "outages": Setting(outages_an_hour=0.05),
     "holds": Setting(held=0.3, schedules=all_day),
     "joining and leaving": Setting(moves_an_hour=0.1),
-    "a search": Setting(search=" b", schedules=two_by_turns, changes_an_hour=8, audience=0.8),
     "restless rights": Setting(
         users=2, workflows=4, schedules=all_day, audience=1.0, most_changed=0.8, changes_an_hour=6
     ),

@@ -29,10 +29,9 @@ Judge = Callable[[StepContext, Workflow], Judgement]
 class KnownState:
     """Times may be of any type that can be compared and added."""
 
-    def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge, *, is_search: bool = False) -> None:
+    def __init__(self, gaps: Mapping[str, Any], judge: Judge = judge) -> None:
         self.gaps = gaps
         self._judge = judge
-        self._is_search = is_search
         self.context = StepContext({}, 0)
         self.known: dict[str, Flows] = {}
         """By user, the list of their target, with what is held."""
@@ -170,7 +169,7 @@ class KnownState:
             )
             for user in [*self.counts_since, *self.retired]
         }
-        return StepContext(users, decided_at, self.ended_stays, is_search=self._is_search)
+        return StepContext(users, decided_at, self.ended_stays)
 
     def _workflow(self, flow_id: str) -> Workflow:
         return Workflow(

@@ -61,8 +61,6 @@ class Setting:
     users: int = 12
     workflows: int = 30
     schedules: Callable[[list[str]], list[Schedule]] = lambda users: one_schedule(users)
-    search: str = ""
-    """The search expression: lists have only the workflows whose name contains it, so a rename can add or hide one."""
     failing: float = 0.04
     held: float = 0.0
     skipped: float = 0.0
@@ -164,15 +162,8 @@ class World:
     def rename(self, now: Moment, users: list[str]) -> None:
         workflow = self.workflows[flow_id := self._any(now, users)]
         name = self.chance.choice([f"name {flow_id}", f"{flow_id} b", f"{flow_id} c"])
-        turns = (self.setting.search in name) != self._is_found(workflow)
-        if turns and not all(self._may(flow_id, user) for user in workflow.users):
-            return
         workflow.name = name
         workflow.names.append((now, name))
-        if turns:
-            workflow.turns.add(now)
-            for user in workflow.users:
-                self._list(now, flow_id, user)
         self._show(flow_id)
         if self.chance.random() < 0.3:
             self.recycle(now, users, flow_id)
@@ -224,16 +215,14 @@ class World:
     def _give(self, now: Moment, flow_id: str, user: str) -> None:
         workflow = self.workflows[flow_id]
         workflow.users[user] = self.chance.random() < 0.5
-        if self._is_found(workflow):
-            self._list(now, flow_id, user)
-            self.lists[user][flow_id] = Seen(workflow.name, workflow.cycle, workflow.users[user])
+        self._list(now, flow_id, user)
+        self.lists[user][flow_id] = Seen(workflow.name, workflow.cycle, workflow.users[user])
 
     def _take(self, now: Moment, flow_id: str, user: str) -> None:
         workflow = self.workflows[flow_id]
         del workflow.users[user]
-        if self._is_found(workflow):
-            self._list(now, flow_id, user)
-            del self.lists[user][flow_id]
+        self._list(now, flow_id, user)
+        del self.lists[user][flow_id]
 
     def _list(self, now: Moment, flow_id: str, user: str) -> None:
         """Record that it enters or leaves the user's list."""
@@ -244,13 +233,7 @@ class World:
     def _show(self, flow_id: str) -> None:
         workflow = self.workflows[flow_id]
         for user, editable in workflow.users.items():
-            if self._is_found(workflow):
-                self.lists[user][flow_id] = Seen(workflow.name, workflow.cycle, editable)
-            else:
-                self.lists[user].pop(flow_id, None)
-
-    def _is_found(self, workflow: Workflow) -> bool:
-        return self.setting.search in workflow.name
+            self.lists[user][flow_id] = Seen(workflow.name, workflow.cycle, editable)
 
 
 @dataclass

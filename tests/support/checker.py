@@ -490,7 +490,7 @@ DETAIL = (
     *("owner", "freq", "active", "type", "locked", "detail_hash"),
 )
 ORG_EVENT = (
-    *("run_id", "org_id", "expression", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
+    *("run_id", "org_id", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
     *(
         "old_editable",
         "new_editable",

@@ -22,12 +22,11 @@ class _Change(NamedTuple):
 
 
 class _Story:
-    """All rows about an organisation and a search expression."""
+    """All rows about an organisation; searches have no part in it."""
 
-    def __init__(self, tables: Any, org_id: str, expression: str) -> None:
-        key = (org_id, expression)
-        self.key = key
-        self.targets = [t for t in tables.target if (t.org_id, t.expression) == key]
+    def __init__(self, tables: Any, org_id: str) -> None:
+        self.org_id = org_id
+        self.targets = [t for t in tables.target if t.org_id == org_id and not t.expression]
         self.active = [t for t in self.targets if t.retired_at is None and t.version]
         returned = {row.target_id for row in tables.target_membership if row.kind == "resumed"}
         self.running = {run.id for run in tables.sync_run if run.status == "running"}
@@ -38,11 +37,11 @@ class _Story:
             if made.version > target.projected_version
         ]
         self.stayed = {t.user_id for t in self.active if t.id not in returned}
-        self.kept = {row.flow_id: row for row in tables.org_flow if (row.org_id, row.expression) == key}
-        self.waiting = {(row.flow_id, row.user_id) for row in tables.org_loss if (row.org_id, row.expression) == key}
+        self.kept = {row.flow_id: row for row in tables.org_flow if row.org_id == org_id}
+        self.waiting = {(row.flow_id, row.user_id) for row in tables.org_loss if row.org_id == org_id}
         self.events = defaultdict(list)
         for event in sorted(tables.org_event, key=lambda event: event.event_id):
-            if (event.org_id, event.expression) == key:
+            if event.org_id == org_id:
                 self.events[event.flow_id].append(event)
         self.listed: dict[str, dict[str, tuple[str | None, str | None]]] = defaultdict(dict)
         for target in self.active:
@@ -58,7 +57,7 @@ class _Story:
 
     def check(self, *, settled: bool) -> Iterator[str]:
         for flow_id in sorted(self.changes.keys() | self.events.keys() | self.kept.keys()):
-            at = f"{'/'.join(filter(None, self.key))}, workflow {flow_id!r}"
+            at = f"{self.org_id}, workflow {flow_id!r}"
             yield from (f"{at}: {finding}" for finding in self._events(flow_id))
             if settled and self.is_judged():
                 yield from (f"{at}: {finding}" for finding in self._state(flow_id))
@@ -136,8 +135,8 @@ def check(tables: Any, *, settled: bool) -> list[str]:
     ``settled``: a run has ended after every version, so each must have been judged, unless its own run is still open.
     """
     findings: list[str] = []
-    for org_id, expression in sorted({(t.org_id, t.expression) for t in tables.target}):
-        story = _Story(tables, org_id, expression)
+    for org_id in sorted({t.org_id for t in tables.target if not t.expression}):
+        story = _Story(tables, org_id)
         findings += story.check(settled=settled)
         if settled and story.is_judged():
             behind = [t.user_id for t in story.active if t.projected_version != t.version]
