@@ -43,6 +43,7 @@ def configure(level: str, style: Literal["auto", "console", "json"], stream: Tex
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_FOREIGN_LEVEL)
+    _silence_addresses()
     logging.getLogger("etl").setLevel(level)
     structlog.configure(
         processors=[
@@ -60,6 +61,12 @@ def configure_for_libraries(level: str, style: Literal["auto", "console", "json"
     """For a command that logs nothing itself: the log is only configured when a library logs a warning."""
     logging.getLogger().handlers[:] = [_Unloaded(level, style)]
     logging.getLogger().setLevel(_FOREIGN_LEVEL)
+    _silence_addresses()
+
+
+def _silence_addresses() -> None:
+    """urllib3's warnings quote whole addresses; those of receivers and pings contain secrets. Our errors say enough."""
+    logging.getLogger("urllib3").propagate = False
 
 
 class _Unloaded(logging.Handler):

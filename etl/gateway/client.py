@@ -125,17 +125,7 @@ class Gateway:
         self._pace = RequestPacing(settings.requests_per_second, self._watchdog)
         self._stamps = Timestamps(clock)
         self._tokens = TokenKeeper(self._obtain_token) if settings.auth == "token" else None
-        self._transport = Transport(
-            origin,
-            connections=settings.concurrency,
-            timeout_seconds=settings.timeout.total_seconds(),
-            max_body_bytes=settings.max_body,
-            ca_bundle=settings.ca_bundle,
-            proxy=settings.proxy,
-            watchdog=self._watchdog,
-            clock=clock,
-            desynced=self._desync_seen,
-        )
+        self._transport = Transport(settings, self._watchdog, clock, self._desync_seen)
 
     def __repr__(self) -> str:
         return f"<Gateway {self._settings.url} auth={self._settings.auth}>"

@@ -1,29 +1,34 @@
-"""Connections that the watchdog can end at any moment, and that carry only answers to their own requests."""
+"""One connection: it speaks HTTP/1.1 through h11, and carries only answers to its own requests."""
 
 from __future__ import annotations
 
+import io
 import math
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Sequence
-from http.client import RemoteDisconnected
-from typing import Any, Final, cast
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final, Literal, cast
 
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
-from urllib3.util.connection import allowed_gai_family
-from urllib3.util.ssltransport import SSLTransport
+import h11
+from requests import PreparedRequest, Response
 
-from etl.errors import GatewayUnreachable
-from etl.gateway.connection_reader import ConnectionReader, IdleState
-from etl.gateway.deadline import CancellableSocket, Deadline, Watchdog
-from etl.gateway.framing import StrictResponse
-from etl.gateway.tls import ResumingContext
+from etl.errors import GatewayUnreachable, Malformed
+from etl.gateway.deadline import CancellableSocket, Watchdog
 
-Address = tuple[Any, ...]
+IdleState = Literal["quiet", "closed", "stray"]
+"""The state of an idle connection: nothing came, its end came, or bytes that belong to no request."""
+
+_MOST_INTERIM: Final = 8
+"""Interim answers (1xx) before a final one: RFC 9110, section 15.2, has every client read past them."""
+_MOST_HEADERS: Final = 100
+_LONGEST_HEAD: Final = 64 * 1024
+_RECEIVED_BYTES: Final = 64 * 1024
+_PIECE_BYTES: Final = 1024 * 1024
+_GZIP_WBITS: Final = 31
+_NOTHING_YET: Final = (BlockingIOError, ssl.SSLWantReadError, TimeoutError)
 
 _END_SECONDS: Final = 3.0
 """How long to wait for the gateway to close a connection that it was asked to close."""
@@ -34,8 +39,8 @@ _HALF_CLOSED_SECONDS: Final = 1.0
 """How long to wait for that after closing our side."""
 
 
-class ConnectionUnusable(Exception):
-    """Nothing was sent: a kept connection had ended, or carried bytes of no request. Use another one."""
+class NotHTTP(h11.RemoteProtocolError):
+    """The bytes are not an answer, or could be read in two ways; the message is ours."""
 
 
 class SharedConnectionState:
@@ -44,16 +49,8 @@ class SharedConnectionState:
     def __init__(self, watchdog: Watchdog, desynced: Callable[[], None]) -> None:
         self.watchdog = watchdog
         self.desynced = desynced
-        self._slow_close_at = -math.inf
-
-    def closes_promptly(self) -> bool:
-        """Whether the gateway closes connections promptly, as far as is known."""
-        return time.monotonic() - self._slow_close_at > _SLOW_CLOSE_REMEMBERED_SECONDS
-
-    def closed_after(self, seconds: float) -> None:
-        """Record how long the gateway took to close a connection, or that it did not."""
-        if seconds > _PROMPT_SECONDS:
-            self._slow_close_at = time.monotonic()
+        self.slow_close_at = -math.inf
+        """When the gateway last took long to close a connection, or did not."""
 
     def desync(self, when: str) -> GatewayUnreachable:
         """The error of an exchange over a connection that carried bytes of no request; counts it."""
@@ -64,116 +61,122 @@ class SharedConnectionState:
         )
 
 
-class WatchedConnection(HTTPConnection):
-    """urllib3's connection, whose socket is held by the Deadline of the thread that uses it.
+class Connection:
+    """A connection whose socket can be ended by the Deadline of the thread that uses it. Not thread-safe."""
 
-    With ``own`` it is for one exchange only: the answer counts if nothing else comes before the gateway closes it.
-    """
-
-    def __init__(self, *args: Any, shared: SharedConnectionState, own: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.own = own
+    def __init__(self, connected: socket.socket, cancellable: CancellableSocket, shared: SharedConnectionState) -> None:
+        self.connected = connected
+        self.cancellable = cancellable
         self.exchanges = 0
         self._shared = shared
-        self._watchdog = shared.watchdog
-        self._cancellable: CancellableSocket | None = None
-        self._reader: ConnectionReader | None = None
-        self._begins = False
+        self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
+        self._leftover = b""
 
-    def _new_conn(self) -> socket.socket:
-        deadline = self._watchdog.current
-        failure: OSError | None = None
-        for address in self._addresses(deadline):
-            try:
-                return self._connected(address, deadline)
-            except OSError as error:
-                failure = error
-                self._retire_socket()
-        if isinstance(failure, TimeoutError):
-            raise ConnectTimeoutError(self, "no connection in time") from failure
-        raise NewConnectionError(self, "no connection") from failure
+    def ask(self, request: PreparedRequest, target: str, seconds: float) -> Response:
+        """Sends a request, and returns the head of its answer. ``seconds`` is the timeout of each read from now on.
 
-    def _addresses(self, deadline: Deadline) -> Sequence[Address]:
-        lookup = _Lookup(self._dns_host, self.port)
-        try:
-            return lookup.addresses(deadline, float(self.timeout or deadline.remaining()))
-        except socket.gaierror as error:
-            raise NameResolutionError(self.host, self, error) from error
-        except TimeoutError as error:
-            raise ConnectTimeoutError(self, "the name was not resolved in time") from error
-
-    def _connected(self, address: Address, deadline: Deadline) -> socket.socket:
-        family, kind, protocol, _, where = address
-        connecting = socket.socket(family, kind, protocol)
-        try:
-            self._cancellable = CancellableSocket(connecting)
-            deadline.hold(self._cancellable)
-            for option in self.socket_options or ():
-                connecting.setsockopt(*option)
-            connecting.settimeout(min(float(self.timeout or deadline.seconds), max(deadline.remaining(), 0.001)))
-            connecting.connect(where)
-        except BaseException:
-            connecting.close()
-            raise
-        return connecting
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self._cancellable is not None:
-            self._watchdog.current.hold(self._cancellable)
-        self._begins = True
-        super().request(*args, **kwargs)
-
-    def send(self, data: Any) -> None:
-        """Sends, if nothing has arrived just before the first byte of a request goes out."""
-        if self._begins:
-            self._begins = False
-            self._require_idle()
-        try:
-            super().send(data)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            # urllib3 would read on, and an answer that came before its request would count.
-            raise RemoteDisconnected("the request did not go out") from error
-
-    def _require_idle(self) -> None:
-        if self.sock is None:
-            self.connect()
-        idle_state = self.reader.idle_state()
-        if idle_state != "quiet" and self.exchanges:
-            if idle_state == "stray":
-                self._shared.desynced()
-            raise ConnectionUnusable
-        if idle_state == "stray":
-            raise self._shared.desync("before the request")
-        if idle_state == "closed":
-            raise RemoteDisconnected("closed before the request")
+        Raises OSError, GatewayUnreachable, or h11.RemoteProtocolError if the head is ambiguous.
+        """
         self.exchanges += 1
+        self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
+        self.connected.settimeout(seconds)
+        try:
+            self.connected.sendall(self._written(request, target))
+        except (BrokenPipeError, ConnectionResetError):
+            raise unanswered() from None  # an answer that came before its request does not count
+        for _ in range(_MOST_INTERIM + 1):
+            if isinstance(event := self._next_event(), h11.Response):
+                self._leftover = self._http.trailing_data[0]
+                return _unambiguous(event)
+        raise NotHTTP(f"more than {_MOST_INTERIM} interim answers")
 
-    @property
-    def reader(self) -> ConnectionReader:
-        """The reader of the current socket; TLS replaces the first one."""
-        if self._reader is None or self._reader.connected is not self.sock:
-            if self._reader is not None and self._reader.holds_more():
-                raise self._shared.desync("before the TLS handshake")
-            self._reader = ConnectionReader(self.sock)
-        return self._reader
+    def _written(self, request: PreparedRequest, target: str) -> bytes:
+        send, body = self._http.send, cast("bytes | None", request.body)
+        head = send(h11.Request(method=request.method or "", target=target, headers=list(request.headers.items())))
+        return head + (send(h11.Data(data=body)) if body else b"") + send(h11.EndOfMessage())
 
-    def response_class(self, _: object, method: str | None = None) -> StrictResponse:  # type: ignore[override]
-        """http.client calls this to get a reader for an answer."""
-        return StrictResponse(self.reader, method)
+    def _next_event(self) -> h11.Event:
+        while isinstance(event := self._http.next_event(), type):
+            waits = self._http.their_state is not h11.SEND_BODY
+            if waits and not b"HTTP/1.".startswith(begun := self._http.trailing_data[0][:7]):
+                raise NotHTTP("no status line of HTTP/1.1")
+            if data := self.connected.recv(_RECEIVED_BYTES):
+                self._http.receive_data(data)
+            elif waits:
+                raise _cut_short() if begun else unanswered()
+            else:
+                return self._last_event()
+        return event
 
-    def finish(self, answer: StrictResponse) -> bool:
+    def _last_event(self) -> h11.Event:
+        self._http.receive_data(b"")
+        try:
+            return cast(h11.Event, self._http.next_event())
+        except h11.RemoteProtocolError:
+            raise _cut_short() from None
+
+    def body(self, head: Response, max_bytes: int) -> bytes:
+        """The whole decoded body. Raises Malformed over the limit, GatewayUnreachable if it ends too early."""
+        length, encoding = head.headers.get("Content-Length"), head.headers.get("Content-Encoding", "").strip().lower()
+        if int(length or 0) > max_bytes:
+            raise _too_large(max_bytes)
+        if head.status_code == 200 and length and not encoding:
+            return self._exactly(int(length))
+        body = bytearray()
+        for piece in _decoded(self._pieces(head, max_bytes), encoding):
+            body += piece
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+        return bytes(body)
+
+    def _exactly(self, count: int) -> bytes:
+        """Without h11, which would copy a long body four times: each byte is written once, where it stays."""
+        body, at = io.BytesIO(bytes(count)), min(len(self._leftover), count)
+        with body.getbuffer() as view:
+            view[:at], self._leftover = self._leftover[:at], self._leftover[at:]
+            while at < count:
+                if not (received := self.connected.recv_into(view[at:])):
+                    raise _cut_short()
+                at += received
+        return body.getvalue()
+
+    def _pieces(self, head: Response, max_bytes: int) -> Iterator[bytes]:
+        on_the_wire = 0
+        while isinstance(event := self._next_event(), h11.Data):
+            on_the_wire += len(event.data)
+            if on_the_wire > max_bytes:
+                raise _too_large(max_bytes)
+            yield event.data
+        self._leftover, ended = self._http.trailing_data
+        if ended and not on_the_wire and head.status_code == 200:
+            raise GatewayUnreachable("the connection ended before the body", code="truncated")
+
+    def finish(self, *, own: bool) -> bool:
         """After a complete answer: whether it is the only one that this connection will ever have carried.
 
-        Raises GatewayUnreachable ("desync") if more came after it: nobody can tell which of the two is meant.
+        With ``own`` no other request may follow. Raises GatewayUnreachable ("desync") if more came after the answer:
+        nobody can tell which of the two is meant.
         """
-        is_followed = self._end() == "stray" if self.own else self.reader.is_followed()
-        if is_followed:
+        if (self._end() if own else self.idle_state()) == "stray":
             raise self._shared.desync("after an answer")
-        is_sole = self.own and self.exchanges == 1
-        answer.close()
-        if self.own or answer.ends_connection:
-            self.close()
-        return is_sole
+        return own and self.exchanges == 1
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the gateway will keep it open after a complete answer."""
+        return self._http.our_state is h11.DONE and not self._http.trailing_data[1]
+
+    def idle_state(self, seconds: float = 0) -> IdleState:
+        """What has arrived while nothing is expected, or does so within ``seconds``."""
+        if self._leftover:
+            return "stray"
+        self.connected.settimeout(seconds)
+        try:
+            return "stray" if self.connected.recv(1) else "closed"
+        except _NOTHING_YET:
+            return "quiet"
+        except OSError:
+            return "closed"
 
     def _end(self) -> IdleState:
         """Waits for the gateway to close the connection: the port of who closes first stays in TIME_WAIT.
@@ -181,119 +184,80 @@ class WatchedConnection(HTTPConnection):
         A gateway that keeps the connection open is told that no further request comes, which should make it close. If
         it still does not, the connection counts as quiet, provided that nothing has arrived.
         """
-        idle_state = self._wait_for_close() if self._shared.closes_promptly() else "quiet"
-        if idle_state == "quiet" and self._cancellable is not None:
-            self._cancellable.half_close()
-            idle_state = self.reader.end(self._at_most(_HALF_CLOSED_SECONDS))
-        return idle_state
-
-    def _wait_for_close(self) -> IdleState:
+        idle_state: IdleState = "quiet"
         began = time.monotonic()
-        idle_state = self.reader.end(self._at_most(_END_SECONDS))
-        self._shared.closed_after(time.monotonic() - began)
+        if began - self._shared.slow_close_at > _SLOW_CLOSE_REMEMBERED_SECONDS:
+            idle_state = self.idle_state(self._at_most(_END_SECONDS))
+            if time.monotonic() - began > _PROMPT_SECONDS:
+                self._shared.slow_close_at = time.monotonic()
+        if idle_state == "quiet":
+            self.cancellable.half_close()
+            idle_state = self.idle_state(self._at_most(_HALF_CLOSED_SECONDS))
         return idle_state
 
     def _at_most(self, seconds: float) -> float:
         """``seconds``, or half of what is left until the deadline: the answer is already complete."""
-        return max(min(seconds, self._watchdog.current.remaining() / 2), 0.001)
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether it can be used; evaluated when a request is about to go out."""
-        return self.sock is not None
+        return max(min(seconds, self._shared.watchdog.current.remaining() / 2), 0.001)
 
     def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._reader = None
-            self.exchanges = 0
-            self._retire_socket()
-
-    def _retire_socket(self) -> None:
-        cancellable, self._cancellable = self._cancellable, None
-        if cancellable is not None:
-            cancellable.retire()
+        with suppress(OSError):
+            self.connected.close()
+        self.cancellable.retire()
 
 
-class WatchedTLSConnection(WatchedConnection, HTTPSConnection):
-    """The same over TLS; its handshake is watched as well, and resumes the session of an earlier one."""
-
-    def finish(self, answer: StrictResponse) -> bool:
-        """See WatchedConnection."""
-        if self.exchanges == 1 and isinstance(self.ssl_context, ResumingContext):
-            self.ssl_context.remember(cast("ssl.SSLSocket | SSLTransport", self.sock))
-        return super().finish(answer)
+def unanswered() -> GatewayUnreachable:
+    return GatewayUnreachable("the gateway closed the connection without an answer", code="connection")
 
 
-class WatchedPool(HTTPConnectionPool):
-    ConnectionCls = WatchedConnection
+def _cut_short() -> GatewayUnreachable:
+    return GatewayUnreachable("the answer is cut short", code="truncated")
 
 
-class WatchedTLSPool(HTTPSConnectionPool):
-    ConnectionCls = WatchedTLSConnection
+def _too_large(max_bytes: int) -> Malformed:
+    return Malformed(
+        f"the body is larger than {max_bytes} bytes: if the list is really that long, raise [gateway] max_body",
+        code="body_too_large",
+    )
 
 
-class _NoPool(HTTPConnectionPool):
-    """Every request gets a new connection, which ends with it."""
+def _unambiguous(answer: h11.Response) -> Response:
+    """Status and headers, those that came twice joined by a comma. Raises NotHTTP for what h11 lets pass.
 
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        return self._new_conn()
+    RFC 9112, section 6.3: a reader who understands a contradictory head differently from its sender takes a part of the
+    body for the next answer, or the next answer for a part of the body.
+    """
+    head = Response()
+    head.status_code = answer.status_code
+    for raw, value in answer.headers.raw_items():
+        name, text = raw.decode("ascii"), value.decode("latin-1")
+        head.headers[name] = f"{head.headers[name]}, {text}" if name in head.headers else text
+    if answer.http_version not in (b"1.0", b"1.1"):
+        raise NotHTTP("no status line of HTTP/1.1")
+    if len(answer.headers) > _MOST_HEADERS:
+        raise NotHTTP(f"more than {_MOST_HEADERS} headers")
+    if "Transfer-Encoding" in head.headers and ("Content-Length" in head.headers or answer.http_version == b"1.0"):
+        raise NotHTTP("a Transfer-Encoding with a Content-Length, or in HTTP/1.0")
+    return head
 
-    def _put_conn(self, conn: Any) -> None:
-        if conn is not None:
-            conn.close()
 
-
-class OwnPool(_NoPool, WatchedPool):
-    """Connections of one exchange each."""
-
-
-class OwnTLSPool(_NoPool, WatchedTLSPool):
-    """The same over TLS."""
-
-
-class _Lookup:
-    """A name resolution in a separate thread, because nothing can interrupt the system's resolver."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self._done = threading.Event()
-        self._found: Sequence[Address] = ()
-        self._error: OSError | UnicodeError | None = None
-
-    def addresses(self, deadline: Deadline, seconds: float) -> Sequence[Address]:
-        """Raises socket.gaierror, or TimeoutError if it takes too long or the deadline passes."""
-        try:
-            return self._resolved(socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            pass
-        deadline.hold(self)
-        threading.Thread(target=self._run, name="gateway-lookup", daemon=True).start()
-        self._done.wait(seconds)
-        deadline.release()
-        if self._error is not None:
-            raise self._error
-        if not self._found:
-            raise TimeoutError
-        return self._found
-
-    def _run(self) -> None:
-        try:
-            self._found = self._resolved(0)
-        except (OSError, UnicodeError) as error:
-            self._error = error
-        self._done.set()
-
-    def _resolved(self, flags: int) -> Sequence[Address]:
-        host = self._host.strip("[]")
-        return socket.getaddrinfo(host, self._port, allowed_gai_family(), socket.SOCK_STREAM, 0, flags)
-
-    def attach(self, user: Deadline) -> None:
-        """Cancellable: there is nothing to attach to."""
-
-    def detach(self, user: Deadline) -> None:
-        """Cancellable: the thread ends by itself."""
-
-    def shut(self, user: Deadline) -> None:
-        self._done.set()
+def _decoded(pieces: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    """The decoded bytes, in steps of bounded size; several gzip members in a row count as one body."""
+    if encoding in ("", "identity"):
+        yield from pieces
+        return
+    if encoding not in ("gzip", "x-gzip"):
+        raise Malformed("the body has a Content-Encoding that was not asked for", code="malformed")
+    stream, step = None, b""
+    for piece in pieces:
+        data = piece
+        while data or len(step) == _PIECE_BYTES:
+            if stream is None or (stream.eof and data):
+                stream = zlib.decompressobj(_GZIP_WBITS)
+            try:
+                step = stream.decompress(data, _PIECE_BYTES)
+            except zlib.error:
+                raise Malformed("the gzip stream of the body is damaged", code="malformed") from None
+            yield step
+            data = stream.unused_data if stream.eof else stream.unconsumed_tail
+    if stream is not None and not stream.eof:
+        raise GatewayUnreachable("the gzip stream of the body is cut short", code="truncated")

@@ -1,35 +1,45 @@
-"""Translates the exceptions of requests, urllib3, ssl, http.client and socket into ours; nothing else does.
+"""Translates the exceptions of requests, h11, ssl and socket into ours; nothing else does.
 
 The messages say what happened and where to look. They never quote a foreign message, which contains the URL and query.
 """
 
 from __future__ import annotations
 
-import http.client
-import re
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import Final
 
-import requests.exceptions
-import urllib3.exceptions
+import h11
+from requests import exceptions
 
-from etl.errors import FlowtrailError, GatewayUnreachable, Malformed
-from etl.gateway.connection_reader import NotHTTP
+from etl.errors import FlowtrailError, GatewayUnreachable
+from etl.gateway.connection import NotHTTP
 from etl.gateway.deadline import Deadline
 from etl.gateway.retry import CERTIFICATE
 from etl.printable import printable
 
-FOREIGN: Final = (
-    requests.exceptions.RequestException,
-    urllib3.exceptions.HTTPError,
-    http.client.HTTPException,
-    OSError,  # sockets, ssl
-    ValueError,  # header values, host names, chunk sizes
-)
+FOREIGN: Final = (OSError, h11.ProtocolError, ValueError)
+"""Sockets, ssl and requests; the bytes of an answer; host names."""
 
 _NOT_REACHED: Final = "check [gateway] url and the network"
+_SECURE: Final = "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server"
+_MEANINGS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
+    (
+        ssl.SSLCertVerificationError,
+        CERTIFICATE,
+        "the gateway's certificate is refused ({reason}): check [gateway] url and ca_bundle",
+    ),
+    (ssl.SSLError, "tls", _SECURE),
+    (exceptions.SSLError, "tls", _SECURE),
+    (exceptions.ProxyError, "proxy", "the proxy does not connect ({reason}): check [gateway] proxy"),
+    (socket.gaierror, "dns", "the gateway's name is not found ({reason}): check [gateway] url and the name service"),
+    (exceptions.ConnectTimeout, "timeout", "no connection within {seconds}: " + _NOT_REACHED),
+    (TimeoutError, "timeout", "no data received for {seconds}"),
+    (exceptions.ConnectionError, "connection", "no connection ({reason}): " + _NOT_REACHED),
+    (h11.ProtocolError, "protocol", "the answer is not HTTP ({reason})"),
+    (ConnectionError, "connection", "the connection broke ({reason})"),
+    (Exception, "connection", "the request failed ({reason}): " + _NOT_REACHED),
+)
 
 
 def translated(error: BaseException, deadline: Deadline, seconds: float) -> FlowtrailError:
@@ -45,103 +55,25 @@ def translated(error: BaseException, deadline: Deadline, seconds: float) -> Flow
     return error if isinstance(error, FlowtrailError) else explained(error, seconds)
 
 
-def explained(error: BaseException, seconds: float) -> FlowtrailError:
-    """GatewayUnreachable, or Malformed for a body that cannot be decoded."""
-    causes = list(_causes(error))
-    for kinds, code, text in _MEANINGS:
-        for cause in causes:
-            if isinstance(cause, kinds):
-                message = text.format(seconds=f"{seconds:g} s", reason=_reason(causes))
-                return Malformed(message, code=code) if code == "malformed" else GatewayUnreachable(message, code=code)
-    return GatewayUnreachable(f"the request failed ({type(error).__name__}): {_NOT_REACHED}", code="connection")
-
-
-_Kinds = tuple[type[BaseException], ...]
-_MEANINGS: Final[tuple[tuple[_Kinds, str, str], ...]] = (
-    (
-        (ssl.SSLCertVerificationError,),
-        CERTIFICATE,
-        "the gateway's certificate is refused ({reason}): check [gateway] url and ca_bundle",
-    ),
-    (
-        (ssl.SSLError, requests.exceptions.SSLError, urllib3.exceptions.SSLError),
-        "tls",
-        "no secure connection ({reason}): check that [gateway] url leads to a TLS 1.2 or 1.3 server",
-    ),
-    (
-        (urllib3.exceptions.ProxyError, requests.exceptions.ProxyError, requests.exceptions.InvalidProxyURL),
-        "proxy",
-        "the proxy does not connect ({reason}): check [gateway] proxy",
-    ),
-    (
-        (socket.gaierror, urllib3.exceptions.NameResolutionError),
-        "dns",
-        "the gateway's name is not found ({reason}): check [gateway] url and the name service",
-    ),
-    (
-        (urllib3.exceptions.NewConnectionError, ConnectionRefusedError),
-        "connection",
-        "no connection ({reason}): " + _NOT_REACHED,
-    ),
-    (
-        (urllib3.exceptions.ConnectTimeoutError, requests.exceptions.ConnectTimeout),
-        "timeout",
-        "no connection within {seconds}: " + _NOT_REACHED,
-    ),
-    (
-        (TimeoutError, urllib3.exceptions.TimeoutError, requests.exceptions.Timeout),
-        "timeout",
-        "no data received for {seconds}",
-    ),
-    (
-        (urllib3.exceptions.DecodeError, requests.exceptions.ContentDecodingError),
-        "malformed",
-        "the body of the answer cannot be decoded",
-    ),
-    (
-        (http.client.IncompleteRead, requests.exceptions.ChunkedEncodingError),
-        "truncated",
-        "the answer is cut short",
-    ),
-    (
-        (http.client.RemoteDisconnected,),
-        "connection",
-        "the gateway closed the connection without an answer",
-    ),
-    (
-        (http.client.HTTPException, urllib3.exceptions.InvalidHeader, requests.exceptions.InvalidHeader),
-        "protocol",
-        "the answer is not HTTP ({reason})",
-    ),
-    ((ConnectionError,), "connection", "the connection broke ({reason})"),
-)
-
-
-def _causes(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
-    """The error, and the errors that it wraps in its reason, its arguments or its cause."""
-    yield error
-    if depth == 0:
-        return
-    wrapped = [getattr(error, "reason", None), getattr(error, "original_error", None), error.__cause__]
-    for inner in (*wrapped, *error.args):
-        if isinstance(inner, BaseException) and inner is not error:
-            yield from _causes(inner, depth - 1)
+def explained(error: BaseException, seconds: float) -> GatewayUnreachable:
+    """The meaning of a foreign error: the first line of the table that fits it or an error that it was raised from."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    code, text = next((c, t) for kind, c, t in _MEANINGS if any(isinstance(cause, kind) for cause in causes))
+    return GatewayUnreachable(text.format(seconds=f"{seconds:g} s", reason=_reason(causes)), code=code)
 
 
 def _reason(causes: list[BaseException]) -> str:
     """The system's message for the innermost error, or the name of its type."""
     for cause in reversed(causes):
-        if isinstance(cause, NotHTTP):
+        if isinstance(cause, NotHTTP | exceptions.ProxyError) and cause.args:
             return str(cause)
-        if isinstance(cause, ssl.SSLError) and (problem := _of_ssl(cause)):
-            return printable(problem)[:100]
+        if isinstance(cause, ssl.SSLError):
+            reason = (
+                getattr(cause, "verify_message", "") or (getattr(cause, "reason", None) or "").replace("_", " ").lower()
+            )
+            return printable(reason)[:100] or type(cause).__name__
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             return printable(cause.strerror)[:100].lower()
-        if isinstance(cause, OSError) and (refusal := re.match(r"Tunnel connection failed: ([0-9]{3})\b", str(cause))):
-            return f"it answers HTTP {refusal[1]}"
     return type(causes[-1]).__name__
-
-
-def _of_ssl(error: ssl.SSLError) -> str:
-    reason = getattr(error, "reason", None) or ""
-    return getattr(error, "verify_message", "") or reason.replace("_", " ").lower()

@@ -1,4 +1,4 @@
-"""One HTTP exchange: requests' own adapter over watched connections; a complete body, or one of our errors.
+"""One HTTP exchange: requests' adapter over watched connections; a complete body, or one of our errors.
 
 Nothing here retries, follows a redirect, keeps a cookie, or reads the environment.
 """
@@ -6,43 +6,21 @@ Nothing here retries, follows a redirect, keeps a cookie, or reads the environme
 from __future__ import annotations
 
 import datetime as dt
-import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, cast
-from urllib.parse import SplitResult
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
-from requests import PreparedRequest
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
-from urllib3 import HTTPResponse
-from urllib3.connection import ProxyConfig
-from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.util import parse_url
+from requests import PreparedRequest, Response
+from requests.adapters import BaseAdapter
 
+from etl.config import GatewaySettings
 from etl.errors import GatewayError
-from etl.gateway.body import read_body
-from etl.gateway.connection import (
-    ConnectionUnusable,
-    OwnPool,
-    OwnTLSPool,
-    SharedConnectionState,
-    WatchedConnection,
-    WatchedPool,
-    WatchedTLSPool,
-)
+from etl.gateway.connecting import Connector, prepared
+from etl.gateway.connection import Connection, SharedConnectionState, unanswered
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import FOREIGN, translated
-from etl.gateway.framing import StrictResponse
-from etl.gateway.tls import verifying
-
-_TALKATIVE_LOGGERS: Final = (
-    "urllib3.connection",
-    "urllib3.connectionpool",
-    "urllib3.poolmanager",
-    "urllib3.response",
-    "urllib3.util.retry",
-)
 
 
 class Reply(NamedTuple):
@@ -57,8 +35,8 @@ class Reply(NamedTuple):
     """Whether it is the only answer that its connection ever carried."""
 
 
-class Transport:
-    """Exchanges requests with one origin, over at most ``connections`` kept-alive connections or one for each exchange.
+class Transport(BaseAdapter):
+    """Exchanges requests with one origin, over at most ``concurrency`` kept-alive connections or one for each exchange.
 
     ``desynced`` is called, from any thread, when a connection carried bytes that belong to no request.
     Thread-safe.
@@ -66,28 +44,20 @@ class Transport:
 
     def __init__(
         self,
-        origin: SplitResult,
-        *,
-        connections: int,
-        timeout_seconds: float,
-        max_body_bytes: int,
-        ca_bundle: str,
-        proxy: str,
+        settings: GatewaySettings,
         watchdog: Watchdog,
         clock: Callable[[], dt.datetime],
         desynced: Callable[[], None],
     ) -> None:
-        _silence_libraries()
-        self._origin = f"{origin.scheme}://{origin.netloc}"
-        self._timeout_seconds = timeout_seconds
-        self._max_body_bytes = max_body_bytes
+        super().__init__()
+        origin = urlsplit(settings.url)
+        self._shared = SharedConnectionState(watchdog, desynced)
+        self._connector = Connector(origin, settings.proxy, settings.ca_bundle, self._shared)
+        self._prefix = f"{origin.scheme}://{origin.netloc}"
+        self._timeout_seconds = settings.timeout.total_seconds()
+        self._max_body_bytes = settings.max_body
         self._clock = clock
-        https = "https" in (origin.scheme, proxy.partition(":")[0])
-        shared = {"shared": SharedConnectionState(watchdog, desynced), "maxsize": connections}
-        if https:
-            shared["ssl_context"] = verifying(ca_bundle)
-        self._kept = _Adapter(origin, proxy, (WatchedPool, WatchedTLSPool), shared | {"own": False})
-        self._own = _Adapter(origin, proxy, (OwnPool, OwnTLSPool), shared | {"own": True})
+        self._idle: deque[Connection] = deque(maxlen=settings.concurrency)
 
     def exchange(
         self,
@@ -104,115 +74,63 @@ class Transport:
         With ``own_connection`` nothing else has been sent or received over its connection, and nothing will be.
         """
         seconds = min(self._timeout_seconds, deadline.remaining())
-        adapter = self._own if own_connection else self._kept
         asked = headers | {"Connection": "close"} if own_connection else headers
         try:
             if seconds > 0:
-                return self._exchanged(adapter, _prepared(method, self._origin + path, asked, body), seconds, deadline)
+                reply = self.send(prepared(method, self._prefix + path, asked, body), timeout=seconds).raw
+                if deadline.cut:
+                    deadline.check()
+                return cast(Reply, reply)
         except (*FOREIGN, GatewayError) as error:
             raise translated(error, deadline, seconds) from None
         finally:
             deadline.release()
         raise translated(TimeoutError(), deadline, seconds)
 
-    def _exchanged(self, adapter: _Adapter, request: PreparedRequest, seconds: float, deadline: Deadline) -> Reply:
-        response = adapter.sent(request, seconds)
-        headers_at = self._clock()
+    def send(self, request: PreparedRequest, *_: Any, timeout: Any = None, **__: Any) -> Response:
+        """How requests asks an adapter; ``raw`` of the response is the Reply."""
+        own = request.headers.get("Connection") == "close"
+        connection = self._opened(timeout) if own else self._kept(timeout)
         try:
-            answer = cast(StrictResponse, response._original_response)
-            connection = cast(WatchedConnection, response.connection)
-            body = read_body(answer, self._max_body_bytes)
+            response = connection.ask(request, self._connector.addressed(request), timeout)
+            headers_at = self._clock()
+            body = connection.body(response, self._max_body_bytes)
             arrived_at = self._clock()
-            is_sole = connection.finish(answer)
+            if connection.exchanges == 1 and self._connector.context is not None:
+                self._connector.context.remember(connection.connected)
+            is_sole = connection.finish(own=own)
         except BaseException:
-            response.close()
-            response.release_conn()
+            connection.close()
             raise
-        response.release_conn()
-        if deadline.cut:
-            deadline.check()
-        return Reply(response.status, response.headers, body, headers_at, arrived_at, is_sole)
+        if own or not connection.is_reusable:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        response.raw = Reply(response.status_code, response.headers, body, headers_at, arrived_at, is_sole)
+        return response
+
+    def _kept(self, seconds: float) -> Connection:
+        """A kept connection that has stayed quiet, or a new one. A kept one that has not is closed: nobody fails."""
+        with suppress(IndexError):
+            while connection := self._idle.pop():
+                self._shared.watchdog.current.hold(connection.cancellable)
+                idle_state = connection.idle_state()
+                if idle_state == "quiet":
+                    return connection
+                if idle_state == "stray":
+                    self._shared.desynced()
+                connection.close()
+        return self._opened(seconds)
+
+    def _opened(self, seconds: float) -> Connection:
+        """A new connection, over which nothing has arrived yet."""
+        connection = self._connector.open(seconds)
+        idle_state = connection.idle_state()
+        if idle_state == "quiet":
+            return connection
+        connection.close()
+        raise self._shared.desync("before the request") if idle_state == "stray" else unanswered()
 
     def close(self) -> None:
-        self._kept.close()
-        self._own.close()
-
-
-def _prepared(method: str, url: str, headers: dict[str, str], body: bytes | None) -> PreparedRequest:
-    """Built by hand, so that the URL is sent as it was signed, without anything from a session or the environment."""
-    request = PreparedRequest()
-    request.method, request.url, request.body = method, url, body
-    request.headers = cast("CaseInsensitiveDict[str]", headers)
-    return request
-
-
-class _Adapter(HTTPAdapter):
-    """requests' adapter with one fixed pool instead of a search for it on every call.
-
-    ``sent`` returns urllib3's response as it is: cookies, history and text are not used.
-    """
-
-    def __init__(
-        self,
-        origin: SplitResult,
-        proxy: str,
-        pools: tuple[type[WatchedPool], type[WatchedTLSPool]],
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-        self._forwards = bool(proxy) and origin.scheme == "http"
-        self._path_from = len(f"{origin.scheme}://{origin.netloc}")
-        self._pool = self._pool_for(origin, proxy, pools, dict(options))
-
-    def _pool_for(
-        self,
-        origin: SplitResult,
-        proxy: str,
-        pools: tuple[type[WatchedPool], type[WatchedTLSPool]],
-        options: dict[str, Any],
-    ) -> HTTPConnectionPool:
-        host, port, scheme = origin.hostname or "", origin.port, origin.scheme
-        if proxy:
-            by = parse_url(proxy)
-            options |= {"_proxy": by, "_proxy_headers": self.proxy_headers(proxy)}
-            options["_proxy_config"] = ProxyConfig(options.get("ssl_context"), False, None, None)
-            if self._forwards:
-                host, port, scheme = by.host or "", by.port, by.scheme or "http"
-        plain, tls = pools
-        if scheme == "https":
-            return tls(host, port, **options)
-        options.pop("ssl_context", None)
-        return plain(host, port, **options)
-
-    def sent(self, request: PreparedRequest, seconds: float) -> HTTPResponse:
-        """urllib3's response with its body unread. A kept connection that turns out to be unusable is replaced."""
-        while True:
-            with suppress(ConnectionUnusable):
-                return cast(HTTPResponse, self.send(request, stream=True, timeout=(seconds, seconds)))
-
-    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:
-        return self._pool
-
-    def cert_verify(self, *_: Any, **__: Any) -> None:
-        """The pool's SSLContext verifies; no request can switch that off."""
-
-    def request_url(self, request: PreparedRequest, proxies: object) -> str:
-        url = request.url or ""
-        return url if self._forwards else url[self._path_from :]
-
-    def build_response(self, req: PreparedRequest, resp: Any) -> Any:
-        return resp
-
-    def close(self) -> None:
-        self._pool.close()
-        super().close()
-
-
-def _silence_libraries() -> None:
-    """urllib3 logs URLs with their queries; our errors already say what failed."""
-    for name in _TALKATIVE_LOGGERS:
-        logging.getLogger(name).addFilter(_nothing)
-
-
-def _nothing(_: logging.LogRecord) -> bool:
-    return False
+        while self._idle:
+            self._idle.pop().close()

@@ -104,3 +104,10 @@ def test_many_different_warnings_take_no_more_memory_than_a_thousand(lines: io.S
     for number in range(5000):
         assert repeats.filter(logging.makeLogRecord({"levelno": logging.ERROR, "msg": f"number {number}"}))
     assert len(repeats._passed) <= 1000
+
+
+def test_warnings_that_quote_addresses_are_not_logged(lines: io.StringIO) -> None:
+    """urllib3 quotes whole addresses, and those of receivers contain secrets."""
+    logging.getLogger("urllib3.connectionpool").warning("Failed to parse headers (url=%s)", "https://hooks/token-7")
+    logging.getLogger("apscheduler").warning("late")
+    assert [entry["event"] for entry in entries(lines)] == ["late"]

@@ -236,7 +236,8 @@ UNCLEAR: list[tuple[str, bytes]] = [
     ("another version", b"HTTP/2.0 200 OK\r\n" + LENGTH + b"\r\n" + BODY),
     ("a status of four digits", b"HTTP/1.1 2000 OK\r\n" + LENGTH + b"\r\n" + BODY),
     ("a line before the status", b"\r\n" + HEAD + LENGTH + b"\r\n" + BODY),
-    ("trailers without end", HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[:-2] + b"A: b\r\n" * 101),
+    ("another protocol", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"),
+    ("trailers without end", HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CHUNKS[:-2] + b"A: b\r\n" * 20_000),
 ]
 
 
@@ -253,7 +254,7 @@ def test_an_ambiguous_answer_is_discarded(step: bytes) -> None:
         HEAD + LENGTH + LENGTH + b"\r\n" + BODY,
         HEAD + b"Content-Length: %d, %d\r\n\r\n" % (len(BODY), len(BODY)) + BODY,
         HEAD + b"Transfer-Encoding: Chunked\r\n\r\n" + CHUNKS,
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x  ;a=b\r\n%s\r\n0\r\nT: r\r\n\r\n" % (len(BODY), BODY),
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x;a=b  \r\n%s\r\n0\r\nT: r\r\n\r\n" % (len(BODY), BODY),
         b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n" + LENGTH + b"\r\n" + BODY,
         b"HTTP/1.1 200\r\nX-Folded: a\r\n  b\r\n" + LENGTH + b"\r\n" + BODY,
         b"HTTP/1.0 200 OK\n" + LENGTH.replace(b"\r", b"") + b"\n" + BODY,

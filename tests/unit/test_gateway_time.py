@@ -35,7 +35,7 @@ def _long_drip(prefix: bytes, slow: bytes) -> Step:
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 DRIPS: list[tuple[str, Step]] = [
-    ("before the status line", _long_drip(b"", b"H" + b"x" * 9000)),
+    ("before the status line", _long_drip(b"", b"HTTP/1.1 200 " + b"x" * 9000)),
     ("in a header", _long_drip(HEAD + b"X-A: ", b"x" * 9000)),
     ("a header at a time", _long_drip(HEAD, b"X: y\r\n" * 1500)),
     ("100 Continue for ever", _long_drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 400)),

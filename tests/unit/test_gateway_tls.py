@@ -190,7 +190,7 @@ def test_each_connection_resumes_the_session_of_one_before(certificates: Certifi
 def test_a_certificate_has_to_be_shown_again_in_time(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("etl.gateway.tls._VERIFIED_SECONDS", 0.0)
+    monkeypatch.setattr("etl.gateway.connecting._VERIFIED_SECONDS", 0.0)
     with (
         Hostile(tls=certificates.server("good")) as server,
         gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
