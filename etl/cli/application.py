@@ -142,6 +142,13 @@ class Application:
             store.require_signing()
         return store
 
+    def keep_heads(self) -> None:
+        """Append to [retention] heads_file what a command's run wrote, as the service does."""
+        if file := self.settings.retention.heads_file:
+            from etl.service.maintenance import keep_heads_once
+
+            keep_heads_once(Path(file), self.engine, utc_now())
+
     def rosters(self, store: Store) -> Rosters:
         """The rosters that schedules use."""
         from etl.sync import Rosters

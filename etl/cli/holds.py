@@ -128,6 +128,7 @@ def approve(
             _check_seen(report, selection, held, expect, as_json=as_json)
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
             done = _approve(app, [each.target for each in held], Approval(signature, scopes))
+            app.keep_heads()
     if done is None:
         console.json(None) if as_json else console.say("Nothing is held.")
         return

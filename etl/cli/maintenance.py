@@ -73,7 +73,10 @@ def prune(
         limit = _limit(app, before, keep, timezone)
         database.require_current(app.engine)
         database.require_sound(app.engine)
-        gone = app.sealing_store().prune_runs(limit, utc_now(), dry_run=dry_run)
+        gone = app.sealing_store().prune_runs(
+            limit, utc_now(), has_receivers=bool(app.settings.notify), dry_run=dry_run
+        )
+        app.keep_heads()
     if as_json:
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
@@ -155,6 +158,7 @@ def maintenance_running(app: Application, service: Service) -> Iterator[None]:
         clock=utc_now,
         keep_runs=kept.keep_runs,
         heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
+        has_receivers=bool(app.settings.notify),
         clock_is_right=lambda: _clock_is_right(app),
     )
     with maintenance.running():

@@ -85,6 +85,7 @@ def sync_now(
                 _retire(app, store, Configured(chosen), everything=retire)
             new_run = a_run("command", len(targets), chosen, org_id=org, user_id=user)
             report = _run(app, store, new_run, chosen, targets, quiet=as_json)
+        app.keep_heads()
     show_report(report, as_json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 

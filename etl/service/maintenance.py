@@ -6,9 +6,11 @@ import datetime as dt
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import structlog
+from sqlalchemy import Engine
 
 from etl.errors import DatabaseError
 from etl.store import Store
@@ -25,6 +27,32 @@ _SHARE: Final = 20
 _STOP_SECONDS: Final = 3.0
 
 
+_log = structlog.get_logger("etl.service.maintenance")
+
+
+def append_heads(heads: HeadsFile, now: dt.datetime) -> None:
+    """Append to the file of heads what it does not have, and log what that shows. Raises OSError and DatabaseError."""
+    appended = heads.catch_up(now)
+    if appended.heads:
+        _log.debug("heads_kept", heads=appended.heads)
+    if appended.set_back:
+        _log.warning(
+            "heads_set_back",
+            targets=appended.set_back,
+            remedy="the file of heads knew later versions: was a backup restored? See `flowtrail verify --against`",
+        )
+
+
+def keep_heads_once(file: Path, engine: Engine, now: dt.datetime) -> None:
+    """The same for a command. A file that cannot be written is logged: whatever appends to it next catches up. Raises
+    DatabaseError."""
+    try:
+        append_heads(HeadsFile(file, engine), now)
+    except OSError as error:
+        remedy = f"the run is recorded, and the next one that appends here catches up; look at {file}"
+        _log.warning("heads_file_failed", error=str(error), remedy=remedy)
+
+
 class Maintenance:
     """Runs in a separate thread, so that a slow or full disk delays no run. It works while ``active``."""
 
@@ -36,6 +64,7 @@ class Maintenance:
         clock: Callable[[], dt.datetime],
         keep_runs: dt.timedelta | None,
         heads: HeadsFile | None,
+        has_receivers: bool,
         clock_is_right: Callable[[], bool | None] = lambda: True,
     ) -> None:
         """``clock_is_right``: None while unknown; nothing is deleted while it is False."""
@@ -44,6 +73,7 @@ class Maintenance:
         self._clock = clock
         self._keep_runs = keep_runs
         self._heads = heads
+        self._has_receivers = has_receivers
         self._clock_is_right = clock_is_right
         self._loop = BackgroundLoop(
             "maintenance",
@@ -56,7 +86,6 @@ class Maintenance:
         self._active_since: float | None = None
         self._prune_at = self._look_at = 0.0
         self._troubles: dict[str, str] = {}
-        self._log = structlog.get_logger("etl.service.maintenance")
 
     def running(self) -> BackgroundLoop:
         """Work while the block runs, and once more at its end, for the last runs."""
@@ -84,11 +113,11 @@ class Maintenance:
             return
         except Exception as error:
             if self._troubles.get(what) != str(error):
-                self._log.warning(f"{what}_failed", error=str(error), remedy=remedy)
+                _log.warning(f"{what}_failed", error=str(error), remedy=remedy)
             self._troubles[what] = str(error)
         else:
             if self._troubles.pop(what, None) is not None:
-                self._log.info(f"{what}_works_again")
+                _log.info(f"{what}_works_again")
 
     def _keep_heads(self) -> None:
         """Append the heads. Only runs change them: there is nothing to do until one has begun, written or ended."""
@@ -97,24 +126,18 @@ class Maintenance:
         marks = self._store.marks()
         if marks == self._seen or (began < self._look_at and not self._loop.stopping):
             return
-        appended = self._heads.catch_up(self._clock())
+        append_heads(self._heads, self._clock())
         self._seen, self._look_at = marks, began + _SHARE * (time.monotonic() - began)
-        if appended.heads:
-            self._log.debug("heads_kept", heads=appended.heads)
-        if appended.set_back:
-            self._log.warning(
-                "heads_set_back",
-                targets=appended.set_back,
-                remedy="the file of heads knew later versions: was a backup restored? See `flowtrail verify --against`",
-            )
 
     def _prune(self) -> None:
         assert self._keep_runs is not None  # noqa: S101 - the caller looked
         self._prune_at = time.monotonic() + PRUNE_SECONDS
         now = self._clock()
-        gone = self._store.prune_runs(now - self._keep_runs, now, go_on=self._may_go_on)
+        gone = self._store.prune_runs(
+            now - self._keep_runs, now, has_receivers=self._has_receivers, go_on=self._may_go_on
+        )
         if gone.runs:
-            self._log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
+            _log.info("runs_pruned", runs=gone.runs, issues=gone.issues)
 
     def _may_go_on(self) -> bool:
         return self._active() and self._trusts_clock() and not self._loop.stopping

@@ -227,15 +227,18 @@ class Store(RunRecords):
         before: dt.datetime,
         now: dt.datetime,
         *,
+        has_receivers: bool,
         dry_run: bool = False,
         go_on: Callable[[], bool] = lambda: True,
     ) -> Pruned:
         """Delete the issues of runs that ended before ``before`` and that nothing needs; the runs and seals stay.
 
+        ``has_receivers``: whether notifications go to anybody, who may still have to be told of a run.
+
         A separate run does this in many small transactions, so it may be killed in between; all issues of a run go in
         one. ``go_on`` is called before each of them.
         """
-        found = list(retention.prunable(self._read, before, now))
+        found = list(retention.prunable(self._read, before, now, has_receivers=has_receivers))
         if dry_run:
             return Pruned(sum(len(each.run_ids) for each in found), sum(each.issues for each in found))
         done = Pruned(0, 0)

@@ -19,7 +19,7 @@ ISSUES_AT_ONCE: Final = 5_000
 _ROWS_AT_ONCE: Final = 50_000
 """Rows read per transaction."""
 UNNOTIFIED_FOR: Final = dt.timedelta(days=7)
-"""How long a run without a notification is kept, whatever the setting."""
+"""How long a run that receivers were not told of is kept, whatever the setting."""
 
 
 class Pruned(NamedTuple):
@@ -44,17 +44,18 @@ Read = Callable[[Callable[[Connection], T]], T]
 """Runs a function in a reading transaction of its own."""
 
 
-def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime) -> Iterator[PrunableRuns]:
+def prunable(read: Read[Any], before: dt.datetime, now: dt.datetime, *, has_receivers: bool) -> Iterator[PrunableRuns]:
     """The runs whose issues may be deleted, one transaction's worth at a time; each look is a short transaction.
 
-    A run's issues may go if it ended before ``before``, unless they say why removals are held, or receivers have not
-    been told of the run within ``UNNOTIFIED_FOR`` of ``now``. A run that ended ahead of ``now``, because the clock was
-    wrong then, counts as ended before the runs that began after it.
+    A run's issues may go if it ended before ``before``, unless they say why removals are held, or the receivers,
+    where there are any, have not been told of the run within ``UNNOTIFIED_FOR`` of ``now``. A run that ended ahead
+    of ``now``, because the clock was wrong then, counts as ended before the runs that began after it.
     """
     kept = set(read(lambda connection: connection.execute(_HOLDS).scalars().all()))
+    unnotified_since = now - UNNOTIFIED_FOR if has_receivers else None
     after = 0
     while True:
-        found = read(partial(_old, before=before, now=now, after=after))
+        found = read(partial(_old, before=before, now=now, unnotified_since=unnotified_since, after=after))
         for runs in grouped((run for run in found if run.id not in kept), attrgetter("issues"), ISSUES_AT_ONCE):
             yield PrunableRuns([run.id for run in runs], sum(run.issues for run in runs))
         if len(found) < _ROWS_AT_ONCE:
@@ -70,11 +71,14 @@ def delete_issues(connection: Connection, run_id: int, run_ids: Sequence[int], n
     return connection.execute(delete(sync_issue).where(sync_issue.c.run_id.in_(run_ids))).rowcount
 
 
-def _old(connection: Connection, *, before: dt.datetime, now: dt.datetime, after: int) -> Sequence[Any]:
+def _old(
+    connection: Connection, *, before: dt.datetime, now: dt.datetime, unnotified_since: dt.datetime | None, after: int
+) -> Sequence[Any]:
     """Runs with the number of their issues, by id, which is the order in which runs began."""
     ended_at = func.coalesce(sync_run.c.finished_at, sync_run.c.heartbeat_at, type_=sync_run.c.heartbeat_at.type)
-    is_notified = or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < now - UNNOTIFIED_FOR)
-    old = and_(sync_run.c.status != "running", ended_at < before, is_notified)
+    old = and_(sync_run.c.status != "running", ended_at < before)
+    if unnotified_since is not None:
+        old = and_(old, or_(sync_run.c.notified_at.is_not(None), sync_run.c.heartbeat_at < unnotified_since))
     latest = select(func.max(sync_run.c.id)).where(old).scalar_subquery()
     before_that = and_(sync_run.c.status != "running", ended_at > now, sync_run.c.id < latest)
     issues = select(func.count()).where(sync_issue.c.run_id == sync_run.c.id).correlate(sync_run).scalar_subquery()

@@ -1,4 +1,4 @@
-"""The file to which the service appends the ends of chains, so that nobody has to remember to keep them."""
+"""The file to which runs append the ends of chains, so that nobody has to remember to keep them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import fcntl
 import io
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -25,6 +26,7 @@ from etl.verify.heads import heads_of, ids_of, versions
 from etl.verify.kept_seals import KeptSeal, seal_lines
 
 _AT_ONCE: Final = 500
+_LOCK_SECONDS: Final = 2.0
 _LONGEST_LINE: Final = 64 * MIB
 """A longer line is not a head: a span takes some 200 bytes."""
 
@@ -90,7 +92,7 @@ class HeadsFile:
         with open(self.path, "a+b", buffering=0, opener=lambda path, _: os.open(path, flags, PRIVATE)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "is no regular file")
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
             yield file
 
     def _read_appended(self, file: io.FileIO) -> None:
@@ -158,6 +160,18 @@ def whole_lines(file: BinaryIO, cut: Callable[[int], None]) -> Iterator[bytes]:
             yield line
         else:
             cut(number)
+
+
+def _lock(file: io.FileIO) -> None:
+    """Wait a moment for another process that appends. Raises OSError if it takes longer."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(_LOCK_SECONDS / 100)
 
 
 def _whole(file: BinaryIO) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import itertools
 import json
 import os
@@ -110,8 +111,8 @@ class Runs:
                 connection.execute(sync_issue.insert(), rows)
         return run_id
 
-    def prune(self, before: dt.datetime = OLD, **options: bool) -> tuple[int, int]:
-        return tuple(self.store.prune_runs(before, NOW, **options))
+    def prune(self, before: dt.datetime = OLD, *, has_receivers: bool = True, dry_run: bool = False) -> tuple[int, int]:
+        return tuple(self.store.prune_runs(before, NOW, has_receivers=has_receivers, dry_run=dry_run))
 
     @property
     def left(self) -> set[int]:
@@ -146,7 +147,7 @@ def test_pruning_is_a_sealed_run_of_its_own_and_touches_nothing_else(diary: Diar
     diary.fail()
     assert diary.store.finish_run(3, "failed", {"failed": 1}, START)
     before = dump(diary.engine)
-    assert diary.store.prune_runs(NOW + dt.timedelta(days=1), NOW + dt.timedelta(days=30)) == (1, 1)
+    assert diary.store.prune_runs(NOW + dt.timedelta(days=1), NOW + dt.timedelta(days=30), has_receivers=True) == (1, 1)
     assert written(before, dump(diary.engine)) == {"sync_issue", "pruned_issues"}
     with reading(diary.engine) as connection:
         sealed = select(sync_run.c.origin).join(run_seal, run_seal.c.run_id == sync_run.c.id).order_by(run_seal.c.id)
@@ -198,7 +199,7 @@ def test_pruning_interrupted_anywhere_is_resumed(engine: Engine, monkeypatch: py
         assert sorted(pruned) == gone, "with the issues of a run, and once, it is recorded that they went"
 
 
-def test_a_run_that_was_not_notified_stays_for_a_week(engine: Engine) -> None:
+def test_a_run_that_was_not_notified_stays_for_a_week_where_there_are_receivers(engine: Engine) -> None:
     runs = Runs(engine)
     told, untold, older = (runs.add(age_days=days, issues=1) for days in (6, 6, 8))
     latest = runs.add(age_days=0, issues=1)
@@ -207,6 +208,8 @@ def test_a_run_that_was_not_notified_stays_for_a_week(engine: Engine) -> None:
     assert runs.prune(NOW - dt.timedelta(days=1))[0] == 2
     assert runs.left == {untold, latest}
     assert older not in runs.left
+    assert runs.prune(NOW - dt.timedelta(days=1), has_receivers=False) == (1, 1)
+    assert runs.left == {latest}
 
 
 def test_the_run_that_says_why_a_removal_is_held_stays_while_it_is_held(diary: Diary) -> None:
@@ -232,7 +235,7 @@ def test_pruning_works_in_small_transactions_and_can_be_stopped_between_them(
     for _ in range(9):
         runs.add(issues=2)
     answers = iter([True, True, True, False])
-    gone = runs.store.prune_runs(OLD, NOW, go_on=lambda: next(answers))
+    gone = runs.store.prune_runs(OLD, NOW, has_receivers=True, go_on=lambda: next(answers))
     assert gone == (4, 8)
     assert runs.prune() == (5, 10)
 
@@ -263,6 +266,10 @@ def test_prune_counts_deletes_and_refuses_in_a_sentence(
 def kept_in(path: Path) -> list[dict[str, object]]:
     """The heads; seals are kept in lines of their own."""
     return [json.loads(line) for line in path.read_text().splitlines() if "trail_id" not in line]
+
+
+def seals_in(path: Path) -> list[int]:
+    return [json.loads(line)["id"] for line in path.read_text().splitlines() if "trail_id" in line]
 
 
 def test_the_file_gets_the_heads_that_moved_and_against_accepts_it_whole(diary: Diary, tmp_path: Path) -> None:
@@ -389,13 +396,42 @@ def test_a_service_keeps_the_heads_of_its_own_runs_and_of_commands(inside: Progr
     assert "3 findings" in said
 
 
+def test_a_command_appends_the_seal_of_its_run_before_it_exits(inside: Program, gateway: LocalGateway) -> None:
+    """Also where another process is appending, and whatever could not be appended before."""
+    flowtrail = inside
+    flowtrail.configure(rest='[guard]\nmin_removed = 1\n[retention]\nheads_file = "kept/heads.jsonl"')
+    kept = flowtrail.folder / "kept" / "heads.jsonl"
+    said = flowtrail("sync")
+    assert said.returncode == 0
+    assert "heads_file_failed" in said.stderr, "no folder stops no run, and it is said"
+    kept.parent.mkdir()
+    gateway.world.set_flows(ORG, ANN, [])
+    with kept.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unlock = threading.Timer(0.5, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        unlock.start()
+        assert command("sync").exit_code == 1, "held"
+        unlock.join()
+    assert seals_in(kept) == [1, 2]
+    assert command("guard", "approve", "--all", "--expect", "any", "--by", "ann").exit_code == 0
+    assert command("prune", "--before", "2999-01-01").exit_code == 0
+    assert seals_in(kept) == [1, 2, 3, 4]
+    assert [line["version"] for line in kept_in(kept)] == [1, 2]
+    assert command("verify", "--against", str(kept)).exit_code == 0
+
+
 def test_only_the_active_replica_keeps_heads_and_forgets_runs(diary: Diary, tmp_path: Path) -> None:
     diary.answer([flow(1)], after(hours=1))
     kept = HeadsFile(tmp_path / "heads.jsonl", diary.engine)
     for active in (False, True):
         maintenance = Maintenance(
-            Store(diary.engine), active=lambda active=active: active, clock=lambda: NOW, keep_runs=None, heads=kept
-        )  # fmt: skip
+            Store(diary.engine),
+            active=lambda active=active: active,
+            clock=lambda: NOW,
+            keep_runs=None,
+            heads=kept,
+            has_receivers=False,
+        )
         with maintenance.running():
             pass  # it looks once more when it ends
         assert kept.path.exists() is active
@@ -416,6 +452,7 @@ def test_the_service_forgets_no_run_while_its_clock_is_known_to_be_wrong(
         clock=lambda: NOW,
         keep_runs=dt.timedelta(days=400),
         heads=None,
+        has_receivers=False,
         clock_is_right=lambda: asked.release() or right,
     )
     with maintenance.running():
