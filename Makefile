@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check crash organisation bench bench-setup dist docs lock plotly clean
+.PHONY: help demo test check crash organisation bench bench-setup dist docs pictures lock plotly clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -42,9 +42,12 @@ check: $(VENV)/.dev ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# What is written from the program: docs/cli.md.
-docs: $(VENV)/.dev ## write docs/cli.md from the program
+# What is written from the program: docs/cli.md and docs/settings.md.
+docs: $(VENV)/.dev ## write docs/cli.md and docs/settings.md from the program
 	@$(BIN)/python -m tests.support.cli_reference
+
+pictures: $(VENV)/.dev ## take the picture of the page for the README (needs Chromium)
+	@$(BIN)/python -m tests.support.pictures
 
 # What draws the plots of the page: a built file, kept here, so that nobody who reads a page needs a network.
 PLOTLY := 4.1.1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 from typer.testing import CliRunner
 
 from etl.cli import app
@@ -76,20 +76,24 @@ def test_every_command_that_a_page_names_exists(command: str) -> None:
     assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
 
 
-def test_every_command_is_in_the_readme() -> None:
-    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
-    offered = set(re.findall(r"│ ([a-z]+) +", shown))
-    assert offered, shown
-    readme = PAGES[0].read_text(encoding="utf-8")
-    assert {name for name in offered if f"flowtrail {name}" not in readme} == set()
-
-
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "etl" / "cli" / "flowtrail.toml"], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [ROOT / "docs" / "settings.md", ROOT / "etl" / "cli" / "flowtrail.toml"], ids=str)
 def test_every_setting_is_explained(page: Path) -> None:
     content = page.read_text(encoding="utf-8")
     names = {name for section in SECTIONS.values() for name in section.__struct_fields__} - {"secret_key"}
     names |= {"schedules_dir", "coverage_gap"}
     assert {name for name in names if not re.search(rf"\b{name}\b", content)} == set()
+    assert not re.search(r"^\|.*\|  \|$", content, re.MULTILINE), "a setting without its meaning"
+
+
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_every_table_and_view_is_explained(engine: Engine) -> None:
+    page = (ROOT / "docs" / "sql.md").read_text(encoding="utf-8")
+    there = inspect(engine)
+    assert [name for name in (*there.get_table_names(), *there.get_view_names()) if f"`{name}`" not in page] == []
+
+
+def test_the_first_screen_stays_short() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_every_kind_of_news_is_explained() -> None:

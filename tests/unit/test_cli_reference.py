@@ -13,6 +13,7 @@ from tests.support.program import Program
 
 def test_the_reference_agrees_with_the_program() -> None:
     assert cli_reference.PAGE.read_text("utf-8") == cli_reference.page(), "run `make docs`"
+    assert cli_reference.SETTINGS_PAGE.read_text("utf-8") == cli_reference.settings_page(), "run `make docs`"
 
 
 def test_the_reference_names_every_command_option_and_variable() -> None:
