@@ -96,6 +96,11 @@ def test_the_first_screen_stays_short() -> None:
     assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 120
 
 
+@pytest.mark.parametrize("page", sorted({*(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "README.md"}), ids=str)
+def test_each_page_begins_with_what_its_reader_can_do_afterwards(page: Path) -> None:
+    assert re.search(r"^# .+\n\n(<!--.*-->\n\n)?After this page ", page.read_text(encoding="utf-8"))
+
+
 def test_every_kind_of_news_is_explained() -> None:
     page = (ROOT / "docs" / "notify.md").read_text(encoding="utf-8")
     assert {kind for kind in KINDS if f"`{kind}`" not in page} == set()
