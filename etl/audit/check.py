@@ -34,6 +34,7 @@ from typing import IO, Any, Callable, DefaultDict, Dict, Iterable, Iterator, Lis
 Row = Dict[str, Any]
 Target = Tuple[str, str, str]
 Flow = List[Any]
+Held = Tuple[Any, ...]
 
 BUNDLE = "flowtrail-audit/1"
 KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
@@ -48,7 +49,7 @@ FILES = {
     "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
     "hashes": "run_id:int hashes:texts",
     "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time",
-    "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts data_hash:hash",
+    "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts doubted:doubts data_hash:hash",
     "details": "org_id:text flow_id:text run_id:int asked_at:time observed_at:time update_user:text? update_time:text? "
     "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",
     "org_events": "run_id:int org_id:text flow_id:text kind:text user_id:text? old_name:text? "
@@ -68,6 +69,8 @@ FILES = {
 }
 EVENTS = ("memberships", "holds", "details", "org_events", "pruned_issues")
 CHANGE = ("flow_id", "kind", "old_name", "new_name", "old_cycle", "new_cycle", "old_editable", "new_editable")
+ATTRIBUTES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
+"""The kinds that change an attribute, and its place in a workflow."""
 SPAN = ("first_at", "last_asked_at", "last_at", "observations", "longest_gap_seconds", "interrupted")
 SECOND = 1_000_000
 UNREADABLE = (KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
@@ -186,6 +189,14 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and SURROGATE.search(value) is None
 
 
+def is_doubt(value: Any) -> bool:
+    """A held change: ``[flow_id, kind, new value]``."""
+    if not isinstance(value, list) or len(value) != 3 or not is_text(value[0]) or value[1] not in ATTRIBUTES:
+        return False
+    fits = isinstance(value[2], bool) if value[1] == "editable_changed" else is_text(value[2])
+    return fits or value[2] is None
+
+
 def is_flow(value: Any) -> bool:
     if not isinstance(value, list) or len(value) != 4:
         return False
@@ -202,6 +213,7 @@ FITS: Dict[str, Callable[[Any], bool]] = {
     "hash": lambda value: isinstance(value, str) and HASH.fullmatch(value) is not None,
     "texts": lambda value: isinstance(value, list) and all(is_text(each) for each in value),
     "object": lambda value: isinstance(value, dict) and is_text(json.dumps(value, ensure_ascii=False)),
+    "doubts": lambda value: isinstance(value, list) and all(is_doubt(each) for each in value),
     "flows": lambda value: isinstance(value, list) and all(is_flow(each) for each in value),
 }
 
@@ -423,11 +435,11 @@ class Trail:
         self.members: Dict[Target, None] = {}
         self.approved: Dict[Tuple[int, Target], Optional[int]] = {}
         """When the hold began that was approved in a run."""
-        self.ended: DefaultDict[Tuple[int, Target], List[str]] = defaultdict(list)
-        """The workflows whose hold ended in a run."""
+        self.ended: DefaultDict[Tuple[int, Target], List[Held]] = defaultdict(list)
+        """What ended in a run of what was held."""
         self.began: Dict[Target, int] = {}
         """When the hold of a target began."""
-        self.waiting: DefaultDict[Target, Dict[str, None]] = defaultdict(dict)
+        self.waiting: DefaultDict[Target, Dict[Held, None]] = defaultdict(dict)
         """What is held, after the rows so far."""
         self.holds: DefaultDict[Target, List[Row]] = defaultdict(list)
 
@@ -545,14 +557,17 @@ class Trail:
         target = target_of(row)
         self.holds[target].append(row)
         require(f"{name_of(target)}, hold", "flow_ids", sorted(set(row["flow_ids"])), row["flow_ids"])
+        require(
+            f"{name_of(target)}, hold", "doubted", sorted(row["doubted"], key=lambda doubt: doubt[:2]), row["doubted"]
+        )
         waiting = self.waiting[target]
         if row["kind"] == "held":
             self.began[target] = self.began[target] if waiting else row["at"]
-            waiting.update(dict.fromkeys(row["flow_ids"]))
+            waiting.update(dict.fromkeys(held_by(row)))
             return
-        self.ended[row["run_id"], target] += row["flow_ids"]
-        for flow_id in row["flow_ids"]:
-            waiting.pop(flow_id, None)
+        self.ended[row["run_id"], target] += held_by(row)
+        for held in held_by(row):
+            waiting.pop(held, None)
         if row["kind"] == "approved":
             self.approved[row["run_id"], target] = self.began.get(target)
 
@@ -896,8 +911,16 @@ class Chain:
             if self.target not in run.targets:
                 raise Broken(at, f"{run.place} was not to ask this target")
             key = (run.id, self.target)
-            held = [self.trail.approved.get(key), sorted(self.trail.ended[key])]
-            scope = digest([*self.target, *held]) if key in self.trail.approved else None
+            ended = self.trail.ended[key]
+            gone, doubted = (
+                sorted(e[0] for e in ended if not e[1]),
+                sorted((e for e in ended if e[1]), key=lambda e: e[:2]),
+            )
+            scope = (
+                digest([*self.target, self.trail.approved.get(key), gone, doubted])
+                if key in self.trail.approved
+                else None
+            )
             require(at, "change_set.approved_scope", scope, row["approved_scope"])
         elif run.opened == "no" or row["hash"] not in run.hashes:
             raise Broken(at, f"is not in {run.place}, which it names")
@@ -925,6 +948,11 @@ class Chain:
             if self.trail.runs[event["run_id"]].seal["id"] <= last and flow_id in event["flow_ids"]:
                 held = event["kind"] == "held"
         return held
+
+
+def held_by(event: Row) -> List[Held]:
+    """What a row of holds is about: removals have no kind."""
+    return [(flow_id, "", None) for flow_id in event["flow_ids"]] + [tuple(doubt) for doubt in event["doubted"]]
 
 
 def after_of(change: Row) -> Flow:
@@ -1191,16 +1219,16 @@ class Check:
 
     def _require_holds(self, target: Target, issues: List[Row]) -> None:
         """What is held, run by run: as many as the issue says, and nothing ends that did not begin."""
-        held: Dict[str, None] = {}
+        held: Dict[Held, None] = {}
         place = f"{name_of(target)}, hold"
         by_run: Dict[int, int] = {}
         for event in self.trail.holds[target]:
-            for flow_id in event["flow_ids"]:
+            for each in held_by(event):
                 begins = event["kind"] == "held"
-                if begins == (flow_id in held) or event["kind"] not in ("held", "back", "approved"):
-                    raise Broken(place, f"{event['kind']} of {shown(flow_id)} in run {event['run_id']} cannot be")
-                held.update({flow_id: None}) if begins else held.pop(flow_id)
-            by_run[event["run_id"]] = len(held)
+                if begins == (each in held) or event["kind"] not in ("held", "back", "approved"):
+                    raise Broken(place, f"{event['kind']} of {shown(each[0])} in run {event['run_id']} cannot be")
+                held.update({each: None}) if begins else held.pop(each)
+            by_run[event["run_id"]] = sum(not each[1] for each in held)
             self._require_hold_answer(event, f"{place} in run {event['run_id']}")
         for row in issues:
             if row["verdict"] == "held" and row["run_id"] in by_run:
@@ -1211,6 +1239,11 @@ class Check:
         answer = answer_of(self.bundle, event["data_hash"], at)
         for flow_id in event["flow_ids"]:
             if answer is not None and (flow_id in answer) != (event["kind"] == "back"):
+                raise Broken(at, f"its answer does not show {event['kind']} of {shown(flow_id)}")
+        for flow_id, kind, new in event["doubted"]:
+            flow = answer.get(flow_id) if answer is not None else None
+            shows = flow is not None and flow[ATTRIBUTES[kind]] == new
+            if answer is not None and shows == (event["kind"] == "back"):
                 raise Broken(at, f"its answer does not show {event['kind']} of {shown(flow_id)}")
 
     def compare(

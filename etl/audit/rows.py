@@ -81,10 +81,10 @@ def memberships(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 def holds(connection: Connection, contents: Contents) -> Iterator[Row]:
     """All, from the first."""
-    columns = (hold_event.c[name] for name in ("run_id", "kind", "at", "flow_ids", "data_hash"))
+    columns = (hold_event.c[name] for name in ("run_id", "kind", "at", "flow_ids", "doubted", "data_hash"))
     query = _of_org(_of_sealed(hold_event, *TARGET_KEY, *columns), contents)
-    for *before, flow_ids, data_hash in _stream(connection, query.order_by(hold_event.c.id)):
-        yield (*before, json.loads(flow_ids), data_hash)
+    for *before, flow_ids, doubted, data_hash in _stream(connection, query.order_by(hold_event.c.id)):
+        yield (*before, json.loads(flow_ids), json.loads(doubted), data_hash)
 
 
 def details(connection: Connection, contents: Contents) -> Iterator[Row]:

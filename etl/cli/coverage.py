@@ -16,7 +16,7 @@ from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, 
 from etl.system.clock import utc_now
 
 _TARGETS: Final = CoveredTarget._fields
-_HOLDS: Final = (*Hold._fields[:-1], "workflows")
+_HOLDS: Final = (*Hold._fields[:-2], "workflows")
 
 
 def register(app: typer.Typer) -> None:
@@ -61,8 +61,8 @@ def _show(found: Coverage, zone: dt.tzinfo) -> None:
     _rows("Who was to be asked", _TARGETS, found.targets, zone)
     _rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
     _rows("\nNobody was looking", Gap._fields, found.gaps, zone)
-    holds = [(*each[:-1], len(each.flow_ids)) for each in found.holds]
-    _rows("\nHeld removals", _HOLDS, holds, zone)
+    holds = [(*each[:-2], len({*each.flow_ids, *(doubt[0] for doubt in each.doubted)})) for each in found.holds]
+    _rows("\nHolds", _HOLDS, holds, zone)
     _rows("\nCame and went", Membership._fields, found.memberships, zone)
     asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
     first, last = found.seals

@@ -1,4 +1,4 @@
-"""The commands for removals that wait for a person: guard list, guard approve."""
+"""The commands for removals and changes that wait for a person: guard list, guard approve."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from etl.cli import console, options
 from etl.cli.application import Application, a_run
 from etl.cli.empty_results import no_such_name, require_names
 from etl.cli.run import show_report
-from etl.domain.holds import Approval, HeldSet, code, fits, held_set, is_code, scope_of_all
+from etl.domain.holds import Approval, HeldSet, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
 from etl.errors import UsageError
-from etl.report import HeldRemoval, Report
+from etl.report import HeldWorkflow, Report
 from etl.sync import RunReport
 from etl.system.clock import utc_now
 
@@ -33,7 +33,7 @@ _SHOWN: Final = 200
 _LONGEST_NAME: Final = 200
 _COLUMNS: Final = (
     *("org_id", "user_id", "expression", "code", "held_since"),
-    *("flow_id", "flow_name", "cycle", "reason"),
+    *("flow_id", "flow_name", "cycle", "held", "reason"),
 )
 
 WholeOrg = Annotated[
@@ -53,7 +53,7 @@ By = Annotated[
     typer.Option("--by", help="Who approves; recorded in the trail before your login.", show_default="your login"),
 ]
 
-_guard = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
+_guard = typer.Typer(help="Removals and changes that wait for a person.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
 
 
 class _Selection(NamedTuple):
-    """Whose removals are to be approved: one target's, an organisation's, or all."""
+    """Of whom what is held is to be approved: one target, an organisation, or all."""
 
     org: str | None
     target: Target | None
@@ -83,7 +83,7 @@ def list_held(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show the removals that wait for a person, the reason, and the codes for `guard approve`."""
+    """Show what waits for a person, the reason, and the codes for `guard approve`."""
     zone = options.time_zone_named(timezone)
     with options.open_application(context, config_file) as app:
         report = _report(app)
@@ -112,7 +112,7 @@ def approve(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Confirm held removals: ask the gateway once more, and apply its answer."""
+    """Confirm what is held: ask the gateway once more, and apply its answer."""
     selection = _selection(org_id, user_id, expression, org, everything)
     _check_expected(expect)
     signature = _signature(by)
@@ -160,17 +160,17 @@ def _check_seen(
 ) -> None:
     """Require that exactly this set is approved. Raises UsageError, or Exit if a person says no."""
     scope = held[0].scope if selection.target else scope_of_all(held)
-    removals = sum(each.removals for each in held)
+    changes = sum(each.changes for each in held)
     if expect is None:
-        _ask_person(report, selection, scope, removals, as_json=as_json)
+        _ask_person(report, selection, scope, changes, as_json=as_json)
     elif expect != _ANY and not fits(expect, scope):
         raise UsageError(
-            f"Not approved: {expect} is not the code of what is held for {selection} now, {removals} removals with the "
+            f"Not approved: {expect} is not the code of what is held for {selection} now, {changes} changes with the "
             f"code {code(scope)}. Look at `flowtrail guard list` before you approve them."
         )
 
 
-def _ask_person(report: Report, selection: _Selection, scope: str, removals: int, *, as_json: bool) -> None:
+def _ask_person(report: Report, selection: _Selection, scope: str, changes: int, *, as_json: bool) -> None:
     if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
             "Say what you approve: `--expect CODE` with the code from `flowtrail guard list`, "
@@ -178,7 +178,7 @@ def _ask_person(report: Report, selection: _Selection, scope: str, removals: int
         )
     shown = (each for each in report.holds(org=selection.org) if selection.target in (None, Target(*each[:3])))
     _show_rows(_rows(shown), dt.UTC)
-    if not typer.confirm(f"Approve these {removals} removals (code {code(scope)})?"):
+    if not typer.confirm(f"Approve these {changes} changes (code {code(scope)})?"):
         console.say("Nothing was approved.")
         raise typer.Exit(1)
 
@@ -234,12 +234,12 @@ def _codes(held_sets: Iterable[HeldSet]) -> _Codes:
     return _Codes(code(scope_of_all(held)) if held else "", by_org)
 
 
-def _rows(removals: Iterable[HeldRemoval]) -> Iterator[dict[str, Any]]:
-    """Each removal with the code of its target's held set."""
+def _rows(removals: Iterable[HeldWorkflow]) -> Iterator[dict[str, Any]]:
+    """Each workflow with what is held of it, and the code of its target's held set."""
     for (*key, since), of_target in groupby(removals, key=itemgetter(0, 1, 2, 3)):
         listed = list(of_target)
-        own = code(held_set(Target(*key), since, (removal.flow_id for removal in listed)).scope)
-        yield from ({**removal._asdict(), "code": own} for removal in listed)
+        own = code(shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in listed)).scope)
+        yield from ({**row._asdict(), "held": described(row.doubted), "code": own} for row in listed)
 
 
 def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo, empty: str = "nothing is held") -> None:

@@ -37,7 +37,7 @@ _LEAST_FIRST: Final = (
     *("changed_inside", "first_observed_at", "first_listed_at", "sealed_at"),
     *("last_observed_at", "observed_after", "observed_before", "last_listed_at", "held_since", "changed_at"),
     *("last_success_at", "unchanged", "changed", "reason", "example", "targets", "held", "from_kind", "valid_to"),
-    *("valid_from", "next_run_at", "started_at", "failed", "last_error", "name", "observed at", "held_removals"),
+    *("valid_from", "next_run_at", "started_at", "failed", "last_error", "name", "observed at", "held_workflows"),
     *("missing_since", "retired_at", "since", "source", "users", "cycle", "cycle_label", "flow_count", "overdue"),
     *("coverage", "flow_name", "last_error_code", "why", "what happened"),
 )

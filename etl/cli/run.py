@@ -191,7 +191,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
         console.say(f"And {more} more: the table sync_issue lists all of them by run_id.", "yellow")
         console.table("\nBy cause", ("cause", "targets"), tally.causes.most_common())
     if tally.verdicts["held"]:
-        console.say("Held removals wait for a person: `flowtrail guard list` shows them.", "yellow")
+        console.say("What is held waits for a person: `flowtrail guard list` shows it.", "yellow")
 
 
 def serve(

@@ -42,7 +42,7 @@ _STYLES: Final = {"down": "red", "degraded": "red", "notice": "yellow"}
 _RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged", "held",
                        "failed", "stale", "missed")  # fmt: skip
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
-                          "last_error_code", "last_error", "held_removals", "held_since")  # fmt: skip
+                          "last_error_code", "last_error", "held_workflows", "held_since")  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +70,7 @@ def status(
     as_json: options.Json = False,
     config_file: options.Config = None,
 ) -> None:
-    """Show the last runs, problems by cause, targets with problems, held removals, and the next runs.
+    """Show the last runs, problems by cause, targets with problems, holds, and the next runs.
 
     Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
     """
@@ -151,7 +151,7 @@ def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.da
 
 def _freshness(found: HealthSnapshot) -> dict[str, Any]:
     """What ``/freshness`` says, without the names, which the problems have."""
-    counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_removals", "never_observed")}
+    counts = {name: getattr(found, name) for name in ("refused", "failing", "held", "held_workflows", "never_observed")}
     return {"status": found.freshness, "overdue": len(found.overdue), **counts}
 
 

@@ -116,13 +116,15 @@ class DatabaseSettings(Section, frozen=True, kw_only=True):
 
 
 class GuardSettings(Section, frozen=True, kw_only=True):
-    """When removals are doubted."""
+    """When removals and changes are doubted."""
 
     min_removed: AtLeastOne = 10
     max_removed_share: Share = 0.3
     max_emptied_targets: AtLeastOne = 5
     max_emptied_share: Share = 0.2
     max_org_removed_share: Share = 0.3
+    min_changed: AtLeastOne = 10
+    max_changed_share: Share = 0.5
     window: Annotated[dt.timedelta, Meta(extra={"read": guard_window})] = dt.timedelta(hours=24)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.domain.model import ChangeSet, Flow, Span, Target
+from etl.domain.model import ChangeSet, Doubt, Flow, Span, Target
 
 FORMAT: Final = 1
 TAG: Final = f"change/{FORMAT}"
@@ -58,9 +58,12 @@ def state_digest(flows: Iterable[Flow]) -> str:
     return digest(sorted(flows, key=_flow_id))
 
 
-def approved_scope(target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str]) -> str:
-    """The digest of the hold that a person approved: when it began, and what is held, in whatever order it is given."""
-    return digest([*target, optional_microseconds(held_since), sorted(set(flow_ids))])
+def approved_scope(
+    target: Target, held_since: dt.datetime | None, flow_ids: Iterable[str], doubted: Iterable[Doubt] = ()
+) -> str:
+    """The digest of the hold that a person approved: when it began, and which removals and changes are held."""
+    held = (optional_microseconds(held_since), sorted(set(flow_ids)), sorted(set(doubted), key=_change_order))
+    return digest([*target, *held])
 
 
 def change_set_content(change_set: ChangeSet) -> bytes:

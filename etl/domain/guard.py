@@ -1,7 +1,7 @@
-"""The removal guard: which part of an answer is believed, and which waits for a person. Pure.
+"""The guard: which part of an answer is believed, and which waits for a person. Pure.
 
-A removal that is large in number and in share is more often a mistake upstream than the truth, so it is held: the
-workflows stay, marked as missing, until they come back or a person approves their removal. Nothing approves itself.
+A removal or a change that is large in number and in share is more often a mistake upstream than the truth, so it is
+held: the workflows stay as they are until the answers no longer say so, or a person approves. Nothing approves itself.
 
 ``docs/guard.md`` has the rules as tables of cases; the numbers in the comments below are those of its rows.
 """
@@ -16,35 +16,41 @@ from typing import Final, Literal
 
 import msgspec
 
-from etl.domain.model import Flow
+from etl.domain.kinds import ATTRIBUTE_OF, ChangeKind
+from etl.domain.model import Doubt, Flow, State
 
 FEWEST_WITHOUT_KEY: Final = 5
 """From so many workflows on, a key that all of them have lost was forgotten, not left out because it is null."""
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """When a removal is doubted; the numbers of section ``[guard]`` of the settings."""
+    """When removals and changes are doubted; the numbers of section ``[guard]`` of the settings."""
 
     min_removed: int = 10
     max_removed_share: float = 0.3
     max_emptied_targets: int = 5
     max_emptied_share: float = 0.2
     max_org_removed_share: float = 0.3
+    min_changed: int = 10
+    max_changed_share: float = 0.5
     window: dt.timedelta = dt.timedelta(hours=24)
 
 
 class Decision(msgspec.Struct, frozen=True):
     """How much of an answer is believed.
 
-    ``held`` are the workflows that stay although the answer lacks them. ``whole``: the answer looks like another
-    list, and nothing of it is applied. ``removes``: how many workflows would go, with nothing in the list itself
-    against it. ``uncertain``: the target is asked a second time at the end of the run, and that answer counts.
+    ``held`` are the workflows that stay although the answer lacks them, ``doubted`` the changes that are not believed.
+    ``whole``: nothing of the answer is applied: it looks like another list, or has doubted changes. ``removes``: how
+    many workflows would go, with nothing in the list itself against it. ``uncertain``: the target is asked a second
+    time at the end of the run, and that answer counts. ``many``: the changes that are one reason for this.
     """
 
     held: Set[str] = frozenset()
+    doubted: Set[Doubt] = frozenset()
     whole: bool = False
     removes: int = 0
     uncertain: bool = False
+    many: Set[Doubt] = frozenset()
     reason: str = ""
 
 
@@ -84,6 +90,74 @@ def _missing_of(absent: Set[str], known: Set[str]) -> str:
 
 def _over_limit(count: int, total: int, limits: Limits) -> bool:
     return 0 < count >= limits.min_removed and count >= share_of(limits.max_removed_share, total)
+
+
+def weigh_changes(
+    of_removals: Decision, state: State, answered: Mapping[str, Flow], limits: Limits, second: Sums | None
+) -> Decision:
+    """Add what the changes of name, cycle and editability mean to a decision about the removals of the same answer.
+
+    ``second``: the sums of the organisation, by kind, where this is a second answer.
+    """
+    changes, both = changes_between(state.flows, answered), len(state.flows.keys() & answered.keys())
+    many = {k for k, found in changes.items() if found and len(found) >= share_of(limits.max_changed_share, both)}
+    lasting = {kind for kind, found in changes.items() if _any_lasts(found, state.doubted)}  # C6, C7
+    over = {kind for kind in many if len(changes[kind]) >= limits.min_changed}  # C3
+    together = {kind for kind in many if second and kind in second and second[kind].ruling == "hold"}  # C4, C5
+    if lasting or (second is not None and (over or together)):
+        reasons = [_changed_of(kind, changes[kind], both) for kind in changes if kind in lasting | over | together]
+        reasons += [_together(second[kind]) for kind in together - over if second]
+        return _hold_changes(state, answered, lasting | over | together, changes, "; ".join(reasons))
+    if second is None and many:
+        return msgspec.structs.replace(of_removals, uncertain=True, many=_union(changes, many))  # C2
+    return of_removals  # C1, C9
+
+
+Sums = Mapping[ChangeKind, "Sum"]
+
+
+def changes_between(known: Mapping[str, Flow], answered: Mapping[str, Flow]) -> dict[ChangeKind, frozenset[Doubt]]:
+    """The changes of the workflows that both lists have, by kind."""
+    found: dict[ChangeKind, set[Doubt]] = {kind: set() for kind in ATTRIBUTE_OF}
+    for flow_id, before in known.items():
+        after = answered.get(flow_id)
+        if after is not None and after != before:
+            for kind, attribute in ATTRIBUTE_OF.items():
+                new = getattr(after, attribute)
+                if new != getattr(before, attribute):
+                    found[kind].add(Doubt(flow_id, kind, new))
+    return {kind: frozenset(doubts) for kind, doubts in found.items()}
+
+
+def _hold_changes(
+    state: State,
+    answered: Mapping[str, Flow],
+    kinds: Set[ChangeKind],
+    changes: Mapping[ChangeKind, frozenset[Doubt]],
+    reason: str,
+) -> Decision:
+    absent = state.flows.keys() - answered.keys()  # C8
+    missing = f"{_missing_of(absent, state.flows.keys())}; " if absent else ""
+    return Decision(absent, _union(changes, kinds), whole=True, reason=missing + reason)
+
+
+def _union(changes: Mapping[ChangeKind, frozenset[Doubt]], kinds: Iterable[ChangeKind]) -> frozenset[Doubt]:
+    return frozenset().union(*(changes[kind] for kind in kinds))
+
+
+def _any_lasts(found: Iterable[Doubt], doubted: Iterable[Doubt]) -> bool:
+    held = {doubt[:2] for doubt in doubted}
+    return any(doubt[:2] in held for doubt in found)
+
+
+def _changed_of(kind: ChangeKind, found: Collection[Doubt], both: int) -> str:
+    name = {"renamed": "name", "cycle_changed": "cycle"}.get(kind, "editability")
+    what = f"have lost their {name}" if all(doubt.new is None for doubt in found) else f"have another {name}"
+    return f"{len(found)} of {both} workflows {what}"
+
+
+def _together(changes: Sum) -> str:
+    return f"of the organisation's {changes.whole} workflows {changes.of_run} change like that in this run"
 
 
 def keys_lost(known: Mapping[str, Flow], answered: Iterable[Flow], absent: Set[str]) -> str | None:
@@ -139,6 +213,11 @@ def removals_of_organisation(had: int, before: int, limits: Limits) -> Sum:
     return Sum(max(limits.min_removed, _at_least(limits.max_org_removed_share, had)), had, before)
 
 
+def changes_of_organisation(workflows: int, changed: int, limits: Limits) -> Sum:
+    """The workflows of an organisation that change in one attribute, in lists that change for the most part."""
+    return Sum(max(limits.min_changed, _at_least(limits.max_changed_share, workflows)), workflows, seen=changed)
+
+
 def emptied_targets(targets: int, limits: Limits) -> Sum:
     """The targets of a run whose lists become empty."""
     return Sum(max(limits.max_emptied_targets, _at_least(limits.max_emptied_share, targets)), targets)
@@ -182,20 +261,31 @@ def _hours(window: dt.timedelta) -> str:
 # ----------------------------------------------------------------------------------------------- a person's decision
 
 
-def approve(known: Set[str], missing: Set[str], answered: Set[str]) -> Decision:
-    """A person approved the held removals: believe them, unless something else is missing too."""
-    absent = known - answered
-    unheld = absent - missing
-    if not unheld:
-        return Decision()
-    return Decision(absent, whole=True, reason=f"not approved: {_some(unheld)} went missing after the hold")
+def approve(state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:
+    """A person approved what is held: believe it, unless the answer does more of the same."""
+    absent, changes = state.flows.keys() - answered.keys(), changes_between(state.flows, answered)
+    of_hold = {doubt.kind for doubt in state.doubted}
+    unheld = absent - state.missing
+    new = _union(changes, of_hold) - state.doubted
+    others = weigh_changes(Decision(), State(state.flows), answered, limits, {}).doubted
+    further = {doubt.kind for doubt in others} - of_hold
+    if unheld:
+        reason = f"{_some(unheld)} went missing after the hold"
+    elif new:
+        reason = f"{_some({doubt.flow_id for doubt in new})} changed after the hold"
+    elif further:
+        reason = "more changes at once than were held"
+    else:
+        return Decision()  # C10, C12
+    return Decision(absent, _union(changes, of_hold | further), whole=True, reason=f"not approved: {reason}")  # C11
 
 
-def refuse_approval(known: Set[str], answered: Set[str], code: str) -> Decision:
-    """A person approved another set than is held now: apply nothing of the answer while anything is missing."""
-    absent = known - answered
+def refuse_approval(state: State, answered: Mapping[str, Flow], code: str) -> Decision:
+    """A person approved another set than is held now: apply nothing of the answer while anything of it is held."""
+    absent, changes = state.flows.keys() - answered.keys(), changes_between(state.flows, answered)
+    doubted = _union(changes, {doubt.kind for doubt in state.doubted})
     reason = f"not approved: another set is held now, with the code {code}"
-    return Decision(absent, whole=True, reason=reason) if absent else Decision()
+    return Decision(absent, doubted, whole=True, reason=reason) if absent or doubted else Decision()
 
 
 def _some(flow_ids: Collection[str], most: int = 3) -> str:

@@ -11,6 +11,13 @@ CHANGE_KINDS: Final[tuple[ChangeKind, ...]] = get_args(ChangeKind)
 DELTA_KINDS: Final = tuple(kind for kind in CHANGE_KINDS if kind != "baseline")
 """Those that report a change; a baseline is a target's first list."""
 
+ATTRIBUTE_OF: Final[Mapping[ChangeKind, str]] = {
+    "renamed": "flow_name",
+    "cycle_changed": "cycle",
+    "editable_changed": "editable",
+}
+"""The kinds that change an attribute of a workflow, and which."""
+
 EventKind = Literal[
     "appeared", "reappeared", "access_granted", "cycle_changed", "renamed", "access_lost", "disappeared"
 ]
@@ -45,7 +52,7 @@ LABELS: Final[Mapping[str, Label]] = {
     "disappeared": Label("disappeared", "disappeared", "Disappeared"),
     "access_granted": Label("access granted", "accesses granted", "Access granted"),
     "access_lost": Label("access lost", "accesses lost", "Access lost"),
-    "held": Label("held", "held", "Removals are held until a person decides"),
+    "held": Label("held", "held", "Held until a person decides"),
     "failed": Label("failed", "failed", "No valid answer"),
     "overdue": Label("overdue", "overdue", "Overdue: not observed for three due slots"),
     "recovered": Label("recovered", "recovered", "Recovered"),

@@ -56,6 +56,14 @@ ATTRIBUTES: Final = ("flow_name", "cycle", "editable")
 """What can change of a workflow."""
 
 
+class Doubt(NamedTuple):
+    """A change of a workflow that is not recorded until a person approves it: its kind, and the value it would set."""
+
+    flow_id: str
+    kind: ChangeKind
+    new: str | bool | None
+
+
 class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One change of one workflow, with the full before and after; the field order is that of the chain."""
 
@@ -67,6 +75,11 @@ class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     new_cycle: str | None
     old_editable: bool | None
     new_editable: bool | None
+
+    def as_doubted(self) -> Doubt:
+        """The same as it would be held; of no use for the kinds that change no attribute."""
+        new = {"renamed": self.new_name, "cycle_changed": self.new_cycle, "editable_changed": self.new_editable}
+        return Doubt(self.flow_id, self.kind, new.get(self.kind))
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
@@ -161,8 +174,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     held_asked_at: dt.datetime | None = None
     held_at: dt.datetime | None = None
     """The last answer that was believed but for some removals: when it was requested, and had arrived."""
-    latest_missing_at: dt.datetime | None = None
-    """When the latest of the held removals was first seen."""
+    latest_hold_at: dt.datetime | None = None
+    """When something was held last, or came back, in a hold that lasts."""
     run_began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier, whatever another machine's clock says."""
 
@@ -174,16 +187,17 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def latest_at(self) -> dt.datetime | None:
         """The latest time recorded of the target: no later record may lie before it."""
         last_at = None if self.span is None else self.span.last_at
-        recorded = (last_at, self.head_observed_at, self.held_at, self.latest_missing_at)
+        recorded = (last_at, self.head_observed_at, self.held_at, self.latest_hold_at)
         return max((at for at in recorded if at is not None), default=None)
 
 
 class State(msgspec.Struct, frozen=True):
-    """A target's workflows by flow_id, the ones whose removal is held, and the spans of its version."""
+    """A target's workflows by flow_id, the ones whose removal is held, the spans of its version, and held changes."""
 
     flows: Mapping[str, Flow]
     missing: frozenset[str] = frozenset()
     spans: tuple[Span, ...] = ()
+    doubted: frozenset[Doubt] = frozenset()
 
 
 class Issue(msgspec.Struct, frozen=True, gc=False):
@@ -215,10 +229,17 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     missing: Set[str] = frozenset()
     """The workflows whose removal is held afterwards."""
     missing_before: Set[str] = frozenset()
+    doubted: Set[Doubt] = frozenset()
+    """The changes that are held afterwards."""
+    doubted_before: Set[Doubt] = frozenset()
     issue: Issue | None = None
     clock_went_back: bool = False
     kept: KeptAnswer | None = None
     """The answer, where it made a version or belongs to a hold, and answers are archived."""
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.missing or self.doubted)
 
     @property
     def only_extends(self) -> bool:

@@ -85,7 +85,7 @@ class MembershipEvent(NamedTuple):
 
 
 class HoldEvent(NamedTuple):
-    """A row of ``hold_event``; ``flow_ids`` are sorted."""
+    """A row of ``hold_event``; ``flow_ids`` and ``doubted`` are sorted."""
 
     org_id: str
     user_id: str
@@ -94,6 +94,8 @@ class HoldEvent(NamedTuple):
     kind: Literal["held", "back", "approved"]
     at: dt.datetime
     flow_ids: Sequence[str]
+    doubted: Sequence[Any]
+    """Held changes, each ``[flow_id, kind, new value]``."""
     data_hash: str
     """The hash of the answer that showed it."""
 

@@ -86,7 +86,7 @@ def judged(
     changes = baseline(after) if fence.version == 0 else diff(state.flows, after)
     digest = answer_digest if after is answer else state_digest(after.values())
     change_set = _change_set(fence, state, snapshot, times, digest, changes, approval)
-    held = bool(decision.held)
+    held = bool(decision.held or decision.doubted)
     span, extends = (None, False) if held else _next_span(fence, times, coverage_gap, new_version=bool(change_set))
     return Outcome(
         fence=fence,
@@ -102,9 +102,11 @@ def judged(
         flow_count=len(after),
         missing=decision.held,
         missing_before=state.missing,
+        doubted=decision.doubted,
+        doubted_before=state.doubted,
         issue=Issue("guard", decision.reason, snapshot.attempts, len(decision.held)) if held else None,
         clock_went_back=times.clock_went_back,
-        kept=snapshot.kept if held or change_set or state.missing else None,
+        kept=snapshot.kept if held or change_set or fence.held else None,
     )
 
 
@@ -127,7 +129,7 @@ def _change_set(
 ) -> ChangeSet | None:
     if not changes and fence.version > 0:
         return None
-    signed = approval if any(change.kind == "removed" for change in changes) else None
+    signed = approval if any(c.kind == "removed" or c.as_doubted() in state.doubted for c in changes) else None
     return ChangeSet(
         target=fence.target,
         version=fence.version + 1,
@@ -136,7 +138,7 @@ def _change_set(
         last_unchanged_at=fence.span.last_asked_at if fence.span else None,
         spans=state.spans,
         approved_by=signed.by if signed else None,
-        approved_scope=held_set(fence.target, fence.held_since, state.missing).scope if signed else None,
+        approved_scope=held_set(fence.target, fence.held_since, state.missing, state.doubted).scope if signed else None,
         data_hash=snapshot.data_hash,
         state_digest=digest,
         changes=changes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from etl.report.queries import Report
 from etl.report.rows import (
     Column,
-    HeldRemoval,
+    HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
@@ -19,7 +19,7 @@ from etl.report.rows import (
 
 __all__ = [
     "Column",
-    "HeldRemoval",
+    "HeldWorkflow",
     "ListChange",
     "ListState",
     "ListWorkflow",

@@ -124,14 +124,14 @@ def read_stored(connection: Connection, now: dt.datetime) -> StoredConditions:
 
 
 def of_targets(
-    connection: Connection, asked: int, held_targets: int, held_removals: int
+    connection: Connection, asked: int, held_targets: int, held_workflows: int
 ) -> Iterator[DetectedCondition]:
     """What is wrong with targets and rosters, by cause; ``asked``: the targets that are not refused for good."""
     yield from _failing(connection, asked)
     if held_targets:
         first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
         since = first[0].held_since if first else None
-        yield held(held_targets, held_removals, since, [str(Target(*row[:3])) for row in first])
+        yield held(held_targets, held_workflows, since, [str(Target(*row[:3])) for row in first])
     for org_id, code, message, since in connection.execute(_ROSTERS, {"most": _MOST_CAUSES}):
         yield roster_failing(org_id, code, message, since)
 

@@ -45,7 +45,7 @@ CODES: Final[dict[str, Rule]] = {
     "details_failing": Rule("notice", "They are asked for again with the next change."),
     "timestamps_failing": Rule("notice", "Check whether [seal] timestamp_url answers; no run or seal waits for it."),
     "targets_refused": Rule("notice", "Grant the right in EnOS, or take the targets out of their schedule."),
-    "targets_held": Rule("notice", "`flowtrail guard list` shows the removals, and how to approve them."),
+    "targets_held": Rule("notice", "`flowtrail guard list` shows what is held, and how to approve it."),
     "targets_unscheduled": Rule("notice", "Put them into a schedule, or retire them: `flowtrail sync --retire`."),
     "verify_overdue": Rule("notice", "Run `flowtrail verify`."),
     "clock_off": Rule("notice", "Make sure that this machine's clock is right (NTP). If it is, nothing else to do."),
@@ -243,9 +243,9 @@ def _summary(cause: Failing) -> str:
     return f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"
 
 
-def held(targets: int, removals: int, since: dt.datetime | None, first: Sequence[str]) -> DetectedCondition:
-    """Removals wait for a person."""
-    summary = f"{counted(targets, 'target')}: {counted(removals, 'removal')} held"
+def held(targets: int, workflows: int, since: dt.datetime | None, first: Sequence[str]) -> DetectedCondition:
+    """Removals and changes wait for a person."""
+    summary = f"{counted(targets, 'target')}: {counted(workflows, 'workflow')} held"
     return DetectedCondition("targets_held", summary, "", since, targets, first)
 
 

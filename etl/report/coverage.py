@@ -99,6 +99,9 @@ class Hold(NamedTuple):
     expression: str
     kind: str
     flow_ids: Sequence[str]
+    """Of removals."""
+    doubted: Sequence[Sequence[Any]]
+    """Of other changes, each ``[flow_id, kind, new value]``."""
 
 
 class Membership(NamedTuple):
@@ -204,7 +207,7 @@ class _CoverageReader:
             targets=list(self._covered(gaps)),
             unanswered=[Unanswered(*row) for row in self._rows(_UNANSWERED)],
             gaps=gaps,
-            holds=[Hold._make((*row[:-1], json.loads(row[-1]))) for row in self._rows(_HELD)],
+            holds=[Hold._make((*row[:-2], *map(json.loads, row[-2:]))) for row in self._rows(_HELD)],
             memberships=[Membership(*row) for row in self._rows(_MOVED)],
         )
 
@@ -363,7 +366,10 @@ _UNANSWERED: Final = _joined(
     sync_issue,
 ).order_by(run_seal.c.id, *TARGET_KEY, sync_issue.c.id)
 _HELD: Final = _joined(
-    select(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *TARGET_KEY, hold_event.c.kind, hold_event.c.flow_ids),
+    select(
+        *(run_seal.c.id, hold_event.c.run_id, hold_event.c.at, *TARGET_KEY),
+        *(hold_event.c.kind, hold_event.c.flow_ids, hold_event.c.doubted),
+    ),
     hold_event,
 ).order_by(run_seal.c.id, hold_event.c.id)
 _MOVED: Final = _joined(

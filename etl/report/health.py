@@ -42,7 +42,7 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     """Targets that EnOS refuses until somebody changes a right or the schedule."""
     held: int
-    held_removals: int
+    held_workflows: int
     listed: int
     """Workflows in the lists of all targets; one that two targets see counts twice."""
     checked: condition_checks.LastCheck | None = None
@@ -119,7 +119,7 @@ _SUMMARY: Final = (
 )
 _HELD_REMOVALS: Final = text("""
     SELECT count(*) FROM workflow w JOIN target t ON t.id = w.target_id
-     WHERE w.missing_since IS NOT NULL AND t.held_since IS NOT NULL AND t.retired_at IS NULL
+     WHERE (w.missing_since IS NOT NULL OR w.doubted IS NOT NULL) AND t.held_since IS NOT NULL AND t.retired_at IS NULL
     """)
 _LAST_CHANGE: Final = (
     text("SELECT max(observed_at) AS at FROM change_set WHERE observed_at <= :now")
@@ -175,7 +175,7 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
-    held_removals = connection.execute(_HELD_REMOVALS).scalar_one()
+    held_workflows = connection.execute(_HELD_REMOVALS).scalar_one()
     stored = condition_checks.read_stored(connection, now)
     damage = condition_checks.damage_of(connection.engine)
     check = condition_checks.last_check(connection)
@@ -183,11 +183,11 @@ def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
         *([damage] if damage else condition_checks.of_the_disk(connection.engine)),
         *stored.of_the_service,
         *condition_checks.of_the_trail(check),
-        *condition_checks.of_targets(connection, found.targets - found.refused, found.held, held_removals),
+        *condition_checks.of_targets(connection, found.targets - found.refused, found.held, held_workflows),
     ]
     return {
         **found._mapping,
-        "held_removals": held_removals,
+        "held_workflows": held_workflows,
         "detected": wrong,
         "began": stored.since,
         "checked": check,

@@ -11,13 +11,13 @@ from typing import Final
 from sqlalchemy import Connection, Engine, select, text
 
 from etl.database import reading
-from etl.domain.holds import HeldSet, held_set
+from etl.domain.holds import HeldSet, shown_set
 from etl.domain.model import Target, cycle_code
 from etl.report import statements
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.names import any_contains, contains_sql, pattern
 from etl.report.rows import (
-    HeldRemoval,
+    HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
@@ -139,7 +139,7 @@ class Report:
         return stream(self._engine, statements.targets(), TargetHealth)
 
     def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
-        """The first ``limit`` rows of ``health`` whose last attempt failed, or whose removals are held."""
+        """The first ``limit`` rows of ``health`` whose last attempt failed, or of which something is held."""
         return stream(self._engine, statements.targets("problems").limit(limit), TargetHealth)
 
     def causes(self) -> list[ProblemCause]:
@@ -147,17 +147,18 @@ class Report:
         with reading(self._engine) as connection:
             return causes(connection)
 
-    def holds(self, *, org: str | None = None) -> Iterator[HeldRemoval]:
-        """Each workflow whose removal is held, and the latest reason why, by organisation, user, expression, flow_id.
+    def holds(self, *, org: str | None = None) -> Iterator[HeldWorkflow]:
+        """Each workflow of which something is held, and the latest reason why, by organisation, user, expression,
+        flow_id.
 
         ``missing_since`` is when an answer lacked the workflow first.
         """
-        return stream(self._engine, statements.held_removals(org=org), HeldRemoval)
+        return stream(self._engine, statements.held_workflows(org=org), HeldWorkflow)
 
     def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
-        """The held removals of each target, by organisation, user and expression."""
-        for (*key, since), removals in groupby(self.holds(org=org), key=itemgetter(0, 1, 2, 3)):
-            yield held_set(Target(*key), since, (removal.flow_id for removal in removals))
+        """What is held of each target, by organisation, user and expression."""
+        for (*key, since), rows in groupby(self.holds(org=org), key=itemgetter(0, 1, 2, 3)):
+            yield shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in rows))
 
     def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""

@@ -248,7 +248,7 @@ class TargetHealth(NamedTuple):
     last_error_code: str | None
     last_error: str | None
     held_since: dt.datetime | None
-    held_removals: int
+    held_workflows: int
     retired_at: dt.datetime | None
 
 
@@ -263,8 +263,9 @@ class ProblemCause(NamedTuple):
     example: str | None
 
 
-class HeldRemoval(NamedTuple):
-    """A workflow that the last answers lack, and that stays until it is back or a person approves its removal."""
+class HeldWorkflow(NamedTuple):
+    """A workflow that stays as it is, although the last answers lack it or change it, until they no longer do or a
+    person approves. ``doubted``: the kinds and new values of held changes, as JSON; null: its removal is held."""
 
     org_id: str
     user_id: str
@@ -273,7 +274,8 @@ class HeldRemoval(NamedTuple):
     flow_id: str
     flow_name: str | None
     cycle: str | None
-    missing_since: dt.datetime
+    missing_since: dt.datetime | None
+    doubted: str | None
     reason: str | None
 
 

@@ -14,12 +14,12 @@ Show = Literal["", "problems", "never_observed", "empty", "retired"]
 """Which targets: all configured ones, or those with problems, not observed yet, with an empty list, or retired."""
 
 HELD = and_(target.c.held_since.is_not(None), target.c.retired_at.is_(None))
-"""Removals of the target wait for a person."""
+"""Removals or changes of the target wait for a person."""
 
 
 def targets(which: Show = "") -> Select[Any]:
     """``TargetHealth``, by organisation, user and expression. A target has a problem if its last attempt failed or
-    was refused, or if removals are held."""
+    was refused, or if something is held."""
     health = view("target_health", TargetHealth)
     chosen: dict[Show, ColumnElement[bool]] = {
         "": true(),
@@ -45,13 +45,15 @@ def held_targets() -> Select[Any]:
     return select(*columns).where(HELD).order_by(target.c.held_since, *TARGET_KEY)
 
 
-def held_removals(*, org: str | None = None) -> Select[Any]:
-    """``HeldRemoval``: one row per workflow whose removal is held, by organisation, user, expression and flow_id."""
-    missing = (workflow.c.flow_id, workflow.c.flow_name, workflow.c.cycle, workflow.c.missing_since)
+def held_workflows(*, org: str | None = None) -> Select[Any]:
+    """``HeldWorkflow``: one row per workflow of which something is held, by organisation, user, expression, flow_id."""
+    held = ("flow_id", "flow_name", "cycle", "missing_since", "doubted")
     return (
-        select(*TARGET_KEY, target.c.held_since, *missing, _latest_reason())
+        select(*TARGET_KEY, target.c.held_since, *(workflow.c[name] for name in held), _latest_reason())
         .join_from(target, workflow, workflow.c.target_id == target.c.id)
-        .where(HELD, workflow.c.missing_since.is_not(None), *equal(target, org_id=org))
+        .where(
+            HELD, workflow.c.missing_since.is_not(None) | workflow.c.doubted.is_not(None), *equal(target, org_id=org)
+        )
         .order_by(*TARGET_KEY, workflow.c.flow_id)
     )
 

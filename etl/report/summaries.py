@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, text
 
-from etl.domain.holds import code, held_set
+from etl.domain.holds import code, shown_set
 from etl.domain.model import CYCLE_LABELS, Target
 from etl.report import statements
 from etl.report.fetch import fetch, with_times
@@ -196,26 +196,29 @@ SELECT count(*) FROM target WHERE observation_id IS NULL AND retired_at IS NULL 
 
 
 def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[Hold]:
-    """The targets whose removals are held, the oldest hold first, each with the latest reason and its code."""
+    """The targets of which something is held, the oldest hold first, each with the latest reason and its code."""
     chosen = with_ids(connection.dialect.name, statements.held_targets(), org, user).limit(limit)
     rows = connection.execute(chosen).all()
-    missing = _missing(connection, [row.id for row in rows])
-    return [_hold(row, missing[row.id]) for row in rows]
+    held = _held(connection, [row.id for row in rows])
+    return [_hold(row, held[row.id]) for row in rows]
 
 
-def _hold(row: Any, missing: Sequence[str]) -> Hold:
+def _hold(row: Any, held: Sequence[tuple[str, str | None]]) -> Hold:
     target = Target(row.org_id, row.user_id, row.expression)
-    scope = held_set(target, row.held_since, missing).scope
-    return Hold(*target, row.held_since, len(missing), row.flow_count, row.reason, code(scope))
+    scope = shown_set(target, row.held_since, held).scope
+    return Hold(*target, row.held_since, len(held), row.flow_count, row.reason, code(scope))
 
 
-def _missing(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[str]]:
-    """The workflows whose removal is held, for each of these targets."""
-    sql = text("SELECT target_id, flow_id FROM workflow WHERE target_id IN :ids AND missing_since IS NOT NULL")
-    missing: dict[int, list[str]] = {target_id: [] for target_id in target_ids}
-    for target_id, flow_id in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
-        missing[target_id].append(flow_id)
-    return missing
+def _held(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[tuple[str, str | None]]]:
+    """The workflows of which something is held, and which changes, for each of these targets."""
+    sql = text(
+        "SELECT target_id, flow_id, doubted FROM workflow"
+        " WHERE target_id IN :ids AND (missing_since IS NOT NULL OR doubted IS NOT NULL)"
+    )
+    held: dict[int, list[tuple[str, str | None]]] = {target_id: [] for target_id in target_ids}
+    for target_id, *row in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
+        held[target_id].append((row[0], row[1]))
+    return held
 
 
 def most_changed(connection: Connection, scope: Scope, limit: int) -> list[MostChanged]:

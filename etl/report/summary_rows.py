@@ -84,13 +84,13 @@ class Gap(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """A target whose removals are held."""
+    """A target of which something is held."""
 
     org_id: str
     user_id: str
     expression: str
     held_since: dt.datetime
-    held_removals: int
+    held_workflows: int
     flow_count: int
     reason: str | None
     code: str

@@ -79,8 +79,9 @@ workflow: Final = Table(
     time("first_listed_at"),
     time("changed_at"),
     Column("missing_since", UtcTime),
-    partial_index("ix_workflow_missing", "target_id", where="missing_since IS NOT NULL"),
-    comment="A workflow as its target sees it now; missing_since: since when its removal is held.",
+    Column("doubted", Text),
+    partial_index("ix_workflow_held", "target_id", where="missing_since IS NOT NULL OR doubted IS NOT NULL"),
+    comment="A workflow as its target sees it now; held are its removal (missing_since) and what doubted has.",
 )
 
 change_set: Final = Table(

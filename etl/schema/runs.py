@@ -110,10 +110,11 @@ hold_event: Final = Table(
     string("kind"),
     time("at"),
     string("flow_ids"),
+    string("doubted"),
     string("data_hash"),
     Index(None, "target_id", "id"),
     Index(None, "run_id", "id"),
-    comment="Workflows whose removal was held: when that began, and how it ended. Append-only.",
+    comment="Workflows whose removal or change was held: when that began, and how it ended. Append-only.",
 )
 
 pruned_issues: Final = Table(

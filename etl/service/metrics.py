@@ -237,8 +237,8 @@ _PLAIN: Final = {
     "targets_never_observed": ("never_observed", "Targets that nobody has observed yet."),
     "targets_failing": ("failing", "Targets whose last attempt failed, and may succeed at the next."),
     "targets_refused": ("refused", "Targets that EnOS permanently refuses."),
-    "targets_held": ("held", "Targets with held removals."),
-    "held_removals": ("held_removals", "Removals that wait for a person."),
+    "targets_held": ("held", "Targets of which something is held."),
+    "held_workflows": ("held_workflows", "Workflows whose removal or change waits for a person."),
     "listed_workflows": ("listed", "Workflows in the lists of all targets."),
 }
 _TIMES: Final = {

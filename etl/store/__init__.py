@@ -80,6 +80,7 @@ class Store(RunRecords):
     """
 
     removals = reads(turnover.removal_sums)
+    listed_workflows = reads(turnover.listed_workflows)
     changed_workflows = reads(details.changed_workflows)
 
     rosters = reads(rosters_of)

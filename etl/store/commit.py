@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence, Set
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
@@ -10,8 +11,9 @@ from sqlalchemy import Connection, Select, Table, Update, bindparam, delete, fun
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import FORMAT, GENESIS, encode
+from etl.domain.holds import as_text
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import Change, ChangeSet, Issue, Outcome, Span
+from etl.domain.model import Change, ChangeSet, Doubt, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import details, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
@@ -97,6 +99,11 @@ _MISSING: Final = (
 )
 
 
+_DOUBTED: Final = (
+    update(workflow)
+    .where(workflow.c.target_id == bindparam("of_target"), workflow.c.flow_id == bindparam("of_flow"))
+    .values(doubted=bindparam("doubts"))
+)
 _FIRST_ISSUE: Final = insert(sync_issue).returning(sync_issue.c.id)
 
 
@@ -128,6 +135,7 @@ def apply(
     _insert_changes(connection, numbered)
     _replay(connection, numbered)
     _execute_many(connection, _MISSING, _missing_rows(won))
+    _execute_many(connection, _DOUBTED, _doubted_rows(won))
     _execute_many(connection, insert(hold_event), _hold_events(run_id, won))
     _write_targets(connection, won, _open_spans(connection, won))
     issue_id = _insert_issues(connection, run_id, outcomes, lost)
@@ -242,6 +250,19 @@ def _missing_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     ]
 
 
+def _doubted_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """What is held of the workflows of which another change is held than before."""
+    return [
+        {
+            "of_target": outcome.fence.target_id,
+            "of_flow": flow_id,
+            "doubts": as_text(doubt for doubt in outcome.doubted if doubt.flow_id == flow_id),
+        }
+        for outcome in outcomes
+        for flow_id in sorted({doubt.flow_id for doubt in outcome.doubted ^ outcome.doubted_before})
+    ]
+
+
 def _hold_events(run_id: int, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """The holds that began, and how earlier ones ended."""
     return [
@@ -251,20 +272,27 @@ def _hold_events(run_id: int, outcomes: Iterable[Outcome]) -> list[dict[str, Any
             "kind": kind,
             "at": outcome.observed_at,
             "flow_ids": encode(sorted(flow_ids)).decode(),
+            "doubted": encode(sorted(doubts, key=itemgetter(0, 1))).decode(),
             "data_hash": outcome.data_hash,
         }
         for outcome in outcomes
-        if outcome.missing or outcome.missing_before
-        for kind, flow_ids in _hold_changes(outcome).items()
-        if flow_ids
+        if outcome.holds or outcome.missing_before or outcome.doubted_before
+        for kind, (flow_ids, doubts) in _hold_changes(outcome).items()
+        if flow_ids or doubts
     ]
 
 
-def _hold_changes(outcome: Outcome) -> dict[str, Set[str]]:
+def _hold_changes(outcome: Outcome) -> dict[str, tuple[Set[str], Set[Doubt]]]:
+    """What began to be held, came back, and was approved: removals, and other changes."""
     changes = outcome.change_set.changes if outcome.change_set else ()
-    ended = outcome.missing_before - outcome.missing
-    approved = ended & {change.flow_id for change in changes if change.kind == "removed"}
-    return {"held": outcome.missing - outcome.missing_before, "back": ended - approved, "approved": approved}
+    ended, undoubted = outcome.missing_before - outcome.missing, outcome.doubted_before - outcome.doubted
+    removed = ended & {change.flow_id for change in changes if change.kind == "removed"}
+    changed = undoubted & {change.as_doubted() for change in changes}
+    return {
+        "held": (outcome.missing - outcome.missing_before, outcome.doubted - outcome.doubted_before),
+        "back": (ended - removed, undoubted - changed),
+        "approved": (removed, changed),
+    }
 
 
 def _open_spans(connection: Connection, outcomes: Iterable[Outcome]) -> dict[int, int]:
@@ -301,7 +329,7 @@ def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: d
         for o in outcomes
         if o.span is not None and not o.extends and o.answer_digest is None
     ]
-    ended = [{"target_id": o.fence.target_id} for o in answered if o.fence.held and not o.missing]
+    ended = [{"target_id": o.fence.target_id} for o in answered if o.fence.held and not o.holds]
     _execute_many(connection, _FAILED, failures)
     _execute_many(connection, _OPENED, opened)
     if answered:
@@ -325,10 +353,10 @@ def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -
         outcome.data_hash,
         made.state_digest if made else None,
         outcome.flow_count,
-        stamp(connection, outcome.observed_at) if outcome.missing and outcome.observed_at else None,
+        stamp(connection, outcome.observed_at) if outcome.holds and outcome.observed_at else None,
         *(
             (stamp(connection, outcome.asked_at), stamp(connection, outcome.observed_at))
-            if outcome.missing and outcome.asked_at and outcome.observed_at
+            if outcome.holds and outcome.asked_at and outcome.observed_at
             else (None, None)
         ),
     )

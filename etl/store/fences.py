@@ -11,8 +11,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection, and_, bindparam, case, func, select, tuple_
 
-from etl.domain.model import Fence, Flow, Span, State, Target
-from etl.schema import TARGET_KEY, change_set, observation, target, workflow
+from etl.domain.holds import doubts_in
+from etl.domain.model import Doubt, Fence, Flow, Span, State, Target
+from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, observation, target
 from etl.store import membership, seals
 from etl.store.bulk import BulkValues
 
@@ -29,11 +30,11 @@ LATEST_SPAN: Final = (
     select(func.max(_of_target.c.id)).where(_of_target.c.target_id == target.c.id).correlate(target).scalar_subquery()
 )
 
-_latest_missing: Final = case(
+_latest_hold: Final = case(
     (
         target.c.held_since.is_not(None),
-        select(func.max(workflow.c.missing_since))
-        .where(workflow.c.target_id == target.c.id, workflow.c.missing_since.is_not(None))
+        select(func.max(hold_event.c.at, type_=UtcTime()))
+        .where(hold_event.c.target_id == target.c.id)
         .correlate(target)
         .scalar_subquery(),
     )
@@ -59,7 +60,7 @@ _FENCES: Final = (
         *SPAN_COLUMNS,
         change_set.c.hash,
         change_set.c.observed_at,
-        _latest_missing,
+        _latest_hold,
     )
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
@@ -69,7 +70,9 @@ _FENCES_OF: Final = {
     dialect: _FENCES.where(tuple_(*TARGET_KEY).in_(_WANTED.select(dialect))) for dialect in ("postgresql", "sqlite")
 }
 _ROWS_AT_ONCE: Final = 1000
-_WORKFLOWS: Final = "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL FROM workflow"
+_WORKFLOWS: Final = (
+    "SELECT target_id, flow_id, flow_name, cycle, editable, missing_since IS NOT NULL, doubted FROM workflow"
+)
 _WORKFLOWS_OF: Final = {
     "postgresql": _WORKFLOWS + " WHERE target_id = ANY(%s)",
     "sqlite": _WORKFLOWS + " WHERE target_id IN (SELECT value FROM json_each(?))",  # noqa: S608 - ours
@@ -123,14 +126,17 @@ def read_states(connection: Connection, target_ids: Sequence[int]) -> dict[int, 
     flows: dict[int, dict[str, Flow]] = {target_id: {} for target_id in target_ids}
     missing: dict[int, set[str]] = defaultdict(set)
     spans: dict[int, list[Span]] = defaultdict(list)
-    for target_id, flow_id, name, cycle, editable, is_missing in _workflows(connection, target_ids):
+    doubted: dict[int, list[Doubt]] = defaultdict(list)
+    for target_id, flow_id, name, cycle, editable, is_missing, doubts in _workflows(connection, target_ids):
         flows[target_id][flow_id] = Flow(flow_id, name, cycle, None if editable is None else bool(editable))
         if is_missing:
             missing[target_id].add(flow_id)
+        if doubts is not None:
+            doubted[target_id] += doubts_in(flow_id, doubts)
     for target_id, *span in connection.execute(_SPANS, {"ids": target_ids}):
         spans[target_id].append(Span(*span))
     return {
-        target_id: State(known, frozenset(missing[target_id]), tuple(spans[target_id]))
+        target_id: State(known, frozenset(missing[target_id]), tuple(spans[target_id]), frozenset(doubted[target_id]))
         for target_id, known in flows.items()
     }
 
@@ -149,7 +155,7 @@ def _workflows(connection: Connection, target_ids: Sequence[int]) -> Iterator[tu
 def _fence(row: Sequence[Any]) -> Fence:
     (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
      held_since, retired_at, held_asked_at, held_at, span_id, *span, head_hash, head_observed_at,
-     latest_missing_at) = row  # fmt: skip
+     latest_hold_at) = row  # fmt: skip
     return Fence(
         target=Target(org_id, user_id, expression),
         target_id=target_id,
@@ -167,5 +173,5 @@ def _fence(row: Sequence[Any]) -> Fence:
         span=None if span_id is None else Span(*span),
         head_hash=head_hash,
         head_observed_at=head_observed_at,
-        latest_missing_at=latest_missing_at,
+        latest_hold_at=latest_hold_at,
     )

@@ -136,7 +136,7 @@ EVENTS: Final = (
         _of_target(
             hold_event,
             *(hold_event.c.run_id, hold_event.c.kind, hold_event.c.at),
-            *(hold_event.c.flow_ids, hold_event.c.data_hash),
+            *(hold_event.c.flow_ids, hold_event.c.doubted, hold_event.c.data_hash),
         ).order_by(hold_event.c.id),
     ),
     _Source(
@@ -160,7 +160,7 @@ EVENTS: Final = (
 )
 """Memberships, holds, details, the organisation's events and pruned issues, in the order of the rules."""
 _SOURCES: Final = (CHANGE_SETS, ISSUES, *EVENTS)
-_IS_TEXT_OF_JSON: Final = "flow_ids"
+_TEXTS_OF_JSON: Final = ("flow_ids", "doubted")
 
 _LATEST: Final = (
     select(func.max(change_set.c.observed_at, type_=UtcTime())).where(change_set.c.run_id == _RUN_ID).scalar_subquery()
@@ -197,10 +197,9 @@ def _digests(connection: Connection, run_id: int, targets_digest: str) -> seal.D
 
 def _rows(connection: Connection, query: Select[Any], run_id: int) -> Iterator[Sequence[Any]]:
     with connection.execute(query, {"run_id": run_id}, execution_options=STREAMED) as found:
-        parsed = _IS_TEXT_OF_JSON in found.keys()  # noqa: SIM118 - a result is no mapping
-        place = list(found.keys()).index(_IS_TEXT_OF_JSON) if parsed else 0
+        parsed = [name in _TEXTS_OF_JSON for name in found.keys()]  # noqa: SIM118 - a result is no mapping
         for row in found:
-            yield [*row[:place], json.loads(row[place]), *row[place + 1 :]] if parsed else row
+            yield [json.loads(v) if p else v for v, p in zip(row, parsed, strict=True)] if any(parsed) else row
 
 
 def _counted(connection: Connection, run_id: int) -> dict[str, int]:

@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql
 
 from etl.domain.guard import Limits, Sum, removals_of_organisation
 from etl.domain.model import Outcome
-from etl.schema import UtcTime, org_turnover, organisation, target
+from etl.schema import UtcTime, org_turnover, organisation, target, workflow
 from etl.store.bulk import BulkValues
 from etl.store.runs import database_now
 
@@ -83,6 +83,13 @@ def removal_sums(
         for org in org_ids
         for net, _, by_others in [turned.get(org, (0, 0, 0))]
     }
+
+
+def listed_workflows(connection: Connection, org_id: str) -> int:
+    """How many workflows an organisation's lists have; one that several users see counts once."""
+    listed = select(func.count(workflow.c.flow_id.distinct())).join(target, target.c.id == workflow.c.target_id)
+    of_org = listed.where(target.c.org_id == org_id, target.c.retired_at.is_(None))
+    return int(connection.execute(of_org).scalar_one())
 
 
 def count(connection: Connection, run_id: int, outcomes: Sequence[Outcome], removals: Removals) -> None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from etl.domain import guard, verdict
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval, code, held_set
-from etl.domain.model import Fence, Outcome, Snapshot, State, Target
+from etl.domain.kinds import ChangeKind
+from etl.domain.model import Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
 from etl.sync.messages import RunOptions
@@ -49,6 +50,7 @@ class Judge:
     def __init__(self, options: RunOptions, limits: Limits) -> None:
         self._missing: Counter[str] = Counter()
         self._emptied = 0
+        self._changing: dict[tuple[str, ChangeKind], set[str]] = {}
         self._deferred: list[Deferred] = []
         self._undecided: list[PendingAnswer] = []
         self._options = options
@@ -65,7 +67,7 @@ class Judge:
 
     def found(self) -> BatchRemovals:
         """What was found missing so far."""
-        return BatchRemovals(self._missing, self._emptied, self._deferred, self._undecided)
+        return BatchRemovals(self._missing, self._emptied, self._deferred, self._undecided, self._changing)
 
     def answered(self, targets: Iterable[Target]) -> None:
         """Note that these targets were asked, with whatever result."""
@@ -119,17 +121,23 @@ class Judge:
     # ------------------------------------------------------------------------------------------------------ answers
 
     def _decide(self, fence: Fence, state: State, snapshot: Snapshot) -> Decision:
-        answered = {flow.flow_id for flow in snapshot.flows or ()}
+        answered = {flow.flow_id: flow for flow in snapshot.flows or ()}
         if fence.version == 0:
-            return guard.weigh_first(answered)
+            return guard.weigh_first(answered.keys())
         if self._options.approval is not None:
-            return _approve(self._options.approval, fence, state, answered)
-        return guard.weigh(state.flows.keys(), state.missing, answered, self._limits)
+            return _approve(self._options.approval, fence, state, answered, self._limits)
+        of_removals = guard.weigh(state.flows.keys(), state.missing, answered.keys(), self._limits)
+        second = None
+        if self._options.second is not None:
+            second = self._options.second.changes.get(fence.target.org_id, {})
+        return guard.weigh_changes(of_removals, state, answered, self._limits, second)
 
     def _judge_first(self, assessed: Iterable[AssessedAnswer]) -> Iterator[Outcome]:
         for each in assessed:
             if each.decision.uncertain or not each.snapshot.sole_answer:
                 self._deferred.append(Deferred(each.fence.target, each.missing, each.emptied))
+                for doubt in each.decision.many:
+                    self._changing.setdefault((each.org_id, doubt.kind), set()).add(doubt.flow_id)
             else:
                 self._count(each)
                 yield self._outcome(each, each.decision)
@@ -175,8 +183,8 @@ class Judge:
         return verdict.judged(fence, state, snapshot, decision, self._options.gap_of(fence), self._options.approval)
 
 
-def _approve(approval: Approval, fence: Fence, state: State, answered: Set[str]) -> Decision:
-    held = held_set(fence.target, fence.held_since, state.missing)
+def _approve(approval: Approval, fence: Fence, state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:
+    held = held_set(fence.target, fence.held_since, state.missing, state.doubted)
     if approval.covers(fence.target, held.scope):
-        return guard.approve(state.flows.keys(), state.missing, answered)
-    return guard.refuse_approval(state.flows.keys(), answered, code(held.scope))
+        return guard.approve(state, answered, limits)
+    return guard.refuse_approval(state, answered, code(held.scope))

@@ -1,4 +1,4 @@
-"""The removals of a run, judged together at its end, in memory that does not grow with the targets.
+"""What a run removes and changes, judged together at its end, in memory that does not grow with the targets.
 
 1. First answers: an answer is uncertain if it removes something, or if it is an empty first list. Only how much it
    would remove is kept: four bytes per target, and two numbers per organisation.
@@ -6,6 +6,9 @@
    soon as the sums decide it, whatever the remaining targets may answer (``Sum.ruling``).
 3. If it depends on them, the answer waits in memory (``PendingAnswer``), up to ``WAITING_FLOWS`` workflows in all;
    beyond that, removals are held.
+
+Changes are summed from first answers alone: which workflows change in an attribute, in lists that change for the most
+part. So no second answer waits for others.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import msgspec
 
 from etl.domain import guard
 from etl.domain.guard import Limits, Ruling, Sum
+from etl.domain.kinds import ChangeKind
 from etl.domain.model import Fence, Snapshot, Target
 
 WAITING_FLOWS: Final = 50_000
@@ -44,6 +48,8 @@ class SecondRound(msgspec.Struct, frozen=True, kw_only=True):
     """The targets of the batch; ``orgs`` and ``emptied`` still include their first answers."""
     orgs: Mapping[str, Sum]
     emptied: Sum
+    changes: Mapping[str, Mapping[ChangeKind, Sum]] = {}
+    """By organisation and kind, the workflows that change in first answers."""
 
 
 class PendingAnswer(NamedTuple):
@@ -67,6 +73,8 @@ class BatchRemovals(NamedTuple):
     """How many targets lose all they have, counted the same way."""
     deferred: Sequence[Deferred] = ()
     undecided: Sequence[PendingAnswer] = ()
+    changing: Mapping[tuple[str, ChangeKind], Set[str]] = {}
+    """By organisation and kind, the workflows that change in deferred answers of which most change like that."""
 
     @property
     def unsettled(self) -> int:
@@ -118,10 +126,16 @@ class RunRemovals:
         targets: Sequence[Target],
         limits: Limits,
         removal_sums: Callable[[Collection[str]], Mapping[str, Sum]],
+        workflows: Callable[[str], int] = lambda org_id: 0,
     ) -> None:
-        """``removal_sums`` returns what was removed in organisations before the run."""
+        """``removal_sums`` returns what was removed in organisations before the run, ``workflows`` how many there are
+        in one."""
         self._targets = targets
+        self._limits = limits
         self._removal_sums = removal_sums
+        self._workflows = workflows
+        self._changing: dict[tuple[str, ChangeKind], set[str]] = {}
+        self._changing_ids = 0
         self._first = array("I", bytes(4 * len(targets)))
         """For each target, 0 or its ``Deferred``, packed."""
         self._before: dict[str, Sum] = {}
@@ -144,6 +158,11 @@ class RunRemovals:
                 self._first[number] = _packed(each)
         self._expect(deferred.values(), 1)
         self._count(found)
+        for key, flow_ids in found.changing.items():
+            known = self._changing.setdefault(key, set())
+            new = flow_ids - known if self._changing_ids < WAITING_FLOWS else set()
+            known |= new
+            self._changing_ids += len(new)
 
     def batches(self, size: int) -> Iterator[tuple[list[Target], SecondRound]]:
         """The targets to ask again, in batches, each with the sums at the moment when it is taken."""
@@ -182,7 +201,18 @@ class RunRemovals:
         if unknown := org_ids - self._before.keys():
             self._before.update(self._removal_sums(unknown))
         orgs = {org: self._before[org].plus(self._seen[org], self._expected[org]) for org in org_ids}
-        return SecondRound(first=first, orgs=orgs, emptied=self._emptied)
+        changes = {org: self._changes(org) for org in org_ids}
+        return SecondRound(first=first, orgs=orgs, emptied=self._emptied, changes=changes)
+
+    def _changes(self, org_id: str) -> dict[ChangeKind, Sum]:
+        """The sums that can matter. Beyond what memory holds, each reaches its limit."""
+        full = self._changing_ids >= WAITING_FLOWS
+        counted = {k: len(flow_ids) for (org, k), flow_ids in self._changing.items() if org == org_id}
+        large = {kind: count for kind, count in counted.items() if full or count >= self._limits.min_changed}
+        workflows = self._workflows(org_id) if large else 0
+        if full:
+            large = {kind: max(count, workflows, self._limits.min_changed) for kind, count in large.items()}
+        return {k: guard.changes_of_organisation(workflows, count, self._limits) for k, count in large.items()}
 
     def _unpacked(self, number: int) -> tuple[Target, Deferred]:
         target, packed = self._targets[number], self._first[number] - 1

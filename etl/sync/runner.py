@@ -142,7 +142,10 @@ def _settle(
 ) -> None:
     """Ask for all targets, then again for those with an uncertain answer; second answers are judged together."""
     removals = RunRemovals(
-        targets, context.limits, lambda orgs: context.store.removals(options.run_id, orgs, context.limits)
+        targets,
+        context.limits,
+        lambda orgs: context.store.removals(options.run_id, orgs, context.limits),
+        context.store.listed_workflows,
     )
     for work, settled in _in_window(dispatcher, _first_batches(options, targets, own_gap), context.stop):
         tally.merge(settled.tally)

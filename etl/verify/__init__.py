@@ -217,7 +217,8 @@ def _follow(rows: Rows, row: Row, chain: Chain, answers: Answers | None) -> None
     stray = rows.spans.left_over(target_id)
     if stray is not None:
         raise Broken("observation.version", Verbatim(f"one of the versions 1 to {chain.version}"), stray[1])
-    missing = require_workflows(chain, rows.workflows.take(target_id))
+    missing, doubted = require_workflows(chain, rows.workflows.take(target_id))
     if own is not None:
         own.require_holds()
-    require_target(chain, rows.target(row), Missing(missing, rows.last_hold(target_id) if missing else None))
+    last_hold = rows.last_hold(target_id) if missing else None
+    require_target(chain, rows.target(row), Missing(missing, doubted, last_hold))

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, Row, Select, bindparam, select
 
 from etl.database import reading
 from etl.domain import answers
-from etl.domain.model import Flow
+from etl.domain.kinds import ATTRIBUTE_OF
+from etl.domain.model import Doubt, Flow
 from etl.errors import GatewayError
 from etl.schema import answer, hold_event, workflow_detail
 from etl.verify.chain import Chain
@@ -35,7 +36,7 @@ _BODIES: Final[Select[Any]] = (
     .limit(_AT_ONCE)
 )
 _HOLDS: Final[Select[Any]] = (
-    select(hold_event.c.kind, hold_event.c.at, hold_event.c.flow_ids, hold_event.c.data_hash)
+    select(*(hold_event.c[name] for name in ("kind", "at", "flow_ids", "doubted", "data_hash")))
     .where(hold_event.c.target_id == bindparam("target_id"))
     .order_by(hold_event.c.id)
 )
@@ -121,6 +122,11 @@ class TargetAnswers:
                 if (flow_id in listed) != (hold.kind == "back"):
                     wanted = Verbatim(f"{hold.kind!r} at {hold.at} only of what its answer shows so")
                     raise Broken("hold_event", wanted, flow_id)
+            for doubt in hold.doubted:
+                flow = listed.get(doubt.flow_id)
+                if (flow is not None and getattr(flow, ATTRIBUTE_OF[doubt.kind]) == doubt.new) == (hold.kind == "back"):
+                    wanted = Verbatim(f"{hold.kind!r} at {hold.at} only of what its answer shows so")
+                    raise Broken("hold_event", wanted, doubt.flow_id)
 
     def _hold_until(self, at: dt.datetime) -> None:
         while self._next < len(self._holds) and self._holds[self._next].at <= at:
@@ -141,6 +147,7 @@ class _Hold:
         self.at: dt.datetime = row.at
         self.data_hash: str = row.data_hash
         self.flow_ids: Sequence[str] = json.loads(row.flow_ids)
+        self.doubted = [Doubt(*each) for each in json.loads(row.doubted)]
 
 
 def _data(row: Row[Any], version: int | None = None) -> bytes:

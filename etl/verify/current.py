@@ -12,26 +12,30 @@ from etl.verify.rows import TargetRow, WorkflowRow
 
 
 class Missing(NamedTuple):
-    """The held removals of a target."""
+    """What is held of a target."""
 
     since: Sequence[dt.datetime]
+    doubted: int
+    """Of how many workflows a change is held."""
     at_last_hold: int | None
     """The number in the issue row of the latest hold; None if there is none."""
 
 
-def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> list[dt.datetime]:
-    """Raise Broken unless ``rows`` are the replayed workflows; return since when the held ones are missing.
+def require_workflows(chain: Chain, rows: Iterable[WorkflowRow]) -> tuple[list[dt.datetime], int]:
+    """Raise Broken unless ``rows`` are the replayed workflows; return since when the held ones are missing, and of how
+    many a change is held.
 
     This empties the chain's workflows.
     """
-    missing = []
+    missing, doubted = [], 0
     for row in rows:
         _require_workflow(chain, row)
+        doubted += row.doubted is not None
         if row.missing_since is not None:
             missing.append(row.missing_since)
     for flow_id in chain.state.flows:
         raise Broken("workflow", Verbatim(f"a row with flow_id {shown(flow_id)}"), Verbatim("missing"))
-    return missing
+    return missing, doubted
 
 
 def require_target(chain: Chain, row: TargetRow, missing: Missing) -> None:
@@ -94,13 +98,15 @@ def _require_no_hold(chain: Chain, row: TargetRow, missing: Missing) -> None:
     if missing.since:
         none = Verbatim("null, since nothing of its target is held")
         raise Broken("workflow.missing_since", none, missing.since[0])
+    if missing.doubted:
+        raise Broken("workflow.doubted", Verbatim("null, since nothing of its target is held"), missing.doubted)
     require("target.answer_digest", chain.state_digest, row.answer_digest)
 
 
 def _require_hold(chain: Chain, row: TargetRow, held_since: dt.datetime, missing: Missing) -> None:
-    if not missing.since:
-        raise Broken("target.held_since", Verbatim("null, since no workflow is missing"), held_since)
-    if held_since > min(missing.since):
+    if not missing.since and not missing.doubted:
+        raise Broken("target.held_since", Verbatim("null, since nothing of it is held"), held_since)
+    if missing.since and held_since > min(missing.since):
         earlier = Verbatim(f"not after {min(missing.since)}, since when a workflow is missing")
         raise Broken("target.held_since", earlier, held_since)
     if chain.latest is not None and held_since <= chain.latest.span.last_at:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, sel
 
 from etl.database import reading
 from etl.domain.chain import approved_scope
-from etl.domain.model import Target
+from etl.domain.holds import as_text
+from etl.domain.model import Doubt, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import any_time
@@ -36,15 +37,17 @@ _HOLDS: Final = (
     .limit(_AT_ONCE)
 )
 _EVENTS: Final = select(
-    *(hold_event.c[name] for name in ("target_id", "kind", "at", "flow_ids")),
+    *(hold_event.c[name] for name in ("target_id", "kind", "at", "flow_ids", "doubted")),
 ).order_by(hold_event.c.target_id, hold_event.c.id)
 _APPROVED: Final = (
     select(change_set.c.target_id, change_set.c.observed_at, change_set.c.approved_scope)
     .where(change_set.c.approved_scope.is_not(None))
     .order_by(change_set.c.target_id)
 )
-_MISSING: Final = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.missing_since).where(
-    workflow.c.missing_since.is_not(None)
+_WAITING: Final = (
+    select(workflow.c.target_id, workflow.c.flow_id, workflow.c.missing_since, workflow.c.doubted)
+    .where(workflow.c.missing_since.is_not(None) | workflow.c.doubted.is_not(None))
+    .order_by(workflow.c.target_id)
 )
 _ORDERED: Final = (target_membership, hold_event)
 """The order of a target's rows decides what was so at a time; only the order within a run is in a digest."""
@@ -101,44 +104,67 @@ def _holds(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding
         return
     within = (rows[0].id, rows[-1].id)
     events = _by_target(connection, _EVENTS.where(hold_event.c.target_id.between(*within)))
-    missing = _by_target(
-        connection, _MISSING.where(workflow.c.target_id.between(*within)).order_by(workflow.c.target_id)
-    )
+    waiting = _by_target(connection, _WAITING.where(workflow.c.target_id.between(*within)))
     approved = _by_target(connection, _APPROVED.where(change_set.c.target_id.between(*within)))
     for row in rows:
-        found = {each.flow_id: each.missing_since for each in missing.get(row.id, ())}
+        found = {each.flow_id: (each.missing_since, each.doubted) for each in waiting.get(row.id, ())}
         scopes = {each.observed_at: each.approved_scope for each in approved.get(row.id, ())}
         yield from _compare(row, events.get(row.id, ()), found, scopes)
 
 
 def _compare(
-    row: Row[Any], events: Sequence[Row[Any]], missing: dict[str, Any], scopes: dict[Any, str]
+    row: Row[Any], events: Sequence[Row[Any]], waiting: dict[str, tuple[Any, Any]], scopes: dict[Any, str]
 ) -> Iterator[Finding]:
-    held: dict[str, Any] = {}
+    """``waiting``: since when a workflow is missing, and its doubted changes; ``scopes``: approvals, by time."""
+    held: dict[Doubt, Any] = {}
     since = at = None
     approvable = ""
     for event in events:
         before = bool(held)
         if event.at != at:
-            at, approvable = event.at, approved_scope(_owner(row), since, held)
+            at, approvable = event.at, _scope(row, since, held)
         if event.kind == "approved" and scopes.get(event.at) != approvable:
             told = f"{shown(approvable)}, as hold_event has it"
             yield _finding(row, "change_set.approved_scope", told, shown(scopes.get(event.at)))
             return
-        for flow_id in json.loads(event.flow_ids):
-            if (event.kind == "held") == (flow_id in held):
-                what = f"{event.kind!r} of a workflow that was {'held already' if flow_id in held else 'not held'}"
-                yield _finding(row, "hold_event", f"no {what}", shown(flow_id))
+        for doubt in _doubts(event):
+            if (event.kind == "held") == (doubt in held):
+                what = f"{event.kind!r} of a workflow that was {'held already' if doubt in held else 'not held'}"
+                yield _finding(row, "hold_event", f"no {what}", shown(doubt.flow_id))
                 return
-            held.update({flow_id: event.at}) if event.kind == "held" else held.pop(flow_id)
+            held.update({doubt: event.at}) if event.kind == "held" else held.pop(doubt)
         since = (since if before else event.at) if held else None
-    for flow_id in sorted(held.keys() | missing.keys()):
-        if held.get(flow_id) != missing.get(flow_id):
-            told = f"{shown(held.get(flow_id))}, as hold_event has it"
-            yield _finding(row, f"workflow.missing_since of {shown(flow_id)}", told, shown(missing.get(flow_id)))
-            return
+    expected = _waiting(held)
+    for flow_id in sorted(expected.keys() | waiting.keys()):
+        both = zip(expected.get(flow_id, (None, None)), waiting.get(flow_id, (None, None)), strict=True)
+        for name, (right, found) in zip(("missing_since", "doubted"), both, strict=True):
+            if right != found:
+                told = f"{shown(right)}, as hold_event has it"
+                yield _finding(row, f"workflow.{name} of {shown(flow_id)}", told, shown(found))
+                return
     if since != row.held_since:
         yield _finding(row, "target.held_since", f"{shown(since)}, as hold_event has it", shown(row.held_since))
+
+
+def _doubts(event: Row[Any]) -> Iterator[Doubt]:
+    """The changes that an event is about, removals among them."""
+    yield from (Doubt(flow_id, "removed", None) for flow_id in json.loads(event.flow_ids))
+    yield from (Doubt(*doubt) for doubt in json.loads(event.doubted))
+
+
+def _scope(row: Row[Any], since: Any, held: Iterable[Doubt]) -> str:
+    removed = [doubt.flow_id for doubt in held if doubt.kind == "removed"]
+    return approved_scope(_owner(row), since, removed, (doubt for doubt in held if doubt.kind != "removed"))
+
+
+def _waiting(held: Mapping[Doubt, Any]) -> dict[str, tuple[Any, Any]]:
+    """By workflow, what its row should have."""
+    removed = {doubt.flow_id: at for doubt, at in held.items() if doubt.kind == "removed"}
+    others = [doubt for doubt in held if doubt.kind != "removed"]
+    return {
+        flow_id: (removed.get(flow_id), as_text(doubt for doubt in others if doubt.flow_id == flow_id))
+        for flow_id in {doubt.flow_id for doubt in held}
+    }
 
 
 def _by_target(connection: Connection, query: Any) -> dict[int, list[Row[Any]]]:

@@ -89,6 +89,7 @@ class WorkflowRow(NamedTuple):
     first_listed_at: dt.datetime | None
     changed_at: dt.datetime | None
     missing_since: dt.datetime | None
+    doubted: str | None
 
 
 _TARGETS: Final = """
@@ -118,7 +119,8 @@ _SPANS: Final = """
     WHERE t.id > :after ORDER BY t.id, o.version, o.id
 """
 _WORKFLOWS: Final = """
-    SELECT t.id, w.flow_id, w.flow_name, w.cycle, w.editable, @w.first_listed_at, @w.changed_at, @w.missing_since
+    SELECT t.id, w.flow_id, w.flow_name, w.cycle, w.editable,
+           @w.first_listed_at, @w.changed_at, @w.missing_since, w.doubted
     FROM target t JOIN workflow w ON w.target_id = t.id
     WHERE t.id > :after ORDER BY t.id
 """
@@ -259,8 +261,8 @@ class Rows:
         return SpanRow(number, version, span)
 
     def _workflow(self, row: Row) -> WorkflowRow:
-        _, flow_id, flow_name, cycle, editable, *times = row
-        return WorkflowRow(flow_id, flow_name, cycle, _BOOLEANS[editable], *map(self.time, times))
+        _, flow_id, flow_name, cycle, editable, *times, doubted = row
+        return WorkflowRow._make((flow_id, flow_name, cycle, _BOOLEANS[editable], *map(self.time, times), doubted))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ _MEMBERSHIPS: Final = text(
     f"{_FROM.format(table='target_membership')} ORDER BY e.run_id, e.id"
 ).columns(at=UtcTime())
 _HOLDS: Final = text(
-    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.kind, e.at, e.flow_ids, e.data_hash "
+    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.kind, e.at, e.flow_ids, e.doubted, e.data_hash "
     f"{_FROM.format(table='hold_event')} ORDER BY e.run_id, e.id"
 ).columns(at=UtcTime())
 _PRUNED: Final = text(
@@ -105,8 +105,8 @@ _FLAGS: Final = {
     "locked": "workflow_detail",
 }
 """The columns of events that are true or false."""
-_FLOW_IDS: Final = 6
-"""The column of a hold that is an array instead of text."""
+_ARRAYS: Final = ("flow_ids", "doubted")
+"""The columns of a hold that are arrays instead of text."""
 
 
 class Runs:
@@ -299,13 +299,12 @@ def _target(row: Row[Any]) -> Target:
 
 def _event(row: Row[Any]) -> bytes:
     values: list[Any] = list(row[1:])
-    if "flow_ids" in row._mapping:
-        values[_FLOW_IDS] = json.loads(row.flow_ids)
-        if encode(values[_FLOW_IDS]).decode() != row.flow_ids:
-            raise Broken(
-                "hold_event.flow_ids", Verbatim("an array, as runs write it"), row.flow_ids, target=_target(row)
-            )
     for place, name in enumerate(row._fields[1:]):
+        if name in _ARRAYS:
+            text, values[place] = values[place], json.loads(values[place])
+            if encode(values[place]).decode() != text:
+                told = Verbatim("an array, as runs write it")
+                raise Broken(f"hold_event.{name}", told, text, target=_target(row))
         if name in _FLAGS:
             if values[place] not in (0, 1, None):
                 raise Broken(f"{_FLAGS[name]}.{name}", Verbatim("0, 1 or null"), values[place])

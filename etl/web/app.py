@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldRemoval, ListChange, columns_of, statements, summaries, trail_page
+from etl.report import HeldWorkflow, ListChange, columns_of, statements, summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.fetch import short_transaction
 from etl.report.names import with_ids
@@ -103,8 +103,8 @@ def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[ListChange]
 def held(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
-    chosen = with_ids(site.engine.dialect.name, statements.held_removals(), org, user)
-    listing = TableQuery("held", HeldRemoval, chosen)
+    chosen = with_ids(site.engine.dialect.name, statements.held_workflows(), org, user)
+    listing = TableQuery("held", HeldWorkflow, chosen)
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:

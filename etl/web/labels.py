@@ -113,7 +113,7 @@ def moment(time: dt.datetime | None) -> str:
 
 
 def approval(org_id: str, user_id: str, expression: str, code: str) -> str:
-    """The shell command that approves exactly the held removals of a target."""
+    """The shell command that approves exactly what is held of a target."""
     option = [f"--expression={expression}"] if expression else []
     ends = ["--"] if org_id.startswith("-") or user_id.startswith("-") else []
     return printable(shlex.join(["flowtrail", "guard", "approve", f"--expect={code}", *option, *ends, org_id, user_id]))

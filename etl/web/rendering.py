@@ -17,6 +17,7 @@ import msgspec
 from jinja2.filters import do_mark_safe
 
 from etl.config.quartz import quartz_in_words
+from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.details import event_detail_sentence
@@ -52,6 +53,7 @@ def environment() -> jinja2.Environment:
     made.filters |= {
         "foreign": labels.foreign,
         "cycle": labels.cycle_label,
+        "held": described,
         "in_words": quartz_in_words,
         "kind": labels.kind_label,
         "role": labels.role_label,

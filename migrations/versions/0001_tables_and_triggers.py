@@ -159,12 +159,13 @@ def workflow() -> None:
         time("first_listed_at"),
         time("changed_at"),
         time("missing_since", null=True),
+        text("doubted", null=True),
         primary("workflow", "target_id", "flow_id"),
         checks={"flow_id": "flow_id <> ''"},
-        comment="A workflow as its target sees it now; missing_since: since when its removal is held.",
+        comment="A workflow as its target sees it now; held are its removal (missing_since) and what doubted has.",
         sqlite_with_rowid=False,
     )
-    index("workflow", "target_id", name="ix_workflow_missing", where="missing_since IS NOT NULL")
+    index("workflow", "target_id", name="ix_workflow_held", where="missing_since IS NOT NULL OR doubted IS NOT NULL")
 
 
 def change_set() -> None:
@@ -350,6 +351,7 @@ def hold_event() -> None:
         text("kind"),
         time("at"),
         text("flow_ids"),
+        text("doubted"),
         text("data_hash"),
         primary("hold_event", "id"),
         checks={
@@ -357,7 +359,7 @@ def hold_event() -> None:
             "kind": one_of("kind", "held", "back", "approved"),
             "digests": sha256("data_hash"),
         },
-        comment="Workflows whose removal was held: when that began, and how it ended. Append-only.",
+        comment="Workflows whose removal or change was held: when that began, and how it ended. Append-only.",
     )
     index("hold_event", "target_id", "id")
     index("hold_event", "run_id", "id")

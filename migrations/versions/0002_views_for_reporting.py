@@ -176,8 +176,9 @@ WHERE d.id = (SELECT max(latest.id) FROM workflow_detail latest
 TARGET_HEALTH = """
 SELECT t.org_id, t.user_id, t.expression, t.version AS versions, t.flow_count, o.last_at AS last_observed_at,
        t.consecutive_failures, t.last_error_code, t.last_error, t.held_since,
-       CAST((SELECT count(*) FROM workflow w WHERE w.target_id = t.id AND w.missing_since IS NOT NULL)
-            AS BIGINT) AS held_removals,
+       CAST((SELECT count(*) FROM workflow w WHERE w.target_id = t.id
+               AND (w.missing_since IS NOT NULL OR w.doubted IS NOT NULL))
+            AS BIGINT) AS held_workflows,
        t.retired_at
 FROM target t
 LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
@@ -309,7 +310,7 @@ COLUMNS = {
         "last_error_code": "the code of its last failure; null after a valid answer",
         "last_error": "the same as a sentence",
         "held_since": "since when removals are held; null: none are",
-        "held_removals": "how many workflows are held",
+        "held_workflows": "how many workflows are held",
         "retired_at": "when it was retired; null: it is still asked",
     },
     "coverage_gap": _LIST

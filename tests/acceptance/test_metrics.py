@@ -121,7 +121,7 @@ def test_runs_requests_and_the_state_of_the_database_are_exported(service: Runni
     assert rise("gateway_request_duration_seconds_count", call="flows") >= 4
     assert value(now, "gateway_token_renewals_total") == 1
     assert rise("database_apply_duration_seconds_count") >= 2
-    assert (value(now, "targets"), value(now, "targets_held"), value(now, "held_removals")) == (2, 1, 20)
+    assert (value(now, "targets"), value(now, "targets_held"), value(now, "held_workflows")) == (2, 1, 20)
     assert (value(now, "role", role="active"), value(now, "role", role="standing_by")) == (1, 0)
     assert value(now, "health", check="alive") == value(now, "health", check="ready") == value(now, "database_up") == 1
     assert now["process_resident_memory_bytes", frozenset()] > 1e6
@@ -141,11 +141,11 @@ def test_every_replica_exports_the_same_of_the_database_and_status_agrees(servic
     flowtrail("sync")
     mine, other = scraped(service), scraped(standby)
     said = flowtrail.json("status")
-    read = ("targets", "targets_held", "held_removals", "targets_refused", "targets_failing", "listed_workflows")
+    read = ("targets", "targets_held", "held_workflows", "targets_refused", "targets_failing", "listed_workflows")
     assert {name: value(mine, name) for name in read} == {name: value(other, name) for name in read}
     assert value(other, "role", role="standing_by") == 1
     freshness = said["freshness"]
-    assert value(other, "held_removals") == freshness["held_removals"]
+    assert value(other, "held_workflows") == freshness["held_workflows"]
     assert value(other, "targets_failing") == freshness["failing"]
     assert any(_agree_on_overdue(standby, flowtrail) for _ in range(5)), "of a slot a second, one may pass between them"
     succeeded = dt.datetime.fromisoformat(said["schedules"][0]["last_success_at"]).timestamp()
@@ -190,7 +190,7 @@ def status_now(**known: Any) -> ServiceStatus:
 
 
 def snapshot(**known: Any) -> HealthSnapshot:
-    counts = ("targets", "never_observed", "failing", "refused", "held", "held_removals", "listed", "ahead")
+    counts = ("targets", "never_observed", "failing", "refused", "held", "held_workflows", "listed", "ahead")
     times = ("last_observation_at", "oldest_observation_at", "last_change_at", "ahead_until")
     return HealthSnapshot(**{**dict.fromkeys(counts, 0), **dict.fromkeys(times), "refused_targets": (), **known})
 
@@ -200,7 +200,7 @@ def test_metrics_unknown_to_the_database_are_left_out() -> None:
     metrics.watch(lambda: status_now(role="database_unreachable", ready=False, database_up=False))
     told = metrics.render("")[0].decode()
     assert 'flowtrail_health{check="fresh"} 0.0' in told
-    assert not re.search("^flowtrail_(targets|held_removals|last_observation|gateway_clock_skew)", told, re.MULTILINE)
+    assert not re.search("^flowtrail_(targets|held_workflows|last_observation|gateway_clock_skew)", told, re.MULTILINE)
 
 
 def test_the_schedules_beyond_a_thousand_are_exported_together() -> None:

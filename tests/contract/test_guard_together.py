@@ -23,7 +23,7 @@ from etl.domain.guard import Limits, Sum
 from etl.domain.model import Fence, Flow, Snapshot, Target
 from etl.errors import Refused
 from etl.store import Store
-from etl.sync.removals import BatchRemovals, Deferred, PendingAnswer, RemovalSums, RunRemovals
+from etl.sync.removals import WAITING_FLOWS, BatchRemovals, Deferred, PendingAnswer, RemovalSums, RunRemovals
 from tests.support.builders import LIMITS, STEADY, numbered
 from tests.support.questions import Runs, Upstream, users, verdicts
 
@@ -102,6 +102,51 @@ def test_forty_runs_at_once_do_not_each_find_the_sum_empty(settled, database_url
         engine.dispose()
     assert sorted(str(verdicts(report)) for report in reports) == ["{'changed': 4}"] * 11 + ["{'held': 4}"] * 29
     assert runs.removed() == 11 * 36
+
+
+def test_small_lists_that_change_together_are_held(engine):
+    """Thirty users with a workflow each, and every cycle is gone: no list has as many as a rule for one would doubt."""
+    targets = users(30)
+    own = {target: [Flow(f"of {target.user_id}", "map", "D", True)] for target in targets}
+    runs = Runs(engine, Upstream(own), LIMITS)
+    assert verdicts(runs.run(targets)) == {"changed": 30}
+    runs.upstream.lists = {target: [Flow(f"of {target.user_id}", "map", None, True)] for target in targets}
+    report = runs.run(targets)
+    assert verdicts(report) == {"held": 30}
+    assert set(runs.upstream.asked.values()) == {3}
+    told = "1 of 1 workflows have lost their cycle; of the organisation's 30 workflows 30 change like that in this run"
+    assert report.tally.issues[0].issue.message == told
+    assert runs.rows("SELECT coalesce(sum(cycle_changed), 0) FROM change_set") == [(0,)]
+    runs.upstream.lists = dict(own)
+    assert verdicts(runs.run(targets)) == {"unchanged": 30}
+
+
+def test_one_workflow_that_many_users_see_may_be_renamed(settled):
+    targets = users(160)
+    runs = settled(targets, NINE[:1])
+    runs.upstream.lists = {target: [Flow("1", "another name", "D", True)] for target in targets}
+    assert verdicts(runs.run(targets)) == {"changed": 160}
+
+
+def test_false_first_answers_with_other_values_change_nothing(settled):
+    targets = users(30)
+    runs = settled(targets)
+    other = [Flow(flow.flow_id, None, None, None) for flow in NINE]
+    runs.upstream.says = lambda target, question: other if question <= 2 else NINE
+    assert verdicts(runs.run(targets)) == {"unchanged": 30}
+
+
+def test_more_changing_workflows_than_memory_holds_count_as_too_many():
+    target = Target("b", "u1")
+    known = RunRemovals([target], LIMITS, lambda orgs: {org: Sum(10, 100) for org in orgs}, lambda org: 100_000)
+    many = BatchRemovals(changing={("a", "renamed"): {str(n) for n in range(WAITING_FLOWS)}})
+    few = BatchRemovals(deferred=[Deferred(target, 0, False)], changing={("b", "renamed"): {"1"}})
+    known.add_first([(0, target)], few)
+    ((_, before),) = known.batches(1)
+    assert before.changes == {"b": {}}
+    known.add_first([], many)
+    ((_, after),) = known.batches(1)
+    assert after.changes["b"]["renamed"].ruling == "hold"
 
 
 # What counts

@@ -213,7 +213,7 @@ def test_the_sums_count_each_target_that_is_not_retired(engine: Engine, diary: D
     diary.store.retire_others([ANN, BOB, new], START + 3 * HOUR, None)
     found = health.read(engine, [schedule(ANN, BOB)], START + 2 * HOUR)
     assert (found.targets, found.never_observed, found.failing, found.refused) == (3, 1, 2, 0)
-    assert (found.held, found.held_removals, found.listed) == (1, 20, 35)
+    assert (found.held, found.held_workflows, found.listed) == (1, 20, 35)
     assert (found.last_observation_at, found.last_change_at) == (START + HOUR, START + HOUR)
     assert found.overdue_by_schedule == {"plants": 0}
 

@@ -43,8 +43,10 @@ LIMITS = Limits(
     model.MAX_EMPTIED_TARGETS,
     model.MAX_EMPTIED_SHARE,
     model.MAX_ORG_REMOVED_SHARE,
+    min_changed=model.MIN_CHANGED,
+    max_changed_share=model.MAX_CHANGED_SHARE,
 )
-GUARD = checker.Guard(model.MIN_REMOVED, model.MAX_ORG_REMOVED_SHARE)
+GUARD = checker.Guard(model.MIN_REMOVED, model.MAX_ORG_REMOVED_SHARE, model.MIN_CHANGED, model.MAX_CHANGED_SHARE)
 MAX_RETIRED_SHARE = 0.5
 MILLISECOND = dt.timedelta(milliseconds=1)
 STOP = "stop"
@@ -421,6 +423,7 @@ def _plain(truth: Truth) -> dict[Any, Any]:
         target: {
             "version": known.version,
             "flows": {i: (*_fields(flow), known.missing.get(i)) for i, flow in known.flows.items()},
+            "doubted": known.doubted,
             "spans": [tuple(vars(span).values()) for span in known.spans],
             "open": known.is_open,
             "held_since": known.held_since,
@@ -446,8 +449,9 @@ def _read(connection: sqlite3.Connection) -> dict[Any, Any]:
         " last_error_code, retired_at FROM target"
     ).fetchall():
         workflows = connection.execute(
-            "SELECT flow_id, flow_name, cycle, editable, missing_since FROM workflow WHERE target_id = ?", [target_id]
-        )
+            "SELECT flow_id, flow_name, cycle, editable, missing_since, doubted FROM workflow WHERE target_id = ?",
+            [target_id],
+        ).fetchall()
         spans = connection.execute(
             "SELECT version, first_at, last_asked_at, last_at, observations, longest_gap_seconds, interrupted"
             " FROM observation WHERE target_id = ? ORDER BY id",
@@ -455,7 +459,8 @@ def _read(connection: sqlite3.Connection) -> dict[Any, Any]:
         )
         there[Target(*key)] = {
             "version": version,
-            "flows": {i: (name, cycle, _bool(e), _at(missing)) for i, name, cycle, e, missing in workflows},
+            "flows": {i: (name, cycle, _bool(e), _at(missing)) for i, name, cycle, e, missing, _ in workflows},
+            "doubted": {(i, kind): new for i, *_, doubts in workflows for kind, new in json.loads(doubts or "[]")},
             "spans": [(v, _at(f), _at(a), _at(last), n, gap, bool(i)) for v, f, a, last, n, gap, i in spans],
             "open": open_id is not None,
             "held_since": _at(held),

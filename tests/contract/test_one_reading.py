@@ -35,7 +35,7 @@ EXPECTED: Counts = {
     "failing": 2,
     "refused": 1,
     "held": 1,
-    "held_removals": 20,
+    "held_workflows": 20,
     "never_observed": 1,
 }
 """Late and held are overdue: an answer that is held is no observation."""
@@ -111,8 +111,8 @@ def of_page(engine: Engine, schedules: tuple[Schedule, ...], health: Health) -> 
         "overdue": r"(\d+) targets overdue",
         "failing": r"<small>(\d+) failing",
         "refused": r"(\d+) target: 62101 \(",
-        "held": r"(\d+) target: \d+ removals held",
-        "held_removals": r": (\d+) removals held",
+        "held": r"(\d+) target: \d+ workflows held",
+        "held_workflows": r": (\d+) workflows held",
         "never_observed": r"(\d+) target was never observed",
     }
     found = {name: re.search(sentence, page) for name, sentence in said.items()}

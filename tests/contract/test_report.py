@@ -16,7 +16,7 @@ from etl.cli import app
 from etl.database import connect, upgrade, writing
 from etl.errors import FlowtrailError, SchemaMismatch
 from etl.report import (
-    HeldRemoval,
+    HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
@@ -75,7 +75,7 @@ def test_the_columns_as_of_are_those_of_now_and_then_how_well_they_are_known() -
 
 def test_every_column_has_a_kind() -> None:
     """Nulls aside, a column is text, a whole number, a boolean or a time."""
-    kinds = {column.name: column.kind for row_type in (ListChange, HeldRemoval) for column in columns_of(row_type)}
+    kinds = {column.name: column.kind for row_type in (ListChange, HeldWorkflow) for column in columns_of(row_type)}
     assert kinds["change_set_id"] == "integer"
     assert kinds["old_name"] == "string"
     assert kinds["new_editable"] == "boolean"
@@ -151,7 +151,7 @@ def test_the_history_of_one_workflow(world: World) -> None:
     assert list(report.history(user="u0")) == [row for row in spans if row.user_id == "u0"] != []
 
 
-def test_held_removals_are_listed_with_the_reason(world: World) -> None:
+def test_held_workflows_are_listed_with_the_reason(world: World) -> None:
     """One row a missing workflow, until it came back or was removed; retired targets wait for nobody."""
     holds = list(Report(world.engine).holds())
     waiting = {

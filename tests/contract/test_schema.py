@@ -23,7 +23,7 @@ CONTRACT = {
     "target": "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest "
     "flow_count consecutive_failures last_error_code last_error held_since retired_at held_asked_at held_at "
     "projected_version counts_since away_since",
-    "workflow": "target_id flow_id flow_name cycle editable first_listed_at changed_at missing_since",
+    "workflow": "target_id flow_id flow_name cycle editable first_listed_at changed_at missing_since doubted",
     "change_set": "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at held_asked_at "
     "held_at flow_count state_digest baseline added removed cycle_changed renamed editable_changed approved_by "
     "approved_scope data_hash format parent_hash hash",
@@ -34,7 +34,7 @@ CONTRACT = {
     "cycle_changed renamed editable_changed",
     "sync_issue": "id run_id target_id verdict error_code message attempts missing",
     "target_membership": "id target_id run_id schedule kind at",
-    "hold_event": "id target_id run_id kind at flow_ids data_hash",
+    "hold_event": "id target_id run_id kind at flow_ids doubted data_hash",
     "pruned_issues": "id run_id pruned_run_id at",
     "run_seal": "id format run_id parent seal sealed_at targets_digest change_sets_digest issues_digest events_digest "
     "signature key_id",
@@ -248,7 +248,7 @@ BAD_TYPES = [
     *(f"INSERT INTO target (org_id, user_id, held_since) VALUES ('o', 'u', {time!r})" for time in SPELLED_OTHERWISE),
     "INSERT INTO target (org_id, user_id) VALUES (x'00', 'u')",
     "INSERT INTO workflow VALUES (1, '1', 'map', 'D', 'yes', '2026-03-01 12:00:00.000000', "
-    "'2026-03-01 12:00:00.000000', NULL)",
+    "'2026-03-01 12:00:00.000000', NULL, NULL)",
 ]
 
 

@@ -386,7 +386,7 @@ BESIDE = {
     "a user and a list with the lowest number of all": (
         "INSERT INTO target (id, org_id, user_id) VALUES (-9223372036854775808, 'o1', 'zoe');"
         "INSERT INTO workflow SELECT -9223372036854775808, flow_id, flow_name, cycle, editable, first_listed_at,"
-        " changed_at, missing_since FROM workflow WHERE target_id = 1",
+        " changed_at, missing_since, doubted FROM workflow WHERE target_id = 1",
         "target.id should be numbered from 1, but is numbered from -9223372036854775808",
     ),
     "a run with the lowest number of all": (
@@ -410,8 +410,8 @@ BESIDE = {
         "target_membership should be without rows of target 999",
     ),
     "a hold of nobody": (
-        "INSERT INTO hold_event (target_id, run_id, kind, at, flow_ids, data_hash)"
-        " SELECT 999, run_id, kind, at, flow_ids, data_hash FROM hold_event WHERE id = 1",
+        "INSERT INTO hold_event (target_id, run_id, kind, at, flow_ids, doubted, data_hash)"
+        " SELECT 999, run_id, kind, at, flow_ids, doubted, data_hash FROM hold_event WHERE id = 1",
         "hold_event should be without rows of target 999",
     ),
 }

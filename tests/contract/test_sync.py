@@ -23,6 +23,7 @@ from etl.demo.world import World
 from etl.domain.holds import code, held_set
 from etl.domain.model import Flow, Outcome, Target
 from etl.errors import DatabaseUnreachable
+from etl.report import Report
 from etl.store import NewRun, Store
 from etl.sync import fetching
 from etl.sync.batch import Batch
@@ -467,6 +468,69 @@ def test_a_list_whose_workflows_have_all_lost_a_key_is_malformed_and_records_not
     assert "no workflow has the key cycle, and 40 of them had" in report.tally.issues[0].issue.message
     assert house.rows("SELECT count(*) FROM workflow_change WHERE kind = 'cycle_changed'") == [(0,)]
     assert house.state(ALICE) == known
+
+
+RENAMED = [flow(n, "other") for n in range(1, 31)] + numbered(31, 40)
+"""Alice's list: 30 of 40 have another name."""
+
+
+def test_many_changes_at_once_are_held_whole_until_the_old_values_are_back(house):
+    """Nothing of such an answer is recorded, not even what is new or gone."""
+    house.see(ALICE, [*RENAMED[:38], flow("new")])
+    calls = house.upstream.calls("flows")
+    report = house.sync(ALICE, BOB, held=1, unchanged=1)
+    assert house.upstream.calls("flows") == calls + 3, "hers is shorter, so it was asked for again at the end"
+    assert report.tally.issues[0].issue.message == "2 of 40 workflows are missing; 30 of 38 workflows have another name"
+    assert house.state(ALICE) == {str(number) for number in range(1, 41)}
+    assert house.rows('SELECT count(*) FROM workflow WHERE doubted = \'[["renamed","other"]]\'') == [(30,)]
+    house.check()
+    house.see(ALICE, [*numbered(1, 29), flow(30, "other"), *numbered(31, 40)])
+    house.sync(ALICE, held=1)
+    house.check()
+    house.see(ALICE, numbered(1, 40))
+    house.sync(ALICE, unchanged=1)
+    kinds = "SELECT kind, count(*) FROM hold_event GROUP BY kind ORDER BY kind"
+    assert house.rows(kinds) == [("back", 2), ("held", 1)]
+    assert house.rows("SELECT version, held_since FROM target WHERE user_id = 'alice'") == [(1, None)]
+    house.check()
+    assert list(verify(house.engine)) == []
+
+
+def test_an_approval_of_many_changes_records_them_and_its_scope(house):
+    house.see(ALICE, RENAMED)
+    house.sync(ALICE, held=1)
+    (shown,) = Report(house.engine).held_sets()
+    house.see(ALICE, [*RENAMED[:-1], flow(40, "other")])
+    house.sync(ALICE, by="Zoë", scopes={ALICE: shown.scope}, held=1)
+    house.check()
+    house.see(ALICE, [*RENAMED, flow("new")])
+    house.sync(ALICE, by="Zoë", scopes={ALICE: shown.scope}, held=1)
+    (now,) = Report(house.engine).held_sets()
+    house.sync(ALICE, by="Zoë", scopes={ALICE: now.scope}, changed=1)
+    assert house.rows("SELECT renamed, added, approved_scope FROM change_set WHERE approved_by IS NOT NULL") == [
+        (30, 1, now.scope)
+    ]
+    house.check()
+    assert list(verify(house.engine)) == []
+
+
+def test_many_changes_in_one_answer_of_two_are_not_recorded(house):
+    house.fault(
+        "raw",
+        ALICE,
+        times=2,
+        body=msgspec.json.encode(
+            {
+                "code": 0,
+                "data": [
+                    {"flowId": f.flow_id, "flowName": None, "cycle": f.cycle, "editable": f.editable}
+                    for f in numbered(1, 40)
+                ],
+            }
+        ),
+    )
+    house.sync(ALICE, unchanged=1)
+    assert house.rows("SELECT count(*) FROM hold_event") == [(0,)]
 
 
 def few(house: House, count: int) -> list[Target]:

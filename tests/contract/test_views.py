@@ -45,7 +45,7 @@ TIMES = {
 FLAGS = {"locked", "editable", "old_editable", "new_editable", "changed_inside", "proven_for_all"}
 NUMBERS = {
     *("change_set_id", "run_id", "seal_id", "event_id", "users", "editors", "users_before", "users_after", "unheard"),
-    *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_removals"),
+    *("waits_for", "active", "type", "versions", "flow_count", "consecutive_failures", "held_workflows"),
     "users_in_gap",
 }
 VIEWS = {
@@ -66,7 +66,7 @@ VIEWS = {
     "workflow_detail_latest": "org_id flow_id run_id asked_at observed_at update_user update_time creator create_time "
     "owner freq active type locked detail_hash",
     "target_health": "org_id user_id expression versions flow_count last_observed_at consecutive_failures "
-    "last_error_code last_error held_since held_removals retired_at",
+    "last_error_code last_error held_since held_workflows retired_at",
     "coverage_gap": "org_id user_id expression gap_from gap_to changed_inside",
     "column_comment": "view_name column_name comment",
 }
@@ -423,7 +423,7 @@ def test_every_column_of_every_view_is_explained_in_the_database(engine: Engine)
 
 def test_target_health_counts_what_is_held(story: Engine) -> None:
     columns = ("user_id", "versions", "flow_count", "last_observed_at", "consecutive_failures", "last_error_code")
-    assert rows(story, "target_health", *columns, "held_since", "held_removals", "retired_at") == [
+    assert rows(story, "target_health", *columns, "held_since", "held_workflows", "retired_at") == [
         ("alice", 4, 2, hour(5), 3, "62103", None, 0, None),
         ("bob", 4, 1, hour(12.5), 0, None, None, 0, hour(20)),
         ("carol", 2, 2, hour(13), 0, None, hour(14), 1, None),

@@ -277,7 +277,7 @@ def test_problems_come_first_with_their_cause(server: HttpServer, engine: Engine
     said = "".join(Reader(first.partition('<ul class="problems">')[2].partition("</ul>")[0]).texts).split("\n")
     assert [line.partition(", since")[0] for line in said if line] == [
         "1 target: 62109 (the gateway said no)",
-        "1 target: 40 removals held",
+        "1 target: 40 workflows held",
         "2 coverage gaps are not closed: what happens there is not seen. Show which",
     ]
     assert 'href="/targets?show=problems&amp;cause=62109">Show which' in first

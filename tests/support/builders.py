@@ -138,7 +138,7 @@ def judged(
     answered = {each.flow_id for each in answer.flows}
     weighed = guard.weigh(state.flows.keys(), state.missing, answered, limits)
     if by is not None:
-        weighed = guard.approve(state.flows.keys(), state.missing, answered)
+        weighed = guard.approve(state, by_id(answer.flows), limits)
     approval = Approval(by, None) if by is not None else None
     return verdict.judged(before, state, answer, weighed if before.version else Decision(), gap, approval)
 

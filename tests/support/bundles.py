@@ -155,7 +155,7 @@ class Story:
         for kind, flow_ids in events.items():
             if flow_ids:
                 self.answers[data_hash] = data
-                self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids), data_hash=data_hash)
+                self._event("holds", target, run, kind=kind, flow_ids=sorted(flow_ids), doubted=[], data_hash=data_hash)
         if missing and not seen.held:
             seen.held_since = self.now
         seen.held = set(missing)

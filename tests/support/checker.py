@@ -32,6 +32,9 @@ Row = SimpleNamespace
 
 KINDS = ("baseline", "added", "removed", "cycle_changed", "renamed", "editable_changed")
 VERDICTS = ("changed", "unchanged", "held", "failed", "stale")
+PLACES = {"renamed": 1, "cycle_changed": 2, "editable_changed": 3}
+"""The kinds that change an attribute, and its place in a workflow."""
+APPROVED = ("removed", *PLACES)
 NO_ANSWERS = {"date"}
 """Faults of the local gateway that deliver a list that no client may accept."""
 _DAY = 24 * 3600 * 1_000_000
@@ -52,10 +55,13 @@ class Delivered(NamedTuple):
 
 
 class Guard(NamedTuple):
-    """What an organisation may lose within a day (or during a test) before its removals are held."""
+    """What an organisation may lose within a day (or during a test) before its removals are held, and how much of a
+    list may change at once."""
 
     min_removed: int = 10
     max_org_removed_share: float = 0.3
+    min_changed: int = 10
+    max_changed_share: float = 0.5
 
 
 def check(
@@ -90,6 +96,7 @@ def check(
     findings += _seals(tables)
     if guard is not None:
         findings += _lost_too_much(tables, guard)
+        findings += _changed_too_much(tables, guard)
     if story:
         findings += story_checker.check(tables, settled=settled)
     return findings + [f"run {run.id}: {finding}" for run in tables.sync_run for finding in _run(run, tables)]
@@ -213,22 +220,25 @@ class _Target:
             self._say(made.approved_by is not None and not approval, f"{at} names an approver in no approval")
             unscoped = (made.approved_by is None) != (made.approved_scope is None)
             self._say(unscoped, f"{at} has an approver and no scope, or a scope and no approver")
-            self._say(made.approved_by and not made.removed, f"{at} names an approver and removes nothing")
+            none = made.approved_by and not any(getattr(made, kind) for kind in APPROVED)
+            self._say(none, f"{at} names an approver, and changes nothing that could be held")
             wrong = made.approved_scope != self._approved_scope(made.observed_at)
             self._say(wrong, f"{at} has an approved_scope that its hold denies")
             parent, earlier = made.hash, made.observed_at
 
     def _approved_scope(self, at: int) -> str | None:
         """Since when the hold lasted that was approved at a time, and what was held; None if nothing was approved."""
-        held: set[str] = set()
+        held: set[Any] = set()
         since = None
         if not any(row.at == at and row.kind == "approved" for row in self.holds):
             return None
         for row in itertools.takewhile(lambda row: row.at < at, self.holds):
             since = since if held else row.at
             change = held.update if row.kind == "held" else held.difference_update
-            change(json.loads(row.flow_ids))
-        return _digest([self.row.org_id, self.row.user_id, self.row.expression, since, sorted(held)])
+            change(_held_in(row))
+        gone = sorted(flow_id for flow_id, kind, _ in held if kind == "removed")
+        doubted = sorted((each for each in held if each[1] != "removed"), key=lambda each: each[:2])
+        return _digest([self.row.org_id, self.row.user_id, self.row.expression, since, gone, doubted])
 
     def _hash(self, made: Row) -> str:
         sealed = sorted((s for s in self.spans if s.version == made.version - 1), key=lambda s: s.first_at)
@@ -324,8 +334,11 @@ class _Target:
 
     def _hold(self) -> None:
         missing = [w.missing_since for w in self.workflows.values() if w.missing_since is not None]
+        doubted = [w for w in self.workflows.values() if w.doubted is not None]
         held_since = self.row.held_since
-        self._say(bool(missing) != (held_since is not None), "held_since and missing_since disagree")
+        self._say(
+            bool(missing or doubted) != (held_since is not None), "held_since, missing_since and doubted disagree"
+        )
         earlier = held_since is not None and missing and min(missing) < held_since
         self._say(earlier, "a workflow went missing before the hold began")
         self._say(held_since is not None and not self.held_in and self._all_runs_known(), "held without an issue")
@@ -387,6 +400,11 @@ class _Target:
             return
         missing = {flow_id for flow_id, w in self.workflows.items() if w.missing_since is not None}
         self._say(missing != state.keys() - last.keys(), "what is held is not what the last answer lacks")
+        doubted = {
+            (w.flow_id, kind): new for w in self.workflows.values() for kind, new in json.loads(w.doubted or "[]")
+        }
+        differing = {key: new for key, new in _changed(state, last).items() if key[1] in {kind for _, kind in doubted}}
+        self._say(doubted != differing, "what is doubted is not what the last answer changes")
         self._say(self.row.answer_digest != digest(last.values()), "answer_digest is not the last answer's")
 
     def _lost_the_race(self, at: int | None) -> bool:
@@ -406,7 +424,7 @@ class _Target:
             if is_new and kept_open:
                 asked_again = before is not None and len(state) < len(before)
                 continue  # it was requested again; at the end of the run if it is shorter
-            uncertain = not state if before is None else bool(before.keys() - state.keys())
+            uncertain = not state if before is None else _is_asked_again(before, state)
             if guarded and uncertain and not asked_again:
                 asked_again = True
                 continue
@@ -416,6 +434,26 @@ class _Target:
         self._say(distinct != self.states, f"{len(distinct)} different answers made {len(self.states)} versions")
         seen = sum(span.observations for span in self.spans)
         self._say(seen != counted, f"{counted} answers made {seen} observations")
+
+
+def _held_in(event: Row) -> list[tuple[str, str, Any]]:
+    """What a hold event is about: removals, and changes with their new values."""
+    removed = [(flow_id, "removed", None) for flow_id in json.loads(event.flow_ids)]
+    return removed + [tuple(doubt) for doubt in json.loads(event.doubted)]
+
+
+def _changed(before: State, after: State) -> dict[tuple[str, str], Any]:
+    """By workflow and kind, the new value of what changed."""
+    both = before.keys() & after.keys()
+    return {(i, k): after[i][n] for i in both for k, n in PLACES.items() if before[i][n] != after[i][n]}
+
+
+def _is_asked_again(before: State, answer: State) -> bool:
+    """Whether an answer lacks something, or changes half of what both have in an attribute (the usual share)."""
+    counted, both = Counter(kind for _, kind in _changed(before, answer)), len(before.keys() & answer.keys())
+    return bool(before.keys() - answer.keys()) or any(
+        count >= Guard().max_changed_share * both for count in counted.values()
+    )
 
 
 def _loses(number: int, before: State, answer: State) -> bool:
@@ -562,7 +600,14 @@ def _digests(run: Row, tables: Row, targets: dict[int, list[str]]) -> list[str]:
     events = [
         [[*targets[row.target_id], row.run_id, row.schedule, row.kind, row.at] for row in rows("target_membership")],
         [
-            [*targets[row.target_id], row.run_id, row.kind, row.at, json.loads(row.flow_ids), row.data_hash]
+            [
+                *targets[row.target_id],
+                row.run_id,
+                row.kind,
+                row.at,
+                *map(json.loads, (row.flow_ids, row.doubted)),
+                row.data_hash,
+            ]
             for row in rows("hold_event")
         ],
         [[getattr(row, name) for name in DETAIL] for row in rows("workflow_detail")],
@@ -615,6 +660,17 @@ def _lost_too_much(tables: Row, guard: Guard) -> Iterator[str]:
         too_much = removed >= guard.min_removed and removed >= guard.max_org_removed_share * had
         if too_much and not any(target.retired_at for target in mine):
             yield f"{org} lost {removed} of {had} workflows, and nobody held or approved them"
+
+
+def _changed_too_much(tables: Row, guard: Guard) -> Iterator[str]:
+    """No version changes most of its list in one attribute, unless a person approved it."""
+    for made in tables.change_set:
+        both = made.flow_count - made.added
+        for kind in PLACES:
+            count = getattr(made, kind)
+            too_much = count >= guard.min_changed and count >= guard.max_changed_share * both
+            if too_much and made.kind == "delta" and made.approved_by is None:
+                yield f"change set {made.id} has {count} {kind} of {both} workflows, and nobody held or approved them"
 
 
 def _orphans(tables: Row) -> list[str]:

@@ -206,7 +206,7 @@ class World:
         if fence.version == 0:
             return Decision(), None
         if fence.held and self.random.random() < 0.3:
-            return guard.approve(state.flows.keys(), state.missing, answer.keys()), Approval("auditor", None)
+            return guard.approve(state, answer, LIMITS), Approval("auditor", None)
         return guard.weigh(state.flows.keys(), state.missing, answer.keys(), LIMITS), None
 
     def _snapshot(self, target: Target) -> Snapshot:

@@ -15,9 +15,13 @@ from etl.domain.model import Flow, Target
 from etl.errors import GatewayError
 
 Flows = dict[str, Flow]
+Doubted = dict[tuple[str, str], str | bool | None]
+"""New values that are held, by workflow and kind."""
 MIN_REMOVED, MAX_REMOVED_SHARE = 2, 0.5
 MAX_EMPTIED_TARGETS, MAX_EMPTIED_SHARE = 2, 0.5
 MAX_ORG_REMOVED_SHARE = 0.6
+MIN_CHANGED, MAX_CHANGED_SHARE = 2, 0.5
+ATTRIBUTES = {"cycle_changed": "cycle", "editable_changed": "editable", "renamed": "flow_name"}
 DOWN_AFTER = 2
 GAP = dt.timedelta(hours=36)
 TICK = dt.timedelta(microseconds=1)
@@ -42,6 +46,7 @@ class Known:
     version: int = 0
     flows: Flows = field(default_factory=dict)
     missing: dict[str, dt.datetime] = field(default_factory=dict)
+    doubted: Doubted = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     is_open: bool = False
     answered: Flows | None = None
@@ -49,6 +54,8 @@ class Known:
     held_since: dt.datetime | None = None
     held_at: dt.datetime | None = None
     """When the last answer arrived that was accepted except for what is held."""
+    hold_at: dt.datetime | None = None
+    """When a hold began, grew or shrank last."""
     failures: int = 0
     error_code: str | None = None
     retired_at: dt.datetime | None = None
@@ -56,8 +63,8 @@ class Known:
     def latest(self) -> dt.datetime | None:
         """The latest recorded time: later records must not lie before it."""
         spans = [span.last_at for span in self.spans[-1:]]
-        others = [at for at in (self.head_at, self.held_at) if at is not None]
-        return max([*spans, *others, *self.missing.values()], default=None)
+        others = (self.head_at, self.held_at, self.hold_at if self.held_since else None)
+        return max([*spans, *(at for at in others if at is not None)], default=None)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,9 @@ class Judgement:
     removes: bool = False
     """Whether some of them would be removed."""
     emptied: bool = False
+    doubted: Doubted = field(default_factory=dict)
+    many: Doubted = field(default_factory=dict)
+    """The changes for which the target is asked again."""
 
 
 class Run:
@@ -132,6 +142,8 @@ class Run:
         self._down = False
         self._missing: Counter[str] = Counter()
         self._emptied = 0
+        self._changing: dict[tuple[str, str], set[str]] = {}
+        self._listed: dict[str, int] = {}
         self._overtaken = meanwhile.by_target if meanwhile else {}
         registered = before.copy()
         for target in targets:
@@ -159,11 +171,16 @@ class Run:
             return
         self._fences, self._overtaken = self._now.copy(), {}
         before = {org: self._before(org) for org in {target.org_id for target in again}}
+        self._listed = {org: self._workflows(org) for org in before}
         try:
             second = [j for target in again if (j := self._asked(target, second=True))]
         except StopIteration:
             return
         yield self._written([self._together(j, *before[j.target.org_id]) for j in second])
+
+    def _workflows(self, org_id: str) -> int:
+        """How many workflows the organisation's lists have; each counts once."""
+        return len({i for target, known in self._now.items() if _counts(target, known, org_id) for i in known.flows})
 
     def _before(self, org_id: str) -> tuple[int, int]:
         """How much the organisation's lists had at the window's start, and what other runs have removed since."""
@@ -211,8 +228,8 @@ class Run:
         self._in_a_row = 0
         if fence.version and fence.held_since is None and fence.answered == answer.got:
             return Judgement(target, "unchanged", answer)
-        judgement = self._weighed(target, answer, answer.got)
-        if not second and (judgement.removes or not (fence.version or answer.got)):
+        judgement = self._weighed(target, answer, answer.got, second=second)
+        if not second and (judgement.removes or judgement.many or not (fence.version or answer.got)):
             return self._uncertain(target, answer, answer.got)
         self._missing[target.org_id] += judgement.missing
         self._emptied += judgement.emptied
@@ -222,10 +239,19 @@ class Run:
         return bool(fence.version and fence.held_since is None and not self._approved and not second)
 
     def _uncertain(self, target: Target, answer: Answer, got: Flows) -> Judgement:
-        """A real run remembers only how much is missing; with so few targets the second answers decide anyway."""
+        """A real run remembers only how much is missing; with so few targets the second answers decide anyway. Which
+        workflows change counts for their organisation."""
+        for flow_id, kind in self._many(self._now[target].flows, got):
+            self._changing.setdefault((target.org_id, kind), set()).add(flow_id)
         return Judgement(target, "uncertain", answer)
 
-    def _weighed(self, target: Target, answer: Answer, got: Flows) -> Judgement:
+    def _many(self, known: Flows, got: Flows) -> Doubted:
+        """The changes of the attributes that change in at least the share of the workflows that both lists have."""
+        changes, both = _changes(known, got), len(known.keys() & got.keys())
+        counted = Counter(kind for _, kind in changes)
+        return {key: new for key, new in changes.items() if counted[key[1]] >= MAX_CHANGED_SHARE * both}
+
+    def _weighed(self, target: Target, answer: Answer, got: Flows, *, second: bool) -> Judgement:
         known, differs = self._now[target], Judgement(target, "differs", answer)
         if not self._fences[target].version:
             return differs
@@ -233,15 +259,32 @@ class Run:
         newly = absent - known.missing.keys()
         differs.missing, differs.emptied = len(newly), bool(newly and not got)
         differs.hold = absent
+        changes, many = _changes(known.flows, got), self._many(known.flows, got)
+        counted = Counter(kind for _, kind in many)
+        over = {kind for kind, count in counted.items() if count >= MIN_CHANGED}
+        of_hold = {kind for _, kind in known.doubted}
         if self._approved:
-            differs.whole = bool(newly)
+            new = not _of(changes, of_hold).items() <= known.doubted.items()
+            differs.whole = bool(newly or new or over - of_hold)
             differs.hold = absent if differs.whole else frozenset()
+            differs.doubted = _of(changes, of_hold | over) if differs.whole else {}
             return differs
+        lasting = {kind for i, kind in changes if (i, kind) in known.doubted}
+        if second:
+            over |= {kind for kind in counted if self._changes_together(target.org_id, kind)}
+        if lasting or (second and over):
+            differs.doubted, differs.whole = _of(changes, lasting | over), True
+            return differs
+        differs.many = many
         if _too_many(len(absent), len(known.flows)):
             differs.whole = _too_many(len(got.keys() - known.flows.keys()), len(known.flows))
             return differs
         differs.hold, differs.removes = absent & known.missing.keys(), bool(newly)
         return differs
+
+    def _changes_together(self, org_id: str, kind: str) -> bool:
+        changing = len(self._changing.get((org_id, kind), ()))
+        return changing >= MIN_CHANGED and changing >= MAX_CHANGED_SHARE * self._listed[org_id]
 
     # What is written
 
@@ -251,12 +294,13 @@ class Run:
         approved = set()
         for judgement in judgements:
             known = self._now[judgement.target]
-            before, version = known.flows, known.version
+            before, version, doubted = known.flows, known.version, known.doubted
             verdict = self._write(judgement, known)
             self.verdicts[verdict] += 1
             self.by_target[judgement.target] = verdict
             org, removed = judgement.target.org_id, len(before.keys() - known.flows.keys())
-            if self._approved and removed:
+            applied = doubted.items() & _changes(before, known.flows).items()
+            if self._approved and (removed or applied):
                 approved.add(org)
             elif version:
                 added = len(known.flows.keys() - before.keys())
@@ -282,11 +326,15 @@ class Run:
         known.flows = old if judgement.whole else answer.got | {i: old[i] for i in judgement.hold}
         known.answered = answer.got
         new_version = not known.version or known.flows != old
+        held = (known.missing.keys(), known.doubted)
         known.missing = {i: known.missing.get(i, at) for i in judgement.hold}
-        known.held_since = (known.held_since or at) if judgement.hold else None
+        known.doubted = judgement.doubted
+        known.hold_at = known.hold_at if held == (known.missing.keys(), known.doubted) else at
+        holds = bool(judgement.hold or judgement.doubted)
+        known.held_since = (known.held_since or at) if holds else None
         if new_version:
             known.version, known.head_at = known.version + 1, at
-        if judgement.hold:
+        if holds:
             known.is_open = False
             known.held_at = known.held_at if judgement.whole else at
             return "held"
@@ -303,6 +351,20 @@ class Run:
             return
         span.longest_gap_seconds = max(span.longest_gap_seconds, (at - span.last_at) // SECOND)
         span.last_asked_at, span.last_at, span.observations = asked_at, at, span.observations + 1
+
+
+def _changes(before: Flows, after: Flows) -> Doubted:
+    """The new values of the workflows that both lists have, by workflow and kind."""
+    return {
+        (i, kind): getattr(after[i], name)
+        for i in before.keys() & after.keys()
+        for kind, name in ATTRIBUTES.items()
+        if getattr(before[i], name) != getattr(after[i], name)
+    }
+
+
+def _of(changes: Doubted, kinds: set[str]) -> Doubted:
+    return {key: new for key, new in changes.items() if key[1] in kinds}
 
 
 def retired(truth: Truth, configured: Sequence[Target], now: dt.datetime, max_share: float) -> Truth:

@@ -1,6 +1,8 @@
-"""The removal guard: which part of an answer is believed, and which waits for a person."""
+"""The guard: which part of an answer is believed, and which waits for a person."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from etl.domain.guard import (
     Decision,
     Limits,
+    Sum,
     approve,
     emptied_targets,
     hold,
@@ -16,9 +19,11 @@ from etl.domain.guard import (
     keys_lost,
     refuse_approval,
     weigh,
+    weigh_changes,
     weigh_first,
 )
-from etl.domain.model import Flow
+from etl.domain.kinds import ChangeKind
+from etl.domain.model import Doubt, Flow, State
 from tests.support.builders import STEADY
 
 LIMITS = Limits()
@@ -70,7 +75,7 @@ def test_workflows_held_already_count_as_removed():
     assert weighed(30, 9, held=8).held == ids(1, 8)
 
 
-def test_additions_and_changes_beside_held_removals_are_believed():
+def test_additions_and_changes_beside_held_workflows_are_believed():
     assert weighed(40, 12, added=11).whole is False
 
 
@@ -199,31 +204,148 @@ def test_holding_keeps_everything_that_is_absent_and_says_how_much():
     assert "5 of 5" in decision.reason
 
 
+def listed(*ids_: str, **changed: Iterable[str]) -> dict[str, Flow]:
+    """Workflows; ``name``, ``cycle`` and ``editable`` have those with another value, ``unnamed`` those without one."""
+    other = {kind: set(flow_ids) for kind, flow_ids in changed.items()}
+    return {
+        each: Flow(
+            each,
+            None if each in other.get("unnamed", ()) else "new" if each in other.get("name", ()) else "old",
+            "H" if each in other.get("cycle", ()) else "D",
+            each not in other.get("editable", ()),
+        )
+        for each in ids_
+    }
+
+
+def doubts(kind: ChangeKind, new: str | bool | None, flow_ids: Iterable[str]) -> frozenset[Doubt]:
+    return frozenset(Doubt(each, kind, new) for each in flow_ids)
+
+
+TWENTY, FORTY = sorted(ids(1, 20)), sorted(ids(1, 40))
+RENAMED = doubts("renamed", "new", ids(1, 15))
+FIRST, SECOND = None, dict[ChangeKind, Sum]()
+TOGETHER = {"renamed": Sum(10, 20, seen=10)}
+CHANGES = [
+    ("C1 fewer than the share", FORTY, (), listed(*FORTY, name=ids(1, 19)), FIRST, ()),
+    ("C1 in two answers", FORTY, (), listed(*FORTY, name=ids(1, 19)), SECOND, ()),
+    ("C1 each attribute for itself", FORTY, (), listed(*FORTY, name=ids(1, 19), cycle=ids(1, 19)), SECOND, ()),
+    ("C2 the only one", ["1"], (), listed("1", name=ids(1, 1)), FIRST, "asked again"),
+    ("C2 all", TWENTY, (), listed(*TWENTY, name=ids(1, 20)), FIRST, "asked again"),
+    ("C3 exactly both", TWENTY, (), listed(*TWENTY, name=ids(1, 10)), SECOND, doubts("renamed", "new", ids(1, 10))),
+    ("C3 no value", TWENTY, (), listed(*TWENTY, unnamed=ids(1, 20)), SECOND, doubts("renamed", None, ids(1, 20))),
+    ("C3 a right", TWENTY, (), listed(*TWENTY, editable=TWENTY), SECOND, doubts("editable_changed", False, TWENTY)),
+    ("C3 not the other attribute", TWENTY, (), listed(*TWENTY, cycle=ids(1, 10), name=ids(1, 9)), SECOND,
+     doubts("cycle_changed", "H", ids(1, 10))),
+    ("C4 with others", ["1"], (), listed("1", name=["1"]), TOGETHER, doubts("renamed", "new", ["1"])),
+    ("C4 another attribute", ["1"], (), listed("1", cycle=["1"]), TOGETHER, ()),
+    ("C5 alone", ["1"], (), listed("1", name=["1"]), SECOND, ()),
+    ("C5 not enough others", ["1"], (), listed("1", name=["1"]), {"renamed": Sum(10, 20, seen=9)}, ()),
+    ("C6 some are back", TWENTY, RENAMED, listed(*TWENTY, name=["1"]), FIRST, doubts("renamed", "new", ["1"])),
+    ("C6 and one more", TWENTY, RENAMED, listed(*TWENTY, name=ids(15, 16)), FIRST,
+     doubts("renamed", "new", ids(15, 16))),
+    ("C6 to a third value", TWENTY, RENAMED, listed(*TWENTY, unnamed=["1"]), FIRST, doubts("renamed", None, ["1"])),
+    ("C7 all are back", TWENTY, RENAMED, listed(*TWENTY), FIRST, ()),
+    ("C7 and others change", TWENTY, RENAMED, listed(*TWENTY, name=["16"], cycle=["1"]), FIRST, ()),
+    ("C8 some are missing", TWENTY, (), listed(*TWENTY[2:], name=TWENTY[8:]), SECOND,
+     doubts("renamed", "new", TWENTY[8:])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("known", "held", "answer", "second", "expected"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES]
+)
+def test_many_changes_at_once_are_asked_again_and_held_whole(known, held, answer, second, expected):
+    state = State(listed(*known), doubted=frozenset(held))
+    of_removals = weigh(state.flows.keys(), frozenset(), answer.keys(), LIMITS)
+    decision = weigh_changes(of_removals, state, answer, LIMITS, second)
+    if expected == "asked again":
+        assert (decision.uncertain, decision.doubted) == (True, frozenset())
+        assert {doubt.flow_id for doubt in decision.many} == set(known)
+    elif expected:
+        assert (decision.doubted, decision.whole, decision.uncertain) == (expected, True, False)
+        assert decision.held == state.flows.keys() - answer.keys()
+        assert decision.removes == 0
+        assert decision.reason
+    else:
+        assert decision == of_removals
+
+
+@STEADY
+@given(st.sets(st.integers(1, 30)), st.sets(st.integers(1, 30)), st.sets(st.integers(1, 30)), st.booleans())
+def test_no_change_approves_itself(before, now, gone, is_second):
+    """A held change that is still there stays held, whatever the verdict on the answer."""
+    before, now = ({str(n) for n in each} for each in (before, now))
+    answer = listed(*({str(n) for n in range(1, 31)} - {str(n) for n in gone}), name=now)
+    state = State(listed(*map(str, range(1, 31))), doubted=doubts("renamed", "new", before))
+    decision = weigh_changes(Decision(), state, answer, LIMITS, SECOND if is_second else FIRST)
+    lasting = {d for d in state.doubted if d.flow_id in now and d.flow_id in answer}
+    assert lasting <= decision.doubted
+    assert decision.whole == bool(decision.doubted)
+
+
+def approved(known, missing, answered):
+    return approve(State(listed(*known), frozenset(missing)), listed(*answered), LIMITS)
+
+
+def refused(known, answered):
+    return refuse_approval(State(listed(*known)), listed(*answered), "3f9a01c277e2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "doubted"),
+    [
+        pytest.param(listed(*TWENTY, name=ids(1, 15)), None, id="C10 as it was held"),
+        pytest.param(listed(*TWENTY, "new", name=ids(1, 15), cycle=ids(1, 9)), None, id="C10 with everything else"),
+        pytest.param(listed(*TWENTY, name=ids(1, 14)), None, id="C12 one is back"),
+        pytest.param(listed(*TWENTY), None, id="C12 all are back"),
+        pytest.param(listed(*TWENTY, name=ids(1, 16)), doubts("renamed", "new", ids(1, 16)), id="C11 one more"),
+        pytest.param(
+            listed(*TWENTY, name=ids(2, 15), unnamed=["1"]),
+            doubts("renamed", "new", ids(2, 15)) | doubts("renamed", None, ["1"]),
+            id="C11 another value",
+        ),
+        pytest.param(
+            listed(*TWENTY, name=ids(1, 15), cycle=ids(1, 10)),
+            RENAMED | doubts("cycle_changed", "H", ids(1, 10)),
+            id="C11 another attribute",
+        ),
+        pytest.param(
+            listed(*TWENTY[1:], name=ids(1, 15)), doubts("renamed", "new", ids(2, 15)), id="C11 one is missing"
+        ),
+    ],
+)
+def test_an_approval_of_changes_covers_exactly_those_that_were_held(answer, doubted):
+    decision = approve(State(listed(*TWENTY), doubted=RENAMED), answer, LIMITS)
+    assert decision.doubted == (doubted or frozenset())
+    assert decision.whole is (doubted is not None)
+
+
 def test_an_approval_removes_what_was_held_and_is_still_missing():
-    assert approve(ids(1, 30), ids(1, 12), ids(13, 30)).held == frozenset()
+    assert approved(ids(1, 30), ids(1, 12), ids(13, 30)).held == frozenset()
 
 
 def test_an_approval_believes_what_came_back_meanwhile():
-    assert approve(ids(1, 30), ids(1, 12), ids(10, 40)).held == frozenset()
+    assert approved(ids(1, 30), ids(1, 12), ids(10, 40)).held == frozenset()
 
 
 def test_an_approval_applies_nothing_where_something_else_is_missing_too():
-    decision = approve(ids(1, 30), ids(1, 12), ids(14, 30))
+    decision = approved(ids(1, 30), ids(1, 12), ids(14, 30))
     assert decision.whole
     assert decision.held == ids(1, 13)
     assert "13" in decision.reason
 
 
 def test_an_approval_of_another_set_applies_nothing_while_anything_is_missing():
-    decision = refuse_approval(ids(1, 30), ids(13, 40), "3f9a01c277e2")
+    decision = refused(ids(1, 30), ids(13, 40))
     assert (decision.held, decision.whole) == (ids(1, 12), True)
     assert "3f9a01c277e2" in decision.reason
 
 
 def test_an_approval_of_another_set_does_not_prevent_a_complete_return():
-    assert refuse_approval(ids(1, 30), ids(1, 31), "3f9a01c277e2") == Decision()
+    assert refused(ids(1, 30), ids(1, 31)) == Decision()
 
 
 def test_an_approval_needs_no_second_answer():
-    decision = approve(ids(1, 3), ids(1, 3), frozenset())
+    decision = approved(ids(1, 3), ids(1, 3), frozenset())
     assert decision == Decision()
