@@ -6,6 +6,7 @@ workflows; nothing else. If the fast pass fails, the strict reader looks again a
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from etl.domain.model import ATTRIBUTES, Flow
-from etl.gateway.api import LATEST, Api
-from etl.gateway.faults import Quote, malformed
+from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
+from etl.errors import GatewayError
+from etl.gateway.calls import LATEST, Api
+from etl.gateway.errors import Quote, code_error, malformed
 from etl.gateway.strict import field_problem, first_problem, half_character_in
+from etl.gateway.transport import Reply
 
 _EXPLAINED_BYTES: Final = 16 * 1024 * 1024
 """Malformed answers up to this size are read again for a better message; beyond it, memory matters more."""
@@ -70,6 +73,18 @@ _whole_lists = msgspec.json.Decoder(list[_Whole])
 _edge_lists = msgspec.json.Decoder(list[_EdgeItem])
 
 
+class RawAnswer(NamedTuple):
+    """A reply with status 200, and what its reader needs."""
+
+    reply: Reply
+    asked_at: dt.datetime
+    quote: Quote
+    attempts: int
+
+    def __repr__(self) -> str:
+        return f"<Answered {len(self.reply.body)} bytes>"
+
+
 class Envelope(NamedTuple):
     """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and its message."""
 
@@ -90,6 +105,32 @@ class FlowList(NamedTuple):
     """How many keys its objects have, each key of each object counted once; None if one is missing somewhere."""
     absent: frozenset[str] = frozenset()
     """The attributes of ``Flow`` whose key none of its objects has; a null is a value."""
+
+
+def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None, api: Api) -> Snapshot:
+    """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
+    code, or Malformed."""
+    reply = answer.reply
+    envelope = read_envelope(reply.body, answer.quote, api)
+    if envelope.code:
+        raise code_error(envelope.code, envelope.message, envelope.request_id)
+    try:
+        listed = None if envelope.data_hash == known_data_hash else read_flows(envelope.data, api)
+    except GatewayError as error:
+        error.request_id = envelope.request_id
+        raise
+    return Snapshot(
+        target=target,
+        flows=None if listed is None else listed.flows,
+        data_hash=envelope.data_hash,
+        asked_at=answer.asked_at,
+        observed_at=reply.arrived_at,
+        attempts=answer.attempts,
+        body=b"" if listed is None or has_each_key_once(reply.body, envelope, listed) else reply.body,
+        sole_answer=reply.is_sole,
+        data=b"" if listed is None else envelope.data,
+        absent=frozenset() if listed is None else listed.absent,
+    )
 
 
 def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:

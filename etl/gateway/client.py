@@ -18,24 +18,21 @@ from etl.config.addresses import is_loopback
 from etl.domain.detail import Detail
 from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
-from etl.gateway import request as requests
-from etl.gateway import roster
-from etl.gateway.api import APIS
-from etl.gateway.clock import GatewayClock
+from etl.gateway import calls, roster
+from etl.gateway.answer import RawAnswer, read_snapshot
+from etl.gateway.calls import APIS, NOT_QUOTED, Request, encryption
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.detail import read_detail
-from etl.gateway.excerpt import Hidden, excerpt
-from etl.gateway.faults import (
+from etl.gateway.errors import (
     RENEWING,
+    Hidden,
+    excerpt,
     meaning_of,
     retry_after_seconds,
     status_error,
 )
-from etl.gateway.reading import RawAnswer, read_snapshot
 from etl.gateway.recording import Exchange
-from etl.gateway.request import NOT_QUOTED, Request
-from etl.gateway.retry import RequestPacing, persist
-from etl.gateway.signature import Timestamps, encryption
+from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, persist
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
 from etl.system.clock import utc_now
@@ -157,7 +154,7 @@ class Gateway:
         def read(answered: RawAnswer) -> Snapshot:
             return read_snapshot(target, answered, known_data_hash, self._api)
 
-        request = requests.my_flows(self._api, target)
+        request = calls.my_flows(self._api, target)
         with self._watchdog.watch(self._deadline_seconds) as deadline:
             return self._run(_Call(request, read, deadline, own_connection=own_connection))
 
@@ -168,7 +165,7 @@ class Gateway:
         def read(answered: RawAnswer) -> Detail:
             return read_detail(org_id, flow_id, answered, self._api)
 
-        request = requests.flow(self._api, org_id, flow_id, user_id)
+        request = calls.flow(self._api, org_id, flow_id, user_id)
         with self._watchdog.watch(min(within_seconds, self._deadline_seconds)) as deadline:
             return self._run(_Call(request, read, deadline))
 
@@ -178,7 +175,7 @@ class Gateway:
         with self._watchdog.watch(self._deadline_seconds) as deadline:
 
             def page(number: int) -> roster.Page:
-                request = requests.roster_page(self._api, org_id, number)
+                request = calls.roster_page(self._api, org_id, number)
                 return self._run(_Call(request, roster.read_page, deadline, own_connection=True))
 
             return roster.collected(page)
@@ -246,7 +243,7 @@ class Gateway:
 
     def _send(self, call: _Call[T], token: Token | None) -> T:
         request, moment = call.request, self._stamps.next(call.request.asker)
-        signed = request.signed(token, moment.timestamp_ms)
+        signed = {} if token is None else request.signed(token.value, token.secret, moment.timestamp_ms)
         reply = self._transport.exchange(
             request.method,
             self._path + request.address,
@@ -336,7 +333,7 @@ class Gateway:
     def _refuse(self, reply: Reply, asked_at: dt.datetime, shown: Callable[[bytes | str], str]) -> None:
         """Raises for a status that is not a success, and for clocks that are too far apart."""
         status = reply.status
-        skew = self._gateway_clock.measure(reply, asked_at)
+        skew = self._gateway_clock.measure(reply.headers, reply.headers_at, asked_at)
         if meaning_of(status) != "retry":
             self._gateway_clock.refuse(skew)
         if status != 200:

@@ -15,10 +15,9 @@ from functools import partial
 import msgspec
 
 from etl.domain.detail import Detail
-from etl.gateway.answer import read_envelope
-from etl.gateway.api import Api
-from etl.gateway.faults import code_error, malformed, place_of
-from etl.gateway.reading import RawAnswer
+from etl.gateway.answer import RawAnswer, read_envelope
+from etl.gateway.calls import Api
+from etl.gateway.errors import code_error, malformed, place_of
 from etl.gateway.strict import field_problem
 
 _malformed = partial(malformed, "Get Flow")

@@ -1,23 +1,52 @@
-"""Translates the exceptions of requests, h11, ssl and socket into ours; nothing else does.
+"""What went wrong, and what to do about it: exceptions of libraries, HTTP statuses and EnOS codes become our errors.
 
-The messages say what happened and where to look. They never quote a foreign message, which contains the URL and query.
+The messages say what happened and where to look. They never quote a foreign message, which contains the URL and query,
+and of foreign text only an excerpt: short, on one line, and without secrets.
+
+| HTTP status | meaning | what follows |
+|---|---|---|
+| 200 | an answer | its envelope is read |
+| 401 | the token is not accepted | one new token, one more try |
+| 429, 500-599 | busy or down | retried within the deadline |
+| 300-399 | a redirect | refused: a signed request never goes to another address |
+| 400-499 otherwise | no | refused |
+| any other | not what the documentation promises | malformed |
+
+| code inside HTTP 200 | what follows |
+|---|---|
+| 0 | success |
+| 1203 (token expired) | one new token, one more try |
+| 1001 (``encryption`` sent twice), 1005 | retried with a new timestamp |
+| 62109, 99500 (internal error of the service) | retried |
+| everything else | refused |
+
+Source: EnOS API documentation, "Get My Flow", "Get Access Token", "Common errors".
 """
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
+import json
+import re
 import socket
 import ssl
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Final, Literal
+from urllib.parse import quote as url_quote
+from urllib.parse import urlsplit
 
 import h11
 from requests import exceptions
 
-from etl.errors import FlowtrailError, GatewayUnreachable
+from etl.errors import FlowtrailError, GatewayError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
 from etl.gateway.connection import NotHTTP
 from etl.gateway.deadline import Deadline
-from etl.gateway.retry import CERTIFICATE
 from etl.printable import printable
 
+CERTIFICATE: Final = "tls_certificate"
 FOREIGN: Final = (OSError, h11.ProtocolError, ValueError)
 """Sockets, ssl and requests; the bytes of an answer; host names."""
 
@@ -77,3 +106,167 @@ def _reason(causes: list[BaseException]) -> str:
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             return printable(cause.strerror)[:100].lower()
     return type(causes[-1]).__name__
+
+
+# What a gateway answers
+
+Quote = Callable[[bytes | str], str]
+Meaning = Literal["answer", "renew", "retry", "redirect", "refuse", "malformed"]
+
+RENEWING: Final = frozenset({"http_401", "1203"})
+_HICCUPS: Final = frozenset({62109, 99500})
+_RETRIED_TOKEN_CODES: Final = frozenset({1001, 1005})
+_TOKEN_CODES: Final = frozenset({1001, 1002, 1003, 1004, 1005, 1202, 1203, 1204})
+
+_CODES: Final = {
+    1001: "the same signature was sent twice",
+    1002: "the access key is unknown: check [gateway] access_key",
+    1003: "the signature is wrong: check the secret key, and this machine's clock",
+    1004: "a parameter is wrong",
+    1005: "internal error of the token service",
+    1202: "a parameter is empty: check [gateway] access_key and the secret key",
+    1203: "the token has expired",
+    1204: "the token could not be refreshed",
+    31400: "the organisation or the page is missing: check org in the schedule",
+    31403: "the application may not see who the users are: an administrator of the organisation can allow it",
+    31404: "there is no such organisation: check org in the schedule",
+    62101: "the user is unknown or not of this organisation: check the target in its schedule",
+    62103: "the user lacks the privilege",
+    62109: "internal error of the service",
+    99400: "an argument is wrong: check the target in its schedule",
+    99403: "access is denied to this access key",
+    99404: "not found: check [gateway] url, api and the target in its schedule",
+    99500: "internal error of the service",
+}
+
+_STATUSES: Final = {
+    400: "the gateway considers the request invalid",
+    401: "the token is not accepted: check [gateway] access_key and the secret key",
+    403: "access is denied: have this machine's address allowed at the gateway",
+    404: "no such path: check [gateway] url and api",
+    407: "the proxy requires a login: check [gateway] proxy",
+    413: "the request is too large for the gateway",
+    429: "too many requests: lower [gateway] concurrency or requests_per_second",
+}
+
+
+def meaning_of(status: int) -> Meaning:
+    """The table above, for any status."""
+    if status == 200:
+        return "answer"
+    if status == 401:
+        return "renew"
+    if status == 429 or 500 <= status <= 599:
+        return "retry"
+    if 300 <= status <= 399:
+        return "redirect"
+    return "refuse" if 400 <= status <= 499 else "malformed"
+
+
+def status_error(status: int, headers: Mapping[str, str], body: bytes, quote: Quote) -> GatewayError:
+    """The error for a status other than 200."""
+    meaning, code = meaning_of(status), f"http_{status}"
+    quoted = f", and said {quote(body)}" if body.strip() else ""
+    if meaning == "retry":
+        text = _STATUSES.get(status, "the gateway or the service behind it failed")
+        return GatewayUnreachable(f"HTTP {status}, {text}{quoted}", code=code, http_status=status)
+    if meaning == "redirect":
+        message = f"HTTP {status}, a redirect{_redirect_host(headers)}, is never followed: check [gateway] url"
+        return Refused(message, code=code, http_status=status)
+    if meaning == "malformed":
+        message = f"HTTP {status} instead of 200 and a list{quoted}"
+        return Malformed(message, code="malformed", http_status=status)
+    error = Refused(f"HTTP {status}, {_STATUSES.get(status, 'refused')}{quoted}", code=code, http_status=status)
+    error.gateway_down_evidence = meaning == "renew"
+    return error
+
+
+def _redirect_host(headers: Mapping[str, str]) -> str:
+    try:
+        parts = urlsplit(headers.get("Location", ""))
+        host = parts.hostname
+    except ValueError:
+        return ""
+    return f" to {printable(f'{parts.scheme}://{host}')[:80]}" if host else ""
+
+
+def code_error(code: int, message: str, request_id: str | None = None) -> GatewayError:
+    """The error for a well-formed envelope with a code other than 0; ``message`` is quoted already."""
+    text = f"EnOS answers {code}, {_CODES.get(code, 'an error code')}{f', and says {message}' if message else ''}"
+    kind: type[GatewayError] = Refused
+    if code in _HICCUPS:
+        kind = ServiceHiccup
+    elif code in _RETRIED_TOKEN_CODES:
+        kind = GatewayUnreachable
+    error = kind(text, code=str(code), http_status=200, request_id=request_id)
+    error.gateway_down_evidence = code in _TOKEN_CODES
+    return error
+
+
+def malformed(call: str, problem: str) -> Malformed:
+    """The error for an answer that is not what the documentation of ``call`` promises."""
+    return Malformed(f"the answer is not what {call} promises: {problem}", code="malformed", http_status=200)
+
+
+def place_of(error: Exception) -> str:
+    """Where in ``data`` the problem is that msgspec reports; it quotes no value."""
+    what, _, path = str(error).partition(" - at `$")
+    return f"data{path.rstrip('`')}: {what}"
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: dt.datetime) -> float | None:
+    """``Retry-After`` (RFC 9110, 10.2.3) as seconds from now, never negative; None if it is nonsense or missing."""
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", value):
+        return max(float(value), 0.0)
+    date = http_date(value)
+    return None if date is None else max((date - now).total_seconds(), 0.0)
+
+
+@lru_cache(maxsize=64)
+def http_date(value: str) -> dt.datetime | None:
+    """The date in an HTTP header, in UTC; None if it cannot be read."""
+    try:
+        date = parsedate_to_datetime(value)
+        return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+# What may be shown of it
+
+EXCERPT_CHARACTERS: Final = 100
+_LOOKED_AT_CHARACTERS: Final = 4096
+
+
+class Hidden(str):
+    """A secret: it hashes, encodes and joins like any string, and prints as ``'***'`` in every repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+def excerpt(found: bytes | str, hidden: Iterable[str] = ()) -> str:
+    """The beginning of foreign text, quoted; ``hidden`` strings in it, in any usual encoding, become ``***``."""
+    if isinstance(found, bytes):
+        found = found[:_LOOKED_AT_CHARACTERS].decode("utf-8", "replace")
+    text = _without(found[:_LOOKED_AT_CHARACTERS].strip(), hidden)
+    shown = printable(text[: EXCERPT_CHARACTERS + 1])
+    return f'"{shown[:EXCERPT_CHARACTERS]}…"' if len(shown) > EXCERPT_CHARACTERS else f'"{shown}"'
+
+
+def _without(text: str, hidden: Iterable[str]) -> str:
+    for secret in hidden:
+        for form in _forms(secret):
+            text = text.replace(form, "***")
+    return text
+
+
+def _forms(secret: str) -> Iterable[str]:
+    if len(secret) < 4:
+        return ()
+    raw = secret.encode("utf-8", "surrogatepass")
+    encoded = (base64.b64encode(raw).decode().rstrip("="), base64.urlsafe_b64encode(raw).decode().rstrip("="))
+    return (secret, url_quote(raw, safe=""), *encoded, raw.hex(), raw.hex().upper(), json.dumps(secret)[1:-1])

@@ -24,9 +24,8 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from etl.gateway.answer import as_integer, quoted_message
-from etl.gateway.faults import code_error, malformed, place_of
-from etl.gateway.reading import RawAnswer
+from etl.gateway.answer import RawAnswer, as_integer, quoted_message
+from etl.gateway.errors import code_error, malformed, place_of
 from etl.gateway.strict import field_problem
 
 MOST_USERS: Final = 1_000_000

@@ -27,8 +27,7 @@ import msgspec
 from etl.errors import GatewayError, Malformed
 from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.deadline import Deadline
-from etl.gateway.excerpt import Hidden
-from etl.gateway.faults import Quote, code_error
+from etl.gateway.errors import Hidden, Quote, code_error
 from etl.system.background import SingleFlight
 
 _MARGIN_SHARE: Final = 0.1

@@ -162,7 +162,7 @@ def _data(row: Row[Any], version: int | None = None) -> bytes:
 def _read(data: bytes, data_hash: str, version: int | None) -> Mapping[str, Flow]:
     """The workflows that the client reads in these bytes, whichever version of the API they are from."""
     from etl.gateway.answer import read_flows  # a check without answers need not load the client
-    from etl.gateway.api import APIS
+    from etl.gateway.calls import APIS
 
     for api in APIS.values():
         try:

@@ -17,7 +17,7 @@ from etl.cli import app
 from etl.config import settings as shape
 from etl.config.receivers import KINDS
 from etl.database import reading
-from etl.gateway import faults
+from etl.gateway import errors
 from tests.support.postgres import free_port
 from tests.support.program import SECRET, Program
 
@@ -199,4 +199,4 @@ def test_what_an_operator_does_every_day_succeeds(flowtrail: Program, monkeypatc
 
 def test_every_error_code_is_explained() -> None:
     explained = set(re.findall(r"`(?:http_)?(\d+)`", (ROOT / "docs" / "enos.md").read_text("utf-8")))
-    assert {str(code) for code in (*faults._CODES, *faults._STATUSES)} - {"407"} <= explained
+    assert {str(code) for code in (*errors._CODES, *errors._STATUSES)} - {"407"} <= explained

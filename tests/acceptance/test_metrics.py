@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from etl import config
 from etl.demo.world import World
 from etl.domain.model import Target
-from etl.gateway import errors, faults
+from etl.gateway import errors
 from etl.report.conditions import CODES as CONDITIONS
 from etl.report.health import HealthSnapshot
 from etl.report.overdue import Overdue
@@ -169,7 +169,7 @@ def test_every_code_of_the_gateway_client_has_its_own_label() -> None:
     literal = {each.value.value for each in ast.walk(ast.parse(source)) if _is_code(each)}
     translated = {code for _, code, _ in errors._MEANINGS}
     assert {"timeout", "malformed", "gateway_down"} <= literal | translated
-    known = literal | translated | {str(code) for code in faults._CODES} | {f"http_{s}" for s in faults._STATUSES}
+    known = literal | translated | {str(code) for code in errors._CODES} | {f"http_{s}" for s in errors._STATUSES}
     assert known <= CODES
 
 

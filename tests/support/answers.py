@@ -8,8 +8,7 @@ from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway import reread_strictly
 from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
-from etl.gateway.excerpt import excerpt
-from etl.gateway.faults import code_error
+from etl.gateway.errors import code_error, excerpt
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 

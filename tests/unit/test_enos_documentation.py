@@ -21,7 +21,7 @@ from etl.config import GatewaySettings, Secret
 from etl.domain.model import Flow, Target
 from etl.errors import GatewayError, Malformed
 from etl.gateway import Gateway
-from etl.gateway.signature import signature
+from etl.gateway.calls import signature
 
 KEY, SECRET, TOKEN = "yourAccessKey", "yourSecretKey", "yourToken"
 NOW = dt.datetime(2019, 11, 1, 2, 21, 49, 697000, dt.UTC)

@@ -16,8 +16,8 @@ from etl.domain.model import Flow
 from etl.errors import GatewayError, Malformed, Refused, ServiceHiccup
 from etl.gateway import reread_strictly
 from etl.gateway.answer import read_envelope, read_flows
-from etl.gateway.api import APIS
-from etl.gateway.excerpt import excerpt
+from etl.gateway.calls import APIS
+from etl.gateway.errors import excerpt
 from tests.support.answers import outcome, read, snapshot
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)

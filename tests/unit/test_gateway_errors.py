@@ -21,12 +21,9 @@ from tenacity import RetryCallState, Retrying
 
 from etl.errors import GatewayError, GatewayUnreachable, Malformed
 from etl.gateway import Gateway
-from etl.gateway.clock import _skew_seconds
-from etl.gateway.errors import FOREIGN, explained
-from etl.gateway.excerpt import Hidden, excerpt
-from etl.gateway.faults import meaning_of, retry_after_seconds
-from etl.gateway.retry import helps_to_retry, pause_seconds
-from etl.gateway.signature import signature
+from etl.gateway.calls import signature
+from etl.gateway.errors import FOREIGN, Hidden, excerpt, explained, meaning_of, retry_after_seconds
+from etl.gateway.timing import _skew_seconds, helps_to_retry, pause_seconds
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
 from tests.support.hostile import Hostile, Peer, Step, code, http, issued, token_code
 

@@ -12,7 +12,7 @@ from etl.demo.world import World
 from etl.domain.model import Flow, Target
 from etl.errors import Malformed, Refused
 from etl.gateway import Gateway, reread_strictly
-from etl.gateway.api import APIS
+from etl.gateway.calls import APIS
 from tests.support.enos import Fault, LocalGateway
 from tests.support.gateways import ACCESS_KEY, SECRET, TARGET, gateway, settings_for
 from tests.support.hostile import Hostile, http

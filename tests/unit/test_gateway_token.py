@@ -19,7 +19,8 @@ from etl.demo.world import World
 from etl.domain.model import Target
 from etl.errors import GatewayUnreachable, Malformed, PermanentGatewayError, Refused
 from etl.gateway import Gateway
-from etl.gateway.signature import Timestamps, encryption
+from etl.gateway.calls import encryption
+from etl.gateway.timing import Timestamps
 from etl.gateway.token import TokenKeeper, read_token
 from tests.support.enos import LocalGateway
 from tests.support.gateways import (

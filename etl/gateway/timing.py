@@ -1,12 +1,14 @@
-"""When a request may go out: the client-side limit, and the pauses between tries."""
+"""When a request may go out and with which timestamp, how long to pause between tries, and how far clocks are apart."""
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, TypeVar
+from array import array
+from collections.abc import Callable, Hashable, Mapping
+from typing import Final, NamedTuple, TypeVar
 
 from tenacity import (
     RetryCallState,
@@ -17,13 +19,15 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from etl.errors import GatewayUnreachable, TransientGatewayError
+from etl.errors import GatewayUnreachable, PermanentGatewayError, TransientGatewayError
 from etl.gateway.deadline import Deadline, Watchdog
+from etl.gateway.errors import CERTIFICATE, http_date
 
 T = TypeVar("T")
 
 RETRY_AFTER_FLOOR_SECONDS: Final = 0.2
-CERTIFICATE: Final = "tls_certificate"
+_BUCKETS: Final = 4096
+_CORRECTED_BACK_MS: Final = 60_000
 _backoff = wait_random_exponential(multiplier=0.2, max=20, min=0.05)
 
 
@@ -95,3 +99,66 @@ def pause_seconds(state: RetryCallState) -> float:
     if asked is None:
         return _backoff(state)
     return max(asked, RETRY_AFTER_FLOOR_SECONDS) + random.uniform(0, RETRY_AFTER_FLOOR_SECONDS)
+
+
+class Moment(NamedTuple):
+    at: dt.datetime
+    timestamp_ms: int
+
+
+class Timestamps:
+    """Timestamps that strictly increase for each asker, in constant memory (askers share 4096 buckets).
+
+    If the wall clock is set back by less than a minute, timestamps go on in steps of 1 ms; if by more, they follow it.
+    """
+
+    def __init__(self, clock: Callable[[], dt.datetime]) -> None:
+        self._clock = clock
+        self._last = array("q", bytes(8 * _BUCKETS))
+        self._lock = threading.Lock()
+
+    def next(self, asker: Hashable) -> Moment:
+        bucket = hash(asker) % _BUCKETS
+        with self._lock:
+            at = self._clock()
+            now, last = int(at.timestamp() * 1000), self._last[bucket]
+            set_back = now < last - _CORRECTED_BACK_MS
+            stamp = self._last[bucket] = now if now > last or set_back else last + 1
+        return Moment(at, stamp)
+
+
+class GatewayClock:
+    """Compares the gateway's clock with ours. ``max_skew`` of 0 allows any difference."""
+
+    def __init__(self, max_skew: dt.timedelta) -> None:
+        self._max_seconds = max_skew.total_seconds()
+        self.skew: dt.timedelta | None = None
+        """How far the gateway was ahead of us in its latest answer; None: not known yet."""
+
+    def measure(self, headers: Mapping[str, str], headers_at: dt.datetime, asked_at: dt.datetime) -> float:
+        """The skew in seconds, negative where the gateway is behind; 0 where the answer does not tell."""
+        date = http_date(headers.get("Date", ""))
+        if date is None:
+            return 0.0
+        seconds = _skew_seconds(date, asked_at, headers_at)
+        self.skew = dt.timedelta(seconds=seconds)
+        return seconds
+
+    def refuse(self, seconds: float) -> None:
+        """Raises PermanentGatewayError where clocks so far apart make an answer untrustworthy."""
+        if self._max_seconds <= 0 or abs(seconds) <= self._max_seconds:
+            return
+        way = "ahead of" if seconds > 0 else "behind"
+        raise PermanentGatewayError(
+            f"the gateway's clock (its Date header) is {abs(seconds):.0f} s {way} this machine's: set the clock right,"
+            " or allow more by [gateway] max_clock_skew",
+            code="clock_skew",
+        )
+
+
+def _skew_seconds(date: dt.datetime, asked_at: dt.datetime, headers_at: dt.datetime) -> float:
+    """Beyond what the request itself took."""
+    if date > headers_at:
+        return (date - headers_at).total_seconds()
+    behind = (date - asked_at).total_seconds() + 1  # the header has whole seconds, rounded down
+    return min(behind, 0.0)

@@ -1,0 +1,136 @@
+"""The documented calls to EnOS: addresses, parameters, and how a request is signed.
+
+| | ``v2.1`` | ``v2.0`` |
+|---|---|---|
+| EnOS | 2.1.2 and later | before 2.1.2, and EnOS Edge |
+| path | ``/batch-processing-service/v2.1/flows`` | ``/dataflow-batch-service/v2.0/flows`` |
+| path of the roster | ``/app-portal-service/v2.2/user/organization/roster`` | the same, ``v2.0`` |
+| parameter of the search | ``expression`` | ``searchValue`` |
+| success | ``code`` is 0 | ``status`` is 0, and a ``code``, if any, is 0 |
+| names in an item | ``flowId``, ``flowName`` | the same, or ``flow_id``, ``flow_name`` (EnOS Edge) throughout |
+
+Source: EnOS API documentation, "Get My Flow" and "Get Organization User List" of both versions, and of EnOS Edge;
+"Get Access Token" and "Signature".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping
+from typing import Final, Literal, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+
+from etl.config import ApiVersion
+from etl.domain.model import Target
+from etl.gateway.errors import Hidden
+
+
+class Api(NamedTuple):
+    """One column of the table above."""
+
+    version: ApiVersion
+    path: str
+    search: str
+    roster_path: str
+    is_older: bool = False
+
+
+APIS: Final[Mapping[ApiVersion, Api]] = {
+    "v2.1": Api(
+        "v2.1",
+        path="/batch-processing-service/v2.1/flows",
+        search="expression",
+        roster_path="/app-portal-service/v2.2/user/organization/roster",
+    ),
+    "v2.0": Api(
+        "v2.0",
+        path="/dataflow-batch-service/v2.0/flows",
+        search="searchValue",
+        roster_path="/app-portal-service/v2.0/user/organization/roster",
+        is_older=True,
+    ),
+}
+LATEST: Final = APIS["v2.1"]
+
+Call = Literal["details", "flows", "roster", "token"]
+
+ROSTER_PAGE: Final = 1000
+"""Users per page: the documented default."""
+
+
+NOT_QUOTED: Final = '"***"'
+"""Stands for any content of an answer about people."""
+
+
+class Request(NamedTuple):
+    """One request, before it is signed."""
+
+    call: Call
+    method: Literal["GET", "POST"]
+    path: str
+    params: Mapping[str, str]
+    """Decoded, in ASCII order of name."""
+    asker: Hashable
+    """Requests with the same asker get strictly increasing timestamps."""
+    body: str = ""
+
+    @property
+    def address(self) -> str:
+        """Path and query, as they are sent."""
+        query = "&".join([f"{name}={quote(value, safe='')}" for name, value in self.params.items()])
+        return f"{self.path}?{query}" if query else self.path
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether its answer is about people: nothing of it may get into a message or a log."""
+        return self.call == "roster"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that a body needs."""
+        if not self.body:
+            return {}
+        return {"Content-Type": "application/json", "Content-Length": str(len(self.body.encode()))}
+
+    def signed(self, token: str, secret: str, timestamp_ms: int) -> dict[str, str]:
+        """The headers that authenticate the request."""
+        proof = signature(token, self.params, timestamp_ms, secret, self.body)
+        return {"apim-accesstoken": token, "apim-timestamp": str(timestamp_ms), "apim-signature": proof}
+
+
+def my_flows(api: Api, target: Target) -> Request:
+    """*Get My Flow*; without an expression all workflows are listed."""
+    asked = {"action": "getMyFlow", "orgId": target.org_id, "userId": target.user_id}
+    if target.expression:
+        asked[api.search] = target.expression
+    return Request("flows", "GET", api.path, dict(sorted(asked.items())), target[:2])
+
+
+def flow(api: Api, org_id: str, flow_id: str, user_id: str) -> Request:
+    """*Get Flow*, as a user who sees it."""
+    asked = {"action": "get", "flowId": flow_id, "orgId": org_id, "userId": user_id}
+    return Request("details", "GET", api.path, asked, (org_id, flow_id))
+
+
+def roster_page(api: Api, org_id: str, page: int) -> Request:
+    """*Get Organization User List*, one page of it; pages count from 0."""
+    asked = {"orgId": org_id, "pagination": {"pageNo": page, "pageSize": ROSTER_PAGE, "sorters": []}}
+    body = msgspec.json.encode(asked).decode()
+    return Request("roster", "POST", api.roster_path, {}, (api.roster_path, org_id), body)
+
+
+def signature(token: str, params: Mapping[str, str], timestamp_ms: int, secret: str, body: str = "") -> Hidden:
+    """``apim-signature``: SHA-256 (hex) of token, decoded parameters in ASCII order of name, body, time, secret."""
+    joined = "".join([name + params[name] for name in sorted(params)])
+    return Hidden(_sha256(f"{token}{joined}{body}{timestamp_ms}{secret}"))
+
+
+def encryption(access_key: str, timestamp_ms: int, secret: str) -> Hidden:
+    """``encryption`` of a token request: SHA-256 (hex) of key, time, secret."""
+    return Hidden(_sha256(f"{access_key}{timestamp_ms}{secret}"))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
