@@ -7,36 +7,49 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
+from click.exceptions import Exit
 from rich.console import Console
 
 from benchmarks import alone, compare, curve, show, world
 from benchmarks.rounds import BENCH_PYTHON
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, invoke_without_command=True)
 out = Console(width=170)
 progress = Console(stderr=True, width=170)
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write everything that was measured into this file.")]
 OTHERS = "targets x workflows as in 200x500, or as in 200x500/700 where all lists share so many workflow ids"
-ShapeName = Annotated[str, typer.Option(help=f"A, B, C, D, or {OTHERS}.")]
+FILE = click.Path(path_type=Path)
+JSON_FILE = click.option("--json", "json_file", type=FILE, help="Write everything that was measured into this file.")
+SHAPES = partial(click.option, "--shapes", help="Which, by comma; others as in 200x500 or 200x500/700.")
+DATABASES = partial(click.option, "--databases", "in_databases")
+LATENCY = partial(click.option, "--latency", "waiting", help="Let every answer wait so long.")
 
 
-@app.callback()
-def main(
-    context: typer.Context,
-    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500 or 200x500/700.")] = "A,B,C,D",
-    in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
-    contenders: Annotated[str, typer.Option(help="Which, by comma.")] = ",".join(compare.CONTENDERS),
-    runs: Annotated[int, typer.Option(help="Rounds of each contender in each shape.")] = 5,
-    patience: Annotated[float, typer.Option(help="A contender that took so many seconds gets no more rounds.")] = 12,
-    quick: Annotated[bool, typer.Option("--quick", help="Shapes A and B, one round, without dlt and dbt.")] = False,
-    waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "0ms",
-    json_file: JsonFile = None,
+@click.group(invoke_without_command=True, context_settings={"show_default": True})
+@SHAPES(default="A,B,C,D")
+@DATABASES(default="sqlite,postgresql")
+@click.option("--contenders", default=",".join(compare.CONTENDERS), help="Which, by comma.")
+@click.option("--runs", default=5, help="Rounds of each contender in each shape.")
+@click.option("--patience", default=12.0, help="A contender that took so many seconds gets no more rounds.")
+@click.option("--quick", is_flag=True, help="Shapes A and B, one round, without dlt and dbt.")
+@LATENCY(default="0ms")
+@JSON_FILE
+@click.pass_context
+def app(
+    context: click.Context,
+    shapes: str,
+    in_databases: str,
+    contenders: str,
+    runs: int,
+    patience: float,
+    quick: bool,
+    waiting: str,
+    json_file: Path | None,
 ) -> None:
     """Compare Flowtrail with what else would do the job."""
     if context.invoked_subcommand is not None:
@@ -60,21 +73,20 @@ def _compare(wanted: compare.Wanted, json_file: Path | None) -> None:
         for compared in compare.compared(wanted, Path(folder), progress.print):
             _keep(json_file, compared)
     if not compared:
-        raise typer.Exit(1)
+        raise Exit(1)
     for table in show.comparison(compared):
         out.print(table.rich())
     out.print(show.machine(compared), "", *show.goal_lines(compared), sep="\n", highlight=False)
 
 
 @app.command()
-def flowtrail(
-    shape: ShapeName = "A",
-    database: Annotated[str, typer.Option(help="sqlite or postgresql.")] = "sqlite",
-    runs: int = 3,
-    waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "0ms",
-    tls: Annotated[bool, typer.Option("--tls", help="Ask over TLS.")] = False,
-    statements: Annotated[bool, typer.Option("--statements", help="Show what was sent in the last run.")] = False,
-) -> None:
+@click.option("--shape", default="A", help=f"A, B, C, D, or {OTHERS}.")
+@click.option("--database", default="sqlite", help="sqlite or postgresql.")
+@click.option("--runs", default=3)
+@LATENCY(default="0ms")
+@click.option("--tls", is_flag=True, help="Ask over TLS.")
+@click.option("--statements", is_flag=True, help="Show what was sent in the last run.")
+def flowtrail(shape: str, database: str, runs: int, waiting: str, tls: bool, statements: bool) -> None:
     """Flowtrail alone, for whoever works on its speed."""
     of = shape_named(shape)
     kinds_named(database)
@@ -88,13 +100,12 @@ def flowtrail(
 
 
 @app.command()
-def latency(
-    waiting: Annotated[str, typer.Option("--latency", help="Let every answer wait so long.")] = "20ms",
-    shapes: Annotated[str, typer.Option(help="Which, by comma; others as in 200x500 or 200x500/700.")] = "B",
-    in_databases: Annotated[str, typer.Option("--databases")] = "sqlite,postgresql",
-    runs: int = 3,
-    json_file: JsonFile = None,
-) -> None:
+@LATENCY(default="20ms")
+@SHAPES(default="B")
+@DATABASES(default="sqlite,postgresql")
+@click.option("--runs", default=3)
+@JSON_FILE
+def latency(waiting: str, shapes: str, in_databases: str, runs: int, json_file: Path | None) -> None:
     """Flowtrail and the afternoon's version where every answer takes its time, 16 requests at once."""
     wanted = compare.Wanted(
         shapes={name: shape_named(name) for name in shapes.split(",")},
@@ -107,12 +118,11 @@ def latency(
 
 
 @app.command(name="curve")
-def cost_curve(
-    in_databases: Annotated[str, typer.Option("--databases")] = "sqlite",
-    most_targets: Annotated[int, typer.Option(help="From a hundred in steps of ten; 0 leaves this axis out.")] = 10**5,
-    most_workflows: Annotated[int, typer.Option(help="From ten in steps of ten; 0 leaves this axis out.")] = 10**6,
-    json_file: JsonFile = None,
-) -> None:
+@DATABASES(default="sqlite")
+@click.option("--most-targets", default=10**5, help="From a hundred in steps of ten; 0 leaves this axis out.")
+@click.option("--most-workflows", default=10**6, help="From ten in steps of ten; 0 leaves this axis out.")
+@JSON_FILE
+def cost_curve(in_databases: str, most_targets: int, most_workflows: int, json_file: Path | None) -> None:
     """What Flowtrail costs with more targets, and with more workflows of one target."""
     with _place() as folder:
         wanted = curve.shapes(most_targets, most_workflows)
@@ -123,18 +133,18 @@ def cost_curve(
 
 
 @app.command()
-def plot(
-    files: Annotated[list[Path], typer.Argument(help="What --json wrote.")],
-    folder: Annotated[Path, typer.Option(help="Where the SVG files go.")] = Path("docs/images"),
-) -> None:
+@click.argument("files", type=FILE, nargs=-1, required=True, help="What --json wrote.")
+@click.option("--folder", type=FILE, default=Path("docs/images"), help="Where the SVG files go.")
+def plot(files: Sequence[Path], folder: Path) -> None:
     """Draw what was measured."""
     if not BENCH_PYTHON.exists():
-        raise typer.BadParameter("plots need matplotlib: `make bench-setup` installs it into .venv-bench")
+        raise click.BadParameter("plots need matplotlib: `make bench-setup` installs it into .venv-bench")
     subprocess.run([BENCH_PYTHON, "-m", "benchmarks.plots", folder, *files], check=True)
 
 
 @app.command()
-def report(files: Annotated[list[Path], typer.Argument(help="What --json wrote.")]) -> None:
+@click.argument("files", type=FILE, nargs=-1, required=True, help="What --json wrote.")
+def report(files: Sequence[Path]) -> None:
     """Print what was measured as Markdown, for docs/performance.md."""
     for file in files:
         measured = json.loads(file.read_text())
@@ -151,7 +161,7 @@ def shape_named(name: str) -> world.Shape:
     found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?", name)
     shape = world.Shape(*(int(number or 0) for number in found.groups())) if found else None
     if shape is None or 0 < shape.ids < shape.flows:
-        raise typer.BadParameter(f"{name!r} is no shape: A, B, C, D, or {OTHERS}")
+        raise click.BadParameter(f"{name!r} is no shape: A, B, C, D, or {OTHERS}")
     return shape
 
 
@@ -162,13 +172,13 @@ def kinds_named(names: str) -> list[str]:
 def _known(names: str, known: Collection[str]) -> list[str]:
     for name in names.split(","):
         if name not in known:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}")
+            raise click.BadParameter(f"{name!r} is none of {', '.join(known)}")
     return names.split(",")
 
 
 def _seconds(text: str) -> float:
     if not text.endswith("ms") or not text[:-2].replace(".", "").isdigit():
-        raise typer.BadParameter(f"{text!r}: write milliseconds, as in 20ms")
+        raise click.BadParameter(f"{text!r}: write milliseconds, as in 20ms")
     return float(text[:-2]) / 1000
 
 

@@ -47,11 +47,13 @@ def set_up(job: Job) -> None:
 
 
 def prepare(job: Job) -> Work:
-    import typer
-
-    from etl.cli import app, run
+    from etl.cli import app
 
     os.environ["FLOWTRAIL_GATEWAY__SECRET_KEY"] = "secret-of-the-benchmark"
-    context = typer.Context(typer.main.get_command(app))
-    config = Path(job.folder) / "flowtrail.toml"
-    return lambda: run.sync_now(context, as_json=True, config_file=config)
+    arguments = ["--config", str(Path(job.folder) / "flowtrail.toml"), "sync", "--json"]
+
+    def sync() -> None:
+        if code := app(arguments, standalone_mode=False):
+            raise SystemExit(code)
+
+    return sync

@@ -4,119 +4,113 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Final
 
-import typer
+import click
 
 from etl import __version__
-from etl.cli.parameters import adapted, with_all_below
 from etl.errors import ConfigError, FlowtrailError
 from etl.system import streams
 
 _NO_THREAD: Final = "can't start new thread"
 _THREAD_LIMITS: Final = "`ulimit -v` and `ulimit -u`, or the limits of its container (memory, pids), are too low"
-_MODULES: Final = {
-    "demo": "demo",
-    "sync": "run",
-    "serve": "run",
-    "check": "run",
-    "plan": "plan",
-    "status": "status",
-    "targets": "targets",
-    "events": "stories",
-    "workflows": "stories",
-    "flows": "queries",
-    "changes": "queries",
-    "history": "queries",
-    "export": "export",
-    "verify": "verification",
-    "report": "export",
-    "notify": "notify",
-    "backup": "maintenance",
-    "prune": "maintenance",
-    "init": "admin",
-    "db": "admin",
-    "coverage": "coverage",
-    "audit": "audit",
-    "answer": "answers",
-    "guard": "holds",
-    "seal": "seals",
+_COMMANDS: Final = {
+    "demo": "demo.demo",
+    "sync": "run.sync_now",
+    "serve": "run.serve",
+    "check": "run.check",
+    "plan": "plan.plan",
+    "status": "status.status",
+    "targets": "targets.targets",
+    "events": "stories.events",
+    "workflows": "stories.workflows",
+    "flows": "queries.flows",
+    "changes": "queries.changes",
+    "history": "queries.history",
+    "export": "export.export_rows",
+    "verify": "verification.verify_trail",
+    "report": "export.report",
+    "notify": "notify.notify",
+    "backup": "maintenance.back_up",
+    "prune": "maintenance.prune",
+    "init": "admin.init",
+    "db": "admin.db",
+    "coverage": "coverage.show_coverage",
+    "audit": "audit.audit",
+    "answer": "answers.print_answer",
+    "guard": "holds.guard",
+    "seal": "seals.seal",
 }
-"""Every command, in the order of ``--help``, and its module."""
+"""Every command, in the order of ``--help``, and where it is in this package."""
 
 
-class _Loaded(Mapping[str, Any]):
-    """Every command by name; a module is loaded when its command is first used."""
+class CommandGroup(click.Group):
+    """Commands below one name; its help has them in their order, with the first paragraph of each."""
 
-    def __init__(self) -> None:
-        self._commands: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._commands:
-            own = typer.Typer()
-            import_module(f"etl.cli.{_MODULES[name]}").register(own)
-            gc.freeze()
-            gc.enable()
-            self._commands[name] = typer.main.get_group(own).commands[name]
-        return self._commands[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_MODULES)
-
-    def __len__(self) -> int:
-        return len(_MODULES)
-
-
-class _Commands(typer.core.TyperGroup):
-    """The commands; none waits until the libraries of the others are loaded."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands: Any = _Loaded()
-
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        found = self.commands.get(cmd_name)
-        for command in with_all_below(found) if found else ():
-            adapted(command.get_params(ctx))
-        return found
-
-    def get_params(self, ctx: Any) -> Any:
-        return adapted(super().get_params(ctx))
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, (command.help or "").split("\n\n")[0]) for name, command in commands if command])
 
 
-app = typer.Typer(
-    name="flowtrail",
-    cls=_Commands,
-    help="Keeps an append-only, verifiable trail of every EnOS workflow that was added, removed, or changed its cycle.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+class _LazyGroup(CommandGroup):
+    """All commands; none waits until the libraries of the others are loaded."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(".")
+        command: click.Command = getattr(import_module(f"etl.cli.{module}"), name)
+        gc.freeze()
+        gc.enable()
+        return command
+
+
+def _complete(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
+    """Print what teaches a shell to complete, or install it, and end."""
+    if shell is not None and not context.resilient_parsing:
+        from etl.cli.completion import complete
+
+        complete(shell, install=parameter.name == "install_completion")
+        context.exit()
+
+
+def _completion_option(name: str, text: str) -> click.Option:
+    return click.Option(
+        [name], metavar="[SHELL]", is_flag=False, flag_value="", expose_value=False, is_eager=True, callback=_complete,
+        help=text,
+    )  # fmt: skip
+
+
+@click.group(
+    "flowtrail",
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120},
 )
-
-
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"flowtrail {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _global(
-    context: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(help="The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml).")
-    ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml).",
+)
+@click.version_option(__version__, "--version", "-V", message="flowtrail %(version)s", help="Print the version.")
+@click.pass_context
+def app(context: click.Context, config: Path | None) -> None:
+    """Keeps an append-only, verifiable trail of every EnOS workflow that was added, removed, or changed its cycle."""
     context.obj = config
+
+
+app.params += [
+    _completion_option("--install-completion", "Install completion for the current shell."),
+    _completion_option("--show-completion", "Show completion for the current shell, to copy it."),
+]
 
 
 def main() -> None:

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
+from click.exceptions import Exit
 
 from etl import database
-from etl.cli import console, options
+from etl.cli import CommandGroup, console
 from etl.cli.application import Application
 from etl.cli.maintenance import copy_database
+from etl.cli.options import FILE, Given, shared
 from etl.errors import UsageError
 from etl.service.replica import LEASE
 from etl.store import Store
 
-_db = typer.Typer(help="The database and its schema.", no_args_is_help=True)
+db = CommandGroup("db", help="The database and its schema.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command()(init)
-    app.add_typer(_db, name="db")
-
-
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
-) -> None:
+@click.command()
+@click.argument("folder", type=FILE, default=Path(), help="Where to write them.")
+def init(folder: Path) -> None:
     """Write a commented flowtrail.toml and schedules/example.toml; never overwrite."""
     samples = {
         folder / "flowtrail.toml": files("etl.cli").joinpath("flowtrail.toml").read_text(encoding="utf-8"),
@@ -58,10 +53,11 @@ def _write_new(path: Path, text: str) -> bool:
     return True
 
 
-@_db.command()
-def upgrade(context: typer.Context, config_file: options.Config = None) -> None:
+@db.command()
+@shared("config")
+def upgrade(given: Given) -> None:
     """Create the schema, or bring it up to date; safe when several replicas start at once."""
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         before = database.current(app.engine)
         database.upgrade(app.engine)
         now = database.expected()
@@ -69,34 +65,29 @@ def upgrade(context: typer.Context, config_file: options.Config = None) -> None:
         console.say(f"The schema of {database.describe(app.engine.url)} {done}.")
 
 
-@_db.command()
-def current(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+@db.command()
+@shared("json", "config")
+def current(given: Given) -> None:
     """Show the schema's revision, and the one that this Flowtrail needs."""
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         found, needed = database.current(app.engine), database.expected()
-        if as_json:
+        if given.json:
             console.json({"current": found, "expected": needed})
         else:
             console.say(f"{database.describe(app.engine.url)}: revision {found or 'none'}, needs {needed}")
 
 
-@_db.command("check")
-def check_schema(
-    context: typer.Context,
-    schema_only: Annotated[
-        bool,
-        typer.Option("--schema-only", help="Skip SQLite's pages and indexes, which are read completely."),
-    ] = False,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@db.command("check")
+@click.option("--schema-only", is_flag=True, help="Skip SQLite's pages and indexes, which are read completely.")
+@shared("json", "config")
+def check_schema(given: Given, schema_only: bool) -> None:
     """Compare the schema with the expected one, including triggers and views; on SQLite, check every page and index."""
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         marked = database.damage_of(app.engine)
         differences = database.check(app.engine)
         if not schema_only:
             differences += _integrity(app, after_damage=marked is not None)
-        if as_json:
+        if given.json:
             console.json(differences)
         else:
             for difference in differences:
@@ -106,7 +97,7 @@ def check_schema(
         if marked is not None:
             _report_damage(app, marked)
     if differences:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _integrity(app: Application, *, after_damage: bool) -> list[str]:
@@ -136,14 +127,13 @@ def _unfinished(table: str) -> str:
     )
 
 
-_db.command("copy")(copy_database)
+db.add_command(copy_database)
 
 
-@_db.command("grants")
-def print_grants(
-    owner: Annotated[str, typer.Option("--owner", help="Owns everything, runs the migrations.")] = "flowtrail_owner",
-    writer: Annotated[str, typer.Option("--writer", help="The service: appends the trail.")] = "flowtrail_writer",
-    reader: Annotated[str, typer.Option("--reader", help="For reports: reads.")] = "flowtrail_reader",
-) -> None:
+@db.command("grants")
+@click.option("--owner", default="flowtrail_owner", help="Owns everything, runs the migrations.")
+@click.option("--writer", default="flowtrail_writer", help="The service: appends the trail.")
+@click.option("--reader", default="flowtrail_reader", help="For reports: reads.")
+def print_grants(owner: str, writer: str, reader: str) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
     console.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))

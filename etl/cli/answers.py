@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from etl import database
-from etl.cli import console, options
+from etl.cli import console
+from etl.cli.options import Given, shared
 from etl.domain.answers import data_of
 from etl.domain.model import Target
 from etl.errors import UsageError
 from etl.report.answers import VersionAnswer, answer_of
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="answer")(print_answer)
-
-
-def print_answer(
-    context: typer.Context,
-    org_id: Annotated[str, typer.Argument(metavar="ORG", show_default=False)],
-    user_id: Annotated[str, typer.Argument(metavar="USER", show_default=False)],
-    expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
-    version: Annotated[
-        int | None, typer.Option("--version", min=1, help="Which version.", show_default="the latest")
-    ] = None,
-    config_file: options.Config = None,
-) -> None:
+@click.command("answer")
+@click.argument("org_id", metavar="ORG")
+@click.argument("user_id", metavar="USER")
+@click.option("--version", type=click.IntRange(1), show_default="the latest", help="Which version.")
+@shared("expression", "config")
+def print_answer(given: Given, org_id: str, user_id: str, version: int | None) -> None:
     """Print the bytes of `data` in the answer that made a version, as received; `archive.answers` keeps them."""
-    target = Target(org_id, user_id, expression)
-    with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine)
+    target = Target(org_id, user_id, given.expression)
+    with given.reading() as app:
         found = answer_of(app.engine, target, version)
     if found is None:
         named = "no version" if version is None else f"no version {version}"

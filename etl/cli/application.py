@@ -52,11 +52,15 @@ class Application:
         """Set it before `gateway` is made, and it is told of every request."""
         self._closing = ExitStack()
 
+    def close(self) -> None:
+        """Close what was built."""
+        self._closing.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._closing.close()
+        self.close()
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from etl import database
 from etl.audit import Extent, write_bundle
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.empty_results import require_names
+from etl.cli.options import FILE, Given, shared
 from etl.database import backup
 from etl.errors import UsageError
 from etl.export.files import whole_file
@@ -18,40 +17,24 @@ from etl.printable import counted
 from etl.system.clock import utc_now
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="audit")(audit)
-
-
-def audit(
-    context: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, a zip archive.")],
-    since: Annotated[
-        str | None,
-        typer.Option(
-            "--since", help="Runs sealed from then on: 2026-03-01, '7 days ago'.", show_default="the first run"
-        ),
-    ] = None,
-    until: Annotated[
-        str | None, typer.Option("--until", help="Runs sealed before then.", show_default="the last run")
-    ] = None,
-    org: options.Org = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    timezone: options.Zone = "UTC",
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--output", "-o", type=FILE, required=True, help="The file to write, a zip archive.")
+@shared(
+    *("since", "until", "org", "force", "timezone", "json", "config"),
+    since="Runs sealed from then on: 2026-03-01, '7 days ago'; from the first run if omitted.",
+    until="Runs sealed before then; to the last run if omitted.",
+)
+def audit(given: Given, output: Path) -> None:
     """Write a bundle for an auditor: the trail of that time, what proves it, and a checker that needs nothing else."""
-    if output.is_file() and not force:
+    if output.is_file() and not given.force:
         raise UsageError(f"{output} exists already: --force replaces it.")
-    extent = Extent(*options.period(since, until, timezone), org)
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine)
-        require_names(app.engine, org=org)
+    extent = Extent(*given.period(), given.org)
+    with given.reading(logs=True) as app:
+        require_names(app.engine, org=given.org)
         now = utc_now()
         with backup.snapshot(app.engine) as engine, whole_file(output) as file:
             done = write_bundle(engine, file, extent, now)
-    if as_json:
+    if given.json:
         console.json({"file": str(output), **done._asdict(), "extent": done.extent._asdict()})
         return
     if done.extent.until != extent.until:

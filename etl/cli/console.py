@@ -8,22 +8,21 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO, cast
 
 import msgspec
+from rich.cells import cell_len, chop_cells, set_cell_size
 
 from etl import config
-from etl.cli import layout
-from etl.cli.layout import cell
 from etl.printable import printable, printable_lines
 from etl.system import streams
 
 if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs it
     from rich.progress import Progress
 
-__all__ = ["JsonList", "cell", "complain", "counted", "data", "encoded", "json", "json_list", "progress", "rows", "say",
-           "sink", "stream", "table"]  # fmt: skip
-
+_GAP: Final = "  "
+_INDENT: Final = "    "
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "bold cyan": "1;36"}
 
 
@@ -128,25 +127,79 @@ def table(
     zone: dt.tzinfo = dt.UTC,
     if_any: Collection[str] = (),
 ) -> None:
-    """Print a table that fits the terminal, with a title above; control characters are escaped.
+    """Print a table, with a title above; control characters are escaped.
 
-    In a pipe every row is one line, however long. Times are shown in ``zone``. Columns of ``if_any`` are left out if
-    no row has a value.
+    On a terminal it is as wide as that at most; see ``laid_out``. In a pipe every row is one line, however long. Times
+    are shown in ``zone``. Columns of ``if_any`` are left out if no row has a value.
     """
     shown = [[cell(value, zone) for value in row] for row in rows]
     if not shown:
         say(f"{title}: {empty}" if title else empty)
         return
     used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in shown)]
-    columns, shown = [columns[at] for at in used], [[row[at] for at in used] for row in shown]
     if title:
         say(title, "bold")
-    laid_out = layout.table(columns, shown, _width(), _ellipsis())
-    say(laid_out.heading, "dim")
-    for lines in laid_out.rows:
-        for line in lines:
-            _print(line, "", sys.stdout)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    headings, *lines = laid_out([[row[at] for at in used] for row in (columns, *shown)], width)
+    for line in headings:
+        _print(line, "dim", sys.stdout)
+    for line in chain.from_iterable(lines):
+        _print(line, "", sys.stdout)
     sys.stdout.flush()
+
+
+def laid_out(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """Each row as the lines that it takes in ``width`` cells (None: one); nothing is cut or left out.
+
+    Columns that do not fit beside the others continue below, indented. Only a value that is wider than a line is
+    broken.
+    """
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    room = None if width is None else max(width - len(_INDENT), 1)
+    blocks = [*_blocks([wide if room is None else min(wide, room) for wide in widths], width)]
+    return [[line for block in blocks for line in _lines(row, block)] for row in rows]
+
+
+class _Block(NamedTuple):
+    """Columns that stand side by side."""
+
+    indent: str
+    first: int
+    widths: list[int]
+
+
+def _blocks(widths: Sequence[int], width: int | None) -> Iterator[_Block]:
+    block = _Block("", 0, [])
+    for at, wide in enumerate(widths):
+        taken = len(block.indent) + sum(block.widths) + len(_GAP) * len(block.widths)
+        if block.widths and width is not None and taken + wide > width:
+            yield block
+            block = _Block(_INDENT, at, [])
+        block.widths.append(wide)
+    yield block
+
+
+def _lines(row: Sequence[str], block: _Block) -> list[str]:
+    cells = row[block.first : block.first + len(block.widths)]
+    broken = [chop_cells(text, wide) if text else [""] for text, wide in zip(cells, block.widths, strict=True)]
+    return [
+        block.indent + _GAP.join(map(set_cell_size, line, block.widths)).rstrip()
+        for line in zip_longest(*broken, fillvalue="")
+    ]
+
+
+def cell(value: object, zone: dt.tzinfo = dt.UTC) -> str:
+    """A value as a table shows it: nothing for null, and a time to the second with its offset from UTC.
+
+    Such a time can be given to ``--since``, ``--until`` and ``--as-of`` as it is.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dt.datetime):
+        return value.astimezone(zone).isoformat(" ", "seconds").replace("+00:00", "Z")
+    return printable(str(value))
 
 
 def rows(
@@ -161,18 +214,6 @@ def rows(
     listed = list(found)
     used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
     table(title, used, ([getattr(row, column) for column in used] for row in listed), empty, zone=zone)
-
-
-def _width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def _ellipsis() -> str:
-    try:
-        layout.ELLIPSIS.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return "..."
-    return layout.ELLIPSIS
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any, Final
 
-import typer
+import click
 
-from etl import database
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.empty_results import require_names
+from etl.cli.options import SHOWN, Given, shared
 from etl.printable import counted
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.system.clock import utc_now
@@ -19,29 +19,16 @@ _TARGETS: Final = CoveredTarget._fields
 _HOLDS: Final = (*Hold._fields[:-2], "workflows")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="coverage")(show_coverage)
-
-
-def show_coverage(
-    context: typer.Context,
-    org: options.Org = None,
-    user: options.User = None,
-    since: options.Since = None,
-    until: options.Until = None,
-    timezone: options.Zone = "UTC",
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command("coverage")
+@shared("org", "user", "since", "until", "timezone", "json", "config")
+def show_coverage(given: Given) -> None:
     """Show how complete the trail is: which targets were to be asked, which answered, and gaps; with the seals."""
-    zone = options.time_zone_named(timezone)
-    begin, end = options.period(since, until, timezone)
-    with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine)
-        require_names(app.engine, org=org, user=user)
-        found = coverage(app.engine, utc_now(), since=begin, until=end, org=org, user=user)
-    if as_json:
+    zone = given.zone
+    begin, end = given.period()
+    with given.reading() as app:
+        require_names(app.engine, org=given.org, user=given.user)
+        found = coverage(app.engine, utc_now(), since=begin, until=end, org=given.org, user=given.user)
+    if given.json:
         console.json(_as_object(found))
     else:
         _show(found, zone)
@@ -75,7 +62,7 @@ def _show(found: Coverage, zone: dt.tzinfo) -> None:
 
 def _rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], zone: dt.tzinfo) -> None:
     """Print the first rows, without empty columns."""
-    shown = rows[: options.SHOWN]
+    shown = rows[:SHOWN]
     used = [n for n in range(len(columns)) if any(row[n] not in (None, "", 0) for row in shown)]
     console.table(title, [columns[n] for n in used], ([row[n] for n in used] for row in shown), zone=zone)
     if len(rows) > len(shown):

@@ -8,14 +8,14 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from etl import config, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
 from etl.cli.event_table import event_table
+from etl.cli.options import FILE
 from etl.cli.run import show_report
 from etl.demo import tour
 from etl.demo.gateway import DemoGateway
@@ -27,15 +27,12 @@ from etl.system import disk
 from etl.system.clock import utc_now
 
 
-def demo(
-    folder: Annotated[
-        Path | None,
-        typer.Option("--folder", help="Folder for everything; a new temporary one if omitted.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the simulated world.")] = 7,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve the page afterwards, until Ctrl-C.")] = False,
-    listen: Annotated[str, typer.Option("--listen", help="Address for --serve.")] = "127.0.0.1:8787",
-) -> None:
+@click.command()
+@click.option("--folder", type=FILE, help="Folder for everything; a new temporary one if omitted.")
+@click.option("--seed", type=int, default=7, help="Seed of the simulated world.")
+@click.option("--serve", is_flag=True, help="Serve the page afterwards, until Ctrl-C.")
+@click.option("--listen", default="127.0.0.1:8787", help="Address for --serve.")
+def demo(folder: Path | None, seed: int, serve: bool, listen: str) -> None:
     """Show a day on this machine: changes, an outage, a false answer, and the trail they leave."""
     if folder is not None and (folder / "flowtrail.db").exists():
         raise UsageError(f"{folder} already has a flowtrail.db: name another --folder, the demo starts from nothing.")
@@ -53,11 +50,6 @@ def demo(
             _show_what_next(settings_file)
             if serve:
                 _keep_the_page_up(app, listen)
-
-
-def register(page: typer.Typer) -> None:
-    """Add this module's command."""
-    page.command()(demo)
 
 
 def _show(app: Application, number: int, step: tour.Step) -> None:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Engine
 
-from etl.cli.layout import cell
+from etl.cli.console import cell
 from etl.errors import UsageError
 from etl.report.observed_targets import ObservedTargets, observed_targets, unknown_name
 

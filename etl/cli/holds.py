@@ -11,14 +11,16 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import typer
+import click
+from click.exceptions import Exit
 
-from etl import database, sync
-from etl.cli import console, options
+from etl import sync
+from etl.cli import CommandGroup, console
 from etl.cli.application import Application, a_run
 from etl.cli.empty_results import no_such_name, require_names
+from etl.cli.options import Given, shared
 from etl.cli.run import show_report
 from etl.domain.holds import Approval, HeldSet, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
@@ -36,29 +38,7 @@ _COLUMNS: Final = (
     *("flow_id", "flow_name", "cycle", "held", "reason"),
 )
 
-WholeOrg = Annotated[
-    str | None, typer.Option("--org", help="Every held target of an organisation.", show_default=False)
-]
-Expect = Annotated[
-    str | None,
-    typer.Option(
-        "--expect",
-        metavar="CODE",
-        help="The code from `guard list`; 'any' approves whatever is held by then.",
-        show_default="asked for on a terminal",
-    ),
-]
-By = Annotated[
-    str | None,
-    typer.Option("--by", help="Who approves; recorded in the trail before your login.", show_default="your login"),
-]
-
-_guard = typer.Typer(help="Removals and changes that wait for a person.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.add_typer(_guard, name="guard")
+guard = CommandGroup("guard", help="Removals and changes that wait for a person.")
 
 
 class _Selection(NamedTuple):
@@ -75,20 +55,15 @@ class _Selection(NamedTuple):
         return str(self.target) if self.target else f"organisation {self.org}" if self.org else "all targets"
 
 
-@_guard.command("list")
-def list_held(
-    context: typer.Context,
-    org: options.Org = None,
-    timezone: options.Zone = "UTC",
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@guard.command("list")
+@shared("org", "timezone", "json", "config")
+def list_held(given: Given) -> None:
     """Show what waits for a person, the reason, and the codes for `guard approve`."""
-    zone = options.time_zone_named(timezone)
-    with options.open_application(context, config_file) as app:
-        report = _report(app)
+    zone, org = given.zone, given.org
+    with given.reading(logs=True) as app:
+        report = Report(app.engine)
         codes = _codes(report.held_sets())
-        if as_json:
+        if given.json:
             console.json_list({**row, **codes.columns(row["org_id"])} for row in _rows(report.holds(org=org)))
             return
         _show_rows(_rows(report.holds(org=org)), zone, no_such_name(app.engine, org=org) or "nothing is held")
@@ -99,55 +74,55 @@ def list_held(
         console.say(f"To approve all of them: `flowtrail guard approve {which} --expect {scope}`.")
 
 
-@_guard.command()
+@guard.command()
+@click.argument("org_id", metavar="[ORG]", required=False)
+@click.argument("user_id", metavar="[USER]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every held target.")
+@click.option(
+    "--expect",
+    metavar="CODE",
+    show_default="asked for on a terminal",
+    help="The code from `guard list`; 'any' approves whatever is held by then.",
+)
+@click.option("--by", show_default="your login", help="Who approves; recorded in the trail before your login.")
+@shared("expression", "org", "json", "config", org="Every held target of an organisation.")
 def approve(
-    context: typer.Context,
-    org_id: Annotated[str | None, typer.Argument(metavar="ORG", show_default=False)] = None,
-    user_id: Annotated[str | None, typer.Argument(metavar="USER", show_default=False)] = None,
-    expression: Annotated[str, typer.Option("--expression", help="The target's search expression.")] = "",
-    org: WholeOrg = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every held target.")] = False,
-    expect: Expect = None,
-    by: By = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
+    given: Given, org_id: str | None, user_id: str | None, everything: bool, expect: str | None, by: str | None
 ) -> None:
     """Confirm what is held: ask the gateway once more, and apply its answer."""
-    selection = _selection(org_id, user_id, expression, org, everything)
+    selection = _selection(given, org_id, user_id, everything)
     _check_expected(expect)
     signature = _signature(by)
-    with options.open_application(context, config_file, asks_gateway=True) as app:
+    with given.application(asks_gateway=True) as app:
         app.ready(upgrade=False)
-        report = _report(app)
+        report = Report(app.engine)
         require_names(app.engine, org=selection.org)
         held = selection.held(report)
         if not held and (selection.target or expect not in (None, _ANY)):
             raise UsageError(f"Nothing is held for {selection}: `flowtrail guard list` shows what is.")
         done = None
         if held:
-            _check_seen(report, selection, held, expect, as_json=as_json)
+            _check_seen(report, selection, held, expect, as_json=given.json)
             scopes = None if expect == _ANY else {each.target: each.scope for each in held}
             done = _approve(app, [each.target for each in held], Approval(signature, scopes))
             app.keep_heads()
     if done is None:
-        console.json(None) if as_json else console.say("Nothing is held.")
+        console.json(None) if given.json else console.say("Nothing is held.")
         return
-    show_report(done, as_json)
+    show_report(done, given.json)
     if done.status != "succeeded":
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 # ------------------------------------------------------------------------------------------------ what is approved
 
 
-def _selection(
-    org_id: str | None, user_id: str | None, expression: str, org: str | None, everything: bool
-) -> _Selection:
-    if sum((bool(org_id and user_id), bool(org), everything)) != 1 or (org_id and not user_id):
+def _selection(given: Given, org_id: str | None, user_id: str | None, everything: bool) -> _Selection:
+    if sum((bool(org_id and user_id), bool(given.org), everything)) != 1 or (org_id and not user_id):
         raise UsageError("Name what to approve: `flowtrail guard approve ORG USER`, `--org ORG`, or `--all`.")
     if org_id and user_id:
-        return _Selection(org_id, Target(org_id, user_id, expression))
-    return _Selection(org, None)
+        return _Selection(org_id, Target(org_id, user_id, given.expression))
+    return _Selection(given.org, None)
 
 
 def _check_expected(expect: str | None) -> None:
@@ -178,9 +153,9 @@ def _ask_person(report: Report, selection: _Selection, scope: str, changes: int,
         )
     shown = (each for each in report.holds(org=selection.org) if selection.target in (None, Target(*each[:3])))
     _show_rows(_rows(shown), dt.UTC)
-    if not typer.confirm(f"Approve these {changes} changes (code {code(scope)})?"):
+    if not click.confirm(f"Approve these {changes} changes (code {code(scope)})?"):
         console.say("Nothing was approved.")
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _approve(app: Application, targets: Sequence[Target], approval: Approval) -> RunReport | None:
@@ -248,8 +223,3 @@ def _show_rows(rows: Iterable[Mapping[str, Any]], zone: dt.tzinfo, empty: str = 
     console.table("", used, ([row[c] for c in used] for row in listed[:_SHOWN]), empty, zone=zone)
     if len(listed) > _SHOWN:
         console.complain(f"Only the first {_SHOWN} are shown: `flowtrail guard list --json` lists all.", "dim")
-
-
-def _report(app: Application) -> Report:
-    database.require_current(app.engine)
-    return Report(app.engine)

@@ -6,13 +6,13 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from etl import config, database, signing
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.options import FILE, Given, shared
 from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
@@ -26,21 +26,12 @@ from etl.verify import HeadsFile
 _CONNECTIONS = 2
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="backup")(back_up)
-    app.command()(prune)
-
-
-def back_up(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The file to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command("backup")
+@click.argument("file", type=FILE, help="The file to write.")
+@shared("force", "config")
+def back_up(given: Given, file: Path) -> None:
     """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine)
+    with given.reading(logs=True) as app:
         if app.engine.dialect.name != "sqlite":
             dump = backup.dump_of(app.engine, file)
             console.say(f"{dump.backup}\n{dump.restore}")
@@ -49,89 +40,73 @@ def back_up(
                 "into a database NEW). They ask for the password, or find it in ~/.pgpass."
             )
         with console.counted("copying", hidden=False) as advance:
-            backup.backup(app.engine, file, force=force, progress=advance)
+            backup.backup(app.engine, file, force=given.force, progress=advance)
     console.complain(
         f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"
     )
 
 
-def prune(
-    context: typer.Context,
-    before: Annotated[
-        str | None, typer.Option("--before", help="Delete runs that ended before this time.", show_default=False)
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option("--keep", help="Delete runs older than this, such as 90d.", show_default="keep_runs")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
-    timezone: options.Zone = "UTC",
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--before", help="Delete runs that ended before this time.")
+@click.option("--keep", show_default="keep_runs", help="Delete runs older than this, such as 90d.")
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@shared("timezone", "json", "config")
+def prune(given: Given, before: str | None, keep: str | None, dry_run: bool) -> None:
     """Delete the issues of old runs; the runs and their seals stay, and the trail is never touched."""
-    with options.open_application(context, config_file) as app:
-        limit = _limit(app, before, keep, timezone)
+    with given.application() as app:
+        limit = _limit(app, given, before, keep)
         database.require_current(app.engine)
         database.require_sound(app.engine)
         gone = app.sealing_store().prune_runs(
             limit, utc_now(), has_receivers=bool(app.settings.notify), dry_run=dry_run
         )
         app.keep_heads()
-    if as_json:
+    if given.json:
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
     would = "would be deleted" if dry_run else "deleted"
     console.say(f"{gone.issues} issues of {gone.runs} runs that ended before {console.cell(limit)} UTC {would}.")
 
 
-def _limit(app: Application, before: str | None, keep: str | None, timezone: str) -> dt.datetime:
+def _limit(app: Application, given: Given, before: str | None, keep: str | None) -> dt.datetime:
     if before is not None and keep is not None:
         raise UsageError("Give either --before or --keep, not both.")
-    now = utc_now()
-    if before is not None:
-        return options.moment(before, timezone)
+    if (moment := given.moment(before)) is not None:
+        return moment
     try:
         length = app.settings.retention.keep_runs if keep is None else config.retention_period(keep)
     except ValueError as error:
         raise UsageError(f"--keep {error}.") from None
     if length is None:
         raise UsageError("Runs are kept for ever here: say which to delete, with --keep 400d or --before.")
-    return now - length
+    return utc_now() - length
 
 
-def copy_database(
-    context: typer.Context,
-    to: Annotated[
-        str | None, typer.Option("--to", help="The URL of the other database, without a password.", show_default=False)
-    ] = None,
-    to_file: Annotated[
-        Path | None, typer.Option("--to-file", help="A file that holds the URL with its password.", show_default=False)
-    ] = None,
-    while_active: Annotated[
-        bool,
-        typer.Option("--while-active", help="Copy while a service is active; what it writes meanwhile is left out."),
-    ] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", help="Create the schema of the other database first.")] = False,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command("copy")
+@click.option("--to", help="The URL of the other database, without a password.")
+@click.option("--to-file", type=FILE, help="A file that holds the URL with its password.")
+@click.option(
+    "--while-active", is_flag=True, help="Copy while a service is active; what it writes meanwhile is left out."
+)
+@shared("upgrade", "json", "config", upgrade="Create the schema of the other database first.")
+def copy_database(given: Given, to: str | None, to_file: Path | None, while_active: bool) -> None:
     """Copy everything from the configured database into another, empty one: from SQLite to PostgreSQL, or back."""
     url = config.another_database(to, to_file)
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         other = app.another_engine(url)
         if database.describe(other.url) == database.describe(app.engine.url):
             raise UsageError("Both are the same database: name another one to copy into.")
         database.require_current(app.engine)
         database.require_sound(app.engine)
-        if upgrade:
+        if given.upgrade:
             database.upgrade(other)
         database.require_current(other)
         for engine in (app.engine, other):
             _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
         written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
-        with written_meanwhile as source, console.counted("copying", hidden=as_json) as advance:
+        with written_meanwhile as source, console.counted("copying", hidden=given.json) as advance:
             copied = copy.copy(source, other, may_be_written=while_active, progress=advance)
-    if as_json:
+    if given.json:
         console.json([each._asdict() for each in copied])
         return
     console.table("", ("table", "rows"), copied)

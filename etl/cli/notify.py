@@ -6,15 +6,16 @@ import contextlib
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
 
+import click
 import structlog
-import typer
+from click.exceptions import Exit
 from sqlalchemy import Engine
 
 from etl import database
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.options import Given, shared
 from etl.config import Schedule, Settings
 from etl.domain.model import Target
 from etl.errors import UsageError
@@ -45,30 +46,25 @@ _AT_ONCE = 8
 _TEST = Message("Flowtrail: a test", "This is a test of Flowtrail's notifications. Nothing has happened.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's command."""
-    app.command()(notify)
-
-
-def notify(
-    context: typer.Context,
-    test: Annotated[bool, typer.Option("--test", help="Send a test message to every receiver.")] = False,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--test", is_flag=True, help="Send a test message to every receiver.")
+@shared("json", "config")
+def notify(given: Given, test: bool) -> None:
     """Send what receivers have not been told yet, if no service does; with --test, try each receiver."""
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         if not app.settings.notify:
             raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
         if test:
             results = list(_tested(app.settings))
             rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
-            console.json(rows) if as_json else _print_results(results)
+            console.json(rows) if given.json else _print_results(results)
         else:
             results = [("digests", _send_pending(app))]
-            console.json({"told": results[0][1] is None, "why": results[0][1]}) if as_json else _print_results(results)
+            console.json({"told": results[0][1] is None, "why": results[0][1]}) if given.json else _print_results(
+                results
+            )
     if any(wrong is not None for _, wrong in results):
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _print_results(results: Sequence[tuple[str, str | None]]) -> None:

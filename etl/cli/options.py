@@ -1,16 +1,19 @@
-"""The options that several commands share, and the settings they lead to."""
+"""The options that several commands share, each declared once, and the settings they lead to."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Final
 
-import typer
+import click
+from click.shell_completion import CompletionItem
 
-from etl import config, log
+from etl import config, database, log
 from etl.cli import console
 from etl.cli.application import Application
 from etl.config import Schedule, TargetList
@@ -21,110 +24,150 @@ from etl.system import descriptors
 from etl.system.clock import utc_now
 from etl.timeparse import parse_moment
 
-SHOWN = 200
+SHOWN: Final = 200
 """Rows of a table on a screen, unless another --limit is asked for."""
-MOST = 10**9
+_MOST: Final = 10**9
 """The largest --limit: more than any database here has rows, and a number that each can count to."""
-CONFIG_HELP = "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."
+FILE: Final = click.Path(path_type=Path)
 
-Config = Annotated[Path | None, typer.Option("--config", help=CONFIG_HELP, show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Org = Annotated[str | None, typer.Option("--org", help="Only this organisation.", show_default=False)]
-User = Annotated[str | None, typer.Option("--user", help="Only this user.", show_default=False)]
-Flow = Annotated[str | None, typer.Option("--flow", help="Only this workflow id.", show_default=False)]
-Name = Annotated[str | None, typer.Option("--name", help="Only names that contain this.", show_default=False)]
-Cycle = Annotated[
-    str | None, typer.Option("--cycle", help="Only this cycle: M, W, D, H, mi, or its name.", show_default=False)
-]
-Since = Annotated[
-    str | None, typer.Option("--since", help="From then on: 'yesterday', '7 days ago', ISO.", show_default=False)
-]
-AsOf = Annotated[
-    str | None,
-    typer.Option("--as-of", help="The list at that time: 2026-03-31, yesterday, '7 days ago'.", show_default=False),
-]
-Until = Annotated[str | None, typer.Option("--until", help="Before then.", show_default=False)]
-Limit = Annotated[
-    int | None,
-    typer.Option(
-        "--limit",
-        min=0,
-        max=MOST,
-        help=f"At most this many rows; tables show {SHOWN} by default, 0 shows all.",
-        show_default=False,
-    ),
-]
-Zone = Annotated[str, typer.Option("--timezone", help="The zone of times, typed and shown, such as Asia/Shanghai.")]
-Upgrade = Annotated[bool, typer.Option("--upgrade", help="Bring the database's schema up to date first.")]
+_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "org": {"help": "Only this organisation."},
+    "user": {"help": "Only this user."},
+    "flow": {"help": "Only this workflow id."},
+    "name": {"help": "Only names that contain this."},
+    "cycle": {"help": "Only this cycle: M, W, D, H, mi, or its name."},
+    "since": {"help": "From then on: 'yesterday', '7 days ago', ISO."},
+    "until": {"help": "Before then."},
+    "as_of": {"help": "The list at that time: 2026-03-31, yesterday, '7 days ago'."},
+    "timezone": {"default": "UTC", "help": "The zone of times, typed and shown, such as Asia/Shanghai."},
+    "limit": {
+        "type": click.IntRange(0, _MOST),
+        "help": f"At most this many rows; tables show {SHOWN} by default, 0 shows all.",
+    },
+    "expression": {"default": "", "show_default": False, "help": "The target's search expression."},
+    "force": {"is_flag": True, "help": "Replace an existing file."},
+    "upgrade": {"is_flag": True, "help": "Bring the database's schema up to date first."},
+    "json": {"is_flag": True, "help": "Print JSON instead of a table."},
+    "config": {"type": FILE, "help": "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."},
+}
+"""What several commands take, by the field of `Given`."""
 
 
-def moment(text: str, zone: str) -> dt.datetime:
-    """The moment that a person typed. Raises UsageError with one sentence."""
-    try:
-        return parse_moment(text, utc_now(), time_zone(zone))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The shared options of a command, as they were typed; those that it does not take are as if omitted."""
+
+    org: str | None = None
+    user: str | None = None
+    flow: str | None = None
+    name: str | None = None
+    cycle: str | None = None
+    since: str | None = None
+    until: str | None = None
+    as_of: str | None = None
+    timezone: str = "UTC"
+    limit: int | None = None
+    expression: str = ""
+    force: bool = False
+    upgrade: bool = False
+    json: bool = False
+    config: Path | None = None
+
+    @property
+    def zone(self) -> dt.tzinfo:
+        """The zone of times, typed and shown. Raises UsageError with one sentence."""
+        try:
+            return time_zone(self.timezone)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def moment(self, text: str | None) -> dt.datetime | None:
+        """The moment that a person typed. Raises UsageError with one sentence."""
+        try:
+            return None if text is None else parse_moment(text, utc_now(), self.zone)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def period(self) -> tuple[dt.datetime | None, dt.datetime | None]:
+        """The period that a person typed, open where nothing was. Raises UsageError with one sentence."""
+        begin, end = self.moment(self.since), self.moment(self.until)
+        if begin is not None and end is not None and begin >= end:
+            raise UsageError("--since must lie before --until.")
+        return begin, end
+
+    def most(self, shown: int = SHOWN, printed: int | None = None) -> int | None:
+        """How many rows a table shows, or JSON prints; None: all."""
+        usual = printed if self.json else shown
+        return (usual if self.limit is None else self.limit) or None
+
+    def application(self, *, asks_gateway: bool = False, logs: bool = True) -> Application:
+        """Load the settings, say what deserves a warning, and hand out the application.
+
+        A command that asks the gateway says so: any other works on a machine that has the database only, and with few
+        file descriptors. One that only reads does without the log, whose libraries are slow to load (``logs``).
+        """
+        if asks_gateway:
+            descriptors.raise_limit()
+        settings = config.load(self.config, asks_gateway=asks_gateway)
+        configure = log.configure if logs else log.configure_for_libraries
+        configure(settings.log.level, settings.log.format)
+        for warning in settings.warnings:
+            console.complain(warning, "yellow")
+        return Application(settings)
+
+    def reading(self, *, logs: bool = False) -> Application:
+        """The application, for a command that reads a database whose schema is current. Raises SchemaMismatch."""
+        app = self.application(logs=logs)
+        try:
+            database.require_current(app.engine)
+        except BaseException:
+            app.close()
+            raise
+        return app
 
 
-def period(since: str | None, until: str | None, zone: str) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """The period that a person typed, open where nothing was. Raises UsageError with one sentence."""
-    begin, end = (None if text is None else moment(text, zone) for text in (since, until))
-    if begin is not None and end is not None and begin >= end:
-        raise UsageError("--since must lie before --until.")
-    return begin, end
+def shared(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these shared options, as its first argument; ``helps`` are other words for some of them."""
+    assert set(names) <= {field.name for field in fields(Given)}  # noqa: S101 - a mistake in this program
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**own: Any) -> None:
+            given = {name: own.pop(name) for name in names}
+            if "config" in given:
+                given["config"] = given["config"] or click.get_current_context().obj
+            command(Given(**given), **own)
+
+        for name in reversed(names):
+            declared = _OPTIONS[name] | ({"help": helps[name]} if name in helps else {})
+            called = click.option(f"--{name.replace('_', '-')}", name, **declared)(called)
+        return called
+
+    return decorate
 
 
-def time_zone_named(name: str) -> dt.tzinfo:
-    """The time zone with this name. Raises UsageError with one sentence."""
-    try:
-        return time_zone(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def kind_option(kinds: Sequence[str]) -> Any:
+def kinds_option(kinds: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """``--kind``, one of these; may be repeated."""
     text = f"Only this kind; may be repeated: {', '.join(kinds)}."
-    return typer.Option("--kind", help=text, autocompletion=lambda: list(kinds))
+    return click.option("--kind", "kinds", type=click.Choice(kinds), multiple=True, metavar="KIND", help=text)
 
 
-def require_kinds(given: Sequence[str] | None, kinds: Sequence[str]) -> tuple[str, ...]:
-    """The kinds that were given. Raises UsageError for one that does not exist."""
-    for kind in given or ():
-        if kind not in kinds:
-            raise UsageError(f"There is no kind {kind!r}: choose from {', '.join(kinds)}.")
-    return tuple(given or ())
+def schedules_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """The names of schedules; a shell completes them from the folder alone."""
+
+    def names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str | CompletionItem]:
+        above = context.parent.params.get("config") if context.parent else None
+        found = config.schedule_names(context.params.get("config") or above)
+        return [name for name in found if name.startswith(incomplete)]
+
+    text = "Schedules to run; all if omitted."
+    return click.argument("schedules", nargs=-1, shell_complete=names, help=text)(command)
 
 
-def schedule_names(context: typer.Context, incomplete: str) -> list[str]:
-    """For the shell that completes a schedule: the names that begin so, from the folder alone."""
-    above = context.parent.params.get("config") if context.parent else None
-    names = config.schedule_names(context.params.get("config_file") or above)
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def open_application(
-    context: typer.Context, path: Path | None, *, asks_gateway: bool = False, logs: bool = True
-) -> Application:
-    """Load the settings, say what deserves a warning, and hand out the application.
-
-    A command that asks the gateway says so: any other works on a machine that has the database only, and with few file
-    descriptors. One that only reads does without the log, whose libraries are slow to load (``logs``).
-    """
-    if asks_gateway:
-        descriptors.raise_limit()
-    settings = config.load(path or context.obj, asks_gateway=asks_gateway)
-    configure = log.configure if logs else log.configure_for_libraries
-    configure(settings.log.level, settings.log.format)
-    for warning in settings.warnings:
-        console.complain(warning, "yellow")
-    return Application(settings)
-
-
-def chosen(app: Application, names: list[str] | None) -> list[Schedule]:
+def chosen_schedules(app: Application, names: Sequence[str]) -> list[Schedule]:
     """The schedules that were named, or all. Raises UsageError for a name that is no schedule's."""
     known = {schedule.name: schedule for schedule in app.schedules}
-    for name in names or ():
+    for name in names:
         if name not in known:
             close = get_close_matches(name, known, 1, 0)
             raise UsageError(f"There is no schedule {name!r}: did you mean {close[0]!r}?")

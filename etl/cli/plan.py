@@ -8,14 +8,15 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
-import typer
+import click
 
 from etl import database, sync
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.event_table import event_table
+from etl.cli.options import Given, chosen_schedules, matching, schedules_argument, shared
 from etl.cli.rosters import moves_of, planned_rosters, show_moves
-from etl.cli.run import Schedules, end_as, interruptible, show_tally
+from etl.cli.run import end_as, interruptible, show_tally
 from etl.domain.model import Outcome
 from etl.report import ListChange
 from etl.store import Store
@@ -23,34 +24,21 @@ from etl.sync import Refreshed, RunReport, Tally
 from etl.system import disk
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's command."""
-    app.command()(plan)
-
-
-def plan(
-    context: typer.Context,
-    schedules: Schedules = None,
-    org: options.Org = None,
-    user: options.User = None,
-    timezone: options.Zone = "UTC",
-    limit: options.Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@schedules_argument
+@shared("org", "user", "timezone", "limit", "json", "config")
+def plan(given: Given, schedules: Sequence[str]) -> None:
     """Like sync, but write nothing and show what would change; --json prints each change as it is found."""
-    zone = options.time_zone_named(timezone)
+    zone = given.zone
     with (
-        options.open_application(context, config_file, asks_gateway=True) as app,
+        given.application(asks_gateway=True) as app,
         _existing_or_empty_database(app) as store,
         interruptible(app),
     ):
-        planned = (
-            _PlanStream(app, limit or None) if as_json else _PlanTable(options.SHOWN if limit is None else limit, zone)
-        )
-        chosen, rosters = planned_rosters(app, store, options.chosen(app, schedules))
-        targets = options.matching(chosen, org, user)
-        with console.progress("fetching", len(targets), hidden=as_json) as arrived:
+        planned = _PlanStream(app, given.most()) if given.json else _PlanTable(given.most(), zone)
+        chosen, rosters = planned_rosters(app, store, chosen_schedules(app, schedules))
+        targets = matching(chosen, given.org, given.user)
+        with console.progress("fetching", len(targets), hidden=given.json) as arrived:
             tally = sync.plan(
                 app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.add
             )
@@ -80,7 +68,7 @@ def _existing_or_empty_database(app: Application) -> Iterator[Store]:
 class _PlanTable:
     """Keeps the first changes, by target and workflow, for a table; at most twice as many are in memory."""
 
-    def __init__(self, limit: int, zone: dt.tzinfo) -> None:
+    def __init__(self, limit: int | None, zone: dt.tzinfo) -> None:
         self._limit = limit
         self._zone = zone
         self._kept: list[ListChange] = []
@@ -104,7 +92,7 @@ class _PlanTable:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
 
     def _first(self) -> list[ListChange]:
-        return sorted(self._kept, key=_order)[: self._limit or None]
+        return sorted(self._kept, key=_order)[: self._limit]
 
 
 class _PlanStream:

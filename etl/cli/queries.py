@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import typer
+import click
 
-from etl import database
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.empty_results import SEARCHES_ONLY, EmptyResult, not_observed_then
 from etl.cli.event_table import event_table, story_table
+from etl.cli.options import Given, kinds_option, shared
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
 from etl.report import ListChange, ListState, Report, stories
@@ -38,110 +38,88 @@ _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
 _TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command()(flows)
-    app.command()(changes)
-    app.command()(history)
-
-
-def flows(
-    context: typer.Context,
-    org: options.Org = None,
-    user: options.User = None,
-    flow: options.Flow = None,
-    name: options.Name = None,
-    cycle: options.Cycle = None,
-    as_of: options.AsOf = None,
-    targets: Annotated[
-        bool, typer.Option("--targets", help="With --as-of: one row per target, including empty lists.")
-    ] = False,
-    timezone: options.Zone = "UTC",
-    limit: options.Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--targets", is_flag=True, help="With --as-of: one row per target, including empty lists.")
+@shared("org", "user", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
+def flows(given: Given, targets: bool) -> None:
     """List the workflows that exist now or existed at a time, and how well that is known."""
-    if targets and not as_of:
+    if targets and not given.as_of:
         raise UsageError("--targets needs --as-of and a time.")
-    zone = options.time_zone_named(timezone)
-    at = options.moment(as_of, timezone) if as_of else None
-    with options.open_application(context, config_file, logs=False) as app:
-        report = _report(app)
+    zone = given.zone
+    at = given.moment(given.as_of)
+    with given.reading() as app:
+        report = Report(app.engine)
         columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
-            most = needed(limit, as_json)
-            columns, rows = _NOW, report.flows(org=org, user=user, flow=flow, name=name, cycle=cycle, limit=most)
+            most = needed(given)
+            columns, rows = (
+                _NOW,
+                report.flows(
+                    org=given.org, user=given.user, flow=given.flow, name=given.name, cycle=given.cycle, limit=most
+                ),
+            )
         elif targets:
-            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=org, user=user)
+            columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=given.org, user=given.user)
         else:
-            columns, rows = _THEN, report.flows_as_of(at, org=org, user=user, flow=flow, name=name, cycle=cycle)
-        narrowed = (flow, name, cycle) != (None, None, None)
+            columns, rows = (
+                _THEN,
+                report.flows_as_of(
+                    at, org=given.org, user=given.user, flow=given.flow, name=given.name, cycle=given.cycle
+                ),
+            )
+        narrowed = (given.flow, given.name, given.cycle) != (None, None, None)
         what = "such workflows" if narrowed else "workflows"
-        empty_result = EmptyResult(what, org, user, at or utc_now(), zone, narrowed=narrowed, then=at is not None)
-        any_found = print_rows(app, empty_result, rows, columns_table(columns, zone), limit, as_json)
+        empty_result = EmptyResult(
+            what, given.org, given.user, at or utc_now(), zone, narrowed=narrowed, then=at is not None
+        )
+        any_found = print_rows(app, empty_result, rows, columns_table(columns, zone), given)
         if any_found and at is not None and not targets:
-            lacking = not_observed_then(observed_targets(app.engine, at, org=org, user=user))
+            lacking = not_observed_then(observed_targets(app.engine, at, org=given.org, user=given.user))
             if lacking:
                 console.complain(lacking, "yellow")
 
 
-def changes(
-    context: typer.Context,
-    since: options.Since = None,
-    until: options.Until = None,
-    org: options.Org = None,
-    user: options.User = None,
-    kind: Annotated[list[str] | None, options.kind_option(CHANGE_KINDS)] = None,
-    flow: options.Flow = None,
-    name: options.Name = None,
-    timezone: options.Zone = "UTC",
-    limit: options.Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@kinds_option(CHANGE_KINDS)
+@shared("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config")
+def changes(given: Given, kinds: Sequence[str]) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
-    kinds = options.require_kinds(kind, CHANGE_KINDS)
-    zone = options.time_zone_named(timezone)
-    since_at, until_at = options.period(since, until, timezone)
-    with options.open_application(context, config_file, logs=False) as app:
-        rows = _report(app).changes(
-            since=since_at,
-            until=until_at,
-            org=org,
-            user=user,
+    zone = given.zone
+    since, until = given.period()
+    with given.reading() as app:
+        rows = Report(app.engine).changes(
+            since=since,
+            until=until,
+            org=given.org,
+            user=given.user,
             kinds=kinds,
-            flow=flow,
-            name=name,
+            flow=given.flow,
+            name=given.name,
             newest_first=True,
-            limit=needed(limit, as_json),
+            limit=needed(given),
         )
-        empty_result = EmptyResult("such changes", org, user, utc_now(), zone, narrowed=True)
+        empty_result = EmptyResult("such changes", given.org, given.user, utc_now(), zone, narrowed=True)
 
         def table(found: list[ListChange]) -> None:
             event_table("", found, zone=zone, details=_detail_sentences(app, found))
 
-        print_rows(app, empty_result, rows, table, limit, as_json, lambda found: with_details(app.engine, found))
+        print_rows(app, empty_result, rows, table, given, lambda found: with_details(app.engine, found))
 
 
-def history(
-    context: typer.Context,
-    flow_id: Annotated[str, typer.Argument(metavar="FLOW_ID")],
-    org: options.Org = None,
-    user: options.User = None,
-    timezone: options.Zone = "UTC",
-    limit: options.Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.argument("flow_id", metavar="FLOW_ID")
+@shared("org", "user", "timezone", "limit", "json", "config")
+def history(given: Given, flow_id: str) -> None:
     """Show one workflow's life, for every user who sees it, and what happened to it in its organisation."""
-    zone = options.time_zone_named(timezone)
-    with options.open_application(context, config_file, logs=False) as app:
+    zone = given.zone
+    with given.reading() as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
                    "from_kind", "last_listed_at")  # fmt: skip
-        rows = _report(app).history(flow=flow_id, org=org, user=user)
-        empty_result = EmptyResult(f"trace of workflow {flow_id!r}", org, user, utc_now(), zone, narrowed=True)
+        rows = Report(app.engine).history(flow=flow_id, org=given.org, user=given.user)
+        empty_result = EmptyResult(
+            f"trace of workflow {flow_id!r}", given.org, given.user, utc_now(), zone, narrowed=True
+        )
 
         def objects(states: Iterator[ListState]) -> Iterator[dict[str, Any]]:
             return states_with_details(app.engine, flow_id, states)
@@ -151,26 +129,25 @@ def history(
             if all(state.expression for state in states):
                 console.say(SEARCHES_ONLY)
 
-        print_rows(app, empty_result, rows, table, limit, as_json, objects)
-        if not as_json:
-            _happened(app, flow_id, org, zone, limit)
-            _answered(app, flow_id, org, zone, limit)
+        print_rows(app, empty_result, rows, table, given, objects)
+        if not given.json:
+            _happened(app, flow_id, given)
+            _answered(app, flow_id, given)
 
 
-def _happened(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, limit: int | None) -> None:
+def _happened(app: Application, flow_id: str, given: Given) -> None:
     def table(events: list[OrgWorkflowEvent]) -> None:
-        story_table("\nWhat happened to it in its organisation", events, zone=zone, enos_zone=app.enos_zone)
+        story_table("\nWhat happened to it in its organisation", events, zone=given.zone, enos_zone=app.enos_zone)
 
-    most = needed(limit, as_json=False)
-    print_table(stories.events(app.engine, flow=flow_id, org=org, limit=most), table, limit)
+    print_table(stories.events(app.engine, flow=flow_id, org=given.org, limit=needed(given)), table, given)
 
 
-def _answered(app: Application, flow_id: str, org: str | None, zone: dt.tzinfo, limit: int | None) -> None:
+def _answered(app: Application, flow_id: str, given: Given) -> None:
     def table(details: list[FlowDetail]) -> None:
         rows = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details]
-        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, rows, zone=zone)
+        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, rows, zone=given.zone)
 
-    print_table(details_of_flow(app.engine, flow_id, org), table, limit)
+    print_table(details_of_flow(app.engine, flow_id, given.org), table, given)
 
 
 def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[str]:
@@ -183,11 +160,6 @@ def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[st
     ]
 
 
-def _report(app: Application) -> Report:
-    database.require_current(app.engine)
-    return Report(app.engine)
-
-
 def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
     return (row._asdict() for row in rows)
 
@@ -197,25 +169,24 @@ def print_rows(
     empty_result: EmptyResult,
     rows: Iterable[Any],
     show_table: Callable[[list[Any]], None],
-    limit: int | None,
-    as_json: bool,
+    given: Given,
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; return whether there are any."""
-    if as_json:
-        printed = console.json_list(objects(islice(rows, limit or None)))
+    if given.json:
+        printed = console.json_list(objects(islice(rows, given.most())))
         if not printed:
             console.complain(empty_result.why_empty(app.engine), "yellow")
         return printed
-    if not print_table(rows, show_table, limit):
+    if not print_table(rows, show_table, given):
         console.say(empty_result.why_empty(app.engine))
         return False
     return True
 
 
-def print_table(rows: Iterable[Any], show_table: Callable[[list[Any]], None], limit: int | None) -> bool:
+def print_table(rows: Iterable[Any], show_table: Callable[[list[Any]], None], given: Given) -> bool:
     """Print the first rows, and whether there are more; return whether there are any."""
-    most = options.SHOWN if limit is None else limit or None
+    most = given.most()
     listed = list(islice(rows, most and most + 1))
     if not listed:
         return False
@@ -226,12 +197,11 @@ def print_table(rows: Iterable[Any], show_table: Callable[[list[Any]], None], li
     return True
 
 
-def needed(limit: int | None, as_json: bool) -> int | None:
+def needed(given: Given) -> int | None:
     """How many rows ``print_rows`` reads (for a table, one more than it shows), so that only these are sorted. None:
     all."""
-    if as_json or limit == 0:
-        return limit or None
-    return (options.SHOWN if limit is None else limit) + 1
+    most = given.most()
+    return most if most is None or given.json else most + 1
 
 
 def columns_table(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:

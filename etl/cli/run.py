@@ -12,16 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
+from click.exceptions import Exit
 
 from etl import __version__, config, log
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application, a_run
 from etl.cli.checks import CheckResult, run_checks
 from etl.cli.maintenance import maintenance_running, timestamps_of, verification_of
 from etl.cli.notify import Notifications
+from etl.cli.options import FILE, Given, chosen_schedules, matching, schedules_argument, shared
 from etl.cli.rosters import refreshed
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
@@ -40,53 +42,35 @@ if TYPE_CHECKING:
     from etl.service.metrics import Metrics
     from etl.system.background import BackgroundLoop
 
-Schedules = Annotated[
-    list[str] | None,
-    typer.Argument(help="Schedules to run; all if omitted.", show_default=False, autocompletion=options.schedule_names),
-]
 _ISSUES_SHOWN = 50
 _LAST_SECONDS = 1.0
 """Time after the grace period for closing what was opened."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="sync")(sync_now)
-    app.command()(serve)
-    app.command()(check)
-
-
-def sync_now(
-    context: typer.Context,
-    schedules: Schedules = None,
-    org: options.Org = None,
-    user: options.User = None,
-    retire: Annotated[
-        bool, typer.Option("--retire", help="Retire targets that are no longer configured, however many.")
-    ] = False,
-    upgrade: options.Upgrade = False,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command("sync")
+@schedules_argument
+@click.option("--retire", is_flag=True, help="Retire targets that are no longer configured, however many.")
+@shared("org", "user", "upgrade", "json", "config")
+def sync_now(given: Given, schedules: Sequence[str], retire: bool) -> None:
     """Run once now: fetch every target and record what changed."""
-    with options.open_application(context, config_file, asks_gateway=True) as app:
-        named = options.chosen(app, schedules)
+    with given.application(asks_gateway=True) as app:
+        named = chosen_schedules(app, schedules)
         if not organisations(named):
-            options.matching(named, org, user)
-        app.ready(upgrade=upgrade)
+            matching(named, given.org, given.user)
+        app.ready(upgrade=given.upgrade)
         if app.cluster is not None:
             app.cluster.connect()
         store = app.sealing_store()
         store.abort_abandoned_runs(utc_now())
         with refreshed(app, store, named, accept=retire) as chosen:
-            targets = options.matching(chosen, org, user)
-            if not (schedules or org or user):
+            targets = matching(chosen, given.org, given.user)
+            if not (schedules or given.org or given.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            new_run = a_run("command", len(targets), chosen, org_id=org, user_id=user)
-            report = _run(app, store, new_run, chosen, targets, quiet=as_json)
+            new_run = a_run("command", len(targets), chosen, org_id=given.org, user_id=given.user)
+            report = _run(app, store, new_run, chosen, targets, quiet=given.json)
         app.keep_heads()
-    show_report(report, as_json)
+    show_report(report, given.json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
 
 
@@ -155,9 +139,9 @@ def interruptible(app: Application) -> Iterator[None]:
 def end_as(app: Application, code: int) -> None:
     """Exit with ``code``; or, if a signal stopped the command, with the usual exit code for that signal."""
     if app.stopped_by is not None:
-        raise typer.Exit(128 + app.stopped_by)
+        raise Exit(128 + app.stopped_by)
     if code:
-        raise typer.Exit(code)
+        raise Exit(code)
 
 
 def show_report(report: RunReport, as_json: bool) -> None:
@@ -194,20 +178,18 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
         console.say("What is held waits for a person: `flowtrail guard list` shows it.", "yellow")
 
 
-def serve(
-    context: typer.Context,
-    no_standby: Annotated[bool, typer.Option("--no-standby", help="Exit with 4 if another replica is active.")] = False,
-    upgrade: options.Upgrade = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--no-standby", is_flag=True, help="Exit with 4 if another replica is active.")
+@shared("upgrade", "config")
+def serve(given: Given, no_standby: bool) -> None:
     """Run the schedules in the background until SIGTERM; SIGHUP reloads them."""
-    with options.open_application(context, config_file, asks_gateway=True) as app:
+    with given.application(asks_gateway=True) as app:
         app.schedules  # noqa: B018 - a broken schedule is reported before the database is touched
-        app.ready(upgrade=upgrade)
+        app.ready(upgrade=given.upgrade)
         served = _serve(app, standby=not no_standby)
     if not served:
         console.complain("Another replica is active, and --no-standby was given.")
-        raise typer.Exit(4)
+        raise Exit(4)
 
 
 def _serve(app: Application, *, standby: bool) -> bool:
@@ -308,20 +290,15 @@ def _load_schedules(app: Application, metrics: Metrics) -> Sequence[Schedule]:
     return schedules
 
 
-def check(
-    context: typer.Context,
-    record: Annotated[
-        Path | None,
-        typer.Option("--record", help="Write what the gateway answered, without texts and ids, to this new file."),
-    ] = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@click.option("--record", type=FILE, help="Write what the gateway answered, without texts and ids, to this new file.")
+@shared("json", "config")
+def check(given: Given, record: Path | None) -> None:
     """Test everything that a run needs, and list every problem."""
     recorder = Recorder() if record else None
     if record and record.exists():
         raise UsageError(f"{record} already exists: name a new file.")
-    settings, schedules = config.load_all(config_file or context.obj)
+    settings, schedules = config.load_all(given.config)
     log.configure(settings.log.level, settings.log.format)
     problems = 0
 
@@ -334,7 +311,7 @@ def check(
     with Application(settings) as app, interruptible(app):
         app.recorded = recorder
         findings = counted(run_checks(app, schedules))
-        if as_json:
+        if given.json:
             console.json_list(finding._asdict() for finding in findings)
         else:
             for finding in findings:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
 
+import click
 import msgspec
-import typer
 
-from etl import database, signing
-from etl.cli import console, options
+from etl import signing
+from etl.cli import CommandGroup, console
+from etl.cli.options import FILE, Given, shared
 from etl.domain.seal import kept_line
 from etl.errors import UsageError
 from etl.report import seals
@@ -21,22 +21,16 @@ _COLUMNS = ("id", "run_id", "schedule", "origin", "status", "sealed_at", "seal",
 _SHOWN = 20
 _KEY_SHOWN = 16
 
-_seal = typer.Typer(help="The seals of runs, and the key that signs them.", no_args_is_help=True)
+seal = CommandGroup("seal", help="The seals of runs, and the key that signs them.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.add_typer(_seal, name="seal")
-
-
-@_seal.command()
-def keygen(
-    file: Annotated[Path, typer.Argument(help="The private key; FILE.pub gets the public one.")],
-    as_json: options.Json = False,
-) -> None:
+@seal.command()
+@click.argument("file", type=FILE, help="The private key; FILE.pub gets the public one.")
+@shared("json")
+def keygen(given: Given, file: Path) -> None:
     """Make a key pair (Ed25519) that signs seals; never overwrite one."""
     public = signing.generate_key(file)
-    if as_json:
+    if given.json:
         console.json({"file": str(file), "public_file": f"{file}.pub", "key_id": public.key_id})
         return
     console.say(f"{file} holds the private key, for its owner alone (0600): [seal] key_file names it.")
@@ -46,26 +40,14 @@ def keygen(
     console.say(f"Key {public.key_id}")
 
 
-@_seal.command("list")
-def list_seals(
-    context: typer.Context,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit", min=0, max=options.MOST, help=f"At most this many; {_SHOWN} by default, 0 shows all.",
-            show_default=False,
-        ),
-    ] = None,
-    timezone: options.Zone = "UTC",
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:  # fmt: skip
+@seal.command("list")
+@shared("limit", "timezone", "json", "config", limit=f"At most this many; {_SHOWN} by default, 0 shows all.")
+def list_seals(given: Given) -> None:
     """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
-    zone = options.time_zone_named(timezone)
-    with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine)
-        found = islice(seals.seals(app.engine), (_SHOWN if limit is None else limit) or None)
-        if as_json:
+    zone = given.zone
+    with given.reading() as app:
+        found = islice(seals.seals(app.engine), given.most(_SHOWN, _SHOWN))
+        if given.json:
             console.json_list(each._asdict() for each in found)
             return
         rows = (
@@ -74,21 +56,13 @@ def list_seals(
         console.table("", _COLUMNS, rows, "no run has ended yet", zone=zone)
 
 
-@_seal.command()
-def show(
-    context: typer.Context,
-    number: Annotated[int, typer.Argument(metavar="ID", min=1, help="The number of the seal.")],
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            "--to", help="Write what was signed, the signature and the time stamp into files there.", show_default=False
-        ),
-    ] = None,
-    config_file: options.Config = None,
-) -> None:
+@seal.command()
+@click.argument("number", metavar="ID", type=click.IntRange(1), help="The number of the seal.")
+@click.option("--to", type=FILE, help="Write what was signed, the signature and the time stamp into files there.")
+@shared("config")
+def show(given: Given, number: int, to: Path | None) -> None:
     """Print a seal as it is kept elsewhere; with --to, write what `openssl` needs to check it."""
-    with options.open_application(context, config_file, logs=False) as app:
-        database.require_current(app.engine)
+    with given.reading() as app:
         found = seals.seal(app.engine, number)
         token = seals.token(app.engine, number)
     if found is None:
@@ -100,10 +74,11 @@ def show(
             console.complain(f"{to / name} written.", "green")
 
 
-@_seal.command()
-def timestamp(context: typer.Context, as_json: options.Json = False, config_file: options.Config = None) -> None:
+@seal.command()
+@shared("json", "config")
+def timestamp(given: Given) -> None:
     """Have the last seal stamped now by the authority at `seal.timestamp_url`; the service does so regularly."""
-    with options.open_application(context, config_file) as app:
+    with given.application() as app:
         url = app.settings.seal.timestamp_url
         if not url:
             raise UsageError("There is no authority: set [seal] timestamp_url to the address of one (RFC 3161).")
@@ -118,7 +93,7 @@ def timestamp(context: typer.Context, as_json: options.Json = False, config_file
             stamp = request(last.message)
             store.keep_timestamp(last.seal_id, stamp.at, stamp.token)
             stamped_at = stamp.at
-    if as_json:
+    if given.json:
         console.json({"id": last.seal_id, "stamped_at": stamped_at})
         return
     console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)}.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import typer
+import click
 
-from etl import database
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.options import Given, shared
 from etl.config import Schedule
 from etl.errors import ConfigError
 from etl.printable import counted
@@ -28,26 +28,12 @@ from etl.system.clock import utc_now
 _SHOWN: Final = 50
 _PRINTED: Final = 1000
 _RUNS: Final = 10
-_Limit = Annotated[
-    int | None,
-    typer.Option(
-        "--limit",
-        min=0,
-        max=options.MOST,
-        help=f"At most this many rows per list; tables show {_SHOWN} by default, --json prints {_PRINTED}, 0 is all.",
-        show_default=False,
-    ),
-]
+_LIMIT: Final = f"At most this many rows per list; tables show {_SHOWN} by default, --json prints {_PRINTED}, 0 is all."
 _STYLES: Final = {"down": "red", "degraded": "red", "notice": "yellow"}
 _RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targets", "changed", "unchanged", "held",
                        "failed", "stale", "missed")  # fmt: skip
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
                           "last_error_code", "last_error", "held_workflows", "held_since")  # fmt: skip
-
-
-def register(app: typer.Typer) -> None:
-    """Add this module's command."""
-    app.command()(status)
 
 
 class _Status(NamedTuple):
@@ -63,25 +49,20 @@ class _Status(NamedTuple):
     causes: Sequence[ProblemCause]
 
 
-def status(
-    context: typer.Context,
-    timezone: options.Zone = "UTC",
-    limit: _Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@click.command()
+@shared("timezone", "limit", "json", "config", limit=_LIMIT)
+def status(given: Given) -> None:
     """Show the last runs, problems by cause, targets with problems, holds, and the next runs.
 
     Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
     """
-    zone = options.time_zone_named(timezone)
-    most = (_PRINTED if as_json else _SHOWN) if limit is None else limit or None
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine)
+    zone = given.zone
+    most = given.most(_SHOWN, _PRINTED)
+    with given.reading(logs=True) as app:
         report = Report(app.engine)
         configured, broken = configured_schedules(app)
         found = _gather(app, report, configured, broken, most)
-        if as_json:
+        if given.json:
             _print(found, report.problems(limit=most), most)
         else:
             _show(found, list(report.problems(limit=most)), len(configured or ()), most, zone)

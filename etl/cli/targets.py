@@ -7,18 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-import typer
-
-from etl import database
-from etl.cli import console, options
+from etl.cli import CommandGroup, console
 from etl.cli.application import Application
+from etl.cli.options import Given, shared
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.report.known_targets import KnownTarget, known_targets
 from etl.store import Store, StoredRoster
 from etl.sync import organisations
 
-_targets = typer.Typer(help="The targets: whose lists are asked for.", no_args_is_help=True)
+targets = CommandGroup("targets", help="The targets: whose lists are asked for.")
 _COLUMNS: Final = (
     *("org_id", "user_id", "expression", "source"),
     *("since", "first_observed_at", "missing_since", "retired_at"),
@@ -43,30 +41,17 @@ class Row(NamedTuple):
     retired_at: dt.datetime | None
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    _targets.command(name="list")(list_targets)
-    app.add_typer(_targets, name="targets")
-
-
-def list_targets(
-    context: typer.Context,
-    org: options.Org = None,
-    user: options.User = None,
-    limit: options.Limit = None,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
-) -> None:
+@targets.command("list")
+@shared("org", "user", "limit", "json", "config")
+def list_targets(given: Given) -> None:
     """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
-    most = limit if limit is not None else None if as_json else options.SHOWN
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine)
-        found = (each for each in _rows(app) if org in (None, each.org_id) and user in (None, each.user_id))
-        shown = islice(found, most or None)
-        if as_json:
+    with given.reading(logs=True) as app:
+        found = (each for each in _rows(app) if given.org in (None, each.org_id) and given.user in (None, each.user_id))
+        shown = islice(found, given.most())
+        if given.json:
             console.json_list(each._asdict() for each in shown)
             return
-        all_of_them = org is None and user is None
+        all_of_them = given.org is None and given.user is None
         empty = "none: add [[targets]] to a schedule" if all_of_them else "none with that --org and --user"
         console.rows("", _COLUMNS, shown, empty)
         left_out = sum(1 for _ in found)
@@ -79,8 +64,8 @@ def _rows(app: Application) -> Iterator[Row]:
     configured, listed = app.schedules, app.listed_schedules()
     stored_rosters = Store(app.engine, app.stop).rosters(organisations(configured))
     known = {each.target: each for each in known_targets(app.engine)}
-    targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
-    for target in sorted(targets | known.keys()):
+    listed_targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
+    for target in sorted(listed_targets | known.keys()):
         yield _row(target, known.get(target), _source(target, configured, listed), stored_rosters)
 
 

@@ -6,48 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
+import click
 import msgspec
-import typer
+from click.exceptions import Exit
 
 from etl import database, signing, verify
-from etl.cli import console, options
+from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.options import FILE, Given, shared
 from etl.errors import DatabaseError, UsageError
 from etl.printable import counted
 from etl.system.clock import utc_now
 from etl.system.regular_files import open_regular
-
-Head = Annotated[
-    bool, typer.Option("--head", help="Print the chain heads, open spans and the last seal as JSON lines, and stop.")
-]
-Since = Annotated[
-    int, typer.Option("--since", min=0, metavar="SEAL", help="Check only the runs sealed after this one.")
-]
-Against = Annotated[
-    Path | None,
-    typer.Option("--against", help="Prove that the heads in this file, as --head printed them, are still there."),
-]
-PublicKeys = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--public-key",
-        help="Every signature must be by this key; may be repeated if the key was replaced.",
-        show_default=False,
-    ),
-]
-Tsa = Annotated[
-    Path | None,
-    typer.Option(
-        "--tsa",
-        help="Every time stamp must be from an authority whose root certificate is in this PEM file.",
-        show_default=False,
-    ),
-]
-Answers = Annotated[
-    bool, typer.Option("--answers", help="Read the kept answers again: each must give the version that refers to it.")
-]
 
 
 class _Trusted(NamedTuple):
@@ -59,43 +31,59 @@ class _Trusted(NamedTuple):
     """Counts the kept answers, if they are read."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    app.command(name="verify")(verify_trail)
-
-
+@click.command("verify")
+@click.option(
+    "--head", is_flag=True, help="Print the chain heads, open spans and the last seal as JSON lines, and stop."
+)
+@click.option(
+    "--since", type=click.IntRange(0), default=0, metavar="SEAL", help="Check only the runs sealed after this one."
+)
+@click.option(
+    "--against", type=FILE, help="Prove that the heads in this file, as --head printed them, are still there."
+)
+@click.option(
+    "--public-key",
+    "public_keys",
+    type=FILE,
+    multiple=True,
+    help="Every signature must be by this key; may be repeated if the key was replaced.",
+)
+@click.option(
+    "--tsa", type=FILE, help="Every time stamp must be from an authority whose root certificate is in this PEM file."
+)
+@click.option(
+    "--answers", is_flag=True, help="Read the kept answers again: each must give the version that refers to it."
+)
+@shared("json", "config")
 def verify_trail(
-    context: typer.Context,
-    head: Head = False,
-    since: Since = 0,
-    against: Against = None,
-    public_key: PublicKeys = None,
-    tsa: Tsa = None,
-    answers: Answers = False,
-    as_json: options.Json = False,
-    config_file: options.Config = None,
+    given: Given,
+    head: bool,
+    since: int,
+    against: Path | None,
+    public_keys: Sequence[Path],
+    tsa: Path | None,
+    answers: bool,
 ) -> None:
     """Replay every target, check digests and hashes, and report the first broken link of each."""
     trusted = _Trusted(
-        [signing.load_public_key(each) for each in public_key or ()],
+        [signing.load_public_key(each) for each in public_keys],
         None if tsa is None else signing.load_authorities(tsa),
         verify.Answers() if answers else None,
     )
-    with options.open_application(context, config_file) as app:
-        database.require_current(app.engine)
+    with given.reading(logs=True) as app:
         if head:
             lines = chain(verify.heads(app.engine, utc_now()), verify.latest_seal_line(app.engine))
             console.stream(msgspec.json.encode(line) + b"\n" for line in lines)
             return
-        found, through = _findings(app, against, since, trusted, hidden=as_json)
-    if as_json:
+        found, through = _findings(app, against, since, trusted, hidden=given.json)
+    if given.json:
         console.json([finding.as_object() for finding in found])
     else:
         for finding in found:
             console.say(str(finding), "red")
         console.say(f"{through}: {f'{len(found)} findings' if found else 'everything holds'}.", "bold")
     if found:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _findings(

@@ -66,6 +66,11 @@ def may_colour(environ: Mapping[str, str] | None = None) -> bool:
     return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
+def shell_name(environ: Mapping[str, str] | None = None) -> str:
+    """The name of the user's shell, such as bash; "" if it is unknown."""
+    return Path((os.environ if environ is None else environ).get("SHELL", "")).name
+
+
 def another_database(url: str | None, file: Path | None) -> str:
     """The second database that a command line names, by its URL or by a file that contains it.
 

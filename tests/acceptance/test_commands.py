@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, event
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.demo.world import World

@@ -14,9 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from sqlalchemy import Engine, text
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.database import connect, damage_of, integrity, note_damage, note_notified, note_whole, reading, writing

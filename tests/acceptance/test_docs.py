@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, inspect, text
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import settings as shape

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from etl.cli import app
 from etl.database import connect, grants, upgrade

@@ -325,7 +325,7 @@ def test_sigterm_while_it_waits_for_its_database_ends_the_start_with_0(flowtrail
 
 def test_sigterm_while_the_program_still_loads_ends_it_with_0(flowtrail: Program, tmp_path: Path) -> None:
     """It is held up at the first module that it loads, which says so."""
-    (tmp_path / "typer.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
+    (tmp_path / "click.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)")
     loading = subprocess.Popen(
         [sys.executable, "-m", "etl", "serve"],
         cwd=flowtrail.folder,

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiosmtpd.controller import Controller
-from typer.testing import CliRunner, Result
+from click.testing import CliRunner, Result
 
 from etl import config
 from etl.cli import app

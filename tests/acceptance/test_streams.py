@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 import pytest
 import structlog
-from typer.main import get_command
 
 from etl import log
 from etl.cli import app
@@ -65,7 +64,7 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
         yield from commands(each, (*path, name))
 
 
-COMMANDS = sorted({*commands(get_command(app))} - {RUNS_UNTIL_STOPPED})
+COMMANDS = sorted({*commands(app)} - {RUNS_UNTIL_STOPPED})
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.errors import Refused

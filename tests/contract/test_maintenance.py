@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, event, select, text
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import load

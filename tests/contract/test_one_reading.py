@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import requests
+from click.testing import CliRunner
 from sqlalchemy import Engine
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.config import Schedule, load, load_schedules

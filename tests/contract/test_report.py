@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.database import connect, upgrade, writing

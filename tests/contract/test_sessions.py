@@ -10,8 +10,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, make_url, text
-from typer.testing import CliRunner
 
 from etl.cli import app
 from etl.database import check, connect, reading, upgrade, writing

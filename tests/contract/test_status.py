@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from etl.cli import app
 from etl.demo.world import World

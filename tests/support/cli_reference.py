@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import enum
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer
+import click
 
 from etl.cli import app
 from etl.config import values
@@ -31,7 +31,7 @@ After this page you can look up any command, option, exit code and variable.
 `--json`, where there is one, prints data whose keys are the column names of the view behind it. Every command takes
 `-h` or `--help`.
 
-`flowtrail --install-completion` teaches bash, zsh, fish or PowerShell to complete commands, options and the names of
+`flowtrail --install-completion` teaches bash, zsh or fish to complete commands, options and the names of
 schedules; `flowtrail --show-completion` prints what it would install.
 
 Only `sync`, `plan`, `serve`, `check` and `guard approve` need the gateway's address and key: for all others a settings
@@ -70,10 +70,9 @@ secret key, which has no place in the file.
 
 def page() -> str:
     """The whole page, as the program is now."""
-    program = typer.main.get_command(app)
-    context = program.make_context("flowtrail", [], resilient_parsing=True)
-    commands = "\n".join(_commands(program, context))
-    return BEFORE.format(help=program.help) + commands + "\n" + AFTER + _environment()
+    context = click.Context(app, info_name="flowtrail")
+    commands = "\n".join(_commands(app, context))
+    return BEFORE.format(help=app.help) + commands + "\n" + AFTER + _environment()
 
 
 def _commands(group: Any, context: Any) -> Iterator[str]:
@@ -87,11 +86,10 @@ def _commands(group: Any, context: Any) -> Iterator[str]:
 
 
 def _command(command: Any, context: Any) -> Iterator[str]:
-    parameters = [each for each in command.get_params(context) if each.name != "help" and not each.hidden]
-    arguments = [each for each in parameters if each.param_type_name == "argument"]
-    options = [each for each in parameters if each.param_type_name == "option"]
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option"]
     words = [context.command_path, *(["[OPTIONS]"] if options else []), *map(_argument, arguments)]
-    yield f"### {context.command_path}\n\n    {' '.join(words)}\n\n{command.help}\n"
+    yield f"### {context.command_path}\n\n    {' '.join(words)}\n\n{inspect.cleandoc(command.help)}\n"
     if options or any(each.help for each in arguments):
         yield "| | default | |\n|---|---|---|"
         rows = [(_argument(each), each) for each in arguments] + [(_option(each), each) for each in options]
@@ -100,8 +98,8 @@ def _command(command: Any, context: Any) -> Iterator[str]:
 
 
 def _argument(parameter: Any) -> str:
-    name = (parameter.metavar or parameter.name).upper() + ("..." if parameter.nargs == -1 else "")
-    return name if parameter.required else f"[{name}]"
+    name = str(parameter.metavar or parameter.name.upper())
+    return name if parameter.required or parameter.metavar else f"[{name}...]" if parameter.nargs == -1 else f"[{name}]"
 
 
 def _option(parameter: Any) -> str:
@@ -110,21 +108,22 @@ def _option(parameter: Any) -> str:
 
 
 def _kind(parameter: Any) -> str:
-    kind = parameter.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "{" + ",".join(str(each.value) for each in kind) + "}"
-    return str({int: "N", Path: "PATH"}.get(kind, parameter.name.upper()))
+    kind = parameter.type
+    if parameter.metavar:
+        return str(parameter.metavar)
+    if isinstance(kind, click.Choice):
+        return "{" + ",".join(kind.choices) + "}"
+    return {"integer": "N", "integer range": "N", "path": "PATH"}.get(kind.name, str(parameter.name).upper())
 
 
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
-    shown = parameter.show_default
+    shown = getattr(parameter, "show_default", None)
     if isinstance(shown, str):
         return _cell(shown)
-    if shown is False or parameter.default in (None, "", False) or getattr(parameter, "is_flag", False):
-        return ""
-    return f"`{getattr(parameter.default, 'value', parameter.default)}`"
+    default = parameter.to_info_dict()["default"]
+    return "" if shown is False or default in (None, "", False, ()) else f"`{default}`"
 
 
 def _cell(text: str) -> str:

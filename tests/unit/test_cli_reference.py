@@ -38,7 +38,7 @@ def test_bash_completes_commands_options_and_schedules(tmp_path: Path) -> None:
     script = 'eval "$(flowtrail --show-completion bash)"\n'
     for typed in COMPLETED:
         words = " ".join(f"'{word}'" for word in typed)
-        script += f"COMP_WORDS=({words}) COMP_CWORD={len(typed) - 1}; _flowtrail_completion flowtrail\n"
+        script += f"COMP_WORDS=({words}) COMP_CWORD={len(typed) - 1} COMPREPLY=(); _flowtrail_completion flowtrail\n"
         script += "sort <(printf '%s\\n' \"${COMPREPLY[@]}\") | paste -sd' '\n"
     done = subprocess.run(
         ["bash", "--norc", "-c", script],

@@ -43,7 +43,7 @@ OWNERS = {
     "tenacity": {"gateway"},
     "apscheduler": {"service"},
     "cronsim": {"config"},
-    "typer": {"cli"},
+    "click": {"cli"},
     "rich": {"cli"},
     "alembic": {"database"},
     "prometheus_client": {"service"},
@@ -126,6 +126,36 @@ def test_each_outside_library_has_its_owner(library):
     users = {named(path): room_of(path) for path in SOURCES if library in outside(path)}
     strangers = {path for path, module in users.items() if module not in OWNERS[library]}
     assert not strangers - {"etl/demo/tour.py"}
+
+
+def test_no_private_name_of_a_library_is_used():
+    """What begins with an underscore may change with any release; documented names that do are listed."""
+    assert [f"{named(path)}: {name}" for path in SOURCES for name in foreign_private_names(path)] == []
+
+
+DOCUMENTED = {"_asdict", "_fields", "_replace", "_make", "_field_defaults", "_mapping", "_exit"}
+
+
+def foreign_private_names(path: Path) -> set[str]:
+    """The private names that a file uses of what it did not define: attributes, imports, and strings in `getattr`."""
+    tree = tree_of(path)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    used = {module for module in imported(path) if not module.startswith("etl.")}
+    found = {part for module in used for part in module.split(".")}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name("self" | "cls"), attr=name):
+                own.add(name)
+            case ast.AnnAssign(target=ast.Name(name)):
+                own.add(name)
+            case (
+                ast.Attribute(attr=name)
+                | ast.Call(
+                    func=ast.Name("getattr" | "setattr" | "hasattr"), args=[_, ast.Constant(value=str(name)), *_]
+                )
+            ):
+                found.add(name)
+    return {name for name in found - own - DOCUMENTED if name.startswith("_") and not name.startswith("__")}
 
 
 def test_only_config_reads_the_environment():
