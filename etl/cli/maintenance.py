@@ -17,8 +17,7 @@ from etl.database import backup
 from etl.errors import UsageError
 from etl.service.maintenance import Maintenance
 from etl.service.replica import LEASE, Service
-from etl.service.timestamps import TimeStamps
-from etl.service.verification import Verification
+from etl.service.verification import TimeStamps, Verification
 from etl.store import Store, copy
 from etl.system.clock import utc_now
 from etl.verify import HeadsFile

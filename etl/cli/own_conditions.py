@@ -11,8 +11,7 @@ from etl.config import Schedule
 from etl.printable import counted
 from etl.report.conditions import DetectedCondition
 from etl.service.replica import Service
-from etl.service.timestamps import TimeStamps
-from etl.service.verification import Verification
+from etl.service.verification import TimeStamps, Verification
 from etl.sync import RemoteExecutor, RunReport
 from etl.system.clock import utc_now
 

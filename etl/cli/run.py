@@ -226,7 +226,7 @@ def _watching(
     app: Application, store: Store, service: Service, notifications: Notifications, own: OwnConditions
 ) -> BackgroundLoop:
     from etl.report import health
-    from etl.service.condition_watcher import ConditionWatcher
+    from etl.service.maintenance import ConditionWatcher
 
     return ConditionWatcher(
         store,

@@ -19,7 +19,7 @@ from etl.cli.options import FILE, Given, shared
 from etl.errors import DatabaseError, UsageError
 from etl.printable import counted
 from etl.system.clock import utc_now
-from etl.system.regular_files import open_regular
+from etl.system.disk import open_regular
 
 
 class _Trusted(NamedTuple):

@@ -9,7 +9,7 @@ from etl.config import addresses, receivers
 from etl.config.secret import openness, read_secret_file
 from etl.config.units import holds_password
 from etl.config.values import Values, variable
-from etl.system.regular_files import MIB, open_regular
+from etl.system.disk import MIB, open_regular
 
 _PATHS: Final = (
     "gateway.ca_bundle",

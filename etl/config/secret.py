@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from etl.system.regular_files import MIB, read_regular
+from etl.system.disk import MIB, read_regular
 
 _LARGEST: Final = MIB
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -13,7 +13,7 @@ import msgspec
 
 from etl.config.units import shown
 from etl.errors import Problem
-from etl.system.regular_files import MIB, read_regular
+from etl.system.disk import MIB, read_regular
 
 _LARGEST: Final = 16 * MIB
 """The largest settings or schedule file; many targets belong in a targets_file."""

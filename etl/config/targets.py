@@ -15,7 +15,7 @@ from etl.config.target_list import TargetList
 from etl.config.units import shown
 from etl.domain.model import Target
 from etl.errors import Problem
-from etl.system.regular_files import MIB, open_regular
+from etl.system.disk import MIB, open_regular
 
 ALL_USERS: Final = "all"
 """The value of ``users`` for all users on the organisation's roster."""

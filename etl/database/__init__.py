@@ -21,9 +21,8 @@ from etl.database.damage import (
 from etl.database.engine import connect, describe, file_of, is_secret
 from etl.database.errors import translated
 from etl.database.grants import grants
-from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, integrity
+from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, Misspelled, integrity, misspelled_times
 from etl.database.migrate import check, current, expected, require_current, upgrade
-from etl.database.times import Misspelled, misspelled_times
 from etl.database.transactions import STREAMED, creating, reading, writing
 
 __all__ = [

@@ -17,8 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from etl.database.damage import note_damage
 from etl.database.engine import code_of, describe, file_of, secrets_of
-from etl.database.holders import holders
-from etl.database.journal import KeptOpen
+from etl.database.journal import KeptOpen, holders
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaMismatch
 from etl.printable import printable
 from etl.schema import UnreadableTime

@@ -1,15 +1,17 @@
-"""The journal mode of an SQLite file, and which process prevents a change."""
+"""The journal mode of an SQLite file, and which processes have locks on it or prevent a change."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from etl.database.holders import holders
+from etl.printable import printable
 
 WAL_IS_SAFE_FROM: Final = (3, 51, 3)
 """Older SQLite libraries can lose a committed transaction in WAL mode (sqlite.org/wal.html#walresetbug)."""
@@ -71,3 +73,40 @@ def _sentence(who: str) -> str:
     else:
         why = "cannot be put into WAL mode"
     return f"{why} while {who} has it open: close it there, and try again"
+
+
+_LOCKS: Final = Path("/proc/locks")
+"""On Linux, one lock per line: number, kind, mode, access, process, major:minor:inode, first and last byte."""
+_MOST: Final = 3
+
+
+def holders(file: Path) -> str:
+    """The processes that hold a lock on ``file`` or its shared memory, such as "sqlite3 (process 1152)".
+
+    "another process" if the system does not say. This process is left out.
+    """
+    named = [f"{_name(pid)} (process {pid})" for pid in sorted(set(_processes(file)) - {os.getpid()})]
+    more = ["others"] if len(named) > _MOST else []
+    return " and ".join(named[:_MOST] + more) or "another process"
+
+
+def _processes(file: Path) -> Iterator[int]:
+    inodes = set(_inodes(file))
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in _LOCKS.read_text().splitlines():
+            words = line.replace("->", " ").split()
+            if words[5].rpartition(":")[2] in inodes and int(words[4]) > 0:
+                yield int(words[4])
+
+
+def _inodes(file: Path) -> Iterator[str]:
+    for each in (file, file.with_name(file.name + "-shm")):
+        with contextlib.suppress(OSError):
+            yield str(each.stat().st_ino)
+
+
+def _name(pid: int) -> str:
+    try:
+        return printable(Path(f"/proc/{pid}/comm").read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return "a program"

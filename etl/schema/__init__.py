@@ -30,19 +30,25 @@ from etl.schema.organisations import (
     roster,
     roster_user,
 )
-from etl.schema.proof import answer, run_seal, seal_timestamp, trail
 from etl.schema.runs import (
     ASKS_NOBODY,
     DIGEST_OF_NONE,
     OWN_SLOT,
+    answer,
+    condition,
     hold_event,
+    lease,
+    overdue_notice,
     pruned_issues,
+    run_seal,
+    seal_timestamp,
     sync_issue,
     sync_run,
     target_membership,
+    trail,
+    verification,
     workflow_detail,
 )
-from etl.schema.service import condition, lease, overdue_notice, verification
 
 __all__ = [
     "ASKS_NOBODY",

@@ -1,4 +1,4 @@
-"""Runs, what did not go through in them, and what they write besides versions: memberships, holds, pruned issues."""
+"""The tables of runs, of the seals that prove them, and of what the service keeps for itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -152,4 +153,107 @@ workflow_detail: Final = Table(
     Index(None, "org_id", "flow_id", "id"),
     Index(None, "run_id", "id"),
     comment="The details of a workflow as EnOS gave them; body: the answer's data, zlib. Append-only.",
+)
+
+
+run_seal: Final = Table(
+    "run_seal",
+    metadata,
+    Column("id", BIG, primary_key=True, autoincrement=False),
+    Column("format", Integer, nullable=False),
+    Column("run_id", BIG, nullable=False),
+    string("parent"),
+    string("seal"),
+    time("sealed_at"),
+    string("targets_digest"),
+    string("change_sets_digest"),
+    string("issues_digest"),
+    string("events_digest"),
+    Column("signature", Text),
+    Column("key_id", Text),
+    UniqueConstraint("run_id"),
+    comment="The seal of a run that has ended, chained to the seal before. Append-only.",
+)
+
+seal_timestamp: Final = Table(
+    "seal_timestamp",
+    metadata,
+    Column("seal_id", BIG, primary_key=True, autoincrement=False),
+    time("stamped_at"),
+    Column("token", LargeBinary, nullable=False),
+    comment="The time stamp of a seal by an authority (RFC 3161): its token, in DER. Append-only.",
+)
+
+trail: Final = Table(
+    "trail",
+    metadata,
+    id_column(),
+    string("trail_id"),
+    time("created_at"),
+    string("reason"),
+    Column("first_seal", BIG, nullable=False),
+    Column("last_seal", BIG, nullable=False),
+    string("head"),
+    time("sealed_at"),
+    UniqueConstraint("trail_id"),
+    comment="This trail, after those that it was copied from. Append-only, but for the head: the last seal, its "
+    "hash (what the next one has as parent) and its time.",
+)
+
+answer: Final = Table(
+    "answer",
+    metadata,
+    Column("data_hash", BYTEWISE, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+    string("encoding"),
+    Column("length", BIG, nullable=False),
+    Column("first_run_id", BIG, nullable=False),
+    comment="The bytes of data of an answer, compressed, under their hash; kept once. Append-only.",
+)
+
+
+overdue_notice: Final = Table(
+    "overdue_notice",
+    metadata,
+    Column("target_id", BIG, primary_key=True, autoincrement=False),
+    time("notified_at"),
+    comment="A target that receivers know to be overdue, until they are told that it no longer is.",
+)
+
+condition: Final = Table(
+    "condition",
+    metadata,
+    Column("code", BYTEWISE, primary_key=True),
+    Column("cause", BYTEWISE, primary_key=True),
+    time("since"),
+    count("subjects"),
+    string("named"),
+    string("said"),
+    string("remedy"),
+    Column("begin_told_at", UtcTime),
+    Column("ended_at", UtcTime),
+    comment="A condition: since when, and whether receivers were told; deleted once they know that it has ended.",
+)
+
+verification: Final = Table(
+    "verification",
+    metadata,
+    Column("kind", BYTEWISE, primary_key=True),
+    time("began_at"),
+    time("ended_at"),
+    count("targets"),
+    count("change_sets"),
+    count("last_seal", big=True),
+    count("findings"),
+    string("finding"),
+    comment="The service's last check of the trail, for each kind: up to which seal, and its findings.",
+)
+
+lease: Final = Table(
+    "lease",
+    metadata,
+    Column("name", BYTEWISE, primary_key=True),
+    string("holder"),
+    time("expires_at"),
+    comment="Which replica is active, by the database's clock.",
 )

@@ -18,9 +18,8 @@ from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
 from etl.report.conditions import DetectedCondition
-from etl.service.runs import Identity, RunHooks, ScheduleRuns
+from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
 from etl.service.scheduler import Scheduler
-from etl.service.schedules import KnownSchedules
 from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext
 
 LEASE: Final = "service"

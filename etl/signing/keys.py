@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from etl.config.secret import openness
 from etl.errors import SigningError
-from etl.system.regular_files import open_regular
+from etl.system.disk import open_regular
 
 _LONGEST_FILE: Final = 16_384
 SMALL_ORDER_POINTS: Final = frozenset(

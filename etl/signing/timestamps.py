@@ -21,7 +21,7 @@ from rfc3161_client import (
 
 from etl.errors import NoTimestamp, SigningError
 from etl.signing import der
-from etl.system.regular_files import MIB, read_regular
+from etl.system.disk import MIB, read_regular
 
 TIMEOUT_SECONDS: Final = 10.0
 """To connect, and for each read."""

@@ -27,6 +27,7 @@ from etl.store import (
     story_writes,
     turnover,
 )
+from etl.store.bulk import grouped
 from etl.store.commit import STALE, was_committed
 from etl.store.details import CHANGES_WITH_DETAILS, Changed
 from etl.store.fences import RunBegun
@@ -49,7 +50,6 @@ from etl.store.seals import LastSeal
 from etl.store.story_rows import FlowKey
 from etl.store.transactions import reads, writes
 from etl.store.turnover import NO_REMOVALS, Removals, TooManyRemovals
-from etl.system.grouping import grouped
 
 __all__ = [
     "CHANGES_WITH_DETAILS",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Table, TextualSelect, and_, bindparam, column, exists, insert, select, text, update
@@ -142,3 +142,19 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     new = [row for row in rows if row[key.name] not in known]
     if new:
         connection.execute(insert(table), new)
+
+
+T = TypeVar("T")
+
+
+def grouped(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """The items, in groups whose sizes add up to at most ``most``; a larger item is a group of its own."""
+    group, room = list[T](), most
+    for item in items:
+        room -= size(item)
+        if group and room < 0:
+            yield group
+            group, room = [], most - size(item)
+        group.append(item)
+    if group:
+        yield group

@@ -27,8 +27,8 @@ from etl.domain.pending import Member, Version, listed_before, listing_changes, 
 from etl.domain.states import EndedState, states_after
 from etl.domain.story import Answer, Event, Judgement, Listed, ListEntry, ListingChange, Loss, StepContext, Workflow
 from etl.store import story_rows
+from etl.store.bulk import grouped
 from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow
-from etl.system.grouping import grouped
 
 GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000

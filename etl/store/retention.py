@@ -12,7 +12,7 @@ from sqlalchemy import Connection, and_, delete, exists, func, insert, or_, sele
 
 from etl.schema import pruned_issues, sync_issue, sync_run, target
 from etl.store import seals
-from etl.system.grouping import grouped
+from etl.store.bulk import grouped
 
 ISSUES_AT_ONCE: Final = 5_000
 """Rows deleted per transaction: another writer of SQLite waits some 50 ms for it."""

@@ -30,12 +30,12 @@ from etl.errors import (
 )
 from etl.gateway import Gateway, reread_strictly
 from etl.store import STALE, RunBegun, Store, TooManyRemovals
+from etl.store.bulk import grouped
 from etl.sync.fetching import FLOWS_A_GROUP, Fetched, Fetcher
 from etl.sync.judging import Judge
 from etl.sync.messages import BatchResult, RunOptions
 from etl.sync.removals import PendingAnswer
 from etl.sync.result import Tally
-from etl.system.grouping import grouped
 
 BATCH_SIZE: Final = 500
 """Targets per batch: their fences are read in one statement."""

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Engine, func, select, text, true
 
 from etl.database import misspelled_times, reading
-from etl.database.times import WRITTEN_AS
+from etl.database.integrity import WRITTEN_AS
 from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import UnreadableTime, target

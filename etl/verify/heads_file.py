@@ -20,8 +20,7 @@ import msgspec
 from sqlalchemy import Engine
 
 from etl.domain.model import Target
-from etl.system.disk import PRIVATE, sync_folder
-from etl.system.regular_files import MIB
+from etl.system.disk import MIB, PRIVATE, sync_folder
 from etl.verify.heads import heads_of, ids_of, versions
 from etl.verify.kept_seals import KeptSeal, seal_lines
 

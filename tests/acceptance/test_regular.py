@@ -13,7 +13,7 @@ import pytest
 
 from etl.config import load, load_schedules
 from etl.errors import ConfigError
-from etl.system.regular_files import KIB, open_regular, read_regular
+from etl.system.disk import KIB, open_regular, read_regular
 from tests.support.program import Program
 
 

@@ -23,7 +23,7 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
 from etl.report import condition_checks, health
 from etl.report.conditions import DetectedCondition
-from etl.service.condition_watcher import ConditionWatcher
+from etl.service.maintenance import ConditionWatcher
 from etl.service.verification import Verification, _Stopped
 from etl.signing.keys import SigningKey
 from etl.store import NewRun, RunBegun, Store

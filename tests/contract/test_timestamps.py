@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from etl import signing
 from etl.errors import SigningError
-from etl.service.timestamps import TimeStamps
+from etl.service.verification import TimeStamps
 from etl.signing.timestamps import TimeStamp
 from etl.store import Store
 from etl.verify import Sealing, verify

@@ -23,7 +23,7 @@ from sqlalchemy import Column, Engine, create_engine, text
 
 import etl.verify
 from etl.database import misspelled_times, writing
-from etl.database.times import WRITTEN_AS
+from etl.database.integrity import WRITTEN_AS
 from etl.domain import chain
 from etl.domain.chain import change_set_hash
 from etl.domain.model import Change, ChangeSet, Flow, Span, Target
@@ -644,7 +644,7 @@ def test_a_time_that_is_written_in_another_way_is_named_whatever_table_it_is_in(
     engine: Engine, story: Story, intruder: Intruder, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     """Also where nothing else reads it; in however many pieces a table is read."""
-    monkeypatch.setattr("etl.database.times._AT_ONCE", 2)
+    monkeypatch.setattr("etl.database.integrity._AT_ONCE", 2)
     said = set()
     for table in metadata.sorted_tables:
         key = table.primary_key.columns.keys()

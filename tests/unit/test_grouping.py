@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from etl.system.grouping import grouped
+from etl.store.bulk import grouped
 
 
 @pytest.mark.parametrize(
