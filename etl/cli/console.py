@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # Rich is slow to load, and only a progress bar needs it
     from rich.progress import Progress
 
 _GAP: Final = "  "
-_INDENT: Final = "    "
+_INDENT: Final = "  "
+_NARROWEST_SENTENCE: Final = 24
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "bold cyan": "1;36"}
 
 
@@ -151,12 +152,17 @@ def table(
 def laid_out(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
     """Each row as the lines that it takes in ``width`` cells (None: one); nothing is cut or left out.
 
-    Columns that do not fit beside the others continue below, indented. Only a value that is wider than a line is
-    broken.
+    Columns that do not fit beside the others continue below, indented. Sentences are broken between words; other
+    values only if they are wider than a line.
     """
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    room = None if width is None else max(width - len(_INDENT), 1)
-    blocks = [*_blocks([wide if room is None else min(wide, room) for wide in widths], width)]
+    columns = [*zip(*rows, strict=True)]
+    natural = [max(map(cell_len, column)) for column in columns]
+    if width is None:
+        blocks = [_Block("", 0, natural)]
+    else:
+        room = max(width - len(_INDENT), 1)
+        least = [min(_least(column, wide), room) for column, wide in zip(columns, natural, strict=True)]
+        blocks = [each.widened(natural, width) for each in _blocks(least, width)]
     return [[line for block in blocks for line in _lines(row, block)] for row in rows]
 
 
@@ -167,12 +173,26 @@ class _Block(NamedTuple):
     first: int
     widths: list[int]
 
+    @property
+    def width(self) -> int:
+        return len(self.indent) + sum(self.widths) + len(_GAP) * (len(self.widths) - 1)
 
-def _blocks(widths: Sequence[int], width: int | None) -> Iterator[_Block]:
+    def widened(self, natural: Sequence[int], width: int) -> _Block:
+        """The same, with the room that is left given to the columns that were to be broken."""
+        for at, wide in enumerate(natural[self.first : self.first + len(self.widths)]):
+            self.widths[at] += max(0, min(wide - self.widths[at], width - self.width))
+        return self
+
+
+def _least(column: Sequence[str], natural: int) -> int:
+    words = max(cell_len(word) for text in column for word in text.split(" "))
+    return min(natural, max(words, _NARROWEST_SENTENCE))
+
+
+def _blocks(widths: Sequence[int], width: int) -> Iterator[_Block]:
     block = _Block("", 0, [])
     for at, wide in enumerate(widths):
-        taken = len(block.indent) + sum(block.widths) + len(_GAP) * len(block.widths)
-        if block.widths and width is not None and taken + wide > width:
+        if block.widths and block.width + len(_GAP) + wide > width:
             yield block
             block = _Block(_INDENT, at, [])
         block.widths.append(wide)
@@ -181,11 +201,22 @@ def _blocks(widths: Sequence[int], width: int | None) -> Iterator[_Block]:
 
 def _lines(row: Sequence[str], block: _Block) -> list[str]:
     cells = row[block.first : block.first + len(block.widths)]
-    broken = [chop_cells(text, wide) if text else [""] for text, wide in zip(cells, block.widths, strict=True)]
     return [
         block.indent + _GAP.join(map(set_cell_size, line, block.widths)).rstrip()
-        for line in zip_longest(*broken, fillvalue="")
+        for line in zip_longest(*map(_broken, cells, block.widths), fillvalue="")
     ]
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` cells, broken between words; longer words are broken too."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines += chop_cells(word, width)
+    return lines[1:] if lines[0] == "" and lines[1:] else lines
 
 
 def cell(value: object, zone: dt.tzinfo = dt.UTC) -> str:

@@ -27,16 +27,14 @@ FLOWS = [
 ]
 TABLES = {"changes": CHANGES, "flows": FLOWS}
 
-AT_64 = """\
+AT_80 = """\
 observed at           organisation     user             workflow
-    what happened
-    name
+  what happened                           name
 2026-11-24 10:35:18Z  o15427722038191  u15426865866571  2818
-    renamed, was ev_charger_energy_settlement_hami_26
-    ev_charger_settlement_v2
+  renamed, was                            ev_charger_settlement_v2
+  ev_charger_energy_settlement_hami_26
 2026-11-24 10:35:18Z  o15427722038191  u15426865866572  2822
-    cycle H -> D
-    bess_rack_energy_settlement_penglai_19
+  cycle H -> D                            bess_rack_energy_settlement_penglai_19
 """
 
 
@@ -45,11 +43,11 @@ def drawn(rows: list[tuple[str, ...]], width: int | None) -> list[str]:
 
 
 def test_columns_that_do_not_fit_stand_below() -> None:
-    assert drawn(CHANGES, 64) == AT_64.splitlines()
+    assert drawn(CHANGES, 80) == AT_80.splitlines()
 
 
 def test_a_value_wider_than_a_line_is_broken() -> None:
-    assert drawn([("a", "name"), ("1", "x" * 20)], 14) == ["a  name", "1  xxxxxxxxxx", "   xxxxxxxxxx"]
+    assert drawn([("a", "name"), ("1", "x" * 20)], 12) == ["a", "  name", "1", "  xxxxxxxxxx", "  xxxxxxxxxx"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -57,7 +55,7 @@ def test_a_value_wider_than_a_line_is_broken() -> None:
 def test_no_line_is_wider_than_the_terminal_and_every_id_and_time_is_whole(name: str, width: int) -> None:
     for row, lines in zip(TABLES[name], laid_out(TABLES[name], width), strict=True):
         assert max(map(cell_len, lines)) <= width
-        assert all(any(value in line for line in lines) for value in row if cell_len(value) <= width - 4)
+        assert all(any(value in line for line in lines) for value in row if " " not in value or value == NOON)
 
 
 @pytest.mark.parametrize("name", TABLES)
