@@ -13,22 +13,20 @@ from sqlalchemy import Connection, Engine, bindparam, column, text
 
 from etl import database
 from etl.config import Schedule, TargetList
-from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Target
 from etl.printable import counted
 from etl.report.conditions import (
     OF_THE_SERVICE,
     SUBJECTS_NAMED,
-    WITHOUT_AN_ANSWER,
     DetectedCondition,
     Failing,
     by_cause,
-    codes_of_gateway_down,
+    codes_like,
     failing,
-    gateway_down,
     held,
-    is_without_answer,
     roster_failing,
     unscheduled,
+    without_an_answer,
 )
 from etl.report.fetch import with_times
 from etl.schema import UtcTime
@@ -58,16 +56,17 @@ _FAILS_SINCE: Final = (
     WITH row_of_failures AS (
         SELECT id, run_id, error_code FROM sync_issue
          WHERE verdict = 'failed' AND target_id = :target_id ORDER BY id DESC LIMIT :failures
-    ), other AS (SELECT max(id) AS id FROM row_of_failures WHERE error_code NOT IN :codes)
+    ), other AS (SELECT max(id) AS id FROM row_of_failures WHERE error_code NOT IN :codes AND error_code NOT IN :silent)
     SELECT r.started_at FROM row_of_failures f JOIN sync_run r ON r.id = f.run_id
-     WHERE f.id > (SELECT coalesce(id, 0) FROM other)
+     WHERE f.id > (SELECT coalesce(id, 0) FROM other) AND f.error_code IN :codes
        AND ((SELECT id FROM other) IS NOT NULL OR (SELECT count(*) FROM row_of_failures) = :failures)
      ORDER BY f.id LIMIT 1
     """)
-    .bindparams(bindparam("codes", expanding=True))
+    .bindparams(bindparam("codes", expanding=True), bindparam("silent", expanding=True))
     .columns(started_at=UtcTime)
 )
-"""The first failure in a row with one of these codes; none where the issues before it have been pruned."""
+"""The first failure in a row with one of these codes, or without an answer in between; none where the issues before it
+have been pruned."""
 _ONE_TARGET: Final = text("""
     SELECT id, consecutive_failures FROM target
      WHERE org_id = :org_id AND user_id = :user_id AND expression = :expression
@@ -147,21 +146,20 @@ def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
         longest.setdefault(str(target), target)
     causes = sorted(by_cause(parts.values()), key=lambda cause: -cause.targets)
 
-    def since(codes: Collection[str], *some: Failing) -> dt.datetime | None:
-        began = (_fails_since(connection, longest[name], codes) for cause in some for name in cause.first)
+    def since(codes: Collection[str], cause: Failing) -> dt.datetime | None:
+        began = (_fails_since(connection, longest[name], codes) for name in cause.first)
         return min(began, key=_first, default=None)
 
-    down = codes_of_gateway_down(totals, asked)
-    silent = [cause for cause in causes if cause.error_code in down][:_MOST_CAUSES]
-    if silent:
-        yield gateway_down(silent, sum(totals.pop(code) for code in down), since(WITHOUT_AN_ANSWER, *silent))
-    for cause in [each for each in causes if each.error_code not in down][:_MOST_CAUSES]:
-        if is_without_answer(cause.error_code):
-            everybody = sum(totals.pop(code) for code in [*totals] if is_without_answer(code))
-            yield failing(cause._replace(targets=everybody), since(WITHOUT_AN_ANSWER, cause), refused=False)
+    all_codes = dict(totals)
+    for cause in causes[:_MOST_CAUSES]:
+        alike = codes_like(cause.error_code, all_codes)
+        if cause.error_code in WITHOUT_AN_ANSWER:
+            everybody = sum(totals.pop(code, 0) for code in alike)
+            found = cause._replace(targets=everybody), since(WITHOUT_AN_ANSWER, cause)
+            yield without_an_answer(*found, asked=asked, gave_up=NOT_ASKED in alike & all_codes.keys())
             continue
         totals[cause.error_code] -= cause.targets
-        yield failing(cause, since({cause.error_code}, cause), refused=cause.error_code in REFUSED_FOR_GOOD)
+        yield failing(cause, since(alike, cause), refused=cause.error_code in REFUSED_FOR_GOOD)
     for code, left in totals.items():
         if left > 0:
             yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
@@ -176,8 +174,9 @@ def _fails_since(connection: Connection, target: Target, codes: Collection[str])
     found = connection.execute(_ONE_TARGET, target._asdict()).one_or_none()
     if found is None:
         return None
+    values = {"target_id": found.id, "failures": max(1, found.consecutive_failures), "codes": sorted(codes)}
     at: dt.datetime | None = connection.execute(
-        _FAILS_SINCE, {"target_id": found.id, "failures": max(1, found.consecutive_failures), "codes": sorted(codes)}
+        _FAILS_SINCE, values | {"silent": sorted(WITHOUT_AN_ANSWER)}
     ).scalar_one_or_none()
     return at
 

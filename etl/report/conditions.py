@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Final, Literal, NamedTuple, TypeVar
 
+from etl.domain.model import CREDENTIALS, NO_ANSWER, NOT_ASKED, WITHOUT_AN_ANSWER
 from etl.printable import counted
 
 Severity = Literal["down", "degraded", "notice"]
@@ -34,6 +35,9 @@ CODES: Final[dict[str, Rule]] = {
     "schema_behind": Rule("down", "Run `flowtrail db upgrade`, or replace this replica with the newer release."),
     "trail_broken": Rule("degraded", "Keep a copy of the database as it is, then run `flowtrail verify`."),
     "gateway_down": Rule("degraded", "Check whether EnOS works; runs continue, and catch up by themselves."),
+    "credentials_refused": Rule(
+        "degraded", "Correct [gateway] access_key or the secret key: `flowtrail check` tries them. Runs catch up."
+    ),
     "targets_failing": Rule("degraded", "docs/enos.md says what the code means; the targets are asked again when due."),
     "targets_overdue": Rule("degraded", "`flowtrail status` names them, with the results of their last attempts."),
     "schedules_broken": Rule("degraded", "Fix the files, and send SIGHUP again: the next start would refuse them."),
@@ -154,6 +158,13 @@ class Failing(NamedTuple):
 _VARIES: Final = re.compile(r"'[^']*'|\"[^\"]*\"|\S*\d\S*")
 """Parts that differ between messages of one cause: names, ids, numbers."""
 _LONGEST_CAUSE: Final = 100
+_NO_ANSWER: Final = "no answer"
+_CREDENTIALS: Final = "credentials"
+_OF_REFUSALS: Final = {
+    "62101": "Correct the users in their schedule, or take them out: EnOS knows none of this id in this organisation.",
+    "99404": "Check [gateway] url and api, and correct the targets in their schedule, or take them out.",
+}
+T = TypeVar("T")
 
 
 def message_class(message: str) -> str:
@@ -161,28 +172,41 @@ def message_class(message: str) -> str:
     return " ".join(_VARIES.sub("…", message).split())[:_LONGEST_CAUSE]
 
 
-def cause_of(error_code: str, message: str) -> str:
-    """What tells causes apart: a code and a class of messages. However no answer came, it is one cause: in an outage
-    one request is refused, another gets a 503, and a third runs into its deadline."""
-    return _NO_ANSWER_CAUSE if is_without_answer(error_code) else f"{error_code} {message_class(message)}"
+def causes_of(items: Iterable[T], said: Callable[[T], tuple[str, str]]) -> list[list[T]]:
+    """Items with one cause together; ``said`` returns the error code and the message of one.
+
+    However no answer came, it is one cause: in an outage one request is refused, another gets a 503, and a third runs
+    into its deadline. Targets that were not asked any more belong to what stopped the run.
+    """
+    causes: dict[str, list[T]] = {}
+    for each in items:
+        causes.setdefault(_cause(*said(each)), []).append(each)
+    if _CREDENTIALS in causes and all(said(each)[0] == NOT_ASKED for each in causes.get(_NO_ANSWER, ())):
+        causes[_CREDENTIALS] += causes.pop(_NO_ANSWER, [])
+    return [*causes.values()]
 
 
-def is_without_answer(error_code: str) -> bool:
-    """Whether this code says that no answer came, or that nobody asked any more."""
-    return error_code in _NO_ANSWER or error_code == NOT_ASKED
+def codes_like(error_code: str, targets: Mapping[str, int]) -> Set[str]:
+    """The error codes that share a cause with this one, if ``targets`` fail with each."""
+    if error_code in CREDENTIALS:
+        return CREDENTIALS if NO_ANSWER & targets.keys() else CREDENTIALS | {NOT_ASKED}
+    return NO_ANSWER | {NOT_ASKED} if error_code in WITHOUT_AN_ANSWER else {error_code}
+
+
+def _cause(error_code: str, message: str) -> str:
+    if error_code in CREDENTIALS:
+        return _CREDENTIALS
+    return _NO_ANSWER if error_code in WITHOUT_AN_ANSWER else f"{error_code} {message_class(message)}"
 
 
 def by_cause(failing: Iterable[Failing]) -> list[Failing]:
     """One for each cause, with the code and the message that most of its targets have."""
-    causes: dict[str, list[Failing]] = {}
-    for each in failing:
-        causes.setdefault(cause_of(each.error_code, each.message), []).append(each)
     return [
         max(parts, key=_commonest)._replace(
             targets=sum(part.targets for part in parts),
             first=sorted(name for part in parts for name in part.first)[:SUBJECTS_NAMED],
         )
-        for parts in causes.values()
+        for parts in causes_of(failing, lambda part: (part.error_code, part.message))
     ]
 
 
@@ -194,49 +218,32 @@ def _commonest(cause: Failing) -> tuple[bool, int]:
 def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> DetectedCondition:
     """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
-    named = cause_of(cause.error_code, cause.message)
-    earlier = cause.targets > len(cause.first)
-    return DetectedCondition(code, _summary(cause), named, since, cause.targets, cause.first, earlier=earlier)
+    named = _cause(cause.error_code, cause.message)
+    remedy = remedy_of_refusal(cause.error_code) if refused else ""
+    return DetectedCondition(
+        code, _summary(cause), named, since, cause.targets, cause.first, remedy, earlier=_may_be_older(cause)
+    )
 
 
-NOT_ASKED: Final = "gateway_down"
-"""The error code of targets that a run did not ask any more, after many in a row without an answer."""
-_NO_ANSWER_CAUSE: Final = "no answer"
-_NO_ANSWER: Final = frozenset(
-    {
-        *("connection", "deadline", "dns", "http_429", "http_500", "http_502", "http_503", "http_504"),
-        *("protocol", "proxy", "timeout", "tls", "tls_certificate"),
-    }
-)
-_NO_TOKEN: Final = frozenset({"1001", "1002", "1003", "1004", "1005", "1202", "1203", "http_401", "secret"})
+def remedy_of_refusal(error_code: str) -> str:
+    """What to do about targets that EnOS refuses with this code."""
+    return _OF_REFUSALS.get(error_code, CODES["targets_refused"].remedy)
 
 
-WITHOUT_AN_ANSWER: Final = frozenset({NOT_ASKED, *_NO_ANSWER, *_NO_TOKEN})
-"""The error codes of targets that got no answer, rather than one that is no list."""
+def without_an_answer(cause: Failing, since: dt.datetime | None, *, asked: int, gave_up: bool) -> DetectedCondition:
+    """Targets got no answer: because of the credentials, or because the gateway is down, or some of them only.
 
-
-def codes_of_gateway_down(targets: Mapping[str, int], asked: int) -> frozenset[str]:
-    """The error codes whose targets fail for one cause: nobody gets an answer.
-
-    ``targets``: how many fail with each code; ``asked``: how many there are that EnOS does not refuse for good. The
-    gateway counts as down where not one of them got an answer, or where a run has stopped asking.
+    ``asked``: how many targets there are that EnOS does not refuse for good. The gateway counts as down where not one
+    of them got an answer, or where a run ``gave_up`` asking.
     """
-    if targets.get(NOT_ASKED):
-        return WITHOUT_AN_ANSWER & targets.keys()
-    silent = _NO_ANSWER & targets.keys()
-    return silent if 0 < asked <= sum(targets[code] for code in silent) else frozenset()
+    code = "credentials_refused" if cause.error_code in CREDENTIALS else "gateway_down"
+    if code == "gateway_down" and not (gave_up or 0 < asked <= cause.targets):
+        return failing(cause, since, refused=False)
+    return DetectedCondition(code, _summary(cause), "", since, cause.targets, cause.first, earlier=_may_be_older(cause))
 
 
-def gateway_down(causes: Sequence[Failing], targets: int, since: dt.datetime | None) -> DetectedCondition:
-    """``targets`` get no answer, for these causes; the sentence names the most common one among those that were asked.
-
-    If no token could be obtained, the remedy is that of ``targets_failing``.
-    """
-    commonest = max(causes, key=_commonest)
-    first = sorted(name for cause in causes for name in cause.first)
-    remedy = CODES["targets_failing"].remedy if commonest.error_code in _NO_TOKEN else ""
-    summary, earlier = _summary(commonest._replace(targets=targets)), targets > len(first)
-    return DetectedCondition("gateway_down", summary, "", since, targets, first, remedy, earlier)
+def _may_be_older(cause: Failing) -> bool:
+    return cause.targets > len(cause.first)
 
 
 def _summary(cause: Failing) -> str:

@@ -1,4 +1,4 @@
-"""Which targets are overdue: they were not observed for the last three due slots of one of their schedules."""
+"""Which targets are overdue: they gave no valid answer for the last three due slots of one of their schedules."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TIME_TO_START: Final = dt.timedelta(minutes=1)
 
 
 class Overdue(NamedTuple):
-    """A target that was not observed for the last three due slots of one of its schedules."""
+    """A target without a valid answer for the last three due slots of one of its schedules."""
 
     schedule: str
     target: Target
     last_observed_at: dt.datetime | None
     last_error_code: str | None = None
     held_since: dt.datetime | None = None
-    """Set while removals are held: then answers do not count as observations."""
+    """Set while removals are held: then answers do not count as observations, and only silence makes it overdue."""
 
 
 class RunRecord(NamedTuple):
@@ -42,22 +42,31 @@ class RunRecord(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What ``target_health`` says about a target."""
+    """What the database says about a target."""
 
     last_observed_at: dt.datetime | None
     last_error_code: str | None
     held_since: dt.datetime | None
     consecutive_failures: int
+    last_answered_at: dt.datetime | None
+    """The same as ``last_observed_at``, or the latest answer whose removals are held."""
 
 
 _SUSPECTS: Final = (
     text("""
-    SELECT org_id, user_id, expression, last_observed_at, last_error_code, held_since, consecutive_failures
-      FROM target_health
-     WHERE retired_at IS NULL AND (last_observed_at IS NULL OR last_observed_at < :since OR last_observed_at > :now)
+    SELECT * FROM (
+        SELECT t.org_id, t.user_id, t.expression, o.last_at AS last_observed_at, t.last_error_code, t.held_since,
+               t.consecutive_failures,
+               CASE WHEN t.held_since IS NOT NULL AND t.held_at > o.last_at THEN t.held_at ELSE o.last_at END
+                   AS last_answered_at
+          FROM target t
+          LEFT JOIN observation o
+               ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)
+         WHERE t.retired_at IS NULL) AS known
+     WHERE last_answered_at IS NULL OR last_answered_at < :since OR last_answered_at > :now
     """)
     .bindparams(bindparam("since", type_=UtcTime), bindparam("now", type_=UtcTime))
-    .columns(last_observed_at=UtcTime, held_since=UtcTime)
+    .columns(last_observed_at=UtcTime, held_since=UtcTime, last_answered_at=UtcTime)
 )
 _REGISTERED: Final = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
 
@@ -121,23 +130,25 @@ def overdue_targets(
         for target in schedule.targets:
             known = suspects.get(target)
             if known is None and schedule.name in idle and target not in registered:
-                known = _Known(None, None, None, 0)
+                known = _Known(None, None, None, 0, None)
             if known is not None and _is_overdue(known, since, idle=schedule.name in idle):
                 yield Overdue(schedule.name, target, *known[:3])
 
 
 def _not_ahead(known: _Known, now: dt.datetime) -> _Known:
-    at = known.last_observed_at
-    return known if at is None or at <= now else known._replace(last_observed_at=None)
+    observed, answered = (
+        at if at is None or at <= now else None for at in (known.last_observed_at, known.last_answered_at)
+    )
+    return known._replace(last_observed_at=observed, last_answered_at=answered)
 
 
 def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
     """A target that was never observed is overdue after three failures, or if no run has ended for three slots."""
     if known.last_error_code in REFUSED_FOR_GOOD:
         return False
-    if known.last_observed_at is None:
+    if known.last_answered_at is None:
         return idle or known.consecutive_failures >= SLOTS_ALLOWED
-    return known.last_observed_at < since
+    return known.last_answered_at < since
 
 
 def _limits(

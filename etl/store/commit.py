@@ -7,13 +7,29 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import astuple
-from sqlalchemy import Connection, Select, Table, Update, bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Select,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import FORMAT, GENESIS, encode
 from etl.domain.holds import as_text
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import Change, ChangeSet, Doubt, Issue, Outcome, Span
+from etl.domain.model import REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Change, ChangeSet, Doubt, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import details, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
@@ -22,13 +38,17 @@ from etl.store.turnover import NO_REMOVALS, Removals
 
 STALE: Final = "a newer observation of this target was committed first"
 
+_STAYS_REFUSED: Final = and_(
+    bindparam("got_no_answer", type_=Boolean), or_(*(target.c.last_error_code == code for code in REFUSED_FOR_GOOD))
+)
+"""A failure without an answer says nothing new about a target that EnOS refuses."""
 _FAILED: Final = (
     update(target)
     .where(target.c.id == bindparam("target_id"))
     .values(
         consecutive_failures=target.c.consecutive_failures + 1,
-        last_error_code=bindparam("error_code"),
-        last_error=bindparam("message"),
+        last_error_code=case((_STAYS_REFUSED, target.c.last_error_code), else_=bindparam("error_code")),
+        last_error=case((_STAYS_REFUSED, target.c.last_error), else_=bindparam("message")),
         observation_id=None,
     )
 )
@@ -339,7 +359,12 @@ def _write_targets(connection: Connection, outcomes: Sequence[Outcome], spans: d
 
 
 def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
-    return {"target_id": target_id, "error_code": issue.error_code, "message": issue.message}
+    return {
+        "target_id": target_id,
+        "error_code": issue.error_code,
+        "got_no_answer": issue.error_code in WITHOUT_AN_ANSWER,
+        "message": issue.message,
+    }
 
 
 def _answer_row(connection: Connection, outcome: Outcome, span_id: int | None) -> tuple[Any, ...]:

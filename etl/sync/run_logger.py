@@ -1,13 +1,13 @@
-"""Logs a run: a line for its result, at WARNING unless all went well, and one for each cause of failures and holds."""
+"""Logs a run: a line for its result, and one for each cause of failures and holds; at WARNING what is new."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from etl.domain.model import REFUSED_FOR_GOOD, Target
-from etl.report.conditions import NOT_ASKED, cause_of
+from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Target
+from etl.report.conditions import causes_of, message_class, remedy_of_refusal
 from etl.store import NewRun
 from etl.sync.result import RunReport, TargetIssue
 
@@ -19,21 +19,23 @@ _UNREMARKABLE: Final = ("succeeded", "aborted")
 """An aborted run is caught up later, so nobody needs to look at it."""
 _HELD: Final = "look at `flowtrail guard list`, and approve what is really gone with the code that it shows"
 _FAILED: Final = "it is asked again when its schedule is due; the list stays as it was"
-_REFUSED: Final = (
-    "grant the permission in EnOS, or take the target out of its schedule; it is still asked, but logged only once"
-)
+_REFUSED: Final = " It is still asked, but logged only once."
 
 
 class RunLogger:
-    """Logs the result of each run. A target that EnOS permanently refuses is logged once, not every run."""
+    """Logs the result of each run. What waits for a person, a refusal or a hold, is news once, not with every run."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
-        self._refused: dict[str | None, set[tuple[Target, str | None]]] = {}
+        self._waiting: dict[str | None, dict[Target, object]] = {}
+        """By schedule: the targets that wait for a person, each with what was logged of it."""
 
     def log(self, report: RunReport, new_run: NewRun) -> None:
         """Log how the run ended, and what needs attention."""
-        log_result = self._log.info if report.status in _UNREMARKABLE else self._log.warning
+        issues = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
+        news = self._news(issues, new_run.schedule, report.status)
+        is_news = bool(news) or not issues or report.tally.issues_left_out > 0
+        log_result = self._log.warning if is_news and report.status not in _UNREMARKABLE else self._log.info
         log_result(
             "run_ended",
             run_id=report.run_id,
@@ -43,8 +45,7 @@ class RunLogger:
             seconds=round(report.duration_seconds, 2),
             **{name: count for name, count in report.tally.sums().items() if count},
         )
-        issues = self._not_logged_yet(report, new_run.schedule)
-        causes = _by_cause(issues)
+        causes = sorted(causes_of(news, _code_and_message), key=len, reverse=True)
         for cause in causes[:_CAUSES_AT_MOST]:
             self._log_cause(cause, report.run_id)
         if more := [each for cause in causes[_CAUSES_AT_MOST:] for each in cause]:
@@ -62,19 +63,22 @@ class RunLogger:
         for note in report.notes:
             self._log.warning("note", run_id=report.run_id, note=note)
 
-    def _not_logged_yet(self, report: RunReport, schedule: str | None) -> list[TargetIssue]:
-        """The issues that have not been logged yet. A stale target is not an issue: a newer observation won."""
-        issues = [each for each in report.tally.sorted_issues() if each.verdict != "stale"]
-        known = self._refused.get(schedule, set())
-        refused = {_refusal(each) for each in issues if each.issue.error_code in REFUSED_FOR_GOOD}
-        self._refused[schedule] = refused | known if report.status == "aborted" else refused
-        return [each for each in issues if _refusal(each) not in known]
+    def _news(self, issues: Sequence[TargetIssue], schedule: str | None, status: str) -> list[TargetIssue]:
+        """The issues that have not been logged yet. A stale target is none: a newer observation won."""
+        known = self._waiting.get(schedule, {})
+        waiting = {each.target: _what(each) for each in issues if _waits(each)}
+        unanswered = {each.target for each in issues if each.issue.error_code in WITHOUT_AN_ANSWER}
+        still = {target: what for target, what in known.items() if status == "aborted" or target in unanswered}
+        self._waiting[schedule] = still | waiting
+        return [each for each in issues if not _waits(each) or known.get(each.target) != _what(each)]
 
     def _log_cause(self, cause: Sequence[TargetIssue], run_id: int) -> None:
         codes = Counter(each.issue.error_code for each in cause)
         first = max(cause, key=lambda each: (each.issue.error_code != NOT_ASKED, codes[each.issue.error_code]))
-        refused = first.issue.error_code in REFUSED_FOR_GOOD
-        remedy = _HELD if first.verdict == "held" else _REFUSED if refused else _FAILED
+        code = first.issue.error_code or ""
+        remedy = _HELD if first.verdict == "held" else _FAILED
+        if code in REFUSED_FOR_GOOD:
+            remedy = remedy_of_refusal(code) + _REFUSED
         names = [str(each.target) for each in cause[:_NAMED]]
         who = {"target": names[0]} if len(cause) == 1 else {"targets": len(cause), "first": names}
         self._log.warning(
@@ -88,14 +92,15 @@ class RunLogger:
         )
 
 
-def _by_cause(issues: Iterable[TargetIssue]) -> list[list[TargetIssue]]:
-    """Issues with the same verdict and cause, those of most targets first."""
-    causes: dict[object, list[TargetIssue]] = {}
-    for each in issues:
-        key = each.verdict, cause_of(each.issue.error_code or "", each.issue.message)
-        causes.setdefault(key, []).append(each)
-    return sorted(causes.values(), key=len, reverse=True)
+def _code_and_message(target_issue: TargetIssue) -> tuple[str, str]:
+    return target_issue.issue.error_code or target_issue.verdict, target_issue.issue.message
 
 
-def _refusal(target_issue: TargetIssue) -> tuple[Target, str | None]:
-    return target_issue.target, target_issue.issue.error_code
+def _waits(target_issue: TargetIssue) -> bool:
+    """Whether a person has to do something before the target goes through again."""
+    return target_issue.verdict == "held" or target_issue.issue.error_code in REFUSED_FOR_GOOD
+
+
+def _what(target_issue: TargetIssue) -> object:
+    issue = target_issue.issue
+    return target_issue.verdict, issue.error_code, issue.missing or message_class(issue.message)

@@ -307,7 +307,7 @@ COLUMNS = {
         "flow_count": "how many workflows it has",
         "last_observed_at": "the last answer in which nothing was held; null: there was none",
         "consecutive_failures": "how often in a row it has failed",
-        "last_error_code": "the code of its last failure; null after a valid answer",
+        "last_error_code": "the code of its last failure; a refusal stays until it answers; null after a valid answer",
         "last_error": "the same as a sentence",
         "held_since": "since when removals are held; null: none are",
         "held_workflows": "how many workflows are held",

@@ -122,7 +122,8 @@ def test_a_target_that_enos_refuses_for_good_is_named_without_an_alert(
     assert service.stop() == 0
     named = [entry for entry in service.log if entry["event"] == "target_not_through"]
     assert [(entry["error_code"], entry["target"]) for entry in named] == [("62101", f"{ORG}/{ANN}")], "once"
-    assert "grant the permission in EnOS" in named[0]["remedy"]
+    assert "take them out" in named[0]["remedy"]
+    assert "Grant" not in named[0]["remedy"], "no right helps a user who is unknown"
 
 
 def test_a_taken_address_is_reported_and_stops_no_sync(flowtrail: Program) -> None:

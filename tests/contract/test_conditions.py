@@ -81,6 +81,14 @@ REFUSES = "the connection is refused"
         ([("connection", 5), ("http_503", 2)], [("gateway_down", 7, f"7 targets: connection ({REFUSES})")]),
         ([("connection", 1), ("62101", 1)], [("gateway_down", 1, None), ("targets_refused", 1, None)]),
         ([("connection", 1), ("malformed", 1)], [("targets_failing", 1, None)] * 2),
+        (
+            [("1003", 63), ("gateway_down", 237), ("62101", 1)],
+            [("credentials_refused", 300, f"300 targets: 1003 ({REFUSES})"), ("targets_refused", 1, None)],
+        ),
+        (
+            [("1003", 1), ("http_503", 2), ("gateway_down", 3)],
+            [("gateway_down", 5, f"5 targets: http_503 ({REFUSES})"), ("credentials_refused", 1, None)],
+        ),
         ([("http_503", 23), ("deadline", 1)], [("gateway_down", 24, f"24 targets: http_503 ({REFUSES})")]),
         (
             [("http_503", 23), ("deadline", 1), ("malformed", 1)],

@@ -108,6 +108,33 @@ def test_a_target_that_is_refused_for_good_is_named_but_not_overdue(engine: Engi
     assert (found.fresh, found.refused, found.failing, found.refused_targets) == (True, 1, 0, (ANN,))
 
 
+def test_a_refused_target_stays_refused_while_no_answer_comes(engine: Engine, diary: Diary) -> None:
+    """One 503 in three days must wake nobody."""
+    diary.answer(numbered(1, 3), START, ANN)
+    diary.fail(ANN, "62101")
+    diary.fail(ANN, "http_503")
+    found = health.read(engine, [schedule(ANN)], START + 9 * HOUR)
+    assert (found.fresh, found.refused, found.failing) == (True, 1, 0)
+    [refused] = [each for each in found.conditions() if each.code == "targets_refused"]
+    assert "62101" in refused.sentence
+    assert "Grant" not in refused.remedy
+    diary.fail(ANN, "malformed")
+    assert overdue(engine, schedule(ANN), START + 9 * HOUR) == {ANN}, "an answer, and no refusal"
+
+
+def test_a_held_target_is_overdue_only_if_it_no_longer_answers(engine: Engine, diary: Diary) -> None:
+    diary.answer(numbered(1, 40), START, ANN)
+    for hours in range(1, 10):
+        diary.answer(numbered(1, 3), START + hours * HOUR, ANN)
+    later = START + 9 * HOUR + dt.timedelta(minutes=2)
+    found = health.read(engine, [schedule(ANN)], later)
+    assert (found.fresh, found.held, found.held_workflows) == (True, 1, 37)
+    diary.fail(ANN, "http_503")
+    assert overdue(engine, schedule(ANN), later + 2 * HOUR) == set()
+    [late] = health.read(engine, [schedule(ANN)], later + 3 * HOUR).overdue
+    assert (late.last_observed_at, late.held_since) == (START, START + HOUR)
+
+
 def test_a_target_that_was_never_observed_is_overdue_after_three_attempts(engine: Engine, diary: Diary) -> None:
     run(engine, START)
     diary.fail(ANN)

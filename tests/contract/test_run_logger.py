@@ -95,6 +95,26 @@ def test_a_target_that_is_refused_for_good_is_logged_once_until_that_changes(lin
     assert named == [("target_not_through", "o1/user-001")] * 3
 
 
+def test_what_waits_for_a_person_makes_no_later_run_a_warning_until_something_is_new(lines: io.StringIO) -> None:
+    refused, held, outage = problem(1, code="62101"), problem(2, "held", None), problem(1)
+    more = TargetIssue(held.target, "held", Issue(None, "it did not go through", missing=40))
+    told(
+        lines, *(ended(*found) for found in ([refused, held], [refused, held], [outage, held], [refused, held], [more]))
+    )
+    said = [(each["event"], each["level"], each.get("target")) for each in entries(lines)]
+    ok = ("run_ended", "info", None)
+    warning = ("run_ended", "warning", None)
+    assert said == [
+        *(warning, ("target_not_through", "warning", "o1/user-001"), ("target_not_through", "warning", "o1/user-002")),
+        ok,
+        *(warning, ("target_not_through", "warning", "o1/user-001")),
+        ok,
+        *(warning, ("target_not_through", "warning", "o1/user-002")),
+    ]
+    assert "knows none of this id" in entries(lines)[1]["remedy"]
+    assert "Grant" not in entries(lines)[1]["remedy"]
+
+
 def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, lines: io.StringIO) -> None:
     """Here it is a fault of our own, in a thread that asks."""
 
