@@ -23,7 +23,7 @@ from etl.database.errors import translated
 from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, Misspelled, integrity, misspelled_times
 from etl.database.migrate import check, current, expected, require_current, upgrade
-from etl.database.transactions import STREAMED, creating, reading, writing
+from etl.database.transactions import STREAMED, any_time, creating, reading, writing
 
 __all__ = [
     "LIMIT_SECONDS",
@@ -32,6 +32,7 @@ __all__ = [
     "Damage",
     "Integrity",
     "Misspelled",
+    "any_time",
     "check",
     "connect",
     "creating",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine
 
@@ -73,3 +74,40 @@ def _create(file: Path, engine: Engine) -> None:
         return
     except OSError as error:
         raise cannot_open(describe(engine.url), str(error.strerror), file) from error
+
+
+_TIMESTAMPTZ: Final = 1184
+"""Its oid."""
+_LAST_DAY: Final = dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
+
+
+@contextmanager
+def any_time(connection: Connection) -> Iterator[None]:
+    """On PostgreSQL, read a time that no datetime can represent as the last day of the calendar, not as an error."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    adapters = cast("Any", connection.connection.driver_connection).adapters
+    usual = adapters.get_loader(_TIMESTAMPTZ, 0)
+
+    class Tolerant:
+        """Wraps the driver's own, which cannot be subclassed when it is compiled."""
+
+        format = usual.format
+
+        def __init__(self, oid: int, context: Any = None) -> None:
+            self._usual = usual(oid, context)
+
+        def load(self, data: Any) -> dt.datetime:
+            try:
+                return cast("dt.datetime", self._usual.load(data))
+            except Exception as error:  # psycopg.DataError, which only the driver's owner may import
+                if "timestamp too" not in str(error):
+                    raise
+                return _LAST_DAY
+
+    adapters.register_loader(_TIMESTAMPTZ, Tolerant)
+    try:
+        yield
+    finally:
+        adapters.register_loader(_TIMESTAMPTZ, usual)

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from sqlalchemy import Engine, func, select, text, true
+from sqlalchemy import Engine, func, select, true
 
 from etl.database import misspelled_times, reading
 from etl.database.integrity import WRITTEN_AS
@@ -18,22 +18,18 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.schema import UnreadableTime, target
 from etl.verify.answers import Answers, TargetAnswers, bodies, details
-from etl.verify.chain import Chain
-from etl.verify.current import Missing, require_target, require_workflows
+from etl.verify.chain import Chain, Missing, require_target, require_workflows
 from etl.verify.finding import Broken, Finding, Verbatim, shown
 from etl.verify.heads import heads
 from etl.verify.heads_file import HeadsFile, whole_lines
 from etl.verify.history import history
-from etl.verify.kept import against
-from etl.verify.kept_seals import latest_seal_line, seal_lines
+from etl.verify.kept import against, latest_seal_line, seal_lines
 from etl.verify.observations import observations
 from etl.verify.orphans import orphans
 from etl.verify.rows import BEFORE_ALL, TOUCHED, Row, Rows, opened
-from etl.verify.sealing import Sealing
-from etl.verify.seals import last_seal, seals
-from etl.verify.signatures import PublicKey
-from etl.verify.times import RunTimes, run_times
-from etl.verify.timestamps import Authorities, timestamps
+from etl.verify.run_index import RunTimes, run_times
+from etl.verify.runs import Sealing
+from etl.verify.seals import Authorities, PublicKey, last_seal, seals, timestamps
 
 __all__ = [
     "Answers",
@@ -158,8 +154,9 @@ class _Replay:
         self._budget = _ROWS_A_TRANSACTION if engine.dialect.name == "sqlite" else None
         self._any_bytes = False
         with reading(engine) as connection:
-            those = target.c.id.in_(text(TOUCHED).bindparams(since=since).columns(target.c.id)) if since else true()
-            targets = connection.execute(select(func.count()).select_from(target).where(those)).scalar_one()
+            those = target.c.id.in_(TOUCHED) if since else true()
+            count = select(func.count()).select_from(target).where(those)
+            targets = connection.execute(count, {"since": since} if since else {}).scalar_one()
         self._done = Progress(0, targets, 0, 0)
 
     def pause(self) -> None:

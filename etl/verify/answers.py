@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Connection, Engine, Row, Select, bindparam, select
 
-from etl.database import reading
 from etl.domain import answers
 from etl.domain.kinds import ATTRIBUTE_OF
 from etl.domain.model import Doubt, Flow
@@ -23,18 +22,15 @@ from etl.errors import GatewayError
 from etl.schema import answer, hold_event, workflow_detail
 from etl.verify.chain import Chain
 from etl.verify.finding import Broken, Finding, Verbatim
-from etl.verify.rows import BEFORE_ALL, ChangeSetRow
+from etl.verify.rows import ChangeSetRow, as_read, pages
 
 _AT_ONCE: Final = 200
 _COLUMNS: Final = (answer.c.data_hash, answer.c.body, answer.c.length, answer.c.encoding)
-_ANSWERS: Final[Select[Any]] = select(*_COLUMNS).order_by(answer.c.data_hash).limit(_AT_ONCE)
-_ANSWER: Final[Select[Any]] = select(*_COLUMNS).where(answer.c.data_hash == bindparam("data_hash"))
-_BODIES: Final[Select[Any]] = (
-    select(*(workflow_detail.c[name] for name in ("id", "run_id", "detail_hash", "body")))
-    .where(workflow_detail.c.id > bindparam("after"), workflow_detail.c.body.is_not(None))
-    .order_by(workflow_detail.c.id)
-    .limit(_AT_ONCE)
-)
+_ANSWERS: Final[Select[Any]] = select(*_COLUMNS)
+_ANSWER: Final[Select[Any]] = _ANSWERS.where(answer.c.data_hash == bindparam("data_hash"))
+_BODIES: Final[Select[Any]] = select(
+    *(workflow_detail.c[name] for name in ("id", "run_id", "detail_hash", "body"))
+).where(workflow_detail.c.body.is_not(None))
 _HOLDS: Final[Select[Any]] = (
     select(*(hold_event.c[name] for name in ("kind", "at", "flow_ids", "doubted", "data_hash")))
     .where(hold_event.c.target_id == bindparam("target_id"))
@@ -55,36 +51,24 @@ class Answers(msgspec.Struct):
 
 def bodies(engine: Engine, went: Answers) -> Iterator[Finding]:
     """Kept answers that do not agree with their rows. Raises DatabaseError."""
-    query, more = _ANSWERS, True
-    while more:
-        with reading(engine) as connection:
-            rows = connection.execute(query).all()
-        more = len(rows) == _AT_ONCE
-        for row in rows:
-            query = _ANSWERS.where(answer.c.data_hash > row.data_hash)
-            went.kept += 1
-            try:
-                went.bytes += len(_data(row))
-            except Broken as broken:
-                yield broken.of_run(None)
+    for row in pages(engine, _ANSWERS, answer.c.data_hash, as_read, at_once=_AT_ONCE, after=None, tolerant=True):
+        went.kept += 1
+        try:
+            went.bytes += len(_data(row))
+        except Broken as broken:
+            yield broken.of_run(None)
 
 
 def details(engine: Engine) -> Iterator[Finding]:
     """Kept details of workflows that do not have their hash. Raises DatabaseError."""
-    after, more = BEFORE_ALL, True
-    while more:
-        with reading(engine) as connection:
-            rows = connection.execute(_BODIES, {"after": after}).all()
-        more = len(rows) == _AT_ONCE
-        for row in rows:
-            after = row.id
-            try:
-                right = hashlib.sha256(zlib.decompress(row.body)).hexdigest() == row.detail_hash
-            except zlib.error:
-                right = False
-            if not right:
-                wanted = Verbatim(f"the bytes of '{row.detail_hash}'")
-                yield Broken(f"workflow_detail {row.id}.body", wanted, Verbatim("others")).of_run(row.run_id)
+    for row in pages(engine, _BODIES, workflow_detail.c.id, as_read, at_once=_AT_ONCE, tolerant=True):
+        try:
+            right = hashlib.sha256(zlib.decompress(row.body)).hexdigest() == row.detail_hash
+        except zlib.error:
+            right = False
+        if not right:
+            wanted = Verbatim(f"the bytes of '{row.detail_hash}'")
+            yield Broken(f"workflow_detail {row.id}.body", wanted, Verbatim("others")).of_run(row.run_id)
 
 
 class TargetAnswers:

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, Executable, Row, and_, bindparam, func, select, tuple_
+from sqlalchemy import Connection, Engine, Row, and_, bindparam, func, select, tuple_
 
 from etl.database import reading
 from etl.domain.model import Span, Target
-from etl.errors import DatabaseError
 from etl.schema import TARGET_KEY, change_set, observation, target
-from etl.verify.rows import BEFORE_ALL
+from etl.verify.rows import as_read, pages, rows_of
 
 _AT_ONCE: Final = 500
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -68,15 +67,9 @@ _HEAD: Final = select(
     change_set.c.state_digest,
     target.c.observation_id.is_not(None).label("open"),
 ).join_from(target, change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == _LATEST))
-_HEADS: Final = _HEAD.where(target.c.id > bindparam("after")).order_by(target.c.id).limit(_AT_ONCE)
 _HEADS_OF: Final = _HEAD.where(target.c.id.in_(bindparam("ids", expanding=True))).order_by(target.c.id)
 _VERSIONS_AT_ONCE: Final = 10_000
-_VERSIONS: Final = (
-    select(target.c.id, target.c.version)
-    .where(target.c.version > 0, target.c.id > bindparam("after"))
-    .order_by(target.c.id)
-    .limit(_VERSIONS_AT_ONCE)
-)
+_VERSIONS: Final = select(target.c.id, target.c.version).where(target.c.version > 0)
 _SPANS: Final = (
     select(
         observation.c.target_id,
@@ -101,16 +94,12 @@ def heads(engine: Engine, now: dt.datetime) -> Iterator[dict[str, Any]]:
 
     Times are RFC 3339 in UTC; ``taken_at`` is ``now``. Raises DatabaseError if the database cannot be read.
     """
-    after = BEFORE_ALL
-    while True:
-        with reading(engine) as connection:
-            found = rows_of(connection, _HEADS, after=after)
-            spans = spans_of(connection, [(row.id, row.version) for row in found])
-        for row in found:
-            yield _head(row, spans[row.id, row.version], now)
-        if len(found) < _AT_ONCE:
-            return
-        after = found[-1].id
+
+    def taken(connection: Connection, found: Sequence[Row[Any]]) -> Iterator[dict[str, Any]]:
+        spans = spans_of(connection, [(row.id, row.version) for row in found])
+        return (_head(row, spans[row.id, row.version], now) for row in found)
+
+    return pages(engine, _HEAD, target.c.id, taken, at_once=_AT_ONCE)
 
 
 def heads_of(engine: Engine, target_ids: Sequence[int], now: dt.datetime) -> dict[int, dict[str, Any]]:
@@ -123,14 +112,7 @@ def heads_of(engine: Engine, target_ids: Sequence[int], now: dt.datetime) -> dic
 
 def versions(engine: Engine) -> Iterator[tuple[int, int]]:
     """The id and the version of every target that was ever observed, by id, in short transactions."""
-    after = BEFORE_ALL
-    while True:
-        with reading(engine) as connection:
-            found = rows_of(connection, _VERSIONS, after=after)
-        yield from ((row.id, row.version) for row in found)
-        if len(found) < _VERSIONS_AT_ONCE:
-            return
-        after = found[-1].id
+    return map(tuple, pages(engine, _VERSIONS, target.c.id, as_read, at_once=_VERSIONS_AT_ONCE))
 
 
 def ids_of(engine: Engine, targets: Sequence[Target]) -> dict[Target, int]:
@@ -167,11 +149,3 @@ def spans_of(connection: Connection, versions: Sequence[Version]) -> Mapping[Ver
         for target_id, version, *span in map(tuple, rows_of(connection, _SPANS, versions=versions)):
             spans[target_id, version].append(Span(*span))
     return spans
-
-
-def rows_of(connection: Connection, statement: Executable, **values: Any) -> Sequence[Row[Any]]:
-    """All rows of ``statement``. Raises DatabaseError if a value cannot be read."""
-    try:
-        return connection.execute(statement, values).all()
-    except ValueError as error:
-        raise DatabaseError(f"The database holds what cannot be read ({error}): run `flowtrail verify`.") from error

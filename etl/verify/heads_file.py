@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from etl.domain.model import Target
 from etl.system.disk import MIB, PRIVATE, sync_folder
 from etl.verify.heads import heads_of, ids_of, versions
-from etl.verify.kept_seals import KeptSeal, seal_lines
+from etl.verify.kept import KeptSeal, seal_lines
 
 _AT_ONCE: Final = 500
 _LOCK_SECONDS: Final = 2.0

@@ -9,13 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, select
 
-from etl.database import reading
 from etl.domain.chain import approved_scope
 from etl.domain.holds import as_text
 from etl.domain.model import Doubt, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
-from etl.verify.rows import any_time
+from etl.verify.rows import pages
 
 _AT_ONCE: Final = 5_000
 _latest: Final = (
@@ -24,17 +23,11 @@ _latest: Final = (
     .correlate(target)
     .scalar_subquery()
 )
-_MEMBERS: Final = (
-    select(target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at)
-    .outerjoin(target_membership, target_membership.c.id == _latest)
-    .order_by(target.c.id)
-    .limit(_AT_ONCE)
-)
-_HOLDS: Final = (
-    select(target.c.id, *TARGET_KEY, target.c.held_since)
-    .where(target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id))
-    .order_by(target.c.id)
-    .limit(_AT_ONCE)
+_MEMBERS: Final = select(
+    target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at
+).outerjoin(target_membership, target_membership.c.id == _latest)
+_HOLDS: Final = select(target.c.id, *TARGET_KEY, target.c.held_since).where(
+    target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id)
 )
 _EVENTS: Final = select(
     *(hold_event.c[name] for name in ("target_id", "kind", "at", "flow_ids", "doubted")),
@@ -53,13 +46,13 @@ _ORDERED: Final = (target_membership, hold_event)
 """The order of a target's rows decides what was so at a time; only the order within a run is in a digest."""
 
 
-def _not_in_order(events: Table, after: int, last: int) -> Select[Any]:
-    """Rows of the targets with an id above ``after`` up to ``last`` that are earlier than one with a lower id."""
+def _not_in_order(events: Table, first: int, last: int) -> Select[Any]:
+    """Rows of the targets with an id from ``first`` to ``last`` that are earlier than one with a lower id."""
     earlier = func.max(events.c.at, type_=UtcTime()).over(
         partition_by=events.c.target_id, order_by=events.c.id, rows=(None, -1)
     )
     columns = (events.c.target_id, events.c.run_id, events.c.id, events.c.at, earlier.label("earlier"))
-    mine = select(*columns).where(events.c.target_id > after, events.c.target_id <= last).subquery()
+    mine = select(*columns).where(events.c.target_id.between(first, last)).subquery()
     return (
         select(*TARGET_KEY, mine.c.run_id, mine.c.at, mine.c.earlier)
         .join(target, target.c.id == mine.c.target_id)
@@ -71,32 +64,26 @@ def _not_in_order(events: Table, after: int, last: int) -> Select[Any]:
 def history(engine: Engine) -> Iterator[Finding]:
     """The first contradiction of each target to its memberships and holds. Raises DatabaseError."""
     for query, compare in ((_MEMBERS, _retirements), (_HOLDS, _holds)):
-        after, more = -(2**63), True
-        while more:
-            with reading(engine) as connection, any_time(connection):
-                rows = connection.execute(query.where(target.c.id > after)).all()
-                yield from compare(connection, rows)
-                if rows and query is _MEMBERS:  # which goes through all targets
-                    yield from _order(connection, after, rows[-1].id)
-            more = len(rows) == _AT_ONCE
-            after = rows[-1].id if rows else after
+        yield from pages(engine, query, target.c.id, compare, at_once=_AT_ONCE, tolerant=True)
 
 
-def _order(connection: Connection, after: int, last: int) -> Iterator[Finding]:
-    for events in _ORDERED:
-        found = connection.execute(_not_in_order(events, after, last))
+def _order(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    for events in _ORDERED if rows else ():
+        found = connection.execute(_not_in_order(events, rows[0].id, rows[-1].id))
         for owner, (row, *_) in groupby(found, key=lambda row: Target(row.org_id, row.user_id, row.expression)):
             told = f"{shown(row.earlier)} or later, the time of a row of the target with a lower id"
             what = f"{events.name}.at"
             yield Finding(target=owner, run_id=row.run_id, what=what, expected=told, found=shown(row.at))
 
 
-def _retirements(_: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+def _retirements(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    """Of all targets, so also whether their events are in order."""
     for row in rows:
         expected = row.at if row.kind == "retired" else None
         if row.retired_at != expected:
             told = f"{shown(expected)}, as target_membership has it"
             yield _finding(row, "target.retired_at", told, shown(row.retired_at))
+    yield from _order(connection, rows)
 
 
 def _holds(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[Finding]:

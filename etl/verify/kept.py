@@ -1,4 +1,4 @@
-"""Compares heads that were kept elsewhere with the trail: everything is still there, and nothing was inserted before.
+"""Compares heads that were kept elsewhere, and seals, with the trail: all is still there, nothing was inserted before.
 
 | against a head of version N, taken at T | |
 |---|---|
@@ -24,17 +24,27 @@ import msgspec
 from sqlalchemy import Connection, Engine, Row, bindparam, or_, select, tuple_
 
 from etl.database import reading
+from etl.domain import seal
 from etl.domain.model import Span, Target
 from etl.errors import DatabaseError
-from etl.schema import TARGET_KEY, UnreadableTime, change_set, sync_run, target
+from etl.schema import TARGET_KEY, UnreadableTime, change_set, run_seal, sync_run, target, trail
 from etl.verify.finding import Finding, Verbatim, shown
-from etl.verify.heads import Head, KeptSpan, ids_in, rows_of, spans_of
-from etl.verify.kept_seals import KeptSeal, altered_seals
-from etl.verify.rows import BEFORE_ALL
+from etl.verify.heads import Digest, Head, KeptSpan, Time, ids_in, spans_of
+from etl.verify.rows import pages, rows_of
 
 _AT_ONCE: Final = 500
 _TARGETS_AT_ONCE: Final = 5_000
+_SEALS_AT_ONCE: Final = 1_000
 _NEVER: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+class KeptSeal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A line that keeps a seal."""
+
+    trail_id: str
+    id: int
+    seal: Digest
+    sealed_at: Time
 
 
 class _Kept(NamedTuple):
@@ -70,12 +80,10 @@ _UNDER_WAY: Final = (
     .where(or_(sync_run.c.finished_at.is_(None), sync_run.c.finished_at >= bindparam("taken_at")))
     .limit(1)
 )
-_TARGETS: Final = (
-    select(target.c.id, *TARGET_KEY, target.c.version)
-    .where(target.c.version > 0, target.c.id > bindparam("after"))
-    .order_by(target.c.id)
-    .limit(_TARGETS_AT_ONCE)
-)
+_TARGETS: Final = select(target.c.id, *TARGET_KEY, target.c.version).where(target.c.version > 0)
+_SEALS: Final = select(run_seal.c.id, run_seal.c.seal, run_seal.c.sealed_at)
+_THESE: Final = _SEALS.where(run_seal.c.id.in_(bindparam("ids", expanding=True)))
+_TRAILS: Final = select(trail.c.trail_id, trail.c.first_seal).order_by(trail.c.id)
 
 
 def against(
@@ -142,17 +150,13 @@ class _Comparison:
 
     def unnamed(self) -> Iterator[Finding]:
         """The first version of each target that the file would name if it had been there at its last time."""
-        after: int | None = BEFORE_ALL
         expected = f"after {self._taken_at}, since nothing that was kept until then names the version"
-        while after is not None:
-            with reading(self._engine) as connection:
-                targets = rows_of(connection, _TARGETS, after=after)
-                found = list(self._early(connection, targets))
-            for row, version, observed_at in found:
-                named = Target(row.org_id, row.user_id, row.expression)
-                what, there = "change_set.observed_at", shown(observed_at)
-                yield Finding(target=named, version=version, what=what, expected=expected, found=there)
-            after = targets[-1].id if len(targets) == _TARGETS_AT_ONCE else None
+        for row, version, observed_at in pages(
+            self._engine, _TARGETS, target.c.id, self._early, at_once=_TARGETS_AT_ONCE
+        ):
+            named = Target(row.org_id, row.user_id, row.expression)
+            what, there = "change_set.observed_at", shown(observed_at)
+            yield Finding(target=named, version=version, what=what, expected=expected, found=there)
 
     def _early(
         self, connection: Connection, targets: Sequence[Row[Any]]
@@ -259,3 +263,50 @@ def _described(span: KeptSpan | Span) -> str:
         f"from {span.first_at} to {span.last_at}, last asked at {span.last_asked_at}, {span.observations} observations"
         f", longest gap {span.longest_gap_seconds} s, {'' if span.interrupted else 'not '}interrupted"
     )
+
+
+# ------------------------------------------------------------------------------------------ seals
+
+
+def seal_lines(engine: Engine, *, after: int = 0) -> Iterator[dict[str, Any]]:
+    """Each seal after number ``after`` as a line to keep, by number. Raises DatabaseError."""
+
+    def lines(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[dict[str, Any]]:
+        trails = _trails(connection)
+        return (seal.kept_line(_trail_of(trails, row.id), row.id, row.seal, row.sealed_at) for row in rows)
+
+    return pages(engine, _SEALS, run_seal.c.id, lines, at_once=_SEALS_AT_ONCE, after=after)
+
+
+def latest_seal_line(engine: Engine) -> Iterator[dict[str, Any]]:
+    """The last seal as a line to keep, if there is one."""
+    with reading(engine) as connection:
+        last = connection.execute(select(run_seal.c.id).order_by(run_seal.c.id.desc()).limit(1)).scalar()
+    yield from () if last is None else seal_lines(engine, after=last - 1)
+
+
+def altered_seals(connection: Connection, kept: Sequence[tuple[int, KeptSeal]]) -> Iterator[Finding]:
+    """Differences from the kept seals, which are given with their line numbers."""
+    trails = _trails(connection)
+    found = {row.id: row for row in connection.execute(_THESE, {"ids": sorted({each.id for _, each in kept})})}
+    for line, each in kept:
+        row = found.get(each.id)
+        there = None if row is None else KeptSeal(trail_id=_trail_of(trails, each.id), **row._mapping)
+        if there == each:
+            continue
+        name = "seal" if there is None or there.seal != each.seal else "trail_id"
+        name = "sealed_at" if there is not None and (there.seal, there.trail_id) == (each.seal, each.trail_id) else name
+        expected = f"{shown(getattr(each, name))}, as line {line} keeps it"
+        what = "missing" if there is None else shown(getattr(there, name))
+        told = f"{what}: altered, or restored from before seal {each.id}"
+        yield Finding(seal_id=each.id, what=f"run_seal {each.id}.{name}", expected=expected, found=told)
+
+
+def _trails(connection: Connection) -> Sequence[tuple[str, int]]:
+    return [(trail_id, first) for trail_id, first in connection.execute(_TRAILS)]
+
+
+def _trail_of(trails: Sequence[tuple[str, int]], number: int) -> str:
+    """The trail in which a seal was made: the last one that had begun."""
+    begun = [trail_id for trail_id, first in trails if first <= number]
+    return begun[-1] if begun else ""

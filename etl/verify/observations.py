@@ -14,11 +14,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, and_, bindparam, exists, func, select
 
-from etl.database import reading
 from etl.domain.model import Target
 from etl.schema import TARGET_KEY, observation, sync_issue, sync_run, target, target_membership
 from etl.verify.finding import Finding
-from etl.verify.rows import any_time
+from etl.verify.rows import pages
 from etl.verify.run_index import Count, Memberships, RunIndex, Span
 
 _AT_ONCE: Final = 2_000
@@ -35,7 +34,7 @@ _LAST_BEFORE: Final = (
     .scalar_subquery()
 )
 _LATEST: Final = and_(observation.c.target_id == target.c.id, observation.c.version == target.c.version)
-_CHUNK: Final[Any] = select(target.c.id).where(target.c.id > bindparam("after")).order_by(target.c.id).limit(_AT_ONCE)
+_TARGETS: Final[Any] = select(target.c.id)
 _SPANS: Final[Any] = (
     select(
         *(target.c.id, *TARGET_KEY, target.c.version),
@@ -43,7 +42,7 @@ _SPANS: Final[Any] = (
         _LAST_BEFORE.label("before"),
     )
     .join(observation, _LATEST)
-    .where(target.c.id > bindparam("after"), target.c.id <= bindparam("to"))
+    .where(target.c.id.between(bindparam("first"), bindparam("last")))
     .order_by(target.c.id, observation.c.id)
 )
 _ISSUES: Final[Any] = (
@@ -51,8 +50,7 @@ _ISSUES: Final[Any] = (
     .join(target, target.c.id == sync_issue.c.target_id)
     .join(sync_run, sync_run.c.id == sync_issue.c.run_id)
     .where(
-        sync_issue.c.target_id > bindparam("after"),
-        sync_issue.c.target_id <= bindparam("to"),
+        sync_issue.c.target_id.between(bindparam("first"), bindparam("last")),
         exists().where(
             _LATEST,
             observation.c.last_at >= sync_run.c.started_at,
@@ -65,8 +63,7 @@ _ISSUES: Final[Any] = (
 _MOVES: Final[Any] = (
     select(*(target_membership.c[name] for name in ("target_id", "id", "schedule", "kind")))
     .where(
-        target_membership.c.target_id > bindparam("after"),
-        target_membership.c.target_id <= bindparam("to"),
+        target_membership.c.target_id.between(bindparam("first"), bindparam("last")),
         target_membership.c.schedule.is_not(None),
     )
     .order_by(target_membership.c.target_id, target_membership.c.id)
@@ -95,19 +92,19 @@ def observations(engine: Engine) -> Iterator[Finding]:
 
     If a run cannot be read, nothing is compared; the check of the seals reports that.
     """
-    runs, after = RunIndex(), -(2**63)
-    while True:
-        with reading(engine) as connection, any_time(connection):
-            chunk = connection.execute(_CHUNK, {"after": after}).scalars().all()
-            if not chunk or not runs.update(connection):
-                return
-            within = {"after": after, "to": chunk[-1]}
-            spans, issues, moves = (_by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
-        after = chunk[-1]
+    runs = RunIndex()
+
+    def of_spans(connection: Connection, targets: Sequence[Row[Any]]) -> Iterator[tuple[Any, Issues, Memberships]]:
+        if not targets or not runs.update(connection):
+            return
+        within = {"first": targets[0].id, "last": targets[-1].id}
+        spans, issues, moves = (_by_target(connection, query, within) for query in (_SPANS, _ISSUES, _MOVES))
         for number, rows in spans.items():
-            with_issue = Issues(runs, issues.get(number, ()))
             listed = Memberships((move.id, move.schedule, move.kind == "joined") for move in moves.get(number, ()))
-            yield from _compare(rows, with_issue, runs, listed)
+            yield rows, Issues(runs, issues.get(number, ())), listed
+
+    for rows, with_issue, listed in pages(engine, _TARGETS, target.c.id, of_spans, at_once=_AT_ONCE, tolerant=True):
+        yield from _compare(rows, with_issue, runs, listed)
 
 
 def _by_target(connection: Connection, query: Any, within: Mapping[str, int]) -> dict[int, list[Row[Any]]]:

@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Executable,
+    Select,
+    Table,
+    bindparam,
+    select,
+    union,
+)
+from sqlalchemy import Row as SqlRow
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
+from etl.database import any_time, reading
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Change, Span, Target
-from etl.schema import time_of_text
+from etl.errors import DatabaseError
+from etl.schema import (
+    UtcTime,
+    change_set,
+    observation,
+    run_seal,
+    sync_issue,
+    sync_run,
+    target,
+    time_of_text,
+    workflow,
+    workflow_change,
+)
 
 T = TypeVar("T")
 Row = Sequence[Any]
@@ -92,52 +119,128 @@ class WorkflowRow(NamedTuple):
     doubted: str | None
 
 
-_TARGETS: Final = """
-    SELECT t.id, t.org_id, t.user_id, t.expression, t.version, t.fence, t.observation_id, t.answer_digest,
-           t.data_hash, t.state_digest, t.flow_count, t.consecutive_failures, t.last_error_code, t.last_error,
-           @t.held_since
-    FROM target t WHERE t.id > :after ORDER BY t.id
-"""
-_CHANGE_SETS: Final = f"""
-    SELECT t.id, s.version, s.id, s.kind, @s.observed_at, @s.last_unchanged_at, @s.asked_at, @s.previous_at,
-           @s.held_asked_at, @s.held_at, s.flow_count, s.state_digest,
-           {", ".join(f"s.{kind}" for kind in CHANGE_KINDS)},
-           s.approved_by, s.approved_scope, s.data_hash, s.format, s.parent_hash, s.hash
-    FROM target t JOIN change_set s ON s.target_id = t.id
-    WHERE t.id > :after ORDER BY t.id, s.version
-"""  # noqa: S608 - the kinds are ours
-_CHANGES: Final = """
-    SELECT t.id, s.version, c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle,
-           c.old_editable, c.new_editable
-    FROM target t JOIN change_set s ON s.target_id = t.id JOIN workflow_change c ON c.change_set_id = s.id
-    WHERE t.id > :after ORDER BY t.id, s.version
-"""
-_SPANS: Final = """
-    SELECT t.id, o.version, o.id, @o.first_at, @o.last_asked_at, @o.last_at, o.observations,
-           o.longest_gap_seconds, o.interrupted
-    FROM target t JOIN observation o ON o.target_id = t.id
-    WHERE t.id > :after ORDER BY t.id, o.version, o.id
-"""
-_WORKFLOWS: Final = """
-    SELECT t.id, w.flow_id, w.flow_name, w.cycle, w.editable,
-           @w.first_listed_at, @w.changed_at, @w.missing_since, w.doubted
-    FROM target t JOIN workflow w ON w.target_id = t.id
-    WHERE t.id > :after ORDER BY t.id
-"""
-TOUCHED: Final = """
-    SELECT n.target_id FROM run_seal r, change_set n WHERE r.id > :since AND n.run_id = r.run_id
-    UNION SELECT n.target_id FROM sync_run u, change_set n WHERE u.status = 'running' AND n.run_id = u.id
-"""
-"""The targets with a version from a run that was sealed after a seal, or has none yet."""
-_LAST_HOLD: Final = """
-    SELECT missing FROM sync_issue WHERE target_id = :target_id AND verdict = 'held' ORDER BY id DESC LIMIT 1
-"""
+class _Stored(FunctionElement[Any]):
+    """A column as the driver returns it: what its type does not allow is found where its target is looked at."""
 
-_TIME_IN_UTC: Final = r"""
-    CASE WHEN \1 NOT BETWEEN '0001-01-02T00:00Z' AND '9999-12-30T00:00Z' THEN '9999-12-31'
-    ELSE \1 AT TIME ZONE 'UTC' END
-"""
-"""A time that no datetime can represent becomes a day that no trail has."""
+    type = NullType()
+    inherit_cache = True
+
+
+@compiles(_Stored)
+def _as_it_is(stored: _Stored, compiler: Any, **options: Any) -> Any:
+    return compiler.process(stored.clauses, **options)
+
+
+@compiles(_Stored, "postgresql")
+def _without_zone(stored: _Stored, compiler: Any, **options: Any) -> Any:
+    """A time without a zone is read faster; one that no datetime can represent becomes a day that no trail has."""
+    column = compiler.process(stored.clauses, **options)
+    if not isinstance(next(iter(stored.clauses)).type, UtcTime):
+        return column
+    possible = f"{column} BETWEEN '0001-01-02T00:00Z' AND '9999-12-30T00:00Z'"
+    return f"CASE WHEN NOT {possible} THEN '9999-12-31' ELSE {column} AT TIME ZONE 'UTC' END"
+
+
+def _stored(of: Table, names: str) -> Iterator[ColumnElement[Any]]:
+    return (_Stored(of.c[name]).label(None) for name in names.split())
+
+
+_TARGETS: Final = select(
+    *_stored(target, "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"),
+    *_stored(target, "flow_count consecutive_failures last_error_code last_error held_since"),
+).order_by(target.c.id)
+_CHANGE_SETS: Final = (
+    select(
+        target.c.id,
+        *_stored(
+            change_set, "version id kind observed_at last_unchanged_at asked_at previous_at held_asked_at held_at"
+        ),
+        *_stored(change_set, f"flow_count state_digest {' '.join(CHANGE_KINDS)} approved_by approved_scope data_hash"),
+        *_stored(change_set, "format parent_hash hash"),
+    )
+    .join_from(target, change_set, change_set.c.target_id == target.c.id)
+    .order_by(target.c.id, change_set.c.version)
+)
+_CHANGES: Final = (
+    select(target.c.id, *_stored(change_set, "version"), *_stored(workflow_change, " ".join(Change.__struct_fields__)))
+    .join_from(target, change_set, change_set.c.target_id == target.c.id)
+    .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+    .order_by(target.c.id, change_set.c.version)
+)
+_SPANS: Final = (
+    select(target.c.id, *_stored(observation, f"version id {' '.join(Span.__struct_fields__)}"))
+    .join_from(target, observation, observation.c.target_id == target.c.id)
+    .order_by(target.c.id, observation.c.version, observation.c.id)
+)
+_WORKFLOWS: Final = (
+    select(target.c.id, *_stored(workflow, " ".join(WorkflowRow._fields)))
+    .join_from(target, workflow, workflow.c.target_id == target.c.id)
+    .order_by(target.c.id)
+)
+TOUCHED: Final = union(
+    select(change_set.c.target_id)
+    .join(run_seal, run_seal.c.run_id == change_set.c.run_id)
+    .where(run_seal.c.id > bindparam("since")),
+    select(change_set.c.target_id)
+    .join(sync_run, sync_run.c.id == change_set.c.run_id)
+    .where(sync_run.c.status == "running"),
+)
+"""The targets with a version from a run that was sealed after a seal, or has none yet."""
+_LAST_HOLD: Final = (
+    select(sync_issue.c.missing)
+    .where(sync_issue.c.target_id == bindparam("target_id"), sync_issue.c.verdict == "held")
+    .order_by(sync_issue.c.id.desc())
+    .limit(1)
+)
+
+
+def pages(
+    engine: Engine,
+    query: Select[Any],
+    key: Column[Any],
+    gather: Callable[[Connection, Sequence[SqlRow[Any]]], Iterable[T]],
+    *,
+    at_once: int,
+    after: Any = BEFORE_ALL,
+    tolerant: bool = False,
+) -> Iterator[T]:
+    """Read ``query`` in the order of ``key``, ``at_once`` rows at a time; yield what ``gather`` makes of each part.
+
+    Each part is read and gathered in a transaction of its own, which has ended when its results are yielded: a reader
+    of SQLite keeps writers waiting. A part with fewer rows is the last one; it may have none.
+    ``after``: None if any key may be there, even an empty one.
+    ``tolerant``: a time that no datetime can represent is read as ``any_time`` does, and what cannot be read raises
+    ValueError; else both raise DatabaseError.
+    """
+    first = query.order_by(key).limit(at_once)
+    following = first.where(key > bindparam("after"))
+    read, more = _all if tolerant else rows_of, True
+    while more:
+        found: list[T] = []
+        try:
+            with reading(engine) as connection, any_time(connection) if tolerant else nullcontext():
+                rows = read(connection, first) if after is None else read(connection, following, after=after)
+                more, after = len(rows) == at_once, rows[-1]._mapping[key] if rows else after
+                found.extend(gather(connection, rows))
+        finally:
+            yield from found  # also what was found before something that cannot be read
+
+
+def as_read(_: Connection, rows: Sequence[SqlRow[Any]]) -> Sequence[SqlRow[Any]]:
+    """For ``pages``: the rows themselves."""
+    return rows
+
+
+def rows_of(connection: Connection, statement: Executable, **values: Any) -> Sequence[SqlRow[Any]]:
+    """All rows of ``statement``. Raises DatabaseError if a value cannot be read."""
+    try:
+        return _all(connection, statement, **values)
+    except ValueError as error:
+        raise DatabaseError(f"The database holds what cannot be read ({error}): run `flowtrail verify`.") from error
+
+
+def _all(connection: Connection, statement: Executable, **values: Any) -> Sequence[SqlRow[Any]]:
+    return connection.execute(statement, values).all()
 
 
 class Stream(Generic[T]):
@@ -206,58 +309,33 @@ class Rows:
 
     def last_hold(self, target_id: int) -> int | None:
         """How many workflows were missing at the latest hold of a target; None if no issue says."""
-        missing: int | None = self.connection.execute(text(_LAST_HOLD), {"target_id": target_id}).scalar()
+        missing: int | None = self.connection.execute(_LAST_HOLD, {"target_id": target_id}).scalar()
         return missing
 
     def target(self, row: Row) -> TargetRow:
         number, org_id, user_id, expression, *rest, held_since = row
         return TargetRow._make((number, Target(org_id, user_id, expression), *rest, self.time(held_since)))
 
-    def _query(self, statement: str) -> Iterable[Row]:
+    def _query(self, query: Select[Any]) -> Iterable[Row]:
+        query = query.where(target.c.id > bindparam("after"))
         result = self.connection.execute(
-            text(_in_dialect(_of_those(statement, self._since), self.connection.dialect.name)),
-            {"after": self._after} | ({"since": self._since} if self._since else {}),
+            query.where(target.c.id.in_(TOUCHED)) if self._since else query,
+            {"after": self._after, "since": self._since},
             execution_options={"stream_results": True, "yield_per": _AT_ONCE},
         )
         self._opened.callback(result.close)
         return result
 
     def _change_set(self, row: Row) -> ChangeSetRow:
-        (target_id, version, number, kind, observed_at, last_unchanged_at, asked_at, previous_at, held_asked_at,
-         held_at, flow_count, state_digest, *counts,
-         approved_by, approved_scope, data_hash, chain_format, parent_hash, own_hash) = row  # fmt: skip
-        return ChangeSetRow(
-            target_id,
-            version,
-            number,
-            kind,
-            _known(self.time(observed_at)),
-            self.time(last_unchanged_at),
-            _known(self.time(asked_at)),
-            self.time(previous_at),
-            self.time(held_asked_at),
-            self.time(held_at),
-            flow_count,
-            state_digest,
-            counts,
-            approved_by,
-            approved_scope,
-            data_hash,
-            chain_format,
-            parent_hash,
-            own_hash,
-        )
+        time, (observed_at, unchanged_at, asked_at, *others) = self.time, row[4:10]
+        times = (_known(time(observed_at)), time(unchanged_at), _known(time(asked_at)), *map(time, others))
+        values: list[Any] = [*row[:4], *times, *row[10:12], list(row[12:-6]), *row[-6:]]
+        return ChangeSetRow(*values)
 
     def _span(self, row: Row) -> SpanRow:
-        _, version, number, first_at, last_asked_at, last_at, observations, longest_gap_seconds, interrupted = row
-        span = Span(
-            _known(self.time(first_at)),
-            _known(self.time(last_asked_at)),
-            _known(self.time(last_at)),
-            observations,
-            longest_gap_seconds,
-            _FLAGS[interrupted],
-        )
+        _, version, number, *times, observations, longest_gap_seconds, interrupted = row
+        first_at, last_asked_at, last_at = map(_known, map(self.time, times))
+        span = Span(first_at, last_asked_at, last_at, observations, longest_gap_seconds, _FLAGS[interrupted])
         return SpanRow(number, version, span)
 
     def _workflow(self, row: Row) -> WorkflowRow:
@@ -279,60 +357,11 @@ def opened(connection: Connection, after: int, *, since: int, any_bytes: bool) -
         yield Rows(connection, after, since, stack)
 
 
-@contextmanager
-def any_time(connection: Connection) -> Iterator[None]:
-    """On PostgreSQL, read a time that no datetime can represent as the last day of the calendar, not as an error."""
-    if connection.dialect.name == "sqlite":
-        yield
-        return
-    adapters = cast("Any", connection.connection.driver_connection).adapters
-    usual = adapters.get_loader(_TIMESTAMPTZ, 0)
-
-    class Tolerant:
-        """Wraps the driver's own, which cannot be subclassed when it is compiled."""
-
-        format = usual.format
-
-        def __init__(self, oid: int, context: Any = None) -> None:
-            self._usual = usual(oid, context)
-
-        def load(self, data: Any) -> dt.datetime:
-            try:
-                return cast("dt.datetime", self._usual.load(data))
-            except Exception as error:  # psycopg.DataError, which only the driver's owner may import
-                if "timestamp too" not in str(error):
-                    raise
-                return _LAST_DAY
-
-    adapters.register_loader(_TIMESTAMPTZ, Tolerant)
-    try:
-        yield
-    finally:
-        adapters.register_loader(_TIMESTAMPTZ, usual)
-
-
-_TIMESTAMPTZ: Final = 1184
-"""Its oid."""
-_LAST_DAY: Final = dt.datetime(9999, 12, 31, tzinfo=dt.UTC)
-
-
 def _tolerate_broken_text(connection: Connection, stack: ExitStack) -> None:
     """Read bytes that are not UTF-8 as lone surrogates, which no digest accepts. This costs a tenth of the speed."""
     driver: Any = connection.connection.driver_connection
     stack.callback(setattr, driver, "text_factory", driver.text_factory)
     driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-
-
-def _of_those(statement: str, since: int) -> str:
-    return statement.replace("t.id > :after", f"t.id > :after AND t.id IN ({TOUCHED})") if since else statement
-
-
-def _in_dialect(statement: str, dialect: str) -> str:
-    """``@column`` is a time. Tells SQLite the order of joins, and limits PostgreSQL's times to what a datetime can
-    hold."""
-    if dialect == "sqlite":
-        return statement.replace("@", "").replace(" JOIN ", " CROSS JOIN ")
-    return re.sub(r"@([a-z_.]+)", _TIME_IN_UTC, statement)
 
 
 def _time_of_postgresql(value: dt.datetime | None) -> dt.datetime | None:
@@ -346,14 +375,6 @@ def _known(time: dt.datetime | None) -> dt.datetime:
 
 
 def _unconverted_change(row: Row) -> tuple[Any, ...]:
-    _, _, flow_id, kind, old_name, new_name, old_cycle, new_cycle, old_editable, new_editable = row
-    return (
-        flow_id,
-        kind,
-        old_name,
-        new_name,
-        old_cycle,
-        new_cycle,
-        _BOOLEANS[old_editable],
-        _BOOLEANS[new_editable],
-    )
+    """The fields of a Change, which are after the target and the version."""
+    *texts, old_editable, new_editable = row[2:]
+    return (*texts, _BOOLEANS[old_editable], _BOOLEANS[new_editable])

@@ -1,4 +1,6 @@
-"""Counts the runs that were to ask a target in a time, without iterating over them.
+"""When runs were under way, and how many were to ask a target in a time, without iterating over them.
+
+Only when a run was under way can anything have been observed (``RunTimes``).
 
 Runs are grouped by what they were to ask (``RunGroup``). The runs of a group are in the order in which they saw
 memberships, which is that of their beginnings. So a target that was listed from one membership to another was asked by
@@ -16,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, exists, or_, select
 
+from etl.database import STREAMED
 from etl.domain.chain import encode
 from etl.domain.model import Target
 from etl.schema import pruned_issues, run_seal, sync_run
@@ -23,6 +26,7 @@ from etl.schema import pruned_issues, run_seal, sync_run
 _NEVER: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 _LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
 _BY_NAME: Final = "targets"
+_TIMES: Final = select(sync_run.c.started_at, sync_run.c.finished_at).order_by(sync_run.c.started_at)
 _RUNS: Final[Any] = select(
     *(sync_run.c.id, sync_run.c.scope, sync_run.c.status, sync_run.c.started_at, sync_run.c.finished_at),
     exists().where(run_seal.c.run_id == sync_run.c.id).label("sealed"),
@@ -214,3 +218,36 @@ class RunIndex:
                 by_group[key, run.certain].append(run)
         for (key, certain), runs in by_group.items():
             yield RunGroup(json.loads(key), runs, certain=certain)
+
+
+class RunTimes:
+    """The times of all runs, with overlapping ones merged: memory grows with the pauses between runs."""
+
+    def __init__(self, times: Iterable[tuple[dt.datetime, dt.datetime | None]]) -> None:
+        """Times from beginning to end (None: still under way), sorted by beginning."""
+        self._starts: list[dt.datetime] = []
+        self._ends: list[dt.datetime] = []
+        for started_at, finished_at in times:
+            until = finished_at or _NEVER
+            if self._ends and started_at <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], until)
+            else:
+                self._starts.append(started_at)
+                self._ends.append(until)
+
+    def __contains__(self, moment: dt.datetime) -> bool:
+        place = bisect_right(self._starts, moment) - 1
+        return place >= 0 and moment <= self._ends[place]
+
+
+NO_RUNS_KNOWN: Final = RunTimes([(_LONG_AGO, None)])
+"""Used if nothing is known about runs: every time is possible."""
+
+
+def run_times(connection: Connection) -> RunTimes:
+    """The run times in a database. Times that cannot be read are left to the check of the seals."""
+    try:
+        with connection.execute(_TIMES, execution_options=STREAMED) as rows:
+            return RunTimes((row.started_at, row.finished_at) for row in rows)
+    except ValueError:
+        return NO_RUNS_KNOWN

@@ -3,6 +3,7 @@ issues."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     Boolean,
     Column,
@@ -19,62 +21,42 @@ from sqlalchemy import (
     Engine,
     Integer,
     Row,
+    Select,
+    Table,
     bindparam,
     select,
-    text,
     type_coerce,
 )
 
-from etl.database import STREAMED, reading
+from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
 from etl.report.scopes import Scopes, ScopeTargets
-from etl.schema import UtcTime, org_event, run_seal, sync_run, workflow_detail
+from etl.schema import (
+    TARGET_KEY,
+    change_set,
+    hold_event,
+    org_event,
+    pruned_issues,
+    run_seal,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+    workflow_detail,
+)
 from etl.verify.finding import Broken, Finding, Verbatim, require
-from etl.verify.rows import BEFORE_ALL, any_time
-from etl.verify.sealing import Sealing
+from etl.verify.rows import BEFORE_ALL, pages
 
 _RUNS_AT_ONCE: Final = 500
 _HIGHEST: Final = 2**63 - 1
-_RUNS: Final = (
-    select(
-        sync_run,
-        run_seal.c.id.label("seal_id"),
-        *(run_seal.c[f"{name}_digest"].label(f"sealed_{name}") for name in seal.Digests.__struct_fields__),
-    )
-    .outerjoin(run_seal, run_seal.c.run_id == sync_run.c.id)
-    .where(sync_run.c.id > bindparam("after"))
-    .order_by(sync_run.c.id)
-    .limit(_RUNS_AT_ONCE)
-)
-_OF_TARGET: Final = "t.org_id, t.user_id, t.expression"
-_FROM: Final = "FROM {table} e JOIN target t ON t.id = e.target_id WHERE e.run_id BETWEEN :low AND :high"
-_VERSIONS: Final = text(
-    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.version, e.observed_at, e.hash, "
-    f"{', '.join(f'e.{kind}' for kind in CHANGE_KINDS)} {_FROM.format(table='change_set')} "
-    f"ORDER BY e.run_id, {_OF_TARGET}, e.version"
-).columns(observed_at=UtcTime())
-_ISSUES: Final = text(
-    f"SELECT e.run_id, e.target_id, {_OF_TARGET}, e.verdict, e.error_code, e.missing "
-    f"{_FROM.format(table='sync_issue')} ORDER BY e.run_id, {_OF_TARGET}, e.id"
-)
-_MEMBERSHIPS: Final = text(
-    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.schedule, e.kind, e.at "
-    f"{_FROM.format(table='target_membership')} ORDER BY e.run_id, e.id"
-).columns(at=UtcTime())
-_HOLDS: Final = text(
-    f"SELECT e.run_id, {_OF_TARGET}, e.run_id, e.kind, e.at, e.flow_ids, e.doubted, e.data_hash "
-    f"{_FROM.format(table='hold_event')} ORDER BY e.run_id, e.id"
-).columns(at=UtcTime())
-_PRUNED: Final = text(
-    "SELECT e.run_id, e.run_id, e.pruned_run_id, e.at FROM pruned_issues e "
-    "WHERE e.run_id BETWEEN :low AND :high ORDER BY e.run_id, e.id"
-).columns(at=UtcTime())
-_WERE_PRUNED: Final = text(
-    "SELECT DISTINCT pruned_run_id FROM pruned_issues WHERE pruned_run_id BETWEEN :low AND :high"
-)
+_RUNS: Final = select(
+    sync_run,
+    run_seal.c.id.label("seal_id"),
+    *(run_seal.c[f"{name}_digest"].label(f"sealed_{name}") for name in seal.Digests.__struct_fields__),
+).outerjoin(run_seal, run_seal.c.run_id == sync_run.c.id)
 
 
 def _as_stored(column: Column[Any]) -> ColumnElement[Any]:
@@ -82,17 +64,57 @@ def _as_stored(column: Column[Any]) -> ColumnElement[Any]:
     return type_coerce(column, Integer).label(column.name) if isinstance(column.type, Boolean) else column
 
 
-_OF_ORGANISATION: Final = (
-    select(org_event.c.run_id.label("of_run"), *(_as_stored(org_event.c[n]) for n in seal.OrganisationEvent._fields))
-    .where(org_event.c.run_id.between(bindparam("low"), bindparam("high")))
-    .order_by(org_event.c.run_id, org_event.c.event_id)
-)
-_DETAILS: Final = (
-    select(
-        workflow_detail.c.run_id.label("of_run"), *(_as_stored(workflow_detail.c[n]) for n in seal.DetailEvent._fields)
+def _by_run(table: Table, *columns: Any, order: Sequence[Column[Any]], of_target: bool = True) -> Select[Any]:
+    """Rows that name the runs from ``low`` to ``high``, in the order of the runs, which are in the first column."""
+    query = select(table.c.run_id.label("of_run"), *columns).where(
+        table.c.run_id.between(bindparam("low"), bindparam("high"))
     )
-    .where(workflow_detail.c.run_id.between(bindparam("low"), bindparam("high")))
-    .order_by(workflow_detail.c.run_id, workflow_detail.c.id)
+    joined = query.join_from(table, target, target.c.id == table.c.target_id) if of_target else query
+    return joined.order_by(table.c.run_id, *order)
+
+
+def _columns(table: Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
+    return [_as_stored(table.c[name]) for name in names]
+
+
+_VERSIONS: Final = _by_run(
+    change_set,
+    *(change_set.c.target_id, *TARGET_KEY),
+    *_columns(change_set, ("version", "observed_at", "hash", *CHANGE_KINDS)),
+    order=(*TARGET_KEY, change_set.c.version),
+)
+_ISSUES: Final = _by_run(
+    sync_issue,
+    *(sync_issue.c.target_id, *TARGET_KEY),
+    *_columns(sync_issue, ("verdict", "error_code", "missing")),
+    order=(*TARGET_KEY, sync_issue.c.id),
+)
+_MEMBERSHIPS: Final = _by_run(
+    target_membership,
+    *(*TARGET_KEY, *_columns(target_membership, ("run_id", "schedule", "kind", "at"))),
+    order=[target_membership.c.id],
+)
+_HOLDS: Final = _by_run(
+    hold_event,
+    *(*TARGET_KEY, *_columns(hold_event, ("run_id", "kind", "at", "flow_ids", "doubted", "data_hash"))),
+    order=[hold_event.c.id],
+)
+_PRUNED: Final = _by_run(
+    pruned_issues,
+    *_columns(pruned_issues, ("run_id", "pruned_run_id", "at")),
+    order=[pruned_issues.c.id],
+    of_target=False,
+)
+_OF_ORGANISATION: Final = _by_run(
+    org_event, *_columns(org_event, seal.OrganisationEvent._fields), order=[org_event.c.event_id], of_target=False
+)
+_DETAILS: Final = _by_run(
+    workflow_detail, *_columns(workflow_detail, seal.DetailEvent._fields), order=[workflow_detail.c.id], of_target=False
+)
+_WERE_PRUNED: Final = (
+    select(pruned_issues.c.pruned_run_id)
+    .distinct()
+    .where(pruned_issues.c.pruned_run_id.between(bindparam("low"), bindparam("high")))
 )
 _EVENTS: Final = (_MEMBERSHIPS, _HOLDS, _DETAILS, _OF_ORGANISATION, _PRUNED)
 """In the order of the rules."""
@@ -109,6 +131,20 @@ _ARRAYS: Final = ("flow_ids", "doubted")
 """The columns of a hold that are arrays instead of text."""
 
 
+class Sealing(msgspec.Struct):
+    """What the passes have read."""
+
+    seals: int = 0
+    last: int = 0
+    signed: int = 0
+    stamped: int = 0
+    last_stamp: tuple[int, dt.datetime] | None = None
+    """The latest seal that was stamped, and when, by its authority's clock."""
+    unsealed_runs: int = 0
+    """Runs that have not ended."""
+    unsealed_versions: int = 0
+
+
 class Runs:
     """Goes through all runs together with what names them."""
 
@@ -119,14 +155,16 @@ class Runs:
         self._scopes = Scopes()
 
     def compare(self) -> Iterator[Finding]:
-        after, low, more = BEFORE_ALL, BEFORE_ALL, True
-        while more:
-            with reading(self._engine) as connection, any_time(connection), ExitStack() as opened:
-                runs = connection.execute(_RUNS, {"after": after}).all()
-                more = len(runs) == _RUNS_AT_ONCE
-                high = runs[-1].id if more else _HIGHEST
+        low = BEFORE_ALL
+
+        def compare(connection: Connection, runs: Sequence[Row[Any]]) -> Iterator[Finding]:
+            nonlocal low
+            high = runs[-1].id if len(runs) == _RUNS_AT_ONCE else _HIGHEST
+            with ExitStack() as opened:
                 yield from self._compare_some(connection, opened, runs, low, high)
-            after, low = high, high + 1
+            low = high + 1
+
+        return pages(self._engine, _RUNS, sync_run.c.id, compare, at_once=_RUNS_AT_ONCE, tolerant=True)
 
     def _compare_some(
         self, connection: Connection, opened: ExitStack, runs: Sequence[Row[Any]], low: int, high: int

@@ -1,23 +1,41 @@
-"""Checks the seals: each must link to the one before, and agree with the tables about its run.
+"""Checks the seals: each must link to the one before and agree with the tables about its run, and what signs or stamps
+it must be about it.
 
 Two passes, in memory that grows with the targets of a run and not with the trail. The first follows the seals by number
-(``links``). The second goes through the runs by id (``runs``), with everything that names one. Each run is compared as
+(``Links``). The second goes through the runs by id (``runs``), with everything that names one. Each run is compared as
 of one moment; the service may continue to write.
 """
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, Row, bindparam, exists, func, select
 
 from etl.database import reading
-from etl.schema import run_seal
-from etl.verify.finding import Finding
-from etl.verify.links import Links
-from etl.verify.runs import Runs
-from etl.verify.sealing import Sealing
-from etl.verify.signatures import PublicKey
+from etl.domain import seal
+from etl.domain.seal import signed_bytes
+from etl.errors import SigningError
+from etl.schema import run_seal, seal_timestamp, sync_run, trail
+from etl.verify.finding import Broken, Finding, Verbatim, require, shown
+from etl.verify.rows import BEFORE_ALL, pages
+from etl.verify.runs import Runs, Sealing
+
+_SEALS_AT_ONCE: Final = 2_000
+_SEALS: Final = select(run_seal, *(column.label(f"its_{column.name}") for column in sync_run.c)).outerjoin(
+    sync_run, sync_run.c.id == run_seal.c.run_id
+)
+_TRAILS: Final = select(trail).order_by(trail.c.id)
+_BEFORE: Final = select(run_seal.c.seal, run_seal.c.sealed_at).where(run_seal.c.id == bindparam("id"))
+_SIGNED: Final = exists().where(run_seal.c.id <= bindparam("id"), run_seal.c.signature.is_not(None))
+_LONG_AGO: Final = dt.datetime.min.replace(tzinfo=dt.UTC)
+_STAMPS_AT_ONCE: Final = 500
+_STAMPS: Final = select(seal_timestamp, run_seal.c.run_id, run_seal.c.seal).outerjoin(
+    run_seal, run_seal.c.id == seal_timestamp.c.seal_id
+)
 
 
 def seals(
@@ -37,3 +55,241 @@ def last_seal(engine: Engine) -> int:
     with reading(engine) as connection:
         latest: int = connection.execute(select(func.coalesce(func.max(run_seal.c.id), 0))).scalar_one()
     return latest
+
+
+# ------------------------------------------------------------------------------------------------------ signatures
+
+
+class PublicKey(Protocol):
+    """Checks signatures by the owner of a key."""
+
+    key_id: str
+
+    def accepts(self, signature: str, message: bytes) -> bool:
+        """Whether ``signature`` (base64) over ``message`` is by this key."""
+
+
+class Signatures:
+    """Follows the seals. Without public keys it only notices missing signatures."""
+
+    def __init__(self, keys: Sequence[PublicKey], sealing: Sealing, *, signed_before: bool) -> None:
+        """``signed_before``: a seal before the first one passed to ``require`` is signed."""
+        self._keys = {key.key_id: key for key in keys}
+        self._went = sealing
+        self._signed = signed_before
+        self._stranger: str | None = None
+        """The key of the previous seal if it is none of them: of consecutive seals with one unknown key, only the first
+        is reported."""
+
+    def require(self, row: Row[Any], trail_id: str) -> None:
+        """Raise Broken if the signature of a seal is missing, or is not by one of the keys."""
+        place = f"run_seal {row.id}.signature"
+        if row.signature is None or row.key_id is None:
+            if self._signed or row.signature is not row.key_id:
+                raise Broken(place, Verbatim("there, since a seal before it is signed"), row.signature)
+            return
+        self._signed = True
+        self._went.signed += 1
+        if not self._keys:
+            return
+        key = self._keys.get(row.key_id)
+        stranger, self._stranger = self._stranger, None if key else row.key_id
+        if key is None:
+            if row.key_id == stranger:
+                return
+            given = " or ".join(f"'{key_id}'" for key_id in self._keys)
+            wanted = Verbatim(f"{given}, the public key that was given")
+            raise Broken(f"run_seal {row.id}.key_id", wanted, Verbatim(f"'{row.key_id}', from this seal on"))
+        if not key.accepts(row.signature, signed_bytes(trail_id, row.id, row.seal)):
+            raise Broken(place, Verbatim(f"made with the key '{row.key_id}' over '{row.seal}'"), row.signature)
+
+    def none_at_all(self) -> Iterator[Finding]:
+        """A finding if keys were given and no seal is signed."""
+        if self._keys and self._went.seals and not self._signed:
+            wanted = "on some seal, since a public key was given"
+            yield Finding(what="run_seal.signature", expected=wanted, found=f"on none of {self._went.seals}")
+
+
+# ----------------------------------------------------------------------------------------------------------- links
+
+
+class Links:
+    """Follows the seals, up to the first missing one."""
+
+    def __init__(self, engine: Engine, since: int, sealing: Sealing, keys: Sequence[PublicKey] = ()) -> None:
+        self._engine = engine
+        self._keys = keys
+        self._sealing = sealing
+        self._number = since
+        self._seal: str | None = None
+        self._sealed_at = _LONG_AGO
+        self._trails: Sequence[Row[Any]] = ()
+        self._trail_id = ""
+        self._signatures = Signatures((), sealing, signed_before=False)
+
+    def follow(self) -> Iterator[Finding]:
+        try:
+            yield from self._follow()
+        except Broken as broken:
+            yield broken.of_run(None)
+        else:
+            yield from self._signatures.none_at_all()
+
+    def _follow(self) -> Iterator[Finding]:
+        heads: Sequence[Row[Any]] = ()
+
+        def read(connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+            nonlocal heads
+            if not self._trails:
+                self._begin(connection)
+            heads = connection.execute(_TRAILS).all() if len(rows) < _SEALS_AT_ONCE else ()
+            return rows
+
+        after = self._number or BEFORE_ALL
+        for row in pages(self._engine, _SEALS, run_seal.c.id, read, at_once=_SEALS_AT_ONCE, after=after, tolerant=True):
+            yield from self._link(row)
+        if heads:
+            self._require_head(heads)
+
+    def _begin(self, connection: Connection) -> None:
+        self._trails = connection.execute(_TRAILS).all()
+        signed = connection.execute(select(_SIGNED), {"id": self._number}).scalar_one()
+        self._signatures = Signatures(self._keys, self._sealing, signed_before=signed)
+        if self._number:
+            before = connection.execute(_BEFORE, {"id": self._number}).first()
+            if before is None:
+                raise Broken("run_seal", Verbatim(f"a seal {self._number}"), Verbatim("missing"))
+            self._seal, self._sealed_at = before
+        for each in self._trails:
+            if each.first_seal <= self._number:
+                self._trail_id = each.trail_id
+
+    def _link(self, row: Row[Any]) -> Iterator[Finding]:
+        number = self._number + 1
+        place = f"run_seal {number}"
+        if row.id != number:
+            raise Broken("run_seal.id", Verbatim(f"{number}, after the seal {number - 1}"), row.id)
+        self._enter(number)
+        self._number, self._sealing.last = number, number
+        self._sealing.seals += 1
+        try:
+            self._require(row, place)
+        except Broken as broken:
+            yield broken.of_run(row.run_id, number)
+        try:
+            self._signatures.require(row, self._trail_id)
+        except Broken as broken:
+            yield broken.of_run(row.run_id, number)
+        self._seal, self._sealed_at = row.seal, max(row.sealed_at, self._sealed_at)
+
+    def _enter(self, number: int) -> None:
+        """Enter the trails that begin with this seal, each copied from the one before."""
+        for each in self._trails:
+            if each.first_seal == number:
+                self._seal = seal.genesis(each.trail_id, each.created_at, self._seal)
+                self._trail_id = each.trail_id
+
+    def _require(self, row: Row[Any], place: str) -> None:
+        require(f"{place}.format", seal.FORMAT, row.format)
+        require(f"{place}.parent", self._seal, row.parent)
+        if row.its_status is None:
+            raise Broken(f"{place}.run_id", Verbatim("a run"), Verbatim(f"{row.run_id}, which is not there"))
+        if row.its_finished_at is None:
+            raise Broken("sync_run.finished_at", Verbatim("a time, since the run is sealed"), None)
+        if not self._sealed_at <= row.sealed_at >= row.its_finished_at >= row.its_started_at:
+            order = Verbatim(f"after the end of its run at {row.its_finished_at}, and after {self._sealed_at}")
+            raise Broken(f"{place}.sealed_at", order, row.sealed_at)
+        computed = self._computed(row)
+        if computed != row.seal:
+            by = Verbatim(f"'{computed}' by the row of its run, and its digests")
+            raise Broken(f"{place}.seal", by, row.seal)
+
+    def _computed(self, row: Row[Any]) -> str:
+        run = seal.SealedRun(
+            run_id=row.run_id,
+            schedule=row.its_schedule,
+            origin=row.its_origin,
+            scheduled_for=row.its_scheduled_for,
+            missed=row.its_missed,
+            status=row.its_status,
+            started_at=row.its_started_at,
+            finished_at=row.its_finished_at,
+            sums=[getattr(row, f"its_{name}") for name in seal.SUMS],
+        )
+        digests = seal.Digests(
+            targets=row.targets_digest,
+            change_sets=row.change_sets_digest,
+            issues=row.issues_digest,
+            events=row.events_digest,
+        )
+        return seal.seal_hash(row.parent, self._trail_id, row.id, run, digests, row.sealed_at)
+
+    def _require_head(self, trails: Sequence[Row[Any]]) -> None:
+        """Raise Broken unless the trail's head is the last seal: this reveals seals that were cut off."""
+        least, head = 1, trails[-1]
+        for each in trails:
+            if not least <= each.first_seal <= self._number + 1:
+                within = Verbatim(f"from {least} to {self._number + 1}")
+                raise Broken(f"trail.first_seal of {shown(each.trail_id)}", within, each.first_seal)
+            least = each.first_seal
+        if head.first_seal > self._number:
+            self._enter(head.first_seal)
+        require("trail.last_seal", self._number, head.last_seal)
+        require("trail.head", self._seal, head.head)
+        if head.first_seal <= self._number:
+            require("trail.sealed_at", self._sealed_at, head.sealed_at)
+
+
+# ----------------------------------------------------------------------------------------------------- time stamps
+
+
+class Authorities(Protocol):
+    """Checks whether a token over some bytes is by a trusted authority."""
+
+    def time_of(self, token: bytes, message: bytes) -> dt.datetime:
+        """When the token was made. Raises SigningError if it is not by one of them."""
+
+
+def timestamps(
+    engine: Engine, *, since: int = 0, sealing: Sealing | None = None, authorities: Authorities | None = None
+) -> Iterator[Finding]:
+    """What is wrong with the time stamps of the seals after number ``since``. Raises DatabaseError.
+
+    Without ``authorities``, only the seal and the time of a token are checked, not who made it.
+    """
+    sealing = sealing if sealing is not None else Sealing()
+
+    def read(connection: Connection, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], str]]:
+        begun = connection.execute(_TRAILS).all()
+        return [
+            (row, next((each.trail_id for each in reversed(begun) if each.first_seal <= row.seal_id), ""))
+            for row in rows
+        ]
+
+    after, key = since or BEFORE_ALL, seal_timestamp.c.seal_id
+    for row, trail_id in pages(engine, _STAMPS, key, read, at_once=_STAMPS_AT_ONCE, after=after, tolerant=True):
+        try:
+            _require_stamp(row, trail_id, authorities)
+        except Broken as broken:
+            yield broken.of_run(row.run_id, row.seal_id)
+        sealing.stamped += 1
+        sealing.last_stamp = (row.seal_id, row.stamped_at)
+
+
+def _require_stamp(row: Row[Any], trail_id: str, authorities: Authorities | None) -> None:
+    place = f"seal_timestamp {row.seal_id}"
+    if row.seal is None:
+        raise Broken(f"{place}.seal_id", Verbatim("a seal"), Verbatim(f"{row.seal_id}, which is not there"))
+    message, token = signed_bytes(trail_id, row.seal_id, row.seal), bytes(row.token)
+    if hashlib.sha256(message).digest() not in token:
+        raise Broken(f"{place}.token", Verbatim(f"a time stamp of '{row.seal}'"), Verbatim("of something else"))
+    if authorities is None:
+        if f"{row.stamped_at.astimezone(dt.UTC):%Y%m%d%H%M%S}".encode() not in token:
+            raise Broken(f"{place}.stamped_at", Verbatim("the time in its token"), row.stamped_at)
+        return
+    try:
+        stamped_at = authorities.time_of(token, message)
+    except SigningError as error:
+        raise Broken(f"{place}.token", Verbatim("of an authority that is trusted"), Verbatim(f"not: {error}")) from None
+    if stamped_at != row.stamped_at:
+        raise Broken(f"{place}.stamped_at", stamped_at, row.stamped_at)
