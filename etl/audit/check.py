@@ -101,7 +101,7 @@ SAID = {
     "cut short have no result.",
     "changes": "Proven: changes: {versions} versions of lists, with {added} workflows added, {removed} removed, "
     "{cycle_changed} cycles changed, {renamed} renamed, {editable_changed} made editable or not.",
-    "holds": "Proven: holds: {held} removals began to wait for a person, {back} came back, {approved} were approved.",
+    "holds": "Proven: holds: {held} removals and changes began to wait for a person, {back} came back, {approved} were approved.",
     "approvals": "Proven: approvals: {versions}{by}.",
     "kept": "Proven: kept answers: {versions} of {of} versions have their answer, and {holds} of {of_holds} holds.",
     "stamps": "Proven: time stamps: {stamps}, each of its seal. Whose they are, 'openssl ts -verify' says.",
@@ -1139,7 +1139,7 @@ class Check:
         holds = [row for rows in self.trail.holds.values() for row in rows if row["run_id"] in covered]
         ended: "Counter[str]" = Counter()
         for row in holds:
-            ended[row["kind"]] += len(row["flow_ids"])
+            ended[row["kind"]] += len(held_by(row))
         yield said("holds", **{kind: ended[kind] for kind in ("held", "back", "approved")})
         by = f", by {listed(self.approvers)}" if self.approvers else ""
         yield said("approvals", versions=self.counts["approvals"], by=by)

@@ -80,7 +80,7 @@ Proven: failures: 4 requests without a valid answer, 1 whose answer came too lat
 Proven: silences: 0 times a run was due and did not come, 2 requests of runs that were cut short have no result.
 Proven: changes: 10 versions of lists, with 10 workflows added, 10 removed, 2 cycles changed, 3 renamed, 0 made \
 editable or not.
-Proven: holds: 9 removals began to wait for a person, 5 came back, 4 were approved.
+Proven: holds: 9 removals and changes began to wait for a person, 5 came back, 4 were approved.
 Proven: approvals: 1, by 'Zoë'.
 Proven: kept answers: 10 of 10 versions have their answer, and 6 of 6 holds.
 Claimed: made at 2026-04-01 00:00:00+00:00. The newest seal in it is 18, of 2026-03-01 04:51:00+00:00.
