@@ -101,7 +101,8 @@ SAID = {
     "cut short have no result.",
     "changes": "Proven: changes: {versions} versions of lists, with {added} workflows added, {removed} removed, "
     "{cycle_changed} cycles changed, {renamed} renamed, {editable_changed} made editable or not.",
-    "holds": "Proven: holds: {held} removals and changes began to wait for a person, {back} came back, {approved} were approved.",
+    "holds": "Proven: holds: {held} removals and changes began to wait for a person, {back} came back, {approved} were "
+    "approved.",
     "approvals": "Proven: approvals: {versions}{by}.",
     "kept": "Proven: kept answers: {versions} of {of} versions have their answer, and {holds} of {of_holds} holds.",
     "stamps": "Proven: time stamps: {stamps}, each of its seal. Whose they are, 'openssl ts -verify' says.",
