@@ -35,7 +35,6 @@ from etl.database import connect, reading, upgrade
 from etl.domain.guard import Limits
 from etl.domain.model import Flow, Target
 from etl.report import Report
-from etl.report.stories import workflows_as_of
 from etl.schema import org_event, workflow_change
 from etl.store import NewRun, Store
 from etl.verify import verify
@@ -133,8 +132,8 @@ def questions(engine: Engine) -> Iterator[tuple[str, Callable[[], int]]]:
     at = START + (until - START) / 2
     yield "flows --as-of (one)", lambda: count_rows(report.flows_as_of(at, org=org))
     yield "flows --as-of (all)", lambda: count_rows(report.flows_as_of(at))
-    yield "workflows --as-of (one)", lambda: count_rows(workflows_as_of(engine, at, org=org))
-    yield "workflows --as-of (all)", lambda: count_rows(workflows_as_of(engine, at))
+    yield "workflows --as-of (one)", lambda: count_rows(report.workflows_as_of(at, org=org))
+    yield "workflows --as-of (all)", lambda: count_rows(report.workflows_as_of(at))
 
 
 def _within(sql: str, until: dt.datetime) -> str:

@@ -69,7 +69,7 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
 
 
 def _show_trail(app: Application) -> None:
-    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kinds=DELTA_KINDS))
+    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:

@@ -17,7 +17,7 @@ from etl.cli.options import FILE, Given, shared
 from etl.cli.status import configured_schedules
 from etl.errors import UsageError
 from etl.export import FORMATS, Format, Origin, export
-from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, stories
+from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, listings
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.summary_rows import Scope
 from etl.system.clock import utc_now
@@ -117,7 +117,7 @@ def export_rows(
         raise UsageError(f"{output} exists already: --force replaces it.")
     with given.reading(logs=True) as app:
         require_names(app.engine, org=given.org, user=given.user)
-        seals = None if after_seal is None else stories.seals_after(app.engine, after_seal)
+        seals = None if after_seal is None else listings.seals_after(app.engine, after_seal)
         origin = _origin(app, what, given, seals)
         row_type, rows = _rows(app, what, given, seals)
         columns, month_of = columns_of(row_type), "observed_at" if partition_by else None
@@ -160,7 +160,7 @@ def _check_export(
         raise UsageError("--partition-by month belongs to `export changes --format parquet -o FOLDER`.")
 
 
-def _origin(app: Application, what: str, given: Given, seals: stories.Seals | None) -> Origin:
+def _origin(app: Application, what: str, given: Given, seals: listings.Seals | None) -> Origin:
     """What the manifest says about the rows."""
     now = utc_now()
     typed = {name: getattr(given, name) for name in ("org", "user", "since", "until", "as_of")}
@@ -176,15 +176,15 @@ def _origin(app: Application, what: str, given: Given, seals: stories.Seals | No
 
 
 def _rows(
-    app: Application, what: str, given: Given, seals: stories.Seals | None
+    app: Application, what: str, given: Given, seals: listings.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
     report, org, user = Report(app.engine), given.org, given.user
     since, until = given.period()
     as_of = given.moment(given.as_of)
     if what == "org-events":
-        return OrgWorkflowEvent, stories.events(app.engine, since=since, until=until, seals=seals, org=org, user=user)
+        return OrgWorkflowEvent, report.events(since=since, until=until, seals=seals, org=org, user=user)
     if what == "changes" and seals is not None:
-        return ListChange, stories.changes_of(app.engine, seals, org=org, user=user)
+        return ListChange, report.changes(seals=seals, org=org, user=user)
     if what == "changes":
         return ListChange, report.changes(since=since, until=until, org=org, user=user)
     if what == "history":

@@ -16,7 +16,7 @@ from etl.cli.event_table import event_table, story_table
 from etl.cli.options import Given, kinds_option, shared
 from etl.domain.kinds import CHANGE_KINDS
 from etl.errors import UsageError
-from etl.report import ListChange, ListState, Report, stories
+from etl.report import ListChange, ListState, Report
 from etl.report.details import (
     FlowDetail,
     any_details,
@@ -93,7 +93,7 @@ def changes(given: Given, kinds: Sequence[str]) -> None:
             until=until,
             org=given.org,
             user=given.user,
-            kinds=kinds,
+            kind=kinds,
             flow=given.flow,
             name=given.name,
             newest_first=True,
@@ -139,7 +139,7 @@ def _happened(app: Application, flow_id: str, given: Given) -> None:
     def table(events: list[OrgWorkflowEvent]) -> None:
         story_table("\nWhat happened to it in its organisation", events, zone=given.zone, enos_zone=app.enos_zone)
 
-    print_table(stories.events(app.engine, flow=flow_id, org=given.org, limit=needed(given)), table, given)
+    print_table(Report(app.engine).events(flow=flow_id, org=given.org, limit=needed(given)), table, given)
 
 
 def _answered(app: Application, flow_id: str, given: Given) -> None:

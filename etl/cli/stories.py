@@ -13,7 +13,7 @@ from etl.cli.options import Given, kinds_option, shared
 from etl.cli.queries import columns_table, needed, print_rows
 from etl.domain.kinds import EVENT_KINDS
 from etl.domain.model import cycle_code
-from etl.report import stories
+from etl.report import Report
 from etl.system.clock import utc_now
 
 
@@ -28,13 +28,12 @@ def events(given: Given, kinds: Sequence[str]) -> None:
     zone = given.zone
     since, until = given.period()
     with given.reading() as app:
-        rows = stories.events(
-            app.engine,
+        rows = Report(app.engine).events(
             since=since,
             until=until,
             org=given.org,
             user=given.user,
-            kinds=kinds,
+            kind=kinds,
             flow=given.flow,
             name=given.name,
             newest_first=True,
@@ -59,9 +58,7 @@ def workflows(given: Given) -> None:
         rows: Iterator[Any]
         if at is None:
             most = needed(given)
-            rows = stories.workflows(
-                app.engine, org=given.org, flow=given.flow, name=given.name, cycle=code, limit=most
-            )
+            rows = Report(app.engine).workflows(org=given.org, flow=given.flow, name=given.name, cycle=code, limit=most)
             columns: tuple[str, ...] = (
                 "users",
                 "editors",
@@ -71,7 +68,7 @@ def workflows(given: Given) -> None:
                 "users_in_gap",
             )
         else:
-            rows = stories.workflows_as_of(app.engine, at, org=given.org, flow=given.flow, name=given.name, cycle=code)
+            rows = Report(app.engine).workflows_as_of(at, org=given.org, flow=given.flow, name=given.name, cycle=code)
             columns = ("valid_from", "valid_to", "from_kind", "proven_for_all")
         columns = ("org_id", "flow_id", "flow_name", "cycle", *columns)
         narrowed = (given.flow, given.name, given.cycle) != (None, None, None)

@@ -1,16 +1,15 @@
-"""The events of organisations, and the users behind each event."""
+"""The users behind the events of organisations."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, select, text
+from sqlalchemy import Connection, bindparam, text
 
-from etl.report.names import any_contains, id_contains
-from etl.report.rows import OrgWorkflowEvent, view
+from etl.report.rows import OrgWorkflowEvent
 from etl.schema import UtcTime
 
 
@@ -21,37 +20,6 @@ class UserChange(NamedTuple):
     kind: str
     observed_at: dt.datetime
     run_id: int
-
-
-class Filters(NamedTuple):
-    """Which events to show. An id is a part of one, or a whole one after ``names.WHOLE``."""
-
-    org: str = ""
-    user: str = ""
-    flow: str = ""
-    name: str = ""
-    kinds: Sequence[str] = ()
-    since: dt.datetime | None = None
-    until: dt.datetime | None = None
-
-
-def events(dialect: str, asked: Filters) -> Select[Any]:
-    """``OrgWorkflowEvent``, the latest decision first."""
-    event = view("org_workflow_event", OrgWorkflowEvent)
-    ids = ((event.c.org_id, asked.org), (event.c.user_id, asked.user), (event.c.flow_id, asked.flow))
-    found: list[ColumnElement[bool]] = [id_contains(dialect, column, part) for column, part in ids if part]
-    found += any_contains(dialect, asked.name or None, event.c.old_name, event.c.new_name)
-    found += [event.c.kind.in_(asked.kinds)] if asked.kinds else []
-    found += [event.c.observed_at >= asked.since] if asked.since is not None else []
-    found += [event.c.observed_at < asked.until] if asked.until is not None else []
-    return select(event).where(*found).order_by(event.c.event_id.desc())
-
-
-def one(connection: Connection, event_id: int) -> OrgWorkflowEvent | None:
-    """The event with this number."""
-    event = view("org_workflow_event", OrgWorkflowEvent)
-    row = connection.execute(select(event).where(event.c.event_id == event_id)).one_or_none()
-    return None if row is None else OrgWorkflowEvent._make(row)
 
 
 SHOWN_AS: Final = {

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, Engine, Select, and_, select
 
 from etl.database import reading
 from etl.domain.model import Target
-from etl.report.statements import equal
 from etl.schema import TARGET_KEY, change_set, target
 
 
@@ -39,8 +38,8 @@ def known_targets(engine: Engine) -> Iterator[KnownTarget]:
 
 def targets_of_user(connection: Connection, org: str, user: str) -> list[KnownTarget]:
     """The targets of a user, the one without a search expression first."""
-    mine = equal(target, org_id=org, user_id=user)
-    return [KnownTarget(*row) for row in connection.execute(_known().where(*mine))]
+    mine = _known().where(target.c.org_id == org, target.c.user_id == user)
+    return [KnownTarget(*row) for row in connection.execute(mine)]
 
 
 def _known() -> Select[Any]:

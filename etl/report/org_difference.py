@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
-from etl.report import statements
+from etl.report.listings import STATES
+from etl.report.names import WHOLE
 from etl.report.rows import OrgWorkflowState
 from etl.schema import change_set, org_event, target
 
@@ -57,9 +58,8 @@ def first_look(connection: Connection, org: str) -> dt.datetime | None:
 
 
 def _states(connection: Connection, org: str, at: dt.datetime) -> dict[str, OrgWorkflowState]:
-    state, chosen = statements.org_states_at(at)
-    rows = (OrgWorkflowState(*row) for row in connection.execute(chosen.where(state.c.org_id == org)))
-    return {row.flow_id: row for row in rows}
+    chosen = STATES.select(connection.dialect.name, org=WHOLE + org, at=at)
+    return {row.flow_id: OrgWorkflowState(*row) for row in connection.execute(chosen)}
 
 
 def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: set[str]) -> Iterator[str]:

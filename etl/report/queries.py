@@ -1,64 +1,82 @@
-"""What people and files read: the views, the list as of a moment, the runs, the problems."""
+"""What people and files read: the lists now and as of a moment, the runs, the problems."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, shown_set
 from etl.domain.model import Target, cycle_code
-from etl.report import statements
+from etl.report import listings
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
-from etl.report.names import any_contains, contains_sql, pattern
+from etl.report.listings import Listing
+from etl.report.names import WHOLE, contains_sql, pattern
 from etl.report.rows import (
     HeldWorkflow,
     ListChange,
     ListState,
     ListWorkflow,
     ListWorkflowAsOf,
+    OrgWorkflow,
+    OrgWorkflowEvent,
+    OrgWorkflowState,
     ProblemCause,
     SyncRun,
     TargetAsOf,
     TargetHealth,
-    view,
 )
 from etl.report.stream import stream
+
+T = TypeVar("T", bound=tuple[Any, ...])
+_IDS: Final = ("org", "user", "flow")
 
 
 class Report:
     """The reading side of a database whose schema is current. Safe to use from several threads.
 
     Every method returns its rows as they are read, all from one moment, in constant memory, as NamedTuples whose fields
-    are the columns of the view behind them. Without a filter it finds everything. ``org``, ``user`` and ``flow`` are
-    whole ids, ``name`` is a part of the name (a-z and A-Z are the same), ``cycle`` is EnOS's code or its label ("D" or
-    "day"). Every method raises DatabaseError if the database refuses.
+    are the columns of the view behind them. Without a filter it finds everything; ``etl.report.listings`` has the
+    filters of each list, and its order, which ``newest_first`` reverses. ``org``, ``user`` and ``flow`` are whole ids
+    here. ``limit`` keeps the first rows. Every method raises DatabaseError if the database refuses.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def flows(
-        self,
-        *,
-        org: str | None = None,
-        user: str | None = None,
-        flow: str | None = None,
-        name: str | None = None,
-        cycle: str | None = None,
-        limit: int | None = None,
-    ) -> Iterator[ListWorkflow]:
-        """``list_workflow``, by organisation, user, expression and flow_id; the first ``limit`` of them."""
-        seen = view("list_workflow", ListWorkflow)
-        found = statements.equal(seen, org_id=org, user_id=user, flow_id=flow, cycle=cycle_code(cycle))
-        found += any_contains(self._engine.dialect.name, name, seen.c.flow_name)
-        key = (seen.c.org_id, seen.c.user_id, seen.c.expression, seen.c.flow_id)
-        return stream(self._engine, select(seen).where(*found).order_by(*key).limit(limit), ListWorkflow)
+    def _rows(self, listing: Listing[T], asked: dict[str, Any]) -> Iterator[T]:
+        whole = {name: WHOLE + asked[name] for name in _IDS if asked.get(name) is not None}
+        return listing.rows(self._engine, **{**asked, **whole})
+
+    def flows(self, **asked: Any) -> Iterator[ListWorkflow]:
+        """``list_workflow``."""
+        return self._rows(listings.FLOWS, asked)
+
+    def changes(self, **asked: Any) -> Iterator[ListChange]:
+        """``list_change``; what ``seals`` brought is in the order in which change sets were numbered."""
+        numbered = {"order": ("change_set_id", "flow_id", "kind")} if asked.get("seals") else {}
+        return self._rows(listings.CHANGES, {**asked, **numbered})
+
+    def history(self, **asked: Any) -> Iterator[ListState]:
+        """``list_history``: each state of each workflow and how long it lasted."""
+        return self._rows(listings.HISTORY, asked)
+
+    def events(self, **asked: Any) -> Iterator[OrgWorkflowEvent]:
+        """``org_workflow_event``, in the order of its numbers; ``user`` finds that user's access events."""
+        return self._rows(listings.EVENTS, asked)
+
+    def workflows(self, **asked: Any) -> Iterator[OrgWorkflow]:
+        """``org_workflow``."""
+        return self._rows(listings.WORKFLOWS, asked)
+
+    def workflows_as_of(self, at: dt.datetime, **asked: Any) -> Iterator[OrgWorkflowState]:
+        """The states of ``org_workflow_history`` at ``at``, one per workflow."""
+        return self._rows(listings.STATES, {**asked, "at": at})
 
     def flows_as_of(
         self,
@@ -98,49 +116,13 @@ class Report:
         filters = {column: value for column, value in {"org_id": org, "user_id": user}.items() if value is not None}
         return stream(self._engine, targets_statement(filters), TargetAsOf, {"at": at, **filters})
 
-    def changes(
-        self,
-        *,
-        since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
-        org: str | None = None,
-        user: str | None = None,
-        kinds: Collection[str] = (),
-        flow: str | None = None,
-        name: str | None = None,
-        newest_first: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[ListChange]:
-        """``list_change`` from ``since`` on and before ``until`` (by ``observed_at``), in the order of the trail.
-
-        ``name`` finds the old and the new name. ``limit`` keeps the first rows in the order that is asked for.
-        """
-        event = view("list_change", ListChange)
-        found = statements.equal(event, org_id=org, user_id=user, flow_id=flow)
-        found += any_contains(self._engine.dialect.name, name, event.c.old_name, event.c.new_name)
-        found += [event.c.kind.in_(kinds)] if kinds else []
-        found += [event.c.observed_at >= since] if since is not None else []
-        found += [event.c.observed_at < until] if until is not None else []
-        key = (event.c.observed_at, event.c.change_set_id, event.c.flow_id, event.c.kind)
-        order = [column.desc() for column in key] if newest_first else key
-        return stream(self._engine, select(event).where(*found).order_by(*order).limit(limit), ListChange)
-
-    def history(
-        self, *, flow: str | None = None, org: str | None = None, user: str | None = None
-    ) -> Iterator[ListState]:
-        """``list_history``: each state of each workflow and how long it lasted, by target and flow_id."""
-        state = view("list_history", ListState)
-        found = statements.equal(state, org_id=org, user_id=user, flow_id=flow)
-        key = (state.c.org_id, state.c.user_id, state.c.expression, state.c.flow_id, state.c.valid_from)
-        return stream(self._engine, select(state).where(*found).order_by(*key), ListState)
-
     def health(self) -> Iterator[TargetHealth]:
-        """``target_health`` without retired targets, by organisation, user and expression."""
-        return stream(self._engine, statements.targets(), TargetHealth)
+        """``target_health`` without retired targets."""
+        return self._rows(listings.TARGETS, {})
 
     def problems(self, *, limit: int | None = None) -> Iterator[TargetHealth]:
-        """The first ``limit`` rows of ``health`` whose last attempt failed, or of which something is held."""
-        return stream(self._engine, statements.targets("problems").limit(limit), TargetHealth)
+        """The rows of ``health`` whose last attempt failed, or of which something is held."""
+        return self._rows(listings.TARGETS, {"show": "problems", "limit": limit})
 
     def causes(self) -> list[ProblemCause]:
         """The causes of ``problems``, the most frequent first; a target that fails and is held counts in both."""
@@ -153,7 +135,7 @@ class Report:
 
         ``missing_since`` is when an answer lacked the workflow first.
         """
-        return stream(self._engine, statements.held_workflows(org=org), HeldWorkflow)
+        return self._rows(listings.HELD_WORKFLOWS, {"org": org})
 
     def held_sets(self, *, org: str | None = None) -> Iterator[HeldSet]:
         """What is held of each target, by organisation, user and expression."""
@@ -162,7 +144,7 @@ class Report:
 
     def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""
-        return stream(self._engine, statements.runs().limit(limit), SyncRun)
+        return self._rows(listings.RUNS, {"limit": limit})
 
     def _cheaper_way(self, at: dt.datetime, flow: str | None) -> Way:
         with reading(self._engine) as connection:

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Select, select, text
 
-from etl.report.rows import RunVersion, SyncRun, view
+from etl.report.rows import RunVersion
 from etl.schema import TARGET_KEY, change_set, sync_issue, target
 
 
@@ -18,20 +18,6 @@ class IssueCause(NamedTuple):
     targets: int
     organisations: int
     example: str
-
-
-def runs(*, schedule: str = "", status: str = "") -> Select[Any]:
-    """``SyncRun``, the latest first."""
-    run = view("sync_run", SyncRun)
-    wanted = [run.c.schedule == schedule] if schedule else []
-    wanted += [run.c.status == status] if status else []
-    return select(run).where(*wanted).order_by(run.c.id.desc())
-
-
-def one(connection: Connection, run_id: int) -> SyncRun | None:
-    run = view("sync_run", SyncRun)
-    found = connection.execute(select(run).where(run.c.id == run_id)).first()
-    return None if found is None else SyncRun(*found)
 
 
 def causes(connection: Connection, run_id: int) -> list[IssueCause]:

@@ -10,15 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, bindparam, select, text
 
 from etl.domain.holds import code, shown_set
 from etl.domain.model import CYCLE_LABELS, Target
-from etl.report import statements
 from etl.report.fetch import fetch, with_times
+from etl.report.listings import IS_HELD, latest_reason
 from etl.report.names import with_ids
-from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Gap, Hold, MostChanged, Scope
-from etl.schema import UtcTime
+from etl.report.summary_rows import CYCLES, OTHER, Churn, Day, DaySnapshot, Hold, MostChanged, Scope
+from etl.schema import TARGET_KEY, UtcTime, target
 
 
 def state(connection: Connection) -> tuple[int, ...]:
@@ -160,31 +160,6 @@ def _summed(steps: Counter[dt.date], scope: Scope) -> Counter[dt.date]:
     return steps
 
 
-def gaps(connection: Connection, limit: int, offset: int = 0, scope: Scope | None = None) -> list[Gap]:
-    """Open gaps first, then the latest; those that lie in the scope, at least in part."""
-    where, given = _gaps_of(scope)
-    sql = f"""
-    SELECT {", ".join(Gap._fields)} FROM coverage_gap{where}
-    ORDER BY CASE WHEN gap_to IS NULL THEN 0 ELSE 1 END, gap_from DESC, org_id, user_id, expression
-    LIMIT :limit OFFSET :offset
-    """
-    return fetch(connection, Gap, sql, limit=limit, offset=offset, **given)
-
-
-def gap_counts(connection: Connection, scope: Scope | None = None) -> tuple[int, int]:
-    """How many gaps there are, and how many of them are open."""
-    where, given = _gaps_of(scope)
-    sql = f"SELECT count(*), count(*) - count(gap_to) FROM coverage_gap{where}"
-    row = connection.execute(with_times(sql, given), given).one()
-    return int(row[0]), int(row[1])
-
-
-def _gaps_of(scope: Scope | None) -> tuple[str, dict[str, Any]]:
-    if scope is None:
-        return "", {}
-    return f" WHERE (gap_to IS NULL OR gap_to > :since) AND gap_from < :end{_only(scope.org)}", _parameters(scope)
-
-
 def open_gap_count(connection: Connection) -> int:
     """How many gaps are open, without reading those that have ended."""
     return int(connection.execute(text(_OPEN_GAPS)).scalar_one())
@@ -197,16 +172,17 @@ SELECT count(*) FROM target WHERE observation_id IS NULL AND retired_at IS NULL 
 
 def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[Hold]:
     """The targets of which something is held, the oldest hold first, each with the latest reason and its code."""
-    chosen = with_ids(connection.dialect.name, statements.held_targets(), org, user).limit(limit)
-    rows = connection.execute(chosen).all()
+    columns = (target.c.id, *TARGET_KEY, target.c.held_since, target.c.flow_count, latest_reason())
+    chosen = select(*columns).where(IS_HELD).order_by(target.c.held_since, *TARGET_KEY)
+    rows = connection.execute(with_ids(connection.dialect.name, chosen, org, user).limit(limit)).all()
     held = _held(connection, [row.id for row in rows])
     return [_hold(row, held[row.id]) for row in rows]
 
 
 def _hold(row: Any, held: Sequence[tuple[str, str | None]]) -> Hold:
-    target = Target(row.org_id, row.user_id, row.expression)
-    scope = shown_set(target, row.held_since, held).scope
-    return Hold(*target, row.held_since, len(held), row.flow_count, row.reason, code(scope))
+    whose = Target(row.org_id, row.user_id, row.expression)
+    scope = shown_set(whose, row.held_since, held).scope
+    return Hold(*whose, row.held_since, len(held), row.flow_count, row.reason, code(scope))
 
 
 def _held(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[tuple[str, str | None]]]:

@@ -13,12 +13,11 @@ from sqlalchemy import BindParameter, Connection, Select, and_, bindparam, func,
 from etl.domain.diff import by_id, diff
 from etl.domain.kinds import DELTA_KINDS
 from etl.domain.model import Flow, Target
-from etl.report import statements
 from etl.report.asof import cheaper_way, flows_statement, targets_statement
-from etl.report.names import any_contains, with_ids
+from etl.report.listings import FLOWS
+from etl.report.names import WHOLE, any_contains, with_ids
 from etl.report.rows import (
     ListDifference,
-    ListWorkflow,
     TargetAsOf,
     TargetHealth,
     TargetVersion,
@@ -46,37 +45,32 @@ class Tick(NamedTuple):
 def health_of(connection: Connection, known: Target) -> TargetHealth:
     """The current health of a target."""
     health = view("target_health", TargetHealth)
-    values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
-    return TargetHealth(*connection.execute(select(health).where(*statements.equal(health, **values))).one())
+    mine = (health.c[name] == value for name, value in known._asdict().items())
+    return TargetHealth(*connection.execute(select(health).where(*mine)).one())
 
 
 # ------------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, known: Target, *, part: str = "", cycle: str = "") -> Select[Any]:
-    """``ListWorkflow``, by flow_id; ``part`` is a part of the id or of the name."""
-    seen = view("list_workflow", ListWorkflow)
-    values = {"org_id": known.org_id, "user_id": known.user_id, "expression": known.expression}
-    return _filtered(dialect, select(seen).where(*statements.equal(seen, **values)), seen, part, cycle)
+def list_now(dialect: str, known: Target, **asked: Any) -> Select[Any]:
+    """``ListWorkflow``, by flow_id."""
+    chosen = FLOWS.select(dialect, org=WHOLE + known.org_id, user=WHOLE + known.user_id, **asked)
+    return chosen.where(chosen.selected_columns.expression == known.expression)
 
 
 def list_then(
-    connection: Connection, known: Target, at: dt.datetime, *, part: str = "", cycle: str = ""
+    connection: Connection, known: Target, at: dt.datetime, *, find: str = "", cycle: str = ""
 ) -> Select[Any]:
     """``ListWorkflowAsOf``, by flow_id: the list at ``at``. The parameters of the statement are ``parameters_then``."""
     dialect = connection.dialect.name
     then = flows_statement(cheaper_way(connection, at), parameters_then(known, at), "").subquery("then_listed")
-    return _filtered(dialect, select(then).where(then.c.expression == known.expression), then, part, cycle)
+    found = any_contains(dialect, find or None, then.c.flow_id, then.c.flow_name)
+    found += [then.c.cycle == cycle] if cycle else []
+    return select(then).where(then.c.expression == known.expression, *found).order_by(then.c.flow_id)
 
 
 def parameters_then(known: Target, at: dt.datetime) -> dict[str, Any]:
     return {"org_id": known.org_id, "user_id": known.user_id, "at": at}
-
-
-def _filtered(dialect: str, listed: Select[Any], source: Any, part: str, cycle: str) -> Select[Any]:
-    found = any_contains(dialect, part or None, source.c.flow_id, source.c.flow_name)
-    found += [source.c.cycle == cycle] if cycle else []
-    return listed.where(*found).order_by(source.c.flow_id)
 
 
 def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf | None:
@@ -185,22 +179,6 @@ def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silen
 
 
 # -------------------------------------------------------------------------------------------------- all of them
-
-
-HELD: Final = "held"
-"""Stands for an error code if removals are held."""
-
-
-def chosen_targets(
-    dialect: str, show: statements.Show, *, org: str = "", user: str = "", cause: str = ""
-) -> Select[Any]:
-    """``TargetHealth`` of the targets whose ids contain these parts; ``cause`` is an error code, or ``HELD``."""
-    chosen = statements.targets(show)
-    known = chosen.selected_columns
-    if cause:
-        failing = and_(known.consecutive_failures > 0, known.last_error_code == cause)
-        chosen = chosen.where(known.held_since.is_not(None) if cause == HELD else failing)
-    return with_ids(dialect, chosen, org, user)
 
 
 def coverage_then(dialect: str, *, org: str = "", user: str = "") -> Select[Any]:

@@ -44,7 +44,7 @@ def newest(
     user: str = "",
     flow: str = "",
     name: str = "",
-    kinds: Sequence[str] = DELTA_KINDS,
+    kind: Sequence[str] = DELTA_KINDS,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     after: Position | None = None,
@@ -56,9 +56,9 @@ def newest(
     the old or the new name.
     """
     dialect = connection.dialect.name
-    sets = _of_kinds(kinds) | _of_targets(dialect, org, user) | _of_times(since, until, after)
+    sets = _of_kinds(kind) | _of_targets(dialect, org, user) | _of_times(since, until, after)
     sets |= _with_workflow(dialect, flow)
-    changes = _of_changes(dialect, kinds, flow, name, after)
+    changes = _of_changes(dialect, kind, flow, name, after)
     bound = {name: value for values in (*sets.values(), *changes.values()) for name, value in values.items()}
     # Each selected change set has a wanted change, so ``limit`` of them are enough. Not so if a workflow or a name is
     # asked for: then it may have none, and older ones are looked at only if the newest ones do not suffice.

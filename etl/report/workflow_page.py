@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -17,30 +17,19 @@ from sqlalchemy import (
     func,
     select,
     text,
-    true,
 )
 
-from etl.report import statements
 from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targets_statement
-from etl.report.names import any_contains, id_contains
-from etl.report.org_list import whole_list
+from etl.report.listings import STATES, WORKFLOWS
+from etl.report.names import WHOLE, id_contains
 from etl.report.rows import (
     Coverage,
-    ListState,
-    ListWorkflow,
     ListWorkflowAsOf,
-    OrgWorkflow,
-    OrgWorkflowEvent,
     OrgWorkflowState,
     view,
 )
 from etl.report.summary_rows import Gap
 from etl.schema import UtcTime, target, workflow
-
-Which = Literal["", "uneditable", "single"]
-"""All workflows, those that nobody may edit, or those that only one user sees."""
-Order = Literal["", "newest"]
-"""By id, or the most recently appeared first."""
 
 
 class Organisation(NamedTuple):
@@ -48,19 +37,6 @@ class Organisation(NamedTuple):
 
     org_id: str
     targets: int
-
-
-class WorkflowFilter(NamedTuple):
-    """Which workflows of an organisation to show."""
-
-    org: str
-    part: str = ""
-    """A part of the id or of the name."""
-    user: str = ""
-    """A part of the id of a user who sees it."""
-    cycle: str = ""
-    which: Which = ""
-    order: Order = ""
 
 
 LISTS_THEN: Final = 20
@@ -84,47 +60,39 @@ def organisations(connection: Connection, asked: str, most: int) -> list[Organis
 # ----------------------------------------------------------------------------------------------------- the list
 
 
-def list_now(dialect: str, filters: WorkflowFilter, row_type: type[tuple[Any, ...]] = OrgWorkflow) -> Select[Any]:
-    """``row_type``, which is ``OrgWorkflow`` or some of its columns."""
-    seen = whole_list(filters.org) if row_type is OrgWorkflow else view("org_workflow", row_type)
-    chosen = select(seen).where(seen.c.org_id == filters.org)
-    if filters.user:
-        chosen = chosen.where(_listed_by(dialect, filters, seen.c.flow_id))
-    which: dict[Which, ColumnElement[bool]] = {
-        "": true(),
-        "uneditable": seen.c.editors == 0,
-        "single": seen.c.users == 1,
-    }
-    return _filtered(dialect, chosen.where(which[filters.which]), seen, filters, seen.c.first_listed_at)
+def list_now(dialect: str, org: str, user: str, **asked: Any) -> Select[Any]:
+    """``listings.WORKFLOWS`` of an organisation; ``user`` is a part of the id of somebody who sees them."""
+    chosen = WORKFLOWS.select(dialect, org=WHOLE + org, **asked)
+    return chosen.where(_listed_by(dialect, org, user, chosen.selected_columns.flow_id)) if user else chosen
 
 
-def _listed_by(dialect: str, filters: WorkflowFilter, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """Some user like ``filters.user`` sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the
-    lists of all of them."""
-    like_this = id_contains(dialect, target.c.user_id, filters.user)
-    whole_lists = (target.c.org_id == filters.org, target.c.expression == "", target.c.retired_at.is_(None))
+def _listed_by(dialect: str, org: str, user: str, flow_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Some user like that sees it now. One that does is enough: OFFSET 0 keeps PostgreSQL from reading the lists of all
+    of them."""
+    like_this = id_contains(dialect, target.c.user_id, user)
+    whole_lists = (target.c.org_id == org, target.c.expression == "", target.c.retired_at.is_(None))
     ids = select(target.c.id).where(*whole_lists, like_this)
     users = ids.cte("users").prefix_with("MATERIALIZED")
     listed = select(1).where(workflow.c.target_id == users.c.id, workflow.c.flow_id == flow_id)
     return listed.limit(1).offset(0).exists()
 
 
-def list_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) -> Select[Any]:
-    """``OrgWorkflowState`` at ``at``. ``filters.which`` is ignored: how many users saw or might edit each workflow then
-    is not kept. Raises TooManyLists."""
-    state, chosen = statements.org_states_at(at)
-    chosen = chosen.where(state.c.org_id == filters.org)
-    if filters.user:
-        # a list of its own: PostgreSQL would look through all states once for each workflow of a user
-        state = chosen.cte("states").prefix_with("MATERIALIZED")
-        theirs = _lists_then(connection, filters, at).subquery("theirs")
-        chosen = select(state).where(state.c.flow_id.in_(select(theirs.c.flow_id)))
-    return _filtered(connection.dialect.name, chosen, state, filters, state.c.valid_from)
+def list_then(
+    connection: Connection, org: str, user: str, at: dt.datetime, order: Sequence[str] = (), **asked: Any
+) -> Select[Any]:
+    """``listings.STATES`` of an organisation at ``at``. Raises TooManyLists."""
+    chosen = STATES.select(connection.dialect.name, org=WHOLE + org, at=at, order=order, **asked)
+    if not user:
+        return chosen
+    # a list of its own: PostgreSQL would look through all states once for each workflow of a user
+    states = chosen.order_by(None).cte("states").prefix_with("MATERIALIZED")
+    theirs = select(_lists_then(connection, org, user, at).subquery("theirs").c.flow_id)
+    return select(states).where(states.c.flow_id.in_(theirs)).order_by(*STATES.keys(states.c, order))
 
 
-def _lists_then(connection: Connection, filters: WorkflowFilter, at: dt.datetime) -> TextualSelect:
-    like_this = id_contains(connection.dialect.name, target.c.user_id, filters.user)
-    found = select(target.c.id).where(target.c.org_id == filters.org, target.c.expression == "", like_this)
+def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) -> TextualSelect:
+    like_this = id_contains(connection.dialect.name, target.c.user_id, user)
+    found = select(target.c.id).where(target.c.org_id == org, target.c.expression == "", like_this)
     ids = list(connection.execute(found.limit(LISTS_THEN + 1)).scalars())
     if len(ids) > LISTS_THEN:
         raise TooManyLists
@@ -139,16 +107,6 @@ def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, in
     number, cycle = func.count(), func.coalesce(listed.c.cycle, "")
     counted = select(cycle, number).group_by(cycle).order_by(number.desc(), cycle)
     return [(str(name), int(found)) for name, found in connection.execute(counted)]
-
-
-def _filtered(
-    dialect: str, chosen: Select[Any], source: Any, filters: WorkflowFilter, newest: ColumnElement[Any]
-) -> Select[Any]:
-    found = any_contains(dialect, filters.part or None, source.c.flow_id, source.c.flow_name)
-    if filters.cycle:
-        found.append(source.c.cycle == filters.cycle)
-    order = [newest.desc()] if filters.order == "newest" else []
-    return chosen.where(*found).order_by(*order, source.c.flow_id)
 
 
 # ------------------------------------------------------------------------------------- the users at a moment
@@ -184,13 +142,6 @@ def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: d
 # ----------------------------------------------------------------------------------------------- one of them
 
 
-def states(org: str, flow: str) -> Select[Any]:
-    """``ListState``: each state in each list that showed it."""
-    state = view("list_history", ListState)
-    key = (state.c.user_id, state.c.expression, state.c.valid_from)
-    return select(state).where(*statements.equal(state, org_id=org, flow_id=flow)).order_by(*key)
-
-
 def coverage_then(connection: Connection, org: str, at: dt.datetime) -> dict[Coverage, int]:
     """How many targets of the organisation were known how well at ``at``."""
     parameters = {"org_id": org, "at": at}
@@ -203,25 +154,12 @@ def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
     return {"org_id": org, "at": at, "flow_id": flow}
 
 
-def seen_now(org: str, flow: str) -> Select[Any]:
-    """``ListWorkflow``: the lists that show it now, without what ``seen_by`` looks up of all lists."""
-    seen = view("list_workflow", ListWorkflow)
-    chosen = select(seen).where(*statements.equal(seen, org_id=org, flow_id=flow))
-    return chosen.order_by(seen.c.user_id, seen.c.expression)
-
-
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:
     """``ListWorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
     parameters = parameters_then(org, at, flow)
     then = flows_statement(cheaper_way(connection, at, flow), parameters).subquery("then_listed")
     columns = [then.c[name] for name in ListWorkflowAsOf._fields]
     return select(*columns).order_by(then.c.user_id, then.c.expression)
-
-
-def story(org: str, flow: str) -> Select[Any]:
-    """``OrgWorkflowEvent``, the latest first."""
-    event = view("org_workflow_event", OrgWorkflowEvent)
-    return select(event).where(*statements.equal(event, org_id=org, flow_id=flow)).order_by(event.c.event_id.desc())
 
 
 def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]:

@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from etl.errors import DatabaseError
 from etl.export.text import csv_pages, jsonl_pages
 from etl.report import Column, columns_of, fetch
+from etl.report.listings import Listing
 from etl.report.stream import stream
 from etl.web.params import RequestParams
 from etl.web.rendering import render
@@ -31,6 +32,11 @@ class TableQuery(NamedTuple):
     row_type: type[tuple[Any, ...]]
     statement: Select[Any]
     parameters: Mapping[str, Any] = {}
+
+    @classmethod
+    def of(cls, site: Site, listing: Listing[Any], **asked: Any) -> TableQuery:
+        """What is asked of a list."""
+        return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
 
     def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
         return fetch.page(connection, self.row_type, self.statement, limit, offset, self.parameters)

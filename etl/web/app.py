@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urlencode
 
 import structlog
 from starlette.applications import Starlette
@@ -17,17 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
+from etl.domain.kinds import DELTA_KINDS
 from etl.errors import DatabaseError
-from etl.report import HeldWorkflow, ListChange, columns_of, statements, summaries, trail_page
+from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.fetch import short_transaction
-from etl.report.names import with_ids
-from etl.report.summary_rows import Gap
+from etl.report.listings import CHANGES, GAPS, HELD_WORKFLOWS
 from etl.report.trail_page import Position
-from etl.timeparse import parse_moment
 from etl.web import events, overview, targets, workflows
-from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
+from etl.web.answers import TableQuery, html, listing_file, wanted_format
 from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams, whole_number
 from etl.web.rendering import asset
@@ -57,75 +54,44 @@ def first(site: Site, request: Request) -> Response:
 
 
 def trail(site: Site, request: Request) -> Response:
-    asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
-    wanted = {name: asked.text(name) for name in ("org", "user", "flow", "name", "since", "until")}
-    wanted["since"] = asked.text("since", _USUAL_SINCE)
-    kinds = asked.several_of("kind", CHANGE_KINDS, usual=DELTA_KINDS)
+    asked, fmt = RequestParams(request, {"since": _USUAL_SINCE}), wanted_format(request)
     try:
-        times = {name: _moment(wanted[name], now) for name in ("since", "until")}
-    except ValueError as error:
-        return html(request, "trail.html", {"wanted": wanted, "kinds": kinds, "error": str(error), "asked": asked}, 400)
-    filters: dict[str, Any] = {name: wanted[name] for name in ("org", "user", "flow", "name")} | times
+        wanted = {**asked.asked_of(CHANGES, site.now())}
+    except HTTPException as error:
+        return html(request, "trail.html", {"kinds": DELTA_KINDS, "error": error.detail, "asked": asked}, 400)
+    wanted["kind"] = kinds = wanted["kind"] or DELTA_KINDS
     if fmt:
-        return rows_file("trail", columns_of(ListChange), _every_event(site, {**filters, "kinds": kinds}), fmt)
+        return listing_file(site, TableQuery.of(site, CHANGES, **wanted, newest_first=True)._replace(name="trail"), fmt)
     after = _position(asked.text("after"))
     with short_transaction(site.engine) as connection:
-        shown = trail_page.newest(connection, **filters, kinds=kinds, after=after, limit=PAGE_ROWS + 1)
+        shown = trail_page.newest(connection, **wanted, after=after, limit=PAGE_ROWS + 1)
         details = detail_sentences(connection, shown[:PAGE_ROWS], site.enos_zone)
     last = shown[PAGE_ROWS - 1] if len(shown) > PAGE_ROWS else None
-    pairs = [*wanted.items(), *(("kind", kind) for kind in kinds)]
-    older = "?" + urlencode([*pairs, ("after", _token(last))]) if last else ""
-    newest = "?" + urlencode(pairs) if after else ""
-    values = {
-        "wanted": wanted,
-        "kinds": kinds,
-        "error": "",
-        "events": shown[:PAGE_ROWS],
-        "beside": details,
-        "asked": asked,
-    }
-    return html(request, "trail.html", {**values, "older": older, "newest": newest})
-
-
-def _every_event(site: Site, filters: Mapping[str, Any]) -> Iterator[ListChange]:
-    """The whole trail, piece by piece, so that no transaction lasts as long as the client reads."""
-    after: Position | None = None
-    while True:
-        with short_transaction(site.engine) as connection:
-            piece = trail_page.newest(connection, **filters, after=after, limit=_PIECE_ROWS)
-        yield from piece
-        if len(piece) < _PIECE_ROWS:
-            return
-        last = piece[-1]
-        after = Position(last.observed_at, last.change_set_id, last.flow_id, last.kind)
+    values = {"kinds": kinds, "error": "", "events": shown[:PAGE_ROWS], "beside": details, "asked": asked}
+    values |= {"older": asked.link(after=_token(last)) if last else "", "newest": asked.link(after="") if after else ""}
+    return html(request, "trail.html", values)
 
 
 def held(site: Site, request: Request) -> Response:
-    asked, fmt = RequestParams(request), wanted_format(request)
-    org, user, paging = asked.text("org"), asked.text("user"), asked.paging()
-    chosen = with_ids(site.engine.dialect.name, statements.held_workflows(), org, user)
-    listing = TableQuery("held", HeldWorkflow, chosen)
+    asked, fmt, paging = RequestParams(request), wanted_format(request), RequestParams(request).paging()
+    wanted = asked.asked_of(HELD_WORKFLOWS, site.now())
+    listing = TableQuery.of(site, HELD_WORKFLOWS, **wanted)
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
-        holds = summaries.holds(connection, org=org, user=user, limit=PAGE_ROWS)
+        holds = summaries.holds(connection, **wanted, limit=PAGE_ROWS)
         rows = listing.page(connection, *paging.window)
-    values = {"org": org, "user": user, "holds": holds, "now": site.now(), "asked": asked}
-    return html(request, "held.html", {**values, **paging.cut(rows)})
+    return html(request, "held.html", {"holds": holds, "now": site.now(), "asked": asked, **paging.cut(rows)})
 
 
 def gaps(site: Site, request: Request) -> Response:
     asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
+    listing = TableQuery.of(site, GAPS, **asked.asked_of(GAPS, site.now()))
     if fmt:
-        return rows_file("gaps", columns_of(Gap), _every_gap(site), fmt)
+        return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
-        rows = summaries.gaps(connection, *paging.window)
+        rows = listing.page(connection, *paging.window)
     return html(request, "gaps.html", {"now": site.now(), "asked": asked, **paging.cut(rows)})
-
-
-def _every_gap(site: Site) -> list[Gap]:
-    with short_transaction(site.engine) as connection:
-        return summaries.gaps(connection, _GAPS_AT_MOST)
 
 
 def pages(site: Site) -> list[BaseRoute]:
@@ -190,10 +156,6 @@ def _failed(request: Request, error: Exception) -> Response:
 
 def _problem(request: Request, status: int, message: str) -> Response:
     return html(request, "problem.html", {"status": status, "message": message}, status)
-
-
-def _moment(text: str, now: dt.datetime) -> dt.datetime | None:
-    return parse_moment(text, now) if text else None
 
 
 def _token(event: Any) -> str:

@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.kinds import EVENT_KINDS
-from etl.report import SyncRun, columns_of, event_page, run_page, search
-from etl.report.event_page import Filters, UserChange
+from etl.report import columns_of, event_page, run_page, search
+from etl.report.event_page import UserChange
 from etl.report.fetch import short_transaction
+from etl.report.listings import EVENTS, RUNS, STATUSES
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams
 from etl.web.site import Site
 
-_STATUSES: Final = ("running", "succeeded", "partial", "failed", "aborted")
 _SHOWN: Final = 100
 _FOUND: Final = 50
 _FEW: Final = 20
@@ -27,25 +27,21 @@ _LATEST: Final = 10
 
 
 def events(site: Site, request: Request) -> Response:
-    asked, now, paging = RequestParams(request), site.now(), RequestParams(request).paging()
-    kinds = asked.several_of("kind", EVENT_KINDS, usual=EVENT_KINDS)
-    texts = {name: asked.text(name) for name in ("org", "user", "flow", "name")}
-    wanted = Filters(**texts, kinds=kinds, since=asked.moment("since", now), until=asked.moment("until", now))
-    listing = TableQuery("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, wanted))
-    fmt = wanted_format(request)
+    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
+    wanted = asked.asked_of(EVENTS, site.now())
+    listing = TableQuery.of(site, EVENTS, **wanted, newest_first=True)
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
         behind = _users_behind(connection, shown["rows"])
-    values = {"asked": asked, "kinds": kinds, "behind": behind, "enos_zone": site.enos_zone}
+    values = {"asked": asked, "kinds": wanted["kind"] or EVENT_KINDS, "behind": behind, "enos_zone": site.enos_zone}
     return html(request, "events.html", {**values, **shown})
 
 
 def latest(site: Site, connection: Connection) -> dict[str, Any]:
     """The last events of all organisations, for the first page."""
-    listing = TableQuery("events", OrgWorkflowEvent, event_page.events(site.engine.dialect.name, Filters()))
-    rows = listing.page(connection, _LATEST)
+    rows = EVENTS.page(connection, _LATEST, newest_first=True)
     return {"latest_events": rows, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
 
 
@@ -62,7 +58,7 @@ def event(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     number = asked.number("event_id")
     with short_transaction(site.engine) as connection:
-        found = event_page.one(connection, number)
+        found = next(iter(EVENTS.page(connection, 1, event=number)), None)
         if found is None:
             raise HTTPException(404, "There is no such event.")
         lists = event_page.user_changes(connection, [found])[number]
@@ -73,13 +69,12 @@ def event(site: Site, request: Request) -> Response:
 
 def runs(site: Site, request: Request) -> Response:
     asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
-    status = asked.one_of("status", _STATUSES)
-    listing = TableQuery("runs", SyncRun, run_page.runs(schedule=asked.text("schedule"), status=status))
+    listing = TableQuery.of(site, RUNS, **asked.asked_of(RUNS, site.now()))
     if fmt:
         return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
         shown = paging.cut(listing.page(connection, *paging.window))
-    values = {"asked": asked, "status": status, "statuses": _STATUSES, "now": site.now()}
+    values = {"asked": asked, "statuses": STATUSES, "now": site.now()}
     return html(request, "runs.html", {**values, **shown})
 
 
@@ -92,7 +87,7 @@ def run(site: Site, request: Request) -> Response:
     }
     table = asked.one_of("table", tables)
     with short_transaction(site.engine) as connection:
-        found = run_page.one(connection, run_id)
+        found = next(iter(RUNS.page(connection, 1, run=run_id)), None)
         if found is None:
             raise HTTPException(404, "There is no such run.")
         if not fmt:

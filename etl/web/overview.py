@@ -9,10 +9,11 @@ from urllib.parse import urlencode
 
 from sqlalchemy import Connection, Engine
 
-from etl.report import SyncRun, statements, summaries, trail_page
+from etl.report import SyncRun, summaries, trail_page
 from etl.report.conditions import Condition, DetectedCondition
-from etl.report.fetch import page, short_transaction
+from etl.report.fetch import short_transaction
 from etl.report.health import TargetSummary
+from etl.report.listings import RUNS
 from etl.report.names import WHOLE
 from etl.report.queries import causes
 from etl.report.rows import ListChange
@@ -51,7 +52,7 @@ def gather(
     Without ``wait`` there are no sums where counting them would take long and they have not been counted before.
     """
     today = now.astimezone(scope.zone).date()
-    last = next((run for run in page(connection, SyncRun, statements.runs(), _RUNS) if run.status != "running"), None)
+    last = next((run for run in RUNS.page(connection, _RUNS) if run.status != "running"), None)
     open_gaps = summaries.open_gap_count(connection)
     counted, current = sums.counted(connection, scope, today, 0 if wait else health.listed)
     days = (scope.until - scope.since).days + 1

@@ -7,7 +7,7 @@ that it never reaches the database, whose refusal would look like an outage.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from etl.config.slots import time_zone
+from etl.report.listings import Filter, Listing
 from etl.timeparse import parse_moment
 
 PAGE_ROWS: Final = 100
@@ -25,17 +26,20 @@ _LAST_PAGE: Final = 100_000
 
 
 class RequestParams:
-    """The path and the query of a request. Each value is checked before any is used."""
+    """The path and the query of a request. Each value is checked before any is used.
 
-    def __init__(self, request: Request) -> None:
-        self._values = request.query_params
+    ``usual``: what stands for parameters that are not there at all; one that is there and empty asks for nothing.
+    """
+
+    def __init__(self, request: Request, usual: Mapping[str, str] = {}) -> None:
+        self._values, self._usual = request.query_params, usual
         self._path = request.path_params
         for name, value in (*self._values.multi_items(), *self._path.items()):
             if "\0" in value or len(value) > _LONGEST_VALUE:
                 raise HTTPException(400, f"The value of “{name[:40]}” cannot be looked for.")
 
-    def text(self, name: str, usual: str = "") -> str:
-        return self._values.get(name, usual)
+    def text(self, name: str) -> str:
+        return self._values.get(name, self._usual.get(name, ""))
 
     def id(self, name: str) -> str:
         """An id from the path or, if it cannot be in a path, from the query."""
@@ -54,9 +58,9 @@ class RequestParams:
             raise HTTPException(400, f"“{name}” has no such choice.")
         return value
 
-    def several_of(self, name: str, known: Sequence[str], usual: Sequence[str]) -> list[str]:
-        """The known ones of the values that were chosen, or else the usual ones."""
-        return [each for each in known if each in self._values.getlist(name)] or list(usual)
+    def several_of(self, name: str, known: Sequence[str]) -> list[str]:
+        """The known ones of the values that were chosen."""
+        return [each for each in known if each in self._values.getlist(name)]
 
     def moment(self, name: str, now: dt.datetime) -> dt.datetime | None:
         """The moment that was typed, if any."""
@@ -65,6 +69,21 @@ class RequestParams:
             return parse_moment(value, now) if value else None
         except ValueError as error:
             raise HTTPException(400, f"{error}.") from error
+
+    def asked_of(self, listing: Listing[Any], now: dt.datetime) -> dict[str, Any]:
+        """What is asked of a list, by the kinds of its filters."""
+        return {name: self._asked(name, each, now) for name, each in listing.filters.items() if each.kind != "inside"}
+
+    def _asked(self, name: str, by: Filter, now: dt.datetime) -> Any:
+        if by.kind == "moment":
+            return self.moment(name, now)
+        if by.kind == "some_of":
+            return self.several_of(name, by.known)
+        if by.kind == "one_of":
+            return self.one_of(name, by.known)
+        if by.kind == "number" and self.text(name) and whole_number(self.text(name)) is None:
+            raise HTTPException(400, f"“{name}” must be a number.")
+        return whole_number(self.text(name)) if by.kind == "number" else self.text(name)
 
     def zone(self, name: str) -> dt.tzinfo:
         """The time zone that was named, or else UTC."""
@@ -75,14 +94,15 @@ class RequestParams:
             raise HTTPException(400, f"{error}.") from error
 
     def paging(self) -> Paging:
-        number = whole_number(self.text("page", "1"))
+        number = whole_number(self.text("page") or "1")
         if number is None or not 1 <= number <= _LAST_PAGE:
             raise HTTPException(400, "There is no such page: pages are numbered from 1.")
         return Paging(number, self.others("page"))
 
     def others(self, *names: str) -> list[tuple[str, str]]:
         """The other parameters, without empty values."""
-        return [(name, value) for name, value in self._values.multi_items() if name not in names and value]
+        given = ((name, value) for name, value in self._values.multi_items() if value or name in self._usual)
+        return [(name, value) for name, value in given if name not in names]
 
     def link(self, **changed: str) -> str:
         """This address with some values changed; empty ones are left out."""

@@ -14,7 +14,9 @@ from sqlalchemy import Connection, Engine
 from etl.config import Schedule
 from etl.export.files import whole_file
 from etl.report import ListState, health, summaries, workflow_page
-from etl.report.fetch import page, short_transaction
+from etl.report.fetch import short_transaction
+from etl.report.listings import HISTORY
+from etl.report.names import WHOLE
 from etl.report.summary_rows import Gap, Scope
 from etl.web import overview
 from etl.web.rendering import PLOTLY, asset, render
@@ -66,7 +68,7 @@ class _Life(NamedTuple):
 
 
 def _life(connection: Connection, org: str, flow: str) -> _Life:
-    states = page(connection, ListState, workflow_page.states(org, flow), _STATES_OF_A_LIFE)
+    states = HISTORY.page(connection, _STATES_OF_A_LIFE, org=WHOLE + org, flow=WHOLE + flow)
     users = list(dict.fromkeys(state.user_id for state in states))
     return _Life(org, flow, states, workflow_page.gaps_of(connection, org, users))
 

@@ -18,6 +18,8 @@ from sqlalchemy import Connection, Engine
 from etl.errors import DatabaseError
 from etl.report import summaries
 from etl.report.fetch import short_transaction
+from etl.report.listings import GAPS
+from etl.report.names import WHOLE
 from etl.report.summary_rows import Scope
 
 MANY: Final = 50_000
@@ -94,15 +96,16 @@ def _pieces(scope: Scope, today: dt.date) -> Pieces:
         first = summaries.first_day(connection, scope) or scope.since
         return scope._replace(since=min(max(scope.since, first), scope.until))
 
-    of_gaps = None if scope.everything else scope
+    whose = {"org": scope.org and WHOLE + scope.org}
+    of_gaps: dict[str, Any] = {} if scope.everything else {**whose, "since": scope.begins_at, "until": scope.ends_at}
     return {
         "first_day": lambda connection: summaries.first_day(connection, scope),
         "workflows": lambda connection: summaries.workflows(connection, scope.org),
         "days": lambda connection: summaries.days(connection, drawn(connection)),
         "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection), today),
         "churn": lambda connection: summaries.churn(connection, scope, _ORGS),
-        "gaps": lambda connection: summaries.gaps(connection, _SHOWN, scope=of_gaps),
-        "gap_count": lambda connection: summaries.gap_counts(connection, of_gaps)[0],
+        "gaps": lambda connection: GAPS.page(connection, _SHOWN, **of_gaps),
+        "gap_count": lambda connection: GAPS.count(connection, **of_gaps),
     }
 
 

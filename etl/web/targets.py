@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.domain.model import CYCLE_LABELS, Target
-from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, statements, target_page
+from etl.domain.model import Target
+from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, target_page
 from etl.report.fetch import page, short_transaction
 from etl.report.known_targets import KnownTarget, targets_of_user
+from etl.report.listings import TARGETS
 from etl.report.rows import ListDifference, TargetVersion
 from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams
@@ -28,30 +29,19 @@ TABLES: Final = ("list", "versions", "difference")
 
 
 def index(site: Site, request: Request) -> Response:
-    asked, now = RequestParams(request), site.now()
-    ids = {name: asked.text(name) for name in ("org", "user")}
-    show, paging, at = statements.show(asked.text("show")), asked.paging(), asked.moment("as_of", now)
-    cause = asked.text("cause")
-    chosen = target_page.chosen_targets(site.engine.dialect.name, show, **ids, cause=cause)
-    fmt = wanted_format(request)
+    asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
+    paging = asked.paging()
+    wanted, at = asked.asked_of(TARGETS, now), asked.moment("as_of", now)
+    listing = TableQuery.of(site, TARGETS, **wanted)
     if fmt and at:
-        then = target_page.coverage_then(site.engine.dialect.name, **ids)
+        then = target_page.coverage_then(site.engine.dialect.name, org=wanted["org"], user=wanted["user"])
         return listing_file(site, TableQuery("targets", TargetAsOf, then, {"at": at}), fmt)
     if fmt:
-        return listing_file(site, TableQuery("targets", TargetHealth, chosen), fmt)
+        return listing_file(site, listing, fmt)
     with short_transaction(site.engine) as connection:
-        rows = page(connection, TargetHealth, chosen, *paging.window)
+        rows = listing.page(connection, *paging.window)
         covered = _coverage(connection, rows, at)
-    values = {
-        **ids,
-        "show": show,
-        "cause": cause,
-        "now": now,
-        "as_of": asked.text("as_of"),
-        "at": at,
-        "then": covered,
-        "asked": asked,
-    }
+    values = {"now": now, "at": at, "then": covered, "asked": asked}
     return html(request, "targets.html", {**values, **paging.cut(rows)})
 
 
@@ -68,14 +58,13 @@ class View(NamedTuple):
     """None: now."""
     since: dt.datetime | None
     """The moment to compare with."""
-    part: str
+    find: str
     cycle: str
 
 
 def one(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    cycle = asked.one_of("cycle", CYCLE_LABELS)
-    view = View(asked.moment("as_of", now), asked.moment("since", now), asked.text("find"), cycle)
+    view = View(asked.moment("as_of", now), asked.moment("since", now), asked.text("find"), asked.text("cycle"))
     fmt, table, paging = wanted_format(request), asked.one_of("table", TABLES), asked.paging()
     with short_transaction(site.engine) as connection:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
@@ -105,7 +94,7 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
 
 
 def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQuery:
-    filters = {"part": view.part, "cycle": view.cycle}
+    filters = {"find": view.find, "cycle": view.cycle}
     if view.at is None:
         statement = target_page.list_now(connection.dialect.name, known.target, **filters)
         return TableQuery("workflows", ListWorkflow, statement)

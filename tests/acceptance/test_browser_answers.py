@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from sqlalchemy import Engine, text
 
 from etl.database import reading
-from etl.report import Report, stories
+from etl.report import Report
 from tests.support.browser import BOB, DAVE, Month, browser, drawn, month, site, watch
 
 __all__ = ["browser", "month"]
@@ -179,7 +179,7 @@ def test_what_is_different_in_an_organisation_between_two_moments(page: Page, en
     page.get_by_label("Compare with").fill("2026-03-20")
     page.get_by_role("button", name="Show").click()
     before, then = (
-        {row.flow_id for row in stories.workflows_as_of(engine, at, org="o1")}
+        {row.flow_id for row in Report(engine).workflows_as_of(at, org="o1")}
         for at in (dt.datetime(2026, 3, 20, tzinfo=dt.UTC), MARCH_ENDS)
     )
     kinds = zip(column(page, "difference", "Workflow"), column(page, "difference", "Kind"), strict=True)

@@ -18,9 +18,8 @@ from etl.errors import DatabaseError
 from etl.notify.run_digest import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
-from etl.report.event_page import Filters, events, user_changes
-from etl.report.fetch import page
-from etl.report.rows import OrgWorkflowEvent
+from etl.report.event_page import user_changes
+from etl.report.listings import EVENTS
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
 from tests.support.enos import Fault, LocalGateway
@@ -77,7 +76,7 @@ def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: Detai
     house.world.set_cycle(ORG, "3", "W")
     house.world.set_cycle(ORG, "4", "W")
     house.ask_all()
-    events = [event for event in Report(house.engine).changes(kinds=["cycle_changed"]) if event.user_id == "bob"]
+    events = [event for event in Report(house.engine).changes(kind=["cycle_changed"]) if event.user_id == "bob"]
     said = {
         (event.flow_id, event.new_cycle): each
         for event, each in zip(events, details_of_changes(house.engine, events), strict=True)
@@ -126,7 +125,7 @@ def test_an_event_rests_on_the_later_answers_of_its_run_too(house: DetailHouse) 
     house.world.set_cycle(ORG, "3", "H")
     house.ask_all()
     with reading(house.engine) as connection:
-        [event] = page(connection, OrgWorkflowEvent, events(connection.dialect.name, Filters(org=ORG)), 9)
+        [event] = EVENTS.page(connection, 9, org=ORG)
         assert [each.user_id for each in user_changes(connection, [event])[event.event_id]] == [*USERS]
 
 

@@ -48,11 +48,11 @@ def test_no_condition_on_the_kind_of_a_change_reaches_an_index(engine: Engine, p
     run_id = room.run({ANN: [flow(1, cycle="H"), flow(3)], BOB: [flow(1, name="other"), flow(3)]})
     assert {"cycle_changed", "removed", "added", "renamed"} <= room.lines(run_id).keys()
     report = Report(engine)
-    assert [*report.changes(org="o1", kinds=("removed", "cycle_changed"))]
+    assert [*report.changes(org="o1", kind=("removed", "cycle_changed"))]
     for way in get_args(Way):
         assert [*report.flows_as_of(dt.datetime.now(dt.UTC) - dt.timedelta(minutes=18.5), org="o1", way=way)]
     with reading(engine) as connection:
-        assert trail_page.newest(connection, org="o1", kinds=("removed",), limit=10)
+        assert trail_page.newest(connection, org="o1", kind=("removed",), limit=10)
         for view, condition in VIEWS.items():
             assert connection.execute(text(f"SELECT * FROM {view} WHERE {condition}")).all()
     conditions = [line for plan in plans.values() for line in plan.splitlines() if "Index Cond" in line]

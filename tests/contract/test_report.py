@@ -115,7 +115,7 @@ def test_the_trail_is_given_in_its_order_and_filtered(world: World) -> None:
     since, until = rows[len(rows) // 4].observed_at, rows[-20].observed_at
     assert list(report.changes(since=since, until=until)) == [r for r in rows if since <= r.observed_at < until] != []
     kinds = ("cycle_changed", "renamed")
-    assert list(report.changes(kinds=kinds)) == [row for row in rows if row.kind in kinds] != []
+    assert list(report.changes(kind=kinds)) == [row for row in rows if row.kind in kinds] != []
     org, user, flow = rows[-1].org_id, rows[-1].user_id, rows[-1].flow_id
     of_one = [row for row in rows if (row.org_id, row.user_id, row.flow_id) == (org, user, flow)]
     assert list(report.changes(org=org, user=user, flow=flow)) == of_one != []

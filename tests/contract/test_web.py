@@ -33,8 +33,9 @@ from etl.domain.holds import code
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
-from etl.report import Report, stories, summaries, trail_page
+from etl.report import Report, summaries, trail_page
 from etl.report.conditions import DetectedCondition
+from etl.report.listings import GAPS
 from etl.report.summary_rows import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
 from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
@@ -130,7 +131,7 @@ def evenings(scope: Scope) -> Iterator[tuple[dt.date, dt.datetime]]:
 def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine, fill: Fill, zone: dt.tzinfo) -> None:
     """Each event and each workflow counts once, on the days of any time zone, also where its clocks change."""
     fill("month", write_month)
-    every = list(stories.events(engine))
+    every = list(Report(engine).events())
     for org in ("", "o1"):
         scope = Scope(dt.date(2026, 3, 5), dt.date(2026, 4, 8), org, zone=zone)
         with reading(engine) as connection:
@@ -145,7 +146,7 @@ def test_the_sums_are_those_of_the_organisations_events_and_lists(engine: Engine
             by_org.items(), key=lambda item: (-item[1], item[0])
         )[:2]
         for (day, evening), found in zip(evenings(scope), snapshots, strict=True):
-            states = list(stories.workflows_as_of(engine, evening, org=org or None))
+            states = list(Report(engine).workflows_as_of(evening, org=org or None))
             cycles = Counter(state.cycle if state.cycle in CYCLE_LABELS else OTHER for state in states)
             assert found.by_cycle == {cycle: cycles[cycle] for cycle in CYCLES}, day
 
@@ -163,18 +164,18 @@ def test_the_sums_of_one_organisation_and_of_past_days_are_a_part_of_those_of_al
         for number in (2, 3):
             parts = zip(*(snapshots(past._replace(org=org)) for org in orgs), strict=True)
             assert [sum(each[number] for each in day) for day in parts] == [day[number] for day in snapshots(past)]
-        gaps = [g for g in summaries.gaps(connection, 9999) if g.gap_from < past.ends_at]
+        gaps = [g for g in GAPS.page(connection, 9999) if g.gap_from < past.ends_at]
         gaps = [g for g in gaps if g.gap_to is None or g.gap_to > past.begins_at]
-        assert summaries.gaps(connection, 9999, scope=past) == gaps != []
+        assert GAPS.page(connection, 9999, since=past.begins_at, until=past.ends_at) == gaps != []
 
 
 def test_unobserved_targets_are_those_in_a_gap_that_hides_something(engine: Engine, now: dt.datetime) -> None:
     until = now.date()
     with reading(engine) as connection:
         found = summaries.day_snapshots(connection, Scope(until - 20 * DAY, until), until)
-        gaps = summaries.gaps(connection, 10_000)
+        gaps = GAPS.page(connection, 10_000)
         open_gaps = sum(gap.gap_to is None for gap in gaps)
-        assert summaries.gap_counts(connection) == (len(gaps), open_gaps)
+        assert GAPS.count(connection) == len(gaps)
         assert summaries.open_gap_count(connection) == open_gaps
     for evening in found[:-1]:
         at = dt.datetime.combine(evening.day + DAY, dt.time(), dt.UTC)
@@ -257,11 +258,11 @@ def whole(filters: dict[str, str]) -> dict[str, str]:
 def test_paging_through_the_trail_gives_every_change_once(engine: Engine, now: dt.datetime) -> None:
     times = {"since": now - 5 * DAY, "until": now - DAY}
     for filters, kinds in itertools.product(FILTERS, (CHANGE_KINDS, DELTA_KINDS, ("renamed",))):
-        expected = list(Report(engine).changes(**times, kinds=kinds, newest_first=True, **whole(filters)))
+        expected = list(Report(engine).changes(**times, kind=kinds, newest_first=True, **whole(filters)))
         assert expected or kinds == ("renamed",)
         found, after = [], None
         with reading(engine) as connection:
-            while page := trail_page.newest(connection, **filters, **times, kinds=kinds, after=after, limit=7):
+            while page := trail_page.newest(connection, **filters, **times, kind=kinds, after=after, limit=7):
                 found += page
                 assert len(found) <= len(expected), (filters, kinds)
                 last = page[-1]

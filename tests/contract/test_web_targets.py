@@ -151,7 +151,6 @@ REFUSED = {
     "/targets/o1/bob?expression=none": 404,
     "/target": 404,
     "/targets/o1/bob?as_of=gestern": 400,
-    "/targets/o1/bob?cycle=Q": 400,
     "/targets/o1/bob?format=xls": 400,
     "/targets/o1/bob?format=csv&table=none": 400,
     "/targets/o1/bob?page=0": 400,

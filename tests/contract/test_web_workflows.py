@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import select, text
 
 from etl.database import reading
-from etl.report import Report, stories, workflow_page
-from etl.report.org_list import whole_list
+from etl.report import Report, workflow_page
+from etl.report.listings import FLOWS, WORKFLOWS
 from etl.report.rows import OrgWorkflow, view
 from etl.web.labels import COVERAGE, workflow_path
 from etl.web.params import PAGE_ROWS
@@ -27,8 +27,7 @@ def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
     seen = view("org_workflow", OrgWorkflow)
     with reading(engine) as connection:
         known = connection.execute(select(seen).where(seen.c.org_id == "o1").order_by(seen.c.flow_id)).all()
-        whole = whole_list("o1")
-        assert connection.execute(select(whole).order_by(whole.c.flow_id)).all() == known
+        assert WORKFLOWS.page(connection, 9999, org="=o1") == known
     assert {row.users_in_gap for row in known} == {0, 1}
     found = rows(server, "/workflows", org="=o1")
     assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
@@ -42,7 +41,7 @@ def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users
     server, engine, at
 ) -> None:
     for org in ("o1", "o2", HOSTILE_ORG.org_id):
-        known = list(stories.workflows_as_of(engine, at, org=org))
+        known = list(Report(engine).workflows_as_of(at, org=org))
         found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
         assert [(row["flow_id"], row["cycle"], row["from_kind"], row["proven_for_all"]) for row in found] == [
             (state.flow_id, state.cycle, state.from_kind, state.proven_for_all) for state in known
@@ -66,7 +65,7 @@ def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, m
 
 def test_two_lists_of_an_organisation_are_compared(server, engine) -> None:
     old, new = after(days=15), after(days=37)
-    before, then = ({row.flow_id: row for row in stories.workflows_as_of(engine, at, org="o1")} for at in (old, new))
+    before, then = ({row.flow_id: row for row in Report(engine).workflows_as_of(at, org="o1")} for at in (old, new))
     moments = {"since": old.isoformat(), "as_of": new.isoformat()}
     found = rows(server, "/workflows", org="=o1", table="difference", **moments)
     kinds = {kind: {row["flow_id"] for row in found if row["kind"] == kind} for kind in ("appeared", "disappeared")}
@@ -141,7 +140,7 @@ def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
 @pytest.mark.parametrize(("org", "flow"), [("o1", "40"), ("o1", "136"), ("o2", "5"), ("o2", "13")])
 def test_who_sees_a_workflow_now_is_who_sees_it_as_of_now(engine, org, flow) -> None:
     with reading(engine) as connection:
-        now = connection.execute(workflow_page.seen_now(org, flow)).all()
+        now = FLOWS.page(connection, 9999, org="=" + org, flow="=" + flow)
         parameters = workflow_page.parameters_then(org, NOW, flow)
         then = connection.execute(workflow_page.seen_by(connection, org, flow, NOW), parameters).all()
     shown = ("user_id", "flow_name", "cycle", "editable", "first_listed_at", "last_observed_at")

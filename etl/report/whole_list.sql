@@ -1,21 +1,4 @@
-"""The whole list of one organisation, as ``org_workflow`` has it."""
-
-from __future__ import annotations
-
-from typing import Final
-
-from sqlalchemy import Subquery, text
-
-from etl.report.rows import OrgWorkflow, sql_columns
-
-
-def whole_list(org: str) -> Subquery:
-    """The rows of ``org_workflow`` of one organisation. The view looks up the users of each workflow, which suits a few
-    workflows; this looks once at everything that the users see."""
-    return text(_WHOLE_LIST).bindparams(org_id=org).columns(*sql_columns(OrgWorkflow)).subquery("org_workflow")
-
-
-_WHOLE_LIST: Final = """
+-- The rows of org_workflow of one organisation, from one look at everything that its users see.
 WITH latest AS MATERIALIZED (
     SELECT t.id, CASE WHEN t.observation_id IS NULL THEN 1 ELSE 0 END AS in_gap,
            (SELECT o.last_at FROM observation o WHERE o.target_id = t.id ORDER BY o.id DESC LIMIT 1) AS last_at
@@ -34,4 +17,4 @@ SELECT f.org_id, f.flow_id, f.flow_name, f.cycle, f.users, f.editors, f.since AS
        seen.last_listed_at, coalesce(seen.users_in_gap, 0) AS users_in_gap
 FROM org_flow f
 LEFT JOIN seen ON seen.flow_id = f.flow_id
-WHERE f.org_id = :org_id AND f.users > 0"""
+WHERE f.org_id = :org_id AND f.users > 0
