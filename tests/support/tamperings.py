@@ -279,6 +279,11 @@ def a_hold_made_smaller(rows: Rows) -> None:
     first(rows, "holds", BEN, kind="held")["flow_ids"].pop()
 
 
+@altered(r"run 6 \(seal 6\): events_digest|o1/ben \[电\], hold in run 6: its answer does not show held")
+def a_held_change_that_no_answer_shows(rows: Rows) -> None:
+    first(rows, "holds", BEN, kind="held")["doubted"].append(["10", "renamed", "another name"])
+
+
 @altered(r"run 6 \(seal 6\): issues_digest|o1/ben \[电\], run 6: missing should be 7, but is 6")
 def fewer_missing_in_an_issue(rows: Rows) -> None:
     first(rows, "issues", BEN, run_id=6)["missing"] -= 1
