@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from etl.demo.world import World
 from etl.domain.model import Flow
@@ -15,6 +16,10 @@ from tests.support.program import ANN, KEY, ORG, SECRET, Program
 from tests.support.receiver import HttpReceiver
 
 pytest_plugins = ("tests.support.databases",)
+
+# A test says what is true, not how fast: on a busy machine an example takes as long as it takes.
+settings.register_profile("flowtrail", deadline=None)
+settings.load_profile("flowtrail")
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,7 +20,7 @@ from etl.store import NewRun, Removals, RunBegun, Store
 from tests.support import checker
 
 LIMITS = Limits()
-STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+STEADY = settings(derandomize=True, database=None, max_examples=150)
 """The same examples on every machine."""
 
 ALICE = Target("o1", "alice")

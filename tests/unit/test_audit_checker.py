@@ -313,7 +313,7 @@ def test_the_vectors_of_rfc_8032(secret: str, public: str, message: str, signatu
     assert not said_of(bytes.fromhex(public), bytes.fromhex(message) + b"x", bytes.fromhex(signature))
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=40)
+@settings(derandomize=True, database=None, max_examples=40)
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=100), st.integers(0, 511), st.booleans())
 def test_it_agrees_with_cryptography(secret: bytes, message: bytes, bit: int, altered: bool) -> None:
     key = Ed25519PrivateKey.from_private_bytes(secret)
@@ -424,7 +424,7 @@ instants = st.integers(0, 30)
 intervals = st.lists(st.tuples(instants, instants).map(lambda pair: (min(pair), max(pair))), max_size=8)
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=200)
+@settings(derandomize=True, database=None, max_examples=200)
 @given(intervals, instants, st.integers(0, 10))
 def test_runs_are_counted_as_one_by_one_however_they_overlap(
     runs: list[tuple[int, int]], first: int, length: int

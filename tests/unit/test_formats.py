@@ -23,7 +23,7 @@ from etl.domain.model import Change, ChangeSet, Doubt, Flow, Span, Target
 from tests.support.builders import states
 from tests.support.golden.calculation import calculated
 
-STEADY = settings(derandomize=True, deadline=None, database=None, max_examples=40)
+STEADY = settings(derandomize=True, database=None, max_examples=40)
 GOLDEN = Path(__file__).parents[1] / "support" / "golden"
 UNALTERED = {
     "change-1.json": "2dd8e45ef91caaa972d8e0113b292e0359675e5381198b953e753319a86c0efc",

@@ -262,7 +262,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(FIELDS | JSON, max_size=4), st.booleans())
 def test_any_json_gives_flows_or_a_named_error_and_both_readers_agree(items: list[Any], as_ascii: bool) -> None:
     text = json.dumps({"code": 0, "data": items}, ensure_ascii=as_ascii)
@@ -273,7 +273,7 @@ def test_any_json_gives_flows_or_a_named_error_and_both_readers_agree(items: lis
         assert {flow.flow_id for flow in found} == {str(each["flowId"]) for each in items}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_damaged_answer_is_refused_or_read_alike_by_both(data: st.DataObject) -> None:
     body = bytearray(

@@ -55,7 +55,7 @@ def verify(request: Request) -> None:
     assert request.headers["apim-accesstoken"] == TOKEN
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=3, max_size=3))
 def test_what_is_sent_is_what_was_signed(texts: list[str]) -> None:
     with Hostile() as server, gateway(server, auth="token") as client:

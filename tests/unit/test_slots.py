@@ -80,7 +80,7 @@ def terms(draw: st.DrawFn, low: int, high: int) -> tuple[str, set[int]]:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(terms(0, 59), min_size=1, max_size=3))
 def test_lists_ranges_and_steps_mean_what_the_manual_of_cron_says(
     listed: list[tuple[str, set[int]]],
