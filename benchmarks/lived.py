@@ -88,7 +88,7 @@ def live(engine: Engine, rows: int) -> None:
         )  # fmt: skip
         while _changes(engine) < rows:
             world.pass_time()
-            sync.run(context, new, world.targets, dt.timedelta(hours=36), batches, clock=world.upstream.clock)
+            sync.run(context, new, world.targets, batches, clock=world.upstream.clock)
 
 
 def _changes(engine: Engine) -> int:

@@ -48,7 +48,7 @@ FILES = {
     "runs": "id:int schedule:text? origin:text scheduled_for:time? missed:int status:text started_at:time "
     "finished_at:time scope:object opened:text " + " ".join(name + ":int" for name in SUMS),
     "hashes": "run_id:int hashes:texts",
-    "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time",
+    "memberships": f"id:int {NAMES} run_id:int schedule:text? kind:text at:time coverage_gap_seconds:int?",
     "holds": f"{NAMES} run_id:int kind:text at:time flow_ids:texts doubted:doubts data_hash:hash",
     "details": "org_id:text flow_id:text run_id:int asked_at:time observed_at:time update_user:text? update_time:text? "
     "creator:text? create_time:text? owner:text? freq:text? active:int? type:int? locked:bool? detail_hash:hash",

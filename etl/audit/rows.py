@@ -74,7 +74,7 @@ def hashes(connection: Connection, contents: Contents) -> Iterator[Row]:
 
 def memberships(connection: Connection, contents: Contents) -> Iterator[Row]:
     """All, from the first."""
-    columns = (target_membership.c[name] for name in ("run_id", "schedule", "kind", "at"))
+    columns = (target_membership.c[name] for name in ("run_id", "schedule", "kind", "at", "coverage_gap_seconds"))
     query = _of_sealed(target_membership, target_membership.c.id, *TARGET_KEY, *columns)
     return _stream(connection, _of_org(query, contents).order_by(target_membership.c.id))
 

@@ -18,6 +18,7 @@ import msgspec
 from etl import database, log
 from etl.config import Policy, Schedule, Settings, load, load_schedules, policy_of, with_policy
 from etl.config.slots import time_zone
+from etl.domain.model import USUAL_COVERAGE_GAP
 from etl.system.clock import utc_now
 
 if TYPE_CHECKING:  # the gateway and the store are slow to load, and a command that only reads needs neither
@@ -234,8 +235,12 @@ def a_run(
     *,
     org_id: str | None = None,
     user_id: str | None = None,
+    coverage_gap: dt.timedelta = USUAL_COVERAGE_GAP,
 ) -> NewRun:
-    """The row of a run that a person started on this machine; of ``schedules``, unless targets were given."""
+    """The row of a run that a person started on this machine; of ``schedules``, unless targets were given.
+
+    ``coverage_gap`` is that of schedules without one of their own.
+    """
     from etl.store import NewRun
 
     return NewRun(
@@ -244,6 +249,7 @@ def a_run(
         pid=os.getpid(),
         targets=targets,
         lists={schedule.name: schedule.targets for schedule in schedules},
+        gaps={schedule.name: schedule.coverage_gap or coverage_gap for schedule in schedules},
         org_id=org_id,
         user_id=user_id,
     )

@@ -58,9 +58,8 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
     targets = app.schedules[0].targets
     report = sync.run(
         app.run_context(),
-        a_run("command", len(targets), app.schedules[:1]),
+        a_run("command", len(targets), app.schedules[:1], coverage_gap=app.settings.coverage_gap),
         targets,
-        app.settings.coverage_gap,
         app.batches,
         clock=utc_now,
     )

@@ -163,7 +163,6 @@ def _approve(app: Application, targets: Sequence[Target], approval: Approval) ->
         app.run_context(app.sealing_store()),
         a_run("approval", len(targets)),
         targets,
-        app.settings.coverage_gap,
         app.batches,
         clock=utc_now,
         approval=approval,

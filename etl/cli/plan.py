@@ -39,9 +39,7 @@ def plan(given: Given, schedules: Sequence[str]) -> None:
         chosen, rosters = planned_rosters(app, store, chosen_schedules(app, schedules))
         targets = matching(chosen, given.org, given.user)
         with console.progress("fetching", len(targets), hidden=given.json) as arrived:
-            tally = sync.plan(
-                app.run_context(store, arrived), targets, app.settings.coverage_gap, app.batches, planned.add
-            )
+            tally = sync.plan(app.run_context(store, arrived), targets, app.batches, planned.add)
     planned.show(tally, len(targets), rosters)
     lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)
     end_as(app, int(bool(lacking or tally.interrupted)))

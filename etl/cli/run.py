@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +67,8 @@ def sync_now(given: Given, schedules: Sequence[str], retire: bool) -> None:
             if not (schedules or given.org or given.user):
                 app.rosters(store).keep_only(chosen)
                 _retire(app, store, Configured(chosen), everything=retire)
-            new_run = a_run("command", len(targets), chosen, org_id=given.org, user_id=given.user)
+            scope, gap = {"org_id": given.org, "user_id": given.user}, app.settings.coverage_gap
+            new_run = a_run("command", len(targets), chosen, **scope, coverage_gap=gap)
             report = _run(app, store, new_run, chosen, targets, quiet=given.json)
         app.keep_heads()
     show_report(report, given.json)
@@ -88,21 +89,13 @@ def _run(
             app.run_context(store, arrived),
             new_run,
             targets,
-            app.settings.coverage_gap,
             app.batches,
             clock=utc_now,
-            own_gap=_own_gap(schedules),
             remote=app.cluster,
             details=app.details(schedules),
         )
     assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     return report
-
-
-def _own_gap(schedules: Sequence[Schedule]) -> Callable[[Target], dt.timedelta | None]:
-    """The coverage gap that a target's schedule sets; the longest, if several do."""
-    own = [(each.coverage_gap, each.targets) for each in schedules if each.coverage_gap is not None]
-    return lambda target: max((gap for gap, targets in own if target in targets), default=None)
 
 
 def _retire(app: Application, store: Store, configured: Configured, *, everything: bool) -> None:

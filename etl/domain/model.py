@@ -162,6 +162,10 @@ class ChangeSet(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return Counter([change.kind for change in self.changes])
 
 
+USUAL_COVERAGE_GAP: Final = dt.timedelta(hours=36)
+"""That of a target which no schedule lists."""
+
+
 class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The state of a target in the database before the request. If it differs when the answer is written, somebody
     committed another observation meanwhile, and the answer is stale."""
@@ -191,6 +195,8 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """When something was held last, or came back, in a hold that lasts."""
     run_began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier, whatever another machine's clock says."""
+    coverage_gap: dt.timedelta = USUAL_COVERAGE_GAP
+    """A longer silence ends a span: the longest of the schedules that list the target."""
 
     @property
     def held(self) -> bool:

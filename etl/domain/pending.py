@@ -49,6 +49,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """The user's latest answer."""
     whole: Answer | None
     """The user's latest answer in which nothing was held."""
+    coverage_gap: dt.timedelta
+    """The user is silent if unheard for longer."""
 
     @property
     def is_known(self) -> bool:
@@ -86,13 +88,13 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the step judges this user's versions."""
         return self.is_known and (self.joins or self.counts or self.returns)
 
-    def user(self, coverage_gap: dt.timedelta, began: dt.datetime) -> User:
+    def user(self, began: dt.datetime) -> User:
         """The user as a judgement sees it in a run that ``began`` then; a user who is away has retired."""
         assert self.latest is not None  # noqa: S101 - only known users are judged
         away = None if self.joins or self.counts or self.returns else self.away_since
         return User(
             latest=self.latest,
-            coverage_gap=coverage_gap,
+            coverage_gap=self.coverage_gap,
             heard=self.latest.arrived_at >= began,
             retired_at=self.retired_at or away,
         )

@@ -82,6 +82,8 @@ class MembershipEvent(NamedTuple):
     schedule: str | None
     kind: Literal["joined", "left", "retired", "resumed"]
     at: dt.datetime
+    coverage_gap_seconds: int | None
+    """The schedule's; only with ``joined``."""
 
 
 class HoldEvent(NamedTuple):

@@ -60,6 +60,7 @@ target: Final = Table(
     count("projected_version"),
     Column("counts_since", UtcTime),
     Column("away_since", UtcTime),
+    Column("coverage_gap_seconds", BIG, nullable=False, server_default=text("129600")),
     UniqueConstraint("org_id", "user_id", "expression"),
     partial_index("ix_target_coming", "org_id", where=COMING),
     partial_index("ix_target_leaving", "org_id", where=LEAVING),

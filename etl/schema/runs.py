@@ -95,11 +95,12 @@ target_membership: Final = Table(
     Column("schedule", BYTEWISE),
     string("kind"),
     time("at"),
+    Column("coverage_gap_seconds", BIG),
     Index(None, "schedule", "target_id", "id"),
     Index(None, "target_id", "id"),
     Index(None, "run_id", "id"),
     partial_index("ix_target_membership_retired", "target_id", "at", where="schedule IS NULL"),
-    comment="When a target joined or left a schedule, was retired, or came back. Append-only.",
+    comment="When a target joined (with which gap) or left a schedule, was retired, or came back. Append-only.",
 )
 
 hold_event: Final = Table(

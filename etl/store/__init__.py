@@ -158,26 +158,22 @@ class Store(RunRecords):
             except FenceConflict as conflict:
                 suspects |= conflict.target_ids
 
-    def project(
-        self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime], gap_of: Callable[[Target], dt.timedelta]
-    ) -> None:
+    def project(self, run_id: int, began: dt.datetime, now: Callable[[], dt.datetime]) -> None:
         """Judge what the end of a run changes in organisations, and write it; see ``projection``.
 
-        ``began`` is when the run began; ``gap_of`` returns how long a user may be unheard before counting as silent.
+        ``began`` is when the run began.
         """
         due = self._read(lambda connection: story_rows.due_organisations(connection, run_id))
         for group in grouped(due, itemgetter(1), projection.MEMBERS_AT_ONCE):
             orgs = [org_id for org_id, _ in group]
             step = projection.Step(run_id, began, now())
             differing: set[FlowKey] = set()
-            while not self._project(orgs, step, gap_of, differing):
+            while not self._project(orgs, step, differing):
                 pass
 
-    def _project(
-        self, orgs: Sequence[str], step: projection.Step, gap_of: projection.GapOf, differing: set[FlowKey]
-    ) -> bool:
+    def _project(self, orgs: Sequence[str], step: projection.Step, differing: set[FlowKey]) -> bool:
         """Whether it is done. If not, another step came in between, or first lists turned out to differ."""
-        judged = self._read(lambda connection: projection.read_steps(connection, orgs, step, gap_of, differing))
+        judged = self._read(lambda connection: projection.read_steps(connection, orgs, step, differing))
         if not any(story.changes_something for story in judged):
             return True
         try:

@@ -61,6 +61,7 @@ _FENCES: Final = (
         change_set.c.hash,
         change_set.c.observed_at,
         _latest_hold,
+        target.c.coverage_gap_seconds,
     )
     .outerjoin_from(target, observation, observation.c.id == LATEST_SPAN)
     .outerjoin(change_set, and_(change_set.c.target_id == target.c.id, change_set.c.version == target.c.version))
@@ -155,7 +156,7 @@ def _workflows(connection: Connection, target_ids: Sequence[int]) -> Iterator[tu
 def _fence(row: Sequence[Any]) -> Fence:
     (org_id, user_id, expression, target_id, version, fence, observation_id, answer_digest, data_hash, flow_count,
      held_since, retired_at, held_asked_at, held_at, span_id, *span, head_hash, head_observed_at,
-     latest_hold_at) = row  # fmt: skip
+     latest_hold_at, coverage_gap_seconds) = row  # fmt: skip
     return Fence(
         target=Target(org_id, user_id, expression),
         target_id=target_id,
@@ -174,4 +175,5 @@ def _fence(row: Sequence[Any]) -> Fence:
         head_hash=head_hash,
         head_observed_at=head_observed_at,
         latest_hold_at=latest_hold_at,
+        coverage_gap=dt.timedelta(seconds=coverage_gap_seconds),
     )

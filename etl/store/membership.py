@@ -2,7 +2,8 @@
 
 | what a run finds | what it records |
 |---|---|
-| a schedule lists a target that is no member of it | `joined` |
+| a schedule lists a target that is no member of it | `joined`, with the schedule's coverage gap |
+| a schedule has another coverage gap than its members joined with | `joined`, for each of them |
 | a member is no longer in its schedule's list | `left` |
 | a target is in no schedule any more | `left`, for each schedule that it was a member of, and `retired` |
 | a retired target is in a list again, or is asked again | `resumed` |
@@ -11,21 +12,27 @@ Of one target, no event is dated before an earlier one, even where the clock wen
 times, which the seals of their runs cover. And no target retires before its last answer that was written: it would
 count as the first one after its return.
 
+A target has the longest coverage gap of the schedules that it is a member of; one that is no member keeps what it had.
+All members of a schedule have the same one.
+
 Writers take turns, so that ids are committed in order: a run that has seen event N has seen every event before it.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Select,
+    TextClause,
     bindparam,
     case,
     func,
@@ -41,7 +48,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from etl.config.target_list import TargetList
 from etl.database import STREAMED
 from etl.domain.guard import share_of
-from etl.domain.model import Target
+from etl.domain.model import USUAL_COVERAGE_GAP, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, observation, target, target_membership
 from etl.store import seals
 from etl.store.bulk import BulkValues
@@ -94,7 +101,39 @@ _MEMBERS: Final = (
     .where(target_membership.c.schedule == bindparam("schedule"), _IS_MEMBER)
     .order_by(target.c.id)
 )
+_GAP: Final = (
+    select(target_membership.c.coverage_gap_seconds)
+    .where(target_membership.c.schedule == bindparam("schedule"), _IS_MEMBER)
+    .limit(1)
+)
+LONGEST_GAP: Final = (
+    select(func.max(target_membership.c.coverage_gap_seconds))
+    .where(target_membership.c.target_id == target.c.id, _IS_MEMBER)
+    .correlate(target)
+    .scalar_subquery()
+)
+"""Of the schedules that a target is a member of; null for one that is no member."""
 _RETIRED: Final = select(*TARGET_KEY).where(target.c.retired_at.is_not(None)).order_by(target.c.id)
+
+
+def seconds(gap: dt.timedelta) -> int:
+    """A coverage gap in whole seconds; a part of one counts as one."""
+    return math.ceil(gap.total_seconds())
+
+
+_JOINED_WITH: Final = """
+    (SELECT joined.coverage_gap_seconds
+     FROM target_membership joined JOIN target listed ON listed.id = joined.target_id
+     WHERE joined.schedule = :listing AND joined.kind = 'joined'
+       AND listed.org_id = :listed_org AND listed.user_id = :listed_user AND listed.expression = :listed_expression
+     ORDER BY joined.id DESC LIMIT 1) = :listed_gap"""
+
+
+def joined_with(schedule: str, of: Target, gap: dt.timedelta) -> TextClause:
+    """Whether a target joined a schedule with this coverage gap, when it last did. As text, because SQLAlchemy leaves
+    out the names of tables in RETURNING on SQLite."""
+    mine = {"listed_org": of.org_id, "listed_user": of.user_id, "listed_expression": of.expression}
+    return text(_JOINED_WITH).bindparams(listing=schedule, listed_gap=seconds(gap), **mine)
 
 
 def latest(connection: Connection) -> int:
@@ -103,18 +142,26 @@ def latest(connection: Connection) -> int:
     return highest
 
 
-def record(connection: Connection, run_id: int, lists: Lists, now: dt.datetime) -> None:
-    """Record what differs between ``lists`` and the members of these schedules; new targets get their rows."""
+def record(
+    connection: Connection, run_id: int, lists: Lists, now: dt.datetime, gaps: Mapping[str, dt.timedelta]
+) -> None:
+    """Record what differs between ``lists`` and the members of these schedules; new targets get their rows.
+
+    ``gaps`` are the coverage gaps of the schedules.
+    """
     wait_for_turn(connection)
     listed = {name: _findable(targets) for name, targets in lists.items()}
     for name, targets in lists.items():
         members = TargetList(_targets(connection, _MEMBERS, schedule=name))
-        joining = (each for each in targets if each not in members)
-        for some in _chunks(joining):
+        gap = seconds(gaps.get(name, USUAL_COVERAGE_GAP))
+        is_as_before = connection.execute(_GAP, {"schedule": name}).scalar() in (None, gap)
+        for some in _chunks(each for each in targets if not (is_as_before and each in members)):
             connection.execute(REGISTER[connection.dialect.name], _WANTED.bound(connection, sorted(some)))
-            _insert(connection, run_id, some, "joined", now, name)
+            _insert(connection, run_id, some, "joined", now, name, gap)
+            _keep_longest_gap(connection, some)
         for some in _chunks(each for each in members if each not in listed[name]):
             _insert(connection, run_id, some, "left", now, name)
+            _keep_longest_gap(connection, some)
     back = [each for each in _targets(connection, _RETIRED) if any(each in targets for targets in listed.values())]
     resume(connection, run_id, back, now)
 
@@ -149,7 +196,7 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
         leaving = (
             select(
                 *(target_membership.c.target_id, literal(run_id), target_membership.c.schedule),
-                *(literal("left"), _at(now)),
+                *(literal("left"), _at(now), null()),
             )
             .join(target, target.c.id == target_membership.c.target_id)
             .join(wanted.org_id.table, mine)
@@ -169,20 +216,41 @@ def wait_for_turn(connection: Connection) -> None:
 
 
 def _insert(
-    connection: Connection, run_id: int, targets: Iterable[Target], kind: str, now: dt.datetime, schedule: str
+    connection: Connection,
+    run_id: int,
+    targets: Iterable[Target],
+    kind: str,
+    now: dt.datetime,
+    schedule: str,
+    gap_seconds: int | None = None,
 ) -> None:
     wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
     mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
     rows = (
-        select(target.c.id, literal(run_id), literal(schedule), literal(kind), _at(now))
+        select(
+            target.c.id, literal(run_id), literal(schedule), literal(kind), _at(now), literal(gap_seconds, BigInteger())
+        )
         .join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
         .order_by(*TARGET_KEY)
     )
     _insert_selected(connection, rows, _WANTED.bound(connection, list(targets)))
 
 
+def _keep_longest_gap(connection: Connection, targets: Iterable[Target]) -> None:
+    """Bring the coverage gaps of these targets up to date; rows are locked in id order."""
+    wanted = _WANTED.select(connection.dialect.name).subquery("wanted").c
+    mine = (target.c.org_id == wanted.org_id) & (target.c.user_id == wanted.user_id)
+    other = select(target.c.id).join(wanted.org_id.table, mine & (target.c.expression == wanted.expression))
+    other = other.where(target.c.coverage_gap_seconds != LONGEST_GAP).order_by(target.c.id).with_for_update(of=target)
+    numbers = connection.execute(other, _WANTED.bound(connection, list(targets))).scalars().all()
+    if numbers:
+        which = _NUMBERS.select(connection.dialect.name).subquery("which").c.target_id
+        longest = update(target).where(target.c.id == which).values(coverage_gap_seconds=LONGEST_GAP)
+        connection.execute(longest, _NUMBERS.bound(connection, [(number,) for number in numbers]))
+
+
 def _insert_selected(connection: Connection, rows: Select[Any], given: Mapping[str, Any]) -> None:
-    columns = ("target_id", "run_id", "schedule", "kind", "at")
+    columns = ("target_id", "run_id", "schedule", "kind", "at", "coverage_gap_seconds")
     connection.execute(insert(target_membership).from_select(columns, rows), given)
 
 
@@ -191,7 +259,7 @@ def _insert_numbered(
 ) -> None:
     if target_ids:
         wanted = _NUMBERS.select(connection.dialect.name).subquery("wanted").c
-        rows = select(target.c.id, literal(run_id), null(), literal(kind), at).order_by(target.c.id)
+        rows = select(target.c.id, literal(run_id), null(), literal(kind), at, null()).order_by(target.c.id)
         rows = rows.join(wanted.target_id.table, wanted.target_id == target.c.id)
         _insert_selected(connection, rows, _NUMBERS.bound(connection, [(number,) for number in target_ids]))
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
 
-from etl.domain.model import Target
 from etl.domain.organisation import judge
 from etl.domain.pending import Member, Version, listed_before, listing_changes, while_counting
 from etl.domain.states import EndedState, states_after
@@ -30,7 +29,6 @@ from etl.store import story_rows
 from etl.store.bulk import grouped
 from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow
 
-GapOf = Callable[[Target], dt.timedelta]
 MEMBERS_AT_ONCE: Final = 2_000
 """How many users are judged together, unless one organisation has more."""
 _LISTINGS_AT_ONCE: Final = 200_000
@@ -89,7 +87,7 @@ class StoryStep(msgspec.Struct):
 
 
 def read_steps(
-    connection: Connection, orgs: Sequence[str], step: Step, gap_of: GapOf, differing: Collection[FlowKey] = ()
+    connection: Connection, orgs: Sequence[str], step: Step, differing: Collection[FlowKey] = ()
 ) -> list[StoryStep]:
     """Read and judge the organisations, in one transaction that reads.
 
@@ -108,7 +106,7 @@ def read_steps(
             org_id,
             of,
             versions,
-            _context(org_id, of, step, gap_of),
+            _context(of, step),
             [member for member in of.by_id.values() if _is_affected(member)],
             any(member.is_held for member in of.by_id.values()),
         )
@@ -128,9 +126,9 @@ def _is_affected(member: Member) -> bool:
     return judged or (member.is_known and member.leaves)
 
 
-def _context(org_id: str, members: Members, step: Step, gap_of: GapOf) -> StepContext:
+def _context(members: Members, step: Step) -> StepContext:
     known = [member for member in members.by_id.values() if member.is_known]
-    users = {m.user_id: m.user(gap_of(Target(org_id, m.user_id)), step.began) for m in known}
+    users = {m.user_id: m.user(step.began) for m in known}
     came_back = (m for m in known if m.retired_at is None and (m.counts or m.returns))
     ended_stays = [m.away_since for m in came_back if m.away_since is not None]
     return StepContext(users, step.decided_at, ended_stays)

@@ -39,8 +39,8 @@ class RunRecords(Transactions):
         """``sign`` signs the seals; see ``require_signing``."""
         super().__init__(engine, stop)
         self._sign = sign
-        self._recorded: dict[str, tuple[Sequence[Target], int]] = {}
-        """The lists of schedules as last recorded, and the highest membership id then."""
+        self._recorded: dict[str, tuple[Sequence[Target], dt.timedelta | None, int]] = {}
+        """The lists and coverage gaps of schedules as last recorded, and the highest membership id then."""
         self._digested: tuple[Sequence[Target], str] = ((), targets_digest(()))
 
     def require_signing(self) -> None:
@@ -66,7 +66,9 @@ class RunRecords(Transactions):
         )
         if begun is None:
             return None
-        self._recorded.update({name: (targets, begun.membership_id) for name, targets in run.lists.items()})
+        self._recorded.update(
+            {name: (targets, run.gaps.get(name), begun.membership_id) for name, targets in run.lists.items()}
+        )
         return begun.run_id
 
     def _begin(
@@ -76,7 +78,8 @@ class RunRecords(Transactions):
         if begun is None or begun.repeats:
             return begun
         if all(
-            self._recorded.get(name, (None, 0)) == (targets, begun.membership_id) for name, targets in run.lists.items()
+            self._recorded.get(name) == (targets, run.gaps.get(name), begun.membership_id)
+            for name, targets in run.lists.items()
         ):
             return begun
         return runs.record_lists(connection, begun, run, now)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     exists,
+    false,
     func,
     literal,
     literal_column,
@@ -27,7 +28,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS, ChangeKind
-from etl.domain.model import Issue, Origin, Target, Verdict
+from etl.domain.model import USUAL_COVERAGE_GAP, Issue, Origin, Target, Verdict
 from etl.schema import (
     OWN_SLOT,
     TARGET_KEY,
@@ -64,6 +65,8 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     missed: int = 0
     lists: membership.Lists = {}
     """All the targets of its schedules; empty for a run whose targets were given by name."""
+    gaps: Mapping[str, dt.timedelta] = {}
+    """The coverage gaps of its schedules."""
     org_id: str | None = None
     """Set if it only asks for this organisation's targets."""
     user_id: str | None = None
@@ -118,17 +121,16 @@ def begin(connection: Connection, run: NewRun, now: dt.datetime, digest: str, as
     statement = dialect.insert(sync_run).values(
         **row, heartbeat_at=database_now(connection), scope=scope, targets_digest=digest
     )
-    columns = (sync_run.c.id, sync_run.c.scope, _REPEATS.label("repeats"))
+    columns = (sync_run.c.id, sync_run.c.scope, _repeats(run).label("repeats"))
     made = connection.execute(statement.on_conflict_do_nothing().returning(*columns)).first()
     if made is None:
         return None
-    is_whole_schedule = len(run.lists) == 1 and run.org_id is None and run.user_id is None
-    return Begun(made.id, _membership_in(made.scope), is_whole_schedule and bool(made.repeats))
+    return Begun(made.id, _membership_in(made.scope), bool(made.repeats))
 
 
 def record_lists(connection: Connection, begun: Begun, run: NewRun, now: dt.datetime) -> Begun:
     """Bring the memberships up to date with the run's lists, and record in the run that it saw them."""
-    membership.record(connection, begun.run_id, run.lists, now)
+    membership.record(connection, begun.run_id, run.lists, now, run.gaps)
     seen = membership.latest(connection)
     if seen != begun.membership_id:
         scope = f"{_scope(run, ())}{seen}}}"
@@ -148,6 +150,15 @@ _REPEATS: Final = exists().where(
 )
 """Whether the inserted row repeats the run before it. The scope ends with the latest membership id, so no membership
 was recorded since."""
+
+
+def _repeats(run: NewRun) -> ColumnElement[bool]:
+    """Whether a run of one whole schedule asks what the run before it asked, with the same coverage gap."""
+    name, targets = next(iter(run.lists.items()), ("", ()))
+    if not targets or len(run.lists) > 1 or run.org_id is not None or run.user_id is not None:
+        return false()
+    gap = run.gaps.get(name, USUAL_COVERAGE_GAP)
+    return and_(_REPEATS, membership.joined_with(name, targets[0], gap))
 
 
 def _scope(run: NewRun, asked: Sequence[Target]) -> str:

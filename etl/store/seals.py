@@ -128,7 +128,7 @@ EVENTS: Final = (
         _of_target(
             target_membership,
             *(target_membership.c.run_id, target_membership.c.schedule),
-            *(target_membership.c.kind, target_membership.c.at),
+            *(target_membership.c.kind, target_membership.c.at, target_membership.c.coverage_gap_seconds),
         ).order_by(target_membership.c.id),
     ),
     _Source(

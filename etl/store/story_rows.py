@@ -125,7 +125,8 @@ def due_organisations(connection: Connection, run_id: int) -> list[tuple[str, in
 
 _MEMBER: Final = (
     "t.org_id, t.id, t.user_id, t.version, t.projected_version, t.counts_since, t.away_since, "
-    "t.retired_at, t.held_since IS NOT NULL AS is_held, t.held_asked_at, t.held_at, o.last_asked_at, o.last_at"
+    "t.retired_at, t.held_since IS NOT NULL AS is_held, t.held_asked_at, t.held_at, o.last_asked_at, o.last_at, "
+    "t.coverage_gap_seconds"
 )
 _MEMBERS: Final = f"""{_USERS}
     LEFT JOIN observation o ON o.id = (SELECT max(latest.id) FROM observation latest WHERE latest.target_id = t.id)"""  # noqa: S608 - our own words
@@ -149,7 +150,7 @@ def read_members(connection: Connection, orgs: Sequence[str]) -> dict[str, Membe
 
 def _member(values: Sequence[Any]) -> Member:
     (target_id, user_id, version, projected, counts_since, away_since, retired_at, is_held, held_asked_at, held_at,
-     asked_at, last_at) = values  # fmt: skip
+     asked_at, last_at, coverage_gap_seconds) = values  # fmt: skip
     whole = None if last_at is None else Answer(asked_at, last_at)
     is_later = held_at is not None and (last_at is None or held_at > last_at)
     return Member(
@@ -164,6 +165,7 @@ def _member(values: Sequence[Any]) -> Member:
         held_at=held_at,
         latest=Answer(held_asked_at, held_at) if is_later else whole,
         whole=whole,
+        coverage_gap=dt.timedelta(seconds=coverage_gap_seconds),
     )
 
 

@@ -205,7 +205,7 @@ class Batch:
         self._judge.answered(fetched.fence.target for fetched in group)
         outcomes = [verdict.failed(a.fence, a.answer) for a in group if isinstance(a.answer, GatewayError)]
         outcomes += [
-            verdict.unchanged(fetched.fence, fetched.answer, self._options.gap_of(fetched.fence))
+            verdict.unchanged(fetched.fence, fetched.answer, fetched.fence.coverage_gap)
             for fetched in group
             if isinstance(fetched.answer, Snapshot) and not fetched.differs
         ]

@@ -180,7 +180,7 @@ class Judge:
 
     def _outcome(self, assessed: AssessedAnswer, decision: Decision) -> Outcome:
         fence, state, snapshot, _ = assessed
-        return verdict.judged(fence, state, snapshot, decision, self._options.gap_of(fence), self._options.approval)
+        return verdict.judged(fence, state, snapshot, decision, fence.coverage_gap, self._options.approval)
 
 
 def _approve(approval: Approval, fence: Fence, state: State, answered: Mapping[str, Flow], limits: Limits) -> Decision:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from etl.domain.holds import Approval
-from etl.domain.model import Fence, Target
 from etl.sync.removals import BatchRemovals, SecondRound
 from etl.sync.result import Tally
 
@@ -21,16 +19,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """None: judge only, write nothing."""
     began_at: dt.datetime | None = None
     """When the run began: no observation is dated earlier."""
-    coverage_gap: dt.timedelta
-    """A longer silence ends a span; ``gaps`` has targets whose schedule sets another one."""
-    gaps: Mapping[Target, dt.timedelta] = {}
     approval: Approval | None = None
     """Who approves which held removals; None except in an approval."""
     second: SecondRound | None = None
     """Set if the targets are asked a second time."""
-
-    def gap_of(self, fence: Fence) -> dt.timedelta:
-        return self.gaps.get(fence.target, self.coverage_gap)
 
 
 class BatchResult(NamedTuple):

@@ -21,32 +21,28 @@ from etl.sync.batch import BATCH_SIZE, Batch, RunContext
 from etl.sync.details import DetailLimits, ask_for_details
 from etl.sync.dispatch import Dispatcher, RemoteExecutor
 from etl.sync.messages import BatchResult, RunOptions
-from etl.sync.removals import RunRemovals, SecondRound
+from etl.sync.removals import RunRemovals
 from etl.sync.result import Details, RunReport, Tally
 from etl.system.background import BackgroundLoop
 
 _HEARTBEAT_SECONDS: Final = 20.0
-_OwnGap = Callable[[Target], dt.timedelta | None]
 
 
 def run(
     context: RunContext,
     new_run: NewRun,
     targets: Sequence[Target],
-    coverage_gap: dt.timedelta,
     executor: Executor,
     *,
     clock: Callable[[], dt.datetime],
-    own_gap: Callable[[Target], dt.timedelta | None] = lambda target: None,
     approval: Approval | None = None,
     remote: RemoteExecutor | None = None,
     details: DetailLimits | None = None,
 ) -> RunReport | None:
     """One run over ``targets``, each once; None if another run has its slot already.
 
-    ``details`` limits the details that are asked for workflows that changed (None: none). ``own_gap`` returns the
-    coverage gap of targets that do not have ``coverage_gap``. Batches run in ``executor``, or on ``remote``; if that is
-    lost, the rest runs here.
+    ``details`` limits the details that are asked for workflows that changed (None: none). Batches run in
+    ``executor``, or on ``remote``; if that is lost, the rest runs here.
     Raises DatabaseUnreachable if the database has gone for good: whatever was applied stays, and the next run declares
     this one dead.
     """
@@ -54,17 +50,17 @@ def run(
     run_id = context.store.begin_run(new_run, began_at, targets)
     if run_id is None:
         return None
-    options = RunOptions(run_id=run_id, began_at=began_at, coverage_gap=coverage_gap, approval=approval)
+    options = RunOptions(run_id=run_id, began_at=began_at, approval=approval)
     with structlog.contextvars.bound_contextvars(run_id=run_id), _heartbeat(context, run_id):
         tally, fetched_details = Tally(), None
         status: RunStatus = "aborted"
         with contextlib.suppress(RunClosed):
             dispatcher = Dispatcher(context, executor, remote)
-            _settle(context, options, targets, own_gap, dispatcher, tally)
+            _settle(context, options, targets, dispatcher, tally)
             if context.store.close_run(run_id, clock()):
                 if dispatcher.was_lost and not context.stop.is_set():
                     tally.recount(context.store.recount(run_id), len(targets))
-                _derive_events(context, options, began_at, clock, own_gap)
+                _derive_events(context, run_id, began_at, clock)
                 fetched_details = _details(context, run_id, tally, details)
                 status = _seal(context, run_id, tally, len(targets), clock)
     return RunReport(
@@ -86,13 +82,10 @@ def _seal(context: RunContext, run_id: int, tally: Tally, targets: int, clock: C
     return status if sealed else "aborted"
 
 
-def _derive_events(
-    context: RunContext, options: RunOptions, began_at: dt.datetime, clock: Callable[[], dt.datetime], own_gap: _OwnGap
-) -> None:
+def _derive_events(context: RunContext, run_id: int, began_at: dt.datetime, clock: Callable[[], dt.datetime]) -> None:
     """Derive the organisations' events. An error here fails no run: the next run judges the versions too."""
-    assert options.run_id is not None  # noqa: S101 - it is no plan
     try:
-        context.store.project(options.run_id, began_at, clock, lambda target: own_gap(target) or options.coverage_gap)
+        context.store.project(run_id, began_at, clock)
     except (DatabaseError, RunClosed):
         raise
     except Exception:
@@ -111,15 +104,14 @@ def _details(context: RunContext, run_id: int, tally: Tally, limits: DetailLimit
 def plan(
     context: RunContext,
     targets: Sequence[Target],
-    coverage_gap: dt.timedelta,
     executor: Executor,
     planned: Callable[[Sequence[Outcome]], None],
 ) -> Tally:
     """What a run would do now; writes nothing. ``planned`` gets the outcomes as they come, from several threads."""
-    options = RunOptions(run_id=None, coverage_gap=coverage_gap)
+    options = RunOptions(run_id=None)
     context = msgspec.structs.replace(context, planned=planned)
     tally = Tally()
-    _settle(context, options, targets, lambda target: None, Dispatcher(context, executor), tally)
+    _settle(context, options, targets, Dispatcher(context, executor), tally)
     return tally
 
 
@@ -136,7 +128,6 @@ def _settle(
     context: RunContext,
     options: RunOptions,
     targets: Sequence[Target],
-    own_gap: _OwnGap,
     dispatcher: Dispatcher,
     tally: Tally,
 ) -> None:
@@ -147,10 +138,10 @@ def _settle(
         lambda orgs: context.store.removals(options.run_id, orgs, context.limits),
         context.store.listed_workflows,
     )
-    for work, settled in _in_window(dispatcher, _first_batches(options, targets, own_gap), context.stop):
+    for work, settled in _in_window(dispatcher, _first_batches(options, targets), context.stop):
         tally.merge(settled.tally)
         removals.add_first(enumerate(work.targets, work.start), settled.found)
-    again = () if context.stop.is_set() else _second_batches(options, removals, own_gap)
+    again = () if context.stop.is_set() else _second_batches(options, removals)
     for work, settled in _in_window(dispatcher, again, context.stop):
         tally.merge(settled.tally)
         tally.asked_again += len(work.targets)
@@ -160,28 +151,20 @@ def _settle(
         if context.stop.is_set():
             tally.interrupted += len(undecided)
         elif undecided:
-            its_options = _with_gaps(options, [each.fence.target for each in undecided], own_gap, second_round)
+            its_options = msgspec.structs.replace(options, second=second_round)
             tally.merge(Batch(context, its_options, dispatcher.breaker).decide(undecided).tally)
     tally.interrupted += removals.unsettled
 
 
-def _first_batches(options: RunOptions, targets: Sequence[Target], own_gap: _OwnGap) -> Iterator[_Work]:
+def _first_batches(options: RunOptions, targets: Sequence[Target]) -> Iterator[_Work]:
     for start in range(0, len(targets), BATCH_SIZE):
         batch = targets[start : start + BATCH_SIZE]
-        yield _Work(_with_gaps(options, batch, own_gap), batch, start)
+        yield _Work(options, batch, start)
 
 
-def _second_batches(options: RunOptions, removals: RunRemovals, own_gap: _OwnGap) -> Iterator[_Work]:
+def _second_batches(options: RunOptions, removals: RunRemovals) -> Iterator[_Work]:
     for batch, second_round in removals.batches(BATCH_SIZE):
-        yield _Work(_with_gaps(options, batch, own_gap, second_round), batch)
-
-
-def _with_gaps(
-    options: RunOptions, targets: Iterable[Target], own_gap: _OwnGap, second_round: SecondRound | None = None
-) -> RunOptions:
-    """The options for these targets only: small, however many targets the run has."""
-    gaps = {target: gap for target in targets if (gap := own_gap(target)) is not None}
-    return msgspec.structs.replace(options, gaps=gaps, second=second_round)
+        yield _Work(msgspec.structs.replace(options, second=second_round), batch)
 
 
 def _in_window(

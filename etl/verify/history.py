@@ -23,8 +23,23 @@ _latest: Final = (
     .correlate(target)
     .scalar_subquery()
 )
+_move, _later = target_membership.alias("move"), target_membership.alias("later")
+_longest_gap: Final = (
+    select(func.max(_move.c.coverage_gap_seconds))
+    .where(
+        _move.c.target_id == target.c.id,
+        _move.c.kind == "joined",
+        ~exists().where(
+            _later.c.target_id == _move.c.target_id, _later.c.schedule == _move.c.schedule, _later.c.id > _move.c.id
+        ),
+    )
+    .correlate(target)
+    .scalar_subquery()
+)
+"""Of the schedules that list the target; null: none does."""
 _MEMBERS: Final = select(
-    target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at
+    *(target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at),
+    *(target.c.coverage_gap_seconds, _longest_gap.label("longest_gap")),
 ).outerjoin(target_membership, target_membership.c.id == _latest)
 _HOLDS: Final = select(target.c.id, *TARGET_KEY, target.c.held_since).where(
     target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id)
@@ -83,6 +98,9 @@ def _retirements(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[F
         if row.retired_at != expected:
             told = f"{shown(expected)}, as target_membership has it"
             yield _finding(row, "target.retired_at", told, shown(row.retired_at))
+        elif row.longest_gap not in (None, row.coverage_gap_seconds):
+            told = f"{row.longest_gap}, the longest of the schedules that list it"
+            yield _finding(row, "target.coverage_gap_seconds", told, str(row.coverage_gap_seconds))
     yield from _order(connection, rows)
 
 

@@ -91,7 +91,7 @@ _ISSUES: Final = _by_run(
 )
 _MEMBERSHIPS: Final = _by_run(
     target_membership,
-    *(*TARGET_KEY, *_columns(target_membership, ("run_id", "schedule", "kind", "at"))),
+    *(*TARGET_KEY, *_columns(target_membership, ("run_id", "schedule", "kind", "at", "coverage_gap_seconds"))),
     order=[target_membership.c.id],
 )
 _HOLDS: Final = _by_run(

@@ -131,6 +131,7 @@ def target() -> None:
         number("projected_version", big=False, default="0"),
         time("counts_since", null=True),
         time("away_since", null=True),
+        number("coverage_gap_seconds", default="129600"),
         primary("target", "id"),
         unique("target", "org_id", "user_id", "expression"),
         checks={
@@ -328,13 +329,15 @@ def target_membership() -> None:
         key("schedule", null=True),
         text("kind"),
         time("at"),
+        number("coverage_gap_seconds", null=True),
         primary("target_membership", "id"),
         checks={
             "id": "id >= 1",
             "kind": one_of("kind", "joined", "left", "retired", "resumed"),
             "schedule": "(kind = 'joined' OR kind = 'left') = (schedule IS NOT NULL)",
+            "coverage_gap": "(kind = 'joined') = (coverage_gap_seconds IS NOT NULL)",
         },
-        comment="When a target joined or left a schedule, was retired, or came back. Append-only.",
+        comment="When a target joined (with which gap) or left a schedule, was retired, or came back. Append-only.",
     )
     index("target_membership", "schedule", "target_id", "id")
     index("target_membership", "target_id", "id")

@@ -131,7 +131,6 @@ class Run(threading.Thread):
             self._app.run_context(),
             a_run("command", len(targets)),
             targets,
-            self._app.settings.coverage_gap,
             self._app.batches,
             clock=utc_now,
             remote=self._app.cluster,
@@ -288,7 +287,7 @@ def coordinator_of(site: Site) -> cluster.Coordinator:
     return cluster.Coordinator(token="t", host="h", pid=1, build=worker_application, policy=policy)
 
 
-OF_NO_RUN = sync.RunOptions(run_id=987_654, coverage_gap=utc_now() - utc_now())
+OF_NO_RUN = sync.RunOptions(run_id=987_654)
 
 
 def test_a_worker_of_another_version_refuses(site: Site) -> None:

@@ -36,7 +36,7 @@ from etl.store import NewRun, commit
 from etl.verify import verify
 from tests.support import postgres as local_postgres
 from tests.support.answers import outcome
-from tests.support.builders import GAP, START, Diary, after, flow, numbered
+from tests.support.builders import START, Diary, after, flow, numbered
 from tests.support.enos import LocalGateway
 from tests.support.house import House, gone
 from tests.support.program import KEY, SECRET, Program
@@ -272,7 +272,7 @@ def test_a_hundred_runs_leave_no_thread_no_descriptor_and_no_memory_behind(house
         for number in range(100):
             house.world.rename(ORG, "1", f"name {number}")
             new = NewRun(origin="command", host="here", pid=1, targets=2)
-            report = sync.run(context, new, [ALICE, BERTA], GAP, batches, clock=house.now)
+            report = sync.run(context, new, [ALICE, BERTA], batches, clock=house.now)
             assert report is not None
             assert report.status == "succeeded"
             used.append((threading.active_count(), len(os.listdir("/proc/self/fd")), resident_kib()))

@@ -214,6 +214,7 @@ class Story:
     """Runs at noon, each of which asks some targets one after the other; an answer of None is a failure."""
 
     def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.store = Store(engine)
 
     def run(
@@ -231,7 +232,8 @@ class Story:
         outcomes = [self._judge(*answer, at + number * BETWEEN, by) for number, answer in enumerate(answers.items(), 1)]
         assert self.store.apply(run_id, outcomes, builders.UNCHECKED) == set()
         ends_at = at + dt.timedelta(minutes=1)
-        self.store.project(run_id, at, lambda: ends_at, lambda target: COVERAGE_GAP)
+        builders.set_coverage_gap(self.engine, COVERAGE_GAP)
+        self.store.project(run_id, at, lambda: ends_at)
         assert self.store.finish_run(run_id, status, {}, ends_at)
 
     def _judge(self, target: Target, answer: list[Flow] | None, at: dt.datetime, by: str | None) -> Outcome:

@@ -200,8 +200,8 @@ TAMPERINGS = {
     "a user that was never to be asked": "UPDATE sync_run SET scope = replace(scope, 'null', '\"o9\"') WHERE id = 1",
     "an invented member": (
         "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');"
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
-        " SELECT 99, run_id, schedule, kind, at FROM target_membership WHERE id = 1"
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds)"
+        " SELECT 99, run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1"
     ),
     "a hold that began earlier": f"UPDATE hold_event SET at = {AT} WHERE kind = 'held'",
     "a hold of less": "UPDATE hold_event SET flow_ids = '[\"3\"]' WHERE kind = 'held'",

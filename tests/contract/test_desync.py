@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +43,7 @@ class Life:
         self._change()
         targets = [Target("org", user) for user in self._dice.sample(USERS, len(USERS))]
         begun = NewRun(targets=len(targets), origin="command", host="here", pid=1)
-        report = sync.run(context, begun, targets, dt.timedelta(days=1), batches, clock=utc_now)
+        report = sync.run(context, begun, targets, batches, clock=utc_now)
         assert report is not None
         return report
 

@@ -373,7 +373,6 @@ class Lives(RuleBasedStateMachine):
             context,
             new,
             chosen,
-            model.GAP,
             batches,
             clock=self.clock,
             approval=Approval("somebody", None) if approved else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import sqlite3
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event, func, select, text, update
 
 from etl.database import connect, reading, upgrade, writing
-from etl.domain.model import Flow, Target
+from etl.domain.model import USUAL_COVERAGE_GAP, Flow, Target
 from etl.domain.story import Answer, Judgement, Listed
 from etl.errors import Refused
 from etl.report import Report
@@ -22,7 +23,7 @@ from tests.organisation.runs import Simulation
 from tests.organisation.settings import DIFFICULT, ORDINARY
 from tests.organisation.world import START, Setting
 from tests.support import checker, story_checker
-from tests.support.builders import GAP, UNCHECKED, after, flow, judged, numbered, snapshot
+from tests.support.builders import UNCHECKED, after, flow, judged, numbered, snapshot
 from tests.support.trails import ANN, BEN, House, findings
 from tests.support.years import Clock
 
@@ -77,7 +78,7 @@ def contradictions(engine: Engine) -> list[str]:
     return story_checker.check(checker.tables_of(url), settled=True)
 
 
-WORLDS = ("holds", "joining and leaving", "restless rights", "everything")
+WORLDS = ("other gaps", "holds", "joining and leaving", "restless rights", "everything")
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -133,6 +134,42 @@ def test_an_approval_while_a_run_judges_is_told_once(engine: Engine, before: str
     assert waiting == []
     assert sorted(events_in(engine)) == [("appeared", "9"), *(("disappeared", str(number)) for number in range(3, 7))]
     assert contradictions(engine) == findings(engine) == []
+
+
+HOURLY, WEEKLY = dt.timedelta(seconds=3), dt.timedelta(days=10)
+
+
+def test_a_target_has_the_longest_coverage_gap_of_the_schedules_that_list_it(engine: Engine) -> None:
+    """Recorded with the membership; also where only the gap of a schedule has changed, and another process runs it."""
+    short, long, longest = (dt.timedelta(days=days) for days in (1, 10, 20))
+    house = House(engine)
+    for lists, gaps, expected in (
+        ({"hourly": [ANN], "weekly": [ANN, BEN]}, {"hourly": short, "weekly": long}, {ANN: long, BEN: long}),
+        ({"hourly": [ANN, BEN]}, {"hourly": longest}, {ANN: longest, BEN: longest}),
+        ({"hourly": [ANN, BEN]}, {"hourly": short}, {ANN: long, BEN: long}),
+        ({"weekly": [BEN]}, {"weekly": long}, {ANN: short, BEN: long}),
+        ({"weekly": [BEN]}, {"weekly": longest}, {ANN: short, BEN: longest}),
+        ({"hourly": [ANN]}, {}, {ANN: USUAL_COVERAGE_GAP, BEN: longest}),
+    ):
+        house.store = Store(engine)
+        house.serve(lists, gaps=gaps)
+        assert {fence.target: fence.coverage_gap for fence in house.store.fences([ANN, BEN])} == expected
+    assert findings(engine) == []
+
+
+def test_the_silence_of_a_user_is_measured_by_the_users_own_schedule(engine: Engine) -> None:
+    """Ben is asked once a week: he is not silent when an hourly run or an approval judges what Ann lost."""
+    house, clock = House(engine), Clock()
+    house.upstream.clock = clock
+    gaps = {"hourly": HOURLY, "weekly": WEEKLY}
+    house.serve({"hourly": [ANN], "weekly": [BEN]}, gaps=gaps)
+    clock.move(seconds=4)
+    house.upstream.lists[ANN] = numbered(2, 6)
+    house.serve({"hourly": [ANN]}, gaps=gaps)
+    house.run([ANN])
+    assert events_in(engine) == []
+    house.serve({"hourly": [ANN], "weekly": [BEN]}, gaps=gaps)
+    assert events_in(engine) == [("access_lost", "1")]
 
 
 def test_a_disappearance_begins_with_the_last_answer_of_a_user_who_counts(engine: Engine) -> None:
@@ -264,7 +301,7 @@ def test_states_do_not_overlap_when_an_earlier_answer_is_judged_later(engine: En
         assert store.apply(run_id, [told], UNCHECKED) == set()
 
     def end(run_id: int, minutes: int) -> None:
-        store.project(run_id, after(minutes=minutes - 3), lambda: after(minutes=minutes), lambda target: GAP)
+        store.project(run_id, after(minutes=minutes - 3), lambda: after(minutes=minutes))
         assert store.finish_run(run_id, "succeeded", {}, after(minutes=minutes))
 
     for minutes in (0, 10):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 import json
 from collections import Counter
@@ -125,7 +124,7 @@ def test_every_record_about_a_request_names_its_target_and_run(engine: Engine, l
     targets = [Target("o1", "ann"), Target("o1", "bob")]
     with run_context(Store(engine), Faulty()) as (context, batches):
         new = NewRun(origin="command", host="here", pid=1, targets=2)
-        report = sync.run(context, new, targets, dt.timedelta(hours=36), batches, clock=lambda: START)
+        report = sync.run(context, new, targets, batches, clock=lambda: START)
     assert report is not None
     crashed = [each for each in entries(lines) if each["event"] == "target_crashed"]
     assert {(each["run_id"], each["target"]) for each in crashed} == {

@@ -22,7 +22,7 @@ SHA = "0" * 64
 CONTRACT = {
     "target": "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest "
     "flow_count consecutive_failures last_error_code last_error held_since retired_at held_asked_at held_at "
-    "projected_version counts_since away_since",
+    "projected_version counts_since away_since coverage_gap_seconds",
     "workflow": "target_id flow_id flow_name cycle editable first_listed_at changed_at missing_since doubted",
     "change_set": "id target_id version run_id kind observed_at last_unchanged_at asked_at previous_at held_asked_at "
     "held_at flow_count state_digest baseline added removed cycle_changed renamed editable_changed approved_by "
@@ -33,7 +33,7 @@ CONTRACT = {
     "notified_at scope targets_digest host pid targets changed unchanged held failed stale baseline added removed "
     "cycle_changed renamed editable_changed",
     "sync_issue": "id run_id target_id verdict error_code message attempts missing",
-    "target_membership": "id target_id run_id schedule kind at",
+    "target_membership": "id target_id run_id schedule kind at coverage_gap_seconds",
     "hold_event": "id target_id run_id kind at flow_ids doubted data_hash",
     "pruned_issues": "id run_id pruned_run_id at",
     "run_seal": "id format run_id parent seal sealed_at targets_digest change_sets_digest issues_digest events_digest "

@@ -340,8 +340,8 @@ TAMPERINGS = {
     ),
     "an invented user of a schedule": (
         "INSERT INTO target (id, org_id, user_id) VALUES (99, 'o1', 'eve');"
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
-        " SELECT 99, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds)"
+        " SELECT 99, run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1",
         "run_seal.events_digest",
     ),
     "a user that was never asked": (
@@ -396,8 +396,9 @@ BESIDE = {
         "sync_run.id should be numbered from 1, but is numbered from -9223372036854775808",
     ),
     "a membership of a run with the highest number of all": (
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
-        " SELECT target_id, 9223372036854775807, schedule, kind, at FROM target_membership WHERE id = 1",
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds)"
+        " SELECT target_id, 9223372036854775807, schedule, kind, at, coverage_gap_seconds FROM target_membership"
+        " WHERE id = 1",
         "run_id should be without rows of run 9223372036854775807",
     ),
     "an issue of a run with the lowest number of all": (
@@ -405,8 +406,8 @@ BESIDE = {
         "run_id should be without rows of run -9223372036854775808",
     ),
     "a membership of nobody": (
-        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at)"
-        " SELECT 999, run_id, schedule, kind, at FROM target_membership WHERE id = 1",
+        "INSERT INTO target_membership (target_id, run_id, schedule, kind, at, coverage_gap_seconds)"
+        " SELECT 999, run_id, schedule, kind, at, coverage_gap_seconds FROM target_membership WHERE id = 1",
         "target_membership should be without rows of target 999",
     ),
     "a hold of nobody": (

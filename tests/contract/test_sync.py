@@ -676,7 +676,7 @@ def test_a_batch_that_was_begun_before_is_counted_as_it_was_written(house):
     house.see(erin, numbered(1, 2))
     with house.run_context() as (context, _):
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=3), house.now())
-        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP)
+        order = sync.RunOptions(run_id=run_id)
         first = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, nobody])
         asked = len(house.upstream.deliveries.entries())
         again = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [dave, erin, nobody])
@@ -693,7 +693,7 @@ def test_a_batch_that_was_begun_before_does_not_observe_an_unchanged_target_agai
     with house.run_context() as (context, _):
         began_at = house.now()
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), began_at, [ALICE])
-        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP, began_at=began_at)
+        order = sync.RunOptions(run_id=run_id, began_at=began_at)
         for _ in range(2):
             settled = sync.settle_remaining(context, order, sync.CircuitBreaker(9), [ALICE])
             assert dict(settled.tally.verdicts) == {"unchanged": 1}
@@ -712,7 +712,7 @@ def test_what_a_lost_process_writes_after_the_look_is_not_observed_again(house):
     with house.run_context() as (context, _):
         began_at = house.now()
         run_id = context.store.begin_run(NewRun(origin="command", host="here", pid=1, targets=1), began_at, [ALICE])
-        order = sync.RunOptions(run_id=run_id, coverage_gap=GAP, began_at=began_at)
+        order = sync.RunOptions(run_id=run_id, began_at=began_at)
         lost = [Batch(context, order, sync.CircuitBreaker(9))]
 
         def commit_meanwhile(connection, cursor, statement, *rest):

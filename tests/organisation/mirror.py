@@ -18,7 +18,7 @@ from etl.schema import target
 from etl.store import NewRun, Store, projection
 from tests.organisation.state import KnownState
 from tests.organisation.world import HOUR, START
-from tests.support.builders import UNCHECKED, snapshot
+from tests.support.builders import UNCHECKED, set_coverage_gap, snapshot
 
 EPOCH = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MICROSECOND = dt.timedelta(microseconds=1)
@@ -43,6 +43,8 @@ class Mirror(KnownState):
     def answered(self, user: str, flows: Any, answer: Answer, held: Set[str] = frozenset()) -> None:
         super().answered(user, flows, answer, held)
         (fence,) = self.store.fences([Target("o1", user)])
+        if not fence.version:
+            set_coverage_gap(self.engine, self.gaps[user] * MICROSECOND, fence.target)
         listed = [Flow(flow_id, *seen) for flow_id, seen in flows.items() if flow_id not in held]
         given = snapshot(listed, moment(answer.arrived_at), target=fence.target)
         given = msgspec.structs.replace(given, asked_at=moment(answer.asked_at), sole_answer=True)
@@ -69,12 +71,7 @@ class Mirror(KnownState):
 
     def step(self, decided_at: Any, began: Any = None) -> list[Judgement]:
         judgements = super().step(decided_at, began)
-        self.store.project(
-            self.run_id,
-            moment(began),
-            lambda: moment(decided_at),
-            lambda target: self.gaps[target.user_id] * MICROSECOND,
-        )
+        self.store.project(self.run_id, moment(began), lambda: moment(decided_at))
         return judgements
 
 
@@ -98,7 +95,7 @@ class Small:
     def judged(self) -> list[projection.StoryStep]:
         step = projection.Step(self.state.run_id, moment(self.at), moment(self.at + 9))
         with reading(self.engine) as connection:
-            return projection.read_steps(connection, ["o1"], step, lambda _: dt.timedelta(days=9))
+            return projection.read_steps(connection, ["o1"], step)
 
     def end(self) -> None:
         self.state.step(self.at + 10, self.at)

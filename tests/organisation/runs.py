@@ -21,7 +21,9 @@ class Simulation:
         self.setting = setting
         self.everybody = [f"u{number}" for number in range(setting.users)]
         self.schedules = setting.schedules(self.everybody)
-        self.state = KnownState({user: s.coverage_gap for s in self.schedules for user in s.users}, judge)
+        self.state = KnownState(
+            {user: max(s.coverage_gap for s in self.schedules if user in s.users) for user in self.everybody}, judge
+        )
         self.world.watched = set(self.everybody)
         self.counts_since: dict[str, Moment] = {}
         """By user who counts, when their first answer was read."""

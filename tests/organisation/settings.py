@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.organisation.world import HOUR, SECOND, Schedule, Setting
 
 MINUTE = 60 * SECOND
@@ -35,6 +37,12 @@ def overlapping(users: list[str]) -> list[Schedule]:
     ]
 
 
+def other_gaps(users: list[str]) -> list[Schedule]:
+    """Some users are soon silent, some never, and some are in both schedules: for them the longer gap counts."""
+    often, seldom = two_by_turns(users)
+    return [replace(often, coverage_gap=2 * HOUR), replace(seldom, coverage_gap=10 * DAY)]
+
+
 def soon_silent(users: list[str]) -> list[Schedule]:
     """After two failures a user counts as silent."""
     return [Schedule(tuple(users), HOUR, 10 * MINUTE, MINUTE, 90 * MINUTE)]
@@ -51,6 +59,7 @@ ORDINARY = {
 DIFFICULT = {
     "a slow run": Setting(schedules=all_day, changes_an_hour=6),
     "two schedules": Setting(schedules=two_by_turns, changes_an_hour=6),
+    "other gaps": Setting(schedules=other_gaps, changes_an_hour=6, failing=0.1, outages_an_hour=0.05),
     "overlapping runs": Setting(schedules=overlapping, changes_an_hour=6),
     "silence": Setting(schedules=soon_silent, changes_an_hour=6, failing=0.1),
     "runs far apart": Setting(users=15, schedules=silent_at_once, changes_an_hour=0.05, failing=0.03),

@@ -22,7 +22,7 @@ from etl.domain.model import Flow, Outcome, RunStatus, Target
 from etl.errors import Refused
 from etl.store import NewRun
 from etl.web import HttpServer, create_app
-from tests.support.builders import GAP, UNCHECKED, Diary, after, flow, numbered
+from tests.support.builders import UNCHECKED, Diary, after, flow, numbered
 
 NOW = after(days=38, hours=5)
 COVERAGE_GAP = dt.timedelta(hours=36)
@@ -70,7 +70,7 @@ def _run(diary: Diary, at: dt.datetime, outcomes: list[Outcome]) -> None:
     assert diary.store.apply(run_id, outcomes, UNCHECKED) == set()
     counts = Counter[str](outcome.verdict for outcome in outcomes)
     status: RunStatus = "partial" if counts["failed"] or counts["held"] else "succeeded"
-    diary.store.project(run_id, at - dt.timedelta(minutes=1), lambda: at + dt.timedelta(seconds=30), lambda _: GAP)
+    diary.store.project(run_id, at - dt.timedelta(minutes=1), lambda: at + dt.timedelta(seconds=30))
     diary.store.finish_run(run_id, status, counts, at + dt.timedelta(minutes=1))
 
 

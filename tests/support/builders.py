@@ -7,16 +7,17 @@ from collections.abc import Iterable
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, true, tuple_, update
 
-from etl.database import reading
+from etl.database import reading, writing
 from etl.domain import guard, verdict
 from etl.domain.chain import state_digest
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval
 from etl.domain.model import Fence, Flow, Origin, Outcome, Snapshot, Span, Target
 from etl.errors import Refused
-from etl.store import NewRun, Removals, RunBegun, Store
+from etl.schema import TARGET_KEY, target
+from etl.store import NewRun, Removals, RunBegun, Store, membership
 from tests.support import checker
 
 LIMITS = Limits()
@@ -121,6 +122,13 @@ def run_row(at: dt.datetime, **own: object) -> dict[str, object]:
     return {"origin": "command", "status": "succeeded", **times, "host": "h", "pid": 1, **own}
 
 
+def set_coverage_gap(engine: Engine, gap: dt.timedelta, *targets: Target) -> None:
+    """As if a schedule with this gap listed the targets; none: all that the database knows."""
+    mine = tuple_(*TARGET_KEY).in_(targets) if targets else true()
+    with writing(engine) as connection:
+        connection.execute(update(target).where(mine).values(coverage_gap_seconds=membership.seconds(gap)))
+
+
 def judged(
     store: Store,
     before: Fence,
@@ -186,7 +194,7 @@ class Diary:
 
     def project(self, at: dt.datetime) -> None:
         """Derive the organisations' events, as the end of a run does."""
-        self.store.project(self.begin(), at, lambda: at, lambda _: GAP)
+        self.store.project(self.begin(), at, lambda: at)
 
     def check(self, *, settled: bool = True, every_answer: bool = False) -> None:
         """Assert that the independent checker finds nothing wrong."""

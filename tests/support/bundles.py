@@ -93,7 +93,8 @@ class Story:
         number, started_at = len(self.rows["runs"]) + 1, self.now
         for kind, targets in (("joined", joins), ("left", leaves), ("retired", leaves)):
             for target in targets:
-                self._event("memberships", target, number, kind=kind, schedule=schedule if kind != "retired" else None)
+                listed, gap = schedule if kind != "retired" else None, 129600 if kind == "joined" else None
+                self._event("memberships", target, number, kind=kind, schedule=listed, coverage_gap_seconds=gap)
         for target, answer in answers.items():
             self.now += MINUTE / 10
             self._observe(number, target, answer, approved_by)

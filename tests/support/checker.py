@@ -598,7 +598,10 @@ def _digests(run: Row, tables: Row, targets: dict[int, list[str]]) -> list[str]:
     made = sorted(rows("change_set"), key=lambda row: (targets[row.target_id], row.version))
     issues = sorted(rows("sync_issue"), key=lambda row: (targets[row.target_id], row.id))
     events = [
-        [[*targets[row.target_id], row.run_id, row.schedule, row.kind, row.at] for row in rows("target_membership")],
+        [
+            [*targets[row.target_id], row.run_id, row.schedule, row.kind, row.at, row.coverage_gap_seconds]
+            for row in rows("target_membership")
+        ],
         [
             [
                 *targets[row.target_id],

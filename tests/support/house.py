@@ -22,7 +22,6 @@ from etl.gateway import Gateway
 from etl.store import NewRun, Store
 from etl.system.clock import utc_now
 from tests.support import checker
-from tests.support.builders import GAP
 from tests.support.contexts import run_context
 from tests.support.enos import Fault, Kind, LocalGateway, Order
 
@@ -89,8 +88,7 @@ class House:
         with self.run_context(store) as (context, batches):
             begun = NewRun(targets=len(targets), **known)
             approval = None if by is None else Approval(by, scopes)
-            gap, clock = GAP, self.now
-            return sync.run(context, begun, targets, gap, batches, clock=clock, approval=approval, details=details)
+            return sync.run(context, begun, targets, batches, clock=self.now, approval=approval, details=details)
 
     def sync(
         self, *targets: Target, by: str | None = None, scopes: dict[Target, str] | None = None, **verdicts: int

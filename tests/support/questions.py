@@ -21,7 +21,7 @@ from etl.domain.model import Flow, Outcome, Snapshot, Target
 from etl.errors import GatewayError, Interrupted
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
-from tests.support.builders import GAP, LIMITS
+from tests.support.builders import LIMITS
 from tests.support.contexts import run_context
 
 Lists = dict[Target, Sequence[Flow]]
@@ -95,7 +95,6 @@ class Runs:
                 context,
                 new,
                 targets,
-                GAP,
                 batches,
                 clock=self.upstream.clock,
                 approval=Approval(by, None) if by else None,
@@ -107,7 +106,7 @@ class Runs:
         self.upstream.asked.clear()
         outcomes: list[Outcome] = []
         with self.run_context() as (context, batches):
-            return sync.plan(context, targets, GAP, batches, outcomes.extend), outcomes
+            return sync.plan(context, targets, batches, outcomes.extend), outcomes
 
     def rows(self, select: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:

@@ -17,7 +17,7 @@ from etl.notify.digest import Digest
 from etl.notify.run_digest import digest_of
 from etl.schema import sync_run
 from etl.store import NewRun, Store, UnnotifiedRun
-from tests.support.builders import GAP, UNCHECKED, judged, snapshot
+from tests.support.builders import UNCHECKED, judged, snapshot
 
 ON = (*DELTA_KINDS, *TARGET_ISSUE_KINDS)
 ANN, BOB, EVE = Target("o1", "ann"), Target("o1", "bob"), Target("o2", "eve")
@@ -57,7 +57,7 @@ class RunHistory:
 
     def finish(self, run_id: int, status: RunStatus = "succeeded") -> None:
         end = self._next + dt.timedelta(seconds=10)
-        self.store.project(run_id, self._next, lambda: end, lambda _: GAP)
+        self.store.project(run_id, self._next, lambda: end)
         assert self.store.finish_run(run_id, status, {}, end)
         with writing(self.engine) as connection:  # the heartbeat uses the database's clock, not the test's
             connection.execute(update(sync_run).where(sync_run.c.id == run_id).values(heartbeat_at=end))

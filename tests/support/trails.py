@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, text
@@ -15,7 +15,7 @@ from etl.errors import Refused
 from etl.store import NewRun, Store
 from etl.store.seals import Sign
 from etl.verify import verify
-from tests.support.builders import GAP, flow, numbered
+from tests.support.builders import flow, numbered
 from tests.support.questions import Runs, Upstream, now, users
 
 ANN, BEN, CAT, DAN = users(4)
@@ -30,14 +30,16 @@ class House(Runs):
         super().__init__(engine, Upstream(first), Limits(min_removed=3), sign)
         self.store = Store(engine, sign=sign)
 
-    def serve(self, lists: Lists, *, by: str | None = None, org: str | None = None) -> sync.RunReport:
+    def serve(
+        self, lists: Lists, *, by: str | None = None, org: str | None = None, gaps: Mapping[str, dt.timedelta] = {}
+    ) -> sync.RunReport:
         self.upstream.asked.clear()
         self.upstream.stop.clear()
         asked = {target for listed in lists.values() for target in listed if org in (None, target.org_id)}
         targets = sorted(asked)
-        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, org_id=org)
+        new = NewRun(origin="command", host="here", pid=1, targets=len(targets), lists=lists, gaps=gaps, org_id=org)
         with self.run_context() as (context, batches):
-            report = sync.run(context, new, targets, GAP, batches, clock=self.upstream.clock)
+            report = sync.run(context, new, targets, batches, clock=self.upstream.clock)
         assert report is not None
         return report
 

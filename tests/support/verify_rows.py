@@ -107,8 +107,8 @@ class Made:
         head = (self._number, *name, len(made), len(made), ids[-1], *[last[0].state_digest] * 3)
         columns = "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
         self._insert(target, f"{columns} flow_count", [(*head, len(self._listing.flows))])
-        member = (self._number, self._number, 1, "all", "joined", stamp(self._connection, START))
-        self._insert(target_membership, "id target_id run_id schedule kind at", [member])
+        member = (self._number, self._number, 1, "all", "joined", stamp(self._connection, START), 129600)
+        self._insert(target_membership, "id target_id run_id schedule kind at coverage_gap_seconds", [member])
         self._insert(change_set, _CHANGE_SET, [self._row(*each) for each in zip(ids, made, strict=True)])
         spans = [
             (number, self._number, c.version, *self._span(c.observed_at))

@@ -18,7 +18,15 @@ from tests.organisation.cases import cases, derived, promised
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle
 from tests.organisation.runs import Simulation
-from tests.organisation.settings import DIFFICULT, ORDINARY, all_day, one_after_the_other, overlapping, two_by_turns
+from tests.organisation.settings import (
+    DIFFICULT,
+    ORDINARY,
+    all_day,
+    one_after_the_other,
+    other_gaps,
+    overlapping,
+    two_by_turns,
+)
 from tests.organisation.world import HOUR, START, Setting
 from tests.support.builders import STEADY, after
 
@@ -169,7 +177,7 @@ WORLDS = st.builds(
     Setting,
     users=st.integers(1, 5),
     workflows=st.integers(1, 6),
-    schedules=st.sampled_from([one_after_the_other, all_day, two_by_turns, overlapping]),
+    schedules=st.sampled_from([one_after_the_other, all_day, two_by_turns, other_gaps, overlapping]),
     failing=st.sampled_from([0.0, 0.04, 0.3]),
     held=st.sampled_from([0.0, 0.3]),
     skipped=st.sampled_from([0.0, 0.3]),
