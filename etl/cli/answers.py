@@ -9,7 +9,7 @@ from etl.cli.options import Given, shared
 from etl.domain.answers import data_of
 from etl.domain.model import Target
 from etl.errors import UsageError
-from etl.report.answers import VersionAnswer, answer_of
+from etl.report.versions import VersionAnswer, answer_of
 
 
 @click.command("answer")

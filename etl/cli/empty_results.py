@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from etl.cli.console import cell
 from etl.errors import UsageError
-from etl.report.observed_targets import ObservedTargets, observed_targets, unknown_name
+from etl.report.targets import ObservedTargets, observed_targets, unknown_name
 
 SEARCHES_ONLY: Final = (
     "Only searches are known here: what happened in an organisation is concluded from whole lists, those of targets "

@@ -19,7 +19,7 @@ from etl.errors import UsageError
 from etl.export import FORMATS, Format, Origin, export
 from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, listings
 from etl.report.rows import OrgWorkflowEvent
-from etl.report.summary_rows import Scope
+from etl.report.summaries import Scope
 from etl.system.clock import utc_now
 
 _MOST_DAYS: Final = 3660

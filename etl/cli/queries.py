@@ -27,8 +27,8 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
-from etl.report.observed_targets import observed_targets
 from etl.report.rows import OrgWorkflowEvent
+from etl.report.targets import observed_targets
 from etl.system.clock import utc_now
 
 _TARGET: Final = ("org_id", "user_id", "expression")

@@ -18,9 +18,9 @@ from etl.printable import counted
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
 from etl.report.condition_checks import LastCheck
 from etl.report.conditions import Condition, DetectedCondition
-from etl.report.fetch import short_transaction
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
+from etl.report.reading import short_transaction
 from etl.service.replica import LEASE
 from etl.store import Store
 from etl.system.clock import utc_now

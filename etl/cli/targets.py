@@ -12,7 +12,7 @@ from etl.cli.application import Application
 from etl.cli.options import Given, shared
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
-from etl.report.known_targets import KnownTarget, known_targets
+from etl.report.targets import KnownTarget, known_targets
 from etl.store import Store, StoredRoster
 from etl.sync import organisations
 

@@ -14,8 +14,7 @@ import msgspec
 
 from etl.errors import UsageError
 from etl.export.files import sha256_of, whole_file, whole_folder
-from etl.export.parquet import ParquetFile, require_pyarrow
-from etl.export.text import csv_pages, disarm, harmless, jsonl_pages, pandas_options
+from etl.export.formats import ParquetFile, csv_pages, disarm, harmless, jsonl_pages, pandas_options, require_pyarrow
 from etl.printable import printable_lines
 from etl.report import Column
 from etl.system import disk

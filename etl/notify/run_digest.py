@@ -28,7 +28,7 @@ from etl.domain.model import VERDICTS, Target
 from etl.notify import digest
 from etl.notify.digest import Digest
 from etl.report.details import ChangeDetail, freq_before
-from etl.report.stream import stream
+from etl.report.reading import stream
 from etl.schema import (
     CHANGE_KIND,
     TARGET_KEY,

@@ -28,7 +28,7 @@ from etl.report.conditions import (
     unscheduled,
     without_an_answer,
 )
-from etl.report.fetch import with_times
+from etl.report.reading import with_times
 from etl.schema import UtcTime
 from etl.system.disk import refusal
 

@@ -20,8 +20,8 @@ from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.report import condition_checks
 from etl.report.conditions import Condition, DetectedCondition, clock_went_back, conditions, overdue
-from etl.report.fetch import short_transaction
 from etl.report.overdue import Overdue, overdue_targets, records_of
+from etl.report.reading import short_transaction
 from etl.schema import UtcTime
 
 REFUSED_NAMED_AT_MOST: Final = 100

@@ -27,7 +27,9 @@ from etl.database import reading
 from etl.domain.kinds import CHANGE_KINDS, EVENT_KINDS
 from etl.domain.model import cycle_code
 from etl.report.names import WHOLE, any_contains, id_contains
+from etl.report.reading import stream
 from etl.report.rows import (
+    Gap,
     HeldWorkflow,
     ListChange,
     ListState,
@@ -40,8 +42,6 @@ from etl.report.rows import (
     sql_columns,
     view,
 )
-from etl.report.stream import stream
-from etl.report.summary_rows import Gap
 from etl.schema import TARGET_KEY, run_seal, sync_issue, target, workflow
 
 T = TypeVar("T", bound=tuple[Any, ...])

@@ -17,6 +17,7 @@ from etl.report import listings
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.listings import Listing
 from etl.report.names import WHOLE, contains_sql, pattern
+from etl.report.reading import stream
 from etl.report.rows import (
     HeldWorkflow,
     ListChange,
@@ -31,7 +32,6 @@ from etl.report.rows import (
     TargetAsOf,
     TargetHealth,
 )
-from etl.report.stream import stream
 
 T = TypeVar("T", bound=tuple[Any, ...])
 _IDS: Final = ("org", "user", "flow")

@@ -279,6 +279,17 @@ class HeldWorkflow(NamedTuple):
     reason: str | None
 
 
+class Gap(NamedTuple):
+    """A time without an observation of a target."""
+
+    org_id: str
+    user_id: str
+    expression: str
+    gap_from: dt.datetime
+    gap_to: dt.datetime | None
+    changed_inside: bool
+
+
 class SyncRun(NamedTuple):
     """One run of a schedule, of the command or of an approval, without `scope` and `targets_digest`."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Engine, Select, select
 
 from etl.domain.seal import signed_bytes
-from etl.report.fetch import short_transaction
+from etl.report.reading import short_transaction
 from etl.schema import run_seal, seal_timestamp, sync_run, trail
 
 _AT_ONCE: Final = 500

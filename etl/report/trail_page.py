@@ -16,8 +16,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection
 
 from etl.domain.kinds import DELTA_KINDS
-from etl.report.fetch import fetch
 from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern
+from etl.report.reading import fetch
 from etl.report.rows import ListChange
 
 KIND_SQL: Final = "c.kind || ''"

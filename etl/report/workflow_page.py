@@ -1,9 +1,10 @@
-"""The workflows of an organisation, now or at a moment, and one of them with its story."""
+"""The workflows of an organisation, now or at a moment, what differs between two, and one of them with its story."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -24,12 +25,13 @@ from etl.report.listings import STATES, WORKFLOWS
 from etl.report.names import WHOLE, id_contains
 from etl.report.rows import (
     Coverage,
+    Gap,
     ListWorkflowAsOf,
+    OrgWorkflowEvent,
     OrgWorkflowState,
     view,
 )
-from etl.report.summary_rows import Gap
-from etl.schema import UtcTime, target, workflow
+from etl.schema import UtcTime, change_set, org_event, target, workflow
 
 
 class Organisation(NamedTuple):
@@ -167,3 +169,129 @@ def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]
     gap = view("coverage_gap", Gap)
     chosen = select(gap).where(gap.c.org_id == org, gap.c.user_id.in_(users)).order_by(gap.c.gap_from)
     return [Gap(*row) for row in connection.execute(chosen)]
+
+
+class UserChange(NamedTuple):
+    """A user whose list showed an event, and the kind of its change."""
+
+    user_id: str
+    kind: str
+    observed_at: dt.datetime
+    run_id: int
+
+
+SHOWN_AS: Final = {
+    "appeared": "added",
+    "reappeared": "added",
+    "access_granted": "added",
+    "access_lost": "removed",
+    "disappeared": "removed",
+    "renamed": "renamed",
+    "cycle_changed": "cycle_changed",
+}
+"""The kinds of changes by which a user's list can show an event."""
+
+
+def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> dict[int, list[UserChange]]:
+    """By event id, the users whose lists showed the event in its interval, or in the run that decided it: an interval
+    ends with the first answer, and the others came later in the run."""
+    if not shown:
+        return {}
+    asked = {
+        "flows": list({event.flow_id for event in shown}),
+        "since": min((event.last_unchanged_at or event.observed_at) for event in shown),
+        "until": max(event.decided_at for event in shown),
+    }
+    changes = defaultdict[tuple[str, str, str], list[UserChange]](list)
+    for row in connection.execute(_USER_CHANGES, asked):
+        change = UserChange(row.user_id, row.kind, row.observed_at, row.run_id)
+        changes[row.org_id, row.flow_id, row.kind].append(change)
+    return {event.event_id: list(_matching(event, changes)) for event in shown}
+
+
+def _matching(
+    event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str], Sequence[UserChange]]
+) -> Iterator[UserChange]:
+    since = event.last_unchanged_at or event.observed_at
+    for each in changes.get((event.org_id, event.flow_id, SHOWN_AS[event.kind]), ()):
+        is_of_it = since < each.observed_at <= event.observed_at or each.run_id == event.run_id
+        if is_of_it and event.user_id in (None, each.user_id):
+            yield each
+
+
+_USER_CHANGES: Final = (
+    text("""
+    SELECT org_id, flow_id, user_id, kind, observed_at, run_id FROM list_change
+     WHERE flow_id IN :flows AND expression = '' AND observed_at > :since AND observed_at <= :until ORDER BY user_id
+    """)
+    .bindparams(
+        bindparam("flows", expanding=True), bindparam("since", type_=UtcTime), bindparam("until", type_=UtcTime)
+    )
+    .columns(observed_at=UtcTime)
+)
+
+
+_APPEARED = ("appeared", "reappeared")
+
+
+class OrgDifference(NamedTuple):
+    """A difference between an organisation's lists of two moments.
+
+    ``kind`` is that of an event, or what no event proves: ``baseline`` (a first look showed the workflow in between,
+    and nobody knows whether it had been there before) or ``not_asked`` (the last user who showed it was retired).
+    """
+
+    flow_id: str
+    kind: str
+    old_name: str | None
+    new_name: str | None
+    old_cycle: str | None
+    new_cycle: str | None
+
+
+def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
+    """The differences, by flow_id and kind; ``old`` is the earlier moment."""
+    before, after = (_states(connection, org, at) for at in (old, new))
+    events = defaultdict[str, set[str]](set)
+    happened = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
+    came_or_went = org_event.c.kind.in_((*_APPEARED, "disappeared"))
+    for flow_id, kind in connection.execute(
+        select(org_event.c.flow_id, org_event.c.kind).where(*happened, came_or_went)
+    ):
+        events[flow_id].add(kind)
+    return [
+        OrgDifference(flow_id, kind, *_values(before.get(flow_id), after.get(flow_id)))
+        for flow_id in sorted(before.keys() | after.keys())
+        for kind in _kinds(before.get(flow_id), after.get(flow_id), events[flow_id])
+    ]
+
+
+def first_look(connection: Connection, org: str) -> dt.datetime | None:
+    """When a whole list of the organisation was seen for the first time."""
+    of_target = select(func.min(change_set.c.observed_at)).where(change_set.c.target_id == target.c.id)
+    of_all = select(func.min(of_target.scalar_subquery())).where(target.c.org_id == org, target.c.expression == "")
+    found: dt.datetime | None = connection.execute(of_all).scalar()
+    return found
+
+
+def _states(connection: Connection, org: str, at: dt.datetime) -> dict[str, OrgWorkflowState]:
+    chosen = STATES.select(connection.dialect.name, org=WHOLE + org, at=at)
+    return {row.flow_id: OrgWorkflowState(*row) for row in connection.execute(chosen)}
+
+
+def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: set[str]) -> Iterator[str]:
+    if old is None:
+        yield "appeared" if events.intersection(_APPEARED) else "baseline"
+    elif new is None:
+        yield "disappeared" if "disappeared" in events else "not_asked"
+    else:
+        if old.cycle != new.cycle:
+            yield "cycle_changed"
+        if old.flow_name != new.flow_name:
+            yield "renamed"
+
+
+def _values(old: OrgWorkflowState | None, new: OrgWorkflowState | None) -> tuple[str | None, ...]:
+    """Names, then cycles, each before and after."""
+    sides = (old, new)
+    return (*(side and side.flow_name for side in sides), *(side and side.cycle for side in sides))

@@ -21,7 +21,7 @@ from etl.config import Schedule
 from etl.errors import DatabaseError, UsageError
 from etl.report.conditions import DetectedCondition
 from etl.report.health import TargetSummary, summary_within
-from etl.report.summary_rows import Scope
+from etl.report.summaries import Scope
 from etl.system.background import BackgroundLoop
 from etl.web.connections import Connections
 from etl.web.server import HttpServer

@@ -1,24 +1,26 @@
-"""Responses of a page: HTML, or the rows of its table as a file."""
+"""What the pages know, and their responses: HTML, or the rows of a table as a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 import structlog
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Engine, Select
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from etl.errors import DatabaseError
-from etl.export.text import csv_pages, jsonl_pages
-from etl.report import Column, columns_of, fetch
+from etl.export.formats import csv_pages, jsonl_pages
+from etl.report import Column, columns_of, reading
+from etl.report.conditions import DetectedCondition
+from etl.report.health import TargetSummary
 from etl.report.listings import Listing
-from etl.report.stream import stream
+from etl.report.reading import stream
 from etl.web.params import RequestParams
 from etl.web.rendering import render
-from etl.web.site import Site
 
 Format = Literal["csv", "json"]
 FORMATS: Final[tuple[Format, ...]] = ("csv", "json")
@@ -39,7 +41,7 @@ class TableQuery(NamedTuple):
         return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
 
     def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
-        return fetch.page(connection, self.row_type, self.statement, limit, offset, self.parameters)
+        return reading.page(connection, self.row_type, self.statement, limit, offset, self.parameters)
 
 
 def html(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
@@ -100,3 +102,16 @@ def _whole(body: Iterator[bytes]) -> Iterator[bytes]:
     except DatabaseError as error:
         structlog.get_logger("etl.web").warning("table_cut_off", error=str(error))
         raise
+
+
+class Site(NamedTuple):
+    """Passed to every page; see ``etl.web.create_app``."""
+
+    engine: Engine
+    now: Callable[[], dt.datetime]
+    next_fire_times: Callable[[], dict[str, dt.datetime]]
+    role: Callable[[], str]
+    read_health: Callable[[Connection, dt.datetime], TargetSummary]
+    coverage_gap: dt.timedelta
+    enos_zone: dt.tzinfo | None = None
+    own: Callable[[], Sequence[DetectedCondition]] = lambda: ()

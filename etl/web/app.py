@@ -20,16 +20,15 @@ from etl.domain.kinds import DELTA_KINDS
 from etl.errors import DatabaseError
 from etl.report import summaries, trail_page
 from etl.report.details import detail_sentences
-from etl.report.fetch import short_transaction
 from etl.report.listings import CHANGES, GAPS, HELD_WORKFLOWS
+from etl.report.reading import short_transaction
 from etl.report.trail_page import Position
 from etl.web import events, overview, targets, workflows
-from etl.web.answers import TableQuery, html, listing_file, wanted_format
+from etl.web.answers import Site, TableQuery, html, listing_file, wanted_format
 from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams, whole_number
 from etl.web.rendering import asset
 from etl.web.security import KnownHosts, SecurityHeaders
-from etl.web.site import Site
 
 PAGES_AT_ONCE: Final = 16
 """Requests for pages handled at a time; further threads are left for health and metrics."""

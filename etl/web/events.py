@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.kinds import EVENT_KINDS
-from etl.report import columns_of, event_page, run_page, search
-from etl.report.event_page import UserChange
-from etl.report.fetch import short_transaction
+from etl.report import columns_of, versions
 from etl.report.listings import EVENTS, RUNS, STATUSES
+from etl.report.names import search
+from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
-from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
+from etl.report.workflow_page import UserChange, user_changes
+from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams
-from etl.web.site import Site
 
 _SHOWN: Final = 100
 _FOUND: Final = 50
@@ -46,7 +46,7 @@ def latest(site: Site, connection: Connection) -> dict[str, Any]:
 
 
 def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> Mapping[int, Sequence[UserChange]]:
-    return event_page.user_changes(connection, [event for event in shown if _is_of_few(event)])
+    return user_changes(connection, [event for event in shown if _is_of_few(event)])
 
 
 def _is_of_few(event: OrgWorkflowEvent) -> bool:
@@ -61,7 +61,7 @@ def event(site: Site, request: Request) -> Response:
         found = next(iter(EVENTS.page(connection, 1, event=number)), None)
         if found is None:
             raise HTTPException(404, "There is no such event.")
-        lists = event_page.user_changes(connection, [found])[number]
+        lists = user_changes(connection, [found])[number]
     if fmt:
         return rows_file("lists", columns_of(UserChange), lists, fmt)
     return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
@@ -82,8 +82,8 @@ def run(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     run_id = asked.number("run_id")
     tables = {
-        "versions": TableQuery("versions", RunVersion, run_page.versions(run_id)),
-        "issues": TableQuery("issues", RunIssue, run_page.issues(run_id)),
+        "versions": TableQuery("versions", RunVersion, versions.versions(run_id)),
+        "issues": TableQuery("issues", RunIssue, versions.issues(run_id)),
     }
     table = asked.one_of("table", tables)
     with short_transaction(site.engine) as connection:
@@ -92,7 +92,7 @@ def run(site: Site, request: Request) -> Response:
             raise HTTPException(404, "There is no such run.")
         if not fmt:
             values: dict[str, Any] = {name: each.page(connection, _SHOWN + 1) for name, each in tables.items()}
-            values["causes"] = run_page.causes(connection, run_id)
+            values["causes"] = versions.causes(connection, run_id)
     if fmt:
         return listing_file(site, tables[table or "versions"], fmt)
     return html(request, "run.html", {"asked": asked, "run": found, "now": site.now(), "most": _SHOWN, **values})
@@ -102,5 +102,5 @@ def found(site: Site, request: Request) -> Response:
     asked = RequestParams(request)
     part = asked.text("q").strip()
     with short_transaction(site.engine) as connection:
-        result = search.search(connection, part, _FOUND) if part else None
+        result = search(connection, part, _FOUND) if part else None
     return html(request, "search.html", {"asked": asked, "q": part, "result": result, "most": _FOUND})

@@ -11,13 +11,13 @@ from sqlalchemy import Connection, Engine
 
 from etl.report import SyncRun, summaries, trail_page
 from etl.report.conditions import Condition, DetectedCondition
-from etl.report.fetch import short_transaction
 from etl.report.health import TargetSummary
 from etl.report.listings import RUNS
 from etl.report.names import WHOLE
 from etl.report.queries import causes
+from etl.report.reading import short_transaction
 from etl.report.rows import ListChange
-from etl.report.summary_rows import Scope
+from etl.report.summaries import Scope
 from etl.web import sums
 from etl.web.labels import ago, count
 

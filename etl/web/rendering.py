@@ -21,7 +21,7 @@ from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.details import event_detail_sentence
-from etl.report.summary_rows import CYCLES
+from etl.report.summaries import CYCLES
 from etl.web import figures, labels
 
 PLOTLY: Final = "plotly-basic.min.js"

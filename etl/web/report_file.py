@@ -14,10 +14,11 @@ from sqlalchemy import Connection, Engine
 from etl.config import Schedule
 from etl.export.files import whole_file
 from etl.report import ListState, health, summaries, workflow_page
-from etl.report.fetch import short_transaction
 from etl.report.listings import HISTORY
 from etl.report.names import WHOLE
-from etl.report.summary_rows import Gap, Scope
+from etl.report.reading import short_transaction
+from etl.report.rows import Gap
+from etl.report.summaries import Scope
 from etl.web import overview
 from etl.web.rendering import PLOTLY, asset, render
 

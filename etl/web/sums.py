@@ -17,10 +17,10 @@ from sqlalchemy import Connection, Engine
 
 from etl.errors import DatabaseError
 from etl.report import summaries
-from etl.report.fetch import short_transaction
 from etl.report.listings import GAPS
 from etl.report.names import WHOLE
-from etl.report.summary_rows import Scope
+from etl.report.reading import short_transaction
+from etl.report.summaries import Scope
 
 MANY: Final = 50_000
 """Entries in lists that take about a tenth of a second to count."""

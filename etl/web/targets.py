@@ -13,13 +13,12 @@ from starlette.responses import Response
 
 from etl.domain.model import Target
 from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, target_page
-from etl.report.fetch import page, short_transaction
-from etl.report.known_targets import KnownTarget, targets_of_user
 from etl.report.listings import TARGETS
+from etl.report.reading import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
-from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
+from etl.report.targets import KnownTarget, targets_of_user
+from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import RequestParams
-from etl.web.site import Site
 
 TICKS: Final = 90
 VERSIONS: Final = 20

@@ -12,17 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import ListWorkflowAsOf, columns_of, fetch, trail_page, workflow_page
+from etl.report import ListWorkflowAsOf, columns_of, reading, trail_page, workflow_page
 from etl.report.details import detail_sentences, latest_details_of_flow
-from etl.report.fetch import short_transaction
 from etl.report.listings import EVENTS, FLOWS, HISTORY, WORKFLOWS
 from etl.report.names import WHOLE
-from etl.report.org_difference import OrgDifference, difference, first_look
+from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflow, OrgWorkflowShown, OrgWorkflowState
-from etl.report.workflow_page import LISTS_THEN, TooManyLists
-from etl.web.answers import TableQuery, html, listing_file, rows_file, wanted_format
+from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
+from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
 from etl.web.params import PAGE_ROWS, Paging, RequestParams
-from etl.web.site import Site
 
 STATES_AT_MOST: Final = 200
 """States of one workflow that its page shows, for all users together."""
@@ -69,7 +67,7 @@ def _shown(
     """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
     row_type = OrgWorkflowState if at else OrgWorkflowShown
     few = () if at else OrgWorkflowShown._fields
-    rows = fetch.page(connection, row_type, _statement(connection, asked, org, at, few), *paging.window)
+    rows = reading.page(connection, row_type, _statement(connection, asked, org, at, few), *paging.window)
     facets = workflow_page.by_cycle(connection, _statement(connection, asked, org, at, few, cycle=""))
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
     values = paging.cut(rows) | {"facets": facets, "found": found}

@@ -18,8 +18,8 @@ from etl.errors import DatabaseError
 from etl.notify.run_digest import digest_of
 from etl.report import Report
 from etl.report.details import details_of_changes, details_of_flow, states_with_details
-from etl.report.event_page import user_changes
 from etl.report.listings import EVENTS
+from etl.report.workflow_page import user_changes
 from etl.store import Store
 from etl.sync import DetailLimits, RunReport
 from tests.support.enos import Fault, LocalGateway

@@ -461,7 +461,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, fmt: str, monkeypatc
     """Four times the rows, the same memory: a page, or a row group of Parquet."""
     if fmt == "parquet":
         pytest.importorskip("pyarrow", reason="no pyarrow: pip install pyarrow")
-    monkeypatch.setattr("etl.export.parquet.ROW_GROUP", 2000)
+    monkeypatch.setattr("etl.export.formats.ROW_GROUP", 2000)
     peaks = []
     for rows in (4_000, 16_000):
         tracemalloc.start()

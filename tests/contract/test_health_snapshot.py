@@ -19,7 +19,7 @@ from etl.errors import DatabaseUnreachable
 from etl.report import health
 from etl.report.overdue import third_last_slot
 from etl.store import NewRun, Store
-from etl.web.probe import CachedProbe
+from etl.web.health import CachedProbe
 from tests.support.builders import START, Diary, numbered
 
 ANN, BOB = Target("o1", "ann"), Target("o1", "bob")

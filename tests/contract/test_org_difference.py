@@ -7,7 +7,7 @@ import datetime as dt
 from sqlalchemy import Engine
 
 from etl.database import reading
-from etl.report.org_difference import difference, first_look
+from etl.report.workflow_page import difference, first_look
 from tests.support.builders import flow
 from tests.support.run_history import ANN, BOB, RunHistory
 

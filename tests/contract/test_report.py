@@ -233,7 +233,7 @@ def test_without_room_for_temporary_files_a_list_ends_in_a_sentence(
     engine = connect(f"sqlite:///{tmp_path / 'flowtrail.db'}")
     upgrade(engine)
     World(engine, 1).live(20)
-    monkeypatch.setattr(sys.modules["etl.report.stream"], "_IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr(sys.modules["etl.report.reading"], "_IN_MEMORY_BYTES", 1)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(FlowtrailError, match=r"Temporary files cannot be written .*TMPDIR"):
         list(Report(engine).changes())

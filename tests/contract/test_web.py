@@ -36,7 +36,7 @@ from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries, trail_page
 from etl.report.conditions import DetectedCondition
 from etl.report.listings import GAPS
-from etl.report.summary_rows import CYCLES, OTHER, Scope
+from etl.report.summaries import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
 from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
 from etl.web.labels import target_path, workflow_path

@@ -1,0 +1,88 @@
+"""The versions and issues that a run wrote, and the kept answers, in their original bytes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, Select, select, text
+
+from etl.domain import answers
+from etl.domain.model import Target
+from etl.report.reading import short_transaction
+from etl.report.rows import RunVersion
+from etl.schema import TARGET_KEY, answer, change_set, sync_issue, target
+
+
+class IssueCause(NamedTuple):
+    """Why targets had an issue in a run."""
+
+    verdict: str
+    error_code: str | None
+    targets: int
+    organisations: int
+    example: str
+
+
+def causes(connection: Connection, run_id: int) -> list[IssueCause]:
+    """The causes of a run's issues, the most frequent first."""
+    return [IssueCause(*row) for row in connection.execute(_CAUSES, {"run": run_id})]
+
+
+_CAUSES: Final = text("""
+    SELECT i.verdict, i.error_code, count(*), count(DISTINCT t.org_id), min(i.message)
+      FROM sync_issue i JOIN target t ON t.id = i.target_id
+     WHERE i.run_id = :run GROUP BY i.verdict, i.error_code ORDER BY 3 DESC, 1, 2
+    """)
+
+
+def issues(run_id: int) -> Select[Any]:
+    """``RunIssue``, by target."""
+    names = ("verdict", "error_code", "message", "attempts", "missing")
+    columns = (*TARGET_KEY, *(sync_issue.c[name] for name in names))
+    chosen = select(*columns).join_from(sync_issue, target, target.c.id == sync_issue.c.target_id)
+    return chosen.where(sync_issue.c.run_id == run_id).order_by(*TARGET_KEY, sync_issue.c.id)
+
+
+def versions(run_id: int) -> Select[Any]:
+    """``RunVersion``, by target."""
+    columns = (*TARGET_KEY, *(change_set.c[name] for name in RunVersion._fields[3:]))
+    chosen = select(*columns).join_from(change_set, target, target.c.id == change_set.c.target_id)
+    return chosen.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)
+
+
+class VersionAnswer(NamedTuple):
+    """The answer that made a version; ``kept`` is None if it is not archived."""
+
+    version: int
+    observed_at: dt.datetime
+    data_hash: str
+    kept: answers.KeptAnswer | None
+
+
+def answer_of(engine: Engine, of: Target, version: int | None = None) -> VersionAnswer | None:
+    """The answer that made a version of a target (default: the latest); None if there is no such version.
+
+    Raises DatabaseError.
+    """
+    mine = zip(TARGET_KEY, of, strict=True)
+    query = (
+        select(
+            *(change_set.c.version, change_set.c.observed_at, change_set.c.data_hash),
+            *(answer.c.body, answer.c.length, answer.c.encoding),
+        )
+        .join_from(change_set, target, target.c.id == change_set.c.target_id)
+        .outerjoin(answer, answer.c.data_hash == change_set.c.data_hash)
+        .where(*(column == value for column, value in mine))
+        .order_by(change_set.c.version.desc())
+        .limit(1)
+    )
+    if version is not None:
+        query = query.where(change_set.c.version == version)
+    with short_transaction(engine) as connection:
+        row = connection.execute(query).first()
+    if row is None:
+        return None
+    number, observed_at, data_hash, body, length, encoding = row
+    kept = None if body is None else answers.KeptAnswer(data_hash, bytes(body), length, encoding)
+    return VersionAnswer(number, observed_at, data_hash, kept)
