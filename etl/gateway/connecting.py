@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
+import h11
 from requests import PreparedRequest
 from requests.auth import HTTPProxyAuth
 from requests.exceptions import ConnectionError as NoConnection
@@ -21,11 +24,17 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_auth_from_url
 from urllib3.util.ssltransport import SSLTransport
 
-from etl.errors import ConfigError, GatewayUnreachable, Problem
+from etl.errors import ConfigError, FlowtrailError, GatewayUnreachable, Problem
 from etl.gateway.connection import Connection, SharedConnectionState
 from etl.gateway.deadline import CancellableSocket, Deadline
 
 _VERIFIED_SECONDS: Final = 3600.0
+_MANY: Final = 8
+_LATELY_SECONDS: Final = 1.0
+"""So many exchanges in so many seconds make it worth to open connections ahead."""
+_SPARE_SECONDS: Final = 3.0
+"""How old a connection may become unused: servers soon end those over which nothing is asked, some with an answer."""
+_NO_SPARES_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.05
 """How soon a thread that waits for the resolver sees that it has to stop."""
 
@@ -61,6 +70,7 @@ class Connector:
         self._forwards = bool(proxy) and not self._origin.is_tls
         self._path_from = 0 if self._forwards else len(f"{origin.scheme}://{origin.netloc}")
         self._shared = shared
+        self.watchdog = shared.watchdog
         tls = self._origin.is_tls or (self._proxy is not None and self._proxy.is_tls)
         self.context = verifying(ca_bundle) if tls else None
 
@@ -97,7 +107,8 @@ class Connector:
             request = prepared("CONNECT", self._origin.address, {"Host": self._origin.address})
             self._authorize(request)
             tunnel = Connection(connection.connected, connection.cancellable, self._shared)
-            status = tunnel.ask(request, self._origin.address, seconds).status_code
+            tunnel.send(request, self._origin.address, seconds)
+            status = tunnel.head().status_code
         except (OSError, GatewayUnreachable) as error:
             raise ProxyError from error
         if not 200 <= status < 300:
@@ -139,6 +150,50 @@ class Connector:
             connection.close()
             raise
         return connection
+
+
+class Spares:
+    """Connections that were opened ahead, over which nothing has gone yet. Thread-safe.
+
+    Each exchange that needs a connection of its own opens one for another exchange while it waits for its answer, if
+    many of them have needed one lately. The gateway sees twice ``concurrency`` connections at most.
+    """
+
+    def __init__(self, connector: Connector, most: int) -> None:
+        self._connector = connector
+        self._most = most
+        self._spares: deque[Connection] = deque()
+        self._asked_for: deque[float] = deque(maxlen=_MANY)
+        self._none_until = -math.inf
+
+    def take(self) -> Connection | None:
+        """The oldest one that is young enough, if there is one. What has arrived over it meanwhile is not looked at."""
+        with suppress(IndexError):
+            while spare := self._spares.popleft():
+                if time.monotonic() - spare.opened_at < _SPARE_SECONDS:
+                    return spare
+                spare.close()
+        return None
+
+    def open_next(self) -> None:
+        """Never raises, and takes half of the time that is left at most. After a failure there is none for a while."""
+        now, watchdog = time.monotonic(), self._connector.watchdog
+        self._asked_for.append(now)
+        many_lately = len(self._asked_for) == _MANY and now - self._asked_for[0] < _LATELY_SECONDS
+        if not many_lately or len(self._spares) >= self._most or now < self._none_until:
+            return
+        deadline = watchdog.current
+        try:
+            with watchdog.watch(min(_SPARE_SECONDS, deadline.remaining() / 2)) as limit:
+                self._spares.append(self._connector.open(limit.seconds))
+        except (OSError, ValueError, h11.ProtocolError, FlowtrailError):
+            self._none_until = now + _NO_SPARES_SECONDS
+        finally:
+            watchdog.add(deadline)
+
+    def close(self) -> None:
+        while self._spares:
+            self._spares.pop().close()
 
 
 def _addresses(server: Server, deadline: Deadline, seconds: float) -> Sequence[tuple[Any, ...]]:
@@ -191,10 +246,10 @@ class ResumingContext(ssl.SSLContext):
     def remember(self, connected: socket.socket) -> None:
         """Keep the session of a connection that something has been read from: TLS 1.3 sends it late."""
         secured = cast(ssl.SSLSocket, connected.sslobj if isinstance(connected, SSLTransport) else connected)
-        known = self._sessions.get(secured.server_hostname)
-        if secured.session is not None:
+        known, session = self._sessions.get(secured.server_hostname), secured.session
+        if session is not None:
             shown_at = known[1] if known and secured.session_reused else time.monotonic()
-            self._sessions[secured.server_hostname] = secured.session, shown_at
+            self._sessions[secured.server_hostname] = session, shown_at
 
 
 def verifying(ca_bundle: str) -> ResumingContext:

@@ -68,15 +68,13 @@ class Connection:
         self.connected = connected
         self.cancellable = cancellable
         self.exchanges = 0
+        self.opened_at = time.monotonic()
         self._shared = shared
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self._leftover = b""
 
-    def ask(self, request: PreparedRequest, target: str, seconds: float) -> Response:
-        """Sends a request, and returns the head of its answer. ``seconds`` is the timeout of each read from now on.
-
-        Raises OSError, GatewayUnreachable, or h11.RemoteProtocolError if the head is ambiguous.
-        """
+    def send(self, request: PreparedRequest, target: str, seconds: float) -> None:
+        """Sends a request; each read from now on may take so many seconds. Raises OSError or GatewayUnreachable."""
         self.exchanges += 1
         self._http = h11.Connection(h11.CLIENT, _LONGEST_HEAD)
         self.connected.settimeout(seconds)
@@ -84,6 +82,9 @@ class Connection:
             self.connected.sendall(self._written(request, target))
         except (BrokenPipeError, ConnectionResetError):
             raise unanswered() from None  # an answer that came before its request does not count
+
+    def head(self) -> Response:
+        """The head of the answer. Raises OSError, GatewayUnreachable, or h11.RemoteProtocolError if it is ambiguous."""
         for _ in range(_MOST_INTERIM + 1):
             if isinstance(event := self._next_event(), h11.Response):
                 self._leftover = self._http.trailing_data[0]

@@ -17,7 +17,7 @@ from requests.adapters import BaseAdapter
 
 from etl.config import GatewaySettings
 from etl.errors import GatewayError
-from etl.gateway.connecting import Connector, prepared
+from etl.gateway.connecting import Connector, Spares, prepared
 from etl.gateway.connection import Connection, SharedConnectionState, unanswered
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.errors import FOREIGN, translated
@@ -58,6 +58,7 @@ class Transport(BaseAdapter):
         self._max_body_bytes = settings.max_body
         self._clock = clock
         self._idle: deque[Connection] = deque(maxlen=settings.concurrency)
+        self._spares = Spares(self._connector, settings.concurrency)
 
     def exchange(
         self,
@@ -90,9 +91,12 @@ class Transport(BaseAdapter):
     def send(self, request: PreparedRequest, *_: Any, timeout: Any = None, **__: Any) -> Response:
         """How requests asks an adapter; ``raw`` of the response is the Reply."""
         own = request.headers.get("Connection") == "close"
-        connection = self._opened(timeout) if own else self._kept(timeout)
+        connection = self._unused(timeout) if own else self._kept(timeout)
         try:
-            response = connection.ask(request, self._connector.addressed(request), timeout)
+            connection.send(request, self._connector.addressed(request), timeout)
+            if own and self._connector.context is not None:
+                self._spares.open_next()
+            response = connection.head()
             headers_at = self._clock()
             body = connection.body(response, self._max_body_bytes)
             arrived_at = self._clock()
@@ -102,7 +106,7 @@ class Transport(BaseAdapter):
         except BaseException:
             connection.close()
             raise
-        if own or not connection.is_reusable:
+        if own or not connection.is_reusable or len(self._idle) == self._idle.maxlen:
             connection.close()
         else:
             self._idle.append(connection)
@@ -125,12 +129,30 @@ class Transport(BaseAdapter):
     def _opened(self, seconds: float) -> Connection:
         """A new connection, over which nothing has arrived yet."""
         connection = self._connector.open(seconds)
+        if self._is_quiet(connection):
+            return connection
+        raise unanswered()
+
+    def _unused(self, seconds: float) -> Connection:
+        """A connection over which nothing has gone yet: one that was opened ahead, or a new one."""
+        while spare := self._spares.take():
+            self._shared.watchdog.current.hold(spare.cancellable)
+            if self._is_quiet(spare):
+                return spare
+        return self._opened(seconds)
+
+    def _is_quiet(self, connection: Connection) -> bool:
+        """Whether nothing has arrived over an unused connection; closes it else. Raises GatewayUnreachable ("desync")
+        if something has."""
         idle_state = connection.idle_state()
         if idle_state == "quiet":
-            return connection
+            return True
         connection.close()
-        raise self._shared.desync("before the request") if idle_state == "stray" else unanswered()
+        if idle_state == "stray":
+            raise self._shared.desync("before the request")
+        return False
 
     def close(self) -> None:
+        self._spares.close()
         while self._idle:
             self._idle.pop().close()

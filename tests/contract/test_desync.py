@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -16,6 +18,7 @@ from etl.domain.model import Target
 from etl.gateway import Gateway
 from etl.store import NewRun, Store
 from etl.system.clock import utc_now
+from tests.support.certificates import NO_OPENSSL, Certificates
 from tests.support.contexts import run_context
 from tests.support.desync import HARMLESS, HOSTILE, Mixer
 from tests.support.gateways import settings_for
@@ -32,9 +35,10 @@ EVERYBODYS = ["shared-1", "shared-2"]
 class Life:
     """Users whose lists change from run to run; no id is ever in two lists, but for those that are everybody's."""
 
-    def __init__(self, engine: Engine, server: Mixer) -> None:
+    def __init__(self, engine: Engine, server: Mixer, **settings: Any) -> None:
         self.engine = engine
         self.desyncs = 0
+        self._settings = {"concurrency": THREADS, "deadline": 0.5, "timeout": 0.5} | settings
         self._server = server
         self._dice = random.Random(1)
         self._store = Store(engine)
@@ -54,10 +58,10 @@ class Life:
 
     @contextmanager
     def run_context(self) -> Iterator[tuple[sync.RunContext, ThreadPoolExecutor]]:
-        settings = settings_for(self._server.url, concurrency=THREADS, deadline=0.5, timeout=0.5)
+        settings = settings_for(self._server.url, **self._settings)
         with (
             Gateway(settings, desynced=self._count) as gateway,
-            run_context(self._store, gateway, THREADS, limits=BELIEVE_ALL, down_after=1_000_000) as made,
+            run_context(self._store, gateway, settings.concurrency, limits=BELIEVE_ALL, down_after=1_000_000) as made,
         ):
             yield made
 
@@ -96,10 +100,25 @@ def test_no_user_ever_has_an_id_of_another(engine: Engine, lists: dict[str, list
         assert life.desyncs > 100
 
 
+@NO_OPENSSL
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_no_user_has_an_id_of_another_over_connections_opened_ahead(
+    engine: Engine, lists: dict[str, list[str]], tmp_path: Path
+) -> None:
+    made_by = Certificates(tmp_path)
+    with Mixer(lists, HOSTILE, every=8, unasked=True, tls=made_by.server("good")) as server:
+        life = Life(engine, server, concurrency=16, deadline=5, ca_bundle=made_by.path("ca.pem"))
+        with life.run_context() as made:
+            while server.exchanges < 1_500:
+                life.run(*made)
+        assert life.strangers() == []
+        assert life.desyncs > 50
+
+
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
 def test_interim_answers_and_odd_splits_fail_no_target(engine: Engine, lists: dict[str, list[str]]) -> None:
     with Mixer(lists, HARMLESS, every=1) as server:
-        life = Life(engine, server)
+        life = Life(engine, server, deadline=10, timeout=10)
         with life.run_context() as made:
             while server.exchanges < 2_000:
                 report = life.run(*made)

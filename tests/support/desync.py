@@ -11,6 +11,7 @@ import random
 import re
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -170,17 +171,19 @@ class Mixer:
         *,
         every: int = 3,
         unasked: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.lists = lists
         self.exchanges = 0
         self._tricks = tricks
         self._every = every
         self._unasked = unasked
+        self._tls = tls
         self._seed = 0
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' * bool(tls)}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Mixer:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -201,9 +204,14 @@ class Mixer:
                 threading.Thread(target=self._serve, args=(connection, self._seed), daemon=True).start()
 
     def _serve(self, connection: socket.socket, seed: int) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError), connection:
+            self._talk(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection, seed)
+        self._open.discard(connection)
+
+    def _talk(self, connection: socket.socket, seed: int) -> None:
         dice = random.Random(seed)
-        with contextlib.suppress(OSError), connection, connection.makefile("rb") as stream:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, connection.makefile("rb") as stream:
             while True:
                 if self._unasked and not dice.randrange(self._every):
                     select.select([connection], [], [], dice.random() * 4 * SOON)
@@ -215,7 +223,6 @@ class Mixer:
                 self._answer(connection, asked[1].decode(), dice)
                 if closes:
                     break
-        self._open.discard(connection)
 
     def _answer(self, connection: socket.socket, user: str, dice: random.Random) -> None:
         self.exchanges += 1

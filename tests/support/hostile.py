@@ -31,8 +31,11 @@ class Request(NamedTuple):
 class Peer:
     """One connection of a client, as a step sees it."""
 
-    def __init__(self, connection: socket.socket, closing: threading.Event, request: Request | None = None) -> None:
+    def __init__(
+        self, connection: socket.socket, closing: threading.Event, number: int, request: Request | None = None
+    ) -> None:
         self.connection = connection
+        self.number = number
         self.request = request
         self._closing = closing
 
@@ -65,6 +68,7 @@ Step = bytes | Callable[[Peer], object]
 class Hostile:
     """Listens on loopback while its ``with`` block lasts.
 
+    ``greet`` is played as soon as a client connects, ``early`` after the handshake, before any request.
     ``obliging``: it closes a connection if the client asks for that. ``left`` is set whenever a client has closed a
     connection; ``played`` counts the completed steps, ``resumed`` the resumed TLS sessions.
     """
@@ -74,6 +78,7 @@ class Hostile:
         *flows: Step,
         tokens: tuple[Step, ...] = (),
         greet: Step | None = None,
+        early: Step | None = None,
         tls: ssl.SSLContext | None = None,
         obliging: bool = True,
     ) -> None:
@@ -84,6 +89,7 @@ class Hostile:
         self._flows = _repeating(flows or (answer(),))
         self._tokens = _repeating(tokens or (issued(),))
         self._greet = greet
+        self._early = early
         self._tls = tls
         self._obliging = obliging
         self._closing = threading.Event()
@@ -146,10 +152,14 @@ class Hostile:
         with contextlib.suppress(OSError, ValueError):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._greet:
-                _play(self._greet, Peer(raw, self._closing))
+                _play(self._greet, Peer(raw, self._closing, number))
             if self._tls:
                 connection = self._tls.wrap_socket(raw, server_side=True)
                 self.resumed += bool(connection.session_reused)
+                with self._lock:
+                    self._open.add(connection)
+            if self._early:
+                _play(self._early, Peer(connection, self._closing, number))
             stream = connection.makefile("rb")
             with stream:
                 while request := _read(stream, number):
@@ -157,12 +167,12 @@ class Hostile:
                     script = self._tokens if "/apim-token-service/" in request.target else self._flows
                     with self._lock:
                         step = next(script)
-                    _play(step, Peer(connection, self._closing, request))
+                    _play(step, Peer(connection, self._closing, number, request))
                     self.played += 1
                     if self._obliging and request.headers.get("connection") == "close":
                         break
         with self._lock:
-            self._open.discard(raw)
+            self._open -= {raw, connection}
         connection.close()
         raw.close()
         self.left.set()

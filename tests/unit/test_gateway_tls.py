@@ -16,47 +16,11 @@ import pytest
 
 from etl.errors import ConfigError, GatewayUnreachable, Interrupted
 from etl.gateway import Gateway
+from tests.support.certificates import NO_OPENSSL, Certificates
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
 from tests.support.hostile import Hostile, Peer, Step, answer, http
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl: apt-get install openssl")
-
-
-class Certificates:
-    """A certificate authority, with certificates that it signed and one that nobody did."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._make("ca", "/CN=Test CA", "-addext", "basicConstraints=critical,CA:TRUE")
-        self._make("other", "/CN=Other CA", "-addext", "basicConstraints=critical,CA:TRUE")
-        self.leaf("good", "IP:127.0.0.1,DNS:localhost")
-        self.leaf("wrong_host", "DNS:apim.example.com")
-        self.leaf("expired", "IP:127.0.0.1", "-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
-        self._make("self_signed", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
-
-    def path(self, name: str) -> str:
-        return str(self._folder / name)
-
-    def _openssl(self, *args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=self._folder, check=True, capture_output=True)
-
-    def _make(self, name: str, subject: str, *more: str) -> None:
-        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
-        self._openssl("req", "-x509", *key, "-out", f"{name}.pem", "-subj", subject, "-days", "2", *more)
-
-    def leaf(self, name: str, names: str, *validity: str) -> None:
-        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
-        self._openssl(
-            "req", "-new", *key, "-out", f"{name}.csr", "-subj", "/CN=x", "-addext", f"subjectAltName={names}"
-        )
-        signed_by = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-copy_extensions", "copy")
-        days = validity or ("-days", "2")
-        self._openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signed_by, *days)
-
-    def server(self, name: str) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.path(f"{name}.pem"), self.path(f"{name}.key"))
-        return context
+pytestmark = NO_OPENSSL
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +301,106 @@ def test_a_proxy_that_fails_is_named(greet: Step, expected: str) -> None:
     with Hostile(greet=greet) as proxy:
         given = settings_for("https://apim.example.com", proxy=proxy.url, deadline=deadline)
         assert one_exchange(given).code in (expected, "connection" if expected == "proxy" else expected)
+
+
+# Connections that are opened ahead
+
+
+def _many(client: Gateway) -> None:
+    """So many exchanges over connections of their own that the last one opens another ahead."""
+    for _ in range(8):
+        assert client.fetch(TARGET, own_connection=True).sole_answer
+
+
+def _asked_alone(client: Gateway) -> GatewayUnreachable | None:
+    """The error of one exchange over a connection of its own."""
+    with client._watchdog.watch(SAFETY_NET_SECONDS) as watch:
+        try:
+            client._transport.exchange("GET", "/", {}, None, watch, own_connection=True)
+        except GatewayUnreachable as error:
+            return error
+    return None
+
+
+def test_the_next_connection_is_opened_while_an_answer_is_awaited(certificates: Certificates) -> None:
+    def step(peer: Peer) -> None:
+        """The answers from the eighth on wait for the connection of the next request."""
+        while 8 <= len(server.requests) == server.connections:
+            threading.Event().wait(0.001)
+        peer.send(answer())
+
+    with (
+        Hostile(step, tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
+    ):
+        for _ in range(30):
+            assert client.fetch(TARGET, own_connection=True).sole_answer
+    assert [request.connection for request in server.requests] == list(range(30))
+    assert (server.connections, server.resumed) == (31, 30)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_an_answer_on_a_connection_opened_ahead_is_of_no_request(
+    certificates: Certificates, version: ssl.TLSVersion
+) -> None:
+    strayed = threading.Event()
+
+    def early(peer: Peer) -> None:
+        if peer.number == 8:
+            peer.send(answer({"flowId": "of somebody else"}))
+            strayed.set()
+
+    def step(peer: Peer) -> None:
+        assert len(server.requests) != 8 or strayed.wait(SAFETY_NET_SECONDS)
+        peer.send(answer())
+
+    context, counted = certificates.server("good"), list[int]()
+    context.maximum_version = version
+    with (
+        Hostile(step, tls=context, early=early) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem"), desynced=lambda: counted.append(1)) as client,
+    ):
+        _many(client)
+        error = _asked_alone(client)
+        assert (error and error.code, len(counted), len(server.requests)) == ("desync", 1, 8)
+        assert _asked_alone(client) is None
+
+
+@pytest.mark.parametrize("how", ["it is old", "the gateway ended it"])
+def test_a_connection_opened_ahead_that_cannot_be_used_fails_nobody(certificates: Certificates, how: str) -> None:
+    is_up = threading.Event()
+    with (
+        Hostile(tls=certificates.server("good"), early=lambda peer: peer.number == 8 and is_up.set()) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem")) as client,
+    ):
+        _many(client)
+        assert is_up.wait(SAFETY_NET_SECONDS)
+        if how == "it is old":
+            client._transport._spares._spares[0].opened_at -= 60
+        else:
+            server.drop()
+        assert _asked_alone(client) is None
+    assert server.requests[-1].connection == 9
+
+
+def test_few_exchanges_or_plain_ones_open_nothing_ahead(certificates: Certificates) -> None:
+    bundle = certificates.path("ca.pem")
+    for tls, exchanges in ((certificates.server("good"), 7), (None, 20)):
+        with Hostile(tls=tls) as server, gateway(server, ca_bundle=bundle) as client:
+            for _ in range(exchanges):
+                client.fetch(TARGET, own_connection=True)
+        assert server.connections == exchanges
+
+
+def test_a_handshake_ahead_that_hangs_costs_no_exchange_its_answer(certificates: Certificates) -> None:
+    def stuck(peer: Peer) -> None:
+        if peer.number == 8:
+            peer.hang()
+
+    with (
+        Hostile(greet=stuck, tls=certificates.server("good")) as server,
+        gateway(server, ca_bundle=certificates.path("ca.pem"), deadline=1) as client,
+    ):
+        _many(client)
+        _many(client)
+    assert server.connections == 17
