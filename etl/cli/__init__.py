@@ -19,29 +19,29 @@ _THREAD_LIMITS: Final = "`ulimit -v` and `ulimit -u`, or the limits of its conta
 _COMMANDS: Final = {
     "demo": "demo.demo",
     "sync": "run.sync_now",
-    "serve": "run.serve",
-    "check": "run.check",
+    "serve": "serve.serve",
+    "check": "checks.check",
     "plan": "plan.plan",
     "status": "status.status",
-    "targets": "targets.targets",
-    "events": "stories.events",
-    "workflows": "stories.workflows",
-    "flows": "queries.flows",
-    "changes": "queries.changes",
-    "history": "queries.history",
+    "targets": "status.targets",
+    "events": "lists.events",
+    "workflows": "lists.workflows",
+    "flows": "lists.flows",
+    "changes": "lists.changes",
+    "history": "lists.history",
     "export": "export.export_rows",
-    "verify": "verification.verify_trail",
+    "verify": "proof.verify_trail",
     "report": "export.report",
     "notify": "notify.notify",
-    "backup": "maintenance.back_up",
-    "prune": "maintenance.prune",
+    "backup": "admin.back_up",
+    "prune": "admin.prune",
     "init": "admin.init",
     "db": "admin.db",
-    "coverage": "coverage.show_coverage",
-    "audit": "audit.audit",
-    "answer": "answers.print_answer",
+    "coverage": "status.show_coverage",
+    "audit": "proof.audit",
+    "answer": "proof.print_answer",
     "guard": "holds.guard",
-    "seal": "seals.seal",
+    "seal": "proof.seal",
 }
 """Every command, in the order of ``--help``, and where it is in this package."""
 
@@ -77,7 +77,7 @@ class _LazyGroup(CommandGroup):
 def _complete(context: click.Context, parameter: click.Parameter, shell: str | None) -> None:
     """Print what teaches a shell to complete, or install it, and end."""
     if shell is not None and not context.resilient_parsing:
-        from etl.cli.completion import complete
+        from etl.cli.admin import complete
 
         complete(shell, install=parameter.name == "install_completion")
         context.exit()

@@ -1,23 +1,34 @@
-"""The commands for setting Flowtrail up and keeping it running: init, db."""
+"""The commands for setting Flowtrail up and keeping it running: init, db, backup, prune; completion."""
 
 from __future__ import annotations
 
+import datetime as dt
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
+from typing import Final
 
 import click
 from click.exceptions import Exit
+from click.shell_completion import get_completion_class
 
-from etl import database
-from etl.cli import CommandGroup, console
+from etl import config, database
+from etl.cli import CommandGroup, app, console
 from etl.cli.application import Application
-from etl.cli.maintenance import copy_database
 from etl.cli.options import FILE, Given, shared
+from etl.database import backup
 from etl.errors import UsageError
 from etl.service.replica import LEASE
-from etl.store import Store
+from etl.store import Store, copy
+from etl.system.clock import utc_now
 
 db = CommandGroup("db", help="The database and its schema.")
+_FILES: Final = {
+    "bash": (".local/share/bash-completion/completions/flowtrail", ""),
+    "zsh": (".zfunc/_flowtrail", " ~/.zshrc must have `fpath+=~/.zfunc` before `autoload -Uz compinit && compinit`."),
+    "fish": (".config/fish/completions/flowtrail.fish", ""),
+}
+"""Where each shell looks for it below the home folder, and what else it takes."""
 
 
 @click.command()
@@ -127,7 +138,41 @@ def _unfinished(table: str) -> str:
     )
 
 
-db.add_command(copy_database)
+@db.command("copy")
+@click.option("--to", help="The URL of the other database, without a password.")
+@click.option("--to-file", type=FILE, help="A file that holds the URL with its password.")
+@click.option(
+    "--while-active", is_flag=True, help="Copy while a service is active; what it writes meanwhile is left out."
+)
+@shared("upgrade", "json", "config", upgrade="Create the schema of the other database first.")
+def copy_database(given: Given, to: str | None, to_file: Path | None, while_active: bool) -> None:
+    """Copy everything from the configured database into another, empty one: from SQLite to PostgreSQL, or back."""
+    url = config.another_database(to, to_file)
+    with given.application() as app:
+        other = app.another_engine(url)
+        if database.describe(other.url) == database.describe(app.engine.url):
+            raise UsageError("Both are the same database: name another one to copy into.")
+        database.require_current(app.engine)
+        database.require_sound(app.engine)
+        if given.upgrade:
+            database.upgrade(other)
+        database.require_current(other)
+        for engine in (app.engine, other):
+            _refuse_active(Store(engine, app.stop), database.describe(engine.url), while_active)
+        written_meanwhile = backup.snapshot(app.engine) if while_active else nullcontext(app.engine)
+        with written_meanwhile as source, console.counted("copying", hidden=given.json) as advance:
+            copied = copy.copy(source, other, may_be_written=while_active, progress=advance)
+    if given.json:
+        console.json([each._asdict() for each in copied])
+        return
+    console.table("", ("table", "rows"), copied)
+    console.say(f"Everything is in {database.describe(url)}, compared row by row. Set it as [database] url.", "bold")
+
+
+def _refuse_active(store: Store, name: str, allowed: bool) -> None:
+    holder = store.lease_holder(LEASE)
+    if holder is not None and not allowed:
+        raise UsageError(f"A service is active on {name} ({holder}): stop it first, or add --while-active.")
 
 
 @db.command("grants")
@@ -137,3 +182,79 @@ db.add_command(copy_database)
 def print_grants(owner: str, writer: str, reader: str) -> None:
     """Print the SQL that gives PostgreSQL an owner, a writer that cannot rewrite the trail, and a reader."""
     console.stream(statement.encode() + b"\n" for statement in database.grants(owner, writer, reader))
+
+
+@click.command("backup")
+@click.argument("file", type=FILE, help="The file to write.")
+@shared("force", "config")
+def back_up(given: Given, file: Path) -> None:
+    """Copy the SQLite database into a checked file while the service runs; for PostgreSQL, print the commands."""
+    with given.reading(logs=True) as app:
+        if app.engine.dialect.name != "sqlite":
+            dump = backup.dump_of(app.engine, file)
+            console.say(f"{dump.backup}\n{dump.restore}")
+            raise UsageError(
+                "Nothing was done: PostgreSQL's own tools make the backup (first line) and restore it (second line, "
+                "into a database NEW). They ask for the password, or find it in ~/.pgpass."
+            )
+        with console.counted("copying", hidden=False) as advance:
+            backup.backup(app.engine, file, force=given.force, progress=advance)
+    console.complain(
+        f"{file} written and checked: `flowtrail verify` with it as [database] url proves the trail.", "green"
+    )
+
+
+@click.command()
+@click.option("--before", help="Delete runs that ended before this time.")
+@click.option("--keep", show_default="keep_runs", help="Delete runs older than this, such as 90d.")
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@shared("timezone", "json", "config")
+def prune(given: Given, before: str | None, keep: str | None, dry_run: bool) -> None:
+    """Delete the issues of old runs; the runs and their seals stay, and the trail is never touched."""
+    with given.application() as app:
+        limit = _limit(app, given, before, keep)
+        database.require_current(app.engine)
+        database.require_sound(app.engine)
+        gone = app.sealing_store().prune_runs(
+            limit, utc_now(), has_receivers=bool(app.settings.notify), dry_run=dry_run
+        )
+        app.keep_heads()
+    if given.json:
+        console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
+        return
+    would = "would be deleted" if dry_run else "deleted"
+    console.say(f"{gone.issues} issues of {gone.runs} runs that ended before {console.cell(limit)} UTC {would}.")
+
+
+def _limit(app: Application, given: Given, before: str | None, keep: str | None) -> dt.datetime:
+    if before is not None and keep is not None:
+        raise UsageError("Give either --before or --keep, not both.")
+    if (moment := given.moment(before)) is not None:
+        return moment
+    try:
+        length = app.settings.retention.keep_runs if keep is None else config.retention_period(keep)
+    except ValueError as error:
+        raise UsageError(f"--keep {error}.") from None
+    if length is None:
+        raise UsageError("Runs are kept for ever here: say which to delete, with --keep 400d or --before.")
+    return utc_now() - length
+
+
+def complete(shell: str, *, install: bool) -> None:
+    """Print the script for ``shell`` (default: the current one), or install it. Raises UsageError."""
+    shell = shell or config.shell_name()
+    found = get_completion_class(shell) if shell in _FILES else None
+    if found is None:
+        raise UsageError(f"There is no completion for {shell or 'an unknown shell'}: name one of {', '.join(_FILES)}.")
+    script = found(app, {}, "flowtrail", "_FLOWTRAIL_COMPLETE").source()
+    if not install:
+        click.echo(script)
+        return
+    name, more = _FILES[shell]
+    path = Path.home() / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+    console.say(f"{path} written: a new {shell} completes flowtrail.{more}")

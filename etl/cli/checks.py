@@ -1,23 +1,77 @@
-"""The checks of `flowtrail check`, one result each; no problem hides another."""
+"""The command check: one result for each thing that a run needs; no problem hides another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from etl import database, signing
+import click
+
+from etl import __version__, config, database, log, signing
+from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.notify import receiver_problems
+from etl.cli.options import FILE, Given, shared
+from etl.cli.run import end_as, interruptible
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
-from etl.errors import FlowtrailError, GatewayError
+from etl.errors import FlowtrailError, GatewayError, UsageError
+from etl.gateway import Recorder
 from etl.printable import counted
 from etl.sync import organisations
+from etl.system.clock import utc_now
 
 _DETAIL_SECONDS: Final = 60.0
 _HANDED_OUT: Final = 1000
 """Targets that wait for a thread at any time, to bound memory."""
+
+
+@click.command()
+@click.option("--record", type=FILE, help="Write what the gateway answered, without texts and ids, to this new file.")
+@shared("json", "config")
+def check(given: Given, record: Path | None) -> None:
+    """Test everything that a run needs, and list every problem."""
+    recorder = Recorder() if record else None
+    if record and record.exists():
+        raise UsageError(f"{record} already exists: name a new file.")
+    settings, schedules = config.load_all(given.config)
+    log.configure(settings.log.level, settings.log.format)
+    problems = 0
+
+    def counted(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
+        nonlocal problems
+        for finding in findings:
+            problems += not finding.ok
+            yield finding
+
+    with Application(settings) as app, interruptible(app):
+        app.recorded = recorder
+        findings = counted(run_checks(app, schedules))
+        if given.json:
+            console.json_list(finding._asdict() for finding in findings)
+        else:
+            for finding in findings:
+                _show_finding(finding)
+    if record and recorder:
+        _write_new(record, recorder.encoded(__version__, utc_now()))
+        console.complain(f"{record} written: what was answered, without texts, ids and secrets.", "green")
+    end_as(app, int(problems > 0))
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a new file, for its owner only. Raises UsageError if it cannot be written."""
+    try:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(content)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _show_finding(finding: CheckResult) -> None:
+    console.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")
 
 
 class CheckResult(NamedTuple):

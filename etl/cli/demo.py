@@ -14,9 +14,9 @@ import click
 from etl import config, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
-from etl.cli.event_table import event_table
 from etl.cli.options import FILE
 from etl.cli.run import show_report
+from etl.cli.tables import event_table
 from etl.demo import tour
 from etl.demo.gateway import DemoGateway
 from etl.domain.kinds import DELTA_KINDS

@@ -19,9 +19,9 @@ from click.exceptions import Exit
 from etl import sync
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application, a_run
-from etl.cli.empty_results import no_such_name, require_names
 from etl.cli.options import Given, shared
 from etl.cli.run import show_report
+from etl.cli.tables import no_such_name, require_names
 from etl.domain.holds import Approval, HeldSet, code, described, fits, is_code, scope_of_all, shown_set
 from etl.domain.model import Target
 from etl.errors import UsageError

@@ -13,10 +13,9 @@ import click
 from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application
-from etl.cli.event_table import event_table
 from etl.cli.options import Given, chosen_schedules, matching, schedules_argument, shared
-from etl.cli.rosters import moves_of, planned_rosters, show_moves
-from etl.cli.run import end_as, interruptible, show_tally
+from etl.cli.run import end_as, interruptible, moves_of, planned_rosters, show_moves, show_tally
+from etl.cli.tables import event_table
 from etl.domain.model import Outcome
 from etl.report import ListChange
 from etl.store import Store

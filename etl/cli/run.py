@@ -1,50 +1,34 @@
-"""The commands that ask the gateway and record or check: sync, serve, check."""
+"""The command sync, and what others that ask the gateway share with it: rosters, signals, reports."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import os
-import secrets
 import signal
-import socket
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence, Set
+from typing import Final
 
 import click
 from click.exceptions import Exit
 
-from etl import __version__, config, log
 from etl.cli import console
 from etl.cli.application import Application, a_run
-from etl.cli.checks import CheckResult, run_checks
-from etl.cli.maintenance import maintenance_running, timestamps_of, verification_of
-from etl.cli.notify import Notifications
-from etl.cli.options import FILE, Given, chosen_schedules, matching, schedules_argument, shared
-from etl.cli.rosters import refreshed
+from etl.cli.options import Given, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import VERDICTS, Target
-from etl.errors import UsageError
-from etl.gateway import Recorder
+from etl.errors import FlowtrailError, GatewayError
 from etl.printable import counted
-from etl.service.replica import Service
-from etl.service.runs import Identity, RunHooks
 from etl.store import NewRun, Store
-from etl.sync import RunReport, Tally, organisations, run
+from etl.sync import Refreshed, Rosters, RunReport, Tally, organisations, run
 from etl.system.clock import utc_now
 
-if TYPE_CHECKING:
-    from etl.cli.own_conditions import OwnConditions
-    from etl.service.metrics import Metrics
-    from etl.system.background import BackgroundLoop
-
 _ISSUES_SHOWN = 50
-_LAST_SECONDS = 1.0
-"""Time after the grace period for closing what was opened."""
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a sync waits for rosters if older ones are stored; a later answer counts for the next sync."""
+_STOP_SECONDS: Final = 5.0
+_NAMED: Final = 10
+"""How many users a sentence names."""
 
 
 @click.command("sync")
@@ -171,158 +155,132 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
         console.say("What is held waits for a person: `flowtrail guard list` shows it.", "yellow")
 
 
-@click.command()
-@click.option("--no-standby", is_flag=True, help="Exit with 4 if another replica is active.")
-@shared("upgrade", "config")
-def serve(given: Given, no_standby: bool) -> None:
-    """Run the schedules in the background until SIGTERM; SIGHUP reloads them."""
-    with given.application(asks_gateway=True) as app:
-        app.schedules  # noqa: B018 - a broken schedule is reported before the database is touched
-        app.ready(upgrade=given.upgrade)
-        served = _serve(app, standby=not no_standby)
-    if not served:
-        console.complain("Another replica is active, and --no-standby was given.")
-        raise Exit(4)
+@contextlib.contextmanager
+def refreshed(
+    app: Application, store: Store, schedules: Sequence[Schedule], *, accept: bool
+) -> Iterator[Sequence[Schedule]]:
+    """The schedules with the users of their rosters as targets; rosters that are due are asked for first.
 
-
-def _serve(app: Application, *, standby: bool) -> bool:
-    """Run the service and everything beside it; False if another replica is active and ``standby`` is off."""
-    from etl.cli.listen import listening
-    from etl.cli.own_conditions import OwnConditions
-    from etl.service.metrics import Metrics
-
-    metrics = Metrics()
-    app.exchanged, app.desynced = metrics.exchanged, metrics.desynced
-    store = app.sealing_store(applied=metrics.applied)
-    notifications = Notifications(app, store)
-    own = OwnConditions(app, notifications)
-    service = _replica(app, store, metrics, notifications, own)
-    own.service, own.verification = service, verification_of(app, store, service)
-    own.timestamps = timestamps_of(app, store, service)
-    threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
-    with (
-        service.signals(),
-        listening(app, service, metrics, own),
-        notifications.running(service),
-        _watching(app, store, service, notifications, own),
-        own.verification.running(),
-        own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
-        maintenance_running(app, service),
-    ):
-        served = service.serve(standby=standby)
-    if not service.ended:
-        os._exit(0)  # a thread is stuck after the grace period: what it was doing was not committed
-    return served
-
-
-def _watching(
-    app: Application, store: Store, service: Service, notifications: Notifications, own: OwnConditions
-) -> BackgroundLoop:
-    from etl.report import health
-    from etl.service.maintenance import ConditionWatcher
-
-    return ConditionWatcher(
-        store,
-        active=lambda: service.role == "active",
-        read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
-        own=own,
-        clock=utc_now,
-        changed=notifications.wake,
-    ).running()
-
-
-def _replica(
-    app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnConditions
-) -> Service:
-    def finished(report: RunReport, schedule: Schedule) -> None:
-        _count(metrics, report, schedule)
-        own.finished(report, schedule)
-        notifications.finished(report, schedule)
-
-    return Service(
-        app.run_context(store),
-        Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
-        lambda: _load_schedules(app, metrics),
-        coverage_gap=app.settings.coverage_gap,
-        grace=app.settings.service.grace,
-        max_retired_share=app.settings.guard.max_emptied_share,
-        batches=app.batches,
-        clock=utc_now,
-        hooks=RunHooks(started=notifications.started, finished=finished, crashed=notifications.crashed),
-        became=notifications.role_changed,
-        remote=own.remote,
-        rosters=app.rosters(store),
-        details=lambda schedule: app.details([schedule]),
-    )
-
-
-def _end_in_time(service: Service, grace: dt.timedelta) -> None:
-    """End the process after the grace period, even if a silent database blocks its threads."""
-    service.wait_for_stop()
-    time.sleep(grace.total_seconds() + _LAST_SECONDS)
-    service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
-    os._exit(0)
-
-
-def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
-    tally = report.tally
-    metrics.run_ended(
-        schedule.name,
-        report.status,
-        report.duration_seconds,
-        verdicts=tally.verdicts,
-        changes=tally.changes,
-        failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
-        asked_again=tally.asked_again,
-    )
-
-
-def _load_schedules(app: Application, metrics: Metrics) -> Sequence[Schedule]:
-    schedules = config.load_schedules(app.settings)
-    metrics.know(schedule.name for schedule in schedules)
-    return schedules
-
-
-@click.command()
-@click.option("--record", type=FILE, help="Write what the gateway answered, without texts and ids, to this new file.")
-@shared("json", "config")
-def check(given: Given, record: Path | None) -> None:
-    """Test everything that a run needs, and list every problem."""
-    recorder = Recorder() if record else None
-    if record and record.exists():
-        raise UsageError(f"{record} already exists: name a new file.")
-    settings, schedules = config.load_all(given.config)
-    log.configure(settings.log.level, settings.log.format)
-    problems = 0
-
-    def counted(findings: Iterable[CheckResult]) -> Iterator[CheckResult]:
-        nonlocal problems
-        for finding in findings:
-            problems += not finding.ok
-            yield finding
-
-    with Application(settings) as app, interruptible(app):
-        app.recorded = recorder
-        findings = counted(run_checks(app, schedules))
-        if given.json:
-            console.json_list(finding._asdict() for finding in findings)
-        else:
-            for finding in findings:
-                _show_finding(finding)
-    if record and recorder:
-        _write_new(record, recorder.encoded(__version__, utc_now()))
-        console.complain(f"{record} written: what was answered, without texts, ids and secrets.", "green")
-    end_as(app, int(problems > 0))
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a new file, for its owner only. Raises UsageError if it cannot be written."""
+    If a roster fails or is slow, the last one stays in force. Raises FlowtrailError if none ever came and there is
+    nothing else to ask. Requests for rosters that are still under way are cut off at the block's end.
+    """
+    orgs = organisations(schedules)
+    if not orgs:
+        yield schedules
+        return
+    refresh = _Refresh(app.rosters(store), orgs, accept=accept)
     try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(content)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+        refresh.wait(_wait_seconds(store, orgs, accept=accept))
+        expanded = app.rosters(store).expand(schedules)
+        _require_targets(expanded)
+        yield expanded
+    finally:
+        refresh.end(app.stop)
 
 
-def _show_finding(finding: CheckResult) -> None:
-    console.say(f"{'ok ' if finding.ok else 'BAD'} {finding.what}: {finding.said}", "" if finding.ok else "red")
+class _Refresh:
+    """Asks for rosters in a separate thread."""
+
+    def __init__(self, rosters: Rosters, orgs: set[str], *, accept: bool) -> None:
+        self._rosters = rosters
+        self._orgs = orgs
+        self._accept = accept
+        self._done: list[Refreshed] = []
+        self._error: FlowtrailError | None = None
+        self._thread = threading.Thread(target=self._work, name="rosters", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._done = self._rosters.refresh(self._orgs, accept=self._accept)
+        except FlowtrailError as error:
+            self._error = error
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait at most this long (None: until they are there). A stop cuts the requests off, which ends the wait."""
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            console.complain(f"The roster did not come within {seconds:g} s; the last one stays in force.", "yellow")
+        elif self._error is not None:
+            raise self._error
+        for each in self._done:
+            if each.error:
+                console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
+            if each.moves.newly_missing:
+                console.complain(
+                    f"The roster of {each.org_id} lacks {len(each.moves.newly_missing)} users: too many to believe "
+                    "without confirmation, so they stay. If it is right, run `flowtrail sync --retire`.",
+                    "yellow",
+                )
+
+    def end(self, stop: threading.Event) -> None:
+        if self._thread.is_alive():
+            stop.set()
+            self._thread.join(_STOP_SECONDS)
+
+
+def _wait_seconds(store: Store, orgs: set[str], *, accept: bool) -> float | None:
+    """How long to wait; None if there is nothing to do without the answer, or a person waits for it."""
+    stored_rosters = store.rosters(orgs)
+    stand = all(org in stored_rosters and stored_rosters[org].answered_at is not None for org in orgs)
+    return _PATIENCE_SECONDS if stand and not accept else None
+
+
+def _require_targets(schedules: Sequence[Schedule]) -> None:
+    unlisted = {roster.org_id for schedule in schedules for roster in schedule.unlisted}
+    for org in sorted(unlisted):
+        console.complain(f"The users of {org} are not known, so none of them is asked for.", "red")
+    if not any(schedule.targets for schedule in schedules):
+        raise FlowtrailError(
+            "There is no target to ask for: no roster has come yet. `flowtrail check` says what is wrong."
+        )
+
+
+def planned_rosters(
+    app: Application, store: Store, schedules: Sequence[Schedule]
+) -> tuple[Sequence[Schedule], list[Refreshed]]:
+    """The schedules with the users that their rosters have now, and what that would change; nothing is written.
+
+    If a roster does not come, the last one stays in force.
+    """
+    users, found = {}, []
+    rosters = app.rosters(store)
+    stored_rosters = store.rosters(organisations(schedules))
+    for org in sorted(organisations(schedules)):
+        try:
+            members, moves = rosters.planned(org)
+        except GatewayError as error:
+            found.append(Refreshed(org, error=str(error), error_code=error.code))
+            members = stored_rosters[org].users if org in stored_rosters else set()
+        else:
+            found.append(Refreshed(org, moves))
+        if members:
+            users[org] = members
+    return [schedule.with_users(users) for schedule in schedules], found
+
+
+def show_moves(rosters: Sequence[Refreshed]) -> None:
+    """Print a sentence on who would join and leave each organisation."""
+    for each in rosters:
+        if each.error:
+            console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
+            continue
+        would = {"would join": each.moves.joined, "would leave": each.moves.left, "lacking": each.moves.newly_missing}
+        differences = "; ".join(f"{len(users)} {what} ({_some(users)})" for what, users in would.items() if users)
+        console.say(f"Roster of {each.org_id}: {differences or 'as before'}.")
+
+
+def moves_of(each: Refreshed) -> dict[str, object]:
+    """The same as JSON values."""
+    moves = each.moves
+    return {
+        "org_id": each.org_id,
+        "error": each.error or None,
+        "joins": sorted(moves.joined),
+        "leaves": sorted(moves.left),
+        "missing": sorted(moves.newly_missing),
+    }
+
+
+def _some(users: Set[str]) -> str:
+    return ", ".join(sorted(users)[:_NAMED]) + (", ..." if len(users) > _NAMED else "")

@@ -1,28 +1,33 @@
-"""The command `status`: problems by cause, and the first targets that have them, however many there are."""
+"""The commands about targets: status, targets list, coverage."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import click
 
-from etl.cli import console
+from etl.cli import CommandGroup, console
 from etl.cli.application import Application
-from etl.cli.options import Given, shared
-from etl.config import Schedule
+from etl.cli.options import SHOWN, Given, shared
+from etl.cli.tables import require_names
+from etl.config import Schedule, TargetList
+from etl.domain.model import Target
 from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
 from etl.report.condition_checks import LastCheck
 from etl.report.conditions import Condition, DetectedCondition
+from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.report.health import HealthSnapshot, TargetSummary
 from etl.report.overdue import Overdue
 from etl.report.reading import short_transaction
+from etl.report.targets import KnownTarget, known_targets
 from etl.service.replica import LEASE
-from etl.store import Store
+from etl.store import Store, StoredRoster
+from etl.sync import organisations
 from etl.system.clock import utc_now
 
 _SHOWN: Final = 50
@@ -34,6 +39,13 @@ _RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targ
                        "failed", "stale", "missed")  # fmt: skip
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
                           "last_error_code", "last_error", "held_workflows", "held_since")  # fmt: skip
+targets = CommandGroup("targets", help="The targets: whose lists are asked for.")
+_KNOWN_COLUMNS: Final = (
+    *("org_id", "user_id", "expression", "source"),
+    *("since", "first_observed_at", "missing_since", "retired_at"),
+)
+_COVERED_COLUMNS: Final = CoveredTarget._fields
+_HOLD_COLUMNS: Final = (*Hold._fields[:-2], "workflows")
 
 
 class _Status(NamedTuple):
@@ -200,3 +212,120 @@ def _checked(check: LastCheck, zone: dt.tzinfo) -> str:
 def _more(left_out: int) -> None:
     if left_out > 0:
         console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
+
+
+class Row(NamedTuple):
+    """A target, configured or known to the database.
+
+    ``source``: the schedules that have it, with "(roster)" after those that have it by ``users = "all"``; "" if none
+    has. ``since``: for a roster, since when it lists the user; otherwise ``first_observed_at``. ``missing_since``:
+    since when the roster lacks the user, if that is not believed.
+    """
+
+    org_id: str
+    user_id: str
+    expression: str
+    source: str
+    since: dt.datetime | None
+    first_observed_at: dt.datetime | None
+    missing_since: dt.datetime | None
+    retired_at: dt.datetime | None
+
+
+@targets.command("list")
+@shared("org", "user", "limit", "json", "config")
+def list_targets(given: Given) -> None:
+    """Show all targets, where each comes from (a list, a file, the organisation's roster), and since when."""
+    with given.reading(logs=True) as app:
+        found = (
+            each for each in _known_rows(app) if given.org in (None, each.org_id) and given.user in (None, each.user_id)
+        )
+        shown = islice(found, given.most())
+        if given.json:
+            console.json_list(each._asdict() for each in shown)
+            return
+        all_of_them = given.org is None and given.user is None
+        empty = "none: add [[targets]] to a schedule" if all_of_them else "none with that --org and --user"
+        console.rows("", _KNOWN_COLUMNS, shown, empty)
+        left_out = sum(1 for _ in found)
+    if left_out:
+        console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
+
+
+def _known_rows(app: Application) -> Iterator[Row]:
+    """By organisation, user and expression."""
+    configured, listed = app.schedules, app.listed_schedules()
+    stored_rosters = Store(app.engine, app.stop).rosters(organisations(configured))
+    known = {each.target: each for each in known_targets(app.engine)}
+    listed_targets = set(TargetList.union([schedule.targets for schedule in listed])) if listed else set()
+    for target in sorted(listed_targets | known.keys()):
+        yield _row(target, known.get(target), _source(target, configured, listed), stored_rosters)
+
+
+def _source(target: Target, configured: Sequence[Schedule], listed: Sequence[Schedule]) -> str:
+    names = []
+    for own, expanded in zip(configured, listed, strict=True):
+        if target in own.targets:
+            names.append(own.name)
+        elif target in expanded.targets:
+            names.append(f"{own.name} (roster)")
+    return ", ".join(names)
+
+
+def _row(target: Target, known: KnownTarget | None, source: str, stored_rosters: Mapping[str, StoredRoster]) -> Row:
+    stored = stored_rosters.get(target.org_id)
+    observed = known.first_observed_at if known else None
+    since = missing = None
+    if stored is not None and source.endswith("(roster)") and (user := stored.known.get(target.user_id)):
+        since, missing = user.listed_since, user.missing_since
+    return Row(*target, source, since or observed, observed, missing, known.retired_at if known else None)
+
+
+@click.command("coverage")
+@shared("org", "user", "since", "until", "timezone", "json", "config")
+def show_coverage(given: Given) -> None:
+    """Show how complete the trail is: which targets were to be asked, which answered, and gaps; with the seals."""
+    zone = given.zone
+    begin, end = given.period()
+    with given.reading() as app:
+        require_names(app.engine, org=given.org, user=given.user)
+        found = coverage(app.engine, utc_now(), since=begin, until=end, org=given.org, user=given.user)
+    if given.json:
+        console.json(_as_object(found))
+    else:
+        _show_coverage(found, zone)
+
+
+def _as_object(found: Coverage) -> dict[str, Any]:
+    """Its lists as lists of objects, and the seals."""
+    lists = {name: value for name, value in found._asdict().items() if isinstance(value, list)}
+    rest = {name: value for name, value in found._asdict().items() if name not in lists}
+    return rest | {"seals": found.seals} | {name: [each._asdict() for each in value] for name, value in lists.items()}
+
+
+def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:
+    if found.seals is None:
+        console.say("No run that has a seal was to ask anybody in that time.")
+        return
+    _first_rows("Who was to be asked", _COVERED_COLUMNS, found.targets, zone)
+    _first_rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
+    _first_rows("\nNobody was looking", Gap._fields, found.gaps, zone)
+    holds = [(*each[:-2], len({*each.flow_ids, *(doubt[0] for doubt in each.doubted)})) for each in found.holds]
+    _first_rows("\nHolds", _HOLD_COLUMNS, holds, zone)
+    _first_rows("\nCame and went", Membership._fields, found.memberships, zone)
+    asked, answered = (sum(getattr(each, name) for each in found.targets) for name in ("asked", "answered"))
+    first, last = found.seals
+    summary = f"In {counted(found.runs, 'run')}, {counted(len(found.targets), 'target')} had to be asked: "
+    summary += f"{answered} of {asked} requests were answered."
+    console.say(f"\n{summary} The seals {first} to {last} prove it; `flowtrail verify` proves the seals.", "bold")
+    if found.unsealed_runs:
+        console.say(f"{found.unsealed_runs} runs are under way: they count once they have a seal.", "yellow")
+
+
+def _first_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], zone: dt.tzinfo) -> None:
+    """Print the first rows, without empty columns."""
+    shown = rows[:SHOWN]
+    used = [n for n in range(len(columns)) if any(row[n] not in (None, "", 0) for row in shown)]
+    console.table(title, [columns[n] for n in used], ([row[n] for n in used] for row in shown), zone=zone)
+    if len(rows) > len(shown):
+        console.complain(f"And {len(rows) - len(shown)} more: --json has all.", "dim")

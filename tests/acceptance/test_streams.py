@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import click
 import pytest
 import structlog
 
@@ -56,12 +57,15 @@ CALLS: Mapping[tuple[str, ...], str] = {
 RUNS_UNTIL_STOPPED = ("serve",)
 
 
+CONTEXT = click.Context(app)
+
+
 def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    if not hasattr(command, "commands"):
+    if not isinstance(command, click.Group):
         yield path
         return
-    for name, each in command.commands.items():
-        yield from commands(each, (*path, name))
+    for name in command.list_commands(CONTEXT):
+        yield from commands(command.get_command(CONTEXT, name), (*path, name))
 
 
 COMMANDS = sorted({*commands(app)} - {RUNS_UNTIL_STOPPED})

@@ -8,7 +8,7 @@ import pytest
 
 from etl.cli.application import Application
 from etl.cli.notify import Notifications
-from etl.cli.own_conditions import OwnConditions
+from etl.cli.serve import OwnConditions
 from etl.config import load, load_schedules
 from etl.store import Store
 from etl.sync import RunReport, Tally
