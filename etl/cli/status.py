@@ -26,6 +26,7 @@ from etl.report.overdue import Overdue
 from etl.report.reading import short_transaction
 from etl.report.targets import KnownTarget, known_targets
 from etl.service.replica import LEASE
+from etl.service.runs import was_killed
 from etl.store import Store, StoredRoster
 from etl.sync import organisations
 from etl.system.clock import utc_now
@@ -52,6 +53,8 @@ class _Status(NamedTuple):
     """What `status` shows; the lists have at most as many rows as were asked for."""
 
     active: str | None
+    killed: str | None
+    """The replica that still has the lease, if its process is gone."""
     conditions: Sequence[Condition]
     checked: LastCheck | None
     snapshot: HealthSnapshot | None
@@ -109,8 +112,11 @@ def _gather(
             summary = health.summary_within(connection, now)
         else:
             summary = found = health.read_within(connection, configured, now)
+    holder = Store(app.engine).lease_holder(LEASE)
+    killed = holder if holder is not None and was_killed(holder) else None
     return _Status(
-        active=Store(app.engine).lease_holder(LEASE),
+        active=None if killed else holder,
+        killed=killed,
         conditions=summary.conditions(_broken(broken)),
         checked=summary.checked,
         snapshot=found,
@@ -173,7 +179,8 @@ def _print(found: _Status, problems: Iterator[TargetHealth], most: int | None) -
 
 
 def _show(found: _Status, problems: Sequence[TargetHealth], schedules: int, most: int | None, zone: dt.tzinfo) -> None:
-    console.say(f"Service: {f'active on {found.active}' if found.active else 'not running'}.", "bold")
+    gone = f"not running: the process of {found.killed} is gone" if found.killed else "not running"
+    console.say(f"Service: {f'active on {found.active}' if found.active else gone}.", "bold")
     overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
         console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
@@ -192,13 +199,13 @@ def _show(found: _Status, problems: Sequence[TargetHealth], schedules: int, most
         names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
         console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
     _more(schedules - len(found.schedules))
+    console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
+    console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
     if overdue:
         rows = [_named(each) for each in overdue[:most]]
         optional = ("expression", "last_error_code", "held_since")
         console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows), zone=zone, if_any=optional)
         _more(len(overdue) - len(rows))
-    console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
-    console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
     console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone)
     if len(problems) == most:
         console.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")

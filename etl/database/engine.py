@@ -6,6 +6,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Dialect, Engine, QueuePool, StaticPool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, InvalidatePoolError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from etl.database import session
-from etl.database.journal import in_our_mode
+from etl.database.journal import holders, in_our_mode
 from etl.errors import ConfigError, DatabaseError, Problem
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 _POOL_TIMEOUT_SECONDS: Final = 30.0
+LOCK_SAID_AFTER_SECONDS: Final = 5.0
+_TO_WRITE: Final = "BEGIN IMMEDIATE"
 
 OLDEST_SQLITE: Final = (3, 37, 0)
 """The first version with STRICT tables."""
@@ -169,7 +172,7 @@ def _sqlite(url: URL, pool_size: int, patience_seconds: float) -> Engine:
         pool = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0}
         pool["pool_timeout"] = min(patience_seconds, _POOL_TIMEOUT_SECONDS)
     engine = create_engine(url, creator=lambda: _open(file, patience_seconds), hide_parameters=True, **pool)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", _SqliteBegin(file, patience_seconds))
     if file is not None:
         event.listen(engine, "connect", lambda _, record: record.info.update(file=identity(file)))
         event.listen(engine, "checkout", lambda _, record, __: _require_same_file(record, file))
@@ -196,9 +199,56 @@ def file_of(url: URL) -> Path | None:
     return None if url.database in {None, "", ":memory:"} else Path(str(url.database)).absolute()
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    """The driver's own lazy BEGIN loses updates: two transactions that read and then write overwrite each other."""
-    connection.exec_driver_sql(connection.get_execution_options().get("flowtrail_begin", "BEGIN IMMEDIATE"))
+class _SqliteBegin:
+    """The driver's own lazy BEGIN loses updates: two transactions that read and then write overwrite each other.
+
+    A transaction that waits for the write lock says so after ``LOCK_SAID_AFTER_SECONDS``; of several, the first.
+    """
+
+    def __init__(self, file: Path | None, patience_seconds: float) -> None:
+        self._file = file
+        self._patience_seconds = patience_seconds
+        self._said_at: float | None = None
+
+    def __call__(self, connection: Connection) -> None:
+        begin = connection.get_execution_options().get("flowtrail_begin", _TO_WRITE)
+        if begin == _TO_WRITE and self._file is not None and self._patience_seconds > LOCK_SAID_AFTER_SECONDS:
+            with _patience(connection, LOCK_SAID_AFTER_SECONDS, self._patience_seconds):
+                try:
+                    connection.exec_driver_sql(begin)
+                except OperationalError as error:
+                    if code_of(error.orig) != sqlite3.SQLITE_BUSY:
+                        raise
+                else:
+                    return
+            self._say(self._file)
+        connection.exec_driver_sql(begin)
+
+    def _say(self, file: Path) -> None:
+        now = time.monotonic()
+        if self._said_at is None or now - self._said_at > self._patience_seconds:
+            self._said_at = now
+            import structlog
+
+            structlog.get_logger("etl.database").warning(
+                "database_locked",
+                file=str(file),
+                by=holders(file),
+                waited_seconds=LOCK_SAID_AFTER_SECONDS,
+                remedy=f"it is tried for {self._patience_seconds:g} s in all: end what holds the lock",
+            )
+
+
+@contextmanager
+def _patience(connection: Connection, seconds: float, otherwise: float) -> Iterator[None]:
+    """Wait this long for locks within the block."""
+    raw = connection.connection.cursor()
+    raw.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+    try:
+        yield
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {otherwise * 1000:.0f}")
+        raw.close()
 
 
 class _PatientConnection(sqlite3.Connection):

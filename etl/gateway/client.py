@@ -32,7 +32,7 @@ from etl.gateway.errors import (
     status_error,
 )
 from etl.gateway.recording import Exchange
-from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, persist
+from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, persist
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
 from etl.gateway.transport import Reply, Transport
 from etl.system.clock import utc_now
@@ -57,6 +57,8 @@ _DESYNC: Final = (
 Exchanged = Callable[[str, int, float, str | None], None]
 """Called after each request with the call's name, the attempt (from 1), the seconds until the answer was read, and the
 error code (None: a valid answer)."""
+_SAID_EVERY_SECONDS: Final = 60.0
+"""How often the log says that requests are tried again."""
 
 
 class TokenCheck(NamedTuple):
@@ -116,6 +118,8 @@ class Gateway:
         self._desynced = desynced or (lambda: None)
         self._recorded = recorded
         self._warned_in: list[object] = []
+        self._saying = threading.Lock()
+        self._say_again_at = 0.0
         self._deadline_seconds = settings.deadline.total_seconds()
         self._path = quote(origin.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self._watchdog = Watchdog(self._stop)
@@ -195,10 +199,26 @@ class Gateway:
             try:
                 return self._with_renewed_token(call)
             except TransientGatewayError as error:
+                self._say_retry(error, call)
                 return persist(lambda: self._with_renewed_token(call), error, call.deadline, self._stop)
         except GatewayError as error:
             _complete(error, call)
             raise
+
+    def _say_retry(self, error: TransientGatewayError, call: _Call[T]) -> None:
+        """Log that a request is tried again; once a minute, however many requests are."""
+        now = time.monotonic()
+        with self._saying:
+            if not helps_to_retry(error) or now < self._say_again_at:
+                return
+            self._say_again_at = now + _SAID_EVERY_SECONDS
+        structlog.get_logger(__name__).info(
+            "request_retried",
+            call=call.request.call,
+            error_code=error.code,
+            message=error.message,
+            remedy=f"it is tried again until its deadline, in {max(call.deadline.remaining(), 0):.0f} s; so are others",
+        )
 
     def _with_renewed_token(self, call: _Call[T]) -> T:
         """One attempt. If the token is not accepted, one more with a new token, once per target."""

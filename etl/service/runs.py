@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +35,20 @@ class Identity(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.host}/{self.pid}/{self.token}"
+
+
+def was_killed(holder: str) -> bool:
+    """Whether the ``Identity`` that holds the lease is of this machine, and no such process is left."""
+    host, pid, _ = holder.rsplit("/", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,12 +150,12 @@ class Scheduler:
 
     def _log_skipped(self, event: Any) -> None:
         remedy = "if it happens often: a longer interval, fewer targets, or a higher [gateway] concurrency"
-        log.warning("still running, so a slot is left out", job=event.job_id, remedy=remedy)
+        log.warning("slot_left_out", job=event.job_id, remedy=remedy)
 
     def _watch_clock(self) -> float:
         error, last = self._clock_error(), self._last_clock_error
         if abs(error - last) > LEEWAY:
-            log.warning("the clock was set: planning anew", jump_seconds=round((error - last).total_seconds(), 3))
+            log.warning("clock_was_set", jump_seconds=round((error - last).total_seconds(), 3))
             _log_exceptions(self._plan_anew, "clock-watch")
         self._last_clock_error = error
         return self._check_seconds

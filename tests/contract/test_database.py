@@ -22,6 +22,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from sqlalchemy import Engine, make_url, text
+from structlog.testing import capture_logs
 
 from etl.config.units import without_password
 from etl.database import connect, current, describe, is_secret, reading, require_current, upgrade, writing
@@ -30,6 +31,7 @@ from etl.schema import lease
 from etl.store.bulk import insert_rows
 from tests.support import postgres as local_postgres
 from tests.support.lossy import LossyProxy
+from tests.support.served import wait_until
 
 SAFETY_NET_SECONDS = 60
 PASSWORD = "p@ss/w:rd%41"
@@ -284,6 +286,24 @@ def test_the_process_that_has_a_file_locked_is_named(sqlite_file: Path, engines:
         pytest.raises(DatabaseUnreachable, match=rf"is locked by .* \(process {process}\): try again"),
     ):
         add(opened(engines, sqlite_file, patience_seconds=0.05), "late")
+
+
+@only_where_locks_are_listed
+def test_a_lock_that_lasts_is_logged_while_it_lasts(
+    sqlite_file: Path, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("etl.database.engine.LOCK_SAID_AFTER_SECONDS", 0.05)
+    engine = opened(engines, sqlite_file)
+    with capture_logs() as logged, ThreadPoolExecutor(2) as pool:
+        with held_elsewhere(sqlite_file, "BEGIN IMMEDIATE") as process:
+            written = [pool.submit(add, engine, name) for name in ("one", "two")]
+            wait_until(lambda: bool(logged))
+        for each in written:
+            each.result()
+    assert sorted(names(engine)) == ["one", "two"]
+    [said] = logged
+    assert (said["event"], said["log_level"]) == ("database_locked", "warning")
+    assert f"(process {process})" in said["by"]
 
 
 def test_processes_that_change_the_journal_mode_at_once_do_not_block_each_other(

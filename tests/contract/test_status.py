@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from click.testing import CliRunner, Result
 
 from etl.cli import app
+from etl.database import connect
 from etl.demo.world import World
+from etl.service.replica import LEASE
+from etl.store import Store
 from tests.support.builders import numbered
 from tests.support.enos import Fault, LocalGateway
 from tests.support.program import ANN, KEY, ORG, SECRET, Program
@@ -97,6 +103,21 @@ def test_of_many_schedules_those_with_overdue_targets_come_first(run: Callable[.
     )
     assert "And 11 more: --limit 0 shows all." in shown.stderr
     assert len(json.loads(run("status", "--json").stdout)["schedules"]) == 61
+
+
+def test_a_replica_whose_process_is_gone_is_not_active(run: Callable[..., Result], failing: Program) -> None:
+    with subprocess.Popen(["true"]) as process:
+        pass
+    engine = connect(f"sqlite:///{failing.folder / 'flowtrail.db'}")
+    store, (gone, there) = Store(engine), (f"{socket.gethostname()}/{pid}/x" for pid in (process.pid, os.getpid()))
+    try:
+        for holder, active, said in ((gone, None, f"the process of {gone} is gone"), (there, there, f"on {there}")):
+            assert store.take_lease(LEASE, holder)
+            assert json.loads(run("status", "--json").stdout)["active"] == active
+            assert said in run("status").stdout
+            store.release_lease(LEASE, holder)
+    finally:
+        engine.dispose()
 
 
 def test_schedules_that_cannot_be_read_are_a_condition_beside_all_that_is_known(

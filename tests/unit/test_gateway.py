@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from structlog.testing import capture_logs
 
 from etl.domain.model import Flow, Target
 from etl.errors import ConfigError, GatewayUnreachable, Malformed, Refused, ServiceHiccup
@@ -239,6 +240,15 @@ def test_a_final_status_is_not_retried(status: int) -> None:
 def test_a_transient_status_is_retried(status: int) -> None:
     with Hostile(http("busy", status), answer()) as server, gateway(server) as client:
         assert client.fetch(TARGET).attempts == 2
+
+
+def test_the_log_says_at_once_that_requests_are_tried_again_and_only_once() -> None:
+    steps = (http("busy", 503), http("busy", 503), answer())
+    with Hostile(*steps) as server, gateway(server) as client, capture_logs() as logged:
+        client.fetch(TARGET)
+    assert [(each["event"], each["log_level"], each["error_code"]) for each in logged] == [
+        ("request_retried", "info", "http_503")
+    ]
 
 
 def test_a_gateway_that_stays_down_fails_with_its_last_answer() -> None:

@@ -50,6 +50,7 @@ OWNERS = {
     "distributed": {"sync"},
     "structlog": {
         "log",
+        "database",
         "cli",
         "sync",
         "service",

@@ -114,7 +114,7 @@ def test_a_schedule_never_runs_twice_at_once(bench: Bench) -> None:
     with capture_logs() as logs:
         bench.start(plan("slow"))
         _, first = bench.next_run()
-        wait_for(lambda: sum("left out" in each["event"] for each in logs) >= 3)
+        wait_for(lambda: sum(each["event"] == "slot_left_out" for each in logs) >= 3)
         assert bench.runs.empty()
     release.set()
     _, second = bench.next_run()
@@ -185,7 +185,7 @@ def test_a_running_schedule_finishes_as_it_began_and_is_not_doubled(bench: Bench
         bench.start(old)
         bench.next_run()
         bench.scheduler.replace([new])
-        wait_for(lambda: any("left out" in each["event"] for each in logs))
+        wait_for(lambda: any(each["event"] == "slot_left_out" for each in logs))
         bench.scheduler.replace([])
         bench.scheduler.replace([new])
         assert bench.runs.empty()
@@ -230,7 +230,7 @@ def test_ten_years_ahead_are_one_run_for_the_newest_slot(bench: Bench, slots: Sl
         bench.clock.ahead = dt.timedelta(days=3653)
         _, slot = bench.next_run()
         assert slot == slots.latest_until(bench.clock())
-    assert any("the clock was set" in each["event"] for each in logs)
+    assert any(each["event"] == "clock_was_set" for each in logs)
     assert bench.scheduler.next_fire_times()["a"] == slots.next_after(slot)
 
 
