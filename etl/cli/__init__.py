@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "plan": "plan.plan",
     "status": "status.status",
     "targets": "status.targets",
+    "runs": "lists.runs",
     "events": "lists.events",
     "workflows": "lists.workflows",
     "flows": "lists.flows",

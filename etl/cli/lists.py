@@ -27,14 +27,18 @@ from etl.report.details import (
     states_with_details,
     with_details,
 )
+from etl.report.listings import STATUSES
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.targets import observed_targets
+from etl.report.versions import IssueCause
 from etl.system.clock import utc_now
 
 _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")
 _NOW: Final = (*_WORKFLOW, "changed_at", "last_observed_at", "missing_since")
 _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
+_RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
+               "held", "failed", "stale", "missed")  # fmt: skip
 _TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
 
 
@@ -78,6 +82,33 @@ def flows(given: Given, targets: bool) -> None:
             lacking = not_observed_then(observed_targets(app.engine, at, org=given.org, user=given.user))
             if lacking:
                 console.complain(lacking, "yellow")
+
+
+@click.command()
+@click.argument("run_id", type=int, required=False)
+@click.option("--schedule", help="Only runs of this schedule.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only runs that ended so, or are still running.")
+@shared("timezone", "limit", "json", "config")
+def runs(given: Given, run_id: int | None, schedule: str | None, status: str | None) -> None:
+    """List the runs, the latest first; with RUN_ID, why targets of that run did not go through."""
+    with given.reading() as app:
+        report = Report(app.engine)
+        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=needed(given))
+        if run_id is None:
+            if given.json:
+                console.json_list(_objects(islice(rows, given.most())))
+            elif not print_table(rows, columns_table(_RUN, given.zone), given):
+                console.say("No such runs." if schedule or status else "No runs: `flowtrail sync` makes one.")
+            return
+        found = list(rows)
+        if not found:
+            raise UsageError(f"There is no run {run_id}: `flowtrail runs` lists them.")
+        causes = report.causes_of_run(run_id)
+    if given.json:
+        console.json({**found[0]._asdict(), "causes": [each._asdict() for each in causes]})
+        return
+    columns_table(_RUN, given.zone)(found)
+    console.rows("\nWhat did not go through, by cause", IssueCause._fields, causes, zone=given.zone)
 
 
 @click.command()

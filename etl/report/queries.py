@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from etl.database import reading
 from etl.domain.holds import HeldSet, shown_set
 from etl.domain.model import Target, cycle_code
-from etl.report import listings
+from etl.report import listings, versions
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.listings import Listing
 from etl.report.names import WHOLE, contains_sql, pattern
@@ -32,6 +32,7 @@ from etl.report.rows import (
     TargetAsOf,
     TargetHealth,
 )
+from etl.report.versions import IssueCause
 
 T = TypeVar("T", bound=tuple[Any, ...])
 _IDS: Final = ("org", "user", "flow")
@@ -142,9 +143,21 @@ class Report:
         for (*key, since), rows in groupby(self.holds(org=org), key=itemgetter(0, 1, 2, 3)):
             yield shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in rows))
 
-    def runs(self, *, limit: int | None = None) -> Iterator[SyncRun]:
+    def runs(
+        self,
+        *,
+        schedule: str | None = None,
+        status: str | None = None,
+        run: int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""
-        return self._rows(listings.RUNS, {"limit": limit})
+        return self._rows(listings.RUNS, {"schedule": schedule, "status": status, "run": run, "limit": limit})
+
+    def causes_of_run(self, run_id: int) -> list[IssueCause]:
+        """Why targets of a run did not go through, the most frequent cause first."""
+        with reading(self._engine) as connection:
+            return versions.causes(connection, run_id)
 
     def _cheaper_way(self, at: dt.datetime, flow: str | None) -> Way:
         with reading(self._engine) as connection:

@@ -105,6 +105,18 @@ def test_of_many_schedules_those_with_overdue_targets_come_first(run: Callable[.
     assert len(json.loads(run("status", "--json").stdout)["schedules"]) == 61
 
 
+def test_the_runs_are_listed_and_one_says_why_targets_did_not_go_through(run: Callable[..., Result]) -> None:
+    *_, listed = json.loads(run("runs", "--status", "partial", "--json").stdout)
+    assert (listed["targets"], listed["failed"]) == (62, 61)
+    assert "partial" in run("runs").stdout
+    assert run("runs", "--schedule", "none").stdout == "No such runs.\n"
+    found = json.loads(run("runs", str(listed["id"]), "--json").stdout)
+    assert [(each["error_code"], each["targets"]) for each in found.pop("causes")] == [("62101", 60), ("http_403", 1)]
+    assert found == listed
+    assert "by cause" in run("runs", str(listed["id"])).stdout
+    assert "`flowtrail runs` lists them" in str(run("runs", "99").exception)
+
+
 def test_a_replica_whose_process_is_gone_is_not_active(run: Callable[..., Result], failing: Program) -> None:
     with subprocess.Popen(["true"]) as process:
         pass
