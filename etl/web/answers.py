@@ -18,7 +18,7 @@ from etl.report import Column, columns_of, reading
 from etl.report.conditions import DetectedCondition
 from etl.report.health import TargetSummary
 from etl.report.listings import Listing
-from etl.report.reading import stream
+from etl.report.reading import short_transaction, stream
 from etl.web.params import RequestParams
 from etl.web.rendering import render
 
@@ -52,6 +52,24 @@ def wanted_format(request: Request) -> Format | None:
     """``?format=``; None is the page itself."""
     asked = RequestParams(request).one_of("format", FORMATS)
     return next((known for known in FORMATS if known == asked), None)
+
+
+def table_page(
+    site: Site,
+    request: Request,
+    listing: TableQuery,
+    template: str,
+    beside: Callable[[Connection, Sequence[Any]], Mapping[str, Any]] = lambda connection, rows: {},
+) -> Response:
+    """A page of a table, or all of it as a file; ``beside`` reads what else the page shows, given its rows."""
+    asked, fmt = RequestParams(request), wanted_format(request)
+    paging = asked.paging()
+    if fmt:
+        return listing_file(site, listing, fmt)
+    with short_transaction(site.engine) as connection:
+        shown = paging.cut(listing.page(connection, *paging.window))
+        values = beside(connection, shown["rows"])
+    return html(request, template, {"asked": asked, "now": site.now(), **values, **shown})
 
 
 def listing_file(site: Site, listing: TableQuery, fmt: Format) -> Response:

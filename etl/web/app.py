@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
+from sqlalchemy import Connection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,7 +25,7 @@ from etl.report.listings import CHANGES, GAPS, HELD_WORKFLOWS
 from etl.report.reading import short_transaction
 from etl.report.trail_page import Position
 from etl.web import events, overview, targets, workflows
-from etl.web.answers import Site, TableQuery, html, listing_file, wanted_format
+from etl.web.answers import Site, TableQuery, html, listing_file, table_page, wanted_format
 from etl.web.connections import ConcurrencyLimit
 from etl.web.params import PAGE_ROWS, RequestParams, whole_number
 from etl.web.rendering import asset
@@ -72,25 +73,17 @@ def trail(site: Site, request: Request) -> Response:
 
 
 def held(site: Site, request: Request) -> Response:
-    asked, fmt, paging = RequestParams(request), wanted_format(request), RequestParams(request).paging()
-    wanted = asked.asked_of(HELD_WORKFLOWS, site.now())
-    listing = TableQuery.of(site, HELD_WORKFLOWS, **wanted)
-    if fmt:
-        return listing_file(site, listing, fmt)
-    with short_transaction(site.engine) as connection:
-        holds = summaries.holds(connection, **wanted, limit=PAGE_ROWS)
-        rows = listing.page(connection, *paging.window)
-    return html(request, "held.html", {"holds": holds, "now": site.now(), "asked": asked, **paging.cut(rows)})
+    wanted = RequestParams(request).asked_of(HELD_WORKFLOWS, site.now())
+
+    def holds(connection: Connection, rows: Sequence[Any]) -> dict[str, Any]:
+        return {"holds": summaries.holds(connection, **wanted, limit=PAGE_ROWS)}
+
+    return table_page(site, request, TableQuery.of(site, HELD_WORKFLOWS, **wanted), "held.html", holds)
 
 
 def gaps(site: Site, request: Request) -> Response:
-    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
-    listing = TableQuery.of(site, GAPS, **asked.asked_of(GAPS, site.now()))
-    if fmt:
-        return listing_file(site, listing, fmt)
-    with short_transaction(site.engine) as connection:
-        rows = listing.page(connection, *paging.window)
-    return html(request, "gaps.html", {"now": site.now(), "asked": asked, **paging.cut(rows)})
+    listing = TableQuery.of(site, GAPS, **RequestParams(request).asked_of(GAPS, site.now()))
+    return table_page(site, request, listing, "gaps.html")
 
 
 def pages(site: Site) -> list[BaseRoute]:

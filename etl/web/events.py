@@ -17,7 +17,7 @@ from etl.report.names import search
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.report.workflow_page import UserChange, user_changes
-from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
+from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, table_page, wanted_format
 from etl.web.params import RequestParams
 
 _SHOWN: Final = 100
@@ -27,16 +27,13 @@ _LATEST: Final = 10
 
 
 def events(site: Site, request: Request) -> Response:
-    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
-    wanted = asked.asked_of(EVENTS, site.now())
-    listing = TableQuery.of(site, EVENTS, **wanted, newest_first=True)
-    if fmt:
-        return listing_file(site, listing, fmt)
-    with short_transaction(site.engine) as connection:
-        shown = paging.cut(listing.page(connection, *paging.window))
-        behind = _users_behind(connection, shown["rows"])
-    values = {"asked": asked, "kinds": wanted["kind"] or EVENT_KINDS, "behind": behind, "enos_zone": site.enos_zone}
-    return html(request, "events.html", {**values, **shown})
+    wanted = RequestParams(request).asked_of(EVENTS, site.now())
+
+    def behind(connection: Connection, rows: Sequence[OrgWorkflowEvent]) -> dict[str, Any]:
+        kinds = wanted["kind"] or EVENT_KINDS
+        return {"kinds": kinds, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
+
+    return table_page(site, request, TableQuery.of(site, EVENTS, **wanted, newest_first=True), "events.html", behind)
 
 
 def latest(site: Site, connection: Connection) -> dict[str, Any]:
@@ -68,14 +65,8 @@ def event(site: Site, request: Request) -> Response:
 
 
 def runs(site: Site, request: Request) -> Response:
-    asked, paging, fmt = RequestParams(request), RequestParams(request).paging(), wanted_format(request)
-    listing = TableQuery.of(site, RUNS, **asked.asked_of(RUNS, site.now()))
-    if fmt:
-        return listing_file(site, listing, fmt)
-    with short_transaction(site.engine) as connection:
-        shown = paging.cut(listing.page(connection, *paging.window))
-    values = {"asked": asked, "statuses": STATUSES, "now": site.now()}
-    return html(request, "runs.html", {**values, **shown})
+    listing = TableQuery.of(site, RUNS, **RequestParams(request).asked_of(RUNS, site.now()))
+    return table_page(site, request, listing, "runs.html", lambda connection, rows: {"statuses": STATUSES})
 
 
 def run(site: Site, request: Request) -> Response:

@@ -17,7 +17,7 @@ from etl.report.listings import TARGETS
 from etl.report.reading import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
 from etl.report.targets import KnownTarget, targets_of_user
-from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
+from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, table_page, wanted_format
 from etl.web.params import RequestParams
 
 TICKS: Final = 90
@@ -29,19 +29,15 @@ TABLES: Final = ("list", "versions", "difference")
 
 def index(site: Site, request: Request) -> Response:
     asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
-    paging = asked.paging()
     wanted, at = asked.asked_of(TARGETS, now), asked.moment("as_of", now)
-    listing = TableQuery.of(site, TARGETS, **wanted)
     if fmt and at:
         then = target_page.coverage_then(site.engine.dialect.name, org=wanted["org"], user=wanted["user"])
         return listing_file(site, TableQuery("targets", TargetAsOf, then, {"at": at}), fmt)
-    if fmt:
-        return listing_file(site, listing, fmt)
-    with short_transaction(site.engine) as connection:
-        rows = listing.page(connection, *paging.window)
-        covered = _coverage(connection, rows, at)
-    values = {"now": now, "at": at, "then": covered, "asked": asked}
-    return html(request, "targets.html", {**values, **paging.cut(rows)})
+
+    def covered(connection: Connection, rows: Sequence[TargetHealth]) -> dict[str, Any]:
+        return {"at": at, "then": _coverage(connection, rows, at)}
+
+    return table_page(site, request, TableQuery.of(site, TARGETS, **wanted), "targets.html", covered)
 
 
 def _coverage(connection: Connection, rows: Sequence[TargetHealth], at: dt.datetime | None) -> dict[Target, TargetAsOf]:
