@@ -109,9 +109,9 @@ FILES = [
     ("/trail", {"since": "", **EVERY_KIND}, listings.CHANGES, {"newest_first": True}),
     (
         "/trail",
-        {"since": "", "org": "o1", "kind": "renamed"},
+        {"since": "", "org": "2", "kind": "renamed"},
         listings.CHANGES,
-        {"org": "o1", "kind": ["renamed"], "newest_first": True},
+        {"org": "2", "kind": ["renamed"], "newest_first": True},
     ),
     ("/held", {"user": "ali"}, listings.HELD_WORKFLOWS, {"user": "ali"}),
     ("/held", {"user": "=ali"}, listings.HELD_WORKFLOWS, {"user": "=ali"}),
