@@ -41,6 +41,9 @@ from etl.verify import HeadsFile
 _LAST_SECONDS = 1.0
 """Time after the grace period for closing what was opened."""
 _CONNECTIONS = 2
+_TOLD_SECONDS = 10.0
+"""How often a supervisor hears of the service, at least."""
+_STARTING_SECONDS = 0.2
 
 
 @click.command()
@@ -70,6 +73,7 @@ def _serve(app: Application, *, standby: bool) -> bool:
     threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
     with (
         service.signals(),
+        _supervised(service),
         listening(app, service, metrics, own),
         notifications.running(service),
         _watching(app, store, service, notifications, own),
@@ -81,6 +85,27 @@ def _serve(app: Application, *, standby: bool) -> bool:
     if not service.ended:
         os._exit(0)  # a thread is stuck after the grace period: what it was doing was not committed
     return served
+
+
+def _supervised(service: Service) -> contextlib.AbstractContextManager[object]:
+    """Tell systemd, where it asks for that, when the service is ready, that it makes progress, and when it stops."""
+    given = config.supervisor()
+    if not given.socket:
+        return contextlib.nullcontext()
+    told: list[str] = []
+
+    def step() -> float:
+        state = ["WATCHDOG=1"] if service.is_progressing else []
+        if service.role != "starting" and not told:
+            state.append("READY=1")
+        if loop.stopping:
+            state = ["STOPPING=1"]
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+            out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), given.socket)
+            told.extend(each for each in state if each == "READY=1")
+        return min(given.watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
+
+    return (loop := BackgroundLoop("supervisor", step, last_step=True, stop_within_seconds=_LAST_SECONDS))
 
 
 def _watching(

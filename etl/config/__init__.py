@@ -1,6 +1,15 @@
 """Settings and schedules: what files and the environment say, as values. The only reader of both."""
 
-from etl.config.loading import another_database, load, load_all, load_schedules, may_colour, schedule_names, shell_name
+from etl.config.loading import (
+    another_database,
+    load,
+    load_all,
+    load_schedules,
+    may_colour,
+    schedule_names,
+    shell_name,
+    supervisor,
+)
 from etl.config.policy import Policy, policy_of, with_policy
 from etl.config.schedules import Configured, Schedule
 from etl.config.secret import Secret
@@ -48,5 +57,6 @@ __all__ = [
     "retention_period",
     "schedule_names",
     "shell_name",
+    "supervisor",
     "with_policy",
 ]

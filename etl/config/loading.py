@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from etl.config import settings as shape
 from etl.config.addresses import database_url
@@ -48,6 +48,24 @@ def load_schedules(settings: Settings) -> tuple[Schedule, ...]:
     schedules, problems = read_schedules(settings.schedules_dir)
     _refuse(problems)
     return schedules
+
+
+class Supervisor(NamedTuple):
+    """What systemd wants to be told of the service, and where: its variables NOTIFY_SOCKET and WATCHDOG_USEC."""
+
+    socket: str
+    """The address of a datagram socket; "" where nobody wants to be told."""
+    watchdog_seconds: float
+    """Within this time it must hear of the service again and again; 0: it need not."""
+
+
+def supervisor(environ: Mapping[str, str] | None = None) -> Supervisor:
+    """What the environment says of the supervisor of this process."""
+    given = os.environ if environ is None else environ
+    microseconds = given.get("WATCHDOG_USEC", "")
+    address = given.get("NOTIFY_SOCKET", "")
+    address = "\0" + address[1:] if address.startswith("@") else address
+    return Supervisor(address, int(microseconds) / 1e6 if microseconds.isdecimal() else 0)
 
 
 def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None = None) -> list[str]:

@@ -8,6 +8,8 @@ import http.client
 import os
 import re
 import shutil
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -154,6 +156,29 @@ def test_systemd_finds_the_unit_hardly_exposed(unit: Path) -> None:
     rated = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=15", unit]
     done = subprocess.run(rated, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_hears_that_the_service_is_ready_goes_on_and_stops(
+    flowtrail: Program, tmp_path: Path, abstract: bool
+) -> None:
+    address = f"@{tmp_path}/notify" if abstract else f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(address.replace("@", "\0", 1))
+        heard.settimeout(60)
+        service = flowtrail.start("serve", NOTIFY_SOCKET=address, WATCHDOG_USEC="300000")
+        said: list[str] = []
+        while not said or "READY=1" not in said[-1]:
+            said.append(heard.recv(4096).decode())
+        service.wait_for("active")
+        while "STATUS=active" not in said[-1]:
+            said.append(heard.recv(4096).decode())
+        service.process.send_signal(signal.SIGTERM)
+        while "STOPPING=1" not in said[-1]:
+            said.append(heard.recv(4096).decode())
+        assert service.stop() == 0
+    assert sum("READY=1" in each for each in said) == 1
+    assert all("WATCHDOG=1" in each for each in said[:-1])
 
 
 def test_the_unit_stops_in_peace_and_its_settings_are_settings(tmp_path: Path) -> None:
