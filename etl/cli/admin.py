@@ -18,6 +18,7 @@ from etl.cli.application import Application
 from etl.cli.options import FILE, Given, shared
 from etl.database import backup
 from etl.errors import UsageError
+from etl.printable import counted
 from etl.service.replica import LEASE
 from etl.store import Store, copy
 from etl.system.clock import utc_now
@@ -223,7 +224,8 @@ def prune(given: Given, before: str | None, keep: str | None, dry_run: bool) -> 
         console.json({"before": limit, "runs": gone.runs, "issues": gone.issues, "dry_run": dry_run})
         return
     would = "would be deleted" if dry_run else "deleted"
-    console.say(f"{gone.issues} issues of {gone.runs} runs that ended before {console.cell(limit)} UTC {would}.")
+    what = f"{counted(gone.issues, 'issue')} of {counted(gone.runs, 'run')}"
+    console.say(f"{what} that ended before {console.cell(limit)} UTC {would}.")
 
 
 def _limit(app: Application, given: Given, before: str | None, keep: str | None) -> dt.datetime:

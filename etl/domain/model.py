@@ -30,15 +30,17 @@ NOT_ASKED: Final = "gateway_down"
 """The error code of targets that a run did not ask any more, after many in a row without an answer."""
 NO_ANSWER: Final = frozenset(
     {
-        *("connection", "deadline", "dns", "http_429", "http_500", "http_502", "http_503", "http_504"),
-        *("protocol", "proxy", "timeout", "tls", "tls_certificate", "1001", "1005"),
+        *("connection", "deadline", "desync", "dns", "protocol", "proxy", "timeout", "tls", "tls_certificate"),
+        *("truncated", "1001", "1005", "http_429", *(f"http_{status}" for status in range(500, 600))),
     }
 )
 """Nothing came that EnOS says about anybody."""
 CREDENTIALS: Final = frozenset({"1002", "1003", "1004", "1202", "1203", "http_401", "secret"})
 """No token is to be had with this access key and secret key."""
 WITHOUT_AN_ANSWER: Final = frozenset({NOT_ASKED, *NO_ANSWER, *CREDENTIALS})
-"""The error codes that say nothing about a target, because it got no answer: what is known of it stays."""
+"""The error codes of targets that got no answer."""
+TELLS_NOTHING: Final = WITHOUT_AN_ANSWER | {"62109", "99500", "clock_skew", "internal", "not_stored"}
+"""The error codes that say nothing about a target: one that was refused before still is."""
 
 Origin = Literal["schedule", "command", "catch_up", "approval", "maintenance"]
 RunStatus = Literal["running", "succeeded", "partial", "failed", "aborted"]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, column, text
 
 from etl import database
 from etl.config import Schedule, TargetList
-from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Target
+from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, TELLS_NOTHING, WITHOUT_AN_ANSWER, Target
 from etl.printable import counted
 from etl.report.conditions import (
     OF_THE_SERVICE,
@@ -65,7 +65,7 @@ _FAILS_SINCE: Final = (
     .bindparams(bindparam("codes", expanding=True), bindparam("silent", expanding=True))
     .columns(started_at=UtcTime)
 )
-"""The first failure in a row with one of these codes, or without an answer in between; none where the issues before it
+"""The first failure in a row with one of these codes, whatever says nothing in between; none where the issues before it
 have been pruned."""
 _ONE_TARGET: Final = text("""
     SELECT id, consecutive_failures FROM target
@@ -176,7 +176,7 @@ def _fails_since(connection: Connection, target: Target, codes: Collection[str])
         return None
     values = {"target_id": found.id, "failures": max(1, found.consecutive_failures), "codes": sorted(codes)}
     at: dt.datetime | None = connection.execute(
-        _FAILS_SINCE, values | {"silent": sorted(WITHOUT_AN_ANSWER)}
+        _FAILS_SINCE, values | {"silent": sorted(TELLS_NOTHING)}
     ).scalar_one_or_none()
     return at
 

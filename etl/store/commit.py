@@ -29,7 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from etl.domain.chain import FORMAT, GENESIS, encode
 from etl.domain.holds import as_text
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Change, ChangeSet, Doubt, Issue, Outcome, Span
+from etl.domain.model import REFUSED_FOR_GOOD, TELLS_NOTHING, Change, ChangeSet, Doubt, Issue, Outcome, Span
 from etl.schema import CHANGE_KIND, change_set, hold_event, observation, sync_issue, target, workflow, workflow_change
 from etl.store import details, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp
@@ -39,9 +39,9 @@ from etl.store.turnover import NO_REMOVALS, Removals
 STALE: Final = "a newer observation of this target was committed first"
 
 _STAYS_REFUSED: Final = and_(
-    bindparam("got_no_answer", type_=Boolean), or_(*(target.c.last_error_code == code for code in REFUSED_FOR_GOOD))
+    bindparam("tells_nothing", type_=Boolean), or_(*(target.c.last_error_code == code for code in REFUSED_FOR_GOOD))
 )
-"""A failure without an answer says nothing new about a target that EnOS refuses."""
+"""A failure that says nothing about a target that EnOS refuses does not end the refusal."""
 _FAILED: Final = (
     update(target)
     .where(target.c.id == bindparam("target_id"))
@@ -362,7 +362,7 @@ def _failure_row(target_id: int, issue: Issue) -> dict[str, Any]:
     return {
         "target_id": target_id,
         "error_code": issue.error_code,
-        "got_no_answer": issue.error_code in WITHOUT_AN_ANSWER,
+        "tells_nothing": issue.error_code in TELLS_NOTHING,
         "message": issue.message,
     }
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER, Target
+from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, TELLS_NOTHING, Target
 from etl.report.conditions import causes_of, message_class, remedy_of_refusal
 from etl.store import NewRun
 from etl.sync.result import RunReport, TargetIssue
@@ -67,7 +67,7 @@ class RunLogger:
         """The issues that have not been logged yet. A stale target is none: a newer observation won."""
         known = self._waiting.get(schedule, {})
         waiting = {each.target: _what(each) for each in issues if _waits(each)}
-        unanswered = {each.target for each in issues if each.issue.error_code in WITHOUT_AN_ANSWER}
+        unanswered = {each.target for each in issues if each.issue.error_code in TELLS_NOTHING}
         still = {target: what for target, what in known.items() if status == "aborted" or target in unanswered}
         self._waiting[schedule] = still | waiting
         return [each for each in issues if not _waits(each) or known.get(each.target) != _what(each)]

@@ -112,7 +112,8 @@ def test_a_refused_target_stays_refused_while_no_answer_comes(engine: Engine, di
     """One 503 in three days must wake nobody."""
     diary.answer(numbered(1, 3), START, ANN)
     diary.fail(ANN, "62101")
-    diary.fail(ANN, "http_503")
+    for code in ("http_503", "http_521", "deadline", "1003", "gateway_down", "99500", "not_stored"):
+        diary.fail(ANN, code)
     found = health.read(engine, [schedule(ANN)], START + 9 * HOUR)
     assert (found.fresh, found.refused, found.failing) == (True, 1, 0)
     [refused] = [each for each in found.conditions() if each.code == "targets_refused"]

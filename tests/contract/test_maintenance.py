@@ -252,7 +252,7 @@ def test_prune_counts_deletes_and_refuses_in_a_sentence(
     early = (START + dt.timedelta(days=20)).isoformat()
     would = json.loads(command("prune", "--before", early, "--dry-run", "--json").stdout)
     assert (would["runs"], would["issues"], would["dry_run"]) == (1, 2, True)
-    assert "2 issues of 1 runs" in command("prune", "--before", early).stdout
+    assert "2 issues of 1 run that" in command("prune", "--before", early).stdout
     assert json.loads(command("prune", "--keep", "36500d", "--json").stdout)["runs"] == 0
     flowtrail.configure(rest='[retention]\nkeep_runs = "forever"')
     for arguments in ([], ["--keep", "1h"], ["--keep", "2d", "--before", "now"], ["--before", "soon"]):
