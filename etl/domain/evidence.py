@@ -108,15 +108,15 @@ class Evidence:
             if latest is not None and (retired_at is None or latest.arrived_at <= retired_at):
                 yield user_id, latest, listing.listed
 
-    def listing_spans(self) -> Iterator[tuple[str, dt.datetime, dt.datetime]]:
-        """Each user who lists it, or did before: since when, and the user's last request that was answered with it."""
-        for user_id, listing in self.listings.items():
+    def last_shown(self) -> Iterator[tuple[str, dt.datetime]]:
+        """Each user who lists it, or did before, with the user's last request that was answered with it."""
+        for user_id in self.listings:
             latest = self.latest(user_id)
             if latest is not None:
-                yield user_id, listing.since, latest.asked_at
+                yield user_id, latest.asked_at
         for change in self.changes:
             if change.previous is not None and change.after is None and change.user_id in self.before:
-                yield change.user_id, self.before[change.user_id].since, change.previous.asked_at
+                yield change.user_id, change.previous.asked_at
 
     def _is_active(self, user_id: str) -> bool:
         held = self._held.get(user_id)

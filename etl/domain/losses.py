@@ -58,8 +58,8 @@ def _is_back(evidence: Evidence) -> bool:
 
 def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime | None = None) -> Iterator[Event]:
     """Rule 4: an answer with it was requested (before ``until``) when the user was already without it."""
-    shown = [span for span in evidence.listing_spans() if until is None or span[2] < until]
-    latest = max((asked_at for _, _, asked_at in shown), default=None)
+    shown = [(user_id, asked_at) for user_id, asked_at in evidence.last_shown() if until is None or asked_at < until]
+    latest = max((asked_at for _, asked_at in shown), default=None)
     for user_id, loss in sorted(lost.items(), key=lambda item: (item[1].without.arrived_at, item[0])):
         if latest is not None and latest >= loss.without.arrived_at:
             yield Event(
@@ -68,7 +68,7 @@ def _lost_alone(evidence: Evidence, lost: Mapping[str, Loss], until: dt.datetime
                 last_unchanged_at=loss.shown_asked_at,
                 observed_at=loss.without.arrived_at,
                 proven_for_all=any(
-                    other != user_id and asked_at >= loss.without.arrived_at for other, _, asked_at in shown
+                    other != user_id and asked_at >= loss.without.arrived_at for other, asked_at in shown
                 ),
                 user_id=user_id,
                 old=loss.listed,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Row, Select, Table, exists, func, select
+from sqlalchemy import Connection, Engine, Row, Select, Table, case, exists, func, select
 
 from etl.domain.chain import approved_scope
 from etl.domain.holds import as_text
-from etl.domain.model import Doubt, Target
+from etl.domain.model import USUAL_COVERAGE_GAP, Doubt, Target
 from etl.schema import TARGET_KEY, UtcTime, change_set, hold_event, target, target_membership, workflow
 from etl.verify.finding import Finding, shown
 from etl.verify.rows import pages
@@ -37,9 +37,12 @@ _longest_gap: Final = (
     .scalar_subquery()
 )
 """Of the schedules that list the target; null: none does."""
+_never_listed: Final = ~exists().where(_move.c.target_id == target.c.id, _move.c.kind == "joined").correlate(target)
+_expected_gap: Final = func.coalesce(_longest_gap, case((_never_listed, USUAL_COVERAGE_GAP.total_seconds())))
+"""Null: the target left, and keeps the gap that it had."""
 _MEMBERS: Final = select(
     *(target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at),
-    *(target.c.coverage_gap_seconds, _longest_gap.label("longest_gap")),
+    *(target.c.coverage_gap_seconds, _expected_gap.label("expected_gap")),
 ).outerjoin(target_membership, target_membership.c.id == _latest)
 _HOLDS: Final = select(target.c.id, *TARGET_KEY, target.c.held_since).where(
     target.c.held_since.is_not(None) | exists().where(hold_event.c.target_id == target.c.id)
@@ -98,8 +101,8 @@ def _retirements(connection: Connection, rows: Sequence[Row[Any]]) -> Iterator[F
         if row.retired_at != expected:
             told = f"{shown(expected)}, as target_membership has it"
             yield _finding(row, "target.retired_at", told, shown(row.retired_at))
-        elif row.longest_gap not in (None, row.coverage_gap_seconds):
-            told = f"{row.longest_gap}, the longest of the schedules that list it"
+        elif row.expected_gap not in (None, row.coverage_gap_seconds):
+            told = f"{int(row.expected_gap)}, the longest of the schedules that list it"
             yield _finding(row, "target.coverage_gap_seconds", told, str(row.coverage_gap_seconds))
     yield from _order(connection, rows)
 
