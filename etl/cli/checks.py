@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,9 +18,9 @@ from etl.cli.application import Application
 from etl.cli.notify import receiver_problems
 from etl.cli.options import FILE, Given, shared
 from etl.cli.run import end_as, interruptible
-from etl.config import Schedule, TargetList
+from etl.config import Schedule, Settings, TargetList
 from etl.domain.model import Target
-from etl.errors import FlowtrailError, GatewayError, UsageError
+from etl.errors import FlowtrailError, GatewayError, SchemaMismatch, UsageError
 from etl.gateway import Recorder
 from etl.printable import counted
 from etl.sync import organisations
@@ -90,6 +92,11 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in receiver_problems(app.settings))
     yield from _signing(app)
     yield _database(app)
+    if sample := _values_of_the_sample(app.settings):
+        yield CheckResult(
+            "settings", False, f"[gateway] still has the sample's {' and '.join(sample)}: put yours there"
+        )
+        return
     yield from _cluster(app)
     token = list(_token(app))
     yield from token
@@ -157,15 +164,21 @@ def _signing(app: Application) -> Iterator[CheckResult]:
 def _database(app: Application) -> CheckResult:
     name = database.describe(app.settings.database.url)
     try:
-        if database.current(app.engine) is None and app.engine.dialect.name == "sqlite":
-            return CheckResult("database", True, f"{name}, which the first sync or serve creates")
         database.require_current(app.engine)
         differences = database.check(app.engine)
+    except SchemaMismatch as error:
+        return CheckResult("database", database.is_empty_sqlite(app.engine), str(error))
     except FlowtrailError as error:
         return CheckResult("database", False, str(error))
     if differences:
         return CheckResult("database", False, f"{name} is not as the migrations made it: {'; '.join(differences)}")
     return CheckResult("database", True, f"{name}, schema {database.expected()}")
+
+
+def _values_of_the_sample(settings: Settings) -> list[str]:
+    """What in [gateway] is as `flowtrail init` wrote it."""
+    sample = tomllib.loads(files("etl.cli").joinpath("flowtrail.toml").read_text("utf-8"))["gateway"]
+    return [name for name in ("url", "access_key") if getattr(settings.gateway, name) == sample[name]]
 
 
 def _cluster(app: Application) -> Iterator[CheckResult]:

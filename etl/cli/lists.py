@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, Final
 
 import click
@@ -12,8 +13,8 @@ import click
 from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.options import Given, kinds_option, shared
-from etl.cli.tables import SEARCHES_ONLY, EmptyResult, event_table, not_observed_then, story_table
-from etl.domain.kinds import CHANGE_KINDS, EVENT_KINDS
+from etl.cli.tables import SEARCHES_ONLY, EmptyResult, cycle_label, event_table, not_observed_then, story_table
+from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import cycle_code
 from etl.errors import UsageError
 from etl.report import ListChange, ListState, Report
@@ -33,8 +34,9 @@ from etl.report.targets import observed_targets
 from etl.report.versions import IssueCause
 from etl.system.clock import utc_now
 
+_USERS_NAMED: Final = 5
 _TARGET: Final = ("org_id", "user_id", "expression")
-_WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle_label", "editable")
+_WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle", "editable")
 _NOW: Final = (*_WORKFLOW, "changed_at", "last_observed_at", "missing_since")
 _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
@@ -113,8 +115,9 @@ def runs(given: Given, run_id: int | None, schedule: str | None, status: str | N
 
 @click.command()
 @kinds_option(CHANGE_KINDS)
+@click.option("--baselines", is_flag=True, help="Show the first lists, too, which report no change.")
 @shared("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config")
-def changes(given: Given, kinds: Sequence[str]) -> None:
+def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     zone = given.zone
     since, until = given.period()
@@ -124,13 +127,14 @@ def changes(given: Given, kinds: Sequence[str]) -> None:
             until=until,
             org=given.org,
             user=given.user,
-            kind=kinds,
+            kind=kinds or (CHANGE_KINDS if baselines else DELTA_KINDS),
             flow=given.flow,
             name=given.name,
             newest_first=True,
             limit=needed(given),
         )
-        empty_result = EmptyResult("such changes", given.org, given.user, utc_now(), zone, narrowed=True)
+        hint = "" if kinds or baselines else " --baselines shows their first lists."
+        empty_result = EmptyResult("such changes", given.org, given.user, utc_now(), zone, narrowed=True, hint=hint)
 
         def table(found: list[ListChange]) -> None:
             event_table("", found, zone=zone, details=_detail_sentences(app, found))
@@ -204,7 +208,7 @@ def workflows(given: Given) -> None:
 @click.argument("flow_id", metavar="FLOW_ID")
 @shared("org", "user", "timezone", "limit", "json", "config")
 def history(given: Given, flow_id: str) -> None:
-    """Show one workflow's life, for every user who sees it, and what happened to it in its organisation."""
+    """Show one workflow's life, users with the same one together, and what happened to it in its organisation."""
     zone = given.zone
     with given.reading() as app:
         columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
@@ -218,7 +222,7 @@ def history(given: Given, flow_id: str) -> None:
             return states_with_details(app.engine, flow_id, states)
 
         def table(states: list[ListState]) -> None:
-            columns_table(columns, zone)(states)
+            columns_table(columns, zone)(same_lives(states))
             if all(state.expression for state in states):
                 console.say(SEARCHES_ONLY)
 
@@ -226,6 +230,31 @@ def history(given: Given, flow_id: str) -> None:
         if not given.json:
             _happened(app, flow_id, given)
             _answered(app, flow_id, given)
+
+
+def same_lives(states: Sequence[ListState]) -> list[ListState]:
+    """One life for all users whose lives are the same to the second, whenever each of them was asked last."""
+    lives: dict[Any, list[list[ListState]]] = {}
+    for _, of_user in groupby(states, key=itemgetter(0, 1, 2)):
+        life = list(of_user)
+        same = tuple(
+            (each.org_id, *each[2:7], *map(console.cell, (each.valid_from, each.valid_to)), each.from_kind)
+            for each in life
+        )
+        lives.setdefault(same, []).append(life)
+    return [
+        together[0]._replace(
+            user_id=_users([each.user_id for each in together]),
+            last_listed_at=max(filter(None, (each.last_listed_at for each in together)), default=None),
+        )
+        for of_users in lives.values()
+        for together in zip(*of_users, strict=True)
+    ]
+
+
+def _users(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _USERS_NAMED} more" if len(ids) > _USERS_NAMED else ""
+    return ", ".join(ids[:_USERS_NAMED]) + more
 
 
 def _happened(app: Application, flow_id: str, given: Given) -> None:
@@ -298,4 +327,11 @@ def needed(given: Given) -> int | None:
 
 
 def columns_table(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:
-    return lambda rows: console.rows("", names, rows, zone=zone)
+    """Prints these columns; cycles in words."""
+
+    def table(rows: list[Any]) -> None:
+        if "cycle" in names:
+            rows = [row._replace(cycle=cycle_label(row.cycle)) for row in rows]
+        console.rows("", names, rows, zone=zone)
+
+    return table

@@ -35,7 +35,7 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "user": {"help": "Only this user."},
     "flow": {"help": "Only this workflow id."},
     "name": {"help": "Only names that contain this."},
-    "cycle": {"help": "Only this cycle: M, W, D, H, mi, or its name."},
+    "cycle": {"help": "Only this cycle: month, week, day, hour, minute, or as EnOS has it (M, W, D, H, mi)."},
     "since": {"help": "From then on: 'yesterday', '7 days ago', ISO."},
     "until": {"help": "Before then."},
     "as_of": {"help": "The list at that time: 2026-03-31, yesterday, '7 days ago'."},

@@ -141,7 +141,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
     if tally.issues:
         console.table(
             "\nProblems",
-            ("organisation", "user", "expression", "verdict", "code", "why"),
+            ("org_id", "user_id", "expression", "verdict", "error_code", "message"),
             (
                 (*p.target, p.verdict, p.issue.error_code, p.issue.message)
                 for p in tally.sorted_issues()[:_ISSUES_SHOWN]

@@ -11,12 +11,13 @@ from sqlalchemy import Engine
 
 from etl.cli import console
 from etl.cli.console import cell
+from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
 from etl.report.details import event_detail_sentence
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.targets import ObservedTargets, observed_targets, unknown_name
 
-_COLUMNS: Final = ("observed at", "organisation", "user", "expression", "workflow", "what happened", "name", "EnOS")
+_COLUMNS: Final = ("observed_at", "org_id", "user_id", "expression", "flow_id", "change", "flow_name", "EnOS")
 _IF_ANY: Final = ("expression", "EnOS")
 SEARCHES_ONLY: Final = (
     "Only searches are known here: what happened in an organisation is concluded from whole lists, those of targets "
@@ -40,19 +41,24 @@ def event_table(
     console.table(title, _COLUMNS, rows, "no changes", zone=zone, if_any=_IF_ANY)
 
 
+def cycle_label(code: str | None) -> str:
+    """A cycle in words, as everything for people has it; one that EnOS does not document as it is."""
+    return CYCLE_LABELS.get(code or "") or _shown(code)
+
+
 def what_happened(event: Any) -> str:
     """The change in a few words."""
     match event.kind:
         case "cycle_changed":
-            return f"cycle {_shown(event.old_cycle)} -> {_shown(event.new_cycle)}"
+            return f"cycle {cycle_label(event.old_cycle)} -> {cycle_label(event.new_cycle)}"
         case "renamed":
             return f"renamed, was {_shown(event.old_name)}"
         case "editable_changed":
             return f"editable {_shown(event.old_editable)} -> {_shown(event.new_editable)}"
         case "removed":
-            return f"removed, cycle {_shown(event.old_cycle)}"
+            return f"removed, cycle {cycle_label(event.old_cycle)}"
         case kind:
-            return f"{kind}, cycle {_shown(event.new_cycle)}"
+            return f"{kind}, cycle {cycle_label(event.new_cycle)}"
 
 
 def story_table(
@@ -61,11 +67,11 @@ def story_table(
     """A table of an organisation's events."""
     rows = [
         (e.observed_at, e.org_id, e.flow_id, what_happened_to_all(e), e.new_name or e.old_name,
-         e.users_after, "" if e.proven_for_all else "not proven", event_detail_sentence(e, enos_zone))
+         e.users_after, "" if e.proven_for_all else "no", event_detail_sentence(e, enos_zone))
         for e in events
     ]  # fmt: skip
-    columns = ("observed at", "organisation", "workflow", "what happened", "name", "users", "proven for all", "EnOS")
-    console.table(title, columns, rows, zone=zone, if_any=("proven for all", "EnOS"))
+    columns = ("observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS")
+    console.table(title, columns, rows, zone=zone, if_any=("proven_for_all", "EnOS"))
 
 
 def what_happened_to_all(event: Any) -> str:
@@ -76,7 +82,7 @@ def what_happened_to_all(event: Any) -> str:
         case "access_lost":
             return f"{event.user_id} lost access"
         case "disappeared":
-            return f"disappeared, cycle {_shown(event.old_cycle)}"
+            return f"disappeared, cycle {cycle_label(event.old_cycle)}"
         case _:
             return what_happened(event)
 
@@ -100,6 +106,8 @@ class EmptyResult(NamedTuple):
     """Whether it is about a past moment."""
     whole_lists: bool = False
     """Whether only lists without a search expression count."""
+    hint: str = ""
+    """A sentence on what may be asked for instead."""
 
     def why_empty(self, engine: Engine) -> str:
         """Why nothing was found."""
@@ -115,7 +123,8 @@ class EmptyResult(NamedTuple):
         if seen.retired == seen.observed:
             return f"{none}: {_targets(seen.retired)} retired{' then' if self.then else ', and no longer asked for'}."
         if self.narrowed:
-            return f"No {self.found}: {_targets(seen.observed)} observed, last at {cell(seen.last_at, self.zone)}."
+            last = cell(seen.last_at, self.zone)
+            return f"No {self.found}: {_targets(seen.observed)} observed, last at {last}.{self.hint}"
         return f"{none}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
 
 

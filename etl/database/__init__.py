@@ -22,7 +22,7 @@ from etl.database.engine import connect, describe, file_of, is_secret
 from etl.database.errors import translated
 from etl.database.grants import grants
 from etl.database.integrity import LIMIT_SECONDS, WHOLE, Integrity, Misspelled, integrity, misspelled_times
-from etl.database.migrate import check, current, expected, require_current, upgrade
+from etl.database.migrate import check, current, expected, is_empty_sqlite, require_current, upgrade
 from etl.database.transactions import STREAMED, any_time, creating, reading, writing
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "file_of",
     "grants",
     "integrity",
+    "is_empty_sqlite",
     "is_secret",
     "misspelled_times",
     "note_damage",

@@ -54,9 +54,11 @@ def require_current(engine: Engine, *, create_if_empty_sqlite: bool = False) -> 
     With ``create_if_empty_sqlite``, a missing or empty SQLite file gets its schema instead.
     """
     found = current(engine)
-    if found is None and create_if_empty_sqlite and _is_empty_sqlite(engine):
+    if found is None and create_if_empty_sqlite and is_empty_sqlite(engine):
         return upgrade(engine)
     name = describe(engine.url)
+    if found is None and is_empty_sqlite(engine):
+        raise SchemaMismatch(f"Nothing is recorded yet: the first `flowtrail sync` creates {name}.")
     if found is None:
         raise SchemaMismatch(f"{name} has no Flowtrail schema: run `flowtrail db upgrade`.")
     _refuse_unknown(engine, found)
@@ -148,7 +150,8 @@ def _is_missing(engine: Engine) -> bool:
     return file is not None and file.parent.is_dir() and not file.exists()
 
 
-def _is_empty_sqlite(engine: Engine) -> bool:
+def is_empty_sqlite(engine: Engine) -> bool:
+    """Whether it is an SQLite file that is missing, or has no table."""
     if engine.dialect.name != "sqlite":
         return False
     if _is_missing(engine):

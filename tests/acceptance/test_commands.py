@@ -149,9 +149,9 @@ def test_exporting_after_a_seal_gives_every_row_once(flowtrail: Program, world: 
     assert flowtrail("export", "changes", "--after-seal", "1", "--since", "yesterday").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["flows", "changes"])
+@pytest.mark.parametrize("command", [["flows"], ["changes", "--baselines"]], ids=" ".join)
 def test_a_list_ends_where_asked_and_no_more_is_sorted_for_it(
-    flowtrail: Program, command: str, monkeypatch: pytest.MonkeyPatch
+    flowtrail: Program, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flowtrail.json("sync")
     monkeypatch.chdir(flowtrail.folder)
@@ -163,7 +163,7 @@ def test_a_list_ends_where_asked_and_no_more_is_sorted_for_it(
     event.listen(Engine, "before_cursor_execute", listen)
     try:
         for limit, shown in (("2", 2), ("4", 4), ("5", 5), ("0", 5), ("", 5)):
-            arguments = [command, *(["--limit", limit] if limit else [])]
+            arguments = [*command, *(["--limit", limit] if limit else [])]
             table = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output
             assert len([line for line in table.splitlines() if ORG in line]) == shown
             assert ("There are more than these" in table) == (shown < 5)

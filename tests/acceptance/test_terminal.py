@@ -16,10 +16,12 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 
 from etl.cli import app
+from etl.cli.lists import same_lives
 from etl.cli.tables import SEARCHES_ONLY
 from etl.database import connect, reading
 from etl.demo.world import World
 from etl.domain.model import Flow, Target
+from etl.report import ListState
 from etl.schema import org_event, org_flow, org_step
 from tests.support import builders
 from tests.support.browser import site
@@ -132,8 +134,24 @@ def test_every_table_of_a_history_has_at_most_as_many_rows_as_asked_for(here: Pa
 
 
 def test_the_changes_begin_with_the_latest(here: Path) -> None:
-    kinds = [row["kind"] for row in printed("changes")]
+    kinds = [row["kind"] for row in printed("changes", "--baselines")]
     assert kinds == ["cycle_changed"] * 4 + ["baseline"] * 4
+
+
+def test_first_lists_are_among_the_changes_only_where_they_are_asked_for(here: Path) -> None:
+    assert {row["kind"] for row in printed("changes")} == {"cycle_changed"}
+    assert {row["kind"] for row in printed("changes", "--kind", "baseline")} == {"baseline"}
+    assert "--baselines shows their first lists." in run("changes", "--until", "2020-01-01")[1]
+
+
+def test_users_who_saw_a_workflow_the_same_are_one_life() -> None:
+    at = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    ann, bob, cat = (
+        ListState(ORG, user, "", "1", "w", cycle, True, at, None, "baseline", None, at + dt.timedelta(minutes=minute))
+        for user, cycle, minute in ((ANN, "D", 1), (BOB, "D", 2), ("cat", "H", 3))
+    )
+    assert same_lives([ann, bob, cat]) == [bob._replace(user_id=f"{ANN}, {BOB}"), cat]
+    assert same_lives([ann, ann._replace(cycle="H"), bob]) == [ann, ann._replace(cycle="H"), bob]
 
 
 EMPTY = {

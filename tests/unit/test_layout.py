@@ -16,9 +16,9 @@ AT = dt.datetime(2026, 11, 24, 10, 35, 18, tzinfo=dt.UTC)
 NOON = "2026-11-24 10:35:18Z"
 
 CHANGES = [
-    ("observed at", "organisation", "user", "workflow", "what happened", "name"),
+    ("observed_at", "org_id", "user_id", "flow_id", "change", "flow_name"),
     (NOON, ORG, ANN, "2818", "renamed, was ev_charger_energy_settlement_hami_26", "ev_charger_settlement_v2"),
-    (NOON, ORG, BOB, "2822", "cycle H -> D", "bess_rack_energy_settlement_penglai_19"),
+    (NOON, ORG, BOB, "2822", "cycle hour -> day", "bess_rack_energy_settlement_penglai_19"),
 ]
 FLOWS = [
     ("org_id", "user_id", "flow_id", "flow_name", "cycle_label", "editable", "changed_at", "last_observed_at"),
@@ -28,13 +28,13 @@ FLOWS = [
 TABLES = {"changes": CHANGES, "flows": FLOWS}
 
 AT_80 = """\
-observed at           organisation     user             workflow
-  what happened                           name
+observed_at           org_id           user_id          flow_id
+  change                                  flow_name
 2026-11-24 10:35:18Z  o15427722038191  u15426865866571  2818
   renamed, was                            ev_charger_settlement_v2
   ev_charger_energy_settlement_hami_26
 2026-11-24 10:35:18Z  o15427722038191  u15426865866572  2822
-  cycle H -> D                            bess_rack_energy_settlement_penglai_19
+  cycle hour -> day                       bess_rack_energy_settlement_penglai_19
 """
 
 
