@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Select, Table, bindparam, exists, func, select, text
@@ -44,6 +45,7 @@ _LAST_GIVEN: Final = text("""
 """Null if none was assigned yet, or if we lack the permission."""
 
 
+@cache
 def _of_no_target(table: Table) -> Select[Any]:
     """Numbers of targets that rows name and that are not there: one step in the index per target, however many rows."""
     parent = select(func.min(table.c.target_id).label("id")).cte("parent", recursive=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -145,10 +145,17 @@ def _stored(of: Table, names: str) -> Iterator[ColumnElement[Any]]:
     return (_Stored(of.c[name]).label(None) for name in names.split())
 
 
-_TARGETS: Final = select(
-    *_stored(target, "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"),
-    *_stored(target, "flow_count consecutive_failures last_error_code last_error held_since"),
-).order_by(target.c.id)
+_AFTER: Final = target.c.id > bindparam("after")
+_TARGETS: Final = (
+    select(
+        *_stored(
+            target, "id org_id user_id expression version fence observation_id answer_digest data_hash state_digest"
+        ),
+        *_stored(target, "flow_count consecutive_failures last_error_code last_error held_since"),
+    )
+    .where(_AFTER)
+    .order_by(target.c.id)
+)
 _CHANGE_SETS: Final = (
     select(
         target.c.id,
@@ -159,22 +166,26 @@ _CHANGE_SETS: Final = (
         *_stored(change_set, "format parent_hash hash"),
     )
     .join_from(target, change_set, change_set.c.target_id == target.c.id)
+    .where(_AFTER)
     .order_by(target.c.id, change_set.c.version)
 )
 _CHANGES: Final = (
     select(target.c.id, *_stored(change_set, "version"), *_stored(workflow_change, " ".join(Change.__struct_fields__)))
     .join_from(target, change_set, change_set.c.target_id == target.c.id)
     .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+    .where(_AFTER)
     .order_by(target.c.id, change_set.c.version)
 )
 _SPANS: Final = (
     select(target.c.id, *_stored(observation, f"version id {' '.join(Span.__struct_fields__)}"))
     .join_from(target, observation, observation.c.target_id == target.c.id)
+    .where(_AFTER)
     .order_by(target.c.id, observation.c.version, observation.c.id)
 )
 _WORKFLOWS: Final = (
     select(target.c.id, *_stored(workflow, " ".join(WorkflowRow._fields)))
     .join_from(target, workflow, workflow.c.target_id == target.c.id)
+    .where(_AFTER)
     .order_by(target.c.id)
 )
 TOUCHED: Final = union(
@@ -212,8 +223,7 @@ def pages(
     ``tolerant``: a time that no datetime can represent is read as ``any_time`` does, and what cannot be read raises
     ValueError; else both raise DatabaseError.
     """
-    first = query.order_by(key).limit(at_once)
-    following = first.where(key > bindparam("after"))
+    first, following = _paged(query, key, at_once)
     read, more = _all if tolerant else rows_of, True
     while more:
         found: list[T] = []
@@ -224,6 +234,12 @@ def pages(
                 found.extend(gather(connection, rows))
         finally:
             yield from found  # also what was found before something that cannot be read
+
+
+@lru_cache
+def _paged(query: Select[Any], key: Column[Any], at_once: int) -> tuple[Select[Any], Select[Any]]:
+    first = query.order_by(key).limit(at_once)
+    return first, first.where(key > bindparam("after"))
 
 
 def as_read(_: Connection, rows: Sequence[SqlRow[Any]]) -> Sequence[SqlRow[Any]]:
@@ -317,7 +333,6 @@ class Rows:
         return TargetRow._make((number, Target(org_id, user_id, expression), *rest, self.time(held_since)))
 
     def _query(self, query: Select[Any]) -> Iterable[Row]:
-        query = query.where(target.c.id > bindparam("after"))
         result = self.connection.execute(
             query.where(target.c.id.in_(TOUCHED)) if self._since else query,
             {"after": self._after, "since": self._since},

@@ -644,7 +644,7 @@ def test_a_time_that_is_written_in_another_way_is_named_whatever_table_it_is_in(
     engine: Engine, story: Story, intruder: Intruder, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     """Also where nothing else reads it; in however many pieces a table is read."""
-    monkeypatch.setattr("etl.database.integrity._AT_ONCE", 2)
+    monkeypatch.setattr(sys.modules["etl.database.integrity"], "_AT_ONCE", 2)
     said = set()
     for table in metadata.sorted_tables:
         key = table.primary_key.columns.keys()
