@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Row, Select, Table, case, exists, func, select
+from sqlalchemy import Connection, Engine, Row, Select, Table, case, exists, func, null, select
 
 from etl.domain.chain import approved_scope
 from etl.domain.holds import as_text
@@ -23,23 +23,19 @@ _latest: Final = (
     .correlate(target)
     .scalar_subquery()
 )
-_move, _later = target_membership.alias("move"), target_membership.alias("later")
-_longest_gap: Final = (
-    select(func.max(_move.c.coverage_gap_seconds))
-    .where(
-        _move.c.target_id == target.c.id,
-        _move.c.kind == "joined",
-        ~exists().where(
-            _later.c.target_id == _move.c.target_id, _later.c.schedule == _move.c.schedule, _later.c.id > _move.c.id
-        ),
-    )
-    .correlate(target)
-    .scalar_subquery()
+_joined, _later = target_membership.alias("joined"), target_membership.alias("later")
+_is_mine: Final = (_joined.c.target_id == target.c.id) & (_joined.c.kind == "joined")
+_longest_gap: Final = select(func.max(_joined.c.coverage_gap_seconds)).where(_is_mine)
+_is_listed: Final = ~exists().where(
+    _later.c.target_id == _joined.c.target_id, _later.c.schedule == _joined.c.schedule, _later.c.id > _joined.c.id
 )
-"""Of the schedules that list the target; null: none does."""
-_never_listed: Final = ~exists().where(_move.c.target_id == target.c.id, _move.c.kind == "joined").correlate(target)
-_expected_gap: Final = func.coalesce(_longest_gap, case((_never_listed, USUAL_COVERAGE_GAP.total_seconds())))
-"""Null: the target left, and keeps the gap that it had."""
+_has_one_of_them: Final = exists().where(_is_mine, _joined.c.coverage_gap_seconds == target.c.coverage_gap_seconds)
+_expected_gap: Final = func.coalesce(
+    _longest_gap.where(_is_listed).correlate(target).scalar_subquery(),
+    case((_has_one_of_them.correlate(target), null()), else_=_longest_gap.correlate(target).scalar_subquery()),
+    case((exists().where(_is_mine).correlate(target), null()), else_=USUAL_COVERAGE_GAP.total_seconds()),
+)
+"""That of the schedules that list the target. One that left keeps one of those that it had, for which this is null."""
 _MEMBERS: Final = select(
     *(target.c.id, *TARGET_KEY, target.c.retired_at, target_membership.c.kind, target_membership.c.at),
     *(target.c.coverage_gap_seconds, _expected_gap.label("expected_gap")),
