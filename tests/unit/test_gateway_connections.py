@@ -282,7 +282,7 @@ def test_a_desynchronised_gateway_is_counted_and_warned_of_once_a_run() -> None:
     with (
         capture_logs() as lines,
         Hostile(MINE + OTHERS) as server,
-        gateway(server, deadline=0.2, desynced=lambda: counted.append(1)) as client,
+        gateway(server, deadline=0.6, desynced=lambda: counted.append(1)) as client,
     ):
         for run_id in (1, 2):
             with bound_contextvars(run_id=run_id), pytest.raises(GatewayUnreachable):
