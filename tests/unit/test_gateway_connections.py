@@ -288,5 +288,6 @@ def test_a_desynchronised_gateway_is_counted_and_warned_of_once_a_run() -> None:
             with bound_contextvars(run_id=run_id), pytest.raises(GatewayUnreachable):
                 client.fetch(TARGET)
     assert len(counted) > 3
-    assert [line["event"] for line in lines] == ["gateway_desync"] * 2
-    assert "tell its operator" in lines[0]["remedy"]
+    warned = [line for line in lines if line["event"] == "gateway_desync"]
+    assert len(warned) == 2
+    assert "tell its operator" in warned[0]["remedy"]
