@@ -178,17 +178,13 @@ def _origin(app: Application, what: str, given: Given, seals: listings.Seals | N
 def _rows(
     app: Application, what: str, given: Given, seals: listings.Seals | None
 ) -> tuple[type[tuple[Any, ...]], Iterator[tuple[Any, ...]]]:
-    report, org, user = Report(app.engine), given.org, given.user
-    since, until = given.period()
-    as_of = given.moment(given.as_of)
+    report, asked, as_of = Report(app.engine), given.filters(), given.moment(given.as_of)
     if what == "org-events":
-        return OrgWorkflowEvent, report.events(since=since, until=until, seals=seals, org=org, user=user)
-    if what == "changes" and seals is not None:
-        return ListChange, report.changes(seals=seals, org=org, user=user)
+        return OrgWorkflowEvent, report.events(**asked, seals=seals)
     if what == "changes":
-        return ListChange, report.changes(since=since, until=until, org=org, user=user)
+        return ListChange, report.changes(**asked, seals=seals)
     if what == "history":
-        return ListState, report.history(org=org, user=user)
+        return ListState, report.history(**asked)
     if as_of is not None:
-        return ListWorkflowAsOf, report.flows_as_of(as_of, org=org, user=user)
-    return ListWorkflow, report.flows(org=org, user=user)
+        return ListWorkflowAsOf, report.flows_as_of(as_of, **asked)
+    return ListWorkflow, report.flows(**asked)

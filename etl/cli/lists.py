@@ -15,7 +15,6 @@ from etl.cli.application import Application
 from etl.cli.options import Given, kinds_option, shared
 from etl.cli.tables import SEARCHES_ONLY, EmptyResult, cycle_label, event_table, not_observed_then, story_table
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
-from etl.domain.model import cycle_code
 from etl.errors import UsageError
 from etl.report import ListChange, ListState, Report
 from etl.report.details import (
@@ -39,6 +38,7 @@ _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle", "editable")
 _NOW: Final = (*_WORKFLOW, "changed_at", "last_observed_at", "missing_since")
 _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
+_WORKFLOW_NOW: Final = ("users", "editors", "first_listed_at", "changed_at", "last_listed_at", "users_in_gap")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
                "held", "failed", "stale", "missed")  # fmt: skip
 _TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
@@ -51,29 +51,18 @@ def flows(given: Given, targets: bool) -> None:
     """List the workflows that exist now or existed at a time, and how well that is known."""
     if targets and not given.as_of:
         raise UsageError("--targets needs --as-of and a time.")
-    zone = given.zone
+    zone, asked = given.zone, given.filters()
     at = given.moment(given.as_of)
     with given.reading() as app:
         report = Report(app.engine)
         columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
-            most = needed(given)
-            columns, rows = (
-                _NOW,
-                report.flows(
-                    org=given.org, user=given.user, flow=given.flow, name=given.name, cycle=given.cycle, limit=most
-                ),
-            )
+            columns, rows = _NOW, report.flows(**asked, limit=needed(given))
         elif targets:
             columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=given.org, user=given.user)
         else:
-            columns, rows = (
-                _THEN,
-                report.flows_as_of(
-                    at, org=given.org, user=given.user, flow=given.flow, name=given.name, cycle=given.cycle
-                ),
-            )
+            columns, rows = _THEN, report.flows_as_of(at, **asked)
         narrowed = (given.flow, given.name, given.cycle) != (None, None, None)
         what = "such workflows" if narrowed else "workflows"
         empty_result = EmptyResult(
@@ -120,18 +109,10 @@ def runs(given: Given, run_id: int | None, schedule: str | None, status: str | N
 def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
     zone = given.zone
-    since, until = given.period()
+    asked = given.filters()
     with given.reading() as app:
         rows = Report(app.engine).changes(
-            since=since,
-            until=until,
-            org=given.org,
-            user=given.user,
-            kind=kinds or (CHANGE_KINDS if baselines else DELTA_KINDS),
-            flow=given.flow,
-            name=given.name,
-            newest_first=True,
-            limit=needed(given),
+            **asked, kind=kinds or (CHANGE_KINDS if baselines else DELTA_KINDS), newest_first=True, limit=needed(given)
         )
         hint = "" if kinds or baselines else " --baselines shows their first lists."
         empty_result = EmptyResult("such changes", given.org, given.user, utc_now(), zone, narrowed=True, hint=hint)
@@ -151,19 +132,9 @@ def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
 def events(given: Given, kinds: Sequence[str]) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
     zone = given.zone
-    since, until = given.period()
+    asked = given.filters()
     with given.reading() as app:
-        rows = Report(app.engine).events(
-            since=since,
-            until=until,
-            org=given.org,
-            user=given.user,
-            kind=kinds,
-            flow=given.flow,
-            name=given.name,
-            newest_first=True,
-            limit=needed(given),
-        )
+        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=needed(given))
         empty_result = EmptyResult("such events", given.org, None, utc_now(), zone, narrowed=True, whole_lists=True)
 
         def table(found: list[Any]) -> None:
@@ -176,24 +147,15 @@ def events(given: Given, kinds: Sequence[str]) -> None:
 @shared("org", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
 def workflows(given: Given) -> None:
     """List the workflows of organisations, each once, as they are now or were then."""
-    zone = given.zone
+    zone, asked = given.zone, given.filters()
     at = given.moment(given.as_of)
-    code = cycle_code(given.cycle)
     with given.reading() as app:
         rows: Iterator[Any]
         if at is None:
-            most = needed(given)
-            rows = Report(app.engine).workflows(org=given.org, flow=given.flow, name=given.name, cycle=code, limit=most)
-            columns: tuple[str, ...] = (
-                "users",
-                "editors",
-                "first_listed_at",
-                "changed_at",
-                "last_listed_at",
-                "users_in_gap",
-            )
+            rows = Report(app.engine).workflows(**asked, limit=needed(given))
+            columns: tuple[str, ...] = _WORKFLOW_NOW
         else:
-            rows = Report(app.engine).workflows_as_of(at, org=given.org, flow=given.flow, name=given.name, cycle=code)
+            rows = Report(app.engine).workflows_as_of(at, **asked)
             columns = ("valid_from", "valid_to", "from_kind", "proven_for_all")
         columns = ("org_id", "flow_id", "flow_name", "cycle", *columns)
         narrowed = (given.flow, given.name, given.cycle) != (None, None, None)

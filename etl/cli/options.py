@@ -95,6 +95,12 @@ class Given:
             raise UsageError("--since must lie before --until.")
         return begin, end
 
+    def filters(self) -> dict[str, Any]:
+        """What narrows a list, by the names that its filters have. Raises UsageError with one sentence."""
+        since, until = self.period()
+        same = {name: getattr(self, name) for name in ("org", "user", "flow", "name", "cycle")}
+        return {name: value for name, value in {**same, "since": since, "until": until}.items() if value is not None}
+
     def most(self, shown: int = SHOWN, printed: int | None = None) -> int | None:
         """How many rows a table shows, or JSON prints; None: all."""
         usual = printed if self.json else shown
