@@ -368,12 +368,14 @@ def test_a_held_removal_waits_until_a_person_approves_it(flowtrail: Program, wor
     assert flowtrail("sync").returncode == 1, "nothing approves itself"
     assert flowtrail("guard", "approve").returncode == 2
     assert flowtrail("guard", "approve", ORG, BOB, "--expect", "any").returncode == 2
-    code = flowtrail.json("guard", "list")[0]["code"]
+    held = flowtrail.json("guard", "list")[0]
+    code, since = held["code"], dt.datetime.fromisoformat(held["held_since"]) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     done = flowtrail.json("guard", "approve", ORG, ANN, "--expect", code, "--by", "Zoë")
     assert done["changes"]["removed"] == 20
     ((by, scope),) = flowtrail.rows("SELECT approved_by, approved_scope FROM change_set WHERE removed > 0")
     assert by == f"Zoë ({pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()})"
-    content = json.dumps([ORG, ANN, "", sorted(map(str, range(20)))], separators=(",", ":"))
+    hold = [ORG, ANN, "", since // dt.timedelta(microseconds=1), sorted(map(str, range(20))), []]
+    content = json.dumps(hold, separators=(",", ":"))
     assert scope == hashlib.sha256(content.encode()).hexdigest()
     assert scope.startswith(code)
     assert flowtrail.json("guard", "list") == []
@@ -412,7 +414,7 @@ def test_an_approval_that_expects_another_set_is_refused_with_the_code_of_what_i
     assert refused.stdout == ""
     assert refused.stderr.count("\n") == 1
     assert now in refused.stderr
-    assert "20 removals" in refused.stderr
+    assert "20 changes" in refused.stderr
     assert removed(held) == []
     assert held("guard", "approve", ORG, BOB, "--expect", now).returncode == 0
     assert removed(held) == [(BOB, 20)]
