@@ -1,7 +1,7 @@
 """The organisation's story, judged at a run's end: read, judged, and written if no other step came between.
 
 1. One transaction reads the users of some organisations, the versions that no step has judged, and what is stored.
-2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation``).
+2. Each workflow that these versions change, or that waits, is judged (``etl.domain.organisation.rules``).
 3. One transaction locks the targets whose versions were judged, by id, then the organisations, by id. If another step
    of one of them has been written since (1), it gives up, and everything begins again. Otherwise it writes the
    result. Versions that were committed since (1) are left to the next step.
@@ -21,10 +21,21 @@ from typing import Final, NamedTuple
 import msgspec
 from sqlalchemy import Connection
 
-from etl.domain.organisation import judge
-from etl.domain.pending import Member, Version, listed_before, listing_changes, while_counting
-from etl.domain.states import EndedState, states_after
-from etl.domain.story import Answer, Event, Judgement, Listed, ListEntry, ListingChange, Loss, StepContext, Workflow
+from etl.domain.organisation.rules import judge
+from etl.domain.organisation.values import (
+    Answer,
+    EndedState,
+    Event,
+    Judgement,
+    Listed,
+    ListEntry,
+    ListingChange,
+    Loss,
+    StepContext,
+    Workflow,
+    states_after,
+)
+from etl.domain.organisation.versions import Member, Version, listed_before, listing_changes, while_counting
 from etl.store import story_rows
 from etl.store.bulk import grouped
 from etl.store.story_rows import ChangeRows, FlowKey, Members, OrgFlow

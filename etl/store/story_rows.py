@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Boolean, Connection, column, text
 from sqlalchemy.sql.selectable import TextualSelect
+from sqlalchemy.types import TypeEngine
 
-from etl.domain.pending import Member, Version
-from etl.domain.states import WorkflowState
-from etl.domain.story import Answer, KnownValue, KnownWorkflow, Listed, ListEntry, Loss
-from etl.schema import COMING, LEAVING, UtcTime
+from etl.domain.organisation.values import Answer, KnownValue, KnownWorkflow, Listed, ListEntry, Loss, WorkflowState
+from etl.domain.organisation.versions import Member, Version
+from etl.schema import (
+    COMING,
+    LEAVING,
+    UtcTime,
+    change_set,
+    observation,
+    org_flow,
+    org_loss,
+    org_state,
+    target,
+    workflow,
+    workflow_change,
+)
 from etl.store.bulk import BulkValues, stamp
 
 
@@ -54,17 +66,13 @@ _TARGETS: Final = BulkValues(target_id="bigint")
 _LOST: Final = BulkValues(target_id="bigint", flow_id="text", version="int")
 _HELD: Final = BulkValues(target_id="bigint", version="int", previous_at="timestamptz")
 
-_TIMES: Final = frozenset(
-    {
-        *("counts_since", "away_since", "retired_at", "held_asked_at", "held_at", "last_asked_at", "last_at"),
-        *("observed_at", "asked_at", "last_unchanged_at", "previous_at", "first_listed_at", "since", "gone_at"),
-        *("name_first_asked_at", "name_first_at", "name_last_asked_at", "name_last_at", "cycle_first_asked_at"),
-        *("cycle_first_at", "cycle_last_asked_at", "cycle_last_at", "valid_from", "last_unchanged_at"),
-        "valid_to",
-        *("shown_asked_at", "without_asked_at", "without_at", "started_at"),
-    }
-)
-_FLAGS: Final = frozenset({"editable", "old_editable", "new_editable", "is_open", "proven_for_all", "is_held"})
+_TYPES: Final[Mapping[str, TypeEngine[Any]]] = {
+    column.name: column.type
+    for table in (target, change_set, workflow_change, workflow, observation, org_flow, org_loss, org_state)
+    for column in table.columns
+    if isinstance(column.type, UtcTime | Boolean)
+} | {"is_held": Boolean()}
+"""Of the columns that the databases return in different ways."""
 
 
 @cache
@@ -78,8 +86,7 @@ def _statement(dialect: str, given: BulkValues, columns: str, source: str) -> Te
 
 def typed(statement: str, *names: str) -> TextualSelect:
     """A textual statement with typed columns: times and booleans are the same on both databases."""
-    types = (UtcTime() if name in _TIMES else Boolean() if name in _FLAGS else None for name in names)
-    return text(statement).columns(*map(column, names, types))
+    return text(statement).columns(*(column(name, _TYPES.get(name)) for name in names))
 
 
 def _select(connection: Connection, columns: str, source: str, given: BulkValues, rows: Sequence[Any]) -> Iterator[Any]:
@@ -271,12 +278,7 @@ _SHOWING: Final = f"""{_USERS}
     JOIN workflow w ON w.target_id = t.id AND w.flow_id = given.flow_id"""
 _HELD_FLOWS: Final = f"""{_SHOWING}
     LEFT JOIN change_set s ON s.target_id = t.id AND s.observed_at = w.changed_at WHERE w.missing_since IS NOT NULL"""
-_KEPT: Final = (
-    "f.org_id, f.flow_id, f.flow_name, f.cycle, f.since, f.name_first_asked_at, f.name_first_at, "
-    "f.name_last_asked_at, f.name_last_at, f.cycle_first_asked_at, f.cycle_first_at, f.cycle_last_asked_at, "
-    "f.cycle_last_at, f.gone_at, f.is_open, f.awaited, f.users, f.editors, f.valid_from, f.last_unchanged_at, "
-    "f.from_kind, f.proven_for_all"
-)
+_KEPT: Final = ", ".join(f"f.{each.name}" for each in org_flow.columns)
 _OF_FLOWS: Final = "{given} JOIN %s f ON f.org_id = given.org_id AND f.flow_id = given.flow_id"
 _LOSS: Final = (
     "f.org_id, f.flow_id, f.user_id, f.flow_name, f.cycle, f.editable, f.shown_asked_at, "
@@ -329,24 +331,25 @@ def read_since(connection: Connection, lost: Sequence[tuple[int, str, int]]) -> 
 def read_org_flows(connection: Connection, flows: Sequence[FlowKey]) -> dict[FlowKey, OrgFlow]:
     """The rows of these workflows in ``org_flow``."""
     rows = _select(connection, _KEPT, _OF_FLOWS % "org_flow", FLOWS, flows)
-    return {FlowKey(*row[:2]): _org_flow(row[2:]) for row in rows}
+    return {FlowKey(row.org_id, row.flow_id): _org_flow(row) for row in rows}
 
 
-def _org_flow(values: Sequence[Any]) -> OrgFlow:
-    (flow_name, cycle, since, name_first_asked, name_first, name_last_asked, name_last, cycle_first_asked, cycle_first,
-     cycle_last_asked, cycle_last, gone_at, is_open, awaited, users, editors, valid_from, after, kind,
-     proven_for_all) = values  # fmt: skip
-    first_of_name = Answer(name_first_asked, name_first)
-    first_of_cycle = first_of_name if cycle_first is None else Answer(cycle_first_asked, cycle_first)
-    name = KnownValue(
-        flow_name, first_of_name, first_of_name if name_last is None else Answer(name_last_asked, name_last)
+def _org_flow(row: Any) -> OrgFlow:
+    first_of_name = Answer(row.name_first_asked_at, row.name_first_at)
+    last_of_name = _answer(row.name_last_asked_at, row.name_last_at) or first_of_name
+    first_of_cycle = _answer(row.cycle_first_asked_at, row.cycle_first_at) or first_of_name
+    last_of_cycle = _answer(row.cycle_last_asked_at, row.cycle_last_at) or first_of_cycle
+    name = KnownValue(row.flow_name, first_of_name, last_of_name)
+    known = KnownWorkflow(row.since, name, KnownValue(row.cycle, first_of_cycle, last_of_cycle), row.gone_at)
+    listed = Listed(row.flow_name, row.cycle, None)
+    state = row.from_kind and WorkflowState(
+        row.valid_from, row.last_unchanged_at, listed, row.from_kind, row.proven_for_all
     )
-    last_of_cycle = first_of_cycle if cycle_last is None else Answer(cycle_last_asked, cycle_last)
-    state = (
-        None if kind is None else WorkflowState(valid_from, after, Listed(flow_name, cycle, None), kind, proven_for_all)
-    )
-    known = KnownWorkflow(since, name, KnownValue(cycle, first_of_cycle, last_of_cycle), gone_at)
-    return OrgFlow(known, is_open, awaited, users, editors, state)
+    return OrgFlow(known, row.is_open, row.awaited, row.users, row.editors, state)
+
+
+def _answer(asked_at: dt.datetime | None, arrived_at: dt.datetime | None) -> Answer | None:
+    return None if asked_at is None or arrived_at is None else Answer(asked_at, arrived_at)
 
 
 _ENDED: Final = """(

@@ -11,8 +11,8 @@ import msgspec
 from sqlalchemy import Connection, select, text
 
 from etl.domain.chain import microseconds, optional_microseconds
-from etl.domain.pending import Member, Version, first_answer
-from etl.domain.story import Answer, Event, Listed
+from etl.domain.organisation.values import Answer, Event, Listed
+from etl.domain.organisation.versions import Member, Version, first_answer
 from etl.schema import org_event, org_flow, org_loss, org_state, org_step
 from etl.store import seals, story_rows, turnover
 from etl.store.bulk import BulkValues, insert_rows, stamp

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from etl.database import connect, reading, upgrade, writing
 from etl.domain.model import USUAL_COVERAGE_GAP, Flow, Target
-from etl.domain.story import Answer, Judgement, Listed
+from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.errors import Refused
 from etl.report import Report
 from etl.schema import org_event, org_step, sync_run

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from etl.domain.story import Answer, Event, Listed
+from etl.domain.organisation.values import Answer, Event, Listed
 from tests.organisation.state import KnownState
 
 PAGE = Path(__file__).parents[2] / "docs" / "organisation.md"

@@ -13,7 +13,7 @@ from etl.database import reading, writing
 from etl.domain import verdict
 from etl.domain.guard import Decision
 from etl.domain.model import Flow, Target
-from etl.domain.story import Answer, Judgement, Listed
+from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.schema import target
 from etl.store import NewRun, Store, projection
 from tests.organisation.state import KnownState

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from etl.domain.story import Event, Judgement
+from etl.domain.organisation.values import Event, Judgement
 from tests.organisation.runs import Simulation
 from tests.organisation.world import Moment, Reply
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from etl.domain.organisation import judge
-from etl.domain.story import Answer, Judgement
+from etl.domain.organisation.rules import judge
+from etl.domain.organisation.values import Answer, Judgement
 from tests.organisation.state import Judge, KnownState
 from tests.organisation.world import HOUR, START, Calendar, Moment, Reply, Run, Schedule, Setting, World
 

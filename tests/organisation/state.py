@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from etl.domain.organisation import judge
-from etl.domain.story import (
+from etl.domain.organisation.rules import judge
+from etl.domain.organisation.values import (
     Answer,
     Judgement,
     KnownWorkflow,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from etl.domain.kinds import EVENT_KINDS
-from etl.domain.organisation import judge
-from etl.domain.story import Answer, Judgement, Listed, ListingChange, StepContext, User, Workflow
+from etl.domain.organisation.rules import judge
+from etl.domain.organisation.values import Answer, Judgement, Listed, ListingChange, StepContext, User, Workflow
 from tests.organisation.cases import cases, derived, promised
 from tests.organisation.command import played
 from tests.organisation.oracle import Oracle

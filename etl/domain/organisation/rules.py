@@ -1,7 +1,4 @@
-"""What happened in an organisation, judged from what its users' answers list. Pure.
-
-The rules are the table in ``docs/organisation.md``; the numbers here are those of its rows.
-"""
+"""Rules 1 and 2, and the order in which all of them are applied to one workflow. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from etl.domain.attributes import attribute_events
-from etl.domain.evidence import Entry, Evidence
-from etl.domain.losses import Losses, losses
-from etl.domain.story import (
+from etl.domain.organisation.changes import Losses, attribute_events, losses
+from etl.domain.organisation.evidence import Entry, Evidence
+from etl.domain.organisation.values import (
     Answer,
     Baseline,
     Event,

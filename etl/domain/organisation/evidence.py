@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from etl.domain.story import Answer, Listed, ListEntry, ListingChange, StepContext, Workflow
+from etl.domain.organisation.values import Answer, Listed, ListEntry, ListingChange, StepContext, Workflow
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from etl.domain.story import Answer, Listed, ListEntry, ListingChange, User
+from etl.domain.organisation.values import Answer, Listed, ListEntry, ListingChange, User
 
 Changes = Mapping[str, tuple[Listed | None, Listed | None]]
 """By workflow: how it was listed before and after."""

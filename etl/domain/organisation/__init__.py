@@ -1,0 +1,20 @@
+"""What happened in an organisation, judged from what its users' lists say. Pure.
+
+``docs/organisation.md`` has the terms, the rules in full, and an example of each; the numbers are the same here.
+
+| # | what is known | event | where |
+|---|---|---|---|
+| 1 | nobody lists a workflow, and users gain it | ``appeared``, ``reappeared`` | ``_coming_into_sight`` |
+| 1a | nobody did, and a user's first answer does | none: known from then on | ``_coming_into_sight`` |
+| 1b | it disappeared, and a silent user still lists it | ``reappeared``, not proven | ``Evidence._back_from_silence`` |
+| 2 | it existed before a user's previous request, and the user gains it | ``access_granted`` | ``_grants`` |
+| 2a | it may have come to others at the same moment | none: a late first sight | ``_grants`` |
+| 3 | users lost it, and every active user was without it at one moment | ``disappeared`` | ``_Absence`` |
+| 3a | nobody lists it but users who wait, before such a moment is known | both, not proven | ``_is_back`` |
+| 4 | a user lost it, and an answer lists it that was requested afterwards | ``access_lost`` | ``_lost_alone`` |
+| 5 | users lost it, and neither holds | none yet: they wait | ``losses`` |
+| 6 | an answer has another name or cycle than the known one | ``renamed``, ``cycle_changed`` | ``value_changes`` |
+
+Rules 1 and 2 are in ``rules``, 3 to 6 in ``changes``. Each takes an interval from the answers that ``evidence`` has;
+the answers come from the versions of users' lists (``versions``); ``values`` has what goes in and comes out.
+"""
