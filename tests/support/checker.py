@@ -1,9 +1,10 @@
-"""An independent checker of a Flowtrail database: it shares no code with ``etl/``, only the written rules.
+"""Checks a Flowtrail database against what the gateway delivered: nothing invented, nothing lost, nothing twice.
 
-    python -m tests.support.checker URL DELIVERIES      # what the local gateway says at /_demo/deliveries
+    python -m tests.support.checker URL DELIVERIES      # of the gateway, as JSON lines
 
 Given what the gateway really delivered (complete, valid answers, in order), it lists in sentences where the database
-breaks a rule: nothing invented, nothing lost, nothing twice, and every digest and hash as an auditor computes it.
+breaks a rule. It reads the tables itself and has them checked by ``etl/audit/check.py``, which shares no code with the
+rest of ``etl/``; what it adds is what no auditor can know.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import hashlib
-import itertools
 import json
 import sqlite3
 import sys
@@ -19,8 +19,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from etl.audit import check as audit
 from tests.support import story_checker
 
 Flow = tuple[str, "str | None", "str | None", "bool | None"]
@@ -93,13 +94,13 @@ def check(
     if settled:
         findings += [f"{_name(*key)} got an answer, and is not in the database" for key in answers]
     findings += _turnover(tables)
-    findings += _seals(tables)
+    findings += _audited(tables)
     if guard is not None:
         findings += _lost_too_much(tables, guard)
         findings += _changed_too_much(tables, guard)
     if story:
         findings += story_checker.check(tables, settled=settled)
-    return findings + [f"run {run.id}: {finding}" for run in tables.sync_run for finding in _run(run, tables)]
+    return findings
 
 
 def load(path: Path) -> list[Delivered]:
@@ -149,18 +150,20 @@ class _Target:
         """By flow_id: observed_at of the change sets that added it and that changed it last."""
 
     def check(self, settled: bool, every_answer: bool, *, guarded: bool) -> list[str]:
-        self._replay()
-        self._chain()
+        name = _name(self.row.org_id, self.row.user_id, self.row.expression)
+        try:
+            self._replay()
+        except audit.Broken as broken:
+            return [str(broken)]
         self._state()
-        self._spans()
-        self._sealed_order()
+        self._open_span(self.spans[-1] if self.spans else None)
+        self._spans_of_holds()
         self._hold()
         self._delivered(guarded)
         if settled and self.answers:
             self._last_answer()
         if every_answer:
             self._each_answer(guarded)
-        name = _name(self.row.org_id, self.row.user_id, self.row.expression)
         return [f"{name}: {finding}" for finding in self.findings]
 
     def _say(self, wrong: object, finding: str) -> None:
@@ -168,96 +171,24 @@ class _Target:
             self.findings.append(finding)
 
     def _replay(self) -> None:
-        state: State = {}
+        """Keep the state after each version. Raises Broken where the versions do not make one chain."""
+        chain = _Chain((self.row.org_id, self.row.user_id, self.row.expression), self.runs)
+        spans = sorted(self.spans, key=lambda span: span.first_at)
+        self._say(spans != self.spans, "spans are not in the order of their times")
         for made in self.sets:
-            before, at = state, f"version {made.version}"
-            state = self._replayed(before, made, at)
-            self.states.append(state)
-            counts = Counter(change.kind for change in self.changes[made.id])
-            wrong = [kind for kind in KINDS if counts[kind] != getattr(made, kind)]
-            self._say(wrong, f"{at} counts {', '.join(wrong)} other than its changes")
-            self._say(made.flow_count != len(state), f"{at} says {made.flow_count} workflows, replaying {len(state)}")
-            self._say(made.state_digest != digest(state.values()), f"{at} has a state_digest that replaying denies")
-            self._say(made.version > 1 and state == before, f"{at} changes nothing")
-
-    def _replayed(self, before: State, made: Row, at: str) -> State:
-        state, kinds = dict(before), defaultdict(set)
-        for change in self.changes[made.id]:
-            old = (change.flow_id, change.old_name, change.old_cycle, change.old_editable)
-            new = (change.flow_id, change.new_name, change.new_cycle, change.new_editable)
-            kinds[change.flow_id].add(change.kind)
-            expected = before.get(change.flow_id, (change.flow_id, None, None, None))
-            self._say(old != expected, f"{at}: the {change.kind} of {change.flow_id!r} has another before")
-            if change.kind == "removed":
-                self._say(new[1:] != (None, None, None), f"{at}: removed {change.flow_id!r} has an after")
-                state.pop(change.flow_id, None)
-                self.touched.pop(change.flow_id, None)
-                continue
-            again = len(kinds[change.flow_id]) > 1
-            self._say(again and state[change.flow_id] != new, f"{at}: two afters of {change.flow_id!r}")
-            state[change.flow_id] = new
-            since = self.touched.get(change.flow_id, (made.observed_at, 0))[0]
-            self.touched[change.flow_id] = (since, made.observed_at)
-        for flow_id, found in kinds.items():
-            right = _kinds(before.get(flow_id), state.get(flow_id), made.kind)
-            self._say(found != right, f"{at}: {flow_id!r} is {sorted(found)} where it should be {sorted(right)}")
-        return state
-
-    def _chain(self) -> None:
-        parent, earlier = "0" * 64, None
-        versions = [made.version for made in self.sets]
-        self._say(versions != list(range(1, len(versions) + 1)), f"versions are {versions}")
-        self._say(self.row.version != len(versions), f"version {self.row.version} with {len(versions)} change sets")
-        for made in self.sets:
-            at = f"version {made.version}"
-            kind = "baseline" if made.version == 1 else "delta"
-            self._say(made.kind != kind, f"{at} is called {made.kind}")
-            self._say(made.parent_hash != parent, f"{at} does not name the hash before as its parent")
-            self._say(made.format != 1, f"{at} has format {made.format}")
-            self._say(made.hash != self._hash(made), f"{at} has a hash that its content denies")
-            self._say(earlier is not None and made.observed_at <= earlier, f"{at} lies before the version before")
-            approval = made.run_id in self.runs and (self.runs[made.run_id].origin == "approval")
-            self._say(made.approved_by is not None and not approval, f"{at} names an approver in no approval")
-            unscoped = (made.approved_by is None) != (made.approved_scope is None)
-            self._say(unscoped, f"{at} has an approver and no scope, or a scope and no approver")
-            none = made.approved_by and not any(getattr(made, kind) for kind in APPROVED)
-            self._say(none, f"{at} names an approver, and changes nothing that could be held")
-            wrong = made.approved_scope != self._approved_scope(made.observed_at)
-            self._say(wrong, f"{at} has an approved_scope that its hold denies")
-            parent, earlier = made.hash, made.observed_at
-
-    def _approved_scope(self, at: int) -> str | None:
-        """Since when the hold lasted that was approved at a time, and what was held; None if nothing was approved."""
-        held: set[Any] = set()
-        since = None
-        if not any(row.at == at and row.kind == "approved" for row in self.holds):
-            return None
-        for row in itertools.takewhile(lambda row: row.at < at, self.holds):
-            since = since if held else row.at
-            change = held.update if row.kind == "held" else held.difference_update
-            change(_held_in(row))
-        gone = sorted(flow_id for flow_id, kind, _ in held if kind == "removed")
-        doubted = sorted((each for each in held if each[1] != "removed"), key=lambda each: each[:2])
-        return _digest([self.row.org_id, self.row.user_id, self.row.expression, since, gone, doubted])
-
-    def _hash(self, made: Row) -> str:
-        sealed = sorted((s for s in self.spans if s.version == made.version - 1), key=lambda s: s.first_at)
-        changes = sorted(self.changes[made.id], key=lambda c: (c.flow_id, c.kind))
-        content = [
-            "change/1",
-            *(self.row.org_id, self.row.user_id, self.row.expression, made.version, made.kind, made.observed_at),
-            made.last_unchanged_at,
-            [
-                [s.first_at, s.last_asked_at, s.last_at, s.observations, s.longest_gap_seconds, s.interrupted]
-                for s in sealed
-            ],
-            *(made.approved_by, made.approved_scope, made.data_hash, made.state_digest),
-            [
-                [c.flow_id, c.kind, c.old_name, c.new_name, c.old_cycle, c.new_cycle, c.old_editable, c.new_editable]
-                for c in changes
-            ],
-        ]
-        return hashlib.sha256(made.parent_hash.encode() + _json(content)).hexdigest()
+            changes = sorted(
+                (dict(vars(each)) for each in self.changes[made.id]),
+                key=lambda change: (change["flow_id"], change["kind"]),
+            )
+            chain.link(vars(made), changes, [vars(span) for span in spans if span.version == made.version])
+            self.states.append({flow_id: tuple(flow) for flow_id, flow in chain.state.items()})
+            for change in changes:
+                since = self.touched.pop(change["flow_id"], (made.observed_at, 0))[0]
+                if change["kind"] != "removed":
+                    self.touched[change["flow_id"]] = (since, made.observed_at)
+        unknown = {span.version for span in spans} - {made.version for made in self.sets}
+        self._say(unknown, f"spans of versions that are not there: {sorted(unknown)}")
+        self._say(self.row.version != chain.version, f"version {self.row.version} with {chain.version} change sets")
 
     def _state(self) -> None:
         state = self.states[-1] if self.states else {}
@@ -280,26 +211,6 @@ class _Target:
             seen = (self.row.state_digest, self.row.answer_digest, self.row.observation_id, self.row.held_since)
             self._say(any(seen) or self.spans, "never observed, and yet it has a state or a span")
 
-    # Spans
-
-    def _spans(self) -> None:
-        before: Row | None = None
-        for span in self.spans:
-            at = f"span {span.id}"
-            self._say(span.observations < 1, f"{at} has {span.observations} observations")
-            asked = span.last_asked_at <= span.last_at
-            self._say(not (span.first_at <= span.last_at and asked), f"{at} ends before it begins or was asked for")
-            self._say(not _gap_fits(span), f"{at} cannot have a longest gap of {span.longest_gap_seconds} s")
-            if before is None:
-                self._say(span.interrupted, f"{at} is the target's first, and called interrupted")
-            else:
-                self._say(span.first_at <= before.last_at, f"{at} overlaps the one before")
-                self._say(span.version < before.version, f"{at} is of an older version than the one before")
-                same = span.version == before.version
-                self._say(same and not span.interrupted, f"{at} follows one of its version uninterrupted")
-            before = span
-        self._open_span(before)
-
     def _open_span(self, latest: Row | None) -> None:
         open_id = self.row.observation_id
         if open_id is None:
@@ -311,24 +222,13 @@ class _Target:
         self._say(self.row.held_since is not None, "a span is open while something is held")
         self._say(self.row.consecutive_failures or self.row.last_error_code, "a span is open after a failure")
 
-    def _sealed_order(self) -> None:
-        for made, following in zip(self.sets, [*self.sets[1:], None], strict=False):
-            at = f"version {made.version}"
-            own = [s for s in self.spans if s.version == made.version]
-            earlier = [s for s in self.spans if s.version < made.version]
-            asked = earlier[-1].last_asked_at if earlier else None
-            self._say(made.last_unchanged_at != asked, f"{at}: last_unchanged_at is no span's last_asked_at")
-            self._say(asked is not None and asked > made.observed_at, f"{at} was observed before it was asked")
-            late = [s.id for s in own if following is not None and s.last_at >= following.observed_at]
-            early = [s.id for s in own if s.first_at < made.observed_at]
-            self._say(late or early, f"{at} was seen outside its time, in spans {late + early}")
-            held = made.run_id in self.held_in
-            at_once = bool(own) and own[0].first_at == made.observed_at
+    def _spans_of_holds(self) -> None:
+        """A version opens a span at once, unless something is held."""
+        for made in self.sets:
+            own = [span for span in self.spans if span.version == made.version]
+            held, at_once = made.run_id in self.held_in, bool(own) and own[0].first_at == made.observed_at
             wrong = made.run_id in self.runs and at_once == held
-            self._say(wrong, f"{at} has {'a' if at_once else 'no'} span at once, held={held}")
-            self._say(held and own and not own[0].interrupted, f"{at} ends a hold in a span not called interrupted")
-        unknown = {s.version for s in self.spans} - {made.version for made in self.sets}
-        self._say(unknown, f"spans of versions that are not there: {sorted(unknown)}")
+            self._say(wrong, f"version {made.version} has {'a' if at_once else 'no'} span at once, held={held}")
 
     # What was held, and what was delivered
 
@@ -436,12 +336,6 @@ class _Target:
         self._say(seen != counted, f"{counted} answers made {seen} observations")
 
 
-def _held_in(event: Row) -> list[tuple[str, str, Any]]:
-    """What a hold event is about: removals, and changes with their new values."""
-    removed = [(flow_id, "removed", None) for flow_id in json.loads(event.flow_ids)]
-    return removed + [tuple(doubt) for doubt in json.loads(event.doubted)]
-
-
 def _changed(before: State, after: State) -> dict[tuple[str, str], Any]:
     """By workflow and kind, the new value of what changed."""
     both = before.keys() & after.keys()
@@ -461,24 +355,6 @@ def _loses(number: int, before: State, answer: State) -> bool:
     return bool(before.keys() - answer.keys()) if number else not answer
 
 
-def _kinds(before: Flow | None, after: Flow | None, made: str) -> set[str]:
-    if before is None:
-        return {"baseline" if made == "baseline" else "added"}
-    if after is None:
-        return {"removed"}
-    named = (("renamed", 1), ("cycle_changed", 2), ("editable_changed", 3))
-    return {kind for kind, column in named if before[column] != after[column]}
-
-
-def _gap_fits(span: Row) -> bool:
-    """The longest gap lies between the mean gap and the length of the span, in whole seconds, rounded down."""
-    length = span.last_at - span.first_at
-    if span.observations < 2:
-        return bool(length == 0 and span.longest_gap_seconds == 0)
-    mean = length // (span.observations - 1) // 1_000_000
-    return bool(length > 0 and mean <= span.longest_gap_seconds <= length // 1_000_000)
-
-
 def _fits(state: State, answer: State, before: State, guarded: bool) -> bool:
     if state == answer:
         return True
@@ -494,143 +370,107 @@ def _name(org: str, user: str, expression: str) -> str:
 # ----------------------------------------------------------------------------------------- runs, and the tables
 
 
-def _run(run: Row, tables: Row) -> Iterator[str]:
-    if run.status == "running":
-        if run.finished_at is not None:
-            yield "running, and finished"
+SOURCES = {
+    "trails": "trail",
+    "seals": "run_seal",
+    "runs": "sync_run",
+    "memberships": "target_membership",
+    "holds": "hold_event",
+    "details": "workflow_detail",
+    "org_events": "org_event",
+    "pruned_issues": "pruned_issues",
+    "issues": "sync_issue",
+    "change_sets": "change_set",
+    "changes": "workflow_change",
+    "spans": "observation",
+}
+"""The table of each file of a bundle."""
+PARSED = ("scope", "flow_ids", "doubted")
+
+
+class _Bundle(audit.Bundle):
+    """The tables as a bundle of everything, as if it had been written by somebody else than the program."""
+
+    def __init__(self, tables: Row) -> None:
+        self._targets = {row.id: row for row in tables.target}
+        self._tables = tables
+        self.since = self.until = self.org_id = None
+        self.answers = frozenset()
+        self.unnamed_answers = {}
+        last = tables.run_seal[-1] if tables.run_seal else Row(id=0, seal=None, sealed_at=0)
+        self.last_seal, self.made_at = {"id": last.id, "seal": last.seal}, last.sealed_at
+
+    def whole(self) -> Iterator[audit.Broken]:
+        return iter(())
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        columns = [column.partition(":")[0] for column in audit.FILES[name].split()]
+        listed = [{column: self._value(row, column) for column in columns} for row in self._of(name)]
+        if "version" in columns or name == "issues":
+            order = [column for column in ("version", "flow_id", "kind", "first_at") if column in columns]
+            listed.sort(key=lambda row: (*audit.target_of(row), *(row[column] for column in order)))
+        return iter(listed)
+
+    def _of(self, name: str) -> list[Row]:
+        found: list[Row] = getattr(self._tables, SOURCES[name]) if name in SOURCES else []
+        if name == "runs":
+            found = [run for run in found if run.status != "running"]
+        if name == "changes":
+            sets = {made.id: made for made in self._tables.change_set}
+            found = [Row(**{**vars(sets[row.change_set_id]), **vars(row)}) for row in found]
+        return sorted(found, key=_place)
+
+    def _value(self, row: Row, column: str) -> Any:
+        if column == "opened":
+            return "whole"
+        if hasattr(row, "target_id") and column in ("org_id", "user_id", "expression"):
+            return getattr(self._targets[row.target_id], column)
+        value = getattr(row, column)
+        return json.loads(value) if column in PARSED else value
+
+
+def _place(row: Row) -> int:
+    """The place of a row in its table, where it has one."""
+    numbers = [getattr(row, name) for name in ("event_id", "id") if hasattr(row, name)]
+    return int(numbers[0]) if numbers else 0
+
+
+class _Chain(audit.Chain):
+    """The versions of a target, whether their runs have ended or not."""
+
+    def __init__(self, target: Key, runs: dict[int, Row]) -> None:
+        super().__init__(target, cast("Any", None), None)
+        self._runs = runs
+
+    def _require_run(self, row: dict[str, Any], at: str) -> None:
+        if (row["approved_by"] is None) != (row["approved_scope"] is None):
+            raise audit.Broken(at, "has an approver and no scope, or a scope and no approver")
+        if row["approved_by"] is not None and row["run_id"] in self._runs:
+            audit.require(at, "the origin of its run", "approval", self._runs[row["run_id"]].origin)
+        if row["approved_by"] is not None and not any(row[kind] for kind in APPROVED):
+            raise audit.Broken(at, "names an approver, and changes nothing that could be held")
+
+    def _require_answer(self, row: dict[str, Any], before: Any, at: str) -> None:
+        """Answers are not kept here; what was delivered is known better."""
+
+
+def _audited(tables: Row) -> Iterator[str]:
+    """What an auditor would find. While a run is under way, only the seals are followed."""
+    for run in tables.sync_run:
+        if (run.status == "running") != (run.finished_at is None):
+            yield f"run {run.id}: {run.status}, with finished_at {run.finished_at}"
+    if not tables.trail and not tables.run_seal:
         return
-    if run.finished_at is None:
-        yield f"{run.status} without finished_at"
-    if run.status == "aborted":
+    whole = audit.Check(_Bundle(tables))
+    if not any(run.status == "running" for run in tables.sync_run):
+        whole.run()
+        yield from whole.findings
         return
-    sets, issues = tables.by_run["change_set"][run.id], tables.by_run["sync_issue"][run.id]
-    verdicts = Counter(issue.verdict for issue in issues)
-    held = {issue.target_id for issue in issues if issue.verdict == "held"}
-    right = {verdict: verdicts[verdict] for verdict in ("held", "failed", "stale")}
-    right |= {"changed": sum(made.target_id not in held for made in sets)}
-    right |= {kind: sum(getattr(made, kind) for made in sets) for kind in KINDS}
-    wrong = {name: (getattr(run, name), value) for name, value in right.items() if getattr(run, name) != value}
-    if wrong:
-        yield f"its sums are not those of its rows (said, found): {wrong}"
-    if run.targets != sum(getattr(run, verdict) for verdict in VERDICTS):
-        yield "its verdicts do not add up to its targets"
-    trouble = run.failed + run.held
-    status = "succeeded" if not trouble else "failed" if run.failed == run.targets else "partial"
-    if run.status != status:
-        yield f"called {run.status} where it {status}"
-
-
-SUMS = ("targets", *VERDICTS, *KINDS)
-
-
-DETAIL = (
-    *("org_id", "flow_id", "run_id", "asked_at", "observed_at", "update_user", "update_time", "creator", "create_time"),
-    *("owner", "freq", "active", "type", "locked", "detail_hash"),
-)
-ORG_EVENT = (
-    *("run_id", "org_id", "flow_id", "kind", "user_id", "old_name", "new_name", "old_cycle", "new_cycle"),
-    *(
-        "old_editable",
-        "new_editable",
-        "last_unchanged_at",
-        "observed_at",
-        "users_before",
-        "users_after",
-        "proven_for_all",
-    ),
-    *("unheard", "decided_at"),
-)
-
-
-def _seals(tables: Row) -> Iterator[str]:
-    """Every run that has ended has one seal, linked to the previous one, with the digests of what the run wrote."""
-    runs = {run.id: run for run in tables.sync_run}
-    targets = {row.id: [row.org_id, row.user_id, row.expression] for row in tables.target}
-    ended = {run.id for run in tables.sync_run if run.status != "running"}
-    sealed = [seal.run_id for seal in tables.run_seal]
-    for run_id in sorted(ended ^ set(sealed)):
-        yield (
-            f"run {run_id} has ended without a seal"
-            if run_id in ended
-            else f"run {run_id} is sealed, and has not ended"
-        )
-    if len(set(sealed)) < len(sealed) or [seal.id for seal in tables.run_seal] != list(range(1, len(sealed) + 1)):
-        yield f"seals are not numbered from 1, or seal a run twice: {sealed}"
-    parent, before, trail_id = "", 0, ""
-    for seal in tables.run_seal:
-        for trail in tables.trail:
-            if trail.first_seal == seal.id:
-                begun = ["trail/1", trail.trail_id, trail.created_at]
-                parent, trail_id = _digest(begun + ([parent] if parent else [])), trail.trail_id
-        run = runs.get(seal.run_id)
-        if run is None or run.status == "running":
-            continue
-        content = ["seal/1", trail_id, seal.id, run.id, run.schedule, run.origin, run.scheduled_for, run.missed]
-        content += [run.status, run.started_at, run.finished_at, [getattr(run, name) for name in SUMS]]
-        digests = _digests(run, tables, targets)
-        if any(row.pruned_run_id == run.id for row in tables.pruned_issues):
-            digests[2] = seal.issues_digest
-        own = hashlib.sha256(parent.encode() + _json([*content, *digests, seal.sealed_at])).hexdigest()
-        if (seal.parent, seal.seal) != (parent, own):
-            yield f"seal {seal.id} of run {run.id} is not what its rows make of it"
-        if seal.sealed_at < max(before, run.finished_at) or run.closed_at is None:
-            yield f"seal {seal.id}: its run was not closed, or times go back"
-        parent, before = seal.seal, seal.sealed_at
-
-
-def _digests(run: Row, tables: Row, targets: dict[int, list[str]]) -> list[str]:
-    def rows(table: str) -> list[Row]:
-        return sorted((row for row in getattr(tables, table) if row.run_id == run.id), key=lambda row: row.id)
-
-    scope = json.loads(run.scope)
-    asked = [tuple(each) for each in scope.get("targets", ())]
-    for schedule in scope.get("schedules", ()):
-        members: dict[tuple[str, ...], None] = {}
-        for row in sorted(tables.target_membership, key=lambda row: row.id):
-            if row.schedule == schedule and row.id <= scope["membership_id"]:
-                key = tuple(targets[row.target_id])
-                members.pop(key, None)
-                if row.kind == "joined":
-                    members[key] = None
-        asked += members
-    wanted = [each for each in set(asked) if scope.get("org_id") in (None, each[0])]
-    wanted = [each for each in wanted if scope.get("user_id") in (None, each[1])]
-    made = sorted(rows("change_set"), key=lambda row: (targets[row.target_id], row.version))
-    issues = sorted(rows("sync_issue"), key=lambda row: (targets[row.target_id], row.id))
-    events = [
-        [
-            [*targets[row.target_id], row.run_id, row.schedule, row.kind, row.at, row.coverage_gap_seconds]
-            for row in rows("target_membership")
-        ],
-        [
-            [
-                *targets[row.target_id],
-                row.run_id,
-                row.kind,
-                row.at,
-                *map(json.loads, (row.flow_ids, row.doubted)),
-                row.data_hash,
-            ]
-            for row in rows("hold_event")
-        ],
-        [[getattr(row, name) for name in DETAIL] for row in rows("workflow_detail")],
-        [
-            [getattr(event, name) for name in ORG_EVENT]
-            for event in sorted(tables.org_event, key=lambda event: event.event_id)
-            if event.run_id == run.id
-        ],
-        [[row.run_id, row.pruned_run_id, row.at] for row in rows("pruned_issues")],
-    ]
-    return [
-        _digest(sorted(map(list, wanted))),
-        _digest([row.hash for row in made]),
-        _digest([[*targets[row.target_id], row.verdict, row.error_code, row.missing] for row in issues]),
-        _digest(events),
-    ]
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(_json(value)).hexdigest()
+    try:
+        whole.trail.read_seals()
+    except audit.Broken as broken:
+        yield str(broken)
+    yield from whole.findings
 
 
 def _turnover(tables: Row) -> Iterator[str]:
