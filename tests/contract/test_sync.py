@@ -28,7 +28,7 @@ from etl.store import NewRun, Store
 from etl.sync import fetching
 from etl.sync.batch import Batch
 from etl.verify import verify
-from tests.support.builders import GAP, dump, flow, numbered, written
+from tests.support.builders import dump, flow, numbered, written
 from tests.support.enos import LocalGateway
 from tests.support.house import House, gone
 from tests.support.sessions import ON_POSTGRESQL
@@ -987,7 +987,7 @@ def test_a_plan_writes_nothing_and_says_what_a_run_would_do(make):
     before = contents(house)
     with house.run_context() as (context, batches):
         outcomes: list[Outcome] = []
-        tally = sync.plan(context, [*known, ALICE, BOB], GAP, batches, outcomes.extend)
+        tally = sync.plan(context, [*known, ALICE, BOB], batches, outcomes.extend)
     assert contents(house) == before
     assert dict(tally.verdicts) == {"changed": 3, "held": 1, "failed": 1, "unchanged": 3}
     planned = {(outcome.fence.target, outcome.verdict) for outcome in outcomes}
