@@ -115,7 +115,7 @@ def test_events_report_once_what_many_lists_of_an_organisation_show(flowtrail: P
     assert (event["flow_id"], event["kind"], event["new_cycle"], event["users_after"]) == ("3", "cycle_changed", "H", 2)
     assert event["proven_for_all"] is True
     assert list(event) == [row[1] for row in flowtrail.rows("PRAGMA table_info(org_workflow_event)")]
-    assert "cycle D -> H" in flowtrail("events", "--kind", "cycle_changed").stdout
+    assert "cycle day -> hour" in flowtrail("events", "--kind", "cycle_changed").stdout
     assert flowtrail.json("events", "--kind", "disappeared") == []
     assert flowtrail("events", "--kind", "removed").returncode == 2
 
