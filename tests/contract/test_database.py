@@ -361,7 +361,7 @@ def test_reading_and_asking_make_no_file(tmp_path: Path, engines: list[Engine]) 
     assert current(engine) is None
     with pytest.raises(SchemaMismatch, match="does not exist: `flowtrail db upgrade` creates it"):
         names(engine)
-    with pytest.raises(SchemaMismatch, match="`flowtrail db upgrade`"):
+    with pytest.raises(SchemaMismatch, match="the first `flowtrail sync` creates"):
         require_current(engine)
     assert list(tmp_path.iterdir()) == []
 

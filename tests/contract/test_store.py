@@ -139,7 +139,7 @@ def test_a_change_rewrites_no_row_of_an_unchanged_workflow(diary):
 def test_a_failure_ends_the_span_writes_an_issue_and_leaves_the_state(diary):
     diary.answer(TWENTY, START)
     before = dump(diary.engine)
-    diary.fail(code="62103")
+    diary.fail(code="http_503")
     diary.fail(code="timeout")
     assert written(before, dump(diary.engine)) == {"target", "sync_issue"}
     target = row(diary.engine, "target")
