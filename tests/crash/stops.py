@@ -64,7 +64,7 @@ def _leave_a_slot_unserved(place: Place) -> None:
 
 def _findings(place: Place, *, settled: bool) -> list[str]:
     """Without the findings about the run that was altered above after it had been sealed."""
-    altered = ("seal 2 of run 2 ", "verify: run 2 (seal 2): run_seal 2.seal ")
+    altered = ("run 2 (seal 2): seal should be ", "verify: run 2 (seal 2): run_seal 2.seal ")
     return [each for each in place.findings(settled=settled) if not each.startswith(altered)]
 
 
