@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
+import msgspec
+
 from etl.domain import guard, verdict
 from etl.domain.guard import Decision, Limits, Sum
 from etl.domain.holds import Approval, code, held_set
 from etl.domain.kinds import ChangeKind
-from etl.domain.model import Fence, Flow, Outcome, Snapshot, State, Target
+from etl.domain.model import Doubt, Fence, Flow, Outcome, Snapshot, State, Target
 from etl.errors import Malformed
 from etl.store import Removals
 from etl.sync.messages import RunOptions
@@ -82,12 +84,15 @@ class Judge:
         """
         assessed = []
         for fence, state, snapshot in differing:
-            lost = guard.keys_lost(state.flows, snapshot.flows or (), snapshot.absent) if snapshot.sole_answer else None
-            if lost:
+            lost = guard.keys_lost(state.flows, snapshot.flows or (), snapshot.absent)
+            decision = self._decide(fence, state, snapshot)
+            if lost and snapshot.sole_answer:
                 message = f"the answer is not what Get My Flow promises: {lost}"
                 yield verdict.failed(fence, Malformed(message, code="malformed", attempts=snapshot.attempts))
             else:
-                assessed.append(AssessedAnswer(fence, state, snapshot, self._decide(fence, state, snapshot)))
+                many = frozenset[Doubt]() if lost else decision.many  # K1: a key that is lost changes nothing
+                decision = msgspec.structs.replace(decision, many=many)
+                assessed.append(AssessedAnswer(fence, state, snapshot, decision))
         if self._sums is None:
             yield from self._judge_first(assessed)
         else:

@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +135,20 @@ def test_false_first_answers_with_other_values_change_nothing(settled):
     other = [Flow(flow.flow_id, None, None, None) for flow in NINE]
     runs.upstream.says = lambda target, question: other if question <= 2 else NINE
     assert verdicts(runs.run(targets)) == {"unchanged": 30}
+
+
+def test_a_first_answer_that_has_lost_a_key_makes_no_change_of_others_doubtful(engine):
+    """It lacks a workflow, too, so it is asked again before it is read as malformed."""
+    ann, bob = users(2)
+    runs = Runs(engine, Upstream({ann: numbered(1, 20), bob: [Flow("x", "map", "D", True)]}), LIMITS)
+    runs.run([ann, bob])
+    fetch = runs.upstream.fetch
+    runs.upstream.fetch = lambda target, *known, **how: msgspec.structs.replace(
+        fetch(target, *known, **how), absent=frozenset({"cycle"} if target == ann else ())
+    )
+    without = [msgspec.structs.replace(flow, cycle=None) for flow in numbered(1, 19)]
+    runs.upstream.lists = {ann: without, bob: [Flow("x", "map", "H", True)]}
+    assert verdicts(runs.run([ann, bob])) == {"failed": 1, "changed": 1}
 
 
 def test_more_changing_workflows_than_memory_holds_count_as_too_many():
