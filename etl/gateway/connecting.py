@@ -156,7 +156,8 @@ class Spares:
     """Connections that were opened ahead, over which nothing has gone yet. Thread-safe.
 
     Each exchange that needs a connection of its own opens one for another exchange while it waits for its answer, if
-    many of them have needed one lately. The gateway sees twice ``concurrency`` connections at most.
+    many of them have needed one lately. With those that are kept, the gateway sees three times ``concurrency``
+    connections at most.
     """
 
     def __init__(self, connector: Connector, most: int) -> None:

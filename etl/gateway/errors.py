@@ -96,7 +96,7 @@ def explained(error: BaseException, seconds: float) -> GatewayUnreachable:
 def _reason(causes: list[BaseException]) -> str:
     """The system's message for the innermost error, or the name of its type."""
     for cause in reversed(causes):
-        if isinstance(cause, NotHTTP | exceptions.ProxyError) and cause.args:
+        if isinstance(cause, NotHTTP | exceptions.ProxyError | FlowtrailError) and cause.args:
             return str(cause)
         if isinstance(cause, ssl.SSLError):
             reason = (
@@ -105,7 +105,7 @@ def _reason(causes: list[BaseException]) -> str:
             return printable(reason)[:100] or type(cause).__name__
         if isinstance(cause, OSError) and isinstance(cause.strerror, str):
             return printable(cause.strerror)[:100].lower()
-    return type(causes[-1]).__name__
+    return "no answer in time" if isinstance(causes[-1], TimeoutError) else type(causes[-1]).__name__
 
 
 # What a gateway answers

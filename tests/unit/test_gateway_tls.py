@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from etl.errors import ConfigError, GatewayUnreachable, Interrupted
 from etl.gateway import Gateway
 from tests.support.certificates import NO_OPENSSL, Certificates
 from tests.support.gateways import SAFETY_NET_SECONDS, TARGET, failure, gateway, one_exchange, settings_for
-from tests.support.hostile import Hostile, Peer, Step, answer, http
+from tests.support.hostile import Hostile, Peer, Step, answer, http, then
 
 pytestmark = NO_OPENSSL
 
@@ -301,6 +302,21 @@ def test_a_proxy_that_fails_is_named(greet: Step, expected: str) -> None:
     with Hostile(greet=greet) as proxy:
         given = settings_for("https://apim.example.com", proxy=proxy.url, deadline=deadline)
         assert one_exchange(given).code in (expected, "connection" if expected == "proxy" else expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (then(b"", "close"), "closed the connection without an answer"),
+        (then(b"HTTP/1.1 2", "close"), "the answer is cut short"),
+        (Peer.hang, "no answer in time"),
+    ],
+)
+def test_what_went_wrong_with_a_proxy_is_said_in_words(step: Callable[[Peer], object], reason: str) -> None:
+    with Hostile(greet=lambda peer: (peer.connection.recv(4096), step(peer))) as proxy:
+        error = one_exchange(settings_for("https://apim.example.com", proxy=proxy.url, timeout=0.3))
+    assert error.code == "proxy"
+    assert reason in error.message
 
 
 # Connections that are opened ahead
