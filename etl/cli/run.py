@@ -84,7 +84,7 @@ def _run(
 
 def _retire(app: Application, store: Store, configured: Configured, *, everything: bool) -> None:
     share = None if everything else app.settings.guard.max_emptied_share
-    done = store.retire_others(configured, utc_now(), share)
+    done = store.retire_others(configured, utc_now(), share, configured.names)
     if done.retired:
         console.complain(f"No longer configured, and retired: {counted(len(done.retired), 'target')}.", "yellow")
     if done.refused:

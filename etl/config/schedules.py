@@ -65,6 +65,7 @@ class Configured(Container[Target]):
     """The targets of some schedules; targets that may belong to an unknown roster count as contained."""
 
     def __init__(self, schedules: Sequence[Schedule]) -> None:
+        self.names = frozenset(schedule.name for schedule in schedules)
         self._targets = TargetList.union([schedule.targets for schedule in schedules])
         self._unlisted = {roster for schedule in schedules for roster in schedule.unlisted}
 

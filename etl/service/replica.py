@@ -322,7 +322,8 @@ class Service:
     def _retire(self) -> None:
         """Retire the targets that are in no schedule, nor in a run under way: those are retired when it ends."""
         configured = Configured([*self.schedules, *self._runs.running])
-        done = self._context.store.retire_others(configured, self._clock(), self._max_retired_share)
+        share, names = self._max_retired_share, configured.names
+        done = self._context.store.retire_others(configured, self._clock(), share, names)
         if done.retired:
             self.log.warning("targets_retired", count=len(done.retired), targets=_sample(done.retired))
         if done.refused:

@@ -188,15 +188,29 @@ class Store(RunRecords):
             return False
         return True
 
-    def retire_others(self, configured: Container[Target], now: dt.datetime, max_share: float | None) -> Retirement:
+    def retire_others(
+        self,
+        configured: Container[Target],
+        now: dt.datetime,
+        max_share: float | None,
+        schedules: Container[str] | None = None,
+    ) -> Retirement:
         """Retire the targets that are no longer configured, unless they are more than ``max_share`` of all.
 
-        A separate run, which asks for no target, does this.
+        ``schedules`` are the names of all schedules: configured members leave any other. None: nobody leaves one. A
+        separate run, which asks for no target, does this.
         """
         found = self._read(lambda connection: membership.others(connection, configured, max_share))
         if found.retired:
             with self._maintenance(now) as run_id:
                 self._write(lambda connection: membership.retire(connection, run_id, found.retired, now))
+        if schedules is not None and self._read(
+            lambda connection: membership.of_ended_schedules(connection, schedules, configured)
+        ):
+            with self._maintenance(now) as run_id:
+                self._write(
+                    lambda connection: membership.leave_ended_schedules(connection, run_id, schedules, configured, now)
+                )
         return found
 
     def add_details(self, run_id: int, found: Sequence[Detail], *, keep_body: bool) -> None:

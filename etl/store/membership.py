@@ -6,6 +6,7 @@
 | a schedule has another coverage gap than its members joined with | `joined`, for each of them |
 | a member is no longer in its schedule's list | `left` |
 | a target is in no schedule any more | `left`, for each schedule that it was a member of, and `retired` |
+| a schedule is gone or has another name | `left`, for each of its members that another schedule lists |
 | a retired target is in a list again, or is asked again | `resumed` |
 
 Of one target, no event is dated before an earlier one, even where the clock went back: so their order is proven by the
@@ -207,6 +208,29 @@ def retire(connection: Connection, run_id: int, targets: Sequence[Target], now: 
         gone = update(target).where(mine).values(retired_at=_leaving_at(now), fence=target.c.fence + 1)
         found = connection.execute(gone.returning(target.c.id), given).scalars().all()
         _insert_numbered(connection, run_id, found, "retired", target.c.retired_at)
+
+
+def of_ended_schedules(
+    connection: Connection, schedules: Container[str], configured: Container[Target]
+) -> dict[str, list[Target]]:
+    """The members of each schedule that is not among ``schedules`` any more, as far as they are still configured."""
+    named = select(target_membership.c.schedule).where(target_membership.c.schedule.is_not(None)).distinct()
+    ended = sorted(name for name in connection.execute(named).scalars() if name not in schedules)
+    members = {name: list(_targets(connection, _MEMBERS, schedule=name)) for name in ended}
+    kept = {name: [each for each in some if each in configured] for name, some in members.items()}
+    return {name: some for name, some in kept.items() if some}
+
+
+def leave_ended_schedules(
+    connection: Connection, run_id: int, schedules: Container[str], configured: Container[Target], now: dt.datetime
+) -> None:
+    """Record that these members have left, so that no coverage gap outlasts its schedule. Raises RunClosed."""
+    seals.require_open(connection, run_id)
+    wait_for_turn(connection)
+    for name, members in of_ended_schedules(connection, schedules, configured).items():
+        for some in _chunks(members):
+            _insert(connection, run_id, some, "left", now, name)
+            _keep_longest_gap(connection, some)
 
 
 def wait_for_turn(connection: Connection) -> None:

@@ -16,7 +16,7 @@ from etl.domain.model import USUAL_COVERAGE_GAP, Flow, Target
 from etl.domain.organisation.values import Answer, Judgement, Listed
 from etl.errors import Refused
 from etl.report import Report
-from etl.schema import org_event, org_step, sync_run
+from etl.schema import org_event, org_step, sync_run, target, target_membership
 from etl.store import NewRun, Store, projection, story_rows, story_writes
 from tests.organisation.mirror import EPOCH, RUN, Mirror, Small, moment
 from tests.organisation.runs import Simulation
@@ -154,6 +154,33 @@ def test_a_target_has_the_longest_coverage_gap_of_the_schedules_that_list_it(eng
         house.store = Store(engine)
         house.serve(lists, gaps=gaps)
         assert {fence.target: fence.coverage_gap for fence in house.store.fences([ANN, BEN])} == expected
+    assert findings(engine) == []
+
+
+def test_no_coverage_gap_outlasts_its_schedule(engine: Engine) -> None:
+    """A schedule that is deleted or renamed lets its members go; whoever is in no other keeps what is known."""
+    house, clock = House(engine), Clock()
+    house.serve({"hourly": [ANN], "weekly": [ANN, BEN]}, gaps={"hourly": HOURLY, "weekly": WEEKLY})
+
+    def configure(targets: list[Target], *schedules: str) -> list[Any]:
+        house.store.retire_others(targets, clock(), 0.1, schedules)
+        fences = {fence.target: fence.coverage_gap for fence in house.store.fences([ANN, BEN])}
+        left = select(target_membership.c.schedule, target.c.user_id).join(
+            target, target.c.id == target_membership.c.target_id
+        )
+        with engine.connect() as connection:
+            rows = connection.execute(left.where(target_membership.c.kind == "left").order_by(target_membership.c.id))
+            return [fences[ANN], fences[BEN], *map(tuple, rows)]
+
+    def count() -> int:
+        with engine.connect() as connection:
+            return connection.execute(select(func.count()).select_from(sync_run)).scalar_one()
+
+    assert configure([ANN, BEN], "hourly", "weekly") == [WEEKLY, WEEKLY]
+    runs = count()
+    assert configure([ANN], "hourly") == [HOURLY, WEEKLY, ("weekly", ANN.user_id)], "too many to retire: Ben stays"
+    assert configure([ANN], "hourly") == [HOURLY, WEEKLY, ("weekly", ANN.user_id)]
+    assert count() == runs + 1, "what has been recorded is not recorded again"
     assert findings(engine) == []
 
 
