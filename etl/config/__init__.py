@@ -10,44 +10,30 @@ from etl.config.loading import (
     shell_name,
     supervisor,
 )
-from etl.config.policy import Policy, policy_of, with_policy
 from etl.config.schedules import Configured, Schedule
 from etl.config.secret import Secret
 from etl.config.settings import (
     ApiVersion,
-    DatabaseSettings,
     GatewaySettings,
-    GuardSettings,
-    LogSettings,
     NotifySettings,
-    RetentionSettings,
-    ScaleSettings,
-    ServiceSettings,
+    Policy,
     Settings,
-    VerifySettings,
+    policy_of,
+    with_policy,
 )
-from etl.config.target_list import TargetList
-from etl.config.targets import RosterOf
+from etl.config.targets import TargetList
 from etl.config.units import retention_period
 
 __all__ = [
     "ApiVersion",
     "Configured",
-    "DatabaseSettings",
     "GatewaySettings",
-    "GuardSettings",
-    "LogSettings",
     "NotifySettings",
     "Policy",
-    "RetentionSettings",
-    "RosterOf",
-    "ScaleSettings",
     "Schedule",
     "Secret",
-    "ServiceSettings",
     "Settings",
     "TargetList",
-    "VerifySettings",
     "another_database",
     "load",
     "load_all",

@@ -1,15 +1,26 @@
-"""The addresses that settings accept: of the gateway, a proxy, a time-stamp authority, the page, Dask, a database."""
+"""The addresses that settings accept: of the gateway, a proxy, a time-stamp authority, the page, Dask, a database.
+
+Also of receivers and pings, which contain keys, so no message repeats one; and what receivers are notified of.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from etl.config.units import shown
+from etl.config.secret import Secret, read_secret_lines
+from etl.config.units import nearest, shown
+from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS
+
+USUAL_KINDS: Final = ("cycle_changed", "removed", "held", "failed", "overdue")
+KINDS: Final = tuple(dict.fromkeys((*USUAL_KINDS, *DELTA_KINDS, *TARGET_ISSUE_KINDS, *ORGANISATION_KINDS)))
+"""Every kind of notification, first those that receivers get by default."""
+_RECEIVER: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x20\x7f]+")
 
 # Services that give credentials to anybody who asks from inside a cloud machine.
 _METADATA_HOSTS: Final = frozenset(
@@ -33,12 +44,15 @@ def gateway_url(value: object) -> str:
     return text.rstrip("/")
 
 
-def ping_url(value: object) -> str:
-    """The address that is pinged about a schedule's runs, without a trailing slash."""
-    text, _ = _web_address(value)
-    if "#" in text:
-        raise ValueError("must not have a fragment (#...)")
-    return text.rstrip("/")
+def ping_url(value: object) -> Secret:
+    """Where a schedule's runs are reported, without a trailing slash; the path is as secret as a password."""
+    try:
+        text, _ = _web_address(value)
+        if "#" not in text:
+            return Secret(text.rstrip("/"))
+    except ValueError:
+        pass
+    raise ValueError('must be an address such as "https://hc-ping.com/..."')
 
 
 def optional_url(value: object) -> str:
@@ -84,6 +98,46 @@ def dask_address(value: object) -> str:
     if value != "" and not (isinstance(value, str) and re.fullmatch(r"(tcp|tls)://[^\s/]+:[0-9]{1,5}", value)):
         raise ValueError(f'must be "tcp://scheduler:8786", or "" for none, not {shown(value)}')
     return str(value)
+
+
+def receiver_urls(value: object) -> tuple[Secret, ...]:
+    """Addresses of receivers: a list, or text separated by white space."""
+    found = tuple(dict.fromkeys(names(value)))
+    if not all(map(_RECEIVER.fullmatch, found)):
+        raise ValueError('must be a list of addresses such as "mailto://..." or "slack://...", and one of them is not')
+    return tuple(map(Secret, found))
+
+
+def receiver_urls_file(path: Path) -> tuple[Secret, ...]:
+    """Addresses in a file, one per line; lines that begin with ``#`` are comments."""
+    lines = read_secret_lines(path)
+    if not lines:
+        raise ValueError(f"{path} is empty: write one address per line")
+    try:
+        return receiver_urls(lines)
+    except ValueError:
+        raise ValueError(
+            f"{path} must have one address per line, such as mailto://..., and one line is not an address"
+        ) from None
+
+
+def kinds(value: object) -> tuple[str, ...]:
+    """The kinds that a receiver is notified of."""
+    chosen = tuple(dict.fromkeys(names(value)))
+    for name in chosen:
+        if name not in KINDS:
+            raise ValueError(f"there is no kind {shown(name)}: did you mean {nearest(name, KINDS)}?")
+    if not chosen:
+        raise ValueError(f"must name at least one of {', '.join(KINDS)}")
+    return chosen
+
+
+def names(value: object) -> tuple[str, ...]:
+    """A list of texts that are not empty, or one text separated by white space."""
+    parts: Sequence[object] = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+    if not isinstance(value, str | list) or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ValueError('must be a list of strings, such as ["one", "another"]')
+    return tuple(str(part).strip() for part in parts)
 
 
 def database_url(value: object, folder: Path) -> str:

@@ -1,22 +1,34 @@
-"""From ``flowtrail.toml``, the environment and the schedule files to values, every problem at once."""
+"""From ``flowtrail.toml``, the environment and the schedule files to values, every problem at once.
+
+Also the rules that span several settings, or what they name: addresses, files, secrets, permissions.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from etl.config import addresses
 from etl.config import settings as shape
-from etl.config.addresses import database_url
-from etl.config.rules import apply_rules
 from etl.config.schedules import Schedule, is_schedule_name, read_schedules
-from etl.config.secret import read_secret_file
+from etl.config.secret import openness, read_secret_file
 from etl.config.settings import Settings
-from etl.config.tables import read_toml
 from etl.config.units import holds_password
-from etl.config.values import FILE_VARIABLE, Values
+from etl.config.values import FILE_VARIABLE, Values, read_toml, variable
 from etl.errors import ConfigError, Problem
+from etl.system.disk import MIB, open_regular
+
+_PATHS: Final = (
+    "gateway.ca_bundle",
+    "gateway.secret_key_file",
+    "database.url_file",
+    "retention.heads_file",
+    "seal.key_file",
+    "schedules_dir",
+)
+_LARGEST_BUNDLE: Final = 64 * MIB
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None, *, asks_gateway: bool = True) -> Settings:
@@ -26,7 +38,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None, *, 
     ``asks_gateway``. Raises ConfigError with every problem.
     """
     values = _read(path, environ)
-    warnings = apply_rules(values, asks_gateway=asks_gateway)
+    warnings = _apply_rules(values, asks_gateway=asks_gateway)
     _refuse(values.problems)
     return _settings(values, warnings)
 
@@ -36,7 +48,7 @@ def load_all(
 ) -> tuple[Settings, tuple[Schedule, ...]]:
     """The settings and the schedules; a ConfigError has the problems of both."""
     values = _read(path, environ)
-    warnings = apply_rules(values)
+    warnings = _apply_rules(values)
     lost = values.is_faulty("schedules_dir")
     schedules, problems = ((), []) if lost else read_schedules(Path(values["schedules_dir"]))
     _refuse([*values.problems, *problems])
@@ -59,34 +71,32 @@ class Supervisor(NamedTuple):
     """Within this time it must hear of the service again and again; 0: it need not."""
 
 
-def supervisor(environ: Mapping[str, str] | None = None) -> Supervisor:
+def supervisor() -> Supervisor:
     """What the environment says of the supervisor of this process."""
-    given = os.environ if environ is None else environ
-    microseconds = given.get("WATCHDOG_USEC", "")
-    address = given.get("NOTIFY_SOCKET", "")
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    address = os.environ.get("NOTIFY_SOCKET", "")
     address = "\0" + address[1:] if address.startswith("@") else address
     return Supervisor(address, int(microseconds) / 1e6 if microseconds.isdecimal() else 0)
 
 
-def schedule_names(path: Path | None = None, environ: Mapping[str, str] | None = None) -> list[str]:
+def schedule_names(path: Path | None = None) -> list[str]:
     """The names of the schedules, for shell completion: files are not checked, and errors give no names."""
     try:
-        values = _read(path, environ)
+        values = _read(path, None)
         files = (values.folder / values["schedules_dir"]).glob("[!.]*.toml")
         return sorted(file.stem for file in files if is_schedule_name(file.stem))  # a shell gets no other characters
     except (ConfigError, OSError):
         return []
 
 
-def may_colour(environ: Mapping[str, str] | None = None) -> bool:
+def may_colour() -> bool:
     """Whether a terminal may be sent colours (no-color.org)."""
-    environ = os.environ if environ is None else environ
-    return not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def shell_name(environ: Mapping[str, str] | None = None) -> str:
+def shell_name() -> str:
     """The name of the user's shell, such as bash; "" if it is unknown."""
-    return Path((os.environ if environ is None else environ).get("SHELL", "")).name
+    return Path(os.environ.get("SHELL", "")).name
 
 
 def another_database(url: str | None, file: Path | None) -> str:
@@ -99,10 +109,10 @@ def another_database(url: str | None, file: Path | None) -> str:
         if (url is None) == (file is None):
             raise ValueError("name the database by either --to URL or --to-file FILE")
         if file is not None:
-            return database_url(read_secret_file(file).reveal(), Path.cwd())
+            return addresses.database_url(read_secret_file(file).reveal(), Path.cwd())
         if url is not None and holds_password(url):
             raise ValueError("contains a password, which everybody on this machine could read: write it to a --to-file")
-        return database_url(url, Path.cwd())
+        return addresses.database_url(url, Path.cwd())
     except ValueError as error:
         raise ConfigError([Problem("--to" if file is None else "--to-file", str(error))]) from None
 
@@ -130,3 +140,104 @@ def _settings(values: Values, warnings: tuple[str, ...]) -> Settings:
         warnings=warnings,
         **sections,
     )
+
+
+def _apply_rules(values: Values, *, asks_gateway: bool = True) -> tuple[str, ...]:
+    """Add problems to ``values.problems``, make paths absolute, and return the warnings.
+
+    A command that only reads the database (``asks_gateway`` False) may lack the gateway's address, key and files.
+    """
+    for name in (*_PATHS, *(f"{section}.urls_file" for section in values.receivers)):
+        if values[name]:
+            values[name] = str(values.folder / values[name])
+    values["verify.public_keys"] = tuple(str(values.folder / name) for name in values["verify.public_keys"])
+    url = values["gateway.url"]
+    if url.lower().startswith("http:") and not values["gateway.allow_http"] and not addresses.is_loopback(url):
+        values.fault("gateway.url", "must start with https:// (http only to this machine, or with allow_http = true)")
+    if asks_gateway:
+        _require_gateway(values)
+    files = _database(values) + [file for section in values.receivers for file in _receivers(values, section)]
+    if values["scale.dask"] and str(values["database.url"]).startswith("sqlite"):
+        values.fault("scale.dask", "needs PostgreSQL: workers on other machines cannot share a SQLite file")
+    files += [Path(path)] if (path := values["gateway.secret_key_file"]) else []
+    return tuple(warning for file in files if (warning := openness(file)))
+
+
+def _require_gateway(values: Values) -> None:
+    """Require everything that is needed to ask the gateway."""
+    name, bundle = "gateway.url", values["gateway.ca_bundle"]
+    if not values[name] and not values.is_faulty(name):
+        values.fault(name, 'is missing: the address of the EnOS API gateway, such as "https://apim.example.com"')
+    if bundle and not Path(bundle).is_dir():
+        values.attempt("gateway.ca_bundle", lambda: _require_readable(Path(bundle)))
+    if values["gateway.auth"] == "token" and not values.is_faulty("gateway.auth"):
+        _require_access(values)
+
+
+def _require_readable(file: Path) -> None:
+    """Raise ValueError if a file of certificates cannot be read."""
+    try:
+        open_regular(file, _LARGEST_BUNDLE).close()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {file}") from None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _require_access(values: Values) -> None:
+    """Require the key and the secret for auth = "token"; the secret file is read to check that it can be."""
+    key, secret, file = "gateway.access_key", "gateway.secret_key", "gateway.secret_key_file"
+    if not values[key] and not values.is_faulty(key):
+        values.fault(key, 'is missing: the access key of the EnOS application (or set auth = "none")')
+    if values[secret] or values.is_faulty(secret) or values.is_faulty(file):
+        return
+    if values[file]:
+        values.attempt(file, lambda: read_secret_file(Path(values[file])))
+    else:
+        values.fault(secret, f"is missing: set {variable(secret)} in the environment, or secret_key_file to a file")
+
+
+def _database(values: Values) -> list[Path]:
+    """Decide between url and url_file; return the files that contain its password."""
+    url = "database.url"
+
+    def completed(text: str) -> str:
+        return addresses.database_url(text, values.folder)
+
+    if files := _from_file(values, url, "database.url_file", lambda file: completed(read_secret_file(file).reveal())):
+        return files
+    if not values.is_faulty(url) and not values.is_faulty("database.url_file"):
+        values[url] = values.attempt(url, lambda: completed(values[url]))
+    return [values.path] if _is_in_settings(values, url) and values[url] and holds_password(values[url]) else []
+
+
+def _receivers(values: Values, section: str) -> list[Path]:
+    """Decide between urls and urls_file; return the files that contain addresses."""
+    urls = f"{section}.urls"
+    if files := _from_file(values, urls, f"{section}.urls_file", addresses.receiver_urls_file):
+        return files
+    if not values[urls] and not values.is_faulty(urls) and not values.is_faulty(f"{section}.urls_file"):
+        values.fault(urls, 'is missing: the addresses to write to, such as ["mailto://..."], or urls_file with them')
+    return [values.path] if _is_in_settings(values, urls) else []
+
+
+def _is_in_settings(values: Values, name: str) -> bool:
+    return values.is_given(name) and not values.is_from_environment(name)
+
+
+def _from_file(values: Values, plain: str, file: str, read: Callable[[Path], Any]) -> list[Path]:
+    """Take the value of ``plain`` from the file that ``file`` names, and return that file; [] if none is to be read.
+
+    At most one of the two may be given, but one from the environment overrides the other.
+    """
+    if not values[file] or values.is_faulty(plain) or values.is_faulty(file):
+        return []
+    if values.is_given(plain):
+        if values.is_from_environment(plain) == values.is_from_environment(file):
+            values.fault(file, f"cannot be combined with {plain.rpartition('.')[2]}: keep one of the two")
+            return []
+        if values.is_from_environment(plain):
+            values[file] = ""
+            return []
+    values[plain] = values.attempt(file, lambda: read(Path(values[file])))
+    return [Path(values[file])]

@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from etl.config.receivers import ping_url
+from etl.config.addresses import ping_url
 from etl.config.secret import Secret
 from etl.config.slots import Cron, Every, Slots, time_zone
-from etl.config.tables import nearest, read_toml
-from etl.config.target_list import TargetList
-from etl.config.targets import RosterOf, Targets
-from etl.config.units import ZERO, duration, duration_or_zero, shown
+from etl.config.targets import RosterOf, TargetList, Targets
+from etl.config.units import ZERO, duration, duration_or_zero, nearest, shown
+from etl.config.values import read_toml
 from etl.domain.model import Target
 from etl.errors import Problem
 
@@ -98,12 +97,11 @@ class _ScheduleFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._table, self.problems = read_toml(path)
-        self._is_read = not self.problems
 
     def schedule(self) -> Schedule:
         """The schedule; only useful if ``problems`` is empty."""
-        if not self._is_read:
-            return self._empty()
+        if self.problems:
+            return Schedule(name=self._path.stem, path=self._path, slots=_UNKNOWN)
         self._check_names()
         timezone = self._get("timezone", lambda value: time_zone(_text(value)).key, "UTC")
         slots = self._slots(timezone)
@@ -111,23 +109,21 @@ class _ScheduleFile:
         if jitter and jitter >= (gap := slots.shortest_gap()):
             why = "a run would start after the next one is due"
             self._add("jitter", f"must be shorter than the {gap} between two slots: {why}")
-        gap = self._get("coverage_gap", duration, None)
+        coverage_gap = self._get("coverage_gap", duration, None)
         targets, rosters = self._targets()
-        return msgspec.structs.replace(
-            self._empty(),
+        return Schedule(
+            name=self._path.stem,
+            path=self._path,
             slots=slots,
             timezone=timezone,
             jitter=jitter,
-            coverage_gap=gap,
+            coverage_gap=coverage_gap,
             details=self._get("details", _details, None),
             ping_url=self._get("ping_url", ping_url, None),
             targets=targets,
             rosters=rosters,
             unlisted=rosters,
         )
-
-    def _empty(self) -> Schedule:
-        return Schedule(name=self._path.stem, path=self._path, slots=_UNKNOWN)
 
     def _check_names(self) -> None:
         if not is_schedule_name(self._path.stem):

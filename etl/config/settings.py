@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from etl.config import addresses, receivers
+from etl.config import addresses
 from etl.config.secret import Secret, clean_secret, read_secret_file
 from etl.config.slots import time_zone
 from etl.config.units import (
@@ -141,10 +141,10 @@ class ServiceSettings(Section, frozen=True, kw_only=True):
 class NotifySettings(Section, frozen=True, kw_only=True):
     """One ``[[notify]]``: who is notified of what. Without ``orgs``, about every organisation."""
 
-    urls: Annotated[tuple[Secret, ...], Meta(extra={"read": receivers.receiver_urls})] = ()
+    urls: Annotated[tuple[Secret, ...], Meta(extra={"read": addresses.receiver_urls})] = ()
     urls_file: Text = ""
-    on: Annotated[tuple[str, ...], Meta(extra={"read": receivers.kinds})] = receivers.USUAL_KINDS
-    orgs: Annotated[tuple[str, ...], Meta(extra={"read": receivers.names})] = ()
+    on: Annotated[tuple[str, ...], Meta(extra={"read": addresses.kinds})] = addresses.USUAL_KINDS
+    orgs: Annotated[tuple[str, ...], Meta(extra={"read": addresses.names})] = ()
 
 
 class RetentionSettings(Section, frozen=True, kw_only=True):
@@ -168,7 +168,7 @@ class VerifySettings(Section, frozen=True, kw_only=True):
     every: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=1)
     full: Annotated[dt.timedelta | None, Meta(extra={"read": interval_or_off})] = dt.timedelta(days=7)
     """With every page of an SQLite file."""
-    public_keys: Annotated[tuple[str, ...], Meta(extra={"read": receivers.names})] = ()
+    public_keys: Annotated[tuple[str, ...], Meta(extra={"read": addresses.names})] = ()
     """Absolute names of PEM files: every signature must be by one of these keys. (): signatures are not checked."""
 
 
@@ -228,3 +228,27 @@ SECTIONS: Final[Mapping[str, type[Section]]] = {
     if isinstance(hint, type) and issubclass(hint, Section)
 }
 """The sections of the file, by name."""
+
+_STAYS: Final = frozenset({"access_key", "secret_key", "secret_key_file", "ca_bundle", "proxy"})
+"""Settings of [gateway] that are not sent: credentials, and what depends on the machine."""
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workers of a run are sent: [guard], [archive], and [gateway] without its credentials."""
+
+    guard: GuardSettings
+    archive: ArchiveSettings
+    gateway: Mapping[str, Any]
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The part of ``settings`` that goes to the workers."""
+    gateway = msgspec.structs.asdict(settings.gateway)
+    travels = {name: value for name, value in gateway.items() if name not in _STAYS}
+    return Policy(guard=settings.guard, archive=settings.archive, gateway=travels)
+
+
+def with_policy(settings: Settings, policy: Policy) -> Settings:
+    """A worker's own ``settings``, with those of the run's policy in their place."""
+    gateway = msgspec.structs.replace(settings.gateway, **policy.gateway)
+    return msgspec.structs.replace(settings, guard=policy.guard, archive=policy.archive, gateway=gateway)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import Final
 
 ZERO: Final = dt.timedelta(0)
@@ -18,7 +20,7 @@ _UNITS: Final = {
     "w": dt.timedelta(weeks=1),
 }
 _PART: Final = re.compile(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(ms|[smhdw])")
-_SIZE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?:([kmgt]?)(i?)b)?\s*", re.IGNORECASE)
+_SIZE: Final = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?:(?:([kmgt])(i?))?b)?\s*", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -54,21 +56,20 @@ def guard_window(value: object) -> dt.timedelta:
 
 def retention_period(value: object) -> dt.timedelta | None:
     """How long something is kept, at least a day; None (for ever) from "" or "forever"."""
-    if isinstance(value, str) and value.strip().lower() in ("", "forever"):
-        return None
-    length = duration_or_zero(value)
-    if length < _UNITS["d"]:
-        raise ValueError('must be at least a day, such as "400d", or "forever"')
-    return length
+    return _unless(("", "forever"), value, _UNITS["d"], 'must be at least a day, such as "400d", or "forever"')
 
 
 def interval_or_off(value: object) -> dt.timedelta | None:
     """How often something is done, at least a minute; None (never) from "off"."""
-    if isinstance(value, str) and value.strip().lower() == "off":
+    return _unless(("off",), value, _UNITS["m"], 'must be a minute at least, such as "1d", or "off"')
+
+
+def _unless(none: tuple[str, ...], value: object, least: dt.timedelta, message: str) -> dt.timedelta | None:
+    if isinstance(value, str) and value.strip().lower() in none:
         return None
     length = duration_or_zero(value)
-    if length < _UNITS["m"]:
-        raise ValueError('must be a minute at least, such as "1d", or "off"')
+    if length < least:
+        raise ValueError(message)
     return length
 
 
@@ -88,8 +89,6 @@ def size(value: object) -> int:
     if match is None:
         raise ValueError(f'must be a size such as "64MiB", "10MB" or "4096" (bytes), not {shown(value)}')
     number, prefix, binary = match[1], (match[2] or "").lower(), match[3]
-    if binary and not prefix:
-        raise ValueError(f'must be a size such as "64MiB", "10MB" or "4096" (bytes), not {shown(value)}')
     amount = float(number) * (1024 if binary else 1000) ** _POWERS[prefix]
     if not 1 <= amount <= 2**40:
         raise ValueError(f'must be at least one byte and at most "1TiB", not {shown(value)}')
@@ -107,6 +106,11 @@ def shown(value: object) -> str:
     text = without_password(str(value))
     quoted = text if isinstance(value, int | float) else f'"{text}"'
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in quoted[:80])
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """The candidate that looks most like ``name``."""
+    return max(candidates, key=lambda each: SequenceMatcher(None, name.lower(), each.lower()).ratio())
 
 
 _SENSITIVE: Final = r"[a-z_]*(?:pass|secret|token|key)[a-z_]*"

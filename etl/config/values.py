@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
 from etl.config import settings as shape
-from etl.config.tables import Read, nearest, readers
+from etl.config.units import nearest, shown
 from etl.errors import Problem
+from etl.system.disk import MIB, read_regular
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -19,34 +22,48 @@ FILE_VARIABLE: Final = "FLOWTRAIL_CONFIG"
 _SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {"": shape.TopLevel, **shape.SECTIONS}
 _LIST: Final = "notify"
 """The section that may be given more than once; the environment can only set it if there is at most one."""
+_LARGEST: Final = 16 * MIB
+"""The largest settings or schedule file; many targets belong in a targets_file."""
+
+
+def read_toml(path: Path, if_missing: str = "") -> tuple[dict[str, Any], list[Problem]]:
+    """The table in a file; or {} and the problem why it cannot be read (``if_missing``: the remedy)."""
+    place = str(path)
+    try:
+        return tomllib.loads(read_regular(path, _LARGEST).decode("utf-8-sig")), []
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text: save it as UTF-8"
+    except RecursionError:
+        problem = "is nested too deeply"
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"at line (\d+)", str(error))
+        place += f":{line[1]}" if line else ""
+        problem = f"is not valid TOML (text goes in double quotes): {error}"
+    except FileNotFoundError:
+        problem = f"there is no such file: {if_missing}"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    return {}, [Problem(place, problem)]
 
 
 class Values:
     """Settings by dotted name ("gateway.url"); those before the first section by their bare name."""
 
     def __init__(self, path: Path, table: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self.path = path
         self.folder = path.absolute().parent
         self.problems: list[Problem] = []
-        self.path = path
-        self._environ = environ
-        self._read: dict[str, Read] = {}
-        self._values: dict[str, Any] = {}
-        self._kinds: dict[str, type[msgspec.Struct]] = {}
-        for section, kind in _SECTIONS.items():
-            self._open(section, kind)
         self.receivers: list[str] = []
         """The names of the [[notify]] sections."""
+        self.types: dict[str, Any] = {}
+        """The annotation of each setting."""
+        self._values: dict[str, Any] = {}
         self._places: dict[str, str] = {}
         self._faulty: set[str] = set()
+        for section in _SECTIONS:
+            self._open(section)
         self._take_file(table)
-        self._take_environment()
-
-    def _open(self, section: str, kind: type[msgspec.Struct]) -> None:
-        """Begin to take settings for a section."""
-        self._kinds[section] = kind
-        defaults = {each.name: each.default for each in msgspec.structs.fields(kind)}
-        self._read |= {_name(section, key): read for key, read in readers(kind).items()}
-        self._values |= {_name(section, key): default for key, default in defaults.items()}
+        self._take_environment(environ)
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -79,6 +96,12 @@ class Values:
             self.fault(name, str(error))
             return None
 
+    def _open(self, section: str) -> None:
+        """Begin to take settings for a section."""
+        for field in msgspec.structs.fields(_kind(section)):
+            self.types[_name(section, field.name)] = field.type
+            self._values[_name(section, field.name)] = field.default
+
     def _take_file(self, table: Mapping[str, Any]) -> None:
         for key, value in table.items():
             if key == _LIST:
@@ -102,7 +125,7 @@ class Values:
 
     def _another_receiver(self) -> str:
         self.receivers.append(f"{_LIST}[{len(self.receivers) + 1}]")
-        self._open(self.receivers[-1], shape.NotifySettings)
+        self._open(self.receivers[-1])
         return self.receivers[-1]
 
     def _take_setting(self, section: str, key: str, value: object) -> None:
@@ -111,43 +134,46 @@ class Values:
             self._places[name] = self._in_file(name)
             remedy = f"set {variable(name)} in the environment, or secret_key_file to a file"
             self.fault(name, f"a secret must not be in this file: {remedy}")
-        elif name in self._read:
+        elif name in self.types:
             self._take(name, value, self._in_file(name), is_text=False)
         else:
             self._add(self._in_file(name), f"there is no such setting: {self._hint(section, key)}")
 
-    def _take_environment(self) -> None:
-        known = {variable(name): name for name in self._read if not name.startswith(f"{_LIST}[")}
-        known |= {variable(f"{_LIST}.{key}"): key for key in shape.NotifySettings.__struct_fields__}
-        for each in sorted(self._environ):
-            if each.startswith(variable(f"{_LIST}.")) and each in known:
-                self._take_for_receiver(each, known[each])
-                continue
-            if each in known:
-                if known[each] != "gateway.secret_key" or self._environ[each].strip():
-                    self._take(known[each], self._environ[each], each, is_text=True)
+    def _take_environment(self, environ: Mapping[str, str]) -> None:
+        known = {variable(name): name for name in self.types if not name.startswith(f"{_LIST}[")}
+        of_receiver = {variable(f"{_LIST}.{key}"): key for key in shape.NotifySettings.__struct_fields__}
+        for each, text in sorted(environ.items()):
+            if each in of_receiver and len(self.receivers) > 1:
+                which = f"which of {len(self.receivers)} [[{_LIST}]] it means"
+                self._add(each, f"does not say {which}: use urls_file there")
+            elif each in of_receiver:
+                section = self.receivers[0] if self.receivers else self._another_receiver()
+                self._take(_name(section, of_receiver[each]), text, each, is_text=True)
+            elif each in known:
+                if known[each] != "gateway.secret_key" or text.strip():
+                    self._take(known[each], text, each, is_text=True)
             elif each.startswith(_PREFIX) and each != FILE_VARIABLE:
-                self._add(each, f"there is no such setting: did you mean {nearest(each, known)}?")
-
-    def _take_for_receiver(self, place: str, key: str) -> None:
-        if len(self.receivers) > 1:
-            self._add(place, f"does not say which of {len(self.receivers)} [[{_LIST}]] it means: use urls_file there")
-            return
-        section = self.receivers[0] if self.receivers else self._another_receiver()
-        self._take(_name(section, key), self._environ[place], place, is_text=True)
+                self._add(each, f"there is no such setting: did you mean {nearest(each, known | of_receiver)}?")
 
     def _take(self, name: str, value: object, place: str, *, is_text: bool) -> None:
         self._places[name] = place
+        kind = self.types[name]
+        meta = next(each for each in get_args(kind) if isinstance(each, msgspec.Meta))
         try:
-            self._values[name] = self._read[name](value, is_text)
+            if meta.extra:
+                self._values[name] = meta.extra["read"](value)
+            else:
+                self._values[name] = msgspec.convert(value, kind, strict=not is_text)
+        except msgspec.ValidationError:
+            self.fault(name, f"must be {meta.description}, not {shown(value)}")
         except ValueError as error:
             self.fault(name, str(error))
 
     def _hint(self, section: str, key: str) -> str:
-        owners = [owner for owner in _SECTIONS if _name(owner, key) in self._read]
+        owners = [owner for owner in _SECTIONS if _name(owner, key) in self.types]
         if owners and section not in self.receivers:
             return f"it belongs in [{owners[0]}]" if owners[0] else "it belongs before the first [section]"
-        here = list(self._kinds[section].__struct_fields__)
+        here = list(_kind(section).__struct_fields__)
         return f"did you mean {nearest(key, here if section else [*here, *filter(None, _SECTIONS), _LIST])}?"
 
     def _add(self, place: str, message: str) -> None:
@@ -160,6 +186,10 @@ class Values:
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return _PREFIX + name.replace(".", "__").upper()
+
+
+def _kind(section: str) -> type[msgspec.Struct]:
+    return _SECTIONS.get(section, shape.NotifySettings)
 
 
 def _name(section: str, key: str) -> str:

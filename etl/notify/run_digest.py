@@ -20,7 +20,7 @@ from sqlalchemy import (
     select,
 )
 
-from etl.config.quartz import quartz_in_words
+from etl.config.slots import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
 from etl.domain.kinds import DELTA_KINDS, ORGANISATION_KINDS, TARGET_ISSUE_KINDS

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, FromClause, ScalarSelect, func, select
 
-from etl.config.quartz import quartz_in_words
+from etl.config.slots import quartz_in_words
 from etl.database import reading
 from etl.domain.detail import sentence
 from etl.report.rows import ListChange, ListState, OrgWorkflowEvent

@@ -46,7 +46,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from etl.config.target_list import TargetList
+from etl.config.targets import TargetList
 from etl.database import STREAMED
 from etl.domain.guard import share_of
 from etl.domain.model import USUAL_COVERAGE_GAP, Target

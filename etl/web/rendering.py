@@ -16,7 +16,7 @@ import jinja2
 import msgspec
 from jinja2.filters import do_mark_safe
 
-from etl.config.quartz import quartz_in_words
+from etl.config.slots import quartz_in_words
 from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS

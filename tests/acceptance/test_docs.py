@@ -15,7 +15,7 @@ from sqlalchemy import Engine, inspect, text
 
 from etl.cli import app
 from etl.config import settings as shape
-from etl.config.receivers import KINDS
+from etl.config.addresses import KINDS
 from etl.database import reading
 from etl.gateway import errors
 from tests.support.postgres import free_port

@@ -131,7 +131,7 @@ def _cell(text: str) -> str:
 
 
 def _environment() -> str:
-    names = sorted(values.variable(name) for name in values.Values(Path("flowtrail.toml"), {}, {})._read)
+    names = sorted(values.variable(name) for name in values.Values(Path("flowtrail.toml"), {}, {}).types)
     return "".join(f"- `{name}`\n" for name in names)
 
 
