@@ -137,7 +137,7 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
     timing = "" if seconds is None else f" in {seconds:.1f} s"
     console.say(f"{head}: {counted(targets, 'target')}{timing}; {verdicts or 'none was asked'}.", "bold")
     changes = ", ".join(f"{tally.changes[kind]} {kind}" for kind in CHANGE_KINDS if tally.changes[kind])
-    console.say(f"Changes: {changes or 'none'}.")
+    console.say(f"Changes in lists: {changes or 'none'}.")
     if tally.issues:
         console.table(
             "\nProblems",

@@ -58,6 +58,8 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     last_observation_at: dt.datetime | None
     oldest_observation_at: dt.datetime | None
     """The latest observation of the target that was observed least recently."""
+    overdue: tuple[Overdue, ...] | None = None
+    """None: the schedules are not known."""
 
     def conditions(self, own: Sequence[DetectedCondition] = ()) -> list[Condition]:
         """What is wrong, the worst first; ``own``: what only the calling process knows."""

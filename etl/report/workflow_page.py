@@ -231,7 +231,8 @@ _USER_CHANGES: Final = (
 )
 
 
-_APPEARED = ("appeared", "reappeared")
+_APPEARED: Final = ("appeared", "reappeared")
+_ACCESS: Final = ("access_granted", "access_lost")
 
 
 class OrgDifference(NamedTuple):
@@ -247,23 +248,37 @@ class OrgDifference(NamedTuple):
     new_name: str | None
     old_cycle: str | None
     new_cycle: str | None
+    user_id: str | None = None
+    """Whose access was granted or lost, of a workflow in both lists."""
 
 
 def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
     """The differences, by flow_id and kind; ``old`` is the earlier moment."""
     before, after = (_states(connection, org, at) for at in (old, new))
     events = defaultdict[str, set[str]](set)
+    access = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
     happened = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
-    came_or_went = org_event.c.kind.in_((*_APPEARED, "disappeared"))
-    for flow_id, kind in connection.execute(
-        select(org_event.c.flow_id, org_event.c.kind).where(*happened, came_or_went)
+    kinds = org_event.c.kind.in_((*_APPEARED, "disappeared", *_ACCESS))
+    columns = (org_event.c.flow_id, org_event.c.user_id, org_event.c.kind)
+    for flow_id, user_id, kind in connection.execute(
+        select(*columns).where(*happened, kinds).order_by(org_event.c.event_id)
     ):
-        events[flow_id].add(kind)
-    return [
-        OrgDifference(flow_id, kind, *_values(before.get(flow_id), after.get(flow_id)))
-        for flow_id in sorted(before.keys() | after.keys())
-        for kind in _kinds(before.get(flow_id), after.get(flow_id), events[flow_id])
-    ]
+        if kind in _ACCESS:
+            access[flow_id][user_id].append(kind)
+        else:
+            events[flow_id].add(kind)
+    found = []
+    for flow_id in sorted(before.keys() | after.keys()):
+        sides = before.get(flow_id), after.get(flow_id)
+        values = _values(*sides)
+        found += [OrgDifference(flow_id, kind, *values) for kind in _kinds(*sides, events[flow_id])]
+        if all(sides):
+            found += [
+                OrgDifference(flow_id, kinds[0], *values)._replace(user_id=user_id)
+                for user_id, kinds in sorted(access[flow_id].items())
+                if kinds[0] == kinds[-1]  # otherwise the user has what he or she had
+            ]
+    return found
 
 
 def first_look(connection: Connection, org: str) -> dt.datetime | None:

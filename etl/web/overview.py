@@ -118,13 +118,15 @@ def _problems(
     gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
     wrong = health.conditions(own)
+    degraded = any(each.severity != "notice" for each in wrong)
     last_with = {each.remedy: each for each in wrong}
     candidates = (
         *((True, _with_remedy(each, last_with), _link(each)) for each in wrong),
-        (newest and now - newest > coverage_gap, silence, ""),
         (health.never_observed, never, "/targets?show=never_observed"),
-        (open_gaps, gaps, "/gaps"),
-        (last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
+        # What follows from an outage, which is a line of its own already.
+        (not degraded and newest and now - newest > coverage_gap, silence, ""),
+        (not degraded and open_gaps, gaps, "/gaps"),
+        (not degraded and last and last.status == "failed", f"The last run, {ago(ended, now)}, failed.", ""),
         (last and last.status == "aborted", f"The last run, {ago(ended, now)}, was aborted.", ""),
     )
     return [ProblemLine(said, href) for is_so, said, href in candidates if is_so]

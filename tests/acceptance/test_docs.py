@@ -182,7 +182,7 @@ def test_a_beginner_reaches_the_end_with_a_valid_trail(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "BAD" not in done.stdout
-    assert re.search(r"Run 1 succeeded: 2 targets .*; 2 changed\.\nChanges: 100 baseline\.", done.stdout)
+    assert re.search(r"Run 1 succeeded: 2 targets .*; 2 changed\.\nChanges in lists: 100 baseline\.", done.stdout)
     assert re.search(r"Run 2 succeeded: 2 targets .*; 2 changed\.", done.stdout)
     assert re.search(r"2 targets, 4 change sets, .*: everything holds\.", done.stdout)
 

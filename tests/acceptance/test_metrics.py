@@ -298,8 +298,9 @@ def test_every_alert_says_what_is_wrong_and_has_a_runbook() -> None:
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"} or rule["alert"].endswith("Refused")
         assert rule["labels"].keys() == {"severity"}
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-        assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+        anchor = rule["alert"].lower()
+        assert rule["annotations"]["runbook_url"] == f"{{{{ $externalLabels.flowtrail_docs }}}}/monitoring.md#{anchor}"
     assert headings - {"access"} == {rule["alert"].lower() for rule in rules()}
 
 

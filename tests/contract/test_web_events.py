@@ -74,7 +74,7 @@ def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) 
 
 
 def test_the_first_page_tells_what_happened_last_once_however_many_saw_it(server, engine) -> None:
-    told = get(server, "/").text.partition('<table id="latest-events">')[2].partition("</table>")[0]
+    told = get(server, "/").text.partition('<table id="latest-events"')[2].partition("</table>")[0]
     with reading(engine) as connection:
         last = "SELECT flow_id, users_after FROM org_workflow_event ORDER BY event_id DESC LIMIT 10"
         known = connection.execute(text(last)).all()
