@@ -9,9 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
-from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -20,7 +19,7 @@ import msgspec
 from etl.domain.model import ATTRIBUTES, Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway.calls import LATEST, Api
-from etl.gateway.errors import Quote, code_error, malformed
+from etl.gateway.errors import Quote, code_error, malformed, place_of
 from etl.gateway.strict import field_problem, first_problem, half_character_in
 from etl.gateway.transport import Reply
 
@@ -31,7 +30,7 @@ _ESCAPED_NUL: Final = re.compile(rb"\\u0000")
 
 _by_flow_id = attrgetter("flow_id")
 _values: Any = attrgetter(*ATTRIBUTES)
-_malformed = partial(malformed, "Get My Flow")
+_CALL: Final = "Get My Flow"
 
 
 class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
@@ -39,6 +38,7 @@ class _RawEnvelope(msgspec.Struct, rename="camel", gc=False):
     status: msgspec.Raw = msgspec.Raw()
     data: msgspec.Raw = msgspec.Raw()
     msg: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
     request_id: msgspec.Raw = msgspec.Raw()
 
 
@@ -86,14 +86,12 @@ class RawAnswer(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """A well-formed envelope: ``code`` 0 and the bytes of a list, or another code and its message."""
+    """The envelope of a success: the bytes of its ``data``."""
 
-    code: int
     data: msgspec.Raw
     data_hash: str
-    message: str
     request_id: str | None
-    keys: int = 0
+    keys: int
     """How many of the documented keys the envelope has."""
 
 
@@ -111,9 +109,7 @@ def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None
     """The target's list; ``flows`` is None if the bytes of ``data`` hash to ``known_data_hash``. Raises by the error
     code, or Malformed."""
     reply = answer.reply
-    envelope = read_envelope(reply.body, answer.quote, api)
-    if envelope.code:
-        raise code_error(envelope.code, envelope.message, envelope.request_id)
+    envelope = read_envelope(_CALL, reply.body, answer.quote, api)
     try:
         listed = None if envelope.data_hash == known_data_hash else read_flows(envelope.data, api)
     except GatewayError as error:
@@ -133,20 +129,27 @@ def read_snapshot(target: Target, answer: RawAnswer, known_data_hash: str | None
     )
 
 
-def read_envelope(body: bytes, quote: Quote, api: Api = LATEST) -> Envelope:
-    """Raises Malformed if the body is not a JSON object with an integer ``code``, or ``status`` in version 2.0."""
+def read_envelope(
+    call: str, body: bytes, quote: Quote, api: Api = LATEST, successes: Container[int] = frozenset({0})
+) -> Envelope:
+    """Raises by the error code, or Malformed if the body is not a JSON object with an integer ``code`` (``status`` in
+    version 2.0) and ``data``."""
     try:
         envelope = _envelopes.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(_what_it_is(body, error, quote)) from None
+    except (ValueError, RecursionError) as error:
+        raise malformed(call, _what_it_is(body, error, quote)) from None
     code = _code(envelope, api)
     if code is None:
-        raise _malformed(_bad_code(envelope, body, quote, api))
-    if code:
-        return Envelope(code, envelope.data, "", quoted_message(envelope.msg, quote), _request_id(envelope.request_id))
-    data_hash = hashlib.sha256(envelope.data).hexdigest()
+        raise malformed(call, _bad_code(envelope, body, quote, api))
+    request_id = _request_id(envelope.request_id)
+    if code not in successes:
+        raise code_error(
+            code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote), request_id
+        )
+    if not bytes(envelope.data):
+        raise malformed(call, "it has no data", request_id)
     keys = sum(memoryview(raw).nbytes > 0 for raw in msgspec.structs.astuple(envelope))
-    return Envelope(0, envelope.data, data_hash, "", _request_id(envelope.request_id), keys)
+    return Envelope(envelope.data, hashlib.sha256(envelope.data).hexdigest(), request_id, keys)
 
 
 def _code(envelope: _RawEnvelope, api: Api) -> int | None:
@@ -181,7 +184,7 @@ def read_flows(data: msgspec.Raw, api: Api = LATEST) -> FlowList:
 
 def _listed(data: msgspec.Raw, api: Api) -> tuple[list[Flow], int | None, frozenset[str]]:
     """The flows in ``data``, in its order; the number of their keys if all have all keys; those that none has."""
-    with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+    with suppress(ValueError, RecursionError):
         whole = _whole_lists.decode(data)
         flows = [
             Flow(i.flow_id if type(i.flow_id) is str else str(i.flow_id), i.flow_name, i.cycle, i.editable)
@@ -197,19 +200,19 @@ def _listed(data: msgspec.Raw, api: Api) -> tuple[list[Flow], int | None, frozen
 def _partial(data: msgspec.Raw, api: Api) -> Sequence[_Item | _EdgeItem]:
     """The objects in ``data``, which need not have all keys."""
     if api.is_older:
-        with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             return _edge_lists.decode(data)
     try:
         return _lists.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(_problem_in(data, error)) from None
+    except (ValueError, RecursionError) as error:
+        raise malformed(_CALL, _problem_in(data, error)) from None
 
 
 def _refuse_nul(flows: list[Flow]) -> None:
     for index, flow in enumerate(flows):
         for field, text in (("flowId", flow.flow_id), ("flowName", flow.flow_name), ("cycle", flow.cycle)):
             if text is not None and (problem := field_problem(text)):
-                raise _malformed(f"data[{index}].{field} {problem}")
+                raise malformed(_CALL, f"data[{index}].{field} {problem}")
 
 
 def _distinct(flows: list[Flow]) -> list[Flow]:
@@ -217,7 +220,7 @@ def _distinct(flows: list[Flow]) -> list[Flow]:
     for index, flow in enumerate(flows):
         other = first.setdefault(flow.flow_id, index)
         if flows[other] != flow:
-            raise _malformed(f"data[{index}].flowId is that of data[{other}], with different values")
+            raise malformed(_CALL, f"data[{index}].flowId is that of data[{other}], with different values")
     return [flows[index] for index in first.values()]
 
 
@@ -243,7 +246,7 @@ def _text(raw: msgspec.Raw | None) -> str | None:
         return None
     try:
         return msgspec.json.decode(raw, type=str)
-    except (msgspec.MsgspecError, ValueError):
+    except ValueError:
         return None
 
 
@@ -257,21 +260,13 @@ def _what_it_is(body: bytes, error: Exception, quote: Quote) -> str:
     if body.startswith(b"\xef\xbb\xbf"):
         return "it starts with a byte order mark"
     if isinstance(error, msgspec.ValidationError):
-        return f"it is {_article(str(error))}, not an object: {quote(body)}"
+        found = re.search(r"got `(\w+)`", str(error))
+        return f"it is {f'JSON {found[1]}' if found else 'other JSON'}, not an object: {quote(body)}"
     if text.startswith(b"<"):
         return f"it is HTML or XML, not JSON: {quote(body)}"
     if b"\\u" in body and len(body) <= _EXPLAINED_BYTES and (half := half_character_in(body)):
         return half
-    return f"it is not JSON ({_reason(error)}): {quote(body)}"
-
-
-def _article(message: str) -> str:
-    found = re.search(r"got `(\w+)`", message)
-    return f"JSON {found[1]}" if found else "other JSON"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).removeprefix("JSON is malformed: ").lower()
+    return f"it is not JSON ({str(error).removeprefix('JSON is malformed: ').lower()}): {quote(body)}"
 
 
 def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> str:
@@ -288,14 +283,7 @@ def _bad_code(envelope: _RawEnvelope, body: bytes, quote: Quote, api: Api) -> st
 
 def _problem_in(data: msgspec.Raw, error: Exception) -> str:
     """Item and field of what is wrong in ``data``, from the strict reader or else from msgspec."""
-    if not bytes(data):
-        return "it has no data"
     if isinstance(error, RecursionError):
         return "its data is nested too deeply"
     problem = first_problem(bytes(data)) if memoryview(data).nbytes <= _EXPLAINED_BYTES else None
-    return problem or _reworded(str(error))
-
-
-def _reworded(message: str) -> str:
-    what, _, path = message.partition(" - at `$")
-    return f"data{path.rstrip('`')}: {what}"
+    return problem or place_of(error)

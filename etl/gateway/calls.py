@@ -56,10 +56,9 @@ LATEST: Final = APIS["v2.1"]
 
 Call = Literal["details", "flows", "roster", "token"]
 
+TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 ROSTER_PAGE: Final = 1000
 """Users per page: the documented default."""
-
-
 NOT_QUOTED: Final = '"***"'
 """Stands for any content of an answer about people."""
 
@@ -119,6 +118,14 @@ def roster_page(api: Api, org_id: str, page: int) -> Request:
     asked = {"orgId": org_id, "pagination": {"pageNo": page, "pageSize": ROSTER_PAGE, "sorters": []}}
     body = msgspec.json.encode(asked).decode()
     return Request("roster", "POST", api.roster_path, {}, (api.roster_path, org_id), body)
+
+
+def token(access_key: Hidden, timestamp_ms: int, secret: Hidden) -> tuple[Request, Hidden]:
+    """*Get Access Token*; with it the proof of the secret that it contains."""
+    proof = encryption(access_key, timestamp_ms, secret)
+    asked = {"appKey": str(access_key), "encryption": str(proof), "timestamp": timestamp_ms}
+    body = Hidden(msgspec.json.encode(asked).decode())
+    return Request("token", "POST", TOKEN_PATH, {}, TOKEN_PATH, body), proof
 
 
 def signature(token: str, params: Mapping[str, str], timestamp_ms: int, secret: str, body: str = "") -> Hidden:

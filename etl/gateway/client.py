@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import time
-from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Generic, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
-import msgspec
 import structlog
 
 from etl import __version__
@@ -20,17 +20,10 @@ from etl.domain.model import Snapshot, Target
 from etl.errors import ConfigError, GatewayError, PermanentGatewayError, Problem, Refused, TransientGatewayError
 from etl.gateway import calls, roster
 from etl.gateway.answer import RawAnswer, read_snapshot
-from etl.gateway.calls import APIS, NOT_QUOTED, Request, encryption
+from etl.gateway.calls import APIS, NOT_QUOTED, Request
 from etl.gateway.deadline import Deadline, Watchdog
 from etl.gateway.detail import read_detail
-from etl.gateway.errors import (
-    RENEWING,
-    Hidden,
-    excerpt,
-    meaning_of,
-    retry_after_seconds,
-    status_error,
-)
+from etl.gateway.errors import RENEWING, Hidden, excerpt, meaning_of, retry_after_seconds, status_error
 from etl.gateway.recording import Exchange
 from etl.gateway.timing import GatewayClock, RequestPacing, Timestamps, helps_to_retry, persist
 from etl.gateway.token import Issued, Token, TokenKeeper, read_token
@@ -38,8 +31,6 @@ from etl.gateway.transport import Reply, Transport
 from etl.system.clock import utc_now
 
 T = TypeVar("T")
-
-TOKEN_PATH: Final = "/apim-token-service/v2.0/token/get"  # noqa: S105 (a path)
 
 _HEADERS: Final = {
     "Accept": "application/json",
@@ -74,19 +65,17 @@ class TokenCheck(NamedTuple):
         return f"valid for another {self.expires_in.total_seconds():.0f} s{skew}"
 
 
+@dataclass(slots=True)
 class _Call(Generic[T]):
     """One request until its answer, and what was tried so far."""
 
-    def __init__(
-        self, request: Request, read: Callable[[RawAnswer], T], deadline: Deadline, *, own_connection: bool = False
-    ) -> None:
-        self.request = request
-        self.read = read
-        self.own_connection = own_connection
-        self.deadline = deadline
-        self.attempts = 0
-        self.refused_token: Token | None = None
-        self.last_error: GatewayError | None = None
+    request: Request
+    read: Callable[[RawAnswer], T]
+    deadline: Deadline
+    own_connection: bool = False
+    attempts: int = 0
+    refused_token: Token | None = None
+    last_error: GatewayError | None = None
 
 
 class Gateway:
@@ -125,7 +114,7 @@ class Gateway:
         self._watchdog = Watchdog(self._stop)
         self._pace = RequestPacing(settings.requests_per_second, self._watchdog)
         self._stamps = Timestamps(clock)
-        self._tokens = TokenKeeper(self._obtain_token) if settings.auth == "token" else None
+        self._tokens = TokenKeeper(self._issue) if settings.auth == "token" else None
         self._transport = Transport(settings, self._watchdog, clock, self._desync_seen)
 
     def __repr__(self) -> str:
@@ -249,91 +238,66 @@ class Gateway:
     def _with_separate_connection(self, call: _Call[T], token: Token | None) -> T:
         """A refusal over a kept connection may be meant for another request: ask again at once, over a separate one."""
         try:
-            return self._paced(call, token)
+            return self._send(call, token)
         except GatewayError as error:
             if call.own_connection or not _is_doubtful(error, token):
                 raise
             call.own_connection = True
-            return self._paced(call, token)
-
-    def _paced(self, call: _Call[T], token: Token | None) -> T:
-        self._pace.wait_for_turn(call.deadline)
-        call.attempts += 1
-        return self._timed(call.request.call, call.attempts, lambda: self._send(call, token))
+            return self._send(call, token)
 
     def _send(self, call: _Call[T], token: Token | None) -> T:
-        request, moment = call.request, self._stamps.next(call.request.asker)
-        signed = {} if token is None else request.signed(token.value, token.secret, moment.timestamp_ms)
-        reply = self._transport.exchange(
-            request.method,
-            self._path + request.address,
-            _HEADERS | request.headers | signed,
-            request.body.encode() or None,
-            call.deadline,
-            own_connection=call.own_connection,
-        )
-        hidden = (self._key, *signed.values(), *(token[1:3] if token else ()))
+        self._pace.wait_for_turn(call.deadline)
+        call.attempts += 1
+        moment = self._stamps.next(call.request.asker)
+        signed = {} if token is None else call.request.signed(token.value, token.secret, moment.timestamp_ms)
+        return self._exchange(call, signed, moment.at, (self._key, *signed.values(), *(token[1:3] if token else ())))
+
+    def _issue(self, deadline: Deadline) -> Issued:
+        """One call to the token service, with the secret as it is now."""
+        self._pace.wait_for_turn(deadline)
+        secret = self._read_secret()
+        moment = self._stamps.next(calls.TOKEN_PATH)
+        request, proof = calls.token(self._key, moment.timestamp_ms, secret)
+
+        def read(answered: RawAnswer) -> Issued:
+            return read_token(answered.reply.body, secret, answered.quote)
+
+        call = _Call(request, read, deadline, own_connection=True, attempts=1)
+        return self._exchange(call, {}, moment.at, (self._key, secret, proof))
+
+    def _exchange(self, call: _Call[T], signed: dict[str, str], asked_at: dt.datetime, hidden: Iterable[str]) -> T:
+        """The content of the answer, or the error that it means; both are counted, and what came is recorded."""
+        request, began, reply = call.request, time.monotonic(), cast("Reply | None", None)
 
         def shown(found: bytes | str) -> str:
             return NOT_QUOTED if request.is_personal else excerpt(found, hidden)
 
-        def read() -> T:
-            self._refuse(reply, moment.at, shown)
-            return call.read(RawAnswer(reply, moment.at, shown, call.attempts))
-
-        return self._read(read, reply, request, call.attempts)
-
-    def _read(self, read: Callable[[], T], reply: Reply, request: Request, attempt: int) -> T:
-        """The content of a reply, or the error that it means; both are recorded."""
-        code: str | None = None
         try:
-            return read()
+            reply = self._transport.exchange(
+                request.method,
+                self._path + request.address,
+                _HEADERS | request.headers | signed,
+                request.body.encode() or None,
+                call.deadline,
+                own_connection=call.own_connection,
+            )
+            self._refuse(reply, asked_at, shown)
+            content = call.read(RawAnswer(reply, asked_at, shown, call.attempts))
         except GatewayError as error:
-            code = error.code
-            error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
+            if reply:
+                error.retry_after_seconds = retry_after_seconds(reply.headers, reply.headers_at)
+            self._tell(call, began, reply, error.code)
             raise
-        finally:
-            if self._recorded is not None:
-                self._recorded(_exchange(request, reply, attempt, code))
+        self._tell(call, began, reply, None)
+        return content
 
-    def _obtain_token(self, deadline: Deadline) -> Issued:
-        """One call to the token service, with the secret as it is now."""
-        self._pace.wait_for_turn(deadline)
-        return self._timed("token", 1, lambda: self._issue(deadline))
-
-    def _timed(self, call: str, attempt: int, work: Callable[[], T]) -> T:
-        began = time.monotonic()
-        try:
-            found = work()
-        except GatewayError as error:
-            self._exchanged(call, attempt, time.monotonic() - began, error.code)
-            raise
-        self._exchanged(call, attempt, time.monotonic() - began, None)
-        return found
-
-    def _issue(self, deadline: Deadline) -> Issued:
-        key, secret = self._key, self._read_secret()
-        moment = self._stamps.next(TOKEN_PATH)
-        proof = encryption(key, moment.timestamp_ms, secret)
-        asked = {"appKey": str(key), "encryption": str(proof), "timestamp": moment.timestamp_ms}
-        request = Request("token", "POST", TOKEN_PATH, {}, TOKEN_PATH, msgspec.json.encode(asked).decode())
-        reply = self._transport.exchange(
-            "POST",
-            self._path + TOKEN_PATH,
-            _HEADERS | request.headers,
-            request.body.encode(),
-            deadline,
-            own_connection=True,
-        )
-
-        def shown(found: bytes | str) -> str:
-            return excerpt(found, (key, secret, proof))
-
-        def read() -> Issued:
-            self._refuse(reply, moment.at, shown)
-            return read_token(reply.body, secret, shown)
-
-        return self._read(read, reply, request, 1)
+    def _tell(self, call: _Call[T], began: float, reply: Reply | None, code: str | None) -> None:
+        """Tell those who count requests, and those who record replies."""
+        request = call.request
+        self._exchanged(request.call, call.attempts, time.monotonic() - began, code)
+        if reply and self._recorded:
+            asked = (request.call, request.method, request.path, tuple(request.params))
+            self._recorded(Exchange(*asked, call.attempts, reply.status, reply.headers, reply.body, code))
 
     def _desync_seen(self) -> None:
         """Count a desynchronised connection, and warn once per run."""
@@ -347,6 +311,7 @@ class Gateway:
         try:
             return Hidden(self._settings.read_secret())
         except (ConfigError, OSError, ValueError) as error:
+            self._exchanged("token", 1, 0.0, "secret")
             reason = str(error) if isinstance(error, ConfigError) else type(error).__name__
             raise PermanentGatewayError(f"the secret key cannot be read: {reason}", code="secret") from None
 
@@ -366,11 +331,6 @@ def _refuse_plain_http(settings: GatewaySettings) -> None:
     if not safe or not url.hostname or "@" in url.netloc or url.query or url.fragment:
         problem = "must be https://host[/path], without user, query and fragment (http only on this machine)"
         raise ConfigError([Problem("gateway.url", problem)])
-
-
-def _exchange(request: Request, reply: Reply, attempt: int, code: str | None) -> Exchange:
-    asked = (request.call, request.method, request.path, tuple(request.params))
-    return Exchange(*asked, attempt, reply.status, reply.headers, reply.body, code)
 
 
 def _is_doubtful(error: GatewayError, token: Token | None) -> bool:

@@ -9,18 +9,19 @@ Source: EnOS API documentation, "Get Flow" of both versions.
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
+from typing import Final
 
 import msgspec
 
 from etl.domain.detail import Detail
 from etl.gateway.answer import RawAnswer, read_envelope
 from etl.gateway.calls import Api
-from etl.gateway.errors import code_error, malformed, place_of
+from etl.gateway.errors import malformed, place_of
 from etl.gateway.strict import field_problem
 
-_malformed = partial(malformed, "Get Flow")
+_CALL: Final = "Get Flow"
+_malformed = partial(malformed, _CALL)
 
 
 class _Data(msgspec.Struct, rename="camel", gc=False):
@@ -41,14 +42,10 @@ _datas = msgspec.json.Decoder(_Data)
 
 def read_detail(org_id: str, flow_id: str, answered: RawAnswer, api: Api) -> Detail:
     """Raises by the error code, or Malformed, also if the answer is about another workflow."""
-    envelope = read_envelope(answered.reply.body, answered.quote, api)
-    if envelope.code:
-        raise code_error(envelope.code, envelope.message, envelope.request_id)
-    if not bytes(envelope.data):
-        raise _malformed("it has no data")
+    envelope = read_envelope(_CALL, answered.reply.body, answered.quote, api)
     try:
         data = _datas.decode(envelope.data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(place_of(error)) from None
     if str(data.flow_id) != flow_id:
         raise _malformed("it is about another workflow than the one that was asked for")
@@ -61,18 +58,9 @@ def read_detail(org_id: str, flow_id: str, answered: RawAnswer, api: Api) -> Det
             raise _malformed(f"data.{name} is too large")
     return Detail(
         org_id=org_id,
-        flow_id=flow_id,
         asked_at=answered.asked_at,
         observed_at=answered.reply.arrived_at,
-        update_user=data.update_user,
-        update_time=data.update_time,
-        creator=data.creator,
-        create_time=data.create_time,
-        owner=data.owner,
-        freq=data.freq,
-        active=data.active,
-        type=data.type,
-        locked=data.locked,
-        detail_hash=hashlib.sha256(envelope.data).hexdigest(),
+        **(msgspec.structs.asdict(data) | {"flow_id": flow_id}),
+        detail_hash=envelope.data_hash,
         body=bytes(envelope.data),
     )

@@ -203,9 +203,10 @@ def code_error(code: int, message: str, request_id: str | None = None) -> Gatewa
     return error
 
 
-def malformed(call: str, problem: str) -> Malformed:
+def malformed(call: str, problem: str, request_id: str | None = None) -> Malformed:
     """The error for an answer that is not what the documentation of ``call`` promises."""
-    return Malformed(f"the answer is not what {call} promises: {problem}", code="malformed", http_status=200)
+    text = f"the answer is not what {call} promises: {problem}"
+    return Malformed(text, code="malformed", http_status=200, request_id=request_id)
 
 
 def place_of(error: Exception) -> str:

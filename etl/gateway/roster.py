@@ -24,8 +24,8 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from etl.gateway.answer import RawAnswer, as_integer, quoted_message
-from etl.gateway.errors import code_error, malformed, place_of
+from etl.gateway.answer import RawAnswer, read_envelope
+from etl.gateway.errors import malformed, place_of
 from etl.gateway.strict import field_problem
 
 MOST_USERS: Final = 1_000_000
@@ -49,16 +49,9 @@ class _Data(msgspec.Struct, gc=False):
     pagination: _Pagination
 
 
-class _Envelope(msgspec.Struct, gc=False):
-    code: msgspec.Raw = msgspec.Raw()
-    data: msgspec.Raw = msgspec.Raw()
-    message: msgspec.Raw = msgspec.Raw()
-    msg: msgspec.Raw = msgspec.Raw()
-
-
-_envelopes = msgspec.json.Decoder(_Envelope)
 _pages = msgspec.json.Decoder(_Data)
-_malformed = partial(malformed, "Get Organization User List")
+_CALL: Final = "Get Organization User List"
+_malformed = partial(malformed, _CALL)
 
 
 class Page(NamedTuple):
@@ -71,20 +64,11 @@ class Page(NamedTuple):
 
 def read_page(answered: RawAnswer) -> Page:
     """Raises by the error code, or Malformed."""
-    body, quote = answered.reply.body, answered.quote
-    try:
-        envelope = _envelopes.decode(body)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise _malformed(_what_it_is(body)) from None
-    code = as_integer(envelope.code)
-    if code is None:
-        raise _malformed("it has no code, or one that is not an integer")
-    if code not in _SUCCESSES:
-        raise code_error(code, quoted_message(envelope.message, quote) or quoted_message(envelope.msg, quote))
+    envelope = read_envelope(_CALL, answered.reply.body, answered.quote, successes=_SUCCESSES)
     try:
         data = _pages.decode(envelope.data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _malformed(place_of(error) if bytes(envelope.data) else "it has no data") from None
+    except (ValueError, RecursionError) as error:
+        raise _malformed(place_of(error)) from None
     users = tuple(str(user.user_id) for user in data.users)
     for index, user in enumerate(users):
         if problem := field_problem(user) or _id_problem(user):
@@ -127,8 +111,3 @@ def _id_problem(user: str) -> str:
     if not user.strip() or user != user.strip():
         return "is blank, or has white space around it"
     return "contains a control character" if not user.isprintable() else ""
-
-
-def _what_it_is(body: bytes) -> str:
-    """What came instead of a page, without quoting it: it may contain names."""
-    return "it is HTML or XML, not JSON" if body.lstrip().startswith(b"<") else "it is not a JSON object"

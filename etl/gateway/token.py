@@ -20,14 +20,15 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
-from etl.errors import GatewayError, Malformed
+from etl.errors import GatewayError
 from etl.gateway.answer import as_integer, quoted_message
 from etl.gateway.deadline import Deadline
-from etl.gateway.errors import Hidden, Quote, code_error
+from etl.gateway.errors import Hidden, Quote, code_error, malformed
 from etl.system.background import SingleFlight
 
 _MARGIN_SHARE: Final = 0.1
@@ -36,6 +37,9 @@ _LIFE_MIN_SECONDS: Final = 1.0
 _LIFE_MAX_SECONDS: Final = 7200.0
 _LOOK_SECONDS: Final = 0.25
 """How soon a thread that waits for another token sees that one has come."""
+
+
+_malformed = partial(malformed, "Get Access Token")
 
 
 class Issued(NamedTuple):
@@ -67,7 +71,7 @@ def read_token(body: bytes, secret: Hidden, quote: Quote) -> Issued:
     A success needs a usable ``data.accessToken`` and ``data.expire``, and no ``status`` other than 0. (The
     documentation's own sample misspells that key as ``stauts``.)
     """
-    envelope = _fields(body, "the answer", quote)
+    envelope = _fields(body, "its body", quote)
     for key in ("status", "stauts", "code"):
         if code := as_integer(envelope.get(key)):
             raise code_error(code, quoted_message(envelope.get("msg"), quote))
@@ -80,7 +84,7 @@ def _fields(raw: bytes | msgspec.Raw, place: str, quote: Quote) -> dict[str, msg
         raise _malformed(f"{place} is missing or empty")
     try:
         return msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         raise _malformed(f"{place} is not a JSON object: {quote(bytes(raw))}") from None
 
 
@@ -96,11 +100,6 @@ def _expire(raw: msgspec.Raw | None, quote: Quote) -> float:
     if not found:
         raise _malformed(f"data.expire is {quote(bytes(raw)) if raw is not None else 'missing'}, not seconds")
     return min(float(found[0]), _LIFE_MAX_SECONDS)
-
-
-def _malformed(problem: str) -> Malformed:
-    message = f"the answer of the token service is not what its documentation promises: {problem}"
-    return Malformed(message, code="malformed", http_status=200)
 
 
 class TokenKeeper:
@@ -201,12 +200,6 @@ def _postponed(token: Token) -> Token:
 
 def _same(error: GatewayError) -> GatewayError:
     """A copy of the error, for another thread to raise."""
-    twin = type(error)(
-        error.message,
-        code=error.code,
-        http_status=error.http_status,
-        request_id=error.request_id,
-        retry_after_seconds=error.retry_after_seconds,
-    )
-    twin.gateway_down_evidence = error.gateway_down_evidence
+    twin = type(error)(error.message, code=error.code)
+    vars(twin).update(vars(error))
     return twin

@@ -8,16 +8,14 @@ from etl.domain.model import Flow, Snapshot, Target
 from etl.errors import GatewayError
 from etl.gateway import reread_strictly
 from etl.gateway.answer import has_each_key_once, read_envelope, read_flows
-from etl.gateway.errors import code_error, excerpt
+from etl.gateway.errors import excerpt
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 
 
 def read(body: bytes) -> tuple[Flow, ...]:
     """The flows, read as the client does: envelope, code, flows, and the strict second reading."""
-    envelope = read_envelope(body, excerpt)
-    if envelope.code:
-        raise code_error(envelope.code, envelope.message, envelope.request_id)
+    envelope = read_envelope("Get My Flow", body, excerpt)
     listed = read_flows(envelope.data)
     if not has_each_key_once(body, envelope, listed):
         reread_strictly(snapshot(body, listed.flows, listed.absent))

@@ -127,7 +127,7 @@ def test_a_malformed_answer_is_refused_and_named(body: bytes, named: str) -> Non
 @pytest.mark.parametrize("body", [body for name, body, named in MALFORMED if "twice" not in named])
 def test_the_first_reading_alone_refuses_all_but_a_key_that_stands_twice(body: bytes) -> None:
     with pytest.raises(Malformed):
-        read_flows(read_envelope(body, excerpt).data)
+        read_flows(read_envelope("Get My Flow", body, excerpt).data)
 
 
 GOOD: list[tuple[str, bytes, list[Flow]]] = [
@@ -180,7 +180,7 @@ def test_an_answer_says_which_documented_keys_none_of_its_workflows_has(
     body = json.dumps({"code": 0, "data": items}).encode()
     if spelling == "flow_id":
         body = body.replace(b"flowId", b"flow_id").replace(b"flowName", b"flow_name")
-    listed = read_flows(read_envelope(body, excerpt).data, APIS["v2.0"])
+    listed = read_flows(read_envelope("Get My Flow", body, excerpt).data, APIS["v2.0"])
     assert listed.absent == absent
     reread_strictly(snapshot(body, listed.flows, listed.absent))
     if items:
@@ -199,7 +199,7 @@ def test_flows_are_sorted_by_code_point_whatever_the_order_of_the_answer() -> No
 def test_the_hash_is_that_of_the_bytes_of_data() -> None:
     data = b'[ {"flowId" :"1"} ]'
     body = b'{"code":0, "data":' + data + b' ,"requestId":"other every time"}'
-    assert read_envelope(body, excerpt).data_hash == hashlib.sha256(data).hexdigest()
+    assert read_envelope("Get My Flow", body, excerpt).data_hash == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(

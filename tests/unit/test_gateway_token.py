@@ -326,7 +326,7 @@ def test_an_answer_without_a_token_is_malformed_named_and_counts(body: str, name
         error = failure(server, auth="token")
     assert isinstance(error, Malformed)
     assert named in str(error)
-    assert "token service" in str(error)
+    assert "Get Access Token" in str(error)
     assert (error.code, error.attempts, error.gateway_down_evidence) == ("malformed", 1, True)
     assert len(server.token_requests) == 1
 
