@@ -1,7 +1,7 @@
 """Writes an audit bundle: a part of a trail for somebody to check, its proof, and the checker itself.
 
 docs/audit.md has the format. ``check.py``, which is part of the bundle, knows it too: its ``FILES`` has the keys of
-each file, in order.
+each file, in order. Each is a column of the same name, but for what is computed here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,44 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, select
 
 from etl.audit import check
-from etl.audit.extent import Contents, Extent, contents
-from etl.audit.rows import FILES, answers
-from etl.database import reading
+from etl.audit.extent import Contents, Extent, Range, contents, made_in, rows_in
+from etl.database import STREAMED, reading
 from etl.domain.answers import KeptAnswer, data_of
 from etl.errors import DatabaseError, FlowtrailError
-from etl.schema import answer
+from etl.schema import (
+    CHANGE_KIND,
+    TARGET_KEY,
+    answer,
+    change_set,
+    hold_event,
+    observation,
+    org_event,
+    pruned_issues,
+    run_seal,
+    seal_timestamp,
+    sync_issue,
+    sync_run,
+    target,
+    target_membership,
+    trail,
+    workflow_change,
+    workflow_detail,
+)
 
+Row = Sequence[Any]
+Rows = Callable[[Connection, Contents, str], Iterator[Row]]
 _CHECKER: Final = "check.py"
 _MANIFEST: Final = "manifest.json"
+_JSON: Final = ("texts", "doubts", "object")
+"""What the database has as text."""
 
 Progress = Callable[[str], None]
 """Called with the name of each file when it begins."""
@@ -59,11 +81,11 @@ def write_bundle(
         with reading(engine) as connection, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             found = contents(connection, extent, now)
             writer = _Writer(archive, found.made_at)
-            for name, rows in FILES.items():
+            for name, rows in _FILES.items():
                 begun(name)
-                writer.lines(name, rows(connection, found))
+                writer.lines(name, rows(connection, found, name))
             begun("answers")
-            kept = writer.answers(connection, answers(connection, found))
+            kept = writer.answers(connection, _answers(connection, found))
             writer.add(_CHECKER, files("etl.audit").joinpath(_CHECKER).read_bytes())
             writer.manifest(_manifest(found, writer))
     except (ValueError, TypeError, LookupError) as error:  # a scope or a hold that no run wrote
@@ -96,7 +118,7 @@ class _Writer:
 
     def lines(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
         """Write a file with one JSON object per row."""
-        columns = [column.partition(":")[::2] for column in check.FILES[name].split()]
+        columns = _keys_of(name).items()
         self.counts[name] = 0
 
         def lines() -> Iterator[bytes]:
@@ -151,6 +173,8 @@ def _written(kind: str, value: Any) -> Any:
     """A value as it is in a line."""
     if isinstance(value, dt.datetime):
         return _moment(value)
+    if kind in _JSON and isinstance(value, str):
+        return json.loads(value)
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
@@ -178,3 +202,177 @@ def _manifest(found: Contents, writer: _Writer) -> dict[str, Any]:
         "last_seal": writer.last,
         "files": writer.files,
     }
+
+
+# ------------------------------------------------------------------------------------------------------------ rows
+
+
+def _keys_of(name: str) -> dict[str, str]:
+    """The keys of a file, each with the kind of its values."""
+    return dict(column.split(":") for column in check.FILES[name].split())
+
+
+def _columns(name: str, *tables: Table) -> list[ColumnElement[Any]]:
+    """Of each key of a file, the column in the first of these tables that has it; those without one are left out."""
+    found = (next((table.c[key] for table in tables if key in table.c), None) for key in _keys_of(name))
+    return [column for column in found if column is not None]
+
+
+def _stream(connection: Connection, query: Select[Any]) -> Iterator[Row]:
+    with connection.execute(query, execution_options=STREAMED) as found:
+        yield from found
+
+
+def _all(table: Table, connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """Every row of a table, by its key."""
+    return _stream(connection, select(*_columns(name, table)).order_by(*table.primary_key))
+
+
+def _opened(
+    table: Table, connection: Connection, contents: Contents, name: str, *, by: Sequence[Any] = ()
+) -> Iterator[Row]:
+    """The rows of the runs that are opened completely."""
+    query = _of_targets(name, table, contents) if "target_id" in table.c else select(*_columns(name, table))
+    place = list(_keys_of(name)).index("run_id")
+    rows = _stream(connection, query.order_by(*by, *table.primary_key))
+    return (row for row in rows if row[place] in contents.whole)
+
+
+def _sealed(table: Table, connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """All rows of sealed runs about the targets of the bundle, from the first."""
+    query = _of_targets(name, table, contents).join(run_seal, run_seal.c.run_id == table.c.run_id)
+    return _stream(connection, query.order_by(*table.primary_key))
+
+
+def _of_targets(name: str, table: Table, contents: Contents) -> Select[Any]:
+    query = select(*_columns(name, table, target)).join_from(table, target, target.c.id == table.c.target_id)
+    org_id = contents.extent.org_id
+    return query if org_id is None else query.where(target.c.org_id == org_id)
+
+
+def _runs(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """Every run that has ended, by its seal; one without a seal, which should not be, comes last."""
+    query = select(*_columns(name, sync_run)).outerjoin(run_seal, run_seal.c.run_id == sync_run.c.id)
+    query = query.where(run_seal.c.id.is_not(None) | (sync_run.c.status != "running"))
+    place = list(_keys_of(name)).index("scope")
+    for row in _stream(connection, query.order_by(run_seal.c.id.is_(None), run_seal.c.id, sync_run.c.id)):
+        opened = contents.opened(row[0])
+        scope = row[place] if opened == "whole" else "{}"  # it may name users of other organisations
+        yield (*row[:place], scope, opened, *row[place + 1 :])
+
+
+def _hashes(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """The hashes of the versions of runs that are opened that way."""
+    query = select(change_set.c.hash).join(target, target.c.id == change_set.c.target_id)
+    for run_id in sorted(contents.hashes):
+        of_run = query.where(change_set.c.run_id == run_id).order_by(*TARGET_KEY, change_set.c.version)
+        yield run_id, list(connection.execute(of_run).scalars())
+
+
+def _pruned(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    query = select(*_columns(name, pruned_issues)).join(run_seal, run_seal.c.run_id == pruned_issues.c.run_id)
+    return _stream(connection, query.order_by(pruned_issues.c.id))
+
+
+# ---------------------------------------------------------------------------------------------------- by target
+
+
+def _openings(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """The list of each target whose versions do not begin with the first, by its first version here."""
+    for chunk in contents.ranges.chunks():
+        opening = [each for each in chunk if each.first > 1]
+        listed = _lists(connection, opening) if opening else {}
+        for each in opening:
+            key = connection.execute(select(*TARGET_KEY).where(target.c.id == each.target_id)).one()
+            yield (*key, each.first, listed.get(each.target_id, []))
+
+
+def _lists(connection: Connection, ranges: Sequence[Range]) -> dict[int, list[list[Any]]]:
+    """``[flow_id, flow_name, cycle, editable]`` of each workflow at the first version of each range, by flow_id."""
+
+    def flows(own: Any) -> Select[Any]:
+        of_flow = (change_set.c.target_id, workflow_change.c.flow_id)
+        latest = (
+            select(
+                *(*of_flow, workflow_change.c.new_name, workflow_change.c.new_cycle, workflow_change.c.new_editable),
+                CHANGE_KIND.label("kind"),
+                func.row_number().over(partition_by=of_flow, order_by=change_set.c.version.desc()).label("nth"),
+            )
+            .join_from(change_set, workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+            .where(change_set.c.target_id == own.target_id, change_set.c.version <= own.first)
+            .subquery("latest")
+        )
+        columns = latest.c[:5]
+        return select(*columns).where(latest.c.nth == 1, latest.c.kind != "removed").order_by(*columns[:2])
+
+    found: dict[int, list[list[Any]]] = {}
+    for target_id, *flow in rows_in(connection, [ranges], flows):
+        found.setdefault(target_id, []).append(flow)
+    return found
+
+
+def _change_sets(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    query = select(*_columns(name, change_set, target)).join(target, target.c.id == change_set.c.target_id)
+    return _by_target(connection, contents, query, change_set, change_set.c.version)
+
+
+def _changes(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    query = (
+        select(*_columns(name, workflow_change, change_set, target))
+        .join_from(target, change_set, change_set.c.target_id == target.c.id)
+        .join(workflow_change, workflow_change.c.change_set_id == change_set.c.id)
+    )
+    order = (change_set.c.version, workflow_change.c.flow_id, workflow_change.c.kind)
+    return _by_target(connection, contents, query, change_set, *order)
+
+
+def _spans(connection: Connection, contents: Contents, name: str) -> Iterator[Row]:
+    """The spans of the versions, and those of the version before, which the first one's hash covers."""
+    query = select(*_columns(name, observation, target)).join(target, target.c.id == observation.c.target_id)
+    if contents.extent.until is not None:
+        query = query.where(observation.c.first_at < contents.extent.until)
+    order = (observation.c.version, observation.c.first_at)
+    return _by_target(connection, contents, query, observation, *order, earlier=1)
+
+
+def _by_target(
+    connection: Connection, contents: Contents, query: Select[Any], versions: Table, *order: Any, earlier: int = 0
+) -> Iterator[Row]:
+    def inside(own: Any) -> Select[Any]:
+        return query.where(made_in(own, versions, earlier=earlier)).order_by(*TARGET_KEY, *order)
+
+    return rows_in(connection, contents.ranges.chunks(), inside)
+
+
+def _answers(connection: Connection, contents: Contents) -> Iterator[str]:
+    """The hashes of the answers that made the versions, or in which holds were seen; may contain repetitions."""
+
+    def made(own: Any) -> Select[Any]:
+        return select(change_set.c.data_hash).where(made_in(own, change_set)).distinct()
+
+    for (data_hash,) in rows_in(connection, contents.ranges.chunks(), made):
+        yield data_hash
+    run_id, data_hash = (list(_keys_of("holds")).index(key) for key in ("run_id", "data_hash"))
+    for row in _sealed(hold_event, connection, contents, "holds"):
+        if row[run_id] in contents.whole:
+            yield row[data_hash]
+
+
+_FILES: Final[dict[str, Rows]] = {
+    "trails": partial(_all, trail),
+    "seals": partial(_all, run_seal),
+    "runs": _runs,
+    "hashes": _hashes,
+    "memberships": partial(_sealed, target_membership),
+    "holds": partial(_sealed, hold_event),
+    "details": partial(_opened, workflow_detail),
+    "org_events": partial(_opened, org_event),
+    "pruned_issues": _pruned,
+    "issues": partial(_opened, sync_issue, by=TARGET_KEY),
+    "openings": _openings,
+    "change_sets": _change_sets,
+    "changes": _changes,
+    "spans": _spans,
+    "timestamps": partial(_all, seal_timestamp),
+}
+"""The rows of each file: tuples in the order of its keys."""

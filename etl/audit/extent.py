@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import datetime as dt
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, and_, case, exists, func, select, union
+from sqlalchemy import ColumnElement, Connection, Select, Table, and_, case, exists, func, select, union
 
 from etl.database import STREAMED
 from etl.report.scopes import Scopes
@@ -58,20 +58,6 @@ class Range(NamedTuple):
     first: int
     last: int
 
-    @property
-    def opens(self) -> bool:
-        """Whether it begins with a list instead of the baseline."""
-        return self.first > 1
-
-
-GIVEN: Final = BulkValues(target_id="bigint", first="int", last="int")
-"""Ranges, in a statement."""
-
-
-def given(connection: Connection, ranges: Sequence[Range]) -> dict[str, Any]:
-    """The parameters of ``GIVEN``."""
-    return GIVEN.bound(connection, [tuple(each) for each in ranges])
-
 
 class Ranges:
     """The versions of each target, by organisation, user and expression; 24 bytes per target."""
@@ -86,10 +72,30 @@ class Ranges:
         for column, value in zip(self._columns, each, strict=True):
             column.append(value)
 
-    def chunks(self) -> Iterator[list[Range]]:
+    def chunks(self) -> Iterator[Sequence[Range]]:
         """All of them, some at a time."""
         for start in range(0, len(self), _AT_ONCE):
             yield [Range(*row) for row in zip(*(c[start : start + _AT_ONCE] for c in self._columns), strict=True)]
+
+
+_GIVEN: Final = BulkValues(target_id="bigint", first="int", last="int")
+
+
+def made_in(given: Any, versions: Table, *, earlier: int = 0) -> ColumnElement[bool]:
+    """Which rows of a table are of the versions of given ranges, or of so many versions before the first."""
+    between = versions.c.version.between(given.first - earlier, given.last)
+    return and_(versions.c.target_id == given.target_id, between)
+
+
+def rows_in(
+    connection: Connection, chunks: Iterable[Sequence[Range]], query: Callable[[Any], Select[Any]]
+) -> Iterator[Sequence[Any]]:
+    """The rows of a query for some ranges at a time; it is made from their columns."""
+    statement = query(_GIVEN.select(connection.dialect.name).subquery("given").c)
+    for chunk in chunks:
+        given = _GIVEN.bound(connection, [tuple(each) for each in chunk])
+        with connection.execute(statement, given, execution_options=STREAMED) as rows:
+            yield from rows
 
 
 class Contents(NamedTuple):
@@ -171,14 +177,11 @@ def _ranges(connection: Connection, extent: Extent) -> Ranges:
 
 def _makers(connection: Connection, ranges: Ranges) -> set[int]:
     """The runs that made the versions."""
-    found: set[int] = set()
-    for chunk in ranges.chunks():
-        own = GIVEN.select(connection.dialect.name).subquery("given").c
-        query = select(change_set.c.run_id).where(
-            change_set.c.target_id == own.target_id, change_set.c.version.between(own.first, own.last)
-        )
-        found |= set(connection.execute(query.distinct(), given(connection, chunk)).scalars())
-    return found
+
+    def makers(given: Any) -> Select[Any]:
+        return select(change_set.c.run_id).where(made_in(given, change_set)).distinct()
+
+    return {run_id for (run_id,) in rows_in(connection, ranges.chunks(), makers)}
 
 
 # ------------------------------------------------------------------------------------------------------------ runs

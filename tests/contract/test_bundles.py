@@ -250,6 +250,21 @@ TAMPERINGS = {
     "an event of the organisation deleted": "DELETE FROM org_event WHERE event_id = 1",
     "counts of a version": "UPDATE change_set SET added = added + 1 WHERE version = 2",
 }
+PLACES = {
+    "all failures deleted, and runs called well": "sync_run",
+    "runs of versions exchanged": "change_set.observed_at",
+    "a version with an earlier date": "change_set",
+    "a run without its seal": "run_seal.id",
+    "the last run gone with its seal": "trail.last_seal",
+    "a run that has ended, without a seal": "run_seal",
+    "a scope with a fraction": "sync_run.scope",
+    "a user that was never to be asked": "sync_run.targets_digest",
+    "an invented member": "run_seal.events_digest",
+    "a hold that began earlier": "run_seal.events_digest",
+    "pruned issues are not told": "sync_run",
+    "an open span that is stretched by months": "observation",
+}
+"""What `verify` names, where that is not plain."""
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
@@ -261,7 +276,7 @@ def test_what_is_altered_in_the_database_is_found_by_verify_and_by_the_checker(
     for statement in TAMPERINGS[what].split(";"):
         intruder.run(statement)
     intruder.engine.dispose()
-    assert [str(finding) for finding in verify(engine)]
+    assert any(finding.what.startswith(PLACES.get(what, "")) for finding in verify(engine)), findings(engine)
     file = io.BytesIO()
     write_bundle(engine, file, Extent(), now())
     code, printed = said(file.getvalue(), "--kept", lived)

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -95,55 +95,96 @@ Tamper = Callable[[Rows], object]
 Redraft = Callable[[Draft], object]
 
 
-def altered(place: str) -> Callable[[Tamper], Tamper]:
-    """Name what must be found, a pattern, when rows are altered and no hash is computed anew."""
-
-    def kept(tamper: Tamper) -> Tamper:
-        TAMPERINGS[tamper.__name__] = Tampering(lambda draft: tamper(draft.rows), place, whole, False, True)
-        return tamper
-
-    return kept
+def altered(place: str, do: Tamper, *, rehash: bool = False) -> Tampering:
+    """What must be found, a pattern, when rows are altered and no hash is computed anew."""
+    return Tampering(lambda draft: do(draft.rows), place, whole, rehash, True)
 
 
-def forged(sentence: str, *, rehash: bool = True) -> Callable[[Tamper], Tamper]:
-    """Name what must be found, a text, when every hash is computed anew and the trail cannot have been so."""
-
-    def kept(tamper: Tamper) -> Tamper:
-        do = Tampering(lambda draft: tamper(draft.rows), re.escape(sentence), whole, rehash, True)
-        TAMPERINGS[tamper.__name__] = do
-        return tamper
-
-    return kept
+def forged(sentence: str, do: Tamper) -> Tampering:
+    """What must be found, a text, when every hash is computed anew and the trail cannot have been so."""
+    return altered(re.escape(sentence), do, rehash=True)
 
 
-def redrafted(place: str, draft: Callable[[], Draft] = whole) -> Callable[[Redraft], Redraft]:
-    """Name what must be found when the bundle around the rows is another one; nothing that was kept denies that."""
+def redrafted(place: str, do: Redraft, draft: Callable[[], Draft] = whole) -> Tampering:
+    """What must be found when the bundle around the rows is another one; nothing that was kept denies that."""
+    return Tampering(do, place, draft, False, False)
 
-    def kept(do: Redraft) -> Redraft:
-        TAMPERINGS[do.__name__] = Tampering(do, place, draft, False, False)
+
+class Which:
+    """The rows of a file that fit, once there are any, and what can be done to them."""
+
+    def __init__(self, name: str, target: Target | None = None, *, nth: int = 0, **values: Any) -> None:
+        self.name, self.target, self.nth, self.values = name, target, nth, values
+
+    def of(self, rows: Rows) -> list[Row]:
+        listed = [row for row in rows[self.name] if self.target is None or bundles.target_of(row) == self.target]
+        return [row for row in listed if all(row[column] == value for column, value in self.values.items())]
+
+    def first(self, rows: Rows) -> Row:
+        """The first of them, or the ``nth``."""
+        return self.of(rows)[self.nth]
+
+    def put(self, **values: object) -> Tamper:
+        """Set columns of the first one; a function is given what was there."""
+
+        def do(rows: Rows) -> None:
+            row = self.first(rows)
+            row |= {column: value(row[column]) if callable(value) else value for column, value in values.items()}
+
         return do
 
-    return kept
+    def copy(self, place: int | None = None, **values: object) -> Tamper:
+        """Add a copy of the first one, with other values."""
+
+        def do(rows: Rows) -> None:
+            listed = rows[self.name]
+            listed.insert(len(listed) if place is None else place, {**self.first(rows), **values})
+
+        return do
+
+    def drop(self, rows: Rows) -> None:
+        """Delete all of them."""
+        gone = list(map(id, self.of(rows)))
+        rows[self.name] = [row for row in rows[self.name] if id(row) not in gone]
+
+    def exchange(self, column: str, other: int) -> Tamper:
+        """The first one and another one exchange their values of a column."""
+
+        def do(rows: Rows) -> None:
+            one, two = self.first(rows), self.of(rows)[other]
+            one[column], two[column] = two[column], one[column]
+
+        return do
+
+    def exchange_places(self, rows: Rows) -> None:
+        """The first one and the last one exchange their places, and keep all that they say but their numbers."""
+        listed, mine = rows[self.name], self.of(rows)
+        one, last = (listed.index(row) for row in (mine[0], mine[-1]))
+        listed[one], listed[last] = listed[last], listed[one]
+        for number, row in enumerate(listed, 1):
+            row |= {"id": number} if "id" in row else {}
 
 
-def of(rows: Rows, name: str, target: object = None, **values: object) -> list[Row]:
-    listed = [row for row in rows[name] if target is None or bundles.target_of(row) == target]
-    return [row for row in listed if all(row[column] == value for column, value in values.items())]
+def run(number: int) -> Which:
+    return Which("runs", id=number)
 
 
-def first(rows: Rows, name: str, target: object = None, **values: object) -> Row:
-    return of(rows, name, target, **values)[0]
+def all_of(*steps: Tamper) -> Tamper:
+    return lambda rows: [step(rows) for step in steps]
 
 
-def run(rows: Rows, number: int) -> Row:
-    return first(rows, "runs", id=number)
+def plus(more: Any) -> Callable[[Any], Any]:
+    return lambda before: before + more
+
+
+def user(user_id: str) -> Callable[[Row], Row]:
+    return lambda scope: {**scope, "user_id": user_id}
 
 
 # ------------------------------------------------------------------------------- rows, with the hashes as they were
 
 
-@altered(r"o1/ann, after .* 1 runs that have neither an observation nor an issue")
-def all_failures_deleted_and_runs_called_succeeded(rows: Rows) -> None:
+def all_failures_deleted(rows: Rows) -> None:
     rows["issues"] = []
     for row in rows["runs"]:
         if row["status"] in ("failed", "partial"):
@@ -151,628 +192,333 @@ def all_failures_deleted_and_runs_called_succeeded(rows: Rows) -> None:
             row |= {"failed": 0, "held": 0, "stale": 0}
 
 
-@altered(r"o1/ann, version 2: change_set\.observed_at is .*, not in the time of run 7")
-def runs_of_two_versions_exchanged(rows: Rows) -> None:
-    two, three = first(rows, "change_sets", ANN, version=2), first(rows, "change_sets", ANN, version=3)
-    two["run_id"], three["run_id"] = three["run_id"], two["run_id"]
+def insert_version(target: Target, number: int) -> Tamper:
+    def do(rows: Rows) -> None:
+        before, story = Which("change_sets", target).of(rows), Story()
+        story.rows, story.now = rows, run(number).first(rows)["started_at"] + MINUTE / 10
+        seen = story.targets.setdefault(target, bundles.Seen())
+        if before:
+            seen.version, seen.hash = before[-1]["version"], before[-1]["hash"]
+            seen.spans = Which("spans", target).of(rows)
+        story._observe(number, target, [Flow("7", "x", "D", True)], None)
+
+    return do
 
 
-@altered(r"run 13 \(seal 13\): events_digest")
-def a_retirement_moved_by_five_months(rows: Rows) -> None:
-    first(rows, "memberships", BEN, kind="retired")["at"] -= dt.timedelta(days=150)
-
-
-@altered(r"o1/ann, version 4: observation\.observations from .* should be 3, .* but is 90")
-def an_open_span_stretched_back_by_two_months(rows: Rows) -> None:
-    span = first(rows, "spans", ANN, version=4)
-    span |= {"observations": 90, "longest_gap_seconds": 40}
-
-
-@altered(r"o2/cat, version 1: observation\.observations from .* should be 1, .* but is 2")
-def a_span_stretched_into_a_run_that_failed(rows: Rows) -> None:
-    span, failed = first(rows, "spans", CAT), run(rows, 14)
+def stretched(rows: Rows) -> None:
+    """Into a run that failed."""
+    span, failed = Which("spans", CAT).first(rows), run(14).first(rows)
     span |= {"last_at": failed["finished_at"], "last_asked_at": failed["started_at"], "observations": 2}
-    span["longest_gap_seconds"] = (span["last_at"] - span["first_at"]) // dt.timedelta(seconds=1)
-
-
-@altered(r"o2/cat, version 1: observation\.observations from .* should be 1")
-def a_span_stretched_by_two_months(rows: Rows) -> None:
-    span = first(rows, "spans", CAT)
-    later = span["last_at"] + dt.timedelta(days=60)
-    span |= {"last_at": later, "last_asked_at": later - MINUTE, "observations": 2, "longest_gap_seconds": 5_184_000}
-
-
-@altered(r"o1/ann, version 4: observation\.last_at is .*, when no sealed run observed it")
-def an_observation_at_a_time_of_no_run(rows: Rows) -> None:
-    span = first(rows, "spans", ANN, version=4)
-    span |= {"last_at": span["last_at"] + dt.timedelta(hours=1), "longest_gap_seconds": 4000}
-
-
-@altered(r"o2/cat, version 2: .*run 14 \(seal 14\)|run 14 .*change_sets_digest|o2/cat, .*observation")
-def a_version_inserted_in_a_run_that_is_sealed(rows: Rows) -> None:
-    insert_version(rows, CAT, run(rows, 14))
-
-
-@altered(r"run 2 \(seal 2\): change_sets_digest|o9/eve.*run 2 \(seal 2\) was not to ask")
-def a_user_inserted_into_a_run_that_is_sealed(rows: Rows) -> None:
-    insert_version(rows, Target("o9", "eve"), run(rows, 2))
-
-
-@altered(r"run 2 \(seal 2\): events_digest")
-def a_user_inserted_with_a_membership(rows: Rows) -> None:
-    eve = Target("o9", "eve")
-    rows["memberships"].append({**rows["memberships"][0], **eve._asdict(), "id": 99, "run_id": 2})
-
-
-def insert_version(rows: Rows, target: Target, row: Row) -> None:
-    at, before = row["started_at"] + MINUTE / 10, of(rows, "change_sets", target)
-    story = Story()
-    story.rows, story.now = rows, at
-    seen = story.targets.setdefault(target, bundles.Seen())
-    if before:
-        seen.version, seen.hash, seen.spans = before[-1]["version"], before[-1]["hash"], of(rows, "spans", target)
-    story._observe(row["id"], target, [Flow("7", "x", "D", True)], None)
-
-
-@altered(r"o1/ann, version 2, workflow '1': after its change")
-def a_name_altered_in_one_of_two_changes(rows: Rows) -> None:
-    first(rows, "changes", ANN, version=2, flow_id="1", kind="renamed")["new_name"] = "other"
-
-
-@altered(r"o1/ann, version 2: change_set\.state_digest")
-def a_name_altered_in_a_change(rows: Rows) -> None:
-    first(rows, "changes", ANN, version=2, flow_id="10")["new_name"] = "other"
-
-
-@altered(r"o1/ann, version 2: change_set\.added should be 0, but is 1")
-def a_change_deleted(rows: Rows) -> None:
-    rows["changes"].remove(first(rows, "changes", ANN, version=2, flow_id="10"))
-
-
-@altered(r"o1/ann, version 2: change_set\.added should be 2, but is 1")
-def a_change_added(rows: Rows) -> None:
-    rows["changes"].append({**first(rows, "changes", ANN, version=2, flow_id="10"), "flow_id": "11"})
-
-
-@altered(r"o1/ben \[电\], version 5: observation: rows of a version that is not there")
-def the_last_version_deleted(rows: Rows) -> None:
-    for name in ("change_sets", "changes"):
-        rows[name] = [row for row in rows[name] if row not in of(rows, name, BEN, version=5)]
-
-
-@altered(r"o1/ann, version 2: change_set\.version should be 2, but is 3")
-def a_version_deleted_in_the_middle(rows: Rows) -> None:
-    for name in ("change_sets", "changes", "spans"):
-        rows[name] = [row for row in rows[name] if row not in of(rows, name, ANN, version=2)]
-
-
-@altered(r"run 11 \(seal 11\): change_sets_digest|o2/cat, to the end|o2/cat, and before")
-def a_user_deleted(rows: Rows) -> None:
-    for name in ("change_sets", "changes", "spans"):
-        rows[name] = [row for row in rows[name] if bundles.target_of(row) != CAT]
-
-
-@altered(r"run 14 \(seal 14\): targets_digest")
-def a_user_deleted_with_every_trace(rows: Rows) -> None:
-    for name in ("change_sets", "changes", "spans", "issues", "memberships", "holds"):
-        rows[name] = [row for row in rows[name] if bundles.target_of(row) != CAT]
-
-
-@altered(r"o1/ben \[电\], version 3: change_set\.hash")
-def an_approver_renamed(rows: Rows) -> None:
-    first(rows, "change_sets", BEN, version=3)["approved_by"] = "Yannick"
-
-
-@altered(r"o1/ben \[电\], version 3: change_set\.hash")
-def an_approval_taken_away(rows: Rows) -> None:
-    first(rows, "change_sets", BEN, version=3).update(approved_by=None, approved_scope=None)
-    rows["holds"] = [row for row in rows["holds"] if row["kind"] != "approved"]
-
-
-@altered(r"o1/ben \[电\], version 3: change_set\.approved_scope")
-def more_approved_than_was_held(rows: Rows) -> None:
-    first(rows, "holds", BEN, kind="approved")["flow_ids"].append("流")
-
-
-@altered(r"run 6 \(seal 6\): events_digest|o1/ben \[电\], run 6: missing")
-def a_hold_made_smaller(rows: Rows) -> None:
-    first(rows, "holds", BEN, kind="held")["flow_ids"].pop()
-
-
-@altered(r"run 6 \(seal 6\): events_digest|o1/ben \[电\], hold in run 6: its answer does not show held")
-def a_held_change_that_no_answer_shows(rows: Rows) -> None:
-    first(rows, "holds", BEN, kind="held")["doubted"].append(["10", "renamed", "another name"])
-
-
-@altered(r"run 6 \(seal 6\): issues_digest|o1/ben \[电\], run 6: missing should be 7, but is 6")
-def fewer_missing_in_an_issue(rows: Rows) -> None:
-    first(rows, "issues", BEN, run_id=6)["missing"] -= 1
-
-
-@altered(r"run 3 \(seal 3\): issues_digest")
-def another_reason_of_a_failure(rows: Rows) -> None:
-    first(rows, "issues", BEN, run_id=3)["error_code"] = "timeout"
-
-
-@altered(r"run 8 \(seal 8\): issues_digest")
-def another_verdict(rows: Rows) -> None:
-    first(rows, "issues", BEN, run_id=8)["verdict"] = "stale"
-
-
-@altered(r"o1/ann, run 2|o1/ann, version 1: observation\.observations from")
-def a_failure_invented(rows: Rows) -> None:
-    rows["issues"].append({**ANN._asdict(), "run_id": 2, "verdict": "failed", "error_code": "62101", "missing": 0})
-
-
-@altered(r"o1/ann, version 2: change_set\.hash")
-def one_observation_more(rows: Rows) -> None:
-    first(rows, "spans", ANN, version=1)["observations"] += 1
-
-
-@altered(r"o1/ann, after .* neither an observation nor an issue|o1/ann, version 4: observation\.first_at")
-def a_span_of_the_present_version_shortened(rows: Rows) -> None:
-    span = first(rows, "spans", ANN, version=4)
-    span |= {
-        "last_at": span["first_at"],
-        "last_asked_at": span["first_at"],
-        "observations": 1,
-        "longest_gap_seconds": 0,
-    }
-
-
-@altered(r"o2/cat, version 1.*|o2/cat, and before .* neither an observation")
-def the_span_of_a_quiet_user_deleted(rows: Rows) -> None:
-    rows["spans"] = [row for row in rows["spans"] if bundles.target_of(row) != CAT]
-
-
-@altered(r"o1/ann, version 2: change_set\.hash")
-def an_interruption_denied(rows: Rows) -> None:
-    """The bundle's other rules would find it, were the hash computed anew."""
-    first(rows, "change_sets", ANN, version=2)["data_hash"] = "0" * 64
-
-
-@altered(r"o1/ann, version 2: observation\.interrupted should be True")
-def an_outage_denied(rows: Rows) -> None:
-    of(rows, "spans", ANN, version=2)[1]["interrupted"] = False
-
-
-@altered(r"o1/ann, version 2: change_set\.last_unchanged_at")
-def a_change_made_to_look_faster(rows: Rows) -> None:
-    first(rows, "change_sets", ANN, version=2)["last_unchanged_at"] += MINUTE
-
-
-@altered(r"o1/ann, version 2: change_set\.hash|o1/ann, version 2: observation")
-def a_version_with_another_date(rows: Rows) -> None:
-    first(rows, "change_sets", ANN, version=2)["observed_at"] -= dt.timedelta(seconds=1)
-
-
-@altered(r"seal 9: id should be 9, but is 10")
-def a_run_deleted_with_its_seal(rows: Rows) -> None:
-    for name in ("runs", "seals"):
-        del rows[name][8]
-
-
-@altered(r"run 18: has no seal|manifest\.json: last_seal|seal 18")
-def the_last_seal_deleted(rows: Rows) -> None:
-    del rows["seals"][17]
-
-
-@altered(r"seal 8: its run 8 is missing")
-def a_run_deleted(rows: Rows) -> None:
-    del rows["runs"][7]
-
-
-@altered(r"run 3 \(seal 2\): seal")
-def two_seals_exchanged(rows: Rows) -> None:
-    two, three = rows["seals"][1], rows["seals"][2]
-    two["run_id"], three["run_id"] = three["run_id"], two["run_id"]
-
-
-@altered(r"run 9 \(seal 9\): seal")
-def an_aborted_run_called_succeeded(rows: Rows) -> None:
-    run(rows, 9)["status"] = "succeeded"
-
-
-@altered(r"run 4 \(seal 4\): seal")
-def a_run_moved_by_an_hour(rows: Rows) -> None:
-    run(rows, 4)["started_at"] -= dt.timedelta(hours=1)
-
-
-@altered(r"run 4 \(seal 4\): seal")
-def missed_slots_forgotten(rows: Rows) -> None:
-    run(rows, 4)["missed"] += 3
-
-
-@altered(r"run 10 \(seal 10\): seal")
-def an_approval_called_a_schedule(rows: Rows) -> None:
-    run(rows, 10)["origin"] = "schedule"
-
-
-@altered(r"run 11 \(seal 11\): targets_digest|o2/cat, .*was not asked|o2/cat, version 1: run 11")
-def a_user_left_out_of_what_was_to_be_asked(rows: Rows) -> None:
-    run(rows, 11)["scope"]["user_id"] = "nobody"
-
-
-@altered(r"run 12 \(seal 12\): events_digest")
-def an_event_of_the_organisation_made_certain(rows: Rows) -> None:
-    rows["org_events"][0]["proven_for_all"] = False
-
-
-@altered(r"run 12 \(seal 12\): events_digest")
-def another_author_in_a_detail(rows: Rows) -> None:
-    rows["details"][0]["update_user"] = "u1"
-
-
-@altered(r"run 12 \(seal 12\): events_digest")
-def a_detail_deleted(rows: Rows) -> None:
-    rows["details"].clear()
-
-
-@altered(r"run 5 \(seal 5\): issues_digest[^$]*^run 15 \(seal 15\): events_digest")
-def issues_pruned_unsaid(rows: Rows) -> None:
-    rows["pruned_issues"].clear()
-
-
-@altered(r"run 3 \(seal 3\): its issues, which were pruned")
-def a_pruning_invented(rows: Rows) -> None:
-    rows["pruned_issues"].append({"run_id": 15, "pruned_run_id": 3, "at": START})
-
-
-@altered(r"seal 5: is not signed, though a seal before it was")
-def a_signature_taken_away(rows: Rows) -> None:
-    rows["seals"][4] |= {"signature": None, "key_id": None}
-
-
-@altered(r"run 13 \(seal 13\): seal|seal 13: parent")
-def a_copy_that_says_it_is_the_first(rows: Rows) -> None:
-    del rows["trails"][1]
-
-
-@altered(r"seal 1: parent")
-def a_trail_that_began_earlier(rows: Rows) -> None:
-    rows["trails"][0]["created_at"] -= dt.timedelta(days=365)
+    span["longest_gap_seconds"] = (span["last_at"] - span["first_at"]) // SECOND
+
+
+def shortened(rows: Rows) -> None:
+    span = Which("spans", ANN, version=4).first(rows)
+    span |= dict.fromkeys(("last_at", "last_asked_at"), span["first_at"])
+    span |= {"observations": 1, "longest_gap_seconds": 0}
+
+
+def dropped(names: str, target: Target, **values: Any) -> Tamper:
+    return all_of(*(Which(name, target, **values).drop for name in names.split()))
+
+
+SECOND, DAY = dt.timedelta(seconds=1), dt.timedelta(days=1)
+EVE = Target("o9", "eve")
+BEN_3, BEN_6 = Which("change_sets", BEN, version=3), Which("issues", BEN, run_id=6)
+HELD, APPROVED = Which("holds", BEN, kind="held"), Which("holds", BEN, kind="approved")
+TEN = Which("changes", ANN, version=2, flow_id="10")
+SPAN_4 = Which("spans", ANN, version=4)
+ALTERED: dict[str, tuple[str, Tamper]] = {
+    "all_failures_deleted_and_runs_called_succeeded": (
+        r"o1/ann, after .* 1 runs that have neither an observation nor an issue", all_failures_deleted,
+    ),
+    "runs_of_two_versions_exchanged": (
+        r"o1/ann, version 2: change_set\.observed_at is .*, not in the time of run 7",
+        Which("change_sets", ANN, nth=1).exchange("run_id", 2),
+    ),
+    "an_open_span_stretched_back_by_two_months": (
+        r"o1/ann, version 4: observation\.observations from .* should be 3, .* but is 90",
+        SPAN_4.put(observations=90, longest_gap_seconds=40),
+    ),
+    "a_span_stretched_into_a_run_that_failed": (
+        r"o2/cat, version 1: observation\.observations from .* should be 1, .* but is 2", stretched,
+    ),
+    "a_span_stretched_by_two_months": (
+        r"o2/cat, version 1: observation\.observations from .* should be 1",
+        Which("spans", CAT).put(
+            last_at=plus(60 * DAY), last_asked_at=plus(60 * DAY), observations=2, longest_gap_seconds=5_184_000
+        ),
+    ),
+    "an_observation_at_a_time_of_no_run": (
+        r"o1/ann, version 4: observation\.last_at is .*, when no sealed run observed it",
+        SPAN_4.put(last_at=plus(dt.timedelta(hours=1)), longest_gap_seconds=4000),
+    ),
+    "a_version_inserted_in_a_run_that_is_sealed": (
+        r"o2/cat, version 2: .*run 14 \(seal 14\)|run 14 .*change_sets_digest|o2/cat, .*observation",
+        insert_version(CAT, 14),
+    ),
+    "a_user_inserted_into_a_run_that_is_sealed": (
+        r"run 2 \(seal 2\): change_sets_digest|o9/eve.*run 2 \(seal 2\) was not to ask", insert_version(EVE, 2),
+    ),
+    "a_user_inserted_with_a_membership": (
+        r"run 2 \(seal 2\): events_digest", Which("memberships").copy(**EVE._asdict(), id=99, run_id=2),
+    ),
+    "a_name_altered_in_one_of_two_changes": (
+        r"o1/ann, version 2, workflow '1': after its change",
+        Which("changes", ANN, version=2, flow_id="1", kind="renamed").put(new_name="other"),
+    ),
+    "a_name_altered_in_a_change": (r"o1/ann, version 2: change_set\.state_digest", TEN.put(new_name="other")),
+    "a_change_deleted": (r"o1/ann, version 2: change_set\.added should be 0, but is 1", TEN.drop),
+    "a_change_added": (r"o1/ann, version 2: change_set\.added should be 2, but is 1", TEN.copy(flow_id="11")),
+    "the_last_version_deleted": (
+        r"o1/ben \[电\], version 5: observation: rows of a version that is not there",
+        dropped("change_sets changes", BEN, version=5),
+    ),
+    "a_version_deleted_in_the_middle": (
+        r"o1/ann, version 2: change_set\.version should be 2, but is 3",
+        dropped("change_sets changes spans", ANN, version=2),
+    ),
+    "a_user_deleted": (
+        r"run 11 \(seal 11\): change_sets_digest|o2/cat, to the end|o2/cat, and before",
+        dropped("change_sets changes spans", CAT),
+    ),
+    "a_user_deleted_with_every_trace": (
+        r"run 14 \(seal 14\): targets_digest", dropped("change_sets changes spans issues memberships holds", CAT),
+    ),
+    "an_approver_renamed": (r"o1/ben \[电\], version 3: change_set\.hash", BEN_3.put(approved_by="Yannick")),
+    "an_approval_taken_away": (
+        r"o1/ben \[电\], version 3: change_set\.hash",
+        all_of(BEN_3.put(approved_by=None, approved_scope=None), Which("holds", kind="approved").drop),
+    ),
+    "more_approved_than_was_held": (
+        r"o1/ben \[电\], version 3: change_set\.approved_scope", APPROVED.put(flow_ids=plus(["流"])),
+    ),
+    "a_hold_made_smaller": (
+        r"run 6 \(seal 6\): events_digest|o1/ben \[电\], run 6: missing", HELD.put(flow_ids=lambda ids: ids[:-1]),
+    ),
+    "a_held_change_that_no_answer_shows": (
+        r"run 6 \(seal 6\): events_digest|o1/ben \[电\], hold in run 6: its answer does not show held",
+        HELD.put(doubted=plus([["10", "renamed", "another name"]])),
+    ),
+    "fewer_missing_in_an_issue": (
+        r"run 6 \(seal 6\): issues_digest|o1/ben \[电\], run 6: missing should be 7, but is 6", BEN_6.put(missing=6),
+    ),
+    "another_verdict": (r"run 8 \(seal 8\): issues_digest", Which("issues", BEN, run_id=8).put(verdict="stale")),
+    "a_failure_invented": (
+        r"o1/ann, run 2|o1/ann, version 1: observation\.observations from",
+        Which("issues", BEN, run_id=3).copy(**ANN._asdict(), run_id=2),
+    ),
+    "a_span_of_the_present_version_shortened": (
+        r"o1/ann, after .* neither an observation nor an issue|o1/ann, version 4: observation\.first_at", shortened,
+    ),
+    "the_span_of_a_quiet_user_deleted": (
+        r"o2/cat, version 1.*|o2/cat, and before .* neither an observation", Which("spans", CAT).drop,
+    ),
+    "an_outage_denied": (
+        r"o1/ann, version 2: observation\.interrupted should be True",
+        Which("spans", ANN, version=2, nth=1).put(interrupted=False),
+    ),
+    "a_change_made_to_look_faster": (
+        r"o1/ann, version 2: change_set\.last_unchanged_at",
+        Which("change_sets", ANN, version=2).put(last_unchanged_at=plus(MINUTE)),
+    ),
+    "a_run_deleted_with_its_seal": (
+        r"seal 9: id should be 9, but is 10", all_of(run(9).drop, Which("seals", id=9).drop),
+    ),
+    "the_last_seal_deleted": (r"run 18: has no seal|manifest\.json: last_seal|seal 18", Which("seals", id=18).drop),
+    "a_run_deleted": (r"seal 8: its run 8 is missing", run(8).drop),
+    "two_seals_exchanged": (r"run 3 \(seal 2\): seal", Which("seals", nth=1).exchange("run_id", 2)),
+    "an_aborted_run_called_succeeded": (r"run 9 \(seal 9\): seal", run(9).put(status="succeeded")),
+    "missed_slots_forgotten": (r"run 4 \(seal 4\): seal", run(4).put(missed=plus(3))),
+    "a_user_left_out_of_what_was_to_be_asked": (
+        r"run 11 \(seal 11\): targets_digest|o2/cat, .*was not asked|o2/cat, version 1: run 11",
+        run(11).put(scope=user("nobody")),
+    ),
+    "issues_pruned_unsaid": (
+        r"run 5 \(seal 5\): issues_digest[^$]*^run 15 \(seal 15\): events_digest", Which("pruned_issues").drop,
+    ),
+    "a_pruning_invented": (
+        r"run 3 \(seal 3\): its issues, which were pruned", Which("pruned_issues").copy(pruned_run_id=3),
+    ),
+    "a_signature_taken_away": (
+        r"seal 5: is not signed, though a seal before it was", Which("seals", id=5).put(signature=None, key_id=None),
+    ),
+    "a_copy_that_says_it_is_the_first": (
+        r"run 13 \(seal 13\): seal|seal 13: parent", Which("trails", first_seal=13).drop,
+    ),
+    "a_trail_that_began_earlier": (r"seal 1: parent", Which("trails").put(created_at=plus(-365 * DAY))),
+    "a_trail_without_a_beginning": (
+        r"trails\.jsonl: first_seal should be 1, but is 2", Which("trails").put(first_seal=2),
+    ),
+}  # fmt: skip
+TAMPERINGS |= {name: altered(place, do) for name, (place, do) in ALTERED.items()}
 
 
 # ------------------------------------------------------- a trail that cannot have been so, although every hash is right
 
 
-@forged("o1/ben [电], run 13 (seal 13), memberships.jsonl: at is 2026-03-01 03:29:12+00:00, before 2026-03-01 04:17:24")
-def a_member_who_came_back_before_he_left(rows: Rows) -> None:
-    """Their places are exchanged, not their runs or times: each digest of a run is as it was."""
-    mine = [place for place, row in enumerate(rows["memberships"]) if bundles.target_of(row) == BEN]
-    exchange(rows["memberships"], mine[0], mine[-1])
-    for number, row in enumerate(rows["memberships"], 1):
-        row["id"] = number
-
-
-@forged("o1/ben [电], run 7 (seal 7), holds.jsonl: at is 2026-03-01 01:52:24+00:00, before 2026-03-01 02:40:54")
-def a_hold_that_ended_before_it_began(rows: Rows) -> None:
-    mine = [place for place, row in enumerate(rows["holds"]) if bundles.target_of(row) == BEN]
-    exchange(rows["holds"], mine[0], mine[-1])
-
-
-def exchange(rows: list[Row], one: int, other: int) -> None:
-    rows[one], rows[other] = rows[other], rows[one]
-
-
-@forged("memberships.jsonl: id 1 does not rise")
-def a_membership_twice_under_its_number(rows: Rows) -> None:
-    rows["memberships"][1]["id"] = 1
-
-
-@forged("o1/ann, version 4: observation.observations from 2026-03-01 04:17:30+00:00 to 2026-03-01 04:49:54+00:00")
-def fewer_observations_than_runs(rows: Rows) -> None:
-    first(rows, "spans", ANN, version=4).update(observations=2, longest_gap_seconds=1944)
-
-
-@forged("o1/ben [电], version 5: run 16 (seal 16) was not to ask this target")
-def a_version_of_a_run_that_was_not_to_ask(rows: Rows) -> None:
-    run(rows, 16)["scope"]["user_id"] = "ann"
-
-
-@forged("o1/ben [电], version 3: the origin of its run should be 'approval', but is 'command'")
-def an_approval_outside_an_approval(rows: Rows) -> None:
-    run(rows, 10)["origin"] = "command"
-
-
-@forged("o1/ben [电], version 3: change_set.approved_by and approved_scope should both be there, or neither")
-def an_approval_of_nobody(rows: Rows) -> None:
-    first(rows, "change_sets", BEN, version=3)["approved_by"] = None
-
-
-@forged("o1/ben [电], hold: held of '101' in run 8 cannot be")
-def a_workflow_held_twice(rows: Rows) -> None:
-    rows["holds"].insert(2, {**first(rows, "holds", BEN, run_id=6), "run_id": 8})
-
-
-@forged("o1/ann, hold: back of '1' in run 4 cannot be")
-def a_hold_that_ends_before_it_began(rows: Rows) -> None:
-    rows["holds"].insert(0, {**first(rows, "holds", ANN, kind="held"), "kind": "back", "run_id": 4})
-
-
-@forged("o1/ben [电], run 3 (seal 3): sync_issue: it was not asked, or has two verdicts")
-def two_verdicts_of_a_target(rows: Rows) -> None:
-    rows["issues"].append(copy.copy(first(rows, "issues", BEN, run_id=3)))
-
-
-@forged("o2/cat, run 3 (seal 3): sync_issue: it was not asked, or has two verdicts")
-def a_failure_of_a_target_that_was_not_asked(rows: Rows) -> None:
-    rows["issues"].append({**first(rows, "issues", BEN, run_id=3), **CAT._asdict()})
-
-
-@forged("run 4 (seal 4): the times of the run and of the seal go back")
-def a_seal_before_the_one_before(rows: Rows) -> None:
-    rows["seals"][3]["sealed_at"] = rows["seals"][1]["sealed_at"]
-    run(rows, 4).update(started_at=START, finished_at=START)
-
-
-@forged("run 4 (seal 4): the times of the run and of the seal go back")
-def a_run_that_ends_before_it_begins(rows: Rows) -> None:
-    run(rows, 4)["finished_at"] = run(rows, 4)["started_at"] - MINUTE
-
-
-@forged("o2/cat, version 1: observation.first_at is 2026-03-01 02:56:54+00:00, before the version was observed")
-def a_span_before_its_version(rows: Rows) -> None:
-    span = first(rows, "spans", CAT)
-    for name in ("first_at", "last_asked_at", "last_at"):
-        span[name] -= MINUTE / 10
-
-
-@forged("o1/ann, version 2: observation: first_at and last_asked_at should be after 2026-03-01 01:03:42+00:00")
-def a_span_that_was_asked_for_before_the_end_of_the_one_before(rows: Rows) -> None:
-    earlier, later = (row for row in rows["spans"] if bundles.target_of(row) == ANN and row["version"] == 2)
-    later["last_asked_at"] = earlier["last_at"]
-
-
-@forged("o2/cat, version 1: observation: the baseline should open a span that is not interrupted")
-def a_first_span_that_was_interrupted(rows: Rows) -> None:
-    first(rows, "spans", CAT)["interrupted"] = True
-
-
-@forged("o1/ann, version 2: change_set.observed_at should be after 2026-03-01 00:31:18+00:00, the time recorded before")
-def a_version_before_the_end_of_the_one_before(rows: Rows) -> None:
-    first(rows, "change_sets", ANN, version=2)["observed_at"] = first(rows, "spans", ANN, version=1)["last_at"]
-
-
-@forged("run 2 (seal 2): unchanged should be 2, but is 3")
-def more_unchanged_than_targets(rows: Rows) -> None:
-    run(rows, 2)["unchanged"] = 3
-
-
-@forged("run 9 (seal 9): unchanged should be 0, but is 1")
-def an_aborted_run_that_says_what_was_unchanged(rows: Rows) -> None:
-    run(rows, 9)["unchanged"] = 1
-
-
-@forged("run 3 (seal 3): status should be 'partial', but is 'succeeded'")
-def a_status_that_the_sums_deny(rows: Rows) -> None:
-    run(rows, 3)["status"] = "succeeded"
-
-
-@forged("run 2 (seal 2): targets should be 2, but is 3")
-def more_targets_than_members(rows: Rows) -> None:
-    run(rows, 2).update(targets=3, unchanged=3)
-
-
-@forged("run 3 (seal 3): failed should be 1, but is 0")
-def a_failure_that_is_not_counted(rows: Rows) -> None:
-    run(rows, 3).update(failed=0, unchanged=1, status="succeeded")
-
-
-@forged("o1/ann, version 4: changes nothing")
-def a_version_that_changes_nothing(rows: Rows) -> None:
-    three, four = (first(rows, "change_sets", ANN, version=version) for version in (3, 4))
+def changes_nothing(rows: Rows) -> None:
+    three, four = (Which("change_sets", ANN, version=version).first(rows) for version in (3, 4))
     four.update(dict.fromkeys(check.KINDS, 0), data_hash="0" * 64)
     four.update({name: three[name] for name in ("flow_count", "state_digest")})
-    rows["changes"] = [row for row in rows["changes"] if bundles.target_of(row) != ANN or row["version"] != 4]
+    Which("changes", ANN, version=4).drop(rows)
 
 
-@forged("o1/ann, version 2, workflow '1': kind should be ['cycle_changed', 'renamed'], but is ['cycle_changed']")
-def a_kind_of_change_left_out(rows: Rows) -> None:
-    first(rows, "change_sets", ANN, version=2)["renamed"] = 0
-    run(rows, 3)["renamed"] = 0
-    rows["changes"].remove(first(rows, "changes", ANN, version=2, kind="renamed"))
-
-
-@forged("o1/ben [电], version 2, workflow '101': in its answer should be")
-def a_list_that_the_answer_does_not_have_and_nothing_is_held(rows: Rows) -> None:
-    rows["holds"] = [row for row in rows["holds"] if bundles.target_of(row) != BEN]
-
-
-@forged("o1/ann, version 2, workflow '10': in its answer should be")
-def a_workflow_that_the_answer_has_otherwise_and_that_is_called_held(rows: Rows) -> None:
-    rows["holds"].insert(0, {**first(rows, "holds", ANN, kind="held"), "run_id": 3, "flow_ids": ["10"]})
-    first(rows, "changes", ANN, version=2, flow_id="10")["new_name"] = "other"
+def called_held(rows: Rows) -> None:
+    Which("holds", ANN, kind="held").copy(0, run_id=3, flow_ids=["10"])(rows)
+    TEN.put(new_name="other")(rows)
     flows = bundles.state_at(rows, ANN, 2).values()
-    first(rows, "change_sets", ANN, version=2)["state_digest"] = chain.state_digest(flows)
+    Which("change_sets", ANN, version=2).put(state_digest=chain.state_digest(flows))(rows)
 
 
-@forged("o1/ben [电], run 6: missing should be 7, but is 8")
-def more_missing_than_is_held(rows: Rows) -> None:
-    first(rows, "issues", BEN, run_id=6)["missing"] = 8
-
-
-@forged("o1/ben [电], hold: flow_ids should be")
-def a_held_set_out_of_order(rows: Rows) -> None:
-    first(rows, "holds", BEN, run_id=6)["flow_ids"].reverse()
-
-
-@forged("seal 7: format should be 1, but is 2")
-def a_seal_of_a_format_that_nobody_knows(rows: Rows) -> None:
-    rows["seals"][6]["format"] = 2
-
-
-@forged("o1/ann, version 2: change_set.format should be 1, but is 2")
-def a_version_of_a_format_that_nobody_knows(rows: Rows) -> None:
-    first(rows, "change_sets", ANN, version=2)["format"] = 2
-
-
-@forged("o2/cat, version 2: observation: rows of a version that is not there")
-def a_span_of_a_version_that_is_not_there(rows: Rows) -> None:
-    rows["spans"].append({**first(rows, "spans", CAT), "version": 2})
-
-
-@forged("o2/cat, version 1: observation.longest_gap_seconds cannot be 5")
-def a_gap_in_one_observation(rows: Rows) -> None:
-    first(rows, "spans", CAT)["longest_gap_seconds"] = 5
-
-
-@forged("o2/cat, version 1: observation: 1 observations from")
-def one_observation_with_a_length(rows: Rows) -> None:
-    first(rows, "spans", CAT)["last_at"] += dt.timedelta(seconds=1)
-
-
-@forged("trails.jsonl: first_seal should be 1, but is 2", rehash=False)
-def a_trail_without_a_beginning(rows: Rows) -> None:
-    rows["trails"][0]["first_seal"] = 2
+FORGED: dict[str, tuple[str, Tamper]] = {
+    "a_member_who_came_back_before_he_left": (
+        "o1/ben [电], run 13 (seal 13), memberships.jsonl: at is 2026-03-01 03:29:12+00:00, before 2026-03-01 04:17:24",
+        Which("memberships", BEN).exchange_places,
+    ),
+    "a_hold_that_ended_before_it_began": (
+        "o1/ben [电], run 7 (seal 7), holds.jsonl: at is 2026-03-01 01:52:24+00:00, before 2026-03-01 02:40:54",
+        Which("holds", BEN).exchange_places,
+    ),
+    "a_membership_twice_under_its_number": (
+        "memberships.jsonl: id 1 does not rise", Which("memberships", nth=1).put(id=1),
+    ),
+    "fewer_observations_than_runs": (
+        "o1/ann, version 4: observation.observations from 2026-03-01 04:17:30+00:00 to 2026-03-01 04:49:54+00:00",
+        SPAN_4.put(observations=2, longest_gap_seconds=1944),
+    ),
+    "a_version_of_a_run_that_was_not_to_ask": (
+        "o1/ben [电], version 5: run 16 (seal 16) was not to ask this target", run(16).put(scope=user("ann")),
+    ),
+    "an_approval_outside_an_approval": (
+        "o1/ben [电], version 3: the origin of its run should be 'approval', but is 'command'",
+        run(10).put(origin="command"),
+    ),
+    "an_approval_of_nobody": (
+        "o1/ben [电], version 3: change_set.approved_by and approved_scope should both be there, or neither",
+        BEN_3.put(approved_by=None),
+    ),
+    "a_workflow_held_twice": (
+        "o1/ben [电], hold: held of '101' in run 8 cannot be", Which("holds", BEN, run_id=6).copy(2, run_id=8),
+    ),
+    "a_hold_that_ends_before_it_began": (
+        "o1/ann, hold: back of '1' in run 4 cannot be",
+        Which("holds", ANN, kind="held").copy(0, kind="back", run_id=4),
+    ),
+    "two_verdicts_of_a_target": (
+        "o1/ben [电], run 3 (seal 3): sync_issue: it was not asked, or has two verdicts",
+        Which("issues", BEN, run_id=3).copy(),
+    ),
+    "a_failure_of_a_target_that_was_not_asked": (
+        "o2/cat, run 3 (seal 3): sync_issue: it was not asked, or has two verdicts",
+        Which("issues", BEN, run_id=3).copy(**CAT._asdict()),
+    ),
+    "a_seal_before_the_one_before": (
+        "run 4 (seal 4): the times of the run and of the seal go back",
+        all_of(Which("seals", id=4).put(sealed_at=START + DAY / 96), run(4).put(started_at=START, finished_at=START)),
+    ),
+    "a_run_that_ends_before_it_begins": (
+        "run 4 (seal 4): the times of the run and of the seal go back", run(4).put(finished_at=START),
+    ),
+    "a_span_before_its_version": (
+        "o2/cat, version 1: observation.first_at is 2026-03-01 02:56:54+00:00, before the version was observed",
+        Which("spans", CAT).put(**dict.fromkeys(("first_at", "last_asked_at", "last_at"), plus(-6 * SECOND))),
+    ),
+    "a_span_that_was_asked_for_before_the_end_of_the_one_before": (
+        "o1/ann, version 2: observation: first_at and last_asked_at should be after 2026-03-01 01:03:42+00:00",
+        Which("spans", ANN, version=2, nth=1).put(last_asked_at=START + 3822 * SECOND),
+    ),
+    "a_first_span_that_was_interrupted": (
+        "o2/cat, version 1: observation: the baseline should open a span that is not interrupted",
+        Which("spans", CAT).put(interrupted=True),
+    ),
+    "a_version_before_the_end_of_the_one_before": (
+        "o1/ann, version 2: change_set.observed_at should be after 2026-03-01 00:31:18+00:00, the time recorded before",
+        Which("change_sets", ANN, version=2).put(observed_at=START + 1878 * SECOND),
+    ),
+    "more_unchanged_than_targets": ("run 2 (seal 2): unchanged should be 2, but is 3", run(2).put(unchanged=3)),
+    "an_aborted_run_that_says_what_was_unchanged": (
+        "run 9 (seal 9): unchanged should be 0, but is 1", run(9).put(unchanged=1),
+    ),
+    "a_status_that_the_sums_deny": (
+        "run 3 (seal 3): status should be 'partial', but is 'succeeded'", run(3).put(status="succeeded"),
+    ),
+    "more_targets_than_members": ("run 2 (seal 2): targets should be 2, but is 3", run(2).put(targets=3, unchanged=3)),
+    "a_failure_that_is_not_counted": (
+        "run 3 (seal 3): failed should be 1, but is 0", run(3).put(failed=0, unchanged=1, status="succeeded"),
+    ),
+    "a_version_that_changes_nothing": ("o1/ann, version 4: changes nothing", changes_nothing),
+    "a_kind_of_change_left_out": (
+        "o1/ann, version 2, workflow '1': kind should be ['cycle_changed', 'renamed'], but is ['cycle_changed']",
+        all_of(
+            Which("change_sets", ANN, version=2).put(renamed=0), run(3).put(renamed=0),
+            Which("changes", ANN, version=2, kind="renamed").drop,
+        ),
+    ),
+    "a_list_that_the_answer_does_not_have_and_nothing_is_held": (
+        "o1/ben [电], version 2, workflow '101': in its answer should be", Which("holds", BEN).drop,
+    ),
+    "a_workflow_that_the_answer_has_otherwise_and_that_is_called_held": (
+        "o1/ann, version 2, workflow '10': in its answer should be", called_held,
+    ),
+    "more_missing_than_is_held": ("o1/ben [电], run 6: missing should be 7, but is 8", BEN_6.put(missing=8)),
+    "a_held_set_out_of_order": (
+        "o1/ben [电], hold: flow_ids should be", Which("holds", BEN, run_id=6).put(flow_ids=lambda ids: ids[::-1]),
+    ),
+    "a_seal_of_a_format_that_nobody_knows": (
+        "seal 7: format should be 1, but is 2", Which("seals", id=7).put(format=2),
+    ),
+    "a_version_of_a_format_that_nobody_knows": (
+        "o1/ann, version 2: change_set.format should be 1, but is 2",
+        Which("change_sets", ANN, version=2).put(format=2),
+    ),
+    "a_span_of_a_version_that_is_not_there": (
+        "o2/cat, version 2: observation: rows of a version that is not there", Which("spans", CAT).copy(version=2),
+    ),
+    "a_gap_in_one_observation": (
+        "o2/cat, version 1: observation.longest_gap_seconds cannot be 5",
+        Which("spans", CAT).put(longest_gap_seconds=5),
+    ),
+    "one_observation_with_a_length": (
+        "o2/cat, version 1: observation: 1 observations from", Which("spans", CAT).put(last_at=plus(SECOND)),
+    ),
+}  # fmt: skip
+TAMPERINGS |= {name: forged(sentence, do) for name, (sentence, do) in FORGED.items()}
 
 
 # --------------------------------------------------------------------------------------------- what is around the rows
 
-SEALS = story().rows["seals"]
+
+def fields(**values: object) -> Redraft:
+    return lambda draft: draft.fields.update(values)
 
 
-@redrafted(r"run 6 \(seal 6\): is opened, and does not lie in the time", part)
-def a_period_that_begins_later(draft: Draft) -> None:
-    draft.fields["since"] = SEALS[6]["sealed_at"]
+def put_in(name: str, old: bytes, new: bytes) -> Redraft:
+    """Another text in a file, which the manifest names as it is then."""
+
+    def refile(files: dict[str, bytes]) -> None:
+        assert old in files[name]
+        files[name] = files[name].replace(old, new, 1)
+
+    return lambda draft: setattr(draft, "refile", refile)
 
 
-@redrafted(r"run 5 \(seal 5\): lies in the time of the bundle, and is not opened", part)
-def a_period_that_begins_earlier(draft: Draft) -> None:
-    draft.fields["since"] = SEALS[4]["sealed_at"]
+def repack(do: Callable[[bytes], bytes]) -> Redraft:
+    """What is done to the archive when it is written."""
+    return lambda draft: setattr(draft, "repack", do)
 
 
-@redrafted(r"run 1 \(seal 1\): lies in the time of the bundle, and is not opened", part)
-def a_period_called_all_the_time(draft: Draft) -> None:
-    draft.fields |= {"since": None, "until": None}
+def stamped(draft: Draft) -> None:
+    draft.rows["timestamps"] = [{"seal_id": 5, "token": "AAAA"}]
 
 
-@redrafted(r"run 13 \(seal 13\): lies in the time of the bundle, and is not opened", part)
-def a_period_that_ends_later(draft: Draft) -> None:
-    draft.fields["until"] = SEALS[14]["sealed_at"]
-
-
-@redrafted(r"run 11 \(seal 11\): is opened, and does not lie in the time", part)
-def a_period_that_ends_earlier(draft: Draft) -> None:
-    draft.fields["until"] = SEALS[10]["sealed_at"]
-
-
-@redrafted(r"memberships\.jsonl, line 1: is of the organisation 'o1', and the bundle of 'o9'", one_organisation)
-def another_organisation(draft: Draft) -> None:
-    draft.fields["org_id"] = "o9"
-
-
-@redrafted(r"memberships\.jsonl, line 3: is of the organisation 'o2', and the bundle of 'o1'")
-def all_organisations_called_one(draft: Draft) -> None:
-    draft.fields["org_id"] = "o1"
-
-
-@redrafted(r"run 11 \(seal 11\): lies in the time of the bundle, and is not opened", one_organisation)
-def one_organisation_called_all(draft: Draft) -> None:
-    draft.fields["org_id"] = None
-
-
-@redrafted(r"run 1 \(seal 1\): is opened, and does not lie in the time", one_organisation)
-def an_organisation_with_a_shorter_period(draft: Draft) -> None:
-    draft.fields["since"] = SEALS[6]["sealed_at"]
-
-
-@redrafted(r"run 3 \(seal 3\): is not opened, and has rows in org_events\.jsonl", part)
-def an_event_in_a_run_that_is_not_opened(draft: Draft) -> None:
-    draft.rows["org_events"].insert(0, {**bundles.EVENT, "run_id": 3})
-
-
-@redrafted(r"o1/ben \[电\], run 3 \(seal 3\): sync_issue: it was not asked, or has two verdicts", part)
-def a_failure_in_a_run_that_is_not_opened(draft: Draft) -> None:
-    draft.rows["issues"].append(first(story().rows, "issues", BEN, run_id=3))
-
-
-@redrafted(r"manifest\.json: made_at is 2026-01-01 00:00:00\+00:00, before the last seal was made")
-def a_bundle_made_before_its_last_seal(draft: Draft) -> None:
-    draft.fields["made_at"] = "2026-01-01T00:00:00Z"
-
-
-@redrafted(r"manifest\.json: last_seal should be")
-def another_last_seal(draft: Draft) -> None:
-    draft.fields["last_seal"] = {"id": 17, "seal": SEALS[16]["seal"]}
-
-
-@redrafted(r"manifest\.json: cannot be read: should have bundle, made_at, since, until, org_id, last_seal, files")
-def a_certificate_in_the_manifest(draft: Draft) -> None:
-    draft.fields["certified"] = "ALL TIME, COMPLETE"
-
-
-@redrafted(r"manifest\.json: cannot be read: should have bundle, .* and of each file its bytes and sha256")
-def a_word_about_a_file_in_the_manifest(draft: Draft) -> None:
-    draft.remake = lambda manifest: manifest["files"]["runs.jsonl"].update(note="complete")
-
-
-@redrafted(r"README\.txt: is no file of a bundle")
-def a_page_of_explanation(draft: Draft) -> None:
-    draft.refile = lambda files: files.update({"README.txt": b"ALL TIME, COMPLETE, CERTIFIED"})
-
-
-@redrafted(r"answers/[0-9a-f]{64}: should be bytes with this hash")
-def another_answer_under_the_hash_of_one(draft: Draft) -> None:
+def another_answer(draft: Draft) -> None:
     one, other = list(draft.answers)[:2]
     draft.answers[one] = draft.answers[other]
 
 
-@redrafted(r"time stamp of seal 5: is not one of this seal")
-def a_time_stamp_of_something_else(draft: Draft) -> None:
-    draft.rows["timestamps"] = [{"seal_id": 5, "token": "AAAA"}]
-
-
-def text_of(name: str, old: bytes, new: bytes) -> Callable[[dict[str, bytes]], object]:
-    def replace(files: dict[str, bytes]) -> None:
-        assert old in files[name]
-        files[name] = files[name].replace(old, new, 1)
-
-    return replace
-
-
-@redrafted(r"changes\.jsonl, line \d+: is not written as bundles are")
-def a_text_in_escapes(draft: Draft) -> None:
-    draft.refile = text_of("changes.jsonl", "三".encode(), rb"\u4e09")
-
-
-@redrafted(r"runs\.jsonl, line 1: is not written as bundles are")
-def lines_that_end_as_on_windows(draft: Draft) -> None:
-    draft.refile = text_of("runs.jsonl", b"\n", b"\r\n")
-
-
-@redrafted(r"seals\.jsonl, line 1: is not written as bundles are")
-def spaces_in_a_line(draft: Draft) -> None:
-    draft.refile = text_of("seals.jsonl", b":", b": ")
-
-
-@redrafted(r"timestamps\.jsonl, line 1: is not written as bundles are")
-def a_last_line_without_an_end(draft: Draft) -> None:
-    draft.rows["timestamps"] = [{"seal_id": 5, "token": "AAAA"}]
-    draft.refile = text_of("timestamps.jsonl", b"\n", b"")
-
-
-@redrafted(r"trails\.jsonl, line 1: is no time")
-def a_fraction_that_says_nothing(draft: Draft) -> None:
-    draft.refile = text_of("trails.jsonl", b"00Z", b"00.000000Z")
-
-
-@redrafted(r"trails\.jsonl, line 1: should have the keys trail_id, created_at, first_seal")
-def a_reason_for_the_trail(draft: Draft) -> None:
-    draft.refile = text_of("trails.jsonl", b"}", b',"reason":"copied"}')
-
-
-@redrafted(r"manifest\.json: cannot be read: should have")
-def a_run_that_is_said_to_be_under_way(draft: Draft) -> None:
-    draft.fields["unsealed"] = ["2026-03-01T00:00:00Z"]
-
-
-@redrafted(r"manifest\.json: cannot be read: is not written as bundles are")
-def a_manifest_in_escapes(draft: Draft) -> None:
-    def escaped(text: bytes) -> bytes:
-        return text.replace(b"made_at", rb"\u006dade_at")
-
-    draft.repack = lambda archive: repacked(archive, "manifest.json", escaped)
+def both(*steps: Redraft) -> Redraft:
+    return lambda draft: [step(draft) for step in steps]
 
 
 def repacked(
@@ -794,62 +540,135 @@ def repacked(
     return file.getvalue()
 
 
-@redrafted(r"manifest\.json: does not follow the file before it: something else is in the archive, too")
-def bytes_before_the_archive(draft: Draft) -> None:
-    draft.repack = lambda archive: b"#!/bin/sh\n" + archive
+def moved(archive: bytes) -> bytes:
+    """All but the first file by eight bytes, as if they had been there when the archive was written."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+            new.start_dir += 8 if info.filename == "manifest.json" else 0
+    return file.getvalue()
 
 
-@redrafted(r"manifest\.json: does not follow the file before it")
-def another_archive_before_it(draft: Draft) -> None:
-    draft.repack = lambda archive: archive + archive
+def hidden(archive: bytes) -> bytes:
+    """Bytes behind what is compressed."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as whole:
+        content, crc = whole.read("check.py"), whole.getinfo("check.py").CRC
+    compressor = zlib.compressobj(wbits=-15)
+    more = compressor.compress(content) + compressor.flush() + b"hidden"
+    data = bytearray(repacked(archive, "check.py", lambda content: more, zipfile.ZIP_STORED))
+    for header in (data.index(b"check.py") - 30 + 8, data.rindex(b"check.py") - 46 + 10):
+        struct.pack_into("<H", data, header, zipfile.ZIP_DEFLATED)
+        struct.pack_into("<L", data, header + 6, crc)
+        struct.pack_into("<L", data, header + 14, len(content))
+    return bytes(data)
 
 
-@redrafted(r"check\.py: does not follow the file before it")
-def bytes_between_two_files(draft: Draft) -> None:
-    def between(archive: bytes) -> bytes:
-        """Move all but the first file by eight bytes, as if they had been there when the archive was written."""
-        file = io.BytesIO()
-        with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
-            for info in old.infolist():
-                new.writestr(info.filename, old.read(info))
-                new.start_dir += 8 if info.filename == "manifest.json" else 0
-        return file.getvalue()
-
-    draft.repack = between
+def escaped(text: bytes) -> bytes:
+    return text.replace(b"made_at", rb"\u006dade_at")
 
 
-@redrafted(r"the archive: has something behind its files, or a comment")
-def bytes_behind_the_archive(draft: Draft) -> None:
-    draft.repack = lambda archive: archive + b"ALL TIME"
-
-
-@redrafted(r"the archive: has something behind its files, or a comment")
-def a_comment_on_the_archive(draft: Draft) -> None:
-    draft.repack = lambda archive: archive[:-2] + b"\x08\x00COMPLETE"
-
-
-@redrafted(r"check\.py: does not follow the file before it")
-def a_comment_on_a_file(draft: Draft) -> None:
-    draft.repack = lambda archive: repacked(archive, "check.py", comment=b"certified")
-
-
-@redrafted(r"check\.py: does not follow the file before it")
-def an_additional_field_of_a_file(draft: Draft) -> None:
-    draft.repack = lambda archive: repacked(archive, "check.py", extra=b"\xfe\xca\x04\x00true")
-
-
-@redrafted(r"check\.py: is not all that is in its place in the archive")
-def bytes_behind_what_is_compressed(draft: Draft) -> None:
-    def hide(archive: bytes) -> bytes:
-        with zipfile.ZipFile(io.BytesIO(archive)) as whole:
-            content, crc = whole.read("check.py"), whole.getinfo("check.py").CRC
-        compressor = zlib.compressobj(wbits=-15)
-        more = compressor.compress(content) + compressor.flush() + b"hidden"
-        data = bytearray(repacked(archive, "check.py", lambda content: more, zipfile.ZIP_STORED))
-        for header in (data.index(b"check.py") - 30 + 8, data.rindex(b"check.py") - 46 + 10):
-            struct.pack_into("<H", data, header, zipfile.ZIP_DEFLATED)
-            struct.pack_into("<L", data, header + 6, crc)
-            struct.pack_into("<L", data, header + 14, len(content))
-        return bytes(data)
-
-    draft.repack = hide
+SEALED = [None, *(row["sealed_at"] for row in story().rows["seals"])]
+SHUT = "lies in the time of the bundle, and is not opened"
+OPENED = "is opened, and does not lie in the time"
+KEYS = r"manifest\.json: cannot be read: should have bundle, made_at, since, until, org_id, last_seal, files"
+OF_A_PART: dict[str, tuple[str, Redraft]] = {
+    "a_period_that_begins_later": (rf"run 6 \(seal 6\): {OPENED}", fields(since=SEALED[7])),
+    "a_period_that_begins_earlier": (rf"run 5 \(seal 5\): {SHUT}", fields(since=SEALED[5])),
+    "a_period_called_all_the_time": (rf"run 1 \(seal 1\): {SHUT}", fields(since=None, until=None)),
+    "a_period_that_ends_later": (rf"run 13 \(seal 13\): {SHUT}", fields(until=SEALED[15])),
+    "a_period_that_ends_earlier": (rf"run 11 \(seal 11\): {OPENED}", fields(until=SEALED[11])),
+    "an_event_in_a_run_that_is_not_opened": (
+        r"run 3 \(seal 3\): is not opened, and has rows in org_events\.jsonl",
+        lambda draft: draft.rows["org_events"].insert(0, {**bundles.EVENT, "run_id": 3}),
+    ),
+    "a_failure_in_a_run_that_is_not_opened": (
+        r"o1/ben \[电\], run 3 \(seal 3\): sync_issue: it was not asked, or has two verdicts",
+        lambda draft: draft.rows["issues"].append(Which("issues", BEN, run_id=3).first(story().rows)),
+    ),
+}
+OF_ONE_ORGANISATION: dict[str, tuple[str, Redraft]] = {
+    "another_organisation": (
+        r"memberships\.jsonl, line 1: is of the organisation 'o1', and the bundle of 'o9'", fields(org_id="o9"),
+    ),
+    "one_organisation_called_all": (rf"run 11 \(seal 11\): {SHUT}", fields(org_id=None)),
+    "an_organisation_with_a_shorter_period": (rf"run 1 \(seal 1\): {OPENED}", fields(since=SEALED[7])),
+}  # fmt: skip
+OF_ALL: dict[str, tuple[str, Redraft]] = {
+    "all_organisations_called_one": (
+        r"memberships\.jsonl, line 3: is of the organisation 'o2', and the bundle of 'o1'", fields(org_id="o1"),
+    ),
+    "a_bundle_made_before_its_last_seal": (
+        r"manifest\.json: made_at is 2026-01-01 00:00:00\+00:00, before the last seal was made",
+        fields(made_at="2026-01-01T00:00:00Z"),
+    ),
+    "another_last_seal": (
+        r"manifest\.json: last_seal should be",
+        fields(last_seal={"id": 17, "seal": story().rows["seals"][16]["seal"]}),
+    ),
+    "a_certificate_in_the_manifest": (KEYS, fields(certified="ALL TIME, COMPLETE")),
+    "a_run_that_is_said_to_be_under_way": (KEYS, fields(unsealed=["2026-03-01T00:00:00Z"])),
+    "a_word_about_a_file_in_the_manifest": (
+        rf"{KEYS}, and of each file its bytes and sha256",
+        lambda draft: setattr(draft, "remake", lambda made: made["files"]["runs.jsonl"].update(note="complete")),
+    ),
+    "a_manifest_in_escapes": (
+        r"manifest\.json: cannot be read: is not written as bundles are",
+        repack(lambda archive: repacked(archive, "manifest.json", escaped)),
+    ),
+    "a_page_of_explanation": (
+        r"README\.txt: is no file of a bundle",
+        lambda draft: setattr(draft, "refile", lambda files: files.update({"README.txt": b"ALL TIME, CERTIFIED"})),
+    ),
+    "another_answer_under_the_hash_of_one": (
+        r"answers/[0-9a-f]{64}: should be bytes with this hash", another_answer,
+    ),
+    "a_time_stamp_of_something_else": (r"time stamp of seal 5: is not one of this seal", stamped),
+    "a_text_in_escapes": (
+        r"changes\.jsonl, line \d+: is not written as bundles are",
+        put_in("changes.jsonl", "三".encode(), rb"\u4e09"),
+    ),
+    "lines_that_end_as_on_windows": (
+        r"runs\.jsonl, line 1: is not written as bundles are", put_in("runs.jsonl", b"\n", b"\r\n"),
+    ),
+    "spaces_in_a_line": (
+        r"seals\.jsonl, line 1: is not written as bundles are", put_in("seals.jsonl", b":", b": "),
+    ),
+    "a_last_line_without_an_end": (
+        r"timestamps\.jsonl, line 1: is not written as bundles are",
+        both(stamped, put_in("timestamps.jsonl", b"\n", b"")),
+    ),
+    "a_fraction_that_says_nothing": (
+        r"trails\.jsonl, line 1: is no time", put_in("trails.jsonl", b"00Z", b"00.000000Z"),
+    ),
+    "a_reason_for_the_trail": (
+        r"trails\.jsonl, line 1: should have the keys trail_id, created_at, first_seal",
+        put_in("trails.jsonl", b"}", b',"reason":"copied"}'),
+    ),
+    "bytes_before_the_archive": (
+        r"manifest\.json: does not follow the file before it: something else is in the archive, too",
+        repack(lambda archive: b"#!/bin/sh\n" + archive),
+    ),
+    "another_archive_before_it": (
+        r"manifest\.json: does not follow the file before it", repack(lambda archive: archive + archive),
+    ),
+    "bytes_between_two_files": (r"check\.py: does not follow the file before it", repack(moved)),
+    "bytes_behind_the_archive": (
+        r"the archive: has something behind its files, or a comment", repack(lambda archive: archive + b"ALL TIME"),
+    ),
+    "a_comment_on_the_archive": (
+        r"the archive: has something behind its files, or a comment",
+        repack(lambda archive: archive[:-2] + b"\x08\x00COMPLETE"),
+    ),
+    "a_comment_on_a_file": (
+        r"check\.py: does not follow the file before it",
+        repack(lambda archive: repacked(archive, "check.py", comment=b"certified")),
+    ),
+    "an_additional_field_of_a_file": (
+        r"check\.py: does not follow the file before it",
+        repack(lambda archive: repacked(archive, "check.py", extra=b"\xfe\xca\x04\x00true")),
+    ),
+    "bytes_behind_what_is_compressed": (r"check\.py: is not all that is in its place in the archive", repack(hidden)),
+}  # fmt: skip
+for table, draft in ((OF_A_PART, part), (OF_ONE_ORGANISATION, one_organisation), (OF_ALL, whole)):
+    TAMPERINGS |= {name: redrafted(place, do, draft) for name, (place, do) in table.items()}

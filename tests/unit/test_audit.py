@@ -18,7 +18,7 @@ from etl.audit import check
 from etl.domain.model import Flow
 from tests.support import bundles
 from tests.support.bundles import ANN, CAT, MINUTE, Row, Rows, Story
-from tests.support.tamperings import KEY, TAMPERINGS, first, one_organisation, part, story
+from tests.support.tamperings import KEY, TAMPERINGS, Which, one_organisation, part, story
 
 Checked = Callable[..., tuple[int, str]]
 PATTERNS = [re.sub(r"\\\{\w+\\\}", ".*", re.escape(text)) for text in check.SAID.values()]
@@ -172,7 +172,7 @@ def test_a_part_of_the_time_must_be_opened_whole(said: Checked) -> None:
 def test_what_was_seen_after_the_period_is_not_counted(said: Checked) -> None:
     """A run that has not ended sees what it sees, and the bundle ends before it."""
     rows = copy.deepcopy(story().rows)
-    span = first(rows, "spans", CAT)
+    span = Which("spans", CAT).first(rows)
     until = rows["seals"][-1]["sealed_at"] + MINUTE
     span |= {"last_at": until + MINUTE, "last_asked_at": until, "observations": 2}
     span["longest_gap_seconds"] = (span["last_at"] - span["first_at"]) // dt.timedelta(seconds=1)
