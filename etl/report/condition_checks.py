@@ -28,7 +28,6 @@ from etl.report.conditions import (
     unscheduled,
     without_an_answer,
 )
-from etl.report.reading import with_times
 from etl.schema import UtcTime
 from etl.system.disk import refusal
 
@@ -79,13 +78,15 @@ _ROSTERS: Final = text("""
     SELECT org_id, coalesce(error_code, ''), coalesce(error, ''), failing_since FROM roster
      WHERE failing_since IS NOT NULL ORDER BY org_id LIMIT :most
     """).columns(column("org_id"), column("error_code"), column("error"), column("failing_since", UtcTime))
-_STORED: Final = text("""
+_STORED: Final = (
+    text("""
     SELECT code, cause, since, subjects, named, said, remedy,
            EXISTS (SELECT 1 FROM lease WHERE expires_at > :now) AS is_served
       FROM condition WHERE ended_at IS NULL
     """)
-
-
+    .bindparams(bindparam("now", type_=UtcTime))
+    .columns(since=UtcTime)
+)
 _VERIFIED: Final = text("""
     SELECT kind, ended_at, targets, change_sets, last_seal, findings, finding FROM verification ORDER BY ended_at DESC
     """).columns(ended_at=UtcTime)
@@ -112,8 +113,7 @@ class StoredConditions(msgspec.Struct, frozen=True):
 
 def read_stored(connection: Connection, now: dt.datetime) -> StoredConditions:
     """What the active service knows; nothing of what it alone knew once it is gone."""
-    statement = with_times(_STORED.text, {"now": now}).columns(since=UtcTime)
-    rows = connection.execute(statement, {"now": now}).all()
+    rows = connection.execute(_STORED, {"now": now}).all()
     detected = [
         DetectedCondition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
         for code, cause, since, subjects, named, said, remedy, is_served in rows

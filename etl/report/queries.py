@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import BindParameter, Connection, Engine, bindparam, text
 
 from etl.database import reading
 from etl.domain.holds import HeldSet, shown_set
@@ -99,12 +99,10 @@ class Report:
         """
         given = {"org_id": org, "user_id": user, "flow_id": flow, "cycle": cycle_code(cycle)}
         filters = {column: value for column, value in given.items() if value is not None}
-        condition, parameter = "", {}
-        if name is not None:
-            condition = contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
-            parameter = {"flow_name": pattern(name)}
-        statement = flows_statement(way or self._cheaper_way(at, flow), filters, condition)
-        return stream(self._engine, statement, ListWorkflowAsOf, {"at": at, **filters, **parameter})
+        named = "" if name is None else contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
+        parameters: list[BindParameter[str]] = [] if name is None else [bindparam("flow_name", pattern(name))]
+        statement = flows_statement(way or self._cheaper_way(at, flow), at, filters, named, "", parameters)
+        return stream(self._engine, statement, ListWorkflowAsOf)
 
     def targets_as_of(
         self, at: dt.datetime, *, org: str | None = None, user: str | None = None
@@ -115,7 +113,7 @@ class Report:
         nobody knows what it saw.
         """
         filters = {column: value for column, value in {"org_id": org, "user_id": user}.items() if value is not None}
-        return stream(self._engine, targets_statement(filters), TargetAsOf, {"at": at, **filters})
+        return stream(self._engine, targets_statement(at, filters), TargetAsOf)
 
     def health(self) -> Iterator[TargetHealth]:
         """``target_health`` without retired targets."""

@@ -1,23 +1,34 @@
 """Sums and short lists for the page and the report, never all rows. Each function reads in the page's transaction."""
 
-# ruff: noqa: S608 - every piece of a statement is a constant of this file; what comes from outside is bound
-
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, select, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    Subquery,
+    and_,
+    case,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 
 from etl.domain.holds import code, shown_set
 from etl.domain.model import CYCLE_LABELS, Target
 from etl.report.listings import IS_HELD, latest_reason
 from etl.report.names import with_ids
-from etl.report.reading import fetch, with_times
-from etl.schema import TARGET_KEY, UtcTime, target
+from etl.report.rows import Gap, OrgWorkflow, OrgWorkflowState, view
+from etl.schema import TARGET_KEY, UtcTime, change_set, org_event, target, target_membership, workflow
 
 OTHER: Final = "other"
 """Stands for every cycle that EnOS does not document, and for no cycle."""
@@ -97,14 +108,6 @@ class Hold(NamedTuple):
     """The code that ``guard approve`` takes to approve exactly this."""
 
 
-class MostChanged(NamedTuple):
-    """A workflow that changed often."""
-
-    org_id: str
-    flow_id: str
-    changes: int
-
-
 def state(connection: Connection) -> tuple[int, ...]:
     """A value that changes whenever a sum of this module may: newest version, span and step, and a count of targets."""
     return tuple(int(number) for number in connection.execute(text(_STATE)).one())
@@ -118,35 +121,40 @@ SELECT coalesce((SELECT max(id) FROM change_set), 0), coalesce((SELECT max(id) F
 
 def entries(connection: Connection) -> int:
     """How many entries all lists have."""
-    return int(connection.execute(text(_ENTRIES)).scalar_one())
-
-
-_ENTRIES: Final = "SELECT coalesce(sum(flow_count), 0) FROM target WHERE retired_at IS NULL"
+    listed = select(func.coalesce(func.sum(target.c.flow_count), 0)).where(target.c.retired_at.is_(None))
+    return int(connection.execute(listed).scalar_one())
 
 
 def workflows(connection: Connection, org: str = "") -> int:
     """How many workflows exist now; each counts once in its organisation."""
-    sql = f"SELECT count(*) FROM org_workflow WHERE TRUE{_only(org)}"
-    return int(connection.execute(text(sql), _given(org)).scalar_one())
+    shown = view("org_workflow", OrgWorkflow)
+    return int(connection.execute(select(func.count()).select_from(shown).where(*_only(org, shown))).scalar_one())
 
 
 def days(connection: Connection, scope: Scope) -> list[Day]:
     """Every day of the scope, with the events of its organisations."""
-    found: dict[dt.date, Counter[str]] = {}
-    sql = f"SELECT {_minute(connection, 'observed_at')}, kind, count(*) FROM org_event{_within(scope)} GROUP BY 1, 2"
-    for day, kind, number in _by_day(connection, sql, scope):
-        found.setdefault(day, Counter())[kind] += number
-    return [Day(day, found.get(day, Counter())) for day in _calendar(scope.since, scope.until)]
+    found = defaultdict[dt.date, Counter[str]](Counter)
+    minute = _minute(connection, org_event.c.observed_at)
+    for day, kind, number in _by_day(connection, scope, select(minute, org_event.c.kind).where(*_within(scope))):
+        found[day][kind] += number
+    return [Day(day, found[day]) for day in _calendar(scope.since, scope.until)]
 
 
 def churn(connection: Connection, scope: Scope, limit: int) -> tuple[list[Churn], int]:
     """The organisations with most events, and how many have any."""
-    found: dict[str, Counter[str]] = {}
-    sql = f"SELECT org_id, kind, count(*) FROM org_event{_within(scope)} GROUP BY 1, 2"
-    for org_id, kind, number in _rows(connection, sql, scope):
-        found.setdefault(org_id, Counter())[kind] += int(number)
+    found = defaultdict[str, Counter[str]](Counter)
+    columns = (org_event.c.org_id, org_event.c.kind)
+    for org_id, kind, number in connection.execute(_counted(select(*columns).where(*_within(scope)))):
+        found[org_id][kind] += number
     most = sorted(found, key=lambda org_id: (-found[org_id].total(), org_id))[:limit]
     return [Churn(org_id, found[org_id], workflows(connection, org_id)) for org_id in most], len(found)
+
+
+def most_changed(connection: Connection, scope: Scope, limit: int) -> list[tuple[str, str]]:
+    """The workflows to which most happened: the organisation and the id of each."""
+    columns = (org_event.c.org_id, org_event.c.flow_id)
+    changed = _counted(select(*columns).where(*_within(scope))).order_by(func.count().desc(), *columns).limit(limit)
+    return [(org_id, flow_id) for org_id, flow_id, _ in connection.execute(changed)]
 
 
 def day_snapshots(connection: Connection, scope: Scope, today: dt.date) -> list[DaySnapshot]:
@@ -156,42 +164,42 @@ def day_snapshots(connection: Connection, scope: Scope, today: dt.date) -> list[
     count, gained = _before(connection, scope), _gained(connection, scope)
     found = []
     for day in _calendar(scope.since, scope.until):
-        count.update(gained.get(day, {}))
+        count.update(gained[day])
         found.append(DaySnapshot(day, {cycle: count[cycle] for cycle in CYCLES}, unobserved[day], targets[day]))
     return found
 
 
+_HISTORY: Final = view("org_workflow_history", OrgWorkflowState)
+_CYCLE: Final = case((_HISTORY.c.cycle.in_(list(CYCLE_LABELS)), _HISTORY.c.cycle), else_=OTHER)
+
+
 def _before(connection: Connection, scope: Scope) -> Counter[str]:
     """How many workflows of each cycle there were when the scope begins."""
-    sql = f"""
-    SELECT {_cycle("cycle")}, count(*) FROM org_workflow_history
-    WHERE valid_from < :since AND (valid_to IS NULL OR valid_to >= :since){_only(scope.org)} GROUP BY 1
-    """
-    return Counter({cycle: int(number) for cycle, number in _rows(connection, sql, scope)})
+    lasts = or_(_HISTORY.c.valid_to.is_(None), _HISTORY.c.valid_to >= scope.begins_at)
+    there = select(_CYCLE).where(_HISTORY.c.valid_from < scope.begins_at, lasts, *_only(scope.org, _HISTORY))
+    return Counter(dict(map(tuple, connection.execute(_counted(there)))))
 
 
-def _gained(connection: Connection, scope: Scope) -> dict[dt.date, Counter[str]]:
+def _gained(connection: Connection, scope: Scope) -> Mapping[dt.date, Counter[str]]:
     """How many more workflows of each cycle there were at the end of each day than at its beginning."""
-    gained: dict[dt.date, Counter[str]] = {}
-    for bound, sign in (("valid_from", 1), ("valid_to", -1)):
-        sql = f"""
-        SELECT {_minute(connection, bound)}, {_cycle("cycle")}, count(*) FROM org_workflow_history
-        WHERE {bound} >= :since AND {bound} < :end{_only(scope.org)} GROUP BY 1, 2
-        """
-        for day, cycle, number in _by_day(connection, sql, scope):
-            gained.setdefault(day, Counter())[cycle] += sign * number
+    gained = defaultdict[dt.date, Counter[str]](Counter)
+    for bound, sign in ((_HISTORY.c.valid_from, 1), (_HISTORY.c.valid_to, -1)):
+        moved = select(_minute(connection, bound), _CYCLE).where(
+            bound >= scope.begins_at, bound < scope.ends_at, *_only(scope.org, _HISTORY)
+        )
+        for day, cycle, number in _by_day(connection, scope, moved):
+            gained[day][cycle] += sign * number
     return gained
 
 
 def _unobserved(connection: Connection, scope: Scope) -> Counter[dt.date]:
     """How many gaps cover the end of each day, except those with the same list on both sides."""
-    sql = f"""
-    SELECT {_minute(connection, "gap_from")}, {_minute(connection, "gap_to")}, count(*)
-    FROM coverage_gap
-    WHERE (gap_to IS NULL OR (changed_inside AND gap_to >= :since)){_only(scope.org)} GROUP BY 1, 2
-    """
-    steps: Counter[dt.date] = Counter()
-    for begins, ends, number in _by_day(connection, sql, scope, 2):
+    gap = view("coverage_gap", Gap)
+    changed = and_(gap.c.changed_inside, gap.c.gap_to >= scope.begins_at)
+    bounds = select(*(_minute(connection, bound) for bound in (gap.c.gap_from, gap.c.gap_to)))
+    unknown = bounds.where(or_(gap.c.gap_to.is_(None), changed), *_only(scope.org, gap))
+    steps = Counter[dt.date]()
+    for begins, ends, number in _by_day(connection, scope, unknown, 2):
         steps[max(begins, scope.since)] += number
         steps[ends or scope.until + dt.timedelta(days=1)] -= number
     return _summed(steps, scope)
@@ -199,43 +207,41 @@ def _unobserved(connection: Connection, scope: Scope) -> Counter[dt.date]:
 
 def first_day(connection: Connection, scope: Scope) -> dt.date | None:
     """The day of the first observation in the scope's organisations; None: there was none yet."""
-    org = "WHERE target_id IN (SELECT id FROM target WHERE org_id = :org)" if scope.org else ""
-    found = text(f"SELECT min(observed_at) AS at FROM change_set {org}").columns(at=UtcTime)
-    first = connection.execute(found, _given(scope.org)).scalar()
+    theirs = change_set.c.target_id.in_(select(target.c.id).where(target.c.org_id == scope.org))
+    observed = select(func.min(change_set.c.observed_at)).where(*[theirs] if scope.org else ())
+    first = connection.execute(observed).scalar()
     return None if first is None else first.astimezone(scope.zone).date()
-
-
-_GONE: Final = "(CASE WHEN s.observed_at > away.left_at THEN s.observed_at ELSE away.left_at END)"
-"""The start of an absence. (After a clock went back, answers may be dated into an absence.)"""
-_AWAY: Final = """
-SELECT target_id, at AS left_at, back_at
-FROM (SELECT target_id, kind, at, lead(at) OVER (PARTITION BY target_id ORDER BY at, id) AS back_at
-      FROM target_membership WHERE schedule IS NULL) memberships
-WHERE kind = 'retired' AND back_at >= :since
-"""
-"""The absences of targets that were retired and came back."""
 
 
 def _targets(connection: Connection, scope: Scope) -> Counter[dt.date]:
     """How many targets had been observed by the end of each day, and were not retired."""
-    only, since, steps = _only(scope.org, "t.org_id"), scope.since, Counter[dt.date]()
-    sql = f"""
-    SELECT {_minute(connection, "s.observed_at")}, {_minute(connection, "t.retired_at")}, count(*)
-    FROM target t JOIN change_set s ON s.target_id = t.id AND s.version = 1{only} GROUP BY 1, 2
-    """
-    for day, retired, number in _by_day(connection, sql, scope, 2):
-        steps[max(day, since)] += number
+    steps = Counter[dt.date]()
+    first = and_(change_set.c.target_id == target.c.id, change_set.c.version == 1, *_only(scope.org, target))
+    bounds = (_minute(connection, bound) for bound in (change_set.c.observed_at, target.c.retired_at))
+    for day, retired, number in _by_day(connection, scope, select(*bounds).join_from(target, change_set, first), 2):
+        steps[max(day, scope.since)] += number
         if retired is not None:
-            steps[max(retired, since)] -= number
-    away = f"""
-    SELECT {_minute(connection, _GONE)}, {_minute(connection, "away.back_at")}, count(*)
-    FROM ({_AWAY}) away JOIN target t ON t.id = away.target_id{only}
-    JOIN change_set s ON s.target_id = away.target_id AND s.version = 1 AND s.observed_at <= away.back_at GROUP BY 1, 2
-    """
-    for left, back, number in _by_day(connection, away, scope, 2):
-        steps[max(left, since)] -= number
-        steps[max(back, since)] += number
+            steps[max(retired, scope.since)] -= number
+    away = _absences(scope)
+    # After a clock went back, answers may be dated into an absence.
+    gone = case((change_set.c.observed_at > away.c.left_at, change_set.c.observed_at), else_=away.c.left_at)
+    bounds = (_minute(connection, bound) for bound in (gone, away.c.back_at))
+    absences = select(*bounds).join_from(away, target, target.c.id == away.c.target_id)
+    absences = absences.join(change_set, and_(first, change_set.c.observed_at <= away.c.back_at))
+    for left, back, number in _by_day(connection, scope, absences, 2):
+        steps[max(left, scope.since)] -= number
+        steps[max(back, scope.since)] += number
     return _summed(steps, scope)
+
+
+def _absences(scope: Scope) -> Subquery:
+    """The absences of targets that were retired and came back."""
+    moved = target_membership.c
+    back_at = func.lead(moved.at, type_=UtcTime).over(partition_by=moved.target_id, order_by=(moved.at, moved.id))
+    columns = (moved.target_id, moved.kind, moved.at.label("left_at"), back_at.label("back_at"))
+    moves = select(*columns).where(moved.schedule.is_(None)).subquery("moves")
+    ended = (moves.c.kind == "retired", moves.c.back_at >= scope.begins_at)
+    return select(moves).where(*ended).subquery("away")
 
 
 def _summed(steps: Counter[dt.date], scope: Scope) -> Counter[dt.date]:
@@ -246,12 +252,8 @@ def _summed(steps: Counter[dt.date], scope: Scope) -> Counter[dt.date]:
 
 def open_gap_count(connection: Connection) -> int:
     """How many gaps are open, without reading those that have ended."""
-    return int(connection.execute(text(_OPEN_GAPS)).scalar_one())
-
-
-_OPEN_GAPS: Final = """
-SELECT count(*) FROM target WHERE observation_id IS NULL AND retired_at IS NULL AND version > 0
-"""
+    is_open = (target.c.observation_id.is_(None), target.c.retired_at.is_(None), target.c.version > 0)
+    return int(connection.execute(select(func.count()).select_from(target).where(*is_open)).scalar_one())
 
 
 def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) -> list[Hold]:
@@ -259,7 +261,12 @@ def holds(connection: Connection, *, org: str = "", user: str = "", limit: int) 
     columns = (target.c.id, *TARGET_KEY, target.c.held_since, target.c.flow_count, latest_reason())
     chosen = select(*columns).where(IS_HELD).order_by(target.c.held_since, *TARGET_KEY)
     rows = connection.execute(with_ids(connection.dialect.name, chosen, org, user).limit(limit)).all()
-    held = _held(connection, [row.id for row in rows])
+    held = defaultdict[int, list[tuple[str, str | None]]](list)
+    is_held = or_(workflow.c.missing_since.is_not(None), workflow.c.doubted.is_not(None))
+    doubts = select(workflow.c.target_id, workflow.c.flow_id, workflow.c.doubted)
+    doubts = doubts.where(workflow.c.target_id.in_([row.id for row in rows]))
+    for target_id, flow_id, doubted in connection.execute(doubts.where(is_held)):
+        held[target_id].append((flow_id, doubted))
     return [_hold(row, held[row.id]) for row in rows]
 
 
@@ -269,39 +276,18 @@ def _hold(row: Any, held: Sequence[tuple[str, str | None]]) -> Hold:
     return Hold(*whose, row.held_since, len(held), row.flow_count, row.reason, code(scope))
 
 
-def _held(connection: Connection, target_ids: Sequence[int]) -> dict[int, list[tuple[str, str | None]]]:
-    """The workflows of which something is held, and which changes, for each of these targets."""
-    sql = text(
-        "SELECT target_id, flow_id, doubted FROM workflow"
-        " WHERE target_id IN :ids AND (missing_since IS NOT NULL OR doubted IS NOT NULL)"
-    )
-    held: dict[int, list[tuple[str, str | None]]] = {target_id: [] for target_id in target_ids}
-    for target_id, *row in connection.execute(sql.bindparams(bindparam("ids", expanding=True)), {"ids": target_ids}):
-        held[target_id].append((row[0], row[1]))
-    return held
+# --------------------------------------------------------------------------------------------- pieces of statements
 
 
-def most_changed(connection: Connection, scope: Scope, limit: int) -> list[MostChanged]:
-    """The workflows to which most happened."""
-    sql = f"""
-    SELECT org_id, flow_id, count(*) FROM org_event{_within(scope)}
-    GROUP BY org_id, flow_id ORDER BY 3 DESC, 1, 2 LIMIT :limit
-    """
-    return fetch(connection, MostChanged, sql, **_parameters(scope), limit=limit)
+def _counted(rows: Select[Any]) -> Select[Any]:
+    """How many of these rows have the same values."""
+    columns = list(rows.selected_columns)
+    return rows.add_columns(func.count()).group_by(*(literal_column(str(n)) for n in range(1, len(columns) + 1)))
 
 
-# ---------------------------------------------------------------------------------------------------- pieces of SQL
-
-
-def _rows(connection: Connection, sql: str, scope: Scope) -> Iterable[Any]:
-    """The rows of a statement with those of ``:since``, ``:end`` and ``:org`` that it names."""
-    given = {name: value for name, value in _parameters(scope).items() if f":{name}" in sql}
-    return connection.execute(with_times(sql, given), given)
-
-
-def _by_day(connection: Connection, sql: str, scope: Scope, days: int = 1) -> Iterator[Any]:
-    """Rows of a statement whose first ``days`` columns are ``_minute``, which become days of the scope's zone."""
-    for row in _rows(connection, sql, scope):
+def _by_day(connection: Connection, scope: Scope, rows: Select[Any], days: int = 1) -> Iterator[Any]:
+    """``_counted``, whose first ``days`` columns are ``_minute``, which become days of the scope's zone."""
+    for row in connection.execute(_counted(rows)):
         yield (*(_day_of(minute, scope.zone) for minute in row[:days]), *row[days:])
 
 
@@ -309,31 +295,21 @@ def _day_of(minute: str | None, zone: dt.tzinfo) -> dt.date | None:
     return dt.datetime.fromisoformat(f"{minute}+00:00").astimezone(zone).date() if minute else None
 
 
-def _minute(connection: Connection, column: str) -> str:
+def _minute(connection: Connection, time: ColumnElement[Any]) -> ColumnElement[Any]:
     """The minute of a time, as text: zones begin their days with one, and the databases know fewer zones than we."""
     if connection.dialect.name == "sqlite":
-        return f"substr({column}, 1, 16)"
-    return f"to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI')"
+        return func.substr(time, 1, 16)
+    return func.to_char(func.timezone("UTC", time), "YYYY-MM-DD HH24:MI")
 
 
-def _only(org: str, column: str = "org_id") -> str:
-    return f" AND {column} = :org" if org else ""
+def _only(org: str, rows: FromClause) -> list[ColumnElement[bool]]:
+    return [rows.c.org_id == org] if org else []
 
 
-def _within(scope: Scope) -> str:
-    return f" WHERE observed_at >= :since AND observed_at < :end{_only(scope.org)}"
-
-
-def _given(org: str) -> dict[str, Any]:
-    return {"org": org} if org else {}
-
-
-def _parameters(scope: Scope) -> dict[str, Any]:
-    return {"since": scope.begins_at, "end": scope.ends_at, **_given(scope.org)}
-
-
-def _cycle(column: str) -> str:
-    return f"CASE WHEN {column} IN ({', '.join(map(repr, CYCLE_LABELS))}) THEN {column} ELSE '{OTHER}' END"
+def _within(scope: Scope) -> list[ColumnElement[bool]]:
+    """Events of the scope."""
+    at = org_event.c.observed_at
+    return [at >= scope.begins_at, at < scope.ends_at, *_only(scope.org, org_event)]
 
 
 def _calendar(since: dt.date, until: dt.date) -> list[dt.date]:

@@ -61,22 +61,20 @@ def list_now(dialect: str, known: Target, **asked: Any) -> Select[Any]:
 def list_then(
     connection: Connection, known: Target, at: dt.datetime, *, find: str = "", cycle: str = ""
 ) -> Select[Any]:
-    """``ListWorkflowAsOf``, by flow_id: the list at ``at``. The parameters of the statement are ``parameters_then``."""
-    dialect = connection.dialect.name
-    then = flows_statement(cheaper_way(connection, at), parameters_then(known, at), "").subquery("then_listed")
-    found = any_contains(dialect, find or None, then.c.flow_id, then.c.flow_name)
+    """``ListWorkflowAsOf``, by flow_id: the list at ``at``."""
+    then = flows_statement(cheaper_way(connection, at), at, _mine(known)).subquery("then_listed")
+    found = any_contains(connection.dialect.name, find or None, then.c.flow_id, then.c.flow_name)
     found += [then.c.cycle == cycle] if cycle else []
     return select(then).where(then.c.expression == known.expression, *found).order_by(then.c.flow_id)
 
 
-def parameters_then(known: Target, at: dt.datetime) -> dict[str, Any]:
-    return {"org_id": known.org_id, "user_id": known.user_id, "at": at}
+def _mine(known: Target) -> dict[str, str]:
+    return {"org_id": known.org_id, "user_id": known.user_id}
 
 
 def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf | None:
     """How well the list at ``at`` is known; None: the target had not been observed yet, or was retired."""
-    found = connection.execute(targets_statement(parameters_then(known, at)), parameters_then(known, at))
-    rows = (TargetAsOf(*each) for each in found)
+    rows = (TargetAsOf(*each) for each in connection.execute(targets_statement(at, _mine(known))))
     return next((row for row in rows if row.expression == known.expression and row.observed_before), None)
 
 
@@ -89,11 +87,8 @@ def difference(
 
 
 def _flows(connection: Connection, known: Target, at: dt.datetime | None) -> Iterator[Flow]:
-    if at is None:
-        rows = connection.execute(list_now(connection.dialect.name, known))
-    else:
-        rows = connection.execute(list_then(connection, known, at), parameters_then(known, at))
-    return (Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in rows)
+    listed = list_then(connection, known, at) if at else list_now(connection.dialect.name, known)
+    return (Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in connection.execute(listed))
 
 
 # ------------------------------------------------------------------------------------------------------ its past
@@ -181,9 +176,9 @@ def _tick(run: Any, changes: int | None, issue: Any, spans: Sequence[Any], silen
 # -------------------------------------------------------------------------------------------------- all of them
 
 
-def coverage_then(dialect: str, *, org: str = "", user: str = "") -> Select[Any]:
-    """``TargetAsOf`` of the targets whose ids contain these parts, at the parameter ``at``."""
-    then = targets_statement({}).subquery("targets_then")
+def coverage_then(dialect: str, at: dt.datetime, *, org: str = "", user: str = "") -> Select[Any]:
+    """``TargetAsOf`` of the targets whose ids contain these parts."""
+    then = targets_statement(at, {}).subquery("targets_then")
     order = (then.c.org_id, then.c.user_id, then.c.expression)
     return with_ids(dialect, select(then), org, user).order_by(*order)
 
@@ -192,7 +187,6 @@ def coverage_of(connection: Connection, targets: Sequence[Target], at: dt.dateti
     """How well the lists of these targets at ``at`` are known; those not observed by then are left out."""
     if not targets:
         return {}
-    keys: BindParameter[Any] = bindparam("chosen", expanding=True)
-    chosen = targets_statement({}, "(t.org_id, t.user_id, t.expression) IN :chosen", keys)
-    rows = connection.execute(chosen, {"at": at, "chosen": [tuple(each) for each in targets]})
+    keys: BindParameter[Any] = bindparam("chosen", [tuple(each) for each in targets], expanding=True)
+    rows = connection.execute(targets_statement(at, {}, "(t.org_id, t.user_id, t.expression) IN :chosen", keys))
     return {Target(*row[:3]): TargetAsOf(*row) for row in rows if row.observed_before}

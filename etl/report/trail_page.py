@@ -10,15 +10,15 @@ counts and an index, and only then their changes. A test compares the two.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam, text
 
 from etl.domain.kinds import DELTA_KINDS
 from etl.report.names import WHOLE, contains_sql, id_sql, id_value, pattern
-from etl.report.reading import fetch
-from etl.report.rows import ListChange
+from etl.report.rows import ListChange, sql_columns
+from etl.schema import UtcTime
 
 KIND_SQL: Final = "c.kind || ''"
 """The kind of a change as a condition asks for it: see ``etl.schema.CHANGE_KIND``."""
@@ -64,10 +64,16 @@ def newest(
     # asked for: then it may have none, and older ones are looked at only if the newest ones do not suffice.
     for most in (*_NEWEST_SETS, None) if flow or name else (limit,):
         sql = _statement(sets, changes, most, each_by_index=dialect == "postgresql" and most is not None)
-        found = fetch(connection, ListChange, sql, limit=limit, **bound, **({"sets": most} if most else {}))
+        found = _fetch(connection, sql, {"limit": limit, **bound, **({"sets": most} if most else {})})
         if len(found) == limit:
             break
     return found
+
+
+def _fetch(connection: Connection, sql: str, values: Mapping[str, Any]) -> list[ListChange]:
+    times = (bindparam(name, type_=UtcTime) for name, value in values.items() if isinstance(value, dt.datetime))
+    statement = text(sql).bindparams(*times).columns(*sql_columns(ListChange))
+    return [ListChange(*row) for row in connection.execute(statement, values)]
 
 
 def _statement(sets: _Conditions, changes: _Conditions, most: int | None, *, each_by_index: bool) -> str:

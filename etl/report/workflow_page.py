@@ -20,17 +20,11 @@ from sqlalchemy import (
     text,
 )
 
-from etl.report.asof import CONFIGURED_THEN, cheaper_way, flows_statement, targets_statement
+from etl.report.asof import cheaper_way, flows_statement, targets_statement
 from etl.report.listings import STATES, WORKFLOWS
 from etl.report.names import WHOLE, id_contains
-from etl.report.rows import (
-    Coverage,
-    Gap,
-    ListWorkflowAsOf,
-    OrgWorkflowEvent,
-    OrgWorkflowState,
-    view,
-)
+from etl.report.reading import sql
+from etl.report.rows import Coverage, Gap, OrgWorkflowEvent, OrgWorkflowState, view
 from etl.schema import UtcTime, change_set, org_event, target, workflow
 
 
@@ -100,7 +94,7 @@ def _lists_then(connection: Connection, org: str, user: str, at: dt.datetime) ->
         raise TooManyLists
     given: BindParameter[Any] = bindparam("ids", ids, expanding=True)
     way = cheaper_way(connection, at)
-    return flows_statement(way, {}, condition="t.id IN :ids", parameters=[given]).bindparams(at=at)
+    return flows_statement(way, at, {}, condition="t.id IN :ids", parameters=[given])
 
 
 def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, int]]:
@@ -114,31 +108,18 @@ def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, in
 # ------------------------------------------------------------------------------------- the users at a moment
 
 
-_TARGETS_THEN: Final = f"""
-    SELECT t.id FROM target t
-    WHERE t.org_id = :org_id AND t.expression = '' AND {CONFIGURED_THEN}"""  # noqa: S608 - our own words
-_USERS_THEN: Final = f"""
-    SELECT c.flow_id, sum(CASE c.kind WHEN 'baseline' THEN 1 WHEN 'added' THEN 1 WHEN 'removed' THEN -1 ELSE 0 END)
-    FROM workflow_change c
-    CROSS JOIN change_set s
-    WHERE c.flow_id IN :flows AND s.id = c.change_set_id AND s.observed_at <= :at AND s.target_id IN ({_TARGETS_THEN})
-    GROUP BY c.flow_id"""  # noqa: S608 - our own words
+_USERS_THEN: Final = text(sql("users_then")).bindparams(
+    bindparam("at", type_=UtcTime), bindparam("flows", expanding=True)
+)
 
 
-def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: dt.datetime) -> list[int]:
-    """For each of these workflows, how many users' latest lists until ``at`` showed it.
+def users_then(connection: Connection, org: str, flows: Sequence[str], at: dt.datetime) -> dict[str, int]:
+    """For each of these workflows that was in a list, how many users' latest lists until ``at`` showed it.
 
     It costs as many rows as there were changes of these workflows until ``at``, so it is asked for a page of them.
     """
-    counted = text(_USERS_THEN).bindparams(bindparam("at", type_=UtcTime()), bindparam("flows", expanding=True))
-    flows_of = dict[str, list[str]]()
-    for state in states:
-        flows_of.setdefault(state.org_id, []).append(state.flow_id)
-    found = dict[tuple[str, str], int]()
-    for org, flows in flows_of.items():
-        given = {"org_id": org, "at": at, "flows": flows}
-        found |= {(org, flow): int(users) for flow, users in connection.execute(counted, given)}
-    return [found.get(state[:2], 0) for state in states]
+    found = connection.execute(_USERS_THEN, {"org_id": org, "flows": flows, "at": at})
+    return {flow: int(users) for flow, users in found}
 
 
 # ----------------------------------------------------------------------------------------------- one of them
@@ -146,22 +127,16 @@ def users_then(connection: Connection, states: Sequence[OrgWorkflowState], at: d
 
 def coverage_then(connection: Connection, org: str, at: dt.datetime) -> dict[Coverage, int]:
     """How many targets of the organisation were known how well at ``at``."""
-    parameters = {"org_id": org, "at": at}
-    targets = targets_statement(parameters).subquery("targets_then")
+    targets = targets_statement(at, {"org_id": org}).subquery("targets_then")
     counted = select(targets.c.coverage, func.count()).group_by(targets.c.coverage)
-    return {known: int(number) for known, number in connection.execute(counted, parameters)}
-
-
-def parameters_then(org: str, at: dt.datetime, flow: str) -> dict[str, Any]:
-    return {"org_id": org, "at": at, "flow_id": flow}
+    return {known: int(number) for known, number in connection.execute(counted)}
 
 
 def seen_by(connection: Connection, org: str, flow: str, at: dt.datetime) -> Select[Any]:
-    """``ListWorkflowAsOf``: the lists that showed it at ``at``; the parameters are ``parameters_then``."""
-    parameters = parameters_then(org, at, flow)
-    then = flows_statement(cheaper_way(connection, at, flow), parameters).subquery("then_listed")
-    columns = [then.c[name] for name in ListWorkflowAsOf._fields]
-    return select(*columns).order_by(then.c.user_id, then.c.expression)
+    """``ListWorkflowAsOf``: the lists that showed it at ``at``."""
+    way = cheaper_way(connection, at, flow)
+    then = flows_statement(way, at, {"org_id": org, "flow_id": flow}).subquery("then_listed")
+    return select(then).order_by(then.c.user_id, then.c.expression)
 
 
 def gaps_of(connection: Connection, org: str, users: Sequence[str]) -> list[Gap]:

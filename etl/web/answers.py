@@ -33,7 +33,6 @@ class TableQuery(NamedTuple):
     name: str
     row_type: type[tuple[Any, ...]]
     statement: Select[Any]
-    parameters: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, site: Site, listing: Listing[Any], **asked: Any) -> TableQuery:
@@ -41,7 +40,7 @@ class TableQuery(NamedTuple):
         return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
 
     def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
-        return reading.page(connection, self.row_type, self.statement, limit, offset, self.parameters)
+        return reading.page(connection, self.row_type, self.statement, limit, offset)
 
 
 def html(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:
@@ -74,7 +73,7 @@ def table_page(
 
 def listing_file(site: Site, listing: TableQuery, fmt: Format) -> Response:
     """All rows of a table, streamed in constant memory."""
-    rows = stream(site.engine, listing.statement, listing.row_type, listing.parameters)
+    rows = stream(site.engine, listing.statement, listing.row_type)
     return rows_file(listing.name, columns_of(listing.row_type), rows, fmt)
 
 

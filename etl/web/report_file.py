@@ -52,8 +52,7 @@ def write(
             scope=asked,
         )
         latest = overview.latest_changes(connection, asked, EVENTS_AT_MOST + 1)
-        most_changed = summaries.most_changed(connection, asked, _LIVES)
-        lives = [_life(connection, each.org_id, each.flow_id) for each in most_changed]
+        lives = [_life(connection, *each) for each in summaries.most_changed(connection, asked, _LIVES)]
     inline = {"style": _inline("style.css"), "app": _inline("app.js"), "plotly": _inline(PLOTLY)}
     values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
     html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})

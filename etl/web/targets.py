@@ -31,8 +31,8 @@ def index(site: Site, request: Request) -> Response:
     asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
     wanted, at = asked.asked_of(TARGETS, now), asked.moment("as_of", now)
     if fmt and at:
-        then = target_page.coverage_then(site.engine.dialect.name, org=wanted["org"], user=wanted["user"])
-        return listing_file(site, TableQuery("targets", TargetAsOf, then, {"at": at}), fmt)
+        then = target_page.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
+        return listing_file(site, TableQuery("targets", TargetAsOf, then), fmt)
 
     def covered(connection: Connection, rows: Sequence[TargetHealth]) -> dict[str, Any]:
         return {"at": at, "then": _coverage(connection, rows, at)}
@@ -94,7 +94,7 @@ def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQue
         statement = target_page.list_now(connection.dialect.name, known.target, **filters)
         return TableQuery("workflows", ListWorkflow, statement)
     statement = target_page.list_then(connection, known.target, view.at, **filters)
-    return TableQuery("workflows", ListWorkflowAsOf, statement, target_page.parameters_then(known.target, view.at))
+    return TableQuery("workflows", ListWorkflowAsOf, statement)
 
 
 def _versions(known: KnownTarget, view: View) -> TableQuery:

@@ -72,7 +72,8 @@ def _shown(
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
     values = paging.cut(rows) | {"facets": facets, "found": found}
     if at:
-        values["users"] = workflow_page.users_then(connection, values["rows"], at)
+        users = workflow_page.users_then(connection, org, [row.flow_id for row in values["rows"]], at)
+        values["users"] = [users.get(row.flow_id, 0) for row in values["rows"]]
         values["known"] = workflow_page.coverage_then(connection, org, at)
     return values
 
@@ -122,12 +123,7 @@ def one(site: Site, request: Request) -> Response:
         tables = {
             "states": TableQuery.of(site, HISTORY, **mine)._replace(name="states"),
             "story": TableQuery.of(site, EVENTS, **mine, newest_first=True)._replace(name="story"),
-            "seen": TableQuery(
-                "seen",
-                ListWorkflowAsOf,
-                workflow_page.seen_by(connection, org, flow, at or now),
-                workflow_page.parameters_then(org, at or now, flow),
-            ),
+            "seen": TableQuery("seen", ListWorkflowAsOf, workflow_page.seen_by(connection, org, flow, at or now)),
         }
         if not fmt:
             values = _about(site, connection, org, flow, tables)
