@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    Text,
     TextualSelect,
     bindparam,
     case,
@@ -109,7 +110,7 @@ def by_cycle(connection: Connection, listing: Select[Any]) -> list[tuple[str, in
 
 
 _USERS_THEN: Final = text(sql("users_then")).bindparams(
-    bindparam("at", type_=UtcTime), bindparam("flows", expanding=True)
+    bindparam("at", type_=UtcTime), bindparam("flows", type_=Text, expanding=True)
 )
 
 

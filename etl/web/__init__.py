@@ -23,8 +23,7 @@ from etl.report.conditions import DetectedCondition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summaries import Scope
 from etl.system.background import BackgroundLoop
-from etl.web.connections import Connections
-from etl.web.server import HttpServer
+from etl.web.server import Connections, HttpServer
 
 __all__ = ["Connections", "HttpServer", "counting_ahead", "create_app", "report_html"]
 

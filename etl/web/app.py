@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -17,25 +17,39 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from etl.domain.kinds import DELTA_KINDS
+from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
-from etl.report import summaries, trail_page
+from etl.report import columns_of, summaries, trail_page, versions
 from etl.report.details import detail_sentences
-from etl.report.listings import CHANGES, GAPS, HELD_WORKFLOWS
+from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, STATUSES
+from etl.report.names import search
 from etl.report.reading import short_transaction
+from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.report.trail_page import Position
-from etl.web import events, overview, targets, workflows
-from etl.web.answers import Site, TableQuery, html, listing_file, table_page, wanted_format
-from etl.web.connections import ConcurrencyLimit
-from etl.web.params import PAGE_ROWS, RequestParams, whole_number
+from etl.report.workflow_page import UserChange, user_changes
+from etl.web import overview, targets, workflows
+from etl.web.page import (
+    PAGE_ROWS,
+    RequestParams,
+    Site,
+    TableQuery,
+    html,
+    listing_file,
+    rows_file,
+    table_page,
+    wanted_format,
+    whole_number,
+)
 from etl.web.rendering import asset
-from etl.web.security import KnownHosts, SecurityHeaders
+from etl.web.security import ConcurrencyLimit, KnownHosts, SecurityHeaders
 
 PAGES_AT_ONCE: Final = 16
 """Requests for pages handled at a time; further threads are left for health and metrics."""
 _USUAL_SINCE: Final = "90 days ago"
-_PIECE_ROWS: Final = 1000
-_GAPS_AT_MOST: Final = 1_000_000
+_SHOWN: Final = 100
+_FOUND: Final = 50
+_FEW: Final = 20
+_LATEST: Final = 10
 
 
 def first(site: Site, request: Request) -> Response:
@@ -48,7 +62,7 @@ def first(site: Site, request: Request) -> Response:
         found = overview.gather(
             connection, health, now, coverage_gap=site.coverage_gap, scope=scope, own=site.own(), wait=False
         )
-        latest = events.latest(site, connection)
+        latest = latest_events(site, connection)
     service = {"role": site.role(), "next_runs": sorted(site.next_fire_times().items(), key=lambda item: item[1])}
     return html(request, "overview.html", {**found, **latest, **service, "periods": overview.PERIODS, "asked": asked})
 
@@ -86,6 +100,77 @@ def gaps(site: Site, request: Request) -> Response:
     return table_page(site, request, listing, "gaps.html")
 
 
+def events(site: Site, request: Request) -> Response:
+    wanted = RequestParams(request).asked_of(EVENTS, site.now())
+
+    def behind(connection: Connection, rows: Sequence[OrgWorkflowEvent]) -> dict[str, Any]:
+        kinds = wanted["kind"] or EVENT_KINDS
+        return {"kinds": kinds, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
+
+    return table_page(site, request, TableQuery.of(site, EVENTS, **wanted, newest_first=True), "events.html", behind)
+
+
+def latest_events(site: Site, connection: Connection) -> dict[str, Any]:
+    """The last events of all organisations, for the first page."""
+    rows = EVENTS.page(connection, _LATEST, newest_first=True)
+    return {"latest_events": rows, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
+
+
+def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> Mapping[int, Sequence[UserChange]]:
+    return user_changes(connection, [event for event in shown if _is_of_few(event)])
+
+
+def _is_of_few(event: OrgWorkflowEvent) -> bool:
+    """Whether its users are shown beside it; those of others have a page of their own."""
+    return max(event.users_before, event.users_after) <= _FEW
+
+
+def event(site: Site, request: Request) -> Response:
+    asked, fmt = RequestParams(request), wanted_format(request)
+    number = asked.number("event_id")
+    with short_transaction(site.engine) as connection:
+        found = next(iter(EVENTS.page(connection, 1, event=number)), None)
+        if found is None:
+            raise HTTPException(404, "There is no such event.")
+        lists = user_changes(connection, [found])[number]
+    if fmt:
+        return rows_file("lists", columns_of(UserChange), lists, fmt)
+    return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
+
+
+def runs(site: Site, request: Request) -> Response:
+    listing = TableQuery.of(site, RUNS, **RequestParams(request).asked_of(RUNS, site.now()))
+    return table_page(site, request, listing, "runs.html", lambda connection, rows: {"statuses": STATUSES})
+
+
+def run(site: Site, request: Request) -> Response:
+    asked, fmt = RequestParams(request), wanted_format(request)
+    run_id = asked.number("run_id")
+    tables = {
+        "versions": TableQuery("versions", RunVersion, versions.versions(run_id)),
+        "issues": TableQuery("issues", RunIssue, versions.issues(run_id)),
+    }
+    table = asked.one_of("table", tables)
+    with short_transaction(site.engine) as connection:
+        found = next(iter(RUNS.page(connection, 1, run=run_id)), None)
+        if found is None:
+            raise HTTPException(404, "There is no such run.")
+        if not fmt:
+            values: dict[str, Any] = {name: each.page(connection, _SHOWN + 1) for name, each in tables.items()}
+            values["causes"] = versions.causes(connection, run_id)
+    if fmt:
+        return listing_file(site, tables[table or "versions"], fmt)
+    return html(request, "run.html", {"asked": asked, "run": found, "now": site.now(), "most": _SHOWN, **values})
+
+
+def found(site: Site, request: Request) -> Response:
+    asked = RequestParams(request)
+    part = asked.text("q").strip()
+    with short_transaction(site.engine) as connection:
+        result = search(connection, part, _FOUND) if part else None
+    return html(request, "search.html", {"asked": asked, "q": part, "result": result, "most": _FOUND})
+
+
 def pages(site: Site) -> list[BaseRoute]:
     """The routes of the pages."""
     return [
@@ -94,11 +179,11 @@ def pages(site: Site) -> list[BaseRoute]:
         Route("/workflows", partial(workflows.index, site)),
         Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
         Route("/workflow", partial(workflows.one, site)),
-        Route("/events", partial(events.events, site)),
-        Route("/events/{event_id}", partial(events.event, site)),
-        Route("/runs", partial(events.runs, site)),
-        Route("/runs/{run_id}", partial(events.run, site)),
-        Route("/search", partial(events.found, site)),
+        Route("/events", partial(events, site)),
+        Route("/events/{event_id}", partial(event, site)),
+        Route("/runs", partial(runs, site)),
+        Route("/runs/{run_id}", partial(run, site)),
+        Route("/search", partial(found, site)),
         Route("/held", partial(held, site)),
         Route("/targets", partial(targets.index, site)),
         Route("/targets/{org}/{user}", partial(targets.one, site)),

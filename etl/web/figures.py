@@ -7,7 +7,7 @@ script inserts its value. Plotly interprets its own markup in every text, so for
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from etl.domain.kinds import EVENT_KINDS
@@ -30,20 +30,19 @@ def label(words: str) -> str:
     return foreign(words, 60).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _bars_of_events(rows: Sequence[Day | Churn]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """A bar for each kind of event that there is, and its length in each row."""
+    for kind in EVENT_KINDS:
+        numbers = [row.events.get(kind, 0) for row in rows]
+        if any(numbers):
+            yield {"type": "bar", "name": kind_label(kind), "marker": {"color": f"--kind-{kind}"}}, numbers
+
+
 def events_by_day(days: Sequence[Day], scope: Scope, first: dt.date | None) -> Figure:
     """A stacked bar per day; ``first`` is the day of the first observation."""
+    dates = [day.day.isoformat() for day in days]
     return {
-        "data": [
-            {
-                "type": "bar",
-                "name": kind_label(kind),
-                "x": [day.day.isoformat() for day in days],
-                "y": [day.events.get(kind, 0) for day in days],
-                "marker": {"color": f"--kind-{kind}"},
-            }
-            for kind in EVENT_KINDS
-            if any(day.events.get(kind) for day in days)
-        ],
+        "data": [{**bar, "x": dates, "y": numbers} for bar, numbers in _bars_of_events(days)],
         "layout": {
             "barmode": "stack",
             "hovermode": "x unified",
@@ -53,39 +52,45 @@ def events_by_day(days: Sequence[Day], scope: Scope, first: dt.date | None) -> F
     }
 
 
+def events_by_organisation(churn: Sequence[Churn]) -> Figure:
+    """One bar per organisation, the one with most events on top."""
+    names = [label(row.org_id) for row in churn]
+    return {
+        "data": [{**bar, "orientation": "h", "y": names, "x": numbers} for bar, numbers in _bars_of_events(churn)],
+        "layout": {
+            "barmode": "stack",
+            "hovermode": "y unified",
+            "height": 110 + _ROW_PIXELS * len(churn),
+            "yaxis": {"type": "category", "autorange": "reversed"},
+            "xaxis": {"title": {"text": "events"}, "rangemode": "tozero"},
+        },
+    }
+
+
 def workflows_by_cycle(day_snapshots: Sequence[DaySnapshot], scope: Scope, first: dt.date | None) -> Figure:
     """Stacked areas; below them, the share of targets whose list was not known. A single day is a bar."""
     days = [day.day.isoformat() for day in day_snapshots]
-    single = len(days) == 1
-    unobserved = [_share_unobserved(days, day_snapshots)] if any(each.unobserved for each in day_snapshots) else []
-    return {
-        "data": [
-            *(
-                {
-                    "type": "bar" if single else "scatter",
-                    **({} if single else {"mode": "lines", "stackgroup": "cycle"}),
-                    "name": cycle_label(cycle),
-                    "x": days,
-                    "y": [day.by_cycle[cycle] for day in day_snapshots],
-                    **_filled(_cycle_colour(cycle), single),
-                }
-                for cycle in CYCLES
-                if any(day.by_cycle[cycle] for day in day_snapshots)
-            ),
-            *unobserved,
-        ],
-        "layout": {
-            "barmode": "stack",
-            "hovermode": "x unified",
-            "yaxis": {
-                "title": {"text": "workflows"},
-                "rangemode": "tozero",
-                "domain": [0.28, 1] if unobserved else [0, 1],
-            },
-            **({"yaxis2": _SHARE_AXIS} if unobserved else {}),
-            **_days_of(scope, first),
-        },
+    data = list[dict[str, Any]]()
+    for cycle in CYCLES:
+        numbers, colour = [day.by_cycle[cycle] for day in day_snapshots], f"--cycle-{cycle}"
+        bar = {"type": "bar", "marker": {"color": colour}}
+        line = {"line": {"width": 1, "color": colour}, "fillcolor": colour}
+        area = {"type": "scatter", "mode": "lines", "stackgroup": "cycle", **line}
+        if any(numbers):
+            data.append({**(bar if len(days) == 1 else area), "name": cycle_label(cycle), "x": days, "y": numbers})
+    layout = {
+        "barmode": "stack",
+        "hovermode": "x unified",
+        "yaxis": {"title": {"text": "workflows"}, "rangemode": "tozero", "domain": [0, 1]},
+        **_days_of(scope, first),
     }
+    if any(each.unobserved for each in day_snapshots):
+        shares = [round(day.share_unobserved, 4) for day in day_snapshots]
+        share = {"type": "bar", "name": "targets not observed", "marker": {"color": "--kind-baseline"}}
+        data.append({**share, "x": days, "y": shares, "yaxis": "y2"})
+        layout["yaxis"]["domain"] = [0.28, 1]
+        layout["yaxis2"] = {"domain": [0, 0.18], "range": [0, 1], "tickformat": ".0%", "nticks": 3}
+    return {"data": data, "layout": layout}
 
 
 def _days_of(scope: Scope, first: dt.date | None) -> dict[str, Any]:
@@ -104,54 +109,6 @@ def _days_of(scope: Scope, first: dt.date | None) -> dict[str, Any]:
         "xaxis": axis,
         "shapes": [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}],
         "annotations": [{**mark, "text": "looking began", "font": {"color": "--quiet"}}],
-    }
-
-
-_SHARE_AXIS: Final = {
-    "domain": [0, 0.18],
-    "range": [0, 1],
-    "tickformat": ".0%",
-    "nticks": 3,
-}
-
-
-def _share_unobserved(days: Sequence[str], day_snapshots: Sequence[DaySnapshot]) -> dict[str, Any]:
-    return {
-        "type": "bar",
-        "name": "targets not observed",
-        "x": list(days),
-        "y": [round(day.share_unobserved, 4) for day in day_snapshots],
-        "yaxis": "y2",
-        "marker": {"color": "--kind-baseline"},
-    }
-
-
-def _filled(colour: str, as_bar: bool) -> dict[str, Any]:
-    return {"marker": {"color": colour}} if as_bar else {"line": {"width": 1, "color": colour}, "fillcolor": colour}
-
-
-def events_by_organisation(churn: Sequence[Churn]) -> Figure:
-    """One bar per organisation, the one with most events on top."""
-    return {
-        "data": [
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": kind_label(kind),
-                "y": [label(row.org_id) for row in churn],
-                "x": [row.events.get(kind, 0) for row in churn],
-                "marker": {"color": f"--kind-{kind}"},
-            }
-            for kind in EVENT_KINDS
-            if any(row.events.get(kind) for row in churn)
-        ],
-        "layout": {
-            "barmode": "stack",
-            "hovermode": "y unified",
-            "height": 110 + _ROW_PIXELS * len(churn),
-            "yaxis": {"type": "category", "autorange": "reversed"},
-            "xaxis": {"title": {"text": "events"}, "rangemode": "tozero"},
-        },
     }
 
 
@@ -207,7 +164,7 @@ def _bars(
         "textangle": 0,
         "customdata": [[_stamp(state.valid_from), _stamp(_end(state))] for state, _, _ in parts],
         "hovertemplate": "%{text}<br>%{customdata[0]} to %{customdata[1]}",
-        "marker": {"color": _cycle_colour(cycle), "line": {"width": 1, "color": "--surface"}},
+        "marker": {"color": f"--cycle-{cycle}", "line": {"width": 1, "color": "--surface"}},
     }
 
 
@@ -230,12 +187,6 @@ def _silences(
     shown = [(gap, since, until) for gap, since, until in shown if since < until and _row_of(gap) in rows]
     if not shown:
         return []
-    said = [
-        ("changed inside" if gap.gap_to else "not ended")
-        if gap.changed_inside or not gap.gap_to
-        else "the same before and after"
-        for gap, _, _ in shown
-    ]
     return [
         {
             "type": "bar",
@@ -245,9 +196,7 @@ def _silences(
             "y": [_row_of(gap) for gap, _, _ in shown],
             "base": [_stamp(since) for _, since, _ in shown],
             "x": [(until - since) // dt.timedelta(milliseconds=1) for _, since, until in shown],
-            "customdata": [
-                [_stamp(since), _stamp(until), words] for (_, since, until), words in zip(shown, said, strict=True)
-            ],
+            "customdata": [[_stamp(since), _stamp(until), _inside(gap)] for gap, since, until in shown],
             "hovertemplate": "nobody looked<br>%{customdata[0]} to %{customdata[1]}<br>%{customdata[2]}<extra></extra>",
             "marker": {
                 "color": "--surface",
@@ -256,6 +205,12 @@ def _silences(
             },
         }
     ]
+
+
+def _inside(gap: Gap) -> str:
+    if gap.gap_to is None:
+        return "not ended"
+    return "changed inside" if gap.changed_inside else "the same before and after"
 
 
 def _row_of(state: ListState | Gap) -> str:
@@ -273,7 +228,3 @@ def _begin(states: Sequence[ListState]) -> dt.datetime:
 
 def _stamp(moment: dt.datetime) -> str:
     return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _cycle_colour(cycle: str) -> str:
-    return f"--cycle-{cycle}"

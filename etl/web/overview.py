@@ -1,24 +1,32 @@
-"""The content of the first page and of the report: freshness and problems first."""
+"""The content of the first page and of the report: freshness and problems first, then the sums.
+
+The sums are counted over everything, kept until the database changes, and never waited for long: where the lists are
+many, a thread counts, and a page shows what was counted before, or says that it is being counted.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
+from weakref import WeakKeyDictionary
 
+import structlog
 from sqlalchemy import Connection, Engine
 
+from etl.errors import DatabaseError
 from etl.report import SyncRun, summaries, trail_page
 from etl.report.conditions import Condition, DetectedCondition
 from etl.report.health import TargetSummary
-from etl.report.listings import RUNS
+from etl.report.listings import GAPS, RUNS
 from etl.report.names import WHOLE
 from etl.report.queries import causes
 from etl.report.reading import short_transaction
 from etl.report.rows import ListChange
 from etl.report.summaries import Scope
-from etl.web import sums
 from etl.web.labels import ago, count
 
 PERIODS: Final = (7, 30, 90, 365)
@@ -28,6 +36,16 @@ USUAL_PERIOD: Final = 30
 _SHOWN: Final = 20
 _RUNS: Final = 20
 """Enough to include one that has ended: fewer schedules run at once."""
+MANY: Final = 50_000
+"""Entries in lists that take about a tenth of a second to count."""
+_QUICK_SECONDS: Final = 0.25
+_REUSED_FOR: Final = 60
+"""After a slow count, its result is reused for this many times its duration, even if the database has changed, so that
+counting takes a small part of the time however often somebody looks."""
+_COUNTED_AT_ONCE: Final = 2
+_KEPT: Final = 100
+"""Scopes: there are as many as zones, and somebody may name all of them."""
+_ORGS: Final = 15
 
 
 class ProblemLine(NamedTuple):
@@ -54,7 +72,7 @@ def gather(
     today = now.astimezone(scope.zone).date()
     last = next((run for run in RUNS.page(connection, _RUNS) if run.status != "running"), None)
     open_gaps = summaries.open_gap_count(connection)
-    counted, current = sums.counted(connection, scope, today, 0 if wait else health.listed)
+    counted, current = counted_sums(connection, scope, today, 0 if wait else health.listed)
     days = (scope.until - scope.since).days + 1
     org = WHOLE + scope.org if scope.org else ""
     return {
@@ -85,8 +103,8 @@ def count_ahead(engine: Engine, now: dt.datetime) -> None:
     Raises DatabaseError."""
     with short_transaction(engine) as connection:
         entries = summaries.entries(connection)
-        if entries > sums.MANY:
-            sums.counted(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
+        if entries > MANY:
+            counted_sums(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
 
 
 def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[ListChange]:
@@ -143,3 +161,103 @@ def _with_remedy(condition: Condition, last_with: Mapping[str, Condition]) -> st
     """What is wrong, and the remedy where no other condition that follows has the same."""
     is_last = last_with[condition.remedy] is condition
     return f"{condition.sentence} {condition.remedy}" if is_last else condition.sentence
+
+
+# ---------------------------------------------------------------------------------------------------------- the sums
+
+
+class Sums(NamedTuple):
+    """What was counted, of which state of the database, and how long it is used whatever happens."""
+
+    state: tuple[Any, ...]
+    values: dict[str, Any]
+    at: float
+    reusable_until: float
+
+
+Pieces = dict[str, Callable[[Connection], Any]]
+
+
+class KnownSums:
+    """What was counted of one database, by its scope."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Scope, Sums] = {}
+        self.counting: set[Scope] = set()
+        self.lock = threading.Lock()
+
+
+KNOWN: Final[WeakKeyDictionary[Engine, KnownSums]] = WeakKeyDictionary()
+
+
+def counted_sums(
+    connection: Connection, scope: Scope, today: dt.date, entries: int
+) -> tuple[dict[str, Any] | None, bool]:
+    """The sums of a scope, and whether they are current; None where they are being counted for the first time.
+
+    ``entries``: how many there are in all lists. Where they are many nothing is counted here.
+    """
+    known = KNOWN.setdefault(connection.engine, KnownSums())
+    state, now = (today, *summaries.state(connection)), time.monotonic()
+    for old in [key for key, value in list(known.sums.items()) if value.state[0] != today]:
+        known.sums.pop(old, None)
+    last = known.sums.get(scope)
+    if last is not None and (last.state == state or now < last.reusable_until):
+        return last.values, True
+    pieces = _pieces(scope, today)
+    if entries > MANY:
+        _count_in_a_thread(connection.engine, known, scope, state, pieces)
+        return last and last.values, False
+    values = {name: piece(connection) for name, piece in pieces.items()}
+    _keep(known, scope, state, values, now)
+    return values, True
+
+
+def _pieces(scope: Scope, today: dt.date) -> Pieces:
+    """Days before the first observation are left out of them: what there was then is unknown, not zero."""
+
+    def drawn(connection: Connection) -> Scope:
+        first = summaries.first_day(connection, scope) or scope.since
+        return scope._replace(since=min(max(scope.since, first), scope.until))
+
+    whose = {"org": scope.org and WHOLE + scope.org}
+    of_gaps: dict[str, Any] = {} if scope.everything else {**whose, "since": scope.begins_at, "until": scope.ends_at}
+    return {
+        "first_day": lambda connection: summaries.first_day(connection, scope),
+        "workflows": lambda connection: summaries.workflows(connection, scope.org),
+        "days": lambda connection: summaries.days(connection, drawn(connection)),
+        "day_snapshots": lambda connection: summaries.day_snapshots(connection, drawn(connection), today),
+        "churn": lambda connection: summaries.churn(connection, scope, _ORGS),
+        "gaps": lambda connection: GAPS.page(connection, _SHOWN, **of_gaps),
+        "gap_count": lambda connection: GAPS.count(connection, **of_gaps),
+    }
+
+
+def _count_in_a_thread(engine: Engine, known: KnownSums, scope: Scope, state: tuple[Any, ...], pieces: Pieces) -> None:
+    """Each piece in a transaction of its own, so that on SQLite no writer waits for all of them."""
+
+    def count() -> None:
+        began, values = time.monotonic(), {}
+        try:
+            for name, piece in pieces.items():
+                with short_transaction(engine) as connection:
+                    values[name] = piece(connection)
+            _keep(known, scope, state, values, began)
+        except DatabaseError as error:
+            structlog.get_logger("etl.web").warning("sums_not_counted", error=str(error))
+        finally:
+            known.counting.discard(scope)
+
+    with known.lock:
+        if scope in known.counting or len(known.counting) >= _COUNTED_AT_ONCE:
+            return
+        known.counting.add(scope)
+    threading.Thread(target=count, name="sums", daemon=True).start()
+
+
+def _keep(known: KnownSums, scope: Scope, state: tuple[Any, ...], values: dict[str, Any], began: float) -> None:
+    ended = time.monotonic()
+    for oldest in sorted(known.sums, key=lambda each: known.sums[each].at)[: len(known.sums) - _KEPT + 1]:
+        known.sums.pop(oldest, None)
+    seconds = ended - began
+    known.sums[scope] = Sums(state, values, ended, ended + (_REUSED_FOR * seconds if seconds > _QUICK_SECONDS else 0))

@@ -1,4 +1,4 @@
-"""Protects the page: which host names it answers to, and what a browser may do with it."""
+"""Protects the page: which host names it answers to, how many requests, and what a browser may do with it."""
 
 from __future__ import annotations
 
@@ -86,3 +86,27 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class ConcurrencyLimit:
+    """Handles at most ``most`` requests at a time; further ones get 503 with Retry-After."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._under_way >= self._most:
+            await _TOO_MANY(scope, receive, send)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+
+_TOO_MANY: Final = PlainTextResponse(
+    "Too many pages are being rendered: try again in a few seconds.\n", 503, {"Retry-After": "5"}
+)

@@ -17,8 +17,7 @@ from etl.report.listings import TARGETS
 from etl.report.reading import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
 from etl.report.targets import KnownTarget, targets_of_user
-from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, table_page, wanted_format
-from etl.web.params import RequestParams
+from etl.web.page import RequestParams, Site, TableQuery, html, listing_file, rows_file, table_page, wanted_format
 
 TICKS: Final = 90
 VERSIONS: Final = 20

@@ -19,8 +19,17 @@ from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflow, OrgWorkflowShown, OrgWorkflowState
 from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
-from etl.web.answers import Site, TableQuery, html, listing_file, rows_file, wanted_format
-from etl.web.params import PAGE_ROWS, Paging, RequestParams
+from etl.web.page import (
+    PAGE_ROWS,
+    Paging,
+    RequestParams,
+    Site,
+    TableQuery,
+    html,
+    listing_file,
+    rows_file,
+    wanted_format,
+)
 
 STATES_AT_MOST: Final = 200
 """States of one workflow that its page shows, for all users together."""

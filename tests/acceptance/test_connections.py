@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from etl.system.descriptors import allocate
 from etl.web import Connections, HttpServer
-from etl.web.connections import ConcurrencyLimit
+from etl.web.security import ConcurrencyLimit
 from tests.support.enos import LocalGateway
 from tests.support.program import ANN, ORG, PATIENCE_SECONDS, Program
 

@@ -38,8 +38,9 @@ from etl.report.conditions import DetectedCondition
 from etl.report.listings import GAPS
 from etl.report.summaries import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
-from etl.web import HttpServer, counting_ahead, create_app, report_html, sums
+from etl.web import HttpServer, counting_ahead, create_app, report_html
 from etl.web.labels import target_path, workflow_path
+from etl.web.overview import KNOWN
 from etl.web.rendering import as_data
 from tests.support.browser import (
     BOB,
@@ -320,7 +321,7 @@ def test_slow_sums_are_counted_in_a_thread_while_the_pages_say_so(
     server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = get(server, "/").text
-    monkeypatch.setattr("etl.web.sums.MANY", 0)
+    monkeypatch.setattr("etl.web.overview.MANY", 0)
     other = connect(engine.url.render_as_string(hide_password=False))
     with site(other) as running:
         first = get(running, "/").text
@@ -335,10 +336,10 @@ def test_slow_sums_are_counted_ahead_of_the_first_look(
     server: HttpServer, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = get(server, "/").text
-    monkeypatch.setattr("etl.web.sums.MANY", 0)
+    monkeypatch.setattr("etl.web.overview.MANY", 0)
     other = connect(engine.url.render_as_string(hide_password=False))
     with site(other) as running, counting_ahead(other, lambda: NOW):
-        wait_until(lambda: bool(sums.known(other)))
+        wait_until(lambda: other in KNOWN and bool(KNOWN[other].sums))
         assert get(running, "/").text == known
     other.dispose()
 

@@ -68,7 +68,7 @@ def test_an_event_has_a_page_with_the_lists_behind_it_also_as_a_file(server, eng
 
 
 def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) -> None:
-    monkeypatch.setattr("etl.web.events._FEW", 0)
+    monkeypatch.setattr("etl.web.app._FEW", 0)
     number = ids(engine, "kind = 'disappeared'")[0]
     assert f'<a href="/events/{number}">whose</a>' in get(server, "/events", kind="disappeared").text
 

@@ -17,8 +17,8 @@ from etl.domain.diff import by_id, diff
 from etl.domain.model import Flow, Target
 from etl.report import Report, columns_of
 from etl.report.rows import ListDifference
-from etl.web.answers import rows_file
 from etl.web.labels import target_path
+from etl.web.page import rows_file
 from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG
 from tests.support.builders import after
 from tests.support.month_pages import engine, get, month, rows, server

@@ -15,7 +15,7 @@ from etl.report import Report, workflow_page
 from etl.report.listings import FLOWS, WORKFLOWS
 from etl.report.rows import OrgWorkflow, view
 from etl.web.labels import COVERAGE, workflow_path
-from etl.web.params import PAGE_ROWS
+from etl.web.page import PAGE_ROWS
 from tests.support.browser import HOSTILE_ORG, NOW
 from tests.support.builders import after
 from tests.support.month_pages import engine, get, month, rows, server
