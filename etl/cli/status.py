@@ -21,8 +21,7 @@ from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
 from etl.report.condition_checks import LastCheck
 from etl.report.conditions import Condition, DetectedCondition
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
-from etl.report.health import HealthSnapshot, TargetSummary
-from etl.report.overdue import Overdue
+from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.reading import short_transaction
 from etl.report.targets import KnownTarget, known_targets
 from etl.service.replica import LEASE

@@ -17,7 +17,7 @@ from etl.notify.digest import Digest, Message
 from etl.notify.receivers import ALARM, ALARM_OVER, Key, Outgoing, ReceiverState, Subscription, Timing
 from etl.notify.run_digest import digest_of
 from etl.report.conditions import IN_DIGESTS
-from etl.report.overdue import Overdue
+from etl.report.health import Overdue
 from etl.store import Store, UnnotifiedRun
 from etl.store.notifications import UnnotifiedCondition
 from etl.system.background import BackgroundLoop

@@ -23,11 +23,9 @@ from etl.report.conditions import (
     by_cause,
     codes_like,
     failing,
-    held,
-    roster_failing,
-    unscheduled,
     without_an_answer,
 )
+from etl.report.reading import sql
 from etl.schema import UtcTime
 from etl.system.disk import refusal
 
@@ -36,40 +34,16 @@ _MOST_CAUSES: Final = 20
 _PARTS_READ: Final = 1000
 _LEAST_ROOM_BYTES: Final = 65_536
 """A transaction that changes nothing takes a few pages."""
-_FAILING: Final = text("""
-    SELECT error_code, message, targets, org_id, user_id, expression
-      FROM (SELECT last_error_code AS error_code, coalesce(last_error, '') AS message, org_id, user_id, expression,
-                   count(*) OVER (PARTITION BY last_error_code, last_error) AS targets,
-                   row_number() OVER (PARTITION BY last_error_code, last_error
-                                      ORDER BY consecutive_failures DESC, org_id, user_id, expression) AS nth
-              FROM target
-             WHERE retired_at IS NULL AND consecutive_failures > 0 AND last_error_code IS NOT NULL) AS each_one
-     WHERE nth <= :named ORDER BY targets DESC, error_code, message, nth LIMIT :most
-    """)
+_FAILING: Final = text(sql("failing"))
 _FAILING_BY_CODE: Final = text("""
     SELECT last_error_code, count(*) FROM target
      WHERE retired_at IS NULL AND consecutive_failures > 0 AND last_error_code IS NOT NULL GROUP BY last_error_code
     """)
 _FAILS_SINCE: Final = (
-    text("""
-    WITH row_of_failures AS (
-        SELECT id, run_id, error_code FROM sync_issue
-         WHERE verdict = 'failed' AND target_id = :target_id ORDER BY id DESC LIMIT :failures
-    ), other AS (SELECT max(id) AS id FROM row_of_failures WHERE error_code NOT IN :codes AND error_code NOT IN :silent)
-    SELECT r.started_at FROM row_of_failures f JOIN sync_run r ON r.id = f.run_id
-     WHERE f.id > (SELECT coalesce(id, 0) FROM other) AND f.error_code IN :codes
-       AND ((SELECT id FROM other) IS NOT NULL OR (SELECT count(*) FROM row_of_failures) = :failures)
-     ORDER BY f.id LIMIT 1
-    """)
+    text(sql("fails_since"))
     .bindparams(bindparam("codes", expanding=True), bindparam("silent", expanding=True))
     .columns(started_at=UtcTime)
 )
-"""The first failure in a row with one of these codes, whatever says nothing in between; none where the issues before it
-have been pruned."""
-_ONE_TARGET: Final = text("""
-    SELECT id, consecutive_failures FROM target
-     WHERE org_id = :org_id AND user_id = :user_id AND expression = :expression
-    """)
 _HELD: Final = text("""
     SELECT org_id, user_id, expression, held_since FROM target WHERE retired_at IS NULL AND held_since IS NOT NULL
      ORDER BY held_since, org_id, user_id, expression LIMIT :named
@@ -104,22 +78,18 @@ class LastCheck(NamedTuple):
     finding: str
 
 
-class StoredConditions(msgspec.Struct, frozen=True):
-    """What the active service has written down: when conditions began, and what only it can know."""
-
-    since: dict[tuple[str, str], dt.datetime]
-    of_the_service: list[DetectedCondition]
-
-
-def read_stored(connection: Connection, now: dt.datetime) -> StoredConditions:
-    """What the active service knows; nothing of what it alone knew once it is gone."""
+def stored(
+    connection: Connection, now: dt.datetime
+) -> tuple[list[DetectedCondition], dict[tuple[str, str], dt.datetime]]:
+    """What the active service has written down: what only it can know, nothing once it is gone, and when each condition
+    began, by code and cause."""
     rows = connection.execute(_STORED, {"now": now}).all()
     detected = [
         DetectedCondition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
         for code, cause, since, subjects, named, said, remedy, is_served in rows
         if code in OF_THE_SERVICE and is_served
     ]
-    return StoredConditions({(code, cause): since for code, cause, since, *_ in rows}, detected)
+    return detected, {(code, cause): since for code, cause, since, *_ in rows}
 
 
 def of_targets(
@@ -129,26 +99,34 @@ def of_targets(
     yield from _failing(connection, asked)
     if held_targets:
         first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
-        since = first[0].held_since if first else None
-        yield held(held_targets, held_workflows, since, [str(Target(*row[:3])) for row in first])
+        since, named = (first[0].held_since if first else None), [str(Target(*row[:3])) for row in first]
+        summary = f"{counted(held_targets, 'target')}: {counted(held_workflows, 'workflow')} held"
+        yield DetectedCondition("targets_held", summary, "", since, held_targets, named)
     for org_id, code, message, since in connection.execute(_ROSTERS, {"most": _MOST_CAUSES}):
-        yield roster_failing(org_id, code, message, since)
+        summary = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
+        yield DetectedCondition("roster_failing", summary, org_id, since, 1, (org_id,))
 
 
 def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
     totals: dict[str, int] = {row[0]: row[1] for row in connection.execute(_FAILING_BY_CODE)}
     parts: dict[tuple[str, str], Failing] = {}
-    longest: dict[str, Target] = {}
-    for code, message, number, *key in connection.execute(_FAILING, {"named": SUBJECTS_NAMED, "most": _PARTS_READ}):
-        target = Target(*key)
+    failures: dict[str, tuple[int, int]] = {}
+    for code, message, number, target_id, in_a_row, *key in connection.execute(
+        _FAILING, {"named": SUBJECTS_NAMED, "most": _PARTS_READ}
+    ):
+        name = str(Target(*key))
         part = parts.get((code, message)) or Failing(code, message, number, [])
-        parts[code, message] = part._replace(first=[*part.first, str(target)])
-        longest.setdefault(str(target), target)
+        parts[code, message] = part._replace(first=[*part.first, name])
+        failures.setdefault(name, (target_id, in_a_row))
     causes = sorted(by_cause(parts.values()), key=lambda cause: -cause.targets)
 
     def since(codes: Collection[str], cause: Failing) -> dt.datetime | None:
-        began = (_fails_since(connection, longest[name], codes) for name in cause.first)
-        return min(began, key=_first, default=None)
+        known = {"codes": sorted(codes), "silent": sorted(TELLS_NOTHING)}
+        began = (
+            connection.execute(_FAILS_SINCE, {**known, "target_id": target_id, "failures": in_a_row}).scalar()
+            for target_id, in_a_row in (failures[name] for name in cause.first)
+        )
+        return min((at for at in began if at is not None), default=None)
 
     all_codes = dict(totals)
     for cause in causes[:_MOST_CAUSES]:
@@ -165,22 +143,6 @@ def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
             yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
 
 
-def _first(at: dt.datetime | None) -> dt.datetime:
-    return at or dt.datetime.max.replace(tzinfo=dt.UTC)
-
-
-def _fails_since(connection: Connection, target: Target, codes: Collection[str]) -> dt.datetime | None:
-    """When the run began in which a target failed for the first time in a row with one of these codes."""
-    found = connection.execute(_ONE_TARGET, target._asdict()).one_or_none()
-    if found is None:
-        return None
-    values = {"target_id": found.id, "failures": max(1, found.consecutive_failures), "codes": sorted(codes)}
-    at: dt.datetime | None = connection.execute(
-        _FAILS_SINCE, values | {"silent": sorted(TELLS_NOTHING)}
-    ).scalar_one_or_none()
-    return at
-
-
 def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[DetectedCondition]:
     """Targets that no schedule has; looked for where the database has more, or fewer, than the schedules."""
     configured = TargetList.union([schedule.targets for schedule in schedules])
@@ -193,7 +155,8 @@ def of_schedules(connection: Connection, schedules: Collection[Schedule], target
             number += 1
             first = sorted([*first, str(Target(*row))])[:SUBJECTS_NAMED]
     if number:
-        yield unscheduled(number, first)
+        summary = f"{counted(number, 'target')} in no schedule, and not retired: they are not asked for"
+        yield DetectedCondition("targets_unscheduled", summary, "", None, number, first)
 
 
 def last_check(connection: Connection) -> LastCheck | None:

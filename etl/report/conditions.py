@@ -1,4 +1,4 @@
-"""One list of what is wrong: a pure function of what is known, and the only place with its wording.
+"""One list of what is wrong: a pure function of what was detected.
 
 `/readyz`, `/freshness`, `/metrics`, `status`, the page, the log and notifications show the same conditions. A cause is
 one condition, however many targets it has; ``CODES`` has every code, how bad it is, and what to do about it.
@@ -248,39 +248,3 @@ def _may_be_older(cause: Failing) -> bool:
 
 def _summary(cause: Failing) -> str:
     return f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"
-
-
-def held(targets: int, workflows: int, since: dt.datetime | None, first: Sequence[str]) -> DetectedCondition:
-    """Removals and changes wait for a person."""
-    summary = f"{counted(targets, 'target')}: {counted(workflows, 'workflow')} held"
-    return DetectedCondition("targets_held", summary, "", since, targets, first)
-
-
-def overdue(targets: int, first: Sequence[str]) -> DetectedCondition:
-    """Targets were not observed for three of their slots."""
-    return DetectedCondition("targets_overdue", f"{counted(targets, 'target')} overdue", "", None, targets, first)
-
-
-def unscheduled(targets: int, first: Sequence[str]) -> DetectedCondition:
-    """Targets are in no schedule, and were not retired."""
-    summary = f"{counted(targets, 'target')} in no schedule, and not retired: they are not asked for"
-    return DetectedCondition("targets_unscheduled", summary, "", None, targets, first)
-
-
-def roster_failing(org_id: str, code: str, message: str, since: dt.datetime | None) -> DetectedCondition:
-    """An organisation's users cannot be listed."""
-    summary = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
-    return DetectedCondition("roster_failing", summary, org_id, since, 1, (org_id,))
-
-
-def clock_went_back(targets: int, until: dt.datetime) -> DetectedCondition:
-    """Targets have observations ahead of now, the latest at ``until``."""
-    who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
-    return DetectedCondition(
-        "clock_off",
-        f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
-        "and what is observed until then is recorded as observed just after it",
-        subjects=targets,
-        remedy="Make sure that this machine's clock is right (NTP). If it is, there is nothing else to do: nothing is "
-        "lost, nothing waits, and times are recorded correctly again from then on.",
-    )

@@ -10,23 +10,39 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, text
 
 from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
+from etl.printable import counted
 from etl.report import condition_checks
-from etl.report.conditions import Condition, DetectedCondition, clock_went_back, conditions, overdue
-from etl.report.overdue import Overdue, overdue_targets, records_of
-from etl.report.reading import short_transaction
+from etl.report.conditions import SUBJECTS_NAMED, Condition, DetectedCondition, conditions
+from etl.report.reading import short_transaction, sql
 from etl.schema import UtcTime
 
 REFUSED_NAMED_AT_MOST: Final = 100
 CLOCKS_DIFFER_BY: Final = dt.timedelta(minutes=1)
 """How far ahead of now a time may lie without being reported: the clocks of machines differ a little."""
+SLOTS_ALLOWED: Final = 3
+"""A target is overdue once this many due slots in a row have passed without an observation."""
+RESOLUTION: Final = dt.timedelta(microseconds=1)
+_TIME_TO_START: Final = dt.timedelta(minutes=1)
+"""How long a run may take to start before its slot counts as passed; at most half the time to the next slot."""
+
+
+class Overdue(NamedTuple):
+    """A target without a valid answer for the last three due slots of one of its schedules."""
+
+    schedule: str
+    target: Target
+    last_observed_at: dt.datetime | None
+    last_error_code: str | None = None
+    held_since: dt.datetime | None = None
+    """Set while removals are held: then answers do not count as observations, and only silence makes it overdue."""
 
 
 class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,11 +79,7 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     def conditions(self, own: Sequence[DetectedCondition] = ()) -> list[Condition]:
         """What is wrong, the worst first; ``own``: what only the calling process knows."""
-        return conditions([*own, *self._detected()], dict(self.began))
-
-    def _detected(self) -> list[DetectedCondition]:
-        clock = [] if self.ahead_until is None else [clock_went_back(self.ahead, self.ahead_until)]
-        return [*self.detected, *clock]
+        return conditions([*own, *self.detected], dict(self.began))
 
 
 class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
@@ -79,10 +91,6 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
     """The first hundred."""
     last_success_at: Mapping[str, dt.datetime | None]
     """When the last run of each schedule ended in which some target succeeded; None: there was none yet."""
-
-    def _detected(self) -> list[DetectedCondition]:
-        late = [overdue(len(self.overdue), [str(each.target) for each in self.overdue[:3]])] if self.overdue else []
-        return [*super()._detected(), *late]
 
     @property
     def fresh(self) -> bool:
@@ -103,19 +111,7 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
 _CODES: Final[dict[str, Any]] = {"codes": sorted(REFUSED_FOR_GOOD)}
 _EACH_CODE: Final[Any] = bindparam("codes", expanding=True)
 _SUMMARY: Final = (
-    text("""
-    SELECT count(*) AS targets, coalesce(sum(CASE WHEN versions = 0 THEN 1 ELSE 0 END), 0) AS never_observed,
-           coalesce(sum(CASE WHEN last_error_code IN :codes THEN 0 WHEN consecutive_failures > 0 THEN 1 ELSE 0 END), 0)
-               AS failing,
-           coalesce(sum(CASE WHEN last_error_code IN :codes THEN 1 ELSE 0 END), 0) AS refused,
-           coalesce(sum(CASE WHEN held_since IS NOT NULL THEN 1 ELSE 0 END), 0) AS held,
-           coalesce(sum(flow_count), 0) AS listed,
-           min(CASE WHEN last_observed_at <= :now THEN last_observed_at END) AS oldest_observation_at,
-           max(CASE WHEN last_observed_at <= :now THEN last_observed_at END) AS last_observation_at,
-           coalesce(sum(CASE WHEN last_observed_at > :ahead THEN 1 ELSE 0 END), 0) AS ahead,
-           max(CASE WHEN last_observed_at > :ahead THEN last_observed_at END) AS ahead_until
-      FROM target_health WHERE retired_at IS NULL
-    """)
+    text(sql("target_summary"))
     .bindparams(_EACH_CODE, bindparam("now", type_=UtcTime), bindparam("ahead", type_=UtcTime))
     .columns(oldest_observation_at=UtcTime, last_observation_at=UtcTime, ahead_until=UtcTime)
 )
@@ -156,16 +152,20 @@ def read_within(
     known_since: Mapping[str, dt.datetime] | None = None,
 ) -> HealthSnapshot:
     """The same, within the caller's transaction."""
-    records = records_of(connection, schedules, now)
+    records = _records_of(connection, schedules, now)
     summary = _summary(connection, now)
+    late = tuple(_overdue_targets(connection, schedules, records, now, known_since or {}))
     summary["detected"] += condition_checks.of_schedules(connection, schedules, summary["targets"])
+    if late:
+        named = [str(each.target) for each in late[:SUBJECTS_NAMED]]
+        said = f"{counted(len(late), 'target')} overdue"
+        summary["detected"].append(DetectedCondition("targets_overdue", said, "", None, len(late), named))
+    refused = connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
     return HealthSnapshot(
         **summary,
         last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
-        overdue=tuple(overdue_targets(connection, schedules, records, now, known_since or {})),
-        refused_targets=tuple(
-            Target(*row) for row in connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
-        ),
+        overdue=late,
+        refused_targets=tuple(Target(*row) for row in refused),
         last_success_at={name: record.succeeded_at for name, record in records.items()},
     )
 
@@ -178,19 +178,158 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     found = connection.execute(_SUMMARY, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
     held_workflows = connection.execute(_HELD_REMOVALS).scalar_one()
-    stored = condition_checks.read_stored(connection, now)
+    of_the_service, began = condition_checks.stored(connection, now)
     damage = condition_checks.damage_of(connection.engine)
     check = condition_checks.last_check(connection)
     wrong = [
         *([damage] if damage else condition_checks.of_the_disk(connection.engine)),
-        *stored.of_the_service,
+        *of_the_service,
         *condition_checks.of_the_trail(check),
         *condition_checks.of_targets(connection, found.targets - found.refused, found.held, held_workflows),
+        *_of_the_clock(found.ahead, found.ahead_until),
     ]
     return {
         **found._mapping,
         "held_workflows": held_workflows,
         "detected": wrong,
-        "began": stored.since,
+        "began": began,
         "checked": check,
     }
+
+
+def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[DetectedCondition]:
+    """Targets have observations ahead of now, the latest at ``until``."""
+    if until is None:
+        return
+    who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
+    yield DetectedCondition(
+        "clock_off",
+        f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
+        "and what is observed until then is recorded as observed just after it",
+        subjects=targets,
+        remedy="Make sure that this machine's clock is right (NTP). If it is, there is nothing else to do: nothing is "
+        "lost, nothing waits, and times are recorded correctly again from then on.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- overdue targets
+
+
+class RunRecord(NamedTuple):
+    """What ``sync_run`` says about a schedule."""
+
+    succeeded_at: dt.datetime | None
+    asked_at: dt.datetime | None
+    """When its latest ended run began; if none has ended, when its first run began; None if it never ran."""
+    under_way: dt.datetime | None
+    """The slot of its run under way; for a run by hand, when it began; None if none is."""
+
+
+class _Known(NamedTuple):
+    """What the database says about a target."""
+
+    last_observed_at: dt.datetime | None
+    last_error_code: str | None
+    held_since: dt.datetime | None
+    consecutive_failures: int
+    last_answered_at: dt.datetime | None
+    """The same as ``last_observed_at``, or the latest answer whose removals are held."""
+
+
+_SUSPECTS: Final = (
+    text(sql("overdue_suspects"))
+    .bindparams(bindparam("since", type_=UtcTime), bindparam("now", type_=UtcTime))
+    .columns(last_observed_at=UtcTime, held_since=UtcTime, last_answered_at=UtcTime)
+)
+_REGISTERED: Final = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
+_NAMES: Final = {"sqlite": "json_each(:names)", "postgresql": "json_array_elements_text(CAST(:names AS json))"}
+_RECORDS: Final = {
+    dialect: text(sql("schedule_records").format(names=names))
+    .bindparams(bindparam("now", type_=UtcTime))
+    .columns(succeeded_at=UtcTime, asked_at=UtcTime)
+    for dialect, names in _NAMES.items()
+}
+_UNDER_WAY: Final = text("""
+    SELECT schedule, min(coalesce(scheduled_for, started_at)) AS slot FROM sync_run
+     WHERE status = 'running' AND schedule IS NOT NULL GROUP BY schedule
+    """).columns(slot=UtcTime)
+
+
+def _records_of(connection: Connection, schedules: Sequence[Schedule], now: dt.datetime) -> dict[str, RunRecord]:
+    """The record of each schedule, by name; one statement for all, because one for each of 10,000 took seconds."""
+    under_way = {row.schedule: row.slot for row in connection.execute(_UNDER_WAY)}
+    names = msgspec.json.encode([each.name for each in schedules]).decode()
+    found = connection.execute(_RECORDS[connection.dialect.name], {"names": names, "now": now})
+    return {row.name: RunRecord(row.succeeded_at, row.asked_at, under_way.get(row.name)) for row in found}
+
+
+def _overdue_targets(
+    connection: Connection,
+    schedules: Sequence[Schedule],
+    records: Mapping[str, RunRecord],
+    now: dt.datetime,
+    known_since: Mapping[str, dt.datetime],
+) -> Iterator[Overdue]:
+    limits = _limits(schedules, records, now)
+    latest = max((limit for limit in limits.values() if limit is not None), default=None)
+    if latest is None:
+        return
+    found = connection.execute(_SUSPECTS, {"since": latest, "now": now})
+    suspects = {Target(*row[:3]): _Known(*row[3:]) for row in found}
+    asked = {each.name: records[each.name].asked_at or known_since.get(each.name) for each in schedules}
+    idle = {name for name, at in asked.items() if at is not None and (limit := limits[name]) and at < limit}
+    registered = {Target(*row) for row in connection.execute(_REGISTERED)} if idle else set()
+    for schedule in schedules:
+        since = limits[schedule.name]
+        if since is None or not (suspects or schedule.name in idle):
+            continue
+        for target in schedule.targets:
+            known = suspects.get(target)
+            if known is None and schedule.name in idle and target not in registered:
+                known = _Known(None, None, None, 0, None)
+            if known is not None and _is_overdue(known, since, idle=schedule.name in idle):
+                yield Overdue(schedule.name, target, *known[:3])
+
+
+def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:
+    """A target that was never observed is overdue after three failures, or if no run has ended for three slots."""
+    if known.last_error_code in REFUSED_FOR_GOOD:
+        return False
+    if known.last_answered_at is None:
+        return idle or known.consecutive_failures >= SLOTS_ALLOWED
+    return known.last_answered_at < since
+
+
+def _limits(
+    schedules: Sequence[Schedule], records: Mapping[str, RunRecord], now: dt.datetime
+) -> dict[str, dt.datetime | None]:
+    """Since when each schedule's targets should have been observed. Schedules with the same slots share the result."""
+    known: dict[object, dt.datetime | None] = {}
+    limits = {}
+    for each in schedules:
+        under_way = records[each.name].under_way
+        key = each.slots, each.jitter, under_way
+        if key not in known:
+            known[key] = third_last_slot(each, now, under_way)
+        limits[each.name] = known[key]
+    return limits
+
+
+def third_last_slot(schedule: Schedule, now: dt.datetime, under_way: dt.datetime | None = None) -> dt.datetime | None:
+    """The third-last slot that has passed.
+
+    A slot has passed once its run has had time to start. A run under way for a passed slot may still observe, so it
+    excuses one slot; only one, so that a run that hangs is noticed.
+    """
+    now -= schedule.jitter
+    slot = schedule.slots.latest_until(now)
+    if slot is not None and now < slot + min(_TIME_TO_START, (schedule.slots.next_after(slot) - slot) / 2):
+        slot = _before(schedule, slot)
+    excused = slot is not None and under_way is not None and under_way <= slot
+    for _ in range(SLOTS_ALLOWED - 1 + excused):
+        slot = slot and _before(schedule, slot)
+    return slot
+
+
+def _before(schedule: Schedule, slot: dt.datetime) -> dt.datetime | None:
+    return schedule.slots.latest_until(slot - RESOLUTION)

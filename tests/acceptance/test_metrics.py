@@ -22,8 +22,7 @@ from etl.demo.world import World
 from etl.domain.model import Target
 from etl.gateway import errors
 from etl.report.conditions import CODES as CONDITIONS
-from etl.report.health import HealthSnapshot
-from etl.report.overdue import Overdue
+from etl.report.health import HealthSnapshot, Overdue
 from etl.service.metrics import CODES, MOST_SCHEDULES, OTHERS, Metrics, ServiceStatus
 from tests.support.builders import numbered
 from tests.support.enos import Fault, LocalGateway

@@ -17,7 +17,7 @@ from etl.config.slots import Cron, Every, Slots
 from etl.domain.model import Origin, RunStatus, Target
 from etl.errors import DatabaseUnreachable
 from etl.report import health
-from etl.report.overdue import third_last_slot
+from etl.report.health import third_last_slot
 from etl.store import NewRun, Store
 from etl.web.health import CachedProbe
 from tests.support.builders import START, Diary, numbered

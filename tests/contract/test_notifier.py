@@ -14,7 +14,7 @@ from sqlalchemy import Engine, insert, text
 from etl.config import NotifySettings, Secret
 from etl.database import reading, writing
 from etl.notify import Alarm, Freshness, Message, Notifier, Receiver, Subscription, Timing, receivers
-from etl.report.overdue import Overdue
+from etl.report.health import Overdue
 from etl.schema import target
 from etl.store.notifications import OpenCondition
 from tests.support.builders import flow

@@ -14,9 +14,7 @@ from etl.report.conditions import (
     by_cause,
     conditions,
     failing,
-    held,
     message_class,
-    overdue,
 )
 
 AT = dt.datetime(2026, 11, 24, 10, 15, tzinfo=dt.UTC)
@@ -76,10 +74,10 @@ def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other
 
 def test_conditions_are_listed_once_with_the_worst_first() -> None:
     detected = [
-        held(2, 9, AT, ["o1/ann"]),
-        overdue(3, []),
+        DetectedCondition("targets_held", "held", since=AT, subjects=2),
+        DetectedCondition("targets_overdue", "overdue", subjects=3),
         DetectedCondition("database_full", "The disk is full", since=AT),
-        overdue(4, []),
+        DetectedCondition("targets_overdue", "overdue", subjects=4),
         DetectedCondition("receiver_failing", "away", "mail", subjects=1),
         DetectedCondition("receiver_failing", "away", "chat", subjects=1),
     ]
@@ -96,7 +94,8 @@ def test_conditions_are_listed_once_with_the_worst_first() -> None:
 def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -> None:
     later = AT + dt.timedelta(hours=1)
     known = {("targets_overdue", ""): AT, ("targets_held", ""): AT}
-    late, waiting = conditions([overdue(1, []), held(1, 1, later, [])], known)
+    detected = [DetectedCondition("targets_overdue", "overdue"), DetectedCondition("targets_held", "held", since=later)]
+    late, waiting = conditions(detected, known)
     assert (late.since, waiting.since) == (AT, later)
 
 
