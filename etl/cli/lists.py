@@ -29,8 +29,8 @@ from etl.report.details import (
 )
 from etl.report.listings import STATUSES
 from etl.report.rows import OrgWorkflowEvent
+from etl.report.runs import IssueCause
 from etl.report.targets import observed_targets
-from etl.report.versions import IssueCause
 from etl.system.clock import utc_now
 
 _USERS_NAMED: Final = 5

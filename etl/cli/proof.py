@@ -26,8 +26,8 @@ from etl.domain.seal import kept_line
 from etl.errors import DatabaseError, UsageError
 from etl.export.files import whole_file
 from etl.printable import counted
-from etl.report import seals
-from etl.report.versions import VersionAnswer, answer_of
+from etl.report import runs
+from etl.report.runs import VersionAnswer, answer_of
 from etl.store import Store
 from etl.system.clock import utc_now
 from etl.system.disk import open_regular
@@ -198,7 +198,7 @@ def list_seals(given: Given) -> None:
     """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
     zone = given.zone
     with given.reading() as app:
-        found = islice(seals.seals(app.engine), given.most(_SHOWN, _SHOWN))
+        found = islice(runs.seals(app.engine), given.most(_SHOWN, _SHOWN))
         if given.json:
             console.json_list(each._asdict() for each in found)
             return
@@ -215,8 +215,8 @@ def list_seals(given: Given) -> None:
 def show(given: Given, number: int, to: Path | None) -> None:
     """Print a seal as it is kept elsewhere; with --to, write what `openssl` needs to check it."""
     with given.reading() as app:
-        found = seals.seal(app.engine, number)
-        token = seals.token(app.engine, number)
+        found = runs.seal(app.engine, number)
+        token = runs.token(app.engine, number)
     if found is None:
         raise UsageError(f"There is no seal {number}: `flowtrail seal list` shows the latest.")
     kept = kept_line(found.trail_id, found.id, found.seal, found.sealed_at)
@@ -251,7 +251,7 @@ def timestamp(given: Given) -> None:
     console.say(f"Seal {last.seal_id} was stamped at {console.cell(stamped_at)}.")
 
 
-def _write(found: seals.Seal, token: bytes | None, folder: Path) -> list[str]:
+def _write(found: runs.Seal, token: bytes | None, folder: Path) -> list[str]:
     files = {f"seal-{found.id}.message": found.message}
     if found.signature is not None:
         files[f"seal-{found.id}.signature"] = _bytes_of(found.signature)

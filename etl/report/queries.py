@@ -13,7 +13,7 @@ from sqlalchemy import BindParameter, Connection, Engine, bindparam, text
 from etl.database import reading
 from etl.domain.holds import HeldSet, shown_set
 from etl.domain.model import Target, cycle_code
-from etl.report import listings, versions
+from etl.report import listings, runs
 from etl.report.asof import Way, cheaper_way, flows_statement, targets_statement
 from etl.report.listings import Listing
 from etl.report.names import WHOLE, contains_sql, pattern
@@ -32,7 +32,7 @@ from etl.report.rows import (
     TargetAsOf,
     TargetHealth,
 )
-from etl.report.versions import IssueCause
+from etl.report.runs import IssueCause
 
 T = TypeVar("T", bound=tuple[Any, ...])
 _IDS: Final = ("org", "user", "flow")
@@ -155,7 +155,7 @@ class Report:
     def causes_of_run(self, run_id: int) -> list[IssueCause]:
         """Why targets of a run did not go through, the most frequent cause first."""
         with reading(self._engine) as connection:
-            return versions.causes(connection, run_id)
+            return runs.causes(connection, run_id)
 
     def _cheaper_way(self, at: dt.datetime, flow: str | None) -> Way:
         with reading(self._engine) as connection:

@@ -19,12 +19,13 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
-from etl.report import columns_of, summaries, trail_page, versions
+from etl.report import columns_of, summaries, trail_page
 from etl.report.details import detail_sentences
 from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, STATUSES
 from etl.report.names import search
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
+from etl.report.runs import causes, issues, versions
 from etl.report.trail_page import Position
 from etl.report.workflow_page import UserChange, user_changes
 from etl.web import overview, targets, workflows
@@ -147,8 +148,8 @@ def run(site: Site, request: Request) -> Response:
     asked, fmt = RequestParams(request), wanted_format(request)
     run_id = asked.number("run_id")
     tables = {
-        "versions": TableQuery("versions", RunVersion, versions.versions(run_id)),
-        "issues": TableQuery("issues", RunIssue, versions.issues(run_id)),
+        "versions": TableQuery("versions", RunVersion, versions(run_id)),
+        "issues": TableQuery("issues", RunIssue, issues(run_id)),
     }
     table = asked.one_of("table", tables)
     with short_transaction(site.engine) as connection:
@@ -157,7 +158,7 @@ def run(site: Site, request: Request) -> Response:
             raise HTTPException(404, "There is no such run.")
         if not fmt:
             values: dict[str, Any] = {name: each.page(connection, _SHOWN + 1) for name, each in tables.items()}
-            values["causes"] = versions.causes(connection, run_id)
+            values["causes"] = causes(connection, run_id)
     if fmt:
         return listing_file(site, tables[table or "versions"], fmt)
     return html(request, "run.html", {"asked": asked, "run": found, "now": site.now(), "most": _SHOWN, **values})

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.domain.model import Target
-from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, target_page
+from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, targets
 from etl.report.listings import TARGETS
 from etl.report.reading import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
@@ -30,7 +30,7 @@ def index(site: Site, request: Request) -> Response:
     asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
     wanted, at = asked.asked_of(TARGETS, now), asked.moment("as_of", now)
     if fmt and at:
-        then = target_page.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
+        then = targets.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
         return listing_file(site, TableQuery("targets", TargetAsOf, then), fmt)
 
     def covered(connection: Connection, rows: Sequence[TargetHealth]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def index(site: Site, request: Request) -> Response:
 def _coverage(connection: Connection, rows: Sequence[TargetHealth], at: dt.datetime | None) -> dict[Target, TargetAsOf]:
     if at is None:
         return {}
-    return target_page.coverage_of(connection, [Target(*row[:3]) for row in rows], at)
+    return targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at)
 
 
 class View(NamedTuple):
@@ -64,7 +64,7 @@ def one(site: Site, request: Request) -> Response:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
         listing = _listing(connection, known, view)
-        changes = target_page.difference(connection, known.target, view.since, view.at) if view.since else []
+        changes = targets.difference(connection, known.target, view.since, view.at) if view.since else []
         if not fmt:
             shown = paging.cut(listing.page(connection, *paging.window))
             values = _about(site, connection, known, view)
@@ -90,23 +90,23 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
 def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQuery:
     filters = {"find": view.find, "cycle": view.cycle}
     if view.at is None:
-        statement = target_page.list_now(connection.dialect.name, known.target, **filters)
+        statement = targets.list_now(connection.dialect.name, known.target, **filters)
         return TableQuery("workflows", ListWorkflow, statement)
-    statement = target_page.list_then(connection, known.target, view.at, **filters)
+    statement = targets.list_then(connection, known.target, view.at, **filters)
     return TableQuery("workflows", ListWorkflowAsOf, statement)
 
 
 def _versions(known: KnownTarget, view: View) -> TableQuery:
-    return TableQuery("versions", TargetVersion, target_page.versions(known.id, view.at))
+    return TableQuery("versions", TargetVersion, targets.versions(known.id, view.at))
 
 
 def _about(site: Site, connection: Connection, known: KnownTarget, view: View) -> dict[str, Any]:
-    versions = page(connection, TargetVersion, target_page.versions(known.id, view.at), VERSIONS + 1)
+    versions = page(connection, TargetVersion, targets.versions(known.id, view.at), VERSIONS + 1)
     return {
-        "health": target_page.health_of(connection, known.target),
-        "then": view.at and target_page.as_of(connection, known.target, view.at),
-        "before": view.since and target_page.as_of(connection, known.target, view.since),
+        "health": targets.health_of(connection, known.target),
+        "then": view.at and targets.as_of(connection, known.target, view.at),
+        "before": view.since and targets.as_of(connection, known.target, view.since),
         "versions": versions[:VERSIONS],
         "older": versions[VERSIONS].observed_at if len(versions) > VERSIONS else None,
-        "ticks": target_page.ticks(connection, known.id, view.at or site.now(), TICKS, site.coverage_gap),
+        "ticks": targets.ticks(connection, known.id, view.at or site.now(), TICKS, site.coverage_gap),
     }

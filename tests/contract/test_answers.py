@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from etl.demo.world import World
 from etl.domain.answers import data_of
 from etl.domain.model import Flow, Target
-from etl.report.versions import answer_of
+from etl.report.runs import answer_of
 from etl.verify import Answers, verify
 from tests.support.builders import numbered
 from tests.support.enos import LocalGateway
