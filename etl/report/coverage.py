@@ -10,15 +10,16 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, bindparam, column, func, or_, select, table
+from sqlalchemy import Connection, Engine, Select, func, or_, select
 
 from etl.database import STREAMED, reading
 from etl.domain.model import Target
 from etl.errors import DatabaseError
+from etl.report.listings import GAPS
+from etl.report.names import WHOLE
 from etl.report.scopes import Scopes
 from etl.schema import (
     TARGET_KEY,
-    UtcTime,
     change_set,
     hold_event,
     pruned_issues,
@@ -27,13 +28,6 @@ from etl.schema import (
     sync_run,
     target,
     target_membership,
-)
-
-_GAPS: Final = table(
-    "coverage_gap",
-    *(column(name) for name in ("org_id", "user_id", "expression")),
-    *(column(name, UtcTime) for name in ("gap_from", "gap_to")),
-    column("changed_inside"),
 )
 
 
@@ -244,7 +238,11 @@ class _CoverageReader:
     def _covered(self, gaps: Sequence[Gap]) -> Iterator[CoveredTarget]:
         certain, unknown = Counter[int](), Counter[int]()
         first, last = dict[int, int](), dict[int, int]()
-        for targets, runs in self._by_list().items():
+        by_list = defaultdict[frozenset[int], list[_AskingRun]](list)
+        for run in self._asking:  # most of them asked the same targets
+            if run.inside:
+                by_list[run.targets].append(run)
+        for targets, runs in by_list.items():
             sure = sum(run.certain for run in runs)
             for number in targets:
                 certain[number] += sure
@@ -273,23 +271,12 @@ class _CoverageReader:
                 last_seal=last[number],
             )
 
-    def _by_list(self) -> Mapping[frozenset[int], Sequence[_AskingRun]]:
-        """The runs of the period by the targets that they asked: most of them asked the same ones."""
-        found: defaultdict[frozenset[int], list[_AskingRun]] = defaultdict(list)
-        for run in self._asking:
-            if run.inside:
-                found[run.targets].append(run)
-        return found
-
     def _counted_issues(self) -> Counter[tuple[int, str]]:
         """The issues of runs about which everything is known, counted."""
-        counted = Counter[tuple[int, str]]()
-        certain = select(sync_issue.c.target_id, sync_issue.c.verdict, func.count()).where(
-            sync_run.c.status != "aborted"
-        )
-        for number, verdict, count in self._rows(_joined(certain, sync_issue).group_by(*certain.selected_columns[:2])):
-            counted[number, verdict] += count
-        return counted
+        columns = (sync_issue.c.target_id, sync_issue.c.verdict)
+        certain = select(*columns, func.count()).where(sync_run.c.status != "aborted")
+        found = self._rows(_joined(certain, sync_issue).group_by(*columns))
+        return Counter({(number, verdict): count for number, verdict, count in found})
 
     def _made_by_uncertain(self) -> Counter[int]:
         """Versions of runs that were aborted, or whose issues were deleted: each proves an answer."""
@@ -297,13 +284,11 @@ class _CoverageReader:
         query = select(change_set.c.target_id, func.count(change_set.c.run_id.distinct())).where(
             or_(sync_run.c.status == "aborted", sync_run.c.id.in_(gone))
         )
-        counted = Counter[int]()
-        counted.update(dict(map(tuple, self._rows(_joined(query, change_set).group_by(change_set.c.target_id)))))
-        return counted
+        return Counter(dict(map(tuple, self._rows(_joined(query, change_set).group_by(change_set.c.target_id)))))
 
     def _schedules(self) -> Mapping[int, Collection[str]]:
         """The schedules that listed each target in the period."""
-        found: defaultdict[int, set[str]] = defaultdict(set)
+        found = defaultdict[int, set[str]](set)
         columns = (target_membership.c.target_id, target_membership.c.schedule)
         moves = select(*columns, target_membership.c.kind, target_membership.c.at).where(columns[1].is_not(None))
         moves = self._mine(moves.join(target, target.c.id == target_membership.c.target_id))
@@ -319,19 +304,16 @@ class _CoverageReader:
 
     def _gaps(self) -> Iterator[Gap]:
         """The gaps that overlap the period."""
-        query = select(_GAPS).where(_GAPS.c.gap_from < bindparam("until", self._until, UtcTime))
-        if self._since is not None:
-            ends = or_(_GAPS.c.gap_to.is_(None), _GAPS.c.gap_to > bindparam("since", self._since, UtcTime))
-            query = query.where(ends)
-        names = zip((_GAPS.c.org_id, _GAPS.c.user_id), self._names.values(), strict=True)
-        query = query.where(*(column == name for column, name in names if name is not None))
+        names = zip(("org", "user"), self._names.values(), strict=True)
+        whose = {name: WHOLE + asked for name, asked in names if asked is not None}
+        asked: dict[str, Any] = {**whose, "since": self._since, "until": self._until}
+        order = ("org_id", "user_id", "expression", "gap_from")
         ids = {key: number for number, key in self._targets.items()}
-        for *key, gap_from, gap_to, changed in self._connection.execute(
-            query.order_by(_GAPS.c.org_id, _GAPS.c.user_id, _GAPS.c.expression, _GAPS.c.gap_from)
-        ):
-            number = ids[Target(*key)]
-            seals = [None if at is None else self._seal_of(number, at) for at in (gap_from, gap_to)]
-            yield Gap._make((*key, gap_from, gap_to, None if changed is None else bool(changed), *seals))
+        for row in self._connection.execute(GAPS.select(self._connection.dialect.name, order=order, **asked)):
+            gap = GAPS.row_type(*row)
+            number = ids[Target(*gap[:3])]
+            seals = [None if at is None else self._seal_of(number, at) for at in (gap.gap_from, gap.gap_to)]
+            yield Gap._make((*gap, *seals))
 
     def _seal_of(self, number: int, at: dt.datetime) -> int | None:
         """The seal of the run that asked for a target then."""

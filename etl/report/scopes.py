@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, select, text
+from sqlalchemy import Connection, bindparam, func, select
 
 from etl.database import STREAMED
 from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.model import Target
-from etl.schema import DIGEST_OF_NONE, TARGET_KEY, target
+from etl.schema import DIGEST_OF_NONE, TARGET_KEY, target, target_membership
 
 
 class ScopeTargets(NamedTuple):
@@ -44,41 +44,30 @@ class Scopes:
         return known[1]
 
 
-_TARGETS_OF: Final = """
-    SELECT DISTINCT t.id, t.org_id, t.user_id, t.expression
-    FROM target_membership m JOIN target t ON t.id = m.target_id
-    WHERE m.schedule IN :schedules AND m.kind = 'joined' AND m.id <= :seen
-      AND m.id = (SELECT max(l.id) FROM target_membership l
-                  WHERE l.schedule = m.schedule AND l.target_id = m.target_id AND l.id <= :seen)
-      {only}
-    ORDER BY t.org_id, t.user_id, t.expression
-"""
-
-
 def _by_membership(connection: Connection, scope: Mapping[str, Any], seen: int) -> ScopeTargets:
-    schedules, given = scope["schedules"], {"seen": seen}
-    if not schedules:
+    if not scope["schedules"]:
         return ScopeTargets(DIGEST_OF_NONE, frozenset())
-    only = ""
-    for name in ("org_id", "user_id"):
-        if scope[name] is not None:
-            only, given[name] = f"{only} AND t.{name} = :{name}", scope[name]
-    query = text(_TARGETS_OF.format(only=only)).bindparams(bindparam("schedules", expanding=True))
-    with connection.execute(query, {**given, "schedules": schedules}, execution_options=STREAMED) as rows:
+    moved, later = target_membership, target_membership.alias("later")
+    last = bindparam("seen", seen, moved.c.id.type)
+    same = (later.c.schedule == moved.c.schedule, later.c.target_id == moved.c.target_id, later.c.id <= last)
+    latest = select(func.max(later.c.id)).where(*same).scalar_subquery()
+    only = (target.c[name] == scope[name] for name in ("org_id", "user_id") if scope[name] is not None)
+    query = select(target.c.id, *TARGET_KEY).distinct().join_from(moved, target, target.c.id == moved.c.target_id)
+    query = query.where(moved.c.schedule.in_(list(scope["schedules"])), moved.c.kind == "joined", moved.c.id <= last)
+    query = query.where(moved.c.id == latest, *only).order_by(*TARGET_KEY)
+    with connection.execute(query, execution_options=STREAMED) as rows:
         return _scope_targets(rows)
 
 
 def _by_name(connection: Connection, targets: Sequence[Target]) -> ScopeTargets:
     ids = set[int]()
     for each in targets:
-        mine = zip(TARGET_KEY, each, strict=True)
-        ids |= set(
-            connection.execute(select(target.c.id).where(*(column == value for column, value in mine))).scalars()
-        )
+        mine = (column == value for column, value in zip(TARGET_KEY, each, strict=True))
+        ids |= set(connection.execute(select(target.c.id).where(*mine)).scalars())
     return ScopeTargets(seal.targets_digest(targets), frozenset(ids), frozenset(each.org_id for each in targets))
 
 
-def _scope_targets(rows: Iterable[Row[Any]]) -> ScopeTargets:
+def _scope_targets(rows: Iterable[Any]) -> ScopeTargets:
     ids, org_ids = list[int](), set[str]()
 
     def keys() -> Iterator[bytes]:
