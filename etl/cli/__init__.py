@@ -21,7 +21,7 @@ _COMMANDS: Final = {
     "sync": "run.sync_now",
     "serve": "serve.serve",
     "check": "checks.check",
-    "plan": "plan.plan",
+    "plan": "run.plan",
     "status": "status.status",
     "targets": "status.targets",
     "runs": "lists.runs",

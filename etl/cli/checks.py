@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -90,75 +91,35 @@ def run_checks(app: Application, schedules: Sequence[Schedule]) -> Iterator[Chec
     yield from (CheckResult("settings", False, warning) for warning in app.settings.warnings)
     yield CheckResult("schedules", True, _counted(schedules))
     yield from (CheckResult(name, not wrong, wrong or "understood") for name, wrong in receiver_problems(app.settings))
-    yield from _signing(app)
+    if app.settings.seal.key_file:
+        yield _tried("signing", lambda: _signing(app))
+    if url := app.settings.seal.timestamp_url:
+        yield _tried("time stamps", lambda: _timestamp(url))
     yield _database(app)
     if sample := _values_of_the_sample(app.settings):
         yield CheckResult(
             "settings", False, f"[gateway] still has the sample's {' and '.join(sample)}: put yours there"
         )
         return
-    yield from _cluster(app)
-    token = list(_token(app))
-    yield from token
-    if all(result.ok for result in token):
-        users: dict[str, frozenset[str]] = {}
-        yield from _rosters(app, schedules, users)
-        seen: list[tuple[Target, str]] = []
-        yield from _targets(app, TargetList.union([each.with_users(users).targets for each in schedules]), seen)
-        yield from _detail(app, schedules, seen)
-
-
-def _detail(
-    app: Application, schedules: Sequence[Schedule], seen: Sequence[tuple[Target, str]]
-) -> Iterator[CheckResult]:
-    """If details are wanted: whether Get Flow answers, asked once, for a workflow that a target shows."""
-    if app.details(schedules) is None or not seen:
+    if app.settings.scale.dask:
+        yield _tried("cluster", lambda: app.cluster.connect() if app.cluster else "")
+    yield (token := _tried("token", lambda: str(app.gateway.check_token())))
+    if not token.ok:
         return
-    target, flow_id = seen[0]
-    try:
-        app.gateway.detail(target.org_id, flow_id, target.user_id, _DETAIL_SECONDS)
-    except GatewayError as error:
-        yield CheckResult("details", False, f"{error} ({error.code})")
-    except FlowtrailError as error:
-        yield CheckResult("details", False, str(error))
-    else:
-        yield CheckResult("details", True, f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}")
+    users: dict[str, frozenset[str]] = {}
+    for org in sorted(organisations(schedules)):
+        result = _tried(f"roster {org}", partial(_roster, app, org, users))
+        yield result._replace(ok=result.ok and bool(users[org]))
+    seen: list[tuple[Target, str]] = []
+    yield from _targets(app, TargetList.union([each.with_users(users).targets for each in schedules]), seen)
+    if seen and app.details(schedules) is not None:
+        yield _tried("details", lambda: _detail(app, *seen[0]))
 
 
 def _counted(schedules: Sequence[Schedule]) -> str:
     targets = TargetList.union([schedule.targets for schedule in schedules])
     rosters = sorted({str(roster) for schedule in schedules for roster in schedule.rosters})
     return f"{len(schedules)} with {counted(len(targets), 'target')}{''.join(f', and {each}' for each in rosters)}"
-
-
-def _rosters(
-    app: Application, schedules: Sequence[Schedule], users: dict[str, frozenset[str]]
-) -> Iterator[CheckResult]:
-    """Whether the application may list each organisation's users, and how many there are; ``users`` receives them."""
-    for org in sorted(organisations(schedules)):
-        try:
-            users[org] = app.gateway.roster(org)
-        except GatewayError as error:
-            yield CheckResult(f"roster {org}", False, f"{error} ({error.code})")
-        except FlowtrailError as error:
-            yield CheckResult(f"roster {org}", False, str(error))
-        else:
-            yield CheckResult(f"roster {org}", bool(users[org]), f"{len(users[org])} users")
-
-
-def _signing(app: Application) -> Iterator[CheckResult]:
-    """Whether seals can be signed and stamped, where they are to be."""
-    try:
-        if app.signing_key is not None:
-            yield CheckResult("signing", True, f"seals are signed with the key {app.signing_key.public.key_id}")
-    except FlowtrailError as error:
-        yield CheckResult("signing", False, str(error))
-    if url := app.settings.seal.timestamp_url:
-        try:
-            stamp = signing.request_timestamp(url, b"flowtrail check")
-            yield CheckResult("time stamps", True, f"{url} answers; its clock says {stamp.at:%Y-%m-%d %H:%M:%S} UTC")
-        except FlowtrailError as error:
-            yield CheckResult("time stamps", False, str(error))
 
 
 def _database(app: Application) -> CheckResult:
@@ -181,37 +142,47 @@ def _values_of_the_sample(settings: Settings) -> list[str]:
     return [name for name in ("url", "access_key") if getattr(settings.gateway, name) == sample[name]]
 
 
-def _cluster(app: Application) -> Iterator[CheckResult]:
+def _tried(what: str, act: Callable[[], str]) -> CheckResult:
+    """What ``act`` says; not ok where it fails."""
     try:
-        if app.cluster is not None:
-            yield CheckResult("cluster", True, app.cluster.connect())
+        said = act()
+    except GatewayError as error:
+        return CheckResult(what, False, f"{error} ({error.code})")
     except FlowtrailError as error:
-        yield CheckResult("cluster", False, str(error))
+        return CheckResult(what, False, str(error))
+    return CheckResult(what, True, said)
 
 
-def _token(app: Application) -> Iterator[CheckResult]:
-    try:
-        checked = app.gateway.check_token()
-    except FlowtrailError as error:
-        yield CheckResult("token", False, str(error))
-        return
-    yield CheckResult("token", True, str(checked))
+def _signing(app: Application) -> str:
+    key = app.signing_key
+    return f"seals are signed with the key {key.public.key_id}" if key else ""
+
+
+def _timestamp(url: str) -> str:
+    stamp = signing.request_timestamp(url, b"flowtrail check")
+    return f"{url} answers; its clock says {stamp.at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _roster(app: Application, org: str, users: dict[str, frozenset[str]]) -> str:
+    users[org] = app.gateway.roster(org)
+    return f"{len(users[org])} users"
+
+
+def _detail(app: Application, target: Target, flow_id: str) -> str:
+    app.gateway.detail(target.org_id, flow_id, target.user_id, _DETAIL_SECONDS)
+    return f"Get Flow answers, asked for workflow {flow_id} of {target.org_id}"
 
 
 def _targets(app: Application, targets: Sequence[Target], seen: list[tuple[Target, str]]) -> Iterator[CheckResult]:
     """Every target, asked once; ``seen`` receives a workflow that one of them shows."""
+
+    def ask(target: Target) -> str:
+        snapshot = app.gateway.fetch(target)
+        if snapshot.flows and not seen:
+            seen.append((target, snapshot.flows[0].flow_id))
+        return f"{len(snapshot.flows or ())} workflows"
+
     with ThreadPoolExecutor(app.settings.gateway.concurrency) as pool:
         for start in range(0, len(targets), _HANDED_OUT):
-            yield from pool.map(lambda target: _target(app, target, seen), targets[start : start + _HANDED_OUT])
-
-
-def _target(app: Application, target: Target, seen: list[tuple[Target, str]]) -> CheckResult:
-    try:
-        snapshot = app.gateway.fetch(target)
-    except GatewayError as error:
-        return CheckResult(f"target {target}", False, f"{error} ({error.code})")
-    except FlowtrailError as error:
-        return CheckResult(f"target {target}", False, str(error))
-    if snapshot.flows and not seen:
-        seen.append((target, snapshot.flows[0].flow_id))
-    return CheckResult(f"target {target}", True, f"{len(snapshot.flows or ())} workflows")
+            handed_out = targets[start : start + _HANDED_OUT]
+            yield from pool.map(lambda target: _tried(f"target {target}", lambda: ask(target)), handed_out)

@@ -6,10 +6,10 @@ import datetime as dt
 import io
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TextIO, cast
+from itertools import chain, islice, zip_longest
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, cast
 
 import msgspec
 from rich.cells import cell_len, chop_cells, set_cell_size
@@ -123,30 +123,46 @@ def table(
     title: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],
-    empty: str = "none",
+    empty: str | None = "none",
     *,
     zone: dt.tzinfo = dt.UTC,
-    if_any: Collection[str] = (),
-) -> None:
-    """Print a table, with a title above; control characters are escaped.
+    most: int | None = None,
+    more: str = "--limit 0 shows all, --json gives every column",
+) -> bool:
+    """Print a table, with a title above, or that it is ``empty``; return whether it has rows.
 
-    On a terminal it is as wide as that at most; see ``laid_out``. In a pipe every row is one line, however long. Times
-    are shown in ``zone``. Columns of ``if_any`` are left out if no row has a value.
+    On a terminal it is as wide as that at most; see ``laid_out``. In a pipe every row is one line, however long.
+    Control characters are escaped, and times are shown in ``zone``. Columns without any value are left out. ``most`` is
+    how many rows are shown; ``more`` says where others are.
     """
-    shown = [[cell(value, zone) for value in row] for row in rows]
+    shown = [[cell(value, zone) for value in row] for row in islice(rows, most and most + 1)]
     if not shown:
-        say(f"{title}: {empty}" if title else empty)
-        return
-    used = [at for at, name in enumerate(columns) if name not in if_any or any(row[at] for row in shown)]
+        if empty is not None:
+            say(f"{title}: {empty}" if title else empty)
+        return False
     if title:
         say(title, "bold")
+    used = [at for at, values in enumerate(zip(*shown, strict=True)) if any(values)]
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    headings, *lines = laid_out([[row[at] for at in used] for row in (columns, *shown)], width)
+    headings, *lines = laid_out([[row[at] for at in used] for row in (columns, *shown[:most])], width)
     for line in headings:
         _print(line, "dim", sys.stdout)
     for line in chain.from_iterable(lines):
         _print(line, "", sys.stdout)
     sys.stdout.flush()
+    more_than(most, len(shown), more)
+    return True
+
+
+def rows(title: str, columns: Sequence[str], found: Iterable[Any], empty: str | None = "none", **how: Any) -> bool:
+    """The same, of these fields of rows."""
+    return table(title, columns, ([getattr(row, name) for name in columns] for row in found), empty, **how)
+
+
+def more_than(most: int | None, found: int, more: str = "--limit 0 shows all, --json gives every column") -> None:
+    """Say that there are more rows than the ``most`` that were shown, if more were found."""
+    if most is not None and found > most:
+        complain(f"There are more than {'this one' if most == 1 else f'these {most}'}: {more}.", "dim")
 
 
 def laid_out(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
@@ -158,30 +174,18 @@ def laid_out(rows: Sequence[Sequence[str]], width: int | None) -> list[list[str]
     columns = [*zip(*rows, strict=True)]
     natural = [max(map(cell_len, column)) for column in columns]
     if width is None:
-        blocks = [_Block("", 0, natural)]
-    else:
-        room = max(width - len(_INDENT), 1)
-        least = [min(_least(column, wide), room) for column, wide in zip(columns, natural, strict=True)]
-        blocks = [each.widened(natural, width) for each in _blocks(least, width)]
-    return [[line for block in blocks for line in _lines(row, block)] for row in rows]
-
-
-class _Block(NamedTuple):
-    """Columns that stand side by side."""
-
-    indent: str
-    first: int
-    widths: list[int]
-
-    @property
-    def width(self) -> int:
-        return len(self.indent) + sum(self.widths) + len(_GAP) * (len(self.widths) - 1)
-
-    def widened(self, natural: Sequence[int], width: int) -> _Block:
-        """The same, with the room that is left given to the columns that were to be broken."""
-        for at, wide in enumerate(natural[self.first : self.first + len(self.widths)]):
-            self.widths[at] += max(0, min(wide - self.widths[at], width - self.width))
-        return self
+        return [_lines(row, natural) for row in rows]
+    room = max(width - len(_INDENT), 1)
+    least = [min(_least(column, wide), room) for column, wide in zip(columns, natural, strict=True)]
+    laid: list[list[str]] = [[] for _ in rows]
+    first, indent = 0, ""
+    while first < len(columns):
+        after = _fitting(least, first, width - len(indent))
+        widths = _widened(least[first:after], natural[first:after], width - len(indent))
+        for lines, row in zip(laid, rows, strict=True):
+            lines += [indent + line for line in _lines(row[first:after], widths)]
+        first, indent = after, _INDENT
+    return laid
 
 
 def _least(column: Sequence[str], natural: int) -> int:
@@ -189,22 +193,29 @@ def _least(column: Sequence[str], natural: int) -> int:
     return min(natural, max(words, _NARROWEST_SENTENCE))
 
 
-def _blocks(widths: Sequence[int], width: int) -> Iterator[_Block]:
-    block = _Block("", 0, [])
-    for at, wide in enumerate(widths):
-        if block.widths and block.width + len(_GAP) + wide > width:
-            yield block
-            block = _Block(_INDENT, at, [])
-        block.widths.append(wide)
-    yield block
+def _together(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _lines(row: Sequence[str], block: _Block) -> list[str]:
-    cells = row[block.first : block.first + len(block.widths)]
-    return [
-        block.indent + _GAP.join(map(set_cell_size, line, block.widths)).rstrip()
-        for line in zip_longest(*map(_broken, cells, block.widths), fillvalue="")
-    ]
+def _fitting(least: Sequence[int], first: int, width: int) -> int:
+    """The column after the last one that fits beside the ``first``."""
+    after = first + 1
+    while after < len(least) and _together(least[first : after + 1]) <= width:
+        after += 1
+    return after
+
+
+def _widened(least: Sequence[int], natural: Sequence[int], width: int) -> list[int]:
+    """These widths, with the room that is left given to the columns that were to be broken."""
+    widths = [*least]
+    for at, wide in enumerate(natural):
+        widths[at] += max(0, min(wide - widths[at], width - _together(widths)))
+    return widths
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    broken = zip_longest(*map(_broken, cells, widths), fillvalue="")
+    return [_GAP.join(map(set_cell_size, line, widths)).rstrip() for line in broken]
 
 
 def _broken(text: str, width: int) -> list[str]:
@@ -231,20 +242,6 @@ def cell(value: object, zone: dt.tzinfo = dt.UTC) -> str:
     if isinstance(value, dt.datetime):
         return value.astimezone(zone).isoformat(" ", "seconds").replace("+00:00", "Z")
     return printable(str(value))
-
-
-def rows(
-    title: str,
-    columns: Sequence[str],
-    found: Iterable[NamedTuple],
-    empty: str = "none",
-    *,
-    zone: dt.tzinfo = dt.UTC,
-) -> None:
-    """Print a table of rows, without the columns that are empty in all of them."""
-    listed = list(found)
-    used = [c for c in columns if any(getattr(row, c) not in (None, "") for row in listed)] or list(columns)
-    table(title, used, ([getattr(row, column) for column in used] for row in listed), empty, zone=zone)
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import click
 from etl import config, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
+from etl.cli.lists import change_table
 from etl.cli.options import FILE
 from etl.cli.run import show_report
-from etl.cli.tables import event_table
 from etl.demo import tour
 from etl.demo.gateway import DemoGateway
 from etl.domain.kinds import DELTA_KINDS
@@ -68,7 +68,7 @@ def _show(app: Application, number: int, step: tour.Step) -> None:
 
 
 def _show_trail(app: Application) -> None:
-    event_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
+    change_table("\nThe trail, without its baselines", Report(app.engine).changes(kind=DELTA_KINDS))
 
 
 def _keep_the_page_up(app: Application, listen: str) -> None:

@@ -12,9 +12,9 @@ import click
 from etl import __version__, verify
 from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.lists import require_names
 from etl.cli.options import FILE, Given, shared
 from etl.cli.status import configured_schedules
-from etl.cli.tables import require_names
 from etl.errors import UsageError
 from etl.export import FORMATS, Format, Origin, export
 from etl.report import ListChange, ListState, ListWorkflow, ListWorkflowAsOf, Report, columns_of, listings

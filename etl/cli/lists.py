@@ -1,21 +1,28 @@
-"""The commands that read lists: flows, changes, history of users; events, workflows of organisations."""
+"""The commands that read lists: flows, changes, history of users; events, workflows of organisations; runs.
+
+Their tables are here, too, and the sentence that says why a list is empty.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice, repeat
 from operator import itemgetter
 from typing import Any, Final
 
 import click
+from sqlalchemy import Engine
 
 from etl.cli import console
 from etl.cli.application import Application
+from etl.cli.console import cell
 from etl.cli.options import Given, kinds_option, shared
-from etl.cli.tables import SEARCHES_ONLY, EmptyResult, cycle_label, event_table, not_observed_then, story_table
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
+from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
+from etl.printable import counted
 from etl.report import ListChange, ListState, Report
 from etl.report.details import (
     FlowDetail,
@@ -23,6 +30,7 @@ from etl.report.details import (
     detail_sentence,
     details_of_changes,
     details_of_flow,
+    event_detail_sentence,
     schedule_in_words,
     states_with_details,
     with_details,
@@ -30,18 +38,28 @@ from etl.report.details import (
 from etl.report.listings import STATUSES
 from etl.report.rows import OrgWorkflowEvent
 from etl.report.runs import IssueCause
-from etl.report.targets import observed_targets
+from etl.report.targets import observed_targets, unknown_name
 from etl.system.clock import utc_now
 
+SEARCHES_ONLY: Final = (
+    "Only searches are known here: what happened in an organisation is concluded from whole lists, those of targets "
+    "without an expression."
+)
 _USERS_NAMED: Final = 5
 _TARGET: Final = ("org_id", "user_id", "expression")
 _WORKFLOW: Final = (*_TARGET, "flow_id", "flow_name", "cycle", "editable")
 _NOW: Final = (*_WORKFLOW, "changed_at", "last_observed_at", "missing_since")
 _THEN: Final = (*_WORKFLOW, "coverage", "observed_before", "observed_after")
-_WORKFLOW_NOW: Final = ("users", "editors", "first_listed_at", "changed_at", "last_listed_at", "users_in_gap")
+_TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
+_ORG_WORKFLOW: Final = ("org_id", "flow_id", "flow_name", "cycle")
+_ORG_NOW: Final = (*_ORG_WORKFLOW, "users", "editors", "first_listed_at", "changed_at", "last_listed_at",
+                   "users_in_gap")  # fmt: skip
+_ORG_THEN: Final = (*_ORG_WORKFLOW, "valid_from", "valid_to", "from_kind", "proven_for_all")
+_STATE: Final = (*_WORKFLOW, "valid_from", "valid_to", "from_kind", "last_listed_at")
 _RUN: Final = ("id", "schedule", "origin", "status", "started_at", "finished_at", "targets", "changed", "unchanged",
                "held", "failed", "stale", "missed")  # fmt: skip
-_TARGETS_THEN: Final = (*_TARGET, "coverage", "observed_before", "observed_after", "flow_count")
+_CHANGE: Final = (*("observed_at", "org_id", "user_id", "expression", "flow_id"), "change", "flow_name", "EnOS")
+_EVENT: Final = ("observed_at", "org_id", "flow_id", "event", "flow_name", "users_after", "proven_for_all", "EnOS")
 
 
 @click.command()
@@ -51,28 +69,39 @@ def flows(given: Given, targets: bool) -> None:
     """List the workflows that exist now or existed at a time, and how well that is known."""
     if targets and not given.as_of:
         raise UsageError("--targets needs --as-of and a time.")
-    zone, asked = given.zone, given.filters()
-    at = given.moment(given.as_of)
+    asked, at = given.filters(), given.moment(given.as_of)
     with given.reading() as app:
         report = Report(app.engine)
         columns: tuple[str, ...]
         rows: Iterator[Any]
         if at is None:
-            columns, rows = _NOW, report.flows(**asked, limit=needed(given))
+            columns, rows = _NOW, report.flows(**asked, limit=given.one_more())
         elif targets:
             columns, rows = _TARGETS_THEN, report.targets_as_of(at, org=given.org, user=given.user)
         else:
             columns, rows = _THEN, report.flows_as_of(at, **asked)
-        narrowed = (given.flow, given.name, given.cycle) != (None, None, None)
-        what = "such workflows" if narrowed else "workflows"
-        empty_result = EmptyResult(
-            what, given.org, given.user, at or utc_now(), zone, narrowed=narrowed, then=at is not None
-        )
-        any_found = print_rows(app, empty_result, rows, columns_table(columns, zone), given)
+        any_found = _print(rows, _columns(columns, given), given, partial(_no_workflows, app.engine, given, at))
         if any_found and at is not None and not targets:
-            lacking = not_observed_then(observed_targets(app.engine, at, org=given.org, user=given.user))
-            if lacking:
+            seen = observed_targets(app.engine, at, org=given.org, user=given.user)
+            if missing := seen.targets - seen.observed:
+                lacking = f"{_targets(missing)} not observed by then, and are missing here: --targets shows which."
                 console.complain(lacking, "yellow")
+
+
+@click.command()
+@shared("org", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
+def workflows(given: Given) -> None:
+    """List the workflows of organisations, each once, as they are now or were then."""
+    asked, at = given.filters(), given.moment(given.as_of)
+    with given.reading() as app:
+        report = Report(app.engine)
+        columns: tuple[str, ...]
+        rows: Iterator[Any]
+        if at is None:
+            columns, rows = _ORG_NOW, report.workflows(**asked, limit=given.one_more())
+        else:
+            columns, rows = _ORG_THEN, report.workflows_as_of(at, **asked)
+        _print(rows, _columns(columns, given), given, partial(_no_workflows, app.engine, given, at, whole_lists=True))
 
 
 @click.command()
@@ -82,13 +111,14 @@ def flows(given: Given, targets: bool) -> None:
 @shared("timezone", "limit", "json", "config")
 def runs(given: Given, run_id: int | None, schedule: str | None, status: str | None) -> None:
     """List the runs, the latest first; with RUN_ID, why targets of that run did not go through."""
+    show = _columns(_RUN, given)
     with given.reading() as app:
         report = Report(app.engine)
-        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=needed(given))
+        rows = report.runs(schedule=schedule, status=status, run=run_id, limit=given.one_more())
         if run_id is None:
             if given.json:
                 console.json_list(_objects(islice(rows, given.most())))
-            elif not print_table(rows, columns_table(_RUN, given.zone), given):
+            elif not show(rows):
                 console.say("No such runs." if schedule or status else "No runs: `flowtrail sync` makes one.")
             return
         found = list(rows)
@@ -98,7 +128,7 @@ def runs(given: Given, run_id: int | None, schedule: str | None, status: str | N
     if given.json:
         console.json({**found[0]._asdict(), "causes": [each._asdict() for each in causes]})
         return
-    columns_table(_RUN, given.zone)(found)
+    show(found)
     console.rows("\nWhat did not go through, by cause", IssueCause._fields, causes, zone=given.zone)
 
 
@@ -108,19 +138,19 @@ def runs(given: Given, run_id: int | None, schedule: str | None, status: str | N
 @shared("since", "until", "org", "user", "flow", "name", "timezone", "limit", "json", "config")
 def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
     """Show the trail: what was added, removed, or changed, and between which two observations."""
-    zone = given.zone
+    kind = kinds or (CHANGE_KINDS if baselines else DELTA_KINDS)
     asked = given.filters()
     with given.reading() as app:
-        rows = Report(app.engine).changes(
-            **asked, kind=kinds or (CHANGE_KINDS if baselines else DELTA_KINDS), newest_first=True, limit=needed(given)
-        )
+
+        def table(rows: Iterable[ListChange]) -> bool:
+            found = list(rows)
+            sentences = _detail_sentences(app, found)
+            return change_table("", found, zone=given.zone, most=given.most(), details=sentences)
+
+        rows = Report(app.engine).changes(**asked, kind=kind, newest_first=True, limit=given.one_more())
         hint = "" if kinds or baselines else " --baselines shows their first lists."
-        empty_result = EmptyResult("such changes", given.org, given.user, utc_now(), zone, narrowed=True, hint=hint)
-
-        def table(found: list[ListChange]) -> None:
-            event_table("", found, zone=zone, details=_detail_sentences(app, found))
-
-        print_rows(app, empty_result, rows, table, given, lambda found: with_details(app.engine, found))
+        empty = partial(why_empty, app.engine, given, "such changes", hint=hint)
+        _print(rows, table, given, empty, lambda found: with_details(app.engine, found))
 
 
 @click.command()
@@ -131,39 +161,11 @@ def changes(given: Given, kinds: Sequence[str], baselines: bool) -> None:
 )
 def events(given: Given, kinds: Sequence[str]) -> None:
     """Show what happened in organisations: each event once, however many users saw it."""
-    zone = given.zone
     asked = given.filters()
     with given.reading() as app:
-        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=needed(given))
-        empty_result = EmptyResult("such events", given.org, None, utc_now(), zone, narrowed=True, whole_lists=True)
-
-        def table(found: list[Any]) -> None:
-            story_table("", found, zone=zone, enos_zone=app.enos_zone)
-
-        print_rows(app, empty_result, rows, table, given)
-
-
-@click.command()
-@shared("org", "flow", "name", "cycle", "as_of", "timezone", "limit", "json", "config")
-def workflows(given: Given) -> None:
-    """List the workflows of organisations, each once, as they are now or were then."""
-    zone, asked = given.zone, given.filters()
-    at = given.moment(given.as_of)
-    with given.reading() as app:
-        rows: Iterator[Any]
-        if at is None:
-            rows = Report(app.engine).workflows(**asked, limit=needed(given))
-            columns: tuple[str, ...] = _WORKFLOW_NOW
-        else:
-            rows = Report(app.engine).workflows_as_of(at, **asked)
-            columns = ("valid_from", "valid_to", "from_kind", "proven_for_all")
-        columns = ("org_id", "flow_id", "flow_name", "cycle", *columns)
-        narrowed = (given.flow, given.name, given.cycle) != (None, None, None)
-        found = "such workflows" if narrowed else "workflows"
-        empty_result = EmptyResult(
-            found, given.org, None, at or utc_now(), zone, narrowed=narrowed, then=at is not None, whole_lists=True
-        )
-        print_rows(app, empty_result, rows, columns_table(columns, zone), given)
+        rows = Report(app.engine).events(**asked, kind=kinds, newest_first=True, limit=given.one_more())
+        empty = partial(why_empty, app.engine, given, "such events", of_user=False, whole_lists=True)
+        _print(rows, lambda found: _event_table("", found, given, app.enos_zone), given, empty)
 
 
 @click.command()
@@ -171,27 +173,30 @@ def workflows(given: Given) -> None:
 @shared("org", "user", "timezone", "limit", "json", "config")
 def history(given: Given, flow_id: str) -> None:
     """Show one workflow's life, users with the same one together, and what happened to it in its organisation."""
-    zone = given.zone
+    zone, most = given.zone, given.most()
+
+    def table(rows: Iterable[ListState]) -> bool:
+        states = list(islice(rows, given.one_more()))
+        shown = _columns(_STATE, given)(same_lives(states[:most]))
+        console.more_than(most, len(states))
+        if shown and all(state.expression for state in states):
+            console.say(SEARCHES_ONLY)
+        return shown
+
     with given.reading() as app:
-        columns = ("org_id", "user_id", "expression", "flow_name", "cycle", "editable", "valid_from", "valid_to",
-                   "from_kind", "last_listed_at")  # fmt: skip
-        rows = Report(app.engine).history(flow=flow_id, org=given.org, user=given.user)
-        empty_result = EmptyResult(
-            f"trace of workflow {flow_id!r}", given.org, given.user, utc_now(), zone, narrowed=True
-        )
-
-        def objects(states: Iterator[ListState]) -> Iterator[dict[str, Any]]:
-            return states_with_details(app.engine, flow_id, states)
-
-        def table(states: list[ListState]) -> None:
-            columns_table(columns, zone)(same_lives(states))
-            if all(state.expression for state in states):
-                console.say(SEARCHES_ONLY)
-
-        print_rows(app, empty_result, rows, table, given, objects)
+        report = Report(app.engine)
+        rows = report.history(flow=flow_id, org=given.org, user=given.user)
+        empty = partial(why_empty, app.engine, given, f"trace of workflow {flow_id!r}")
+        _print(rows, table, given, empty, lambda states: states_with_details(app.engine, flow_id, states))
         if not given.json:
-            _happened(app, flow_id, given)
-            _answered(app, flow_id, given)
+            happened = report.events(flow=flow_id, org=given.org, limit=given.one_more())
+            _event_table("\nWhat happened to it in its organisation", happened, given, app.enos_zone)
+            answers = (
+                each._replace(freq=each.freq and schedule_in_words(each.freq))
+                for each in details_of_flow(app.engine, flow_id, given.org)
+            )
+            title = "\nWhat EnOS said when it was asked"
+            console.rows(title, FlowDetail._fields, answers, None, zone=zone, most=most)
 
 
 def same_lives(states: Sequence[ListState]) -> list[ListState]:
@@ -200,8 +205,7 @@ def same_lives(states: Sequence[ListState]) -> list[ListState]:
     for _, of_user in groupby(states, key=itemgetter(0, 1, 2)):
         life = list(of_user)
         same = tuple(
-            (each.org_id, *each[2:7], *map(console.cell, (each.valid_from, each.valid_to)), each.from_kind)
-            for each in life
+            (each.org_id, *each[2:7], cell(each.valid_from), cell(each.valid_to), each.from_kind) for each in life
         )
         lives.setdefault(same, []).append(life)
     return [
@@ -219,21 +223,6 @@ def _users(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_USERS_NAMED]) + more
 
 
-def _happened(app: Application, flow_id: str, given: Given) -> None:
-    def table(events: list[OrgWorkflowEvent]) -> None:
-        story_table("\nWhat happened to it in its organisation", events, zone=given.zone, enos_zone=app.enos_zone)
-
-    print_table(Report(app.engine).events(flow=flow_id, org=given.org, limit=needed(given)), table, given)
-
-
-def _answered(app: Application, flow_id: str, given: Given) -> None:
-    def table(details: list[FlowDetail]) -> None:
-        rows = [each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details]
-        console.rows("\nWhat EnOS said when it was asked", FlowDetail._fields, rows, zone=given.zone)
-
-    print_table(details_of_flow(app.engine, flow_id, given.org), table, given)
-
-
 def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[str]:
     """What EnOS said about each change, in a sentence; empty if details were never asked for."""
     if not any_details(app.engine):
@@ -244,56 +233,162 @@ def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[st
     ]
 
 
-def _objects(rows: Iterator[Any]) -> Iterator[dict[str, Any]]:
+# ---------------------------------------------------------------------------------------------------------- printing
+
+
+def _objects(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
     return (row._asdict() for row in rows)
 
 
-def print_rows(
-    app: Application,
-    empty_result: EmptyResult,
-    rows: Iterable[Any],
-    show_table: Callable[[list[Any]], None],
+def _print(
+    rows: Iterator[Any],
+    show_table: Callable[[Iterator[Any]], bool],
     given: Given,
+    empty: Callable[[], str],
     objects: Callable[[Iterator[Any]], Iterator[dict[str, Any]]] = _objects,
 ) -> bool:
     """Print the rows, or why there are none; return whether there are any."""
     if given.json:
         printed = console.json_list(objects(islice(rows, given.most())))
         if not printed:
-            console.complain(empty_result.why_empty(app.engine), "yellow")
+            console.complain(empty(), "yellow")
         return printed
-    if not print_table(rows, show_table, given):
-        console.say(empty_result.why_empty(app.engine))
-        return False
-    return True
+    shown = show_table(rows)
+    if not shown:
+        console.say(empty())
+    return shown
 
 
-def print_table(rows: Iterable[Any], show_table: Callable[[list[Any]], None], given: Given) -> bool:
-    """Print the first rows, and whether there are more; return whether there are any."""
-    most = given.most()
-    listed = list(islice(rows, most and most + 1))
-    if not listed:
-        return False
-    show_table(listed[:most])
-    if most is not None and len(listed) > most:
-        shown = "this one" if most == 1 else f"these {most}"
-        console.complain(f"There are more than {shown}: --limit 0 shows all, --json gives every column.", "dim")
-    return True
-
-
-def needed(given: Given) -> int | None:
-    """How many rows ``print_rows`` reads (for a table, one more than it shows), so that only these are sorted. None:
-    all."""
-    most = given.most()
-    return most if most is None or given.json else most + 1
-
-
-def columns_table(names: tuple[str, ...], zone: dt.tzinfo) -> Callable[[list[Any]], None]:
+def _columns(names: Sequence[str], given: Given) -> Callable[[Iterable[Any]], bool]:
     """Prints these columns; cycles in words."""
 
-    def table(rows: list[Any]) -> None:
+    def table(rows: Iterable[Any]) -> bool:
         if "cycle" in names:
-            rows = [row._replace(cycle=cycle_label(row.cycle)) for row in rows]
-        console.rows("", names, rows, zone=zone)
+            rows = (row._replace(cycle=cycle_label(row.cycle)) for row in rows)
+        return console.rows("", names, rows, None, zone=given.zone, most=given.most())
 
     return table
+
+
+def change_table(
+    title: str,
+    changes: Iterable[ListChange],
+    *,
+    zone: dt.tzinfo = dt.UTC,
+    most: int | None = None,
+    details: Sequence[str] = (),
+) -> bool:
+    """Print a table of changes; ``details`` is what EnOS said about each. Return whether there are any."""
+    rows = (
+        (e.observed_at, e.org_id, e.user_id, e.expression, e.flow_id, what_happened(e), e.new_name or e.old_name, said)
+        for e, said in zip(changes, chain(details, repeat("")), strict=False)
+    )
+    return console.table(title, _CHANGE, rows, None, zone=zone, most=most)
+
+
+def _event_table(title: str, events: Iterable[OrgWorkflowEvent], given: Given, enos_zone: dt.tzinfo | None) -> bool:
+    rows = (
+        (e.observed_at, e.org_id, e.flow_id, what_happened(e), e.new_name or e.old_name,
+         e.users_after, "" if e.proven_for_all else "no", event_detail_sentence(e, enos_zone))
+        for e in events
+    )  # fmt: skip
+    return console.table(title, _EVENT, rows, None, zone=given.zone, most=given.most())
+
+
+def cycle_label(code: str | None) -> str:
+    """A cycle in words, as everything for people has it; one that EnOS does not document as it is."""
+    return CYCLE_LABELS.get(code or "") or _shown(code)
+
+
+def what_happened(event: Any) -> str:
+    """A change, or an organisation's event, in a few words."""
+    match event.kind:
+        case "cycle_changed":
+            return f"cycle {cycle_label(event.old_cycle)} -> {cycle_label(event.new_cycle)}"
+        case "renamed":
+            return f"renamed, was {_shown(event.old_name)}"
+        case "editable_changed":
+            return f"editable {_shown(event.old_editable)} -> {_shown(event.new_editable)}"
+        case "access_granted":
+            return f"{event.user_id} was given access"
+        case "access_lost":
+            return f"{event.user_id} lost access"
+        case "removed" | "disappeared" as kind:
+            return f"{kind}, cycle {cycle_label(event.old_cycle)}"
+        case kind:
+            return f"{kind}, cycle {cycle_label(event.new_cycle)}"
+
+
+def _shown(value: object) -> str:
+    return cell(value) or "none"
+
+
+# --------------------------------------------------------------------------------------------------- an empty result
+
+
+def _no_workflows(engine: Engine, given: Given, at: dt.datetime | None, *, whole_lists: bool = False) -> str:
+    narrowed = bool(given.filters().keys() & {"flow", "name", "cycle"})
+    what = "such workflows" if narrowed else "workflows"
+    return why_empty(engine, given, what, at, narrowed=narrowed, whole_lists=whole_lists)
+
+
+def why_empty(
+    engine: Engine,
+    given: Given,
+    what: str,
+    at: dt.datetime | None = None,
+    *,
+    of_user: bool = True,
+    narrowed: bool = True,
+    whole_lists: bool = False,
+    hint: str = "",
+) -> str:
+    """Why there is no ``what``, such as "workflows", ``at`` a past moment (None: now).
+
+    ``of_user``: whether the user is one whose list was asked for. ``narrowed``: whether there were other filters, too.
+    ``whole_lists``: whether only lists without a search expression count. ``hint``: what may be asked for instead.
+    """
+    org, user = given.org, given.user if of_user else None
+    wrong = no_such_name(engine, org=org, user=user)
+    if wrong is not None:
+        return wrong
+    seen = observed_targets(engine, at or utc_now(), org=org, user=user)
+    if whole_lists and seen.targets and seen.searches == seen.targets:
+        return SEARCHES_ONLY
+    if not seen.targets:
+        return "Nothing was observed yet: run `flowtrail sync`."
+    if seen.first_at is None:
+        asked = f"{_targets(seen.targets)} asked for"
+        return f"Not observed yet: {asked}, without a valid answer; see `flowtrail status`."
+    if not seen.observed:
+        return f"Not observed then: the first look was at {cell(seen.first_at, given.zone)}."
+    then = " then" if at else ""
+    if seen.retired == seen.observed:
+        return f"No {what}{then}: {_targets(seen.retired)} retired{then or ', and no longer asked for'}."
+    if narrowed:
+        last = cell(seen.last_at, given.zone)
+        return f"No {what}: {_targets(seen.observed)} observed, last at {last}.{hint}"
+    return f"No {what}{then}: {_targets(seen.observed - seen.retired)} observed, each with an empty list."
+
+
+def require_names(engine: Engine, *, org: str | None = None, user: str | None = None) -> None:
+    """Refuse names that no target has: a file or an account about nobody would look like an answer. Raises UsageError
+    and DatabaseError."""
+    wrong = no_such_name(engine, org=org, user=user)
+    if wrong is not None:
+        raise UsageError(wrong)
+
+
+def no_such_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> str | None:
+    """A sentence about the first of the names that no target has. Raises DatabaseError."""
+    wrong = unknown_name(engine, org=org, user=user)
+    if wrong is None:
+        return None
+    what = "organisation" if wrong.what == "org_id" else "user"
+    hint = f" Did you mean {wrong.similar!r}?" if wrong.similar not in (None, wrong.name) else ""
+    where = ", in this organisation" if wrong.similar == wrong.name else ""
+    return f"Unknown {what}{where}: {wrong.name!r}.{hint}"
+
+
+def _targets(count: int) -> str:
+    return f"{counted(count, 'target')} {'was' if count == 1 else 'were'}"

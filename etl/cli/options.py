@@ -106,6 +106,11 @@ class Given:
         usual = printed if self.json else shown
         return (usual if self.limit is None else self.limit) or None
 
+    def one_more(self) -> int | None:
+        """How many rows to read, so that a table can say whether there are more."""
+        most = self.most()
+        return most and most + 1
+
     def application(self, *, asks_gateway: bool = False, logs: bool = True) -> Application:
         """Load the settings, say what deserves a warning, and hand out the application.
 

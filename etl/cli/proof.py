@@ -17,8 +17,8 @@ from etl import database, signing, verify
 from etl.audit import Extent, write_bundle
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application
+from etl.cli.lists import require_names
 from etl.cli.options import FILE, Given, shared
-from etl.cli.tables import require_names
 from etl.database import backup
 from etl.domain.answers import data_of
 from etl.domain.model import Target

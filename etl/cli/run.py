@@ -1,26 +1,33 @@
-"""The command sync, and what others that ask the gateway share with it: rosters, signals, reports."""
+"""The commands sync and plan, and what others that ask the gateway share with them: rosters, signals, reports."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future
 from typing import Final
 
 import click
 from click.exceptions import Exit
 
+from etl import database, sync
 from etl.cli import console
 from etl.cli.application import Application, a_run
+from etl.cli.lists import change_table
 from etl.cli.options import Given, chosen_schedules, matching, schedules_argument, shared
 from etl.config import Configured, Schedule
 from etl.domain.kinds import CHANGE_KINDS
-from etl.domain.model import VERDICTS, Target
+from etl.domain.model import VERDICTS, Outcome
 from etl.errors import FlowtrailError, GatewayError
 from etl.printable import counted
-from etl.store import NewRun, Store
-from etl.sync import Refreshed, Rosters, RunReport, Tally, organisations, run
+from etl.report import ListChange
+from etl.store import Store
+from etl.sync import Refreshed, RunReport, Tally, organisations
+from etl.system import disk
 from etl.system.clock import utc_now
 
 _ISSUES_SHOWN = 50
@@ -53,33 +60,20 @@ def sync_now(given: Given, schedules: Sequence[str], retire: bool) -> None:
                 _retire(app, store, Configured(chosen), everything=retire)
             scope, gap = {"org_id": given.org, "user_id": given.user}, app.settings.coverage_gap
             new_run = a_run("command", len(targets), chosen, **scope, coverage_gap=gap)
-            report = _run(app, store, new_run, chosen, targets, quiet=given.json)
+            with interruptible(app), console.progress("fetching", len(targets), hidden=given.json) as arrived:
+                report = sync.run(
+                    app.run_context(store, arrived),
+                    new_run,
+                    targets,
+                    app.batches,
+                    clock=utc_now,
+                    remote=app.cluster,
+                    details=app.details(chosen),
+                )
         app.keep_heads()
+    assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
     show_report(report, given.json)
     end_as(app, int(report.status != "succeeded" or any(schedule.unlisted for schedule in chosen)))
-
-
-def _run(
-    app: Application,
-    store: Store,
-    new_run: NewRun,
-    schedules: Sequence[Schedule],
-    targets: Sequence[Target],
-    *,
-    quiet: bool,
-) -> RunReport:
-    with interruptible(app), console.progress("fetching", len(targets), hidden=quiet) as arrived:
-        report = run(
-            app.run_context(store, arrived),
-            new_run,
-            targets,
-            app.batches,
-            clock=utc_now,
-            remote=app.cluster,
-            details=app.details(schedules),
-        )
-    assert report is not None  # noqa: S101 - a command's run has no slot that another could have taken
-    return report
 
 
 def _retire(app: Application, store: Store, configured: Configured, *, everything: bool) -> None:
@@ -93,6 +87,27 @@ def _retire(app: Application, store: Store, configured: Configured, *, everythin
             "retired. Put them back into a schedule, or run `flowtrail sync --retire`.",
             "yellow",
         )
+
+
+@click.command()
+@schedules_argument
+@shared("org", "user", "timezone", "limit", "json", "config")
+def plan(given: Given, schedules: Sequence[str]) -> None:
+    """Like sync, but write nothing and show what would change; --json prints each change as it is found."""
+    zone = given.zone
+    with (
+        given.application(asks_gateway=True) as app,
+        _existing_or_empty_database(app) as store,
+        interruptible(app),
+    ):
+        planned = _PlanStream(app, given.most()) if given.json else _PlanTable(given.most(), zone)
+        chosen, rosters = _planned_rosters(app, store, chosen_schedules(app, schedules))
+        targets = matching(chosen, given.org, given.user)
+        with console.progress("fetching", len(targets), hidden=given.json) as arrived:
+            tally = sync.plan(app.run_context(store, arrived), targets, app.batches, planned.add)
+    planned.show(tally, len(targets), rosters)
+    lacking = tally.verdicts["failed"] or tally.verdicts["held"] or any(each.error for each in rosters)
+    end_as(app, int(bool(lacking or tally.interrupted)))
 
 
 @contextlib.contextmanager
@@ -146,7 +161,6 @@ def show_tally(head: str, tally: Tally, targets: int, seconds: float | None = No
                 (*p.target, p.verdict, p.issue.error_code, p.issue.message)
                 for p in tally.sorted_issues()[:_ISSUES_SHOWN]
             ),
-            if_any=("expression",),
         )
     if more := tally.causes.total() - len(tally.issues[:_ISSUES_SHOWN]):
         console.say(f"And {more} more: the table sync_issue lists all of them by run_id.", "yellow")
@@ -168,55 +182,43 @@ def refreshed(
     if not orgs:
         yield schedules
         return
-    refresh = _Refresh(app.rosters(store), orgs, accept=accept)
+    answer: Future[list[Refreshed]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(app.rosters(store).refresh(orgs, accept=accept))
+        except Exception as error:
+            answer.set_exception(error)
+
+    asking = threading.Thread(target=ask, name="rosters", daemon=True)
+    asking.start()
     try:
-        refresh.wait(_wait_seconds(store, orgs, accept=accept))
+        _await_rosters(answer, _wait_seconds(store, orgs, accept=accept))
         expanded = app.rosters(store).expand(schedules)
         _require_targets(expanded)
         yield expanded
     finally:
-        refresh.end(app.stop)
+        if asking.is_alive():
+            app.stop.set()
+            asking.join(_STOP_SECONDS)
 
 
-class _Refresh:
-    """Asks for rosters in a separate thread."""
-
-    def __init__(self, rosters: Rosters, orgs: set[str], *, accept: bool) -> None:
-        self._rosters = rosters
-        self._orgs = orgs
-        self._accept = accept
-        self._done: list[Refreshed] = []
-        self._error: FlowtrailError | None = None
-        self._thread = threading.Thread(target=self._work, name="rosters", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            self._done = self._rosters.refresh(self._orgs, accept=self._accept)
-        except FlowtrailError as error:
-            self._error = error
-
-    def wait(self, seconds: float | None) -> None:
-        """Wait at most this long (None: until they are there). A stop cuts the requests off, which ends the wait."""
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            console.complain(f"The roster did not come within {seconds:g} s; the last one stays in force.", "yellow")
-        elif self._error is not None:
-            raise self._error
-        for each in self._done:
-            if each.error:
-                console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
-            if each.moves.newly_missing:
-                console.complain(
-                    f"The roster of {each.org_id} lacks {len(each.moves.newly_missing)} users: too many to believe "
-                    "without confirmation, so they stay. If it is right, run `flowtrail sync --retire`.",
-                    "yellow",
-                )
-
-    def end(self, stop: threading.Event) -> None:
-        if self._thread.is_alive():
-            stop.set()
-            self._thread.join(_STOP_SECONDS)
+def _await_rosters(answer: Future[list[Refreshed]], seconds: float | None) -> None:
+    """Wait at most this long (None: until they are there). A stop cuts the requests off, which ends the wait."""
+    try:
+        rosters = answer.result(seconds)
+    except TimeoutError:
+        console.complain(f"The roster did not come within {seconds:g} s; the last one stays in force.", "yellow")
+        return
+    for each in rosters:
+        if each.error:
+            console.complain(f"No roster of {each.org_id}: {each.error}", "yellow")
+        if each.moves.newly_missing:
+            console.complain(
+                f"The roster of {each.org_id} lacks {len(each.moves.newly_missing)} users: too many to believe "
+                "without confirmation, so they stay. If it is right, run `flowtrail sync --retire`.",
+                "yellow",
+            )
 
 
 def _wait_seconds(store: Store, orgs: set[str], *, accept: bool) -> float | None:
@@ -236,7 +238,7 @@ def _require_targets(schedules: Sequence[Schedule]) -> None:
         )
 
 
-def planned_rosters(
+def _planned_rosters(
     app: Application, store: Store, schedules: Sequence[Schedule]
 ) -> tuple[Sequence[Schedule], list[Refreshed]]:
     """The schedules with the users that their rosters have now, and what that would change; nothing is written.
@@ -259,7 +261,7 @@ def planned_rosters(
     return [schedule.with_users(users) for schedule in schedules], found
 
 
-def show_moves(rosters: Sequence[Refreshed]) -> None:
+def _show_moves(rosters: Sequence[Refreshed]) -> None:
     """Print a sentence on who would join and leave each organisation."""
     for each in rosters:
         if each.error:
@@ -270,7 +272,7 @@ def show_moves(rosters: Sequence[Refreshed]) -> None:
         console.say(f"Roster of {each.org_id}: {differences or 'as before'}.")
 
 
-def moves_of(each: Refreshed) -> dict[str, object]:
+def _moves_of(each: Refreshed) -> dict[str, object]:
     """The same as JSON values."""
     moves = each.moves
     return {
@@ -284,3 +286,105 @@ def moves_of(each: Refreshed) -> dict[str, object]:
 
 def _some(users: Set[str]) -> str:
     return ", ".join(sorted(users)[:_NAMED]) + (", ..." if len(users) > _NAMED else "")
+
+
+@contextlib.contextmanager
+def _existing_or_empty_database(app: Application) -> Iterator[Store]:
+    """The database; if there is none yet, a temporary empty one."""
+    if database.current(app.engine) is not None or app.engine.dialect.name != "sqlite":
+        database.require_current(app.engine)
+        yield Store(app.engine, app.stop)
+        return
+    with disk.temporary_files():
+        temporary = tempfile.TemporaryDirectory(prefix="flowtrail-plan-")
+    with temporary as folder:
+        engine = database.connect(f"sqlite:///{folder}/empty.db")
+        try:
+            database.upgrade(engine)
+            yield Store(engine, app.stop)
+        finally:
+            engine.dispose()
+
+
+class _PlanTable:
+    """Keeps the first changes, by target and workflow, for a table; at most twice as many are in memory."""
+
+    def __init__(self, limit: int | None, zone: dt.tzinfo) -> None:
+        self._limit = limit
+        self._zone = zone
+        self._kept: list[ListChange] = []
+        self._lock = threading.Lock()
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        with self._lock:
+            for event in _events(outcomes):
+                self._kept.append(event)
+                if self._limit and len(self._kept) >= 2 * self._limit:
+                    self._kept = self._first()
+
+    def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
+        _show_moves(rosters)
+        show_tally("Planned", tally, targets)
+        first = self._first()
+        if first:
+            change_table("\nWould be recorded", first, zone=self._zone)
+        left_out = tally.changes.total() - len(first)
+        if left_out > 0:
+            console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
+
+    def _first(self) -> list[ListChange]:
+        return sorted(self._kept, key=_order)[: self._limit]
+
+
+class _PlanStream:
+    """Prints changes as they come, in one JSON object that ends with the sums, and keeps none."""
+
+    def __init__(self, app: Application, limit: int | None) -> None:
+        self._app = app
+        self._left = limit
+        self._printed = console.JsonList(b'{"planned": [')
+        self._lock = threading.Lock()
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        with self._lock, self._stopping():
+            for event in _events(outcomes):
+                if self._left == 0:
+                    return
+                self._left = self._left and self._left - 1
+                self._printed.add(event._asdict())
+
+    def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
+        report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
+        summary = {key: value for key, value in report.summary().items() if key in ("targets", "changes", "issues")}
+        if rosters:
+            summary["rosters"] = [_moves_of(each) for each in rosters]
+        self._printed.close(b"],\n" + console.encoded(summary).removeprefix(b"{\n"))
+
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Stop the plan when the reader of the output has gone."""
+        try:
+            yield
+        except BaseException:
+            self._app.stop.set()
+            raise
+
+
+def _order(event: ListChange) -> tuple[str, ...]:
+    return (event.org_id, event.user_id, event.expression, event.flow_id, event.kind)
+
+
+def _events(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
+    """What the outcomes would add to the trail, without the ids that only a commit assigns."""
+    for made in (outcome.change_set for outcome in outcomes):
+        for change in made.changes if made else ():
+            assert made is not None  # noqa: S101 - it has changes
+            fields = {name: getattr(change, name) for name in change.__struct_fields__}
+            yield ListChange(
+                change_set_id=0,
+                run_id=0,
+                **made.target._asdict(),
+                **fields,
+                last_unchanged_at=made.last_unchanged_at,
+                observed_at=made.observed_at,
+            )

@@ -11,8 +11,8 @@ import click
 
 from etl.cli import CommandGroup, console
 from etl.cli.application import Application
+from etl.cli.lists import require_names
 from etl.cli.options import SHOWN, Given, shared
-from etl.cli.tables import require_names
 from etl.config import Schedule, TargetList
 from etl.domain.model import Target
 from etl.errors import ConfigError
@@ -40,16 +40,13 @@ _RUN_COLUMNS: Final = ("id", "schedule", "origin", "status", "started_at", "targ
 _TARGET_COLUMNS: Final = ("org_id", "user_id", "expression", "last_observed_at", "consecutive_failures",
                           "last_error_code", "last_error", "held_workflows", "held_since")  # fmt: skip
 targets = CommandGroup("targets", help="The targets: whose lists are asked for.")
-_KNOWN_COLUMNS: Final = (
-    *("org_id", "user_id", "expression", "source"),
-    *("since", "first_observed_at", "missing_since", "retired_at"),
-)
-_COVERED_COLUMNS: Final = CoveredTarget._fields
 _HOLD_COLUMNS: Final = (*Hold._fields[:-2], "workflows")
+_SCHEDULE: Final = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
+_ALL_SHOWN: Final = "--limit 0 shows all"
 
 
 class _Status(NamedTuple):
-    """What `status` shows; the lists have at most as many rows as were asked for."""
+    """What `status` shows, besides the problems."""
 
     active: str | None
     killed: str | None
@@ -58,7 +55,8 @@ class _Status(NamedTuple):
     checked: LastCheck | None
     snapshot: HealthSnapshot | None
     """None if the schedules are not known."""
-    schedules: Sequence[dict[str, Any]]
+    schedules: Iterator[dict[str, Any]]
+    """Those with most overdue targets first."""
     runs: Sequence[SyncRun]
     causes: Sequence[ProblemCause]
 
@@ -70,16 +68,14 @@ def status(given: Given) -> None:
 
     Exits with 0 whatever is wrong: the conditions say it. Schedules that cannot be read are one of them.
     """
-    zone = given.zone
     most = given.most(_SHOWN, _PRINTED)
     with given.reading(logs=True) as app:
-        report = Report(app.engine)
-        configured, broken = configured_schedules(app)
-        found = _gather(app, report, configured, broken, most)
+        found = _gather(app, *configured_schedules(app))
+        problems = Report(app.engine).problems(limit=most and most + 1)
         if given.json:
-            _print(found, report.problems(limit=most), most)
+            _print(found, islice(problems, most), most)
         else:
-            _show(found, list(report.problems(limit=most)), len(configured or ()), most, zone)
+            _show(found, problems, most, given.zone)
 
 
 def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, ConfigError | None]:
@@ -96,21 +92,11 @@ def configured_schedules(app: Application) -> tuple[Sequence[Schedule] | None, C
         return None, error
 
 
-def _gather(
-    app: Application,
-    report: Report,
-    configured: Sequence[Schedule] | None,
-    broken: ConfigError | None,
-    most: int | None,
-) -> _Status:
-    now = utc_now()
-    summary: TargetSummary
-    found: HealthSnapshot | None = None
+def _gather(app: Application, configured: Sequence[Schedule] | None, broken: ConfigError | None) -> _Status:
+    report, now = Report(app.engine), utc_now()
     with short_transaction(app.engine) as connection:
-        if configured is None:
-            summary = health.summary_within(connection, now)
-        else:
-            summary = found = health.read_within(connection, configured, now)
+        snapshot = None if configured is None else health.read_within(connection, configured, now)
+        summary: TargetSummary = snapshot or health.summary_within(connection, now)
     holder = Store(app.engine).lease_holder(LEASE)
     killed = holder if holder is not None and was_killed(holder) else None
     return _Status(
@@ -118,8 +104,8 @@ def _gather(
         killed=killed,
         conditions=summary.conditions(_broken(broken)),
         checked=summary.checked,
-        snapshot=found,
-        schedules=list(islice(_schedules(configured or (), found, now), most)) if found else [],
+        snapshot=snapshot,
+        schedules=_schedules(configured, snapshot, now) if configured and snapshot else iter(()),
         runs=list(report.runs(limit=_RUNS)),
         causes=report.causes(),
     )
@@ -135,7 +121,6 @@ def _broken(error: ConfigError | None) -> list[DetectedCondition]:
 
 
 def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:
-    """The schedules, those with most overdue targets first."""
     overdue = found.overdue_by_schedule
     for each in sorted(configured, key=lambda schedule: (-overdue[schedule.name], schedule.name)):
         yield {
@@ -166,7 +151,7 @@ def _print(found: _Status, problems: Iterator[TargetHealth], most: int | None) -
         "conditions": [each.as_object() for each in found.conditions],
         "verified": found.checked and found.checked._asdict(),
         "freshness": found.snapshot and _freshness(found.snapshot),
-        "schedules": found.schedules,
+        "schedules": list(islice(found.schedules, most)),
         "overdue": [_named(each) for each in found.snapshot.overdue[:most]] if found.snapshot else [],
         "runs": [run._asdict() for run in found.runs],
         "causes": [cause._asdict() for cause in found.causes],
@@ -177,47 +162,36 @@ def _print(found: _Status, problems: Iterator[TargetHealth], most: int | None) -
     printed.close(b"]\n}\n")
 
 
-def _show(found: _Status, problems: Sequence[TargetHealth], schedules: int, most: int | None, zone: dt.tzinfo) -> None:
+def _show(found: _Status, problems: Iterator[TargetHealth], most: int | None, zone: dt.tzinfo) -> None:
     gone = f"not running: the process of {found.killed} is gone" if found.killed else "not running"
     console.say(f"Service: {f'active on {found.active}' if found.active else gone}.", "bold")
-    overdue: Sequence[Overdue] = ()
     for condition in found.conditions:
         console.say(f"{condition.sentence} {condition.remedy}", _STYLES[condition.severity])
     if found.snapshot is not None:
-        overdue = found.snapshot.overdue
         numbers = {name: count for name, count in _freshness(found.snapshot).items() if count and name != "status"}
         counts = "".join(f", {count} {name.replace('_', ' ')}" for name, count in numbers.items())
-        fresh = found.snapshot.fresh
         console.say(
             f"Targets: {found.snapshot.targets}{counts or ('' if found.conditions else ', all of them fresh')}.",
-            "" if fresh else "red",
+            "" if found.snapshot.fresh else "red",
         )
     if found.checked is not None:
         console.say(_checked(found.checked, zone))
     if found.snapshot is not None:  # otherwise the schedules are unknown
-        names = ("schedule", "targets", "overdue", "last_success_at", "next_run_at")
-        console.table("\nSchedules", names, ([*each.values()] for each in found.schedules), zone=zone)
-    _more(schedules - len(found.schedules))
+        schedules = (each.values() for each in found.schedules)
+        console.table("\nSchedules", _SCHEDULE, map(list, schedules), zone=zone, most=most, more=_ALL_SHOWN)
     console.rows("\nLast runs", _RUN_COLUMNS, found.runs, zone=zone)
     console.rows("\nProblems by cause", ProblemCause._fields, found.causes)
-    if overdue:
-        rows = [_named(each) for each in overdue[:most]]
-        optional = ("expression", "last_error_code", "held_since")
-        console.table("\nOverdue", [*rows[0]], ([*row.values()] for row in rows), zone=zone, if_any=optional)
-        _more(len(overdue) - len(rows))
-    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone)
-    if len(problems) == most:
-        console.complain(f"These are the first {most}: --limit 0 shows all, the causes above count them.", "dim")
+    if found.snapshot is not None and found.snapshot.overdue:
+        late = [_named(each) for each in found.snapshot.overdue[: most and most + 1]]
+        rows = ([*each.values()] for each in late)
+        console.table("\nOverdue", [*late[0]], rows, zone=zone, most=most, more=_ALL_SHOWN)
+    more = f"{_ALL_SHOWN}, the causes above count them"
+    console.rows("\nTargets with problems", _TARGET_COLUMNS, problems, zone=zone, most=most, more=more)
 
 
 def _checked(check: LastCheck, zone: dt.tzinfo) -> str:
     result = counted(check.findings, "finding") if check.findings else "everything holds"
     return f"Trail: verified at {console.cell(check.ended_at, zone)}, up to seal {check.last_seal}: {result}."
-
-
-def _more(left_out: int) -> None:
-    if left_out > 0:
-        console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
 
 
 class Row(NamedTuple):
@@ -246,16 +220,12 @@ def list_targets(given: Given) -> None:
         found = (
             each for each in _known_rows(app) if given.org in (None, each.org_id) and given.user in (None, each.user_id)
         )
-        shown = islice(found, given.most())
         if given.json:
-            console.json_list(each._asdict() for each in shown)
+            console.json_list(each._asdict() for each in islice(found, given.most()))
             return
         all_of_them = given.org is None and given.user is None
         empty = "none: add [[targets]] to a schedule" if all_of_them else "none with that --org and --user"
-        console.rows("", _KNOWN_COLUMNS, shown, empty)
-        left_out = sum(1 for _ in found)
-    if left_out:
-        console.complain(f"And {left_out} more: --limit 0 shows all.", "dim")
+        console.rows("", Row._fields, found, empty, most=given.most(), more=_ALL_SHOWN)
 
 
 def _known_rows(app: Application) -> Iterator[Row]:
@@ -313,7 +283,7 @@ def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:
     if found.seals is None:
         console.say("No run that has a seal was to ask anybody in that time.")
         return
-    _first_rows("Who was to be asked", _COVERED_COLUMNS, found.targets, zone)
+    _first_rows("Who was to be asked", CoveredTarget._fields, found.targets, zone)
     _first_rows("\nNot answered", Unanswered._fields, found.unanswered, zone)
     _first_rows("\nNobody was looking", Gap._fields, found.gaps, zone)
     holds = [(*each[:-2], len({*each.flow_ids, *(doubt[0] for doubt in each.doubted)})) for each in found.holds]
@@ -329,9 +299,7 @@ def _show_coverage(found: Coverage, zone: dt.tzinfo) -> None:
 
 
 def _first_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], zone: dt.tzinfo) -> None:
-    """Print the first rows, without empty columns."""
-    shown = rows[:SHOWN]
-    used = [n for n in range(len(columns)) if any(row[n] not in (None, "", 0) for row in shown)]
-    console.table(title, [columns[n] for n in used], ([row[n] for n in used] for row in shown), zone=zone)
-    if len(rows) > len(shown):
-        console.complain(f"And {len(rows) - len(shown)} more: --json has all.", "dim")
+    """Print the first rows, without columns that are empty or 0 in all of them."""
+    used = [n for n in range(len(columns)) if any(row[n] != 0 for row in rows[:SHOWN])]
+    shown = ([row[n] for n in used] for row in rows)
+    console.table(title, [columns[n] for n in used], shown, zone=zone, most=SHOWN, more="--json has all")

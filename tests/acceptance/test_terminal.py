@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from sqlalchemy import func, select
 
 from etl.cli import app
-from etl.cli.lists import same_lives
-from etl.cli.tables import SEARCHES_ONLY
+from etl.cli.lists import SEARCHES_ONLY, same_lives
 from etl.database import connect, reading
 from etl.demo.world import World
 from etl.domain.model import Flow, Target

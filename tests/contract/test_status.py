@@ -101,7 +101,7 @@ def test_of_many_schedules_those_with_overdue_targets_come_first(run: Callable[.
     assert (
         sum(line.startswith(("s0", "s1", "s2", "s3", "s4", "s5", "plants")) for line in shown.stdout.splitlines()) == 50
     )
-    assert "And 11 more: --limit 0 shows all." in shown.stderr
+    assert "There are more than these 50: --limit 0 shows all." in shown.stderr
     assert len(json.loads(run("status", "--json").stdout)["schedules"]) == 61
 
 
