@@ -19,6 +19,7 @@ from etl.cli import console
 from etl.cli.application import Application
 from etl.cli.console import cell
 from etl.cli.options import Given, kinds_option, shared
+from etl.database import reading
 from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import UsageError
@@ -27,8 +28,7 @@ from etl.report import ListChange, ListState, Report
 from etl.report.details import (
     FlowDetail,
     any_details,
-    detail_sentence,
-    details_of_changes,
+    detail_sentences,
     details_of_flow,
     event_detail_sentence,
     schedule_in_words,
@@ -191,10 +191,9 @@ def history(given: Given, flow_id: str) -> None:
         if not given.json:
             happened = report.events(flow=flow_id, org=given.org, limit=given.one_more())
             _event_table("\nWhat happened to it in its organisation", happened, given, app.enos_zone)
-            answers = (
-                each._replace(freq=each.freq and schedule_in_words(each.freq))
-                for each in details_of_flow(app.engine, flow_id, given.org)
-            )
+            with reading(app.engine) as connection:
+                details = details_of_flow(connection, flow_id, given.org)[::-1]
+            answers = (each._replace(freq=each.freq and schedule_in_words(each.freq)) for each in details)
             title = "\nWhat EnOS said when it was asked"
             console.rows(title, FlowDetail._fields, answers, None, zone=zone, most=most)
 
@@ -227,10 +226,8 @@ def _detail_sentences(app: Application, events: Sequence[ListChange]) -> list[st
     """What EnOS said about each change, in a sentence; empty if details were never asked for."""
     if not any_details(app.engine):
         return []
-    return [
-        detail_sentence(detail, event.last_unchanged_at, event.observed_at, app.enos_zone)
-        for event, detail in zip(events, details_of_changes(app.engine, events), strict=True)
-    ]
+    with reading(app.engine) as connection:
+        return detail_sentences(connection, events, app.enos_zone)
 
 
 # ---------------------------------------------------------------------------------------------------------- printing

@@ -70,18 +70,12 @@ def detail_sentences(connection: Connection, events: Sequence[ListChange], zone:
     """What EnOS said beside each of ``events``, in a sentence or ""; ``zone``: EnOS's."""
     return [
         detail_sentence(detail, event.last_unchanged_at, event.observed_at, zone)
-        for event, detail in zip(events, details_within(connection, events), strict=True)
+        for event, detail in zip(events, details_of_changes(connection, events), strict=True)
     ]
 
 
-def details_of_changes(engine: Engine, events: Sequence[ListChange]) -> list[ChangeDetail]:
+def details_of_changes(connection: Connection, events: Sequence[ListChange]) -> list[ChangeDetail]:
     """What EnOS said about each of ``events``."""
-    with reading(engine) as connection:
-        return details_within(connection, events)
-
-
-def details_within(connection: Connection, events: Sequence[ListChange]) -> list[ChangeDetail]:
-    """The same, within a transaction that reads more."""
     found: dict[tuple[int, str, str], ChangeDetail] = {}
     detail = workflow_detail
     runs, flows = {event.run_id for event in events}, {event.flow_id for event in events}
@@ -134,23 +128,14 @@ def with_details(engine: Engine, events: Iterable[ListChange]) -> Iterator[dict[
         return
     rest = iter(events)
     while some := list(islice(rest, _AT_ONCE)):
-        for event, detail in zip(some, details_of_changes(engine, some), strict=True):
-            yield event._asdict() | detail._asdict()
+        with reading(engine) as connection:
+            details = details_of_changes(connection, some)
+        yield from (event._asdict() | detail._asdict() for event, detail in zip(some, details, strict=True))
 
 
-def details_of_flow(engine: Engine, flow_id: str, org: str | None) -> list[FlowDetail]:
-    """Every answer of Get Flow for a workflow, the oldest first."""
+def details_of_flow(connection: Connection, flow_id: str, org: str | None, most: int | None = None) -> list[FlowDetail]:
+    """The latest answers of Get Flow for a workflow, at ``most`` so many, the newest first."""
+    ours = [workflow_detail.c.flow_id == flow_id, *([workflow_detail.c.org_id == org] if org is not None else ())]
     columns = [workflow_detail.c[name] for name in FlowDetail._fields]
-    found = select(*columns).where(workflow_detail.c.flow_id == flow_id).order_by(workflow_detail.c.id)
-    if org is not None:
-        found = found.where(workflow_detail.c.org_id == org)
-    with reading(engine) as connection:
-        return [FlowDetail(*row) for row in connection.execute(found)]
-
-
-def latest_details_of_flow(connection: Connection, org: str, flow_id: str, most: int) -> list[FlowDetail]:
-    """The latest answers of Get Flow for a workflow, the newest first."""
-    columns = [workflow_detail.c[name] for name in FlowDetail._fields]
-    ours = (workflow_detail.c.org_id == org, workflow_detail.c.flow_id == flow_id)
     found = select(*columns).where(*ours).order_by(workflow_detail.c.id.desc()).limit(most)
     return [FlowDetail(*row) for row in connection.execute(found)]

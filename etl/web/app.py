@@ -21,7 +21,7 @@ from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.errors import DatabaseError
 from etl.report import columns_of, summaries, trail_page
 from etl.report.details import detail_sentences
-from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS, STATUSES
+from etl.report.listings import CHANGES, EVENTS, GAPS, HELD_WORKFLOWS, RUNS
 from etl.report.names import search
 from etl.report.reading import short_transaction
 from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
@@ -35,9 +35,9 @@ from etl.web.page import (
     Site,
     TableQuery,
     html,
+    list_page,
     listing_file,
     rows_file,
-    table_page,
     wanted_format,
     whole_number,
 )
@@ -87,28 +87,15 @@ def trail(site: Site, request: Request) -> Response:
     return html(request, "trail.html", values)
 
 
-def held(site: Site, request: Request) -> Response:
-    wanted = RequestParams(request).asked_of(HELD_WORKFLOWS, site.now())
-
-    def holds(connection: Connection, rows: Sequence[Any]) -> dict[str, Any]:
-        return {"holds": summaries.holds(connection, **wanted, limit=PAGE_ROWS)}
-
-    return table_page(site, request, TableQuery.of(site, HELD_WORKFLOWS, **wanted), "held.html", holds)
+def _holds(site: Site, connection: Connection, rows: Sequence[Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {"holds": summaries.holds(connection, **wanted, limit=PAGE_ROWS)}
 
 
-def gaps(site: Site, request: Request) -> Response:
-    listing = TableQuery.of(site, GAPS, **RequestParams(request).asked_of(GAPS, site.now()))
-    return table_page(site, request, listing, "gaps.html")
-
-
-def events(site: Site, request: Request) -> Response:
-    wanted = RequestParams(request).asked_of(EVENTS, site.now())
-
-    def behind(connection: Connection, rows: Sequence[OrgWorkflowEvent]) -> dict[str, Any]:
-        kinds = wanted["kind"] or EVENT_KINDS
-        return {"kinds": kinds, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
-
-    return table_page(site, request, TableQuery.of(site, EVENTS, **wanted, newest_first=True), "events.html", behind)
+def _behind(
+    site: Site, connection: Connection, rows: Sequence[OrgWorkflowEvent], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    kinds = wanted["kind"] or EVENT_KINDS
+    return {"kinds": kinds, "behind": _users_behind(connection, rows), "enos_zone": site.enos_zone}
 
 
 def latest_events(site: Site, connection: Connection) -> dict[str, Any]:
@@ -118,12 +105,8 @@ def latest_events(site: Site, connection: Connection) -> dict[str, Any]:
 
 
 def _users_behind(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> Mapping[int, Sequence[UserChange]]:
-    return user_changes(connection, [event for event in shown if _is_of_few(event)])
-
-
-def _is_of_few(event: OrgWorkflowEvent) -> bool:
-    """Whether its users are shown beside it; those of others have a page of their own."""
-    return max(event.users_before, event.users_after) <= _FEW
+    """The users of events of few; those of others have a page of their own."""
+    return user_changes(connection, [each for each in shown if max(each.users_before, each.users_after) <= _FEW])
 
 
 def event(site: Site, request: Request) -> Response:
@@ -137,11 +120,6 @@ def event(site: Site, request: Request) -> Response:
     if fmt:
         return rows_file("lists", columns_of(UserChange), lists, fmt)
     return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
-
-
-def runs(site: Site, request: Request) -> Response:
-    listing = TableQuery.of(site, RUNS, **RequestParams(request).asked_of(RUNS, site.now()))
-    return table_page(site, request, listing, "runs.html", lambda connection, rows: {"statuses": STATUSES})
 
 
 def run(site: Site, request: Request) -> Response:
@@ -174,22 +152,23 @@ def found(site: Site, request: Request) -> Response:
 
 def pages(site: Site) -> list[BaseRoute]:
     """The routes of the pages."""
+    a_list = partial(list_page, site)
     return [
         Route("/", partial(first, site)),
         Route("/trail", partial(trail, site)),
         Route("/workflows", partial(workflows.index, site)),
         Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
         Route("/workflow", partial(workflows.one, site)),
-        Route("/events", partial(events, site)),
+        Route("/events", partial(a_list, listing=EVENTS, template="events.html", beside=_behind, newest_first=True)),
         Route("/events/{event_id}", partial(event, site)),
-        Route("/runs", partial(runs, site)),
+        Route("/runs", partial(a_list, listing=RUNS, template="runs.html")),
         Route("/runs/{run_id}", partial(run, site)),
         Route("/search", partial(found, site)),
-        Route("/held", partial(held, site)),
+        Route("/held", partial(a_list, listing=HELD_WORKFLOWS, template="held.html", beside=_holds)),
         Route("/targets", partial(targets.index, site)),
         Route("/targets/{org}/{user}", partial(targets.one, site)),
         Route("/target", partial(targets.one, site)),
-        Route("/gaps", partial(gaps, site)),
+        Route("/gaps", partial(a_list, listing=GAPS, template="gaps.html")),
         Route("/static/{name}", _static),
     ]
 

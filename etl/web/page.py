@@ -197,21 +197,25 @@ def wanted_format(request: Request) -> Format | None:
     return next((known for known in FORMATS if known == asked), None)
 
 
-def table_page(
+def list_page(
     site: Site,
     request: Request,
-    listing: TableQuery,
+    *,
+    listing: Listing[Any],
     template: str,
-    beside: Callable[[Connection, Sequence[Any]], Mapping[str, Any]] = lambda connection, rows: {},
+    beside: Callable[[Site, Connection, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
+    newest_first: bool = False,
 ) -> Response:
-    """A page of a table, or all of it as a file; ``beside`` reads what else the page shows, given its rows."""
+    """A page of what is asked of a list, or all of it as a file; ``beside`` reads what else the page shows, given its
+    rows and what is asked."""
     asked, fmt = RequestParams(request), wanted_format(request)
-    paging = asked.paging()
+    paging, wanted = asked.paging(), asked.asked_of(listing, site.now())
+    table = TableQuery.of(site, listing, **wanted, newest_first=newest_first)
     if fmt:
-        return listing_file(site, listing, fmt)
+        return listing_file(site, table, fmt)
     with short_transaction(site.engine) as connection:
-        shown = paging.cut(listing.page(connection, *paging.window))
-        values = beside(connection, shown["rows"])
+        shown = paging.cut(table.page(connection, *paging.window))
+        values = beside(site, connection, shown["rows"], wanted)
     return html(request, template, {"asked": asked, "now": site.now(), **values, **shown})
 
 

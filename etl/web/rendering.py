@@ -21,6 +21,7 @@ from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.report.details import event_detail_sentence
+from etl.report.listings import STATUSES
 from etl.report.summaries import CYCLES
 from etl.web import figures, labels
 
@@ -81,6 +82,7 @@ def environment() -> jinja2.Environment:
         "lasted": lambda begin, end: labels.span((end - begin).total_seconds()),
         "COVERAGE": labels.COVERAGE,
         "CYCLES": CYCLES,
+        "STATUSES": STATUSES,
         "CYCLE_COLUMNS": [f"#{labels.cycle_label(cycle)}" for cycle in CYCLES],
         "CYCLE_LABELS": CYCLE_LABELS,
         "DELTA_KINDS": DELTA_KINDS,

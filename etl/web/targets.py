@@ -17,7 +17,7 @@ from etl.report.listings import TARGETS
 from etl.report.reading import page, short_transaction
 from etl.report.rows import ListDifference, TargetVersion
 from etl.report.targets import KnownTarget, targets_of_user
-from etl.web.page import RequestParams, Site, TableQuery, html, listing_file, rows_file, table_page, wanted_format
+from etl.web.page import RequestParams, Site, TableQuery, html, list_page, listing_file, rows_file, wanted_format
 
 TICKS: Final = 90
 VERSIONS: Final = 20
@@ -28,21 +28,16 @@ TABLES: Final = ("list", "versions", "difference")
 
 def index(site: Site, request: Request) -> Response:
     asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
-    wanted, at = asked.asked_of(TARGETS, now), asked.moment("as_of", now)
+    at = asked.moment("as_of", now)
     if fmt and at:
+        wanted = asked.asked_of(TARGETS, now)
         then = targets.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
         return listing_file(site, TableQuery("targets", TargetAsOf, then), fmt)
 
-    def covered(connection: Connection, rows: Sequence[TargetHealth]) -> dict[str, Any]:
-        return {"at": at, "then": _coverage(connection, rows, at)}
+    def covered(_: Site, connection: Connection, rows: Sequence[TargetHealth], wanted: object) -> dict[str, Any]:
+        return {"at": at, "then": targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at) if at else {}}
 
-    return table_page(site, request, TableQuery.of(site, TARGETS, **wanted), "targets.html", covered)
-
-
-def _coverage(connection: Connection, rows: Sequence[TargetHealth], at: dt.datetime | None) -> dict[Target, TargetAsOf]:
-    if at is None:
-        return {}
-    return targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at)
+    return list_page(site, request, listing=TARGETS, template="targets.html", beside=covered)
 
 
 class View(NamedTuple):

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from etl.report import ListWorkflowAsOf, columns_of, reading, trail_page, workflow_page
-from etl.report.details import detail_sentences, latest_details_of_flow
+from etl.report.details import detail_sentences, details_of_flow
 from etl.report.listings import EVENTS, FLOWS, HISTORY, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
@@ -157,7 +157,7 @@ def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict
         "latest": max(shown, key=lambda state: state.valid_from),
         "gaps": workflow_page.gaps_of(connection, org, users),
         "story": tables["story"].page(connection, EVENTS_AT_MOST),
-        "said": latest_details_of_flow(connection, org, flow, EVENTS_AT_MOST),
+        "said": details_of_flow(connection, flow, org, EVENTS_AT_MOST),
         "most_seen": SEEN_AT_MOST,
         "events": events,
         "beside": detail_sentences(connection, events, site.enos_zone),

@@ -77,14 +77,13 @@ def test_details_stand_beside_the_change_and_the_latest_have_a_view(house: Detai
     house.world.set_cycle(ORG, "4", "W")
     house.ask_all()
     events = [event for event in Report(house.engine).changes(kind=["cycle_changed"]) if event.user_id == "bob"]
-    said = {
-        (event.flow_id, event.new_cycle): each
-        for event, each in zip(events, details_of_changes(house.engine, events), strict=True)
-    }
+    with reading(house.engine) as connection:
+        details, answers = details_of_changes(connection, events), details_of_flow(connection, "3", ORG)
+    said = {(event.flow_id, event.new_cycle): each for event, each in zip(events, details, strict=True)}
     assert said["3", "H"][2:] == (None, "0 0 * * * ? *")
     assert said["3", "W"][2:] == ("0 0 * * * ? *", "0 0 0 ? * 2 *")
     assert said["4", "W"][:1] == ("updater-1",)
-    assert [each.freq for each in details_of_flow(house.engine, "3", ORG)] == ["0 0 * * * ? *", "0 0 0 ? * 2 *"]
+    assert [each.freq for each in answers] == ["0 0 0 ? * 2 *", "0 0 * * * ? *"], "the newest first"
     assert house.rows("SELECT flow_id, freq FROM workflow_detail_latest ORDER BY flow_id") == [
         ("3", "0 0 0 ? * 2 *"),
         ("4", "0 0 0 ? * 2 *"),
