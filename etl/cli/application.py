@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -76,13 +76,11 @@ class Application:
 
     @cached_property
     def engine(self) -> Engine:
-        engine = database.connect(self.settings.database.url)
-        self._closing.callback(engine.dispose)
-        return engine
+        return self.another_engine()
 
-    def another_engine(self, url: str, pool_size: int = 5) -> Engine:
-        """A second engine, which is closed with ``engine``."""
-        engine = database.connect(url, pool_size=pool_size)
+    def another_engine(self, url: str | None = None, **limits: Any) -> Engine:
+        """A second engine, of the same database unless there is a ``url``, which is closed with ``engine``."""
+        engine = database.connect(url or self.settings.database.url, **limits)
         self._closing.callback(engine.dispose)
         return engine
 

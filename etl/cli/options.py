@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -30,48 +30,37 @@ _MOST: Final = 10**9
 """The largest --limit: more than any database here has rows, and a number that each can count to."""
 FILE: Final = click.Path(path_type=Path)
 
-_OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "org": {"help": "Only this organisation."},
-    "user": {"help": "Only this user."},
-    "flow": {"help": "Only this workflow id."},
-    "name": {"help": "Only names that contain this."},
-    "cycle": {"help": "Only this cycle: month, week, day, hour, minute, or as EnOS has it (M, W, D, H, mi)."},
-    "since": {"help": "From then on: 'yesterday', '7 days ago', ISO."},
-    "until": {"help": "Before then."},
-    "as_of": {"help": "The list at that time: 2026-03-31, yesterday, '7 days ago'."},
-    "timezone": {"default": "UTC", "help": "The zone of times, typed and shown, such as Asia/Shanghai."},
-    "limit": {
-        "type": click.IntRange(0, _MOST),
-        "help": f"At most this many rows; tables show {SHOWN} by default, 0 shows all.",
-    },
-    "expression": {"default": "", "show_default": False, "help": "The target's search expression."},
-    "force": {"is_flag": True, "help": "Replace an existing file."},
-    "upgrade": {"is_flag": True, "help": "Bring the database's schema up to date first."},
-    "json": {"is_flag": True, "help": "Print JSON instead of a table."},
-    "config": {"type": FILE, "help": "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml)."},
-}
-"""What several commands take, by the field of `Given`."""
+
+def _option(words: str, default: Any = None, **more: Any) -> Any:
+    return field(default=default, metadata={"help": words, "default": default, **more})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """The shared options of a command, as they were typed; those that it does not take are as if omitted."""
+    """The shared options, as they were typed; those that a command does not take are as if omitted.
 
-    org: str | None = None
-    user: str | None = None
-    flow: str | None = None
-    name: str | None = None
-    cycle: str | None = None
-    since: str | None = None
-    until: str | None = None
-    as_of: str | None = None
-    timezone: str = "UTC"
-    limit: int | None = None
-    expression: str = ""
-    force: bool = False
-    upgrade: bool = False
-    json: bool = False
-    config: Path | None = None
+    Each field declares one, with what Click is told of it.
+    """
+
+    org: str | None = _option("Only this organisation.")
+    user: str | None = _option("Only this user.")
+    flow: str | None = _option("Only this workflow id.")
+    name: str | None = _option("Only names that contain this.")
+    cycle: str | None = _option("Only this cycle: month, week, day, hour, minute, or as EnOS has it (M, W, D, H, mi).")
+    since: str | None = _option("From then on: 'yesterday', '7 days ago', ISO.")
+    until: str | None = _option("Before then.")
+    as_of: str | None = _option("The list at that time: 2026-03-31, yesterday, '7 days ago'.")
+    timezone: str = _option("The zone of times, typed and shown, such as Asia/Shanghai.", "UTC")
+    limit: int | None = _option(
+        f"At most this many rows; tables show {SHOWN} by default, 0 shows all.", type=click.IntRange(0, _MOST)
+    )
+    expression: str = _option("The target's search expression.", "", show_default=False)
+    force: bool = _option("Replace an existing file.", False, is_flag=True)
+    upgrade: bool = _option("Bring the database's schema up to date first.", False, is_flag=True)
+    json: bool = _option("Print JSON instead of a table.", False, is_flag=True)
+    config: Path | None = _option(  # noqa: RUF009 - it makes a field
+        "The settings file (else $FLOWTRAIL_CONFIG, else ./flowtrail.toml).", type=FILE
+    )
 
     @property
     def zone(self) -> dt.tzinfo:
@@ -139,7 +128,7 @@ class Given:
 
 def shared(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these shared options, as its first argument; ``helps`` are other words for some of them."""
-    assert set(names) <= {field.name for field in fields(Given)}  # noqa: S101 - a mistake in this program
+    declared = {each.name: dict(each.metadata) for each in fields(Given)}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -150,8 +139,8 @@ def shared(*names: str, **helps: str) -> Callable[[Callable[..., None]], Callabl
             command(Given(**given), **own)
 
         for name in reversed(names):
-            declared = _OPTIONS[name] | ({"help": helps[name]} if name in helps else {})
-            called = click.option(f"--{name.replace('_', '-')}", name, **declared)(called)
+            told = declared[name] | ({"help": helps[name]} if name in helps else {})
+            called = click.option(f"--{name.replace('_', '-')}", name, **told)(called)
         return called
 
     return decorate

@@ -1,42 +1,48 @@
-"""The command serve: the schedules in the background, and what runs beside them."""
+"""The command serve: the schedules in the background, what runs beside them, the page and the health endpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 import click
+import structlog
 from click.exceptions import Exit
+from sqlalchemy import Connection, Engine
+from starlette.applications import Starlette
 
 from etl import config, signing
 from etl.cli import console
 from etl.cli.application import Application
-from etl.cli.listen import listening
 from etl.cli.notify import Notifications
 from etl.cli.options import Given, shared
 from etl.config import Schedule
 from etl.domain.model import VERDICTS
+from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.printable import counted
 from etl.report import health
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import CONDITIONS, DetectedCondition
 from etl.service.maintenance import ConditionWatcher, Maintenance
-from etl.service.metrics import Metrics
+from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
 from etl.service.runs import Identity, RunHooks
 from etl.service.verification import TimeStamps, Verification
 from etl.store import Store
 from etl.sync import RemoteExecutor, RunReport
+from etl.system import descriptors
 from etl.system.background import BackgroundLoop
 from etl.system.clock import utc_now
 from etl.verify import HeadsFile
+from etl.web import Connections, HttpServer, counting_ahead, create_app
+from etl.web.health import Health, health_only, health_routes, metrics_route
 
 _LAST_SECONDS = 1.0
 """Time after the grace period for closing what was opened."""
@@ -44,6 +50,13 @@ _CONNECTIONS = 2
 _TOLD_SECONDS = 10.0
 """How often a supervisor hears of the service, at least."""
 _STARTING_SECONDS = 0.2
+_TRY_AGAIN_SECONDS = 15
+_FEW_DESCRIPTORS = "raise the limit of open files: `ulimit -n`, or LimitNOFILE= in the unit"
+_PATIENCE_SECONDS = 5.0
+"""How long a page waits for the database before it says that it cannot be read."""
+_PAGE_CONNECTIONS = 5
+_HEALTH_CONNECTIONS = 2
+"""One for `/readyz`, one for `/freshness` and `/metrics`: each reads with one thread at a time."""
 
 
 @click.command()
@@ -70,16 +83,24 @@ def _serve(app: Application, *, standby: bool) -> bool:
     service = _replica(app, store, metrics, notifications, own)
     own.service, own.verification = service, _verification_of(app, store, service)
     own.timestamps = _timestamps_of(app, store, service)
+    watcher = ConditionWatcher(
+        store,
+        active=lambda: service.role == "active",
+        read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
+        own=own,
+        clock=utc_now,
+        changed=notifications.wake,
+    )
     threading.Thread(target=_end_in_time, args=(service, app.settings.service.grace), daemon=True).start()
     with (
         service.signals(),
         _supervised(service),
-        listening(app, service, metrics, own),
+        _listening(app, service, metrics, own),
         notifications.running(service),
-        _watching(app, store, service, notifications, own),
+        watcher.running(),
         own.verification.running(),
-        own.timestamps.running() if own.timestamps is not None else contextlib.nullcontext(),
-        _maintenance_running(app, service),
+        own.timestamps.running() if own.timestamps is not None else nullcontext(),
+        _maintenance(app, service),
     ):
         served = service.serve(standby=standby)
     if not service.ended:
@@ -87,11 +108,11 @@ def _serve(app: Application, *, standby: bool) -> bool:
     return served
 
 
-def _supervised(service: Service) -> contextlib.AbstractContextManager[object]:
+def _supervised(service: Service) -> AbstractContextManager[object]:
     """Tell systemd, where it asks for that, when the service is ready, that it makes progress, and when it stops."""
     given = config.supervisor()
     if not given.socket:
-        return contextlib.nullcontext()
+        return nullcontext()
     told: list[str] = []
 
     def step() -> float:
@@ -100,7 +121,7 @@ def _supervised(service: Service) -> contextlib.AbstractContextManager[object]:
             state.append("READY=1")
         if loop.stopping:
             state = ["STOPPING=1"]
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.sendto("\n".join([*state, f"STATUS={service.role}"]).encode(), given.socket)
             told.extend(each for each in state if each == "READY=1")
         return min(given.watchdog_seconds / 3 or _TOLD_SECONDS, _TOLD_SECONDS) if told else _STARTING_SECONDS
@@ -108,31 +129,32 @@ def _supervised(service: Service) -> contextlib.AbstractContextManager[object]:
     return (loop := BackgroundLoop("supervisor", step, last_step=True, stop_within_seconds=_LAST_SECONDS))
 
 
-def _watching(
-    app: Application, store: Store, service: Service, notifications: Notifications, own: OwnConditions
-) -> BackgroundLoop:
-    return ConditionWatcher(
-        store,
-        active=lambda: service.role == "active",
-        read=lambda: health.read(app.engine, service.schedules, utc_now(), service.known_since),
-        own=own,
-        clock=utc_now,
-        changed=notifications.wake,
-    ).running()
-
-
 def _replica(
     app: Application, store: Store, metrics: Metrics, notifications: Notifications, own: OwnConditions
 ) -> Service:
     def finished(report: RunReport, schedule: Schedule) -> None:
-        _count(metrics, report, schedule)
+        tally = report.tally
+        metrics.run_ended(
+            schedule.name,
+            report.status,
+            report.duration_seconds,
+            verdicts=tally.verdicts,
+            changes=tally.changes,
+            failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
+            asked_again=tally.asked_again,
+        )
         own.finished(report, schedule)
         notifications.finished(report, schedule)
+
+    def load() -> Sequence[Schedule]:
+        schedules = config.load_schedules(app.settings)
+        metrics.know(schedule.name for schedule in schedules)
+        return schedules
 
     return Service(
         app.run_context(store),
         Identity(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
-        lambda: _load_schedules(app, metrics),
+        load,
         coverage_gap=app.settings.coverage_gap,
         grace=app.settings.service.grace,
         max_retired_share=app.settings.guard.max_emptied_share,
@@ -152,25 +174,6 @@ def _end_in_time(service: Service, grace: dt.timedelta) -> None:
     time.sleep(grace.total_seconds() + _LAST_SECONDS)
     service.log.warning("ended_by_force", why="the grace period is over", remedy="what was not committed is caught up")
     os._exit(0)
-
-
-def _count(metrics: Metrics, report: RunReport, schedule: Schedule) -> None:
-    tally = report.tally
-    metrics.run_ended(
-        schedule.name,
-        report.status,
-        report.duration_seconds,
-        verdicts=tally.verdicts,
-        changes=tally.changes,
-        failures={cause: count for cause, count in tally.causes.items() if cause not in VERDICTS},
-        asked_again=tally.asked_again,
-    )
-
-
-def _load_schedules(app: Application, metrics: Metrics) -> Sequence[Schedule]:
-    schedules = config.load_schedules(app.settings)
-    metrics.know(schedule.name for schedule in schedules)
-    return schedules
 
 
 class OwnConditions:
@@ -238,15 +241,13 @@ class OwnConditions:
         return found
 
 
-@contextmanager
-def _maintenance_running(app: Application, service: Service) -> Iterator[None]:
-    """Let the active service keep chain heads and prune old runs, on separate connections."""
+def _maintenance(app: Application, service: Service) -> AbstractContextManager[object]:
+    """What keeps chain heads and prunes old runs while the service is active, on separate connections."""
     kept = app.settings.retention
     if kept.keep_runs is None and not kept.heads_file:
-        yield
-        return
-    engine = app.another_engine(app.settings.database.url, _CONNECTIONS)
-    maintenance = Maintenance(
+        return nullcontext()
+    engine = app.another_engine(pool_size=_CONNECTIONS)
+    return Maintenance(
         app.sealing_store(engine),
         active=lambda: service.role == "active",
         clock=utc_now,
@@ -254,16 +255,14 @@ def _maintenance_running(app: Application, service: Service) -> Iterator[None]:
         heads=HeadsFile(Path(kept.heads_file), engine) if kept.heads_file else None,
         has_receivers=bool(app.settings.notify),
         clock_is_right=lambda: _clock_is_right(app),
-    )
-    with maintenance.running():
-        yield
+    ).running()
 
 
 def _verification_of(app: Application, store: Store, service: Service) -> Verification:
     """What checks the trail while this replica is active, on a separate connection. Raises SigningError if a public key
     cannot be read."""
     return Verification(
-        app.another_engine(app.settings.database.url, 1),
+        app.another_engine(pool_size=1),
         store,
         active=lambda: service.role == "active",
         clock=utc_now,
@@ -294,3 +293,107 @@ def _clock_is_right(app: Application) -> bool | None:
     if not limit:
         return True
     return None if skew is None else abs(skew) <= limit
+
+
+@contextmanager
+def _listening(
+    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[DetectedCondition]]
+) -> Iterator[None]:
+    """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
+    found = descriptors.allocate(descriptors.raise_limit(), app.settings.gateway.concurrency)
+    if found.allowed < found.wanted:
+        structlog.get_logger("etl.service.replica").warning(
+            "few_descriptors", allowed=found.allowed, wanted=found.wanted, remedy=_FEW_DESCRIPTORS
+        )
+    host, _, port = app.settings.service.listen.rpartition(":")
+    if not port:
+        yield
+        return
+    page = app.another_engine(pool_size=_PAGE_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS)
+    http = _http(app, service, metrics, page, host, own)
+    server = HttpServer(http, host.strip("[]"), int(port), Connections(found.http_connections))
+    counting: AbstractContextManager[object] = nullcontext()
+    if app.settings.service.page:
+        with suppress(UsageError):  # the page says itself what is missing
+            counting = counting_ahead(page, utc_now)
+    try:
+        with BackgroundLoop("http-start", partial(_start, server)), counting:
+            yield
+    finally:
+        server.stop()
+
+
+def _start(server: HttpServer) -> float | None:
+    """Listen; if that fails, return after how many seconds to try again."""
+    log = structlog.get_logger("etl.http")
+    try:
+        server.start()
+    except FlowtrailError as error:
+        log.warning("not_listening", error=str(error), again_in_seconds=_TRY_AGAIN_SECONDS)
+        return _TRY_AGAIN_SECONDS
+    log.info("listening", url=server.url)
+    return None
+
+
+def _http(
+    app: Application,
+    service: Service,
+    metrics: Metrics,
+    page: Engine,
+    host: str,
+    own: Callable[[], Sequence[DetectedCondition]],
+) -> Starlette:
+    current = Health(
+        app.another_engine(pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS),
+        now=utc_now,
+        is_progressing=lambda: service.is_progressing,
+        role=lambda: service.role,
+        schedules=lambda: service.schedules,
+        known_since=lambda: service.known_since,
+        own=own,
+    )
+    metrics.watch(lambda: _service_status(app, service, current))
+    routes = [*health_routes(current), metrics_route(metrics.render)]
+    hosts = [host, *app.settings.service.hosts]
+    why_no_page = None
+    if app.settings.service.page:
+        try:
+            return create_app(
+                page,
+                now=utc_now,
+                next_fire_times=service.next_fire_times,
+                role=lambda: service.role,
+                coverage_gap=app.settings.coverage_gap,
+                read_health=lambda connection, at: health.read_within(
+                    connection, service.schedules, at, service.known_since
+                ),
+                routes=routes,
+                hosts=hosts,
+                enos_zone=app.enos_zone,
+                own=own,
+            )
+        except UsageError as error:
+            why_no_page = str(error)
+            structlog.get_logger("etl.http").warning("no_page", error=why_no_page)
+    return health_only(routes, hosts, why_no_page)
+
+
+def _read_health(service: Service, connection: Connection, at: dt.datetime) -> health.HealthSnapshot:
+    return health.read_within(connection, service.schedules, at, service.known_since)
+
+
+def _service_status(app: Application, service: Service, current: Health) -> ServiceStatus:
+    ready, error = current.readiness()
+    skew = app.gateway.clock_skew
+    found = current.latest(error)
+    wrong = {each.code for each in current.conditions(found, None if ready else error)}
+    return ServiceStatus(
+        role=service.role,
+        alive=current.alive(),
+        ready=ready,
+        database_up=not isinstance(error, DatabaseUnreachable),
+        runs_under_way=service.runs_under_way,
+        clock_skew_seconds=None if skew is None else skew.total_seconds(),
+        conditions={code: code in wrong for code in CONDITIONS if found is not None or code in wrong},
+        snapshot=found,
+    )
