@@ -101,13 +101,6 @@ def test_which_targets_can_i_not_trust_today(page: Page) -> None:
     assert "62109" in page.locator("#targets").inner_text()
 
 
-def test_which_users_see_nothing(page: Page) -> None:
-    go(page, "Targets")
-    page.get_by_label("Show").select_option("those that see nothing")
-    page.get_by_role("button", name="Show").click()
-    assert "No target is like that." in page.locator("#targets").inner_text()
-
-
 def test_which_removals_are_held_and_how_are_they_approved(page: Page) -> None:
     go(page, "Held")
     assert len(column(page, "workflows", "Workflow")) == 40
@@ -163,14 +156,6 @@ def test_what_was_first_seen_this_month(page: Page) -> None:
     seen = column(page, "workflows", "First listed")
     assert seen == sorted(seen, reverse=True)
     assert column(page, "workflows", "Workflow")[:3] == ["138", "136", "134"]
-
-
-def test_what_was_there_in_an_organisation_on_31_march(page: Page, engine: Engine) -> None:
-    open_organisation(page, "o1")
-    page.get_by_label("As of").fill("2026-04-01")
-    page.get_by_role("button", name="Show").click()
-    known = sorted({row.flow_id for row in Report(engine).flows_as_of(MARCH_ENDS, org="o1")})
-    assert column(page, "workflows", "Workflow") == known
 
 
 def test_what_is_different_in_an_organisation_between_two_moments(page: Page, engine: Engine) -> None:

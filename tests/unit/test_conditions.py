@@ -99,10 +99,6 @@ def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -
     assert (late.since, waiting.since) == (AT, later)
 
 
-def test_without_trouble_there_is_no_condition() -> None:
-    assert conditions([]) == []
-
-
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
     [condition] = conditions([DetectedCondition(code, "Something")])

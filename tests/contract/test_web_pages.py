@@ -1,0 +1,420 @@
+"""The pages of events, runs, targets and workflows over HTTP: they agree with the report, on the page and as files."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import datetime as dt
+import io
+import json
+import re
+from collections import Counter
+
+import msgspec
+import pytest
+from sqlalchemy import Engine, select, text
+from starlette.responses import StreamingResponse
+
+from etl.database import reading
+from etl.domain.diff import by_id, diff
+from etl.domain.model import Flow, Target
+from etl.report import Report, columns_of, listings, workflow_page
+from etl.report.listings import FLOWS, WORKFLOWS
+from etl.report.rows import ListDifference, OrgWorkflow, view
+from etl.web.labels import COVERAGE, target_path, workflow_path
+from etl.web.page import PAGE_ROWS, rows_file
+from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, NOW
+from tests.support.builders import after
+from tests.support.month_pages import engine, get, month, rows, server
+
+__all__ = ["engine", "month", "server"]
+
+
+# ------------------------------------------------------------------------------------------- events, runs, the search
+
+
+def ids(engine: Engine, condition: str) -> list[int]:
+    with reading(engine) as connection:
+        chosen = f"SELECT event_id FROM org_workflow_event WHERE {condition} ORDER BY event_id DESC"
+        return list(connection.execute(text(chosen)).scalars())
+
+
+def test_events_of_a_time_begin_with_it_and_end_before_it(server) -> None:
+    since, until = after(days=14), after(days=20)
+    found = rows(server, "/events", since=since.isoformat(), until=until.isoformat())
+    times = [row["observed_at"] for row in found]
+    assert min(times) == since.isoformat().replace("+00:00", "Z")
+    assert max(times) < until.isoformat()
+
+
+def test_the_users_behind_an_event_are_a_step_away(server, engine) -> None:
+    page = get(server, "/events", org="=o1", kind="disappeared").text
+    known = ids(engine, "org_id = 'o1' AND kind = 'disappeared'")
+    assert page.count("<summary>1 list</summary>") == len(known) > 1
+    assert ">bob<" in page.partition('<ul class="behind">')[2].partition("</ul>")[0]
+
+
+def test_an_event_has_a_page_with_the_lists_behind_it_also_as_a_file(server, engine) -> None:
+    number = ids(engine, "org_id = 'o1' AND kind = 'disappeared'")[0]
+    page = get(server, f"/events/{number}").text
+    assert ">bob<" in page.partition('<table id="lists">')[2]
+    assert [row["user_id"] for row in rows(server, f"/events/{number}")] == ["bob"]
+
+
+def test_users_of_an_event_of_many_are_a_page_away(server, engine, monkeypatch) -> None:
+    monkeypatch.setattr("etl.web.app._FEW", 0)
+    number = ids(engine, "kind = 'disappeared'")[0]
+    assert f'<a href="/events/{number}">whose</a>' in get(server, "/events", kind="disappeared").text
+
+
+def test_the_first_page_tells_what_happened_last_once_however_many_saw_it(server, engine) -> None:
+    told = get(server, "/").text.partition('<table id="latest-events"')[2].partition("</table>")[0]
+    with reading(engine) as connection:
+        last = "SELECT flow_id, users_after FROM org_workflow_event ORDER BY event_id DESC LIMIT 10"
+        known = connection.execute(text(last)).all()
+    assert re.findall(r"<th [^>]*>.*?<bdi>(.*?)</bdi>", told, re.DOTALL) == [row.flow_id for row in known]
+    assert max(row.users_after for row in known) > 1, "several users see one of them"
+
+
+def test_a_run_shows_its_failures_by_cause(server, engine) -> None:
+    partial = [run.id for run in Report(engine).runs() if run.status == "partial"]
+    assert [row["id"] for row in rows(server, "/runs", status="partial")] == partial != []
+    page = get(server, f"/runs/{partial[0]}").text
+    causes = page.partition('<table id="causes">')[2].partition("</table>")[0]
+    assert causes.count("<tr>") - 1 == 2, "held and 62109"
+    issues = [(row["user_id"], row["verdict"]) for row in rows(server, f"/runs/{partial[0]}", table="issues")]
+    assert issues == [("alice", "held"), ("dave", "failed")]
+    assert "bob" in [row["user_id"] for row in rows(server, f"/runs/{partial[0]}")]
+
+
+def test_a_search_finds_by_part_and_puts_the_whole_id_first(server) -> None:
+    page = get(server, "/search", q="2").text
+    organisations = page.partition('<table id="organisations">')[2].partition("</table>")[0]
+    assert ">o2<" in organisations
+    assert ">o1<" not in organisations
+    workflows = page.partition('<table id="workflows">')[2].partition("</table>")[0]
+    assert workflows.index(">2<") < workflows.index(">12<")
+    assert "Nothing has “zzz”" in get(server, "/search", q="zzz").text
+    assert "At most" not in get(server, "/search").text, "nothing was asked"
+
+
+EVERY_KIND = {"kind": listings.CHANGES.filters["kind"].known}
+FILES = [
+    ("/trail", {"since": "", **EVERY_KIND}, listings.CHANGES, {"newest_first": True}),
+    (
+        "/trail",
+        {"since": "", "org": "2", "kind": "renamed"},
+        listings.CHANGES,
+        {"org": "2", "kind": ["renamed"], "newest_first": True},
+    ),
+    ("/held", {"user": "ali"}, listings.HELD_WORKFLOWS, {"user": "ali"}),
+    ("/held", {"user": "=ali"}, listings.HELD_WORKFLOWS, {"user": "=ali"}),
+    ("/gaps", {}, listings.GAPS, {}),
+    ("/events", {"org": "=o2"}, listings.EVENTS, {"org": "=o2", "newest_first": True}),
+    (
+        "/events",
+        {"org": "2", "flow": "=5", "name": "NAME", "kind": "renamed"},
+        listings.EVENTS,
+        {"org": "2", "flow": "=5", "name": "NAME", "kind": ["renamed"], "newest_first": True},
+    ),
+    ("/runs", {}, listings.RUNS, {}),
+    ("/targets", {"show": "problems"}, listings.TARGETS, {"show": "problems"}),
+    ("/workflows", {"org": "=o1"}, listings.WORKFLOWS, {"org": "=o1"}),
+]
+
+
+@pytest.mark.parametrize(("path", "query", "listing", "asked"), FILES)
+def test_every_table_is_a_file_with_the_columns_and_the_rows_of_its_list(server, engine, path, query, listing, asked):
+    known = json.loads(msgspec.json.encode([row._asdict() for row in listing.rows(engine, **asked)]))
+    assert rows(server, path, **query) == known
+    assert bool(known) == (asked.get("user") != "=ali")
+
+
+REFUSED = {
+    **dict.fromkeys(("/runs/99999", "/runs/x", "/runs/" + "9" * 30, "/events/0", "/events/x", f"/events/{9**30}"), 404),
+    **dict.fromkeys(("/targets/o1/nobody", "/targets/o1/bob?expression=none", "/target", "/workflow"), 404),
+    **dict.fromkeys((workflow_path("5", "o3"), workflow_path("..", "o1")), 404),
+    **dict.fromkeys((f"/targets/o1/bob?{each}" for each in ("as_of=gestern", "format=xls", "page=0")), 400),
+    **dict.fromkeys((f"{workflow_path('5', 'o1')}?{each}" for each in ("as_of=gestern", "format=csv&table=none")), 400),
+    **dict.fromkeys((f"/workflows?org=o1&{each}" for each in ("format=xml", "which=single&as_of=2026-04-01")), 400),
+    "/targets/o1/bob?format=csv&table=none": 400,
+    "/targets?as_of=2026-02-30": 400,
+    "/runs?status=odd": 400,
+    "/workflows?as_of=gestern": 400,
+    "/workflows?format=csv": 400,
+    "/workflows?org=o1&as_of=2026-04-01&since=2026-04-02": 400,
+}
+
+
+def test_an_invalid_question_is_refused_in_one_sentence(server) -> None:
+    for path, status in REFUSED.items():
+        answer = get(server, path)
+        assert (answer.status_code, 'role="alert"' in answer.text) == (status, True), path
+
+
+# ------------------------------------------------------------------------------------------------------- the targets
+
+
+MOMENTS = [after(days=9), after(days=10), after(days=15), after(days=20, hours=3), after(days=37), after(days=40)]
+
+
+def flows_of(found: list[dict[str, object]]) -> list[Flow]:
+    return [Flow(row["flow_id"], row["flow_name"], row["cycle"], row["editable"]) for row in found]
+
+
+def known_list(engine: Engine, target: Target, at: dt.datetime | None) -> list[Flow]:
+    report, whose = Report(engine), {"org": target.org_id, "user": target.user_id}
+    found = report.flows(**whose) if at is None else report.flows_as_of(at, **whose)
+    return [Flow(row.flow_id, row.flow_name, row.cycle, row.editable) for row in found]
+
+
+@pytest.mark.parametrize("target", [ALICE, CAROL, HOSTILE_ORG], ids=["alice", "carol", "hostile"])
+def test_the_list_of_a_target_is_the_reports_now_and_at_every_moment(server, engine, target) -> None:
+    path = target_path(*target)
+    whole = path if "?" not in path else path + "&x="
+    assert flows_of(rows(server, whole)) == known_list(engine, target, None)
+    for at in MOMENTS:
+        assert flows_of(rows(server, whole, as_of=at.isoformat())) == known_list(engine, target, at), at
+
+
+def test_the_difference_between_two_moments_is_what_their_lists_differ_in(server, engine) -> None:
+    lists = {at: by_id(known_list(engine, BOB, at)) for at in MOMENTS}
+    for since in MOMENTS[1:]:
+        for at in (MOMENTS[2], MOMENTS[4]):
+            query = {"since": since.isoformat(), "as_of": at.isoformat(), "table": "difference"}
+            found = [(row["flow_id"], row["kind"]) for row in rows(server, target_path(*BOB), **query)]
+            assert found == [(change.flow_id, change.kind) for change in diff(lists[since], lists[at])]
+
+
+def test_a_csv_has_the_rows_of_the_json(server) -> None:
+    query = {"as_of": "2026-03-20", "cycle": "D"}
+    answer = get(server, target_path(*CAROL), format="csv", **query)
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-store"
+    found = list(csv.DictReader(io.StringIO(answer.text)))
+    same = rows(server, target_path(*CAROL), **query)
+    assert [row["flow_id"] for row in found] == [row["flow_id"] for row in same]
+    assert found[0].keys() == same[0].keys()
+    assert {row["cycle"] for row in same} == {"D"}
+
+
+def test_a_part_of_the_id_or_the_name_finds_a_workflow_in_the_list(server, engine) -> None:
+    wanted = [flow for flow in known_list(engine, BOB, None) if "UMP_3".lower() in (flow.flow_name or "")]
+    assert wanted
+    assert flows_of(rows(server, target_path(*BOB), find="UMP_3")) == wanted
+    assert [row["flow_id"] for row in rows(server, target_path(*BOB), find="138")] == ["138"]
+
+
+def test_the_page_says_how_well_a_moment_is_known(server) -> None:
+    said = {
+        after(days=9): "Not observed then.",
+        after(days=20): "Observed:",
+        after(days=21): "Unobserved.",
+    }
+    for at, sentence in said.items():
+        assert sentence in get(server, target_path(*BOB), as_of=at.isoformat()).text, at
+    assert "The same before and after." in get(server, target_path(*ALICE), as_of=after(days=21).isoformat()).text
+    assert "Nothing can be compared" in get(server, target_path(*BOB), since="2026-03-02").text
+
+
+def test_a_target_has_a_tick_for_each_run(server) -> None:
+    page = get(server, target_path(*CAROL)).text
+    strip = page.partition('<div class="strip"')[2].partition("</div>")[0]
+    assert strip.count('"tick tick-failed"') == 3
+    assert strip.count('"tick tick-changed"') == 12
+    assert strip.count('"tick tick-missed"') == 14, "two days apart is longer than the coverage gap"
+    assert "12 saw the list" in page
+    assert get(server, target_path(*ALICE)).text.count('<span class="tick tick-held" title') == 2
+
+
+def test_the_versions_are_those_of_the_trail(server, engine) -> None:
+    with reading(engine) as connection:
+        hashes = connection.execute(
+            text("SELECT hash FROM change_set s JOIN target t ON t.id = target_id WHERE user_id = 'bob' ORDER BY s.id")
+        ).scalars()
+        known = list(hashes)[::-1]
+    assert [row["hash"] for row in rows(server, target_path(*BOB), table="versions")] == known
+    until = rows(server, target_path(*BOB), table="versions", as_of=after(days=14).isoformat())
+    assert [row["version"] for row in until] == [3, 2, 1]
+
+
+def test_targets_are_found_by_all_or_part_of_an_id(server) -> None:
+    def users(**query: object) -> list[object]:
+        return [row["user_id"] for row in rows(server, "/targets", **query)]
+
+    assert users(user="A") == ["alice", "carol", "dave"]
+    assert users(org="2", user="a") == ["carol", "dave"]
+    assert users(org="=o") == []
+    assert users(org="=o1") == ["alice", "bob"]
+    assert users(user="=dave", show="problems") == ["dave"]
+    assert users(user="%") == []
+    assert "No target has such ids" in get(server, "/targets", user="nobody", as_of="yesterday").text
+
+
+def test_targets_at_a_moment_are_those_of_the_report_with_unobserved_ones_marked(server, engine) -> None:
+    at = after(days=21)
+    known = [(row.user_id, row.coverage, row.flow_count) for row in Report(engine).targets_as_of(at)]
+    found = rows(server, "/targets", as_of=at.isoformat())
+    assert [(row["user_id"], row["coverage"], row["flow_count"]) for row in found] == known
+    page = get(server, "/targets", as_of=at.isoformat()).text
+    assert page.count("coverage coverage-unobserved") == sum(row[1] == "unobserved" for row in known)
+    early = get(server, "/targets", as_of=after(days=1).isoformat()).text
+    assert early.count("not observed yet") == len(rows(server, "/targets"))
+
+
+def test_a_long_table_is_one_array() -> None:
+    """More rows than are sent at once."""
+    columns = columns_of(ListDifference)
+    changes = [(str(number), "added", None, None, None, None, None, None) for number in range(2500)]
+    body = asyncio.run(_body(rows_file("long", columns, changes, "json")))
+    assert [row["flow_id"] for row in json.loads(body)] == [change[0] for change in changes]
+    assert json.loads(asyncio.run(_body(rows_file("none", columns, [], "json")))) == []
+
+
+async def _body(response: StreamingResponse) -> bytes:
+    return b"".join([part async for part in response.body_iterator])
+
+
+def test_every_user_has_an_address(server) -> None:
+    for target in (ALICE, DAVE, HOSTILE_ORG):
+        answer = get(server, target_path(*target))
+        assert answer.ok, target
+    assert target_path("a/b", "..", "e", "now") == "/target?org=a%2Fb&user=..&expression=e&as_of=now"
+
+
+# ----------------------------------------------------------------------------------------------------- the workflows
+
+
+def test_an_organisations_list_is_that_of_the_view(server, engine) -> None:
+    seen = view("org_workflow", OrgWorkflow)
+    with reading(engine) as connection:
+        known = connection.execute(select(seen).where(seen.c.org_id == "o1").order_by(seen.c.flow_id)).all()
+        assert WORKFLOWS.page(connection, 9999, org="=o1") == known
+    assert {row.users_in_gap for row in known} == {0, 1}
+    found = rows(server, "/workflows", org="=o1")
+    assert [(row["flow_id"], row["users"], row["editors"]) for row in found] == [
+        (row.flow_id, row.users, row.editors) for row in known
+    ]
+    assert f"{len(known)} workflows that users see now" in get(server, "/workflows", org="o1").text
+
+
+@pytest.mark.parametrize("at", [after(days=9), after(days=10, hours=6), after(days=21), after(days=37)], ids=str)
+def test_an_organisations_list_at_a_moment_is_that_of_the_command_with_the_users_of_that_moment(
+    server, engine, at
+) -> None:
+    for org in ("o1", "o2", HOSTILE_ORG.org_id):
+        known = list(Report(engine).workflows_as_of(at, org=org))
+        found = rows(server, "/workflows", org="=" + org, as_of=at.isoformat())
+        assert [(row["flow_id"], row["cycle"], row["from_kind"], row["proven_for_all"]) for row in found] == [
+            (state.flow_id, state.cycle, state.from_kind, state.proven_for_all) for state in known
+        ]
+        lists = Counter(row.flow_id for row in Report(engine).flows_as_of(at, org=org))
+        page = get(server, "/workflows", org="=" + org, as_of=at.isoformat()).text
+        shown = re.findall(r'<td data-label="Users" class="number">(\d+)<', page)
+        assert list(map(int, shown)) == [lists[state.flow_id] for state in known[:PAGE_ROWS]]
+        for coverage, number in Counter(row.coverage for row in Report(engine).targets_as_of(at, org=org)).items():
+            assert f"{number} {'was' if number == 1 else 'were'} {COVERAGE[coverage]}" in page
+
+
+def test_a_list_at_a_moment_is_joined_from_the_lists_of_few_users_only(server, monkeypatch) -> None:
+    then = {"org": "=o2", "as_of": after(days=20).isoformat()}
+    assert len(rows(server, "/workflows", **then, user="a")) == 15
+    monkeypatch.setattr(workflow_page, "LISTS_THEN", 1)
+    assert len(rows(server, "/workflows", **then, user="dav")) == 12
+    refused = get(server, "/workflows", **then, user="a")
+    assert (refused.status_code, "name one" in refused.text) == (400, True), "carol and dave"
+
+
+def test_two_lists_of_an_organisation_are_compared(server, engine) -> None:
+    old, new = after(days=15), after(days=37)
+    before, then = ({row.flow_id: row for row in Report(engine).workflows_as_of(at, org="o1")} for at in (old, new))
+    moments = {"since": old.isoformat(), "as_of": new.isoformat()}
+    found = rows(server, "/workflows", org="=o1", table="difference", **moments)
+    kinds = {kind: {row["flow_id"] for row in found if row["kind"] == kind} for kind in ("appeared", "disappeared")}
+    assert kinds == {"appeared": then.keys() - before.keys(), "disappeared": before.keys() - then.keys()}
+    assert all(kinds.values())
+    for row in found:
+        sides = [side.get(row["flow_id"]) for side in (before, then)]
+        assert [row["old_cycle"], row["new_cycle"]] == [side and side.cycle for side in sides]
+        assert [row["old_name"], row["new_name"]] == [side and side.flow_name for side in sides]
+    page = get(server, "/workflows", org="=o1", **moments).text
+    assert page.count('<span class="kind kind-disappeared">') == len(kinds["disappeared"])
+    assert "the first look was at" in get(server, "/workflows", org="=o1", since="2026-01-01").text
+
+
+def test_workflows_are_found_by_name_id_user_cycle_and_by_who_may_edit_them(server) -> None:
+    def found(**query: object) -> list[str]:
+        return [row["flow_id"] for row in rows(server, "/workflows", **query)]
+
+    every = rows(server, "/workflows", org="=o1")
+    assert found(org="=o1", find="PUMP_3") == [row["flow_id"] for row in every if "pump_3" in row["flow_name"]]
+    assert found(org="=o1", find="13") == [row["flow_id"] for row in every if "13" in row["flow_id"] + row["flow_name"]]
+    assert found(org="=o1", cycle="W") == [row["flow_id"] for row in every if row["cycle"] == "W"]
+    assert found(org="=o1", which="single") == [row["flow_id"] for row in every if row["users"] == 1]
+    assert found(org="=o2", which="uneditable") == [
+        row["flow_id"] for row in rows(server, "/workflows", org="=o2") if not row["editors"]
+    ]
+    assert "1" in found(org="=o1", user="alice")
+    assert "1" not in found(org="=o1", user="=bob")
+    then = {"org": "=o1", "as_of": after(days=20).isoformat()}
+    assert "1" in found(**then, user="ALI")
+    assert "1" not in found(**then, user="=bob")
+    assert found(**then, user="=nobody") == []
+
+
+def test_the_cycles_are_counted_whichever_is_chosen(server) -> None:
+    def counts(page: str) -> list[str]:
+        facets = page.partition('<ul class="facets">')[2].partition("</ul>")[0]
+        return re.findall(r'class="number">(\d+)<', facets)
+
+    every = rows(server, "/workflows", org="=o1")
+    numbers = counts(get(server, "/workflows", org="o1").text)
+    assert sum(map(int, numbers)) == len(every)
+    assert counts(get(server, "/workflows", org="o1", cycle="W").text) == numbers
+
+
+def test_an_organisation_is_chosen_by_a_part_of_its_id(server) -> None:
+    page = get(server, "/workflows").text
+    assert "choose it" in page
+    assert all(f">{org}<" in page for org in ("o1", "o2", "o3"))
+    assert "that users see now" in get(server, "/workflows", org="3").text, "the only one with a 3"
+    assert "No organisation has such an id" in get(server, "/workflows", org="o7").text
+
+
+def test_the_files_of_a_workflow_are_the_reports(server, engine) -> None:
+    path = workflow_path("5", "o2")
+    states = list(Report(engine).history(flow="5", org="o2"))
+    assert [(row["user_id"], row["cycle"], row["from_kind"]) for row in rows(server, path)] == [
+        (state.user_id, state.cycle, state.from_kind) for state in states
+    ]
+    for at in (after(days=9), after(days=15), after(days=37)):
+        known = [(row.user_id, row.coverage) for row in Report(engine).flows_as_of(at, org="o2", flow="5")]
+        found = rows(server, path, table="seen", as_of=at.isoformat())
+        assert [(row["user_id"], row["coverage"]) for row in found] == known
+    with reading(engine) as connection:
+        kinds = connection.execute(
+            text("SELECT kind FROM org_workflow_event WHERE org_id = 'o2' AND flow_id = '5' ORDER BY kind")
+        ).scalars()
+        assert sorted(row["kind"] for row in rows(server, path, table="story")) == list(kinds) != []
+
+
+@pytest.mark.parametrize(("org", "flow"), [("o1", "40"), ("o1", "136"), ("o2", "5"), ("o2", "13")])
+def test_who_sees_a_workflow_now_is_who_sees_it_as_of_now(engine, org, flow) -> None:
+    with reading(engine) as connection:
+        now = FLOWS.page(connection, 9999, org="=" + org, flow="=" + flow)
+        then = connection.execute(workflow_page.seen_by(connection, org, flow, NOW)).all()
+    shown = ("user_id", "flow_name", "cycle", "editable", "first_listed_at", "last_observed_at")
+    now, then = ([[getattr(row, column) for column in shown] for row in found] for found in (now, then))
+    assert now == then != []
+
+
+def test_the_timeline_draws_gaps_that_ended_and_gaps_that_did_not(server) -> None:
+    page = get(server, workflow_path("5", "o2")).text
+    figure = json.loads(re.search(r'id="life-figure">(.*?)</script>', page)[1])
+    (silence,) = (trace for trace in figure["data"] if trace["name"] == "nobody looked")
+    shown = {(row, said[2]) for row, said in zip(silence["y"], silence["customdata"], strict=True)}
+    assert ("dave", "not ended") in shown
+    assert ("carol", "changed inside") in shown
+    assert ("dave", "the same before and after") in shown
+    ends = [dt.datetime.fromisoformat(said[1]) for said in silence["customdata"] if said[2] == "not ended"]
+    assert ends == [dt.datetime.fromisoformat("2026-04-08 17:00:00")], "an open silence lasts until now"
