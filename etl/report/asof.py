@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import BindParameter, Connection, TextClause, TextualSelect, bindparam, text
 
+from etl.domain.model import Target
 from etl.report.reading import sql
 from etl.report.rows import ListWorkflowAsOf, TargetAsOf, sql_columns
 from etl.schema import UtcTime
@@ -40,7 +41,7 @@ def targets_statement(
 ) -> TextualSelect:
     """One row for each target that was not retired by ``at``, observed or not; ``filters`` as in ``flows_statement``.
     ``condition`` is a further condition on the table ``target t``, with its ``parameters``."""
-    chosen = _where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}")
+    chosen = _where("t", filters, *Target._fields) + (condition and f" AND {condition}")
     statement = (sql("asof_known") + sql("asof_targets")).format(targets=chosen)
     return _bound(statement, at, filters, parameters).columns(*sql_columns(TargetAsOf))
 
@@ -55,11 +56,11 @@ def flows_statement(
 ) -> TextualSelect:
     """The list of each target at ``at``.
 
-    ``filters`` are values of ``org_id``, ``user_id``, ``flow_id`` and ``cycle``; ``name_filter`` is a condition on
-    ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
+    ``filters`` are values of ``org_id``, ``user_id``, ``expression``, ``flow_id`` and ``cycle``; ``name_filter`` is a
+    condition on ``flow_name``, or empty; ``condition`` as in ``targets_statement``.
     """
     statement = f"{sql('asof_known')},\n{sql(f'asof_{way}')}{sql('asof_flows')}".format(
-        targets=_where("t", filters, "org_id", "user_id") + (condition and f" AND {condition}"),
+        targets=_where("t", filters, *Target._fields) + (condition and f" AND {condition}"),
         changes=_OF_A_WORKFLOW if "flow_id" in filters else _OF_A_TARGET,
         flows=_where("c", filters, "flow_id"),
         listed=_where("listed", filters, "cycle") + (name_filter and f" AND {name_filter}"),

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, column, func, or_, select, text
+from sqlalchemy import BindParameter, Connection, Engine, Select, and_, bindparam, func, or_, select, text
 
 from etl.database import reading
 from etl.domain.diff import by_id, diff
@@ -66,10 +66,6 @@ def _known() -> Select[Any]:
 
 
 _NAMES_COMPARED: Final = 10_000
-_NAMES: Final = {
-    "org_id": "SELECT DISTINCT org_id FROM target ORDER BY org_id LIMIT :most",
-    "user_id": "SELECT DISTINCT user_id FROM target ORDER BY user_id LIMIT :most",
-}
 
 
 class ObservedTargets(NamedTuple):
@@ -103,37 +99,27 @@ def observed_targets(
     engine: Engine, at: dt.datetime, *, org: str | None = None, user: str | None = None
 ) -> ObservedTargets:
     """What was known at ``at`` (aware) of an organisation, a user, or all targets. Raises DatabaseError."""
+    given = {name: value for name, value in (("org_id", org), ("user_id", user)) if value is not None}
+    chosen = " AND ".join(f"t.{name} = :{name}" for name in given) or "TRUE"
+    statement = text(sql("observed_targets").format(chosen=chosen)).bindparams(bindparam("at", at, UtcTime))
     with reading(engine) as connection:
-        return _observed_targets(connection, at, org_id=org, user_id=user)
+        found = connection.execute(statement.columns(*sql_columns(ObservedTargets)), given)
+        return ObservedTargets._make(found.one())
 
 
 def unknown_name(engine: Engine, *, org: str | None = None, user: str | None = None) -> UnknownName | None:
     """The first of the names that no target has, also if the user is only in another organisation. Raises
     DatabaseError."""
-    now = dt.datetime.max.replace(tzinfo=dt.UTC)
+    known = select(target.c.id).limit(1)
     with reading(engine) as connection:
-        if org is not None and not _observed_targets(connection, now, org_id=org).targets:
-            return _unknown_name(connection, "org_id", org)
-        if user is not None and not _observed_targets(connection, now, org_id=org, user_id=user).targets:
-            return _unknown_name(connection, "user_id", user)
+        for column, name in ((target.c.org_id, org), (target.c.user_id, user)):
+            if name is None:
+                continue
+            known = known.where(column == name)
+            if connection.execute(known).first() is None:
+                names = connection.execute(select(column).distinct().order_by(column).limit(_NAMES_COMPARED)).scalars()
+                return UnknownName(column.name, name, next(iter(get_close_matches(name, list(names), 1)), None))
     return None
-
-
-def _observed_targets(connection: Connection, at: dt.datetime, **names: str | None) -> ObservedTargets:
-    given = {name: value for name, value in names.items() if value is not None}
-    conditions = " AND ".join(f"t.{name} = :{name}" for name in given)
-    statement = text(sql("observed_targets").format(chosen=conditions or "TRUE")).bindparams(
-        bindparam("at", at, UtcTime)
-    )
-    found = connection.execute(statement.columns(*sql_columns(ObservedTargets)), given)
-    return ObservedTargets._make(found.one())
-
-
-def _unknown_name(connection: Connection, what: str, name: str) -> UnknownName:
-    known: list[Any] = list(
-        connection.execute(text(_NAMES[what]).columns(column(what)), {"most": _NAMES_COMPARED}).scalars()
-    )
-    return UnknownName(what, name, next(iter(get_close_matches(name, known, 1)), None))
 
 
 # ------------------------------------------------------------------------------------------------------ one of them
@@ -175,20 +161,10 @@ def list_then(
     connection: Connection, known: Target, at: dt.datetime, *, find: str = "", cycle: str = ""
 ) -> Select[Any]:
     """``ListWorkflowAsOf``, by flow_id: the list at ``at``."""
-    then = flows_statement(cheaper_way(connection, at), at, _mine(known)).subquery("then_listed")
+    then = flows_statement(cheaper_way(connection, at), at, known._asdict()).subquery("then_listed")
     found = any_contains(connection.dialect.name, find or None, then.c.flow_id, then.c.flow_name)
     found += [then.c.cycle == cycle] if cycle else []
-    return select(then).where(then.c.expression == known.expression, *found).order_by(then.c.flow_id)
-
-
-def _mine(known: Target) -> dict[str, str]:
-    return {"org_id": known.org_id, "user_id": known.user_id}
-
-
-def as_of(connection: Connection, known: Target, at: dt.datetime) -> TargetAsOf | None:
-    """How well the list at ``at`` is known; None: the target had not been observed yet, or was retired."""
-    rows = (TargetAsOf(*each) for each in connection.execute(targets_statement(at, _mine(known))))
-    return next((row for row in rows if row.expression == known.expression and row.observed_before), None)
+    return select(then).where(*found).order_by(then.c.flow_id)
 
 
 def difference(

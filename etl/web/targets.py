@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from etl.domain.model import Target
 from etl.report import ListWorkflow, ListWorkflowAsOf, TargetAsOf, TargetHealth, columns_of, targets
 from etl.report.listings import TARGETS
-from etl.report.reading import page, short_transaction
+from etl.report.reading import short_transaction
 from etl.report.rows import ListDifference, TargetVersion
 from etl.report.targets import KnownTarget, targets_of_user
 from etl.web.page import RequestParams, Site, TableQuery, html, list_page, listing_file, rows_file, wanted_format
@@ -40,34 +40,25 @@ def index(site: Site, request: Request) -> Response:
     return list_page(site, request, listing=TARGETS, template="targets.html", beside=covered)
 
 
-class View(NamedTuple):
-    """What a target's page shows."""
-
-    at: dt.datetime | None
-    """None: now."""
-    since: dt.datetime | None
-    """The moment to compare with."""
-    find: str
-    cycle: str
-
-
 def one(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
-    view = View(asked.moment("as_of", now), asked.moment("since", now), asked.text("find"), asked.text("cycle"))
+    at, since = asked.moment("as_of", now), asked.moment("since", now)
     fmt, table, paging = wanted_format(request), asked.one_of("table", TABLES), asked.paging()
     with short_transaction(site.engine) as connection:
         others = targets_of_user(connection, asked.id("org"), asked.id("user"))
         known = _chosen(others, asked.text("expression"))
-        listing = _listing(connection, known, view)
-        changes = targets.difference(connection, known.target, view.since, view.at) if view.since else []
+        listing = _listing(connection, known, asked, at)
+        versions = TableQuery("versions", TargetVersion, targets.versions(known.id, at))
+        changes = targets.difference(connection, known.target, since, at) if since else []
         if not fmt:
             shown = paging.cut(listing.page(connection, *paging.window))
-            values = _about(site, connection, known, view)
+            values = _about(site, connection, known, at, versions.page(connection, VERSIONS + 1))
+            values |= {"then": _coverage(connection, known, at), "before": _coverage(connection, known, since)}
     if fmt and table == "difference":
         return rows_file(table, columns_of(ListDifference), changes, fmt)
     if fmt:
-        return listing_file(site, _versions(known, view) if table == "versions" else listing, fmt)
-    values |= {"asked": asked, "others": others, "known": known, "view": view, "now": now, **shown}
+        return listing_file(site, versions if table == "versions" else listing, fmt)
+    values |= {"asked": asked, "others": others, "known": known, "at": at, "since": since, "now": now, **shown}
     values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
     return html(request, "target.html", values)
 
@@ -82,26 +73,24 @@ def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
     return found
 
 
-def _listing(connection: Connection, known: KnownTarget, view: View) -> TableQuery:
-    filters = {"find": view.find, "cycle": view.cycle}
-    if view.at is None:
+def _listing(connection: Connection, known: KnownTarget, asked: RequestParams, at: dt.datetime | None) -> TableQuery:
+    filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
+    if at is None:
         statement = targets.list_now(connection.dialect.name, known.target, **filters)
         return TableQuery("workflows", ListWorkflow, statement)
-    statement = targets.list_then(connection, known.target, view.at, **filters)
-    return TableQuery("workflows", ListWorkflowAsOf, statement)
+    return TableQuery("workflows", ListWorkflowAsOf, targets.list_then(connection, known.target, at, **filters))
 
 
-def _versions(known: KnownTarget, view: View) -> TableQuery:
-    return TableQuery("versions", TargetVersion, targets.versions(known.id, view.at))
+def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None) -> TargetAsOf | None:
+    return targets.coverage_of(connection, [known.target], at).get(known.target) if at else None
 
 
-def _about(site: Site, connection: Connection, known: KnownTarget, view: View) -> dict[str, Any]:
-    versions = page(connection, TargetVersion, targets.versions(known.id, view.at), VERSIONS + 1)
+def _about(
+    site: Site, connection: Connection, known: KnownTarget, at: dt.datetime | None, versions: Sequence[TargetVersion]
+) -> dict[str, Any]:
     return {
         "health": targets.health_of(connection, known.target),
-        "then": view.at and targets.as_of(connection, known.target, view.at),
-        "before": view.since and targets.as_of(connection, known.target, view.since),
         "versions": versions[:VERSIONS],
         "older": versions[VERSIONS].observed_at if len(versions) > VERSIONS else None,
-        "ticks": targets.ticks(connection, known.id, view.at or site.now(), TICKS, site.coverage_gap),
+        "ticks": targets.ticks(connection, known.id, at or site.now(), TICKS, site.coverage_gap),
     }
