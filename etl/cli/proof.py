@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ def list_seals(given: Given) -> None:
     """Show the latest seals, each with its run, the key that signed it, and when an authority stamped it."""
     zone = given.zone
     with given.reading() as app:
-        found = islice(runs.seals(app.engine), given.most(_SHOWN, _SHOWN))
+        found = runs.seals(app.engine, given.most(_SHOWN, _SHOWN))
         if given.json:
             console.json_list(each._asdict() for each in found)
             return

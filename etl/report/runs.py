@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Select, select, text
 from etl.domain import answers
 from etl.domain.model import Target
 from etl.domain.seal import signed_bytes
-from etl.report.reading import short_transaction
+from etl.report.reading import short_transaction, stream
 from etl.report.rows import RunVersion
 from etl.schema import TARGET_KEY, answer, change_set, run_seal, seal_timestamp, sync_issue, sync_run, target, trail
 
@@ -116,7 +116,6 @@ class Seal(NamedTuple):
         return signed_bytes(self.trail_id, self.id, self.seal)
 
 
-_AT_ONCE: Final = 500
 _TRAIL: Final = (
     select(trail.c.trail_id)
     .where(trail.c.first_seal <= run_seal.c.id)
@@ -137,17 +136,9 @@ _SEALS: Final[Select[Any]] = (
 )
 
 
-def seals(engine: Engine) -> Iterator[Seal]:
-    """All seals, the newest first. Raises DatabaseError if the database refuses."""
-    before: int | None = None
-    while True:
-        some = _SEALS if before is None else _SEALS.where(run_seal.c.id < before)
-        with short_transaction(engine) as connection:
-            found = [Seal(*row) for row in connection.execute(some.limit(_AT_ONCE))]
-        yield from found
-        if len(found) < _AT_ONCE:
-            return
-        before = found[-1].id
+def seals(engine: Engine, most: int | None) -> Iterator[Seal]:
+    """The newest seals, the newest first. Raises DatabaseError if the database refuses."""
+    return stream(engine, _SEALS.limit(most), Seal)
 
 
 def seal(engine: Engine, number: int) -> Seal | None:

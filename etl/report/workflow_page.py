@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -182,17 +182,18 @@ def user_changes(connection: Connection, shown: Sequence[OrgWorkflowEvent]) -> d
     for row in connection.execute(_USER_CHANGES, asked):
         change = UserChange(row.user_id, row.kind, row.observed_at, row.run_id)
         changes[row.org_id, row.flow_id, row.kind].append(change)
-    return {event.event_id: list(_matching(event, changes)) for event in shown}
+    return {
+        event.event_id: [
+            each for each in changes[event.org_id, event.flow_id, SHOWN_AS[event.kind]] if _shows(each, event)
+        ]
+        for event in shown
+    }
 
 
-def _matching(
-    event: OrgWorkflowEvent, changes: Mapping[tuple[str, str, str], Sequence[UserChange]]
-) -> Iterator[UserChange]:
+def _shows(change: UserChange, event: OrgWorkflowEvent) -> bool:
     since = event.last_unchanged_at or event.observed_at
-    for each in changes.get((event.org_id, event.flow_id, SHOWN_AS[event.kind]), ()):
-        is_of_it = since < each.observed_at <= event.observed_at or each.run_id == event.run_id
-        if is_of_it and event.user_id in (None, each.user_id):
-            yield each
+    is_of_it = since < change.observed_at <= event.observed_at or change.run_id == event.run_id
+    return is_of_it and event.user_id in (None, change.user_id)
 
 
 _USER_CHANGES: Final = (
@@ -231,30 +232,25 @@ class OrgDifference(NamedTuple):
 def difference(connection: Connection, org: str, old: dt.datetime, new: dt.datetime) -> list[OrgDifference]:
     """The differences, by flow_id and kind; ``old`` is the earlier moment."""
     before, after = (_states(connection, org, at) for at in (old, new))
-    events = defaultdict[str, set[str]](set)
-    access = defaultdict[str, dict[str, list[str]]](lambda: defaultdict(list))
-    happened = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
+    happened = defaultdict[tuple[str, str | None], list[str]](list)
+    between = (org_event.c.org_id == org, org_event.c.observed_at > old, org_event.c.observed_at <= new)
     kinds = org_event.c.kind.in_((*_APPEARED, "disappeared", *_ACCESS))
     columns = (org_event.c.flow_id, org_event.c.user_id, org_event.c.kind)
     for flow_id, user_id, kind in connection.execute(
-        select(*columns).where(*happened, kinds).order_by(org_event.c.event_id)
+        select(*columns).where(*between, kinds).order_by(org_event.c.event_id)
     ):
-        if kind in _ACCESS:
-            access[flow_id][user_id].append(kind)
-        else:
-            events[flow_id].add(kind)
+        happened[flow_id, user_id].append(kind)
     found = []
-    for flow_id in sorted(before.keys() | after.keys()):
+    for flow_id in before.keys() | after.keys():
         sides = before.get(flow_id), after.get(flow_id)
-        values = _values(*sides)
-        found += [OrgDifference(flow_id, kind, *values) for kind in _kinds(*sides, events[flow_id])]
-        if all(sides):
-            found += [
-                OrgDifference(flow_id, kinds[0], *values)._replace(user_id=user_id)
-                for user_id, kinds in sorted(access[flow_id].items())
-                if kinds[0] == kinds[-1]  # otherwise the user has what he or she had
-            ]
-    return found
+        found += [OrgDifference(flow_id, kind, *_values(*sides)) for kind in _kinds(*sides, happened[flow_id, None])]
+    for (flow_id, user_id), seen in happened.items():
+        if user_id is None or flow_id not in before or flow_id not in after:
+            continue
+        if seen[0] == seen[-1]:  # otherwise the user has what he or she had
+            values = _values(before[flow_id], after[flow_id])
+            found.append(OrgDifference(flow_id, seen[0], *values)._replace(user_id=user_id))
+    return sorted(found, key=lambda each: (each.flow_id, each.user_id or ""))
 
 
 def first_look(connection: Connection, org: str) -> dt.datetime | None:
@@ -270,9 +266,9 @@ def _states(connection: Connection, org: str, at: dt.datetime) -> dict[str, OrgW
     return {row.flow_id: OrgWorkflowState(*row) for row in connection.execute(chosen)}
 
 
-def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: set[str]) -> Iterator[str]:
+def _kinds(old: OrgWorkflowState | None, new: OrgWorkflowState | None, events: Sequence[str]) -> Iterator[str]:
     if old is None:
-        yield "appeared" if events.intersection(_APPEARED) else "baseline"
+        yield "appeared" if {*_APPEARED} & {*events} else "baseline"
     elif new is None:
         yield "disappeared" if "disappeared" in events else "not_asked"
     else:
