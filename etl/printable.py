@@ -24,9 +24,9 @@ def printable_lines(text: str) -> str:
     return _HARMFUL.sub(lambda match: match[0] if match[0] in "\r\n\t" else f"\\u{ord(match[0]):04x}", text)
 
 
-def counted(number: int, what: str) -> str:
-    """``3,000 targets``, ``1 target``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def counted(number: int, one: str, many: str = "") -> str:
+    """``3,000 targets``, ``1 target``, ``2 entries``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _escape(match: re.Match[str]) -> str:

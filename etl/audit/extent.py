@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Select, Table, and_, case, exists, func, select, union
 
 from etl.database import STREAMED
-from etl.report.scopes import Scopes
+from etl.report.runs import Scopes
 from etl.schema import (
     TARGET_KEY,
     UtcTime,

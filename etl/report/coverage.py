@@ -17,7 +17,7 @@ from etl.domain.model import Target
 from etl.errors import DatabaseError
 from etl.report.listings import GAPS
 from etl.report.names import WHOLE
-from etl.report.scopes import Scopes
+from etl.report.runs import Scopes
 from etl.schema import (
     TARGET_KEY,
     change_set,

@@ -33,7 +33,7 @@ from etl.domain import seal
 from etl.domain.chain import encode
 from etl.domain.kinds import CHANGE_KINDS
 from etl.domain.model import Target
-from etl.report.scopes import Scopes, ScopeTargets
+from etl.report.runs import Scopes, ScopeTargets
 from etl.schema import (
     TARGET_KEY,
     change_set,

@@ -91,7 +91,7 @@ def report_html(
 
     Raises UsageError where the extra is missing or the place cannot be used, DatabaseError where the database refuses.
     """
-    _part("report_file").write(engine, now, file, schedules, coverage_gap, scope)
+    _part("overview").write_report(engine, now, file, schedules, coverage_gap, scope)
 
 
 def _part(name: str) -> Any:

@@ -41,7 +41,7 @@ from etl.web.page import (
     wanted_format,
     whole_number,
 )
-from etl.web.rendering import asset
+from etl.web.rendering import MEDIA_TYPES, asset
 from etl.web.security import ConcurrencyLimit, KnownHosts, SecurityHeaders
 
 PAGES_AT_ONCE: Final = 16
@@ -184,9 +184,9 @@ def application(site: Site, routes: Sequence[BaseRoute], hosts: Collection[str])
 
 
 def _static(request: Request) -> Response:
-    found = asset(request.path_params["name"])
-    if found is None:
+    if request.path_params["name"] not in MEDIA_TYPES:
         raise HTTPException(404)
+    found = asset(request.path_params["name"])
     headers = {"Vary": "Accept-Encoding", "Cache-Control": "public, max-age=31536000, immutable"}
     if "gzip" not in request.headers.get("accept-encoding", ""):
         return Response(found.body, media_type=found.media_type, headers=headers)

@@ -71,11 +71,6 @@ def ago(moment: dt.datetime | None, now: dt.datetime) -> str:
     return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}"
 
 
-def count(number: int, one: str, many: str = "") -> str:
-    """ "1 target", "1,200 targets"."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 def editable_label(editable: bool | None) -> str:
     return {True: "editable", False: "read-only"}.get(editable, "not said")  # type: ignore[arg-type]
 

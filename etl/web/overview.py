@@ -6,10 +6,13 @@ many, a thread counts, and a page shows what was counted before, or says that it
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
@@ -17,17 +20,21 @@ from weakref import WeakKeyDictionary
 import structlog
 from sqlalchemy import Connection, Engine
 
+from etl.config import Schedule
 from etl.errors import DatabaseError
-from etl.report import SyncRun, summaries, trail_page
+from etl.export.files import whole_file
+from etl.printable import counted
+from etl.report import ListState, SyncRun, health, summaries, trail_page, workflow_page
 from etl.report.conditions import Condition, DetectedCondition
 from etl.report.health import TargetSummary
-from etl.report.listings import GAPS, RUNS
+from etl.report.listings import GAPS, HISTORY, RUNS
 from etl.report.names import WHOLE
 from etl.report.queries import causes
 from etl.report.reading import short_transaction
-from etl.report.rows import ListChange
+from etl.report.rows import Gap
 from etl.report.summaries import Scope
-from etl.web.labels import ago, count
+from etl.web.labels import ago
+from etl.web.rendering import PLOTLY, asset, render
 
 PERIODS: Final = (7, 30, 90, 365)
 """Periods of the plots, in days."""
@@ -46,6 +53,10 @@ _COUNTED_AT_ONCE: Final = 2
 _KEPT: Final = 100
 """Scopes: there are as many as zones, and somebody may name all of them."""
 _ORGS: Final = 15
+EVENTS_AT_MOST: Final = 250
+"""The newest rows of the trail that a report has."""
+_LIVES: Final = 8
+_STATES_OF_A_LIFE: Final = 20
 
 
 class ProblemLine(NamedTuple):
@@ -107,13 +118,6 @@ def count_ahead(engine: Engine, now: dt.datetime) -> None:
             counted_sums(connection, period(now, USUAL_PERIOD), now.astimezone(dt.UTC).date(), entries)
 
 
-def latest_changes(connection: Connection, scope: Scope, limit: int) -> list[ListChange]:
-    """The latest changes in the lists of a scope, the newest first; of everything, however old they are."""
-    org = WHOLE + scope.org if scope.org else ""
-    since, until = (None, None) if scope.everything else (scope.begins_at, scope.ends_at)
-    return trail_page.newest(connection, org=org, since=since, until=until, limit=limit)
-
-
 _LINKS: Final = {
     "targets_held": "/held",
     **dict.fromkeys(
@@ -132,8 +136,10 @@ def _problems(
     coverage_gap: dt.timedelta,
 ) -> list[ProblemLine]:
     newest, ended = health.last_observation_at, last and (last.finished_at or last.heartbeat_at)
-    never = f"{count(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
-    gaps = f"{count(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
+    never = (
+        f"{counted(health.never_observed, 'target was', 'targets were')} never observed: nobody knows what is there."
+    )
+    gaps = f"{counted(open_gaps, 'coverage gap is', 'coverage gaps are')} not closed: what happens there is not seen."
     silence = f"Nobody has looked for long: the last time was {ago(newest, now)}."
     wrong = health.conditions(own)
     degraded = any(each.severity != "notice" for each in wrong)
@@ -261,3 +267,66 @@ def _keep(known: KnownSums, scope: Scope, state: tuple[Any, ...], values: dict[s
         known.sums.pop(oldest, None)
     seconds = ended - began
     known.sums[scope] = Sums(state, values, ended, ended + (_REUSED_FOR * seconds if seconds > _QUICK_SECONDS else 0))
+
+
+# -------------------------------------------------------------------------------------------------------- the report
+
+
+def write_report(
+    engine: Engine,
+    now: dt.datetime,
+    file: Path,
+    schedules: Sequence[Schedule] | None,
+    coverage_gap: dt.timedelta,
+    scope: Scope | None,
+) -> None:
+    """The overview in one file that needs, and allows, nothing else; see ``etl.web.report_html``."""
+    asked = scope or period(now, USUAL_PERIOD)
+    with short_transaction(engine) as connection:
+        known = (
+            health.summary_within(connection, now)
+            if schedules is None
+            else health.read_within(connection, schedules, now)
+        )
+        found = gather(connection, known, now, coverage_gap=coverage_gap, scope=asked)
+        since, until = (None, None) if asked.everything else (asked.begins_at, asked.ends_at)
+        org = WHOLE + asked.org if asked.org else ""
+        latest = trail_page.newest(connection, org=org, since=since, until=until, limit=EVENTS_AT_MOST + 1)
+        lives = [_life(connection, *each) for each in summaries.most_changed(connection, asked, _LIVES)]
+    inlined = {"style": "style.css", "app": "app.js", "plotly": PLOTLY}
+    inline = {name: asset(file).body.decode() for name, file in inlined.items()}
+    values = found | {"latest": latest[:EVENTS_AT_MOST], "cut": len(latest) > EVENTS_AT_MOST, "lives": lives}
+    html = render("report.html", {"linked": False, "policy": _policy(inline), **inline, **values})
+    with whole_file(file) as out:
+        out.write(html.encode())
+
+
+class Life(NamedTuple):
+    org_id: str
+    flow_id: str
+    states: Sequence[ListState]
+    gaps: Sequence[Gap]
+
+
+def _life(connection: Connection, org: str, flow: str) -> Life:
+    states = HISTORY.page(connection, _STATES_OF_A_LIFE, org=WHOLE + org, flow=WHOLE + flow)
+    users = list(dict.fromkeys(state.user_id for state in states))
+    return Life(org, flow, states, workflow_page.gaps_of(connection, org, users))
+
+
+def _policy(inline: dict[str, str]) -> str:
+    """A policy that allows nothing from outside, and only exactly these inline texts."""
+    scripts = " ".join(_hash(inline[name]) for name in ("plotly", "app"))
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src {scripts}",
+            f"style-src {_hash(inline['style'])}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -13,13 +13,14 @@ from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 import jinja2
-import msgspec
 from jinja2.filters import do_mark_safe
+from jinja2.utils import htmlsafe_json_dumps
 
 from etl.config.slots import quartz_in_words
 from etl.domain.holds import described
 from etl.domain.kinds import DELTA_KINDS, EVENT_KINDS
 from etl.domain.model import CYCLE_LABELS
+from etl.printable import counted
 from etl.report.details import event_detail_sentence
 from etl.report.listings import STATUSES
 from etl.report.summaries import CYCLES
@@ -29,7 +30,6 @@ PLOTLY: Final = "plotly-basic.min.js"
 """A built file of plotly.js, which `make plotly` brings; its licence lies beside it."""
 _REMEMBERED: Final = 4096
 """Elements; a page has some hundred different ones."""
-_ENDS_A_SCRIPT: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 class Asset(NamedTuple):
@@ -62,14 +62,14 @@ def environment() -> jinja2.Environment:
         "iso": labels.moment,
         "labelled": labelled,
         "editable": labels.editable_label,
-        "data": as_data,
+        "data": htmlsafe_json_dumps,
     }
     made.globals |= {
         "ago": labels.ago,
         "approval": labels.approval,
         "PLOTLY": PLOTLY,
         "asset": _address,
-        "count": labels.count,
+        "count": counted,
         "figures": figures,
         "plotly_sheets": plotly_sheets,
         "time_element": time_element,
@@ -125,14 +125,6 @@ def kind_element(kind: str) -> str:
     return do_mark_safe(f'<span class="kind kind-{kind}">{html.escape(labels.kind_label(kind))}</span>')
 
 
-def as_data(value: object) -> str:
-    """JSON for a script element: equal JSON in which nothing has a meaning in HTML."""
-    text = msgspec.json.encode(value).decode()
-    for char, escape in _ENDS_A_SCRIPT.items():
-        text = text.replace(char, escape)
-    return text
-
-
 _ROW: Final = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
 _CELL: Final = re.compile(r"<t[dh](?![^>]*colspan)")
 _NOTHING: Final = re.compile(r"(?<=>)\s+(?=</td>)")
@@ -150,35 +142,30 @@ def labelled(rows: str, columns: Sequence[str]) -> str:
     return _ROW.sub(row, _NOTHING.sub("", str(rows)))
 
 
-@functools.cache
-def asset(name: str) -> Asset | None:
-    """One of the page's own files; None for anything else."""
-    if name not in _MEDIA_TYPES:
-        return None
-    body = (files("etl.web") / "static" / name).read_bytes()
-    return Asset(_MEDIA_TYPES[name], body, gzip.compress(body, mtime=0))
-
-
-_MEDIA_TYPES: Final = {
+MEDIA_TYPES: Final = {
     "app.js": "text/javascript; charset=utf-8",
     PLOTLY: "text/javascript; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+"""The page's own files."""
+
+
+@functools.cache
+def asset(name: str) -> Asset:
+    """One of ``MEDIA_TYPES``."""
+    body = (files("etl.web") / "static" / name).read_bytes()
+    return Asset(MEDIA_TYPES[name], body, gzip.compress(body, mtime=0))
 
 
 @functools.cache
 def plotly_sheets() -> tuple[str, ...]:
     """The ids of the style elements that Plotly's script would add to a page that has no element with that id."""
-    known = asset(PLOTLY)
-    assert known is not None  # noqa: S101 - it ships with the package
-    found = re.findall(rb'getElementById\("([0-9a-f]{64})"\)', known.body)
+    found = re.findall(rb'getElementById\("([0-9a-f]{64})"\)', asset(PLOTLY).body)
     return ("plotly.js-style-global", *(each.decode() for each in found))
 
 
 @functools.cache
 def _address(name: str) -> str:
     """The address of an asset, with its version, so that a browser may cache it for ever."""
-    known = asset(name)
-    assert known is not None  # noqa: S101 - the templates name what there is
-    return f"/static/{name}?v={hashlib.sha256(known.body).hexdigest()[:12]}"
+    return f"/static/{name}?v={hashlib.sha256(asset(name).body).hexdigest()[:12]}"
