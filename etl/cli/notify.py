@@ -33,7 +33,7 @@ from etl.notify import (
 )
 from etl.printable import counted
 from etl.report import Report, TargetHealth, health
-from etl.report.conditions import DetectedCondition, conditions
+from etl.report.conditions import Condition, conditions
 from etl.service.replica import LEASE, Service
 from etl.store import Store
 from etl.sync import RunReport
@@ -193,7 +193,7 @@ class Notifications:
         """A run ended without a report."""
         self._pinger.failed(schedule, why)
 
-    def failing(self) -> list[DetectedCondition]:
+    def failing(self) -> list[Condition]:
         """The receivers that could not be told lately, and those that cannot be."""
         found = self._notifier.failing() if self._notifier else []
         failing: list[tuple[str, str, dt.datetime | None]] = [
@@ -201,7 +201,7 @@ class Notifications:
         ]
         failing += [(name, f"The receiver {name} cannot be used: {why}", None) for name, why in self._unusable]
         return [
-            DetectedCondition("receiver_failing", text.removesuffix("."), name, since, 1, (name,))
+            Condition("receiver_failing", text.removesuffix("."), name, since, 1, (name,))
             for name, text, since in failing
         ]
 

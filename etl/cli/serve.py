@@ -29,7 +29,7 @@ from etl.domain.model import VERDICTS
 from etl.errors import DatabaseUnreachable, FlowtrailError, UsageError
 from etl.printable import counted
 from etl.report import health
-from etl.report.conditions import CONDITIONS, DetectedCondition
+from etl.report.conditions import CONDITIONS, Condition
 from etl.service.maintenance import ConditionWatcher, Maintenance
 from etl.service.metrics import Metrics, ServiceStatus
 from etl.service.replica import Service
@@ -189,7 +189,7 @@ class OwnConditions:
         self._app = app
         self._notifications = notifications
         self._cluster_lost_at: dt.datetime | None = None
-        self._details: dict[str, DetectedCondition] = {}
+        self._details: dict[str, Condition] = {}
         """By schedule."""
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
@@ -205,17 +205,17 @@ class OwnConditions:
             f"Details of {counted(done.failed, 'changed workflow')} could not be fetched: {codes or 'see the log'}"
         )
         since = self._details[schedule.name].since if schedule.name in self._details else utc_now()
-        self._details[schedule.name] = DetectedCondition("details_failing", summary, schedule.name, since, done.failed)
+        self._details[schedule.name] = Condition("details_failing", summary, schedule.name, since, done.failed)
 
-    def __call__(self) -> list[DetectedCondition]:
+    def __call__(self) -> list[Condition]:
         return list(self._found())
 
-    def _found(self) -> Iterator[DetectedCondition]:
+    def _found(self) -> Iterator[Condition]:
         if self.service is not None:
             yield from filter(None, (self.service.database_condition, self.service.broken_schedules))
         if self._cluster_lost_at is not None:
             address = self._app.settings.scale.dask
-            yield DetectedCondition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
+            yield Condition("cluster_lost", f"No worker of {address} answers", since=self._cluster_lost_at)
         yield from self._notifications.failing()
         yield from list(self._details.values())
         for each in (self.verification, self.timestamps):
@@ -224,11 +224,11 @@ class OwnConditions:
                 yield condition
         yield from self._clock()
 
-    def _clock(self) -> Iterator[DetectedCondition]:
+    def _clock(self) -> Iterator[Condition]:
         skew, limit = self._app.gateway.clock_skew, self._app.settings.gateway.max_clock_skew
         if skew is not None and limit and abs(skew) > limit:
             ahead = "ahead of" if skew > dt.timedelta(0) else "behind"
-            yield DetectedCondition(
+            yield Condition(
                 "clock_off", f"The gateway's clock is {abs(skew).total_seconds():.0f} s {ahead} ours", "gateway"
             )
 
@@ -297,7 +297,7 @@ def _clock_is_right(app: Application) -> bool | None:
 
 @contextmanager
 def _listening(
-    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[DetectedCondition]]
+    app: Application, service: Service, metrics: Metrics, own: Callable[[], Sequence[Condition]]
 ) -> Iterator[None]:
     """Serve HTTP next to the service. An address that is in use stops no sync: it is logged, and tried again."""
     found = descriptors.allocate(descriptors.raise_limit(), app.settings.gateway.concurrency)
@@ -341,7 +341,7 @@ def _http(
     metrics: Metrics,
     page: Engine,
     host: str,
-    own: Callable[[], Sequence[DetectedCondition]],
+    own: Callable[[], Sequence[Condition]],
 ) -> Starlette:
     current = Health(
         app.another_engine(pool_size=_HEALTH_CONNECTIONS, patience_seconds=_PATIENCE_SECONDS),

@@ -19,7 +19,7 @@ from etl.errors import ConfigError
 from etl.printable import counted
 from etl.report import ProblemCause, Report, SyncRun, TargetHealth, health
 from etl.report.condition_checks import LastCheck
-from etl.report.conditions import Condition, DetectedCondition
+from etl.report.conditions import Condition
 from etl.report.coverage import Coverage, CoveredTarget, Gap, Hold, Membership, Unanswered, coverage
 from etl.report.health import HealthSnapshot, Overdue, TargetSummary
 from etl.report.reading import short_transaction
@@ -111,13 +111,11 @@ def _gather(app: Application, configured: Sequence[Schedule] | None, broken: Con
     )
 
 
-def _broken(error: ConfigError | None) -> list[DetectedCondition]:
+def _broken(error: ConfigError | None) -> list[Condition]:
     if error is None:
         return []
     more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-    return [
-        DetectedCondition("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))
-    ]
+    return [Condition("schedules_broken", f"The schedules cannot be read: {error.problems[0]}{more}".rstrip("."))]
 
 
 def _schedules(configured: Sequence[Schedule], found: HealthSnapshot, now: dt.datetime) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from etl.printable import counted
 from etl.report.conditions import (
     OF_THE_SERVICE,
     SUBJECTS_NAMED,
-    DetectedCondition,
+    Condition,
     Failing,
     by_cause,
     codes_like,
@@ -78,36 +78,32 @@ class LastCheck(NamedTuple):
     finding: str
 
 
-def stored(
-    connection: Connection, now: dt.datetime
-) -> tuple[list[DetectedCondition], dict[tuple[str, str], dt.datetime]]:
+def stored(connection: Connection, now: dt.datetime) -> tuple[list[Condition], dict[tuple[str, str], dt.datetime]]:
     """What the active service has written down: what only it can know, nothing once it is gone, and when each condition
     began, by code and cause."""
     rows = connection.execute(_STORED, {"now": now}).all()
     detected = [
-        DetectedCondition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
+        Condition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
         for code, cause, since, subjects, named, said, remedy, is_served in rows
         if code in OF_THE_SERVICE and is_served
     ]
     return detected, {(code, cause): since for code, cause, since, *_ in rows}
 
 
-def of_targets(
-    connection: Connection, asked: int, held_targets: int, held_workflows: int
-) -> Iterator[DetectedCondition]:
+def of_targets(connection: Connection, asked: int, held_targets: int, held_workflows: int) -> Iterator[Condition]:
     """What is wrong with targets and rosters, by cause; ``asked``: the targets that are not refused for good."""
     yield from _failing(connection, asked)
     if held_targets:
         first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
         since, named = (first[0].held_since if first else None), [str(Target(*row[:3])) for row in first]
         summary = f"{counted(held_targets, 'target')}: {counted(held_workflows, 'workflow')} held"
-        yield DetectedCondition("targets_held", summary, "", since, held_targets, named)
+        yield Condition("targets_held", summary, "", since, held_targets, named)
     for org_id, code, message, since in connection.execute(_ROSTERS, {"most": _MOST_CAUSES}):
         summary = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
-        yield DetectedCondition("roster_failing", summary, org_id, since, 1, (org_id,))
+        yield Condition("roster_failing", summary, org_id, since, 1, (org_id,))
 
 
-def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
+def _failing(connection: Connection, asked: int) -> Iterator[Condition]:
     totals: dict[str, int] = {row[0]: row[1] for row in connection.execute(_FAILING_BY_CODE)}
     parts: dict[tuple[str, str], Failing] = {}
     failures: dict[str, tuple[int, int]] = {}
@@ -143,7 +139,7 @@ def _failing(connection: Connection, asked: int) -> Iterator[DetectedCondition]:
             yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
 
 
-def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[DetectedCondition]:
+def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[Condition]:
     """Targets that no schedule has; looked for where the database has more, or fewer, than the schedules."""
     configured = TargetList.union([schedule.targets for schedule in schedules])
     if targets == len(configured):
@@ -156,7 +152,7 @@ def of_schedules(connection: Connection, schedules: Collection[Schedule], target
             first = sorted([*first, str(Target(*row))])[:SUBJECTS_NAMED]
     if number:
         summary = f"{counted(number, 'target')} in no schedule, and not retired: they are not asked for"
-        yield DetectedCondition("targets_unscheduled", summary, "", None, number, first)
+        yield Condition("targets_unscheduled", summary, "", None, number, first)
 
 
 def last_check(connection: Connection) -> LastCheck | None:
@@ -165,14 +161,14 @@ def last_check(connection: Connection) -> LastCheck | None:
     return LastCheck(*row[1:]) if row else None
 
 
-def of_the_trail(check: LastCheck | None) -> Iterator[DetectedCondition]:
+def of_the_trail(check: LastCheck | None) -> Iterator[Condition]:
     """A check found something."""
     if check is not None and check.findings:
         summary = f"The trail is broken: {counted(check.findings, 'finding')}, the first: {check.finding.rstrip('.')}"
-        yield DetectedCondition("trail_broken", summary, subjects=check.findings)
+        yield Condition("trail_broken", summary, subjects=check.findings)
 
 
-def of_the_disk(engine: Engine) -> Iterator[DetectedCondition]:
+def of_the_disk(engine: Engine) -> Iterator[Condition]:
     """Why an SQLite file cannot be written to, as far as a process that only reads can see it."""
     file = database.file_of(engine.url) if engine.dialect.name == "sqlite" else None
     if file is None:
@@ -183,15 +179,15 @@ def of_the_disk(engine: Engine) -> Iterator[DetectedCondition]:
         return
     refused = refusal(file.parent)
     if found.f_flag & os.ST_RDONLY or (refused is not None and refused.errno == errno.EROFS):
-        yield DetectedCondition("database_read_only", f"{file} is on a disk that may only be read")
+        yield Condition("database_read_only", f"{file} is on a disk that may only be read")
     elif found.f_bavail * found.f_frsize < _LEAST_ROOM_BYTES:
-        yield DetectedCondition("database_full", f"{file} cannot grow: the disk is full")
+        yield Condition("database_full", f"{file} cannot grow: the disk is full")
 
 
-def damage_of(engine: Engine) -> DetectedCondition | None:
+def damage_of(engine: Engine) -> Condition | None:
     """Why the database cannot be written to, where it is damaged."""
     found = database.damage_of(engine)
     if found is None:
         return None
     summary, _, remedy = database.damage_sentence(engine, found).partition(". ")
-    return DetectedCondition("database_damaged", summary.removesuffix("."), remedy=remedy)
+    return Condition("database_damaged", summary.removesuffix("."), remedy=remedy)

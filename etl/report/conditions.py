@@ -72,75 +72,61 @@ IN_DIGESTS: Final = frozenset({"targets_failing", "targets_refused", "targets_he
 _SEVERITIES: Final = ("down", "degraded", "notice")
 
 
-class DetectedCondition(NamedTuple):
-    """Something that is wrong, as its finder describes it."""
+class Condition(NamedTuple):
+    """Something that is wrong, and what to do about it."""
 
     code: str
     summary: str
-    """A sentence without a full stop."""
+    """A sentence without a full stop, and without the time."""
     cause: str = ""
     """Tells conditions of one code apart."""
     since: dt.datetime | None = None
+    """When it began, if known."""
     subjects: int = 0
+    """How many targets, organisations or receivers it concerns; 0: it concerns the service as a whole."""
     first: Sequence[str] = ()
+    """The first few of them."""
     remedy: str = ""
-    """The remedy, if it says more than that of the code."""
+    """Its finder says so where it says more than that of the code."""
     earlier: bool = False
     """Some of it may have begun before ``since``: not all its targets were looked at."""
-
-
-class Condition(NamedTuple):
-    """Something that is wrong, in one sentence, and what to do about it."""
-
-    code: str
-    cause: str
-    severity: str
-    since: dt.datetime | None
-    """When it began, if known."""
-    subjects: int
-    """How many targets, organisations or receivers it concerns; 0: it concerns the service as a whole."""
-    first: Sequence[str]
-    """The first few of them."""
-    summary: str
-    """The sentence without the time and without a full stop."""
-    sentence: str
-    remedy: str
 
     @property
     def key(self) -> tuple[str, str]:
         """Two conditions with the same key are the same."""
         return self.code, self.cause
 
+    @property
+    def severity(self) -> Severity:
+        return CODES[self.code].severity
+
+    @property
+    def sentence(self) -> str:
+        when = "at least since" if self.earlier else "since"
+        began = f", {when} {self.since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if self.since else ""
+        return f"{self.summary}{began}."
+
     def as_object(self) -> dict[str, object]:
         """As JSON shows it."""
-        return {name: value for name, value in self._asdict().items() if name not in ("cause", "summary")}
+        names = ("code", "severity", "since", "subjects", "first", "sentence", "remedy")
+        return {name: getattr(self, name) for name in names}
 
 
 def conditions(
-    detected: Iterable[DetectedCondition], since: dict[tuple[str, str], dt.datetime] | None = None
+    detected: Iterable[Condition], since: Mapping[tuple[str, str], dt.datetime] | None = None
 ) -> list[Condition]:
     """The list, the worst first and each once. ``since``: when conditions began that do not say so themselves."""
     known = since or {}
-    found = {(each.code, each.cause): each for each in reversed(list(detected))}
-    made = [_condition(each, each.since or known.get(key)) for key, each in found.items()]
+    found = {each.key: each for each in reversed(list(detected))}
+    made = [
+        each._replace(
+            since=each.since or known.get(key),
+            first=tuple(each.first[:SUBJECTS_NAMED]),
+            remedy=each.remedy or CODES[each.code].remedy,
+        )
+        for key, each in found.items()
+    ]
     return sorted(made, key=lambda each: (_SEVERITIES.index(each.severity), -each.subjects, each.code, each.cause))
-
-
-def _condition(detected: DetectedCondition, since: dt.datetime | None) -> Condition:
-    rule = CODES[detected.code]
-    when = "at least since" if detected.earlier else "since"
-    began = f", {when} {since.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if since else ""
-    return Condition(
-        detected.code,
-        detected.cause,
-        rule.severity,
-        since,
-        detected.subjects,
-        tuple(detected.first[:SUBJECTS_NAMED]),
-        detected.summary,
-        f"{detected.summary}{began}.",
-        detected.remedy or rule.remedy,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- of targets
@@ -215,12 +201,12 @@ def _commonest(cause: Failing) -> tuple[bool, int]:
     return cause.error_code != NOT_ASKED, cause.targets
 
 
-def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> DetectedCondition:
+def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Condition:
     """Targets fail for this cause."""
     code = "targets_refused" if refused else "targets_failing"
     named = _cause(cause.error_code, cause.message)
     remedy = remedy_of_refusal(cause.error_code) if refused else ""
-    return DetectedCondition(
+    return Condition(
         code, _summary(cause), named, since, cause.targets, cause.first, remedy, earlier=_may_be_older(cause)
     )
 
@@ -230,7 +216,7 @@ def remedy_of_refusal(error_code: str) -> str:
     return _OF_REFUSALS.get(error_code, CODES["targets_refused"].remedy)
 
 
-def without_an_answer(cause: Failing, since: dt.datetime | None, *, asked: int, gave_up: bool) -> DetectedCondition:
+def without_an_answer(cause: Failing, since: dt.datetime | None, *, asked: int, gave_up: bool) -> Condition:
     """Targets got no answer: because of the credentials, or because the gateway is down, or some of them only.
 
     ``asked``: how many targets there are that EnOS does not refuse for good. The gateway counts as down where not one
@@ -239,7 +225,7 @@ def without_an_answer(cause: Failing, since: dt.datetime | None, *, asked: int, 
     code = "credentials_refused" if cause.error_code in CREDENTIALS else "gateway_down"
     if code == "gateway_down" and not (gave_up or 0 < asked <= cause.targets):
         return failing(cause, since, refused=False)
-    return DetectedCondition(code, _summary(cause), "", since, cause.targets, cause.first, earlier=_may_be_older(cause))
+    return Condition(code, _summary(cause), "", since, cause.targets, cause.first, earlier=_may_be_older(cause))
 
 
 def _may_be_older(cause: Failing) -> bool:

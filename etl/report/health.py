@@ -20,7 +20,7 @@ from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
 from etl.printable import counted
 from etl.report import condition_checks
-from etl.report.conditions import SUBJECTS_NAMED, Condition, DetectedCondition, conditions
+from etl.report.conditions import SUBJECTS_NAMED, Condition, conditions
 from etl.report.reading import short_transaction, sql
 from etl.schema import UtcTime
 
@@ -63,7 +63,7 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Workflows in the lists of all targets; one that two targets see counts twice."""
     checked: condition_checks.LastCheck | None = None
     """The service's last check of the trail."""
-    detected: Sequence[DetectedCondition] = ()
+    detected: Sequence[Condition] = ()
     """What is wrong with the targets and in general."""
     began: Mapping[tuple[str, str], dt.datetime] = {}
     """When conditions began, by code and cause, as the active service has stored it."""
@@ -77,9 +77,9 @@ class TargetSummary(msgspec.Struct, frozen=True, kw_only=True):
     overdue: tuple[Overdue, ...] | None = None
     """None: the schedules are not known."""
 
-    def conditions(self, own: Sequence[DetectedCondition] = ()) -> list[Condition]:
+    def conditions(self, own: Sequence[Condition] = ()) -> list[Condition]:
         """What is wrong, the worst first; ``own``: what only the calling process knows."""
-        return conditions([*own, *self.detected], dict(self.began))
+        return conditions([*own, *self.detected], self.began)
 
 
 class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
@@ -159,7 +159,7 @@ def read_within(
     if late:
         named = [str(each.target) for each in late[:SUBJECTS_NAMED]]
         said = f"{counted(len(late), 'target')} overdue"
-        summary["detected"].append(DetectedCondition("targets_overdue", said, "", None, len(late), named))
+        summary["detected"].append(Condition("targets_overdue", said, "", None, len(late), named))
     refused = connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
     return HealthSnapshot(
         **summary,
@@ -197,12 +197,12 @@ def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
     }
 
 
-def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[DetectedCondition]:
+def _of_the_clock(targets: int, until: dt.datetime | None) -> Iterator[Condition]:
     """Targets have observations ahead of now, the latest at ``until``."""
     if until is None:
         return
     who = "a target has an observation that lies" if targets == 1 else f"{targets} targets have observations that lie"
-    yield DetectedCondition(
+    yield Condition(
         "clock_off",
         f"The clock went back: {who} ahead of now, up to {until.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC, "
         "and what is observed until then is recorded as observed just after it",

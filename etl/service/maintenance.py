@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Engine
 
 from etl.errors import DatabaseError
-from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, DetectedCondition, conditions
+from etl.report.conditions import OF_THE_DATABASE, OF_THE_SERVICE, Condition, conditions
 from etl.report.health import HealthSnapshot
 from etl.store import Store
 from etl.store.notifications import OpenCondition
@@ -163,7 +163,7 @@ class ConditionWatcher:
         *,
         active: Callable[[], bool],
         read: Callable[[], HealthSnapshot],
-        own: Callable[[], Sequence[DetectedCondition]],
+        own: Callable[[], Sequence[Condition]],
         clock: Callable[[], dt.datetime],
         changed: Callable[[], None] = lambda: None,
     ) -> None:

@@ -17,7 +17,7 @@ import structlog
 from etl.config import Configured, Schedule
 from etl.domain.model import Target
 from etl.errors import ConfigError, DatabaseDamaged, DatabaseError
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.service.runs import Identity, KnownSchedules, RunHooks, ScheduleRuns
 from etl.service.scheduler import Scheduler
 from etl.sync import DetailLimits, RemoteExecutor, Rosters, RunContext
@@ -91,9 +91,9 @@ class Service:
         )
         self.role = "starting"
         """"starting", "active", "standing_by", "database_unreachable" or "database_damaged"."""
-        self.database_condition: DetectedCondition | None = None
+        self.database_condition: Condition | None = None
         """Why it cannot work, while it cannot."""
-        self.broken_schedules: DetectedCondition | None = None
+        self.broken_schedules: Condition | None = None
         """Why the last reload failed, until one succeeds."""
         self.was_active = False
         """Whether this replica is active, or was when it could last reach the database."""
@@ -247,7 +247,7 @@ class Service:
         before = self.database_condition
         same = before is not None and before.code == error.condition
         since = before.since if before is not None and same else self._clock()
-        self.database_condition = DetectedCondition(error.condition, str(error).removesuffix("."), since=since)
+        self.database_condition = Condition(error.condition, str(error).removesuffix("."), since=since)
         if isinstance(error, DatabaseDamaged):
             self._set_role("database_damaged", error=str(error), remedy=_CHECKED_AGAIN)
         else:
@@ -294,9 +294,7 @@ class Service:
             self.log.error("schedules_broken", problems=problems, remedy=remedy)
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             summary = f"The schedules cannot be read, and the old ones are kept: {problems[0]}{more}"
-            self.broken_schedules = DetectedCondition(
-                "schedules_broken", summary.removesuffix("."), since=self._clock()
-            )
+            self.broken_schedules = Condition("schedules_broken", summary.removesuffix("."), since=self._clock())
             return
         self.broken_schedules = None
         self._scheduler.replace(self.schedules)

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from etl import database, verify
 from etl.errors import DatabaseError, SigningError
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.store import Store
 from etl.store.lease import Verified
 from etl.system.background import BackgroundLoop
@@ -97,13 +97,13 @@ class Verification:
         else:
             self._check("trail", latest.last_seal if latest else 0)
 
-    def condition(self) -> DetectedCondition | None:
+    def condition(self) -> Condition | None:
         """The condition that a check is long overdue."""
         at, every = self._checked_at, self._every
         if every is None or at is None or not self._active() or self._clock() - at <= _OVERDUE * every:
             return None
         summary = f"The trail should be checked every {every}; last check at {at.astimezone(dt.UTC):%Y-%m-%d %H:%M} UTC"
-        return DetectedCondition("verify_overdue", summary, since=at)
+        return Condition("verify_overdue", summary, since=at)
 
     def _check(self, kind: str, since: int = 0) -> None:
         """Read the trail after the seal ``since``; record the findings, and up to which seal it was read."""
@@ -187,7 +187,7 @@ class TimeStamps:
         self._active = active
         self._clock = clock
         self._every = every
-        self._failing: DetectedCondition | None = None
+        self._failing: Condition | None = None
         self._loop = BackgroundLoop(
             "timestamps", self._step, first_after_seconds=LOOK_SECONDS, stop_within_seconds=_STOP_SECONDS
         )
@@ -197,7 +197,7 @@ class TimeStamps:
         """Ask when a stamp is due, while the block runs."""
         return self._loop
 
-    def condition(self) -> DetectedCondition | None:
+    def condition(self) -> Condition | None:
         """The last request failed."""
         return self._failing if self._active() else None
 
@@ -234,4 +234,4 @@ class TimeStamps:
         since = self._failing.since if self._failing else self._clock()
         if self._failing is None:
             self._log.warning("timestamp_failed", error=error, remedy="it is asked for again; no run waits for it")
-        self._failing = DetectedCondition("timestamps_failing", summary, since=since)
+        self._failing = Condition("timestamps_failing", summary, since=since)

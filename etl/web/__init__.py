@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 
 from etl.config import Schedule
 from etl.errors import DatabaseError, UsageError
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.report.health import TargetSummary, summary_within
 from etl.report.summaries import Scope
 from etl.system.background import BackgroundLoop
@@ -41,7 +41,7 @@ def create_app(
     routes: Sequence[BaseRoute] = (),
     hosts: Collection[str] = (),
     enos_zone: dt.tzinfo | None = None,
-    own: Callable[[], Sequence[DetectedCondition]] = lambda: (),
+    own: Callable[[], Sequence[Condition]] = lambda: (),
 ) -> Starlette:
     """The pages over a database whose schema is current; they only read.
 

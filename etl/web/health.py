@@ -20,7 +20,7 @@ from etl import database
 from etl.config import Schedule
 from etl.errors import DatabaseDamaged, DatabaseError, DatabaseUnreachable, SchemaAhead
 from etl.report import health
-from etl.report.conditions import OF_THE_DATABASE, Condition, DetectedCondition, conditions
+from etl.report.conditions import OF_THE_DATABASE, Condition, conditions
 from etl.report.health import HealthSnapshot
 from etl.system.background import SingleFlight
 from etl.web.security import KnownHosts
@@ -44,7 +44,7 @@ class Health:
         role: Callable[[], str],
         schedules: Callable[[], Sequence[Schedule]],
         known_since: Callable[[], Mapping[str, dt.datetime]],
-        own: Callable[[], Sequence[DetectedCondition]] = lambda: (),
+        own: Callable[[], Sequence[Condition]] = lambda: (),
     ) -> None:
         """``known_since``: since when the service has known each schedule; ``own``: what only it knows to be wrong."""
         self._own = own
@@ -74,7 +74,7 @@ class Health:
         """What is wrong according to the database, if it can be read, and to this process."""
         own = list(self._own())
         if error is not None and not any(each.code in OF_THE_DATABASE for each in own):
-            own.append(DetectedCondition(error.condition, str(error).removesuffix(".")))
+            own.append(Condition(error.condition, str(error).removesuffix(".")))
         return conditions(own) if snapshot is None else snapshot.conditions(own)
 
     def latest(self, error: DatabaseError | None) -> HealthSnapshot | None:

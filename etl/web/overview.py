@@ -25,7 +25,7 @@ from etl.errors import DatabaseError
 from etl.export.files import whole_file
 from etl.printable import counted
 from etl.report import ListState, SyncRun, health, summaries, trail_page, workflow_page
-from etl.report.conditions import Condition, DetectedCondition
+from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import GAPS, HISTORY, RUNS
 from etl.report.names import WHOLE
@@ -73,7 +73,7 @@ def gather(
     *,
     coverage_gap: dt.timedelta,
     scope: Scope,
-    own: Sequence[DetectedCondition] = (),
+    own: Sequence[Condition] = (),
     wait: bool = True,
 ) -> dict[str, Any]:
     """The values for the templates; plots are those of the scope.
@@ -129,7 +129,7 @@ _LINKS: Final = {
 
 def _problems(
     health: TargetSummary,
-    own: Sequence[DetectedCondition],
+    own: Sequence[Condition],
     last: SyncRun | None,
     open_gaps: int,
     now: dt.datetime,

@@ -22,7 +22,7 @@ from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.export.formats import csv_pages, jsonl_pages
 from etl.report import Column, columns_of, reading
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import Filter, Listing
 from etl.report.reading import short_transaction, stream
@@ -49,7 +49,7 @@ class Site(NamedTuple):
     read_health: Callable[[Connection, dt.datetime], TargetSummary]
     coverage_gap: dt.timedelta
     enos_zone: dt.tzinfo | None = None
-    own: Callable[[], Sequence[DetectedCondition]] = lambda: ()
+    own: Callable[[], Sequence[Condition]] = lambda: ()
 
 
 # ---------------------------------------------------------------------------------------------------- the parameters

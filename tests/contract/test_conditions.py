@@ -22,7 +22,7 @@ from etl.domain import verdict
 from etl.domain.model import Target
 from etl.errors import DatabaseError, Refused
 from etl.report import condition_checks, health
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.service.maintenance import ConditionWatcher
 from etl.service.verification import Verification, _Stopped
 from etl.signing.keys import SigningKey
@@ -140,7 +140,7 @@ class Watched:
     """A watch over one engine, with its log."""
 
     def __init__(self, engine: Engine) -> None:
-        self.own: list[DetectedCondition] = []
+        self.own: list[Condition] = []
         self.engine = engine
         self.watcher = self.another()
 
@@ -163,7 +163,7 @@ class Watched:
 
 def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engine) -> None:
     watched = Watched(engine)
-    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail", subjects=1)]
+    watched.own = [Condition("receiver_failing", "mail was not told", "mail", subjects=1)]
     assert watched.check() == [("condition_began", "receiver_failing")]
     assert watched.check() == []
     assert watched.check(watched.another()) == []
@@ -174,7 +174,7 @@ def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engin
 
 def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) -> None:
     watched = Watched(engine)
-    watched.own = [DetectedCondition("database_full", "The disk is full")]
+    watched.own = [Condition("database_full", "The disk is full")]
     assert watched.check() == [("condition_began", "database_full")]
     assert watched.check() == []
     watched.own = []
@@ -183,7 +183,7 @@ def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) 
 
 def test_others_read_what_only_the_active_service_knows_while_it_is_active(engine: Engine) -> None:
     watched = Watched(engine)
-    watched.own = [DetectedCondition("schedules_broken", "plants.toml: no TOML")]
+    watched.own = [Condition("schedules_broken", "plants.toml: no TOML")]
     watched.check()
     assert codes(engine) == []
     assert Store(engine).take_lease("service", "me")
@@ -198,7 +198,7 @@ def test_others_read_what_only_the_active_service_knows_while_it_is_active(engin
 
 def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None:
     watched, store = Watched(engine), Store(engine)
-    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
+    watched.own = [Condition("receiver_failing", "mail was not told", "mail")]
     watched.check()
     [begun] = store.unnotified_conditions()
     assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
@@ -214,7 +214,7 @@ def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None
 
 def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
     watched = Watched(engine)
-    watched.own = [DetectedCondition("receiver_failing", "mail was not told", "mail")]
+    watched.own = [Condition("receiver_failing", "mail was not told", "mail")]
     watched.check()
     watched.own = []
     watched.check()

@@ -35,7 +35,7 @@ from etl.domain.kinds import CHANGE_KINDS, DELTA_KINDS
 from etl.domain.model import CYCLE_LABELS
 from etl.errors import FlowtrailError, UsageError
 from etl.report import Report, summaries, trail_page
-from etl.report.conditions import DetectedCondition
+from etl.report.conditions import Condition
 from etl.report.listings import GAPS
 from etl.report.summaries import CYCLES, OTHER, Scope
 from etl.report.trail_page import Position
@@ -296,7 +296,7 @@ def test_a_remedy_that_several_problems_share_is_told_once(engine: Engine, diary
 
 
 def test_what_the_service_knows_of_itself_is_a_problem_at_once(engine: Engine) -> None:
-    broken = DetectedCondition("schedules_broken", "plants.toml is not valid TOML")
+    broken = Condition("schedules_broken", "plants.toml is not valid TOML")
     with site(engine, own=lambda: [broken]) as running:
         first = get(running, "/").text.partition("Events per day")[0]
     assert "plants.toml is not valid TOML." in first.partition('<ul class="problems">')[2]

@@ -9,7 +9,7 @@ import pytest
 from etl.report import conditions as made
 from etl.report.conditions import (
     CODES,
-    DetectedCondition,
+    Condition,
     Failing,
     by_cause,
     conditions,
@@ -74,12 +74,12 @@ def test_ids_numbers_and_names_do_not_make_a_message_another_one(one: str, other
 
 def test_conditions_are_listed_once_with_the_worst_first() -> None:
     detected = [
-        DetectedCondition("targets_held", "held", since=AT, subjects=2),
-        DetectedCondition("targets_overdue", "overdue", subjects=3),
-        DetectedCondition("database_full", "The disk is full", since=AT),
-        DetectedCondition("targets_overdue", "overdue", subjects=4),
-        DetectedCondition("receiver_failing", "away", "mail", subjects=1),
-        DetectedCondition("receiver_failing", "away", "chat", subjects=1),
+        Condition("targets_held", "held", since=AT, subjects=2),
+        Condition("targets_overdue", "overdue", subjects=3),
+        Condition("database_full", "The disk is full", since=AT),
+        Condition("targets_overdue", "overdue", subjects=4),
+        Condition("receiver_failing", "away", "mail", subjects=1),
+        Condition("receiver_failing", "away", "chat", subjects=1),
     ]
     assert [(each.code, each.cause) for each in conditions(detected)] == [
         ("database_full", ""),
@@ -94,14 +94,14 @@ def test_conditions_are_listed_once_with_the_worst_first() -> None:
 def test_a_condition_began_when_its_trouble_says_or_when_it_was_first_stored() -> None:
     later = AT + dt.timedelta(hours=1)
     known = {("targets_overdue", ""): AT, ("targets_held", ""): AT}
-    detected = [DetectedCondition("targets_overdue", "overdue"), DetectedCondition("targets_held", "held", since=later)]
+    detected = [Condition("targets_overdue", "overdue"), Condition("targets_held", "held", since=later)]
     late, waiting = conditions(detected, known)
     assert (late.since, waiting.since) == (AT, later)
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_every_code_has_a_severity_and_a_remedy(code: str) -> None:
-    [condition] = conditions([DetectedCondition(code, "Something")])
+    [condition] = conditions([Condition(code, "Something")])
     assert condition.severity in ("down", "degraded", "notice")
     assert condition.remedy.endswith(".")
     assert made.CONDITIONS.index(code) >= 0
