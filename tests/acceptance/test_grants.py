@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 from etl.cli import app
 from etl.database import connect, grants, upgrade
-from etl.errors import UsageError
 from etl.schema import metadata
 from etl.signing import generate_key
 from tests.support import postgres as local_postgres
@@ -101,23 +100,6 @@ def test_even_the_owner_is_stopped_by_the_triggers(conninfo: str, statement: str
         as_role(conninfo, OWNER, *trail, statement)
 
 
-def test_the_writer_can_do_all_that_a_sync_does(conninfo: str) -> None:
-    as_role(
-        conninfo,
-        WRITER,
-        "INSERT INTO target (org_id, user_id) VALUES ('o', 'u')",
-        "SELECT id FROM target ORDER BY id FOR UPDATE",
-        "INSERT INTO change_set (target_id, version, run_id, kind, observed_at, asked_at, state_digest, data_hash, "
-        "format, parent_hash, hash) SELECT max(id), 1, 1, 'baseline', now(), now(), d, d, 1, d, repeat('1', 64) "
-        "FROM target, repeat('0', 64) d GROUP BY d",
-        "INSERT INTO workflow_change (change_set_id, flow_id, kind) SELECT max(id), '1', 'baseline' FROM change_set",
-        "INSERT INTO workflow (target_id, flow_id, first_listed_at, changed_at) VALUES (1, '1', now(), now())",
-        "DELETE FROM workflow",
-        "INSERT INTO lease VALUES ('service', 'me', now())",
-        "SELECT * FROM alembic_version",
-    )
-
-
 @pytest.mark.parametrize("table", sorted(metadata.tables))
 def test_the_writer_may_change_every_table_but_those_of_the_trail(conninfo: str, table: str) -> None:
     rights = (
@@ -134,11 +116,6 @@ def test_the_reader_reads_every_view_and_writes_nothing(conninfo: str, table: st
     as_role(conninfo, READER, f"SELECT * FROM {table}", "SELECT * FROM list_workflow", "SELECT * FROM org_workflow")
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         as_role(conninfo, READER, f"INSERT INTO {table} DEFAULT VALUES")
-
-
-def test_a_name_that_could_carry_sql_is_refused() -> None:
-    with pytest.raises(UsageError, match="letters, digits and underscores"):
-        list(grants("owner'; DROP TABLE target; --", WRITER, READER))
 
 
 PARTITION = 5_000_000

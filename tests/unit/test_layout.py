@@ -47,6 +47,7 @@ def test_columns_that_do_not_fit_stand_below() -> None:
 
 
 def test_a_value_wider_than_a_line_is_broken() -> None:
+    assert drawn([CHANGES[0]], None) == ["  ".join(CHANGES[0])]
     assert drawn([("a", "name"), ("1", "x" * 20)], 12) == ["a", "  name", "1", "  xxxxxxxxxx", "  xxxxxxxxxx"]
 
 
@@ -70,10 +71,6 @@ def test_in_a_pipe_every_row_is_one_line() -> None:
         for row, lines in zip(rows, laid_out(rows, None), strict=True):
             assert len(lines) == 1
             assert all(value in lines[0] for value in row)
-
-
-def test_a_table_without_rows_is_its_heading() -> None:
-    assert drawn([CHANGES[0]], None) == ["  ".join(CHANGES[0])]
 
 
 @pytest.mark.parametrize(
