@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-from etl.database import reading
 from etl.report import Report
 from tests.support.browser import BOB, DAVE, Month, browser, drawn, month, site, watch
 
@@ -101,12 +100,6 @@ def test_which_targets_can_i_not_trust_today(page: Page) -> None:
     assert "62109" in page.locator("#targets").inner_text()
 
 
-def test_which_removals_are_held_and_how_are_they_approved(page: Page) -> None:
-    go(page, "Held")
-    assert len(column(page, "workflows", "Workflow")) == 40
-    assert column(page, "holds", "To approve")[0].startswith("flowtrail guard approve --expect=")
-
-
 def test_when_was_nobody_looking_and_did_something_change(page: Page, engine: Engine) -> None:
     go(page, "Gaps")
     changed = column(page, "gaps-table", "Changed inside")
@@ -121,16 +114,6 @@ def open_organisation(page: Page, org: str) -> None:
 def show(page: Page, label: str, value: str) -> None:
     page.get_by_label(label, exact=True).select_option(value)
     page.get_by_role("button", name="Show").click()
-
-
-def test_which_workflows_can_nobody_edit(page: Page, engine: Engine) -> None:
-    open_organisation(page, "o2")
-    show(page, "Show", "those that nobody may edit")
-    with reading(engine) as connection:
-        known = connection.execute(
-            text("SELECT flow_id FROM org_workflow WHERE org_id = 'o2' AND editors = 0 ORDER BY flow_id")
-        ).scalars()
-        assert column(page, "workflows", "Workflow") == list(known) != []
 
 
 def test_which_workflows_hang_on_a_single_user_and_who_is_that(page: Page) -> None:
@@ -211,18 +194,6 @@ def test_who_lost_access_last_week_or_what_disappeared_and_whose_lists_showed_it
     assert set(column(page, "story", "Kind")) == {"disappeared"}
     page.locator("#story summary").first.click()
     assert page.locator("#story .behind").first.inner_text() == "bob removed"
-
-
-def test_which_runs_failed_and_why(page: Page) -> None:
-    go(page, "Runs")
-    page.get_by_label("Status").select_option("partial")
-    page.get_by_role("button", name="Filter").click()
-    assert set(column(page, "runs", "Status")) == {"partial"}
-    page.locator("#runs tbody th a").first.click()
-    causes = zip(column(page, "causes", "Result"), column(page, "causes", "Cause"), strict=True)
-    assert ("failed", "62109") in causes
-    page.get_by_text("The targets").click()
-    assert column(page, "issues", "User") == ["alice", "dave"]
 
 
 def test_one_field_finds_a_workflow_a_user_and_an_organisation(page: Page) -> None:

@@ -145,43 +145,63 @@ def life(engine: Engine) -> Life:
     return Life(engine)
 
 
-def test_a_moment_in_a_span_is_observed_its_ends_included(life: Life) -> None:
-    """From the first observation of a version to its last."""
-    for hour in (1, 2, 3):
-        life.answers(hour, "a")
-    assert life.at(1, -1) is None
-    assert life.at(1) == ("a", "observed", 1, 3)
-    assert life.at(1.5) == ("a", "observed", 1, 3)
-    assert life.at(3) == ("a", "observed", 3, None)
-    assert life.at(3, 1) == ("a", "unobserved", 3, None)
+LIVES = {
+    "a moment in a span is observed, its ends included": (
+        ["1 a", "2 a", "3 a"],
+        {(1, -1): None, 1: ("a", "observed", 1, 3), 1.5: ("a", "observed", 1, 3), 3: ("a", "observed", 3, None)}
+        | {(3, 1): ("a", "unobserved", 3, None)},
+    ),
+    "between two versions seen one after the other, the list is the one before": (
+        ["1 a", "2 ab"],
+        {(2, -1): ("a", "between", 1, 2), 2: ("ab", "observed", 2, None)},
+    ),
+    "a gap with the same list on both sides says so, whether it failed or was too long": (
+        ["1 a", "fails", "2 a", "5 a"],
+        {1.5: ("a", "unchanged_across_gap", 1, 2), 3: ("a", "unchanged_across_gap", 2, 5)},
+    ),
+    "a gap in which the list changed is unobserved, and the last list known is given": (
+        ["1 a", "fails", "2 b", "5 c"],
+        {1.5: ("a", "unobserved", 1, 2), 3: ("b", "unobserved", 2, 5)},
+    ),
+    "a version of a partial hold counts as an observation but covers nothing": (
+        ["1 ab", "2 bc held a", "3 abc"],
+        {1.5: ("ab", "unobserved", 1, 2), 2: ("abc", "unobserved", 2, 3), 2.5: ("abc", "unobserved", 2, 3)}
+        | {3: ("abc", "observed", 3, None)},
+    ),
+    "a partial hold that lasts": (["1 ab", "2 bc held a"], {2: ("abc", "unobserved", 2, None)}),
+    "a hold of the whole answer is a gap without an observation": (
+        ["1 a", "2 x held a whole"],
+        {2: ("a", "unobserved", 1, None)},
+    ),
+    "when the list comes back, it was unchanged across the gap": (
+        ["1 a", "2 x held a whole", "3 a"],
+        {2: ("a", "unchanged_across_gap", 1, 3)},
+    ),
+    "a retired target counts until it retired": (
+        ["1 a", "2 retired"],
+        {(2, -1): ("a", "unobserved", 1, None), 2: None},
+    ),
+    "and from its return on again": (
+        ["1 a", "2 retired", "9 a"],
+        {(2, -1): ("a", "unchanged_across_gap", 1, 9), 2: None, 8: None, 9: ("a", "observed", 9, None)},
+    ),
+}
+"""What a target answers at which hour; and by hour, or hour and ticks, its list, and how well it is known."""
 
 
-def test_between_two_versions_seen_one_after_the_other_the_list_is_the_one_before(life: Life) -> None:
-    """The change lies somewhere between: at the new version's first observation it is there."""
-    life.answers(1, "a")
-    life.answers(2, "a", "b")
-    assert life.at(2, -1) == ("a", "between", 1, 2)
-    assert life.at(2) == ("ab", "observed", 2, None)
-
-
-def test_a_gap_with_the_same_list_on_both_sides_says_so(life: Life) -> None:
-    """Whether an attempt failed in it, or the last one was too long ago."""
-    life.answers(1, "a")
-    life.fails()
-    life.answers(2, "a")
-    life.answers(5, "a")
-    assert life.at(1.5) == ("a", "unchanged_across_gap", 1, 2)
-    assert life.at(3) == ("a", "unchanged_across_gap", 2, 5)
-
-
-def test_a_gap_in_which_the_list_changed_is_unobserved(life: Life) -> None:
-    """The last list known is given, and called unobserved."""
-    life.answers(1, "a")
-    life.fails()
-    life.answers(2, "b")
-    life.answers(5, "c")
-    assert life.at(1.5) == ("a", "unobserved", 1, 2)
-    assert life.at(3) == ("b", "unobserved", 2, 5)
+@pytest.mark.parametrize("name", LIVES)
+def test_a_moment_is_known_as_well_as_the_observations_around_it_say(life: Life, name: str) -> None:
+    told, expected = LIVES[name]
+    for step in told:
+        hour, *said = step.split()
+        if hour == "fails":
+            life.fails()
+        elif said == ["retired"]:
+            life.store.retire_others([Target("o2", "bob")], START + int(hour) * HOUR, None)
+        else:
+            held = tuple(said[2]) if "held" in said else ()
+            life.answers(int(hour), *said[0], held=held, whole="whole" in said)
+    assert {at: life.at(*at) if isinstance(at, tuple) else life.at(at) for at in expected} == expected
 
 
 def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
@@ -193,39 +213,6 @@ def test_an_observed_empty_list_differs_from_no_observation(life: Life) -> None:
     assert life.at(0.5) is None
     assert next(life.report.targets_as_of(START)) == TargetAsOf(*ALICE, "unobserved", None, START + HOUR, None)
     assert life.at(1.5) == ("", "observed", 1, 2)
-
-
-def test_a_version_of_a_partial_hold_counts_as_an_observation_but_covers_nothing(life: Life) -> None:
-    """Additions were believed and are listed from then on, with the missing ones; the hold is still a gap."""
-    life.answers(1, "a", "b")
-    life.answers(2, "b", "c", held=("a",))
-    assert life.at(1.5) == ("ab", "unobserved", 1, 2)
-    assert life.at(2) == ("abc", "unobserved", 2, None)
-    life.answers(3, "a", "b", "c")
-    assert life.at(2) == ("abc", "unobserved", 2, 3)
-    assert life.at(2.5) == ("abc", "unobserved", 2, 3)
-    assert life.at(3) == ("abc", "observed", 3, None)
-
-
-def test_a_hold_of_the_whole_answer_is_a_gap_without_an_observation(life: Life) -> None:
-    """Nothing of the answer was believed; when the list comes back it was unchanged across the gap."""
-    life.answers(1, "a")
-    life.answers(2, "x", held=("a",), whole=True)
-    assert life.at(2) == ("a", "unobserved", 1, None)
-    life.answers(3, "a")
-    assert life.at(2) == ("a", "unchanged_across_gap", 1, 3)
-
-
-def test_a_retired_target_counts_until_it_retired_and_again_when_it_is_back(life: Life) -> None:
-    """At that moment it is gone, and stays so when asked later; from its return on it counts again."""
-    life.answers(1, "a")
-    life.store.retire_others([Target("o2", "bob")], START + 2 * HOUR, None)
-    assert life.at(2, -1) == ("a", "unobserved", 1, None)
-    assert life.at(2) is None
-    life.answers(9, "a")
-    assert life.at(2, -1) == ("a", "unchanged_across_gap", 1, 9)
-    assert (life.at(2), life.at(8)) == (None, None)
-    assert life.at(9) == ("a", "observed", 9, None)
 
 
 def test_a_workflow_that_came_back_was_first_seen_when_it_came_back(life: Life) -> None:

@@ -161,24 +161,19 @@ class Watched:
         return [(each["event"], each["code"]) for each in said if each["event"].startswith("condition_")]
 
 
-def test_a_condition_begins_once_and_ends_once_also_over_a_restart(engine: Engine) -> None:
+def test_a_condition_begins_once_and_ends_once_also_over_a_restart_and_where_it_cannot_be_stored(
+    engine: Engine,
+) -> None:
     watched = Watched(engine)
-    watched.own = [Condition("receiver_failing", "mail was not told", "mail", subjects=1)]
-    assert watched.check() == [("condition_began", "receiver_failing")]
-    assert watched.check() == []
-    assert watched.check(watched.another()) == []
-    watched.own = []
-    assert watched.check(watched.another()) == [("condition_ended", "receiver_failing")]
-    assert watched.check() == []
-
-
-def test_a_condition_that_cannot_be_stored_is_reported_once_too(engine: Engine) -> None:
-    watched = Watched(engine)
-    watched.own = [Condition("database_full", "The disk is full")]
-    assert watched.check() == [("condition_began", "database_full")]
-    assert watched.check() == []
-    watched.own = []
-    assert watched.check() == [("condition_ended", "database_full")]
+    for code, restarts in (("receiver_failing", True), ("database_full", False)):
+        watched.own = [Condition(code, "mail was not told", "mail", subjects=1)]
+        assert watched.check() == [("condition_began", code)]
+        assert watched.check() == []
+        again = watched.another() if restarts else watched.watcher
+        assert watched.check(again) == []
+        watched.own = []
+        assert watched.check(again) == [("condition_ended", code)]
+        assert watched.check() == []
 
 
 def test_others_read_what_only_the_active_service_knows_while_it_is_active(engine: Engine) -> None:
@@ -196,29 +191,18 @@ def test_others_read_what_only_the_active_service_knows_while_it_is_active(engin
     assert health.read(engine, [], dt.datetime.now(dt.UTC)).conditions() == []
 
 
-def test_receivers_are_owed_a_beginning_and_then_its_end(engine: Engine) -> None:
+def test_receivers_are_owed_a_beginning_and_then_its_end_and_neither_where_it_ended_before(engine: Engine) -> None:
     watched, store = Watched(engine), Store(engine)
-    watched.own = [Condition("receiver_failing", "mail was not told", "mail")]
-    watched.check()
-    [begun] = store.unnotified_conditions()
-    assert (begun.condition.code, begun.ended_at) == ("receiver_failing", None)
-    store.mark_conditions_notified([begun], NOW)
+    failing = [Condition("receiver_failing", "mail was not told", "mail")]
+    for watched.own, ended_at in ((failing, None), ([], NOW)):
+        watched.check()
+        [owed] = store.unnotified_conditions()
+        assert (owed.condition.code, owed.ended_at) == ("receiver_failing", ended_at)
+        store.mark_conditions_notified([owed], NOW)
+        assert store.unnotified_conditions() == []
+    for watched.own in (failing, []):
+        watched.check()
     assert store.unnotified_conditions() == []
-    watched.own = []
-    watched.check()
-    [over] = store.unnotified_conditions()
-    assert over.ended_at == NOW
-    store.mark_conditions_notified([over], NOW)
-    assert store.unnotified_conditions() == []
-
-
-def test_a_condition_that_ended_before_it_was_reported_is_not_reported(engine: Engine) -> None:
-    watched = Watched(engine)
-    watched.own = [Condition("receiver_failing", "mail was not told", "mail")]
-    watched.check()
-    watched.own = []
-    watched.check()
-    assert Store(engine).unnotified_conditions() == []
 
 
 def verification(engine: Engine, now: dt.datetime, every: str | None = "1d", **more: Any) -> Verification:
