@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, bindparam, column, text
 
 from etl import database
 from etl.config import Schedule, TargetList
-from etl.domain.model import NOT_ASKED, REFUSED_FOR_GOOD, TELLS_NOTHING, WITHOUT_AN_ANSWER, Target
+from etl.domain.model import NOT_ASKED, TELLS_NOTHING, WITHOUT_AN_ANSWER, Target
 from etl.printable import counted
 from etl.report.conditions import (
     OF_THE_SERVICE,
@@ -23,7 +23,6 @@ from etl.report.conditions import (
     by_cause,
     codes_like,
     failing,
-    without_an_answer,
 )
 from etl.report.reading import sql
 from etl.schema import UtcTime
@@ -128,15 +127,15 @@ def _failing(connection: Connection, asked: int) -> Iterator[Condition]:
     for cause in causes[:_MOST_CAUSES]:
         alike = codes_like(cause.error_code, all_codes)
         if cause.error_code in WITHOUT_AN_ANSWER:
-            everybody = sum(totals.pop(code, 0) for code in alike)
-            found = cause._replace(targets=everybody), since(WITHOUT_AN_ANSWER, cause)
-            yield without_an_answer(*found, asked=asked, gave_up=NOT_ASKED in alike & all_codes.keys())
-            continue
-        totals[cause.error_code] -= cause.targets
-        yield failing(cause, since(alike, cause), refused=cause.error_code in REFUSED_FOR_GOOD)
+            cause = cause._replace(targets=sum(totals.pop(code, 0) for code in alike))
+            gave_up = NOT_ASKED in alike & all_codes.keys()
+            yield failing(cause, since(WITHOUT_AN_ANSWER, cause), asked=asked, gave_up=gave_up)
+        else:
+            totals[cause.error_code] -= cause.targets
+            yield failing(cause, since(alike, cause))
     for code, left in totals.items():
         if left > 0:
-            yield failing(Failing(code, "other messages", left, []), None, refused=code in REFUSED_FOR_GOOD)
+            yield failing(Failing(code, "other messages", left, []), None)
 
 
 def of_schedules(connection: Connection, schedules: Collection[Schedule], targets: int) -> Iterator[Condition]:

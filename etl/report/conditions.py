@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from etl.domain.model import CREDENTIALS, NO_ANSWER, NOT_ASKED, WITHOUT_AN_ANSWER
+from etl.domain.model import CREDENTIALS, NO_ANSWER, NOT_ASKED, REFUSED_FOR_GOOD, WITHOUT_AN_ANSWER
 from etl.printable import counted
 
 Severity = Literal["down", "degraded", "notice"]
@@ -201,36 +201,24 @@ def _commonest(cause: Failing) -> tuple[bool, int]:
     return cause.error_code != NOT_ASKED, cause.targets
 
 
-def failing(cause: Failing, since: dt.datetime | None, *, refused: bool) -> Condition:
-    """Targets fail for this cause."""
-    code = "targets_refused" if refused else "targets_failing"
-    named = _cause(cause.error_code, cause.message)
-    remedy = remedy_of_refusal(cause.error_code) if refused else ""
-    return Condition(
-        code, _summary(cause), named, since, cause.targets, cause.first, remedy, earlier=_may_be_older(cause)
-    )
+def failing(cause: Failing, since: dt.datetime | None, *, asked: int | None = None, gave_up: bool = False) -> Condition:
+    """Targets fail for this cause: EnOS refuses them, or the credentials, or the gateway is down, or some of them only.
+
+    ``asked``: of targets that got no answer, how many there are that EnOS does not refuse for good. The gateway counts
+    as down where not one of them got an answer, or where a run ``gave_up`` asking.
+    """
+    code, named, remedy = "targets_failing", _cause(cause.error_code, cause.message), ""
+    if cause.error_code in REFUSED_FOR_GOOD:
+        code, remedy = "targets_refused", remedy_of_refusal(cause.error_code)
+    elif asked is not None and cause.error_code in CREDENTIALS:
+        code, named = "credentials_refused", ""
+    elif asked is not None and (gave_up or 0 < asked <= cause.targets):
+        code, named = "gateway_down", ""
+    summary = f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"
+    earlier = cause.targets > len(cause.first)
+    return Condition(code, summary, named, since, cause.targets, cause.first, remedy, earlier)
 
 
 def remedy_of_refusal(error_code: str) -> str:
     """What to do about targets that EnOS refuses with this code."""
     return _OF_REFUSALS.get(error_code, CODES["targets_refused"].remedy)
-
-
-def without_an_answer(cause: Failing, since: dt.datetime | None, *, asked: int, gave_up: bool) -> Condition:
-    """Targets got no answer: because of the credentials, or because the gateway is down, or some of them only.
-
-    ``asked``: how many targets there are that EnOS does not refuse for good. The gateway counts as down where not one
-    of them got an answer, or where a run ``gave_up`` asking.
-    """
-    code = "credentials_refused" if cause.error_code in CREDENTIALS else "gateway_down"
-    if code == "gateway_down" and not (gave_up or 0 < asked <= cause.targets):
-        return failing(cause, since, refused=False)
-    return Condition(code, _summary(cause), "", since, cause.targets, cause.first, earlier=_may_be_older(cause))
-
-
-def _may_be_older(cause: Failing) -> bool:
-    return cause.targets > len(cause.first)
-
-
-def _summary(cause: Failing) -> str:
-    return f"{counted(cause.targets, 'target')}: {cause.error_code} ({cause.message.rstrip('.')})"

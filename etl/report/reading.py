@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, Executable, Select
+from sqlalchemy import Connection, Engine, Executable
 
 from etl.database import reading
 from etl.system import disk
@@ -35,11 +35,6 @@ def short_transaction(engine: Engine) -> Iterator[Connection]:
 def sql(name: str) -> str:
     """The statement, or the part of one, in the file ``name.sql`` beside this module."""
     return (files("etl.report") / f"{name}.sql").read_text("utf-8")
-
-
-def page(connection: Connection, row_type: type[T], select: Select[Any], limit: int, offset: int = 0) -> list[T]:
-    """At most ``limit`` rows of ``select`` after the first ``offset``."""
-    return [row_type(*row) for row in connection.execute(select.limit(limit).offset(offset))]
 
 
 _PAGE_ROWS: Final = 1000

@@ -56,7 +56,17 @@ def newest(
     the old or the new name.
     """
     dialect = connection.dialect.name
-    sets = _of_kinds(kind) | _of_targets(dialect, org, user) | _of_times(since, until, after)
+    sets: _Conditions = {f"({' OR '.join(f's.{each} > 0' for each in kind)})": {}}
+    for column, asked in (("org_id", org), ("user_id", user)):
+        if asked:
+            sets[id_sql(dialect, f"t.{column}", column, asked)] = {column: id_value(asked)}
+    if since is not None:
+        sets["s.observed_at >= :since"] = {"since": since}
+    if until is not None:
+        sets["s.observed_at < :until"] = {"until": until}
+    if after is not None:
+        place = {"after_at": after.observed_at, "after_id": after.change_set_id}
+        sets["(s.observed_at, s.id) <= (:after_at, :after_id)"] = place
     sets |= _with_workflow(dialect, flow)
     changes = _of_changes(dialect, kind, flow, name, after)
     bound = {name: value for values in (*sets.values(), *changes.values()) for name, value in values.items()}
@@ -90,27 +100,6 @@ def _statement(sets: _Conditions, changes: _Conditions, most: int | None, *, eac
     CROSS JOIN {f"LATERAL (SELECT c.* FROM {theirs} OFFSET 0) c" if each_by_index else theirs}
     ORDER BY p.observed_at DESC, p.id DESC, c.flow_id DESC, c.kind DESC LIMIT :limit
     """
-
-
-def _of_kinds(kinds: Sequence[str]) -> _Conditions:
-    return {f"({' OR '.join(f's.{kind} > 0' for kind in kinds)})": {}}
-
-
-def _of_targets(dialect: str, org: str, user: str) -> _Conditions:
-    ids = {column: asked for column, asked in (("org_id", org), ("user_id", user)) if asked}
-    return {id_sql(dialect, f"t.{column}", column, asked): {column: id_value(asked)} for column, asked in ids.items()}
-
-
-def _of_times(since: dt.datetime | None, until: dt.datetime | None, after: Position | None) -> _Conditions:
-    found: _Conditions = {}
-    if since is not None:
-        found["s.observed_at >= :since"] = {"since": since}
-    if until is not None:
-        found["s.observed_at < :until"] = {"until": until}
-    if after is not None:
-        place = {"after_at": after.observed_at, "after_id": after.change_set_id}
-        found["(s.observed_at, s.id) <= (:after_at, :after_id)"] = place
-    return found
 
 
 def _with_workflow(dialect: str, flow: str) -> _Conditions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlencode
@@ -77,29 +76,22 @@ def editable_label(editable: bool | None) -> str:
 
 @lru_cache(_REMEMBERED)
 def workflow_path(flow_id: str, org_id: str, as_of: str = "") -> str:
-    """The address of a workflow's page. Ids that cannot be in a path go into the query."""
-    if _odd(flow_id, org_id):
-        return "/workflow" + _query({"org": org_id, "flow": flow_id, "as_of": as_of})
-    return f"/workflows/{quote(org_id, safe='')}/{quote(flow_id, safe='')}" + _query({"as_of": as_of})
+    """The address of a workflow's page."""
+    return _path("/workflow", {"org": org_id, "flow": flow_id}, {"as_of": as_of})
 
 
 @lru_cache(_REMEMBERED)
 def target_path(org_id: str, user_id: str, expression: str = "", as_of: str = "") -> str:
-    """The address of a target's page. Ids that cannot be in a path go into the query."""
-    more = {"expression": expression, "as_of": as_of}
-    if _odd(org_id, user_id):
-        return "/target" + _query({"org": org_id, "user": user_id, **more})
-    return f"/targets/{quote(org_id, safe='')}/{quote(user_id, safe='')}" + _query(more)
+    """The address of a target's page."""
+    return _path("/target", {"org": org_id, "user": user_id}, {"expression": expression, "as_of": as_of})
 
 
-def _odd(*ids: str) -> bool:
-    """Whether an id cannot be in a path: a browser removes "..", and a slash splits the path."""
-    return any("/" in each or each in (".", "..", "") for each in ids)
-
-
-def _query(values: Mapping[str, str]) -> str:
-    given = {key: value for key, value in values.items() if value}
-    return "?" + urlencode(given, quote_via=quote) if given else ""
+def _path(page: str, ids: dict[str, str], more: dict[str, str]) -> str:
+    """Ids that cannot be in a path go into the query: a browser removes "..", and a slash splits the path."""
+    in_query = any("/" in each or each in (".", "..", "") for each in ids.values())
+    given = {key: value for key, value in {**(ids if in_query else {}), **more}.items() if value}
+    path = page if in_query else "/".join((f"{page}s", *(quote(each, safe="") for each in ids.values())))
+    return path + ("?" + urlencode(given, quote_via=quote) if given else "")
 
 
 def moment(time: dt.datetime | None) -> str:

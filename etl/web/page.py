@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from etl.config.slots import time_zone
 from etl.errors import DatabaseError
 from etl.export.formats import csv_pages, jsonl_pages
-from etl.report import Column, columns_of, reading
+from etl.report import Column, columns_of
 from etl.report.conditions import Condition
 from etl.report.health import TargetSummary
 from etl.report.listings import Filter, Listing
@@ -184,7 +184,8 @@ class TableQuery(NamedTuple):
         return cls(listing.name, listing.row_type, listing.select(site.engine.dialect.name, **asked))
 
     def page(self, connection: Connection, limit: int, offset: int = 0) -> list[Any]:
-        return reading.page(connection, self.row_type, self.statement, limit, offset)
+        """At most ``limit`` rows after the first ``offset``."""
+        return [self.row_type(*row) for row in connection.execute(self.statement.limit(limit).offset(offset))]
 
 
 def html(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> Response:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import ListWorkflowAsOf, columns_of, reading, trail_page, workflow_page
+from etl.report import ListWorkflowAsOf, columns_of, trail_page, workflow_page
 from etl.report.details import detail_sentences, details_of_flow
 from etl.report.listings import EVENTS, FLOWS, HISTORY, WORKFLOWS
 from etl.report.names import WHOLE
@@ -59,7 +59,9 @@ def index(site: Site, request: Request) -> Response:
             raise HTTPException(400, "“Compare with” must be earlier than “As of”.")
         changes = difference(connection, org, since, at or now) if since else []
         if not fmt:
-            values = _shown(connection, asked, org, at, paging) | _compared(connection, org, since, changes)
+            values = _shown(connection, asked, org, at, paging)
+            values |= {"since": since, "first_look": first_look(connection, org) if since else None}
+            values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
         row_type = OrgWorkflowState if at else OrgWorkflow
         listing = TableQuery("workflows", row_type, _statement(connection, asked, org, at))
     if fmt and table == "difference":
@@ -76,7 +78,8 @@ def _shown(
     """The rows of a page, and how many workflows have each cycle, whichever is asked for."""
     row_type = OrgWorkflowState if at else OrgWorkflowShown
     few = () if at else OrgWorkflowShown._fields
-    rows = reading.page(connection, row_type, _statement(connection, asked, org, at, few), *paging.window)
+    listed = TableQuery("workflows", row_type, _statement(connection, asked, org, at, few))
+    rows = listed.page(connection, *paging.window)
     facets = workflow_page.by_cycle(connection, _statement(connection, asked, org, at, few, cycle=""))
     found = sum(number for cycle, number in facets if asked.text("cycle") in ("", cycle))
     values = paging.cut(rows) | {"facets": facets, "found": found}
@@ -85,15 +88,6 @@ def _shown(
         values["users"] = [users.get(row.flow_id, 0) for row in values["rows"]]
         values["known"] = workflow_page.coverage_then(connection, org, at)
     return values
-
-
-def _compared(
-    connection: Connection, org: str, since: dt.datetime | None, changes: Sequence[OrgDifference]
-) -> dict[str, Any]:
-    """What the page shows of the comparison with ``since``."""
-    first = first_look(connection, org) if since else None
-    shown, further = changes[:DIFFERENCES], len(changes) - DIFFERENCES
-    return {"since": since, "first_look": first, "changes": shown, "further": further}
 
 
 def _statement(

@@ -23,7 +23,7 @@ AT = dt.datetime(2026, 11, 24, 10, 15, tzinfo=dt.UTC)
 def test_targets_that_fail_for_one_cause_are_one_condition_with_their_number_and_the_first_few() -> None:
     parts = [Failing("malformed", f"the body of 'u{n}' is an HTML login page", 1, [f"o1/u{n}"]) for n in range(3000)]
     [cause] = by_cause(parts)
-    [condition] = conditions([failing(cause, AT, refused=False)])
+    [condition] = conditions([failing(cause, AT)])
     assert condition.sentence == (
         "3,000 targets: malformed (the body of 'u0' is an HTML login page), at least since 2026-11-24 10:15:00 UTC."
     )
@@ -34,7 +34,7 @@ def test_targets_that_fail_for_one_cause_are_one_condition_with_their_number_and
 @pytest.mark.parametrize(("targets", "when"), [(3, "since"), (4, "at least since")])
 def test_a_cause_may_have_begun_earlier_if_not_all_its_targets_were_looked_at(targets: int, when: str) -> None:
     cause = Failing("dns", "no such host", targets, ["o1/u1", "o1/u2", "o1/u3"])
-    detected = [failing(cause, AT, refused=False), made.without_an_answer(cause, AT, asked=targets, gave_up=False)]
+    detected = [failing(cause, AT), failing(cause, AT, asked=targets, gave_up=False)]
     said = f"{targets} targets: dns (no such host), {when} 2026-11-24 10:15:00 UTC."
     assert [each.sentence for each in conditions(detected)] == [said, said]
 
