@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import json
 import os
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
-import msgspec
-from sqlalchemy import Connection, Engine, bindparam, column, text
+from sqlalchemy import Connection, Engine, bindparam, select, text
 
 from etl import database
 from etl.config import Schedule, TargetList
@@ -24,8 +24,9 @@ from etl.report.conditions import (
     codes_like,
     failing,
 )
+from etl.report.listings import IS_HELD
 from etl.report.reading import sql
-from etl.schema import UtcTime
+from etl.schema import TARGET_KEY, UtcTime, condition, lease, roster, target, verification
 from etl.system.disk import refusal
 
 _MOST_CAUSES: Final = 20
@@ -43,26 +44,6 @@ _FAILS_SINCE: Final = (
     .bindparams(bindparam("codes", expanding=True), bindparam("silent", expanding=True))
     .columns(started_at=UtcTime)
 )
-_HELD: Final = text("""
-    SELECT org_id, user_id, expression, held_since FROM target WHERE retired_at IS NULL AND held_since IS NOT NULL
-     ORDER BY held_since, org_id, user_id, expression LIMIT :named
-    """).columns(column("org_id"), column("user_id"), column("expression"), column("held_since", UtcTime))
-_ROSTERS: Final = text("""
-    SELECT org_id, coalesce(error_code, ''), coalesce(error, ''), failing_since FROM roster
-     WHERE failing_since IS NOT NULL ORDER BY org_id LIMIT :most
-    """).columns(column("org_id"), column("error_code"), column("error"), column("failing_since", UtcTime))
-_STORED: Final = (
-    text("""
-    SELECT code, cause, since, subjects, named, said, remedy,
-           EXISTS (SELECT 1 FROM lease WHERE expires_at > :now) AS is_served
-      FROM condition WHERE ended_at IS NULL
-    """)
-    .bindparams(bindparam("now", type_=UtcTime))
-    .columns(since=UtcTime)
-)
-_VERIFIED: Final = text("""
-    SELECT kind, ended_at, targets, change_sets, last_seal, findings, finding FROM verification ORDER BY ended_at DESC
-    """).columns(ended_at=UtcTime)
 
 
 class LastCheck(NamedTuple):
@@ -80,26 +61,29 @@ class LastCheck(NamedTuple):
 def stored(connection: Connection, now: dt.datetime) -> tuple[list[Condition], dict[tuple[str, str], dt.datetime]]:
     """What the active service has written down: what only it can know, nothing once it is gone, and when each condition
     began, by code and cause."""
-    rows = connection.execute(_STORED, {"now": now}).all()
+    rows = connection.execute(select(condition).where(condition.c.ended_at.is_(None))).all()
+    is_served = connection.execute(select(lease.c.name).where(lease.c.expires_at > now)).first()
     detected = [
-        Condition(code, said, cause, since, subjects, msgspec.json.decode(named, type=list[str]), remedy)
-        for code, cause, since, subjects, named, said, remedy, is_served in rows
-        if code in OF_THE_SERVICE and is_served
+        Condition(row.code, row.said, row.cause, row.since, row.subjects, json.loads(row.named), row.remedy)
+        for row in rows
+        if row.code in OF_THE_SERVICE and is_served
     ]
-    return detected, {(code, cause): since for code, cause, since, *_ in rows}
+    return detected, {(row.code, row.cause): row.since for row in rows}
 
 
 def of_targets(connection: Connection, asked: int, held_targets: int, held_workflows: int) -> Iterator[Condition]:
     """What is wrong with targets and rosters, by cause; ``asked``: the targets that are not refused for good."""
     yield from _failing(connection, asked)
     if held_targets:
-        first = connection.execute(_HELD, {"named": SUBJECTS_NAMED}).all()
+        longest = select(*TARGET_KEY, target.c.held_since).where(IS_HELD).order_by(target.c.held_since, *TARGET_KEY)
+        first = connection.execute(longest.limit(SUBJECTS_NAMED)).all()
         since, named = (first[0].held_since if first else None), [str(Target(*row[:3])) for row in first]
         summary = f"{counted(held_targets, 'target')}: {counted(held_workflows, 'workflow')} held"
         yield Condition("targets_held", summary, "", since, held_targets, named)
-    for org_id, code, message, since in connection.execute(_ROSTERS, {"most": _MOST_CAUSES}):
-        summary = f"The roster of {org_id}: {code} ({message.rstrip('.')})"
-        yield Condition("roster_failing", summary, org_id, since, 1, (org_id,))
+    failing_rosters = select(roster).where(roster.c.failing_since.is_not(None)).order_by(roster.c.org_id)
+    for org in connection.execute(failing_rosters.limit(_MOST_CAUSES)):
+        summary = f"The roster of {org.org_id}: {org.error_code or ''} ({(org.error or '').rstrip('.')})"
+        yield Condition("roster_failing", summary, org.org_id, org.failing_since, 1, (org.org_id,))
 
 
 def _failing(connection: Connection, asked: int) -> Iterator[Condition]:
@@ -144,7 +128,7 @@ def of_schedules(connection: Connection, schedules: Collection[Schedule], target
     if targets == len(configured):
         return
     number, first = 0, list[str]()
-    everyone = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
+    everyone = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
     for row in connection.execute(everyone, execution_options={"yield_per": 10_000}):
         if Target(*row) not in configured:
             number += 1
@@ -156,8 +140,9 @@ def of_schedules(connection: Connection, schedules: Collection[Schedule], target
 
 def last_check(connection: Connection) -> LastCheck | None:
     """What the service's last check of the trail came to; None where there was none."""
-    row = connection.execute(_VERIFIED).first()
-    return LastCheck(*row[1:]) if row else None
+    columns = (verification.c[name] for name in LastCheck._fields)
+    row = connection.execute(select(*columns).order_by(verification.c.ended_at.desc()).limit(1)).first()
+    return LastCheck(*row) if row else None
 
 
 def of_the_trail(check: LastCheck | None) -> Iterator[Condition]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, func, select, text
 
 from etl.config import Schedule
 from etl.domain.model import REFUSED_FOR_GOOD, Target
@@ -22,7 +22,7 @@ from etl.printable import counted
 from etl.report import condition_checks
 from etl.report.conditions import SUBJECTS_NAMED, Condition, conditions
 from etl.report.reading import short_transaction, sql
-from etl.schema import UtcTime
+from etl.schema import TARGET_KEY, UtcTime, change_set, target
 
 REFUSED_NAMED_AT_MOST: Final = 100
 CLOCKS_DIFFER_BY: Final = dt.timedelta(minutes=1)
@@ -108,26 +108,20 @@ class HealthSnapshot(TargetSummary, frozen=True, kw_only=True):
         return {name: counts[name] for name in self.last_success_at}
 
 
-_CODES: Final[dict[str, Any]] = {"codes": sorted(REFUSED_FOR_GOOD)}
-_EACH_CODE: Final[Any] = bindparam("codes", expanding=True)
+_FOR_GOOD: Final = sorted(REFUSED_FOR_GOOD)
 _SUMMARY: Final = (
     text(sql("target_summary"))
-    .bindparams(_EACH_CODE, bindparam("now", type_=UtcTime), bindparam("ahead", type_=UtcTime))
+    .bindparams(
+        bindparam("codes", _FOR_GOOD, expanding=True),
+        bindparam("now", type_=UtcTime),
+        bindparam("ahead", type_=UtcTime),
+    )
     .columns(oldest_observation_at=UtcTime, last_observation_at=UtcTime, ahead_until=UtcTime)
 )
 _HELD_REMOVALS: Final = text("""
     SELECT count(*) FROM workflow w JOIN target t ON t.id = w.target_id
      WHERE (w.missing_since IS NOT NULL OR w.doubted IS NOT NULL) AND t.held_since IS NOT NULL AND t.retired_at IS NULL
     """)
-_LAST_CHANGE: Final = (
-    text("SELECT max(observed_at) AS at FROM change_set WHERE observed_at <= :now")
-    .bindparams(bindparam("now", type_=UtcTime))
-    .columns(at=UtcTime)
-)
-_REFUSED: Final = text("""
-    SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL AND last_error_code IN :codes
-     ORDER BY org_id, user_id, expression LIMIT :most
-    """).bindparams(_EACH_CODE)
 
 
 def read(
@@ -160,12 +154,14 @@ def read_within(
         named = [str(each.target) for each in late[:SUBJECTS_NAMED]]
         said = f"{counted(len(late), 'target')} overdue"
         summary["detected"].append(Condition("targets_overdue", said, "", None, len(late), named))
-    refused = connection.execute(_REFUSED, {**_CODES, "most": REFUSED_NAMED_AT_MOST})
+    refused = select(*TARGET_KEY).where(target.c.retired_at.is_(None), target.c.last_error_code.in_(_FOR_GOOD))
+    refused = refused.order_by(*TARGET_KEY).limit(REFUSED_NAMED_AT_MOST)
+    last_change = select(func.max(change_set.c.observed_at)).where(change_set.c.observed_at <= now)
     return HealthSnapshot(
         **summary,
-        last_change_at=connection.execute(_LAST_CHANGE, {"now": now}).scalar_one(),
+        last_change_at=connection.execute(last_change).scalar(),
         overdue=late,
-        refused_targets=tuple(Target(*row) for row in refused),
+        refused_targets=tuple(Target(*row) for row in connection.execute(refused)),
         last_success_at={name: record.succeeded_at for name, record in records.items()},
     )
 
@@ -176,7 +172,7 @@ def summary_within(connection: Connection, now: dt.datetime) -> TargetSummary:
 
 
 def _summary(connection: Connection, now: dt.datetime) -> dict[str, Any]:
-    found = connection.execute(_SUMMARY, {**_CODES, "now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
+    found = connection.execute(_SUMMARY, {"now": now, "ahead": now + CLOCKS_DIFFER_BY}).one()
     held_workflows = connection.execute(_HELD_REMOVALS).scalar_one()
     of_the_service, began = condition_checks.stored(connection, now)
     damage = condition_checks.damage_of(connection.engine)
@@ -241,7 +237,6 @@ _SUSPECTS: Final = (
     .bindparams(bindparam("since", type_=UtcTime), bindparam("now", type_=UtcTime))
     .columns(last_observed_at=UtcTime, held_since=UtcTime, last_answered_at=UtcTime)
 )
-_REGISTERED: Final = text("SELECT org_id, user_id, expression FROM target WHERE retired_at IS NULL")
 _NAMES: Final = {"sqlite": "json_each(:names)", "postgresql": "json_array_elements_text(CAST(:names AS json))"}
 _RECORDS: Final = {
     dialect: text(sql("schedule_records").format(names=names))
@@ -278,17 +273,18 @@ def _overdue_targets(
     suspects = {Target(*row[:3]): _Known(*row[3:]) for row in found}
     asked = {each.name: records[each.name].asked_at or known_since.get(each.name) for each in schedules}
     idle = {name for name, at in asked.items() if at is not None and (limit := limits[name]) and at < limit}
-    registered = {Target(*row) for row in connection.execute(_REGISTERED)} if idle else set()
+    everyone = select(*TARGET_KEY).where(target.c.retired_at.is_(None))
+    registered = {Target(*row) for row in connection.execute(everyone)} if idle else set()
     for schedule in schedules:
         since = limits[schedule.name]
         if since is None or not (suspects or schedule.name in idle):
             continue
-        for target in schedule.targets:
-            known = suspects.get(target)
-            if known is None and schedule.name in idle and target not in registered:
+        for each in schedule.targets:
+            known = suspects.get(each)
+            if known is None and schedule.name in idle and each not in registered:
                 known = _Known(None, None, None, 0, None)
             if known is not None and _is_overdue(known, since, idle=schedule.name in idle):
-                yield Overdue(schedule.name, target, *known[:3])
+                yield Overdue(schedule.name, each, *known[:3])
 
 
 def _is_overdue(known: _Known, since: dt.datetime, *, idle: bool) -> bool:

@@ -194,6 +194,9 @@ def versions(target_id: int, until: dt.datetime | None) -> Select[Any]:
 _SCHEDULES: Final = text(sql("target_schedules")).bindparams(bindparam("last_at", type_=UtcTime))
 
 
+_OF_ISSUES: Final = (sync_issue.c.run_id, sync_issue.c.verdict, sync_issue.c.error_code)
+
+
 def ticks(
     connection: Connection, target_id: int, until: dt.datetime, most: int, coverage_gap: dt.timedelta
 ) -> list[Tick]:
@@ -206,9 +209,13 @@ def ticks(
     if not runs:
         return []
     ids = [run.id for run in runs]
-    changes = {row.run_id: int(row.changes) for row in connection.execute(_CHANGES, {"id": target_id, "ids": ids})}
-    issues = {row.run_id: row for row in connection.execute(_ISSUES, {"id": target_id, "ids": ids})}
-    spans = connection.execute(_SPANS, {"id": target_id, "since": runs[-1].started_at}).all()
+    number = func.sum(sum(change_set.c[kind] for kind in DELTA_KINDS))
+    made = select(change_set.c.run_id, number).where(change_set.c.target_id == target_id, change_set.c.run_id.in_(ids))
+    changes = {run: int(found) for run, found in connection.execute(made.group_by(change_set.c.run_id))}
+    said = select(*_OF_ISSUES).where(sync_issue.c.target_id == target_id, sync_issue.c.run_id.in_(ids))
+    issues = {row.run_id: row for row in connection.execute(said.order_by(sync_issue.c.id))}
+    seen = select(observation.c.first_at, observation.c.last_at).where(observation.c.target_id == target_id)
+    spans = connection.execute(seen.where(observation.c.last_at >= runs[-1].started_at)).all()
     silent = {run.id for before, run in pairwise(reversed(runs)) if run.started_at - _ended(before) > coverage_gap}
     return [_tick(run, changes.get(run.id), issues.get(run.id), spans, run.id in silent) for run in reversed(runs)]
 
@@ -225,22 +232,6 @@ def _runs_about(connection: Connection, target_id: int, until: dt.datetime, most
     columns = [sync_run.c[name] for name in ("id", "schedule", "started_at", "heartbeat_at", "finished_at", "missed")]
     chosen = select(*columns).where(about, sync_run.c.started_at <= until, sync_run.c.origin != "approval")
     return connection.execute(chosen.order_by(sync_run.c.id.desc()).limit(most)).all()
-
-
-_OF_RUNS: Final[Any] = bindparam("ids", expanding=True)
-_CHANGES: Final = (
-    select(change_set.c.run_id, func.sum(sum(change_set.c[kind] for kind in DELTA_KINDS)).label("changes"))
-    .where(change_set.c.target_id == bindparam("id"), change_set.c.run_id.in_(_OF_RUNS))
-    .group_by(change_set.c.run_id)
-)
-_ISSUES: Final = text("""
-    SELECT run_id, verdict, error_code FROM sync_issue WHERE target_id = :id AND run_id IN :ids ORDER BY id
-    """).bindparams(_OF_RUNS)
-_SPANS: Final = (
-    text("SELECT first_at, last_at FROM observation WHERE target_id = :id AND last_at >= :since")
-    .bindparams(bindparam("since", type_=UtcTime))
-    .columns(first_at=UtcTime, last_at=UtcTime)
-)
 
 
 def _ended(run: Any) -> dt.datetime:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from etl.database import connect
 from etl.web import report_html
 from etl.web.labels import target_path, workflow_path
 from tests.support.browser import (
@@ -17,15 +14,16 @@ from tests.support.browser import (
     HOSTILE_NAME,
     HOSTILE_ORG,
     NOW,
+    Month,
     Watched,
     browser,
     drawn,
+    month,
     site,
     watch,
-    write_month,
 )
 
-__all__ = ["browser"]
+__all__ = ["browser", "month"]
 
 PAGES = [
     "/",
@@ -69,29 +67,15 @@ SCROLLS = """() => [...document.querySelectorAll('.scroll')]
 
 
 @pytest.fixture(scope="module")
-def database(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = shutil.copy(migrated_sqlite, tmp_path_factory.mktemp("site") / "flowtrail.db")
-    url = f"sqlite:///{file}"
-    engine = connect(url)
-    write_month(engine, url)
-    engine.dispose()
-    return url
-
-
-@pytest.fixture(scope="module")
-def address(database: str) -> Iterator[str]:
-    engine = connect(database)
-    with site(engine) as server:
+def address(month: Month) -> Iterator[str]:
+    with site(month.engine("sqlite")) as server:
         yield server.url
-    engine.dispose()
 
 
 @pytest.fixture(scope="module")
-def report(database: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def report(month: Month, tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    engine = connect(database)
-    report_html(engine, now=NOW, file=file, coverage_gap=COVERAGE_GAP)
-    engine.dispose()
+    report_html(month.engine("sqlite"), now=NOW, file=file, coverage_gap=COVERAGE_GAP)
     return file.as_uri()
 
 
