@@ -110,20 +110,21 @@ def export_rows(
 ) -> None:
     """Write the trail or a list to a file, with a manifest (count, SHA-256, chain heads)."""
     fmt = _format(asked, output)
-    between = given.since or given.until
-    _check_export(what, fmt, output, between, given.as_of, partition_by)
-    _check_seal(what, after_seal, between, partition_by)
-    if output and output.is_file() and not given.force:
-        raise UsageError(f"{output} exists already: --force replaces it.")
+    _check(given, what, fmt, output, after_seal, partition_by)
     with given.reading(logs=True) as app:
         require_names(app.engine, org=given.org, user=given.user)
         seals = None if after_seal is None else listings.seals_after(app.engine, after_seal)
         origin = _origin(app, what, given, seals)
         row_type, rows = _rows(app, what, given, seals)
-        columns, month_of = columns_of(row_type), "observed_at" if partition_by else None
-        manifest = origin if output else None
-        to = output or console.sink()
-        count = export(rows, columns, fmt, to, origin=manifest, by_month_of=month_of, keep_texts=keep_texts)
+        count = export(
+            rows,
+            columns_of(row_type),
+            fmt,
+            output or console.sink(),
+            origin=origin if output else None,
+            by_month_of="observed_at" if partition_by else None,
+            keep_texts=keep_texts,
+        )
     if output:
         console.complain(f"{count} rows in {output}.", "green")
 
@@ -136,28 +137,25 @@ def _format(asked: Format | None, output: Path | None) -> Format:
     return asked or named or "csv"
 
 
-def _check_seal(what: str, after_seal: int | None, between: str | None, partition_by: str | None) -> None:
-    if after_seal is None:
-        return
-    if what not in _BY_RUN:
-        raise UsageError("--after-seal belongs to `export changes` and `export org-events`.")
-    if between or partition_by:
-        raise UsageError("--after-seal goes by runs: leave --since, --until and --partition-by out.")
-
-
-def _check_export(
-    what: str, fmt: str, output: Path | None, between: str | None, as_of: str | None, partition_by: str | None
+def _check(
+    given: Given, what: str, fmt: str, output: Path | None, after_seal: int | None, partition_by: str | None
 ) -> None:
+    """Raise UsageError for options that do not go together."""
+    between = given.since or given.until
     if between and what not in _BY_RUN:
         raise UsageError("--since and --until belong to `export changes` and `export org-events`.")
-    if as_of and what != "flows":
+    if given.as_of and what != "flows":
         raise UsageError("--as-of belongs to `export flows`.")
-    if partition_by is None:
-        return
-    if partition_by != "month":
+    if partition_by not in (None, "month"):
         raise UsageError(f"--partition-by takes only 'month', not {partition_by!r}.")
-    if what != "changes" or fmt != "parquet" or output is None:
+    if partition_by and (what != "changes" or fmt != "parquet" or output is None):
         raise UsageError("--partition-by month belongs to `export changes --format parquet -o FOLDER`.")
+    if after_seal is not None and what not in _BY_RUN:
+        raise UsageError("--after-seal belongs to `export changes` and `export org-events`.")
+    if after_seal is not None and (between or partition_by):
+        raise UsageError("--after-seal goes by runs: leave --since, --until and --partition-by out.")
+    if output and output.is_file() and not given.force:
+        raise UsageError(f"{output} exists already: --force replaces it.")
 
 
 def _origin(app: Application, what: str, given: Given, seals: listings.Seals | None) -> Origin:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 import msgspec
 
 from etl.errors import UsageError
+from etl.export import formats
 from etl.export.files import sha256_of, whole_file, whole_folder
 from etl.export.formats import ParquetFile, csv_pages, disarm, harmless, jsonl_pages, pandas_options, require_pyarrow
 from etl.printable import printable_lines
@@ -89,21 +90,24 @@ def export(
 def _write(
     rows: Iterable[Sequence[Any]], columns: Sequence[Column], fmt: Format, file: BinaryIO, keep_texts: bool = False
 ) -> int:
-    pages = _Counted(rows)
+    count, left = 0, iter(rows)
+
+    def pages() -> Iterator[Sequence[Sequence[Any]]]:
+        nonlocal count
+        while page := list(islice(left, formats.ROW_GROUP if fmt == "parquet" else _PAGE_ROWS)):
+            count += len(page)
+            yield page
+
     if fmt == "parquet":
-        _refuse_terminal(file)
+        if file.isatty():
+            raise UsageError("Parquet cannot be shown on a terminal: add -o FILE, or use a pipe.")
         with ParquetFile(file, columns) as parquet:
-            for page in pages:
-                parquet.write(page)
+            for group in pages():
+                parquet.write(group)
     else:
-        for encoded in _encoded(pages, columns, fmt, keep_texts, for_terminal=file.isatty()):
+        for encoded in _encoded(pages(), columns, fmt, keep_texts, for_terminal=file.isatty()):
             file.write(encoded)
-    return pages.count
-
-
-def _refuse_terminal(file: BinaryIO) -> None:
-    if file.isatty():
-        raise UsageError("Parquet cannot be shown on a terminal: add -o FILE, or use a pipe.")
+    return count
 
 
 def _encoded(
@@ -114,19 +118,6 @@ def _encoded(
         return csv_pages(columns, map(harmless, pages) if for_terminal else pages, keep_texts=keep_texts)
     encoded = jsonl_pages(columns, pages)
     return (printable_lines(lines.decode()).encode() for lines in encoded) if for_terminal else encoded
-
-
-class _Counted:
-    """Rows in pages, counted as they pass."""
-
-    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
-        self._rows = iter(rows)
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Sequence[Sequence[Any]]]:
-        while page := list(islice(self._rows, _PAGE_ROWS)):
-            self.count += len(page)
-            yield page
 
 
 def _export_by_month(
@@ -154,17 +145,13 @@ def _write_months(
 ) -> Iterator[File]:
     """One file per run of rows of the same month; a month that comes again gets a second part."""
     parts: dict[str, int] = {}
-    for month, of_month in _runs(rows, position):
+    for month, of_month in groupby(rows, lambda row: row[position].astimezone(dt.UTC).strftime("%Y-%m")):
         number = parts[month] = parts.get(month, -1) + 1
         path = folder / f"month={month}" / f"part-{number}.parquet"
         path.parent.mkdir(exist_ok=True)
         with whole_file(path) as file:
             count = _write(of_month, columns, "parquet", file)
         yield File(str(path.relative_to(folder)), count, path.stat().st_size, sha256_of(path))
-
-
-def _runs(rows: Iterable[Sequence[Any]], position: int) -> Iterator[tuple[str, Iterator[Sequence[Any]]]]:
-    return groupby(rows, lambda row: row[position].astimezone(dt.UTC).strftime("%Y-%m"))
 
 
 @contextlib.contextmanager

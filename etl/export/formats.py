@@ -87,7 +87,7 @@ ROW_GROUP: Final = 32_768
 
 
 class ParquetFile:
-    """A Parquet file that is written to ``file``, page by page; complete after the ``with`` block.
+    """A Parquet file that is written to ``file``, a row group at a time; complete after the ``with`` block.
 
     Texts are dictionary-encoded, times are ``timestamp[us, UTC]``. Raises UsageError if pyarrow is missing.
     """
@@ -98,7 +98,6 @@ class ParquetFile:
         options = {"compression": "zstd", "write_statistics": True}
         self._sink = _Sink(file)
         self._writer = _import("pyarrow.parquet").ParquetWriter(self._sink, self._schema, **options)
-        self._rows: list[Sequence[Any]] = []
 
     def __enter__(self) -> ParquetFile:
         return self
@@ -106,23 +105,14 @@ class ParquetFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._flush()
-        else:
-            self._sink.cut = True
+        self._sink.cut = kind is not None
         self._writer.close()
 
-    def write(self, page: Sequence[Sequence[Any]]) -> None:
-        self._rows += page
-        if len(self._rows) >= ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            values = zip(*self._rows, strict=True)
-            arrays = [self._arrow.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
-            self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
-            self._rows = []
+    def write(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Write a row group, of at most ``ROW_GROUP`` rows."""
+        values = zip(*rows, strict=True)
+        arrays = [self._arrow.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
+        self._writer.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
 
     def _type(self, kind: str) -> Any:
         arrow = self._arrow

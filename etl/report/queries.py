@@ -101,7 +101,10 @@ class Report:
         filters = {column: value for column, value in given.items() if value is not None}
         named = "" if name is None else contains_sql(self._engine.dialect.name, "listed.flow_name", "flow_name")
         parameters: list[BindParameter[str]] = [] if name is None else [bindparam("flow_name", pattern(name))]
-        statement = flows_statement(way or self._cheaper_way(at, flow), at, filters, named, "", parameters)
+        if way is None:
+            with reading(self._engine) as connection:
+                way = cheaper_way(connection, at, flow)
+        statement = flows_statement(way, at, filters, named, "", parameters)
         return stream(self._engine, statement, ListWorkflowAsOf)
 
     def targets_as_of(
@@ -141,25 +144,14 @@ class Report:
         for (*key, since), rows in groupby(self.holds(org=org), key=itemgetter(0, 1, 2, 3)):
             yield shown_set(Target(*key), since, ((row.flow_id, row.doubted) for row in rows))
 
-    def runs(
-        self,
-        *,
-        schedule: str | None = None,
-        status: str | None = None,
-        run: int | None = None,
-        limit: int | None = None,
-    ) -> Iterator[SyncRun]:
+    def runs(self, **asked: Any) -> Iterator[SyncRun]:
         """``sync_run``, the latest first."""
-        return self._rows(listings.RUNS, {"schedule": schedule, "status": status, "run": run, "limit": limit})
+        return self._rows(listings.RUNS, asked)
 
     def causes_of_run(self, run_id: int) -> list[IssueCause]:
         """Why targets of a run did not go through, the most frequent cause first."""
         with reading(self._engine) as connection:
             return runs.causes(connection, run_id)
-
-    def _cheaper_way(self, at: dt.datetime, flow: str | None) -> Way:
-        with reading(self._engine) as connection:
-            return cheaper_way(connection, at, flow)
 
 
 def causes(connection: Connection) -> list[ProblemCause]:
