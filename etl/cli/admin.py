@@ -106,8 +106,11 @@ def check_schema(given: Given, schema_only: bool) -> None:
                 console.say(difference, "red")
             if not differences:
                 console.say(f"{database.describe(app.engine.url)} is as the migrations made it.")
-        if marked is not None:
-            _report_damage(app, marked)
+        if marked is not None and database.damage_of(app.engine) is None:
+            told = f"It had been found damaged ({marked.said}) and is intact now: writing continues."
+            console.complain(told, "green")
+        elif marked is not None:
+            console.complain(database.damage_sentence(app.engine, marked), "red")
     if differences:
         raise Exit(1)
 
@@ -122,21 +125,11 @@ def _integrity(app: Application, *, after_damage: bool) -> list[str]:
     found = database.integrity(app.engine, limit_seconds=limit, everything=after_damage)
     if after_damage and found == database.WHOLE:
         database.note_whole(app.engine)
-    return [*found.damage, *(_unfinished(table) for table in found.unfinished)]
-
-
-def _report_damage(app: Application, marked: database.Damage) -> None:
-    if database.damage_of(app.engine) is None:
-        console.complain(f"It had been found damaged ({marked.said}) and is intact now: writing continues.", "green")
-    else:
-        console.complain(database.damage_sentence(app.engine, marked), "red")
-
-
-def _unfinished(table: str) -> str:
-    return (
-        f"{table} was not checked completely, because writers were waiting: stop the service, "
-        "or run `flowtrail backup`, which checks the copy"
-    )
+    remedy = "stop the service, or run `flowtrail backup`, which checks the copy"
+    return [
+        *found.damage,
+        *(f"{each} was not checked completely, because writers were waiting: {remedy}" for each in found.unfinished),
+    ]
 
 
 @db.command("copy")

@@ -54,22 +54,16 @@ def notify(given: Given, test: bool) -> None:
     with given.application() as app:
         if not app.settings.notify:
             raise UsageError("There is no [[notify]] in the settings: docs/notify.md shows one.")
-        if test:
-            results = list(_tested(app.settings))
-            rows = [{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results]
-            console.json(rows) if given.json else _print_results(results)
-        else:
-            results = [("digests", _send_pending(app))]
-            console.json({"told": results[0][1] is None, "why": results[0][1]}) if given.json else _print_results(
-                results
-            )
+        results = list(_tested(app.settings)) if test else [("digests", _send_pending(app))]
+    if not given.json:
+        for name, wrong in results:
+            console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
+    elif test:
+        console.json([{"receiver": name, "ok": wrong is None, "error": wrong} for name, wrong in results])
+    else:
+        console.json({"told": results[0][1] is None, "why": results[0][1]})
     if any(wrong is not None for _, wrong in results):
         raise Exit(1)
-
-
-def _print_results(results: Sequence[tuple[str, str | None]]) -> None:
-    for name, wrong in results:
-        console.say(f"{'BAD' if wrong else 'ok '} {name}: {wrong or 'sent'}", "red" if wrong else "")
 
 
 def _tested(settings: Settings) -> Iterator[tuple[str, str | None]]:
@@ -176,14 +170,18 @@ class Notifications:
                 self._notifier.stop()
             self._pinger.stop()
 
+    def wake(self) -> None:
+        """Something changed: look now."""
+        if self._notifier:
+            self._notifier.wake()
+
     def started(self, schedule: Schedule) -> None:
         """A run begins."""
         self._pinger.started(schedule)
 
     def finished(self, report: RunReport, schedule: Schedule) -> None:
         """A run ended. One that was cut short by a stop sends no ping: its slot is caught up later."""
-        if self._notifier:
-            self._notifier.wake()
+        self.wake()
         if report.status == "failed":
             self._pinger.failed(schedule, _in_one_line(report))
         elif report.status != "aborted":
@@ -205,17 +203,11 @@ class Notifications:
             for name, text, since in failing
         ]
 
-    def wake(self) -> None:
-        """Something changed: look now."""
-        if self._notifier:
-            self._notifier.wake()
-
     def role_changed(self, role: str) -> None:
         """The replica has another role."""
         if role in ("active", "standing_by"):
             self._outages_reported.clear()
-        if self._notifier:
-            self._notifier.wake()
+        self.wake()
 
     def _notifier_of(self, service: Service) -> Notifier | None:
         log = structlog.get_logger("etl.notify")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -96,21 +97,21 @@ def forked(template: Path) -> Iterator[Forked]:
     forked.close()
 
 
-class Case:
-    """One call of a command, in a folder of its own."""
+Case = Callable[..., tuple[int, dict[str, int]]]
 
-    def __init__(self, forked: Forked, template: Path, folder: Path, command: tuple[str, ...]) -> None:
-        self._forked, self._template, self._folder = forked, template, folder
-        self._arguments = [*command, *CALLS.get(command, "").split()]
-        self._calls = 0
 
-    def __call__(self, stdin: str, stdout: str | Path, stderr: str | Path) -> tuple[int, dict[str, int]]:
-        """The exit code, and how many rows each table has afterwards."""
-        self._calls += 1
-        folder = self._folder / str(self._calls)
-        shutil.copytree(self._template, folder)
-        code = self._forked(self._arguments, folder, [stdin, stdout, stderr])
+@pytest.fixture
+def case(forked: Forked, template: Path, tmp_path: Path) -> Case:
+    """Calls a command with these streams in a folder of its own: the exit code, and each table's number of rows."""
+    numbers = itertools.count()
+
+    def call(command: tuple[str, ...], *streams: str | Path) -> tuple[int, dict[str, int]]:
+        folder = tmp_path / str(next(numbers))
+        shutil.copytree(template, folder)
+        code = forked([*command, *CALLS.get(command, "").split()], folder, streams)
         return code, _rows(folder / "flowtrail.db")
+
+    return call
 
 
 def _rows(file: Path) -> dict[str, int]:
@@ -151,22 +152,19 @@ class Terminal:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_command_does_the_same_whatever_its_streams_are(
-    command: tuple[str, ...], forked: Forked, template: Path, tmp_path: Path
-) -> None:
+def test_a_command_does_the_same_whatever_its_streams_are(command: tuple[str, ...], case: Case, tmp_path: Path) -> None:
     """On a terminal, which no name can command; without streams; and where its output finds no room."""
-    case = Case(forked, template, tmp_path, command)
     out, err = Terminal(), Terminal()
     with out as stdout, err as stderr:
-        code, rows = case(NULL, stdout, stderr)
+        code, rows = case(command, NULL, stdout, stderr)
     assert code in (0, 1)
     assert "Traceback" not in err.shown
     assert [each for each in COMMANDING if each in out.shown + err.shown] == []
 
-    assert case(CLOSED, CLOSED, CLOSED) == (code, rows)
+    assert case(command, CLOSED, CLOSED, CLOSED) == (code, rows)
 
     complaints = tmp_path / "stderr"
-    assert case(NULL, FULL, complaints) == (1 if out.shown else code, rows)
+    assert case(command, NULL, FULL, complaints) == (1 if out.shown else code, rows)
     assert "Traceback" not in complaints.read_text()
     assert ("Standard output could not be written: No space left on device" in complaints.read_text()) == bool(
         out.shown
@@ -174,12 +172,9 @@ def test_a_command_does_the_same_whatever_its_streams_are(
 
 
 @pytest.mark.parametrize("command", [("sync",), ("changes",), ("export",), ("plan",), ("db", "grants")], ids=" ".join)
-def test_a_reader_that_goes_away_is_not_a_failure(
-    command: tuple[str, ...], forked: Forked, template: Path, tmp_path: Path
-) -> None:
-    case = Case(forked, template, tmp_path, command)
+def test_a_reader_that_goes_away_is_not_a_failure(command: tuple[str, ...], case: Case, tmp_path: Path) -> None:
     complaints = tmp_path / "stderr"
-    assert case(NULL, GONE, complaints) == case(NULL, NULL, FULL)
+    assert case(command, NULL, GONE, complaints) == case(command, NULL, NULL, FULL)
     assert "Traceback" not in complaints.read_text()
     assert "could not be written" not in complaints.read_text()
 

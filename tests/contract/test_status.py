@@ -50,6 +50,11 @@ def named(text: str) -> int:
 
 
 def test_problems_are_counted_by_cause_and_the_first_are_named(run: Callable[..., Result]) -> None:
+    synced = run("sync").stdout
+    assert named(synced) == 49
+    assert "And 11 more" in synced
+    causes = [line.split() for line in synced.partition("By cause")[2].splitlines()[2:4]]
+    assert causes == [["62101", "60"], ["http_403", "1"]]
     done = run("status")
     assert done.exit_code == 0
     by_cause = done.stdout.partition("Problems by cause")[2].partition("Targets with problems")[0].splitlines()
@@ -80,16 +85,6 @@ def test_as_json_the_causes_count_all_and_the_lists_end_where_asked(
         "runs",
         "causes",
         "problems",
-    ]
-
-
-def test_a_sync_shows_the_first_that_did_not_go_through_and_counts_the_others(run: Callable[..., Result]) -> None:
-    done = run("sync")
-    assert named(done.stdout) == 49
-    assert "And 11 more" in done.stdout
-    assert [line.split() for line in done.stdout.partition("By cause")[2].splitlines()[2:4]] == [
-        ["62101", "60"],
-        ["http_403", "1"],
     ]
 
 
