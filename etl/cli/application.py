@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -39,10 +39,11 @@ _DOWN_AFTER = 3
 """This many times ``concurrency`` targets in a row without an answer mean that the gateway is down."""
 
 
-class Application:
+class Application(ExitStack):
     """What the commands work with; each part is built when it is first used, and closed at the end."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.stop = threading.Event()
         self.stopped_by: int | None = None
@@ -51,17 +52,6 @@ class Application:
         self.recorded: Callable[[Exchange], None] | None = None
         self.desynced: Callable[[], None] | None = None
         """Set it before `gateway` is made, and it is told of every request."""
-        self._closing = ExitStack()
-
-    def close(self) -> None:
-        """Close what was built."""
-        self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -81,7 +71,7 @@ class Application:
     def another_engine(self, url: str | None = None, **limits: Any) -> Engine:
         """A second engine, of the same database unless there is a ``url``, which is closed with ``engine``."""
         engine = database.connect(url or self.settings.database.url, **limits)
-        self._closing.callback(engine.dispose)
+        self.callback(engine.dispose)
         return engine
 
     @cached_property
@@ -96,7 +86,7 @@ class Application:
             desynced=self.desynced,
             recorded=self.recorded,
         )
-        return self._closing.enter_context(gateway)
+        return self.enter_context(gateway)
 
     @cached_property
     def cluster(self) -> Cluster | None:
@@ -106,7 +96,7 @@ class Application:
         from etl.sync.cluster import Cluster
 
         cluster = Cluster(self.settings.scale.dask, worker_application, policy_of(self.settings), self.stop)
-        self._closing.callback(cluster.close)
+        self.callback(cluster.close)
         return cluster
 
     @cached_property
@@ -213,7 +203,7 @@ class Application:
 
     def _pool(self, threads: int, name: str) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._closing.callback(pool.shutdown, wait=True, cancel_futures=True)
+        self.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool
 
 

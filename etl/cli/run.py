@@ -307,7 +307,7 @@ def _existing_or_empty_database(app: Application) -> Iterator[Store]:
 
 
 class _PlanTable:
-    """Keeps the first changes, by target and workflow, for a table; at most twice as many are in memory."""
+    """Keeps the first changes, by target and workflow, for a table."""
 
     def __init__(self, limit: int | None, zone: dt.tzinfo) -> None:
         self._limit = limit
@@ -317,23 +317,16 @@ class _PlanTable:
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         with self._lock:
-            for event in _events(outcomes):
-                self._kept.append(event)
-                if self._limit and len(self._kept) >= 2 * self._limit:
-                    self._kept = self._first()
+            self._kept = sorted([*self._kept, *_changes(outcomes)], key=_order)[: self._limit]
 
     def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
         _show_moves(rosters)
         show_tally("Planned", tally, targets)
-        first = self._first()
-        if first:
-            change_table("\nWould be recorded", first, zone=self._zone)
-        left_out = tally.changes.total() - len(first)
+        if self._kept:
+            change_table("\nWould be recorded", self._kept, zone=self._zone)
+        left_out = tally.changes.total() - len(self._kept)
         if left_out > 0:
             console.complain(f"And {left_out} more: --limit 0 shows all, --json gives every column.", "dim")
-
-    def _first(self) -> list[ListChange]:
-        return sorted(self._kept, key=_order)[: self._limit]
 
 
 class _PlanStream:
@@ -346,12 +339,16 @@ class _PlanStream:
         self._lock = threading.Lock()
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        with self._lock, self._stopping():
-            for event in _events(outcomes):
-                if self._left == 0:
-                    return
-                self._left = self._left and self._left - 1
-                self._printed.add(event._asdict())
+        with self._lock:
+            try:
+                for change in _changes(outcomes):
+                    if self._left == 0:
+                        return
+                    self._left = self._left and self._left - 1
+                    self._printed.add(change._asdict())
+            except BaseException:
+                self._app.stop.set()  # the reader of the output has gone
+                raise
 
     def show(self, tally: Tally, targets: int, rosters: Sequence[Refreshed]) -> None:
         report = RunReport(run_id=0, status="running", duration_seconds=0, targets=targets, tally=tally)
@@ -360,21 +357,12 @@ class _PlanStream:
             summary["rosters"] = [_moves_of(each) for each in rosters]
         self._printed.close(b"],\n" + console.encoded(summary).removeprefix(b"{\n"))
 
-    @contextlib.contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Stop the plan when the reader of the output has gone."""
-        try:
-            yield
-        except BaseException:
-            self._app.stop.set()
-            raise
+
+def _order(change: ListChange) -> tuple[str, ...]:
+    return (change.org_id, change.user_id, change.expression, change.flow_id, change.kind)
 
 
-def _order(event: ListChange) -> tuple[str, ...]:
-    return (event.org_id, event.user_id, event.expression, event.flow_id, event.kind)
-
-
-def _events(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
+def _changes(outcomes: Iterable[Outcome]) -> Iterator[ListChange]:
     """What the outcomes would add to the trail, without the ids that only a commit assigns."""
     for made in (outcome.change_set for outcome in outcomes):
         for change in made.changes if made else ():

@@ -86,7 +86,7 @@ class CoordinatorPlugin(WorkerPlugin):
         self.stop()
         with self._lock:
             if self._app is not None:
-                self._app.__exit__(None, None, None)
+                self._app.close()
 
     def _breaker_of(self, context: RunContext, run_id: int | None) -> CircuitBreaker:
         with self._lock:
