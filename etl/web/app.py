@@ -28,7 +28,7 @@ from etl.report.rows import OrgWorkflowEvent, RunIssue, RunVersion
 from etl.report.runs import causes, issues, versions
 from etl.report.trail_page import Position
 from etl.report.workflow_page import UserChange, user_changes
-from etl.web import overview, targets, workflows
+from etl.web import lists, overview
 from etl.web.page import (
     PAGE_ROWS,
     RequestParams,
@@ -116,10 +116,10 @@ def event(site: Site, request: Request) -> Response:
         found = next(iter(EVENTS.page(connection, 1, event=number)), None)
         if found is None:
             raise HTTPException(404, "There is no such event.")
-        lists = user_changes(connection, [found])[number]
+        behind = user_changes(connection, [found])[number]
     if fmt:
-        return rows_file("lists", columns_of(UserChange), lists, fmt)
-    return html(request, "event.html", {"asked": asked, "event": found, "lists": lists, "enos_zone": site.enos_zone})
+        return rows_file("lists", columns_of(UserChange), behind, fmt)
+    return html(request, "event.html", {"asked": asked, "event": found, "lists": behind, "enos_zone": site.enos_zone})
 
 
 def run(site: Site, request: Request) -> Response:
@@ -156,18 +156,18 @@ def pages(site: Site) -> list[BaseRoute]:
     return [
         Route("/", partial(first, site)),
         Route("/trail", partial(trail, site)),
-        Route("/workflows", partial(workflows.index, site)),
-        Route("/workflows/{org}/{flow}", partial(workflows.one, site)),
-        Route("/workflow", partial(workflows.one, site)),
+        Route("/workflows", partial(lists.all_workflows, site)),
+        Route("/workflows/{org}/{flow}", partial(lists.one_workflow, site)),
+        Route("/workflow", partial(lists.one_workflow, site)),
         Route("/events", partial(a_list, listing=EVENTS, template="events.html", beside=_behind, newest_first=True)),
         Route("/events/{event_id}", partial(event, site)),
         Route("/runs", partial(a_list, listing=RUNS, template="runs.html")),
         Route("/runs/{run_id}", partial(run, site)),
         Route("/search", partial(found, site)),
         Route("/held", partial(a_list, listing=HELD_WORKFLOWS, template="held.html", beside=_holds)),
-        Route("/targets", partial(targets.index, site)),
-        Route("/targets/{org}/{user}", partial(targets.one, site)),
-        Route("/target", partial(targets.one, site)),
+        Route("/targets", partial(lists.all_targets, site)),
+        Route("/targets/{org}/{user}", partial(lists.one_target, site)),
+        Route("/target", partial(lists.one_target, site)),
         Route("/gaps", partial(a_list, listing=GAPS, template="gaps.html")),
         Route("/static/{name}", _static),
     ]

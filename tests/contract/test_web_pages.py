@@ -23,9 +23,8 @@ from etl.report.listings import FLOWS, WORKFLOWS
 from etl.report.rows import ListDifference, OrgWorkflow, view
 from etl.web.labels import COVERAGE, target_path, workflow_path
 from etl.web.page import PAGE_ROWS, rows_file
-from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, NOW
+from tests.support.browser import ALICE, BOB, CAROL, DAVE, HOSTILE_ORG, NOW, engine, get, month, rows, server
 from tests.support.builders import after
-from tests.support.month_pages import engine, get, month, rows, server
 
 __all__ = ["engine", "month", "server"]
 

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+import requests
 from playwright.sync_api import Browser, BrowserContext, Dialog, Page, expect, sync_playwright
+from requests import Response
 from sqlalchemy import Engine
 
 from etl.database import connect
@@ -121,6 +123,28 @@ def site(engine: Engine, now: dt.datetime = NOW, **more: Any) -> HttpServer:
     given = {"coverage_gap": COVERAGE_GAP, **more}
     app = create_app(engine, now=lambda: now, next_fire_times=lambda: fires, role=lambda: "active", **given)
     return HttpServer(app, "127.0.0.1", 0)
+
+
+@pytest.fixture
+def engine(dialect: str, month: Month) -> Engine:
+    return month.engine(dialect)
+
+
+@pytest.fixture
+def server(engine: Engine) -> Iterator[HttpServer]:
+    with site(engine) as running:
+        yield running
+
+
+def get(server: HttpServer, path: str, **query: Any) -> Response:
+    return requests.get(server.url + path, params=query, timeout=30)
+
+
+def rows(server: HttpServer, path: str, **query: Any) -> list[dict[str, Any]]:
+    answer = get(server, path, format="json", **query)
+    assert answer.ok, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    return found
 
 
 class Watched(NamedTuple):

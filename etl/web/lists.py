@@ -1,4 +1,4 @@
-"""The pages of the workflows: an organisation's list now or at a moment, and one workflow with its story."""
+"""The pages of lists: the targets, the workflows of an organisation, and one of either, now or at a moment."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from etl.report import ListWorkflowAsOf, columns_of, trail_page, workflow_page
+from etl.domain.model import Target
+from etl.report import (
+    ListWorkflow,
+    ListWorkflowAsOf,
+    TargetAsOf,
+    TargetHealth,
+    columns_of,
+    targets,
+    trail_page,
+    workflow_page,
+)
 from etl.report.details import detail_sentences, details_of_flow
-from etl.report.listings import EVENTS, FLOWS, HISTORY, WORKFLOWS
+from etl.report.listings import EVENTS, FLOWS, HISTORY, TARGETS, WORKFLOWS
 from etl.report.names import WHOLE
 from etl.report.reading import short_transaction
-from etl.report.rows import OrgWorkflow, OrgWorkflowShown, OrgWorkflowState
+from etl.report.rows import ListDifference, OrgWorkflow, OrgWorkflowShown, OrgWorkflowState, TargetVersion
+from etl.report.targets import KnownTarget, targets_of_user
 from etl.report.workflow_page import LISTS_THEN, OrgDifference, TooManyLists, difference, first_look
 from etl.web.page import (
     PAGE_ROWS,
@@ -26,11 +37,16 @@ from etl.web.page import (
     Site,
     TableQuery,
     html,
+    list_page,
     listing_file,
     rows_file,
     wanted_format,
 )
 
+TICKS: Final = 90
+VERSIONS: Final = 20
+TARGET_TABLES: Final = ("list", "versions", "difference")
+"""The tables of a target's page; ``?table=`` chooses the one that becomes a file."""
 STATES_AT_MOST: Final = 200
 """States of one workflow that its page shows, for all users together."""
 SEEN_AT_MOST: Final = 100
@@ -40,11 +56,87 @@ _DRAWN: Final = 40
 """Lists in a timeline, a row each."""
 ORGANISATIONS: Final = 200
 LIST_TABLES: Final = ("list", "difference")
-TABLES: Final = ("states", "story", "seen")
+WORKFLOW_TABLES: Final = ("states", "story", "seen")
 """The tables of a workflow's page; ``?table=`` chooses the one that becomes a file."""
 
 
-def index(site: Site, request: Request) -> Response:
+# ------------------------------------------------------------------------------------------------------- the targets
+
+
+def all_targets(site: Site, request: Request) -> Response:
+    asked, now, fmt = RequestParams(request), site.now(), wanted_format(request)
+    at = asked.moment("as_of", now)
+    if fmt and at:
+        wanted = asked.asked_of(TARGETS, now)
+        then = targets.coverage_then(site.engine.dialect.name, at, org=wanted["org"], user=wanted["user"])
+        return listing_file(site, TableQuery("targets", TargetAsOf, then), fmt)
+
+    def covered(_: Site, connection: Connection, rows: Sequence[TargetHealth], wanted: object) -> dict[str, Any]:
+        return {"at": at, "then": targets.coverage_of(connection, [Target(*row[:3]) for row in rows], at) if at else {}}
+
+    return list_page(site, request, listing=TARGETS, template="targets.html", beside=covered)
+
+
+def one_target(site: Site, request: Request) -> Response:
+    asked, now = RequestParams(request), site.now()
+    at, since = asked.moment("as_of", now), asked.moment("since", now)
+    fmt, table, paging = wanted_format(request), asked.one_of("table", TARGET_TABLES), asked.paging()
+    with short_transaction(site.engine) as connection:
+        others = targets_of_user(connection, asked.id("org"), asked.id("user"))
+        known = _chosen(others, asked.text("expression"))
+        listing = _listing(connection, known, asked, at)
+        versions = TableQuery("versions", TargetVersion, targets.versions(known.id, at))
+        changes = targets.difference(connection, known.target, since, at) if since else []
+        if not fmt:
+            shown = paging.cut(listing.page(connection, *paging.window))
+            values = _about_target(site, connection, known, at, versions.page(connection, VERSIONS + 1))
+            values |= {"then": _coverage(connection, known, at), "before": _coverage(connection, known, since)}
+    if fmt and table == "difference":
+        return rows_file(table, columns_of(ListDifference), changes, fmt)
+    if fmt:
+        return listing_file(site, versions if table == "versions" else listing, fmt)
+    values |= {"asked": asked, "others": others, "known": known, "at": at, "since": since, "now": now, **shown}
+    values |= {"changes": changes[:DIFFERENCES], "further": len(changes) - DIFFERENCES}
+    return html(request, "target.html", values)
+
+
+def _chosen(others: Sequence[KnownTarget], expression: str) -> KnownTarget:
+    """The target with this search expression; without one, the user's first target, which usually has none either."""
+    found = next((each for each in others if each.expression == expression), None)
+    if found is None and others and not expression:
+        return others[0]
+    if found is None:
+        raise HTTPException(404, "There is no such target: no schedule ever named this user and organisation.")
+    return found
+
+
+def _listing(connection: Connection, known: KnownTarget, asked: RequestParams, at: dt.datetime | None) -> TableQuery:
+    filters = {"find": asked.text("find"), "cycle": asked.text("cycle")}
+    if at is None:
+        statement = targets.list_now(connection.dialect.name, known.target, **filters)
+        return TableQuery("workflows", ListWorkflow, statement)
+    return TableQuery("workflows", ListWorkflowAsOf, targets.list_then(connection, known.target, at, **filters))
+
+
+def _coverage(connection: Connection, known: KnownTarget, at: dt.datetime | None) -> TargetAsOf | None:
+    return targets.coverage_of(connection, [known.target], at).get(known.target) if at else None
+
+
+def _about_target(
+    site: Site, connection: Connection, known: KnownTarget, at: dt.datetime | None, versions: Sequence[TargetVersion]
+) -> dict[str, Any]:
+    return {
+        "health": targets.health_of(connection, known.target),
+        "versions": versions[:VERSIONS],
+        "older": versions[VERSIONS].observed_at if len(versions) > VERSIONS else None,
+        "ticks": targets.ticks(connection, known.id, at or site.now(), TICKS, site.coverage_gap),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- the workflows
+
+
+def all_workflows(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     at, since = asked.moment("as_of", now), asked.moment("since", now)
     fmt, table, paging = wanted_format(request), asked.one_of("table", LIST_TABLES), asked.paging()
@@ -117,10 +209,10 @@ def _which_organisation(request: Request, asked: RequestParams, orgs: Sequence[A
     return html(request, "organisations.html", {"asked": asked, "orgs": orgs, "most": ORGANISATIONS})
 
 
-def one(site: Site, request: Request) -> Response:
+def one_workflow(site: Site, request: Request) -> Response:
     asked, now = RequestParams(request), site.now()
     org, flow = asked.id("org"), asked.id("flow")
-    at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", TABLES)
+    at, fmt, table = asked.moment("as_of", now), wanted_format(request), asked.one_of("table", WORKFLOW_TABLES)
     mine = {"org": WHOLE + org, "flow": WHOLE + flow}
     with short_transaction(site.engine) as connection:
         tables = {
@@ -129,7 +221,7 @@ def one(site: Site, request: Request) -> Response:
             "seen": TableQuery("seen", ListWorkflowAsOf, workflow_page.seen_by(connection, org, flow, at or now)),
         }
         if not fmt:
-            values = _about(site, connection, org, flow, tables)
+            values = _about_workflow(site, connection, org, flow, tables)
             seen = tables["seen"] if at else TableQuery.of(site, FLOWS, **mine)
             values["seen"] = seen.page(connection, SEEN_AT_MOST + 1)
     if fmt:
@@ -137,7 +229,9 @@ def one(site: Site, request: Request) -> Response:
     return html(request, "workflow.html", {**values, "asked": asked, "at": at, "now": now, "org": org, "flow": flow})
 
 
-def _about(site: Site, connection: Connection, org: str, flow: str, tables: dict[str, TableQuery]) -> dict[str, Any]:
+def _about_workflow(
+    site: Site, connection: Connection, org: str, flow: str, tables: dict[str, TableQuery]
+) -> dict[str, Any]:
     states = tables["states"].page(connection, STATES_AT_MOST + 1)
     if not states:
         raise HTTPException(404, "No list of this organisation ever showed a workflow with this id.")
